@@ -1,0 +1,335 @@
+"""The Gaussian laws of a diffusion, forward and in reverse, and what a network may predict.
+
+Every function works on any batch [B, ...]: vectors, sequences, images, volumes.  Times are integers, t the noisier
+and s the cleaner, 0 <= s < t <= T, one for the batch ([]) or one per example ([B]).  With
+
+    r = SNR_t / SNR_s        (0 when s is the data, towards 1 when s meets t)
+
+every transition is written with `1 - r = -expm1(log SNR_t - log SNR_s)`, which keeps the digits that `1 - r` would
+lose when s is next to t.
+
+A network's output enters by `estimate`, as the pair (x0, eps), and is trained towards `target`; nothing else in the
+library knows what a network predicts.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.schedules import Schedule, at, log_snr_fall
+
+Predicts = Literal["eps", "x0", "v", "mean"]
+Net = Callable[[jax.Array, jax.Array], jax.Array]
+"""(x_t [B, ...], t [B]) -> what the network predicts, [B, ...]."""
+
+
+class Gaussian(NamedTuple):
+    """A normal law with independent components: `mean` [B, ...] and `var`, which broadcasts to it."""
+
+    mean: jax.Array
+    var: jax.Array
+
+
+class Estimate(NamedTuple):
+    """What is known about an x_t: its data, its noise, and (if learned) the mix of the reverse variance."""
+
+    x0: jax.Array
+    eps: jax.Array
+    mix: jax.Array | None = None
+
+
+Denoiser = Callable[[jax.Array, jax.Array], Estimate]
+"""(x_t [B, ...], t [B]) -> Estimate.  Samplers and likelihood see a network only through this."""
+
+
+def _compiled(*static: str):
+    """`jax.jit`, after the one check that only concrete times allow: their range."""
+
+    def decorate(f):
+        compiled = jax.jit(f, static_argnames=static)
+        signature = inspect.signature(f)
+
+        @functools.wraps(f)
+        def call(*args, **kwargs):
+            given = signature.bind(*args, **kwargs).arguments
+            check_times(given["schedule"], given["t"], given.get("s"))
+            return compiled(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+@_compiled()
+def q_sample(schedule: Schedule, x0: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
+    """x_t = signal_t x_0 + noise_t eps: the data after t steps, in one jump.  DDPM equation 4.
+
+    Args:
+        x0: [B, ...] data (images lie in [-1, 1]).
+        t: [B] or [] integers in 1..T.
+        eps: [B, ...] standard normal.
+
+    Raises:
+        ValueError: if x0 and eps differ in shape, are not float, or t is neither [] nor [B] integers.
+    """
+    check_batch(t, x0=x0, eps=eps)
+    return at(schedule.signal, t, x0) * x0 + at(schedule.noise, t, x0) * eps
+
+
+@_compiled()
+def marginal(schedule: Schedule, x0: jax.Array, t: jax.Array) -> Gaussian:
+    """q(x_t | x_0) = N(signal_t x_0, noise_t^2): the law that `q_sample` draws from.  DDPM equation 4.
+
+    Args:
+        x0: [B, ...] data.
+        t: [B] or [] integers in 1..T.
+    """
+    check_batch(t, x0=x0)
+    return Gaussian(at(schedule.signal, t, x0) * x0, at(schedule.noise, t, x0) ** 2)
+
+
+@_compiled()
+def posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: jax.Array, s: jax.Array) -> Gaussian:
+    """The law of x_s when both its past x_0 and its future x_t are known.
+
+    With r = SNR_t / SNR_s, which runs from 0 (s is the data) to 1 (s meets t):
+
+        mean = signal_s (1 - r) x_0 + (signal_t / signal_s) (noise_s / noise_t)^2 x_t
+        var  = noise_s^2 (1 - r)
+
+    For s = t - 1 this is equations 6 and 7 of DDPM (arXiv:2006.11239v2); for longer jumps it is the same law of the
+    skipped chain.
+
+    Args:
+        x0, x_t: [B, ...], data units.
+        t, s: [B] or [] integers with 0 <= s < t <= T.  At s = 0 the mean is x_0 and the variance 0: ask for its log
+            and you get -inf.
+
+    Returns:
+        mean [B, ...]; var, in squared data units, broadcasting to it.
+
+    Raises:
+        ValueError: if x0 and x_t differ in shape, or t is neither [] nor [B].
+    """
+    check_batch(t, s, x0=x0, x_t=x_t)
+    fresh = fresh_noise(schedule, t, s, x0)
+    signal_s, noise_s = at(schedule.signal, s, x0), at(schedule.noise, s, x0)
+    kept = at(schedule.signal, t, x0) / signal_s * (noise_s / at(schedule.noise, t, x0)) ** 2
+    return Gaussian(signal_s * fresh * x0 + kept * x_t, noise_s**2 * fresh)
+
+
+@_compiled()
+def reverse_variance(
+    schedule: Schedule, t: jax.Array, s: jax.Array, like: jax.Array, mix: jax.Array | float = 1.0
+) -> jax.Array:
+    """The variance of p(x_s | x_t): (1 - SNR_t / SNR_s) noise_s^(2 (1 - mix)) noise_t^(2 mix).
+
+    mix 0 is the posterior's variance, the paper's beta-tilde ("fixedsmall"); mix 1 is beta ("fixedlarge"); in between
+    it is the interpolation of logs that Nichol & Dhariwal let a network choose (arXiv:2102.09672, equation 15).
+    At s = 0 it is beta_1 for mix 1 and 0 for every smaller mix.
+
+    Args:
+        t, s: [B] or [] integers with 0 <= s < t <= T.
+        like: [B, ...] the array that the result will meet.
+        mix: a number, or an array that broadcasts to `like`.
+
+    Returns:
+        The variance in squared data units, broadcasting to `like`.
+    """
+    check_batch(t, s, like=like)
+    noise_t = at(schedule.noise, t, like)
+    shrink = (at(schedule.noise, s, like) / noise_t) ** 2
+    return fresh_noise(schedule, t, s, like) * noise_t**2 * shrink ** (1 - jnp.asarray(mix, like.dtype))
+
+
+@_compiled("predicts")
+def target(schedule: Schedule, predicts: Predicts, x0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+    """What a network that predicts `predicts` should say of x_t = q_sample(x0, t, eps).
+
+    "eps" is the noise (DDPM section 3.2), "x0" the data, "v" is signal_t eps - noise_t x_0 (Salimans & Ho,
+    arXiv:2202.00512), "mean" the mean of q(x_{t-1} | x_t, x_0) (the paper's mu-tilde).
+
+    Args:
+        x0, eps: [B, ...]; t: [B] or [] integers in 1..T.
+    """
+    check_batch(t, x0=x0, eps=eps)
+    if predicts == "eps":
+        return eps
+    if predicts == "x0":
+        return x0
+    if predicts == "v":
+        return at(schedule.signal, t, x0) * eps - at(schedule.noise, t, x0) * x0
+    if predicts == "mean":
+        x_t = at(schedule.signal, t, x0) * x0 + at(schedule.noise, t, x0) * eps
+        return posterior(schedule, x0, x_t, t, t - 1).mean
+    raise _unknown(predicts)
+
+
+@_compiled("predicts")
+def estimate(schedule: Schedule, predicts: Predicts, out: jax.Array, x_t: jax.Array, t: jax.Array) -> Estimate:
+    """The data and the noise in x_t, from a network's output: the inverse of `target`.
+
+    Args:
+        out: [B, ...] the network's output; see `target` for what `predicts` may say.
+        x_t: [B, ...] its input; t: [B] or [] integers in 1..T.
+
+    Returns:
+        Estimate(x0, eps) with x_t = signal_t x0 + noise_t eps.  From "eps" at a t without signal x0 is not finite.
+    """
+    check_batch(t, out=out, x_t=x_t)
+    signal, noise = at(schedule.signal, t, x_t), at(schedule.noise, t, x_t)
+    if predicts == "eps":
+        return Estimate((x_t - noise * out) / signal, out)
+    if predicts == "x0":
+        return Estimate(out, (x_t - signal * out) / noise)
+    if predicts == "v":
+        return Estimate(signal * x_t - noise * out, noise * x_t + signal * out)
+    if predicts == "mean":
+        s = t - 1
+        signal_s = at(schedule.signal, s, x_t)
+        kept = signal / signal_s * (at(schedule.noise, s, x_t) / noise) ** 2
+        x0 = (out - kept * x_t) / (signal_s * fresh_noise(schedule, t, s, x_t))
+        return Estimate(x0, (x_t - signal * x0) / noise)
+    raise _unknown(predicts)
+
+
+def denoiser(
+    schedule: Schedule,
+    net: Net,
+    predicts: Predicts = "eps",
+    *,
+    clip: bool = True,
+    learned_variance: bool = False,
+) -> Denoiser:
+    """Closes a network over what it predicts: (x_t, t) -> Estimate.
+
+    Args:
+        net: (x_t [B, ...], t [B]) -> [B, ...]; with a learned variance its last axis is twice as long.
+        clip: bring x0 into [-1, 1] and derive eps again from it, as the original does when it samples and when it
+            computes bits per dimension (never in a training loss).
+        learned_variance: the second half of the last axis is v in [-1, 1], and mix = (v + 1) / 2
+            (arXiv:2102.09672, equation 15; v is not clamped, as in the authors' code).
+
+    Raises:
+        ValueError: if `predicts` is unknown, or the output's last axis cannot be halved.
+    """
+    if predicts not in ("eps", "x0", "v", "mean"):
+        raise _unknown(predicts)
+
+    def denoise(x_t: jax.Array, t: jax.Array) -> Estimate:
+        t = jnp.broadcast_to(t, x_t.shape[:1])
+        out, mix = net(x_t, t), None
+        if learned_variance:
+            out, mix = split_variance(out, x_t)
+        found = estimate(schedule, predicts, out, x_t, t)
+        if clip:
+            x0 = jnp.clip(found.x0, -1, 1)
+            eps = (x_t - at(schedule.signal, t, x_t) * x0) / at(schedule.noise, t, x_t)
+            found = Estimate(x0, eps)
+        return found._replace(mix=mix)
+
+    return denoise
+
+
+def split_variance(out: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The two halves of the last axis: the prediction, and mix = (v + 1) / 2 from the learned variance v.
+
+    Raises:
+        ValueError: if the last axis of `out` is not twice that of `x_t`.
+    """
+    if out.shape != (*x_t.shape[:-1], 2 * x_t.shape[-1]):
+        wanted = (*x_t.shape[:-1], 2 * x_t.shape[-1])
+        raise ValueError(f"a learned variance doubles the last axis: the network must return {wanted}, got {out.shape}")
+    prediction, v = jnp.split(out, 2, axis=-1)
+    return prediction, (v + 1) / 2
+
+
+@jax.jit
+def kl(p: Gaussian, q: Gaussian) -> jax.Array:
+    """KL(p || q) of two normal laws, in nats, component by component.
+
+        0.5 (var_p / var_q - 1 - log(var_p / var_q) + (mean_p - mean_q)^2 / var_q)
+
+    Near var_p = var_q the first three terms cancel; there they are taken as d - log1p(d), d = var_p / var_q - 1.
+    """
+    ratio = p.var / q.var
+    excess = (p.var - q.var) / q.var
+    near = jnp.abs(excess) < 0.5
+    # each branch sees a harmless argument where the other one is taken, or its gradient would be NaN
+    close = jnp.where(near, excess, 0.0)
+    far = jnp.where(near, 1.0, ratio)
+    spread = jnp.where(near, close - jnp.log1p(close), far - 1 - jnp.log(far))
+    return 0.5 * (spread + (p.mean - q.mean) ** 2 / q.var)
+
+
+def fresh_noise(schedule: Schedule, t: jax.Array, s: jax.Array, like: jax.Array) -> jax.Array:
+    """1 - SNR_t / SNR_s: the share of x_s that x_t does not determine; 1 at s = 0."""
+    return -jnp.expm1(log_snr_fall(schedule, t, s, like))
+
+
+def example_keys(key: jax.Array, batch: int) -> jax.Array:
+    """One key per example: `key` itself if it holds [B] keys, or key i = fold_in(key, i) from a single one.
+
+    Whatever is drawn for an example is drawn from its own key, so it does not depend on the batch or the device
+    that the example happens to be in.
+
+    Raises:
+        ValueError: if the key is not a typed key of shape [] or [batch].
+    """
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(f"keys must be typed (jax.random.key), got {getattr(key, 'dtype', type(key).__name__)}")
+    if key.ndim == 0:
+        return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(batch))
+    if key.shape != (batch,):
+        raise ValueError(f"keys must be one key or one per example, [] or {(batch,)}, got {key.shape}")
+    return key
+
+
+def split_keys(keys: jax.Array, parts: int) -> list[jax.Array]:
+    """So many independent sets of keys from one: set n has the keys fold_in(keys[i], n).  keys: [B]."""
+    return [jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n) for n in range(parts)]
+
+
+def standard_normal(keys: jax.Array, like: jax.Array) -> jax.Array:
+    """[B, ...] standard normal in the shape and dtype of `like`, example i drawn from keys[i]."""
+    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)
+
+
+def check_batch(*times: jax.Array, **arrays: jax.Array) -> None:
+    """What every function here asks of its arrays: one shape, float32 or float64; times integer, [] or [B]."""
+    (first, x), *rest = arrays.items()
+    for name, a in arrays.items():
+        dtype = a.dtype
+        if dtype not in (np.float32, np.float64):
+            hint = "scale images to [-1, 1] first" if jnp.issubdtype(dtype, jnp.integer) else "cast it up first"
+            raise ValueError(f"{name} must be float32 or float64, got {dtype}: {hint}")
+        if a.ndim == 0:
+            raise ValueError(f"{name} must have a batch axis, got shape ()")
+    for name, a in rest:
+        if a.shape != x.shape:
+            raise ValueError(f"{name} must have the shape of {first}, {x.shape}, got {a.shape}")
+    for t in times:
+        dtype, shape = jnp.result_type(t), jnp.shape(t)
+        if not jnp.issubdtype(dtype, jnp.integer) or shape not in ((), x.shape[:1]):
+            raise ValueError(f"times must be integers of shape () or {x.shape[:1]}, got {dtype} {shape}")
+
+
+def check_times(schedule: Schedule, t, s=None) -> None:
+    """Refuses times outside 0 <= s < t <= T, where their values are known without asking a device."""
+    known = (int, np.integer, np.ndarray)
+    for name, value, least, most in (("t", t, 1, schedule.T), ("s", s, 0, schedule.T - 1)):
+        if isinstance(value, known) and np.size(value) and not (least <= np.min(value) and np.max(value) <= most):
+            raise ValueError(
+                f"{name} must lie in {least}..{most} (steps are counted from 1, 0 is the data), got {value}"
+            )
+    if isinstance(t, known) and isinstance(s, known) and not np.all(np.less(s, t)):
+        raise ValueError(f"s must be smaller than t, got s = {s} and t = {t}")
+
+
+def _unknown(predicts: str) -> ValueError:
+    return ValueError(f"predicts must be one of 'eps', 'x0', 'v', 'mean', got {predicts!r}")
