@@ -1,0 +1,344 @@
+"""The variational bound on the log likelihood, term by term, and the decoders that turn densities into probabilities.
+
+    -log p(x_0)  <=  L_T + sum over s < t of L_s + L_0
+
+    L_T = KL(q(x_T | x_0) || N(0, I))                  the prior: what x_T still says about the data
+    L_s = KL(q(x_s | x_t, x_0) || p(x_s | x_t))        the rate of each reverse step
+    L_0 = -log p(x_0 | x_1)                            the distortion, by a decoder of its own
+
+DDPM (arXiv:2006.11239), equation 5 and section 3.3.  Everything is in nats, summed over an example's components;
+`bits_per_dim` converts.
+
+The last step has a variance of its own.  beta-tilde_1 is 0 and has no logarithm; the original puts beta-tilde_2
+there, for both of its fixed variances, and a learned variance runs from beta-tilde_2 to beta_1.  That is a fact
+about the likelihood (samplers add no noise in the last step), so it lives here and nowhere else.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import log_ndtr
+
+from ddpm_jax import gaussian
+from ddpm_jax.gaussian import Denoiser, Estimate, Gaussian
+from ddpm_jax.schedules import Schedule, at
+
+Decoder = Callable[[jax.Array, Gaussian], jax.Array]
+"""(x0 [B, ...], p) -> log probability of each component, in nats."""
+
+
+class Bound(NamedTuple):
+    """The bound of each example, in nats summed over its components.
+
+    Attributes:
+        total: [B] prior + the sum of terms: an upper bound on -log p(x_0).
+        prior: [B] L_T.
+        terms: [n, B] one per step of the chain, ascending: L_0 first, then the KL terms.
+        mse: [n, B] mean squared error of the predicted x_0 in that step, in squared data units.
+    """
+
+    total: jax.Array
+    prior: jax.Array
+    terms: jax.Array
+    mse: jax.Array
+
+
+class BoundEstimate(NamedTuple):
+    """An unbiased estimate of the bound from a sample of its terms, in nats summed over components.
+
+    Attributes:
+        total: [B] estimate of `Bound.total`.
+        standard_error: [B] of that estimate, for each example alone.
+        prior: [B] L_T, exact.
+        decoder: [B] L_0, always evaluated.
+    """
+
+    total: jax.Array
+    standard_error: jax.Array
+    prior: jax.Array
+    decoder: jax.Array
+
+
+def bound(
+    key: jax.Array,
+    schedule: Schedule,
+    denoise: Denoiser,
+    x0: jax.Array,
+    *,
+    mix: float = 1.0,
+    decoder: Decoder,
+    decoder_var: float | None = None,
+    times: np.ndarray | None = None,
+) -> Bound:
+    """The bound with every term evaluated, one draw of eps each, by a scan over the chain.
+
+    Args:
+        key: one key, or [B] keys; the eps of example i at t is drawn from its key and t alone.
+        denoise: what predicts x_0; an `Estimate.mix` it returns takes precedence over `mix`.
+        x0: [B, ...] data in [-1, 1].
+        mix: the reverse variance, 0 for beta-tilde, 1 for beta.
+        decoder: log p(x_0 | x_1) component by component, e.g. `decoder_8bit`.
+        decoder_var: variance of the decoder's Gaussian; None is the original's (see the module).
+        times: a falling chain T ... 0 of the times to visit, as `samplers.times` makes; None is all of them.
+
+    Returns:
+        Bound, its terms [len(times) - 1, B].
+
+    Raises:
+        ValueError: if `times` does not fall to 0, or x0 is not a float batch.
+    """
+    gaussian.check_batch(x0=x0)
+    keys = gaussian.example_keys(key, x0.shape[0])
+    chain = np.arange(schedule.T, -1, -1) if times is None else np.asarray(times)
+    _check_chain(chain, schedule.T)
+    first_var = decoder_variance(schedule, chain) if decoder_var is None else decoder_var
+
+    def step(_, ts):
+        return None, term(keys, schedule, denoise, x0, *ts, mix=mix, decoder=decoder, first_var=first_var)
+
+    pairs = jnp.asarray(chain[:-1][::-1]), jnp.asarray(chain[1:][::-1])
+    _, (terms, mse) = jax.lax.scan(step, None, pairs)
+    prior = prior_kl(schedule, x0, int(chain[0]))
+    return Bound(prior + terms.sum(0), prior, terms, mse)
+
+
+def bound_estimate(
+    key: jax.Array,
+    schedule: Schedule,
+    denoise: Denoiser,
+    x0: jax.Array,
+    *,
+    strata: int = 16,
+    mix: float = 1.0,
+    decoder: Decoder,
+    decoder_var: float | None = None,
+) -> BoundEstimate:
+    """The bound from 2 * strata + 1 network calls an example, with the standard error of each example's estimate.
+
+    L_0 is evaluated.  The steps 2..T are cut into strata, finer at small t where the terms are large; from each
+    stratum two independent times are drawn, with an eps each: their mean, times the stratum's length, estimates its
+    sum, and half their difference its standard error.
+
+    Args:
+        key: one key, or [B] keys, one per example.
+        strata: how many parts 2..T is cut into (fewer if T is small).
+
+    See `bound` for the other arguments.
+    """
+    gaussian.check_batch(x0=x0)
+    keys = gaussian.example_keys(key, x0.shape[0])
+    first_var = decoder_variance(schedule) if decoder_var is None else decoder_var
+    low, high = _strata(schedule.T, strata)
+
+    def draw(which, lo, hi):
+        """The terms at a time of each example's own, uniform on lo..hi."""
+        own = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, lo), which))(keys)
+        t = jax.vmap(lambda k: jax.random.randint(k, (), lo, hi + 1))(own)
+        return term(own, schedule, denoise, x0, t, t - 1, mix=mix, decoder=decoder, first_var=first_var)[0]
+
+    def stratum(_, ends):
+        lo, hi = ends
+        a, b = draw(1, lo, hi), draw(2, lo, hi)
+        length = (hi - lo + 1).astype(x0.dtype)
+        return None, (length * (a + b) / 2, (length * (a - b) / 2) ** 2)
+
+    one = jnp.ones((), jnp.int32)
+    decoded, _ = term(keys, schedule, denoise, x0, one, one - 1, mix=mix, decoder=decoder, first_var=first_var)
+    prior = prior_kl(schedule, x0, schedule.T)
+    if low.size == 0:
+        return BoundEstimate(prior + decoded, jnp.zeros_like(prior), prior, decoded)
+    _, (sums, variances) = jax.lax.scan(stratum, None, (jnp.asarray(low), jnp.asarray(high)))
+    return BoundEstimate(prior + decoded + sums.sum(0), jnp.sqrt(variances.sum(0)), prior, decoded)
+
+
+def term(
+    keys: jax.Array,
+    schedule: Schedule,
+    denoise: Denoiser,
+    x0: jax.Array,
+    t: jax.Array,
+    s: jax.Array,
+    *,
+    mix: float = 1.0,
+    decoder: Decoder,
+    first_var: jax.Array | float,
+) -> tuple[jax.Array, jax.Array]:
+    """One term of the bound, at an x_t drawn from q(x_t | x_0): L_0 where s is 0, the KL elsewhere.
+
+    Args:
+        keys: [B]; the eps of example i is drawn from fold_in(keys[i], t).
+        t, s: [] or [B] integers, 0 <= s < t.
+        first_var: variance of p(x_0 | x_t), used where s is 0; see `decoder_variance`.
+
+    Returns:
+        The term [B] in nats summed over components; the mean squared error of x_0 [B] in squared data units.
+    """
+    own = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(t, x0.shape[:1]))
+    x_t = gaussian.q_sample(schedule, x0, t, gaussian.standard_normal(own, x0))
+    found = denoise(x_t, t)
+    nats = term_given(schedule, found, x0, t, s, mix=mix, decoder=decoder, first_var=first_var)
+    components = tuple(range(1, x0.ndim))
+    return nats.sum(components), ((found.x0 - x0) ** 2).mean(components)
+
+
+def term_given(
+    schedule: Schedule,
+    found: Estimate,
+    x0: jax.Array,
+    t: jax.Array,
+    s: jax.Array,
+    *,
+    mix: jax.Array | float = 1.0,
+    decoder: Decoder,
+    first_var: jax.Array | float,
+) -> jax.Array:
+    """The integrand of one term, [B, ...] nats per component, from what was estimated at x_t.
+
+    The means of the two laws differ by signal_s (1 - r) (x_0 - x0_hat) and their variances by the factor
+    (noise_t / noise_s)^(2 mix), so
+
+        KL = 0.5 (expm1(-w) + w) + 0.5 e^-w (SNR_s - SNR_t) (x_0 - x0_hat)^2,   w = 2 mix log(noise_t / noise_s)
+
+    without a difference of nearly equal numbers (cf. arXiv:2107.00630, equation 15, which is mix = 0).
+    """
+    mix = mix if found.mix is None else found.mix
+    first = jnp.broadcast_to(s, x0.shape[:1]).reshape((-1,) + (1,) * (x0.ndim - 1)) == 0
+    later = jnp.where(jnp.equal(s, 0), 1, s)  # the KL's own branch never sees row 0: its SNR is infinite
+    from_t = jnp.where(jnp.equal(s, 0), jnp.minimum(later + 1, schedule.T), t)
+    noise_t, noise_s = at(schedule.noise, from_t, x0), at(schedule.noise, later, x0)
+    w = 2 * mix * jnp.log(noise_t / noise_s)
+    snr_s = jnp.exp(at(schedule.log_snr, later, x0))
+    gap = snr_s * gaussian.fresh_noise(schedule, from_t, later, x0)
+    rate = 0.5 * (jnp.expm1(-w) + w) + 0.5 * jnp.exp(-w) * gap * (x0 - found.x0) ** 2
+
+    var = jnp.asarray(first_var, x0.dtype)
+    if found.mix is not None:
+        largest = at(schedule.noise, jnp.where(jnp.equal(s, 0), t, 1), x0)
+        mix = jnp.where(first, mix, 0.0)  # nor does the decoder's see a mix that its range overflows with
+        var = jnp.exp((1 - mix) * jnp.log(var) + 2 * mix * jnp.log(largest))
+    distortion = -decoder(x0, Gaussian(found.x0, var))
+    return jnp.where(first, distortion, rate)
+
+
+def decoder_variance(schedule: Schedule, chain: np.ndarray | None = None) -> jax.Array:
+    """The variance of p(x_0 | x_1) in the original: beta-tilde_2, or beta_1 where there is no second step.
+
+    Args:
+        chain: a falling chain T ... 0; the second step is then the chain's own. None is every step.
+    """
+    chain = np.arange(schedule.T, -1, -1) if chain is None else chain
+    if len(chain) == 2:
+        return schedule.noise[chain[0]] ** 2
+    return gaussian.reverse_variance(schedule, chain[-3], chain[-2], schedule.noise[:1], 0.0)[()]
+
+
+def prior_kl(schedule: Schedule, x0: jax.Array, t: int) -> jax.Array:
+    """L_T = KL(q(x_t | x_0) || N(0, I)) at t = T, [B] nats summed over components."""
+    standard = Gaussian(jnp.zeros((), x0.dtype), jnp.ones((), x0.dtype))
+    return gaussian.kl(gaussian.marginal(schedule, x0, t), standard).sum(tuple(range(1, x0.ndim)))
+
+
+def bits_per_dim(nats: jax.Array, x0: jax.Array) -> jax.Array:
+    """Nats summed over an example's components -> bits per component of x0 [B, ...]."""
+    return nats / (np.prod(x0.shape[1:]) * np.log(2))
+
+
+def discretized(levels: int) -> Decoder:
+    """The Gaussian's mass on each of `levels` equal bins of [-1, 1], the outer two open: DDPM equation 13.
+
+    By the exact normal CDF, without a floor, to full relative precision: as a difference of log CDFs on the side of
+    the tail, and where the bin is narrow against the standard deviation as density times width with its second-order
+    correction.
+
+    Args:
+        levels: how many values the data can take: 256 for 8 bits; x_0 must lie on that grid.
+
+    Raises:
+        ValueError: if there are fewer than two levels.
+    """
+    width = _bin(levels)
+
+    def log_prob(x0: jax.Array, p: Gaussian) -> jax.Array:
+        std = jnp.sqrt(p.var)
+        z, w = (x0 - p.mean) / std, width / std
+        # a bin so narrow that the CDF hardly changes across it: the density's second-order Taylor sum
+        limit = 0.05 if x0.dtype == jnp.float32 else 1e-3
+        narrow = (w < limit) & (jnp.abs(z) * w < 4 * limit)
+        bend = jnp.where(narrow, (z**2 - 1) * w**2 / 24, 0.0)
+        taylor = -0.5 * z**2 - 0.5 * np.log(2 * np.pi) + jnp.log(w) + jnp.log1p(bend)
+        # otherwise the difference of the log CDFs, mirrored to the lower tail where they differ most
+        log_upper, log_lower = log_ndtr(-jnp.abs(z) + w / 2), log_ndtr(-jnp.abs(z) - w / 2)
+        fall = jnp.where(narrow, -1.0, log_lower - log_upper)
+        inside = jnp.where(narrow, taylor, log_upper + jnp.log(-jnp.expm1(fall)))
+        lowest, highest = x0 < -1 + width / 2, x0 > 1 - width / 2
+        return jnp.where(lowest, log_ndtr(z + w / 2), jnp.where(highest, log_ndtr(-z + w / 2), inside))
+
+    return log_prob
+
+
+def discretized_tanh(levels: int) -> Decoder:
+    """`discretized` as the original computes it, for parity: a tanh for the CDF, probabilities floored at 1e-12.
+
+    The approximation is off by up to 0.05 nats where log p > -8, and the floor caps every component at 27.6 nats.
+    """
+    width = _bin(levels)
+
+    def cdf(z: jax.Array) -> jax.Array:
+        return 0.5 * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
+
+    def log_prob(x0: jax.Array, p: Gaussian) -> jax.Array:
+        std = jnp.sqrt(p.var)
+        upper, lower = cdf((x0 - p.mean + width / 2) / std), cdf((x0 - p.mean - width / 2) / std)
+        lowest, highest = x0 < -1 + width / 2, x0 > 1 - width / 2
+        mass = jnp.where(lowest, upper, jnp.where(highest, 1 - lower, upper - lower))
+        return jnp.log(jnp.maximum(mass, 1e-12))
+
+    return log_prob
+
+
+def softmax(levels: int, low: float = -1.0, high: float = 1.0) -> Decoder:
+    """The Gaussian's density at the `levels` values between low and high, normalised over them.
+
+    The decoder of Variational Diffusion Models (arXiv:2107.00630), whose own grid is low = 1 / 256 - 1,
+    high = 1 - 1 / 256.
+    """
+    _bin(levels)
+    values = np.linspace(low, high, levels)
+
+    def log_prob(x0: jax.Array, p: Gaussian) -> jax.Array:
+        logits = -0.5 * (jnp.asarray(values, x0.dtype) - p.mean[..., None]) ** 2 / jnp.asarray(p.var)[..., None]
+        return -0.5 * (x0 - p.mean) ** 2 / p.var - jax.nn.logsumexp(logits, axis=-1)
+
+    return log_prob
+
+
+def density(x0: jax.Array, p: Gaussian) -> jax.Array:
+    """The log density of the Gaussian itself: the decoder for data that are continuous."""
+    return -0.5 * ((x0 - p.mean) ** 2 / p.var + jnp.log(p.var) + np.log(2 * np.pi))
+
+
+def _bin(levels: int) -> float:
+    if isinstance(levels, bool) or not isinstance(levels, (int, np.integer)) or levels < 2:
+        raise ValueError(f"levels must be an integer of at least 2, got {levels!r}")
+    return 2.0 / (levels - 1)
+
+
+def _check_chain(chain: np.ndarray, T: int) -> None:
+    falls = chain.ndim == 1 and len(chain) >= 2 and np.issubdtype(chain.dtype, np.integer) and (np.diff(chain) < 0).all()
+    if not falls or chain[-1] != 0 or chain[0] > T:
+        raise ValueError(f"times must be integers that fall from at most T = {T} to 0, got {chain}")
+
+
+def _strata(T: int, strata: int) -> tuple[np.ndarray, np.ndarray]:
+    """First and last time of each stratum of 2..T, its ends spaced as squares."""
+    if strata < 1:
+        raise ValueError(f"strata must be at least 1, got {strata}")
+    ends = np.unique(np.round(1 + (T - 1) * (np.arange(strata + 1) / strata) ** 2).astype(np.int32))
+    return ends[:-1] + 1, ends[1:]
+
+
+decoder_8bit = discretized(256)
+"""The decoder of 8-bit images."""

@@ -1,0 +1,316 @@
+"""Training losses, one value per example, and the weightings and times they can be taken with.
+
+Each loss is a mean over an example's components, so its size does not depend on the image's.  The deterministic
+`denoising_loss` takes times and noise as arguments; `simple_loss`, `variational_loss` and `hybrid_loss` draw them,
+example by example, from one key each: the loss of an example does not depend on the batch it is in.
+
+A weighting is a function of log SNR that multiplies the squared error *of x_0*.  In that space every known one is
+finite, and the same function serves a network whatever it predicts:
+
+    |x_0 - x_0_hat|^2 = |eps - eps_hat|^2 / SNR = |v - v_hat|^2 / (1 + SNR)
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax import gaussian, likelihood
+from ddpm_jax.gaussian import Net, Predicts
+from ddpm_jax.likelihood import Decoder
+from ddpm_jax.schedules import Schedule, at
+
+Weight = Callable[[jax.Array], jax.Array]
+"""log SNR -> the weight of the squared error of x_0."""
+
+
+def denoising_loss(
+    schedule: Schedule,
+    net: Net,
+    x0: jax.Array,
+    t: jax.Array,
+    eps: jax.Array,
+    *,
+    predicts: Predicts = "eps",
+    weight: Weight | None = None,
+    learned_variance: bool = False,
+) -> jax.Array:
+    """Mean squared error of what the network predicts, at given times and noise: DDPM equation 14 before its mean.
+
+    Args:
+        net: (x_t [B, ...], t [B]) -> [B, ...].
+        x0, eps: [B, ...]; t: [B] integers in 1..T.
+        weight: None leaves the error of the predicted quantity as it is (L_simple for "eps"); a function of log SNR
+            weighs the error of x_0 that it implies.
+        learned_variance: the network's last axis is doubled; the variance half is not looked at.
+
+    Returns:
+        [B], mean over components.
+
+    Raises:
+        ValueError: if shapes differ or `predicts` is unknown.
+    """
+    x_t = gaussian.q_sample(schedule, x0, t, eps)
+    out = net(x_t, t)
+    if learned_variance:
+        out, _ = gaussian.split_variance(out, x_t)
+    return _prediction_loss(schedule, out, x0, t, eps, predicts, weight)
+
+
+def simple_loss(
+    key: jax.Array,
+    schedule: Schedule,
+    net: Net,
+    x0: jax.Array,
+    *,
+    predicts: Predicts = "eps",
+    weight: Weight | None = None,
+    t: jax.Array | None = None,
+    eps: jax.Array | None = None,
+) -> jax.Array:
+    """L_simple, DDPM equation 14: `denoising_loss` at drawn times and noise.
+
+    Args:
+        key: one key, or [B] keys, one per example.
+        t: [B] times in place of independent uniform ones, e.g. `stratified_times`.
+        eps: [B, ...] noise in place of a draw.
+
+    Returns:
+        [B], mean over components.
+    """
+    t, eps = draw(key, schedule, x0, t, eps)
+    return denoising_loss(schedule, net, x0, t, eps, predicts=predicts, weight=weight)
+
+
+def variational_loss(
+    key: jax.Array,
+    schedule: Schedule,
+    net: Net,
+    x0: jax.Array,
+    *,
+    predicts: Predicts = "eps",
+    mix: float = 1.0,
+    decoder: Decoder = likelihood.decoder_8bit,
+    learned_variance: bool = False,
+    t: jax.Array | None = None,
+    eps: jax.Array | None = None,
+) -> jax.Array:
+    """The bound itself, estimated by one of its terms: T times L_{t-1} at a drawn t, in nats per component.
+
+    Its expectation is the bound without L_T, divided by the number of components.  Nothing is clipped here (the
+    original clips when it evaluates, not when it trains).
+
+    Args:
+        key: one key, or [B] keys.
+        mix: the reverse variance where it is not learned: 0 beta-tilde, 1 beta.
+        decoder: for the term at t = 1.
+        learned_variance: the network's last axis is doubled, see `gaussian.denoiser`; gradients reach both halves.
+        t, eps: times [B] and noise [B, ...] in place of draws.
+    """
+    t, eps = draw(key, schedule, x0, t, eps)
+    x_t = gaussian.q_sample(schedule, x0, t, eps)
+    denoise = gaussian.denoiser(schedule, net, predicts, clip=False, learned_variance=learned_variance)
+    return schedule.T * _bound_term(schedule, denoise(x_t, t), x0, t, mix, decoder)
+
+
+def hybrid_loss(
+    key: jax.Array,
+    schedule: Schedule,
+    net: Net,
+    x0: jax.Array,
+    *,
+    predicts: Predicts = "eps",
+    weight: Weight | None = None,
+    vlb_scale: float = 1e-3,
+    decoder: Decoder = likelihood.decoder_8bit,
+    t: jax.Array | None = None,
+    eps: jax.Array | None = None,
+) -> jax.Array:
+    """L_simple + vlb_scale * L_vlb for a learned variance; the bound's gradient reaches the variance half alone.
+
+    Nichol & Dhariwal (arXiv:2102.09672), equation 16.  L_vlb is in nats per component; the authors' code counts it
+    in bits, which is vlb_scale = 1e-3 / ln 2 here.
+
+    Args:
+        net: (x_t [B, ..., C], t [B]) -> [B, ..., 2C].
+
+    See `simple_loss` and `variational_loss` for the other arguments.
+    """
+    t, eps = draw(key, schedule, x0, t, eps)
+    x_t = gaussian.q_sample(schedule, x0, t, eps)
+    out, mix = gaussian.split_variance(net(x_t, t), x_t)
+    found = gaussian.estimate(schedule, predicts, jax.lax.stop_gradient(out), x_t, t)._replace(mix=mix)
+    vlb = schedule.T * _bound_term(schedule, found, x0, t, 1.0, decoder)
+    return _prediction_loss(schedule, out, x0, t, eps, predicts, weight) + vlb_scale * vlb
+
+
+def weighted_loss(
+    schedule: Schedule,
+    net: Net,
+    x0: jax.Array,
+    t: jax.Array,
+    eps: jax.Array,
+    *,
+    predicts: Predicts = "eps",
+    mix: float = 1.0,
+) -> jax.Array:
+    """The weighted variational loss, DDPM equation 12: `variational_weight` times the squared error of the noise.
+
+    It is what of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) depends on the network, in nats per component.
+
+    Args:
+        x0, eps: [B, ...]; t: [B] integers in 1..T; infinite at t = 1 for every mix below 1.
+
+    Returns:
+        [B], mean over components.
+    """
+    x_t = gaussian.q_sample(schedule, x0, t, eps)
+    found = gaussian.estimate(schedule, predicts, net(x_t, t), x_t, t)
+    return variational_weight(schedule, t, mix) * _mean((eps - found.eps) ** 2)
+
+
+def variational_weight(schedule: Schedule, t: jax.Array, mix: float = 1.0) -> jax.Array:
+    """1 / (2 std^2) (1 - alpha_t)^2 / ((1 - alpha-bar_t) alpha_t), the weight of the noise's error in the bound.
+
+    std^2 is the reverse variance of `mix`.  For mix = 0 it equals (SNR_{t-1} / SNR_t - 1) / 2, and is infinite at
+    t = 1, where L_0 takes its place.
+
+    Args:
+        t: [] or [B] integers in 1..T.
+    """
+    like = schedule.noise[:1]
+    like = like.reshape((1,) * max(1, jnp.ndim(t)))
+    s = jnp.asarray(t) - 1
+    signal = at(schedule.signal, s, like) / at(schedule.signal, t, like)
+    shrink = (at(schedule.noise, s, like) / at(schedule.noise, t, like)) ** 2
+    return 0.5 * gaussian.fresh_noise(schedule, t, s, like) * signal**2 * shrink ** (mix - 1)
+
+
+def min_snr(gamma: float = 5.0) -> Weight:
+    """min(SNR, gamma): Hang et al. (arXiv:2303.09556)."""
+    return lambda log_snr: jnp.minimum(jnp.exp(log_snr), gamma)
+
+
+def truncated_snr(least: float = 1.0) -> Weight:
+    """max(SNR, least): Salimans & Ho (arXiv:2202.00512), where least is 1."""
+    return lambda log_snr: jnp.maximum(jnp.exp(log_snr), least)
+
+
+def snr_plus_one(log_snr: jax.Array) -> jax.Array:
+    """1 + SNR, which for a prediction of v is no weight at all (arXiv:2202.00512)."""
+    return 1 + jnp.exp(log_snr)
+
+
+def snr(log_snr: jax.Array) -> jax.Array:
+    """SNR, which for a prediction of the noise is no weight at all: L_simple in terms of x_0."""
+    return jnp.exp(log_snr)
+
+
+def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
+    """SNR / (k + SNR)^gamma: Choi et al. (arXiv:2204.00227), who write it on the noise's error."""
+    return lambda log_snr: jnp.exp(log_snr - gamma * jnp.log(k + jnp.exp(log_snr)))
+
+
+def draw(
+    key: jax.Array, schedule: Schedule, x0: jax.Array, t: jax.Array | None = None, eps: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Times [B], uniform on 1..T, and standard normal noise [B, ...], each example's from its own key, unless given.
+
+    Args:
+        key: one key, or [B] keys.
+    """
+    gaussian.check_batch(x0=x0)
+    keys = gaussian.example_keys(key, x0.shape[0])
+    t_keys, eps_keys = gaussian.split_keys(keys, 2)
+    if t is None:
+        t = jax.vmap(lambda k: jax.random.randint(k, (), 1, schedule.T + 1))(t_keys)
+    return t, gaussian.standard_normal(eps_keys, x0) if eps is None else eps
+
+
+def stratified_times(key: jax.Array, T: int, index: jax.Array, batch: int) -> jax.Array:
+    """Times that cover 1..T evenly within one batch, each still uniform: t_i = 1 + floor(T ((u + i / B) mod 1)).
+
+    The low-discrepancy sampler of Variational Diffusion Models (arXiv:2107.00630, appendix I.1); it takes the
+    differences between times out of the variance of a batch's loss.
+
+    Args:
+        key: ONE key, the same for the whole batch on all devices; u is drawn from it.
+        index: [b] places of these examples in the global batch; batch: its size B.
+    """
+    u = jax.random.uniform(key)
+    return 1 + jnp.floor(T * jnp.mod(u + index / batch, 1.0)).astype(jnp.int32).clip(0, T - 1)
+
+
+class LossHistory(NamedTuple):
+    """The last losses seen at each time: what importance sampling of t learns from.
+
+    Attributes:
+        losses: [T, n] the latest n losses of each t, oldest first; row t - 1 is time t.
+        seen: [T] how many of them are filled.
+    """
+
+    losses: jax.Array
+    seen: jax.Array
+
+
+def loss_history(T: int, length: int = 10) -> LossHistory:
+    """An empty history."""
+    return LossHistory(jnp.zeros((T, length)), jnp.zeros(T, jnp.int32))
+
+
+def record_losses(history: LossHistory, t: jax.Array, losses: jax.Array) -> LossHistory:
+    """The history after one batch, its examples entered in order.  t, losses: [B]."""
+
+    def enter(history, pair):
+        row, loss = pair[0] - 1, pair[1]
+        old, n = history.losses[row], history.seen[row]
+        full = n == old.shape[0]
+        new = jnp.where(full, jnp.roll(old, -1).at[-1].set(loss), old.at[jnp.minimum(n, old.shape[0] - 1)].set(loss))
+        return LossHistory(history.losses.at[row].set(new), history.seen.at[row].set(jnp.where(full, n, n + 1))), None
+
+    return jax.lax.scan(enter, history, (t, losses.astype(history.losses.dtype)))[0]
+
+
+def importance(history: LossHistory, uniform: float = 1e-3) -> jax.Array:
+    """Probabilities [T] of drawing t = 1..T in proportion to the root mean square of its losses.
+
+    Uniform until every t has a full history; after that mixed with a share `uniform` of the uniform law.  An example
+    drawn with probability p_t is weighted by 1 / (T p_t).  Nichol & Dhariwal (arXiv:2102.09672), section 3.3.
+    """
+    T = history.losses.shape[0]
+    rms = jnp.sqrt((history.losses**2).mean(-1))
+    learned = (1 - uniform) * rms / jnp.maximum(rms.sum(), jnp.finfo(rms.dtype).tiny) + uniform / T
+    return jnp.where((history.seen == history.losses.shape[1]).all(), learned, 1 / T)
+
+
+def _prediction_loss(schedule, out, x0, t, eps, predicts: Predicts, weight: Weight | None) -> jax.Array:
+    if weight is None:
+        return _mean((out - gaussian.target(schedule, predicts, x0, eps, t)) ** 2)
+    return _x0_factor(schedule, predicts, t, weight) * _mean(
+        (out - gaussian.target(schedule, predicts, x0, eps, t)) ** 2
+    )
+
+
+def _x0_factor(schedule: Schedule, predicts: Predicts, t: jax.Array, weight: Weight) -> jax.Array:
+    """weight times |x_0 - x_0_hat|^2 / |target - output|^2."""
+    log_snr = schedule.log_snr[t]
+    if predicts == "eps":
+        return weight(log_snr) * jnp.exp(-log_snr)
+    if predicts == "x0":
+        return weight(log_snr)
+    if predicts == "v":
+        return weight(log_snr) * jax.nn.sigmoid(-log_snr)
+    like = schedule.noise[:1].reshape(1)
+    fresh = gaussian.fresh_noise(schedule, t, t - 1, like)
+    return weight(log_snr) / (schedule.signal[t - 1] * fresh) ** 2
+
+
+def _bound_term(schedule, found, x0, t, mix, decoder) -> jax.Array:
+    var = likelihood.decoder_variance(schedule)
+    nats = likelihood.term_given(schedule, found, x0, t, t - 1, mix=mix, decoder=decoder, first_var=var)
+    return _mean(nats)
+
+
+def _mean(x: jax.Array) -> jax.Array:
+    return x.mean(tuple(range(1, x.ndim)))

@@ -1,0 +1,245 @@
+"""Reverse processes: from noise to data, by one scan over falling times.
+
+A sampler is a pair of pure functions, as an optax transformation is:
+
+    init(x, t)               -> state                 before the first step
+    step(keys, state, t, s)  -> state                 one transition from t to an earlier s
+
+Any increasing strides are just another array of times; a schedule is never respaced.  Image i depends on its own key
+and on nothing else: all its noise comes from fold_in(key_i, t), t being the time a step leaves, and its x_T from
+fold_in(key_i, 0).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import gaussian
+from ddpm_jax.gaussian import Denoiser
+from ddpm_jax.schedules import Schedule, at
+
+Spacing = Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic"]
+Noise = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(keys [B], t [], like [B, ...]) -> standard normal [B, ...] for the step that leaves t."""
+
+
+class State(NamedTuple):
+    """Where a chain is: x = x_t [B, ...], the x_0 predicted on the way to it [B, ...], and t []."""
+
+    x: jax.Array
+    x0: jax.Array
+    t: jax.Array
+
+
+class Sampler(NamedTuple):
+    """init(x, t) -> state; step(keys [B], state, t, s) -> state.  The state has at least the fields of `State`."""
+
+    init: Callable
+    step: Callable
+
+
+def image_keys(seed: int, indices: Iterable[int]) -> jax.Array:
+    """[B] keys, the one of image i being fold_in(key(seed), i)."""
+    key = jax.random.key(seed)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(list(indices), jnp.uint32))
+
+
+def step_noise(keys: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
+    """Standard normal [B, ...], image i's from fold_in(keys[i], t)."""
+    return gaussian.standard_normal(jax.vmap(lambda k: jax.random.fold_in(k, t))(keys), like)
+
+
+def initial_noise(keys: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
+    """x_T: [B, *shape] standard normal, image i's from keys[i] alone."""
+    keys = gaussian.example_keys(keys, keys.shape[0] if keys.ndim else 1)
+    return step_noise(keys, jnp.zeros((), jnp.uint32), jnp.zeros((keys.shape[0], *shape), dtype))
+
+
+def ancestral(schedule: Schedule, denoise: Denoiser, *, mix: float = 1.0, noise: Noise = step_noise) -> Sampler:
+    """The reverse process of DDPM, algorithm 2: x_s = mean of q(x_s | x_t, x_0_hat) + std noise.
+
+    Args:
+        mix: the reverse variance, 0 for beta-tilde, 1 for beta; an `Estimate.mix` takes precedence.  The last step
+            adds no noise, whatever the mix.
+        noise: where a step's noise comes from.
+    """
+
+    def step(keys, state, t, s):
+        found = denoise(state.x, t)
+        mean, _ = gaussian.posterior(schedule, found.x0, state.x, t, s)
+        var = gaussian.reverse_variance(schedule, t, s, state.x, mix if found.mix is None else found.mix)
+        # the root of a variance of 0 has no derivative: keep it out of the branch
+        std = jnp.where(s > 0, jnp.sqrt(jnp.where(s > 0, var, 1.0)), 0.0)
+        return State(mean + std * noise(keys, t, state.x), found.x0, s)
+
+    return Sampler(_start, step)
+
+
+def ddim(schedule: Schedule, denoise: Denoiser, *, eta: float = 0.0, noise: Noise = step_noise) -> Sampler:
+    """DDIM (Song et al., arXiv:2010.02502), equation 12.
+
+        x_s = signal_s x_0_hat + noise_s sqrt(1 - eta^2 (1 - r)) eps_hat + eta noise_s sqrt(1 - r) z
+
+    eta 0 is deterministic, and then also steps towards the noise (s > t), which encodes an image; eta 1 has the law of
+    `ancestral` with mix 0.
+
+    Args:
+        eta: a number in [0, 1], or a traced scalar.
+        noise: where z comes from.
+    """
+
+    def step(keys, state, t, s):
+        found = denoise(state.x, t)
+        signal_s, noise_s = at(schedule.signal, s, state.x), at(schedule.noise, s, state.x)
+        fresh = gaussian.fresh_noise(schedule, t, s, state.x)
+        random = noise_s * jnp.asarray(eta, state.x.dtype)
+        x = signal_s * found.x0 + noise_s * jnp.sqrt(1 - eta**2 * fresh) * found.eps
+        return State(x + random * jnp.sqrt(jnp.maximum(fresh, 0)) * noise(keys, t, state.x), found.x0, s)
+
+    return Sampler(_start, step)
+
+
+def sample(keys: jax.Array, sampler: Sampler, x_T: jax.Array, times: np.ndarray | jax.Array) -> jax.Array:
+    """x at the last of `times`, from x_T at the first, by one scan.
+
+    Args:
+        keys: [B] typed keys, one per image (`image_keys`).
+        x_T: [B, ...] standard normal (`initial_noise`).
+        times: [n+1] falling integers, e.g. `times(T, n)`.
+
+    Raises:
+        ValueError: if times is not a falling vector of integers, or keys are not typed keys, one per image.
+    """
+    return _scan(keys, sampler, x_T, times, ())[0].x
+
+
+def trajectory(
+    keys: jax.Array, sampler: Sampler, x_T: jax.Array, times: np.ndarray | jax.Array, *, keep: Sequence[int]
+) -> State:
+    """The chain at the times in `keep`: x and the x_0 predicted on the way there, [len(keep), B, ...].
+
+    Memory grows with `keep`, not with the number of steps.  At the first time nothing has been predicted yet and x0
+    is 0, the mean of standardised data.  The images are those of `sample`.
+
+    Args:
+        keep: which of `times` to keep, in any order; the result is in this order.
+
+    Raises:
+        ValueError: if a time in `keep` is not visited.
+    """
+    chain = np.asarray(times)
+    missing = [int(t) for t in keep if t not in chain]
+    if missing:
+        raise ValueError(f"keep asks for times that the chain does not visit: {missing}")
+    return _scan(keys, sampler, x_T, chain, tuple(int(t) for t in keep))[1]
+
+
+def times(T: int, steps: int, *, spacing: Spacing = "uniform") -> np.ndarray:
+    """The times that a chain of `steps` network calls visits, falling to 0: int32 [steps + 1].
+
+    Args:
+        spacing: "uniform" has equal strides from T to 1 (OpenAI's "N"); "leading" the multiples of T // steps, plus
+            one, "trailing" equal strides down from T, "linspace" rounded as diffusers does; "ddim" the smallest
+            integer stride that gives `steps` times (OpenAI's "ddimN"), which need not exist; "quadratic" squares,
+            dense near the data (DDIM, appendix D.2).
+
+    Raises:
+        ValueError: if steps is not in 1..T, the spacing is unknown or cannot give that many steps.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= T:
+        raise ValueError(f"steps must be an integer in 1..T = {T}, got {steps!r}")
+    i = np.arange(steps)
+    if spacing == "uniform":
+        rising = np.array([T]) if steps == 1 else 1 + np.round((T - 1) / (steps - 1) * i)
+    elif spacing == "leading":
+        rising = 1 + i * (T // steps)
+    elif spacing == "trailing":
+        rising = np.round(np.arange(T, 0, -T / steps))[::-1][-steps:]
+    elif spacing == "linspace":
+        rising = 1 + np.round(np.linspace(0, T - 1, steps))
+    elif spacing == "ddim":
+        stride = next((n for n in range(1, T + 1) if len(range(0, T, n)) == steps), None)
+        if stride is None:
+            raise ValueError(f"spacing 'ddim': no integer stride over {T} steps gives {steps} times")
+        rising = 1 + i * stride
+    elif spacing == "quadratic":
+        rising = 1 + np.round((T - 1) * (i / max(steps - 1, 1)) ** 2) if steps > 1 else np.array([T])
+    else:
+        legal = ", ".join(map(repr, Spacing.__args__))
+        raise ValueError(f"spacing must be one of {legal}, got {spacing!r}")
+    chain = np.concatenate([[0], rising]).astype(np.int32)[::-1].copy()
+    if (np.diff(chain) >= 0).any():
+        raise ValueError(f"spacing {spacing!r} gives repeated times for {steps} of {T} steps: take fewer steps")
+    return chain
+
+
+def section_times(T: int, counts: Sequence[int]) -> np.ndarray:
+    """OpenAI's respacing: 1..T in len(counts) equal sections, counts[i] times evenly in the i-th; falling to 0.
+
+    Args:
+        counts: how many times from each section, the data's side first; a section may have none.
+
+    Raises:
+        ValueError: if a section has fewer steps than asked of it, or no time is left at all.
+    """
+    size, extra = divmod(T, len(counts))
+    start, chosen = 0, set()
+    for i, count in enumerate(counts):
+        length = size + (i < extra)
+        if length < count:
+            raise ValueError(f"a section of {length} steps cannot give {count} times")
+        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        position = 0.0
+        for _ in range(count):
+            # the positions are accumulated, as there, so that halves round alike
+            chosen.add(start + round(position) + 1)
+            position += stride
+        start += length
+    if not chosen:
+        raise ValueError(f"counts must ask for at least one time, got {list(counts)}")
+    return np.array([*sorted(chosen, reverse=True), 0], np.int32)
+
+
+def _start(x: jax.Array, t: jax.Array) -> State:
+    return State(x, jnp.zeros_like(x), t)
+
+
+def _scan(keys, sampler: Sampler, x_T, times, keep: tuple[int, ...]):
+    """The one scan over reversed times: the last state, and the kept states [len(keep), B, ...]."""
+    gaussian.check_batch(x_T=x_T)
+    chain = jnp.asarray(_check_times(times), jnp.int32)
+    if keys.ndim != 1:
+        raise ValueError(f"keys must be one per image, shape {x_T.shape[:1]} (see image_keys), got {keys.shape}")
+    keys = gaussian.example_keys(keys, x_T.shape[0])
+
+    def record(album: State, state) -> State:
+        slots = jnp.asarray(keep, jnp.int32) == state.t
+
+        def put(pages, value):
+            return jnp.where(slots.reshape((-1,) + (1,) * value.ndim), value, pages)
+
+        return State(put(album.x, state.x), put(album.x0, state.x0), album.t)
+
+    def step(carry, ts):
+        state, album = carry
+        state = sampler.step(keys, state, *ts)
+        return (state, record(album, state) if keep else album), None
+
+    state = sampler.init(x_T, chain[0])
+    blank = jnp.zeros((len(keep), *x_T.shape), x_T.dtype)
+    album = State(blank, blank, jnp.asarray(keep, jnp.int32))
+    carry = state, record(album, state) if keep else album
+    return jax.lax.scan(step, carry, (chain[:-1], chain[1:]))[0]
+
+
+def _check_times(times):
+    if isinstance(times, jax.core.Tracer):
+        return times
+    chain = np.asarray(times)
+    vector = chain.ndim == 1 and len(chain) >= 2 and np.issubdtype(chain.dtype, np.integer)
+    if not vector or (np.diff(chain) >= 0).any() or chain[-1] < 0:
+        raise ValueError(f"times must be a falling vector of at least two integers, got {chain}")
+    return chain
