@@ -1,0 +1,107 @@
+"""Which images are in batch n, and what the training step makes of them: pure functions of (seed, n).
+
+Step n needs no iterator and no state, so a resumed run sees the images that the straight run would have seen, on any
+number of devices or processes: each of these computes the order of the whole batch and takes its share.
+"""
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.data.images import to_unit
+
+# "flip" in ASCII.  An image's key also serves its timestep, its noise and its dropout: what is drawn here must not
+# repeat what is drawn there.
+FLIP = 0x666C6970
+
+
+class Order:
+    """The order in which training sees `size` examples: shuffled epochs, without replacement, one after the other.
+
+    Epoch e is `jax.random.permutation(jax.random.fold_in(key, e), size)`, made once when it is first needed; the two
+    latest are kept, since a batch may straddle the end of an epoch.
+
+    Args:
+        key: one typed key (`jax.random.key`).
+        size: the number of examples.
+
+    Raises:
+        ValueError: if the key is not one typed key, or size is not in 1 .. 2^31 - 1.
+    """
+
+    def __init__(self, key: jax.Array, size: int) -> None:
+        _check_keys("Order", key, ())
+        if not 1 <= size < 2**31:
+            raise ValueError(f"Order: expected a size of 1 to 2^31 - 1 examples, got {size}")
+        self._key = key
+        self._size = size
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def indices(self, step: int, batch: int) -> np.ndarray:
+        """The examples of step `step` = 0, 1, ... when every step takes `batch` of them.
+
+        Returns:
+            int32 [batch], each in 0 .. size - 1.  A batch may hold parts of any number of epochs.
+
+        Raises:
+            ValueError: if step < 0 or batch < 1.
+        """
+        step, batch = operator.index(step), operator.index(batch)
+        if step < 0 or batch < 1:
+            raise ValueError(f"Order.indices: expected step >= 0 and batch >= 1, got step={step}, batch={batch}")
+        start, stop = step * batch, (step + 1) * batch
+        parts = []
+        for epoch in range(start // self._size, (stop - 1) // self._size + 1):
+            first = epoch * self._size
+            parts.append(self._epoch(epoch)[max(start - first, 0) : stop - first])
+        return np.concatenate(parts)
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if epoch not in self._epochs:
+            if len(self._epochs) == 2:
+                del self._epochs[next(iter(self._epochs))]
+            permutation = jax.random.permutation(jax.random.fold_in(self._key, epoch), self._size)
+            self._epochs[epoch] = np.asarray(jax.device_get(permutation), np.int32)
+        return self._epochs[epoch]
+
+
+@functools.partial(jax.jit, static_argnames=("levels", "flip"))
+def examples(keys: jax.Array, images: jax.Array, indices: jax.Array, *, levels: int, flip: bool) -> jax.Array:
+    """The images at `indices` as the network sees them: in [-1, 1], mirrored left to right half of the time.
+
+    Whether example i is mirrored depends on keys[i] alone.  Made to run inside the training step: keep `images` on the
+    device and pass them as an argument (closed over, they would be compiled into the program).
+
+    Args:
+        keys: typed keys [b], one for each example.
+        images: uint8 or uint16 [N, H, W, C], values 0 .. levels - 1.
+        indices: integers [b] in 0 .. N - 1; as in any compiled gather, what lies outside is not noticed.
+        flip: off for what is not itself in a mirror: digits, text.
+
+    Returns:
+        float32 [b, H, W, C].
+
+    Raises:
+        ValueError: if keys are not typed keys [b], images not integers [N, H, W, C], or indices not integers [b].
+    """
+    if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise ValueError(f"examples: expected integer indices [b], got {indices.dtype} {indices.shape}")
+    _check_keys("examples", keys, indices.shape)
+    if images.ndim != 4:
+        raise ValueError(f"examples: expected images [N, H, W, C], got shape {images.shape}")
+    chosen = images[indices]
+    if flip:
+        mirrored = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, FLIP)))(keys)
+        chosen = jnp.where(mirrored[:, None, None, None], chosen[:, :, ::-1], chosen)
+    return to_unit(chosen, levels)
+
+
+def _check_keys(caller: str, keys: jax.Array, shape: tuple[int, ...]) -> None:
+    dtype = getattr(keys, "dtype", type(keys).__name__)
+    if not isinstance(keys, jax.Array) or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"{caller}: expected typed keys (jax.random.key), got {dtype}")
+    if keys.shape != shape:
+        raise ValueError(f"{caller}: expected keys of shape {shape}, got {keys.shape}")

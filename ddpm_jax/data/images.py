@@ -1,0 +1,256 @@
+"""Integer images to [-1, 1] and back, and pictures of them: grids, strips, PNG and GIF.
+
+Nothing else in the package converts between integers and [-1, 1], and nothing else writes pictures.  An image of
+`levels` levels holds the integers 0 .. levels - 1: 17 for the digits, 256 for 8 bits, 65536 for 16 bits.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+BACKGROUND = 128  # mid grey: neither the black nor the white that images end in
+LAST_FRAME = 1500  # milliseconds
+
+
+class Picture(NamedTuple):
+    """What a PNG file holds: image uint8 [H, W, 1 | 3 | 4], and the text written into it."""
+
+    image: np.ndarray
+    text: dict[str, str]
+
+
+def to_unit(images: np.ndarray | jax.Array, levels: int) -> jax.Array:
+    """Integer images as float32 in [-1, 1]:  x = 2 v / (levels - 1) - 1.
+
+    For 8 bits this is v / 127.5 - 1.  Level v and its mirror image levels - 1 - v differ in sign alone, and the ends of
+    17, 256 and 65536 levels are exactly -1 and 1 (of some other numbers of levels, 1 - 2^-24).
+
+    Args:
+        images: uint8 or uint16, any shape, values 0 .. levels - 1 (not checked: this runs inside compiled code).
+
+    Raises:
+        ValueError: if images are not uint8 or uint16, or their type does not hold so many levels.
+    """
+    _check_integers("to_unit", images, levels)
+    # A single product of exact integers.  Compilers turn a division by a constant into a product with its reciprocal
+    # and fuse a product with the - 1 after it: an image's last bits would depend on the program that scales it.
+    twice = 2 * jnp.asarray(images).astype(jnp.int32) - (levels - 1)
+    return twice.astype(jnp.float32) * (1 / (levels - 1))
+
+
+def to_integer(x: np.ndarray | jax.Array, levels: int) -> np.ndarray:
+    """Images in [-1, 1] as integers 0 .. levels - 1: what lies outside is clipped, then the nearest level is taken.
+
+    The inverse of `to_unit`, exactly, for every level of up to 16 bits in float32.  Runs on the host.
+
+    Args:
+        x: floating point, any shape, data units.
+
+    Returns:
+        uint8 for up to 256 levels, uint16 for more.
+
+    Raises:
+        ValueError: if x is not floating point or has non-finite values, or levels is not in 2 .. 65536.
+    """
+    _check_levels("to_integer", levels)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"to_integer: expected floating point in [-1, 1], got {x.dtype}: are these integers already?")
+    x = np.asarray(x) if x.dtype in (np.float32, np.float64) else np.asarray(x, np.float32)
+    bad = x.size - np.count_nonzero(np.isfinite(x))
+    if bad:
+        raise ValueError(f"to_integer: {bad} of {x.size} values are non-finite (nan or inf); they have no level")
+    # The original truncates, so that only x = 1 itself is the highest level and every image darkens by half a level on
+    # average; the nearest level is the one whose x is closest.
+    y = np.clip(x, -1, 1)
+    y += 1
+    y *= (levels - 1) / 2
+    return np.rint(y, out=y).astype(np.uint8 if levels <= 256 else np.uint16)
+
+
+def grid(images: np.ndarray | jax.Array, levels: int, *, columns: int | None = None, padding: int = 1) -> np.ndarray:
+    """One picture of many images, filled row by row.
+
+    One channel is shown as grey, three as RGB, four as RGBA; the channels of anything else stand side by side as grey.
+    Whatever the number of levels, the picture has 8 bits: it is for looking at, and an array file keeps the rest.
+
+    Args:
+        images: uint8 or uint16 [N, H, W, C], values 0 .. levels - 1.
+        columns: images per row; by default as many as make the grid square.
+        padding: pixels of grey around each image.
+
+    Returns:
+        uint8 [H', W', 1 | 3 | 4].
+
+    Raises:
+        ValueError: if images are not as described (floats go through `to_integer` first), or an option is out of range.
+    """
+    cells = _cells(images, levels)
+    count, height, width, channels = cells.shape
+    columns = math.ceil(math.sqrt(count)) if columns is None else columns
+    if columns < 1 or padding < 0:
+        raise ValueError(f"grid: expected columns >= 1 and padding >= 0, got columns={columns}, padding={padding}")
+    down, right = height + padding, width + padding
+    canvas = np.full((-(-count // columns) * down + padding, columns * right + padding, channels), BACKGROUND, np.uint8)
+    if channels == 4:
+        canvas[..., 3] = 255
+    for i, cell in enumerate(cells):
+        top, left = padding + i // columns * down, padding + i % columns * right
+        canvas[top : top + height, left : left + width] = cell
+    return canvas
+
+
+def strip(rows: Sequence[np.ndarray | jax.Array], *, padding: int = 1) -> np.ndarray:
+    """One picture of trajectories: a line for each row, time from left to right.
+
+        strip([x[:, i], x0[:, i]])      # x_t of image i above what the network makes of it
+
+    Args:
+        rows: each floating point [frames, H, W, C], all of one shape, data units.  What lies outside [-1, 1], as x_t
+            does when it is mostly noise, is clipped for display.
+        padding: pixels of grey around each image.
+
+    Returns:
+        uint8 [H', W', 1 | 3 | 4]; channels as in `grid`.
+
+    Raises:
+        ValueError: if there are no rows or they differ in shape, and as `to_integer` and `grid`.
+    """
+    shapes = [row.shape for row in rows]
+    if not shapes or len(set(shapes)) != 1 or len(shapes[0]) != 4:
+        raise ValueError(f"strip: expected rows [frames, H, W, C] of one shape, got shapes {shapes}")
+    return grid(np.concatenate([to_integer(row, 256) for row in rows]), 256, columns=shapes[0][0], padding=padding)
+
+
+def write_png(path: str | Path, image: np.ndarray, *, scale: int = 1, text: Mapping[str, str] | None = None) -> None:
+    """Writes a picture, each pixel as a square of `scale` pixels, with `text` in the file.
+
+    Args:
+        image: uint8 [H, W, 1 | 3 | 4], as `grid` makes it.
+        text: names (1 to 79 latin-1 characters) and values, kept in tEXt chunks (iTXt where a value is not latin-1).
+
+    Raises:
+        ValueError: if the image, the scale or the text is not as described.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    _check_picture("write_png", image, scale)
+    chunks = PngInfo()
+    for name, value in (text or {}).items():
+        if not isinstance(value, str):
+            raise ValueError(f"write_png: expected text values of type str, got {name!r}: {value!r}")
+        if not 1 <= len(name) <= 79 or not name.isprintable() or ord(max(name)) > 255:
+            raise ValueError(f"write_png: expected text names of 1 to 79 printable latin-1 characters, got {name!r}")
+        chunks.add_text(name, value)
+    _pillow(image, scale).save(path, format="PNG", pnginfo=chunks)
+
+
+def read_png(path: str | Path) -> Picture:
+    """The picture in a PNG file and the text written with it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a PNG, or not of 8-bit grey, RGB or RGBA.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=["PNG"]) as file:
+            file.load()
+            if file.mode not in ("L", "RGB", "RGBA"):
+                raise ValueError(f"{path}: expected a PNG of mode L, RGB or RGBA, got mode {file.mode}")
+            pixels = np.array(file)
+            text = {str(name): str(value) for name, value in getattr(file, "text", {}).items()}
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not a PNG file") from None
+    return Picture(pixels if pixels.ndim == 3 else pixels[..., None], text)
+
+
+def write_gif(path: str | Path, frames: Sequence[np.ndarray], *, scale: int = 1, duration: int = 100) -> None:
+    """Writes pictures as an endless animation, the last of them held for 1.5 s.
+
+    Grey is exact.  Colour is reduced to 256 colours per frame, without dithering.  A GIF has no translucency: RGBA is
+    shown over grey.  Frames equal to the one before them are kept as a longer duration of that one.
+
+    Args:
+        frames: each uint8 [H, W, 1 | 3 | 4], all of one shape, as `grid` makes them.
+        duration: milliseconds per frame, at least 20; a GIF counts in tens.
+
+    Raises:
+        ValueError: if there are no frames, they differ in shape, or one of them or an option is not as described.
+    """
+    shapes = sorted({frame.shape for frame in frames})
+    if len(shapes) != 1:
+        raise ValueError(f"write_gif: expected frames of one shape, got shapes {shapes}")
+    if duration < 20:
+        raise ValueError(f"write_gif: expected a duration of at least 20 ms (viewers slow faster ones), got {duration}")
+    for frame in frames:
+        _check_picture("write_gif", frame, scale)
+    first, *rest = [_paletted(_pillow(frame, scale)) for frame in frames]
+    durations = [duration] * len(rest) + [max(LAST_FRAME, duration)]
+    first.save(path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=False)
+
+
+def _pillow(image: np.ndarray, scale: int) -> "Image.Image":
+    from PIL import Image
+
+    height, width, channels = image.shape
+    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+    return picture.resize((width * scale, height * scale), Image.Resampling.NEAREST)
+
+
+def _paletted(picture: "Image.Image") -> "Image.Image":
+    from PIL import Image
+
+    if picture.mode == "L":
+        return picture
+    if picture.mode == "RGBA":
+        over = Image.new("RGBA", picture.size, (BACKGROUND, BACKGROUND, BACKGROUND, 255))
+        picture = Image.alpha_composite(over, picture).convert("RGB")
+    return picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+
+
+def _cells(images: np.ndarray | jax.Array, levels: int) -> np.ndarray:
+    """Integer images [N, H, W, C] as uint8 [N, H, W', 1 | 3 | 4] over the full range of 8 bits."""
+    _check_integers("grid", images, levels)
+    images = np.asarray(images)
+    if images.ndim != 4 or images.size == 0:
+        raise ValueError(f"grid: expected images [N, H, W, C], none of them 0, got shape {images.shape}")
+    if images.max() >= levels:
+        raise ValueError(f"grid: images hold the value {images.max()}, above levels - 1 = {levels - 1}")
+    if levels != 256:
+        images = np.rint(images * (255 / (levels - 1)))
+    count, height, width, channels = images.shape
+    if channels not in (1, 3, 4):
+        images = np.moveaxis(images, -1, 2).reshape(count, height, channels * width, 1)
+    return images.astype(np.uint8)
+
+
+def _check_levels(caller: str, levels: int) -> None:
+    if not 2 <= levels <= 65536:
+        raise ValueError(f"{caller}: expected 2 to 65536 levels, got levels={levels}")
+
+
+def _check_integers(caller: str, images: np.ndarray | jax.Array, levels: int) -> None:
+    _check_levels(caller, levels)
+    if images.dtype not in (np.uint8, np.uint16):
+        hint = "; to_integer makes them from [-1, 1]" if jnp.issubdtype(images.dtype, jnp.floating) else ""
+        raise ValueError(f"{caller}: expected images of type uint8 or uint16, got {images.dtype}{hint}")
+    if levels > jnp.iinfo(images.dtype).max + 1:
+        raise ValueError(f"{caller}: levels={levels} do not fit in images of type {images.dtype}")
+
+
+def _check_picture(caller: str, image: np.ndarray, scale: int) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3, 4) or image.size == 0:
+        raise ValueError(
+            f"{caller}: expected a picture uint8 [H, W, 1 | 3 | 4] as `grid` makes it, got {image.dtype} {image.shape}"
+        )
+    if scale < 1:
+        raise ValueError(f"{caller}: expected scale >= 1, got {scale}")

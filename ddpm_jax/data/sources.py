@@ -1,0 +1,231 @@
+"""Where images come from: the digits inside the package, or an .npz file.
+
+Images stay the integers they are stored as; `ddpm_jax.data.images.to_unit` scales them.  Nothing is converted on the
+way in: what is not integer images is refused, in words that say what would be right.
+"""
+
+import io
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+TRAIN = ("train", "x_train", "train_images", "images", "arr_0", "jpeg")
+TEST = ("test", "x_test", "test_images")
+TRAIN_LABELS = ("train_labels", "y_train", "labels")
+TEST_LABELS = ("test_labels", "y_test")
+
+
+class Images(NamedTuple):
+    """A data set in host memory.
+
+    train, test: uint8 or uint16 [N, H, W, C], values 0 .. levels - 1; test is held out, never trained on.
+    train_labels, test_labels: int32 [N], or both None.
+    levels: 17 for the digits, 256 for 8 bits, 65536 for 16 bits, unless the caller of `load` said otherwise.
+    name: the source, as it was given to `load`.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    train_labels: np.ndarray | None
+    test_labels: np.ndarray | None
+    levels: int
+    name: str
+
+
+def load(source: str, *, held_out: float = 0.1, levels: int | None = None) -> Images:
+    """The images that a source names: "digits", or "npz:PATH".
+
+    An .npz file holds the training images under one of `train`, `x_train`, `train_images`, `images`, `arr_0` (as
+    numpy.savez names an array without a name), and may hold held-out ones under `test`, `x_test`, `test_images`.
+    Images are uint8 or uint16 [N, H, W, C], or [N, H, W] for one channel.  Labels, integers [N], are found under
+    `train_labels`, `y_train`, `labels` (beside `arr_0` also `arr_1`) and `test_labels`, `y_test`.  Images may also be
+    JPEG files, end to end in the bytes `jpeg` with their borders in `offsets` [N + 1]; these are decoded with Pillow.
+    Other keys are not read.
+
+    Args:
+        held_out: the fraction of the images, at least one image, that is held out where the file has none: the last
+            ones of a fixed permutation.  The others keep their order.
+        levels: the number of levels if it is not 256 for uint8 and 65536 for uint16.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the source is unknown, or the file or an option is not as described.
+    """
+    if not 0 < held_out < 1:
+        raise ValueError(f"load: expected a fraction 0 < held_out < 1, got {held_out}")
+    kind, _, path = source.partition(":")
+    if source == "digits":
+        if levels not in (None, 17):
+            raise ValueError(f"load: the digits have 17 levels, got levels={levels}")
+        return _npz(Path(__file__).with_name("digits.npz"), source, held_out, 17)
+    if kind == "npz" and path:
+        return _npz(Path(path).expanduser(), source, held_out, levels)
+    hint = f'; did you mean "npz:{source}"?' if source.endswith(".npz") and kind != "npz" else ""
+    raise ValueError(f'load: unknown source {source!r}: expected "digits" or "npz:PATH"{hint}')
+
+
+def summary(images: Images) -> str:
+    """One line: how many images of what size and depth, labels, memory."""
+    height, width, channels = images.train.shape[1:]
+    labels = "no labels"
+    if images.train_labels is not None and images.test_labels is not None:
+        labels = f"{len(np.union1d(images.train_labels, images.test_labels))} classes"
+    return (
+        f"{images.name}: {len(images.train):,} training and {len(images.test):,} held-out images, "
+        f"{height}x{width}x{channels} {images.train.dtype}, {images.levels} levels, {labels}, "
+        f"{(images.train.nbytes + images.test.nbytes) / 1e6:.1f} MB"
+    )
+
+
+def _npz(path: Path, name: str, held_out: float, levels: int | None) -> Images:
+    if not path.exists():
+        raise FileNotFoundError(f"load: no file {path}")
+    # A plain .npy would be read as an array and a pickle be refused in words about pickles, so look before numpy does.
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: not an .npz file, or not a whole one (numpy.savez_compressed writes them)")
+    with np.load(path, allow_pickle=False) as archive:
+        return _images(path, archive, name, held_out, levels)
+
+
+def _images(path: Path, archive: np.lib.npyio.NpzFile, name: str, held_out: float, levels: int | None) -> Images:
+    key, test_key, label_key, test_label_key = _keys(path, archive.files)
+    train = _jpeg(path, archive) if key == "jpeg" else _array(path, archive, key)
+    train = _checked_images(path, key, train, levels)
+    levels = int(np.iinfo(train.dtype).max) + 1 if levels is None else levels
+    labels = _labels(path, archive, label_key, len(train)) if label_key else None
+    if not test_key:
+        train, test = _divided(path, key, train, held_out)
+        both = (labels, None) if labels is None else _divided(path, key, labels, held_out)
+        return Images(train, test, *both, levels, name)
+    test = _checked_images(path, test_key, _array(path, archive, test_key), levels)
+    if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
+        raise ValueError(
+            f"{path}: {key!r} and {test_key!r} must be alike, got {train.dtype} {train.shape} and "
+            f"{test.dtype} {test.shape}"
+        )
+    test_labels = _labels(path, archive, test_label_key, len(test)) if test_label_key else None
+    return Images(train, test, labels, test_labels, levels, name)
+
+
+def _keys(path: Path, files: Sequence[str]) -> tuple[str, str | None, str | None, str | None]:
+    """The keys of the training images, the test images, and the labels of both."""
+    shown = ", ".join(sorted(files)[:12]) + (", ..." if len(files) > 12 else "")
+    train = _one_of(path, files, TRAIN)
+    if train is None:
+        raise ValueError(f"{path}: no images; expected one of the keys {', '.join(TRAIN)}, found {shown or 'none'}")
+    test = _one_of(path, files, TEST)
+    labels = _one_of(path, files, (*TRAIN_LABELS, "arr_1") if train == "arr_0" else TRAIN_LABELS)
+    test_labels = _one_of(path, files, TEST_LABELS)
+    if test and (labels is None) != (test_labels is None):
+        raise ValueError(f"{path}: expected labels of both training and test images or of neither, found {shown}")
+    if test_labels and not test:
+        raise ValueError(f"{path}: {test_labels!r} without test images; expected one of the keys {', '.join(TEST)}")
+    return train, test, labels, test_labels
+
+
+def _one_of(path: Path, files: Sequence[str], names: Sequence[str]) -> str | None:
+    found = [name for name in names if name in files]
+    if len(found) > 1:
+        raise ValueError(f"{path}: the keys {' and '.join(map(repr, found))} mean the same thing; keep one of them")
+    return found[0] if found else None
+
+
+def _array(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
+    try:
+        array = archive[key]
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: cannot read the array {key!r}: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path}: {key!r} is not an array")
+    return array
+
+
+def _checked_images(path: Path, key: str, array: np.ndarray, levels: int | None) -> np.ndarray:
+    """The array as [N, H, W, C], if it holds integer images of so many levels."""
+    what = f"{path}: {key!r} is {array.dtype} {array.shape}"
+    if array.dtype not in (np.uint8, np.uint16):
+        advice = "integers 0 .. levels - 1 can be saved with images.astype(numpy.uint8)"
+        if array.dtype.kind == "f":
+            advice = "floats in [0, 1] can be saved as numpy.rint(255 * images).astype(numpy.uint8)"
+        raise ValueError(f"{what}; expected images of type uint8 or uint16: {advice}")
+    if array.ndim not in (3, 4):
+        raise ValueError(f"{what}; expected [N, H, W, C], or [N, H, W] for one channel")
+    if array.size == 0:
+        raise ValueError(f"{what}; expected at least one image with at least one pixel")
+    if array.ndim == 4 and array.shape[1] in (1, 3) and min(array.shape[2:]) > 4:
+        raise ValueError(f"{what}, channels first; expected [N, H, W, C]: save numpy.moveaxis(images, 1, -1)")
+    most = int(np.iinfo(array.dtype).max) + 1
+    if levels is not None and not 2 <= levels <= most:
+        raise ValueError(f"{what}; expected 2 to {most} levels, got levels={levels}")
+    if levels is not None and array.max() >= levels:
+        raise ValueError(f"{what} with the value {array.max()}, above levels - 1 = {levels - 1}")
+    return array if array.ndim == 4 else array[..., None]
+
+
+def _labels(path: Path, archive: np.lib.npyio.NpzFile, key: str, count: int) -> np.ndarray:
+    labels = _array(path, archive, key)
+    what = f"{path}: {key!r} is {labels.dtype} {labels.shape}"
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"{what}; expected integer labels")
+    if labels.shape != (count,):
+        raise ValueError(f"{what}; expected one label for each of the {count} images, shape ({count},)")
+    if labels.min() < 0 or labels.max() >= 2**31:
+        raise ValueError(f"{what} with values {labels.min()} .. {labels.max()}; expected classes 0, 1, ...")
+    return labels.astype(np.int32)
+
+
+def _divided(path: Path, key: str, array: np.ndarray, held_out: float) -> tuple[np.ndarray, np.ndarray]:
+    """The array without the last `held_out` of a fixed permutation, in place, and a copy of these."""
+    count = len(array)
+    held = max(1, round(held_out * count))
+    if held >= count:
+        raise ValueError(
+            f"{path}: {key!r} has {count} images; holding out held_out={held_out} of them leaves none to train on"
+        )
+    # RandomState and not default_rng: numpy promises that its stream never changes.
+    out = np.sort(np.random.RandomState(0).permutation(count)[count - held :])
+    test = array[out]
+    # Close the gaps from front to back: no second copy of what may fill half of the memory.
+    end = int(out[0])
+    for gap, after in zip(out, [*out[1:], count], strict=True):
+        array[end : end + after - gap - 1] = array[gap + 1 : after]
+        end += int(after - gap) - 1
+    return array[:end], test
+
+
+def _jpeg(path: Path, archive: np.lib.npyio.NpzFile) -> np.ndarray:
+    """The images of concatenated JPEG files, uint8 [N, H, W, 1 | 3]: file i is jpeg[offsets[i]:offsets[i + 1]]."""
+    if "offsets" not in archive.files:
+        raise ValueError(f"{path}: 'jpeg' without 'offsets' [N + 1], the borders of its files")
+    data, offsets = _array(path, archive, "jpeg"), _array(path, archive, "offsets")
+    if data.dtype != np.uint8 or data.ndim != 1:
+        raise ValueError(f"{path}: 'jpeg' is {data.dtype} {data.shape}; expected the files' bytes, uint8 [bytes]")
+    increasing = offsets.dtype.kind in "iu" and offsets.ndim == 1 and len(offsets) > 1
+    if not increasing or offsets[0] != 0 or offsets[-1] != len(data) or np.any(offsets[:-1] >= offsets[1:]):
+        raise ValueError(f"{path}: 'offsets' must be increasing integers [N + 1] from 0 to len(jpeg) = {len(data)}")
+    first = _decoded(path, data, offsets, 0)
+    images = np.empty((len(offsets) - 1, *first.shape), np.uint8)
+    for i in range(len(images)):
+        image = _decoded(path, data, offsets, i)
+        if image.shape != first.shape:
+            raise ValueError(f"{path}: JPEG {i} has shape {image.shape}, JPEG 0 has {first.shape}; expected one shape")
+        images[i] = image
+    return images
+
+
+def _decoded(path: Path, data: np.ndarray, offsets: np.ndarray, i: int) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data[offsets[i] : offsets[i + 1]].tobytes()), formats=["JPEG"]) as file:
+            pixels = np.asarray(file)
+            mode = file.mode
+    except OSError as error:
+        raise ValueError(f"{path}: JPEG {i} cannot be decoded: {error}") from error
+    if mode not in ("L", "RGB"):
+        raise ValueError(f"{path}: JPEG {i} has the mode {mode}; expected grey (L) or RGB")
+    return pixels.reshape(*pixels.shape[:2], -1)

@@ -1,0 +1,289 @@
+"""Pictures: exact round trips through [-1, 1], and files that hold what was put into them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import data
+from ddpm_jax.data import images
+
+LEVELS = [(17, np.uint8), (256, np.uint8), (65536, np.uint16)]
+
+
+def ramp(count, height, width, channels, levels=256):
+    """Images whose every value tells where it is."""
+    values = np.arange(count * height * width * channels) % levels
+    return values.reshape(count, height, width, channels).astype(np.uint8)
+
+
+# Integers and [-1, 1]
+
+
+@pytest.mark.parametrize(("levels", "dtype"), LEVELS)
+def test_every_level_survives_the_round_trip(levels, dtype):
+    every = np.arange(levels).astype(dtype)
+    x = data.to_unit(every, levels)
+    assert (x[0], x[-1], x.dtype) == (-1, 1, jnp.float32)
+    np.testing.assert_array_equal(x, -x[::-1])  # no level is favoured over its mirror image
+    back = data.to_integer(x, levels)
+    assert back.dtype == dtype
+    np.testing.assert_array_equal(back, every)
+
+
+def test_eight_bits_are_scaled_as_published_weights_expect():
+    every = np.arange(256, dtype=np.uint8)
+    np.testing.assert_allclose(data.to_unit(every, 256), every / 127.5 - 1, rtol=0, atol=2**-23)
+
+
+@pytest.mark.parametrize(("levels", "dtype"), LEVELS)
+def test_compiled_scaling_has_the_same_bits(levels, dtype):
+    every = np.arange(levels).astype(dtype)
+    compiled = jax.jit(data.to_unit, static_argnums=1)(every, levels)
+    np.testing.assert_array_equal(compiled, data.to_unit(every, levels))
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256, 65536])
+def test_the_nearest_level_is_taken(levels):
+    x = np.random.RandomState(0).uniform(-1, 1, 4000)
+    error = data.to_unit(data.to_integer(x, levels), levels) - x
+    assert np.abs(error).max() <= 1 / (levels - 1) + 1e-6
+    # Truncation would leave a mean error of minus half a level; rounding leaves none.
+    standard_error = 2 / (levels - 1) / np.sqrt(12 * x.size)
+    assert abs(error.mean()) < 4 * standard_error
+
+
+def test_what_lies_outside_is_clipped_and_the_input_left_alone():
+    x = np.array([-7.0, -1.0001, 1.0001, 99.0], np.float32)
+    np.testing.assert_array_equal(data.to_integer(x, 256), [0, 0, 255, 255])
+    np.testing.assert_array_equal(x, np.array([-7.0, -1.0001, 1.0001, 99.0], np.float32))
+
+
+def test_low_precision_images_have_levels_too():
+    np.testing.assert_array_equal(data.to_integer(jnp.array([-1, 0.5, 1], jnp.bfloat16), 17), [0, 12, 16])
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (
+            lambda: data.to_unit(np.zeros(3, np.float32), 256),
+            "to_unit: .*uint8 or uint16, got float32; to_integer makes",
+        ),
+        (lambda: data.to_unit(np.zeros(3, np.int32), 256), "to_unit: .*uint8 or uint16, got int32$"),
+        (lambda: data.to_unit(np.zeros(3, np.uint8), 65536), "levels=65536 do not fit in images of type uint8"),
+        (lambda: data.to_unit(np.zeros(3, np.uint8), 1), "to_unit: expected 2 to 65536 levels, got levels=1"),
+        (lambda: data.to_integer(np.zeros(3), 65537), "to_integer: expected 2 to 65536 levels, got levels=65537"),
+        (lambda: data.to_integer(np.zeros(3, np.uint8), 256), r"floating point in \[-1, 1\], got uint8: are these int"),
+        (lambda: data.to_integer(np.array([0, np.nan, np.inf]), 256), "to_integer: 2 of 3 values are non-finite"),
+    ],
+)
+def test_conversions_refuse(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()
+
+
+@pytest.mark.parametrize("levels", [2, 3, 10, 42, 56, 1000, 4096])
+def test_unusual_numbers_of_levels_stay_in_range_and_come_back(levels):
+    every = np.arange(levels).astype(np.uint16)
+    x = data.to_unit(every, levels)
+    assert 1 - 2**-24 <= jnp.abs(x).max() <= 1
+    np.testing.assert_array_equal(data.to_integer(x, levels), every)
+
+
+# Grids and strips
+
+
+def test_a_grid_is_filled_row_by_row():
+    cells = ramp(5, 2, 3, 1)
+    picture = data.grid(cells, 256, columns=2, padding=1)
+    rows = [picture[1:3], picture[4:6], picture[7:9]]
+    found = [row[:, left : left + 3] for row in rows for left in (1, 5)]
+    np.testing.assert_array_equal(np.stack(found[:5]), cells)
+    assert np.all(found[5] == images.BACKGROUND)
+    # All that is not an image is background.
+    assert np.count_nonzero(picture != images.BACKGROUND) == np.count_nonzero(cells != images.BACKGROUND)
+
+
+def test_a_grid_without_padding_is_the_images_and_nothing_else():
+    cells = ramp(4, 3, 3, 3)
+    picture = data.grid(cells, 256, padding=0)
+    np.testing.assert_array_equal(picture, np.block([[[cells[0]], [cells[1]]], [[cells[2]], [cells[3]]]]))
+
+
+@pytest.mark.parametrize(("levels", "dtype"), LEVELS)
+def test_black_is_black_and_white_is_white_at_any_depth(levels, dtype):
+    cells = np.array([0, levels - 1], dtype).reshape(2, 1, 1, 1)
+    assert data.grid(cells, levels, columns=2, padding=0).ravel().tolist() == [0, 255]
+
+
+def test_sixteen_bits_are_reduced_to_the_nearest_of_eight():
+    cells = np.array([128, 129, 257 * 77], np.uint16).reshape(3, 1, 1, 1)  # 257 / 2 = 128.5 is half a level
+    assert data.grid(cells, 65536, columns=3, padding=0).ravel().tolist() == [0, 1, 77]
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(1, 1), (2, 1), (3, 3), (4, 4), (5, 1)])
+def test_every_channel_is_shown(channels, shown):
+    cells = ramp(2, 2, 3, channels)
+    picture = data.grid(cells, 256, columns=1, padding=0)
+    assert picture.shape[-1] == shown
+    if channels == shown:
+        np.testing.assert_array_equal(picture, cells.reshape(4, 3, channels))
+    else:
+        for channel in range(channels):
+            side = picture[:, 3 * channel : 3 * channel + 3, 0]
+            np.testing.assert_array_equal(side, cells[..., channel].reshape(4, 3))
+
+
+def test_the_padding_of_translucent_images_is_opaque():
+    picture = data.grid(np.zeros((1, 2, 2, 4), np.uint8), 256)
+    assert picture[0, 0].tolist() == [128, 128, 128, 255]
+    assert picture[1, 1].tolist() == [0, 0, 0, 0]
+
+
+def test_a_strip_shows_time_from_left_to_right_and_clips_noise():
+    x_t = np.stack([np.full((2, 2, 1), value, np.float32) for value in (9, 1, -1, -9)])
+    x0 = jnp.zeros((4, 2, 2, 1)) + 1 / 255
+    picture = data.strip([x_t, x0], padding=1)[..., 0]
+    assert picture[1, 1::3].tolist() == [255, 255, 0, 0]
+    assert picture[4, 1::3].tolist() == [128] * 4
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: data.grid(np.zeros((1, 2, 2, 1)), 256), "uint8 or uint16, got float64; to_integer makes them"),
+        (lambda: data.grid(ramp(1, 2, 2, 1)[0], 256), r"images \[N, H, W, C\], none of them 0, got shape \(2, 2, 1\)"),
+        (lambda: data.grid(ramp(1, 2, 2, 1)[:0], 256), r"got shape \(0, 2, 2, 1\)"),
+        (lambda: data.grid(ramp(1, 5, 5, 1), 17), r"value 24, above levels - 1 = 16"),
+        (
+            lambda: data.grid(ramp(1, 2, 2, 1), 256, columns=0),
+            "columns >= 1 and padding >= 0, got columns=0, padding=1",
+        ),
+        (lambda: data.grid(ramp(1, 2, 2, 1), 256, padding=-1), "got columns=1, padding=-1"),
+        (lambda: data.strip([]), r"rows \[frames, H, W, C\] of one shape, got shapes \[\]"),
+        (
+            lambda: data.strip([np.zeros((2, 2, 2, 1)), np.zeros((3, 2, 2, 1))]),
+            r"one shape, got shapes \[\(2, 2, 2, 1\)",
+        ),
+        (lambda: data.strip([np.full((1, 2, 2, 1), np.nan)]), "4 of 4 values are non-finite"),
+    ],
+)
+def test_grids_refuse(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()
+
+
+# Files
+
+NOT_TEXT: Any = {"seed": 1}
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_png_holds_the_picture_and_the_text(tmp_path, channels):
+    picture = ramp(1, 9, 16, channels)[0]
+    text = {"seed": "17", "config": '{"T": 1000}\nlr = 2e-4', "écrit": "β ≤ 0.02"}
+    data.write_png(tmp_path / "a.png", picture, text=text)
+    found = data.read_png(tmp_path / "a.png")
+    np.testing.assert_array_equal(found.image, picture)
+    assert found.text == text
+    assert b"tEXtseed\x0017" in (tmp_path / "a.png").read_bytes()  # as any other reader finds it
+
+
+def test_scaling_makes_squares_of_pixels(tmp_path):
+    picture = ramp(1, 4, 5, 3)[0]
+    data.write_png(tmp_path / "a.png", picture, scale=3)
+    found = data.read_png(tmp_path / "a.png").image
+    np.testing.assert_array_equal(found, np.kron(picture, np.ones((3, 3, 1), np.uint8)))
+
+
+def test_digits_can_be_read_back_from_a_picture_of_them(tmp_path):
+    digits = data.load("digits").test[:9]
+    data.write_png(tmp_path / "a.png", data.grid(digits, 17, columns=3, padding=0))
+    found = data.read_png(tmp_path / "a.png").image.reshape(3, 8, 3, 8, 1).swapaxes(1, 2).reshape(9, 8, 8, 1)
+    np.testing.assert_array_equal(np.rint(found / 255 * 16), digits)
+
+
+def frames_of(path):
+    from PIL import Image
+
+    frames, durations = [], []
+    with Image.open(path) as file:
+        loop = file.info.get("loop")
+        for i in range(getattr(file, "n_frames", 1)):
+            file.seek(i)
+            frames.append(np.asarray(file.convert("RGB")))
+            durations.append(file.info["duration"])
+    return frames, durations, loop
+
+
+def test_a_grey_gif_is_exact_and_holds_its_last_frame(tmp_path):
+    frames = [np.roll(ramp(1, 16, 16, 1)[0], shift, axis=0) for shift in range(4)]
+    data.write_gif(tmp_path / "a.gif", frames, scale=2, duration=80)
+    found, durations, loop = frames_of(tmp_path / "a.gif")
+    assert (durations, loop) == ([80, 80, 80, 1500], 0)
+    for frame, back in zip(frames, found, strict=True):
+        np.testing.assert_array_equal(back, np.kron(np.repeat(frame, 3, -1), np.ones((2, 2, 1), np.uint8)))
+
+
+def test_a_colour_gif_keeps_a_few_colours_exactly(tmp_path):
+    draw = np.random.RandomState(0)
+    colours = draw.randint(0, 256, (60, 3)).astype(np.uint8)
+    frames = [colours[draw.randint(0, 60, (12, 12))] for _ in range(3)]
+    data.write_gif(tmp_path / "a.gif", frames)
+    for frame, back in zip(frames, frames_of(tmp_path / "a.gif")[0], strict=True):
+        np.testing.assert_array_equal(back, frame)
+
+
+def test_a_translucent_gif_is_shown_over_grey(tmp_path):
+    clear, solid = np.zeros((4, 4, 4), np.uint8), np.full((4, 4, 4), 255, np.uint8)
+    data.write_gif(tmp_path / "a.gif", [clear, solid])
+    found, durations, _ = frames_of(tmp_path / "a.gif")
+    assert [frame[0, 0].tolist() for frame in found] == [[128] * 3, [255] * 3]
+    assert durations == [100, 1500]
+
+
+def test_one_frame_is_a_gif_too(tmp_path):
+    data.write_gif(tmp_path / "a.gif", [ramp(1, 4, 4, 1)[0]])
+    np.testing.assert_array_equal(frames_of(tmp_path / "a.gif")[0][0][..., :1], ramp(1, 4, 4, 1)[0])
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (
+            lambda p: data.write_png(p, np.zeros((2, 2, 1), np.uint16)),
+            "write_png: .*uint8.*as `grid` makes it, got uint16",
+        ),
+        (lambda p: data.write_png(p, np.zeros((2, 2), np.uint8)), r"got uint8 \(2, 2\)"),
+        (lambda p: data.write_png(p, np.zeros((2, 2, 2), np.uint8)), r"got uint8 \(2, 2, 2\)"),
+        (lambda p: data.write_png(p, ramp(1, 2, 2, 1)[0], scale=0), "write_png: expected scale >= 1, got 0"),
+        (lambda p: data.write_png(p, ramp(1, 2, 2, 1)[0], text=NOT_TEXT), "values of type str, got 'seed': 1"),
+        (lambda p: data.write_png(p, ramp(1, 2, 2, 1)[0], text={"β": ""}), "1 to 79 printable latin-1.*'β'"),
+        (lambda p: data.write_png(p, ramp(1, 2, 2, 1)[0], text={"": "x"}), "1 to 79 printable latin-1.*''"),
+        (lambda p: data.write_gif(p, []), r"write_gif: expected frames of one shape, got shapes \[\]"),
+        (lambda p: data.write_gif(p, [ramp(1, 2, 2, 1)[0], ramp(1, 2, 3, 1)[0]]), r"\[\(2, 2, 1\), \(2, 3, 1\)\]"),
+        (lambda p: data.write_gif(p, [np.zeros((2, 2, 1))]), "write_gif: expected a picture uint8.*got float64"),
+        (lambda p: data.write_gif(p, [ramp(1, 2, 2, 1)[0]], scale=0), "write_gif: expected scale >= 1, got 0"),
+        (lambda p: data.write_gif(p, [ramp(1, 2, 2, 1)[0]], duration=5), "at least 20 ms .*got 5"),
+    ],
+)
+def test_writers_refuse_and_leave_no_file(tmp_path, call, text):
+    with pytest.raises(ValueError, match=text):
+        call(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_png_is_refused(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "a.png").write_bytes(b"GIF89a")
+    with pytest.raises(ValueError, match=r"a\.png: not a PNG file"):
+        data.read_png(tmp_path / "a.png")
+    Image.new("1", (4, 4)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"b\.png: expected a PNG of mode L, RGB or RGBA, got mode 1"):
+        data.read_png(tmp_path / "b.png")
+    with pytest.raises(FileNotFoundError, match=r"c\.png"):
+        data.read_png(tmp_path / "c.png")
