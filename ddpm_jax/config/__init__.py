@@ -1,0 +1,273 @@
+"""Experiments as frozen dataclasses: their fields, files and checks.
+
+A file of `configs/` defines `config = Config(...)`; a variant is `dataclasses.replace`.  `train.py` shows every field
+with its default and takes it from the command line.  The resolved config is written next to a run and into each of
+its checkpoints, so that no other program has to be told.
+
+Reading a config imports nothing heavy; `ddpm_jax.config.objects` builds what it says.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import pathlib
+import types
+import typing
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    source: str = "digits"
+    """"digits", or "npz:PATH" with uint8 or uint16 images, NHWC."""
+    flip: bool = False
+    """Mirror each training image left-right with probability 1/2."""
+    held_out: float = 0.1
+    """Share held out for evaluation, if the source has no test split of its own."""
+    levels: int | None = None
+    """Values a pixel can take; None is 17 for digits, 256 for uint8, 65536 for uint16."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    kind: Literal["linear", "cosine", "quad", "const", "jsd", "warmup10", "warmup50"] = "linear"
+    """The noise schedule, see ddpm_jax.schedules."""
+    T: int = 1000
+    """Number of noise steps."""
+    beta_1: float = 1e-4
+    """First beta (linear, quad, warmup10, warmup50)."""
+    beta_T: float = 0.02
+    """Last beta (linear, quad, warmup10, warmup50), or the only one (const)."""
+    offset: float = 0.008
+    """Offset of the cosine schedule."""
+    max_beta: float = 0.999
+    """Largest beta of the cosine schedule."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+    channels: int = 128
+    """Channels at full resolution."""
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    """Channels of each level as multiples; each level halves the resolution."""
+    blocks: int = 2
+    """Residual blocks per level."""
+    attention_at: tuple[int, ...] = (16,)
+    """Resolutions with self-attention; the middle always has it."""
+    heads: int = 1
+    """Attention heads."""
+    dropout: float = 0.1
+    """Dropout before the second convolution of each block."""
+    resample_with_conv: bool = True
+    """Convolve when changing resolution; otherwise average and repeat."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the computation; parameters, statistics and losses are float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    kind: Literal["simple", "hybrid", "variational"] = "simple"
+    """L_simple; L_simple + vlb_scale * L_vlb with a learned variance; or the bound itself."""
+    predicts: Literal["eps", "x0", "v", "mean"] = "eps"
+    """What the network predicts."""
+    weight: Literal["none", "snr", "snr_plus_one", "truncated_snr", "min_snr", "p2"] = "none"
+    """Weighting of the simple loss by the signal-to-noise ratio."""
+    min_snr_gamma: float = 5.0
+    """Where min_snr cuts the signal-to-noise ratio."""
+    p2_gamma: float = 1.0
+    """The power of p2."""
+    learned_variance: bool = False
+    """The network also gives the reverse variance (always so with hybrid)."""
+    vlb_scale: float = 1e-3
+    """Share of the bound in the hybrid loss."""
+    stratified: bool = False
+    """Spread the times of a batch evenly over 1..T."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    learning_rate: float = 2e-4
+    """Adam's rate after the warm-up."""
+    warmup: int = 5000
+    """Steps over which the rate rises from 0."""
+    clip: float | None = 1.0
+    """Largest global norm of the gradient; None never clips."""
+    b1: float = 0.9
+    """Adam's first decay."""
+    b2: float = 0.999
+    """Adam's second decay."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    ema_decay: float = 0.9999
+    """Decay of the moving average of the parameters."""
+    ema_warmup: bool = False
+    """Let the decay rise as (1 + n) / (10 + n) first: for short runs."""
+    accumulate: int = 1
+    """Micro-batches per step and device."""
+    max_skipped: int = 10
+    """Stop after this many steps in a row with a loss or gradient that is not finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    sampler: Literal["ancestral", "ddim"] = "ancestral"
+    """The reverse process."""
+    steps: int = 1000
+    """Network calls per image."""
+    spacing: Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic"] = "uniform"
+    """How the visited times are spread over 1..T."""
+    mix: float = 1.0
+    """Reverse variance of ancestral sampling: 1 is beta (the original's CIFAR-10), 0 is beta-tilde (its 256x256)."""
+    eta: float = 0.0
+    """Noise of DDIM: 0 is deterministic."""
+    clip: bool = True
+    """Bring each predicted x_0 into [-1, 1]."""
+    tile: int = 16
+    """Images per device and network call: part of what an image is, to the bit."""
+    num: int = 64
+    """Images in the grids that training draws."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    images: int = 256
+    """How many held-out images training evaluates (all, if there are fewer)."""
+    strata: int = 16
+    """Strata of the estimate of bits/dim: two network calls per image and stratum."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    """Everything random in a run follows from it."""
+    steps: int = 800_000
+    """Training steps."""
+    batch: int = 128
+    """Images per step, over all devices."""
+    log_every: int = 100
+    """Steps between lines of metrics.jsonl."""
+    sample_every: int = 10_000
+    """Steps between sample grids and held-out evaluations; 0 is only at the end."""
+    save_every: int = 5_000
+    """Steps between checkpoints (there is always one at the end)."""
+    keep: int = 3
+    """Checkpoints to keep."""
+    data: Data = Data()
+    schedule: Schedule = Schedule()
+    net: Net = Net()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    sampling: Sampling = Sampling()
+    evaluation: Evaluation = Evaluation()
+
+
+def load(path: str | pathlib.Path) -> Config:
+    """The `config` that a Python file defines; "FILE.py:NAME" is another one of its variables, a variant.
+
+    Raises:
+        FileNotFoundError: if there is no such file (the files beside it are named).
+        ValueError: if it defines no such variable of type Config.
+    """
+    file, _, name = str(path).partition(".py:")
+    path, name = (pathlib.Path(f"{file}.py"), name) if name else (pathlib.Path(path), "config")
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise FileNotFoundError(f"no config file {path}; {path.parent} holds: {', '.join(near) or 'no config'}")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = getattr(module, name, None)
+    if not isinstance(found, Config):
+        known = ", ".join(n for n, value in vars(module).items() if isinstance(value, Config))
+        raise ValueError(f"{path} must define `{name} = Config(...)`; it defines: {known or 'no Config'}")
+    return found
+
+
+def to_json(config: Config) -> str:
+    """The whole config as JSON text."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_dict(values: dict[str, Any], cls: type = Config, where: str = "") -> Any:
+    """The config that `dataclasses.asdict` or `to_json` wrote.
+
+    Raises:
+        ValueError: for a field that does not exist, naming the nearest one, or a value of another type.
+    """
+    hints = typing.get_type_hints(cls)
+    unknown = [name for name in values if name not in hints]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], hints, 1)
+        raise ValueError(f"unknown field {where}{unknown[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return cls(**{name: _value(v, hints[name], f"{where}{name}") for name, v in values.items()})
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """One line "field: old -> new" for each field that differs."""
+    flat_old, flat_new = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
+    return [f"{k}: {flat_old[k]!r} -> {flat_new[k]!r}" for k in flat_old if flat_old[k] != flat_new[k]]
+
+
+def check(config: Config) -> None:
+    """Refuses what cannot be trained, before anything is compiled.
+
+    Raises:
+        ValueError: naming the field, its value and what would be right.
+    """
+    for name in ("steps", "batch", "log_every", "save_every", "keep"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if config.sample_every < 0:
+        raise ValueError(f"sample_every must be 0 (only at the end) or more, got {config.sample_every}")
+    if config.loss.learned_variance and config.loss.kind == "simple":
+        raise ValueError("loss.learned_variance needs loss.kind 'hybrid' or 'variational': L_simple cannot train it")
+    if config.loss.weight != "none" and config.loss.kind == "variational":
+        raise ValueError(f"loss.weight {config.loss.weight!r} has no meaning for loss.kind 'variational'")
+    if not 0 <= config.sampling.mix <= 1 or not 0 <= config.sampling.eta <= 1:
+        raise ValueError(f"sampling.mix and eta must lie in [0, 1], got {config.sampling.mix}, {config.sampling.eta}")
+    if not 0 <= config.optim.ema_decay < 1:
+        raise ValueError(f"optim.ema_decay must lie in [0, 1), got {config.optim.ema_decay}")
+    if config.sampling.tile < 1 or config.sampling.num < 1:
+        raise ValueError("sampling.tile and sampling.num must be at least 1")
+    from ddpm_jax.config import objects  # which imports JAX: a program's --help must not
+
+    if config.loss.predicts == "eps" and not float(objects.noise_schedule(config).signal[-1]) > 0:
+        raise ValueError(
+            f"loss.predicts 'eps' needs some signal at t = T, schedule.kind {config.schedule.kind!r} leaves none: "
+            "an x_0 cannot be had from the noise there; predict 'v' or 'x0'"
+        )
+    objects.times(config)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
+    return flat
+
+
+def _value(value: Any, hint: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be an object with fields, got {value!r}")
+        return from_dict(value, typing.cast(type, hint), f"{where}.")
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        return tuple(_value(v, typing.get_args(hint)[0], where) for v in value)
+    if origin is Literal:
+        legal = typing.get_args(hint)
+    elif origin is types.UnionType:
+        legal = None
+        if not any(a is type(value) for a in typing.get_args(hint)):
+            raise ValueError(f"{where} must be {hint}, got {value!r}")
+    else:
+        legal = None
+        if hint is float and type(value) is int:
+            value = float(value)
+        if type(value) is not hint:
+            raise ValueError(f"{where} must be {hint.__name__}, got {value!r}")
+    if legal is not None and value not in legal:
+        raise ValueError(f"{where} must be one of {', '.join(map(repr, legal))}, got {value!r}")
+    return value

@@ -1,0 +1,169 @@
+"""Configs: the original's values, and that nothing wrong gets past reading."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import config as configs
+from ddpm_jax.config import objects
+
+ROOT = pathlib.Path(__file__).parents[1]
+NAMES = ("digits", "mnist", "cifar10", "celebahq256", "lsun_church256", "lsun_bedroom256")
+
+
+def load(name):
+    return configs.load(ROOT / "configs" / name)
+
+
+# hojonathanho's scripts/run_cifar.py, run_celebahq.py and run_lsun.py, and appendix B of the paper
+ORIGINAL = {
+    "cifar10.py": {
+        "steps": 800_000, "batch": 128, "data.flip": True,
+        "net.channels": 128, "net.multipliers": (1, 2, 2, 2), "net.blocks": 2, "net.attention_at": (16,),
+        "net.dropout": 0.1, "net.heads": 1, "net.resample_with_conv": True,
+        "optim.learning_rate": 2e-4, "sampling.mix": 1.0,
+    },
+    "celebahq256.py": {
+        "steps": 500_000, "batch": 64, "data.flip": True,
+        "net.channels": 128, "net.multipliers": (1, 1, 2, 2, 4, 4), "net.blocks": 2, "net.attention_at": (16,),
+        "net.dropout": 0.0, "net.heads": 1, "net.resample_with_conv": True,
+        "optim.learning_rate": 2e-5, "sampling.mix": 0.0,
+    },
+}  # fmt: skip
+ORIGINAL["lsun_church256.py"] = ORIGINAL["celebahq256.py"] | {"steps": 1_200_000}
+ORIGINAL["lsun_bedroom256.py"] = ORIGINAL["celebahq256.py"] | {"steps": 2_400_000, "data.flip": False}
+EVERYWHERE = {
+    "schedule.kind": "linear", "schedule.T": 1000, "schedule.beta_1": 1e-4, "schedule.beta_T": 0.02,
+    "loss.kind": "simple", "loss.predicts": "eps", "loss.weight": "none", "loss.stratified": False,
+    "optim.warmup": 5000, "optim.clip": 1.0, "optim.b1": 0.9, "optim.b2": 0.999, "optim.eps": 1e-8,
+    "optim.ema_decay": 0.9999, "optim.ema_warmup": False,
+    "sampling.sampler": "ancestral", "sampling.steps": 1000, "sampling.clip": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_the_original_recipes_have_the_original_values(name):
+    config = load(name)
+    for field, value in (EVERYWHERE | ORIGINAL[name]).items():
+        found = config
+        for part in field.split("."):
+            found = getattr(found, part)
+        assert found == value, field
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("cifar10.py", 35_746_307), ("celebahq256.py", 113_673_219), ("lsun_bedroom256.py:large", 255_677_955)],
+)
+def test_the_original_networks_have_the_original_size(name, count):
+    net = objects.network(load(name), channels=3)
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3) if "cifar" in name else (1, 256, 256, 3), jnp.float32)
+    params = jax.eval_shape(net.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.int32))["params"]
+    assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)) == count
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_is_sound_and_survives_json(name):
+    config = load(f"{name}.py")
+    configs.check(config)
+    assert configs.from_dict(json.loads(configs.to_json(config))) == config
+
+
+def test_the_hybrid_variant_doubles_the_outputs():
+    assert objects.network(load("cifar10.py:hybrid"), channels=3).out_channels == 6
+    configs.check(load("cifar10.py:hybrid"))
+
+
+def test_differences_name_the_fields():
+    base = load("digits.py")
+    other = dataclasses.replace(base, batch=64, net=dataclasses.replace(base.net, channels=8))
+    assert configs.differences(base, other) == [f"batch: {base.batch} -> 64", f"net.channels: {base.net.channels} -> 8"]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"stepz": 3}, "unknown field 'stepz'; did you mean 'steps'"),
+        ({"optim": {"learning_rte": 1.0}}, r"unknown field optim\.'learning_rte'; did you mean 'learning_rate'"),
+        ({"steps": "many"}, "steps must be int, got 'many'"),
+        ({"net": 3}, "net must be an object with fields, got 3"),
+        ({"loss": {"predicts": "noise"}}, r"loss\.predicts must be one of 'eps', 'x0', 'v', 'mean', got 'noise'"),
+        ({"optim": {"clip": "hard"}}, r"optim\.clip must be float \| None, got 'hard'"),
+    ],
+)
+def test_values_that_are_not_a_config(values, text):
+    with pytest.raises(ValueError, match=text):
+        configs.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"sample_every": -1}, "sample_every must be 0"),
+        ({"schedule": {"kind": "jsd"}}, "'jsd' leaves none: an x_0 cannot be had from the noise there; predict 'v'"),
+        ({"schedule": {"kind": "const", "beta_T": 1.0}}, "some signal at t = T"),
+        ({"loss": {"learned_variance": True}}, "learned_variance needs loss.kind 'hybrid' or 'variational'"),
+        ({"loss": {"kind": "variational", "weight": "p2"}}, "'p2' has no meaning for loss.kind 'variational'"),
+        ({"sampling": {"mix": 1.5}}, r"must lie in \[0, 1\], got 1.5"),
+        ({"sampling": {"steps": 2000}}, "steps must be an integer in 1..T = 1000, got 2000"),
+        ({"sampling": {"tile": 0}}, "tile and sampling.num must be at least 1"),
+        ({"optim": {"ema_decay": 1.0}}, r"ema_decay must lie in \[0, 1\), got 1.0"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_it_is_compiled(changes, text):
+    with pytest.raises(ValueError, match=text):
+        configs.check(configs.from_dict(changes))
+
+
+def test_a_schedule_without_terminal_signal_is_fine_for_v():
+    configs.check(configs.from_dict({"schedule": {"kind": "jsd"}, "loss": {"predicts": "v"}}))
+
+
+def test_files_that_are_no_config(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config file .*nowhere\.py; .* holds: no config"):
+        configs.load(tmp_path / "nowhere.py")
+    (tmp_path / "empty.py").write_text("other = 3\n")
+    with pytest.raises(ValueError, match=r"must define `config = Config\(\.\.\.\)`; it defines: no Config"):
+        configs.load(tmp_path / "empty.py")
+    with pytest.raises(ValueError, match=r"must define `tiny = .*it defines: config, bfloat16, hybrid"):
+        configs.load(f"{ROOT}/configs/cifar10.py:tiny")
+
+
+def program(*args):
+    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_help_lists_every_field_with_its_default_and_is_quick():
+    program("train.py", "configs/digits.py", "--help")  # compiles the bytecode
+    begun = time.perf_counter()
+    shown = program("train.py", "configs/digits.py", "--help")
+    seconds = time.perf_counter() - begun
+    assert shown.returncode == 0
+    for field in dataclasses.fields(configs.Optim):
+        assert f"--optim.{field.name.replace('_', '-')}" in shown.stdout
+    assert "--batch" in shown.stdout and "128" in shown.stdout
+    assert "jax" not in program("-X", "importtime", "train.py", "--help").stderr.replace("ddpm_jax", "")
+    # a second is what it takes at the most when nothing else runs here
+    assert seconds < 3
+
+
+def test_a_typing_error_gets_a_hint():
+    wrong = program("train.py", "configs/digits.py", "--workdir", "x", "--optim.learning-rte", "1")
+    assert wrong.returncode == 2
+    assert "learning-rate" in wrong.stdout + wrong.stderr
+
+
+def test_a_missing_config_is_named():
+    wrong = program("train.py", "configs/nothing.py", "--workdir", "x")
+    assert wrong.returncode == 2
+    assert "no config file configs/nothing.py" in wrong.stderr and "digits.py" in wrong.stderr
+    assert "name a config file first" in program("train.py", "--workdir", "x").stderr
