@@ -1,6 +1,6 @@
 """Handwritten digits, 8x8, from the package itself: a first model in minutes on a laptop.
 
-    python train.py configs/digits.py --workdir runs/digits
+python train.py configs/digits.py --workdir runs/digits
 """
 
 from ddpm_jax.config import Config, Data, Evaluation, Net, Optim, Sampling

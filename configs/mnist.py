@@ -1,6 +1,6 @@
 """MNIST, 28x28, from an .npz file with `train` and `test` images (uint8).
 
-    python train.py configs/mnist.py --workdir runs/mnist --data.source npz:mnist.npz
+python train.py configs/mnist.py --workdir runs/mnist --data.source npz:mnist.npz
 """
 
 from ddpm_jax.config import Config, Data, Net, Optim

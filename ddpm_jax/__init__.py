@@ -13,7 +13,7 @@ _MODULES = (
     "config", "data", "checkpoint", "log", "process",
 )  # fmt: skip
 
-__all__ = ["__version__", "UNet", *_MODULES]
+__all__ = ["UNet", "__version__"]
 
 
 def __getattr__(name: str):

@@ -131,7 +131,7 @@ def reverse_variance(
 
     mix 0 is the posterior's variance, the paper's beta-tilde ("fixedsmall"); mix 1 is beta ("fixedlarge"); in between
     it is the interpolation of logs that Nichol & Dhariwal let a network choose (arXiv:2102.09672, equation 15).
-    At s = 0 it is beta_1 for mix 1 and 0 for every smaller mix.
+    At s = 0 it is beta_1 for mix 1, 0 for every smaller mix and infinite for a larger one.
 
     Args:
         t, s: [B] or [] integers with 0 <= s < t <= T.

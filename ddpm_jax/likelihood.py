@@ -116,7 +116,7 @@ def bound_estimate(
     decoder: Decoder,
     decoder_var: float | None = None,
 ) -> BoundEstimate:
-    """The bound from 2 * strata + 1 network calls an example, with the standard error of each example's estimate.
+    """The bound from at most 2 * strata + 1 network calls an example, with the standard error of each estimate.
 
     L_0 is evaluated.  The steps 2..T are cut into strata, finer at small t where the terms are large; from each
     stratum two independent times are drawn, with an eps each: their mean, times the stratum's length, estimates its
@@ -124,7 +124,7 @@ def bound_estimate(
 
     Args:
         key: one key, or [B] keys, one per example.
-        strata: how many parts 2..T is cut into (fewer if T is small).
+        strata: how many parts 2..T is cut into (fewer where the smallest would hold no time).
 
     See `bound` for the other arguments.
     """
@@ -238,7 +238,7 @@ def decoder_variance(schedule: Schedule, chain: np.ndarray | None = None) -> jax
 def prior_kl(schedule: Schedule, x0: jax.Array, t: int) -> jax.Array:
     """L_T = KL(q(x_t | x_0) || N(0, I)) at t = T, [B] nats summed over components."""
     standard = Gaussian(jnp.zeros((), x0.dtype), jnp.ones((), x0.dtype))
-    return gaussian.kl(gaussian.marginal(schedule, x0, t), standard).sum(tuple(range(1, x0.ndim)))
+    return gaussian.kl(gaussian.marginal(schedule, x0, jnp.asarray(t)), standard).sum(tuple(range(1, x0.ndim)))
 
 
 def bits_per_dim(nats: jax.Array, x0: jax.Array) -> jax.Array:
@@ -282,7 +282,8 @@ def discretized(levels: int) -> Decoder:
 def discretized_tanh(levels: int) -> Decoder:
     """`discretized` as the original computes it, for parity: a tanh for the CDF, probabilities floored at 1e-12.
 
-    The approximation is off by up to 0.05 nats where log p > -8, and the floor caps every component at 27.6 nats.
+    The approximation is off by up to 0.07 nats where log p > -6 and 0.25 where log p > -8, and the floor caps every
+    component at 27.6 nats.
     """
     width = _bin(levels)
 
@@ -309,8 +310,10 @@ def softmax(levels: int, low: float = -1.0, high: float = 1.0) -> Decoder:
     values = np.linspace(low, high, levels)
 
     def log_prob(x0: jax.Array, p: Gaussian) -> jax.Array:
-        logits = -0.5 * (jnp.asarray(values, x0.dtype) - p.mean[..., None]) ** 2 / jnp.asarray(p.var)[..., None]
-        return -0.5 * (x0 - p.mean) ** 2 / p.var - jax.nn.logsumexp(logits, axis=-1)
+        v, x = jnp.asarray(values, x0.dtype), x0[..., None]
+        # log p(v) - log p(x0) as a product, exact at v = x0: a difference of squares would cost all digits
+        relative = -0.5 * (v - x) * (v + x - 2 * p.mean[..., None]) / jnp.asarray(p.var)[..., None]
+        return -jax.nn.logsumexp(relative, axis=-1)
 
     return log_prob
 
@@ -327,16 +330,22 @@ def _bin(levels: int) -> float:
 
 
 def _check_chain(chain: np.ndarray, T: int) -> None:
-    falls = chain.ndim == 1 and len(chain) >= 2 and np.issubdtype(chain.dtype, np.integer) and (np.diff(chain) < 0).all()
+    falls = (
+        chain.ndim == 1 and len(chain) >= 2 and np.issubdtype(chain.dtype, np.integer) and (np.diff(chain) < 0).all()
+    )
     if not falls or chain[-1] != 0 or chain[0] > T:
         raise ValueError(f"times must be integers that fall from at most T = {T} to 0, got {chain}")
 
 
 def _strata(T: int, strata: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and last time of each stratum of 2..T, its ends spaced as squares."""
+    """First and last time of each stratum of 2..T, its ends spaced as fourth powers.
+
+    For ideal denoisers of simple data, 1000 linear steps, 16 strata and an example of many components this leaves two
+    fifths of the standard error that squares do, and three quarters of that of cubes.
+    """
     if strata < 1:
         raise ValueError(f"strata must be at least 1, got {strata}")
-    ends = np.unique(np.round(1 + (T - 1) * (np.arange(strata + 1) / strata) ** 2).astype(np.int32))
+    ends = np.unique(np.round(1 + (T - 1) * (np.arange(strata + 1) / strata) ** 4).astype(np.int32))
     return ends[:-1] + 1, ends[1:]
 
 

@@ -224,8 +224,13 @@ def draw(
     keys = gaussian.example_keys(key, x0.shape[0])
     t_keys, eps_keys = gaussian.split_keys(keys, 2)
     if t is None:
-        t = jax.vmap(lambda k: jax.random.randint(k, (), 1, schedule.T + 1))(t_keys)
+        t = uniform_times(t_keys, schedule.T)
     return t, gaussian.standard_normal(eps_keys, x0) if eps is None else eps
+
+
+def uniform_times(keys: jax.Array, T: int) -> jax.Array:
+    """[B] integers, each uniform on 1..T and drawn from its own key.  keys: [B]."""
+    return jax.vmap(lambda key: jax.random.randint(key, (), 1, T + 1))(keys)
 
 
 def stratified_times(key: jax.Array, T: int, index: jax.Array, batch: int) -> jax.Array:

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ddpm_jax import gaussian
 from ddpm_jax.gaussian import Denoiser
@@ -70,9 +71,9 @@ def ancestral(schedule: Schedule, denoise: Denoiser, *, mix: float = 1.0, noise:
     def step(keys, state, t, s):
         found = denoise(state.x, t)
         mean, _ = gaussian.posterior(schedule, found.x0, state.x, t, s)
-        var = gaussian.reverse_variance(schedule, t, s, state.x, mix if found.mix is None else found.mix)
-        # the root of a variance of 0 has no derivative: keep it out of the branch
-        std = jnp.where(s > 0, jnp.sqrt(jnp.where(s > 0, var, 1.0)), 0.0)
+        # at the data a mix below 1 gives 0, whose root has no derivative, and one above 1 infinity: keep them out
+        chosen = jnp.where(s > 0, mix if found.mix is None else found.mix, 1.0)
+        std = jnp.where(s > 0, jnp.sqrt(gaussian.reverse_variance(schedule, t, s, state.x, chosen)), 0.0)
         return State(mean + std * noise(keys, t, state.x), found.x0, s)
 
     return Sampler(_start, step)
@@ -236,7 +237,7 @@ def _scan(keys, sampler: Sampler, x_T, times, keep: tuple[int, ...]):
 
 
 def _check_times(times):
-    if isinstance(times, jax.core.Tracer):
+    if isinstance(times, Tracer):
         return times
     chain = np.asarray(times)
     vector = chain.ndim == 1 and len(chain) >= 2 and np.issubdtype(chain.dtype, np.integer)

@@ -182,12 +182,12 @@ def _check_steps(T: int, least: int = 1) -> None:
 def _table(signal: np.ndarray, noise: np.ndarray, log_snr: np.ndarray) -> Schedule:
     """Rows 1..T in float64 -> the whole table, in the precision that JAX keeps."""
     log_snr = np.concatenate([[np.inf], log_snr])
-    kept = jnp.asarray(log_snr)
+    kept = log_snr.astype(jax.dtypes.canonicalize_dtype(np.float64))  # by numpy, as this may run inside a jit
     finite = np.isfinite(log_snr)
-    tail = np.where(finite, log_snr, 0.0) - np.where(finite, np.asarray(kept, np.float64), 0.0)
+    tail = np.where(finite, log_snr, 0.0) - np.where(finite, kept.astype(np.float64), 0.0)
     return Schedule(
         signal=jnp.asarray(np.concatenate([[1.0], signal])),
         noise=jnp.asarray(np.concatenate([[0.0], noise])),
-        log_snr=kept,
+        log_snr=jnp.asarray(kept),
         log_snr_tail=jnp.asarray(tail),
     )

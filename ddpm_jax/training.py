@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax import gaussian
-
 Params = Any
 Metrics = dict[str, jax.Array]
 
@@ -36,7 +34,6 @@ class TrainState(NamedTuple):
 
 def init(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step.  Its parameters and average are copies: a donated state owns its buffers."""
-
 
     def copy(tree):  # with its dtype said outright: a weakly typed leaf would compile the step twice
         return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype), tree)
@@ -134,10 +131,10 @@ def _keys_at(key: jax.Array, places: jax.Array) -> jax.Array:
 
 
 def _batch_size(batch: Any, accumulate: int) -> int:
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(batch)}
-    if len(sizes) != 1 or None in sizes:
-        raise ValueError(f"every array of a batch must have the same first axis, got sizes {sizes}")
-    size = sizes.pop()
+    sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(f"every array of a batch must have the same first axis, got {sorted(sizes)}")
+    ((size,),) = sizes
     if size % accumulate:
         raise ValueError(f"a device's batch of {size} cannot be cut into accumulate = {accumulate} equal parts")
     return size
@@ -157,8 +154,3 @@ def _accumulated(grad_fn, params, keys, batch, parts: int):
     unroll = parts if jax.default_backend() == "cpu" else 1
     total, _ = jax.lax.scan(add, zero, cut, unroll=unroll)
     return jax.tree.map(lambda a: a / parts, total)
-
-
-def example_keys_of_step(key: jax.Array, step: int, batch: int) -> jax.Array:
-    """The keys [batch] of a step's whole global batch, as `make_step` gives them to its loss: for replays."""
-    return gaussian.example_keys(jax.random.fold_in(key, step), batch)

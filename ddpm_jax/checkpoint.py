@@ -1,0 +1,425 @@
+"""Checkpoints: the one module that knows orbax.
+
+A run's state goes to `FOLDER/STEP`, one folder per named part (params, ema, opt_state, ...) and a JSON record `meta`.
+The record holds, beside what the caller says, shape and dtype of every array and a fingerprint of every part, so that
+a wrong configuration is told apart from a damaged file, and neither goes unnoticed.  Arrays are stored whole, as one
+host has them: a checkpoint does not know how many devices wrote it.
+"""
+
+import hashlib
+import json
+import logging
+import operator
+import os
+import pathlib
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+_SHOWN = 5  # how many differing paths an error lists
+_T = TypeVar("_T")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read: a file is missing, cut short, or not what was written."""
+
+
+class CheckpointWarning(UserWarning):
+    """The newest checkpoint cannot be read, and an older one was taken."""
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held.
+
+    Attributes:
+        step: its step.
+        tree: numpy arrays in the structure that was asked for.
+        meta: what was saved with it, and "fingerprint": {part: fingerprint of that part}.
+    """
+
+    step: int
+    tree: Any
+    meta: dict[str, Any]
+
+
+def fingerprint(tree: Any) -> str:
+    """ "sha256:..." over path, dtype, shape and bytes of every array of a tree, in the order of their paths.
+
+    Raises:
+        ValueError: if a leaf is not an array of numbers with at least one element.
+    """
+    digest = hashlib.sha256()
+    for path, array in sorted(_host_arrays(tree).items()):
+        digest.update(f"{path} {_describe(array)}\n".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+class Checkpoints:
+    """The checkpoints in a folder; a context manager, which waits for the last save when it is left.
+
+    With several processes, all of them make one and call the same methods.  At most one program may have it open for
+    writing; any number may read.
+
+    Args:
+        folder: where the folders of the steps lie; made if need be.
+        keep: how many of the newest steps to keep.
+        keep_every: also keep every step that is a multiple of this.
+        read_only: for programs that only read: touches nothing, and there must be a checkpoint.
+
+    Raises:
+        ValueError: if keep or keep_every is below 1.
+        FileNotFoundError: if read_only and there is no checkpoint.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], *, keep: int = 3, keep_every: int | None = None, read_only: bool = False
+    ):
+        if keep < 1 or (keep_every is not None and keep_every < 1):
+            raise ValueError(f"keep and keep_every must be at least 1, got {keep} and {keep_every}")
+        # orbax takes a relative path, says that it saved, and saves nothing
+        self.folder = pathlib.Path(os.path.abspath(folder))
+        self.read_only = read_only
+        if read_only and not self.folder.is_dir():
+            raise FileNotFoundError(f"there is no folder of checkpoints {self.folder}")
+        self._manager = _manager(self.folder, keep, keep_every, read_only)
+        if read_only and not self.steps():
+            self._manager.close()
+            raise FileNotFoundError(f"{self.folder} holds no checkpoint")
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except OSError as failed:
+            if error is None:
+                raise
+            error.add_note(str(failed))
+
+    def steps(self) -> list[int]:
+        """The steps whose checkpoints are complete on the disk, in rising order; waits for a save under way."""
+        self.wait()
+        self._manager.reload()
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        """The newest of `steps`; None if there is none."""
+        return max(self.steps(), default=None)
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+        """Begins to write a checkpoint and returns once it has a copy of the state, which may then be donated.
+
+        The folder of the step appears when everything is in it.  An error while writing is raised by the next call of
+        a method, or on leaving the context.
+
+        Args:
+            step: above every step saved before.
+            state: a NamedTuple or dict of named parts, each a tree of arrays: whole on this host, or replicated.
+            meta: what JSON can hold, without the name "fingerprint".
+
+        Raises:
+            ValueError: if the folder is read-only, the step is not above the latest one, a leaf is not an array of
+                numbers with elements (None, text, PRNG key), or meta is not JSON.
+            OSError: if the save before this one failed.
+        """
+        import orbax.checkpoint as ocp
+
+        step, latest = operator.index(step), self._manager.latest_step()
+        if self.read_only:
+            raise ValueError(f"{self.folder} is open for reading only")
+        if step < 0 or (latest is not None and step <= latest):
+            raise ValueError(f"cannot save step {step}: {self.folder} already holds step {latest}, and steps only rise")
+        parts = {name: _on_host(part, name) for name, part in _parts(state).items()}
+        items: dict[str, Any] = {name: ocp.args.StandardSave(p) for name, p in parts.items() if jax.tree.leaves(p)}
+        items["meta"] = ocp.args.JsonSave(_record(parts, meta))
+        try:
+            saved = self._manager.save(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            raise OSError(f"saving to {self.folder} failed: {_first_line(error)}") from error
+        if not saved:
+            raise OSError(f"orbax did not save step {step} to {self.folder}")
+
+    def meta(self, step: int | None = None) -> dict[str, Any]:
+        """What was saved with a step (None: the newest one that can be read), without reading any array.
+
+        Raises:
+            FileNotFoundError: if there is no such step.
+            CheckpointError: if it cannot be read.
+        """
+        return self._read(step, lambda step: _public(self._record(step)))
+
+    def restore(self, target: Any, *, step: int | None = None) -> Restored:
+        """A whole state.
+
+        If no step is named and the newest cannot be read, an older one is taken with a `CheckpointWarning`; what
+        could not be read is then renamed to STEP.unreadable, unless the folder is open for reading only.
+
+        Args:
+            target: the state's structure, of arrays or `jax.ShapeDtypeStruct`s.
+            step: which one; None is the newest that can be read.
+
+        Raises:
+            FileNotFoundError: if there is no such step.
+            CheckpointError: if it, or without a step every one, cannot be read.
+            ValueError: if structure, shapes or dtypes differ from the target's; older steps are not tried.
+        """
+
+        def read(step: int) -> Restored:
+            record, parts = self._record(step), _parts(target)
+            _compare(record["parts"], {name: _layout(part, name) for name, part in parts.items()}, step)
+            arrays = [self._arrays(step, name, part, record) for name, part in parts.items()]
+            leaves = dict(zip(parts, arrays, strict=True))
+            tree = leaves if isinstance(target, Mapping) else type(target)(**leaves)
+            return Restored(step, tree, _public(record))
+
+        return self._read(step, read, set_aside=not self.read_only)
+
+    def restore_part(self, name: str, target: Any, *, step: int | None = None) -> Restored:
+        """One part of the state, such as "ema"; the files of the others are not opened.  Otherwise as `restore`."""
+
+        def read(step: int) -> Restored:
+            record = self._record(step)
+            if name not in record["parts"]:
+                raise ValueError(f"checkpoint {step} has no part {name!r}; it has {', '.join(record['parts'])}")
+            _compare({name: record["parts"][name]}, {name: _layout(target, name)}, step)
+            return Restored(step, self._arrays(step, name, target, record), _public(record))
+
+        return self._read(step, read)
+
+    def wait(self) -> None:
+        """Waits until the last save is complete.
+
+        Raises:
+            OSError: if it failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise OSError(f"saving to {self.folder} failed: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        """Waits until the last save is complete and gives back threads; nothing can be done afterwards.
+
+        Raises:
+            OSError: if the save failed.
+        """
+        try:
+            self._manager.close()
+        except Exception as error:
+            raise OSError(f"saving to {self.folder} failed: {_first_line(error)}") from error
+
+    def _read(self, step: int | None, read: Callable[[int], _T], set_aside: bool = False) -> _T:
+        """read(step), or read of the newest step for which it raises no CheckpointError."""
+        steps = self.steps()
+        if not steps:
+            raise FileNotFoundError(f"{self.folder} holds no checkpoint")
+        if step is not None:
+            if step not in steps:
+                raise FileNotFoundError(
+                    f"{self.folder} holds no checkpoint {step}; it holds {', '.join(map(str, steps))}"
+                )
+            return read(step)
+        unreadable: dict[int, CheckpointError] = {}
+        for step in reversed(steps):
+            try:
+                result = read(step)
+            except CheckpointError as error:
+                unreadable[step] = error
+                continue
+            for other, error in unreadable.items():
+                aside = f" (renamed to {self._set_aside(other)})" if set_aside else ""
+                warnings.warn(f"{error}; step {step} is taken instead{aside}", CheckpointWarning, stacklevel=3)
+            return result
+        raise CheckpointError("; ".join(map(str, unreadable.values())))
+
+    def _set_aside(self, step: int) -> str:
+        """Renames an unreadable step's folder, so that its step can be saved again; returns the new name."""
+        taken = len(list(self.folder.glob(f"{step}.unreadable*")))
+        name = f"{step}.unreadable" + (f"-{taken + 1}" if taken else "")
+        if jax.process_index() == 0:
+            (self.folder / str(step)).rename(self.folder / name)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
+        self._manager.reload()
+        return name
+
+    def _record(self, step: int) -> dict[str, Any]:
+        """The JSON record of a step, verified."""
+        import orbax.checkpoint as ocp
+
+        try:
+            record = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            if record["sha256"] == _digest({name: record[name] for name in ("meta", "parts")}):
+                return record
+        except Exception as error:
+            raise self._unreadable(step, f"its record meta: {_first_line(error)}") from error
+        raise self._unreadable(step, "its record meta is not what was written")
+
+    def _arrays(self, step: int, name: str, target: Any, record: dict[str, Any]) -> Any:
+        """One part of a step, verified, in the structure of its target."""
+        import orbax.checkpoint as ocp
+
+        tree = target
+        if jax.tree.leaves(target):
+            # of numpy arrays, because orbax then gives numpy arrays; of one element each, repeated, to cost no memory
+            shapes = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), _dtype(leaf)), np.shape(leaf)), target)
+            try:
+                args = ocp.args.Composite(**{name: ocp.args.StandardRestore(shapes)})
+                tree = self._manager.restore(step, args=args)[name]
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise self._unreadable(step, f"its part {name!r}: {_first_line(error)}") from error
+        if fingerprint(tree) != record["parts"][name]["fingerprint"]:
+            raise self._unreadable(step, f"its part {name!r} is not what was written: the fingerprint differs")
+        return tree
+
+    def _unreadable(self, step: int, why: str) -> CheckpointError:
+        return CheckpointError(f"checkpoint {step} in {self.folder} cannot be read: {why}")
+
+
+def _manager(folder: pathlib.Path, keep: int, keep_every: int | None, read_only: bool):
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
+
+    absl = logging.getLogger("absl")
+    if _not_from_orbax not in absl.filters:
+        absl.addFilter(_not_from_orbax)
+    keepers: list[Any] = [policies.LatestN(keep)]
+    if keep_every is not None:
+        keepers.append(policies.EveryNSteps(keep_every))
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy(keepers),
+        # what a killed save left behind; a reader would delete what a trainer is just writing
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+        # made in the background, a folder that cannot be made leaves threads waiting for it for five minutes
+        async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+    )
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    """A log filter: orbax logs pages about errors that it also raises.  A user who asks for INFO gets them."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname or logging.getLogger("absl").isEnabledFor(logging.INFO)
+
+
+def _parts(state: Any) -> dict[str, Any]:
+    parts = state._asdict() if hasattr(state, "_asdict") else state
+    if not isinstance(parts, Mapping) or not all(isinstance(name, str) for name in parts):
+        raise ValueError(f"a state must be a NamedTuple or a dict of named parts, got {type(state).__name__}")
+    odd = [name for name in parts if name == "meta" or not re.fullmatch(r"[A-Za-z]\w*", name)]
+    if odd:
+        raise ValueError(f"a part of a state must have the name of a variable other than 'meta', got {odd[0]!r}")
+    return dict(parts)
+
+
+def _leaves(tree: Any, name: str = "") -> list[tuple[str, Any]]:
+    """The paths and leaves of a tree, in its own order."""
+    prefix = f"{name}/" if name else ""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)
+    return [
+        ((prefix + jax.tree_util.keystr(path, simple=True, separator="/")).rstrip("/"), leaf) for path, leaf in flat
+    ]
+
+
+def _dtype(leaf: Any) -> np.dtype:
+    return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+
+
+def _require_numbers(path: str, leaf: Any) -> None:
+    path = path or "the tree"
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"{path} is a PRNG key: keep the seed instead, or jax.random.key_data of the key")
+    array_like = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic | int | float)
+    if not array_like or _dtype(leaf).kind in "OSUMm":
+        raise ValueError(f"{path} must be an array of numbers, got {type(leaf).__name__}")
+    if 0 in np.shape(leaf):
+        raise ValueError(f"{path} has no elements, shape {np.shape(leaf)}: orbax cannot store it")
+
+
+def _layout(tree: Any, name: str) -> dict[str, str]:
+    """Shape and dtype by path."""
+    for path, leaf in _leaves(tree, name):
+        _require_numbers(path, leaf)
+    return {path: _describe(leaf) for path, leaf in _leaves(tree)}
+
+
+def _describe(leaf: Any) -> str:
+    return f"{np.shape(leaf)} {_dtype(leaf).name}"
+
+
+def _host_arrays(tree: Any) -> dict[str, np.ndarray]:
+    for path, leaf in _leaves(tree):
+        _require_numbers(path, leaf)
+    return {path: np.asarray(leaf) for path, leaf in _leaves(tree)}
+
+
+def _on_host(part: Any, name: str) -> Any:
+    """The part as numpy arrays of its own.
+
+    Copies, because a numpy view of an array on the CPU keeps its buffer from being donated; and numpy, because orbax
+    refuses one host's jax arrays when there are several hosts.
+    """
+    for path, leaf in _leaves(part, name):
+        _require_numbers(path, leaf)
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_replicated or leaf.is_fully_addressable):
+            raise ValueError(f"{path} is spread over several hosts, sharding {leaf.sharding}: gather it first")
+    one = jax.tree.map(lambda leaf: leaf.addressable_data(0) if _replicated(leaf) else leaf, part)
+    for leaf in jax.tree.leaves(one):
+        if _replicated(leaf):
+            leaf.copy_to_host_async()
+    return jax.tree.map(np.array, one)
+
+
+def _replicated(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and leaf.is_fully_replicated
+
+
+def _record(parts: dict[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+    if "fingerprint" in meta:
+        raise ValueError("meta must not have the name 'fingerprint': it is added on saving")
+    described = {
+        name: {"fingerprint": fingerprint(part), "arrays": _layout(part, name)} for name, part in parts.items()
+    }
+    try:
+        record = json.loads(json.dumps({"meta": dict(meta), "parts": described}, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"meta must be what JSON can hold: {error}") from error
+    return record | {"sha256": _digest(record)}
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _public(record: dict[str, Any]) -> dict[str, Any]:
+    prints = {name: part["fingerprint"] for name, part in record["parts"].items()}
+    return record["meta"] | {"fingerprint": prints}
+
+
+def _compare(stored: dict[str, Any], wanted: dict[str, dict[str, str]], step: int) -> None:
+    """Raises a ValueError that names the first paths at which a checkpoint is not what is wanted."""
+    has = {f"{name}/{path}".rstrip("/"): d for name, part in stored.items() for path, d in part["arrays"].items()}
+    wants = {f"{name}/{path}".rstrip("/"): d for name, part in wanted.items() for path, d in part.items()}
+    paths = [path for path in {**wants, **has} if has.get(path) != wants.get(path)]
+    lines = [
+        f"{path}: the checkpoint has {has.get(path, 'nothing')}, the configuration wants {wants.get(path, 'nothing')}"
+        for path in paths
+    ]
+    if lines:
+        more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+        raise ValueError(f"checkpoint {step} does not fit the configuration. " + "; ".join(lines[:_SHOWN]) + more)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

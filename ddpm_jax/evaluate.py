@@ -1,0 +1,71 @@
+"""How well a model does on images that it was not trained on."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import gaussian, likelihood, losses
+
+
+class HeldOut(NamedTuple):
+    """A model on held-out images.
+
+    Attributes:
+        loss: mean training loss, each image at fixed times and noise.
+        bits_per_dim: the variational bound, estimated on a sample of its terms.
+        standard_error: of bits_per_dim, over images and the sampled terms together.
+        images: how many images it rests on.
+    """
+
+    loss: float
+    bits_per_dim: float
+    standard_error: float
+    images: int
+
+
+def held_out(
+    examine: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+    key: jax.Array,
+    x0: np.ndarray,
+    batch: int,
+) -> HeldOut:
+    """Loss and bits/dim over x0, batch after batch; the same key gives the same times and noise.
+
+    Args:
+        examine: (keys [b], x0 [b, ...]) -> the loss and the bits/dim of each image, see `examination`.
+        x0: [n, ...] data in [-1, 1], n at least 2.
+        batch: images at a time; the last batch is filled up with images that do not count.
+    """
+    n = len(x0)
+    keys = gaussian.example_keys(key, n)
+    rows = []
+    for first in range(0, n, batch):
+        places = np.arange(first, first + batch) % n
+        rows.append(np.stack(jax.device_get(examine(keys[places], jnp.asarray(x0[places]))))[:, : n - first])
+    loss, bits = np.concatenate(rows, axis=1).astype(np.float64)
+    return HeldOut(float(loss.mean()), float(bits.mean()), float(bits.std(ddof=1) / n**0.5), n)
+
+
+def examination(schedule, net, denoise, example_loss, *, mix: float, levels: int, strata: int):
+    """(keys [b], x0 [b, ...]) -> loss [b], bits/dim [b]: what `held_out` compiles and applies.
+
+    Args:
+        net, denoise: of the parameters under examination.
+        example_loss: (keys, schedule, net, x0, t) -> [b].
+        mix: the reverse variance (a learned one takes precedence).
+        levels: of the discretised decoder.
+        strata: of `likelihood.bound_estimate`.
+    """
+
+    def examine(keys: jax.Array, x0: jax.Array) -> tuple[jax.Array, jax.Array]:
+        time_keys, draw_keys, bound_keys = gaussian.split_keys(keys, 3)
+        t = losses.uniform_times(time_keys, schedule.T)
+        loss = example_loss(draw_keys, schedule, net, x0, t)
+        decoder = likelihood.discretized(levels)
+        found = likelihood.bound_estimate(bound_keys, schedule, denoise, x0, strata=strata, mix=mix, decoder=decoder)
+        return loss, likelihood.bits_per_dim(found.total, x0)
+
+    return examine

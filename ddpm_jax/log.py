@@ -1,0 +1,157 @@
+"""What a run writes down: metrics.jsonl, and how far it is."""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+
+class MetricsLog:
+    """A file of metrics, one strict JSON object per line.
+
+    Strict JSON has no word for NaN and infinities: they are written as null.  A line is on its way to the disk when
+    `write` returns, and a last line that a killed process left incomplete is dropped.
+
+    Args:
+        path: the file; made at the first line.
+        start: the step from which a run goes on: lines of later steps, which it will write again, are dropped first.
+            None keeps them all.
+        active: whether to touch the file at all: with several processes, only the first does.
+
+    Raises:
+        ValueError: if a line but the last is not a JSON object.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], start: int | None = None, *, active: bool = True):
+        self.path, self.active = pathlib.Path(path), active
+        if not active or not self.path.exists():
+            return
+        before = self.path.read_text()
+        kept = [row for row in read(self.path) if start is None or row.get("step", start) <= start]
+        after = "".join(map(_line, kept))
+        if after != before:
+            part = self.path.with_name(self.path.name + ".part")
+            part.write_text(after)
+            part.replace(self.path)
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Appends a line: names with numbers, text, None, numpy or jax arrays, or dicts and lists of these."""
+        if self.active:
+            with self.path.open("a") as file:
+                file.write(_line(values))
+
+
+def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of a metrics file; an incomplete last one is left out.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the first other line that is not a JSON object.
+    """
+    rows, lines = [], pathlib.Path(path).read_text().split("\n")
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or incomplete
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: not a JSON object: {line[:60]!r}")
+        rows.append(row)
+    return rows
+
+
+class Progress:
+    """How far a loop is: a bar on a terminal, otherwise a plain line now and then.
+
+    The rate is counted from the first update on, because what comes before it is mostly compilation.
+
+    Args:
+        total: where the loop ends.
+        start: where it begins.
+        what: what is counted.
+        stream: where to write; None is sys.stderr.
+        every: seconds between plain lines; the first and the last update always give one.
+        active: whether to write at all.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        what: str = "steps",
+        stream: TextIO | None = None,
+        every: float = 10.0,
+        active: bool = True,
+    ):
+        self.total, self.what, self.every, self.active = total, what, every, active
+        self.stream = sys.stderr if stream is None else stream
+        self.begun, self.said, self.bar = (start, time.monotonic()), -math.inf, None
+        self.updates = 0
+        if active and self.stream.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, initial=start, unit=f" {what}", file=self.stream, dynamic_ncols=True)
+
+    def update(self, done: int, values: Mapping[str, Any]) -> None:
+        """Says that `done` of the total are done; of the values, "loss" is shown."""
+        loss = values.get("loss")
+        shown = [] if loss is None else [f"loss {float(loss):.4f}"]
+        now, (first, then) = time.monotonic(), self.begun
+        rate = (done - first) / (now - then) if now > then else 0.0
+        self.updates += 1
+        if self.updates == 1:
+            self.begun = done, now
+        if self.bar is not None:
+            self.bar.set_postfix_str(", ".join(shown), refresh=False)
+            self.bar.update(done - self.bar.n)
+        elif self.active and (done >= self.total or now - self.said >= self.every):
+            self.said = now
+            if rate > 0:
+                shown.append(f"{rate:.3g} {self.what}/s")
+            if rate > 0 and done < self.total:
+                shown.append(f"{duration((self.total - done) / rate)} left")
+            print(", ".join([f"{done} of {self.total} {self.what}", *shown]), file=self.stream, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it is and the cursor below it."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """A time to read: "42 s", "7 min 05 s", "1 h 03 min", "2 d 05 h".
+
+    Raises:
+        ValueError: if it is negative or not finite.
+    """
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise ValueError(f"seconds must be finite and not negative, got {seconds}")
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps(_plain(values), allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # numpy and jax, without importing either
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

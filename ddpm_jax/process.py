@@ -1,0 +1,150 @@
+"""What a program sets for its own process, before JAX starts and around its loop.
+
+Nothing here happens on import: a library must not decide how its user's process allocates memory or handles signals.
+"""
+
+import ctypes
+import glob
+import importlib.metadata
+import importlib.util
+import os
+import pkgutil
+import re
+import signal
+import sys
+import threading
+
+_MOST_DEVICES = 16  # each holds the whole train state
+
+
+def prepare(*, devices: int | None = None, cache_dir: str | None = None) -> None:
+    """Makes ready a process that is about to use JAX.
+
+    On a CPU, one JAX device with one thread for each core is faster than one device with all of them, and memory that
+    is not handed back to the kernel after every step is faster than memory that is.  So: the C library keeps what it
+    has (where it is glibc), and there are as many CPU devices as the largest power of two that is not above the number
+    of cores, at most 16.  A number of devices that XLA_FLAGS or jax_num_cpu_devices has set stays, and so does an
+    NPROC in the environment.  On an accelerator nothing of this is done.
+
+    Args:
+        devices: into how many devices to divide the CPU; None is what is said above.
+        cache_dir: keep compiled programs in this folder, for the next process.
+
+    Raises:
+        ValueError: if devices is below 1, or not what JAX has been told before, or JAX will not run on a CPU.
+        RuntimeError: if JAX has already started with another number of devices.
+    """
+    if devices is not None and devices < 1:
+        raise ValueError(f"devices must be at least 1, got {devices}")
+    where = platform()
+    if where == "cpu":
+        keep_memory()
+        _divide_cpu(devices)
+    elif devices is not None:
+        raise ValueError(f"devices = {devices} divides a CPU, but JAX will run on {where}: leave it out")
+    if cache_dir is not None:
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", os.path.abspath(cache_dir))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def platform() -> str:
+    """What JAX will run on, told without starting it: "cpu", or the accelerator's name as far as it is known.
+
+    JAX_PLATFORMS (or jax's own setting) decides.  Without it, JAX takes an accelerator if a plugin for one is
+    installed; on Linux the device must be there too, since a plugin without one falls back to the CPU.
+    """
+    jax = sys.modules.get("jax")
+    named = (jax.config.jax_platforms if jax else None) or os.environ.get("JAX_PLATFORMS", "")
+    if named:
+        return named.split(",")[0]
+    plugins = [point.name for point in importlib.metadata.entry_points(group="jax_plugins")]
+    namespace = importlib.util.find_spec("jax_plugins")
+    if namespace is not None:
+        plugins += [module.name for module in pkgutil.iter_modules(namespace.submodule_search_locations)]
+    if importlib.util.find_spec("libtpu") is not None:
+        plugins.append("tpu")
+    if not plugins or (sys.platform == "linux" and not _device_files()):
+        return "cpu"
+    return plugins[0]
+
+
+def keep_memory() -> bool:
+    """Lets glibc keep freed memory instead of giving it back to the kernel; False where there is no glibc.
+
+    XLA's large temporaries otherwise go back after every step and are paged in again, zeroed, in the next.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018  other C libraries have a mallopt that does nothing, or none
+        mallopt = library.mallopt
+    except (OSError, AttributeError):
+        return False
+    arena_max, mmap_max, trim_threshold = -8, -4, -1
+    settings = {arena_max: 1, mmap_max: 0, trim_threshold: 2**31 - 1}
+    return all([mallopt(name, value) == 1 for name, value in settings.items()])
+
+
+class Interrupt:
+    """While it is entered, SIGINT and SIGTERM only set `requested`, for a loop to look at and end in good order.
+
+    A second SIGINT raises KeyboardInterrupt.  Leaving restores the handlers.  Only the main thread can enter it.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Interrupt":
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("Interrupt handles signals: only the main thread can enter it")
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # pyright: ignore[reportArgumentType]
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+        # not print: the signal may have come in the middle of one
+        os.write(2, b"\nstopping in good order; Ctrl-C again stops at once\n")
+
+
+def _divide_cpu(devices: int | None) -> None:
+    import jax
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = _devices_told()
+    if told is not None and devices not in (None, told):
+        raise ValueError(f"devices = {devices}, but JAX has been told {told} (XLA_FLAGS or jax_num_cpu_devices)")
+    number = told or devices or min(_MOST_DEVICES, 2 ** (cores.bit_length() - 1))
+    if number > 1 and number >= cores:
+        os.environ.setdefault("NPROC", "1")  # the size of XLA's thread pool, read when it starts
+    if told is None:
+        try:
+            jax.config.update("jax_num_cpu_devices", number)
+        except RuntimeError:
+            if devices not in (None, jax.local_device_count("cpu")):
+                raise RuntimeError(
+                    f"JAX has already started: call prepare(devices={devices}) before its first use"
+                ) from None
+
+
+def _devices_told() -> int | None:
+    """The number of CPU devices that the environment or the program has already set."""
+    import jax
+
+    flag = re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    told = int(flag.group(1)) if flag else jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
+    return told if told and told > 0 else None
+
+
+def _device_files() -> list[str]:
+    patterns = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
+    return [path for pattern in patterns for path in glob.glob(pattern)]

@@ -1,0 +1,16 @@
+"""The U-Net of DDPM (arXiv:2006.11239v2, appendix B), as the paper's own weights have it, for images of any size.
+
+Modules and parameters bear the names of the original's variables (`down_1/attn_0/q`, `mid/block_1/temb_proj`, ...), so
+foreign weights map one to one.  Parameters are float32; `dtype` is what convolutions and products are computed in;
+normalisation, softmax, the time embedding and the last convolution are float32 at least, whatever `dtype` is.
+
+Three files: `network` (the U-Net and its levels), `layers` (what they are made of), `norm` (group normalisation).
+"""
+
+from ddpm_jax.unet.layers import AttentionBlock, Downsample, ResnetBlock, Upsample, dropout, timestep_embedding
+from ddpm_jax.unet.network import UNet
+from ddpm_jax.unet.norm import GroupNorm
+
+__all__ = [
+    "AttentionBlock", "Downsample", "GroupNorm", "ResnetBlock", "UNet", "Upsample", "dropout", "timestep_embedding",
+]  # fmt: skip

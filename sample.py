@@ -1,0 +1,174 @@
+"""Draws images from a run.
+
+    python sample.py runs/digits --num 64 --seed 0 --out samples [--sampler ddim --steps 50 ...]
+
+What the run's checkpoint knows need not be said; a flag that is given replaces what the config says.  Image i is a
+function of (checkpoint, seed, i, sampler): `--start 7 --num 1` makes image 7 of every other call.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from typing import Any, Literal
+
+import tyro
+
+from ddpm_jax import process
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    run: tyro.conf.Positional[str]
+    """The run's folder."""
+    num: int = 64
+    """How many images."""
+    seed: int = 0
+    """The seed of the images."""
+    start: int = 0
+    """The first image's index."""
+    out: str | None = None
+    """Folder for samples.npz, grid.png and manifest.json (default: samples/STEP-seedSEED in the run)."""
+    weights: Literal["ema", "raw"] = "ema"
+    """The moving average of the parameters, or the parameters as training has them."""
+    checkpoint: int | None = None
+    """The checkpoint's step (default: the newest)."""
+    sampler: Literal["ancestral", "ddim"] | None = None
+    """The reverse process (default for this and the following: what the config says)."""
+    steps: int | None = None
+    """Network calls per image."""
+    spacing: Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic"] | None = None
+    """How the visited times are spread over 1..T."""
+    mix: float | None = None
+    """Reverse variance of ancestral sampling: 1 is beta, 0 is beta-tilde."""
+    eta: float | None = None
+    """Noise of DDIM: 0 is deterministic, 1 ancestral."""
+    clip: bool | None = None
+    """Bring each predicted x_0 into [-1, 1]."""
+    batch: int | None = None
+    """How many images to have in flight at once; it changes no image."""
+    trajectory: bool = False
+    """Also write the way there: trajectory.gif, and trajectory.png with x_t above the predicted x_0."""
+    verify: str | None = None
+    """A manifest.json: make its images again and say whether they are equal."""
+    devices: int | None = None
+    """On a CPU: into how many JAX devices to divide it (default: one per core)."""
+
+
+def main(argv: list[str]) -> int:
+    """Draws and writes images; exit status 0, or 1 if --verify finds other images, or 2 for a wrong request."""
+    args = tyro.cli(Arguments, prog="sample.py", args=argv)
+    try:
+        process.prepare(devices=args.devices)
+        return verify(args) if args.verify else draw(args)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        return 2
+
+
+def draw(args: Arguments) -> int:
+    import numpy as np
+
+    from ddpm_jax import data, runs
+
+    if args.start < 0 or args.num < 1:
+        raise ValueError(f"--start must be at least 0 and --num at least 1, got {args.start} and {args.num}")
+    model = runs.Model(args.run, step=args.checkpoint, weights=args.weights, sampling=chosen(args))
+    out = pathlib.Path(args.out) if args.out else model.workdir / "samples" / f"{model.step}-seed{args.seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"{model.describe()}; images {args.start}..{args.start + args.num - 1} of seed {args.seed}", flush=True)
+
+    begun = time.perf_counter()
+    integers = images(model, args)
+    seconds = time.perf_counter() - begun
+    manifest = model.manifest() | {
+        "seed": args.seed,
+        "start": args.start,
+        "num": args.num,
+        "sha256": [runs.image_hash(image) for image in integers],
+    }
+    np.savez(out / "samples.npz", arr_0=integers)
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    label = {"run": f"{model.fingerprint} step {model.step}", "sampling": json.dumps(manifest["sampling"])}
+    scale = max(1, 256 // integers.shape[1] // 8)
+    data.write_png(out / "grid.png", data.grid(integers, model.levels), scale=scale, text=label)
+    print(f"{len(integers)} images in {seconds:.1f} s, compilation included: {out / 'grid.png'}")
+    if args.trajectory:
+        trajectory(model, args, integers, out, scale)
+    return 0
+
+
+def images(model, args: Arguments):
+    """The images asked for, as integers."""
+    import numpy as np
+
+    from ddpm_jax import data, log
+
+    progress, parts = log.Progress(args.num, what="images"), []
+    for part in model.draw(seed=args.seed, start=args.start, num=args.num, batch=args.batch):
+        parts.append(data.to_integer(part.x, model.levels))
+        progress.update(sum(map(len, parts)), {})
+    progress.close()
+    return np.concatenate(parts)
+
+
+def trajectory(model, args: Arguments, integers, out: pathlib.Path, scale: int, frames: int = 21) -> None:
+    """Writes the way to the first images, at evenly spread places of the chain."""
+    import numpy as np
+
+    from ddpm_jax import data
+
+    chain = model.times
+    keep = chain[np.unique(np.linspace(0, len(chain) - 1, frames).round().astype(int))]
+    num = min(args.num, 16)
+    parts = model.draw(seed=args.seed, start=args.start, num=num, keep=[int(t) for t in keep])
+    kept = np.concatenate([part.x for part in parts])  # [num, 2, frames, H, W, C]
+    last = data.to_integer(kept[:, 0, -1], model.levels)
+    if not np.array_equal(last, integers[:num]):
+        print("note: the trajectory's last images differ from samples.npz in the last bits of their arithmetic")
+    shown = data.to_integer(kept, 256)
+    data.write_gif(out / "trajectory.gif", [data.grid(shown[:, 0, i], 256) for i in range(len(keep))], scale=scale)
+    few = np.unique(np.linspace(0, len(keep) - 1, 11).round().astype(int))
+    rows = [row[few] for image in kept[: min(num, 4)] for row in image]
+    data.write_png(out / "trajectory.png", data.strip(rows), scale=scale, text={"times": str(keep[few].tolist())})
+    print(f"the way there at t = {keep[few].tolist()}, x_t above the predicted x_0: {out / 'trajectory.png'}")
+
+
+def verify(args: Arguments) -> int:
+    """Makes the images of a manifest again and compares."""
+    import numpy as np
+
+    from ddpm_jax import runs
+
+    path = pathlib.Path(str(args.verify))
+    manifest = json.loads(path.read_text())
+    model = runs.Model(args.run, step=manifest["step"], weights=manifest["weights"], sampling=manifest["sampling"])
+    if model.fingerprint != manifest["fingerprint"]:
+        raise ValueError(f"{path} was made from {manifest['fingerprint']}, {args.run} holds {model.fingerprint}")
+    wanted = dataclasses.replace(args, seed=manifest["seed"], start=manifest["start"], num=manifest["num"])
+    again = images(model, wanted)
+    equal = [runs.image_hash(image) == sha for image, sha in zip(again, manifest["sha256"], strict=True)]
+    if all(equal):
+        print(f"equal: all {len(equal)} images, bit for bit")
+        return 0
+    with np.load(path.with_name("samples.npz"), allow_pickle=False) as stored:
+        before = stored["arr_0"]
+    off = np.abs(again.astype(np.int64) - before.astype(np.int64))
+    share = float((off > 0).mean())
+    here, there = model.manifest()["machine"], manifest["machine"]
+    print(f"{len(equal) - sum(equal)} of {len(equal)} images differ: by at most {off.max()} levels, in {share:.4%} of "
+          f"values (made on {there}, now on {here})")  # fmt: skip
+    within = off.max() <= 1 and share < 1e-3
+    print("within tolerance: at most 1 level, in under 0.1 % of values" if within else "different")
+    return 0 if within else 1
+
+
+def chosen(args: Arguments) -> dict[str, Any]:
+    """The fields of the config's sampling that flags replace."""
+    names = ("sampler", "steps", "spacing", "mix", "eta", "clip")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

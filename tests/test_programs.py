@@ -1,0 +1,293 @@
+"""The two programs as a person runs them: whole runs in processes of their own."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax import checkpoint, data
+from ddpm_jax import config as configs
+
+ROOT = pathlib.Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+TINY = """
+from ddpm_jax.config import Config, Data, Evaluation, Net, Optim, Sampling, Schedule
+
+config = Config(
+    steps=60, batch=16, log_every=10, sample_every=0, save_every=10, keep=10, data=Data("digits", flip=True),
+    schedule=Schedule(T=20, beta_1=0.005, beta_T=0.6), net=Net(8, (1, 2), 1, (4,), dropout=0.1),
+    optim=Optim(learning_rate=3e-3, warmup=10, ema_decay=0.9), sampling=Sampling(steps=20, tile=4, num=8),
+    evaluation=Evaluation(images=32, strata=4),
+)
+"""
+
+
+def environment():
+    """The programs' own devices and threads, and one compilation cache for all of them."""
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return env | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def command(*args):
+    return [sys.executable, "-W", "error::DeprecationWarning:ddpm_jax", *map(str, args)]
+
+
+def run(*args, status=0):
+    done = subprocess.run(command(*args), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def start(*args):
+    return subprocess.Popen(
+        command(*args), cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def wait_for(condition, process, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("programs")
+    (folder / "tiny.py").write_text(TINY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(home):
+    """Sixty steps without interruption, on one device."""
+    shown = run("train.py", home / "tiny.py", "--workdir", home / "straight", "--devices", 1)
+    return home / "straight", shown.stdout
+
+
+def state_of(workdir, step=None):
+    """A checkpoint's whole state, without knowing its structure: as the config of the run says it is."""
+    from ddpm_jax import training
+    from ddpm_jax.config import objects
+
+    with checkpoint.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
+        config = configs.from_dict(saved.meta(step)["config"])
+        net, optimizer = objects.network(config, 1), objects.optimizer(config)
+
+        def fresh(key):
+            params = net.init(key, np.zeros((1, 8, 8, 1), np.float32), np.ones(1, np.int32))["params"]
+            return training.init(params, optimizer)
+
+        return saved.restore(jax.eval_shape(fresh, jax.random.key(0)), step=step)
+
+
+def assert_same_bytes(a, b):
+    leaves = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    assert leaves and all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in leaves)
+
+
+def saved_steps(workdir):
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def test_a_run_says_what_it_is_and_leaves_what_it_says(straight):
+    workdir, shown = straight
+    for said in ("run ", "devices   1 x", "parameters", "1,500 training and 297 held-out", "bits/dim", "60"):
+        assert said in shown, said
+    assert configs.from_dict(json.loads((workdir / "config.json").read_text())).steps == 60
+    assert saved_steps(workdir) == [10, 20, 30, 40, 50, 60]
+    assert (workdir / "samples" / "60.png").exists()
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert [row["step"] for row in rows if "loss" in row] == [10, 20, 30, 40, 50, 60]
+    assert losses[-1] < losses[0]
+    assert len(rows[0]["loss_by_quarter_of_t"]) == 4
+    assert np.isfinite(rows[-1]["held_out_bits_per_dim"]) and rows[-1]["held_out_bits_per_dim_se"] > 0
+
+
+def test_killed_and_resumed_is_straight_to_the_last_bit(home, straight):
+    workdir = home / "killed"
+    process = start("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1)
+    wait_for(lambda: (workdir / "checkpoints" / "30").exists(), process)
+    process.kill()
+    process.communicate()
+    assert not (workdir / "checkpoints" / "60").exists()
+    shown = run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1).stdout
+    resumed = re.search(r"continued from step (\d+)", shown)
+    assert resumed and 30 <= int(resumed[1]) < 60
+    a, b = state_of(straight[0]), state_of(workdir)
+    assert a.step == b.step == 60
+    assert_same_bytes(a.tree, b.tree)
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and len([s for s in steps if s == 40]) == 1
+
+
+def test_the_next_batch_of_a_resumed_run_is_the_straight_one():
+    key = jax.random.key(7)
+    straight = [data.Order(key, 1500).indices(n, 128) for n in range(40)]
+    resumed = data.Order(key, 1500)
+    np.testing.assert_array_equal(resumed.indices(31, 128), straight[31])
+
+
+def test_eight_devices_may_be_followed_by_one(home, straight):
+    """Saved on 8 virtual devices, continued on 1: the batches are the same, and so, to rounding, is the result."""
+    workdir = home / "eight"
+    run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 8, "--steps", 30)
+    run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1)
+
+    def losses(folder):
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [row["loss"] for row in rows if "loss" in row]
+
+    np.testing.assert_allclose(losses(workdir), losses(straight[0]), atol=1e-5)
+
+
+def test_sigterm_finishes_the_step_saves_and_exits_with_0(home):
+    workdir = home / "stopped"
+    flags = ("--devices", 1, "--steps", 100_000, "--save-every", 100_000)
+    process = start("train.py", home / "tiny.py", "--workdir", workdir, *flags)
+    wait_for(lambda: (workdir / "metrics.jsonl").exists(), process)
+    process.send_signal(signal.SIGTERM)
+    shown, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, shown
+    (step,) = saved_steps(workdir)
+    assert f"saved step {step}" in shown
+
+
+def test_another_config_in_an_old_run_is_an_error(home, straight):
+    shown = run("train.py", home / "tiny.py", "--workdir", straight[0], "--optim.learning-rate", 1, status=2)
+    assert "holds a run of another config" in shown.stderr
+    assert "optim.learning_rate: 0.003 -> 1.0" in shown.stderr
+
+
+def test_a_folder_that_is_no_run_is_left_alone(home):
+    (home / "thesis").mkdir()
+    (home / "thesis" / "chapter1.tex").write_text("precious")
+    shown = run("train.py", home / "tiny.py", "--workdir", home / "thesis", status=2)
+    assert "is not empty and holds no config.json" in shown.stderr
+    assert [p.name for p in (home / "thesis").iterdir()] == ["chapter1.tex"]
+
+
+def test_a_batch_that_does_not_divide_is_refused(home):
+    shown = run("train.py", home / "tiny.py", "--workdir", home / "odd", "--devices", 3, status=2)
+    assert "batch must be divisible by the number of devices, got 16 over 3" in shown.stderr
+
+
+def test_steps_that_are_not_finite_stop_the_run(home):
+    """A rate of 1e30 makes the parameters, and then every loss, overflow."""
+    workdir = home / "burnt"
+    flags = ("--optim.learning-rate", 1e30, "--optim.warmup", 1, "--optim.max-skipped", 4, "--save-every", 1)
+    shown = run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, *flags, status=3)
+    (record,) = workdir.glob("nonfinite-step-*.npz")
+    step = int(re.search(r"\d+", record.stem)[0])
+    assert f"4 steps in a row, the first being step {step}" in shown.stderr
+    with np.load(record) as kept:
+        assert kept["step"] == step and kept["indices"].shape == (16,) and kept["images"].shape == (16, 8, 8, 1)
+        # the parameters are those that the last good step left behind
+        good = state_of(workdir, step - 1).tree.params
+        leaves = jax.tree_util.tree_flatten_with_path(good)[0]
+        for where, leaf in leaves:
+            np.testing.assert_array_equal(kept["params" + jax.tree_util.keystr(where)], leaf)
+
+
+# --- sampling
+
+
+def draw(workdir, out, *flags, num=16, devices=1):
+    run("sample.py", workdir, "--num", num, "--seed", 5, "--out", out, "--devices", devices, *flags)
+    with np.load(out / "samples.npz") as stored:
+        return stored["arr_0"]
+
+
+@pytest.fixture(scope="module")
+def sixteen(home, straight):
+    return draw(straight[0], home / "sixteen", "--trajectory"), home / "sixteen"
+
+
+def test_sampling_needs_no_flags_and_leaves_a_manifest(sixteen):
+    images, out = sixteen
+    assert images.shape == (16, 8, 8, 1) and images.dtype == np.uint8 and images.max() <= 16
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["seed"] == 5 and manifest["num"] == 16 and len(set(manifest["sha256"])) == 16
+    assert manifest["times"][0] == 20 and manifest["times"][-1] == 0
+    for name in ("grid.png", "trajectory.gif", "trajectory.png"):
+        assert (out / name).stat().st_size > 500
+
+
+@pytest.mark.parametrize("flags", [("--batch", 1), ("--batch", 4), ("--batch", 16)])
+def test_images_do_not_depend_on_how_many_are_in_flight(home, straight, sixteen, flags):
+    np.testing.assert_array_equal(draw(straight[0], home / f"batch{flags[1]}", *flags), sixteen[0])
+
+
+@pytest.mark.parametrize(("first", "num"), [(7, 1), (3, 6), (15, 1)])
+def test_image_i_is_image_i(home, straight, sixteen, first, num):
+    part = draw(straight[0], home / f"from{first}", "--start", first, num=num)
+    np.testing.assert_array_equal(part, sixteen[0][first : first + num])
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_on_other_devices_the_images_agree_to_rounding(home, straight, sixteen, devices):
+    other = draw(straight[0], home / f"on{devices}", devices=devices)
+    off = np.abs(other.astype(int) - sixteen[0].astype(int))
+    assert off.max() <= 1 and (off > 0).mean() < 1e-3
+
+
+def test_verify_says_equal_and_notices_another_image(straight, sixteen, tmp_path):
+    shown = run("sample.py", straight[0], "--verify", sixteen[1] / "manifest.json", "--devices", 1)
+    assert "equal: all 16 images" in shown.stdout
+    manifest = json.loads((sixteen[1] / "manifest.json").read_text())
+    manifest["seed"] = 6
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    np.savez(tmp_path / "samples.npz", arr_0=sixteen[0])
+    shown = run("sample.py", straight[0], "--verify", tmp_path / "manifest.json", "--devices", 1, status=1)
+    assert "16 of 16 images differ" in shown.stdout and "different" in shown.stdout
+
+
+def test_raw_weights_and_other_samplers_make_other_images(home, straight, sixteen):
+    raw = draw(straight[0], home / "raw", "--weights", "raw")
+    ddim = draw(straight[0], home / "ddim", "--sampler", "ddim", "--steps", 5)
+    assert (raw != sixteen[0]).any() and (ddim != sixteen[0]).any() and (ddim != raw).any()
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("--checkpoint", 55), "55"),
+        (("--start", -1), "--start must be at least 0"),
+        (("--steps", 21), r"steps must be an integer in 1..T = 20, got 21"),
+        (("--mix", 3.0), r"must lie in [0, 1], got 3.0"),
+    ],
+)
+def test_wrong_requests_are_refused(straight, flags, text):
+    shown = run("sample.py", straight[0], *flags, status=2)
+    assert text in shown.stderr
+
+
+def test_sampling_where_there_is_no_run(home):
+    assert "holds no checkpoints: it is not the folder of a run" in run("sample.py", home, status=2).stderr
+
+
+def test_a_broken_newest_checkpoint_falls_back_with_a_warning(home):
+    workdir = home / "broken"
+    run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps", 20)
+    files = [path for path in (workdir / "checkpoints" / "20").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    shown = run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps", 30)
+    assert "continued from step 10" in shown.stdout
+    assert "20" in shown.stderr and "Warning" in shown.stderr

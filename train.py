@@ -1,0 +1,176 @@
+"""Trains a diffusion model.
+
+    python train.py configs/digits.py --workdir runs/digits [--optim.learning-rate 1e-4 --steps 2000 ...]
+
+The same command continues a run that was interrupted.  Read this file from top to bottom.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from typing import Annotated
+
+import tyro
+
+from ddpm_jax import config as configs
+from ddpm_jax import process
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    workdir: str
+    """The run's folder: config.json, metrics.jsonl, checkpoints/STEP, samples/."""
+    config: Annotated[configs.Config, tyro.conf.arg(name="")]
+    devices: int | None = None
+    """On a CPU: into how many JAX devices to divide it (default: one per core)."""
+
+
+def parse(argv: list[str]) -> Arguments:
+    """The command line: a config file, then flags for its fields."""
+    default, rest = configs.Config(), argv
+    if argv and not argv[0].startswith("-"):
+        default, rest = configs.load(argv[0]), argv[1:]
+    elif "-h" not in argv and "--help" not in argv:
+        raise ValueError("name a config file first, e.g. python train.py configs/digits.py --workdir runs/digits")
+    usage = "train.py CONFIG.py --workdir DIR [options]"
+    parsed = tyro.cli(Arguments, prog=usage, args=rest, default=Arguments(tyro.MISSING, default))
+    return parsed
+
+
+def main(argv: list[str]) -> int:
+    """Runs or continues a training run; the exit status says how it ended (see README)."""
+    try:
+        args = parse(argv)
+        process.prepare(devices=args.devices)
+        configs.check(args.config)
+        return train(args.config, pathlib.Path(args.workdir))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+
+
+def train(config: configs.Config, workdir: pathlib.Path) -> int:
+    """Sets the stage: data, network, optimizer, devices, and the state of the newest checkpoint, if there is one."""
+    import jax
+    import numpy as np
+
+    from ddpm_jax import checkpoint, data, runs, training
+    from ddpm_jax.config import objects
+
+    images = data.load(config.data.source, held_out=config.data.held_out, levels=config.data.levels)
+    devices = jax.local_devices()
+    if config.batch % len(devices):
+        raise ValueError(f"batch must be divisible by the number of devices, got {config.batch} over {len(devices)}")
+    runs.claim(workdir, config)
+
+    # what is trained, and how
+    init_key, run_key, order_key, eval_key = jax.random.split(jax.random.key(config.seed), 4)
+    schedule, shape = objects.noise_schedule(config), images.train.shape[1:]
+    net, optimizer = objects.network(config, channels=shape[-1]), objects.optimizer(config)
+
+    @jax.jit
+    def fresh_state(key):
+        params = net.init(key, np.zeros((1, *shape), np.float32), np.ones(1, np.int32))["params"]
+        return training.init(params, optimizer)
+
+    # where: state and data whole on every device, the batch spread over them
+    mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    step = jax.pmap(
+        train_step(config, schedule, net, optimizer, images.levels),
+        axis_name="batch", in_axes=(None, None, None, 0), out_axes=None, donate_argnums=1,
+    )  # fmt: skip
+    pixels, run_key = jax.device_put((images.train, run_key), everywhere)
+
+    with checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep) as saved, process.Interrupt() as interrupt:
+        start, state = 0, jax.eval_shape(fresh_state, init_key)
+        if saved.latest() is None:
+            state = fresh_state(init_key)
+        else:
+            start, state, _ = saved.restore(state)
+        state = jax.device_put(state, everywhere)
+        run = runs.Run(config, workdir, images, schedule, net, eval_key, interrupt)
+        run.introduce(state, devices, start)
+        order = data.Order(order_key, len(images.train))
+
+        def batch(n):
+            return order.indices(n, config.batch).reshape(len(devices), -1)
+
+        return loop(
+            config, run, saved, start, state, lambda state, indices: step(run_key, state, pixels, indices), batch
+        )
+
+
+def loop(config: configs.Config, run, saved, start: int, state, take_step, batch) -> int:
+    """Steps start + 1 ... config.steps; what is written after each, and what ends them early."""
+    from ddpm_jax import log, runs
+
+    watch = runs.Watch(config, run.workdir, start)
+    progress = log.Progress(config.steps, start=start)
+    for done in range(start + 1, config.steps + 1):
+        indices = batch(done - 1)
+        state, metrics = take_step(state, indices)
+        watch.add(done, metrics, indices.reshape(-1))
+        if watch.bad:  # the parameters are still those before the first bad step
+            progress.close()
+            return watch.give_up(state, run.images)
+
+        stopping, last = run.interrupt.requested, done == config.steps
+        if done % config.log_every == 0 or last or stopping:
+            progress.update(done, watch.line(done))
+        if done % config.save_every == 0 or last or stopping:
+            saved.save(done, state, run.meta(done))
+        if last or (config.sample_every and done % config.sample_every == 0):
+            watch.note(done, run.look(done, state.ema))
+        if run.interrupt.requested:
+            if not stopping and saved.latest() != done:
+                saved.save(done, state, run.meta(done))
+            progress.close()
+            print(f"interrupted: saved step {done}; the same command continues", flush=True)
+            return 0
+    progress.close()
+    if start >= config.steps:
+        print(f"the run is complete: {start} steps; raise --steps to go on")
+    return 0
+
+
+def train_step(config: configs.Config, schedule, net, optimizer, levels: int):
+    """(key, state, pixels [N, H, W, C] integers, indices [b]) -> (state, metrics): what each device does in a step."""
+    import jax
+    import jax.numpy as jnp
+
+    from ddpm_jax import data, gaussian, losses, training
+    from ddpm_jax.config import objects
+
+    loss_of = objects.example_loss(config, levels)
+    T = config.schedule.T
+
+    def step(key, state, pixels, indices):
+        def loss_fn(params, keys, batch):
+            flip_keys, time_keys, draw_keys, dropout_keys = gaussian.split_keys(keys, 4)
+            x0 = data.examples(flip_keys, pixels, batch["index"], levels=levels, flip=config.data.flip)
+            t = batch["t"] if config.loss.stratified else losses.uniform_times(time_keys, T)
+
+            def predict(x_t, t):
+                return net.apply({"params": params}, x_t, t, dropout_keys=dropout_keys if config.net.dropout else None)
+
+            loss = loss_of(draw_keys, schedule, predict, x0, t)
+            quarter = jax.nn.one_hot((t - 1) * 4 // T, 4)
+            return loss.mean(), {"quarter_loss": (loss[:, None] * quarter).mean(0), "quarter_share": quarter.mean(0)}
+
+        batch = {"index": indices}
+        if config.loss.stratified:
+            shared = jax.random.fold_in(jax.random.fold_in(key, state.step), config.batch)
+            place = jax.lax.axis_index("batch") * indices.shape[0] + jnp.arange(indices.shape[0])
+            batch["t"] = losses.stratified_times(shared, T, place, config.batch)
+        take = training.make_step(
+            loss_fn, optimizer, ema_decay=objects.ema_decay(config), accumulate=config.optim.accumulate,
+            axis_name="batch", has_aux=True,
+        )  # fmt: skip
+        return take(key, state, batch)
+
+    return step
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
