@@ -53,9 +53,9 @@ def fingerprint(tree: Any) -> str:
         ValueError: if a leaf is not an array of numbers with at least one element.
     """
     digest = hashlib.sha256()
-    for path, array in sorted(_host_arrays(tree).items()):
-        digest.update(f"{path} {_describe(array)}\n".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    for path, leaf in sorted(_leaves(tree), key=operator.itemgetter(0)):
+        digest.update(f"{path} {_describe(leaf)}\n".encode())
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -133,7 +133,9 @@ class Checkpoints:
         step, latest = operator.index(step), self._manager.latest_step()
         if self.read_only:
             raise ValueError(f"{self.folder} is open for reading only")
-        if step < 0 or (latest is not None and step <= latest):
+        if step < 0:
+            raise ValueError(f"a step must not be negative, got {step}")
+        if latest is not None and step <= latest:
             raise ValueError(f"cannot save step {step}: {self.folder} already holds step {latest}, and steps only rise")
         parts = {name: _on_host(part, name) for name, part in _parts(state).items()}
         items: dict[str, Any] = {name: ocp.args.StandardSave(p) for name, p in parts.items() if jax.tree.leaves(p)}
@@ -323,44 +325,32 @@ def _parts(state: Any) -> dict[str, Any]:
 
 
 def _leaves(tree: Any, name: str = "") -> list[tuple[str, Any]]:
-    """The paths and leaves of a tree, in its own order."""
-    prefix = f"{name}/" if name else ""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)
-    return [
-        ((prefix + jax.tree_util.keystr(path, simple=True, separator="/")).rstrip("/"), leaf) for path, leaf in flat
-    ]
+    """The leaves of a tree in its own order, each with its path, which begins with `name`; all of them numbers."""
+    found = []
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)[0]:
+        path = "/".join(filter(None, [name, jax.tree_util.keystr(keys, simple=True, separator="/")]))
+        array_like = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic | int | float)
+        if array_like and jax.numpy.issubdtype(_dtype(leaf), jax.dtypes.prng_key):
+            raise ValueError(f"{path} is a PRNG key: keep the seed instead, or jax.random.key_data of the key")
+        if not array_like or _dtype(leaf).kind in "OSUMm":
+            raise ValueError(f"{path or 'a tree'} must be an array of numbers, got {type(leaf).__name__}")
+        if 0 in np.shape(leaf):
+            raise ValueError(f"{path or 'a tree'} has no elements, shape {np.shape(leaf)}: orbax cannot store it")
+        found.append((path, leaf))
+    return found
 
 
-def _dtype(leaf: Any) -> np.dtype:
+def _dtype(leaf: Any) -> Any:
     return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-
-
-def _require_numbers(path: str, leaf: Any) -> None:
-    path = path or "the tree"
-    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"{path} is a PRNG key: keep the seed instead, or jax.random.key_data of the key")
-    array_like = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic | int | float)
-    if not array_like or _dtype(leaf).kind in "OSUMm":
-        raise ValueError(f"{path} must be an array of numbers, got {type(leaf).__name__}")
-    if 0 in np.shape(leaf):
-        raise ValueError(f"{path} has no elements, shape {np.shape(leaf)}: orbax cannot store it")
-
-
-def _layout(tree: Any, name: str) -> dict[str, str]:
-    """Shape and dtype by path."""
-    for path, leaf in _leaves(tree, name):
-        _require_numbers(path, leaf)
-    return {path: _describe(leaf) for path, leaf in _leaves(tree)}
 
 
 def _describe(leaf: Any) -> str:
     return f"{np.shape(leaf)} {_dtype(leaf).name}"
 
 
-def _host_arrays(tree: Any) -> dict[str, np.ndarray]:
-    for path, leaf in _leaves(tree):
-        _require_numbers(path, leaf)
-    return {path: np.asarray(leaf) for path, leaf in _leaves(tree)}
+def _layout(tree: Any, name: str) -> dict[str, str]:
+    """Shape and dtype by path."""
+    return {path: _describe(leaf) for path, leaf in _leaves(tree, name)}
 
 
 def _on_host(part: Any, name: str) -> Any:
@@ -370,13 +360,11 @@ def _on_host(part: Any, name: str) -> Any:
     refuses one host's jax arrays when there are several hosts.
     """
     for path, leaf in _leaves(part, name):
-        _require_numbers(path, leaf)
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_replicated or leaf.is_fully_addressable):
             raise ValueError(f"{path} is spread over several hosts, sharding {leaf.sharding}: gather it first")
     one = jax.tree.map(lambda leaf: leaf.addressable_data(0) if _replicated(leaf) else leaf, part)
-    for leaf in jax.tree.leaves(one):
-        if _replicated(leaf):
-            leaf.copy_to_host_async()
+    for leaf in filter(_replicated, jax.tree.leaves(one)):
+        leaf.copy_to_host_async()
     return jax.tree.map(np.array, one)
 
 
@@ -408,8 +396,8 @@ def _public(record: dict[str, Any]) -> dict[str, Any]:
 
 def _compare(stored: dict[str, Any], wanted: dict[str, dict[str, str]], step: int) -> None:
     """Raises a ValueError that names the first paths at which a checkpoint is not what is wanted."""
-    has = {f"{name}/{path}".rstrip("/"): d for name, part in stored.items() for path, d in part["arrays"].items()}
-    wants = {f"{name}/{path}".rstrip("/"): d for name, part in wanted.items() for path, d in part.items()}
+    has = {path: d for part in stored.values() for path, d in part["arrays"].items()}
+    wants = {path: d for part in wanted.values() for path, d in part.items()}
     paths = [path for path in {**wants, **has} if has.get(path) != wants.get(path)]
     lines = [
         f"{path}: the checkpoint has {has.get(path, 'nothing')}, the configuration wants {wants.get(path, 'nothing')}"

@@ -28,13 +28,13 @@ ORIGINAL = {
     "cifar10.py": {
         "steps": 800_000, "batch": 128, "data.flip": True,
         "net.channels": 128, "net.multipliers": (1, 2, 2, 2), "net.blocks": 2, "net.attention_at": (16,),
-        "net.dropout": 0.1, "net.heads": 1, "net.resample_with_conv": True,
+        "net.dropout": 0.1, "net.heads": 1, "net.groups": 32, "net.resample_with_conv": True,
         "optim.learning_rate": 2e-4, "sampling.mix": 1.0,
     },
     "celebahq256.py": {
         "steps": 500_000, "batch": 64, "data.flip": True,
         "net.channels": 128, "net.multipliers": (1, 1, 2, 2, 4, 4), "net.blocks": 2, "net.attention_at": (16,),
-        "net.dropout": 0.0, "net.heads": 1, "net.resample_with_conv": True,
+        "net.dropout": 0.0, "net.heads": 1, "net.groups": 32, "net.resample_with_conv": True,
         "optim.learning_rate": 2e-5, "sampling.mix": 0.0,
     },
 }  # fmt: skip

@@ -59,6 +59,8 @@ class Net:
     """Attention heads."""
     dropout: float = 0.1
     """Dropout before the second convolution of each block."""
+    groups: int = 32
+    """Groups of the normalisations; levels of no more channels than this do not feel the time."""
     resample_with_conv: bool = True
     """Convolve when changing resolution; otherwise average and repeat."""
     dtype: Literal["float32", "bfloat16"] = "float32"

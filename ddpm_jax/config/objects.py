@@ -41,6 +41,7 @@ def network(config: Config, channels: int):
         heads=c.heads,
         dropout=c.dropout,
         out_channels=channels * (2 if learned_variance(config) else 1),
+        groups=c.groups,
         resample_with_conv=c.resample_with_conv,
         dtype=jnp.dtype(c.dtype),
     )

@@ -1,5 +1,6 @@
 """What the U-Net is made of: the time's embedding, dropout by image, changes of size, attention, residual blocks."""
 
+import functools
 import math
 from typing import Any
 
@@ -110,12 +111,13 @@ class AttentionBlock(nn.Module):
 
     heads: int = 1
     dtype: Any = jnp.float32
+    groups: int = 32
 
     @nn.compact
     def __call__(self, x):
         """[B, H, W, C] -> the same, C a multiple of `heads`.  Memory B heads (HW)^2."""
         b, h, w, c = x.shape
-        normed = jnp.reshape(GroupNorm(dtype=self.dtype, name="norm")(x), (b, h * w, c))
+        normed = jnp.reshape(GroupNorm(dtype=self.dtype, groups=self.groups, name="norm")(x), (b, h * w, c))
         split = (b, h * w, self.heads, c // self.heads)
         q, k, v = (jnp.reshape(dense(c, name=name, dtype=self.dtype)(normed), split) for name in ("q", "k", "v"))
         wide = jnp.promote_types(self.dtype, jnp.float32)
@@ -138,14 +140,16 @@ class ResnetBlock(nn.Module):
     conv_shortcut: bool = False
     place: int = 0
     dtype: Any = jnp.float32
+    groups: int = 32
 
     @nn.compact
     def __call__(self, x, temb, dropout_keys=None):
         """x [B, H, W, C], temb [B, D], dropout_keys [B] or None -> [B, H, W, out_channels]."""
         c, dtype = self.out_channels, self.dtype
-        h = conv(c, name="conv1", dtype=dtype)(GroupNorm(swish=True, dtype=dtype, name="norm1")(x))
+        norm = functools.partial(GroupNorm, swish=True, dtype=dtype, groups=self.groups)
+        h = conv(c, name="conv1", dtype=dtype)(norm(name="norm1")(x))
         h = h + dense(c, name="temb_proj", dtype=dtype)(nn.swish(temb))[:, None, None]
-        h = GroupNorm(swish=True, dtype=dtype, name="norm2")(h)
+        h = norm(name="norm2")(h)
         h = dropout(h, dropout_keys, self.dropout, self.place)
         h = conv(c, scale=NEAR_ZERO, name="conv2", dtype=dtype)(h)
         if x.shape[-1] != c:

@@ -83,14 +83,15 @@ class UNet(nn.Module):
     At the start its output is nearly 0 (a standard deviation of about 1e-5), so the first eps-loss is 1.000.
 
     Attributes:
-        channels: of the first level; level i has `channels * multipliers[i]`, and half the size of level i - 1.  A
-            level of 32 channels does not feel the time (see `norm.group_count`), and there must be another.
+        channels: of the first level; level i has `channels * multipliers[i]`, and half the size of level i - 1.
         blocks: residual blocks per level on the way down; there is one more on the way up.
         attention_at: attention follows every block where the shorter side of the image, after padding, is one of
             these; the middle always attends.
         heads: of every attention; their scale is (channels / heads)^-1/2.
         dropout: in every block, before its last convolution; a multiple of 2^-16, or rounded to one.
         out_channels: those of the images; twice as many if the variance is learned too.
+        groups: of every normalisation.  A level of no more channels than groups does not feel the time (see
+            `norm.group_count`), and there must be another.
         resample_with_conv: whether a convolution changes the size; else means of 2x2 and plain repetition.
         dtype: of convolutions and products: float32, bfloat16, or (with parameters to match) float64.
     """
@@ -103,6 +104,7 @@ class UNet(nn.Module):
     dropout: float = 0.1
     out_channels: int = 3
     resample_with_conv: bool = True
+    groups: int = 32
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -131,8 +133,8 @@ class UNet(nn.Module):
         height, width = x.shape[1:3]
         h = jnp.pad(x, ((0, 0), *((0, -size % 2 ** (levels - 1)) for size in (height, width)), (0, 0)))
         skips = [conv(self.channels, name="conv_in", dtype=self.dtype)(h)]
-        block = functools.partial(ResnetBlock, dropout=self.dropout, dtype=self.dtype)
-        attention = functools.partial(AttentionBlock, self.heads, self.dtype)
+        block = functools.partial(ResnetBlock, dropout=self.dropout, dtype=self.dtype, groups=self.groups)
+        attention = functools.partial(AttentionBlock, self.heads, self.dtype, self.groups)
         down = functools.partial(Downsample, self.resample_with_conv, self.dtype)
         up = functools.partial(Upsample, self.resample_with_conv, self.dtype)
 
@@ -149,7 +151,7 @@ class UNet(nn.Module):
             h, place = level(h, skips[-self.blocks - 1 :], temb, dropout_keys), place + self.blocks + 1
             skips = skips[: -self.blocks - 1]
 
-        h = GroupNorm(swish=True, dtype=wide, name="norm_out")(h)
+        h = GroupNorm(swish=True, dtype=wide, groups=self.groups, name="norm_out")(h)
         h = conv(self.out_channels, scale=NEAR_ZERO, name="conv_out", dtype=wide)(h)
         return h[:, :height, :width].astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -163,10 +165,13 @@ def _check_options(net: UNet) -> None:
                 f"heads = {net.heads} does not divide the {net.channels * m} channels of the level with multiplier {m}"
                 f" (channels = {net.channels}): every head needs the same number of them"
             )
-    if all(group_count(net.channels * m) == net.channels * m for m in net.multipliers):
+    if net.groups < 1:
+        raise ValueError(f"groups = {net.groups}: a normalisation needs at least one")
+    if all(group_count(net.channels * m, net.groups) == net.channels * m for m in net.multipliers):
         raise ValueError(
             f"channels = {net.channels}, multipliers = {tuple(net.multipliers)}: every channel would be a group of the"
-            " normalisation by itself and forget the time that is added to it; some level needs more than 32 channels"
+            " normalisation by itself and forget the time that is added to it; some level needs more than"
+            f" groups = {net.groups} channels"
         )
     if not 0 <= net.dropout < 1 - DROPOUT_STEP / 2:
         raise ValueError(f"dropout = {net.dropout} is not in [0, 1): it is the share of numbers that are set to 0")

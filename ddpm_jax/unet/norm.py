@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 
-def group_count(channels: int) -> int:
-    """32 where that divides `channels`, as in the original; else the most, up to 32, that leave no channel alone.
+def group_count(channels: int, groups: int = 32) -> int:
+    """`groups` where that divides `channels`; else the most, up to `groups`, that leave no channel alone.
 
-    A channel that is normalised alone forgets whatever was added to all of its pixels, such as the time.  The original
-    has this at 32 channels, and so have we.
+    A channel that is normalised alone forgets whatever was added to all of its pixels, such as the time.  The original,
+    with 32 groups everywhere, has this at 32 channels, and so have we unless told to take fewer groups.
     """
-    most = 32 if channels % 32 == 0 else min(32, max(1, channels // 2))
+    most = groups if channels % groups == 0 else min(groups, max(1, channels // 2))
     return next(n for n in range(most, 0, -1) if channels % n == 0)
 
 
@@ -71,13 +71,14 @@ _group_norm.defvjp(_group_norm_forward, _group_norm_backward)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (arXiv:1803.08494) over `group_count` groups of consecutive channels, then swish if asked.
+    """Group normalisation (arXiv:1803.08494) over groups of consecutive channels, then swish if asked.
 
     Statistics are float32 (float64 for float64) and in two passes, so that a mean of thousands of standard deviations
     does no harm.  The gradient is written by hand: it keeps only the input, and may itself be differentiated in reverse
     or by `jax.jvp`; the forward pass, by `jax.grad` and `jax.vjp` alone.
 
     Attributes:
+        groups: how many, see `group_count`.
         eps: added to the variance, in squared units of the input.
         dtype: of the result; the input's if None.
     """
@@ -85,6 +86,7 @@ class GroupNorm(nn.Module):
     swish: bool = False
     eps: float = 1e-6
     dtype: Any = None
+    groups: int = 32
 
     @nn.compact
     def __call__(self, x):
@@ -93,4 +95,4 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         dtype = jnp.dtype(x.dtype if self.dtype is None else self.dtype)
-        return _group_norm(x, scale, bias, group_count(channels), self.eps, self.swish, dtype)
+        return _group_norm(x, scale, bias, group_count(channels, self.groups), self.eps, self.swish, dtype)

@@ -1,0 +1,257 @@
+"""Schedules and single transitions against golden data; and that no golden case is passed over."""
+
+import contextlib
+import importlib
+import pathlib
+
+import goldens_loader
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from goldens_loader import (
+    MANIFEST,
+    MEAN_TYPE,
+    X0_FROM_MEAN,
+    Golden,
+    cases,
+    close_step,
+    each,
+    first_and_rest,
+    ids,
+    reverse_step,
+    says,
+    schedule,
+    times_of,
+)
+
+from ddpm_jax import gaussian, likelihood, losses, samplers, schedules
+
+LATER = {
+    "f/diffusers/DPMSolverMultistepScheduler_*": "there is no DPM-Solver sampler",
+    "h/diffusers_open": "the UNet is the original's; diffusers' has other blocks",
+    "h/improved_open_*": "the UNet is the original's; improved-diffusion's has other blocks",
+    "h/guided_open_*": "the UNet is the original's; guided-diffusion's has other blocks",
+}
+"""Cases of things that the library does not have."""
+
+ELSEWHERE = {
+    "g/*": "test_unet.py",
+    "h/original_*": "test_unet.py",
+    "h/layer_*": "test_unet.py",
+}
+"""Cases that another file of the suite reads."""
+
+
+def test_every_case_of_the_manifest_is_compared_or_listed():
+    here = pathlib.Path(__file__).parent
+    for path in here.glob("test_goldens_*.py"):
+        importlib.import_module(path.stem)
+    listed = set(ids(*LATER)) | set(ids(*ELSEWHERE))
+    assert not listed & goldens_loader.CLAIMED
+    assert listed | goldens_loader.CLAIMED == set(MANIFEST)
+    assert all((here / name).exists() for name in ELSEWHERE.values())
+
+
+# --- a: schedules
+
+
+@cases("a/*")
+def test_schedule_and_its_derived_arrays(golden: Golden):
+    args = golden.args
+    if "schedule_name" in args:
+        sched = goldens_loader.named_schedule(args["schedule_name"], args["num_diffusion_timesteps"])
+    else:
+        sched = goldens_loader.original_schedule(
+            args["beta_schedule"], args["num_diffusion_timesteps"], args["beta_start"], args["beta_end"]
+        )
+    for name, ours in derived_arrays(sched).items():
+        # the log of a variance next to 1 is as exact as the variance
+        rounding = {"atol": 1.2e-7} if golden.single and "log_variance" in name else {}
+        if name in golden.names:
+            golden.close(name, ours, **rounding)
+    if "alphas_cumprod_next" in golden.names:
+        # the peer's 0 beyond the last step is no row of ours
+        golden.close("alphas_cumprod_next", sched.signal[2:] ** 2, at=slice(None, -1))
+
+
+@jax.jit
+def derived_arrays(sched: schedules.Schedule) -> dict[str, jax.Array]:
+    """The peers' columns, each from the public function that gives it."""
+    t = np.arange(1, sched.T + 1)
+    one, zero = jnp.ones_like(sched.signal[1:]), jnp.zeros_like(sched.signal[1:])
+    small = gaussian.reverse_variance(sched, t, t - 1, one, 0.0)
+    large = gaussian.reverse_variance(sched, t, t - 1, one, 1.0)
+    log_first = jnp.log(likelihood.decoder_variance(sched))
+    return {
+        "betas": large,
+        "alphas_cumprod": sched.signal[1:] ** 2,
+        "alphas_cumprod_prev": sched.signal[:-1] ** 2,
+        "sqrt_alphas_cumprod": gaussian.q_sample(sched, one, t, zero),
+        "sqrt_one_minus_alphas_cumprod": gaussian.q_sample(sched, zero, t, one),
+        "log_one_minus_alphas_cumprod": -jax.nn.softplus(sched.log_snr[1:]),
+        "sqrt_recip_alphas_cumprod": gaussian.estimate(sched, "eps", zero, one, t).x0,
+        "sqrt_recipm1_alphas_cumprod": gaussian.estimate(sched, "eps", -one, zero, t).x0,
+        "posterior_variance": small,
+        "posterior_mean_coef1": gaussian.posterior(sched, one, zero, t, t - 1).mean,
+        "posterior_mean_coef2": gaussian.posterior(sched, zero, one, t, t - 1).mean,
+        "posterior_log_variance_clipped": first_and_rest(log_first, jnp.log(small)),
+        "posterior_log_variance_clipped_1e-20": jnp.log(jnp.maximum(small, 1e-20)),
+        "fixedlarge_log_variance": first_and_rest(log_first, jnp.log(large)),
+    }
+
+
+@cases("f/rescale_zero_terminal_snr_T1000")
+def test_a_schedule_rescaled_to_no_signal_at_the_end(golden: Golden):
+    before = schedules.from_betas(goldens_loader.exact(golden.id, "betas_in")).signal[1:]
+    after = schedules.from_betas(goldens_loader.exact(golden.id, "betas"))
+    assert after.signal[-1] == 0 and after.log_snr[-1] == -np.inf
+    rescaled = (before - before[-1]) * before[0] / (before[0] - before[-1])
+    np.testing.assert_allclose(after.signal[1:], rescaled, rtol=1e-10 if not golden.single else 2e-5, atol=1e-7)
+    t = np.arange(1, after.T + 1)
+    golden.close("betas", gaussian.reverse_variance(after, t, t - 1, after.signal[1:], 1.0))
+
+
+# --- b: q
+
+
+@cases("b/*")
+def test_forward_laws_and_estimates(golden: Golden):
+    sched, t = schedule(golden), golden["t"] + 1
+    x0, x_t, noise = golden["x_start"], golden["x_t"], golden["noise"]
+    q, post = gaussian.marginal(sched, x0, t), gaussian.posterior(sched, x0, x_t, t, t - 1)
+    golden.close("q_mean", q.mean)
+    golden.close("q_variance", q.var)
+    golden.close("q_log_variance", jnp.log(q.var))
+    golden.close("q_sample", gaussian.q_sample(sched, x0, t, noise))
+    golden.close("posterior_mean", post.mean)
+    golden.close("posterior_variance", post.var)
+    log_var = first_and_rest(jnp.log(likelihood.decoder_variance(sched)), jnp.log(post.var))
+    assert t[0] == 1
+    golden.close("posterior_log_variance_clipped", log_var)
+    golden.close("pred_xstart_from_eps", gaussian.estimate(sched, "eps", noise, x_t, t).x0)
+    golden.close("pred_eps_from_xstart", gaussian.estimate(sched, "x0", x0, x_t, t).eps)
+    wide = X0_FROM_MEAN if golden.single else {}
+    golden.close("pred_xstart_from_xprev", gaussian.estimate(sched, "mean", noise, x_t, t).x0, **wide)
+
+
+@cases("f/v_prediction_T1000")
+def test_v_prediction(golden: Golden):
+    sched, t = schedule(golden), golden["t"] + 1
+    golden.close("v", gaussian.target(sched, "v", golden["x_start"], golden["eps"], t))
+    found = gaussian.estimate(sched, "v", golden["v_model"], golden["x_t_arbitrary"], t)
+    golden.close("pred_xstart_from_v", found.x0)
+    golden.close("pred_eps_from_v", found.eps)
+
+
+# --- c: one reverse step
+
+
+@cases("c/*")
+def test_one_ancestral_step(golden: Golden):
+    # the peers do not clip a predicted mean, only what they report as x_0; ours derives the mean from the clipped x_0
+    mean_given = golden.args["model_mean_type"] == "xprev"
+    clip = golden.args["clip_denoised"]
+    step = reverse_step(golden, schedule(golden), clip and not mean_given)
+    close_step(golden, step, clip)
+
+
+@cases("o/gd1/noisepred")
+def test_the_first_version_of_the_original(golden: Golden):
+    sched, t, x0 = schedule(golden), golden["t"] + 1, golden["x_start"]
+    golden.args = {**golden.args, "model_mean_type": "eps", "model_var_type": "fixedsmall"}
+    for suffix, clip in (("_clip", True), ("_noclip", False)):
+        mean, var, _, x0_hat, sample = reverse_step(golden, sched, clip)
+        log_var = jnp.log(jnp.maximum(var, 1e-20))
+        close_step(golden, (mean, var, log_var, x0_hat, sample), clip, suffix)
+    q = gaussian.marginal(sched, x0, t)
+    golden.close("q_mean", q.mean)
+    golden.close("q_variance", q.var)
+    golden.close("q_log_variance", jnp.log(q.var))
+    net = says(golden["model_output"])
+    golden.close("loss", losses.denoising_loss(sched, net, x0, t, golden["noise"]))
+
+
+# --- f: DDIM, one step, and respacing
+
+
+@cases("f/ddim_step/*")
+def test_one_ddim_step(golden: Golden):
+    sched, t, x_t, clip = schedule(golden), golden["t"] + 1, golden["x_t"], golden.args["clip_denoised"]
+    predicts = MEAN_TYPE[golden.args["model_mean_type"]]
+
+    def step(eta, forward=False):
+        def one(x_t, t, out, noise):
+            denoise = gaussian.denoiser(sched, says(out), predicts, clip=clip)
+            sampler = samplers.ddim(sched, denoise, eta=eta, noise=lambda keys, t, like: noise)
+            state = sampler.step(None, sampler.init(x_t, t[0]), t[0], t[0] + 1 if forward else t[0] - 1)
+            return state.x, state.x0
+
+        return each(one, x_t, t, golden["model_output"], golden["noise"])
+
+    for eta in (0.0, 0.5, 1.0):
+        sample, x0_hat = step(eta)
+        golden.close(f"sample_eta{eta}", sample)
+    golden.close("pred_xstart", x0_hat)
+    # beyond t = T the peer puts pure noise, its predicted eps; we have no such row
+    assert (t[:-1] < sched.T).all() and t[-1] == sched.T
+    golden.close("reverse_sample", step(0.0, forward=True)[0][:-1], at=slice(None, -1))
+    denoise = gaussian.denoiser(sched, says(golden["model_output"]), predicts, clip=clip)
+    golden.close("reverse_sample", denoise(x_t, t).eps[-1], at=-1)
+
+
+@cases("f/space_timesteps/*", but="*/errors")
+def test_respaced_times(golden: Golden):
+    ours = times_of(golden.args["num_timesteps"], golden.args["section_counts"])
+    assert ours[-1] == 0
+    np.testing.assert_array_equal(ours[:-1][::-1] - 1, golden["timesteps"])
+    golden.left_out("timesteps")  # compared just now, as the integers they are
+
+
+@cases("f/space_timesteps/errors")
+def test_impossible_respacings_raise(golden: Golden):
+    for T, counts, result in golden.args["results"]:
+        # our 999 steps of 1000 fail alike; a chain of all steps is not an error anywhere
+        with pytest.raises(ValueError) if result.startswith("ValueError") else contextlib.nullcontext():
+            assert len(times_of(T, counts)) > 1
+
+
+@cases("f/spaced_diffusion/*")
+def test_respaced_schedule_is_two_rows_of_the_full_one(golden: Golden):
+    sched = schedule(golden)
+    chain = times_of(sched.T, golden.args["timestep_respacing"])
+    t, s = chain[:-1][::-1], chain[1:][::-1]
+    np.testing.assert_array_equal(t - 1, golden["timestep_map"])
+    golden.left_out("timestep_map")  # compared just now
+    like = jnp.ones(t.shape, golden.dtype)
+    var = gaussian.reverse_variance(sched, t, s, like, 0.0)
+    golden.close("betas", gaussian.reverse_variance(sched, t, s, like, 1.0))
+    golden.close("alphas_cumprod", sched.signal[t] ** 2)
+    golden.close("posterior_variance", var)
+    log_first = jnp.log(likelihood.decoder_variance(sched, chain))
+    golden.close("posterior_log_variance_clipped", first_and_rest(log_first, jnp.log(var)))
+
+
+# --- lucidrains' extras
+
+
+@cases("f/lucidrains_extras_T1000")
+def test_sigmoid_schedule_and_min_snr_weights(golden: Golden):
+    T = golden.args["T"]
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    # the peer has the ends in float32, and alpha-bar nearly vanishes at one of them
+    low, high = (np.float64(np.float32(sigmoid(x))) for x in (-3.0, 3.0))
+    alpha_bar = (high - sigmoid(6 * np.linspace(0, 1, T + 1) - 3)) / (high - low)
+    sched = schedules.from_betas(np.clip(1 - alpha_bar[1:] / alpha_bar[:-1], 0, 0.999))
+    t = np.arange(1, T + 1)
+    golden.close("sigmoid_betas", gaussian.reverse_variance(sched, t, t - 1, sched.signal[1:], 1.0))
+
+    sched = schedules.linear(T)
+    x0, eps = jnp.ones((T, 1), golden.dtype), 2 * jnp.ones((T, 1), golden.dtype)
+    for name, predicts in (("noise", "eps"), ("x0", "x0"), ("v", "v")):
+        off_by_one = says(gaussian.target(sched, predicts, x0, eps, t) + 1)
+        loss = losses.denoising_loss(sched, off_by_one, x0, t, eps, predicts=predicts, weight=losses.min_snr(5.0))
+        golden.close(f"min_snr5_weight_pred_{name}", loss)

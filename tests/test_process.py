@@ -1,0 +1,203 @@
+"""What a program asks of its process, in processes of their own: none of it can be undone."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from ddpm_jax import process
+
+HERE = pathlib.Path(__file__).parents[1]
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_python(code: str, *, cores: int | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC", "JAX_PLATFORMS")}
+    pretend = "" if cores is None else f"import os; os.sched_getaffinity = lambda pid: set(range({cores}))\n"
+    code = pretend + "import json, os, sys\nfrom ddpm_jax import process\n" + code
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=HERE,
+        env=kept | env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def told(code: str, *, cores: int | None = None, **env: str):
+    done = run_python(code, cores=cores, **env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+SAY = "\nimport jax; print(json.dumps([jax.device_count(), os.environ.get('NPROC')]))"
+
+
+def test_importing_is_quick_and_imports_no_jax():
+    code = """
+import sys, time
+begin = time.process_time()
+import ddpm_jax.process
+print(time.process_time() - begin, 'jax' in sys.modules, 'numpy' in sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
+    seconds, *imported = done.stdout.split()
+    assert float(seconds) < 0.1 and imported == ["False", "False"]
+
+
+@pytest.mark.parametrize("cores, devices", [(1, 1), (2, 2), (6, 4), (8, 8), (100, 16)])
+def test_a_cpu_is_divided_into_a_power_of_two(cores, devices):
+    threads = "1" if devices == cores > 1 else None
+    assert told("process.prepare()" + SAY, cores=cores, JAX_PLATFORMS="cpu") == [devices, threads]
+
+
+def test_what_is_asked_for_or_has_been_said_before_counts():
+    assert told("process.prepare(devices=3)" + SAY, cores=2, JAX_PLATFORMS="cpu") == [3, "1"]
+    assert told("process.prepare(devices=1)" + SAY, cores=2, JAX_PLATFORMS="cpu") == [1, None]
+    flag = "--xla_force_host_platform_device_count=5"
+    assert told("process.prepare()" + SAY, cores=2, JAX_PLATFORMS="cpu", XLA_FLAGS=flag, NPROC="7") == [5, "7"]
+    before = "import jax; jax.config.update('jax_num_cpu_devices', 5)\n"
+    assert told(before + "process.prepare(); process.prepare(devices=5)" + SAY, cores=2, JAX_PLATFORMS="cpu")[0] == 5
+
+
+@pytest.mark.parametrize(
+    "code, env, words",
+    [
+        ("process.prepare(devices=0)", {}, "ValueError: devices must be at least 1, got 0"),
+        (
+            "process.prepare(devices=2)", {"XLA_FLAGS": "--xla_force_host_platform_device_count=5"},
+            "ValueError: devices = 2, but JAX has been told 5 (XLA_FLAGS or jax_num_cpu_devices)",
+        ),
+        (
+            "process.prepare(devices=2)", {"JAX_PLATFORMS": "tpu"},
+            "ValueError: devices = 2 divides a CPU, but JAX will run on tpu: leave it out",
+        ),
+        (
+            "import jax; jax.devices(); process.prepare(); process.prepare(devices=1); process.prepare(devices=2)", {},
+            "RuntimeError: JAX has already started: call prepare(devices=2) before its first use",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_refused(code, env, words):
+    done = run_python(code, cores=2, **({"JAX_PLATFORMS": "cpu"} | env))
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == words
+
+
+def test_the_platform_is_known_without_starting_jax(monkeypatch):
+    code = "import jax; before = process.platform()\nprint(json.dumps([before, jax.default_backend()]))"
+    assert told(code, JAX_PLATFORMS="cpu") == ["cpu", "cpu"]
+    monkeypatch.delitem(sys.modules, "jax")
+    for value in ("cuda,cpu", "tpu"):
+        monkeypatch.setenv("JAX_PLATFORMS", value)
+        assert process.platform() == value.split(",")[0]
+
+
+def test_a_plugin_counts_only_with_its_device(monkeypatch):
+    class Point:
+        name = "cuda"
+
+    monkeypatch.delitem(sys.modules, "jax")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(process.importlib.metadata, "entry_points", lambda group: [Point])
+    monkeypatch.setattr(process.sys, "platform", "linux")
+    monkeypatch.setattr(process, "_device_files", lambda: [])
+    assert process.platform() == "cpu"
+    monkeypatch.setattr(process, "_device_files", lambda: ["/dev/nvidia0"])
+    assert process.platform() == "cuda"
+    monkeypatch.setattr(process.importlib.metadata, "entry_points", lambda group: [])
+    monkeypatch.setattr(process.importlib.util, "find_spec", lambda name: None)
+    assert process.platform() == "cpu"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_memory_stays_with_the_process():
+    """Freed large blocks are handed out again without a page fault; before, every one of them faults in anew."""
+    code = """
+import resource
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        block = bytearray(64 << 20)  # above every threshold of malloc; zeroed, so every page is touched
+        block[::4096] = bytes(len(block) // 4096)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first = faults()
+kept = process.keep_memory()
+faults()
+print(json.dumps([kept, first, faults()]))"""
+    kept, before, after = told(code)
+    if not kept:
+        pytest.skip("not glibc")
+    pages = 20 * (64 << 20) // 4096
+    assert before > pages / 600 and after < before / 10  # with huge pages there are fewer faults, of 2 MiB
+
+
+def test_compiled_programs_are_kept(tmp_path):
+    code = f"""
+process.prepare(cache_dir={str(tmp_path / "cache")!r})
+import jax; jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+jax.jit(lambda x: x * 2)(1.0).block_until_ready(); print(0)"""
+    told(code, JAX_PLATFORMS="cpu")
+    assert any((tmp_path / "cache").iterdir())
+
+
+# --- interrupts
+
+
+def test_one_signal_asks_and_the_handlers_come_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with process.Interrupt() as interrupt:
+            assert not interrupt.requested
+            os.kill(os.getpid(), number)
+            assert interrupt.requested
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not():
+    with pytest.raises(KeyboardInterrupt), process.Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.requested
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_only_the_main_thread_can_enter():
+    errors = []
+
+    def enter():
+        try:
+            process.Interrupt().__enter__()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert errors == ["Interrupt handles signals: only the main thread can enter it"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_loop_ends_in_good_order(number):
+    code = """
+import time
+from ddpm_jax.process import Interrupt
+with Interrupt() as interrupt:
+    print("ready", flush=True)
+    while not interrupt.requested:
+        time.sleep(0.01)
+print("saved")
+"""
+    loop = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert loop.stdout is not None and loop.stdout.readline() == "ready\n"
+    loop.send_signal(number)
+    out, err = loop.communicate(timeout=30)
+    assert (loop.returncode, out) == (0, "saved\n")
+    assert err == "\nstopping in good order; Ctrl-C again stops at once\n"
