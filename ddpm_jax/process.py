@@ -20,11 +20,11 @@ _MOST_DEVICES = 16  # each holds the whole train state
 def prepare(*, devices: int | None = None, cache_dir: str | None = None) -> None:
     """Makes ready a process that is about to use JAX.
 
-    On a CPU, one JAX device with one thread for each core is faster than one device with all of them, and memory that
-    is not handed back to the kernel after every step is faster than memory that is.  So: the C library keeps what it
-    has (where it is glibc), and there are as many CPU devices as the largest power of two that is not above the number
-    of cores, at most 16.  A number of devices that XLA_FLAGS or jax_num_cpu_devices has set stays, and so does an
-    NPROC in the environment.  On an accelerator nothing of this is done.
+    On a CPU, one JAX device for each core is faster than one device with all of them, and memory that is not handed
+    back to the kernel after every step is faster than memory that is.  So: the C library keeps what it has (where it
+    is glibc), and there are as many CPU devices as the largest power of two that is not above the number of cores, at
+    most 16.  XLA's pool has as many threads as there are cores, or devices if those are more.  A number of devices
+    that XLA_FLAGS or jax_num_cpu_devices has set stays.  On an accelerator nothing of this is done.
 
     Args:
         devices: into how many devices to divide the CPU; None is what is said above.
@@ -124,8 +124,6 @@ def _divide_cpu(devices: int | None) -> None:
     if told is not None and devices not in (None, told):
         raise ValueError(f"devices = {devices}, but JAX has been told {told} (XLA_FLAGS or jax_num_cpu_devices)")
     number = told or devices or min(_MOST_DEVICES, 2 ** (cores.bit_length() - 1))
-    if number > 1 and number >= cores:
-        os.environ.setdefault("NPROC", "1")  # the size of XLA's thread pool, read when it starts
     if told is None:
         try:
             jax.config.update("jax_num_cpu_devices", number)

@@ -97,7 +97,9 @@ def ddim(schedule: Schedule, denoise: Denoiser, *, eta: float = 0.0, noise: Nois
         signal_s, noise_s = at(schedule.signal, s, state.x), at(schedule.noise, s, state.x)
         fresh = gaussian.fresh_noise(schedule, t, s, state.x)
         random = noise_s * jnp.asarray(eta, state.x.dtype)
-        x = signal_s * found.x0 + noise_s * jnp.sqrt(1 - eta**2 * fresh) * found.eps
+        # at the data it meets noise_s = 0, and for eta 1 would be 0 itself, whose root has no derivative
+        kept = jnp.where(jnp.equal(s, 0), 1.0, 1 - eta**2 * fresh)
+        x = signal_s * found.x0 + noise_s * jnp.sqrt(kept) * found.eps
         return State(x + random * jnp.sqrt(jnp.maximum(fresh, 0)) * noise(keys, t, state.x), found.x0, s)
 
     return Sampler(_start, step)
@@ -148,7 +150,7 @@ def times(T: int, steps: int, *, spacing: Spacing = "uniform") -> np.ndarray:
             dense near the data (DDIM, appendix D.2).
 
     Raises:
-        ValueError: if steps is not in 1..T, the spacing is unknown or cannot give that many steps.
+        ValueError: if steps is not in 1..T, the spacing is unknown, or "ddim" cannot give that many.
     """
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= T:
         raise ValueError(f"steps must be an integer in 1..T = {T}, got {steps!r}")
@@ -167,14 +169,12 @@ def times(T: int, steps: int, *, spacing: Spacing = "uniform") -> np.ndarray:
             raise ValueError(f"spacing 'ddim': no integer stride over {T} steps gives {steps} times")
         rising = 1 + i * stride
     elif spacing == "quadratic":
-        rising = 1 + np.round((T - 1) * (i / max(steps - 1, 1)) ** 2) if steps > 1 else np.array([T])
+        squares = 1 + np.round((T - 1) * (i / max(steps - 1, 1)) ** 2)
+        rising = np.array([T]) if steps == 1 else np.maximum(squares, i + 1)  # no time twice near the data
     else:
         legal = ", ".join(map(repr, Spacing.__args__))
         raise ValueError(f"spacing must be one of {legal}, got {spacing!r}")
-    chain = np.concatenate([[0], rising]).astype(np.int32)[::-1].copy()
-    if (np.diff(chain) >= 0).any():
-        raise ValueError(f"spacing {spacing!r} gives repeated times for {steps} of {T} steps: take fewer steps")
-    return chain
+    return np.concatenate([[0], rising]).astype(np.int32)[::-1].copy()
 
 
 def section_times(T: int, counts: Sequence[int]) -> np.ndarray:
@@ -186,6 +186,8 @@ def section_times(T: int, counts: Sequence[int]) -> np.ndarray:
     Raises:
         ValueError: if a section has fewer steps than asked of it, or no time is left at all.
     """
+    if not any(count > 0 for count in counts):
+        raise ValueError(f"counts must ask for at least one time, got {list(counts)}")
     size, extra = divmod(T, len(counts))
     start, chosen = 0, set()
     for i, count in enumerate(counts):
@@ -199,8 +201,6 @@ def section_times(T: int, counts: Sequence[int]) -> np.ndarray:
             chosen.add(start + round(position) + 1)
             position += stride
         start += length
-    if not chosen:
-        raise ValueError(f"counts must ask for at least one time, got {list(counts)}")
     return np.array([*sorted(chosen, reverse=True), 0], np.int32)
 
 

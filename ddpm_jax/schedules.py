@@ -76,7 +76,7 @@ def from_betas(betas: np.ndarray) -> Schedule:
         betas: [T] float64, beta_1..beta_T, each in (0, 1].
 
     Raises:
-        ValueError: if betas is not a vector of float64, or a value lies outside (0, 1].
+        ValueError: if betas is not a vector of float64, a value lies outside (0, 1], or one before the last is 1.
     """
     betas = np.asarray(betas)
     if betas.ndim != 1 or betas.size == 0 or betas.dtype != np.float64:
@@ -85,6 +85,8 @@ def from_betas(betas: np.ndarray) -> Schedule:
     if wrong.any():
         t = int(np.argmax(wrong))
         raise ValueError(f"betas must lie in (0, 1]: beta_{t + 1} is {betas[t]}")
+    if (betas[:-1] == 1).any():
+        raise ValueError(f"only the last beta may be 1, beta_{int(np.argmax(betas == 1)) + 1} of {len(betas)} is")
     with np.errstate(divide="ignore"):
         log_alpha_bar = np.cumsum(np.log1p(-betas))
     noise_var = -np.expm1(log_alpha_bar)  # 1 - alpha-bar would lose the digits of the first steps

@@ -110,7 +110,7 @@ def test_values_that_are_not_a_config(values, text):
         ({"batch": 0}, "batch must be at least 1, got 0"),
         ({"sample_every": -1}, "sample_every must be 0"),
         ({"schedule": {"kind": "jsd"}}, "'jsd' leaves none: an x_0 cannot be had from the noise there; predict 'v'"),
-        ({"schedule": {"kind": "const", "beta_T": 1.0}}, "some signal at t = T"),
+        ({"schedule": {"kind": "linear", "beta_T": 1.0}}, "some signal at t = T"),
         ({"loss": {"learned_variance": True}}, "learned_variance needs loss.kind 'hybrid' or 'variational'"),
         ({"loss": {"kind": "variational", "weight": "p2"}}, "'p2' has no meaning for loss.kind 'variational'"),
         ({"sampling": {"mix": 1.5}}, r"must lie in \[0, 1\], got 1.5"),

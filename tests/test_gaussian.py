@@ -320,7 +320,7 @@ def all_laws(x0, x_t, t, s, mix, predicts="v"):
     return jax.tree.map(lambda a: jnp.broadcast_to(a, x0.shape), laws)
 
 
-@pytest.mark.parametrize(("predicts", "shape"), [*zip(PREDICTS, SHAPES, strict=True)])
+@pytest.mark.parametrize(("predicts", "shape"), [("mean", (2, 3, 2, 2)), ("v", (5,))])
 def test_jit_vmap_and_pmap_change_nothing(predicts, shape):
     laws = lambda *given: all_laws(*given, predicts)  # noqa: E731
     x0, x_t, mix = batch(shape, 8, 3)

@@ -375,6 +375,7 @@ def test_the_originals_decoder_is_near_where_it_matters(std):
         x0, means = jnp.asarray(np.linspace(-1, 1, 256)), jnp.linspace(-1, 1, 33)[:, None]
         law = Gaussian(means, jnp.asarray(std**2))
         exact, near = likelihood.decoder_8bit(x0, law), likelihood.discretized_tanh(256)(x0, law)
+    exact, near = np.asarray(exact), np.asarray(near)
     apart = np.abs(near - exact)
     assert apart[exact > -6].max() < 0.07 and apart[exact > -8].max() < 0.25
     assert near.min() >= np.log(1e-12)
@@ -402,7 +403,9 @@ def test_derivatives_far_off_are_those_of_the_density(levels):
     for mean, apart in ((-2.0, 0.01), (2.0, 0.01), (-40.0, 0.5), (40.0, 0.5)):
         towards = (float(x0[0]) + np.sign(mean) * half - mean) / std**2
         found = grad(jnp.full((1,), mean, jnp.float32)).item()
-        assert found == pytest.approx(towards, rel=apart)  # 4000 standard deviations off it is the direction that counts
+        assert found == pytest.approx(
+            towards, rel=apart
+        )  # 4000 standard deviations off it is the direction that counts
 
 
 def test_the_density_integrates_to_one():

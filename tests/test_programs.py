@@ -46,8 +46,9 @@ def command(*args):
     return [sys.executable, "-W", "error::DeprecationWarning:ddpm_jax", *map(str, args)]
 
 
-def run(*args, status=0):
-    done = subprocess.run(command(*args), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
+def run(*args, status=0, env=()):
+    settings = environment() | dict(env)
+    done = subprocess.run(command(*args), cwd=ROOT, env=settings, capture_output=True, text=True, timeout=600)
     assert done.returncode == status, done.stdout + done.stderr
     return done
 
@@ -76,8 +77,10 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def straight(home):
     """Sixty steps without interruption, on one device."""
-    shown = run("train.py", home / "tiny.py", "--workdir", home / "straight", "--devices", 1)
-    return home / "straight", shown.stdout
+    shown = run(
+        "train.py", home / "tiny.py", "--workdir", home / "straight", "--devices", 1, env={"JAX_LOG_COMPILES": "1"}
+    )
+    return home / "straight", shown
 
 
 def state_of(workdir, step=None):
@@ -106,7 +109,7 @@ def saved_steps(workdir):
 
 
 def test_a_run_says_what_it_is_and_leaves_what_it_says(straight):
-    workdir, shown = straight
+    workdir, shown = straight[0], straight[1].stdout
     for said in ("run ", "devices   1 x", "parameters", "1,500 training and 297 held-out", "bits/dim", "60"):
         assert said in shown, said
     assert configs.from_dict(json.loads((workdir / "config.json").read_text())).steps == 60
@@ -118,6 +121,13 @@ def test_a_run_says_what_it_is_and_leaves_what_it_says(straight):
     assert losses[-1] < losses[0]
     assert len(rows[0]["loss_by_quarter_of_t"]) == 4
     assert np.isfinite(rows[-1]["held_out_bits_per_dim"]) and rows[-1]["held_out_bits_per_dim_se"] > 0
+
+
+def test_the_step_is_compiled_once(straight):
+    """What JAX logs of a run of sixty steps: of what is pmapped, the step and the tile of images, once each."""
+    pmapped = [line for line in straight[1].stderr.splitlines() if line.startswith("Compiling") and "Mesh('" in line]
+    assert sum("Mesh('batch'" in line and "int32[1,16]" in line for line in pmapped) == 1, pmapped
+    assert sum("Mesh('tiles'" in line for line in pmapped) == 1, pmapped
 
 
 def test_killed_and_resumed_is_straight_to_the_last_bit(home, straight):
@@ -188,6 +198,19 @@ def test_a_batch_that_does_not_divide_is_refused(home):
     assert "batch must be divisible by the number of devices, got 16 over 3" in shown.stderr
 
 
+def taken_again(workdir, state, images):
+    """The metrics of the step after `state`, on these images: what a record is kept for."""
+    import train
+    from ddpm_jax.config import objects
+
+    config = configs.from_dict(json.loads((workdir / "config.json").read_text()))
+    net, schedule = objects.network(config, 1), objects.noise_schedule(config)
+    body = train.train_step(config, schedule, net, objects.optimizer(config), levels=17)
+    step = jax.pmap(body, axis_name="batch", in_axes=(None, None, None, 0), out_axes=None, devices=jax.devices()[:1])
+    _, run_key, _, _ = jax.random.split(jax.random.key(config.seed), 4)
+    return step(run_key, state, images, np.arange(len(images))[None])[1]
+
+
 def test_steps_that_are_not_finite_stop_the_run(home):
     """A rate of 1e30 makes the parameters, and then every loss, overflow."""
     workdir = home / "burnt"
@@ -198,11 +221,13 @@ def test_steps_that_are_not_finite_stop_the_run(home):
     assert f"4 steps in a row, the first being step {step}" in shown.stderr
     with np.load(record) as kept:
         assert kept["step"] == step and kept["indices"].shape == (16,) and kept["images"].shape == (16, 8, 8, 1)
+        indices, images = kept["indices"], kept["images"]
         # the parameters are those that the last good step left behind
-        good = state_of(workdir, step - 1).tree.params
-        leaves = jax.tree_util.tree_flatten_with_path(good)[0]
-        for where, leaf in leaves:
+        good = state_of(workdir, step - 1).tree
+        for where, leaf in jax.tree_util.tree_flatten_with_path(good.params)[0]:
             np.testing.assert_array_equal(kept["params" + jax.tree_util.keystr(where)], leaf)
+    assert taken_again(workdir, good, images)["skipped"] == 1
+    np.testing.assert_array_equal(images, data.load("digits").train[indices])
 
 
 # --- sampling

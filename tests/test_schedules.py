@@ -147,6 +147,8 @@ def test_a_row_meets_each_example_of_a_batch(shape):
         (lambda: schedules.from_betas(np.zeros(0)), "float64 vector [T], got float64 (0,)"),
         (lambda: schedules.from_betas(np.array([0.1, 0.0])), "betas must lie in (0, 1]: beta_2 is 0.0"),
         (lambda: schedules.from_betas(np.array([0.1, 0.2, 1.5])), "betas must lie in (0, 1]: beta_3 is 1.5"),
+        (lambda: schedules.from_betas(np.array([0.1, 1.0, 0.2])), "only the last beta may be 1, beta_2 of 3 is"),
+        (lambda: schedules.const(10, 1.0), "only the last beta may be 1, beta_1 of 10 is"),
         (lambda: schedules.from_betas(np.array([np.nan])), "betas must lie in (0, 1]: beta_1 is nan"),
         (lambda: schedules.linear(beta_T=2.0), "betas must lie in (0, 1]: beta_"),
         (lambda: schedules.linear(0), "T must be an integer of at least 1, got 0"),

@@ -6,13 +6,10 @@ a wrong configuration is told apart from a damaged file, and neither goes unnoti
 host has them: a checkpoint does not know how many devices wrote it.
 """
 
-import hashlib
-import json
 import logging
 import operator
 import os
 import pathlib
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -20,7 +17,11 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-_SHOWN = 5  # how many differing paths an error lists
+from ddpm_jax.checkpoint import records
+from ddpm_jax.checkpoint.records import fingerprint
+
+__all__ = ["CheckpointError", "CheckpointWarning", "Checkpoints", "Restored", "fingerprint"]
+
 _T = TypeVar("_T")
 
 
@@ -44,19 +45,6 @@ class Restored(NamedTuple):
     step: int
     tree: Any
     meta: dict[str, Any]
-
-
-def fingerprint(tree: Any) -> str:
-    """ "sha256:..." over path, dtype, shape and bytes of every array of a tree, in the order of their paths.
-
-    Raises:
-        ValueError: if a leaf is not an array of numbers with at least one element.
-    """
-    digest = hashlib.sha256()
-    for path, leaf in sorted(_leaves(tree), key=operator.itemgetter(0)):
-        digest.update(f"{path} {_describe(leaf)}\n".encode())
-        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
-    return f"sha256:{digest.hexdigest()}"
 
 
 class Checkpoints:
@@ -137,9 +125,9 @@ class Checkpoints:
             raise ValueError(f"a step must not be negative, got {step}")
         if latest is not None and step <= latest:
             raise ValueError(f"cannot save step {step}: {self.folder} already holds step {latest}, and steps only rise")
-        parts = {name: _on_host(part, name) for name, part in _parts(state).items()}
+        parts = {name: records.on_host(part, name) for name, part in records.parts_of(state).items()}
         items: dict[str, Any] = {name: ocp.args.StandardSave(p) for name, p in parts.items() if jax.tree.leaves(p)}
-        items["meta"] = ocp.args.JsonSave(_record(parts, meta))
+        items["meta"] = ocp.args.JsonSave(records.make_record(parts, meta))
         try:
             saved = self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
@@ -154,7 +142,7 @@ class Checkpoints:
             FileNotFoundError: if there is no such step.
             CheckpointError: if it cannot be read.
         """
-        return self._read(step, lambda step: _public(self._record(step)))
+        return self._read(step, lambda step: records.public(self._record(step)))
 
     def restore(self, target: Any, *, step: int | None = None) -> Restored:
         """A whole state.
@@ -173,12 +161,12 @@ class Checkpoints:
         """
 
         def read(step: int) -> Restored:
-            record, parts = self._record(step), _parts(target)
-            _compare(record["parts"], {name: _layout(part, name) for name, part in parts.items()}, step)
+            record, parts = self._record(step), records.parts_of(target)
+            records.compare(record["parts"], {name: records.layout(part, name) for name, part in parts.items()}, step)
             arrays = [self._arrays(step, name, part, record) for name, part in parts.items()]
             leaves = dict(zip(parts, arrays, strict=True))
             tree = leaves if isinstance(target, Mapping) else type(target)(**leaves)
-            return Restored(step, tree, _public(record))
+            return Restored(step, tree, records.public(record))
 
         return self._read(step, read, set_aside=not self.read_only)
 
@@ -189,8 +177,8 @@ class Checkpoints:
             record = self._record(step)
             if name not in record["parts"]:
                 raise ValueError(f"checkpoint {step} has no part {name!r}; it has {', '.join(record['parts'])}")
-            _compare({name: record["parts"][name]}, {name: _layout(target, name)}, step)
-            return Restored(step, self._arrays(step, name, target, record), _public(record))
+            records.compare({name: record["parts"][name]}, {name: records.layout(target, name)}, step)
+            return Restored(step, self._arrays(step, name, target, record), records.public(record))
 
         return self._read(step, read)
 
@@ -259,7 +247,7 @@ class Checkpoints:
 
         try:
             record = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            if record["sha256"] == _digest({name: record[name] for name in ("meta", "parts")}):
+            if record["sha256"] == records.digest({name: record[name] for name in ("meta", "parts")}):
                 return record
         except Exception as error:
             raise self._unreadable(step, f"its record meta: {_first_line(error)}") from error
@@ -271,8 +259,7 @@ class Checkpoints:
 
         tree = target
         if jax.tree.leaves(target):
-            # of numpy arrays, because orbax then gives numpy arrays; of one element each, repeated, to cost no memory
-            shapes = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), _dtype(leaf)), np.shape(leaf)), target)
+            shapes = jax.tree.map(_placeholder, target)
             try:
                 args = ocp.args.Composite(**{name: ocp.args.StandardRestore(shapes)})
                 tree = self._manager.restore(step, args=args)[name]
@@ -309,103 +296,14 @@ def _manager(folder: pathlib.Path, keep: int, keep_every: int | None, read_only:
     return ocp.CheckpointManager(folder, options=options)
 
 
+def _placeholder(leaf: Any) -> np.ndarray:
+    """A numpy array, for which orbax gives numpy arrays back; of one element, repeated, so that it costs no memory."""
+    return np.broadcast_to(np.zeros((), records.dtype_of(leaf)), np.shape(leaf))
+
+
 def _not_from_orbax(record: logging.LogRecord) -> bool:
     """A log filter: orbax logs pages about errors that it also raises.  A user who asks for INFO gets them."""
     return f"{os.sep}orbax{os.sep}" not in record.pathname or logging.getLogger("absl").isEnabledFor(logging.INFO)
-
-
-def _parts(state: Any) -> dict[str, Any]:
-    parts = state._asdict() if hasattr(state, "_asdict") else state
-    if not isinstance(parts, Mapping) or not all(isinstance(name, str) for name in parts):
-        raise ValueError(f"a state must be a NamedTuple or a dict of named parts, got {type(state).__name__}")
-    odd = [name for name in parts if name == "meta" or not re.fullmatch(r"[A-Za-z]\w*", name)]
-    if odd:
-        raise ValueError(f"a part of a state must have the name of a variable other than 'meta', got {odd[0]!r}")
-    return dict(parts)
-
-
-def _leaves(tree: Any, name: str = "") -> list[tuple[str, Any]]:
-    """The leaves of a tree in its own order, each with its path, which begins with `name`; all of them numbers."""
-    found = []
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)[0]:
-        path = "/".join(filter(None, [name, jax.tree_util.keystr(keys, simple=True, separator="/")]))
-        array_like = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic | int | float)
-        if array_like and jax.numpy.issubdtype(_dtype(leaf), jax.dtypes.prng_key):
-            raise ValueError(f"{path} is a PRNG key: keep the seed instead, or jax.random.key_data of the key")
-        if not array_like or _dtype(leaf).kind in "OSUMm":
-            raise ValueError(f"{path or 'a tree'} must be an array of numbers, got {type(leaf).__name__}")
-        if 0 in np.shape(leaf):
-            raise ValueError(f"{path or 'a tree'} has no elements, shape {np.shape(leaf)}: orbax cannot store it")
-        found.append((path, leaf))
-    return found
-
-
-def _dtype(leaf: Any) -> Any:
-    return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-
-
-def _describe(leaf: Any) -> str:
-    return f"{np.shape(leaf)} {_dtype(leaf).name}"
-
-
-def _layout(tree: Any, name: str) -> dict[str, str]:
-    """Shape and dtype by path."""
-    return {path: _describe(leaf) for path, leaf in _leaves(tree, name)}
-
-
-def _on_host(part: Any, name: str) -> Any:
-    """The part as numpy arrays of its own.
-
-    Copies, because a numpy view of an array on the CPU keeps its buffer from being donated; and numpy, because orbax
-    refuses one host's jax arrays when there are several hosts.
-    """
-    for path, leaf in _leaves(part, name):
-        if isinstance(leaf, jax.Array) and not (leaf.is_fully_replicated or leaf.is_fully_addressable):
-            raise ValueError(f"{path} is spread over several hosts, sharding {leaf.sharding}: gather it first")
-    one = jax.tree.map(lambda leaf: leaf.addressable_data(0) if _replicated(leaf) else leaf, part)
-    for leaf in filter(_replicated, jax.tree.leaves(one)):
-        leaf.copy_to_host_async()
-    return jax.tree.map(np.array, one)
-
-
-def _replicated(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and leaf.is_fully_replicated
-
-
-def _record(parts: dict[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
-    if "fingerprint" in meta:
-        raise ValueError("meta must not have the name 'fingerprint': it is added on saving")
-    described = {
-        name: {"fingerprint": fingerprint(part), "arrays": _layout(part, name)} for name, part in parts.items()
-    }
-    try:
-        record = json.loads(json.dumps({"meta": dict(meta), "parts": described}, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"meta must be what JSON can hold: {error}") from error
-    return record | {"sha256": _digest(record)}
-
-
-def _digest(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _public(record: dict[str, Any]) -> dict[str, Any]:
-    prints = {name: part["fingerprint"] for name, part in record["parts"].items()}
-    return record["meta"] | {"fingerprint": prints}
-
-
-def _compare(stored: dict[str, Any], wanted: dict[str, dict[str, str]], step: int) -> None:
-    """Raises a ValueError that names the first paths at which a checkpoint is not what is wanted."""
-    has = {path: d for part in stored.values() for path, d in part["arrays"].items()}
-    wants = {path: d for part in wanted.values() for path, d in part.items()}
-    paths = [path for path in {**wants, **has} if has.get(path) != wants.get(path)]
-    lines = [
-        f"{path}: the checkpoint has {has.get(path, 'nothing')}, the configuration wants {wants.get(path, 'nothing')}"
-        for path in paths
-    ]
-    if lines:
-        more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-        raise ValueError(f"checkpoint {step} does not fit the configuration. " + "; ".join(lines[:_SHOWN]) + more)
 
 
 def _first_line(error: BaseException) -> str:
