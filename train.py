@@ -64,7 +64,7 @@ def train(config: configs.Config, workdir: pathlib.Path) -> int:
     runs.claim(workdir, config)
 
     # what is trained, and how
-    init_key, run_key, order_key, eval_key = jax.random.split(jax.random.key(config.seed), 4)
+    init_key, run_key, order_key, eval_key = keys_of(config.seed)
     schedule, shape = objects.noise_schedule(config), images.train.shape[1:]
     net, optimizer = objects.network(config, channels=shape[-1]), objects.optimizer(config)
 
@@ -99,6 +99,14 @@ def train(config: configs.Config, workdir: pathlib.Path) -> int:
         return loop(
             config, run, saved, start, state, lambda state, indices: step(run_key, state, pixels, indices), batch
         )
+
+
+def keys_of(seed: int):
+    """The keys of a run: for its parameters, its steps, the order of its data, its evaluations."""
+    import jax
+
+    # image i of a seed has fold_in(key(seed), i): training takes an index that no image has
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**32 - 1), 4)
 
 
 def loop(config: configs.Config, run, saved, start: int, state, take_step, batch) -> int:

@@ -180,7 +180,6 @@ def variational_weight(schedule: Schedule, t: jax.Array, mix: float = 1.0) -> ja
         t: [] or [B] integers in 1..T.
     """
     like = schedule.noise[:1]
-    like = like.reshape((1,) * max(1, jnp.ndim(t)))
     s = jnp.asarray(t) - 1
     signal = at(schedule.signal, s, like) / at(schedule.signal, t, like)
     shrink = (at(schedule.noise, s, like) / at(schedule.noise, t, like)) ** 2
@@ -290,11 +289,8 @@ def importance(history: LossHistory, uniform: float = 1e-3) -> jax.Array:
 
 
 def _prediction_loss(schedule, out, x0, t, eps, predicts: Predicts, weight: Weight | None) -> jax.Array:
-    if weight is None:
-        return _mean((out - gaussian.target(schedule, predicts, x0, eps, t)) ** 2)
-    return _x0_factor(schedule, predicts, t, weight) * _mean(
-        (out - gaussian.target(schedule, predicts, x0, eps, t)) ** 2
-    )
+    error = _mean((out - gaussian.target(schedule, predicts, x0, eps, t)) ** 2)
+    return error if weight is None else _x0_factor(schedule, predicts, t, weight) * error
 
 
 def _x0_factor(schedule: Schedule, predicts: Predicts, t: jax.Array, weight: Weight) -> jax.Array:
@@ -306,7 +302,7 @@ def _x0_factor(schedule: Schedule, predicts: Predicts, t: jax.Array, weight: Wei
         return weight(log_snr)
     if predicts == "v":
         return weight(log_snr) * jax.nn.sigmoid(-log_snr)
-    like = schedule.noise[:1].reshape(1)
+    like = schedule.noise[:1]
     fresh = gaussian.fresh_noise(schedule, t, t - 1, like)
     return weight(log_snr) / (schedule.signal[t - 1] * fresh) ** 2
 

@@ -78,8 +78,12 @@ class Run:
         print(f"network   {sum(leaf.size for leaf in leaves):,} parameters, compute in {config.net.dtype}")
         print(f"data      {data.summary(self.images)}")
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
-        print(f"steps     {start} of {config.steps}; checkpoint ({size:.1f} MB) every {config.save_every}, "
-              f"samples every {config.sample_every or config.steps}; the first step compiles", flush=True)  # fmt: skip
+        save, look = (
+            min((start // every + 1) * every, config.steps)
+            for every in (config.save_every, config.sample_every or config.steps)
+        )
+        print(f"steps     {start} of {config.steps}; next checkpoint ({size:.1f} MB) at {save}, next samples at {look}")
+        print("          the time left is said as soon as the first steps are compiled and done", flush=True)
 
     def meta(self, step: int) -> dict[str, Any]:
         """What a checkpoint says of itself."""
