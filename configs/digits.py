@@ -13,7 +13,7 @@ config = Config(
     save_every=500,
     data=Data("digits"),
     net=Net(channels=32, multipliers=(1, 2), blocks=2, attention_at=(4,), dropout=0.1, groups=8),
-    optim=Optim(learning_rate=1e-3, warmup=100, ema_decay=0.999, ema_warmup=True),
+    optim=Optim(learning_rate=2e-3, warmup=100, ema_decay=0.999, ema_warmup=True),
     sampling=Sampling(tile=32),
     evaluation=Evaluation(images=297),
 )
