@@ -91,7 +91,7 @@ def draw(args: Arguments) -> int:
     np.savez(out / "samples.npz", arr_0=integers)
     (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     label = {"run": f"{model.fingerprint} step {model.step}", "sampling": json.dumps(manifest["sampling"])}
-    scale = max(1, 256 // integers.shape[1] // 8)
+    scale = data.preview_scale(integers.shape)
     data.write_png(out / "grid.png", data.grid(integers, model.levels), scale=scale, text=label)
     print(f"{len(integers)} images in {seconds:.1f} s, compilation included: {out / 'grid.png'}")
     if args.trajectory:

@@ -8,6 +8,7 @@ The same command continues a run that was interrupted.  Read this file from top 
 import dataclasses
 import pathlib
 import sys
+import time
 from typing import Annotated
 
 import tyro
@@ -113,7 +114,7 @@ def loop(config: configs.Config, run, saved, start: int, state, take_step, batch
     """Steps start + 1 ... config.steps; what is written after each, and what ends them early."""
     from ddpm_jax import log, runs
 
-    watch = runs.Watch(config, run.workdir, start)
+    begun, watch = time.monotonic(), runs.Watch(config, run.workdir, start)
     progress = log.Progress(config.steps, start=start)
     for done in range(start + 1, config.steps + 1):
         indices = batch(done - 1)
@@ -139,6 +140,8 @@ def loop(config: configs.Config, run, saved, start: int, state, take_step, batch
     progress.close()
     if start >= config.steps:
         print(f"the run is complete: {start} steps; raise --steps to go on")
+    else:
+        print(f"steps {start + 1} to {config.steps} took {log.duration(time.monotonic() - begun)}, all included")
     return 0
 
 

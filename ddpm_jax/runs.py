@@ -104,7 +104,7 @@ class Run:
                 return {}
         integers = data.to_integer(np.concatenate(parts), levels)
         picture = self.workdir / "samples" / f"{step}.png"
-        data.write_png(picture, data.grid(integers, levels), scale=max(1, 256 // integers.shape[1] // 8))
+        data.write_png(picture, data.grid(integers, levels), scale=data.preview_scale(integers.shape))
         x0 = np.asarray(data.to_unit(self.images.test[: self.count], levels))
         found = evaluate.held_out(partial(self.examine, params), self.key, x0, min(config.batch, self.count))
         bits = (

@@ -35,6 +35,7 @@ LATER = {
 }
 """Cases of things that the library does not have."""
 
+
 def test_every_case_of_the_manifest_is_compared_or_listed():
     for path in pathlib.Path(__file__).parent.glob("test_goldens_*.py"):
         importlib.import_module(path.stem)

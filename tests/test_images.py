@@ -287,3 +287,8 @@ def test_what_is_no_png_is_refused(tmp_path):
         data.read_png(tmp_path / "b.png")
     with pytest.raises(FileNotFoundError, match=r"c\.png"):
         data.read_png(tmp_path / "c.png")
+
+
+@pytest.mark.parametrize(("width", "scale"), [(8, 8), (28, 2), (32, 2), (64, 1), (256, 1)])
+def test_previews_are_large_enough_to_see_and_no_larger(width, scale):
+    assert images.preview_scale((5, 10, width, 3)) == scale

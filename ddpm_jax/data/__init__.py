@@ -5,7 +5,17 @@ the only converters between integers and [-1, 1] and the only writers of picture
 """
 
 from ddpm_jax.data.batches import Order, examples
-from ddpm_jax.data.images import Picture, grid, read_png, strip, to_integer, to_unit, write_gif, write_png
+from ddpm_jax.data.images import (
+    Picture,
+    grid,
+    preview_scale,
+    read_png,
+    strip,
+    to_integer,
+    to_unit,
+    write_gif,
+    write_png,
+)
 from ddpm_jax.data.sources import Images, load, summary
 
 __all__ = [
@@ -15,6 +25,7 @@ __all__ = [
     "examples",
     "grid",
     "load",
+    "preview_scale",
     "read_png",
     "strip",
     "summary",

@@ -107,6 +107,11 @@ def grid(images: np.ndarray | jax.Array, levels: int, *, columns: int | None = N
     return canvas
 
 
+def preview_scale(shape: Sequence[int]) -> int:
+    """The scale at which eight images of shape [..., H, W, C] side by side are about 512 pixels wide, at least 1."""
+    return max(1, 512 // 8 // shape[-2])
+
+
 def strip(rows: Sequence[np.ndarray | jax.Array], *, padding: int = 1) -> np.ndarray:
     """One picture of trajectories: a line for each row, time from left to right.
 
