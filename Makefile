@@ -13,7 +13,7 @@ demo: $(VENV)/.core
 	@echo "Look at runs/digits/demo/grid.png, and at runs/digits/demo/trajectory.png for how it came about."
 
 test: check
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -89,7 +89,8 @@ def draw(args: Arguments) -> int:
         "sha256": [runs.image_hash(image) for image in integers],
     }
     np.savez(out / "samples.npz", arr_0=integers)
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in manifest.items())
+    (out / "manifest.json").write_text(f"{{\n{lines}\n}}\n")
     label = {"run": f"{model.fingerprint} step {model.step}", "sampling": json.dumps(manifest["sampling"])}
     scale = data.preview_scale(integers.shape)
     data.write_png(out / "grid.png", data.grid(integers, model.levels), scale=scale, text=label)

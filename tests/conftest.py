@@ -13,3 +13,8 @@ if os.environ["JAX_PLATFORMS"] == "cpu" and not told:
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_debug_key_reuse", True)
+
+
+def pytest_collection_modifyitems(items):
+    """The long ones first, so that no core is left alone with them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
