@@ -33,9 +33,11 @@ def test_gaussian_data_in_closed_form(golden: Golden):
     T, t = sched.T, np.arange(1, sched.T + 1)
     net = synthetic_net(golden, sched)
     denoise = gaussian.denoiser(sched, net, clip=False)
-    # The manifest asks for float64 alone.  In float32 x_0 from eps at the last steps, and with it its error, is good
-    # to 7e-6 of itself; the gaps are differences of bounds, good to 1e-6 whatever is left of them.
+    # The manifest asks for float64 alone.  In float32 x_0 from eps at T = 1000 is 157 times a rounded difference, good
+    # to 1e-5, and its squared error to several times that; the gaps are differences of bounds, good to 1e-6 whatever
+    # is left of them.
     rounding = {"rtol": 1e-5, "atol": 2e-6} if golden.single else {}
+    amplified = {"rtol": 1e-4, "atol": 2e-6} if golden.single else {}
 
     def mean(f):
         return expectation(jax.jit(f), m, s, T, dtype)
@@ -53,7 +55,7 @@ def test_gaussian_data_in_closed_form(golden: Golden):
     # what a perfect network still gets wrong
     x0_mse = mean(lambda x0, eps: (estimate(x0, eps).x0 - x0) ** 2)
     golden.close("alphas_cumprod", sched.signal[1:] ** 2, **rounding)
-    golden.close("x0_mse", x0_mse, **rounding)
+    golden.close("x0_mse", x0_mse, **amplified)
     golden.close("eps_mse", mean(lambda x0, eps: losses.denoising_loss(sched, net, x0, t, eps)), **rounding)
     v_mse = mean(lambda x0, eps: losses.denoising_loss(sched, v_net, x0, t, eps, predicts="v"))
     golden.close("v_mse", v_mse, **rounding)
