@@ -77,7 +77,7 @@ def pictures(count: int, *shape: int, dtype: type = np.uint8) -> np.ndarray:
 
 def saved(path, **arrays):
     with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=True, **arrays)
+        np.savez_compressed(file, **arrays)
     return f"npz:{path}"
 
 

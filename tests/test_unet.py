@@ -156,7 +156,7 @@ def test_a_mean_of_2000_standard_deviations_does_no_harm(shape):
     x = jnp.asarray(x + 2000, jnp.float32)
     wanted = plain_group_norm(x, *params["params"].values(), 32)
     # float32 holds numbers near 2000 to 1.2e-4, and the mean is one of them; E[x^2] - E[x]^2 is wrong by more than 1
-    np.testing.assert_allclose(GroupNorm().apply(params, x), wanted, atol=1e-3)
+    np.testing.assert_allclose(GroupNorm().apply(params, x), wanted, atol=2e-3)
 
 
 @pytest.mark.parametrize("swish", [False, True])

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     path = Path(argv[0]) if argv else Path(__file__).with_name("digits.npz")
     arrays = digits()
     with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)
     print(f"{path}: {path.stat().st_size:,} bytes; " + ", ".join(f"{k} {v.shape}" for k, v in arrays.items()))
     return 0
 
