@@ -1,6 +1,8 @@
 """MNIST, 28x28, from an .npz file with `train` and `test` images (uint8).
 
 python train.py configs/mnist.py --workdir runs/mnist --data.source npz:mnist.npz
+
+Not tuned, and not yet trained to its end with this code.
 """
 
 from ddpm_jax.config import Config, Data, Net, Optim

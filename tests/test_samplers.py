@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import gaussian, samplers, schedules
+from ddpm_jax import data, gaussian, samplers, schedules
 from ddpm_jax.gaussian import Estimate
 
 SHAPES = [(8,), (4, 3), (4, 4, 2), (2, 3, 2, 2)]
@@ -291,6 +291,7 @@ def test_an_image_is_the_same_on_any_number_of_devices(make):
     np.testing.assert_array_equal(images[2], images[8])
     # the program for one device is compiled apart, and may contract a product and a sum where the other does not
     np.testing.assert_allclose(images[1], images[8], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(*(data.to_integer(images[devices], 256) for devices in (1, 8)))
     tile = jax.jit(draw)(samplers.image_keys(7, [4, 5]))
     np.testing.assert_array_equal(tile, images[1][4:6])
 
