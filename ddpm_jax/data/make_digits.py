@@ -9,6 +9,7 @@ Needs scikit-learn.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def main(argv: list[str]) -> int:
         print("usage: python -m ddpm_jax.data.make_digits [PATH]", file=sys.stderr)
         return 2
     path = Path(argv[0]) if argv else Path(__file__).with_name("digits.npz")
-    arrays = digits()
+    arrays: dict[str, Any] = digits()
     with path.open("wb") as file:
         np.savez_compressed(file, **arrays)
     print(f"{path}: {path.stat().st_size:,} bytes; " + ", ".join(f"{k} {v.shape}" for k, v in arrays.items()))
