@@ -18,9 +18,10 @@ import jax
 import numpy as np
 
 import ddpm_jax
-from ddpm_jax import checkpoint, data, evaluate, generate, log
+from ddpm_jax import checkpoint, data, generate, log
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
+from ddpm_jax.metrics import held_out
 
 
 def claim(workdir: pathlib.Path, config: configs.Config) -> None:
@@ -61,7 +62,7 @@ class Run:
 
         def examine(params, keys, x0):
             of = partial(apply, params)
-            examination = evaluate.examination(
+            examination = held_out.examination(
                 schedule, of, objects.denoiser(config, schedule, of), objects.example_loss(config, images.levels),
                 mix=config.sampling.mix, levels=images.levels, strata=config.evaluation.strata,
             )  # fmt: skip
@@ -106,7 +107,7 @@ class Run:
         picture = self.workdir / "samples" / f"{step}.png"
         data.write_png(picture, data.grid(integers, levels), scale=data.preview_scale(integers.shape))
         x0 = np.asarray(data.to_unit(self.images.test[: self.count], levels))
-        found = evaluate.held_out(partial(self.examine, params), self.key, x0, min(config.batch, self.count))
+        found = held_out.held_out(partial(self.examine, params), self.key, x0, min(config.batch, self.count))
         bits = (
             f"{found.bits_per_dim:.3f} ± {found.standard_error:.3f} bits/dim ({found.images} images, estimated bound)"
         )

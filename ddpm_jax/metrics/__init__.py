@@ -1,0 +1,16 @@
+"""How good samples and models are: numbers of arrays, which know nothing of runs or configs.
+
+`held_out` is what training looks at; `frechet` and `manifold` compare two sets of features; `monitors` compares samples
+with data as they are; `classifier` and `inception` make features of images.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+Features = Callable[[np.ndarray], np.ndarray]
+"""Images [n, H, W, C] -> features [n, d], floating point.
+
+The images' values lie in 0 .. levels - 1: integers (uint8 or uint16), or float32 where samples are compared as they
+came out of the network, clipped but not rounded to levels.
+"""
