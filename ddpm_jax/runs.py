@@ -5,6 +5,7 @@ config.json   metrics.jsonl   checkpoints/STEP   samples/STEP.png
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -21,7 +22,7 @@ import ddpm_jax
 from ddpm_jax import checkpoint, data, generate, log
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
-from ddpm_jax.metrics import held_out
+from ddpm_jax.metrics import held_out, monitors
 
 
 def claim(workdir: pathlib.Path, config: configs.Config) -> None:
@@ -95,8 +96,8 @@ class Run:
             "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
         }
 
-    def look(self, step: int, params) -> dict[str, float]:
-        """Draws a grid of samples and evaluates the held-out images; nothing, if it is interrupted."""
+    def look(self, step: int, params) -> dict[str, Any]:
+        """Draws a grid of samples, says what they look like and evaluates held-out images; nothing, if interrupted."""
         config, levels = self.config, self.images.levels
         parts, tile = [], config.sampling.tile
         for part in generate.draw(self.tiles, params, seed=config.seed, start=0, num=config.sampling.num, tile=tile):
@@ -108,12 +109,27 @@ class Run:
         data.write_png(picture, data.grid(integers, levels), scale=data.preview_scale(integers.shape))
         x0 = np.asarray(data.to_unit(self.images.test[: self.count], levels))
         found = held_out.held_out(partial(self.examine, params), self.key, x0, min(config.batch, self.count))
-        bits = (
-            f"{found.bits_per_dim:.3f} ± {found.standard_error:.3f} bits/dim ({found.images} images, estimated bound)"
-        )
-        print(f"step {step}: held-out loss {found.loss:.4f}, {bits}; samples in {picture}", flush=True)
-        return {"held_out_loss": found.loss, "held_out_bits_per_dim": found.bits_per_dim,
-                "held_out_bits_per_dim_se": found.standard_error}  # fmt: skip
+        bits = f"{found.bits_per_dim:.3f} ± {found.standard_error:.3f} bits/dim ({self.count} images, estimated bound)"
+        tenths = monitors.by_tenth(found.times, found.losses, config.schedule.T)
+        monitored = monitors.report(integers, self.reference)
+        print(f"step {step}: held-out loss {found.loss:.4f}, {bits}; samples in {picture}")
+        for line in (monitors.line_by_tenth(tenths), *monitors.lines(monitored)):
+            print(f"  {line}")
+        sys.stdout.flush()
+        return {
+            "held_out_loss": found.loss,
+            "held_out_bits_per_dim": found.bits_per_dim,
+            "held_out_bits_per_dim_se": found.standard_error,
+            "held_out_loss_by_tenth_of_t": tenths,
+            **monitors.metrics(monitored),
+        }
+
+    @functools.cached_property
+    def reference(self) -> monitors.Reference:
+        """What samples are compared with: the training images, as training sees them."""
+        train = self.images.train
+        seen = np.concatenate([train, train[:, :, ::-1]]) if self.config.data.flip else train
+        return monitors.reference(seen, self.images.test[: self.count], self.images.levels)
 
 
 class Watch:
@@ -225,7 +241,7 @@ class Model:
         configs.check(self.config)
         self.fingerprint = meta["fingerprint"][part]
         self.times = objects.times(self.config)
-        self._net, self._schedule = net, objects.noise_schedule(config)
+        self.schedule, self._net = objects.noise_schedule(config), net
 
     def describe(self) -> str:
         """One line: which weights, which sampler."""
@@ -237,7 +253,7 @@ class Model:
         self, *, seed: int, start: int, num: int, batch: int | None = None, keep: Sequence[int] = ()
     ) -> Iterator[generate.Drawn]:
         """The images start ... start + num - 1 of a seed, tile by tile; see `generate.draw` and `generate.program`."""
-        tiles = generate.over_devices(generate.program(self._sampler, self.times, self.shape, keep))
+        tiles = generate.over_devices(generate.program(self.sampler, self.times, self.shape, keep))
         tile = self.config.sampling.tile
         return generate.draw(tiles, self.params, seed=seed, start=start, num=num, tile=tile, batch=batch)
 
@@ -255,11 +271,18 @@ class Model:
             "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
         }
 
-    def _sampler(self, params):
-        def net(x_t, t):
-            return self._net.apply({"params": params}, x_t, t)
+    def denoiser(self, params):
+        """The `gaussian.Denoiser` of the network with these parameters."""
+        net = self._net
 
-        return objects.sampler(self.config, self._schedule, objects.denoiser(self.config, self._schedule, net))
+        def predict(x_t, t):
+            return net.apply({"params": params}, x_t, t)
+
+        return objects.denoiser(self.config, self.schedule, predict)
+
+    def sampler(self, params):
+        """The `samplers.Sampler` of the network with these parameters."""
+        return objects.sampler(self.config, self.schedule, self.denoiser(params))
 
 
 def image_hash(image: np.ndarray) -> str:

@@ -12,15 +12,16 @@ X0 = np.random.default_rng(0).normal(0, 0.5, (23, 4, 4, 1)).astype(np.float32)
 
 
 def examine(keys, x0):
-    """A loss that knows the image and a bits/dim that knows the key."""
-    return x0.mean((1, 2, 3)), jax.vmap(jax.random.uniform)(keys)
+    """A time and a loss that know the image, and a bits/dim that knows the key."""
+    return jnp.round(100 * x0[:, 0, 0, 0]), x0.mean((1, 2, 3)), jax.vmap(jax.random.uniform)(keys)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 8, 23])
 def test_every_image_counts_once_whatever_the_batch(batch):
     found = held_out.held_out(examine, jax.random.key(0), X0, batch)
     whole = held_out.held_out(examine, jax.random.key(0), X0, len(X0))
-    assert found.images == 23
+    np.testing.assert_array_equal(found.times, np.round(100 * X0[:, 0, 0, 0]))
+    np.testing.assert_allclose(found.losses, X0.mean((1, 2, 3)), atol=1e-6)
     np.testing.assert_allclose(found[:3], whole[:3], rtol=1e-6)
     np.testing.assert_allclose(found.loss, X0.mean(), rtol=1e-5)
 

@@ -122,6 +122,19 @@ def test_a_run_says_what_it_is_and_leaves_what_it_says(straight):
     assert len(rows[0]["loss_by_quarter_of_t"]) == 4
     assert np.isfinite(rows[-1]["held_out_bits_per_dim"]) and rows[-1]["held_out_bits_per_dim_se"] > 0
 
+    # eight samples of a network that has learnt nothing: too few for a verdict on colours, and no copies
+    for said in (
+        "loss by t  ",
+        "samples   mean ",
+        "colours not judged: only 8 samples",
+        "neighbours  nearest training",
+    ):
+        assert said in shown, said
+    assert rows[-1]["copying"] in ("new", "unknown")
+    assert len(rows[-1]["sample_mean"]) == 1 and rows[-1]["channels_off"] == []
+    tenths = [x for x in rows[-1]["held_out_loss_by_tenth_of_t"] if x is not None]
+    assert len(tenths) >= 8 and min(tenths) > 0
+
 
 def test_the_step_is_compiled_once(straight):
     """What JAX logs of a run of sixty steps: of what is pmapped, the step and the tile of images, once each."""

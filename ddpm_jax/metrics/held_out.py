@@ -17,17 +17,18 @@ class HeldOut(NamedTuple):
         loss: mean training loss, each image at fixed times and noise.
         bits_per_dim: the variational bound, estimated on a sample of its terms.
         standard_error: of bits_per_dim, over images and the sampled terms together.
-        images: how many images it rests on.
+        times, losses: [n] the time of each image, and its loss there.
     """
 
     loss: float
     bits_per_dim: float
     standard_error: float
-    images: int
+    times: np.ndarray
+    losses: np.ndarray
 
 
 def held_out(
-    examine: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+    examine: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]],
     key: jax.Array,
     x0: np.ndarray,
     batch: int,
@@ -35,7 +36,7 @@ def held_out(
     """Loss and bits/dim over x0, batch after batch; the same key gives the same times and noise.
 
     Args:
-        examine: (keys [b], x0 [b, ...]) -> the loss and the bits/dim of each image, see `examination`.
+        examine: (keys [b], x0 [b, ...]) -> each image's time, its loss there, and its bits/dim, see `examination`.
         x0: [n, ...] data in [-1, 1], n at least 2.
         batch: images at a time; the last batch is filled up with images that do not count.
     """
@@ -45,12 +46,13 @@ def held_out(
     for first in range(0, n, batch):
         places = np.arange(first, first + batch) % n
         rows.append(np.stack(jax.device_get(examine(keys[places], jnp.asarray(x0[places]))))[:, : n - first])
-    loss, bits = np.concatenate(rows, axis=1).astype(np.float64)
-    return HeldOut(float(loss.mean()), float(bits.mean()), float(bits.std(ddof=1) / n**0.5), n)
+    times, loss, bits = np.concatenate(rows, axis=1).astype(np.float64)
+    error = float(bits.std(ddof=1) / n**0.5)
+    return HeldOut(float(loss.mean()), float(bits.mean()), error, times.astype(np.int64), loss)
 
 
 def examination(schedule, net, denoise, example_loss, *, mix: float, levels: int, strata: int):
-    """(keys [b], x0 [b, ...]) -> loss [b], bits/dim [b]: what `held_out` compiles and applies.
+    """(keys [b], x0 [b, ...]) -> times [b], loss [b], bits/dim [b]: what `held_out` compiles and applies.
 
     Args:
         net, denoise: of the parameters under examination.
@@ -60,12 +62,12 @@ def examination(schedule, net, denoise, example_loss, *, mix: float, levels: int
         strata: of `likelihood.bound_estimate`.
     """
 
-    def examine(keys: jax.Array, x0: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def examine(keys: jax.Array, x0: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         time_keys, draw_keys, bound_keys = gaussian.split_keys(keys, 3)
         t = losses.uniform_times(time_keys, schedule.T)
         loss = example_loss(draw_keys, schedule, net, x0, t)
         decoder = likelihood.discretized(levels)
         found = likelihood.bound_estimate(bound_keys, schedule, denoise, x0, strata=strata, mix=mix, decoder=decoder)
-        return loss, likelihood.bits_per_dim(found.total, x0)
+        return t, loss, likelihood.bits_per_dim(found.total, x0)
 
     return examine

@@ -1,0 +1,181 @@
+"""Whether the colours and the contrast of samples are those of the data.
+
+Colours are in units of the full range, levels - 1, so that numbers compare across bit depths.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+LIMIT = 4.0
+"""Standard errors from which on a difference is not chance: 1 in 16,000 for normal errors."""
+UNSEEN = 0.002
+"""Differences of colours up to this, half a level of 8 bits, are never flagged: nobody sees them."""
+ENOUGH = 16
+"""How many samples and how many data a verdict takes."""
+
+
+class Moments(NamedTuple):
+    """Mean and standard deviation of pixel values, all [C], and how far those of one single image scatter about them.
+
+    The standard error of n images' mean is mean_error / sqrt(n): pixels of one image are not independent, images are.
+    Both errors are nan if there was but one image.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    mean_error: np.ndarray
+    std_error: np.ndarray
+
+
+class Palette(NamedTuple):
+    """The colours of a set of images, in units of the full range.
+
+    Attributes:
+        images: how many images it rests on.
+        channels: of the pixel values.
+        tint: of the pixel values less the mean of the pixel's channels; 0 for one channel.  A tint moves its mean, pale
+            or garish colours and tints that differ from image to image move its standard deviation.  Channels mostly
+            vary together, so it knows a shift of one channel far more sharply than that channel alone.
+        histogram: [C, levels] how many pixels have each value.
+    """
+
+    images: int
+    channels: Moments
+    tint: Moments
+    histogram: np.ndarray
+
+
+class Difference(NamedTuple):
+    """Samples less data, [C] each; the z are in standard errors, and infinite where neither set varies."""
+
+    mean: np.ndarray
+    std: np.ndarray
+    mean_z: np.ndarray
+    std_z: np.ndarray
+
+    @property
+    def mean_off(self) -> np.ndarray:
+        """[C] which means are off: by more than chance and by more than nobody sees."""
+        return (np.abs(self.mean_z) > LIMIT) & (np.abs(self.mean) > UNSEEN)
+
+    @property
+    def std_off(self) -> np.ndarray:
+        """[C] which standard deviations are off."""
+        return (np.abs(self.std_z) > LIMIT) & (np.abs(self.std) > UNSEEN)
+
+
+class Shift(NamedTuple):
+    """Samples against data.
+
+    Attributes:
+        channels, tint: differences of the `Moments` of that name.
+        distance: [C] 1-Wasserstein distance of the pixel values: how far a pixel value must move on average to make one
+            histogram the other.  At least as large as the difference of means; not judged.
+        unjudged: why nothing is flagged, or "".
+    """
+
+    channels: Difference
+    tint: Difference
+    distance: np.ndarray
+    unjudged: str
+
+    @property
+    def off(self) -> np.ndarray:
+        """[C] the channels of which anything is off."""
+        parts = self.channels.mean_off | self.channels.std_off | self.tint.mean_off | self.tint.std_off
+        return parts & (self.unjudged == "")
+
+
+def palette(images: np.ndarray, levels: int) -> Palette:
+    """The colours of images, uint8 or uint16 [n, H, W, C] with values 0 .. levels - 1.
+
+    Raises:
+        ValueError: if the images are not as described, or there are none.
+    """
+    check_images("palette", images)
+    if not 2 <= levels <= np.iinfo(images.dtype).max + 1:
+        raise ValueError(f"palette: expected 2 to {np.iinfo(images.dtype).max + 1} levels, got levels={levels}")
+    if images.max() >= levels:
+        raise ValueError(f"palette: images hold the value {images.max()}, above levels - 1 = {levels - 1}")
+    count, channels = len(images), images.shape[-1]
+    pixels = images.reshape(count, -1, channels)
+    means = np.empty((4, count, channels))  # over an image's pixels: of value, value^2, tint, tint^2
+    histogram = np.zeros((channels, levels), np.int64)
+    step = max(1, 2**20 // pixels[0].size)
+    for first in range(0, count, step):
+        # Levels as whole numbers: their sums are exact in float64, and what is constant has a variance of exactly 0.
+        part = np.ascontiguousarray(np.moveaxis(pixels[first : first + step], 1, 2), np.float64)
+        tint = channels * part - part.sum(1, keepdims=True)
+        squares = [np.einsum("ncp,ncp->nc", x, x) for x in (part, tint)]
+        means[:, first : first + step] = np.stack([part.sum(2), squares[0], tint.sum(2), squares[1]]) / pixels.shape[1]
+        for channel in range(channels):
+            histogram[channel] += np.bincount(part[:, channel].astype(np.int64).ravel(), minlength=levels)
+    value, square, tint, tint_square = means
+    unit = levels - 1
+    return Palette(count, _moments(value, square, unit), _moments(tint, tint_square, channels * unit), histogram)
+
+
+def shift(samples: Palette, data: Palette) -> Shift:
+    """How the colours of samples differ from those of data, and by how many standard errors.
+
+        z = (mean of samples - mean of data) / (e sqrt(1/n + 1/m)),    e the larger of the two sets' mean_error
+
+    and likewise for standard deviations.  The larger: one set alone may lack the rare images that make the error, and
+    with skewed laws and 16 training images a fair sampler would then be flagged often.
+
+    Raises:
+        ValueError: if the two differ in channels or levels.
+    """
+    if samples.histogram.shape != data.histogram.shape:
+        raise ValueError(
+            "shift: samples and data must be alike, got (channels, levels) "
+            f"{samples.histogram.shape} and {data.histogram.shape}"
+        )
+    few = [f"{p.images} {what}" for p, what in ((samples, "samples"), (data, "data")) if p.images < ENOUGH]
+    share = [np.cumsum(p.histogram, 1) / p.histogram.sum(1, keepdims=True) for p in (samples, data)]
+    # In one dimension the optimal transport is in order: its cost is the area between the distribution functions.
+    distance = np.abs(share[0] - share[1]).sum(1) / (samples.histogram.shape[1] - 1)
+    scale = math.sqrt(1 / samples.images + 1 / data.images)
+    return Shift(
+        _difference(samples.channels, data.channels, scale),
+        _difference(samples.tint, data.tint, scale),
+        distance,
+        f"only {' and '.join(few)}" if few else "",
+    )
+
+
+def check_images(caller: str, images: np.ndarray) -> None:
+    """Refuses what is not images, in the caller's name."""
+    if images.dtype not in (np.uint8, np.uint16) or images.ndim != 4 or images.size == 0:
+        raise ValueError(
+            f"{caller}: expected images uint8 or uint16 [n, H, W, C], none of them 0, got {images.dtype} {images.shape}"
+        )
+
+
+def _moments(means: np.ndarray, squares: np.ndarray, unit: int) -> Moments:
+    """From the images' own means [n, C] of x and x^2, in levels."""
+    mean = means.mean(0)
+    around = squares - 2 * mean * means + mean**2  # each image's mean squared distance from the mean of all
+    std = np.sqrt(np.maximum(around.mean(0), 0))
+    scatter = [x.std(0, ddof=1) if len(x) > 1 else np.full_like(mean, np.nan) for x in (means, around)]
+    # To first order std = sqrt(mean of around) moves by d around / (2 std); the mean it is taken about does not count.
+    error = np.divide(scatter[1], 2 * std, out=np.zeros_like(std), where=std > 0)
+    return Moments(mean / unit, std / unit, scatter[0] / unit, error / unit)
+
+
+def _difference(samples: Moments, data: Moments, scale: float) -> Difference:
+    mean, std = samples.mean - data.mean, samples.std - data.std
+    return Difference(
+        mean,
+        std,
+        _in_errors(mean, np.fmax(samples.mean_error, data.mean_error) * scale),
+        _in_errors(std, np.fmax(samples.std_error, data.std_error) * scale),
+    )
+
+
+def _in_errors(difference: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """difference / error; what is but rounding counts as 0, and anything more is infinite where nothing varies."""
+    certain = np.where(np.abs(difference) > 1e-9, np.copysign(np.inf, difference), 0)
+    return np.divide(difference, error, out=certain.copy(), where=(error != 0) & (certain != 0))

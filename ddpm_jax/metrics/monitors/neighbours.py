@@ -1,0 +1,177 @@
+"""Whether samples are new or copies of training images.
+
+Distances between images are root mean squares over pixels, in levels.
+"""
+
+import hashlib
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ddpm_jax.metrics.manifold import nearest
+from ddpm_jax.metrics.monitors.colours import check_images
+
+RARE, DOUBTFUL = (math.erfc(z / 2**0.5) / 2 for z in (4, 3))
+"""The probabilities of more than 4 and 3 standard errors to one side, for the exact tests."""
+ENOUGH = 20
+"""Fewer held-out images than this need help."""
+
+
+class Copying(NamedTuple):
+    """Whether samples are copies of training images.
+
+    Attributes:
+        verdict: "new", no sign of it; "near", nearer to the training images than held-out images are; "copies", too
+            many are near to one training image alone; "unknown", half of the samples could be copies unnoticed.
+        reason: the verdict in words.
+        samples, held_out: [3] 5 % quantile, median and 95 % quantile of the distances to the nearest training image.
+        near: share of the samples no farther from it than the 5 % of held-out images that are nearest.
+        copied, held_out_copied: shares that are at least three times nearer to it than to any other training image.
+        of: what the held-out images are, in words.
+    """
+
+    verdict: Literal["new", "near", "copies", "unknown"]
+    reason: str
+    samples: np.ndarray
+    held_out: np.ndarray
+    near: float
+    copied: float
+    held_out_copied: float
+    of: str
+
+
+class Yardstick(NamedTuple):
+    """What distances samples have to training images if they are new.
+
+    Attributes:
+        train: [m, D] the training images without repetitions.
+        distances: [r, 2] of images that are not copies of them, as `copying` takes them.
+        of: what images these are, in words.
+    """
+
+    train: np.ndarray
+    distances: np.ndarray
+    of: str
+
+
+def yardstick(train: np.ndarray, held_out: np.ndarray) -> Yardstick:
+    """The distances of held-out images to the training images.
+
+    Fewer than 20 held-out images say little, so that training images, at most 300, each against all others, then help
+    out: before training they were as good as held out.
+
+    Args:
+        train, held_out: uint8 or uint16 [n, H, W, C], alike.  Repetitions in `train` count once, so that a copy of an
+            image that is there twice still has one nearest image.
+
+    Raises:
+        ValueError: if they are not as described or differ, or there are no training images.
+    """
+    check_images("yardstick", train)
+    if (held_out.shape[1:], held_out.dtype) != (train.shape[1:], train.dtype):
+        raise ValueError(
+            "yardstick: training and held-out images must be alike, got "
+            f"{train.dtype} {train.shape} and {held_out.dtype} {held_out.shape}"
+        )
+    rows = train.reshape(len(train), -1)
+    places = {hashlib.blake2b(row.tobytes(), digest_size=16).digest(): i for i, row in enumerate(rows)}
+    rows = rows if len(places) == len(rows) else rows[sorted(places.values())]
+    distances = _distances(held_out.reshape(len(held_out), rows.shape[1]), rows, 0)
+    if len(held_out) >= ENOUGH or len(rows) == 1:
+        return Yardstick(rows, distances, "held-out")
+    others = _distances(rows[:: -(-len(rows) // 300)], rows, 1)
+    return Yardstick(rows, np.concatenate([distances, others]), "held-out and left-out training")
+
+
+def memorisation(samples: np.ndarray, yardstick: Yardstick) -> Copying:
+    """The verdict of `copying` on samples, uint8 or uint16 [n, H, W, C] of the training images' kind.
+
+    Raises:
+        ValueError: if there are none or they are of another size.
+    """
+    check_images("memorisation", samples)
+    rows = samples.reshape(len(samples), -1)
+    if (rows.shape[1], rows.dtype) != (yardstick.train.shape[1], yardstick.train.dtype):
+        raise ValueError(
+            f"memorisation: expected samples like the training images, {yardstick.train.shape[1]} values of type "
+            f"{yardstick.train.dtype} each, got {rows.shape[1]} of type {rows.dtype}"
+        )
+    return copying(_distances(rows, yardstick.train, 0), yardstick.distances, of=yardstick.of)
+
+
+def copying(samples: np.ndarray, held_out: np.ndarray, *, of: str = "held-out") -> Copying:
+    """Whether samples are copies, from distances to the nearest and the second nearest training image.
+
+    Two shares of the samples are compared with those of the held-out images:
+
+        near:    d1 <= q, the 5 % quantile of the held-out images' d1
+        copied:  d1 < d2 / 3, or d1 = 0
+
+    The second is the memorisation criterion of Yoon et al. ("Diffusion Probabilistic Models Generalize when They Fail
+    to Memorize", 2023), after Carlini et al. (arXiv:2301.13188); it alone says "copies".  Smooth or bland samples are
+    near to many images and to none alone: they are only "near".  A share is too large if chance would give it with a
+    probability below that of 4 standard errors, 3e-5, by Fisher's exact test: if samples were as held-out images are,
+    all divisions of the images into the two kinds would be equally probable, whatever their number.
+
+    Args:
+        samples: [n, 2] distances d1 <= d2; d2 is nan where there is but one training image.
+        held_out: [m, 2] of images known to be new.
+        of: what images these are, for the words.
+
+    Raises:
+        ValueError: if they are not [n, 2], samples are empty, or a d1 is nan or negative.
+    """
+    for name, rows in (("samples", samples), ("held_out", held_out)):
+        if rows.ndim != 2 or rows.shape[1] != 2 or not np.all(rows[:, 0] >= 0):
+            raise ValueError(f"copying: expected {name} [n, 2] with d1 >= 0, got shape {rows.shape}")
+    n, m = len(samples), len(held_out)
+    if not n:
+        raise ValueError("copying: expected at least one sample, got none")
+    edge = np.quantile(held_out[:, 0], 0.05, method="inverted_cdf") if m else -1.0
+    near, near_known = (int(np.sum(rows[:, 0] <= edge)) for rows in (samples, held_out))
+    copied, copied_known = (int(np.sum((d[:, 0] == 0) | (3 * d[:, 0] < d[:, 1]))) for d in (samples, held_out))
+    alone = f"{copied} of {n} samples are each near to one training image alone ({of}: {copied_known} of {m})"
+    chance = _chance(copied, n, copied_known, m)
+    if chance < RARE:
+        verdict, reason = "copies", f"copies: {alone}"
+    elif _chance(near, n, near_known, m) < RARE:
+        verdict, reason = "near", f"{near} of {n} are as near as 5 % of the {of} images; compare them by eye"
+    elif chance < DOUBTFUL:
+        verdict, reason = "unknown", f"perhaps copies, more samples would tell: {alone}"
+    elif _chance(n // 2, n, copied_known, m) >= RARE:
+        copies = f", {copied_known} of which are copies themselves" if copied_known else ""
+        verdict, reason = "unknown", f"cannot judge copying by {n} samples and {m} {of} images{copies}"
+    else:
+        verdict, reason = "new", "no sign of copying"
+    return Copying(
+        verdict, reason, _quantiles(samples), _quantiles(held_out),
+        near=near / n, copied=copied / n, held_out_copied=copied_known / m if m else math.nan, of=of,
+    )  # fmt: skip
+
+
+def _quantiles(distances: np.ndarray) -> np.ndarray:
+    return np.quantile(distances[:, 0], [0.05, 0.5, 0.95]) if len(distances) else np.full(3, np.nan)
+
+
+def _distances(queries: np.ndarray, train: np.ndarray, skip: int) -> np.ndarray:
+    """[n, 2] root mean square distances to the two nearest training images but `skip`, nan where there is none."""
+    distances = np.full((len(queries), 2), np.nan)
+    k = min(2, len(train) - skip)
+    if len(queries):
+        found = nearest(queries, train, k + skip).distances[:, skip:]
+        distances[:, :k] = found / math.sqrt(train.shape[1])
+    return distances
+
+
+def _chance(hits: int, n: int, known_hits: int, m: int) -> float:
+    """Probability that n of n + m images, taken at random, have at least `hits` of all hits among them."""
+    every = hits + known_hits
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + m + 1)))])
+
+    def log_choose(a, b):
+        return log_factorial[a] - log_factorial[b] - log_factorial[a - b]
+
+    k = np.arange(hits, min(n, every) + 1)
+    k = k[n - k <= n + m - every]
+    return float(np.exp(log_choose(every, k) + log_choose(n + m - every, n - k) - log_choose(n + m, n)).sum())
