@@ -11,11 +11,11 @@ import json
 import pathlib
 import sys
 import time
-from typing import Any, Literal
 
 import tyro
 
 from ddpm_jax import process
+from ddpm_jax.config import flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,22 +30,8 @@ class Arguments:
     """The first image's index."""
     out: str | None = None
     """Folder for samples.npz, grid.png and manifest.json (default: samples/STEP-seedSEED in the run)."""
-    weights: Literal["ema", "raw"] = "ema"
-    """The moving average of the parameters, or the parameters as training has them."""
-    checkpoint: int | None = None
-    """The checkpoint's step (default: the newest)."""
-    sampler: Literal["ancestral", "ddim"] | None = None
-    """The reverse process (default for this and the following: what the config says)."""
-    steps: int | None = None
-    """Network calls per image."""
-    spacing: Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic"] | None = None
-    """How the visited times are spread over 1..T."""
-    mix: float | None = None
-    """Reverse variance of ancestral sampling: 1 is beta, 0 is beta-tilde."""
-    eta: float | None = None
-    """Noise of DDIM: 0 is deterministic, 1 ancestral."""
-    clip: bool | None = None
-    """Bring each predicted x_0 into [-1, 1]."""
+    model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
+    sampling: tyro.conf.OmitArgPrefixes[flags.Sampling] = flags.Sampling()
     batch: int | None = None
     """How many images to have in flight at once; it changes no image."""
     trajectory: bool = False
@@ -74,7 +60,9 @@ def draw(args: Arguments) -> int:
 
     if args.start < 0 or args.num < 1:
         raise ValueError(f"--start must be at least 0 and --num at least 1, got {args.start} and {args.num}")
-    model = runs.Model(args.run, step=args.checkpoint, weights=args.weights, sampling=chosen(args))
+    model = runs.Model(
+        args.run, step=args.model.checkpoint, weights=args.model.weights, sampling=args.sampling.chosen()
+    )
     out = pathlib.Path(args.out) if args.out else model.workdir / "samples" / f"{model.step}-seed{args.seed}"
     out.mkdir(parents=True, exist_ok=True)
     print(f"{model.describe()}; images {args.start}..{args.start + args.num - 1} of seed {args.seed}", flush=True)
@@ -163,12 +151,6 @@ def verify(args: Arguments) -> int:
     within = off.max() <= 1 and share < 1e-3
     print("within tolerance: at most 1 level, in under 0.1 % of values" if within else "different")
     return 0 if within else 1
-
-
-def chosen(args: Arguments) -> dict[str, Any]:
-    """The fields of the config's sampling that flags replace."""
-    names = ("sampler", "steps", "spacing", "mix", "eta", "clip")
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 if __name__ == "__main__":

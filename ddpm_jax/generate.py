@@ -16,8 +16,8 @@ import numpy as np
 
 from ddpm_jax import samplers
 
-Program = Callable[[Any, jax.Array, jax.Array], jax.Array]
-"""(params, key, indices) -> images: what is done with the images of a tile."""
+Program = Callable[[Any, jax.Array, Any], Any]
+"""(params, key, tile) -> results: what one device does with a tile, such as the indices of the images to draw."""
 
 
 class Drawn(NamedTuple):
@@ -28,7 +28,7 @@ class Drawn(NamedTuple):
 
 
 def over_devices(program: Program) -> Program:
-    """A tile's program over all devices of this process, a tile each: (params, key, indices [devices, tile]).
+    """A tile's program over all devices of this process, a tile each: (params, key, tiles [devices, ...]).
 
     Compiled once, at its first call: keep it for as long as images are drawn.
     """

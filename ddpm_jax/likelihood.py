@@ -54,12 +54,14 @@ class BoundEstimate(NamedTuple):
         standard_error: [B] of that estimate, for each example alone.
         prior: [B] L_T, exact.
         decoder: [B] L_0, always evaluated.
+        decoder_mse: [B] mean squared error of the x_0 predicted there, in squared data units.
     """
 
     total: jax.Array
     standard_error: jax.Array
     prior: jax.Array
     decoder: jax.Array
+    decoder_mse: jax.Array
 
 
 def bound(
@@ -147,12 +149,12 @@ def bound_estimate(
         return None, (length * (a + b) / 2, (length * (a - b) / 2) ** 2)
 
     one = jnp.ones((), jnp.int32)
-    decoded, _ = term(keys, schedule, denoise, x0, one, one - 1, mix=mix, decoder=decoder, first_var=first_var)
+    decoded, mse = term(keys, schedule, denoise, x0, one, one - 1, mix=mix, decoder=decoder, first_var=first_var)
     prior = prior_kl(schedule, x0, schedule.T)
     if low.size == 0:
-        return BoundEstimate(prior + decoded, jnp.zeros_like(prior), prior, decoded)
+        return BoundEstimate(prior + decoded, jnp.zeros_like(prior), prior, decoded, mse)
     _, (sums, variances) = jax.lax.scan(stratum, None, (jnp.asarray(low), jnp.asarray(high)))
-    return BoundEstimate(prior + decoded + sums.sum(0), jnp.sqrt(variances.sum(0)), prior, decoded)
+    return BoundEstimate(prior + decoded + sums.sum(0), jnp.sqrt(variances.sum(0)), prior, decoded, mse)
 
 
 def term(

@@ -1,0 +1,32 @@
+"""Flags that several programs share: which weights of a run, and what replaces its sampling."""
+
+import dataclasses
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    weights: Literal["ema", "raw"] = "ema"
+    """The moving average of the parameters, or the parameters as training has them."""
+    checkpoint: int | None = None
+    """The checkpoint's step (default: the newest)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    sampler: Literal["ancestral", "ddim"] | None = None
+    """The reverse process (default for this and the following: what the config says)."""
+    steps: int | None = None
+    """Network calls per image."""
+    spacing: Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic"] | None = None
+    """How the visited times are spread over 1..T."""
+    mix: float | None = None
+    """Reverse variance of ancestral sampling: 1 is beta, 0 is beta-tilde."""
+    eta: float | None = None
+    """Noise of DDIM: 0 is deterministic, 1 ancestral."""
+    clip: bool | None = None
+    """Bring each predicted x_0 into [-1, 1]."""
+
+    def chosen(self) -> dict[str, Any]:
+        """The fields of `config.Sampling` that were given, with their values."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}

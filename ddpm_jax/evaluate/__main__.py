@@ -1,0 +1,49 @@
+"""Evaluates a run.
+
+    python -m ddpm_jax.evaluate RUN likelihood [--split test --mix 0 ...]
+
+The first argument is the run's folder, the second what to do; `RUN COMMAND --help` lists a command's flags.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+from ddpm_jax import process
+from ddpm_jax.evaluate import likelihood, samples, table
+from ddpm_jax.evaluate.subject import subject
+
+COMMANDS: dict[str, tuple[type, Callable[[Any, Any], int]]] = {
+    "likelihood": (likelihood.Likelihood, likelihood.run),
+    "samples": (samples.Samples, samples.run),
+    "table": (table.Table, table.run),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; exit status 0, or 2 for a wrong request, or 4 if it was interrupted and can go on."""
+    if len(argv) < 2 or argv[0].startswith("-") or argv[1] not in COMMANDS:
+        print(usage(), file=sys.stdout if {"-h", "--help"} & set(argv) else sys.stderr)
+        return 0 if {"-h", "--help"} & set(argv) else 2
+    options, run = COMMANDS[argv[1]]
+    chosen = tyro.cli(options, prog=f"evaluate RUN {argv[1]}", args=argv[2:])
+    try:
+        process.prepare(devices=chosen.which.devices)
+        return run(subject(argv[0], chosen.which), chosen)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 2
+
+
+def usage() -> str:
+    """How to call, and what each command does."""
+    rows = [f"  {name:16}{(options.__doc__ or '').splitlines()[0]}" for name, (options, _) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: python -m ddpm_jax.evaluate RUN COMMAND [flags]     (RUN COMMAND --help: its flags)", "", *rows]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""Samples that are kept: image i of a seed is drawn once, however often and for whatever it is asked for.
+
+A folder holds parts, FIRST-STOP.npy, that follow one another; asking for more images than there are draws the others.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+from ddpm_jax import data, log, process
+from ddpm_jax.evaluate import protocol
+from ddpm_jax.evaluate.subject import Subject
+
+PART = 1024
+
+Format = Literal["integer", "float"]
+"""Samples as they are written, rounded to levels, or as they come out of the network, clipped but not rounded."""
+
+
+def fields(subject: Subject, seed: int, form: Format) -> protocol.Protocol:
+    """What the samples of a run depend on."""
+    c = subject.model.config
+    s, T = c.sampling, c.schedule.T
+    how = f"eta={s.eta:g}" if s.sampler == "ddim" else f"mix={s.mix:g}"
+    steps = f"{s.steps} steps" if s.steps == T else f"{s.steps} of {T} steps {s.spacing}"
+    integers = "uint8" if subject.model.levels <= 256 else "uint16"
+    return {
+        "samples": f"{s.sampler} {steps} {how}",
+        "clip": s.clip,
+        "format": integers if form == "integer" else "float",
+        **subject.weights(),
+        "seed": seed,
+    }
+
+
+def ensure(subject: Subject, num: int, seed: int, form: Format) -> pathlib.Path | None:
+    """The folder that holds images 0 ... num - 1 of a seed, drawing what is missing; None if it was interrupted."""
+    model, facts = subject.model, {**fields(subject, seed, form), "tile": subject.model.config.sampling.tile}
+    folder = subject.out / "draws" / protocol.identity(facts)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "protocol.json").write_text(json.dumps(facts, indent=1) + "\n")
+    done = sum(stop - first for first, stop, _ in parts(folder))
+    if done >= num:
+        return folder
+    progress, waiting = log.Progress(num, start=done, what="samples"), []
+    with process.Interrupt() as interrupt:
+        for drawn in model.draw(seed=seed, start=done, num=num - done):
+            waiting.append(shaped(drawn.x, model.levels, form))
+            count = sum(map(len, waiting))
+            progress.update(done + count, {})
+            if count >= PART or done + count == num or interrupt.requested:
+                store(folder, done, np.concatenate(waiting))
+                done, waiting = done + count, []
+            if interrupt.requested and done < num:
+                progress.close()
+                print(f"interrupted: {done} of {num} samples are kept; the same command continues")
+                return None
+    progress.close()
+    return folder
+
+
+def shaped(x: np.ndarray, levels: int, form: Format) -> np.ndarray:
+    """Samples in [-1, 1] on the scale 0 .. levels - 1: integers, or float32."""
+    integers = data.to_integer(x, levels)  # which also refuses what is not finite
+    if form == "integer":
+        return integers
+    return ((np.clip(x, -1, 1).astype(np.float64) + 1) * ((levels - 1) / 2)).astype(np.float32)
+
+
+def chunks(folder: pathlib.Path, first: int, stop: int) -> Iterator[np.ndarray]:
+    """The images first ... stop - 1, part by part."""
+    for start, end, path in parts(folder):
+        if start < stop and end > first:
+            yield np.load(path, mmap_mode="r", allow_pickle=False)[max(first - start, 0) : stop - start]
+
+
+def store(folder: pathlib.Path, first: int, images: np.ndarray) -> None:
+    """Writes a part whole or not at all."""
+    path = folder / f"{first:08d}-{first + len(images):08d}.npy"
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.save(file, images)
+    part.replace(path)
+
+
+def parts(folder: pathlib.Path) -> list[tuple[int, int, pathlib.Path]]:
+    """First, stop and path of each part, in order, up to the first gap."""
+    found, at = [], 0
+    for path in sorted(folder.glob("*-*.npy")):
+        first, stop = map(int, path.stem.split("-"))
+        if first != at:
+            break
+        found.append((first, stop, path))
+        at = stop
+    return found

@@ -1,0 +1,110 @@
+"""What is evaluated: the model of a run, the images it is held against, and the folder for results."""
+
+import dataclasses
+import pathlib
+import platform
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+
+import ddpm_jax
+from ddpm_jax import data, runs
+from ddpm_jax.config import flags
+from ddpm_jax.evaluate import protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Which:
+    """Flags that every evaluation has."""
+
+    model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
+    sampling: tyro.conf.OmitArgPrefixes[flags.Sampling] = flags.Sampling()
+    source: Annotated[str | None, tyro.conf.arg(name="data")] = None
+    """Where the images are, if not where the config says: "digits" or "npz:PATH"."""
+    out: str | None = None
+    """Folder for the results (default: evaluation in the run)."""
+    devices: int | None = None
+    """On a CPU: into how many JAX devices to divide it (default: one per core)."""
+
+
+class Subject(NamedTuple):
+    """A model, and where what is found out about it goes."""
+
+    model: runs.Model
+    which: Which
+    out: pathlib.Path
+
+    def made_with(self) -> dict[str, Any]:
+        """What a number hardly depends on, but a person may want to know."""
+        device = jax.devices()[0]
+        return {
+            "run": str(self.model.workdir),
+            "versions": {
+                "ddpm_jax": ddpm_jax.__version__,
+                "jax": jax.__version__,
+                "python": platform.python_version(),
+            },
+            "machine": {"platform": device.platform, "kind": device.device_kind, "devices": jax.local_device_count()},
+            "tile": self.model.config.sampling.tile,
+        }
+
+    def weights(self) -> protocol.Protocol:
+        """The fields of a protocol that name the weights."""
+        return {
+            "weights": self.model.weights,
+            "ckpt": f"{self.model.fingerprint.removeprefix('sha256:')[:12]} step {self.model.step}",
+        }
+
+
+class Split(NamedTuple):
+    """Images of a data set: their name with the hash of their content, and the integers [n, H, W, C]."""
+
+    name: str
+    images: np.ndarray
+
+
+def subject(run: str, which: Which) -> Subject:
+    """The subject that flags name.
+
+    Raises:
+        FileNotFoundError, ValueError: as `runs.Model`.
+    """
+    model = runs.Model(run, step=which.model.checkpoint, weights=which.model.weights, sampling=which.sampling.chosen())
+    return Subject(model, which, pathlib.Path(which.out) if which.out else model.workdir / "evaluation")
+
+
+def images(subject: Subject) -> data.Images:
+    """The data set of the run, as it was divided for training.
+
+    Raises:
+        FileNotFoundError, ValueError: as `data.load`, or if its images are not such as the model makes.
+    """
+    config, model = subject.model.config.data, subject.model
+    found = data.load(subject.which.source or config.source, held_out=config.held_out, levels=config.levels)
+    check_alike(found.name, found.train.shape[1:], found.levels, model)
+    return found
+
+
+def check_alike(what: str, shape: tuple[int, ...], levels: int, model: runs.Model) -> None:
+    """Raises a ValueError if images of this shape and number of levels cannot be compared with the model's."""
+    if tuple(shape) != model.shape or levels != model.levels:
+        ours, theirs = "x".join(map(str, model.shape)), "x".join(map(str, shape))
+        raise ValueError(
+            f"{what} has images {theirs} of {levels} levels, but {model.workdir} makes images {ours} of "
+            f"{model.levels} levels: sets of different sizes, channels or levels cannot be compared"
+        )
+
+
+def split(found: data.Images, which: Literal["train", "test"], num: int | None = None) -> Split:
+    """One side of a data set, complete, or its first `num` images.
+
+    Raises:
+        ValueError: if it has fewer images.
+    """
+    whole = found.train if which == "train" else found.test
+    if num is not None and not 1 <= num <= len(whole):
+        raise ValueError(f"--num must be 1 to {len(whole)}, the images in {found.name}'s {which} split, got {num}")
+    stem = "digits" if found.name == "digits" else pathlib.PurePath(found.name.partition(":")[2]).stem
+    return Split(f"{stem}-{which} sha {protocol.data_hash(whole)}", whole[:num])

@@ -1,0 +1,100 @@
+"""One table of a run: samplers beside each other, and held-out images as the floor."""
+
+import dataclasses
+import json
+from typing import Any
+
+import tyro
+
+from ddpm_jax.evaluate import likelihood, protocol, samples
+from ddpm_jax.evaluate.protocol import Number
+from ddpm_jax.evaluate.subject import Subject, Which, images, split, subject
+
+BOUND = ("bits/dim", "rate, bits/dim", "distortion, bits/dim", "RMSE of x_0, 0..255")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The likelihood and the sample metrics of several samplers in one table, with held-out images as the floor.
+
+    Ancestral sampling over all steps with both fixed variances, and DDIM with few steps.  Rate and distortion are those
+    of the ancestral chain: a deterministic sampler has none.  Samples come in sets as large as the held-out split
+    (at most 10,000), so that the floors have the same bias: the held-out images, and random training images against
+    the others.
+    """
+
+    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    num: int | None = None
+    """Samples in a set (default: as many as there are held-out images)."""
+    sets: int = 3
+    """Disjoint sets of samples, for the error of each number."""
+    ddim: tuple[int, ...] = (10, 50, 250)
+    """Steps of the DDIM rows."""
+    seed: int = 0
+    """The seed of the samples, and of the bound's noise."""
+    estimate: int | None = None
+    """Strata for an estimate of the bound (default: exact)."""
+
+
+def run(subject: Subject, options: Table) -> int:
+    """Measures row by row, writes table.md and table.json, and prints the table; status 4 if it is interrupted."""
+    held = split(images(subject), "test")
+    num = options.num or min(len(held.images), samples.ENOUGH)
+    asked = samples.Samples(which=subject.which, num=num, sets=options.sets, seed=options.seed)
+    rows: list[tuple[str, list[Number]]] = [("held-out images", samples.floor(subject, asked))]
+    if len(images(subject).train) >= 2 * num:
+        rows.append(("training images, left out", samples.left_out(subject, asked)))
+    T = subject.model.config.schedule.T
+    ways: list[tuple[str, dict[str, Any]]] = [
+        ("ancestral, mix 0", {"sampler": "ancestral", "steps": T, "mix": 0.0}),
+        ("ancestral, mix 1", {"sampler": "ancestral", "steps": T, "mix": 1.0}),
+        *((f"DDIM, {steps} steps", {"sampler": "ddim", "steps": steps, "eta": 0.0}) for steps in options.ddim),
+    ]
+    for name, sampling in ways:
+        found = row(replaced(subject, sampling), options, asked)
+        if found is None:
+            return 4
+        rows.append((name, found))
+    text = markdown(rows)
+    subject.out.mkdir(parents=True, exist_ok=True)
+    (subject.out / "table.md").write_text(text)
+    facts = {name: [protocol.line(number) for number in numbers] for name, numbers in rows}
+    (subject.out / "table.json").write_text(
+        json.dumps({"rows": facts, "made_with": subject.made_with()}, indent=1, ensure_ascii=False) + "\n"
+    )
+    print(text)
+    print(f"written to {subject.out / 'table.md'}; each number's protocol in {subject.out / 'table.json'}")
+    return 0
+
+
+def replaced(old: Subject, sampling: dict[str, Any]) -> Subject:
+    """The subject with other sampling."""
+    flags = dataclasses.replace(old.which.sampling, **sampling)
+    which = dataclasses.replace(old.which, sampling=flags)
+    which = dataclasses.replace(which, model=dataclasses.replace(which.model, checkpoint=old.model.step))
+    return subject(str(old.model.workdir), which)
+
+
+def row(subject: Subject, options: Table, asked: samples.Samples) -> list[Number] | None:
+    """The numbers of one sampler; None if they were interrupted."""
+    bounds: list[Number] = []
+    if subject.model.config.sampling.sampler == "ancestral":
+        coded = likelihood.Likelihood(which=subject.which, seed=options.seed, estimate=options.estimate)
+        chosen = split(images(subject), coded.split)
+        found = likelihood.bound(subject, chosen, coded)
+        if found is None:
+            return None
+        bounds = likelihood.numbers(subject, chosen, coded, found)
+    drawn = samples.measured(subject, dataclasses.replace(asked, which=subject.which))
+    return None if drawn is None else bounds + drawn
+
+
+def markdown(rows: list[tuple[str, list[Number]]]) -> str:
+    """The table, a line for each row; what a row does not have is a dash."""
+    names = [*BOUND, *(number.name for number in rows[0][1])]
+    lines = ["| " + " | ".join(["", *names]) + " |", "|---" * (len(names) + 1) + "|"]
+    for label, numbers in rows:
+        found = {number.name: number for number in numbers}
+        cells = [protocol.said(found[n].value, found[n].error) if n in found else "-" for n in names]
+        lines.append("| " + " | ".join([label, *cells]) + " |")
+    return "\n".join(lines) + "\n"

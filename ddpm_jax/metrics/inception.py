@@ -1,0 +1,251 @@
+"""Features of Inception-v3, for scores that others can compare theirs with: FID, Inception score, KID.
+
+The network is torch-fidelity's port of the one that the FID and the Inception score were published with, weights of
+5 December 2015; its features differ from those of other ports and of torchvision's Inception.  It is an optional extra,
+`pip install 'ddpm-jax[eval]'`, and torch is imported when `load` is called, not before.
+
+Two protocols, chosen by the type of the images and not to be mixed within a comparison:
+
+    integers    rounded to 8 bits, as published FIDs of saved images are
+    float32     clipped but not rounded, as DDPM's own code fed its samples (and 8-bit data, which are the same in both)
+"""
+
+import hashlib
+import importlib
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+SHUFFLE_SEED = 2020  # torch-fidelity's own, so that its command line finds the same scores
+
+
+class Judged(NamedTuple):
+    """What Inception makes of n images.
+
+    Attributes:
+        features: float32 [n, 2048], the last average pool: for FID, KID, precision and recall.
+        logits: float32 [n, 1008], without the last layer's bias, as the Inception score has used them from the start.
+    """
+
+    features: np.ndarray
+    logits: np.ndarray
+
+
+class Score(NamedTuple):
+    """A mean over splits or subsets of the images, and the standard deviation among them (not the mean's error)."""
+
+    mean: float
+    std: float
+
+
+class Inception:
+    """Images -> `Judged`; made by `load`.
+
+    Attributes:
+        name: of the network, as torch-fidelity calls it.
+        dimension: of the features.
+        fingerprint: 12 hex digits of the SHA-256 of the weights: scores of different fingerprints do not compare.
+        levels: of the images that it takes, which hold values 0 .. levels - 1.
+    """
+
+    name = "inception-v3-compat"
+    dimension = 2048
+
+    def __init__(self, network: Any, levels: int, batch: int) -> None:
+        self.levels = levels
+        self.fingerprint = _fingerprint(network)
+        self._network = network
+        self._batch = batch
+
+    def __call__(self, images: np.ndarray) -> Judged:
+        """Features and logits of images, batch after batch; one channel is shown to the network as grey.
+
+        Values are scaled to 0 .. 255: 8-bit integers are left as they are, those of other levels rounded to 8 bits
+        (8-bit images are all that the network was made for), float32 is not rounded.
+
+        Args:
+            images: uint8, uint16 or float32 [n, H, W, 1 | 3], values 0 .. levels - 1.
+
+        Raises:
+            ValueError: if images are not as described.
+        """
+        _check_images(images, self.levels)
+        features = np.empty((len(images), self.dimension), np.float32)
+        logits = np.empty((len(images), self._network.fc.out_features), np.float32)
+        for first in range(0, len(images), self._batch):
+            rows = slice(first, first + self._batch)
+            features[rows], logits[rows] = self._judge(_planes(images[rows], self.levels))
+        return Judged(features, logits)
+
+    def _judge(self, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features and logits of one batch [b, 3, H, W] over 0 .. 255, uint8 or float32."""
+        torch = _of_the_extra("torch")
+        network = self._network
+        x = torch.from_numpy(planes).to(network.fc.weight.device)
+        with torch.no_grad():
+            if planes.dtype == np.uint8:
+                found = network(x)
+            else:
+                # The network's entrance takes uint8 alone: something else of that type goes in, and the first
+                # convolution is given what the entrance would have made of the floats.
+                entered = _enter(x, network.INPUT_IMAGE_SIZE)
+                hook = network.Conv2d_1a_3x3.register_forward_pre_hook(lambda *_: (entered,))
+                try:
+                    found = network(torch.zeros((len(x), 3, 1, 1), dtype=torch.uint8, device=x.device))
+                finally:
+                    hook.remove()
+        features, logits = (part.cpu().numpy() for part in found)
+        return features, logits
+
+
+def load(
+    levels: int,
+    *,
+    weights: str | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    batch: int = 64,
+) -> Inception:
+    """Inception-v3 for images of `levels` levels.
+
+    Args:
+        levels: the images hold values 0 .. levels - 1.
+        weights: a file with the network's state dict; None is torch-fidelity's, 90 MB, downloaded when first used and
+            kept where torch keeps its models.  torch-fidelity unpickles the file: it can run code, so know its origin.
+        device: None is a GPU if torch finds one.  A GPU that JAX works on needs memory left for torch.  There torch
+            rounds what it convolves to TF32 unless told otherwise: last digits differ from those of a CPU.
+        batch: images at a time; it changes the memory needed and, at most, the last bits of the features.
+
+    Raises:
+        ModuleNotFoundError: if the extra is not installed, with the command that installs it.
+        ValueError: if an argument is out of range, or device is "cuda" and torch finds no GPU.
+    """
+    if not 2 <= levels <= 65536:
+        raise ValueError(f"load: expected 2 to 65536 levels, got levels={levels}")
+    if batch < 1:
+        raise ValueError(f"load: expected batch >= 1, got {batch}")
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(f"load: expected device 'cpu', 'cuda' or None, got {device!r}")
+    extractor = _of_the_extra("torch_fidelity").FeatureExtractorInceptionV3
+    gpu = _of_the_extra("torch").cuda.is_available()
+    if device == "cuda" and not gpu:
+        raise ValueError("load: device='cuda', but torch finds no GPU; device=None takes one where there is one")
+    network = extractor(Inception.name, ["2048", "logits_unbiased"], feature_extractor_weights_path=weights)
+    return Inception(network.to(device or ("cuda" if gpu else "cpu")), levels, batch)
+
+
+def inception_score(logits: np.ndarray, *, splits: int = 10) -> Score:
+    """The Inception score, by torch-fidelity: the mean over splits of
+
+        exp(mean over x of KL(p(y|x) || mean over x of p(y|x)))
+
+    Improved Techniques for Training GANs (arXiv:1606.03498), section 4.  The images are shuffled by a fixed seed and
+    cut into splits of n / splits.  The score grows with a split's size: compare at equal n and splits.
+
+    Args:
+        logits: floating point [n, classes], n >= splits.
+        splits: 10 is usual; DDPM's own code takes 1.
+
+    Raises:
+        ValueError: if the logits are not as described, or splits is less than 1.
+    """
+    _check_rows("inception_score", "logits", logits)
+    if not 1 <= splits <= len(logits):
+        raise ValueError(f"inception_score: expected splits in 1 .. {len(logits)}, the images, got {splits}")
+    metric = _of_the_extra("torch_fidelity.metric_isc")
+    found = metric.isc_features_to_metric(_tensor(logits), splits=splits, shuffle=True, rng_seed=SHUFFLE_SEED)
+    return Score(found[metric.KEY_METRIC_ISC_MEAN], found[metric.KEY_METRIC_ISC_STD])
+
+
+def kernel_distance(
+    features: np.ndarray, reference: np.ndarray, *, subsets: int = 100, subset_size: int = 1000
+) -> Score:
+    """The kernel Inception distance, by torch-fidelity: the mean over random subsets of the unbiased estimate of
+
+        MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y),    k(x, y) = (x . y / d + 1)^3
+
+    Demystifying MMD GANs (arXiv:1801.01401), section 4.  Unlike the FID its expectation does not depend on n; it can be
+    a little less than 0.  Computed in the features' own precision.
+
+    Args:
+        features, reference: both float32 or both float64 [n, d], n at least 2 and of each its own.
+        subset_size: rows drawn from each, without replacement; all of the smaller set where that has fewer.
+
+    Raises:
+        ValueError: if the features are not as described, or an option is out of range.
+    """
+    _check_rows("kernel_distance", "features", features)
+    _check_rows("kernel_distance", "reference", reference)
+    if features.dtype != reference.dtype or features.shape[1] != reference.shape[1]:
+        described = f"{features.dtype} {features.shape} and {reference.dtype} {reference.shape}"
+        raise ValueError(f"kernel_distance: expected two sets [n, d] of one type and one d, got {described}")
+    size = min(subset_size, len(features), len(reference))
+    if size < 2 or subsets < 1:
+        raise ValueError(
+            "kernel_distance: expected subsets >= 1 and subsets of at least 2 rows, got "
+            f"subsets={subsets}, subset_size={subset_size}, {len(features)} and {len(reference)} rows"
+        )
+    metric = _of_the_extra("torch_fidelity.metric_kid")
+    found = metric.kid_features_to_metric(
+        _tensor(features),
+        _tensor(reference),
+        kid_subsets=subsets,
+        kid_subset_size=size,
+        rng_seed=SHUFFLE_SEED,
+        verbose=False,
+    )
+    return Score(found[metric.KEY_METRIC_KID_MEAN], found[metric.KEY_METRIC_KID_STD])
+
+
+def _of_the_extra(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as missing:
+        raise ModuleNotFoundError(
+            f"metrics.inception needs {missing.name}, which is not installed: pip install 'ddpm-jax[eval]'",
+            name=missing.name,
+        ) from missing
+
+
+def _enter(x: Any, size: int) -> Any:
+    """What the network's entrance makes of images [b, 3, H, W] over 0 .. 255: resized as by TensorFlow 1, scaled."""
+    resize = _of_the_extra("torch_fidelity.interpolate_compat_tensorflow").interpolate_bilinear_2d_like_tensorflow1x
+    return (resize(x, size=(size, size), align_corners=False) - 128) / 128
+
+
+def _planes(images: np.ndarray, levels: int) -> np.ndarray:
+    """Images [b, H, W, 1 | 3] as a new array [b, 3, H, W] over 0 .. 255: float32 of floats, uint8 of integers."""
+    kind = np.float32 if images.dtype == np.float32 else np.uint8
+    if levels != 256:
+        scaled = images * (255 / (levels - 1))
+        images = scaled if kind == np.float32 else np.rint(scaled)
+    planes = np.moveaxis(np.broadcast_to(images, (*images.shape[:3], 3)), -1, 1)
+    return np.array(planes, kind, order="C")
+
+
+def _fingerprint(network: Any) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _tensor(rows: np.ndarray) -> Any:
+    # torch warns of arrays that it may not write to, such as files that numpy maps: those are copied
+    return _of_the_extra("torch").from_numpy(np.require(rows, requirements=["C", "W"]))
+
+
+def _check_images(images: np.ndarray, levels: int) -> None:
+    if images.dtype not in (np.uint8, np.uint16, np.float32):
+        raise ValueError(f"Inception: expected images of type uint8, uint16 or float32, got {images.dtype}")
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.size == 0:
+        raise ValueError(f"Inception: expected images [n, H, W, 1 | 3], none of them 0, got shape {images.shape}")
+    low, high = images.min(), images.max()  # both nan if any is
+    if not (low >= 0 and high <= levels - 1):
+        raise ValueError(f"Inception: expected values from 0 to levels - 1 = {levels - 1}, got {low} to {high}")
+
+
+def _check_rows(caller: str, name: str, rows: np.ndarray) -> None:
+    if rows.ndim != 2 or rows.dtype not in (np.float32, np.float64):
+        raise ValueError(f"{caller}: expected {name} float32 or float64 [n, d], got {rows.dtype} {rows.shape}")

@@ -1,0 +1,242 @@
+"""bits/dim over a split: the number, where it comes from, and what an interruption does to it."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+from ddpm_jax import data, gaussian, likelihood, log, schedules
+from ddpm_jax.config import flags
+from ddpm_jax.evaluate import likelihood as evaluated
+from ddpm_jax.evaluate import protocol
+from ddpm_jax.evaluate.likelihood import Likelihood
+from ddpm_jax.evaluate.subject import Subject, Which, images, split, subject
+from ddpm_jax.unet import UNet
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_run.make(tmp_path_factory.mktemp("run"))
+
+
+def of(folder, out, **sampling) -> Subject:
+    return subject(str(folder), Which(sampling=flags.Sampling(**sampling), out=str(out)))
+
+
+def numbers(run: Subject, options: Likelihood):
+    chosen = split(images(run), options.split, options.num)
+    found = evaluated.bound(run, chosen, options)
+    assert found is not None
+    return {number.name: number for number in evaluated.numbers(run, chosen, options, found)}
+
+
+def test_the_command_says_what_the_function_says(folder, tmp_path):
+    """Over devices, in tiles, the last of them not full: each image's bound is that of the plain function."""
+    run, options = of(folder, tmp_path, mix=0.0), Likelihood(num=45)
+    found = numbers(run, options)
+    model = run.model
+    x0 = data.to_unit(data.load("digits").test[:45], 17)
+    key = jax.random.fold_in(jax.random.key(0), 2**32 - 2)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(45))
+    plain = jax.jit(lambda keys, x0: likelihood.bound(
+        keys, model.schedule, model.denoiser(model.params), x0, mix=0.0, decoder=likelihood.discretized(17)
+    ))(keys, x0)  # fmt: skip
+    bits = np.asarray(likelihood.bits_per_dim(plain.total, x0), np.float64)
+    (path,) = tmp_path.glob("likelihood-*.npz")
+    kept = evaluated.load(path)
+    np.testing.assert_allclose(kept.total, bits, rtol=2e-5)
+    assert found["bits/dim"].value == pytest.approx(bits.mean(), rel=1e-5)
+    assert found["bits/dim"].error == pytest.approx(bits.std(ddof=1) / 45**0.5, rel=1e-4)
+    parts = [found[name].value for name in ("rate, bits/dim", "distortion, bits/dim", "prior, bits/dim")]
+    assert sum(parts) == pytest.approx(found["bits/dim"].value, rel=1e-6)
+    terms = np.asarray(likelihood.bits_per_dim(plain.terms, x0), np.float64)
+    np.testing.assert_allclose(kept.terms / 45, terms.mean(1), rtol=1e-4)
+    rmse = 127.5 * np.sqrt(np.asarray(plain.mse[0], np.float64).mean())
+    assert found["RMSE of x_0, 0..255"].value == pytest.approx(rmse, rel=1e-5)
+
+
+def test_the_estimate_is_within_three_standard_errors_of_the_exact_bound(folder, tmp_path):
+    exact = numbers(of(folder, tmp_path), Likelihood(num=64))["bits/dim"]
+    options = Likelihood(num=64, estimate=4, seed=1)
+    run = of(folder, tmp_path)
+    guess = numbers(run, options)["bits/dim"]
+    chosen = split(images(run), "test", 64)
+    paired = evaluated.bound(run, chosen, options).total - evaluated.bound(run, chosen, Likelihood(num=64)).total
+    error = paired.std(ddof=1) / 64**0.5  # the images are the same: what differs is the draw of times and noise
+    assert 0 < abs(guess.value - exact.value) < 3 * error
+    assert error < guess.error * 1.5
+
+
+@pytest.mark.parametrize("estimate", [None, 3])
+def test_an_interrupted_measurement_goes_on_to_the_same_number(folder, tmp_path, monkeypatch, capsys, estimate):
+    options = Likelihood(num=100, estimate=estimate)
+    straight = of(folder, tmp_path / "straight")
+    numbers(straight, options)
+
+    run, update = of(folder, tmp_path / "broken"), log.Progress.update
+    monkeypatch.setattr(log.Progress, "update", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), update(*args)))
+    assert evaluated.run(run, options) == 4
+    assert "interrupted: 32 of 100 images are kept" in capsys.readouterr().out
+    assert not list((tmp_path / "broken").glob("*.json"))
+    monkeypatch.undo()
+    assert evaluated.run(run, options) == 0
+    assert "continued after 32 of 100 images" in capsys.readouterr().out
+    (a,), (b,) = ((tmp_path / name).glob("*.npz") for name in ("straight", "broken"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_a_number_that_is_there_is_not_measured_again(folder, tmp_path, monkeypatch):
+    before = numbers(of(folder, tmp_path), Likelihood(num=9))
+    monkeypatch.setattr(evaluated, "measure", None)
+    assert numbers(of(folder, tmp_path), Likelihood(num=9)) == before
+
+
+def test_changing_any_field_changes_the_line(folder, tmp_path):
+    plain = Likelihood(num=16, estimate=2)
+
+    def line(options=plain, weights="ema", run=folder, **sampling):
+        which = Which(model=flags.Weights(weights=weights), sampling=flags.Sampling(**sampling), out=str(tmp_path))
+        model = subject(str(run), which)
+        facts = evaluated.fields(model, split(images(model), options.split, options.num), options)
+        return protocol.line(protocol.Number("bits/dim", 3.75, 0.01, facts))
+
+    other = tiny_run.make(tmp_path / "other", seed=1)
+    lines = [
+        line(),
+        line(mix=0.5),
+        line(clip=False),
+        line(weights="raw"),
+        line(run=other),
+        *(
+            line(dataclasses.replace(plain, **change))
+            for change in (
+                {"num": 17}, {"seed": 1}, {"estimate": 3}, {"estimate": None}, {"split": "train"}, {"decoder": "tanh"},
+            )
+        ),
+        line(Likelihood(num=16), steps=10),
+        line(Likelihood(num=16), steps=10, spacing="quadratic"),
+    ]  # fmt: skip
+    assert len(set(lines)) == len(lines)
+    assert lines[0].startswith("bits/dim 3.750 ± 0.010 | ") and "mix=1" in lines[0]
+    assert "n=16 | digits-test sha " in lines[0] and "| ema | ckpt=" in lines[0] and "step 3" in lines[0]
+
+
+def test_every_field_of_a_protocol_is_in_its_line():
+    facts = {"n": 3, "data": "a", "clip": True, "mix": 0.5, "method": "exact", "anything": "else"}
+    base = protocol.Number("bits/dim", 3.75, 0.01, facts)
+    assert protocol.line(base) == "bits/dim 3.750 ± 0.010 | n=3 | a | clip | mix=0.5 | exact | anything=else"
+    for name, value in facts.items():
+        other = {**facts, name: not value if isinstance(value, bool) else value * 2}
+        assert protocol.line(base._replace(protocol=other)) != protocol.line(base)
+        assert protocol.identity(other) != protocol.identity(facts)
+    close = {**facts, "mix": 0.5000000001}  # digits that a shorter form would drop
+    assert protocol.line(base._replace(protocol=close)) != protocol.line(base)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [(3.75, 0.0123, "3.750 ± 0.012"), (0.5, float("nan"), "0.5"), (123.456, 12.0, "123 ± 12"), (7e-9, 0, "7e-09")],
+)
+def test_a_value_has_the_digits_that_its_error_leaves(value, error, text):
+    assert protocol.said(value, error) == text
+
+
+def test_the_json_is_the_line(folder, tmp_path):
+    found = numbers(of(folder, tmp_path), Likelihood(num=5))
+    (path,) = tmp_path.glob("*.json")
+    assert protocol.read(path) == list(found.values())
+    written = json.loads(path.read_text())
+    assert [row["line"] for row in written["numbers"]] == [protocol.line(number) for number in found.values()]
+    assert written["made_with"]["versions"]["jax"] == jax.__version__
+
+
+# --- against closed forms
+
+
+def test_the_estimates_over_twenty_seeds_cover_the_closed_form():
+    """Data N(0.2, 1/4), 1000 linear steps, beta: 0.840462 nats.  Within two standard errors in 95 of 100 seeds, if the
+    errors are right: of twenty, at least 16 (fewer come by chance in 3 of 1000 cases)."""
+    schedule, mean, std, n, dims = schedules.linear(1000), 0.2, 0.5, 256, 16
+
+    def net(x, t):
+        signal, noise = (schedules.at(column, t, x) for column in (schedule.signal, schedule.noise))
+        return noise * (x - signal * mean) / (signal**2 * std**2 + noise**2)
+
+    denoise = gaussian.denoiser(schedule, net, clip=False)
+
+    @jax.jit
+    def nats(key):
+        data_key, key = jax.random.split(key)
+        x0 = mean + std * jax.random.normal(data_key, (n, dims))
+        found = likelihood.bound_estimate(key, schedule, denoise, x0, strata=16, decoder=likelihood.density)
+        return found.total / dims
+
+    seeds = [np.asarray(nats(key), np.float64) for key in jax.random.split(jax.random.key(0), 20)]
+    off = np.array([(x.mean() - 0.840462) / (x.std(ddof=1) / n**0.5) for x in seeds])
+    assert (abs(off) < 2).sum() >= 16
+    assert abs(off.mean()) < 4 / 20**0.5
+
+
+@pytest.mark.slow
+def test_the_exact_bound_of_the_large_net_does_not_store_the_activations_of_its_steps():
+    """35.7M parameters: 1000 steps take no more working memory than 10, but for the terms themselves."""
+    net = UNet()
+    x0 = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
+    params = jax.eval_shape(net.init, jax.random.key(0), x0, jax.ShapeDtypeStruct((4,), jnp.int32))
+
+    def working_memory(T):
+        schedule = schedules.cosine(T)
+
+        def bound(params, key, x0):
+            denoise = gaussian.denoiser(schedule, lambda x, t: net.apply(params, x, t))
+            return likelihood.bound(key, schedule, denoise, x0, decoder=likelihood.decoder_8bit)
+
+        compiled = jax.jit(bound).lower(params, jax.random.key(0), x0).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    few, many = working_memory(10), working_memory(1000)
+    assert few > 1e6  # it was told at all
+    assert many - few < 1e6
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (Likelihood(num=298), r"--num must be 1 to 297, the images in digits's test split, got 298"),
+        (Likelihood(num=0), r"--num must be 1 to 297"),
+        (Likelihood(estimate=0), r"--estimate must be at least 1 stratum, got 0"),
+        (Likelihood(tile=0), r"--tile must be at least 1, got 0"),
+    ],
+)
+def test_wrong_requests_are_refused(folder, tmp_path, options, text):
+    with pytest.raises(ValueError, match=text):
+        numbers(of(folder, tmp_path), options)
+
+
+def test_an_estimate_of_a_strided_chain_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="--estimate draws from all 20 steps of the chain: leave out --steps 10"):
+        numbers(of(folder, tmp_path, steps=10), Likelihood(estimate=4))
+
+
+def test_images_of_another_kind_are_refused(folder, tmp_path):
+    np.savez(tmp_path / "other.npz", train=np.zeros((9, 8, 8, 3), np.uint8), test=np.zeros((9, 8, 8, 3), np.uint8))
+    run = subject(str(folder), Which(source=f"npz:{tmp_path / 'other.npz'}"))
+    with pytest.raises(ValueError, match=r"images 8x8x3 of 256 levels, but .* makes images 8x8x1 of 17 levels"):
+        images(run)
+
+
+def test_a_part_of_something_else_is_not_taken_up(folder, tmp_path):
+    run, options = of(folder, tmp_path), Likelihood(num=10)
+    name = evaluated.result(run, split(images(run), "test", 10), options)
+    evaluated.save(name.with_suffix(".part.npz"), evaluated.blank(run.model, options, 12))
+    with pytest.raises(ValueError, match="is not what this measurement would have left: remove it"):
+        numbers(run, options)

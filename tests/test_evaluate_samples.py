@@ -1,0 +1,359 @@
+"""Samples against data: the numbers, their floor, what is kept, and what is refused."""
+
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+import tiny_run
+
+from ddpm_jax import data, log
+from ddpm_jax.config import flags
+from ddpm_jax.evaluate import draws, protocol, samples, table
+from ddpm_jax.evaluate import likelihood as bounds
+from ddpm_jax.evaluate.__main__ import COMMANDS, main
+from ddpm_jax.evaluate.samples import Samples
+from ddpm_jax.evaluate.subject import Subject, Which, split, subject
+from ddpm_jax.metrics import classifier, frechet, manifold
+
+DIGITS = data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_run.make(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def drawn(folder):
+    """Eighty samples of four steps, once."""
+    run = of(folder, folder / "drawn")
+    assert draws.ensure(run, 80, 0, "integer") is not None
+    return run
+
+
+def of(folder, out, **sampling) -> Subject:
+    sampling = {"sampler": "ddim", "steps": 4} | sampling
+    return subject(str(folder), Which(sampling=flags.Sampling(**sampling), out=str(out)))
+
+
+def values(found):
+    return {number.name: number.value for number in found}
+
+
+def lines_of(found):
+    return [protocol.line(number) for number in found]
+
+
+# --- numbers
+
+
+def test_the_numbers_are_those_of_the_images_that_sample_draws(folder, drawn, tmp_path):
+    """Drawn here, or by sample.py into a file: the same images, and the distance of their features by hand."""
+    command = [sys.executable, "sample.py", folder, "--num", "80", "--sampler", "ddim", "--steps", "4"]
+    root = pathlib.Path(__file__).parents[1]
+    subprocess.run([*command, "--out", tmp_path], check=True, cwd=root, capture_output=True)
+    images = np.load(tmp_path / "samples.npz")["arr_0"]
+    (kept,) = (drawn.out / "draws").iterdir()
+    np.testing.assert_array_equal(np.concatenate(list(draws.chunks(kept, 0, 80))), images)
+
+    found = values(samples.measured(drawn, Samples(num=80)))
+    filed = values(samples.measured(drawn, Samples(num=80, samples=str(tmp_path / "samples.npz"))))
+    assert repr(filed) == repr(found)
+    judge = classifier.load("digits")
+    ours, theirs = judge(images), judge(DIGITS.train)
+    distance = frechet.frechet_distance(frechet.moments(ours.features), frechet.moments(theirs.features))
+    assert found["Fréchet distance"] == pytest.approx(distance, rel=1e-9)
+    near = manifold.precision_recall(ours.features, theirs.features, k=3)
+    assert (found["precision, k=3"], found["recall, k=3"]) == near
+    assert found["classes present, of 10"] == len(set(ours.probabilities.argmax(1)))
+
+
+def test_the_reference_against_itself_is_nothing(folder, tmp_path, capsys):
+    np.savez(tmp_path / "train.npz", arr_0=DIGITS.train)
+    found = values(samples.measured(of(folder, tmp_path), Samples(num=1500, samples=str(tmp_path / "train.npz"))))
+    assert abs(found["Fréchet distance"]) < 1e-3
+    assert found["precision, k=3"] == found["recall, k=3"] == found["coverage, k=5"] == 1
+    assert found["distance of class shares"] == 0
+
+
+def test_one_half_of_the_data_against_the_other_is_positive_and_stable():
+    """First against second half, in one piece or streamed: above what rounding leaves, the same, and a small part of
+    the distance of images that are out of focus."""
+    judge = classifier.load("digits")
+    whole = [frechet.moments(judge(part).features) for part in (DIGITS.train[:750], DIGITS.train[750:])]
+    distance = frechet.frechet_distance(*whole)
+    eye = samples.Extractor("eye", "distance", judge.dimension, judge, lambda a, b: [])
+    for batch in (7, 100, 749):
+        parts = [
+            samples.look([half[i : i + batch] for i in range(0, 750, batch)], eye, 750).moments()
+            for half in (DIGITS.train[:750], DIGITS.train[750:])
+        ]
+        assert frechet.frechet_distance(*parts) == pytest.approx(distance, rel=1e-5)
+    wide = np.pad(DIGITS.train[750:].astype(float), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    blurred = sum(wide[:, i : i + 8, j : j + 8] for i in range(3) for j in range(3)) / 9
+    off = frechet.frechet_distance(whole[0], frechet.moments(judge(blurred.astype(np.float32)).features))
+    assert 0.5 < distance < 0.2 * off
+
+
+def test_held_out_images_are_the_floor(folder, drawn, tmp_path):
+    floor = values(samples.floor(drawn, Samples(num=80)))
+    noise = values(samples.measured(drawn, Samples(num=80)))  # of a network that has learnt nothing
+    assert floor["Fréchet distance"] < 0.5 * noise["Fréchet distance"]
+    assert floor["precision, k=3"] > 0.8 > noise["precision, k=3"]
+    assert floor["share with p > 0.9"] > 0.9
+
+
+def test_training_images_left_out_are_held_against_the_others(drawn):
+    """The first of the sets by hand: seventy at random, and the moments of the rest."""
+    found = values(samples.left_out(drawn, Samples(num=70)))
+    order = np.random.RandomState(0).permutation(1500)
+    features = classifier.load("digits")(DIGITS.train).features
+    parts = [frechet.moments(features[places]) for places in (order[:70], order[70:])]
+    assert found["Fréchet distance"] == pytest.approx(frechet.frechet_distance(*parts), rel=1e-9)
+    with pytest.raises(ValueError, match="--num 751 of 1500 training images cannot be held against the others"):
+        samples.left_out(drawn, Samples(num=751))
+
+
+def test_sets_give_a_mean_and_its_error(drawn):
+    """Two sets of 66 of one seed: their mean is what each alone gives, and half their difference is the error."""
+    both = samples.measured(drawn, Samples(num=66, sets=2))
+    (kept,) = (drawn.out / "draws").iterdir()
+    images = np.concatenate(list(draws.chunks(kept, 0, 132)))
+    judge = classifier.load("digits")
+    reference = frechet.moments(judge(DIGITS.train).features)
+    parts = [images[:66], images[66:]]
+    alone = [frechet.frechet_distance(frechet.moments(judge(part).features), reference) for part in parts]
+    assert both[0].value == pytest.approx(np.mean(alone), rel=1e-9)
+    assert both[0].error == pytest.approx(abs(alone[0] - alone[1]) / 2, rel=1e-6)
+
+
+def test_few_images_are_warned_of_with_the_bias(drawn, capsys):
+    samples.measured(drawn, Samples(num=80))
+    assert (
+        "80 images are fewer than 10,000: their Fréchet distance is too large by an unknown" in capsys.readouterr().err
+    )
+    samples.floor(drawn, Samples(num=297))
+    said = capsys.readouterr().err
+    bias = float(said.split("too large by about ")[1].split(";")[0])
+    held = values(samples.floor(drawn, Samples(num=297)))
+    assert bias == pytest.approx(held["bias of the Fréchet distance at this n"], rel=1e-2)
+    assert bias > 0
+
+
+# --- what is kept
+
+
+def test_an_interrupted_drawing_goes_on_to_the_same_samples(folder, tmp_path, monkeypatch, capsys):
+    options = Samples(num=100)
+    straight = of(folder, tmp_path / "straight", steps=2)
+    expected = samples.measured(straight, options)
+    run, update = of(folder, tmp_path / "broken", steps=2), log.Progress.update
+    monkeypatch.setattr(log.Progress, "update", lambda *args: (os.kill(os.getpid(), signal.SIGINT), update(*args)))
+    assert samples.run(run, options) == 4
+    assert "interrupted: 32 of 100 samples are kept" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert lines_of(samples.measured(run, options)) == lines_of(expected)
+
+
+def test_more_samples_are_drawn_on(folder, tmp_path):
+    run = of(folder, tmp_path, steps=2)
+    first = draws.ensure(run, 10, 0, "float")
+    before = np.concatenate(list(draws.chunks(first, 0, 10)))
+    assert draws.ensure(run, 25, 0, "float") == first
+    assert [stop for _, stop, _ in draws.parts(first)] == [10, 25]
+    np.testing.assert_array_equal(np.concatenate(list(draws.chunks(first, 0, 10))), before)
+    assert sum(len(part) for part in draws.chunks(first, 4, 21)) == 17
+    assert draws.ensure(run, 10, 1, "float") != first
+
+
+def test_floats_are_the_integers_unrounded(folder, tmp_path):
+    run = of(folder, tmp_path, steps=2)
+    integers, floats = (
+        np.concatenate(list(draws.chunks(draws.ensure(run, 9, 0, form), 0, 9))) for form in ("integer", "float")
+    )
+    assert integers.dtype == np.uint8 and floats.dtype == np.float32
+    np.testing.assert_array_equal(np.rint(floats), integers)
+    assert floats.min() >= 0 and floats.max() <= 16 and (floats != integers).any()
+
+
+def test_the_reference_is_seen_once_and_again_when_it_changes(folder, tmp_path):
+    run, seen = of(folder, tmp_path), []
+
+    def judge(images):
+        seen.append(len(images))
+        return images.reshape(len(images), -1)[:, :3].astype(np.float32), np.ones((len(images), 1), np.float32)
+
+    eye = samples.Extractor("eye 1", "distance", 3, judge, lambda a, b: [])
+    train = split(DIGITS, "train")
+    first, again = samples.remembered(run, train, eye), samples.remembered(run, train, eye)
+    assert sum(seen) == 1500
+    for a, b in zip(first.halves, again.halves, strict=True):
+        assert a.n == b.n and a.mean.tobytes() == b.mean.tobytes() and a.scatter.tobytes() == b.scatter.tobytes()
+    # complete, as it is: the moments of all training images
+    whole = np.cov(DIGITS.train.reshape(1500, -1)[:, :3].astype(float), rowvar=False)
+    np.testing.assert_allclose(first.moments().covariance, whole, rtol=1e-9, atol=1e-12)
+    changed = DIGITS.train.copy()
+    changed[0, 0, 0] ^= 1
+    samples.remembered(run, split(DIGITS._replace(train=changed), "train"), eye)
+    samples.remembered(run, train, eye._replace(name="eye 2"))
+    assert sum(seen) == 4500
+
+
+def test_changing_any_field_changes_the_line(folder, drawn, tmp_path):
+    def line(run, **options):
+        options = dataclasses.asdict(Samples()) | {"num": 80} | options
+        facts = draws.fields(run, options["seed"], options["format"])
+        return protocol.line(protocol.Number("x", 1.0, 0.1, {"n": options["num"], "sets": options["sets"], **facts}))
+
+    lines = [
+        line(drawn),
+        line(drawn, num=81),
+        line(drawn, sets=2),
+        line(drawn, seed=1),
+        line(drawn, format="float"),
+        line(of(folder, tmp_path, steps=5)),
+        line(of(folder, tmp_path, eta=0.5)),
+        line(of(folder, tmp_path, spacing="trailing")),
+        line(of(folder, tmp_path, sampler="ancestral")),
+        line(of(folder, tmp_path, sampler="ancestral", mix=0.0)),
+        line(of(folder, tmp_path, clip=False)),
+        line(subject(str(folder), dataclasses.replace(drawn.which, model=flags.Weights(weights="raw")))),
+    ]
+    assert len(set(lines)) == len(lines)
+
+
+@pytest.mark.slow
+def test_fifty_thousand_images_are_seen_in_less_than_a_gigabyte():
+    """Features and logits as large as Inception's, 2048 and 1008."""
+    block = np.random.default_rng(0).standard_normal((1024, 2048)).astype(np.float32)
+    eye = samples.Extractor("eye", "FID", 2048, lambda x: (block[: len(x)], block[: len(x), :1008]), lambda a, b: [])
+    images = (np.zeros((1024, 1, 1, 1), np.uint8)[: 50_000 - first] for first in range(0, 50_000, 1024))
+    tracemalloc.start()
+    seen = samples.look(images, eye, 50_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seen.moments().n == 50_000 and len(seen.features) == 10_000 and len(seen.scores) == 50_000
+    assert peak < 1e9
+
+
+# --- the table
+
+
+def test_the_table_has_a_row_for_each_sampler_and_the_floor(folder, tmp_path, capsys):
+    arguments = [folder, "table", "--num", "70", "--sets", "2", "--ddim", "2", "--out", tmp_path]
+    assert main([*map(str, arguments)]) == 0
+    rows = [line.split("|")[1:-1] for line in (tmp_path / "table.md").read_text().splitlines()]
+    assert [row[0].strip() for row in rows[2:]] == [
+        "held-out images", "training images, left out", "ancestral, mix 0", "ancestral, mix 1", "DDIM, 2 steps",
+    ]  # fmt: skip
+    cells = {row[0].strip(): dict(zip(map(str.strip, rows[0]), map(str.strip, row), strict=True)) for row in rows[2:]}
+    assert cells["DDIM, 2 steps"]["bits/dim"] == "-"
+    model = of(folder, tmp_path, sampler="ancestral", steps=20, mix=0.0)
+    chosen = split(DIGITS, "test")
+    again = bounds.bound(model, chosen, bounds.Likelihood())
+    assert float(cells["ancestral, mix 0"]["bits/dim"].split()[0]) == pytest.approx(again.total.mean(), abs=1e-2)
+    assert " ± " in cells["ancestral, mix 1"]["Fréchet distance"]
+    floor, noise = (
+        float(cells[row]["Fréchet distance"].split()[0]) for row in ("training images, left out", "DDIM, 2 steps")
+    )
+    assert 0 < floor < 0.5 * noise
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (Samples(num=64), "--num must be above 64, the dimension of the features of digits-classifier"),
+        (Samples(num=100, sets=0), "--sets must be at least 1, got 0"),
+    ],
+)
+def test_wrong_requests_are_refused_before_anything_is_drawn(drawn, options, text):
+    before = list((drawn.out / "draws").rglob("*"))
+    with pytest.raises(ValueError, match=text):
+        samples.measure(drawn, options)
+    assert list((drawn.out / "draws").rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        (np.zeros((99, 8, 8, 3), np.uint8), "images 8x8x3 of 17 levels, but .* makes images 8x8x1 of 17 levels"),
+        (np.zeros((99, 9, 8, 1), np.uint8), "images 9x8x1"),
+        (np.full((99, 8, 8, 1), 255, np.uint8), "images 8x8x1 of 256 levels, but .* 17 levels: sets of different"),
+        (np.zeros((99, 8, 8, 1), np.float32), r"expected integer images \[n, H, W, C\], got float32"),
+        (np.zeros((79, 8, 8, 1), np.uint8), "holds 79 images, --num 80 --sets 1 ask for more"),
+    ],
+)
+def test_files_of_other_images_are_refused(drawn, tmp_path, array, text):
+    np.savez(tmp_path / "s.npz", arr_0=array)
+    with pytest.raises(ValueError, match=text):
+        samples.measure(drawn, Samples(num=80, samples=str(tmp_path / "s.npz")))
+
+
+def test_a_file_without_samples_is_refused(drawn, tmp_path):
+    np.savez(tmp_path / "s.npz", images=np.zeros(3))
+    with pytest.raises(ValueError, match="expected images under the name arr_0, found images"):
+        samples.measure(drawn, Samples(num=80, samples=str(tmp_path / "s.npz")))
+
+
+def test_features_that_are_not_finite_are_refused():
+    def judge(images):
+        features = np.zeros((len(images), 2), np.float32)
+        features[3] = np.nan
+        return features, features
+
+    eye = samples.Extractor("eye", "distance", 2, judge, lambda a, b: [])
+    with pytest.raises(ValueError, match="1 of 4 rows of features are not finite"):
+        samples.look([np.zeros((9, 1, 1, 1), np.uint8)], eye, 9)
+
+
+def test_images_without_a_classifier_are_told_what_there_is(tmp_path):
+    config = dataclasses.replace(tiny_run.CONFIG, data=dataclasses.replace(tiny_run.CONFIG.data, source="npz:x.npz"))
+    run = of(tiny_run.make(tmp_path / "rgb", config, shape=(8, 8, 3), levels=256), tmp_path)
+    with pytest.raises(ValueError, match="no classifier for images 8x8x3 of 256 levels; there are digits"):
+        samples.measure(run, Samples(num=80))
+
+
+def test_a_missing_extra_is_named(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    assert main([str(folder), "samples", "--features", "inception", "--out", str(tmp_path)]) == 2
+    assert "pip install 'ddpm-jax[eval]'" in capsys.readouterr().err
+
+
+def test_the_reference_warns_where_the_classifier_knows_nothing(folder, tmp_path, capsys):
+    """Noise in the shape of digits is not digits."""
+    noise = np.random.default_rng(0).integers(0, 17, (200, 8, 8, 1)).astype(np.uint8)
+    np.savez(tmp_path / "noise.npz", train=noise, test=noise[:90])
+    config = dataclasses.replace(
+        tiny_run.CONFIG,
+        data=dataclasses.replace(tiny_run.CONFIG.data, source=f"npz:{tmp_path / 'noise.npz'}", levels=17),
+    )
+    samples.floor(of(tiny_run.make(tmp_path / "run", config), tmp_path), Samples(num=80))
+    assert "of the reference images: are they of what it knows?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), ([], 2), (["run"], 2), (["run", "nothing"], 2)])
+def test_a_call_without_a_command_lists_them(arguments, status, capsys):
+    assert main(arguments) == status
+    said = capsys.readouterr()
+    for name in COMMANDS:
+        assert f"  {name}" in said.out + said.err
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    assert main([str(tmp_path), "likelihood"]) == 2
+    assert "holds no checkpoints: it is not the folder of a run" in capsys.readouterr().err
+
+
+def test_the_table_asks_for_the_settings_of_each_row(folder, tmp_path):
+    other = table.replaced(of(folder, tmp_path), {"sampler": "ddim", "steps": 3, "eta": 0.0})
+    assert other.model.config.sampling.steps == 3 and other.model.step == 3
+    assert draws.fields(other, 0, "integer")["samples"] == "ddim 3 of 20 steps uniform eta=0"

@@ -1,0 +1,41 @@
+"""A run folder with a checkpoint of random parameters, made in a second: something to evaluate."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from ddpm_jax import checkpoint, training
+from ddpm_jax import config as configs
+from ddpm_jax.config import objects
+
+CONFIG = configs.Config(
+    steps=3,
+    schedule=configs.Schedule(T=20, beta_1=0.005, beta_T=0.6),
+    net=configs.Net(8, (1, 2), 1, (4,), dropout=0.1),
+    sampling=configs.Sampling(steps=20, tile=4, num=8),
+)
+
+
+def make(folder: pathlib.Path, config: configs.Config = CONFIG, *, shape=(8, 8, 1), levels=17, seed=0) -> pathlib.Path:
+    """Writes config.json and checkpoint 3 with random parameters, the raw ones other than the averaged ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(configs.to_json(config))
+    net, optimizer = objects.network(config, shape[-1]), objects.optimizer(config)
+    start = jax.jit(net.init)(jax.random.key(seed), np.zeros((1, *shape), np.float32), np.ones(1, np.int32))["params"]
+    rng = np.random.default_rng(seed)
+    params, ema = (
+        jax.tree.map(lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape).astype(np.float32), start) for _ in range(2)
+    )
+    state = training.init(params, optimizer)._replace(step=np.int32(3), ema=ema)
+    meta = {
+        "step": 3,
+        "config": dataclasses.asdict(config),
+        "image": {"shape": list(shape), "levels": levels},
+        "versions": {},
+    }
+    with checkpoint.Checkpoints(folder / "checkpoints") as saved:
+        saved.save(3, state, json.loads(json.dumps(meta)))
+    return folder
