@@ -12,13 +12,17 @@ from typing import Any
 import tyro
 
 from ddpm_jax import process
-from ddpm_jax.evaluate import likelihood, samples, table
+from ddpm_jax.evaluate import interpolation, likelihood, predictions, progressive, samples, stochastic, table
 from ddpm_jax.evaluate.subject import subject
 
 COMMANDS: dict[str, tuple[type, Callable[[Any, Any], int]]] = {
     "likelihood": (likelihood.Likelihood, likelihood.run),
     "samples": (samples.Samples, samples.run),
     "table": (table.Table, table.run),
+    "progressive": (progressive.Progressive, progressive.run),
+    "predictions": (predictions.Predictions, predictions.run),
+    "stochastic": (stochastic.Stochastic, stochastic.run),
+    "interpolation": (interpolation.Interpolation, interpolation.run),
 }
 
 

@@ -1,0 +1,164 @@
+"""Between two images: both noised to t, mixed there, and brought back."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from ddpm_jax import data, gaussian, runs
+from ddpm_jax.evaluate import draws, figures, protocol
+from ddpm_jax.evaluate.protocol import Number
+from ddpm_jax.evaluate.subject import Split, Subject, Which, images, split
+
+ENCODING, DECODING = 2**32 - 3, 2**32 - 4  # indices that no sample has
+
+
+@dataclasses.dataclass(frozen=True)
+class Interpolation:
+    """Between two images in the space of x_t (figure 8 of the paper; figure 9 with --coarse-to-fine).
+
+    Images a and b are noised to x_t and x_t', mixed as (1 - lambda) x_t + lambda x_t', and decoded by the reverse
+    process from t on.  The mixture is linear, as in the paper: in between, its noise has a variance below that of an
+    x_t.  The noise, of both images and of the reverse process, is the same for all lambda.
+    """
+
+    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    split: Literal["train", "test"] = "test"
+    """Where the images are from."""
+    first: int = 0
+    """Index of image a."""
+    second: int = 1
+    """Index of image b."""
+    pairs: int = 1
+    """Pairs, a row each; every further pair has both indices two higher."""
+    t: int | None = None
+    """The time of the mixture (default: the visited time nearest to T/2); images of few pixels want a smaller one."""
+    coarse_to_fine: bool = False
+    """One pair at falling times instead: a row for each of those nearest to T, 7T/8, ... T/8, and 0, the pixels."""
+    columns: int = 11
+    """Values of lambda, evenly from 0 to 1."""
+    seed: int = 0
+    """The seed of the noise."""
+
+
+class Found(NamedTuple):
+    """Interpolations, row by row.
+
+    Attributes:
+        times: [r] of each row's mixture.
+        pairs: [r, 2] indices of each row's images.
+        sources: [r, 2, H, W, C] the images, data units.
+        between: [r, columns, H, W, C] the decoded mixtures, from lambda 0 to lambda 1.
+    """
+
+    times: np.ndarray
+    pairs: np.ndarray
+    sources: np.ndarray
+    between: np.ndarray
+
+
+def run(subject: Subject, options: Interpolation) -> int:
+    """Writes the picture and the numbers, and says them and where they are."""
+    chosen = split(images(subject), options.split)
+    found = interpolated(subject.model, chosen.images, options)
+    measured = numbers(subject, chosen, options, found)
+    name = f"interpolation-{protocol.identity(fields(subject, chosen, options, found))}"
+    rows = [np.concatenate([s[:1], x, s[1:]]) for s, x in zip(found.sources, found.between, strict=True)]
+    pairs = [f"{a} and {b}" for a, b in found.pairs]
+    rows_are = (
+        f"{options.split} images {pairs[0]} at t = {figures.listed(found.times)}"
+        if options.coarse_to_fine
+        else f"{options.split} images {', '.join(pairs)} at t = {found.times[0]}"
+    )
+    lambdas = ", ".join(f"{w:.3g}" for w in np.linspace(0, 1, options.columns))
+    figures.save(subject, name, data.strip(rows), f"rows: {rows_are}; columns: image a, lambda = {lambdas}, image b")
+    for left, right in zip(measured[::2], measured[1::2], strict=True):
+        a, b = (protocol.said(number.value, number.error) for number in (left, right))
+        print(f"  t = {left.protocol['t']:>5}: reconstructions are off by {a} (a), {b} (b) of 0..255")
+    protocol.write(subject.out / f"{name}.json", measured, subject.made_with())
+    print(f"numbers in {name}.json")
+    return 0
+
+
+def interpolated(model: runs.Model, integers: np.ndarray, options: Interpolation) -> Found:
+    """The interpolations asked for.
+
+    An image's noise has a key of its own and is the same at every t; each pair has one key for the reverse process.
+
+    Args:
+        integers: the split [n, H, W, C].
+
+    Raises:
+        ValueError: if there is no such image, a time is not visited, or the options contradict one another.
+    """
+    times, pairs = rows(model, len(integers), options)
+    x0, eps = {}, {}
+    for i in {int(i) for i in pairs.flat}:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(options.seed), ENCODING), i)
+        x0[i] = data.to_unit(integers[i : i + 1], model.levels)
+        eps[i] = gaussian.standard_normal(key[None], x0[i])
+
+    def encoded(i: int, t: int) -> np.ndarray:
+        return np.asarray(gaussian.q_sample(model.schedule, x0[i], jnp.asarray(t), eps[i]) if t else x0[i])[0]
+
+    ends = np.stack([[encoded(a, t), encoded(b, t)] for (a, b), t in zip(pairs.tolist(), times.tolist(), strict=True)])
+    to_b = np.linspace(0, 1, options.columns, dtype=np.float32).reshape(1, -1, 1, 1, 1)
+    x_t = to_b[:, ::-1] * ends[:, :1] + to_b * ends[:, 1:]  # reversed, so that a pair the other way round is mirrored
+    numbered = np.zeros(len(times)) if options.coarse_to_fine else np.arange(options.pairs)
+    paths = np.stack([np.full(len(times), DECODING), numbered], axis=1).astype(np.uint32)
+    n = options.columns
+    flat = figures.continued(
+        model, options.seed, np.repeat(paths, n, 0), x_t.reshape(-1, *model.shape), np.repeat(times, n)
+    )
+    sources = np.stack([[np.asarray(x0[i])[0] for i in pair] for pair in pairs.tolist()])
+    return Found(times, pairs, sources, flat.reshape(x_t.shape))
+
+
+def rows(model: runs.Model, n: int, options: Interpolation) -> tuple[np.ndarray, np.ndarray]:
+    """The time [r] and the images [r, 2] of each row."""
+    T, count, last = model.config.schedule.T, options.pairs, max(options.first, options.second) + 2 * options.pairs - 2
+    if options.columns < 2 or count < 1:
+        raise ValueError(f"--columns must be at least 2 and --pairs at least 1, got {options.columns} and {count}")
+    if min(options.first, options.second) < 0 or last >= n:
+        raise ValueError(
+            f"--first, --second and --pairs must stay within images 0 to {n - 1} of the {options.split} split, got "
+            f"{options.first}, {options.second} and {count}"
+        )
+    pairs = np.array([(options.first + 2 * p, options.second + 2 * p) for p in range(count)])
+    if options.coarse_to_fine:
+        if options.t is not None or count != 1:
+            raise ValueError("--coarse-to-fine has times of its own and one pair: leave out --t and --pairs")
+        times = np.array(figures.nearest(model.times, np.linspace(T, 0, 9).tolist()))
+        return times, np.repeat(pairs, len(times), 0)
+    t = figures.nearest(model.times[:-1], [T / 2])[0] if options.t is None else options.t
+    figures.check_visited("--t", [t], model.times)
+    return np.full(count, t), pairs
+
+
+def fields(subject: Subject, chosen: Split, options: Interpolation, found: Found) -> protocol.Protocol:
+    """What the numbers depend on, but for the t of each."""
+    return {
+        "data": chosen.name,
+        "pairs": " ".join(sorted({f"{a}-{b}" for a, b in found.pairs})),
+        "times": figures.listed(found.times),
+        "columns": options.columns,
+        **draws.fields(subject, options.seed, "float"),
+    }
+
+
+def numbers(subject: Subject, chosen: Split, options: Interpolation, found: Found) -> list[Number]:
+    """For each t the errors of the reconstructions at lambda 0 and at lambda 1, over the pairs."""
+    facts = fields(subject, chosen, options, found)
+    ends = found.between[:, [0, -1]].astype(np.float64)
+    squared = ((ends - found.sources) ** 2).mean(axis=(2, 3, 4))  # [r, 2]
+    measured = []
+    for t in sorted({int(t) for t in found.times}, reverse=True):
+        for end in (0, 1):
+            value, error = figures.rmse(squared[found.times == t, end])
+            measured.append(
+                Number(f"RMSE of the reconstruction at lambda {end}, 0..255", value, error, {"t": t, **facts})
+            )
+    return measured

@@ -1,0 +1,161 @@
+"""Curves as PNG files.
+
+matplotlib is the optional extra `figures`, imported when something is drawn and not before.  Figures are made as
+objects of their own: no window, no backend and no state of pyplot is touched.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+MISSING = "curves need matplotlib, which is not installed: pip install 'ddpm-jax[figures]'"
+POINTS = 40  # up to so many are marked, for a line alone does not tell where they are
+
+Scale = Literal["linear", "log"]
+
+
+class MissingExtra(ValueError):
+    """matplotlib is not installed; the message says how to install it."""
+
+
+class Panel(NamedTuple):
+    """Axes and the lines on them.
+
+    Attributes:
+        x: [n] where the values are.
+        ys: name -> [n] values.  What is not finite is left out, and the line goes on at the next point.
+        xlabel, ylabel: what the axes are, with units.
+        title: above the axes.
+        errors: name -> [n] standard errors of the line of that name, shaded to both sides.
+        xscale, yscale: of the axes.
+    """
+
+    x: ArrayLike
+    ys: Mapping[str, ArrayLike]
+    xlabel: str
+    ylabel: str
+    title: str = ""
+    errors: Mapping[str, ArrayLike] = {}
+    xscale: Scale = "linear"
+    yscale: Scale = "linear"
+
+
+def curve(
+    path: str | pathlib.Path,
+    x: ArrayLike,
+    ys: Mapping[str, ArrayLike],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    errors: Mapping[str, ArrayLike] | None = None,
+    xscale: Scale = "linear",
+    yscale: Scale = "linear",
+    text: Mapping[str, str] | None = None,
+) -> None:
+    """Writes one panel; see `Panel` and `panels`."""
+    panels(path, [Panel(x, ys, xlabel, ylabel, title, errors or {}, xscale, yscale)], text=text)
+
+
+def panels(path: str | pathlib.Path, row: Sequence[Panel], *, text: Mapping[str, str] | None = None) -> None:
+    """Writes panels side by side to a PNG file; a panel of more than one line gets a legend.
+
+    Args:
+        text: names and values kept in the file, latin-1; the versions of programs are not.
+
+    Raises:
+        MissingExtra: if matplotlib is not installed.
+        ValueError: if there is nothing to draw, lengths differ, an error belongs to no line, or a value on a
+            logarithmic axis is not positive.
+    """
+    if not row:
+        raise ValueError("panels: expected at least one panel, got none")
+    for panel in row:
+        check(panel)
+    try:
+        import matplotlib.figure
+    except ImportError:
+        raise MissingExtra(MISSING) from None
+    figure = matplotlib.figure.Figure(figsize=(1 + 4.2 * len(row), 3.6), dpi=150, layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(row), squeeze=False)[0], row, strict=True):
+        draw(axes, panel)
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    # matplotlib writes its version into each file: the same curve would be another file after an update
+    figure.savefig(part, format="png", metadata={"Software": None, **(text or {})})
+    part.replace(path)
+
+
+def training(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """Loss, loss by quarter of t, and held-out bits/dim over the steps, as far as the lines of metrics have them."""
+    row, over = [], "training step"
+    steps, loss = column(rows, "loss")
+    if np.isfinite(loss).any():
+        _, quarters = column(rows, "loss_by_quarter_of_t")
+        lines = {f"{name} quarter of 1..T": y for name, y in zip(("1st", "2nd", "3rd", "4th"), quarters.T, strict=True)}
+        row.append(Panel(steps, {"loss": loss}, over, "training loss", yscale=scale(loss)))
+        row.append(Panel(steps, lines, over, "training loss by t", yscale=scale(quarters)))
+    steps, bits = column(rows, "held_out_bits_per_dim")
+    if np.isfinite(bits).any():
+        name, (_, error) = "estimated bound", column(rows, "held_out_bits_per_dim_se")
+        row.append(Panel(steps, {name: bits}, over, "held-out bits/dim", errors={name: error}))
+    return row
+
+
+def column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the lines that have a metric; what is null is nan."""
+    having = [row for row in rows if name in row]
+    return np.array([row["step"] for row in having]), np.array([row[name] for row in having], np.float64)
+
+
+def scale(values: np.ndarray) -> Scale:
+    """Logarithmic for positive values over more than a decade."""
+    return "log" if np.nanmin(values) > 0 and np.nanmax(values) > 10 * np.nanmin(values) else "linear"
+
+
+def draw(axes: Any, panel: Panel) -> None:
+    """Draws a panel on matplotlib's axes."""
+    x = np.asarray(panel.x, np.float64)
+    for i, (name, values) in enumerate(panel.ys.items()):
+        y = np.asarray(values, np.float64)
+        seen = np.isfinite(x) & np.isfinite(y)
+        marker = "o" if seen.sum() <= POINTS else ""
+        axes.plot(x[seen], y[seen], color=f"C{i}", label=name, linewidth=1.5, marker=marker, markersize=3.5)
+        if name in panel.errors:
+            error = np.asarray(panel.errors[name], np.float64)[seen]
+            axes.fill_between(x[seen], y[seen] - error, y[seen] + error, color=f"C{i}", alpha=0.2, linewidth=0)
+    axes.set_xscale(panel.xscale)
+    axes.set_yscale(panel.yscale)
+    axes.set_xlabel(panel.xlabel)
+    axes.set_ylabel(panel.ylabel)
+    if panel.title:
+        axes.set_title(panel.title, fontsize="medium")
+    axes.grid(True, color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if len(panel.ys) > 1:
+        axes.legend(frameon=False, fontsize="small")
+
+
+def check(panel: Panel) -> None:
+    """Refuses a panel that cannot be drawn as it is meant."""
+    x, named = np.asarray(panel.x, np.float64), f"panel {panel.ylabel!r}"
+    if not panel.ys or x.ndim != 1:
+        raise ValueError(f"{named}: expected x [n] and at least one line, got {x.shape} and {len(panel.ys)} lines")
+    strange = sorted(set(panel.errors) - set(panel.ys))
+    if strange:
+        raise ValueError(f"{named}: errors of {strange[0]!r}, which is none of its lines: {', '.join(panel.ys)}")
+    for name, values in [*panel.ys.items(), *panel.errors.items()]:
+        if np.shape(values) != x.shape:
+            raise ValueError(f"{named}: {name!r} has shape {np.shape(values)}, x has {x.shape}")
+    if not any(np.isfinite(np.asarray(y, np.float64)).any() for y in panel.ys.values()):
+        raise ValueError(f"{named}: none of its values is finite, there is nothing to draw")
+    axes = [("x", panel.xscale, x), *(("y", panel.yscale, np.asarray(y, np.float64)) for y in panel.ys.values())]
+    for which, scale, values in axes:
+        if scale == "log" and (values[np.isfinite(values)] <= 0).any():
+            raise ValueError(f"{named}: a logarithmic {which} axis has no place for {np.nanmin(values):g}")

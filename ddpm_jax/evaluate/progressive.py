@@ -1,0 +1,73 @@
+"""From noise to image: x_t at times of the chain."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import tyro
+
+from ddpm_jax import data, runs
+from ddpm_jax.evaluate import draws, figures, protocol
+from ddpm_jax.evaluate.subject import Subject, Which
+
+
+@dataclasses.dataclass(frozen=True)
+class Progressive:
+    """The way from noise to image: x_t of some images at evenly spread times, as a picture and an animation.
+
+    The images are those that sample.py draws; the JSON file has their hashes, as its manifest has.
+    """
+
+    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    num: int = 8
+    """Images, a row each."""
+    start: int = 0
+    """The first image's index."""
+    seed: int = 0
+    """The seed of the images."""
+    frames: int = 11
+    """Times, from the first of the chain to 0, at evenly spread places of it; all, if it has fewer."""
+
+
+class Chains(NamedTuple):
+    """What is kept of chains.
+
+    Attributes:
+        times: [k] falling to 0.
+        x: [n, k, H, W, C] x_t at these times, data units.
+    """
+
+    times: np.ndarray
+    x: np.ndarray
+
+
+def run(subject: Subject, options: Progressive) -> int:
+    """Writes the picture, the animation and what they were made from, and says where."""
+    model, found = subject.model, chains(subject.model, options)
+    facts = {"n": options.num, "start": options.start, "frames": len(found.times)}
+    name = f"progressive-{protocol.identity({**facts, **draws.fields(subject, options.seed, 'float')})}"
+    last = options.start + options.num - 1
+    legend = (
+        f"rows: images {options.start}..{last} of seed {options.seed}; columns: x_t at t = "
+        f"{figures.listed(found.times)}"
+    )
+    figures.save(subject, name, data.strip(list(found.x)), legend)
+    integers = data.to_integer(found.x, 256)
+    frames = [data.grid(integers[:, i], 256) for i in range(len(found.times))]
+    data.write_gif(subject.out / f"{name}.gif", frames, scale=data.preview_scale(model.shape), duration=200)
+    hashes = [runs.image_hash(image) for image in data.to_integer(found.x[:, -1], model.levels)]
+    made = {"seed": options.seed, "start": options.start, "num": options.num, "kept": found.times.tolist()}
+    figures.written(subject.out / f"{name}.json", model.manifest() | made | {"sha256": hashes})
+    print(f"animation in {name}.gif, hashes of the images in {name}.json")
+    return 0
+
+
+def chains(model: runs.Model, options: Progressive) -> Chains:
+    """x_t of the images asked for, at times spread over the chain.
+
+    Raises:
+        ValueError: if there are no images or fewer than two frames.
+    """
+    times = figures.spread(model.times, options.frames)
+    parts = model.draw(seed=options.seed, start=options.start, num=options.num, keep=times.tolist())
+    return Chains(times, np.concatenate([part.x[:, 0] for part in parts]))

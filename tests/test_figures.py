@@ -1,0 +1,333 @@
+"""The paper's sampling figures, held against closed forms, against sample.py and against one another.
+
+For data N(0, I) the ideal denoiser is x_0 = signal_t x_t, and ancestral sampling with mix 1 draws from the true
+p(x_s | x_t), but for the last step, which adds no noise.  So x_0 given x_t has the mean signal_t x_t and the variance
+signal_1^2 - signal_t^2.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+import sample
+from ddpm_jax import data, gaussian, runs, samplers, schedules
+from ddpm_jax.config import flags
+from ddpm_jax.evaluate import figures, interpolation, predictions, progressive, protocol, samples, stochastic
+from ddpm_jax.evaluate.interpolation import Interpolation
+from ddpm_jax.evaluate.predictions import Predictions
+from ddpm_jax.evaluate.progressive import Progressive
+from ddpm_jax.evaluate.stochastic import Stochastic
+from ddpm_jax.evaluate.subject import Subject, Which, subject
+
+TEST = data.load("digits").test
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_run.make(tmp_path_factory.mktemp("run"))
+
+
+class Exact(runs.Model):
+    """A run whose network has learned data N(0, I) to perfection."""
+
+    def denoiser(self, params):
+        def denoise(x_t, t):
+            signal, noise = (schedules.at(column, t, x_t) for column in (self.schedule.signal, self.schedule.noise))
+            return gaussian.Estimate(signal * x_t, noise * x_t)
+
+        return denoise
+
+
+def exact(folder, **sampling):
+    return Exact(folder, step=None, weights="ema", sampling=sampling)
+
+
+def trained(folder, out, **sampling) -> Subject:
+    return subject(str(folder), Which(sampling=flags.Sampling(**sampling), out=str(out)))
+
+
+def columns(path, which):
+    """The cells of one column of a picture of 8x8 images, eight times as large."""
+    pixels = data.read_png(path).image[::8, ::8, 0]
+    return np.stack([row[:, 9 * which + 1 :][:, :8] for row in np.split(pixels[1:], len(pixels) // 9)])[:, :8]
+
+
+# --- progressive
+
+
+def test_the_last_column_is_the_image_that_sample_py_draws(folder, tmp_path, capsys):
+    assert progressive.run(trained(folder, tmp_path), Progressive(num=5, start=2, seed=1, frames=4)) == 0
+    assert "images 2..6 of seed 1; columns: x_t at t = 20, 13, 7, 0" in capsys.readouterr().out
+    sample.draw(sample.Arguments(str(folder), num=5, start=2, seed=1, out=str(tmp_path / "drawn")))
+    (name,) = tmp_path.glob("progressive-*.json")
+    ours, theirs = (json.loads(path.read_text()) for path in (name, tmp_path / "drawn" / "manifest.json"))
+    assert ours["sha256"] == theirs["sha256"] and len(set(ours["sha256"])) == 5
+    assert ours["kept"] == [20, 13, 7, 0] and ours["fingerprint"] == theirs["fingerprint"]
+    images = np.load(tmp_path / "drawn" / "samples.npz")["arr_0"]
+    shown = columns(name.with_suffix(".png"), 3)
+    np.testing.assert_allclose(shown, images[..., 0] * (255 / 16), atol=8.5)  # half a level of 17
+    text = data.read_png(name.with_suffix(".png")).text
+    assert "t = 20, 13, 7, 0" in text["legend"] and json.loads(text["sampling"]) == theirs["sampling"]
+    assert name.with_suffix(".gif").stat().st_size > 0
+
+
+def test_times_are_spread_over_the_chain_with_both_ends():
+    chain = samplers.times(1000, 50, spacing="ddim")
+    kept = figures.spread(chain, 11)
+    assert (kept[0], kept[-1], len(kept)) == (981, 0, 11) and set(kept) <= set(chain)
+    assert np.ptp(np.diff(kept)) <= 20
+    np.testing.assert_array_equal(figures.spread(chain, 99), chain)
+
+
+# --- predictions
+
+
+def test_predictions_are_labelled_with_the_time_they_are_made_from(folder, tmp_path):
+    """At every time of the chain x_0 is signal_t x_t, and its error has the variance of x_0 given x_t."""
+    model = exact(folder)
+    chain = progressive.chains(model, Progressive(num=40, frames=21))
+    found = predictions.measure(Subject(model, Which(), tmp_path), Predictions(num=40, frames=20))
+    np.testing.assert_array_equal(found.times, np.arange(20, 0, -1))
+    signal = np.asarray(model.schedule.signal)
+    expected = signal[found.times][:, None, None, None] * chain.x[:, :-1]
+    np.testing.assert_allclose(found.shown, expected, rtol=1e-5, atol=1e-6)
+    for k, t in enumerate(found.times):
+        value, error = figures.rmse(found.squared[:, k])
+        assert abs(value - 127.5 * np.sqrt(signal[1] ** 2 - signal[t] ** 2)) <= 4 * (0 if t == 1 else error)
+
+
+def test_the_last_prediction_is_the_image(folder, tmp_path, capsys):
+    run = trained(folder, tmp_path)
+    assert predictions.run(run, Predictions(num=3, frames=5)) == 0
+    out = capsys.readouterr().out
+    assert "x_0 predicted from x_t at t = 20, 15, 10, 6, 1" in out
+    (path,) = tmp_path.glob("predictions-*.csv")
+    header, *rows = [line.split(",") for line in path.read_text().splitlines()]
+    assert [int(row[0]) for row in rows] == [20, 15, 10, 6, 1] and header[0] == "t"
+    assert float(rows[-1][-2]) == 0 < float(rows[0][-2])
+    numbers = protocol.read(path.with_suffix(".json"))
+    assert [number.value for number in numbers] == pytest.approx([float(row[-2]) for row in rows], rel=1e-6)
+    (image,) = run.model.draw(seed=0, start=0, num=3)
+    np.testing.assert_array_equal(columns(path.with_suffix(".png"), 4), data.to_integer(image.x, 256)[..., 0])
+    assert ("curve in " in out) == path.with_name(f"{path.stem}-curve.png").exists()
+
+
+def test_the_last_distance_is_that_of_the_samples(folder, tmp_path):
+    """The images that the last predictions are have the Fréchet distance that the samples of that seed have."""
+    run = Subject(exact(folder), Which(), tmp_path)
+    asked = samples.Samples(num=160)
+    expected = {number.name: number.value for number in samples.measure(run, asked)}
+    found = predictions.measure(run, Predictions(num=2, frames=3, quality=160))
+    assert len(found.shown) == 2 and found.squared.shape == (160, 3)
+    distance, bias = found.quality[-1]
+    assert distance.value == pytest.approx(expected["Fréchet distance"], rel=1e-5)
+    assert distance.protocol["features"] == samples.extractor(run.model, asked).name
+    assert bias.name == "its bias" and found.quality[0][0].value != distance.value
+
+
+# --- stochastic
+
+
+@pytest.fixture(scope="module")
+def continued(folder):
+    model, options = exact(folder), Stochastic(num=64, continuations=4)
+    return model, options, stochastic.continuations(model, options)
+
+
+def test_continuations_differ_by_the_variance_that_x_t_leaves_open(continued, tmp_path):
+    """Two draws from p(x_0 | x_t) differ by twice its variance."""
+    model, options, found = continued
+    assert found.times == [20, 15, 10, 5]
+    signal = np.asarray(model.schedule.signal)
+    numbers = stochastic.numbers(Subject(model, Which(), tmp_path), options, found)
+    assert [number.protocol["t"] for number in numbers] == found.times
+    for number, t in zip(numbers, found.times, strict=True):
+        assert abs(number.value - 127.5 * np.sqrt(2 * (signal[1] ** 2 - signal[t] ** 2))) < 4 * number.error
+    assert (np.diff([number.value for number in numbers]) < 0).all()
+
+
+def test_the_first_continuation_is_the_chain_itself(continued):
+    model, _, found = continued
+    chain = progressive.chains(model, Progressive(num=64, frames=5))
+    np.testing.assert_array_equal(chain.x[:, :-1], found.shared)
+    for k in range(4):
+        np.testing.assert_array_equal(found.ends[:, k, 0], chain.x[:, -1])
+
+
+def test_continuations_share_the_mean_and_no_noise(continued):
+    """What each adds to signal_t x_t is uncorrelated with x_t and, but for the chain's own, with all others."""
+    model, _, found = continued
+    signal = np.asarray(model.schedule.signal)[found.times][:, None, None, None, None]
+    added = found.ends - signal * found.shared[:, :, None]
+    rows = [found.shared[:, k].ravel() for k in range(4)][-1:]
+    rows += [added[:, k, j].ravel() for k in range(4) for j in (1, 2, 3)]
+    apart = np.corrcoef(rows)[np.triu_indices(len(rows), 1)]
+    assert abs(apart).max() < 4.5 / np.sqrt(rows[0].size)  # of 78 the largest; four would fail in 1 of 200 seeds
+    means = np.array([row.mean() / (row.std() / np.sqrt(row.size)) for row in rows])
+    assert abs(means).max() < 4
+
+
+def test_continuations_are_shown_and_written_down(folder, tmp_path, capsys):
+    run, options = Subject(exact(folder, steps=5), Which(), tmp_path), Stochastic(num=2, times=(1, 20))
+    assert stochastic.run(run, options) == 0
+    assert "t = 20, 1; in a block: x_t, the chain's own x_0, then 2 others" in capsys.readouterr().out
+    (path,) = tmp_path.glob("stochastic-*.json")
+    first, last = protocol.read(path)
+    assert (first.protocol["t"], last.protocol["t"]) == (20, 1)
+    assert first.value > 10 and last.value < 1e-3  # from t = 1 one step is left, and it adds no noise
+    (image,) = run.model.draw(seed=0, start=0, num=2)
+    np.testing.assert_array_equal(columns(path.with_suffix(".png"), 1), data.to_integer(image.x, 256)[..., 0])
+
+
+@pytest.mark.parametrize("sampling", [{"mix": 0.5}, {"sampler": "ddim", "eta": 0.3}])
+def test_an_image_that_waits_goes_the_way_of_one_that_begins_there(folder, sampling):
+    """Whatever their times, images in one program end where a chain from each one's time ends."""
+    model = exact(folder, steps=6, **sampling)
+    rng, start = np.random.default_rng(0), np.array([20, 12, 0, 5, 12, 1, 20])
+    x = rng.normal(size=(7, 8, 8, 1)).astype(np.float32)
+    paths = rng.integers(0, 99, (7, 2))
+    found = figures.continued(model, 3, paths, x, start)
+    keys = jax.vmap(lambda p: jax.random.fold_in(jax.random.fold_in(jax.random.key(3), p[0]), p[1]))(jnp.asarray(paths))
+    sampler = model.sampler(model.params)
+    for t in (12, 1):
+        plain = jax.jit(lambda keys, x, chain: samplers.sample(keys, sampler, x, chain))(
+            keys, x, jnp.asarray(model.times[model.times <= t])
+        )
+        np.testing.assert_allclose(found[start == t], plain[start == t], atol=1e-5)
+    np.testing.assert_array_equal(found[2], x[2])
+
+
+# --- interpolation
+
+
+def test_noise_and_steps_are_those_of_t_with_none_missing(folder):
+    """Deterministic steps multiply by signal_s signal_t + noise_s noise_t: divided out, unit noise is left at every t.
+
+    It is the same at every t.  With noise of t - 1 its variance would be off by a twentieth at t = 12, four standard
+    errors; without the first of the steps it would be off by 3e-3 itself, and by another factor at t = 20.
+    """
+    model = exact(folder, sampler="ddim", eta=0.0)
+    signal, noise = np.asarray(model.schedule.signal, np.float64), np.asarray(model.schedule.noise, np.float64)
+    drawn = []
+    for t in (12, 20):
+        found = interpolation.interpolated(model, TEST, Interpolation(t=t, pairs=100, columns=2))
+        s = np.arange(t)
+        x_t = found.between / np.prod(signal[s] * signal[s + 1] + noise[s] * noise[s + 1])
+        drawn.append((x_t - signal[t] * found.sources) / noise[t])
+        deviates = drawn[-1].ravel()
+        assert abs(deviates.mean()) < 4 / np.sqrt(deviates.size)
+        assert abs(deviates.var() - 1) < 4 * np.sqrt(2 / deviates.size)
+        a, b = drawn[-1][:, 0].ravel(), drawn[-1][:, 1].ravel()
+        assert abs(np.corrcoef(a, b)[0, 1]) < 4 / np.sqrt(a.size)
+    np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-3)  # an image has the same noise at every t
+
+
+def test_reconstructions_are_off_by_what_the_chain_forgets_and_adds(folder, tmp_path):
+    """x_0 is left with weight alpha-bar_t; the noise of x_t and of the reverse process comes on top."""
+    model = exact(folder)
+    options = Interpolation(t=5, pairs=120, columns=2, seed=1)
+    found = interpolation.interpolated(model, TEST, options)
+    alpha_bar = np.asarray(model.schedule.signal, np.float64) ** 2
+    squared = ((found.between - found.sources).astype(np.float64) ** 2).mean(axis=(2, 3, 4))
+    fading = (1 - alpha_bar[5]) ** 2 * (found.sources.astype(np.float64) ** 2).mean(axis=(2, 3, 4))
+    off = squared - fading - alpha_bar[5] * (1 - alpha_bar[5]) - (alpha_bar[1] - alpha_bar[5])
+    assert abs(off.mean()) < 4 * off.mean(1).std(ddof=1) / np.sqrt(len(off))
+    run = Subject(model, Which(), tmp_path)
+    numbers = interpolation.numbers(run, interpolation.split(interpolation.images(run), "test"), options, found)
+    assert [number.value for number in numbers] == pytest.approx(127.5 * np.sqrt(squared.mean(0)))
+
+
+def test_all_lambda_have_the_same_noise(folder):
+    """An exact chain is linear in x_t: with the same noise everything in between is a mixture of the ends."""
+    found = interpolation.interpolated(exact(folder), TEST, Interpolation(t=12, pairs=3, columns=5))
+    to_b = np.linspace(0, 1, 5).reshape(1, -1, 1, 1, 1)
+    straight = (1 - to_b) * found.between[:, :1] + to_b * found.between[:, -1:]
+    np.testing.assert_allclose(found.between, straight, atol=1e-5)
+    np.testing.assert_array_equal(found.pairs, [[0, 1], [2, 3], [4, 5]])
+    np.testing.assert_array_equal(data.to_integer(found.sources, 17).reshape(TEST[:6].shape), TEST[:6])
+
+
+def test_a_pair_the_other_way_round_is_mirrored(folder):
+    there, back = (
+        interpolation.interpolated(exact(folder), TEST, Interpolation(first=a, second=b, t=9))
+        for a, b in ((3, 7), (7, 3))
+    )
+    np.testing.assert_array_equal(there.between, back.between[:, ::-1])
+    np.testing.assert_array_equal(there.sources, back.sources[:, ::-1])
+
+
+def test_lambda_0_is_the_reconstruction_of_a_whatever_b_is(folder, tmp_path, capsys):
+    run = trained(folder, tmp_path, steps=6)
+    one, other = (interpolation.interpolated(run.model, TEST, Interpolation(second=b, columns=4)) for b in (1, 9))
+    np.testing.assert_array_equal(one.between[:, 0], other.between[:, 0])
+    assert abs(one.between[:, -1] - other.between[:, -1]).max() > 0.1
+    assert interpolation.run(run, Interpolation(second=9, columns=4)) == 0
+    out = capsys.readouterr().out
+    assert "rows: test images 0 and 9 at t = 9; columns: image a, lambda = 0, 0.333, 0.667, 1, image b" in out
+    (path,) = tmp_path.glob("interpolation-*.png")
+    for column, image in ((0, TEST[0]), (5, TEST[9])):
+        np.testing.assert_array_equal(columns(path, column), data.grid(image[None], 17, padding=0)[None, ..., 0])
+    np.testing.assert_array_equal(columns(path, 2), data.to_integer(other.between[:, 1], 256)[..., 0])
+
+
+def test_coarse_to_fine_ends_in_a_mixture_of_pixels(folder):
+    found = interpolation.interpolated(exact(folder), TEST, Interpolation(coarse_to_fine=True))
+    np.testing.assert_array_equal(found.times, [20, 18, 15, 13, 10, 8, 5, 3, 0])
+    a, b = np.asarray(data.to_unit(TEST[:2], 17))
+    for weight, between in zip(np.linspace(0, 1, 11), found.between[-1], strict=True):
+        np.testing.assert_allclose(between, (1 - weight) * a + weight * b, atol=1e-6)
+    error = ((found.between[:, 0] - a) ** 2).mean(axis=(1, 2, 3))
+    assert error[-1] == 0 and (error[:-1] > 0.01).all()
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "sampling", "text"),
+    [
+        (Stochastic(times=(12,)), {"steps": 4}, r"--times: the chain of 4 steps does not visit t = 12; .* 14 and 7"),
+        (Stochastic(times=(21,)), {}, r"--times: the chain of 20 steps does not visit t = 21; .* visited 20$"),
+        (Stochastic(times=(5, 0)), {}, r"--times must be one or more times above 0, the data, got \(5, 0\)"),
+        (Stochastic(times=()), {}, r"--times must be one or more times above 0"),
+        (Stochastic(continuations=1), {}, "--continuations must be at least 2, or nothing can differ, got 1"),
+        (Stochastic(), {"sampler": "ddim"}, "DDIM with eta 0 adds no noise: .* take --sampler ancestral, or an --eta"),
+    ],
+)
+def test_wrong_continuations_are_refused(folder, options, sampling, text):
+    with pytest.raises(ValueError, match=text):
+        stochastic.continuations(exact(folder, **sampling), options)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            Interpolation(t=12),
+            r"--t: the chain of 4 steps does not visit t = 12; nearest to it are the visited 14 and 7",
+        ),
+        (Interpolation(t=5, coarse_to_fine=True), "--coarse-to-fine has times of its own and one pair: leave out --t"),
+        (Interpolation(pairs=2, coarse_to_fine=True), "--coarse-to-fine has times of its own and one pair"),
+        (Interpolation(columns=1), "--columns must be at least 2 and --pairs at least 1, got 1 and 1"),
+        (Interpolation(pairs=0), "--columns must be at least 2 and --pairs at least 1, got 11 and 0"),
+        (Interpolation(pairs=149), "must stay within images 0 to 296 of the test split, got 0, 1 and 149"),
+        (Interpolation(first=-1), "must stay within images 0 to 296 of the test split, got -1, 1 and 1"),
+    ],
+)
+def test_wrong_interpolations_are_refused(folder, options, text):
+    with pytest.raises(ValueError, match=text):
+        interpolation.interpolated(exact(folder, steps=4), TEST, options)
+
+
+def test_wrong_pictures_are_refused(folder, tmp_path):
+    model = exact(folder)
+    with pytest.raises(ValueError, match="--frames must be at least 2, the ends of the chain, got 1"):
+        progressive.chains(model, Progressive(frames=1))
+    with pytest.raises(ValueError, match="--quality must be 0 or at least --num, 8, got 3"):
+        predictions.measure(Subject(model, Which(), tmp_path), Predictions(quality=3))
+    with pytest.raises(ValueError, match="--quality must be above 64, the dimension of the features of digits-"):
+        predictions.measure(Subject(model, Which(), tmp_path), Predictions(quality=64))
