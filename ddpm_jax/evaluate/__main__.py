@@ -12,7 +12,9 @@ from typing import Any
 import tyro
 
 from ddpm_jax import process
-from ddpm_jax.evaluate import interpolation, likelihood, predictions, progressive, samples, stochastic, table
+from ddpm_jax.evaluate import (
+    interpolation, likelihood, neighbours, predictions, progressive, rate_distortion, report, samples, stochastic, table,
+)  # fmt: skip
 from ddpm_jax.evaluate.subject import subject
 
 COMMANDS: dict[str, tuple[type, Callable[[Any, Any], int]]] = {
@@ -23,6 +25,9 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Any], int]]] = {
     "predictions": (predictions.Predictions, predictions.run),
     "stochastic": (stochastic.Stochastic, stochastic.run),
     "interpolation": (interpolation.Interpolation, interpolation.run),
+    "rate_distortion": (rate_distortion.RateDistortion, rate_distortion.run),
+    "neighbours": (neighbours.Neighbours, neighbours.run),
+    "report": (report.Report, report.run),
 }
 
 

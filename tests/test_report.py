@@ -1,0 +1,360 @@
+"""Rate and distortion against closed forms, copies that were planted, and a report that holds what the files hold."""
+
+import dataclasses
+import json
+import re
+import shutil
+import sys
+import urllib.parse
+
+import numpy as np
+import pytest
+import tiny_run
+
+from ddpm_jax import config as configs
+from ddpm_jax import data, gaussian, log, runs, schedules
+from ddpm_jax.config import flags
+from ddpm_jax.evaluate import __main__ as program
+from ddpm_jax.evaluate import draws, likelihood, neighbours, plots, progressive, protocol, rate_distortion, report
+from ddpm_jax.evaluate.likelihood import Likelihood
+from ddpm_jax.evaluate.neighbours import Neighbours
+from ddpm_jax.evaluate.progressive import Progressive
+from ddpm_jax.evaluate.rate_distortion import RateDistortion
+from ddpm_jax.evaluate.report import Report
+from ddpm_jax.evaluate.subject import Subject, Which, subject
+
+DIGITS = data.load("digits")
+CONFIG = dataclasses.replace(tiny_run.CONFIG, data=configs.Data(levels=17))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_run.make(tmp_path_factory.mktemp("run"), CONFIG)
+
+
+def of(folder, out, *, source=None, **sampling) -> Subject:
+    return subject(str(folder), Which(sampling=flags.Sampling(**sampling), source=source, out=str(out)))
+
+
+# --- rate and distortion
+
+
+class Ideal(runs.Model):
+    """A run whose network has learned data N(0, 1/25) to perfection."""
+
+    def denoiser(self, params):
+        def denoise(x_t, t):
+            signal, noise = (schedules.at(column, t, x_t) for column in (self.schedule.signal, self.schedule.noise))
+            x0 = signal / 25 / (signal**2 / 25 + noise**2) * x_t
+            return gaussian.Estimate(x0, (x_t - signal * x0) / noise)
+
+        return denoise
+
+
+def test_rate_and_distortion_of_gaussian_data_are_the_known_ones(folder, tmp_path):
+    """12,800 values: their mean square is known to sqrt(2 / 12800) = 1.25 %, and each squared error as well."""
+    n, var, levels = 200, 1 / 25, 65536
+    x0 = np.random.default_rng(0).normal(0, var**0.5, (n, 8, 8, 1))
+    test = np.rint((x0 + 1) * (levels - 1) / 2).astype(np.uint16)
+    np.savez(tmp_path / "gauss.npz", train=test[:2], test=test)
+    which = Which(source=f"npz:{tmp_path / 'gauss.npz'}")
+    model = Ideal(folder, step=None, weights="ema", sampling={"tile": 25})
+    model.levels = levels  # so many that rounding to them is no matter
+    model.config = dataclasses.replace(model.config, data=configs.Data(levels=levels))
+    ideal = Subject(model, which, tmp_path)
+    assert rate_distortion.run(ideal, RateDistortion()) == 0
+    (path,) = tmp_path.glob("rate_distortion-*.csv")
+    found = rate_distortion.read_csv(path)
+
+    bar = np.r_[1, np.cumprod(1 - np.linspace(0.005, 0.6, 20))]  # the run's alpha-bar
+    error = var * (1 - bar) / (bar * var + 1 - bar)  # of the ideal estimate at each t
+    t = np.arange(20, 1, -1)
+    beta = 1 - bar[t] / bar[t - 1]
+    small = beta * (1 - bar[t - 1]) / (1 - bar[t])
+    random = 0.5 * bar[t - 1] * (beta / (1 - bar[t])) ** 2 * error[t] / beta
+    prior = 0.5 * (bar[-1] * var + (1 - bar[-1]) - 1 - np.log(1 - bar[-1]))
+    known = np.r_[prior, prior + np.cumsum(0.5 * (np.log(beta / small) + small / beta - 1) + random)] / np.log(2)
+    slack = 4 * (2 / x0.size) ** 0.5
+    np.testing.assert_array_equal(found.times, np.arange(20, 0, -1))
+    limit = slack * np.r_[bar[-1] * var, bar[-1] * var + np.cumsum(random)] / np.log(2)  # as if all erred alike
+    assert (abs(found.rate - known) < limit + 1e-6).all()
+    assert (np.diff(known) > 3 * limit[1:]).all()  # so that no row passes for the next one
+    np.testing.assert_allclose(found.rmse, 127.5 * np.sqrt(error[:0:-1]), rtol=slack / 2)
+
+
+@pytest.mark.parametrize(("sampling", "ten"), [({}, range(20, 0, -2)), ({"steps": 7, "spacing": "quadratic"}, None)])
+def test_the_last_row_is_the_bound_without_the_decoder(folder, tmp_path, capsys, monkeypatch, sampling, ten):
+    run = of(folder, tmp_path, **sampling)
+    assert likelihood.run(run, Likelihood(num=5)) == 0
+    monkeypatch.setattr(likelihood, "measure", None)  # the number is there: it is not measured again
+    assert rate_distortion.run(run, RateDistortion(num=5)) == 0
+    (path,) = tmp_path.glob("rate_distortion-*.csv")
+    (kept,) = tmp_path.glob("likelihood-*.json")
+    bound = {number.name: number for number in protocol.read(kept)}
+    total = bound["bits/dim"].value - bound["distortion, bits/dim"].value
+    found = rate_distortion.read_csv(path)
+    assert found.rate[-1] == pytest.approx(total, rel=1e-6)
+    assert found.rate[0] == pytest.approx(bound["prior, bits/dim"].value, rel=1e-6)
+    assert found.rmse[-1] == pytest.approx(bound["RMSE of x_0, 0..255"].value, rel=1e-6)
+    assert (np.diff(found.rate) >= 0).all()
+    np.testing.assert_array_equal(found.times, run.model.times[:-1])
+    rate, rmse = protocol.read(path.with_suffix(".json"))
+    assert rate.value == pytest.approx(total, rel=1e-6) and rmse == bound["RMSE of x_0, 0..255"]._replace(
+        name=rmse.name
+    )
+    assert rate.protocol == bound["bits/dim"].protocol
+    table = path.with_suffix(".md").read_text().partition("\n\n")[0]
+    assert table in capsys.readouterr().out
+    shown = [int(row) for row in re.findall(r"^\| (\d+)", table, re.MULTILINE)]
+    assert shown == (list(ten) if ten else (21 - found.times[::-1]).tolist())
+
+
+def test_what_the_csv_holds_comes_back(tmp_path):
+    values = np.random.default_rng(0).uniform(0, 1, (4, 3)) * [[1e-6], [1], [1e2], [1e5]]
+    values[1] = np.nan  # as errors are where there is one image
+    rate_distortion.write_csv(tmp_path / "a.csv", rate_distortion.Found(np.array([9, 4, 1], np.int32), *values), 9)
+    back = rate_distortion.read_csv(tmp_path / "a.csv")
+    np.testing.assert_array_equal(back.times, [9, 4, 1])
+    np.testing.assert_allclose(back[1:], values, rtol=1e-6)
+
+
+def test_an_estimate_has_no_rate_and_distortion(folder, tmp_path):
+    estimate = likelihood.blank(of(folder, tmp_path).model, Likelihood(estimate=2), 3)
+    with pytest.raises(ValueError, match="an estimate does not have the term of every step"):
+        rate_distortion.of(estimate)
+
+
+# --- neighbours
+
+
+@pytest.fixture(scope="module")
+def drawn(folder, tmp_path_factory):
+    """Eight samples, where the command looks for them before it draws any, and those samples."""
+    out = tmp_path_factory.mktemp("drawn")
+    kept = draws.ensure(of(folder, out, steps=4), 8, 0, "integer")
+    return out, np.concatenate(list(draws.chunks(kept, 0, 8)))
+
+
+def planted(folder, out, drawn, train):
+    """The run with these training images, its samples being drawn."""
+    shutil.copytree(drawn[0], out, dirs_exist_ok=True)
+    np.savez(out / "planted.npz", train=train, test=DIGITS.test)
+    return of(folder, out, source=f"npz:{out / 'planted.npz'}", steps=4)
+
+
+def result(out):
+    (path,) = out.glob("neighbours-*.json")
+    return json.loads(path.read_text()), data.read_png(path.with_suffix(".png")).image[::8, ::8, 0]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_planted_copy_comes_first(folder, tmp_path, drawn, flip):
+    samples, train = drawn[1], DIGITS.train[:90].copy()
+    train[37] = samples[5][:, ::-1] if flip else samples[5]
+    run = planted(folder, tmp_path, drawn, train)
+    run.model.config = dataclasses.replace(run.model.config, data=configs.Data(levels=17, flip=flip))
+    assert neighbours.run(run, Neighbours(num=8, rows=3, k=2)) == 0
+    found, picture = result(tmp_path)
+    first, second, *_ = found["neighbours"]
+    assert (first["sample"], first["train"][0], first["mirrored"][0], first["distance"][0]) == (5, 37, flip, 0)
+    # the others by the formula: root mean square over pixels, over all training images, mirrored where training mirrors
+    every = np.concatenate([train, train[:, :, ::-1]]) if flip else train
+    direct = np.sqrt(((samples[:, None].astype(float) - every) ** 2).mean((2, 3, 4)))
+    nearest = np.sort(direct, 1)[:, :2]
+    assert second["distance"] == pytest.approx(nearest[second["sample"]], rel=1e-12)
+    assert [row["sample"] for row in found["neighbours"]] == np.argsort(nearest[:, 0], kind="stable").tolist()
+    median = next(
+        n["value"] for n in found["numbers"] if n["name"] == "nearest training image, samples, median, RMS in levels"
+    )
+    assert median == pytest.approx(np.median(nearest[:, 0]))
+    # columns of the picture: the sample, two pixels of grey, its neighbours
+    np.testing.assert_array_equal(picture[1:9, 1:9], np.rint(samples[5][..., 0] * (255 / 16)))
+    np.testing.assert_array_equal(picture[1:9, 11:19], picture[1:9, 1:9])
+    assert picture.shape == (3 * 9 + 1, 10 + 2 * 9 + 1)
+
+
+def test_copies_of_everything_are_called_copies(folder, tmp_path, drawn, capsys):
+    run = planted(folder, tmp_path, drawn, np.concatenate([DIGITS.train[:40], drawn[1]]))
+    assert neighbours.run(run, Neighbours(num=8, rows=8, k=1, features="classifier")) == 0
+    found, _ = result(tmp_path)
+    assert found["verdict"] == "copies" and f"verdict in pixels: {found['reason']}\n" in capsys.readouterr().out
+    for row in found["neighbours"]:  # in the classifier's features as well, to the rounding of its batches
+        assert row["train"] == [40 + row["sample"]] and row["distance"][0] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (Neighbours(num=4, rows=5), "--rows must be 1 to --num, 4, got 5"),
+        (Neighbours(num=4, rows=1, k=1501), "--k must be 1 to 1500, the number of training images, got 1501"),
+    ],
+)
+def test_rows_that_cannot_be_shown_are_refused(folder, tmp_path, options, text):
+    with pytest.raises(ValueError, match=text):
+        neighbours.run(of(folder, tmp_path), options)
+
+
+# --- the report
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    """A run's folder with metrics, grids and some evaluations, one of them of other weights; never changed."""
+    folder = shutil.copytree(folder, tmp_path_factory.mktemp("finished") / "my run")
+    metrics = log.MetricsLog(folder / "metrics.jsonl")
+    for step in range(1, 4):
+        quarters = [0.5, 0.3, None if step == 1 else 0.1, 0.01 / step]
+        metrics.write(
+            {"step": step, "loss": 1 / step, "loss_by_quarter_of_t": quarters, "skipped": 1, "images_per_s": 7}
+        )
+    held_out = {"held_out_loss": 0.25, "held_out_bits_per_dim": 4.321, "held_out_bits_per_dim_se": 0.012}
+    metrics.write({"step": 3, **held_out})
+    (folder / "samples").mkdir()
+    for step in (3, 20):
+        data.write_png(folder / "samples" / f"{step}.png", data.grid(DIGITS.test[:step], 17))
+    run = subject(str(folder), Which())
+    likelihood.run(run, Likelihood(num=3))
+    rate_distortion.run(run, RateDistortion(num=3))
+    neighbours.run(run, Neighbours(num=4, rows=2, k=2))
+    progressive.run(subject(str(folder), Which(flags.Weights("raw"))), Progressive(num=1, frames=2))
+    return folder
+
+
+@pytest.fixture
+def card(finished, tmp_path):
+    """A copy of that folder, which is another place, and the report that was written there."""
+    folder = shutil.copytree(finished, tmp_path / "moved")
+    assert report.run(subject(str(folder), Which()), Report()) == 0
+    return folder, (folder / "report.md").read_text()
+
+
+def links(text):
+    return [urllib.parse.unquote(link) for link in re.findall(r"\]\(([^)]+)\)", text)]
+
+
+def test_every_number_is_in_the_report_with_its_protocol(card):
+    folder, text = card
+    paths = list((folder / "evaluation").glob("*.json"))
+    lines = [row["line"] for path in paths for row in json.loads(path.read_text()).get("numbers", [])]
+    assert len(paths) == 4 and len(lines) == 5 + 2 + 9
+    for line in lines:
+        assert f"\n{line}\n" in text
+    assert "4.321 ± 0.012, estimated bound at step 3" in text and "| steps skipped | 3 |" in text
+    verdict = next(json.loads(path.read_text())["reason"] for path in paths if path.stem.startswith("neighbours"))
+    assert verdict in text
+    model = subject(str(folder), Which()).model
+    for fact in (model.fingerprint, "step 3 of 3", "1,500 training and 297 held-out", "| `schedule.T` | 1000 | 20 |"):
+        assert fact in text
+
+
+def test_every_link_exists_wherever_the_folder_goes(card, tmp_path):
+    folder, text = card
+    pictures = {path.name for path in (folder / "evaluation").iterdir() if path.suffix in (".png", ".gif")}
+    moved = folder.rename(tmp_path / "moved again")
+    found = links(text)
+    assert all((moved / link).is_file() for link in found)
+    assert {link.rpartition("/")[2] for link in found} == pictures | {"20.png", "training.png"}
+
+
+def test_what_was_not_measured_is_named_with_its_command(card):
+    text = card[1]
+    done = {"likelihood", "rate_distortion", "neighbours"}  # of progressive there is only one of other weights
+    for command in report.COMMANDS:
+        assert (f": `python -m ddpm_jax.evaluate RUN {command}`" in text) == (command not in done), command
+    assert "The way from noise to image (of other weights)" in text
+    assert set(program.COMMANDS) - {"report"} <= set(report.COMMANDS)  # or what they measure would go unnoticed
+
+
+def test_a_report_elsewhere_takes_the_runs_pictures_along(finished, tmp_path):
+    out = tmp_path / "results of mine"
+    shutil.copytree(finished / "evaluation", out)
+    assert report.run(of(finished, out), Report()) == 0
+    found = links((out / "report.md").read_text())
+    assert "report/samples-20.png" in found and all((out / link).is_file() for link in found)
+    assert not (finished / "report.md").exists()
+
+
+def test_a_run_without_anything_says_what_it_lacks(folder, tmp_path, capsys):
+    assert report.run(of(folder, tmp_path, source="npz:gone.npz"), Report()) == 0
+    text, out = (tmp_path / "report.md").read_text(), capsys.readouterr().out
+    for lacking in (
+        "not there: the data, so that their number and hashes are not said: load: no file gone.npz",
+        "not there: losses of training: RUN/metrics.jsonl is missing or empty",
+        "not there: samples from training",
+    ):
+        assert f"\n- {lacking}" in text and f"\n  {lacking}" in out
+    assert links(text) == []
+
+
+def test_without_matplotlib_the_report_is_written_and_says_so(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    shutil.copy(*finished.glob("evaluation/likelihood-*.npz"), tmp_path)
+    shutil.copy(*finished.glob("evaluation/likelihood-*.json"), tmp_path)
+    assert report.run(of(finished, tmp_path), Report()) == 0
+    said = "not drawn: training curves: curves need matplotlib, which is not installed: pip install 'ddpm-jax[figures]'"
+    assert said in capsys.readouterr().out and said in (tmp_path / "report.md").read_text()
+    assert rate_distortion.run(of(finished, tmp_path), RateDistortion(num=3)) == 0
+    assert "no curves: curves need matplotlib" in capsys.readouterr().out
+    assert list(tmp_path.glob("rate_distortion-*.csv")) and not list(tmp_path.glob("rate_distortion-*.png"))
+
+
+def test_a_file_that_is_no_result_is_named(finished, tmp_path, capsys):
+    (tmp_path / "notes.json").write_text("{}")
+    assert report.run(of(finished, tmp_path), Report()) == 0
+    assert f"left out: {tmp_path / 'notes.json'} holds no numbers" in capsys.readouterr().out
+    (tmp_path / "notes.json").write_text("{")
+    with pytest.raises(ValueError, match=r"notes\.json is not JSON \(.*\): remove it"):
+        report.run(of(finished, tmp_path), Report())
+
+
+# --- curves
+
+
+def plotted(path, *args, **options):
+    plots.curve(path, *args, xlabel="step", ylabel="loss", **options)
+    return path.read_bytes()
+
+
+def test_what_is_not_finite_is_as_if_it_were_not_there(tmp_path):
+    x, y = np.arange(6.0), np.array([1, np.nan, 3, np.inf, 2, 5])
+    few = np.isfinite(y)
+    whole = plotted(tmp_path / "a.png", x, {"a": y}, errors={"a": np.full(6, 0.3)})
+    assert whole == plotted(tmp_path / "b.png", x[few], {"a": y[few]}, errors={"a": np.full(4, 0.3)})
+    assert whole != plotted(tmp_path / "c.png", x[few], {"a": y[few]})  # the band is seen
+
+
+def test_only_several_lines_have_a_legend():
+    from matplotlib.figure import Figure
+
+    for lines, named in ((["loss"], None), (["a", "b"], ["a", "b"])):
+        axes = Figure().subplots()
+        plots.draw(axes, plots.Panel([1, 2], {line: [3, 4] for line in lines}, "step", "loss"))
+        legend = axes.get_legend()
+        assert named == (legend and [text.get_text() for text in legend.get_texts()])
+
+
+def test_a_curve_keeps_text_and_leaves_the_state_of_pyplot_alone(tmp_path):
+    before = "matplotlib.pyplot" in sys.modules
+    plotted(tmp_path / "new" / "a.png", [1, 2], {"": [3, 4]}, text={"legend": "a ± b"})
+    kept = data.read_png(tmp_path / "new" / "a.png")
+    assert kept.text == {"legend": "a ± b"} and ("matplotlib.pyplot" in sys.modules) == before
+
+
+@pytest.mark.parametrize(
+    ("panel", "text"),
+    [
+        (plots.Panel([1, 2], {}, "x", "y"), r"panel 'y': expected x \[n\] and at least one line, got \(2,\) and 0"),
+        (plots.Panel([1, 2], {"a": [1]}, "x", "y"), r"panel 'y': 'a' has shape \(1,\), x has \(2,\)"),
+        (plots.Panel([1], {"a": [1]}, "x", "y", errors={"b": [1]}), "errors of 'b', which is none of its lines: a"),
+        (plots.Panel([1], {"a": [np.nan]}, "x", "y"), "none of its values is finite"),
+        (plots.Panel([1, 2], {"a": [0, 1]}, "x", "y", yscale="log"), "a logarithmic y axis has no place for 0"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(tmp_path, panel, text):
+    with pytest.raises(ValueError, match=text):
+        plots.panels(tmp_path / "a.png", [panel])
+
+
+def test_no_panels_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="panels: expected at least one panel, got none"):
+        plots.panels(tmp_path / "a.png", [])
