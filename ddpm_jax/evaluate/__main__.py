@@ -13,8 +13,17 @@ import tyro
 
 from ddpm_jax import process
 from ddpm_jax.evaluate import (
-    interpolation, likelihood, neighbours, predictions, progressive, rate_distortion, report, samples, stochastic, table,
-)  # fmt: skip
+    interpolation,
+    likelihood,
+    neighbours,
+    predictions,
+    progressive,
+    rate_distortion,
+    report,
+    samples,
+    stochastic,
+    table,
+)
 from ddpm_jax.evaluate.subject import subject
 
 COMMANDS: dict[str, tuple[type, Callable[[Any, Any], int]]] = {
