@@ -44,7 +44,9 @@ def said(value: float, error: float = math.nan) -> str:
     """A value to five digits, or to the second digit of its error."""
     if not (math.isfinite(error) and error > 0 and math.isfinite(value)):
         return f"{value:.5g}"
-    places = min(8, max(0, 1 - math.floor(math.log10(error))))
+    places = max(0, 1 - math.floor(math.log10(error)))
+    if places > 6:
+        return f"{value:.2g} ± {error:.1g}"
     return f"{value:.{places}f} ± {error:.{places}f}"
 
 
