@@ -141,7 +141,13 @@ def test_every_field_of_a_protocol_is_in_its_line():
 
 @pytest.mark.parametrize(
     ("value", "error", "text"),
-    [(3.75, 0.0123, "3.750 ± 0.012"), (0.5, float("nan"), "0.5"), (123.456, 12.0, "123 ± 12"), (1.7e-7, 7.1e-8, "1.7e-07 ± 7e-08"), (7e-9, 0, "7e-09")],
+    [
+        (3.75, 0.0123, "3.750 ± 0.012"),
+        (0.5, float("nan"), "0.5"),
+        (123.456, 12.0, "123 ± 12"),
+        (1.7e-7, 7.1e-8, "1.7e-07 ± 7e-08"),
+        (7e-9, 0, "7e-09"),
+    ],
 )
 def test_a_value_has_the_digits_that_its_error_leaves(value, error, text):
     assert protocol.said(value, error) == text

@@ -213,14 +213,14 @@ def test_a_batch_that_does_not_divide_is_refused(home):
 
 def taken_again(workdir, state, images):
     """The metrics of the step after `state`, on these images: what a record is kept for."""
-    import train
+    from ddpm_jax import runs
     from ddpm_jax.config import objects
 
     config = configs.from_dict(json.loads((workdir / "config.json").read_text()))
     net, schedule = objects.network(config, 1), objects.noise_schedule(config)
-    body = train.train_step(config, schedule, net, objects.optimizer(config), levels=17)
+    body = runs.train_step(config, schedule, net, objects.optimizer(config), levels=17)
     step = jax.pmap(body, axis_name="batch", in_axes=(None, None, None, 0), out_axes=None, devices=jax.devices()[:1])
-    return step(train.keys_of(config.seed)[1], state, images, np.arange(len(images))[None])[1]
+    return step(runs.keys_of(config.seed)[1], state, images, np.arange(len(images))[None])[1]
 
 
 def test_steps_that_are_not_finite_stop_the_run(home):

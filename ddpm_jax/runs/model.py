@@ -1,0 +1,96 @@
+"""A trained network, as a run's checkpoint holds it."""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import ddpm_jax
+from ddpm_jax import checkpoint, generate
+from ddpm_jax import config as configs
+from ddpm_jax.config import objects
+
+
+class Model:
+    """A trained network, as one checkpoint of a run holds it, ready to draw images.
+
+    Args:
+        workdir: the run's folder; it is only read.
+        step: which checkpoint; None is the newest that can be read.
+        weights: "ema", the moving average of the parameters, or "raw".
+        sampling: fields of `config.Sampling` in place of the config's own.
+
+    Raises:
+        FileNotFoundError: if there is no such run or checkpoint.
+        ValueError: if a field of `sampling` is unknown or has a value that the config refuses.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, *, step: int | None, weights: str, sampling: dict[str, Any]):
+        self.workdir, self.weights = pathlib.Path(workdir), weights
+        if not (self.workdir / "checkpoints").is_dir():
+            raise FileNotFoundError(f"{workdir} holds no checkpoints: it is not the folder of a run")
+        part = {"ema": "ema", "raw": "params"}[weights]
+        with checkpoint.Checkpoints(self.workdir / "checkpoints", read_only=True) as saved:
+            meta = saved.meta(step)
+            config = configs.from_dict(meta["config"])
+            self.shape, self.levels = tuple(meta["image"]["shape"]), meta["image"]["levels"]
+            net = objects.network(config, channels=self.shape[-1])
+            x, t = np.zeros((1, *self.shape), np.float32), np.ones(1, np.int32)
+            target = jax.eval_shape(net.init, jax.random.key(0), x, t)["params"]
+            self.step, self.params, meta = saved.restore_part(part, target, step=step)
+        resolved = dataclasses.asdict(config.sampling) | sampling
+        self.config = dataclasses.replace(config, sampling=configs.from_dict(resolved, configs.Sampling))
+        configs.check(self.config)
+        self.fingerprint = meta["fingerprint"][part]
+        self.times = objects.times(self.config)
+        self.schedule, self._net = objects.noise_schedule(config), net
+
+    def describe(self) -> str:
+        """One line: which weights, which sampler."""
+        c = self.config.sampling
+        how = f"eta {c.eta:g}" if c.sampler == "ddim" else f"mix {c.mix:g}"
+        return f"{self.workdir}, step {self.step}, {self.weights} weights; {c.sampler}, {c.steps} steps, {how}"
+
+    def draw(
+        self, *, seed: int, start: int, num: int, batch: int | None = None, keep: Sequence[int] = ()
+    ) -> Iterator[generate.Drawn]:
+        """The images start ... start + num - 1 of a seed, tile by tile; see `generate.draw` and `generate.program`."""
+        tiles = generate.over_devices(generate.program(self.sampler, self.times, self.shape, keep))
+        tile = self.config.sampling.tile
+        return generate.draw(tiles, self.params, seed=seed, start=start, num=num, tile=tile, batch=batch)
+
+    def manifest(self) -> dict[str, Any]:
+        """What says how images came about, but for their seed and indices."""
+        device = jax.devices()[0]
+        return {
+            "fingerprint": self.fingerprint,
+            "step": self.step,
+            "weights": self.weights,
+            "sampling": dataclasses.asdict(self.config.sampling),
+            "times": self.times.tolist(),
+            "image": {"shape": list(self.shape), "levels": self.levels},
+            "machine": {"platform": device.platform, "kind": device.device_kind, "devices": jax.local_device_count()},
+            "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
+        }
+
+    def denoiser(self, params):
+        """The `gaussian.Denoiser` of the network with these parameters."""
+        net = self._net
+
+        def predict(x_t, t):
+            return net.apply({"params": params}, x_t, t)
+
+        return objects.denoiser(self.config, self.schedule, predict)
+
+    def sampler(self, params):
+        """The `samplers.Sampler` of the network with these parameters."""
+        return objects.sampler(self.config, self.schedule, self.denoiser(params))
+
+
+def image_hash(image: np.ndarray) -> str:
+    """sha256 of an image's integers, in the order of memory."""
+    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()

@@ -1,0 +1,125 @@
+"""The run that `train.py` leads: its folder, what it says of itself, its samples and held-out evaluations."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+import ddpm_jax
+from ddpm_jax import config as configs
+from ddpm_jax import data, generate
+from ddpm_jax.config import objects
+from ddpm_jax.metrics import held_out, monitors
+
+
+def claim(workdir: pathlib.Path, config: configs.Config) -> None:
+    """Makes the run's folder, or makes sure that it is this config's own.
+
+    Raises:
+        ValueError: if the folder holds a run of another config (more steps are the same run), or something else.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        old = configs.from_dict(json.loads(path.read_text()))
+        changed = configs.differences(dataclasses.replace(old, steps=config.steps), config)
+        if changed and any((workdir / "checkpoints").glob("[0-9]*")):  # without a checkpoint nothing was begun
+            raise ValueError(
+                f"{workdir} holds a run of another config; take a new folder, or go on with its own. "
+                f"What differs: {'; '.join(changed)}"
+            )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(f"{workdir} is not empty and holds no config.json: it is not a run; take a new folder")
+    (workdir / "samples").mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(configs.to_json(config))
+    part.replace(path)
+
+
+class Run:
+    """What a run says of itself: its first lines, its checkpoints' record, its samples and held-out evaluations."""
+
+    def __init__(self, config: configs.Config, workdir: pathlib.Path, images, schedule, net, key, interrupt):
+        self.config, self.workdir, self.images, self.key, self.interrupt = config, workdir, images, key, interrupt
+        self.count = min(config.evaluation.images, len(images.test))
+
+        def apply(params, x_t, t):
+            return net.apply({"params": params}, x_t, t)
+
+        def sampler(params):
+            return objects.sampler(config, schedule, objects.denoiser(config, schedule, partial(apply, params)))
+
+        def examine(params, keys, x0):
+            of = partial(apply, params)
+            examination = held_out.examination(
+                schedule, of, objects.denoiser(config, schedule, of), objects.example_loss(config, images.levels),
+                mix=config.sampling.mix, levels=images.levels, strata=config.evaluation.strata,
+            )  # fmt: skip
+            return examination(keys, x0)
+
+        self.examine = jax.jit(examine)
+        self.tiles = generate.over_devices(generate.program(sampler, objects.times(config), images.train.shape[1:]))
+
+    def introduce(self, state, devices, start: int) -> None:
+        """The first lines: where, on what, how large, from when to when."""
+        config, leaves = self.config, jax.tree.leaves(state.params)
+        print(f"run       {self.workdir}" + (f", continued from step {start}" if start else ""))
+        print(f"devices   {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
+        print(f"network   {sum(leaf.size for leaf in leaves):,} parameters, compute in {config.net.dtype}")
+        print(f"data      {data.summary(self.images)}")
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
+        save, look = (
+            min((start // every + 1) * every, config.steps)
+            for every in (config.save_every, config.sample_every or config.steps)
+        )
+        print(f"steps     {start} of {config.steps}; next checkpoint ({size:.1f} MB) at {save}, next samples at {look}")
+        print("          the time left is said as soon as the first steps are compiled and done", flush=True)
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What a checkpoint says of itself."""
+        return {
+            "step": step,
+            "config": dataclasses.asdict(self.config),
+            "image": {"shape": list(self.images.train.shape[1:]), "levels": self.images.levels},
+            "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
+        }
+
+    def look(self, step: int, params) -> dict[str, Any]:
+        """Draws a grid of samples, says what they look like and evaluates held-out images; nothing, if interrupted."""
+        config, levels = self.config, self.images.levels
+        parts, tile = [], config.sampling.tile
+        for part in generate.draw(self.tiles, params, seed=config.seed, start=0, num=config.sampling.num, tile=tile):
+            parts.append(part.x)
+            if self.interrupt.requested:
+                return {}
+        integers = data.to_integer(np.concatenate(parts), levels)
+        picture = self.workdir / "samples" / f"{step}.png"
+        data.write_png(picture, data.grid(integers, levels), scale=data.preview_scale(integers.shape))
+        x0 = np.asarray(data.to_unit(self.images.test[: self.count], levels))
+        found = held_out.held_out(partial(self.examine, params), self.key, x0, min(config.batch, self.count))
+        bits = f"{found.bits_per_dim:.3f} ± {found.standard_error:.3f} bits/dim ({self.count} images, estimated bound)"
+        tenths = monitors.by_tenth(found.times, found.losses, config.schedule.T)
+        monitored = monitors.report(integers, self.reference)
+        print(f"step {step}: held-out loss {found.loss:.4f}, {bits}; samples in {picture}")
+        for line in (monitors.line_by_tenth(tenths), *monitors.lines(monitored)):
+            print(f"  {line}")
+        sys.stdout.flush()
+        return {
+            "held_out_loss": found.loss,
+            "held_out_bits_per_dim": found.bits_per_dim,
+            "held_out_bits_per_dim_se": found.standard_error,
+            "held_out_loss_by_tenth_of_t": tenths,
+            **monitors.metrics(monitored),
+        }
+
+    @functools.cached_property
+    def reference(self) -> monitors.Reference:
+        """What samples are compared with: the training images, as training sees them."""
+        train = self.images.train
+        seen = np.concatenate([train, train[:, :, ::-1]]) if self.config.data.flip else train
+        return monitors.reference(seen, self.images.test[: self.count], self.images.levels)

@@ -1,0 +1,46 @@
+"""The training step that a config stands for, and the keys of a run."""
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax import config as configs
+from ddpm_jax import data, gaussian, losses, training
+from ddpm_jax.config import objects
+
+
+def keys_of(seed: int):
+    """The keys of a run: for its parameters, its steps, the order of its data, its evaluations."""
+    # image i of a seed has fold_in(key(seed), i): training takes an index that no image has
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**32 - 1), 4)
+
+
+def train_step(config: configs.Config, schedule, net, optimizer, levels: int):
+    """(key, state, pixels [N, H, W, C] integers, indices [b]) -> (state, metrics): what each device does in a step."""
+    loss_of = objects.example_loss(config, levels)
+    T = config.schedule.T
+
+    def step(key, state, pixels, indices):
+        def loss_fn(params, keys, batch):
+            flip_keys, time_keys, draw_keys, dropout_keys = gaussian.split_keys(keys, 4)
+            x0 = data.examples(flip_keys, pixels, batch["index"], levels=levels, flip=config.data.flip)
+            t = batch["t"] if config.loss.stratified else losses.uniform_times(time_keys, T)
+
+            def predict(x_t, t):
+                return net.apply({"params": params}, x_t, t, dropout_keys=dropout_keys if config.net.dropout else None)
+
+            loss = loss_of(draw_keys, schedule, predict, x0, t)
+            quarter = jax.nn.one_hot((t - 1) * 4 // T, 4)
+            return loss.mean(), {"quarter_loss": (loss[:, None] * quarter).mean(0), "quarter_share": quarter.mean(0)}
+
+        batch = {"index": indices}
+        if config.loss.stratified:
+            shared = jax.random.fold_in(jax.random.fold_in(key, state.step), config.batch)
+            place = jax.lax.axis_index("batch") * indices.shape[0] + jnp.arange(indices.shape[0])
+            batch["t"] = losses.stratified_times(shared, T, place, config.batch)
+        take = training.make_step(
+            loss_fn, optimizer, ema_decay=objects.ema_decay(config), accumulate=config.optim.accumulate,
+            axis_name="batch", has_aux=True,
+        )  # fmt: skip
+        return take(key, state, batch)
+
+    return step

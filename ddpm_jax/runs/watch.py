@@ -1,0 +1,88 @@
+"""The watch over a run's steps: their metrics, and what is done about bad ones."""
+
+import collections
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax import config as configs
+from ddpm_jax import log
+
+
+class Watch:
+    """Collects the metrics of the steps, a step or two late so that the host never waits, and notices bad ones."""
+
+    def __init__(self, config: configs.Config, workdir: pathlib.Path, start: int):
+        self.config, self.workdir = config, workdir
+        self.file = log.MetricsLog(workdir / "metrics.jsonl", start)
+        self.pending: collections.deque[tuple[int, Any, Any]] = collections.deque()
+        self.settled: list[dict[str, Any]] = []
+        self.row: list[tuple[int, Any]] = []
+        self.clock = time.perf_counter()
+
+    @property
+    def bad(self) -> bool:
+        """Whether too many steps in a row were skipped."""
+        return len(self.row) >= self.config.optim.max_skipped
+
+    def add(self, step: int, metrics, indices) -> None:
+        """Takes in a step's metrics, still on the device.
+
+        As soon as one step was skipped nothing is left pending, so that the parameters cannot change after the last
+        of too many skipped ones.
+        """
+        self.pending.append((step, metrics, indices))
+        late = 0 if self.row else min(2, self.config.optim.max_skipped - 1)
+        while len(self.pending) > late:
+            self._settle_one()
+
+    def settle(self) -> None:
+        """Waits for all metrics."""
+        while self.pending:
+            self._settle_one()
+
+    def line(self, step: int) -> dict[str, Any]:
+        """Writes the mean since the last line to metrics.jsonl and returns it."""
+        self.settle()
+        rows, seconds = self.settled, time.perf_counter() - self.clock
+        good = [row for row in rows if not row["skipped"]]
+        line: dict[str, Any] = {"step": step}
+        if good:
+            share = np.sum([row["quarter_share"] for row in good], axis=0)
+            quarters = np.sum([row["quarter_loss"] for row in good], axis=0) / np.maximum(share, 1e-12)
+            line["loss"] = float(np.mean([row["loss"] for row in good]))
+            line["loss_by_quarter_of_t"] = [float(q) if n else None for q, n in zip(quarters, share, strict=True)]
+            line["grad_norm"] = float(np.mean([row["grad_norm"] for row in good]))
+        line |= {"skipped": len(rows) - len(good), "steps_per_s": len(rows) / seconds}
+        line["images_per_s"] = line["steps_per_s"] * self.config.batch
+        self.file.write(line)
+        self.settled, self.clock = [], time.perf_counter()
+        return line
+
+    def note(self, step: int, values: dict[str, float]) -> None:
+        """Writes a line of its own; the time it took does not count as training."""
+        if values:
+            self.file.write({"step": step, **values})
+        self.clock = time.perf_counter()
+
+    def give_up(self, state, images) -> int:
+        """Leaves a record from which the first bad step can be taken again, and says so."""
+        step, indices = self.row[0]
+        path = self.workdir / f"nonfinite-step-{step}.npz"
+        leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(state.params))[0]
+        arrays = {"params" + jax.tree_util.keystr(where): leaf for where, leaf in leaves}
+        np.savez(path, step=step, indices=indices, images=images.train[indices], **arrays)
+        print(f"train.py: loss or gradient not finite in {len(self.row)} steps in a row, the first being step {step}; "
+              f"stopped. Checkpoints are as they were. {path} holds the parameters before that step and its "
+              "images; its keys follow from the run's seed.", file=sys.stderr)  # fmt: skip
+        return 3
+
+    def _settle_one(self) -> None:
+        step, metrics, indices = self.pending.popleft()
+        values = jax.device_get(metrics)
+        self.settled.append(values)
+        self.row = [*self.row, (step, indices)] if values["skipped"] else []
