@@ -58,7 +58,10 @@ def train(config: configs.Config, workdir: pathlib.Path) -> int:
     from ddpm_jax import checkpoint, data, runs, training
     from ddpm_jax.config import objects
 
-    images = data.load(config.data.source, held_out=config.data.held_out, levels=config.data.levels)
+    images = data.load(
+        config.data.source, held_out=config.data.held_out, levels=config.data.levels,
+        resolution=config.data.resolution, skip_bad=config.data.skip_bad, report=print,
+    )  # fmt: skip
     devices = jax.local_devices()
     if config.batch % len(devices):
         raise ValueError(f"batch must be divisible by the number of devices, got {config.batch} over {len(devices)}")

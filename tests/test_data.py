@@ -268,8 +268,8 @@ def test_an_archive_of_something_else_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("source", "options", "text"),
     [
-        ("cifar", {}, 'unknown source \'cifar\': expected "digits" or "npz:PATH"$'),
-        ("npz:", {}, 'unknown source \'npz:\': expected "digits" or "npz:PATH"$'),
+        ("cifar", {}, 'unknown source \'cifar\': expected "digits", "npz:PATH", "folder:PATH" or "tfds:NAME"$'),
+        ("npz:", {}, 'unknown source \'npz:\': expected "digits", "npz:PATH", "folder:PATH" or "tfds:NAME"$'),
         ("here/a.npz", {}, 'did you mean "npz:here/a.npz"'),
         ("digits", {"levels": 16}, "the digits have 17 levels, got levels=16"),
         ("digits", {"held_out": 0.0}, "0 < held_out < 1, got 0.0"),

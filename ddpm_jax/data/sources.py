@@ -1,4 +1,4 @@
-"""Where images come from: the digits inside the package, or an .npz file.
+"""Where images come from: the digits inside the package, an .npz file, a folder of image files, or a TFDS data set.
 
 Images stay the integers they are stored as; `ddpm_jax.data.images.to_unit` scales them.  Nothing is converted on the
 way in: what is not integer images is refused, in words that say what would be right.
@@ -7,37 +7,33 @@ way in: what is not integer images is refused, in words that say what would be r
 import io
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+
+from ddpm_jax.data import catalogue, folder
+from ddpm_jax.data.reader import Images, Progress, Reader, gathered, held_out_indices, nbytes
 
 TRAIN = ("train", "x_train", "train_images", "images", "arr_0", "jpeg")
 TEST = ("test", "x_test", "test_images")
 TRAIN_LABELS = ("train_labels", "y_train", "labels")
 TEST_LABELS = ("test_labels", "y_test")
 
-
-class Images(NamedTuple):
-    """A data set in host memory.
-
-    train, test: uint8 or uint16 [N, H, W, C], values 0 .. levels - 1; test is held out, never trained on.
-    train_labels, test_labels: int32 [N], or both None.
-    levels: 17 for the digits, 256 for 8 bits, 65536 for 16 bits, unless the caller of `load` said otherwise.
-    name: the source, as it was given to `load`.
-    """
-
-    train: np.ndarray
-    test: np.ndarray
-    train_labels: np.ndarray | None
-    test_labels: np.ndarray | None
-    levels: int
-    name: str
+IN_MEMORY = 2 << 30  # bytes of decoded images that `load` holds
 
 
-def load(source: str, *, held_out: float = 0.1, levels: int | None = None) -> Images:
-    """The images that a source names: "digits", or "npz:PATH".
+def load(
+    source: str,
+    *,
+    held_out: float = 0.1,
+    levels: int | None = None,
+    resolution: Sequence[int] = (),
+    skip_bad: bool = False,
+    report: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+) -> Images:
+    """The images that a source names: "digits", "npz:PATH", "folder:PATH" or "tfds:NAME".
 
     An .npz file holds the training images under one of `train`, `x_train`, `train_images`, `images`, `arr_0` (as
     numpy.savez names an array without a name), and may hold held-out ones under `test`, `x_test`, `test_images`.
@@ -46,18 +42,33 @@ def load(source: str, *, held_out: float = 0.1, levels: int | None = None) -> Im
     JPEG files, end to end in the bytes `jpeg` with their borders in `offsets` [N + 1]; these are decoded with Pillow.
     Other keys are not read.
 
+    A folder holds image files in any sub-folders, and TFDS data sets are read without TensorFlow: see `parts`.
+
     Args:
-        held_out: the fraction of the images, at least one image, that is held out where the file has none: the last
+        held_out: the fraction of the images, at least one image, that is held out where the source has none: the last
             ones of a fixed permutation.  The others keep their order.
         levels: the number of levels if it is not 256 for uint8 and 65536 for uint16.
+        resolution, skip_bad, report: for images that are read one by one, see `parts`.
+        progress: told (done, total) after each of these, when it is checked and again when it is loaded.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the source is unknown, or the file or an option is not as described.
+        FileNotFoundError: if there is no such file or folder.
+        ValueError: if the source is unknown, or what it names or an option is not as described, or images that
+            are read one by one would take more than 2 GiB of memory.
     """
-    if not 0 < held_out < 1:
-        raise ValueError(f"load: expected a fraction 0 < held_out < 1, got {held_out}")
+    _check_held_out(held_out)
     kind, _, path = source.partition(":")
+    if kind in ("folder", "tfds") and path:
+        train, test = parts(
+            source, held_out=held_out, levels=levels, resolution=resolution, skip_bad=skip_bad, report=report,
+            progress=progress,
+        )  # fmt: skip
+        _check_fits(train, test)
+        return gathered(train, test, progress=progress)
+    if resolution or skip_bad:
+        raise ValueError(
+            f"load: resolution and skip_bad are for images in files of their own; {source!r} is taken as it is"
+        )
     if source == "digits":
         if levels not in (None, 17):
             raise ValueError(f"load: the digits have 17 levels, got levels={levels}")
@@ -65,7 +76,60 @@ def load(source: str, *, held_out: float = 0.1, levels: int | None = None) -> Im
     if kind == "npz" and path:
         return _npz(Path(path).expanduser(), source, held_out, levels)
     hint = f'; did you mean "npz:{source}"?' if source.endswith(".npz") and kind != "npz" else ""
-    raise ValueError(f'load: unknown source {source!r}: expected "digits" or "npz:PATH"{hint}')
+    hint = f'; did you mean "folder:{source}"?' if not hint and source and Path(source).is_dir() else hint
+    raise ValueError(
+        f'load: unknown source {source!r}: expected "digits", "npz:PATH", "folder:PATH" or "tfds:NAME"{hint}'
+    )
+
+
+def parts(
+    source: str,
+    *,
+    held_out: float = 0.1,
+    levels: int | None = None,
+    resolution: Sequence[int] = (),
+    skip_bad: bool = False,
+    report: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Reader, Reader]:
+    """The training and the held-out images of a source whose images are read one by one: "folder:PATH", "tfds:NAME".
+
+    A folder holds image files in any sub-folders: png, jpg, jpeg, webp, bmp, tif, tiff, gif, and npy for arrays uint8
+    or uint16 [H, W, C] or [H, W] of any number of channels.  Pictures have 8 bits and are grey, RGB, or either with
+    alpha, or are 16-bit grey; they are never converted, and all must be of one mode.  Their order is that of their
+    paths.  The Exif orientation is applied.  Labels are the first-level sub-folders, or the column `label` of a .csv
+    file beside them; captions are its column `caption` (see `labels`).  Where there are sub-folders `train` and one of
+    `test`, `val` and `validation`, these divide the images.
+
+    For the address of a TFDS data set see `catalogue`; `python -m ddpm_jax.data prepare` makes one.
+
+    Args:
+        held_out, levels: as in `load`.
+        resolution: () for as stored; (side,), or (height, width), to cut each image to the largest part in its middle
+            that has this aspect and scale it with an antialiased Lanczos filter.
+        skip_bad: (folders) go on without the files that cannot be read or are not of the most frequent mode; they are
+            in the report.
+        report: (folders) told each line of the report on what is there and what will be done with it.
+        progress: told (done, total) after each image is checked.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if the source is not a folder's, or what it holds or an option is not as described.
+    """
+    _check_held_out(held_out)
+    kind, _, path = source.partition(":")
+    if kind == "tfds" and path:
+        if skip_bad:
+            raise ValueError(f"parts: {source!r} is taken whole; python -m ddpm_jax.data prepare has --skip-bad")
+        return catalogue.parts(source, held_out=held_out, levels=levels, size=folder.size_of(resolution))
+    if kind != "folder" or not path:
+        raise ValueError(
+            f'parts: expected a source "folder:PATH" or "tfds:NAME", whose images are read one by one, got {source!r}'
+        )
+    return folder.parts(
+        Path(path).expanduser(), source, held_out=held_out, levels=levels, resolution=resolution, skip_bad=skip_bad,
+        report=report, progress=progress,
+    )  # fmt: skip
 
 
 def summary(images: Images) -> str:
@@ -79,6 +143,21 @@ def summary(images: Images) -> str:
         f"{height}x{width}x{channels} {images.train.dtype}, {images.levels} levels, {labels}, "
         f"{(images.train.nbytes + images.test.nbytes) / 1e6:.1f} MB"
     )
+
+
+def _check_held_out(held_out: float) -> None:
+    if not 0 < held_out < 1:
+        raise ValueError(f"load: expected a fraction 0 < held_out < 1, got {held_out}")
+
+
+def _check_fits(train: Reader, test: Reader) -> None:
+    total = nbytes(train) + nbytes(test)
+    if total > IN_MEMORY:
+        raise ValueError(
+            f"{train.name}: {len(train) + len(test):,} images {'x'.join(map(str, train.shape))} {train.dtype} take "
+            f"{total / 2**30:.1f} GiB, more than the {IN_MEMORY >> 30} GiB that are held in memory: give a smaller "
+            "--data.resolution"
+        )
 
 
 def _npz(path: Path, name: str, held_out: float, levels: int | None) -> Images:
@@ -179,15 +258,9 @@ def _labels(path: Path, archive: np.lib.npyio.NpzFile, key: str, count: int) -> 
 
 
 def _divided(path: Path, key: str, array: np.ndarray, held_out: float) -> tuple[np.ndarray, np.ndarray]:
-    """The array without the last `held_out` of a fixed permutation, in place, and a copy of these."""
+    """The array without those of `held_out_indices`, in place, and a copy of these."""
     count = len(array)
-    held = max(1, round(held_out * count))
-    if held >= count:
-        raise ValueError(
-            f"{path}: {key!r} has {count} images; holding out held_out={held_out} of them leaves none to train on"
-        )
-    # RandomState and not default_rng: numpy promises that its stream never changes.
-    out = np.sort(np.random.RandomState(0).permutation(count)[count - held :])
+    out = held_out_indices(f"{path}: {key!r}", count, held_out)
     test = array[out]
     # Close the gaps from front to back: no second copy of what may fill half of the memory.
     end = int(out[0])

@@ -82,7 +82,10 @@ def images(subject: Subject) -> data.Images:
         FileNotFoundError, ValueError: as `data.load`, or if its images are not such as the model makes.
     """
     config, model = subject.model.config.data, subject.model
-    found = data.load(subject.which.source or config.source, held_out=config.held_out, levels=config.levels)
+    found = data.load(
+        subject.which.source or config.source, held_out=config.held_out, levels=config.levels,
+        resolution=config.resolution, skip_bad=config.skip_bad,
+    )  # fmt: skip
     check_alike(found.name, found.train.shape[1:], found.levels, model)
     return found
 

@@ -1,0 +1,31 @@
+"""Prepares data sets.
+
+    python -m ddpm_jax.data prepare SOURCE --name NAME --out FOLDER [--resolution 64 ...]
+
+`prepare --help` lists its flags.
+"""
+
+import sys
+
+import tyro
+
+from ddpm_jax.data import prepare
+
+
+def main(argv: list[str]) -> int:
+    """Runs a command; exit status 0, or 2 for a wrong request, or 4 if it was interrupted and can go on."""
+    if argv[:1] != ["prepare"]:
+        asked = bool({"-h", "--help"} & set(argv))
+        usage = "usage: python -m ddpm_jax.data prepare SOURCE --name NAME --out FOLDER [flags]     (prepare --help)"
+        print(usage, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    options = tyro.cli(prepare.Prepare, prog="python -m ddpm_jax.data prepare", args=argv[1:])
+    try:
+        return prepare.run(options)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        print(f"prepare: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,179 @@
+"""One image file: its pixels exactly as stored, or the reason why they cannot be had.
+
+Colours are never converted and bits never dropped.  What Pillow would convert on its own when it reads a file (16-bit
+colours to 8 bits, an unnamed fourth channel to nothing) is refused with advice.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow's names
+MODES = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "I;16": 1}  # the modes that are read, and their channels
+SIXTEEN = "which would be cut to 8 bits: save it as a .npy file, uint16 [H, W, C]"
+
+# TIFF 6.0: bits of each sample, what zero means, how many samples
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL = 258, 262, 277
+
+# Exif 2.3, 4.6.4 A: where row 0 and column 0 of the stored image belong
+ORIENTATION = 274
+TURNS = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels),
+}
+
+
+class Decoded(NamedTuple):
+    """What a file holds.
+
+    format: "PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF" (by its content, whatever its name) or "NPY".
+    mode: "L" (grey), "LA", "RGB", "RGBA", "I;16" (16-bit grey), or of arrays "uint8 x C", "uint16 x C".
+    turned: whether it was turned or mirrored as its Exif orientation asks.
+    pixels: uint8 or uint16 [H, W, C].
+    """
+
+    format: str
+    mode: str
+    turned: bool
+    pixels: np.ndarray
+
+
+def decoded(path: Path) -> Decoded:
+    """The image in a file.
+
+    Raises:
+        ValueError: why there is none, or none that can be had as it is stored; the path is not in the text.
+    """
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ValueError("empty: 0 bytes")
+            return _array(file) if path.suffix.lower() == ".npy" else _picture(file)
+    except OSError as error:
+        raise ValueError(f"cannot be opened: {error.strerror or error}") from error
+
+
+def fitted(pixels: np.ndarray, mode: str, size: tuple[int, int], levels: int) -> np.ndarray:
+    """The image at another size: scaled until it covers that, and cut to its middle.
+
+    Scaling is Pillow's Lanczos filter, which widens as it reduces (antialiasing), channel by channel in float32:
+    on integers, Pillow rounds and clips between rows and columns, and does not know 16 bits.  Colours weigh as much as
+    their alpha.  Results are rounded and kept in 0 .. levels - 1.
+
+    Args:
+        pixels, mode: as in `Decoded`.
+        size: (H, W).
+    """
+    from PIL import Image
+
+    height, width = pixels.shape[:2]
+    if (height, width) == size:
+        return pixels
+    tall, wide = min(height, width * size[0] / size[1]), min(width, height * size[1] / size[0])
+    left, top = (width - wide) / 2, (height - tall) / 2
+    box = (left, top, width - left, height - top)  # of what lies outside, the filter sees what its width reaches
+
+    def scaled(channel: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(channel).resize((size[1], size[0]), Image.Resampling.LANCZOS, box))
+
+    values = pixels.astype(np.float32)
+    translucent = mode in ("LA", "RGBA")
+    if translucent:
+        values[..., :-1] *= values[..., -1:]
+    result = np.stack([scaled(channel) for channel in np.moveaxis(values, -1, 0)], -1)
+    if translucent:
+        alpha = result[..., -1:]
+        result[..., :-1] = np.where(alpha >= 0.5, result[..., :-1] / np.maximum(alpha, 0.5), 0)
+    return np.clip(np.rint(result), 0, levels - 1).astype(pixels.dtype)
+
+
+def _array(file: BinaryIO) -> Decoded:
+    try:
+        pixels = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # a damaged header is read as Python and fails as Python does, in any way
+        raise ValueError(f"not a .npy file, or not a whole one: {_one_line(error)}") from error
+    what = f"an array {pixels.dtype} {pixels.shape}"
+    if pixels.dtype.kind != "u" or pixels.dtype.itemsize > 2:
+        advice = "integers 0 .. levels - 1 can be saved with image.astype(numpy.uint8)"
+        if pixels.dtype.kind == "f":
+            advice = "floats in [0, 1] can be saved as numpy.rint(255 * image).astype(numpy.uint8)"
+        raise ValueError(f"{what}; expected uint8 or uint16: {advice}")
+    if pixels.ndim not in (2, 3) or pixels.size == 0:
+        raise ValueError(f"{what}; expected one image, [H, W, C], or [H, W] for one channel")
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and min(pixels.shape[1:]) > 4:
+        raise ValueError(f"{what}, channels first; expected [H, W, C]: save numpy.moveaxis(image, 0, -1)")
+    pixels = np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[..., None], pixels.dtype.newbyteorder("="))
+    return Decoded("NPY", f"{pixels.dtype} x {pixels.shape[-1]}", False, pixels)
+
+
+def _picture(file: BinaryIO) -> Decoded:
+    from PIL import Image, UnidentifiedImageError
+
+    head = file.read(26)
+    file.seek(0)
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            refusal = _refusal(image, head)
+            if not refusal:
+                turned, pixels = _upright(image)
+                return Decoded(image.format or "", _mode(image), turned, pixels)
+    except UnidentifiedImageError:
+        refusal = f"not an image, or a damaged one (none of {', '.join(FORMATS)})"
+    except Image.DecompressionBombError as error:
+        refusal = f"too large to be decoded: {_one_line(error)}"
+    except Exception as error:  # on damaged bytes, Pillow's decoders raise nearly every type there is
+        refusal = f"cannot be decoded, damaged or cut off: {_one_line(error)}"
+    raise ValueError(refusal)
+
+
+def _refusal(image: "Image.Image", head: bytes) -> str:
+    """Why a picture that Pillow can read is not taken; "" if it is."""
+    frames, tags, channels = getattr(image, "n_frames", 1), getattr(image, "tag_v2", {}), len(image.getbands())
+    bits = max(np.atleast_1d(tags.get(BITS_PER_SAMPLE, 1)))
+    if image.format == "PNG" and head[12:16] == b"IHDR":
+        bits = head[24]
+    if frames > 1:
+        return f"animated, or several images in one file: {frames} frames; expected one image"
+    if image.mode in ("P", "PA"):
+        return f"mode {image.mode}, a palette: convert it to RGB (or L, if it is grey)"
+    if image.mode == "1":
+        return "mode 1, one bit per pixel: convert it to L, or save it as a .npy file with --data.levels 2"
+    if _mode(image) not in MODES:
+        return f"mode {image.mode}: convert it to one of {', '.join(MODES)}, or save it as a .npy file"
+    if bits > 8 and _mode(image) != "I;16":
+        return f"{bits} bits in each of {channels} channels, {SIXTEEN}"
+    if "transparency" in image.info:
+        return f"mode {image.mode} with one transparent colour, which would be lost: convert it to RGBA (or LA)"
+    if tags.get(SAMPLES_PER_PIXEL, channels) != channels:
+        return f"{tags.get(SAMPLES_PER_PIXEL)} channels, of which Pillow reads {image.mode}: save it as a .npy file"
+    if bits > 8 and tags.get(PHOTOMETRIC) == 0:
+        return "16-bit grey with 0 for white: invert it"
+    return ""
+
+
+def _mode(image: "Image.Image") -> str:
+    return "I;16" if image.mode.startswith("I;16") else image.mode  # the others differ in byte order alone
+
+
+def _upright(image: "Image.Image") -> tuple[bool, np.ndarray]:
+    told = image.getexif().get(ORIENTATION, 1)
+    image.load()
+    left = image.getexif().get(ORIENTATION, 1)  # Pillow turns a TIFF when it loads it, and forgets the tag
+    pixels = np.asarray(image)
+    pixels = TURNS.get(left, lambda pixels: pixels)(pixels if pixels.ndim == 3 else pixels[..., None])
+    return told in TURNS, np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

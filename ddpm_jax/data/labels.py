@@ -1,0 +1,161 @@
+"""Labels and captions of the images in a folder: from the names of its sub-folders, or from .csv files beside them.
+
+A .csv file has a header with the column `file`, a path below the folder that the .csv lies in, and `label` or
+`caption` or both; other columns are not read.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm_jax.data.survey import indented, listed, shown
+
+COLUMNS = ("label", "caption")
+
+
+class Labels(NamedTuple):
+    """What is said of images.
+
+    labels: int32 [N], or None.
+    names: what the labels 0, 1, ... are called; () without labels.
+    captions: a text for each image, or None.
+    lines: where all this was found, for the report.
+    """
+
+    labels: np.ndarray | None
+    names: tuple[str, ...]
+    captions: tuple[str, ...] | None
+    lines: tuple[str, ...]
+
+
+class Cell(NamedTuple):
+    """A value of a table, and where it is."""
+
+    where: str
+    value: str
+
+
+def of_files(
+    root: Path, paths: Sequence[str], known: Sequence[str], tables: Sequence[str], split: Sequence[str]
+) -> Labels:
+    """The labels and captions of the images at `paths`.
+
+    Labels are those of the tables; if no table has any, an image's label is its first-level sub-folder.  They are
+    numbered 0, 1, ... in the order of their names, which is that of numbers if all are numbers.
+
+    Args:
+        root: the folder.
+        paths: the images that are used, below it.
+        known: the images that a table may name: also those that are left out.
+        tables: the .csv files, below it.
+        split: the sub-folders, such as train and test, that divide the images and are no labels.
+
+    Raises:
+        ValueError: if a table cannot be read, names a file that is not there or an image twice, or misses one.
+    """
+    columns = _columns(root, tables, set(known))
+    lines = [f"tables    {listed(tables)}"] if tables else []
+    texts = _values("caption", columns, paths)
+    captions = None if texts is None else tuple(texts)
+    words = _values("label", columns, paths)
+    if words is None:
+        words, line = _by_folder(paths, split)
+        lines.append(line)
+    else:
+        lines.append(f"labels    of the column 'label': {_classes(words)}")
+    if words is None:
+        return Labels(None, (), captions, tuple(lines))
+    names = _ordered(words)
+    number = {name: i for i, name in enumerate(names)}
+    return Labels(np.array([number[word] for word in words], np.int32), names, captions, tuple(lines))
+
+
+def _by_folder(paths: Sequence[str], split: Sequence[str]) -> tuple[list[str] | None, str]:
+    inner = [path.split("/", 1)[1] if split else path for path in paths]
+    loose = [path for path, rest in zip(paths, inner, strict=True) if "/" not in rest]
+    if len(loose) == len(paths):
+        return None, "labels    none: no sub-folders"
+    if loose:
+        return None, f"labels    none: {len(loose):,} images lie outside of the sub-folders ({listed(loose, 3)})"
+    words = [rest.split("/", 1)[0] for rest in inner]
+    return words, f"labels    by sub-folder: {_classes(words)}"
+
+
+def _classes(words: Sequence[str]) -> str:
+    names = _ordered(words)
+    return f"{len(names):,} ({listed(names, 6)})"
+
+
+def _ordered(words: Sequence[str]) -> tuple[str, ...]:
+    names = set(words)
+    if all(name.isascii() and name.isdecimal() and len(name) < 19 for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def _values(column: str, columns: dict[str, dict[str, Cell]], paths: Sequence[str]) -> list[str] | None:
+    """The value of each image in a column, or None if no table has it."""
+    cells = columns.get(column)
+    if cells is None:
+        return None
+    missing = [path for path in paths if path not in cells]
+    if missing:
+        raise ValueError(
+            f"{len(missing):,} images have no {column} in any table; add rows for them:"
+            f"{indented([*map(shown, missing)])}"
+        )
+    return [cells[path].value for path in paths]
+
+
+def _columns(root: Path, tables: Sequence[str], known: set[str]) -> dict[str, dict[str, Cell]]:
+    """By column and path, what all tables say."""
+    columns: dict[str, dict[str, Cell]] = {}
+    absent, twice = [], []
+    for table in tables:
+        folder = table.rpartition("/")[0]
+        for where, row in _rows(root, table):
+            path = str(Path(folder, row["file"]).as_posix())
+            if path not in known:
+                absent.append(f"{where}: {shown(row['file'])}")
+            for column in COLUMNS:
+                if column in row:
+                    before = columns.setdefault(column, {}).setdefault(path, Cell(where, row[column]))
+                    if before.where != where:
+                        twice.append(f"{where}: {shown(row['file'])}, which has its {column} from {before.where}")
+    if absent:
+        raise ValueError(f"{len(absent):,} rows name files that are no images of this folder:{indented(absent)}")
+    if twice:
+        raise ValueError(f"{len(twice):,} rows name images for the second time:{indented(twice)}")
+    return columns
+
+
+def _rows(root: Path, table: str) -> list[tuple[str, dict[str, str]]]:
+    """("labels.csv, line 2", {"file": ..., "label": ...}) for each row."""
+    try:
+        with (root / table).open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file, strict=True)
+            header = next(lines, [])
+            named = [name for name in ("file", *COLUMNS) if header.count(name) == 1]
+            if "file" not in named or len(named) < 2 or any(header.count(name) > 1 for name in ("file", *COLUMNS)):
+                raise ValueError(
+                    "expected a header with the columns file and label, file and caption, or all three, found "
+                    f"{','.join(header)[:80] or 'none'}; if it is not about these images, put it elsewhere"
+                )
+            rows = [(f"{table}, line {lines.line_num}", row) for row in lines if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{root / table}: cannot be read as a table in UTF-8: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{root / table}: {error}") from None
+    for where, row in rows:
+        if len(row) != len(header):
+            raise ValueError(
+                f"{where}: {len(row)} values under {len(header)} columns; a value with a comma must stand in quotes"
+            )
+    found = [(where, {name: row[header.index(name)].strip() for name in named}) for where, row in rows]
+    for where, row in found:
+        if not row.get("label", "-") or not row["file"]:
+            raise ValueError(f"{where}: an empty {'label' if row['file'] else 'file'}")
+    return found

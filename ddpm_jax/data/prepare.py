@@ -1,0 +1,293 @@
+"""Makes a data set as TensorFlow Datasets (TFDS) keeps them, without TensorFlow, so that `tfds:NAME` reads it.
+
+Shards are written one after the other into OUT/NAME/1.0.0.part, with a record of them in prepare.json; when all are
+there, TFDS's own descriptions are written and the folder gets its name.  So a data set is whole or not there, and what
+was interrupted at any moment goes on after its last whole shard.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from ddpm_jax import process
+from ddpm_jax.data import catalogue, shards, sources
+from ddpm_jax.data.reader import Reader
+from ddpm_jax.data.shards import Shard
+
+VERSION = "1.0.0"
+RECORD = "prepare.json"
+SHARD = 256 << 20  # bytes of decoded images in a shard, about
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Makes a data set for `tfds:NAME` of images from elsewhere: as PNG files in shards, its two splits train and test.
+
+    The same command goes on after an interruption, and does nothing if the data set is there.
+    """
+
+    source: tyro.conf.Positional[str]
+    """Where the images are: "digits", "npz:PATH", "folder:PATH" or "tfds:NAME"."""
+    name: str
+    """Of the data set: lower-case letters, digits and _."""
+    out: str
+    """The folder that it goes into, for `tfds:NAME@OUT`; TFDS's own is ~/tensorflow_datasets."""
+    resolution: int | None = None
+    """Bring images to this height and width: cut to the middle, scaled with an antialiased filter."""
+    shards: int | None = None
+    """Files of the training split (default: about 256 MB of decoded images in each)."""
+    held_out: float = 0.1
+    """The part of the images that becomes the split test, if the source has none."""
+    levels: int | None = None
+    """Levels of the images, if not 256 or 65536."""
+    skip_bad: bool = False
+    """Leave out images that cannot be read, instead of ending with the first; they are listed."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Resident:
+    """Images in memory as a `Reader`."""
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray | None
+    label_names: tuple[str, ...]
+    captions: tuple[str, ...] | None
+    levels: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self.images.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the images."""
+        return self.images.dtype
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.images[i]
+
+
+def run(options: Prepare) -> int:
+    """Makes the data set, or goes on with it, and says where it is; status 4 if it is interrupted.
+
+    Raises:
+        FileNotFoundError, ValueError: if the source, an option or what is in the folder is not as described.
+    """
+    whole = checked(options)
+    part = whole.with_name(VERSION + ".part")
+    if whole.exists():
+        agreed(whole, options)
+        print(f"{whole} is there already, made by the same command")
+        return 0
+    part.mkdir(parents=True, exist_ok=True)
+    with owned(part):
+        splits: dict[str, Reader] = dict(zip(("train", "test"), readers(options), strict=True))
+        planned = plan(options, splits)
+        record = begun(part, options, splits)
+        with process.Interrupt() as interrupt:
+            complete = write(part, record, planned, splits, options.skip_bad, lambda: interrupt.requested)
+        kept = sum(shard["examples"] for shard in record["shards"].values())
+        if not complete:
+            print(f"interrupted: {kept} images are in {part}; the same command goes on")
+            return 4
+        shards.describe(part, record["shards"], planned, splits, version=VERSION, said=record["request"])
+        part.rename(whole)
+    skipped = [line for shard in record["shards"].values() for line in shard["skipped"]]
+    for line in skipped:
+        print(f"left out: {line}")
+    size = sum(shard["bytes"] for shard in record["shards"].values()) / 1e6
+    print(f"{whole}: {kept} images in {len(planned)} shards, {size:.1f} MB; {len(skipped)} left out")
+    print(f"read it as {shlex.quote(f'tfds:{options.name}@{options.out}')}")
+    return 0
+
+
+def checked(options: Prepare) -> Path:
+    """The folder that the data set is to be in.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name):
+        raise ValueError(f"--name must be of lower-case letters, digits and _, a letter first, got {options.name!r}")
+    for flag, value in (("--resolution", options.resolution), ("--shards", options.shards)):
+        if value is not None and value < 1:
+            raise ValueError(f"{flag} must be at least 1, got {value}")
+    return Path(options.out).expanduser() / options.name / VERSION
+
+
+def agreed(folder: Path, options: Prepare) -> dict[str, Any]:
+    """The record of a folder that this command made.
+
+    Raises:
+        ValueError: if another command, or something else, made it.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text())
+    except (FileNotFoundError, ValueError):
+        raise ValueError(f"{folder} holds a data set that something else made; take another --name") from None
+    ours, theirs = _request(options), record["request"]
+    changed = [f"--{key.replace('_', '-')} was {theirs.get(key)}, is {ours[key]}" for key in ours]
+    changed = [line for key, line in zip(ours, changed, strict=True) if theirs.get(key) != ours[key]]
+    if changed:
+        raise ValueError(
+            f"{folder} was made by another command: {'; '.join(changed)}. Take another --name, or remove the folder"
+        )
+    return record
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """While it is entered, no other process can.
+
+    Raises:
+        ValueError: if another one has.
+    """
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends
+        yield
+    except BlockingIOError:
+        raise ValueError(f"{folder}: another process is at work in it") from None
+    finally:
+        os.close(descriptor)
+
+
+def readers(options: Prepare) -> tuple[Reader, Reader]:
+    """The images to train on and those held out."""
+    source, side, levels, held_out = options.source, options.resolution, options.levels, options.held_out
+    kind = source.partition(":")[0]
+    if kind == "folder":
+        resolution = () if side is None else (side,)
+        return sources.parts(
+            source, held_out=held_out, levels=levels, resolution=resolution, skip_bad=options.skip_bad, report=print
+        )
+    if kind == "tfds":
+        size = None if side is None else (side, side)
+        return catalogue.parts(source, held_out=held_out, levels=levels, size=size)
+    images = sources.load(source, held_out=held_out, levels=levels)
+    if side is not None and images.train.shape[1:3] != (side, side):
+        height, width = images.train.shape[1:3]
+        raise ValueError(f"{source}: images {height}x{width} are not resized; --resolution is for folder: and tfds:")
+    names, levels = images.label_names, images.levels
+    return (
+        Resident(source, images.train, images.train_labels, names, images.train_captions, levels),
+        Resident(source, images.test, images.test_labels, names, images.test_captions, levels),
+    )
+
+
+def plan(options: Prepare, splits: Mapping[str, Reader]) -> list[Shard]:
+    """Which images go into which file.
+
+    Raises:
+        ValueError: if there are fewer images than shards.
+    """
+    train, planned = splits["train"], []
+    one = math.prod(train.shape) * train.dtype.itemsize
+    count = options.shards or math.ceil(len(train) * one / SHARD)
+    for split, reader in splits.items():
+        files = max(1, round(count * len(reader) / len(train)))
+        if files > len(reader):
+            raise ValueError(f"--shards {count} are more than the {len(reader)} images of the split {split}")
+        edges = [len(reader) * k // files for k in range(files + 1)]
+        for k, (start, stop) in enumerate(itertools.pairwise(edges)):
+            file = f"{options.name}-{split}.array_record-{k:05d}-of-{files:05d}"  # TFDS knows them by this
+            planned.append(Shard(split, start, stop, file))
+    return planned
+
+
+def begun(folder: Path, options: Prepare, splits: Mapping[str, Reader]) -> dict[str, Any]:
+    """What has been done in a folder: a new record, or that of an interrupted run, less the shards that are damaged.
+
+    Raises:
+        ValueError: if another command began there, or the images are others now.
+    """
+    seen = fingerprint(splits)
+    if not (folder / RECORD).exists():
+        return {"request": _request(options), "images": seen, "shards": {}}
+    record = agreed(folder, options)
+    if record["images"] != seen:
+        raise ValueError(f"{folder} was begun with other images than {options.source} has now; remove the folder")
+    for file, shard in list(record["shards"].items()):
+        if not (folder / file).exists() or _sha256(folder / file) != shard["sha256"]:
+            del record["shards"][file]
+    return record
+
+
+def write(
+    folder: Path,
+    record: dict[str, Any],
+    planned: Sequence[Shard],
+    splits: Mapping[str, Reader],
+    skip_bad: bool,
+    stopping: Callable[[], bool],
+) -> bool:
+    """Writes the shards that are not yet in the record; False if it is stopped before the last."""
+    left = [shard for shard in planned if shard.file not in record["shards"]]
+    total, ahead = (sum(shard.stop - shard.start for shard in some) for some in (planned, left))
+    every = 0.1 if sys.stderr.isatty() else 10.0
+    examples, unfinished = shards.examples(splits), folder / "unfinished"
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=total, initial=total - ahead, unit=" images", mininterval=every) as bar,
+    ):
+        for shard in left:
+            found = shards.write(
+                unfinished, shard, examples[shard.split], skip_bad=skip_bad, stopping=stopping, pool=pool,
+                done=bar.update,
+            )  # fmt: skip
+            if found is None:
+                return False
+            unfinished.replace(folder / shard.file)
+            record["shards"][shard.file] = {**found, "sha256": _sha256(folder / shard.file)}
+            _write_json(folder / RECORD, record)
+    return True
+
+
+def fingerprint(splits: Mapping[str, Reader]) -> str:
+    """Of sizes, labels, captions and a few images: what a source has to have in common with itself."""
+    digest = hashlib.sha256()
+    for reader in splits.values():
+        digest.update(repr((len(reader), reader.shape, str(reader.dtype), reader.levels, reader.captions)).encode())
+        digest.update(b"" if reader.labels is None else reader.labels.tobytes())
+        for i in range(0, len(reader), math.ceil(len(reader) / 16)):
+            with contextlib.suppress(ValueError):
+                digest.update(reader[i].tobytes())
+    return digest.hexdigest()
+
+
+def _request(options: Prepare) -> dict[str, Any]:
+    """The options that decide what is in the data set."""
+    return {key: value for key, value in sorted(dataclasses.asdict(options).items()) if key not in ("name", "out")}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    part = path.with_suffix(".tmp")
+    part.write_text(json.dumps(value, indent=1, sort_keys=True))
+    part.replace(path)

@@ -1,0 +1,183 @@
+"""A data set, whole in memory or read image by image, and the one rule by which both are divided.
+
+What is too large for memory, or lies in files of its own, is a `Reader`; `whole` and `gathered` read one into memory.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+Progress = Callable[[int, int], None]
+"""(done, total): told after each image."""
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class Images(NamedTuple):
+    """A data set in host memory.
+
+    train, test: uint8 or uint16 [N, H, W, C], values 0 .. levels - 1; test is held out, never trained on.
+    train_labels, test_labels: int32 [N], or both None.
+    levels: 17 for the digits, 256 for 8 bits, 65536 for 16 bits, unless the caller of `load` said otherwise.
+    name: the source, as it was given to `load`.
+    label_names: what the labels 0, 1, ... are called; () if there are no labels, or only numbers.
+    train_captions, test_captions: a text for each image, or both None.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    train_labels: np.ndarray | None
+    test_labels: np.ndarray | None
+    levels: int
+    name: str
+    label_names: tuple[str, ...] = ()
+    train_captions: tuple[str, ...] | None = None
+    test_captions: tuple[str, ...] | None = None
+
+
+class Reader(Protocol):
+    """Images that are read one by one.  Many threads may read at once."""
+
+    @property
+    def name(self) -> str:
+        """The source, as it was given."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of every image, after resizing."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8, uint16 or float32."""
+        ...
+
+    @property
+    def levels(self) -> int:
+        """Values are 0 .. levels - 1; 0 for floating-point data, which have no levels."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int32 [N], or None."""
+        ...
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What the labels 0, 1, ... are called; () without labels."""
+        ...
+
+    @property
+    def captions(self) -> tuple[str, ...] | None:
+        """A text for each image, or None."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> np.ndarray:
+        """Image i, [H, W, C] of dtype; a ValueError names the file if it cannot be read."""
+        ...
+
+
+class Part:
+    """Some images of a reader, in the order of `indices`: a `Reader` itself."""
+
+    def __init__(self, reader: Reader, indices: np.ndarray) -> None:
+        self.reader, self.indices = reader, indices
+        self.name, self.shape, self.dtype, self.levels = reader.name, reader.shape, reader.dtype, reader.levels
+        self.labels = None if reader.labels is None else reader.labels[indices]
+        self.label_names = reader.label_names
+        self.captions = None if reader.captions is None else tuple(reader.captions[i] for i in indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.reader[int(self.indices[i])]
+
+
+def held_out_indices(what: str, count: int, held_out: float) -> np.ndarray:
+    """Which of `count` images are held out: the last ones of a fixed permutation, at least one, in ascending order.
+
+    Raises:
+        ValueError: if none would be left to train on; it begins with `what`.
+    """
+    held = max(1, round(held_out * count))
+    if held >= count:
+        raise ValueError(f"{what} has {count} images; holding out held_out={held_out} of them leaves none to train on")
+    # RandomState and not default_rng: numpy promises that its stream never changes.
+    return np.sort(np.random.RandomState(0).permutation(count)[count - held :])
+
+
+def divided(reader: Reader, held_out: float) -> tuple[Part, Part]:
+    """The images to train on and those held out, by the rule of `held_out_indices`; both keep their order.
+
+    Raises:
+        ValueError: if none would be left to train on.
+    """
+    out = held_out_indices(reader.name, len(reader), held_out)
+    return Part(reader, np.delete(np.arange(len(reader)), out)), Part(reader, out)
+
+
+def nbytes(reader: Reader) -> int:
+    """The memory that all its images would take."""
+    return len(reader) * math.prod(reader.shape) * reader.dtype.itemsize
+
+
+def whole(reader: Reader, *, held_out: float, progress: Progress | None = None) -> Images:
+    """All images of a reader in memory, the fraction `held_out` of them held out as in `load`.
+
+    Raises:
+        ValueError: if none would be left to train on, or an image cannot be read.
+    """
+    return gathered(*divided(reader, held_out), progress=progress)
+
+
+def gathered(train: Reader, test: Reader, *, progress: Progress | None = None) -> Images:
+    """All images of two readers in memory, each of them once; several are read at a time.
+
+    Raises:
+        ValueError: if the two are not of one kind, or an image cannot be read.
+    """
+    for field in ("shape", "dtype", "levels", "label_names"):
+        ours, theirs = getattr(train, field), getattr(test, field)
+        if ours != theirs:
+            raise ValueError(f"{train.name}: training and held-out images must have one {field}, got {ours}, {theirs}")
+    for field in ("labels", "captions"):
+        if (getattr(train, field) is None) != (getattr(test, field) is None):
+            raise ValueError(f"{train.name}: expected {field} of both training and held-out images or of neither")
+    arrays = np.empty((len(train), *train.shape), train.dtype), np.empty((len(test), *test.shape), test.dtype)
+    pairs = zip((train, test), arrays, strict=True)
+    places = [(reader, array, i) for reader, array in pairs for i in range(len(array))]
+
+    def read(place: tuple[Reader, np.ndarray, int]) -> None:
+        reader, array, i = place
+        array[i] = reader[i]
+
+    # What Pillow thinks of metadata is in the report of a folder, by name, and here it would be noise.  Filters are
+    # the whole process's, so they are set around all threads and not in each.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        in_threads(read, places, progress)
+    return Images(
+        *arrays, train.labels, test.labels, train.levels, train.name, train.label_names, train.captions, test.captions
+    )  # fmt: skip
+
+
+def in_threads(function: Callable[[A], B], items: Sequence[A], progress: Progress | None) -> list[B]:
+    """function(item) of every item, in order; an error or an interrupt ends it without beginning further ones."""
+    pool, results = ThreadPoolExecutor(), []
+    try:
+        for done, result in enumerate(pool.map(function, items), 1):
+            results.append(result)
+            if progress is not None:
+                progress(done, len(items))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return results

@@ -1,0 +1,109 @@
+"""What TensorFlow Datasets (TFDS) keeps images in: files of records, and the picture that is in a record.
+
+A tfrecord file is a row of (length, checksum, record, checksum).  Its records are those of an array_record file, and
+it does not take TensorFlow to read them; they are found by their lengths, and their checksums are not looked at.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+MODES = {("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4), ("I;16", 1)}  # Pillow's mode, and its channels
+
+
+class Records(Protocol):
+    """Serialized examples, read one by one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> bytes: ...
+
+
+class TFRecords:
+    """The records of tfrecord files.
+
+    Args:
+        files: (path, how many records to skip, how many to take, how many it holds).
+
+    Raises:
+        ValueError: if a file is cut off or holds another number of records.
+    """
+
+    def __init__(self, files: Sequence[tuple[Path, int, int, int]]) -> None:
+        self._paths = [path for path, *_ in files]
+        every = [_places(path, count)[skip : skip + take] for path, skip, take, count in files]
+        self._file = np.repeat(np.arange(len(files)), [len(places) for places in every])
+        self._places = np.concatenate(every)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, i: int) -> bytes:
+        start, length = map(int, self._places[i])
+        with self._paths[self._file[i]].open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+
+def _places(path: Path, count: int) -> np.ndarray:
+    """Where the records of a tfrecord file begin and how long they are, int64 [N, 2]."""
+    places, at, size = [], 0, path.stat().st_size
+    with path.open("rb") as file:
+        while at + 16 <= size:
+            file.seek(at)
+            length = int.from_bytes(file.read(8), "little")
+            places.append((at + 12, length))
+            at += 12 + length + 4
+    if at != size or len(places) != count:
+        raise ValueError(f"{path}: expected {count} whole records in {size} bytes, found {len(places)} in {at}")
+    return np.array(places, np.int64).reshape(-1, 2)
+
+
+def decoded(encoded: bytes, channels: int, dtype: np.dtype) -> np.ndarray:
+    """The image in a PNG, JPEG or other file, [H, W, channels] of dtype, as the data set declares it.
+
+    Raises:
+        ValueError: if it is of another kind; Pillow has further errors for what is damaged.
+    """
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded)) as file:
+        # as TFDS does: a colour data set may hold files that are grey or have a palette
+        picture = file.convert("RGB") if channels == 3 and file.mode in ("L", "P") else file
+        pixels, mode = np.asarray(picture), "I;16" if picture.mode.startswith("I;16") else picture.mode
+    if (mode, channels) not in MODES or (mode == "I;16") != (dtype == np.uint16):
+        raise ValueError(f"it has the mode {mode}; expected {dtype} of {channels} channels")
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def image_feature(source: str, features: Mapping[str, Any]) -> str:
+    """Which feature of TFDS holds the images.
+
+    Raises:
+        ValueError: if there is none, or more than one and none of them is called "image".
+    """
+    import tensorflow_datasets as tfds
+
+    def picture(feature: Any) -> bool:
+        return type(feature) is tfds.features.Image and feature.np_dtype in (np.uint8, np.uint16)
+
+    def array(feature: Any) -> bool:
+        if type(feature) is not tfds.features.Tensor or feature.np_dtype not in (np.uint8, np.uint16, np.float32):
+            return False
+        shape: Any = feature.shape
+        return len(shape) == 3 and None not in shape
+
+    pictures = [key for key, feature in features.items() if picture(feature)]
+    found = only(pictures, "image") or only([key for key, f in features.items() if key == "image" and array(f)])
+    if found is None:
+        shown = ", ".join(f"{key}: {type(feature).__name__}" for key, feature in sorted(features.items()))
+        raise ValueError(f"{source}: expected one feature of images, or one called 'image'; it has {shown}")
+    return found
+
+
+def only(names: Sequence[str], favourite: str = "") -> str | None:
+    """The favourite of some names if it is among them, or the one that there is."""
+    return favourite if favourite in names else names[0] if len(names) == 1 else None

@@ -1,0 +1,298 @@
+"""What is in a folder of images, before anything is done with them: every file is decoded once, and what is said of it
+is a report.
+
+A file is *bad* if its pixels cannot be had exactly as they are stored, or are not of the one mode that the others have.
+"""
+
+import os
+import stat
+import threading
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from ddpm_jax.data.files import EXTENSIONS, decoded
+from ddpm_jax.data.reader import Progress, in_threads
+
+SPLITS = ("train", "test", "val", "validation")
+SHOWN = 20  # names in a list; what follows is counted
+
+
+class File(NamedTuple):
+    """An image file.
+
+    path: below the folder, with "/".
+    size: bytes on disk.
+    format, mode: as in `files.Decoded`; "" if bad.
+    shape: (H, W, C), upright.
+    dtype: "uint8" or "uint16".
+    peak: the largest value.
+    turned: whether its Exif orientation was applied.
+    warning: what Pillow warns of, as damaged metadata; the pixels are used.
+    bad: why it cannot be used; "" if it can.
+    """
+
+    path: str
+    size: int = 0
+    format: str = ""
+    mode: str = ""
+    shape: tuple[int, int, int] = (0, 0, 0)
+    dtype: str = ""
+    peak: int = 0
+    turned: bool = False
+    warning: str = ""
+    bad: str = ""
+
+
+class Survey(NamedTuple):
+    """What a folder holds.
+
+    name: the source.
+    files: every image file in the order of its path, the bad ones too.
+    others: how many other files there are, by lower-case extension.
+    hidden: how many files and folders whose names begin with a dot; these are not entered.
+    tables: the .csv files beside the images.
+    size: (H, W) to which images will be brought, or None for as they are.
+    """
+
+    name: str
+    files: tuple[File, ...]
+    others: dict[str, int]
+    hidden: int
+    tables: tuple[str, ...]
+    size: tuple[int, int] | None
+
+    def good(self) -> tuple[File, ...]:
+        """The files that can be used."""
+        return tuple(file for file in self.files if not file.bad)
+
+    def bad(self) -> tuple[File, ...]:
+        """The files that cannot."""
+        return tuple(file for file in self.files if file.bad)
+
+    def sizes(self) -> Counter[tuple[int, int]]:
+        """How many usable images there are of each (H, W)."""
+        return Counter(file.shape[:2] for file in self.good())
+
+    def lines(self) -> list[str]:
+        """The report: counts, what will be resized, disk and memory, and by name what is bad and what is odd."""
+        good, bad = self.good(), self.bad()
+        disk = sum(file.size for file in self.files)
+        lines = [f"{self.name}: {len(self.files):,} image files, {disk / 1e6:,.1f} MB on disk; {len(good):,} usable"]
+        if good:
+            lines += [
+                f"formats   {counted(Counter(file.format for file in good))}",
+                f"modes     {counted(Counter(file.mode for file in good))}",
+                f"sizes     {counted(sized(self.sizes()))} (height x width)",
+                f"resizing  {self._resizing()}",
+                f"memory    {self._memory()}",
+            ]
+        turned = [file.path for file in good if file.turned]
+        if turned:
+            lines.append(f"turned    {len(turned):,} upright, as their Exif orientation says: {listed(turned, 3)}")
+        odd = [f"{shown(file.path)}: {file.warning}" for file in good if file.warning]
+        if odd:
+            lines.append(f"warnings  {len(odd):,} files have damaged metadata; their pixels are used{indented(odd)}")
+        if bad:
+            lines.append(f"bad       {len(bad):,} files cannot be used{indented(reasons(bad))}")
+        if self.others or self.hidden:
+            hidden = [f"{self.hidden:,} hidden"] if self.hidden else []
+            count = sum(self.others.values())
+            kinds = [f"{count:,} other files ({counted(Counter(self.others))})"] if count else []
+            lines.append(f"ignored   {', '.join(kinds + hidden)}")
+        return lines
+
+    def _resizing(self) -> str:
+        if self.size is None:
+            return "none"
+        height, width = self.size
+        sizes = self.sizes()
+        cut = sum(n for (h, w), n in sizes.items() if h * width != w * height)
+        fewer = sum(n for (h, w), n in sizes.items() if h < height or w < width)
+        same = sizes[self.size]
+        rest = sizes.total() - same
+        if not rest:
+            return f"none: all are {height}x{width}"
+        return (
+            f"{rest:,} to {height}x{width} with the Lanczos filter (antialiased), of which {cut:,} are cut to the "
+            f"middle first and {fewer:,} enlarged; {same:,} as they are"
+        )
+
+    def _memory(self) -> str:
+        total = 0
+        for file in self.good():
+            height, width = self.size or file.shape[:2]
+            total += height * width * file.shape[2] * (1 if file.dtype == "uint8" else 2)
+        return f"{total / 1e6:,.1f} MB when decoded"
+
+
+class Found(NamedTuple):
+    """The files below a folder: images with their bytes on disk, what only bears an image's name, the rest."""
+
+    images: dict[str, int]
+    bad: list[File]
+    others: Counter[str]
+    hidden: int
+    tables: list[str]
+
+
+def survey(root: Path, name: str, size: tuple[int, int] | None = None, progress: Progress | None = None) -> Survey:
+    """The survey of a folder: each image file is decoded, several at a time.
+
+    Args:
+        name: what the folder is called in the report.
+        size: (H, W) to which images will be brought; None for as they are.
+        progress: told (done, total) after each file.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it is not a folder.
+    """
+    if not root.exists():
+        raise FileNotFoundError(f"load: no folder {root}")
+    if not root.is_dir():
+        raise ValueError(f"{root}: not a folder; folder:PATH names the folder that images are in")
+    found = find(root)
+    files = _one_mode([*found.bad, *_examined(root, found.images, progress)])
+    files.sort(key=lambda file: file.path)
+    return Survey(name, tuple(files), dict(found.others), found.hidden, tuple(sorted(found.tables)), size)
+
+
+def find(root: Path) -> Found:
+    """All files below a folder; links are followed, but not in circles, and hidden ones are left out."""
+    found, hidden = Found({}, [], Counter(), 0, []), 0
+    folders: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while folders:
+        prefix, above = folders.pop()
+        try:
+            place = os.stat(root / prefix)
+            entries = sorted(os.scandir(root / prefix), key=lambda entry: entry.name)
+        except OSError as error:
+            found.bad.append(File(prefix or ".", bad=f"a folder that cannot be listed: {error.strerror}"))
+            continue
+        here = above | {(place.st_dev, place.st_ino)}
+        for entry in entries:
+            if entry.name.startswith("."):
+                hidden += 1
+            elif _add(entry, prefix + entry.name, here, found):
+                folders.append((f"{prefix}{entry.name}/", here))
+    return found._replace(hidden=hidden)
+
+
+def counted(counts: Counter[str]) -> str:
+    """ "1,200 RGB, 3 L", the most frequent first, and how many more kinds there are."""
+    kinds = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    more = f" and {len(kinds) - 6:,} others" if len(kinds) > 6 else ""
+    return ", ".join(f"{count:,} {kind}" for kind, count in kinds[:6]) + more
+
+
+def sized(sizes: Counter[tuple[int, int]]) -> Counter[str]:
+    """Counts of (H, W), as counts of "HxW"."""
+    return Counter({f"{height}x{width}": count for (height, width), count in sizes.items()})
+
+
+def shown(path: str) -> str:
+    """A path as it can be printed: escaped if it holds line ends, or bytes that are no text."""
+    return path if path.isprintable() else ascii(path)
+
+
+def reasons(bad: Sequence[File]) -> list[str]:
+    """ "PATH: why" for each file."""
+    return [f"{shown(file.path)}: {file.bad}" for file in bad]
+
+
+def listed(paths: Sequence[str], most: int = SHOWN) -> str:
+    """The first paths on one line, and how many more there are."""
+    more = f" and {len(paths) - most:,} more" if len(paths) > most else ""
+    return ", ".join(map(shown, paths[:most])) + more
+
+
+def indented(items: Sequence[str]) -> str:
+    """The first items on lines of their own, and how many more there are."""
+    more = [f"and {len(items) - SHOWN:,} more"] if len(items) > SHOWN else []
+    return "".join(f"\n  {item}" for item in [*items[:SHOWN], *more])
+
+
+def _add(entry: os.DirEntry[str], path: str, above: frozenset[tuple[int, int]], found: Found) -> bool:
+    """Notes an entry of a folder; True if it is a folder to enter."""
+    extension = PurePosixPath(entry.name).suffix.lower()
+    about, wrong = None, ""
+    try:
+        about = os.stat(entry.path)
+    except OSError as error:
+        wrong = f"a link that leads nowhere: {error.strerror}" if entry.is_symlink() else f"{error.strerror}"
+    if about is not None and stat.S_ISDIR(about.st_mode):
+        if (about.st_dev, about.st_ino) in above:
+            found.bad.append(File(f"{path}/", bad="a link to a folder that it is in"))
+            return False
+        if extension not in EXTENSIONS:
+            return True
+        wrong = "a folder, named like an image"
+    elif about is not None and not stat.S_ISREG(about.st_mode):
+        wrong = "not a regular file"
+    if extension not in EXTENSIONS:
+        if extension == ".csv" and not wrong and path.rpartition("/")[0] in ("", *SPLITS):
+            found.tables.append(path)
+        else:
+            found.others[extension or "without extension"] += 1
+    elif wrong:
+        found.bad.append(File(path, bad=wrong))
+    elif about is not None:
+        found.images[path] = about.st_size
+    return False
+
+
+def _examined(root: Path, images: dict[str, int], progress: Progress | None) -> list[File]:
+    """What decoding says of each file; a warning is noted with the file whose decoding gave it."""
+    from PIL import Image
+
+    Image.init()  # now, and not in several threads at once
+    current = threading.local()
+    warned: defaultdict[str, list[tuple[type[Warning], str]]] = defaultdict(list)
+
+    def note(message, category, filename, lineno, file=None, line=None):
+        path = getattr(current, "path", None)
+        if path is None:  # another thread of the program, which is not our concern
+            return before(message, category, filename, lineno, file, line)
+        warned[path].append((category, " ".join(str(message).split())))
+
+    def look(path: str) -> File:
+        current.path = path
+        try:
+            image = decoded(root / path)
+        except ValueError as error:
+            return File(path, images[path], bad=str(error))
+        pixels = image.pixels
+        height, width, channels = pixels.shape
+        return File(
+            path, images[path], image.format, image.mode, (height, width, channels), str(pixels.dtype),
+            int(pixels.max()), image.turned,
+        )  # fmt: skip
+
+    # Filters and `showwarning` are the whole process's, so they are set around all threads and not in each.
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        before, warnings.showwarning = warnings.showwarning, note
+        files = in_threads(look, list(images), progress)
+    for i, file in enumerate(files):
+        large = [text for category, text in warned[file.path] if category is Image.DecompressionBombWarning]
+        odd = [text for _, text in warned[file.path]]
+        if large and not file.bad:
+            files[i] = file._replace(bad=f"too large: {large[0]}")
+        elif odd:
+            files[i] = file._replace(warning=odd[0])
+    return files
+
+
+def _one_mode(files: list[File]) -> list[File]:
+    """The same files, of which those are bad that are not of the most frequent mode."""
+    modes = Counter(file.mode for file in files if not file.bad).most_common()
+    if len(modes) < 2:
+        return files
+    (mode, most), (_, second) = modes[:2]
+    if most == second:
+        return [file if file.bad else file._replace(bad=f"mode {file.mode}: no mode has a majority") for file in files]
+    odd = f"where {mode} is the most frequent"
+    return [file if file.bad or file.mode == mode else file._replace(bad=f"mode {file.mode}, {odd}") for file in files]

@@ -1,0 +1,799 @@
+"""Folders of images: what is in them is told by name, what can be used is used exactly, and the rest is refused."""
+
+import dataclasses
+import io
+import os
+import re
+import struct
+import time
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+from PIL import Image
+
+from ddpm_jax import config as configs
+from ddpm_jax import data
+from ddpm_jax.data.files import decoded, fitted
+from ddpm_jax.data.survey import survey
+
+
+def noise(*shape, dtype: type = np.uint8, seed=0) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
+
+
+def put(path: Path, pixels: np.ndarray, **options) -> Path:
+    """A picture of these pixels; the extension says in which format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path, **options)
+    return path
+
+
+def encoded(pixels, form, **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format=form, **options)
+    return file.getvalue()
+
+
+def reported(folder, **options):
+    """The images, and the report as one text."""
+    lines: list[str] = []
+    return data.load(f"folder:{folder}", report=lines.append, **options), "\n".join(lines)
+
+
+def together(images):
+    """Training and held-out images, in the order of the folder if labels count them."""
+    return np.concatenate([images.train, images.test])
+
+
+# What is read is what was written
+
+EXACT = [
+    ("L.png", 1, np.uint8, {}), ("LA.png", 2, np.uint8, {}), ("RGB.PNG", 3, np.uint8, {}),
+    ("RGBA.png", 4, np.uint8, {}), ("L.Tif", 1, np.uint8, {}), ("RGBA.tif", 4, np.uint8, {}),
+    ("RGB.tiff", 3, np.uint8, {"compression": "tiff_deflate"}),
+    ("16.png", 1, np.uint16, {}), ("16.tif", 1, np.uint16, {}), ("16.TIFF", 1, np.uint16, {"compression": "tiff_lzw"}),
+    ("RGB.bmp", 3, np.uint8, {}), ("L.BMP", 1, np.uint8, {}), ("RGB.webp", 3, np.uint8, {"lossless": True}),
+    ("RGBA.WebP", 4, np.uint8, {"lossless": True, "exact": True}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "channels", "dtype", "options"), EXACT, ids=[case[0] for case in EXACT])
+def test_pixels_survive_exactly(tmp_path, name, channels, dtype, options):
+    pixels = [noise(9, 7, channels, dtype=dtype, seed=i) for i in range(3)]
+    for i in range(3):
+        put(tmp_path / f"{i}{name}", pixels[i], **options)
+    train, test = data.parts(f"folder:{tmp_path}")
+    assert (train.shape, train.dtype, train.levels) == ((9, 7, channels), dtype, np.iinfo(dtype).max + 1)
+    found = sorted([train[0].tobytes(), train[1].tobytes(), test[0].tobytes()])
+    assert found == sorted(image.tobytes() for image in pixels)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.tiff"])
+def test_every_one_of_sixteen_bits_survives(tmp_path, name):
+    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
+    options = {"compression": "tiff_adobe_deflate"} if name == "a.tiff" else {}
+    image = decoded(put(tmp_path / name, ramp, **options))
+    assert (image.mode, image.pixels.dtype) == ("I;16", np.uint16)
+    np.testing.assert_array_equal(image.pixels, ramp)
+
+
+def test_big_endian_tiffs_and_arrays_are_the_same_numbers(tmp_path):
+    ramp = np.arange(300, dtype=np.uint16).reshape(15, 20) * 218
+    entries = [(256, 3, 20), (257, 3, 15), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8 + 2 + 12 * 8 + 4)]
+    entries += [(277, 3, 1), (279, 4, 600)]
+    shift = {3: 65536, 4: 1}  # a short stands to the left in its four bytes
+    table = b"".join(struct.pack(">HHII", tag, kind, 1, value * shift[kind]) for tag, kind, value in entries)
+    tiff = b"MM\0*" + struct.pack(">IH", 8, 8) + table + bytes(4) + ramp.astype(">u2").tobytes()
+    (tmp_path / "a.tif").write_bytes(tiff)
+    np.save(tmp_path / "a.npy", ramp.astype(">u2"))
+    for name, mode in [("a.tif", "I;16"), ("a.npy", "uint16 x 1")]:
+        image = decoded(tmp_path / name)
+        assert (image.mode, image.pixels.dtype.isnative) == (mode, True)
+        np.testing.assert_array_equal(image.pixels[..., 0], ramp)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 1), (6, 5, 2), (6, 5, 7)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_arrays_may_have_any_number_of_channels(tmp_path, shape, dtype):
+    for i in range(4):
+        np.save(tmp_path / f"{i}.npy", np.full(shape, i, dtype))
+    images = data.load(f"folder:{tmp_path}")
+    assert images.train.shape == (3, *shape[:2], shape[2] if len(shape) == 3 else 1)
+    assert images.train.dtype == dtype
+    assert sorted(together(images)[:, 0, 0, 0]) == [0, 1, 2, 3]
+
+
+def test_lossy_formats_are_close(tmp_path):
+    slope = np.broadcast_to(np.arange(0, 250, 5, dtype=np.uint8)[:, None, None], (50, 40, 3))
+    for name in ("a.jpg", "b.JPEG", "c.webp"):
+        image = decoded(put(tmp_path / name, slope, quality=95)).pixels
+        assert np.abs(image.astype(int) - slope).max() <= 8
+
+
+def test_the_content_counts_and_not_the_extension(tmp_path):
+    pixels = noise(5, 5, 3)
+    (tmp_path / "a.jpg").write_bytes(encoded(pixels, "PNG"))
+    image = decoded(tmp_path / "a.jpg")
+    assert image.format == "PNG"
+    np.testing.assert_array_equal(image.pixels, pixels)
+
+
+# Order, labels by folder, splits
+
+
+def test_the_order_and_the_division_are_those_of_an_npz_file(tmp_path):
+    pixels = noise(60, 4, 4, 3)
+    names = sorted(f"{'ab'[i % 2]}{'/-'[i % 3 == 0]}{i}.png" for i in range(60))  # "-" comes before "/"
+    for i in np.random.RandomState(1).permutation(60):  # files are made in another order than that of their names
+        put(tmp_path / "images" / names[i], pixels[i])
+    np.savez(tmp_path / "a.npz", images=pixels)
+    ours, theirs = (data.load(source, held_out=0.2) for source in (f"folder:{tmp_path}", f"npz:{tmp_path / 'a.npz'}"))
+    np.testing.assert_array_equal(ours.train, theirs.train)
+    np.testing.assert_array_equal(ours.test, theirs.test)
+
+
+def test_labels_are_the_first_level_of_folders(tmp_path):
+    for i in range(30):
+        deeper = "deep/er/" if i % 2 else ""
+        put(tmp_path / ("dog", "ant", "cat")[i % 3] / f"{deeper}{i}.png", np.full((2, 2, 3), i, np.uint8))
+    images, report = reported(tmp_path)
+    assert images.label_names == ("ant", "cat", "dog")
+    for pixels, labels in [(images.train, images.train_labels), (images.test, images.test_labels)]:
+        assert labels is not None and labels.dtype == np.int32
+        np.testing.assert_array_equal(labels, np.array([2, 0, 1])[pixels[:, 0, 0, 0] % 3])
+    assert "labels    by sub-folder: 3 (ant, cat, dog)" in report
+    assert "27 training and 3 held-out images: held_out=0.1" in report
+    put(tmp_path / "loose.png", np.zeros((2, 2, 3), np.uint8))
+    images, report = reported(tmp_path)
+    assert (images.train_labels, images.label_names) == (None, ())
+    assert "labels    none: 1 images lie outside of the sub-folders (loose.png)" in report
+
+
+def test_folders_named_by_numbers_are_in_their_order(tmp_path):
+    for i in range(12):
+        put(tmp_path / str(i) / "a.png", np.full((2, 2, 3), i, np.uint8))
+    images = data.load(f"folder:{tmp_path}")
+    assert images.train_labels is not None
+    np.testing.assert_array_equal(images.train_labels, images.train[:, 0, 0, 0])
+
+
+@pytest.mark.parametrize("held", ["test", "val", "validation"])
+def test_folders_that_divide_are_no_labels(tmp_path, held):
+    for i in range(9):
+        part = (held, "train", "train")[i % 3]
+        put(tmp_path / part / "xyz"[i // 3] / f"{i}.png", np.full((2, 2, 3), i, np.uint8))
+    images, report = reported(tmp_path, held_out=0.9)
+    assert images.test[:, 0, 0, 0].tolist() == [0, 3, 6]
+    assert images.train[:, 0, 0, 0].tolist() == [1, 2, 4, 5, 7, 8]
+    assert images.train_labels is not None and images.test_labels is not None
+    assert (images.train_labels.tolist(), images.test_labels.tolist()) == ([0, 0, 1, 1, 2, 2], [0, 1, 2])
+    assert f"6 training and 3 held-out images: train/ and {held}/" in report
+
+
+def test_splits_that_are_not_clear_are_refused(tmp_path):
+    pixels = noise(2, 2, 3)
+    put(tmp_path / "train" / "a.png", pixels)
+    put(tmp_path / "bus" / "a.png", pixels)
+    assert data.load(f"folder:{tmp_path}").label_names == ("bus", "train")  # no test: these are classes
+    put(tmp_path / "test" / "a.png", pixels)
+    with pytest.raises(ValueError, match=r"1 images lie outside of train/ and test/: bus/a\.png; move them"):
+        data.load(f"folder:{tmp_path}")
+    (tmp_path / "bus").rename(tmp_path / "val")
+    with pytest.raises(ValueError, match="test/, val/ beside train/; keep one of them"):
+        data.load(f"folder:{tmp_path}")
+    (tmp_path / "val" / "a.png").unlink()
+    (tmp_path / "test" / "a.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="no usable images in test/"):
+        data.load(f"folder:{tmp_path}", skip_bad=True)
+
+
+# A dirty folder
+
+
+def cut_off(pixels, form):
+    whole = encoded(pixels, form)
+    return whole[: len(whole) * 2 // 3]
+
+
+def sixteen_bit_colour_png(pixels):
+    """Of uint16 [H, W, 3], which Pillow does not write."""
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(map(chunk, (b"IHDR", b"IDAT", b"IEND"), (header, zlib.compress(rows), b"")))
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def animation(form, mode="RGB"):
+    frames = [Image.fromarray(noise(8, 8, 3, seed=i)).convert(mode) for i in range(3)]
+    file = io.BytesIO()
+    frames[0].save(file, format=form, save_all=True, append_images=frames[1:], duration=100)
+    return file.getvalue()
+
+
+def converted(mode, form, **options):
+    file = io.BytesIO()
+    Image.fromarray(noise(8, 8, 3)).convert(mode).save(file, format=form, **options)
+    return file.getvalue()
+
+
+def array(pixels):
+    file = io.BytesIO()
+    np.save(file, pixels)
+    return file.getvalue()
+
+
+SMALL = noise(8, 8, 3)
+GOOD = {
+    "one/a.JPG": encoded(SMALL, "JPEG"),
+    "one/b.webp": encoded(SMALL, "WEBP"),
+    "two/deep/c.PNG": encoded(SMALL, "PNG"),
+}
+BAD = {
+    "cut.jpg": (cut_off(noise(64, 64, 3), "JPEG"), "cannot be decoded, damaged or cut off: .*truncated"),
+    "cut.png": (cut_off(noise(64, 64, 3), "PNG"), "cannot be decoded, damaged or cut off: "),
+    "cut.webp": (cut_off(noise(64, 64, 3), "WEBP"), "(cannot be decoded, damaged or cut off|not an image)"),
+    "cut.tif": (cut_off(noise(64, 64, 3), "TIFF"), "(cannot be decoded, damaged or cut off|not an image)"),
+    "cut.npy": (array(SMALL)[:-20], "not a .npy file, or not a whole one"),
+    "empty.png": (b"", "empty: 0 bytes"),
+    "empty.npy": (b"", "empty: 0 bytes"),
+    "text.png": (b"hello", r"not an image, or a damaged one \(none of PNG, JPEG"),
+    "text.npy": (b"hello", "not a .npy file, or not a whole one"),
+    "gif.gif": (animation("GIF"), "animated, or several images in one file: 3 frames"),
+    "webp.webp": (animation("WEBP"), "animated, .*: 3 frames"),
+    "apng.png": (animation("PNG"), "animated, .*: 3 frames"),
+    "pages.tif": (animation("TIFF"), "animated, .*: 3 frames"),
+    "cmyk.jpg": (converted("CMYK", "JPEG"), "mode CMYK: convert it to one of L, LA, RGB, RGBA"),
+    "gray.png": (converted("L", "PNG"), "mode L, where RGB is the most frequent"),
+    "alpha.png": (converted("RGBA", "PNG"), "mode RGBA, where RGB is the most frequent"),
+    "palette.png": (converted("P", "PNG"), "mode P, a palette: convert it to RGB"),
+    "bits.png": (converted("1", "PNG"), "mode 1, one bit per pixel: convert it to L"),
+    "float.tif": (converted("F", "TIFF"), "mode F: convert it to one of"),
+    "key.png": (converted("RGB", "PNG", transparency=(1, 2, 3)), "mode RGB with one transparent colour"),
+    "deep.png": (encoded(noise(8, 8, dtype=np.uint16), "PNG"), "mode I;16, where RGB"),
+    "deeper.png": (sixteen_bit_colour_png(noise(8, 8, 3, dtype=np.uint16)), "16 bits in each of 3 channels, .*npy"),
+    "array.npy": (array(noise(8, 8, 5)), "mode uint8 x 5, where RGB"),
+    "float.npy": (array(SMALL / 255), r"an array float64 \(8, 8, 3\); .*rint\(255 \* image\)"),
+    "long.npy": (array(SMALL.astype(int)), r"an array int64 \(8, 8, 3\); .*image.astype\(numpy.uint8\)"),
+    "object.npy": (array(np.array([None])), "not a .npy file, or not a whole one: .*allow_pickle"),
+    "flat.npy": (array(SMALL[0, 0]), r"an array uint8 \(3,\); expected one image, \[H, W, C\]"),
+    "none.npy": (array(SMALL[:0]), r"an array uint8 \(0, 8, 3\); expected one image"),
+    "first.npy": (
+        array(SMALL.transpose(2, 0, 1)),
+        r"an array uint8 \(3, 8, 8\), channels first; .*save numpy.moveaxis\(image, 0, -1\)",
+    ),
+}
+
+
+@pytest.fixture
+def dirty(tmp_path):
+    """A folder with every kind of file there is."""
+    contents = GOOD | {f"two/{name}": content for name, (content, _) in BAD.items()}
+    contents |= {"notes.txt": b"hello", "two/more.TXT": b"", "meta.json": b"{}", "two/Thumbs.db": b"\0", "README": b""}
+    contents |= {".DS_Store": b"\0", "two/.hidden.png": b"\0", ".git/a.png": b"\0"}
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "two" / "folder.png").mkdir()
+    return tmp_path
+
+
+def test_a_dirty_folder_is_reported_by_name_and_the_rest_loads(dirty):
+    with pytest.raises(ValueError, match=f"{len(BAD) + 1} of {len(BAD) + 4} image files cannot be used; .*--data.skip"):
+        data.load(f"folder:{dirty}")
+    images, report = reported(dirty, skip_bad=True)
+    found = survey(dirty, "dirty")
+    why = {file.path: file.bad for file in found.bad()}
+    assert set(why) == {f"two/{name}" for name in BAD} | {"two/folder.png"}
+    assert why["two/folder.png"] == "a folder, named like an image"
+    for name, (_, text) in BAD.items():
+        assert re.match(text, why[f"two/{name}"]), (name, why[f"two/{name}"])
+    assert "3 usable" in report
+    assert "formats   1 JPEG, 1 PNG, 1 WEBP\nmodes     3 RGB\nsizes     3 8x8 (height x width)" in report
+    assert "(1 .db, 1 .json, 2 .txt, 1 without extension), 3 hidden" in report.replace(
+        "2 .txt, 1 .db, 1 .json", "1 .db, 1 .json, 2 .txt"
+    )
+    assert (len(images.train), len(images.test), images.label_names) == (2, 1, ("one", "two"))
+    # The error and the report hold the first twenty by name, and count the others.
+    assert f"\n  and {len(BAD) + 1 - 20} more" in report
+
+
+def test_twenty_bad_files_are_named_and_the_others_counted(tmp_path):
+    for i in range(25):
+        (tmp_path / f"{i:02}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"25 of 25 image files cannot be used") as caught:
+        data.load(f"folder:{tmp_path}")
+    lines = str(caught.value).splitlines()
+    told: list[str] = []
+    with pytest.raises(ValueError):
+        data.load(f"folder:{tmp_path}", report=told.append)
+    assert "25 image files, 0.0 MB on disk; 0 usable" in told[0]  # the report comes first
+    assert lines[1] == "  00.png: empty: 0 bytes"
+    assert lines[20:] == ["  19.png: empty: 0 bytes", "  and 5 more"]
+    with pytest.raises(ValueError, match="none of 25 image files can be used"):
+        data.load(f"folder:{tmp_path}", skip_bad=True)
+
+
+def test_without_a_majority_no_mode_is_chosen(tmp_path):
+    for i in range(4):
+        put(tmp_path / f"{i}.png", noise(2, 2, (1, 3)[i % 2]))
+    with pytest.raises(
+        ValueError, match=r"none of 4 .*\n  0.png: mode L: no mode has a majority\n  1.png: mode RGB: no"
+    ):
+        data.load(f"folder:{tmp_path}", skip_bad=True)
+
+
+def test_folders_without_images_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no images: looked for .png, .jpg, .*, and no other files"):
+        data.load(f"folder:{tmp_path}")
+    (tmp_path / "a.heic").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"no images: looked for .png, .* and its sub-folders; found 1 .heic"):
+        data.load(f"folder:{tmp_path}")
+    with pytest.raises(ValueError, match=r"a\.heic: not a folder; folder:PATH names the folder"):
+        data.load(f"folder:{tmp_path / 'a.heic'}")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
+        data.load(f"folder:{tmp_path / 'nowhere'}")
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    for i in range(3):
+        put(tmp_path / "elsewhere" / f"{i}.png", np.full((2, 2, 3), i, np.uint8))
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "one.png").symlink_to(tmp_path / "elsewhere" / "0.png")
+    assert len(survey(root, "links").good()) == 4
+    (tmp_path / "elsewhere" / "up").symlink_to(root)
+    (root / "broken.png").symlink_to(tmp_path / "nothing")
+    (root / "self.png").symlink_to(root / "self.png")
+    (root / "broken").symlink_to(tmp_path / "nothing")
+    os.mkfifo(root / "pipe.png")  # to open it would be to wait for ever
+    found = survey(root, "links")
+    assert {file.path: file.bad.split(":")[0] for file in found.bad()} == {
+        "linked/up/": "a link to a folder that it is in",
+        "broken.png": "a link that leads nowhere",
+        "self.png": "a link that leads nowhere",
+        "pipe.png": "not a regular file",
+    }
+    assert (len(found.good()), found.others) == (4, {"without extension": 1})
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read_is_named(tmp_path):
+    put(tmp_path / "a.png", SMALL).chmod(0)
+    put(tmp_path / "b" / "c.png", SMALL).parent.chmod(0)
+    found = {file.path: file.bad for file in survey(tmp_path, "closed").bad()}
+    (tmp_path / "b").chmod(0o700)
+    assert found == {
+        "a.png": "cannot be opened: Permission denied",
+        "b/": "a folder that cannot be listed: Permission denied",
+    }
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file whose reading fails")
+def test_files_that_fail_while_they_are_read_are_named(tmp_path):
+    (tmp_path / "a.png").symlink_to("/proc/self/mem")
+    (tmp_path / "a.npy").symlink_to("/proc/self/mem")
+    assert len(survey(tmp_path, "broken").bad()) == 2
+
+
+def test_names_that_are_no_text_can_be_printed(tmp_path):
+    os.makedirs(os.fsencode(tmp_path) + b"/\xff")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff/a\n.png")).write_bytes(b"")
+    with pytest.raises(ValueError, match=re.escape(r"'\udcff/a\n.png': empty")) as caught:
+        data.load(f"folder:{tmp_path}")
+    str(caught.value).encode()
+
+
+# Damage and warnings
+
+
+@pytest.mark.parametrize(("form", "extension"), [("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"), ("TIFF", "tif")])
+def test_damaged_files_are_bad_or_load_and_nothing_else_happens(tmp_path, form, extension):
+    original = bytearray(encoded(noise(24, 24, 3), form, **({"compression": "tiff_lzw"} if form == "TIFF" else {})))
+    random = np.random.RandomState(sum(map(ord, form)))
+    (tmp_path / f"whole.{extension}").write_bytes(original)
+    for i in range(100):
+        damaged = bytearray(original)
+        start = random.randint(0, (64, len(damaged))[i % 2])  # half of the damage is in the header
+        if i % 5 == 0:
+            damaged = damaged[:start]
+        elif i % 5 == 1:
+            damaged[start : start + random.randint(1, 30)] = b""
+        elif i % 5 == 2:
+            damaged[start:start] = random.bytes(random.randint(1, 30))
+        else:
+            for place in random.randint(0, (64, len(damaged))[i % 2], 1 + i % 4):
+                damaged[place] = random.randint(256)
+        (tmp_path / f"{i:02}.{extension}").write_bytes(damaged)
+    found = survey(tmp_path, "damaged")
+    assert len(found.files) == 101
+    assert 20 < len(found.bad()) <= 100  # checksums, ends and headers say much; the whole one is not among them
+    assert found.files[-1].bad == ""
+    assert all(file.shape[2] > 0 for file in found.good())
+    same = [file for file in found.files if file.shape == (24, 24, 3)]
+    for file in (file for file in found.good() if file not in same):
+        (tmp_path / file.path).unlink()
+    images = data.load(f"folder:{tmp_path}", skip_bad=True)
+    assert len(images.train) + len(images.test) == len([file for file in same if not file.bad])
+
+
+def test_too_many_pixels_are_bad_and_no_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for side in (10, 12, 20):
+        put(tmp_path / f"{side}.png", noise(side, side, 3))
+    found = survey(tmp_path, "large")
+    assert [(file.path, file.bad.split(":")[0]) for file in found.bad()] == [
+        ("12.png", "too large"),
+        ("20.png", "too large to be decoded"),
+    ]
+
+
+def test_a_header_that_claims_much_costs_nothing(tmp_path):
+    header = struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    )
+    huge = array(SMALL).replace(b"(8, 8, 3), }", b"(8, 8, 3000000000), }")
+    (tmp_path / "a.npy").write_bytes(huge)
+    assert len(survey(tmp_path, "claims").bad()) == 2
+
+
+def test_damaged_metadata_are_in_the_report_and_the_pixels_are_used(tmp_path):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack("<HHII", 0x110, 2, 100, 5000)
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_bytes(
+            encoded(noise(8, 8, 3, seed=i), "JPEG", **({"exif": exif} if i == 1 else {}))
+        )
+    images, report = reported(tmp_path)
+    assert len(images.train) == 2
+    assert "warnings  1 files have damaged metadata; their pixels are used\n  1.jpg: " in report
+
+
+# Orientation
+
+# Exif 2.3, 4.6.4 A: row 0 and column 0 of the stored image are these sides of the scene.
+SIDES = {
+    1: "top left",
+    2: "top right",
+    3: "bottom right",
+    4: "bottom left",
+    5: "left top",
+    6: "right top",
+    7: "right bottom",
+    8: "left bottom",
+}
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tif"])
+def test_images_are_turned_upright_as_exif_says(tmp_path, extension):
+    stored = np.zeros((24, 48, 3), np.uint8)
+    stored[0:8], stored[:, 0:8] = (250, 0, 0), (0, 250, 0)  # row 0 is red, column 0 green
+    for orientation, sides in SIDES.items():
+        exif = Image.Exif()
+        exif[274] = orientation
+        path = put(
+            tmp_path / f"{orientation}.{extension}",
+            stored,
+            exif=exif,
+            **({"lossless": True} if extension == "webp" else {}),
+        )
+        image = decoded(path)
+        edges = {"top": image.pixels[4, 10:-10], "bottom": image.pixels[-5, 10:-10]}
+        edges |= {"left": image.pixels[10:-10, 4], "right": image.pixels[10:-10, -5]}
+        strongest = {name: edge.mean(0).argmax() for name, edge in edges.items() if edge.mean(0).max() > 200}
+        row, column = sides.split()
+        assert strongest == {row: 0, column: 1}, orientation
+        assert image.turned == (orientation != 1)
+    if extension == "png":
+        _, report = reported(tmp_path, resolution=(24, 24))
+        assert "turned    7 upright, as their Exif orientation says: 2.png, 3.png, 4.png and 4 more" in report
+        assert "sizes     4 24x48, 4 48x24 (height x width)" in report
+
+
+# Resizing
+
+
+def lanczos(size, begin, end, out):
+    """The matrix [out, size] that scales begin .. end to `out` values: Lanczos of order 3, widened when it reduces."""
+    scale = (end - begin) / out
+    wider = max(scale, 1)
+    centres = begin + (np.arange(out) + 0.5) * scale
+    x = (np.arange(size) + 0.5 - centres[:, None]) / wider
+    weights = np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0)
+    return weights / weights.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("stored", "size"), [((30, 30), (10, 10)), ((24, 40), (12, 12)), ((40, 25), (16, 30)), ((8, 9), (20, 20))]
+)
+@pytest.mark.parametrize(("levels", "dtype"), [(256, np.uint8), (65536, np.uint16)])
+def test_all_bits_are_kept_through_resizing(stored, size, levels, dtype):
+    pixels = noise(*stored, 3, dtype=dtype)
+    height, width = stored
+    tall, wide = min(height, width * size[0] / size[1]), min(width, height * size[1] / size[0])
+    down = lanczos(height, (height - tall) / 2, (height + tall) / 2, size[0])
+    across = lanczos(width, (width - wide) / 2, (width + wide) / 2, size[1])
+    exact = np.clip(np.einsum("yh,xw,hwc->yxc", down, across, pixels.astype(float)), 0, levels - 1)
+    found = fitted(pixels, f"{np.dtype(dtype)} x 3", size, levels)
+    assert found.dtype == dtype
+    assert np.abs(found - exact).max() < 0.5 + 0.05  # half a level of rounding, and float32
+
+
+def test_the_middle_is_taken_and_not_squeezed(tmp_path):
+    pixels = noise(10, 20, 3)
+    # The middle square at its own size: nothing is scaled.
+    np.testing.assert_array_equal(fitted(pixels, "RGB", (10, 10), 256), pixels[:, 5:15])
+    np.testing.assert_array_equal(fitted(pixels.swapaxes(0, 1), "RGB", (10, 10), 256), pixels.swapaxes(0, 1)[5:15])
+    np.testing.assert_array_equal(fitted(pixels, "RGB", (10, 20), 256), pixels)
+    # A disc stays a disc.
+    y, x = np.mgrid[:60, :120]
+    disc = (255 * ((y - 29.5) ** 2 + (x - 59.5) ** 2 < 20**2)).astype(np.uint8)[..., None]
+    small = fitted(disc, "L", (30, 30), 256)[..., 0]
+    assert abs(small.sum() / 255 - np.pi * 10**2) < 3
+    np.testing.assert_array_equal(small, small.T)
+
+
+def test_reducing_averages_and_does_not_drop_pixels():
+    stripes = np.zeros((64, 64, 1), np.uint8)
+    stripes[:, ::2] = 255
+    inner = fitted(stripes, "L", (16, 16), 256)[:, 3:-3]
+    assert np.abs(inner.astype(int) - 127.5).max() < 5  # taking every fourth pixel would give 0 or 255
+
+
+def test_the_colour_of_invisible_pixels_is_not_mixed_in():
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:, :4], pixels[:, 4:] = (200, 0, 0, 255), (0, 200, 0, 0)
+    found = fitted(pixels, "RGBA", (1, 1), 256)[0, 0]
+    assert found[:3].tolist() == [200, 0, 0]
+    assert abs(int(found[3]) - 128) <= 1
+
+
+@pytest.mark.parametrize(("levels", "dtype"), [(17, np.uint8), (256, np.uint8), (1000, np.uint16), (65536, np.uint16)])
+def test_resized_images_stay_within_their_levels_and_flat_ones_flat(levels, dtype):
+    edge = np.zeros((40, 40, 1), dtype)
+    edge[:, 20:] = levels - 1  # where the filter swings over
+    mode = "L" if dtype == np.uint8 else "I;16"
+    found = fitted(edge, mode, (13, 13), levels)
+    assert (found.min(), found.max()) == (0, levels - 1)
+    flat = np.full((40, 30, 1), levels - 2, dtype)
+    np.testing.assert_array_equal(fitted(flat, mode, (13, 7), levels), levels - 2)
+
+
+def test_different_sizes_need_a_resolution(tmp_path):
+    for i in range(12):
+        put(
+            tmp_path / f"{i}.png",
+            np.full([(20, 20, 3), (30, 40, 3), (50, 20, 3)][i % 3 if i < 9 else 0], 10 * i, np.uint8),
+        )
+    with pytest.raises(ValueError, match=r"sizes: 6 20x20, 3 30x40, 3 50x20 \(height.*--data.resolution 16 .*to 16x16"):
+        data.load(f"folder:{tmp_path}")
+    images, report = reported(tmp_path, resolution=(20,))
+    assert (
+        "resizing  6 to 20x20 with the Lanczos filter (antialiased), of which 6 are cut to the middle first" in report
+    )
+    assert "and 0 enlarged; 6 as they are" in report
+    assert "memory    0.0 MB when decoded" in report
+    assert images.train.shape[1:] == (20, 20, 3)
+    assert sorted(together(images)[:, 3, 4, 1]) == [10 * i for i in range(12)]
+    wide, report = reported(tmp_path, resolution=(24, 32))
+    assert wide.train.shape[1:] == (24, 32, 3)
+    assert "12 to 24x32" in report and "9 are cut to the middle first and 9 enlarged" in report
+
+
+def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path):
+    for i in range(4):
+        put(tmp_path / f"{i}.png", SMALL)
+    with pytest.raises(ValueError, match=r"4 images 16384x16384x3 uint8 take 3.0 GiB, more than the 2 GiB"):
+        data.load(f"folder:{tmp_path}", resolution=(16384,))
+
+
+# Tables
+
+
+THREE = "0.png,x\n1.png,x\n2.png,x\n"
+HEADER = "a.csv: expected a header with the columns file and label"
+TABLES = {
+    "a row too many": ({"a.csv": f"file,label\n{THREE}9.png,x\n"}, r"1 rows name files .*\n  a.csv, line 5: 9.png"),
+    "a row too few": ({"a.csv": "file,caption\n0.png,x\n2.png,x\n"}, r"1 images have no caption .*\n  1.png"),
+    "twice": (
+        {"a.csv": f"file,label\n{THREE}./0.png,y\n"},
+        r"1 rows .*second time:\n  a.csv, line 5: ./0.png, which has its label from a.csv, line 2",
+    ),
+    "twice in two": (
+        {"a.csv": f"file,label\n{THREE}", "b.csv": "file,label\n1.png,x\n"},
+        "b.csv, line 2: 1.png, .* from a.csv, line 3",
+    ),
+    "an unquoted comma": ({"a.csv": "file,caption\n0.png,red, round\n"}, "line 2: 3 values under 2 columns; .*quotes"),
+    "too few values": ({"a.csv": "file,caption\n0.png\n"}, "a.csv, line 2: 1 values under 2 columns"),
+    "no header": ({"a.csv": THREE}, f"{HEADER}, .*found 0.png,x;"),
+    "nothing": ({"a.csv": ""}, f"{HEADER}, .* found none; if it is not about these images, put it elsewhere"),
+    "one column": ({"a.csv": "file\n0.png\n"}, f"{HEADER}, .* found file;"),
+    "a column twice": ({"a.csv": "file,label,label\n0.png,x,y\n"}, f"{HEADER}, .* found file,label,label"),
+    "an empty label": ({"a.csv": "file,label\n0.png, \n"}, "a.csv, line 2: an empty label"),
+    "an empty file": ({"a.csv": "file,label\n,x\n"}, "a.csv, line 2: an empty file"),
+    "not text": ({"a.csv": b"file,label\n\xff\xfe,x\n"}, "a.csv: cannot be read as a table in UTF-8"),
+    "quotes": ({"a.csv": 'file,label\n0.png,"x\n'}, "a.csv: cannot be read as a table in UTF-8: unexpected end"),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_tables_that_are_refused(tmp_path, case):
+    tables, text = TABLES[case]
+    for i in range(3):
+        put(tmp_path / f"{i}.png", SMALL)
+    for name, content in tables.items():
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=text):
+        data.load(f"folder:{tmp_path}")
+
+
+def test_labels_and_captions_come_from_tables(tmp_path):
+    for i in range(20):
+        put(tmp_path / ("a/b", "c")[i % 2] / f"{i}.png", np.full((2, 2, 3), i, np.uint8))
+    (tmp_path / "c" / "20.png").write_bytes(b"")  # left out, though a table names it
+    rows = [f"{('a/b', 'c')[i % 2]}/{i}.png,{i % 4 * 5},ignored" for i in range(21) if i != 20] + ["c/20.png,5,"]
+    (tmp_path / "labels.csv").write_text("\ufefffile,label,more\n" + "\n".join(reversed(rows)) + "\n")
+    texts = [f'"{row.split(",")[0]}","no. {i}, a ""grey"" one"' for i, row in enumerate(rows)]
+    (tmp_path / "texts.CSV").write_text("file,caption\r\n" + "\r\n".join(texts) + "\r\n")
+    images, report = reported(tmp_path, skip_bad=True)
+    assert images.label_names == ("0", "5", "10", "15")
+    for pixels, labels, captions in [
+        (images.train, images.train_labels, images.train_captions),
+        (images.test, images.test_labels, images.test_captions),
+    ]:
+        assert labels is not None and captions is not None
+        numbers = pixels[:, 0, 0, 0]
+        np.testing.assert_array_equal(labels, numbers % 4)
+        assert captions == tuple(f'no. {i}, a "grey" one' for i in numbers)
+    assert "tables    labels.csv, texts.CSV\nlabels    of the column 'label': 4 (0, 5, 10, 15)" in report
+    assert "ignored" not in report
+
+
+def test_tables_may_lie_in_the_folders_that_divide(tmp_path):
+    for part in ("train", "test"):
+        put(tmp_path / part / "deep" / "a.png", SMALL)
+        (tmp_path / part / "captions.csv").write_text(f"file,caption\ndeep/a.png,in {part}\n")
+    images = data.load(f"folder:{tmp_path}")
+    assert (images.train_captions, images.test_captions) == (("in train",), ("in test",))
+    assert images.label_names == ("deep",)  # from the folders: the tables have captions alone
+
+
+# Options, and readers as such
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"levels": 300}, "images of type uint8 have 2 to 256 levels, got levels=300"),
+        ({"levels": 10}, r"1\.png holds the value 10, above levels - 1 = 9"),
+        ({"held_out": 1.0}, "0 < held_out < 1, got 1.0"),
+        ({"held_out": 0.9}, r"has 2 images; holding out held_out=0.9 of them leaves none"),
+        ({"resolution": (1, 2, 3)}, "one side, as 64, or height and width, as 48 64, got 1 2 3"),
+        ({"resolution": (0,)}, "resolution must be .*got 0"),
+    ],
+)
+def test_options_that_are_refused(tmp_path, options, text):
+    for i in range(2):
+        put(tmp_path / f"{i}.png", np.full((2, 2, 3), 10 * i, np.uint8))
+    with pytest.raises(ValueError, match=text):
+        data.load(f"folder:{tmp_path}", **options)
+
+
+def test_sources_that_are_no_folders_are_not_resized(tmp_path):
+    with pytest.raises(
+        ValueError, match="resolution and skip_bad are for folder: and tfds: sources; 'digits' is taken as it is"
+    ):
+        data.load("digits", resolution=(4,))
+    with pytest.raises(ValueError, match=r"parts: expected a source .folder:PATH., .* got 'digits'"):
+        data.parts("digits")
+    with pytest.raises(ValueError, match=f'expected "digits", .* or "tfds:NAME"; did you mean "folder:{tmp_path}"'):
+        data.load(str(tmp_path))
+
+
+def test_levels_may_be_fewer(tmp_path):
+    for i in range(4):
+        put(tmp_path / f"{i}.png", np.full((2, 2, 1), 5 * i, np.uint8))
+    assert data.load(f"folder:{tmp_path}", levels=16).levels == 16
+
+
+def test_progress_is_told_after_each_image(tmp_path):
+    for i in range(5):
+        put(tmp_path / f"{i}.png", SMALL)
+    told = []
+    data.load(f"folder:{tmp_path}", progress=lambda done, total: told.append((done, total)))
+    assert told == 2 * [(i, 5) for i in range(1, 6)]
+
+
+def test_a_file_that_changes_is_noticed(tmp_path):
+    for i in range(5):
+        put(tmp_path / f"{i}.png", SMALL)
+    train, test = data.parts(f"folder:{tmp_path}")
+    for i in range(5):
+        put(tmp_path / f"{i}.png", noise(8, 9, 3))
+    with pytest.raises(ValueError, match=r"\d\.png: was RGB \(8, 8, 3\) when .*is RGB \(8, 9, 3\)"):
+        train[0]
+    for i in range(5):
+        (tmp_path / f"{i}.png").unlink()
+    with pytest.raises(ValueError, match=r"\d\.png: cannot be opened: No such file"):
+        data.gathered(train, test)
+    with pytest.raises(IndexError):
+        train[4]
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """A reader of images that are each filled with their number."""
+
+    name: str = "numbers"
+    shape: tuple[int, int, int] = (64, 64, 3)
+    dtype: np.dtype = np.dtype(np.uint8)
+    levels: int = 256
+    labels: np.ndarray | None = None
+    label_names: tuple[str, ...] = ()
+    captions: tuple[str, ...] | None = None
+
+    def __len__(self):
+        return 200
+
+    def __getitem__(self, i):
+        return np.full(self.shape, i, self.dtype)
+
+
+def test_any_reader_can_be_read_whole_and_is_held_once():
+    tracemalloc.start()
+    try:
+        images = data.whole(Numbers(), held_out=0.1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.3 * data.nbytes(Numbers()) == 1.3 * 200 * 64 * 64 * 3
+    np.testing.assert_array_equal(np.sort(together(images)[:, 9, 9, 1]), np.arange(200))
+    last = np.random.RandomState(0).permutation(200)[-20:]
+    np.testing.assert_array_equal(images.test[:, 0, 0, 0], np.sort(last))
+
+
+class Failing(Numbers):
+    """One image of which cannot be read, after a while."""
+
+    def __getitem__(self, i):
+        time.sleep(0.005)
+        read.append(i)
+        if i == 3:
+            raise ValueError("3.png: damaged")
+        return super().__getitem__(i)
+
+
+read: list[int] = []
+
+
+def test_an_error_ends_the_reading_at_once():
+    read.clear()
+    with pytest.raises(ValueError, match=r"3\.png: damaged"):
+        data.whole(Failing(), held_out=0.1)
+    assert len(read) < 100
+
+
+def test_readers_that_are_not_alike_are_not_put_together():
+    other = dataclasses.replace(Numbers(), shape=(32, 32, 3))
+    with pytest.raises(ValueError, match=r"numbers: .* must have one shape, got \(64, 64, 3\), \(32, 32, 3\)"):
+        data.gathered(Numbers(), other)
+    with pytest.raises(ValueError, match="numbers: expected labels of both training and held-out images or of neither"):
+        data.gathered(Numbers(), dataclasses.replace(Numbers(), labels=np.zeros(200, np.int32)))
+
+
+def test_the_options_go_through_flags_and_files():
+    given = tyro.cli(configs.Data, args=["--source", "folder:cats", "--resolution", "48", "64", "--skip-bad"])
+    assert (given.resolution, given.skip_bad) == ((48, 64), True)
+    config = configs.Config(data=given)
+    assert configs.from_dict(dataclasses.asdict(config)) == config
+    old = dataclasses.asdict(config)
+    del old["data"]["resolution"], old["data"]["skip_bad"]
+    assert configs.from_dict(old).data.resolution == ()

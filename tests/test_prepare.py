@@ -1,0 +1,288 @@
+"""Data sets that are prepared here: bit for bit what they were made of, however often they were interrupted."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from ddpm_jax import data
+from ddpm_jax.data import catalogue, prepare, sources
+from ddpm_jax.data.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(*arguments):
+    return [sys.executable, "-W", "error", "-m", "ddpm_jax.data", "prepare", *map(str, arguments)]
+
+
+def noise(*shape, dtype=np.uint8):
+    return np.random.RandomState(0).randint(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def stack(reader):
+    return np.stack([reader[i] for i in range(len(reader))])
+
+
+def shards_in(folder):
+    record = folder / "prepare.json"
+    return len(json.loads(record.read_text())["shards"]) if record.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    """A source that takes some seconds, and what becomes of it without interruption."""
+    home = tmp_path_factory.mktemp("noisy")
+    labels = np.arange(400) % 7
+    np.savez(home / "a.npz", images=noise(400, 96, 96, 3), labels=labels)
+    arguments = [f"npz:{home / 'a.npz'}", "--name", "noisy", "--shards", "40"]
+    assert main(["prepare", *arguments, "--out", str(home / "straight")]) == 0
+    return arguments, contents(home / "straight" / "noisy" / "1.0.0")
+
+
+# What is made
+
+
+def test_prepared_digits_are_the_digits(tmp_path, capsys):
+    assert main(["prepare", "digits", "--name", "figures", "--out", str(tmp_path), "--shards", "3"]) == 0
+    assert f"read it as tfds:figures@{tmp_path}" in capsys.readouterr().out
+    train, test = catalogue.parts(f"tfds:figures@{tmp_path}")
+    digits = data.load("digits")
+    for part, images, labels in ((train, digits.train, digits.train_labels), (test, digits.test, digits.test_labels)):
+        assert (part.shape, part.dtype, part.levels, part.label_names) == ((8, 8, 1), np.uint8, 17, ())
+        np.testing.assert_array_equal(stack(part), images)
+        np.testing.assert_array_equal(part.labels, labels)
+    assert len(list(tmp_path.glob("figures/1.0.0/*.array_record-*-of-00003"))) == 3
+
+
+def test_tfds_reads_what_was_prepared(tmp_path):
+    images = noise(20, 5, 6, 3)
+    np.savez(tmp_path / "a.npz", images=images[:15], test=images[15:], labels=np.arange(15), test_labels=np.arange(5))
+    assert main(["prepare", f"npz:{tmp_path / 'a.npz'}", "--name", "mine", "--out", str(tmp_path)]) == 0
+    for split, expected in (("train", images[:15]), ("test", images[15:])):
+        found = tfds.data_source("mine", split=split, data_dir=str(tmp_path))  # decoded by TFDS
+        np.testing.assert_array_equal([example["image"] for example in found], expected)
+        assert [int(example["label"]) for example in found] == list(range(len(expected)))
+    builder = tfds.builder("mine", data_dir=str(tmp_path))
+    assert builder.info.features["label"].num_classes == 15
+    assert builder.info.metadata["ddpm_jax"]["levels"] == 256
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "kind"),
+    [
+        ((7, 5), np.uint8, "Image"),
+        ((7, 5, 2), np.uint8, "Image"),
+        ((7, 5, 4), np.uint8, "Image"),
+        ((7, 5, 6), np.uint8, "Tensor"),
+        ((7, 5), np.uint16, "Image"),
+        ((7, 5, 3), np.uint16, "Tensor"),
+    ],
+)
+def test_every_kind_of_image_comes_back(tmp_path, shape, dtype, kind):
+    np.savez(tmp_path / "a.npz", images=noise(12, *shape, dtype=dtype))
+    source = f"npz:{tmp_path / 'a.npz'}"
+    assert main(["prepare", source, "--name", "mine", "--out", str(tmp_path), "--held-out", "0.25"]) == 0
+    train, test = catalogue.parts(f"tfds:mine@{tmp_path}")
+    expected = data.load(source, held_out=0.25)
+    np.testing.assert_array_equal(stack(train), expected.train)
+    np.testing.assert_array_equal(stack(test), expected.test)
+    assert (train.labels, train.dtype, train.levels) == (None, dtype, expected.levels)
+    assert type(tfds.builder("mine", data_dir=str(tmp_path)).info.features["image"]).__name__ == kind
+
+
+def test_a_folder_keeps_its_names_captions_and_resized_images(tmp_path):
+    folder, rows = tmp_path / "pictures", ["file,label,caption"]
+    folder.mkdir()
+    for i in range(12):
+        Image.fromarray(noise(9 + i, 14, 3)).save(folder / f"{i:02d}.png")
+        rows.append(f"{i:02d}.png,{('cat', 'dog')[i % 2]},number {i}")
+    (folder / "table.csv").write_text("\n".join(rows))
+    arguments = [f"folder:{folder}", "--name", "pets", "--out", str(tmp_path), "--resolution", "8"]
+    assert main(["prepare", *arguments]) == 0
+    expected = sources.parts(f"folder:{folder}", resolution=(8,))
+    for part, other in zip(catalogue.parts(f"tfds:pets@{tmp_path}"), expected, strict=True):
+        np.testing.assert_array_equal(stack(part), stack(other))
+        np.testing.assert_array_equal(part.labels, other.labels)
+        assert (part.captions, part.label_names) == (other.captions, other.label_names)
+        assert part.label_names == ("cat", "dog")
+
+
+# Interruptions
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(noisy, tmp_path):
+    arguments, straight = noisy
+    whole = tmp_path / "noisy" / "1.0.0"
+    part = whole.with_name("1.0.0.part")
+    kept = []
+    for _ in range(2):
+        process = subprocess.Popen(call(*arguments, "--out", tmp_path), cwd=ROOT, stderr=subprocess.DEVNULL)
+        while shards_in(part) < len(kept) + 3:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not whole.exists()
+        with pytest.raises(FileNotFoundError, match="no data set noisy; there are noisy"):
+            catalogue.parts(f"tfds:noisy@{tmp_path}")
+        kept = sorted(path for path in part.iterdir() if "array_record" in path.name)
+    # what is kept is used, unless it was damaged
+    before = [path.stat().st_mtime_ns for path in kept]
+    damaged = bytearray(kept[0].read_bytes())
+    damaged[70] ^= 1
+    kept[0].write_bytes(damaged)
+    subprocess.run(call(*arguments, "--out", tmp_path), cwd=ROOT, check=True, capture_output=True)
+    assert contents(whole) == straight
+    after = [(whole / path.name).stat().st_mtime_ns for path in kept]
+    assert after[1:] == before[1:] and after[0] > before[0]
+    assert not part.exists()
+
+
+def test_sigterm_keeps_whole_shards_and_says_so(noisy, tmp_path):
+    arguments, straight = noisy
+    part = tmp_path / "noisy" / "1.0.0.part"
+    command = call(*arguments, "--out", tmp_path)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    while shards_in(part) < 1:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.terminate()
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 4
+    shards = json.loads((part / "prepare.json").read_text())["shards"]
+    kept = sum(shard["examples"] for shard in shards.values())
+    assert f"interrupted: {kept} images are in {part}; the same command goes on" in said
+    assert main(["prepare", *arguments, "--out", str(tmp_path)]) == 0
+    assert contents(tmp_path / "noisy" / "1.0.0") == straight
+
+
+def test_a_finished_data_set_is_not_made_again(tmp_path, capsys):
+    arguments = ["prepare", "digits", "--name", "figures", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "is there already, made by the same command" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == times
+
+
+# Bad images
+
+
+def bad_set(home):
+    """Thirty images as a data set, the tenth of which cannot be read."""
+    np.savez(home / "a.npz", images=noise(30, 6, 6, 3), test=noise(2, 6, 6, 3))
+    assert main(["prepare", f"npz:{home / 'a.npz'}", "--name", "good", "--out", str(home)]) == 0
+    (file,) = home.glob("good/1.0.0/*train.array_record*")
+    content, at = bytearray(file.read_bytes()), -1
+    for _ in range(10):
+        at = bytes(content).index(b"IHDR", at + 1)
+    content[at] ^= 255
+    file.write_bytes(content)
+    return f"tfds:good@{home}"
+
+
+def test_bad_images_are_named_and_can_be_left_out(tmp_path, capsys):
+    source = bad_set(tmp_path)
+    arguments = ["prepare", source, "--name", "rest", "--out", str(tmp_path)]
+    assert main(arguments) == 2
+    assert f"{source}: image 9 of the split 'train' cannot be read: " in (said := capsys.readouterr().err)
+    assert "(--skip-bad leaves it out)" in said
+    assert main([*arguments[:2], "--name", "less", *arguments[4:], "--skip-bad"]) == 0
+    said = capsys.readouterr().out
+    assert "left out: " in said and "image 9 of the split 'train'" in said and "; 1 left out" in said
+    train, _ = catalogue.parts(f"tfds:less@{tmp_path}")
+    np.testing.assert_array_equal(stack(train), np.delete(noise(30, 6, 6, 3), 9, axis=0))
+
+
+def test_a_shard_without_any_good_image_is_refused(tmp_path, capsys):
+    arguments = ["prepare", bad_set(tmp_path), "--name", "less", "--out", str(tmp_path), "--skip-bad", "--shards", "30"]
+    assert main(arguments) == 2
+    assert "none of the images 9 to 9 can be read, the first: tfds:good" in capsys.readouterr().err
+
+
+# What is refused
+
+
+def options(home, source="digits", name="figures", **changes):
+    return prepare.Prepare(source=source, name=name, out=str(home), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"name": "My-set"}, "--name must be of lower-case letters, digits and _, a letter first, got 'My-set'"),
+        ({"shards": 0}, "--shards must be at least 1, got 0"),
+        ({"shards": 1501}, "--shards 1501 are more than the 1500 images of the split train"),
+        ({"resolution": 0}, "--resolution must be at least 1, got 0"),
+        ({"resolution": 16}, "digits: images 8x8 are not resized; --resolution is for folder: and tfds:"),
+        ({"held_out": 1.0}, "expected a fraction 0 < held_out < 1, got 1.0"),
+    ],
+)
+def test_options_are_refused(tmp_path, changes, text):
+    with pytest.raises(ValueError, match=text):
+        prepare.run(options(tmp_path, **changes))
+    assert not (tmp_path / "figures" / "1.0.0").exists()
+
+
+def test_another_command_does_not_go_on_with_what_is_there(tmp_path):
+    prepare.run(options(tmp_path, shards=2))
+    with pytest.raises(ValueError, match=r"1\.0\.0 was made by another command: --shards was 2, is 3\. Take another"):
+        prepare.run(options(tmp_path, shards=3))
+    (tmp_path / "figures" / "1.0.0" / "prepare.json").unlink()
+    with pytest.raises(ValueError, match=r"1\.0\.0 holds a data set that something else made; take another --name"):
+        prepare.run(options(tmp_path, shards=2))
+
+
+def test_other_images_under_the_same_name_are_noticed(tmp_path):
+    part = tmp_path / "noisy" / "1.0.0.part"
+    np.savez(tmp_path / "a.npz", images=noise(60, 6, 6, 3))
+    wanted = options(tmp_path, f"npz:{tmp_path / 'a.npz'}", "noisy")
+    part.mkdir(parents=True)
+    splits = dict(zip(("train", "test"), prepare.readers(wanted), strict=True))
+    (part / "prepare.json").write_text(json.dumps(prepare.begun(part, wanted, splits)))
+    np.savez(tmp_path / "a.npz", images=255 - noise(60, 6, 6, 3))
+    with pytest.raises(ValueError, match=r"1\.0\.0\.part was begun with other images than npz:.*a\.npz has now; rem"):
+        prepare.run(wanted)
+
+
+def test_two_processes_do_not_work_on_one_data_set(tmp_path):
+    part = tmp_path / "figures" / "1.0.0.part"
+    part.mkdir(parents=True)
+    descriptor = os.open(part, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(ValueError, match=r"1\.0\.0\.part: another process is at work in it"):
+        prepare.run(options(tmp_path))
+    os.close(descriptor)
+    assert prepare.run(options(tmp_path)) == 0
+
+
+def test_names_that_tfds_cannot_keep_are_refused(tmp_path):
+    for name, count in ((" cat", 6), ("dog", 6)):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(noise(4, 4)).save(tmp_path / "pets" / name / f"{i}.png")
+    with pytest.raises(ValueError, match="TFDS keeps the names of labels one to a line; rename ' cat'"):
+        prepare.run(options(tmp_path, f"folder:{tmp_path / 'pets'}", "pets"))
+
+
+def test_the_command_line_says_what_it_wants(capsys):
+    assert main([]) == 2
+    assert "usage: python -m ddpm_jax.data prepare SOURCE --name NAME --out FOLDER" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    assert "usage: " in capsys.readouterr().out
+    assert main(["prepare", "nothing", "--name", "a", "--out", "/nonexistent"]) == 2
