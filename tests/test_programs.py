@@ -48,7 +48,7 @@ def command(*args):
 
 def run(*args, status=0, env=()):
     settings = environment() | dict(env)
-    done = subprocess.run(command(*args), cwd=ROOT, env=settings, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command(*args), cwd=ROOT, env=settings, capture_output=True, text=True, timeout=1800)
     assert done.returncode == status, done.stdout + done.stderr
     return done
 

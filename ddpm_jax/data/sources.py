@@ -67,7 +67,7 @@ def load(
         return gathered(train, test, progress=progress)
     if resolution or skip_bad:
         raise ValueError(
-            f"load: resolution and skip_bad are for images in files of their own; {source!r} is taken as it is"
+            f"load: resolution and skip_bad are for folder: and tfds: sources; {source!r} is taken as it is"
         )
     if source == "digits":
         if levels not in (None, 17):
