@@ -692,7 +692,7 @@ def test_sources_that_are_no_folders_are_not_resized(tmp_path):
         ValueError, match="resolution and skip_bad are for folder: and tfds: sources; 'digits' is taken as it is"
     ):
         data.load("digits", resolution=(4,))
-    with pytest.raises(ValueError, match=r"parts: expected a source .folder:PATH., .* got 'digits'"):
+    with pytest.raises(ValueError, match=r"parts: expected a source .folder:PATH. or .tfds:NAME., .* got 'digits'"):
         data.parts("digits")
     with pytest.raises(ValueError, match=f'expected "digits", .* or "tfds:NAME"; did you mean "folder:{tmp_path}"'):
         data.load(str(tmp_path))
