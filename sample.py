@@ -40,23 +40,26 @@ class Arguments:
     """A manifest.json: make its images again and say whether they are equal."""
     devices: int | None = None
     """On a CPU: into how many JAX devices to divide it (default: one per core)."""
+    hosts: tyro.conf.OmitArgPrefixes[process.Hosts] = process.Hosts()
 
 
 def main(argv: list[str]) -> int:
     """Draws and writes images; exit status 0, or 1 if --verify finds other images, or 2 for a wrong request."""
     args = tyro.cli(Arguments, prog="sample.py", args=argv)
     try:
-        process.prepare(devices=args.devices)
-        return verify(args) if args.verify else draw(args)
+        process.prepare(devices=args.devices, hosts=args.hosts)
+        with process.as_one("sample.py"):
+            return verify(args) if args.verify else draw(args)
     except (ValueError, FileNotFoundError) as error:
         print(f"sample.py: {error}", file=sys.stderr)
-        return 2
+        return process.leave(2)
+    except OSError as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        return process.leave(process.UNWRITABLE)
 
 
 def draw(args: Arguments) -> int:
-    import numpy as np
-
-    from ddpm_jax import data, runs
+    from ddpm_jax import runs
 
     if args.start < 0 or args.num < 1:
         raise ValueError(f"--start must be at least 0 and --num at least 1, got {args.start} and {args.num}")
@@ -64,12 +67,27 @@ def draw(args: Arguments) -> int:
         args.run, step=args.model.checkpoint, weights=args.model.weights, sampling=args.sampling.chosen()
     )
     out = pathlib.Path(args.out) if args.out else model.workdir / "samples" / f"{model.step}-seed{args.seed}"
-    out.mkdir(parents=True, exist_ok=True)
+    if process.first():
+        out.mkdir(parents=True, exist_ok=True)
     print(f"{model.describe()}; images {args.start}..{args.start + args.num - 1} of seed {args.seed}", flush=True)
 
     begun = time.perf_counter()
     integers = images(model, args)
     seconds = time.perf_counter() - begun
+    if process.first():
+        write(model, args, integers, out)
+    print(f"{len(integers)} images in {seconds:.1f} s, compilation included: {out / 'grid.png'}")
+    if args.trajectory:
+        trajectory(model, args, integers, out)
+    return 0
+
+
+def write(model, args: Arguments, integers, out: pathlib.Path) -> None:
+    """Writes the images, a grid of them, and what says how they came about."""
+    import numpy as np
+
+    from ddpm_jax import data, runs
+
     manifest = model.manifest() | {
         "seed": args.seed,
         "start": args.start,
@@ -80,12 +98,8 @@ def draw(args: Arguments) -> int:
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in manifest.items())
     (out / "manifest.json").write_text(f"{{\n{lines}\n}}\n")
     label = {"run": f"{model.fingerprint} step {model.step}", "sampling": json.dumps(manifest["sampling"])}
-    scale = data.preview_scale(integers.shape)
-    data.write_png(out / "grid.png", data.grid(integers, model.levels), scale=scale, text=label)
-    print(f"{len(integers)} images in {seconds:.1f} s, compilation included: {out / 'grid.png'}")
-    if args.trajectory:
-        trajectory(model, args, integers, out, scale)
-    return 0
+    picture = data.grid(integers, model.levels)
+    data.write_png(out / "grid.png", picture, scale=data.preview_scale(integers.shape), text=label)
 
 
 def images(model, args: Arguments):
@@ -94,7 +108,7 @@ def images(model, args: Arguments):
 
     from ddpm_jax import data, log
 
-    progress, parts = log.Progress(args.num, what="images"), []
+    progress, parts = log.Progress(args.num, what="images", active=process.first()), []
     for part in model.draw(seed=args.seed, start=args.start, num=args.num, batch=args.batch):
         parts.append(data.to_integer(part.x, model.levels))
         progress.update(sum(map(len, parts)), {})
@@ -102,7 +116,7 @@ def images(model, args: Arguments):
     return np.concatenate(parts)
 
 
-def trajectory(model, args: Arguments, integers, out: pathlib.Path, scale: int, frames: int = 21) -> None:
+def trajectory(model, args: Arguments, integers, out: pathlib.Path, frames: int = 21) -> None:
     """Writes the way to the first images, at evenly spread places of the chain."""
     import numpy as np
 
@@ -113,10 +127,12 @@ def trajectory(model, args: Arguments, integers, out: pathlib.Path, scale: int, 
     num = min(args.num, 16)
     parts = model.draw(seed=args.seed, start=args.start, num=num, keep=[int(t) for t in keep])
     kept = np.concatenate([part.x for part in parts])  # [num, 2, frames, H, W, C]
+    if not process.first():
+        return
     last = data.to_integer(kept[:, 0, -1], model.levels)
     if not np.array_equal(last, integers[:num]):
         print("note: the trajectory's last images differ from samples.npz in the last bits of their arithmetic")
-    shown = data.to_integer(kept, 256)
+    shown, scale = data.to_integer(kept, 256), data.preview_scale(integers.shape)
     data.write_gif(out / "trajectory.gif", [data.grid(shown[:, 0, i], 256) for i in range(len(keep))], scale=scale)
     few = np.unique(np.linspace(0, len(keep) - 1, 11).round().astype(int))
     rows = [row[few] for image in kept[: min(num, 4)] for row in image]

@@ -24,6 +24,7 @@ class Arguments:
     config: Annotated[configs.Config, tyro.conf.arg(name="")]
     devices: int | None = None
     """On a CPU: into how many JAX devices to divide it (default: one per core)."""
+    hosts: tyro.conf.OmitArgPrefixes[process.Hosts] = process.Hosts()
 
 
 def parse(argv: list[str]) -> Arguments:
@@ -42,12 +43,16 @@ def main(argv: list[str]) -> int:
     """Runs or continues a training run; the exit status says how it ended (see README)."""
     try:
         args = parse(argv)
-        process.prepare(devices=args.devices)
-        configs.check(args.config)
-        return train(args.config, pathlib.Path(args.workdir))
+        process.prepare(devices=args.devices, hosts=args.hosts)
+        with process.as_one("train.py"):
+            configs.check(args.config)
+            return train(args.config, pathlib.Path(args.workdir))
     except (ValueError, FileNotFoundError) as error:
         print(f"train.py: {error}", file=sys.stderr)
-        return 2
+        return process.leave(2)
+    except OSError as error:  # a full disk, a folder that is not ours to write
+        print(f"train.py: {error}", file=sys.stderr)
+        return process.leave(process.UNWRITABLE)
 
 
 def train(config: configs.Config, workdir: pathlib.Path) -> int:
@@ -62,10 +67,9 @@ def train(config: configs.Config, workdir: pathlib.Path) -> int:
         config.data.source, held_out=config.data.held_out, levels=config.data.levels,
         resolution=config.data.resolution, skip_bad=config.data.skip_bad, report=print,
     )  # fmt: skip
-    devices = jax.local_devices()
+    devices, here = jax.devices(), jax.local_devices()  # the same, unless there are several processes
     if config.batch % len(devices):
         raise ValueError(f"batch must be divisible by the number of devices, got {config.batch} over {len(devices)}")
-    runs.claim(workdir, config)
 
     # what is trained, and how
     init_key, run_key, order_key, eval_key = runs.keys_of(config.seed)
@@ -78,31 +82,38 @@ def train(config: configs.Config, workdir: pathlib.Path) -> int:
         return training.init(params, optimizer)
 
     # where: state and data whole on every device, the batch spread over them
-    mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
+    mesh = jax.sharding.Mesh(np.array(here), ("batch",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     step = jax.pmap(
-        runs.train_step(config, schedule, net, optimizer, images.levels),
-        axis_name="batch", in_axes=(None, None, None, 0), out_axes=None, donate_argnums=1,
+        runs.spreading_word(runs.train_step(config, schedule, net, optimizer, images.levels)),
+        axis_name="batch", in_axes=(None, None, None, 0, 0), out_axes=None, donate_argnums=1,
     )  # fmt: skip
     pixels, run_key = jax.device_put((images.train, run_key), everywhere)
 
-    with checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep) as saved, process.Interrupt() as interrupt:
-        start, state = 0, jax.eval_shape(fresh_state, init_key)
-        if saved.latest() is None:
-            state = fresh_state(init_key)
-        else:
-            start, state, _ = saved.restore(state)
-        state = jax.device_put(state, everywhere)
+    with (
+        runs.claim(workdir, config),
+        checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep) as saved,
+        process.Interrupt() as interrupt,
+    ):
         run = runs.Run(config, workdir, images, schedule, net, eval_key, interrupt)
-        run.introduce(state, devices, start)
-        order = data.Order(order_key, len(images.train))
+        with process.as_one("train.py", lambda: runs.standing(workdir)):
+            start, state = 0, jax.eval_shape(fresh_state, init_key)
+            if saved.latest() is None:
+                state = fresh_state(init_key)
+            else:
+                start, state, _ = saved.restore(state)
+            run.check_same(start)
+            state = jax.device_put(state, everywhere)
+            run.introduce(state, devices, start)
+            order = data.Order(order_key, len(images.train))
 
-        def batch(n):
-            return order.indices(n, config.batch).reshape(len(devices), -1)
+            def batch(n):
+                return order.indices(n, config.batch).reshape(len(devices), -1)
 
-        return loop(
-            config, run, saved, start, state, lambda state, indices: step(run_key, state, pixels, indices), batch
-        )
+            def take_step(state, indices):
+                return step(run_key, state, pixels, process.share(indices), runs.word(interrupt.requested))
+
+            return loop(config, run, saved, start, state, take_step, batch)
 
 
 def loop(config: configs.Config, run, saved, start: int, state, take_step, batch) -> int:
@@ -110,7 +121,7 @@ def loop(config: configs.Config, run, saved, start: int, state, take_step, batch
     from ddpm_jax import log, runs
 
     begun, watch = time.monotonic(), runs.Watch(config, run.workdir, start)
-    progress = log.Progress(config.steps, start=start)
+    progress = log.Progress(config.steps, start=start, active=process.first())
     for done in range(start + 1, config.steps + 1):
         indices = batch(done - 1)
         state, metrics = take_step(state, indices)
@@ -119,14 +130,16 @@ def loop(config: configs.Config, run, saved, start: int, state, take_step, batch
             progress.close()
             return watch.give_up(state, run.images)
 
-        stopping, last = run.interrupt.requested, done == config.steps
+        stopping, last = run.stopping(watch.word), done == config.steps
         if done % config.log_every == 0 or last or stopping:
             progress.update(done, watch.line(done))
+            saved.check()
         if done % config.save_every == 0 or last or stopping:
             saved.save(done, state, run.meta(done))
-        if last or (config.sample_every and done % config.sample_every == 0):
+        looking = last or (config.sample_every and done % config.sample_every == 0)
+        if looking:
             watch.note(done, run.look(done, state.ema))
-        if run.interrupt.requested:
+        if stopping or (looking and process.agree(run.interrupt.requested)):
             if not stopping and saved.latest() != done:
                 saved.save(done, state, run.meta(done))
             progress.close()

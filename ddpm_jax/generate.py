@@ -1,9 +1,11 @@
-"""Images from trained parameters, tile by tile over the devices of this host.
+"""Images from trained parameters, tile by tile over the devices.
 
 The bits of a convolution depend on the batch that it is computed in.  So the network always runs on tiles of one
 size: tile k holds the images k * size ... (k + 1) * size - 1 of a seed, whichever of them were asked for, each with
 noise from its own key.  An image is then the same, bit for bit, for any start and number of images, and for any number
 of tiles in flight.
+
+With several processes every one draws the tiles of its own devices, and the images of each round go to all of them.
 """
 
 import collections
@@ -14,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import samplers
+from ddpm_jax import process, samplers
 
 Program = Callable[[Any, jax.Array, Any], Any]
 """(params, key, tile) -> results: what one device does with a tile, such as the indices of the images to draw."""
@@ -28,8 +30,9 @@ class Drawn(NamedTuple):
 
 
 def over_devices(program: Program) -> Program:
-    """A tile's program over all devices of this process, a tile each: (params, key, tiles [devices, ...]).
+    """A tile's program over all devices, a tile each: (params, key, tiles [devices, ...]).
 
+    With several processes each passes and gets the rows of its own devices, see `process.share` and `gathered`.
     Compiled once, at its first call: keep it for as long as images are drawn.
     """
     return jax.pmap(program, axis_name="tiles", in_axes=(None, None, 0))
@@ -58,7 +61,7 @@ def draw(
     """
     if start < 0 or num < 1 or tile < 1 or (batch is not None and batch < 1):
         raise ValueError(f"need start >= 0 and num, tile, batch >= 1, got {start=}, {num=}, {tile=}, {batch=}")
-    key, everywhere = jax.random.key(seed), jax.local_device_count()
+    key, everywhere = jax.random.key(seed), jax.device_count()
     numbers = np.arange(start // tile, (start + num - 1) // tile + 1)
     ahead = 2 if batch is None else max(1, batch // (tile * everywhere))
     flying: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
@@ -67,14 +70,14 @@ def draw(
         group, x = flying.popleft()
         indices = (group[:, None] * tile + np.arange(tile)).reshape(-1)
         wanted = (indices >= start) & (indices < start + num)
-        flat = np.asarray(x)[: len(group)].reshape(-1, *x.shape[2:])
+        flat = np.asarray(process.gathered(x))[: len(group)].reshape(-1, *x.shape[2:])
         yield Drawn(indices[wanted], flat[wanted])
 
     for i in range(0, len(numbers), everywhere):
         group = numbers[i : i + everywhere]
         padded = np.pad(group, (0, everywhere - len(group)), mode="edge")
         indices = (padded[:, None] * tile + np.arange(tile)).astype(np.uint32)
-        flying.append((group, mapped(params, key, jnp.asarray(indices))))
+        flying.append((group, mapped(params, key, jnp.asarray(process.share(indices)))))
         if len(flying) >= ahead:
             yield from landed()
     while flying:

@@ -1,9 +1,12 @@
 """What a program asks of its process, in processes of their own: none of it can be undone."""
 
+import http.server
 import json
 import os
 import pathlib
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +14,7 @@ import threading
 import pytest
 
 from ddpm_jax import process
+from ddpm_jax.process import hosts
 
 HERE = pathlib.Path(__file__).parents[1]
 
@@ -141,6 +145,104 @@ import jax; jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 jax.jit(lambda x: x * 2)(1.0).block_until_ready(); print(0)"""
     told(code, JAX_PLATFORMS="cpu")
     assert any((tmp_path / "cache").iterdir())
+
+
+# --- several processes (what they do together: test_hosts.py)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ({"coordinator": "a:1"}, "--coordinator, --processes and --process go together, got only --coordinator a:1"),
+        ({"processes": 2, "process": 0}, "go together, got only --processes 2 --process 0"),
+        ({"coordinator": "a", "processes": 2, "process": 0}, "--coordinator must be HOST:PORT, got 'a'"),
+        ({"coordinator": "a:1", "processes": 2, "process": 2}, "--process must be 0 to --processes - 1 = 1, got 2"),
+        ({"heartbeat": 1}, "--heartbeat must be at least 5 seconds, got 1"),
+    ],
+)
+def test_flags_that_do_not_say_who_is_where_are_refused(flags, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        hosts.check(process.Hosts(**flags))
+
+
+SLURM = {
+    "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "env, platform, found",
+    [
+        ({}, "cpu", None),
+        (SLURM, "cpu", "Slurm"),
+        (SLURM | {"SLURM_NTASKS": "1"}, "cuda", None),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, "cpu", None),  # no srun
+        ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "4"}, "cpu", "Open MPI"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b,c,d"}, "tpu", "TPU"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b,c,d"}, "cpu", None),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, "tpu", None),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"}, "tpu", "TPU"),
+        ({"TPU_SKIP_MDS_QUERY": "1"}, "tpu", None),
+    ],
+)
+def test_a_cluster_is_known_by_its_environment(monkeypatch, env, platform, found):
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "TPU_", "MEGASCALE_")):
+            monkeypatch.delenv(name)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert hosts.surroundings(platform) == found
+
+
+def test_a_tpu_asks_the_metadata_server_how_many_hosts_its_slice_has(monkeypatch):
+    """A server of our own, which answers as Google's does: four endpoints, or nothing."""
+    answers = {"worker-network-endpoints": "unknown:unknown:10.0.0.2,unknown:unknown:10.0.0.3"}
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            known = self.headers["Metadata-Flavor"] == "Google" and self.path.rsplit("/", 1)[-1] in answers
+            self.send_response(200 if known else 404)
+            self.end_headers()
+            self.wfile.write(answers[self.path.rsplit("/", 1)[-1]].encode() if known else b"")
+
+        def log_message(self, *args):
+            pass
+
+    for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_SKIP_MDS_QUERY", "MEGASCALE_NUM_SLICES"):
+        monkeypatch.delenv(name, raising=False)
+    with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
+        monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
+        threading.Thread(target=server.serve_forever).start()
+        assert hosts.surroundings("tpu") == "TPU"
+        answers.clear()
+        assert hosts.surroundings("tpu") is None
+        server.shutdown()
+    assert hosts.surroundings("tpu") is None  # there is no server at all
+
+
+# --- the lock
+
+
+HOLD = """
+import pathlib, time
+with process.Lock(pathlib.Path({folder!r})):
+    print("held", flush=True)
+    time.sleep(100)"""
+
+
+def test_a_lock_says_whose_it_is_and_goes_with_its_process(tmp_path):
+    code = "from ddpm_jax import process" + HOLD.format(folder=str(tmp_path))
+    holder = subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    whose = f"{tmp_path} is in use by process {holder.pid} on {socket.gethostname()}, since "
+    with pytest.raises(ValueError, match=re.escape(whose)), process.Lock(tmp_path):
+        pass
+    holder.kill()
+    holder.communicate()
+    for _ in range(2):
+        with process.Lock(tmp_path), pytest.raises(ValueError, match="only one process can train in it"):
+            process.Lock(tmp_path).__enter__()
 
 
 # --- interrupts

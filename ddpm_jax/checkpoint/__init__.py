@@ -6,10 +6,13 @@ a wrong configuration is told apart from a damaged file, and neither goes unnoti
 host has them: a checkpoint does not know how many devices wrote it.
 """
 
+import errno
 import logging
 import operator
 import os
 import pathlib
+import shutil
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -23,6 +26,7 @@ from ddpm_jax.checkpoint.records import fingerprint
 __all__ = ["CheckpointError", "CheckpointWarning", "Checkpoints", "Restored", "fingerprint"]
 
 _T = TypeVar("_T")
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 
 
 class CheckpointError(ValueError):
@@ -131,7 +135,7 @@ class Checkpoints:
         try:
             saved = self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
-            raise OSError(f"saving to {self.folder} failed: {_first_line(error)}") from error
+            raise self._failed(error) from error
         if not saved:
             raise OSError(f"orbax did not save step {step} to {self.folder}")
 
@@ -182,6 +186,17 @@ class Checkpoints:
 
         return self._read(step, read)
 
+    def check(self) -> None:
+        """Waits for nothing.
+
+        Raises:
+            OSError: if the last save is known to have failed.
+        """
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from error
+
     def wait(self) -> None:
         """Waits until the last save is complete.
 
@@ -191,7 +206,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise OSError(f"saving to {self.folder} failed: {_first_line(error)}") from error
+            raise self._failed(error) from error
 
     def close(self) -> None:
         """Waits until the last save is complete and gives back threads; nothing can be done afterwards.
@@ -202,7 +217,21 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception as error:
-            raise OSError(f"saving to {self.folder} failed: {_first_line(error)}") from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> OSError:
+        """What to raise when a save failed; what it has left half-written is removed."""
+        if not self.read_only and jax.process_index() == 0:
+            for _ in range(10):  # another part of the checkpoint may still be written
+                left = list(self.folder.glob("*.orbax-checkpoint-tmp*")) if self.folder.is_dir() else []
+                for path in left:
+                    shutil.rmtree(path, ignore_errors=True)
+                if not left:
+                    break
+                time.sleep(0.1)
+        text = str(error)  # page-long; the system's own word is somewhere in it
+        said = [os.strerror(number) for number in _DISK if os.strerror(number) in text]
+        return OSError(f"saving to {self.folder} failed: {said[0] if said else _first_line(error)}")
 
     def _read(self, step: int | None, read: Callable[[int], _T], set_aside: bool = False) -> _T:
         """read(step), or read of the newest step for which it raises no CheckpointError."""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import tyro
 
 from ddpm_jax import process
@@ -40,6 +41,10 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Any], int]]] = {
 }
 
 
+ON_SEVERAL = ("likelihood", "samples")
+"""The commands that several processes can do together: those that take long.  The others read what these have left."""
+
+
 def main(argv: list[str]) -> int:
     """Runs one command; exit status 0, or 2 for a wrong request, or 4 if it was interrupted and can go on."""
     if len(argv) < 2 or argv[0].startswith("-") or argv[1] not in COMMANDS:
@@ -48,11 +53,17 @@ def main(argv: list[str]) -> int:
     options, run = COMMANDS[argv[1]]
     chosen = tyro.cli(options, prog=f"evaluate RUN {argv[1]}", args=argv[2:])
     try:
-        process.prepare(devices=chosen.which.devices)
-        return run(subject(argv[0], chosen.which), chosen)
+        process.prepare(devices=chosen.which.devices, hosts=chosen.which.hosts)
+        if jax.process_count() > 1 and argv[1] not in ON_SEVERAL:
+            raise ValueError(f"{argv[1]} runs in one process; {' and '.join(ON_SEVERAL)} run in several")
+        with process.as_one("evaluate"):
+            return run(subject(argv[0], chosen.which), chosen)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
-        return 2
+        return process.leave(2)
+    except OSError as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return process.leave(process.UNWRITABLE)
 
 
 def usage() -> str:

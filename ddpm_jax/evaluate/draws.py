@@ -37,24 +37,38 @@ def fields(subject: Subject, seed: int, form: Format) -> protocol.Protocol:
 
 
 def ensure(subject: Subject, num: int, seed: int, form: Format) -> pathlib.Path | None:
-    """The folder that holds images 0 ... num - 1 of a seed, drawing what is missing; None if it was interrupted."""
+    """The folder that holds images 0 ... num - 1 of a seed, drawing what is missing; None if it was interrupted.
+
+    With several processes all draw, and the first alone goes on: for the others there is nothing more to do, and they
+    end here, by SystemExit.
+    """
+    folder = _drawn(subject, num, seed, form)
+    if folder is not None and not process.first():
+        raise SystemExit(0)
+    return folder
+
+
+def _drawn(subject: Subject, num: int, seed: int, form: Format) -> pathlib.Path | None:
     model, facts = subject.model, {**fields(subject, seed, form), "tile": subject.model.config.sampling.tile}
     folder = subject.out / "draws" / protocol.identity(facts)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "protocol.json").write_text(json.dumps(facts, indent=1) + "\n")
+    if process.first():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "protocol.json").write_text(json.dumps(facts, indent=1) + "\n")
     done = sum(stop - first for first, stop, _ in parts(folder))
     if done >= num:
         return folder
-    progress, waiting = log.Progress(num, start=done, what="samples"), []
+    progress, waiting = log.Progress(num, start=done, what="samples", active=process.first()), []
     with process.Interrupt() as interrupt:
         for drawn in model.draw(seed=seed, start=done, num=num - done):
             waiting.append(shaped(drawn.x, model.levels, form))
             count = sum(map(len, waiting))
             progress.update(done + count, {})
-            if count >= PART or done + count == num or interrupt.requested:
-                store(folder, done, np.concatenate(waiting))
+            stopping = process.agree(interrupt.requested)
+            if count >= PART or done + count == num or stopping:
+                if process.first():
+                    store(folder, done, np.concatenate(waiting))
                 done, waiting = done + count, []
-            if interrupt.requested and done < num:
+            if stopping and done < num:
                 progress.close()
                 print(f"interrupted: {done} of {num} samples are kept; the same command continues")
                 return None

@@ -86,10 +86,10 @@ def bound(subject: Subject, chosen: Split, options: Likelihood) -> Found | None:
     None if it was interrupted.
     """
     name = result(subject, chosen, options)
-    if name.with_suffix(".json").exists():
+    if process.agree(name.with_suffix(".json").exists()):
         return load(name.with_suffix(".npz"))
     found = measure(subject, chosen, options, name.with_suffix(".part.npz"))
-    if found is not None:
+    if found is not None and process.first():
         save(name.with_suffix(".npz"), found)
         protocol.write(name.with_suffix(".json"), numbers(subject, chosen, options, found), subject.made_with())
         name.with_suffix(".part.npz").unlink(missing_ok=True)
@@ -114,15 +114,18 @@ def measure(subject: Subject, chosen: Split, options: Likelihood, part: pathlib.
     mapped = generate.over_devices(program(model, options))
     key = jax.random.fold_in(jax.random.key(options.seed), 2**32 - 2)  # an index that no sample has
     found = resumed(part, blank(model, options, n), tile)
-    progress, saved = log.Progress(n, start=int(found.done), what="images"), time.monotonic()
+    progress = log.Progress(n, start=int(found.done), what="images", active=process.first())
+    saved = time.monotonic()
     with process.Interrupt() as interrupt:
-        for first in range(int(found.done), n, tile * jax.local_device_count()):
-            count(found, mapped(model.params, key, group(chosen.images, first, tile)), first, chosen.images.shape)
+        for first in range(int(found.done), n, tile * jax.device_count()):
+            results = mapped(model.params, key, process.share(group(chosen.images, first, tile)))
+            count(found, process.gathered(results), first, chosen.images.shape)
             progress.update(int(found.done), {})
-            if interrupt.requested or time.monotonic() - saved > SAVE_SECONDS:
+            stopping = process.agree(interrupt.requested)
+            if process.first() and (stopping or time.monotonic() - saved > SAVE_SECONDS):
                 save(part, found)
                 saved = time.monotonic()
-            if interrupt.requested and found.done < n:
+            if stopping and found.done < n:
                 progress.close()
                 print(f"interrupted: {found.done} of {n} images are kept; the same command continues")
                 return None
@@ -156,7 +159,7 @@ def program(model: runs.Model, options: Likelihood) -> generate.Program:
 
 def group(integers: np.ndarray, first: int, tile: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices [devices, tile] and images [devices, tile, H, W, C] from `first` on; the last are repeated."""
-    devices = jax.local_device_count()
+    devices = jax.device_count()
     indices = (first + np.arange(devices * tile, dtype=np.uint32)).reshape(devices, tile)
     return indices, integers[np.minimum(indices, len(integers) - 1)]
 

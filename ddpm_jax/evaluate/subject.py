@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 import ddpm_jax
-from ddpm_jax import data, runs
+from ddpm_jax import data, process, runs
 from ddpm_jax.config import flags
 from ddpm_jax.evaluate import protocol
 
@@ -27,6 +27,7 @@ class Which:
     """Folder for the results (default: evaluation in the run)."""
     devices: int | None = None
     """On a CPU: into how many JAX devices to divide it (default: one per core)."""
+    hosts: tyro.conf.OmitArgPrefixes[process.Hosts] = process.Hosts()
 
 
 class Subject(NamedTuple):
@@ -46,7 +47,7 @@ class Subject(NamedTuple):
                 "jax": jax.__version__,
                 "python": platform.python_version(),
             },
-            "machine": {"platform": device.platform, "kind": device.device_kind, "devices": jax.local_device_count()},
+            "machine": {"platform": device.platform, "kind": device.device_kind, "devices": jax.device_count()},
             "tile": self.model.config.sampling.tile,
         }
 

@@ -73,7 +73,7 @@ class Model:
             "sampling": dataclasses.asdict(self.config.sampling),
             "times": self.times.tolist(),
             "image": {"shape": list(self.shape), "levels": self.levels},
-            "machine": {"platform": device.platform, "kind": device.device_kind, "devices": jax.local_device_count()},
+            "machine": {"platform": device.platform, "kind": device.device_kind, "devices": jax.device_count()},
             "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
         }
 

@@ -1,10 +1,12 @@
 """The run that `train.py` leads: its folder, what it says of itself, its samples and held-out evaluations."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import pathlib
 import sys
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,17 +15,56 @@ import numpy as np
 
 import ddpm_jax
 from ddpm_jax import config as configs
-from ddpm_jax import data, generate
+from ddpm_jax import data, generate, process
 from ddpm_jax.config import objects
 from ddpm_jax.metrics import held_out, monitors
 
 
-def claim(workdir: pathlib.Path, config: configs.Config) -> None:
-    """Makes the run's folder, or makes sure that it is this config's own.
+@contextlib.contextmanager
+def claim(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
+    """Makes the run's folder, or makes sure that it is this config's own, and keeps other trainers out meanwhile.
+
+    With several processes the first one does so, and all make sure that they see the same folder.
 
     Raises:
-        ValueError: if the folder holds a run of another config (more steps are the same run), or something else.
+        ValueError: if the folder holds a run of another config (more steps are the same run), or something else; if
+            another process trains in it; or if not all processes see it.
+        OSError: if it cannot be written, then or later: the body's errors are raised anew with what is left to go on.
     """
+    with contextlib.ExitStack() as held:
+        failed = None
+        if process.first():
+            try:
+                _make(workdir)
+                held.enter_context(process.Lock(workdir))
+                _own(workdir, config)
+            except (ValueError, OSError) as error:
+                failed = error
+        if process.agree(failed is not None):
+            raise failed or ValueError(f"the first process could not take {workdir}; it says why")
+        if process.agree(not (workdir / "config.json").exists()):
+            raise ValueError(f"all processes must see {workdir}: it has to lie in a folder that they share")
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f"{workdir} cannot be written: {error}. {standing(workdir)}") from error
+
+
+def standing(workdir: pathlib.Path) -> str:
+    """Which step was saved last, as the folder shows it: nothing is waited for."""
+    steps = [int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()]
+    last = f"Step {max(steps)} was saved last" if steps else "Nothing was saved yet"
+    return f"{last}; the same command continues"
+
+
+def _make(workdir: pathlib.Path) -> None:
+    inside = {path.name for path in workdir.iterdir()} - {".lock"} if workdir.exists() else set()
+    if inside and "config.json" not in inside:
+        raise ValueError(f"{workdir} is not empty and holds no config.json: it is not a run; take a new folder")
+    workdir.mkdir(parents=True, exist_ok=True)
+
+
+def _own(workdir: pathlib.Path, config: configs.Config) -> None:
     path = workdir / "config.json"
     if path.exists():
         old = configs.from_dict(json.loads(path.read_text()))
@@ -33,9 +74,7 @@ def claim(workdir: pathlib.Path, config: configs.Config) -> None:
                 f"{workdir} holds a run of another config; take a new folder, or go on with its own. "
                 f"What differs: {'; '.join(changed)}"
             )
-    elif workdir.exists() and any(workdir.iterdir()):
-        raise ValueError(f"{workdir} is not empty and holds no config.json: it is not a run; take a new folder")
-    (workdir / "samples").mkdir(parents=True, exist_ok=True)
+    (workdir / "samples").mkdir(exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(configs.to_json(config))
     part.replace(path)
@@ -69,7 +108,9 @@ class Run:
         """The first lines: where, on what, how large, from when to when."""
         config, leaves = self.config, jax.tree.leaves(state.params)
         print(f"run       {self.workdir}" + (f", continued from step {start}" if start else ""))
-        print(f"devices   {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
+        hosts = jax.process_count()
+        among = f", {len(devices) // hosts} in each of {hosts} processes" if hosts > 1 else ""
+        print(f"devices   {len(devices)} x {devices[0].device_kind} ({devices[0].platform}){among}")
         print(f"network   {sum(leaf.size for leaf in leaves):,} parameters, compute in {config.net.dtype}")
         print(f"data      {data.summary(self.images)}")
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
@@ -79,6 +120,25 @@ class Run:
         )
         print(f"steps     {start} of {config.steps}; next checkpoint ({size:.1f} MB) at {save}, next samples at {look}")
         print("          the time left is said as soon as the first steps are compiled and done", flush=True)
+
+    def check_same(self, start: int) -> None:
+        """Makes sure that all processes have the same config, checkpoint and data, of which a thousand images vouch.
+
+        Raises:
+            ValueError: if one has not.
+        """
+        train = self.images.train
+        seen = np.ascontiguousarray(train[:: max(1, len(train) // 1000)])
+        said = {
+            "config": configs.to_json(self.config),
+            "newest checkpoint": str(start),
+            "shape of data": f"{train.shape}",
+        }
+        process.check_same({name: text.encode() for name, text in said.items()} | {"training images": seen.tobytes()})
+
+    def stopping(self, heard: bool) -> bool:
+        """Whether to end after this step: asked for here, or, of several processes, heard by all in the same step."""
+        return heard if jax.process_count() > 1 else self.interrupt.requested
 
     def meta(self, step: int) -> dict[str, Any]:
         """What a checkpoint says of itself."""
@@ -95,11 +155,12 @@ class Run:
         parts, tile = [], config.sampling.tile
         for part in generate.draw(self.tiles, params, seed=config.seed, start=0, num=config.sampling.num, tile=tile):
             parts.append(part.x)
-            if self.interrupt.requested:
+            if process.agree(self.interrupt.requested):
                 return {}
         integers = data.to_integer(np.concatenate(parts), levels)
         picture = self.workdir / "samples" / f"{step}.png"
-        data.write_png(picture, data.grid(integers, levels), scale=data.preview_scale(integers.shape))
+        if process.first():
+            data.write_png(picture, data.grid(integers, levels), scale=data.preview_scale(integers.shape))
         x0 = np.asarray(data.to_unit(self.images.test[: self.count], levels))
         found = held_out.held_out(partial(self.examine, params), self.key, x0, min(config.batch, self.count))
         bits = f"{found.bits_per_dim:.3f} ± {found.standard_error:.3f} bits/dim ({self.count} images, estimated bound)"

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax import config as configs
 from ddpm_jax import data, gaussian, losses, training
@@ -44,3 +45,22 @@ def train_step(config: configs.Config, schedule, net, optimizer, levels: int):
         return take(key, state, batch)
 
     return step
+
+
+def word(stop: bool):
+    """What one of several processes says with a step to all, on each of its devices; None if it is alone."""
+    return np.full(jax.local_device_count(), stop, np.int32) if jax.process_count() > 1 else None
+
+
+def spreading_word(step):
+    """A training step with one more argument, a `word`, whose largest value over all devices is its metric "word".
+
+    So several processes hear in the same step that one of them was asked to stop, at the cost of four bytes in what
+    they exchange anyway.  A word of None changes nothing.
+    """
+
+    def with_word(key, state, pixels, indices, word):
+        state, metrics = step(key, state, pixels, indices)
+        return state, metrics if word is None else metrics | {"word": jax.lax.pmax(word, "batch")}
+
+    return with_word

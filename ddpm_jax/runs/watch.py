@@ -10,18 +10,23 @@ import jax
 import numpy as np
 
 from ddpm_jax import config as configs
-from ddpm_jax import log
+from ddpm_jax import log, process
 
 
 class Watch:
-    """Collects the metrics of the steps, a step or two late so that the host never waits, and notices bad ones."""
+    """Collects the metrics of the steps, a step or two late so that the host never waits, and notices bad ones.
+
+    Attributes:
+        word: whether one of several processes has spread the word to stop, see `spreading_word`.
+    """
 
     def __init__(self, config: configs.Config, workdir: pathlib.Path, start: int):
         self.config, self.workdir = config, workdir
-        self.file = log.MetricsLog(workdir / "metrics.jsonl", start)
+        self.file = log.MetricsLog(workdir / "metrics.jsonl", start, active=process.first())
         self.pending: collections.deque[tuple[int, Any, Any]] = collections.deque()
         self.settled: list[dict[str, Any]] = []
         self.row: list[tuple[int, Any]] = []
+        self.word = False
         self.clock = time.perf_counter()
 
     @property
@@ -75,6 +80,8 @@ class Watch:
         path = self.workdir / f"nonfinite-step-{step}.npz"
         leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(state.params))[0]
         arrays = {"params" + jax.tree_util.keystr(where): leaf for where, leaf in leaves}
+        if not process.first():  # the others have seen the same
+            return 3
         np.savez(path, step=step, indices=indices, images=images.train[indices], **arrays)
         print(f"train.py: loss or gradient not finite in {len(self.row)} steps in a row, the first being step {step}; "
               f"stopped. Checkpoints are as they were. {path} holds the parameters before that step and its "
@@ -84,5 +91,6 @@ class Watch:
     def _settle_one(self) -> None:
         step, metrics, indices = self.pending.popleft()
         values = jax.device_get(metrics)
+        self.word |= bool(values.get("word", 0))
         self.settled.append(values)
         self.row = [*self.row, (step, indices)] if values["skipped"] else []

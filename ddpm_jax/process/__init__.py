@@ -14,10 +14,30 @@ import signal
 import sys
 import threading
 
+from ddpm_jax.process.hosts import (
+    LOST,
+    UNWRITABLE,
+    Hosts,
+    agree,
+    as_one,
+    check_same,
+    first,
+    gathered,
+    join,
+    leave,
+    share,
+)
+from ddpm_jax.process.lock import Lock
+
+__all__ = [
+    "LOST", "UNWRITABLE", "Hosts", "Interrupt", "Lock", "agree", "as_one", "check_same",
+    "first", "gathered", "keep_memory", "leave", "platform", "prepare", "share",
+]  # fmt: skip
+
 _MOST_DEVICES = 16  # each holds the whole train state
 
 
-def prepare(*, devices: int | None = None, cache_dir: str | None = None) -> None:
+def prepare(*, devices: int | None = None, cache_dir: str | None = None, hosts: Hosts | None = None) -> None:
     """Makes ready a process that is about to use JAX.
 
     On a CPU, one JAX device for each core is faster than one device with all of them, and memory that is not handed
@@ -29,9 +49,11 @@ def prepare(*, devices: int | None = None, cache_dir: str | None = None) -> None
     Args:
         devices: into how many devices to divide the CPU; None is what is said above.
         cache_dir: keep compiled programs in this folder, for the next process.
+        hosts: meet the other processes that these flags, or a cluster, speak of; None is a process of its own.
 
     Raises:
-        ValueError: if devices is below 1, or not what JAX has been told before, or JAX will not run on a CPU.
+        ValueError: if devices is below 1, or not what JAX has been told before, or JAX will not run on a CPU; or as
+            `hosts.join`.
         RuntimeError: if JAX has already started with another number of devices.
     """
     if devices is not None and devices < 1:
@@ -47,6 +69,8 @@ def prepare(*, devices: int | None = None, cache_dir: str | None = None) -> None
 
         jax.config.update("jax_compilation_cache_dir", os.path.abspath(cache_dir))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if hosts is not None:
+        join(hosts, where)
 
 
 def platform() -> str:

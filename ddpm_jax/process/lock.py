@@ -1,0 +1,51 @@
+"""A folder that one process at a time may write."""
+
+import os
+import pathlib
+import socket
+import sys
+import time
+
+
+class Lock:
+    """While it is entered, no other process can enter one of the same folder.
+
+    The kernel holds the lock (flock) and releases it with the process, however that ends: no stale lock remains.  The
+    file .lock says whose it is.  On a network file system a lock counts among hosts if the server and its mount options
+    support it; where they refuse it, a warning is printed and nothing is locked.
+
+    Raises, on entering:
+        ValueError: if another process has it.
+        OSError: if the folder cannot be written.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.path = folder / ".lock"
+        self._file: int | None = None
+
+    def __enter__(self) -> "Lock":
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            return self
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(file, 500).decode(errors="replace").strip() or "another process"
+            os.close(file)
+            raise ValueError(f"{self.path.parent} is in use by {owner}; only one process can train in it") from None
+        except OSError as error:
+            os.close(file)
+            print(f"warning: {self.path} cannot be locked here ({error.strerror}): see that no second process trains "
+                  "in this folder", file=sys.stderr)  # fmt: skip
+            return self
+        self._file = file
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}\n".encode())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

@@ -1,0 +1,77 @@
+"""What a run does when the machine fails it: a second trainer, a full disk, a folder that cannot be written."""
+
+import re
+import signal
+import subprocess
+
+import pytest
+from test_hosts import QUICK, TINY
+from test_programs import ROOT, command, environment, run, saved_steps, start, state_of, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults")
+    (folder / "tiny.py").write_text(TINY)
+    return folder
+
+
+def test_a_second_trainer_is_refused_until_the_first_is_gone(home):
+    workdir = home / "two"
+    args = ("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps")
+    first = start(*args, 100_000)
+    wait_for(lambda: (workdir / "checkpoints" / "10").is_dir(), first)
+    refused = run(*args, 100_000, status=2, env=QUICK)
+    assert f"{workdir} is in use by process {first.pid} on " in refused.stderr
+    run("sample.py", workdir, "--num", 1, "--devices", 1, "--out", home / "meanwhile", env=QUICK)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    steps = saved_steps(workdir)[-1]
+    assert f"continued from step {steps}" in run(*args, steps + 1, env=QUICK).stdout
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 2 MB."""
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)]
+    try:
+        subprocess.run(mounted, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root can mount a small disk")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_full_or_read_only_disk_ends_the_run_and_spares_what_was_saved(home, disk):
+    workdir = disk / "run"
+    args = ("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--save-every", 1, "--keep", 1000)
+    shown = run(*args, "--steps", 1000, status=6, env=QUICK)
+    said = re.search(r"No space left on device\. Step (\d+) was saved last; the same command continues", shown.stderr)
+    assert said and f"train.py: {workdir} cannot be written" in shown.stderr
+    steps = saved_steps(workdir)
+    assert int(said[1]) == steps[-1] == state_of(workdir).tree.step
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == sorted(map(str, steps))  # no half ones
+
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    assert "Read-only file system" in run(*args, "--steps", 1000, status=6, env=QUICK).stderr
+    subprocess.run(["mount", "-o", "remount,rw,size=9m", str(disk)], check=True)
+    more = run(*args, "--steps", steps[-1] + 2, env=QUICK)
+    assert f"continued from step {steps[-1]}" in more.stdout
+
+
+def test_files_of_limited_size_end_the_run_too(home, tmp_path):
+    """As a quota does, and without the rights to mount anything."""
+    workdir = tmp_path / "run"
+    run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps", 2, "--save-every", 1, env=QUICK)
+    limited = "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.argv[:] = sys.argv[1:]; " \
+        "runpy.run_path('train.py', run_name='__main__')"  # fmt: skip
+    args = ("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps", 40, "--save-every", 1)
+    env = environment() | QUICK | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1000"}  # read, not written
+    done = subprocess.run(command("-c", limited, *args), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 6, done.stderr
+    assert "File too large. Step 2 was saved last" in done.stderr
+    assert saved_steps(workdir) == [1, 2] and state_of(workdir).tree.step == 2
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]

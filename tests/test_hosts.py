@@ -1,0 +1,201 @@
+"""Several processes as one, on one machine: each in a process of its own, as on the hosts of a cluster."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from test_programs import ROOT, command, run, saved_steps, state_of, wait_for
+from test_programs import environment as usual
+
+pytestmark = pytest.mark.slow
+
+TINY = """
+from ddpm_jax.config import Config, Data, Evaluation, Net, Optim, Sampling, Schedule
+
+config = Config(
+    steps=60, batch=16, log_every=1, sample_every=0, save_every=10, keep=10, data=Data("digits", flip=True),
+    schedule=Schedule(T=20, beta_1=0.005, beta_T=0.6), net=Net(8, (1,), 1, (), dropout=0.1),
+    optim=Optim(learning_rate=3e-3, warmup=10, ema_decay=0.9), sampling=Sampling(steps=20, tile=4, num=8),
+    evaluation=Evaluation(images=16, strata=2),
+)
+"""
+QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+"""To compile, which is what these tests mostly do."""
+
+
+def environment():
+    return usual() | QUICK
+
+
+class Together:
+    """A command in several processes."""
+
+    def __init__(self, *args, processes=2, devices=1, **flags):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = ["--devices", devices, "--coordinator", f"127.0.0.1:{port}", "--processes", processes]
+        for name, value in flags.items():
+            shared += [f"--{name.replace('_', '-')}", value]
+        self.processes = [
+            subprocess.Popen(
+                command(*args, *shared, "--process", i), cwd=ROOT, env=environment(), text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+            for i in range(processes)
+        ]  # fmt: skip
+
+    def __getitem__(self, i):
+        return self.processes[i]
+
+    def ended(self, *statuses, seconds=240):
+        """What the processes have said, once all have ended with these statuses."""
+        end = time.monotonic() + seconds
+        while any(p.poll() is None for p in self.processes) and time.monotonic() < end:
+            wrong = [p.poll() not in (None, status) for p, status in zip(self.processes, statuses, strict=True)]
+            time.sleep(0.05 if not any(wrong) else 1)
+            end = min(end, time.monotonic() + 5) if any(wrong) else end
+        for process in self.processes:
+            process.kill()
+        said = [process.communicate() for process in self.processes]
+        assert [process.returncode for process in self.processes] == [*statuses], said
+        return said
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hosts")
+    (folder / "tiny.py").write_text(TINY)
+    return folder
+
+
+def train(home, workdir, *, processes=1, devices=1, steps=3, **flags):
+    args = ["train.py", home / "tiny.py", "--workdir", workdir]
+    flags = {"steps": steps} | flags
+    if processes > 1:
+        return Together(*args, processes=processes, devices=devices, **flags)
+    told = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return run(*args, "--devices", devices, *told, env=QUICK)
+
+
+def losses(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def straight(home):
+    """Nine steps in one process on one device."""
+    train(home, home / "straight", steps=9)
+    return home / "straight"
+
+
+@pytest.fixture(scope="module")
+def pair(home):
+    """Three steps in two processes, and what they said."""
+    said = train(home, home / "pair", processes=2).ended(0, 0)
+    return home / "pair", said
+
+
+def test_two_processes_take_the_steps_of_one(pair, straight):
+    np.testing.assert_allclose(losses(pair[0]), losses(straight)[:3], atol=1e-5)
+
+
+def test_only_the_first_of_them_speaks(pair):
+    (first, _), (second, silence) = pair[1]
+    assert "1 in each of 2 processes" in first and "held-out loss" in first
+    assert "run " not in second and "steps" not in silence
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(1, 8), (2, 4)])
+def test_how_many_there_are_changes_no_batch(home, straight, processes, devices):
+    workdir = home / f"{processes}x{devices}"
+    done = train(home, workdir, processes=processes, devices=devices)
+    if isinstance(done, Together):
+        done.ended(0, 0)
+    np.testing.assert_allclose(losses(workdir), losses(straight)[:3], atol=1e-5)
+
+
+def test_two_draw_the_images_of_one_to_the_byte(home, pair):
+    flags = ("--num", 13, "--start", 3)
+    Together("sample.py", pair[0], *flags, out=home / "two").ended(0, 0)
+    run("sample.py", pair[0], *flags, "--out", home / "one", "--devices", 2, env=QUICK)
+    one, two = (np.load(home / name / "samples.npz")["arr_0"] for name in ("one", "two"))
+    assert one.shape == (13, 8, 8, 1) and len({image.tobytes() for image in one}) == 13
+    np.testing.assert_array_equal(two, one)
+
+
+def test_two_measure_the_bound_of_one(home, pair):
+    command = ("-m", "ddpm_jax.evaluate", pair[0], "likelihood", "--num", 21)
+    Together(*command, out=home / "bound2").ended(0, 0)
+    run(*command, "--out", home / "bound1", "--devices", 2, env=QUICK)
+    one, two = (np.load(next((home / name).glob("likelihood-*.npz"))) for name in ("bound1", "bound2"))
+    assert one["done"] == 21 and (one["total"] > 0).all()
+    for name in one.files:
+        np.testing.assert_array_equal(two[name], one[name], err_msg=name)
+
+
+def test_a_run_moves_from_two_to_one_and_back(home, pair, straight):
+    """After the tests above, which read checkpoint 3 as the newest one."""
+    workdir = pair[0]
+    assert "continued from step 3" in train(home, workdir, steps=6).stdout
+    (out, _), _ = train(home, workdir, steps=9, processes=2).ended(0, 0)
+    assert "continued from step 6" in out
+    assert state_of(workdir).step == 9
+    np.testing.assert_allclose(losses(workdir), losses(straight), atol=1e-5)
+
+
+def test_sigterm_to_one_stops_both_at_the_same_step_and_saves(home):
+    workdir = home / "stopped"
+    both = train(home, workdir, processes=2, steps=100_000, save_every=100_000)
+    wait_for(lambda: (workdir / "metrics.jsonl").exists(), both[0])
+    both[1].send_signal(signal.SIGTERM)
+    (out, _), _ = both.ended(0, 0)
+    (step,) = saved_steps(workdir)
+    assert f"saved step {step}" in out and state_of(workdir).tree.step == step
+    assert json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"] == step
+
+
+def test_both_give_up_at_the_same_step_and_one_leaves_the_record(home):
+    workdir = home / "burnt"
+    flags = {"optim.learning_rate": 1e30, "optim.warmup": 1, "optim.max_skipped": 4}
+    (_, err), (_, silence) = train(home, workdir, processes=2, steps=60, **flags).ended(3, 3)
+    (record,) = workdir.glob("nonfinite-step-*.npz")
+    with np.load(record) as kept:
+        assert kept["indices"].shape == (16,) and f"the first being step {kept['step']}" in err
+    assert "not finite" not in silence
+
+
+def test_when_one_is_killed_the_other_says_so_and_ends(home):
+    workdir = home / "killed"
+    both = train(home, workdir, processes=2, steps=100_000, heartbeat=10)
+    wait_for(lambda: saved_steps_or_none(workdir), both[0])
+    both[1].kill()
+    begun = time.monotonic()
+    (_, err), _ = both.ended(5, -signal.SIGKILL)
+    assert time.monotonic() - begun < 30
+    last = re.search(r"train.py, process 0 of 2: another process was lost .* Step (\d+) was saved last", err)
+    assert last and int(last[1]) == saved_steps(workdir)[-1]
+    steps = saved_steps(workdir)[-1]
+    assert f"continued from step {steps}" in train(home, workdir, steps=steps + 1).stdout
+
+
+def test_a_frozen_one_is_given_up_after_the_heartbeat(home):
+    """Nothing breaks then, and JAX aborts the process that waits."""
+    both = train(home, home / "frozen", processes=2, steps=100_000, heartbeat=10)
+    wait_for(lambda: (home / "frozen" / "metrics.jsonl").exists(), both[0])
+    both[1].send_signal(signal.SIGSTOP)
+    begun = time.monotonic()
+    _, err = both[0].communicate(timeout=60)
+    assert time.monotonic() - begun < 40 and both[0].returncode in (5, -signal.SIGABRT), err
+    both[1].kill()
+    both[1].communicate()
+
+
+def saved_steps_or_none(workdir):
+    return (workdir / "checkpoints").is_dir() and saved_steps(workdir)
