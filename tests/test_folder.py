@@ -588,11 +588,15 @@ def test_different_sizes_need_a_resolution(tmp_path):
     assert "12 to 24x32" in report and "9 are cut to the middle first and 9 enlarged" in report
 
 
-def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path):
+def test_what_does_not_fit_is_left_where_it_is(tmp_path):
     for i in range(4):
         put(tmp_path / f"{i}.png", SMALL)
-    with pytest.raises(ValueError, match=r"4 images 16384x16384x3 uint8 take 3.0 GiB, more than the 2 GiB"):
-        data.load(f"folder:{tmp_path}", resolution=(16384,))
+    large = data.load(f"folder:{tmp_path}", resolution=(16384,))  # 3 GiB
+    assert isinstance(large.train, data.Unread) and isinstance(large.test, data.Unread)
+    assert large.train.nbytes == 3 * 16384**2 * 3 and "3221.2 MB, read when needed" in data.summary(large)
+    asked = data.load(f"folder:{tmp_path}", stream=True)
+    assert isinstance(asked.train, data.Unread)
+    np.testing.assert_array_equal(asked.train[:], data.load(f"folder:{tmp_path}", stream=False).train)
 
 
 # Tables

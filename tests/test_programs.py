@@ -160,6 +160,15 @@ def test_killed_and_resumed_is_straight_to_the_last_bit(home, straight):
     assert steps == sorted(steps) and len([s for s in steps if s == 40]) == 1
 
 
+def test_a_run_may_stream_its_images_from_any_step_on(home, straight):
+    """Half of the run with all images on the device, half with images read ahead: parameters are those of the whole."""
+    workdir = home / "streamed"
+    run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps", 30)
+    shown = run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--data.stream", "True").stdout
+    assert "continued from step 30" in shown
+    assert_same_bytes(state_of(workdir).tree, state_of(straight[0]).tree)
+
+
 def test_the_next_batch_of_a_resumed_run_is_the_straight_one():
     key = jax.random.key(7)
     straight = [data.Order(key, 1500).indices(n, 128) for n in range(40)]

@@ -31,6 +31,8 @@ class Data:
     """Bring images of a folder or of TFDS to SIDE, or HEIGHT WIDTH: cut to their middle, scaled; () is as stored."""
     skip_bad: bool = False
     """Go on without files of a folder that are unreadable or of another mode; the report names them."""
+    stream: bool | None = None
+    """Read images ahead of each step, not hold them all on every device; None does so with more than 2 GiB of them."""
 
 
 @dataclasses.dataclass(frozen=True)

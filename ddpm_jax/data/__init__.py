@@ -1,8 +1,10 @@
 """Images: where they come from, in which order they are seen, and how they become pictures again.
 
 `sources` loads integer images (`reader` says how those are read that lie in files of their own, `folder` finds them and
-`survey` reports on them), `batches` orders them by (seed, step) and feeds the training step, and `images` holds
-the only converters between integers and [-1, 1] and the only writers of picture files.
+`survey` reports on them), `batches` orders them by (seed, step), `stream` brings them to the devices, and `images`
+holds the only converters between integers and [-1, 1] and the only writers of picture files.
+
+`stream` is imported by its own name: it needs grain, which takes a second.
 """
 
 from ddpm_jax.data.batches import Order, examples
@@ -17,8 +19,21 @@ from ddpm_jax.data.images import (
     write_gif,
     write_png,
 )
-from ddpm_jax.data.reader import Images, Part, Progress, Reader, divided, gathered, nbytes, whole
-from ddpm_jax.data.sources import IN_MEMORY, load, parts, summary
+from ddpm_jax.data.reader import (
+    IN_MEMORY,
+    Images,
+    Part,
+    Pixels,
+    Progress,
+    Reader,
+    Unread,
+    divided,
+    gathered,
+    nbytes,
+    unread,
+    whole,
+)
+from ddpm_jax.data.sources import load, parts, summary
 
 __all__ = [
     "IN_MEMORY",
@@ -26,8 +41,10 @@ __all__ = [
     "Order",
     "Part",
     "Picture",
+    "Pixels",
     "Progress",
     "Reader",
+    "Unread",
     "divided",
     "examples",
     "gathered",
@@ -41,6 +58,7 @@ __all__ = [
     "summary",
     "to_integer",
     "to_unit",
+    "unread",
     "whole",
     "write_gif",
     "write_png",

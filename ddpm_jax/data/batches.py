@@ -6,6 +6,7 @@ number of devices or processes: each of these computes the order of the whole ba
 
 import functools
 import operator
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,7 @@ class Order:
         self._key = key
         self._size = size
         self._epochs: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()  # batches are read ahead in threads
 
     def indices(self, step: int, batch: int) -> np.ndarray:
         """The examples of step `step` = 0, 1, ... when every step takes `batch` of them.
@@ -60,12 +62,13 @@ class Order:
         return np.concatenate(parts)
 
     def _epoch(self, epoch: int) -> np.ndarray:
-        if epoch not in self._epochs:
-            if len(self._epochs) == 2:
-                del self._epochs[next(iter(self._epochs))]
-            permutation = jax.random.permutation(jax.random.fold_in(self._key, epoch), self._size)
-            self._epochs[epoch] = np.asarray(jax.device_get(permutation), np.int32)
-        return self._epochs[epoch]
+        with self._lock:
+            if epoch not in self._epochs:
+                if len(self._epochs) == 2:
+                    del self._epochs[next(iter(self._epochs))]
+                permutation = jax.random.permutation(jax.random.fold_in(self._key, epoch), self._size)
+                self._epochs[epoch] = np.asarray(jax.device_get(permutation), np.int32)
+            return self._epochs[epoch]
 
 
 @functools.partial(jax.jit, static_argnames=("levels", "flip"))

@@ -192,8 +192,8 @@ def readers(options: Prepare) -> tuple[Reader, Reader]:
         raise ValueError(f"{source}: images {height}x{width} are not resized; --resolution is for folder: and tfds:")
     names, levels = images.label_names, images.levels
     return (
-        Resident(source, images.train, images.train_labels, names, images.train_captions, levels),
-        Resident(source, images.test, images.test_labels, names, images.test_captions, levels),
+        Resident(source, np.asarray(images.train), images.train_labels, names, images.train_captions, levels),
+        Resident(source, np.asarray(images.test), images.test_labels, names, images.test_captions, levels),
     )
 
 

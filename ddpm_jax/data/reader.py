@@ -1,8 +1,10 @@
 """A data set, whole in memory or read image by image, and the one rule by which both are divided.
 
-What is too large for memory, or lies in files of its own, is a `Reader`; `whole` and `gathered` read one into memory.
+What is too large for memory, or lies in files of its own, is a `Reader`; `whole` and `gathered` read one into memory,
+and `unread` leaves it where it is.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,14 +16,18 @@ import numpy as np
 Progress = Callable[[int, int], None]
 """(done, total): told after each image."""
 
+IN_MEMORY = 2 << 30
+"""Bytes of images up to which they are held in memory, the host's and each device's, unless told otherwise."""
+
 A = TypeVar("A")
 B = TypeVar("B")
 
 
 class Images(NamedTuple):
-    """A data set in host memory.
+    """A data set.
 
-    train, test: uint8 or uint16 [N, H, W, C], values 0 .. levels - 1; test is held out, never trained on.
+    train, test: uint8 or uint16 [N, H, W, C], values 0 .. levels - 1, in host memory or read where they are indexed;
+        test is held out, never trained on.
     train_labels, test_labels: int32 [N], or both None.
     levels: 17 for the digits, 256 for 8 bits, 65536 for 16 bits, unless the caller of `load` said otherwise.
     name: the source, as it was given to `load`.
@@ -29,8 +35,8 @@ class Images(NamedTuple):
     train_captions, test_captions: a text for each image, or both None.
     """
 
-    train: np.ndarray
-    test: np.ndarray
+    train: "Pixels"
+    test: "Pixels"
     train_labels: np.ndarray | None
     test_labels: np.ndarray | None
     levels: int
@@ -102,6 +108,34 @@ class Part:
         return self.reader[int(self.indices[i])]
 
 
+class Unread:
+    """The images of a reader as an array [N, H, W, C] that is read where it is indexed, several at a time.
+
+    It is indexed by one integer, a slice or an array of integers, and gives arrays.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader, self.dtype = reader, reader.dtype
+        self.shape = (len(reader), *reader.shape)
+        self.ndim, self.nbytes = len(self.shape), nbytes(reader)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, which: "int | slice | np.ndarray") -> np.ndarray:
+        places = np.arange(len(self))[which]
+        found = np.empty((places.size, *self.reader.shape), self.dtype)
+        _fill(found, self.reader, places.reshape(-1))
+        return found.reshape(*places.shape, *self.reader.shape)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
+Pixels = np.ndarray | Unread
+"""Images [N, H, W, C] in memory, or read where they are indexed."""
+
+
 def held_out_indices(what: str, count: int, held_out: float) -> np.ndarray:
     """Which of `count` images are held out: the last ones of a fixed permutation, at least one, in ascending order.
 
@@ -145,6 +179,48 @@ def gathered(train: Reader, test: Reader, *, progress: Progress | None = None) -
     Raises:
         ValueError: if the two are not of one kind, or an image cannot be read.
     """
+    _check_alike(train, test)
+    arrays = np.empty((len(train), *train.shape), train.dtype), np.empty((len(test), *test.shape), test.dtype)
+    done, every = 0, len(train) + len(test)
+    for reader, array in zip((train, test), arrays, strict=True):
+        so_far = None if progress is None else functools.partial(_further, progress, done, every)
+        _fill(array, reader, np.arange(len(array)), so_far)
+        done += len(array)
+    return _images(train, test, *arrays)
+
+
+def unread(train: Reader, test: Reader) -> Images:
+    """The images of two readers, left where they are until they are indexed."""
+    _check_alike(train, test)
+    return _images(train, test, Unread(train), Unread(test))
+
+
+def _images(train: Reader, test: Reader, pixels: "Pixels", test_pixels: "Pixels") -> Images:
+    return Images(
+        pixels, test_pixels, train.labels, test.labels, train.levels, train.name, train.label_names,
+        train.captions, test.captions,
+    )  # fmt: skip
+
+
+def _further(progress: Progress, before: int, every: int, done: int, total: int) -> None:
+    progress(before + done, every)
+
+
+def _fill(array: np.ndarray, reader: Reader, places: np.ndarray, progress: Progress | None = None) -> None:
+    """array[k] = reader[places[k]] for all k, several at a time."""
+
+    def read(k: int) -> None:
+        array[k] = reader[int(places[k])]
+
+    # What Pillow thinks of metadata is in the report of a folder, by name, and here it would be noise.  Filters are
+    # the whole process's, so they are set around all threads and not in each.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        in_threads(read, range(len(array)), progress)
+
+
+def _check_alike(train: Reader, test: Reader) -> None:
+    """Raises a ValueError if the images of two readers are not of one kind."""
     for field in ("shape", "dtype", "levels", "label_names"):
         ours, theirs = getattr(train, field), getattr(test, field)
         if ours != theirs:
@@ -152,22 +228,6 @@ def gathered(train: Reader, test: Reader, *, progress: Progress | None = None) -
     for field in ("labels", "captions"):
         if (getattr(train, field) is None) != (getattr(test, field) is None):
             raise ValueError(f"{train.name}: expected {field} of both training and held-out images or of neither")
-    arrays = np.empty((len(train), *train.shape), train.dtype), np.empty((len(test), *test.shape), test.dtype)
-    pairs = zip((train, test), arrays, strict=True)
-    places = [(reader, array, i) for reader, array in pairs for i in range(len(array))]
-
-    def read(place: tuple[Reader, np.ndarray, int]) -> None:
-        reader, array, i = place
-        array[i] = reader[i]
-
-    # What Pillow thinks of metadata is in the report of a folder, by name, and here it would be noise.  Filters are
-    # the whole process's, so they are set around all threads and not in each.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        in_threads(read, places, progress)
-    return Images(
-        *arrays, train.labels, test.labels, train.levels, train.name, train.label_names, train.captions, test.captions
-    )  # fmt: skip
 
 
 def in_threads(function: Callable[[A], B], items: Sequence[A], progress: Progress | None) -> list[B]:

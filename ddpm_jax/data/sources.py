@@ -13,14 +13,22 @@ from pathlib import Path
 import numpy as np
 
 from ddpm_jax.data import catalogue, folder
-from ddpm_jax.data.reader import Images, Progress, Reader, gathered, held_out_indices, nbytes
+from ddpm_jax.data.reader import (
+    IN_MEMORY,
+    Images,
+    Progress,
+    Reader,
+    Unread,
+    gathered,
+    held_out_indices,
+    nbytes,
+    unread,
+)
 
 TRAIN = ("train", "x_train", "train_images", "images", "arr_0", "jpeg")
 TEST = ("test", "x_test", "test_images")
 TRAIN_LABELS = ("train_labels", "y_train", "labels")
 TEST_LABELS = ("test_labels", "y_test")
-
-IN_MEMORY = 2 << 30  # bytes of decoded images that `load` holds
 
 
 def load(
@@ -30,6 +38,7 @@ def load(
     levels: int | None = None,
     resolution: Sequence[int] = (),
     skip_bad: bool = False,
+    stream: bool | None = None,
     report: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> Images:
@@ -49,12 +58,13 @@ def load(
             ones of a fixed permutation.  The others keep their order.
         levels: the number of levels if it is not 256 for uint8 and 65536 for uint16.
         resolution, skip_bad, report: for images that are read one by one, see `parts`.
+        stream: leave images that are read one by one where they are until they are indexed; None does so with those
+            that would take more than 2 GiB of memory.
         progress: told (done, total) after each of these, when it is checked and again when it is loaded.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
-        ValueError: if the source is unknown, or what it names or an option is not as described, or images that
-            are read one by one would take more than 2 GiB of memory.
+        ValueError: if the source is unknown, or what it names or an option is not as described.
     """
     _check_held_out(held_out)
     kind, _, path = source.partition(":")
@@ -63,8 +73,8 @@ def load(
             source, held_out=held_out, levels=levels, resolution=resolution, skip_bad=skip_bad, report=report,
             progress=progress,
         )  # fmt: skip
-        _check_fits(train, test)
-        return gathered(train, test, progress=progress)
+        streamed = nbytes(train) + nbytes(test) > IN_MEMORY if stream is None else stream
+        return unread(train, test) if streamed else gathered(train, test, progress=progress)
     if resolution or skip_bad:
         raise ValueError(
             f"load: resolution and skip_bad are for folder: and tfds: sources; {source!r} is taken as it is"
@@ -138,26 +148,17 @@ def summary(images: Images) -> str:
     labels = "no labels"
     if images.train_labels is not None and images.test_labels is not None:
         labels = f"{len(np.union1d(images.train_labels, images.test_labels))} classes"
+    left = isinstance(images.train, Unread)
     return (
         f"{images.name}: {len(images.train):,} training and {len(images.test):,} held-out images, "
         f"{height}x{width}x{channels} {images.train.dtype}, {images.levels} levels, {labels}, "
-        f"{(images.train.nbytes + images.test.nbytes) / 1e6:.1f} MB"
+        f"{(images.train.nbytes + images.test.nbytes) / 1e6:.1f} MB{', read when needed' * left}"
     )
 
 
 def _check_held_out(held_out: float) -> None:
     if not 0 < held_out < 1:
         raise ValueError(f"load: expected a fraction 0 < held_out < 1, got {held_out}")
-
-
-def _check_fits(train: Reader, test: Reader) -> None:
-    total = nbytes(train) + nbytes(test)
-    if total > IN_MEMORY:
-        raise ValueError(
-            f"{train.name}: {len(train) + len(test):,} images {'x'.join(map(str, train.shape))} {train.dtype} take "
-            f"{total / 2**30:.1f} GiB, more than the {IN_MEMORY >> 30} GiB that are held in memory: give a smaller "
-            "--data.resolution"
-        )
 
 
 def _npz(path: Path, name: str, held_out: float, levels: int | None) -> Images:

@@ -83,7 +83,7 @@ def run(subject: Subject, options: Interpolation) -> int:
     return 0
 
 
-def interpolated(model: runs.Model, integers: np.ndarray, options: Interpolation) -> Found:
+def interpolated(model: runs.Model, integers: data.Pixels, options: Interpolation) -> Found:
     """The interpolations asked for.
 
     An image's noise has a key of its own and is the same at every t; each pair has one key for the reverse process.

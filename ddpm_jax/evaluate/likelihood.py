@@ -157,7 +157,7 @@ def program(model: runs.Model, options: Likelihood) -> generate.Program:
     return tile
 
 
-def group(integers: np.ndarray, first: int, tile: int) -> tuple[np.ndarray, np.ndarray]:
+def group(integers: data.Pixels, first: int, tile: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices [devices, tile] and images [devices, tile, H, W, C] from `first` on; the last are repeated."""
     devices = jax.device_count()
     indices = (first + np.arange(devices * tile, dtype=np.uint32)).reshape(devices, tile)

@@ -19,6 +19,9 @@ from ddpm_jax import data, generate, process
 from ddpm_jax.config import objects
 from ddpm_jax.metrics import held_out, monitors
 
+_REFERENCE = 1 << 28
+"""Bytes of images that samples are compared with, where not all are in memory."""
+
 
 @contextlib.contextmanager
 def claim(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
@@ -27,8 +30,8 @@ def claim(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
     With several processes the first one does so, and all make sure that they see the same folder.
 
     Raises:
-        ValueError: if the folder holds a run of another config (more steps are the same run), or something else; if
-            another process trains in it; or if not all processes see it.
+        ValueError: if the folder holds a run of another config (more steps, or streamed data, are the same run), or
+            something else; if another process trains in it; or if not all processes see it.
         OSError: if it cannot be written, then or later: the body's errors are raised anew with what is left to go on.
     """
     with contextlib.ExitStack() as held:
@@ -68,7 +71,8 @@ def _own(workdir: pathlib.Path, config: configs.Config) -> None:
     path = workdir / "config.json"
     if path.exists():
         old = configs.from_dict(json.loads(path.read_text()))
-        changed = configs.differences(dataclasses.replace(old, steps=config.steps), config)
+        free = dataclasses.replace(old.data, stream=config.data.stream)  # which changes no image
+        changed = configs.differences(dataclasses.replace(old, steps=config.steps, data=free), config)
         if changed and any((workdir / "checkpoints").glob("[0-9]*")):  # without a checkpoint nothing was begun
             raise ValueError(
                 f"{workdir} holds a run of another config; take a new folder, or go on with its own. "
@@ -104,9 +108,9 @@ class Run:
         self.examine = jax.jit(examine)
         self.tiles = generate.over_devices(generate.program(sampler, objects.times(config), images.train.shape[1:]))
 
-    def introduce(self, state, devices, start: int) -> None:
+    def introduce(self, state, start: int) -> None:
         """The first lines: where, on what, how large, from when to when."""
-        config, leaves = self.config, jax.tree.leaves(state.params)
+        config, leaves, devices = self.config, jax.tree.leaves(state.params), jax.devices()
         print(f"run       {self.workdir}" + (f", continued from step {start}" if start else ""))
         hosts = jax.process_count()
         among = f", {len(devices) // hosts} in each of {hosts} processes" if hosts > 1 else ""
@@ -122,13 +126,15 @@ class Run:
         print("          the time left is said as soon as the first steps are compiled and done", flush=True)
 
     def check_same(self, start: int) -> None:
-        """Makes sure that all processes have the same config, checkpoint and data, of which a thousand images vouch.
+        """Makes sure that all processes have the same config, checkpoint and data, of which a hundred images vouch.
 
         Raises:
             ValueError: if one has not.
         """
+        if jax.process_count() == 1:
+            return
         train = self.images.train
-        seen = np.ascontiguousarray(train[:: max(1, len(train) // 1000)])
+        seen = np.ascontiguousarray(train[:: max(1, len(train) // 100)])
         said = {
             "config": configs.to_json(self.config),
             "newest checkpoint": str(start),
@@ -180,7 +186,12 @@ class Run:
 
     @functools.cached_property
     def reference(self) -> monitors.Reference:
-        """What samples are compared with: the training images, as training sees them."""
+        """What samples are compared with: the training images, as training sees them.
+
+        Of those that are not in memory, so many, evenly spread, as take a quarter of a GiB.
+        """
         train = self.images.train
+        if isinstance(train, data.Unread):
+            train = train[:: -(-train.nbytes // _REFERENCE)]
         seen = np.concatenate([train, train[:, :, ::-1]]) if self.config.data.flip else train
         return monitors.reference(seen, self.images.test[: self.count], self.images.levels)

@@ -1,5 +1,8 @@
 """The training step that a config stands for, and the keys of a run."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +19,14 @@ def keys_of(seed: int):
 
 
 def train_step(config: configs.Config, schedule, net, optimizer, levels: int):
-    """(key, state, pixels [N, H, W, C] integers, indices [b]) -> (state, metrics): what each device does in a step."""
+    """(key, state, pixels [N, H, W, C] integers, places [b]) -> (state, metrics): what each device does in a step.
+
+    The examples are pixels[places].
+    """
     loss_of = objects.example_loss(config, levels)
     T = config.schedule.T
 
-    def step(key, state, pixels, indices):
+    def step(key, state, pixels, places):
         def loss_fn(params, keys, batch):
             flip_keys, time_keys, draw_keys, dropout_keys = gaussian.split_keys(keys, 4)
             x0 = data.examples(flip_keys, pixels, batch["index"], levels=levels, flip=config.data.flip)
@@ -33,10 +39,10 @@ def train_step(config: configs.Config, schedule, net, optimizer, levels: int):
             quarter = jax.nn.one_hot((t - 1) * 4 // T, 4)
             return loss.mean(), {"quarter_loss": (loss[:, None] * quarter).mean(0), "quarter_share": quarter.mean(0)}
 
-        batch = {"index": indices}
+        batch = {"index": places}
         if config.loss.stratified:
             shared = jax.random.fold_in(jax.random.fold_in(key, state.step), config.batch)
-            place = jax.lax.axis_index("batch") * indices.shape[0] + jnp.arange(indices.shape[0])
+            place = jax.lax.axis_index("batch") * places.shape[0] + jnp.arange(places.shape[0])
             batch["t"] = losses.stratified_times(shared, T, place, config.batch)
         take = training.make_step(
             loss_fn, optimizer, ema_decay=objects.ema_decay(config), accumulate=config.optim.accumulate,
@@ -47,20 +53,36 @@ def train_step(config: configs.Config, schedule, net, optimizer, levels: int):
     return step
 
 
+def over_devices(step, pixels_axis: int | None, devices: Sequence[Any] | None = None):
+    """The training step on all devices: (key, state, pixels, places [devices, b], word) -> (state, metrics).
+
+    Key and state are whole on every device, and the state is donated; `pixels_axis` is `stream.Feed.axis`.  Its last
+    argument is what `word` says.
+
+    Args:
+        step: see `train_step`.
+        devices: those that the step is for, if not all.
+    """
+    return jax.pmap(
+        _spreading_word(step), axis_name="batch", in_axes=(None, None, pixels_axis, 0, 0), out_axes=None,
+        donate_argnums=1, devices=devices,
+    )  # fmt: skip
+
+
 def word(stop: bool):
     """What one of several processes says with a step to all, on each of its devices; None if it is alone."""
     return np.full(jax.local_device_count(), stop, np.int32) if jax.process_count() > 1 else None
 
 
-def spreading_word(step):
+def _spreading_word(step):
     """A training step with one more argument, a `word`, whose largest value over all devices is its metric "word".
 
     So several processes hear in the same step that one of them was asked to stop, at the cost of four bytes in what
     they exchange anyway.  A word of None changes nothing.
     """
 
-    def with_word(key, state, pixels, indices, word):
-        state, metrics = step(key, state, pixels, indices)
+    def with_word(key, state, pixels, places, word):
+        state, metrics = step(key, state, pixels, places)
         return state, metrics if word is None else metrics | {"word": jax.lax.pmax(word, "batch")}
 
     return with_word

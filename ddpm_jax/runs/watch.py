@@ -17,7 +17,7 @@ class Watch:
     """Collects the metrics of the steps, a step or two late so that the host never waits, and notices bad ones.
 
     Attributes:
-        word: whether one of several processes has spread the word to stop, see `spreading_word`.
+        word: whether one of several processes has spread the word to stop, see `runs.over_devices`.
     """
 
     def __init__(self, config: configs.Config, workdir: pathlib.Path, start: int):
