@@ -71,18 +71,19 @@ def over_devices(step, pixels_axis: int | None, devices: Sequence[Any] | None = 
 
 def word(stop: bool):
     """What one of several processes says with a step to all, on each of its devices; None if it is alone."""
-    return np.full(jax.local_device_count(), stop, np.int32) if jax.process_count() > 1 else None
+    return np.full(jax.local_device_count(), stop, np.float32) if jax.process_count() > 1 else None
 
 
 def _spreading_word(step):
-    """A training step with one more argument, a `word`, whose largest value over all devices is its metric "word".
+    """A training step with one more argument, a `word`, whose sum over all devices is its metric "word".
 
     So several processes hear in the same step that one of them was asked to stop, at the cost of four bytes in what
-    they exchange anyway.  A word of None changes nothing.
+    they exchange anyway (a sum of floats, like the gradients, so that it travels with them).  A word of None changes
+    nothing.
     """
 
     def with_word(key, state, pixels, places, word):
         state, metrics = step(key, state, pixels, places)
-        return state, metrics if word is None else metrics | {"word": jax.lax.pmax(word, "batch")}
+        return state, metrics if word is None else metrics | {"word": jax.lax.psum(word, "batch")}
 
     return with_word
