@@ -56,6 +56,9 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return process.leave(process.UNWRITABLE)
+    except MemoryError as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        return process.leave(process.TOO_LARGE)
 
 
 def draw(args: Arguments) -> int:
@@ -106,12 +109,13 @@ def images(model, args: Arguments):
     """The images asked for, as integers."""
     import numpy as np
 
-    from ddpm_jax import data, log
+    from ddpm_jax import data, log, runs
 
     progress, parts = log.Progress(args.num, what="images", active=process.first()), []
-    for part in model.draw(seed=args.seed, start=args.start, num=args.num, batch=args.batch):
-        parts.append(data.to_integer(part.x, model.levels))
-        progress.update(sum(map(len, parts)), {})
+    with runs.fitting("a tile of images", lambda: runs.lighter_samples(model.config)):
+        for part in model.draw(seed=args.seed, start=args.start, num=args.num, batch=args.batch):
+            parts.append(data.to_integer(part.x, model.levels))
+            progress.update(sum(map(len, parts)), {})
     progress.close()
     return np.concatenate(parts)
 

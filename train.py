@@ -54,6 +54,9 @@ def main(argv: list[str]) -> int:
     except OSError as error:  # a full disk, a folder that is not ours to write
         print(f"train.py: {error}", file=sys.stderr)
         return process.leave(process.UNWRITABLE)
+    except MemoryError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return process.leave(process.TOO_LARGE)
 
 
 def train(config: configs.Config, workdir: pathlib.Path) -> int:
@@ -108,7 +111,14 @@ def train(config: configs.Config, workdir: pathlib.Path) -> int:
             def take_step(state, batch):
                 return step(run_key, state, batch.pixels, batch.places, runs.word(interrupt.requested))
 
-            with contextlib.closing(fed.batches(start)) as batches:
+            resident = images.train.nbytes if fed.axis is None else 0
+            with (
+                runs.fitting(
+                    f"a training step of {config.batch // jax.device_count()} images per device",
+                    lambda: runs.lighter_step(config, jax.device_count(), resident),
+                ),
+                contextlib.closing(fed.batches(start)) as batches,
+            ):
                 return loop(config, run, saved, start, state, take_step, batches)
 
 
@@ -134,7 +144,8 @@ def loop(config: configs.Config, run, saved, start: int, state, take_step, batch
             saved.save(done, state, run.meta(done))
         looking = last or (config.sample_every and done % config.sample_every == 0)
         if looking:
-            watch.note(done, run.look(done, state.ema))
+            with runs.fitting("what draws samples and evaluates", lambda: runs.lighter_look(config)):
+                watch.note(done, run.look(done, state.ema))
         if stopping or (looking and process.agree(run.interrupt.requested)):
             if not stopping and saved.latest() != done:
                 saved.save(done, state, run.meta(done))

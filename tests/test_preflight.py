@@ -263,9 +263,18 @@ def test_what_does_not_fit_is_a_result_and_what_is_proposed_fits(tiny):
     train = report["programs"]["train"]
     assert train["needed"] > report["place"]["limit"] == pytest.approx(15.75 * 2**30)
     assert "does not fit" in shown and "Ran out of memory on HBM" in train["said"]
+    assert "try --net.remat: the same step" in shown
     (proposed,) = [line.split()[2].rstrip(":") for line in shown.splitlines() if "try --optim.accumulate" in line]
     again = preflight(tiny, *flags, "--optim.accumulate", proposed)[0]["programs"]["train"]
     assert again["fits"] and again["needed"] < train["needed"]
+
+
+@pytest.mark.slow
+def test_remat_takes_less_memory_on_a_slice(tiny):
+    pytest.importorskip("libtpu")
+    flags = ("--topology", "v5e:2x2", "--programs", "train", "--batch", 4096, "--net.blocks", 3)
+    whole, again = (preflight(tiny, *flags, flag)[0]["programs"]["train"] for flag in ("--net.no-remat", "--net.remat"))
+    assert again["memory"]["peak"] < 0.75 * whole["memory"]["peak"]
 
 
 @pytest.mark.slow

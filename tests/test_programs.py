@@ -228,8 +228,8 @@ def taken_again(workdir, state, images):
     config = configs.from_dict(json.loads((workdir / "config.json").read_text()))
     net, schedule = objects.network(config, 1), objects.noise_schedule(config)
     body = runs.train_step(config, schedule, net, objects.optimizer(config), levels=17)
-    step = jax.pmap(body, axis_name="batch", in_axes=(None, None, None, 0), out_axes=None, devices=jax.devices()[:1])
-    return step(runs.keys_of(config.seed)[1], state, images, np.arange(len(images))[None])[1]
+    step = runs.over_devices(body, None, jax.devices()[:1])
+    return step(runs.keys_of(config.seed)[1], state, images, np.arange(len(images))[None], None)[1]
 
 
 def test_steps_that_are_not_finite_stop_the_run(home):
@@ -249,6 +249,10 @@ def test_steps_that_are_not_finite_stop_the_run(home):
             np.testing.assert_array_equal(kept["params" + jax.tree_util.keystr(where)], leaf)
     assert taken_again(workdir, good, images)["skipped"] == 1
     np.testing.assert_array_equal(images, data.load("digits").train[indices])
+    said = run("-m", "ddpm_jax.replay", record, status=1)
+    assert f"step {step} of {workdir}: 16 images, largest parameter" in said.stdout
+    assert "in float32: loss nan" in said.stdout and "forward, the first output that is not finite" in said.stdout
+    assert f"python -m ddpm_jax.replay {record}" in shown.stderr
 
 
 # --- sampling

@@ -497,3 +497,21 @@ X, T = jnp.zeros((2, 16, 16, 3)), jnp.array([1, 2])
 def test_what_cannot_be_right_is_refused_in_words(net, x, t, keys, text):
     with pytest.raises(ValueError, match=f"(?m)^{re.escape(text)}$"):
         jax.eval_shape(lambda: net.init(jax.random.key(0), x, t, dropout_keys=keys))
+
+
+def test_remat_changes_no_parameter_and_no_gradient():
+    """Only what is kept changes; how much less that is, a compiler for accelerators says (test_preflight)."""
+    nets = [UNet(8, (1,), 1, (8,), dropout=0.1, groups=4, out_channels=1, remat=remat) for remat in (False, True)]
+    x, t = jax.random.normal(jax.random.key(1), (4, 8, 8, 1)), jnp.arange(1, 5)
+    params = [jax.jit(net.init)(jax.random.key(0), x, t)["params"] for net in nets]
+    jax.tree.map(np.testing.assert_array_equal, *params)
+    moved = jax.tree.map(lambda leaf: leaf + 0.1, params[0])
+
+    def gradient(net):
+        def loss(params, keys):
+            return jnp.square(net.apply({"params": params}, x, t, dropout_keys=keys) - x).mean()
+
+        return jax.jit(jax.grad(loss))(moved, jax.random.split(jax.random.key(2), 4))
+
+    for a, b in zip(*(jax.tree.leaves(gradient(net)) for net in nets), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)

@@ -71,6 +71,8 @@ class Net:
     """Convolve when changing resolution; otherwise average and repeat."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation; parameters, statistics and losses are float32."""
+    remat: bool = False
+    """Keep less for the gradient and compute it again: much less memory, about a third more work."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,6 +44,7 @@ def network(config: Config, channels: int):
         groups=c.groups,
         resample_with_conv=c.resample_with_conv,
         dtype=jnp.dtype(c.dtype),
+        remat=c.remat,
     )
 
 

@@ -9,7 +9,7 @@ import jax
 
 import ddpm_jax
 from ddpm_jax import config as configs
-from ddpm_jax import data, log
+from ddpm_jax import data, log, runs
 from ddpm_jax.data.stream import streams
 from ddpm_jax.preflight import facts, here, programs, topology
 
@@ -160,24 +160,18 @@ def proposals(report: Report, name: str) -> list[str]:
     if name == "evaluation":
         now = min(config.batch, config.evaluation.images)
         return [f"--evaluation.images {now // 2}"] if now > 1 else ["a smaller network"]
-    pixels, found = programs.device_pixels(config, report.images, len(report.place.devices)), []
-    whole, needed = pixels + programs.state_bytes(config, report.images), report.programs[name].needed
+    devices, streamed = len(report.place.devices), streams(report.images.train, config.data.stream)
+    pixels, needed = programs.device_pixels(config, report.images, devices), report.programs[name].needed
+    whole = pixels + programs.state_bytes(config, report.images)
     if limit is not None and whole > limit:
-        if not streams(report.images.train, config.data.stream):
+        if not streamed:
             return [f"--data.stream True: now all images ({size(pixels)}) lie on each device, beside the state"]
         return ["devices with more memory: the state lies on each, however many there are"]
     # what is not images and state is taken to grow with the images that a device has in work
     room = 0.5 if limit is None or needed is None else min(0.99, (limit - whole) / max(needed - whole, 1))
-    micro = report.share // config.optim.accumulate
-    fewer = [n for n in range(2, micro + 1) if micro % n == 0]
-    if fewer:
-        parts = config.optim.accumulate * next((n for n in fewer if n * room >= 1), fewer[-1])
-        found.append(f"--optim.accumulate {parts}: the same step, {report.share // parts} images at a time")
-    if report.share > 1:
-        share = max(1, int(report.share * room))
-        found.append(f"--batch {share * len(report.place.devices)}: {share} on each device")
-        more = None if report.place.slice is None else topology.larger(report.place.slice)
-        found += [f"--topology {more}: the same batch over more devices"] if more else []
+    found = runs.lighter_step(config, devices, 0 if streamed else pixels, room)
+    more = None if report.place.slice is None or report.share == 1 else topology.larger(report.place.slice)
+    found += [f"--topology {more}: the same batch over more devices"] if more else []
     return found or ["devices with more memory: there is one image on each already"]
 
 

@@ -30,8 +30,9 @@ def claim(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
     With several processes the first one does so, and all make sure that they see the same folder.
 
     Raises:
-        ValueError: if the folder holds a run of another config (more steps, or streamed data, are the same run), or
-            something else; if another process trains in it; or if not all processes see it.
+        ValueError: if the folder holds a run of another config (apart from `steps`, and from `data.stream`, `net.remat`
+            and `optim.accumulate`, which a smaller machine may need), or something else; if another process trains in
+            it; or if not all processes see it.
         OSError: if it cannot be written, then or later: the body's errors are raised anew with what is left to go on.
     """
     with contextlib.ExitStack() as held:
@@ -71,8 +72,7 @@ def _own(workdir: pathlib.Path, config: configs.Config) -> None:
     path = workdir / "config.json"
     if path.exists():
         old = configs.from_dict(json.loads(path.read_text()))
-        free = dataclasses.replace(old.data, stream=config.data.stream)  # which changes no image
-        changed = configs.differences(dataclasses.replace(old, steps=config.steps, data=free), config)
+        changed = configs.differences(_as_here(old, config), config)
         if changed and any((workdir / "checkpoints").glob("[0-9]*")):  # without a checkpoint nothing was begun
             raise ValueError(
                 f"{workdir} holds a run of another config; take a new folder, or go on with its own. "
@@ -82,6 +82,17 @@ def _own(workdir: pathlib.Path, config: configs.Config) -> None:
     part = path.with_suffix(".part")
     part.write_text(configs.to_json(config))
     part.replace(path)
+
+
+def _as_here(old: configs.Config, new: configs.Config) -> configs.Config:
+    """The old config, but for what may change during a run."""
+    return dataclasses.replace(
+        old,
+        steps=new.steps,
+        data=dataclasses.replace(old.data, stream=new.data.stream),
+        net=dataclasses.replace(old.net, remat=new.net.remat),
+        optim=dataclasses.replace(old.optim, accumulate=new.optim.accumulate),
+    )
 
 
 class Run:

@@ -18,32 +18,50 @@ def keys_of(seed: int):
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**32 - 1), 4)
 
 
+def example_losses(config: configs.Config, schedule, net, levels: int):
+    """(params, keys [b], pixels [N, H, W, C] integers, places [b], t [b] | None) -> (loss [b], t [b]).
+
+    The examples are pixels[places]; a t of None is drawn from their keys.
+    """
+    loss_of = objects.example_loss(config, levels)
+
+    def losses_of(params, keys, pixels, places, t):
+        flip_keys, time_keys, draw_keys, dropout_keys = gaussian.split_keys(keys, 4)
+        x0 = data.examples(flip_keys, pixels, places, levels=levels, flip=config.data.flip)
+        t = losses.uniform_times(time_keys, config.schedule.T) if t is None else t
+
+        def predict(x_t, t):
+            return net.apply({"params": params}, x_t, t, dropout_keys=dropout_keys if config.net.dropout else None)
+
+        return loss_of(draw_keys, schedule, predict, x0, t), t
+
+    return losses_of
+
+
+def stratified_times(config: configs.Config, key, step, places):
+    """The times of a step's examples at `places` of the whole batch; None where each example draws its own."""
+    if not config.loss.stratified:
+        return None
+    shared = jax.random.fold_in(jax.random.fold_in(key, step), config.batch)
+    return losses.stratified_times(shared, config.schedule.T, places, config.batch)
+
+
 def train_step(config: configs.Config, schedule, net, optimizer, levels: int):
     """(key, state, pixels [N, H, W, C] integers, places [b]) -> (state, metrics): what each device does in a step.
 
     The examples are pixels[places].
     """
-    loss_of = objects.example_loss(config, levels)
-    T = config.schedule.T
+    losses_of, T = example_losses(config, schedule, net, levels), config.schedule.T
 
     def step(key, state, pixels, places):
         def loss_fn(params, keys, batch):
-            flip_keys, time_keys, draw_keys, dropout_keys = gaussian.split_keys(keys, 4)
-            x0 = data.examples(flip_keys, pixels, batch["index"], levels=levels, flip=config.data.flip)
-            t = batch["t"] if config.loss.stratified else losses.uniform_times(time_keys, T)
-
-            def predict(x_t, t):
-                return net.apply({"params": params}, x_t, t, dropout_keys=dropout_keys if config.net.dropout else None)
-
-            loss = loss_of(draw_keys, schedule, predict, x0, t)
+            loss, t = losses_of(params, keys, pixels, batch["index"], batch.get("t"))
             quarter = jax.nn.one_hot((t - 1) * 4 // T, 4)
             return loss.mean(), {"quarter_loss": (loss[:, None] * quarter).mean(0), "quarter_share": quarter.mean(0)}
 
-        batch = {"index": places}
-        if config.loss.stratified:
-            shared = jax.random.fold_in(jax.random.fold_in(key, state.step), config.batch)
-            place = jax.lax.axis_index("batch") * places.shape[0] + jnp.arange(places.shape[0])
-            batch["t"] = losses.stratified_times(shared, T, place, config.batch)
+        here = jax.lax.axis_index("batch") * places.shape[0] + jnp.arange(places.shape[0])
+        t = stratified_times(config, key, state.step, here)
+        batch = {"index": places} | ({} if t is None else {"t": t})
         take = training.make_step(
             loss_fn, optimizer, ema_decay=objects.ema_decay(config), accumulate=config.optim.accumulate,
             axis_name="batch", has_aux=True,
