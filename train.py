@@ -65,7 +65,7 @@ def train(config: configs.Config, workdir: pathlib.Path) -> int:
 
     images = data.load(
         config.data.source, held_out=config.data.held_out, levels=config.data.levels,
-        resolution=config.data.resolution, skip_bad=config.data.skip_bad, report=print,
+        value_range=config.data.range, resolution=config.data.resolution, skip_bad=config.data.skip_bad, report=print,
     )  # fmt: skip
     devices, here = jax.devices(), jax.local_devices()  # the same, unless there are several processes
     if config.batch % len(devices):

@@ -1,15 +1,19 @@
 """Images: where they come from, in which order they are seen, and how they become pictures again.
 
-`sources` loads integer images (`reader` says how those are read that lie in files of their own, `folder` finds them and
-`survey` reports on them), `batches` orders them by (seed, step) and feeds the training step, and `images` holds
-the only converters between integers and [-1, 1] and the only writers of picture files.
+`sources` loads images (`reader` says how those are read that lie in files of their own, `folder` finds them and
+`survey` reports on them), `batches` orders them by (seed, step) and feeds the training step, `images` holds the only
+converters to and from [-1, 1] and makes pictures to look at, and `files` reads and writes images as data.
 """
 
 from ddpm_jax.data.batches import Order, examples
+from ddpm_jax.data.files import unwritable, write
 from ddpm_jax.data.images import (
     Picture,
+    Range,
+    from_unit,
     grid,
     preview_scale,
+    range_of,
     read_png,
     strip,
     to_integer,
@@ -27,21 +31,26 @@ __all__ = [
     "Part",
     "Picture",
     "Progress",
+    "Range",
     "Reader",
     "divided",
     "examples",
+    "from_unit",
     "gathered",
     "grid",
     "load",
     "nbytes",
     "parts",
     "preview_scale",
+    "range_of",
     "read_png",
     "strip",
     "summary",
     "to_integer",
     "to_unit",
+    "unwritable",
     "whole",
+    "write",
     "write_gif",
     "write_png",
 ]

@@ -98,7 +98,7 @@ def measure(subject: Subject, options: Predictions) -> Found:
         shown.append(x0[: max(0, options.num - sum(map(len, shown)))])
         squared.append(((x0 - image[:, None]).astype(np.float64) ** 2).mean(axis=(2, 3, 4)))
         if quality is not None:
-            quality.see(data.to_integer(x0, model.levels))
+            quality.see(data.to_integer(x0, model.integer_levels))
     times = model.times[places]
     distances = [] if quality is None else quality.numbers(times.tolist())
     return Found(times, np.concatenate(shown), np.concatenate(squared), distances)

@@ -162,12 +162,12 @@ def found(subject: Subject) -> list[Result]:
 def introduce(card: Card, subject: Subject, config: configs.Config, meta: dict[str, Any]) -> None:
     """What it is."""
     model = subject.model
-    height, width, channels = model.shape
+    shape = "x".join(map(str, model.shape))
     parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(model.params))
     which = {"ema": "the moving average of the parameters", "raw": "the parameters themselves"}[model.weights]
     card.add(
         f"# {model.workdir.resolve().name}",
-        f"A denoising diffusion model of images {height}x{width}x{channels} of {model.levels} levels: a U-Net of "
+        f"A denoising diffusion model of images {shape} of {model.levels} levels: a U-Net of "
         f"{parameters:,} parameters that predicts {config.loss.predicts}, with {config.schedule.T} steps of noise.",
     )
     rows = [

@@ -15,8 +15,8 @@ def keys_of(seed: int):
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**32 - 1), 4)
 
 
-def train_step(config: configs.Config, schedule, net, optimizer, levels: int):
-    """(key, state, pixels [N, H, W, C] integers, indices [b]) -> (state, metrics): what each device does in a step."""
+def train_step(config: configs.Config, schedule, net, optimizer, levels: int | data.Range):
+    """(key, state, pixels [N, ...], indices [b]) -> (state, metrics): what each device does in a step."""
     loss_of = objects.example_loss(config, levels)
     T = config.schedule.T
 
