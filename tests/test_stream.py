@@ -36,7 +36,7 @@ def reader(home):
 class Slow:
     """Images that take a while, and are counted."""
 
-    name, shape, dtype, levels, labels, label_names, captions = (
+    name, shape, dtype, levels, labels, label_names, captions, format = (
         "slow",
         (1, 1, 1),
         np.dtype(np.uint8),
@@ -44,6 +44,7 @@ class Slow:
         None,
         (),
         None,
+        "",
     )
 
     def __init__(self, seconds=0.0):

@@ -310,9 +310,13 @@ def _levels(source: str, dtype: np.dtype, metadata: Any, told: int | None, given
     said = metadata.get("ddpm_jax", {}) if isinstance(metadata, Mapping) else {}
     if dtype.kind == "f":
         found = given or range_of(said.get("levels", ()))
-        if found is None or told is not None:
-            have = "a range, which this data set does not say: give the lowest and highest value, as --data.range 0 1"
-            raise ValueError(f"{source}: floating-point images have no levels but {have}; got levels={told}")
+        if told is not None:
+            raise ValueError(f"{source}: floating-point images have no levels, got levels={told}")
+        if found is None:
+            raise ValueError(
+                f"{source}: floating-point images; say which values become -1 and 1, the lowest and the highest that "
+                "images can have, as --data.range 0 1"
+            )
         return found
     if given is not None:
         raise ValueError(f"{source}: images of type {dtype} have levels; a range is for floating-point images")

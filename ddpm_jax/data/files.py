@@ -84,11 +84,15 @@ def unwritable(format: str, shape: Sequence[int], dtype: np.dtype) -> str:
     Args:
         format: "png", "jpg", "webp", "bmp", "tiff" or "npy".
     """
-    if format == "npy" or _written_mode(shape, dtype) in WRITTEN[format][1]:
+    mode = _written_mode(shape, dtype)
+    if format == "npy" or mode in WRITTEN[format][1]:
         return ""
     held = ", ".join(NAMES.get(mode, mode) for mode in MODES if mode in WRITTEN[format][1])
-    able = [other for other in (*WRITTEN, "npy") if other != "jpg" and not unwritable(other, shape, dtype)]
-    return f"{'x'.join(map(str, shape))} {dtype} cannot be {format}, which holds {held}; take {' or '.join(able)}"
+    able = [other for other, (_, modes, _) in WRITTEN.items() if other != "jpg" and mode in modes]
+    return (
+        f"{'x'.join(map(str, shape))} {np.dtype(dtype)} cannot be {format}, which holds {held}; "
+        f"take {' or '.join([*able, 'npy'])}"
+    )
 
 
 def write(path: Path, image: np.ndarray, format: str) -> None:

@@ -149,13 +149,19 @@ def checked_range(what: str, least: float, most: float, *, levels: int | None, g
         usual = [(low, high) for low, high in ((0, 1), (-1, 1), (0, 255)) if low <= least and most <= high]
         low, high = usual[0] if usual else (least, most)
         raise ValueError(
-            f"{what}: floating-point values from {least:.9g} to {most:.9g}; say which become -1 and 1, the lowest and "
-            f"the highest that images can have, as --data.range {low:.9g} {high:.9g}"
+            f"{what}: floating-point values from {_short(least)} to {_short(most)}; say which become -1 and 1, the "
+            f"lowest and the highest that images can have, as --data.range {_short(low)} {_short(high)}"
         )
     for value in (least, most):
         if not given.low <= value <= given.high:
-            raise ValueError(f"{what}: the value {value:.9g} is outside of the range {given.low:.9g} {given.high:.9g}")
+            ends = f"{_short(given.low)} {_short(given.high)}"
+            raise ValueError(f"{what}: the value {_short(value)} is outside of the range {ends}")
     return given
+
+
+def _short(value: float) -> str:
+    """The shortest text that is this number in float32."""
+    return f"{float(str(np.float32(value))):.9g}"
 
 
 def nbytes(reader: Reader) -> int:
