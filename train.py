@@ -60,12 +60,13 @@ def train(config: configs.Config, workdir: pathlib.Path) -> int:
     import jax
     import numpy as np
 
-    from ddpm_jax import checkpoint, data, runs, training
+    from ddpm_jax import checkpoint, data, log, runs, training
     from ddpm_jax.config import objects
 
     images = data.load(
         config.data.source, held_out=config.data.held_out, levels=config.data.levels,
         value_range=config.data.range, resolution=config.data.resolution, skip_bad=config.data.skip_bad, report=print,
+        progress=log.stages(active=process.first()),
     )  # fmt: skip
     devices, here = jax.devices(), jax.local_devices()  # the same, unless there are several processes
     if config.batch % len(devices):

@@ -802,14 +802,14 @@ def test_a_jpeg_is_near_and_keeps_its_colours_sharp(tmp_path, channels):
         ("png", (8, 9, 3), np.uint16, "8x9x3 uint16 cannot be png, .*; take npy"),
         ("png", (8, 9, 1), np.float32, "8x9x1 float32 cannot be png, .*; take npy"),
         ("tiff", (4, 8, 9, 1), np.uint8, "4x8x9x1 uint8 cannot be tiff, .*; take npy"),
-        ("jpg", (8, 9, 4), np.uint8, "cannot be jpg, which holds grey, RGB; take png or webp or tiff or npy"),
+        ("jpg", (8, 9, 4), np.uint8, "uint8 cannot be jpg, which holds grey, RGB; take png or webp or tiff or npy"),
         ("jpg", (8, 9, 1), np.uint16, "8x9x1 uint16 cannot be jpg, .*; take png or tiff or npy"),
-        ("webp", (8, 9, 1), np.uint8, "cannot be webp, which holds RGB, RGBA; take png or bmp or tiff or npy"),
-        ("bmp", (8, 9, 4), np.uint8, "cannot be bmp, which holds grey, RGB; take png or webp or tiff or npy"),
+        ("webp", (8, 9, 1), np.uint8, "uint8 cannot be webp, which holds RGB, RGBA; take png or bmp or tiff or npy"),
+        ("bmp", (8, 9, 4), np.uint8, "uint8 cannot be bmp, which holds grey, RGB; take png or webp or tiff or npy"),
     ],
 )  # fmt: skip
 def test_files_that_would_lose_something_are_not_written(tmp_path, form, shape, dtype, text):
-    with pytest.raises(ValueError, match=f"write: {text}$"):
+    with pytest.raises(ValueError, match=f"write: .*{text}$"):
         data.write(tmp_path / "a", np.zeros(shape, dtype), form)
     assert not list(tmp_path.iterdir())
 
