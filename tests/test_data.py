@@ -317,6 +317,30 @@ def test_what_is_no_npz_is_refused(tmp_path):
         data.load(f"npz:{tmp_path / 'b.npy'}")
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, ">u2", np.float64])
+def test_a_plain_array_is_a_source_too(tmp_path, dtype):
+    np.save(tmp_path / "a.npy", IMAGES.astype(dtype))
+    ends = (0, 9) if dtype is np.float64 else ()
+    found, same = (
+        data.load(f"npy:{tmp_path / 'a.npy'}", value_range=ends),
+        data.load(saved(tmp_path / "a.npz", images=IMAGES)),
+    )
+    np.testing.assert_array_equal(found.train, same.train)
+    np.testing.assert_array_equal(found.test, same.test)
+    assert found.train.dtype.isnative and found.format == "npz"
+
+
+def test_what_is_no_npy_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*none\.npy"):
+        data.load(f"npy:{tmp_path / 'none.npy'}")
+    (tmp_path / "b.npy").write_bytes(b"hello")
+    with pytest.raises(ValueError, match=r"b\.npy: not an \.npy file, or not a whole one: "):
+        data.load(f"npy:{tmp_path / 'b.npy'}")
+    np.save(tmp_path / "c.npy", np.array([None]))
+    with pytest.raises(ValueError, match=r"c\.npy: not an \.npy file, .*allow_pickle"):
+        data.load(f"npy:{tmp_path / 'c.npy'}")
+
+
 def test_damaged_files_are_refused(tmp_path):
     named = saved(tmp_path / "a.npz", images=np.random.RandomState(0).randint(0, 256, (9, 16, 16, 3)).astype(np.uint8))
     whole = (tmp_path / "a.npz").read_bytes()
@@ -341,9 +365,18 @@ def test_an_archive_of_something_else_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("source", "options", "text"),
     [
-        ("cifar", {}, 'unknown source \'cifar\': expected "digits", "npz:PATH", "folder:PATH" or "tfds:NAME"$'),
-        ("npz:", {}, 'unknown source \'npz:\': expected "digits", "npz:PATH", "folder:PATH" or "tfds:NAME"$'),
+        (
+            "cifar",
+            {},
+            'unknown source \'cifar\': expected "digits", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME"$',
+        ),
+        (
+            "npz:",
+            {},
+            'unknown source \'npz:\': expected "digits", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME"$',
+        ),
         ("here/a.npz", {}, 'did you mean "npz:here/a.npz"'),
+        ("here/a.npy", {}, 'did you mean "npy:here/a.npy"'),
         ("digits", {"levels": 16}, "the digits have 17 levels, got levels=16"),
         ("digits", {"held_out": 0.0}, "0 < held_out < 1, got 0.0"),
         ("digits", {"held_out": 1.5}, "0 < held_out < 1, got 1.5"),

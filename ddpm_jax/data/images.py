@@ -70,9 +70,8 @@ def to_unit(images: np.ndarray | jax.Array, levels: int | Range) -> jax.Array:
         if images.dtype != np.float32:
             raise ValueError(f"to_unit: expected float32 images for a range {levels[:]}, got {images.dtype}")
         # Again a difference, then a product, which no compiler joins.
-        return (jnp.asarray(images) - np.float32((levels.low + levels.high) / 2)) * np.float32(
-            2 / (levels.high - levels.low)
-        )
+        middle, scale = np.float32((levels.low + levels.high) / 2), np.float32(2 / (levels.high - levels.low))
+        return (jnp.asarray(images) - middle) * scale
     _check_integers("to_unit", images, levels)
     # A single product of exact integers.  Compilers turn a division by a constant into a product with its reciprocal
     # and fuse a product with the - 1 after it: an image's last bits would depend on the program that scales it.

@@ -1,4 +1,4 @@
-"""Where images come from: the digits inside the package, an .npz file, a folder of image files, or a TFDS data set.
+"""Where images come from: the digits inside the package, an .npz or .npy file, a folder of files, or a TFDS data set.
 
 Images stay the integers that they are stored as, or float32 in a range that the user states, and
 `ddpm_jax.data.images.to_unit` scales them.  Nothing else is converted on the way in: what is something else is refused,
@@ -8,7 +8,7 @@ in words that say what would be right.
 import io
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ def load(
     report: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> Images:
-    """The images that a source names: "digits", "npz:PATH", "folder:PATH" or "tfds:NAME".
+    """The images that a source names: "digits", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME".
 
     An .npz file holds the training images under one of `train`, `x_train`, `train_images`, `images`, `arr_0` (as
     numpy.savez names an array without a name), and may hold held-out ones under `test`, `x_test`, `test_images`.
@@ -45,7 +45,7 @@ def load(
     floating-point values need a `value_range`, and are kept in float32.  Labels, integers [N], are found under
     `train_labels`, `y_train`, `labels` (beside `arr_0` also `arr_1`) and `test_labels`, `y_test`.  Images may also be
     JPEG files, end to end in the bytes `jpeg` with their borders in `offsets` [N + 1]; these are decoded with Pillow.
-    Other keys are not read.
+    Other keys are not read.  An .npy file holds the training images alone.
 
     A folder holds image files in any sub-folders, and TFDS data sets are read without TensorFlow: see `parts`.
 
@@ -79,14 +79,14 @@ def load(
         if levels not in (None, 17) or len(value_range):
             raise ValueError(f"load: the digits have 17 levels, got levels={levels}, range={tuple(value_range)}")
         return _npz(Path(__file__).with_name("digits.npz"), source, held_out, 17, None)
-    if kind == "npz" and path:
-        found = _npz(Path(path).expanduser(), source, held_out, levels, range_of(value_range))
-        return found._replace(format="npz")
-    hint = f'; did you mean "npz:{source}"?' if source.endswith(".npz") and kind != "npz" else ""
+    if kind in ("npz", "npy") and path:
+        read = _npz if kind == "npz" else _npy
+        return read(Path(path).expanduser(), source, held_out, levels, range_of(value_range))._replace(format="npz")
+    ends = next((end for end in ("npz", "npy") if source.endswith(f".{end}") and not kind.startswith("np")), "")
+    hint = f'; did you mean "{ends}:{source}"?' if ends else ""
     hint = f'; did you mean "folder:{source}"?' if not hint and source and Path(source).is_dir() else hint
-    raise ValueError(
-        f'load: unknown source {source!r}: expected "digits", "npz:PATH", "folder:PATH" or "tfds:NAME"{hint}'
-    )
+    expected = '"digits", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME"'
+    raise ValueError(f"load: unknown source {source!r}: expected {expected}{hint}")
 
 
 def parts(
@@ -181,10 +181,21 @@ def _npz(path: Path, name: str, held_out: float, levels: int | None, given: Rang
         return _images(path, archive, name, held_out, levels, given)
 
 
+def _npy(path: Path, name: str, held_out: float, levels: int | None, given: Range | None) -> Images:
+    if not path.exists():
+        raise FileNotFoundError(f"load: no file {path}")
+    try:
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # a damaged header is read as Python and fails as Python does, in any way
+        raise ValueError(f"{path}: not an .npy file, or not a whole one: {error}") from error
+    return _images(path, {"arr_0": array}, name, held_out, levels, given)
+
+
 def _images(
-    path: Path, archive: np.lib.npyio.NpzFile, name: str, held_out: float, levels: int | None, given: Range | None
+    path: Path, archive: Mapping[str, np.ndarray], name: str, held_out: float, levels: int | None, given: Range | None
 ) -> Images:
-    key, test_key, label_key, test_label_key = _keys(path, archive.files)
+    key, test_key, label_key, test_label_key = _keys(path, list(archive))
     train = _jpeg(path, archive) if key == "jpeg" else _array(path, archive, key)
     train = _checked_images(path, key, train, levels, given)
     scale = given or (int(np.iinfo(train.dtype).max) + 1 if levels is None else levels)
@@ -226,7 +237,7 @@ def _one_of(path: Path, files: Sequence[str], names: Sequence[str]) -> str | Non
     return found[0] if found else None
 
 
-def _array(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
+def _array(path: Path, archive: Mapping[str, np.ndarray], key: str) -> np.ndarray:
     try:
         array = archive[key]
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
@@ -253,6 +264,7 @@ def _checked_images(path: Path, key: str, array: np.ndarray, levels: int | None,
         array = finite(what, array)
         checked_range(what, array.min().item(), array.max().item(), levels=levels, given=given)
         return array
+    array = np.asarray(array, array.dtype.newbyteorder("="))
     if given is not None:
         raise ValueError(f"{what}, which has levels; a range is for floating-point images")
     most = int(np.iinfo(array.dtype).max) + 1
@@ -263,7 +275,7 @@ def _checked_images(path: Path, key: str, array: np.ndarray, levels: int | None,
     return array
 
 
-def _labels(path: Path, archive: np.lib.npyio.NpzFile, key: str, count: int) -> np.ndarray:
+def _labels(path: Path, archive: Mapping[str, np.ndarray], key: str, count: int) -> np.ndarray:
     labels = _array(path, archive, key)
     what = f"{path}: {key!r} is {labels.dtype} {labels.shape}"
     if labels.dtype.kind not in "iu":
@@ -288,9 +300,9 @@ def _divided(path: Path, key: str, array: np.ndarray, held_out: float) -> tuple[
     return array[:end], test
 
 
-def _jpeg(path: Path, archive: np.lib.npyio.NpzFile) -> np.ndarray:
+def _jpeg(path: Path, archive: Mapping[str, np.ndarray]) -> np.ndarray:
     """The images of concatenated JPEG files, uint8 [N, H, W, 1 | 3]: file i is jpeg[offsets[i]:offsets[i + 1]]."""
-    if "offsets" not in archive.files:
+    if "offsets" not in archive:
         raise ValueError(f"{path}: 'jpeg' without 'offsets' [N + 1], the borders of its files")
     data, offsets = _array(path, archive, "jpeg"), _array(path, archive, "offsets")
     if data.dtype != np.uint8 or data.ndim != 1:
