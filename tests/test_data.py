@@ -321,10 +321,8 @@ def test_what_is_no_npz_is_refused(tmp_path):
 def test_a_plain_array_is_a_source_too(tmp_path, dtype):
     np.save(tmp_path / "a.npy", IMAGES.astype(dtype))
     ends = (0, 9) if dtype is np.float64 else ()
-    found, same = (
-        data.load(f"npy:{tmp_path / 'a.npy'}", value_range=ends),
-        data.load(saved(tmp_path / "a.npz", images=IMAGES)),
-    )
+    found = data.load(f"npy:{tmp_path / 'a.npy'}", value_range=ends)
+    same = data.load(saved(tmp_path / "a.npz", images=IMAGES))
     np.testing.assert_array_equal(found.train, same.train)
     np.testing.assert_array_equal(found.test, same.test)
     assert found.train.dtype.isnative and found.format == "npz"

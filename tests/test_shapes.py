@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from test_hosts import QUICK
 from test_programs import ROOT
 from test_programs import environment as usual
 
+import sample
 from ddpm_jax import data
 from ddpm_jax.data.files import decoded
 
@@ -162,6 +164,20 @@ def test_what_cannot_be_written_is_refused_before_it_is_drawn(home):
     assert "floating-point values from -3 to 7; say which" in refusal(
         home, "train", "tiny.py", "--workdir", str(home / "none"), "--data.source", f"folder:{home / '6'}"
     )
+
+
+@pytest.mark.parametrize(
+    ("came", "shape", "asked", "written"),
+    [
+        ("gif", (8, 8, 3), "source", "png"), ("bmp", (8, 8, 4), "source", "png"), ("bmp", (8, 8, 3), "source", "bmp"),
+        ("", (8, 8, 1), "source", "npz"), ("png", (8, 8, 1), "npz", "npz"), ("npz", (8, 8, 1), "bmp", "bmp"),
+    ],
+)  # fmt: skip
+def test_what_cannot_go_out_as_it_came_in_is_a_png_and_that_is_said(capsys, came, shape, asked, written):
+    model = types.SimpleNamespace(format=came, shape=shape, dtype=np.dtype(np.uint8))
+    assert sample.file_format(model, asked) == written
+    said = f"the images came as {came} files, which are not written; these will be png files\n"
+    assert capsys.readouterr().out == (said if written == "png" else "")
 
 
 def refusal(home, program, what, *flags):
