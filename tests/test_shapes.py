@@ -78,7 +78,7 @@ def sources(home):
         "line": (archive(home / "2.npz", noise(20, 1, 64, 2)), flip),
         "jpg": (pictures(home / "3", noise(20, 8, 8, 3), "jpg", quality=95), flip),
         "webp": (pictures(home / "4", noise(20, 33, 47, 4), "webp", lossless=True, exact=True), []),
-        "five": (archive(home / "5.npz", noise(20, 8, 8, 5, dtype=np.uint16)), ["--data.levels", "65536"]),
+        "five": (archive(home / "5.npz", noise(20, 8, 8, 5, dtype=np.uint16) % 200), ["--data.levels", "200"]),
         "volume": (arrays(home / "6", volumes), ["--data.range", "-3", "7", "--net.multipliers", "1", "2", *flip]),
     }
 
