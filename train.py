@@ -64,13 +64,14 @@ def train(config: configs.Config, workdir: pathlib.Path) -> int:
     import jax
     import numpy as np
 
-    from ddpm_jax import checkpoint, data, runs, training
+    from ddpm_jax import checkpoint, data, log, runs, training
     from ddpm_jax.config import objects
     from ddpm_jax.data.stream import feed
 
     images = data.load(
         config.data.source, held_out=config.data.held_out, levels=config.data.levels,
-        resolution=config.data.resolution, skip_bad=config.data.skip_bad, stream=config.data.stream, report=print,
+        value_range=config.data.range, resolution=config.data.resolution, skip_bad=config.data.skip_bad,
+        stream=config.data.stream, report=print, progress=log.stages(active=process.first()),
     )  # fmt: skip
 
     # what is trained, and how

@@ -150,8 +150,8 @@ def main() -> None:
     process.prepare()
     digits = resident(args.rounds)
     print(f"on the device: {digits['gather'] * 1e3:.3f} ms in and {digits['order'] * 1e3:.3f} ms before a digits step "
-          f"of {digits['step'] * 1e3:.1f} ms: {digits['share_of_step']:.2%}; {digits['images_per_s']:,.0f} images/s, the "
-          f"step takes {digits['step_images_per_s']:,.0f}", flush=True)  # fmt: skip
+          f"of {digits['step'] * 1e3:.1f} ms: {digits['share_of_step']:.2%}; {digits['images_per_s']:,.0f} images/s, "
+          f"the step takes {digits['step_images_per_s']:,.0f}", flush=True)  # fmt: skip
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         sources = write(pathlib.Path(folder), photographs(IMAGES))

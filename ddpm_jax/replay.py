@@ -25,7 +25,7 @@ import tyro
 from flax import traverse_util
 
 from ddpm_jax import config as configs
-from ddpm_jax import process, runs, training
+from ddpm_jax import data, process, runs, training
 from ddpm_jax.config import objects
 
 CHUNK = 8
@@ -37,7 +37,7 @@ class Record(NamedTuple):
 
     Attributes:
         step: its number, from 1.
-        images: [batch, ...] integers.
+        images: [batch, ...] as the data have them.
         levels: of the images.
         params: before the step.
     """
@@ -45,7 +45,7 @@ class Record(NamedTuple):
     config: configs.Config
     step: int
     images: np.ndarray
-    levels: int
+    levels: int | data.Range
     params: Any
 
 
@@ -89,10 +89,11 @@ def load(path: pathlib.Path) -> Record:
     try:
         with np.load(path, allow_pickle=False) as kept:
             params = {name: kept[name] for name in kept.files if name.startswith("params[")}
-            step, levels, images = int(kept["step"]), int(kept["levels"]), kept["images"]
+            step, levels, images = int(kept["step"]), kept["levels"].tolist(), kept["images"]
     except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a record of a step, or not a whole one: {error}") from error
     leaves = {tuple(name.removeprefix("params")[2:-2].split("']['")): leaf for name, leaf in params.items()}
+    levels = levels if isinstance(levels, int) else data.Range(*levels)
     return Record(config, step, images, levels, traverse_util.unflatten_dict(leaves))
 
 
@@ -129,7 +130,7 @@ def replay(record: Record, dtype: str) -> Replay:
 
 
 @functools.lru_cache
-def programs(config: configs.Config, channels: int, levels: int):
+def programs(config: configs.Config, channels: int, levels: int | data.Range):
     """The sum of some examples' losses, with loss and time of each, and the compiled gradient of that sum."""
     schedule, net = objects.noise_schedule(config), objects.network(config, channels)
     losses_of = runs.example_losses(config, schedule, net, levels)

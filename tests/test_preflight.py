@@ -112,6 +112,7 @@ def test_without_the_compiler_it_is_said_how_to_get_it(monkeypatch):
     [
         ([], "name a config file first"),
         (["configs/cifar10.py"], "no file cifar10.npz: say what its images are with --shape H W C, such as"),
+        (["configs/digits.py", "--shape", "8", "8"], "--shape must be H W C, or D H W C of volumes, got 8 8"),
         (["configs/digits.py", "--images", "5"], "--images 5 needs --shape H W C"),
         (["configs/digits.py", "--shape", "8", "0", "1"], r"must be at least 1, got (8, 0, 1) and 50000"),
         (["configs/digits.py", "--batch", "100"], "100 over 8; --batch 104 is 13 on each"),
@@ -173,7 +174,7 @@ def test_a_refusal_says_how_much_would_be_needed(said, needed, available):
 
 def test_a_training_step_is_about_three_forward_passes(tiny):
     config = configs.load(tiny)
-    images = programs.images(config, None, None)
+    images = programs.images(config, (), None)
     params = programs.state(config, images)[1].params
     forward = jax.jit(lambda params, x, t: objects.network(config, 1).apply({"params": params}, x, t))
     x, t = jax.ShapeDtypeStruct((128, 8, 8, 1), jnp.float32), jax.ShapeDtypeStruct((128,), jnp.int32)
@@ -186,7 +187,7 @@ def test_a_training_step_is_about_three_forward_passes(tiny):
 def test_a_checkpoint_takes_what_is_said_on_the_disk(tmp_path):
     """Random numbers compress as trained parameters and their moments do; zeros would not."""
     config = configs.load(ROOT / "configs" / "digits.py")
-    images, rng = programs.images(config, None, None), np.random.default_rng(0)
+    images, rng = programs.images(config, (), None), np.random.default_rng(0)
     shapes = programs.state(config, images)[1]
     state = jax.tree.map(lambda leaf: np.asarray(rng.normal(size=leaf.shape) + 1).astype(leaf.dtype), shapes)
     with checkpoint.Checkpoints(tmp_path) as saved:
@@ -222,7 +223,7 @@ def test_the_report_of_a_local_run_is_consistent(local):
     assert train["collectives"] == [{"kind": "all-reduce", "count": 1, "groups": 1, "size": 2}]
     assert train["donated"] and "the state is donated" in shown
     # a device is given the state and the images: no more, and donates the state
-    state = programs.state_bytes(config, programs.images(config, None, None))
+    state = programs.state_bytes(config, programs.images(config, (), None))
     assert memory["donated"] == state
     assert memory["arguments"] == pytest.approx(state + report["images"]["number"] * 64, rel=0.02, abs=4 * 8192)
     for name in ("sampler", "evaluation"):
@@ -249,7 +250,7 @@ def test_gradients_are_averaged_over_all_devices_of_a_slice(tiny, name, devices,
     assert train["collectives"] == [{"kind": "all-reduce", "count": 1, "groups": 1, "size": devices}]
     assert train["donated"] and train["fits"]
     config = configs.from_dict(report["settings"])
-    state = programs.state_bytes(config, programs.images(config, None, None))
+    state = programs.state_bytes(config, programs.images(config, (), None))
     assert state <= train["memory"]["donated"] <= train["memory"]["arguments"] <= train["memory"]["peak"]
     assert report["programs"]["sampler"]["collectives"] == []
     assert f"over all {devices} devices" in shown

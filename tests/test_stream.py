@@ -34,7 +34,7 @@ class Slow:
     """Images that take a while, and are counted."""
 
     name, shape, dtype, levels = "slow", (1, 1, 1), np.dtype(np.uint8), 256
-    labels, label_names, captions = None, (), None
+    labels, label_names, captions, format = None, (), None, ""
 
     def __init__(self, seconds=0.0):
         self.seconds, self.read = seconds, []

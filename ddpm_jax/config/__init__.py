@@ -20,13 +20,15 @@ from typing import Any, Literal
 @dataclasses.dataclass(frozen=True)
 class Data:
     source: str = "digits"
-    """"digits", "npz:PATH" with uint8 or uint16 images, NHWC, "folder:PATH" of image files, or "tfds:NAME"."""
+    """"digits", "npz:PATH" or "npy:PATH" of images NHWC or volumes NDHWC, "folder:PATH" of files, or "tfds:NAME"."""
     flip: bool = False
     """Mirror each training image left-right with probability 1/2."""
     held_out: float = 0.1
     """Share held out for evaluation, if the source has no test split of its own."""
     levels: int | None = None
     """Values a pixel can take; None is 17 for digits, 256 for uint8, 65536 for uint16."""
+    range: tuple[float, ...] = ()
+    """Lowest and highest value of floating-point images, which become -1 and 1."""
     resolution: tuple[int, ...] = ()
     """Bring images of a folder or of TFDS to SIDE, or HEIGHT WIDTH: cut to their middle, scaled; () is as stored."""
     skip_bad: bool = False

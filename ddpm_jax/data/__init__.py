@@ -1,17 +1,21 @@
 """Images: where they come from, in which order they are seen, and how they become pictures again.
 
-`sources` loads integer images (`reader` says how those are read that lie in files of their own, `folder` finds them and
-`survey` reports on them), `batches` orders them by (seed, step), `stream` brings them to the devices, and `images`
-holds the only converters between integers and [-1, 1] and the only writers of picture files.
+`sources` loads images (`reader` says how those are read that lie in files of their own, `folder` finds them and
+`survey` reports on them), `batches` orders them by (seed, step), `stream` brings them to the devices, `images` holds
+the only converters to and from [-1, 1] and makes pictures to look at, and `files` reads and writes images as data.
 
 `stream` is imported by its own name: it needs grain, which takes a second.
 """
 
 from ddpm_jax.data.batches import Order, examples
+from ddpm_jax.data.files import unwritable, write
 from ddpm_jax.data.images import (
     Picture,
+    Range,
+    from_unit,
     grid,
     preview_scale,
+    range_of,
     read_png,
     strip,
     to_integer,
@@ -43,23 +47,28 @@ __all__ = [
     "Picture",
     "Pixels",
     "Progress",
+    "Range",
     "Reader",
     "Unread",
     "divided",
     "examples",
+    "from_unit",
     "gathered",
     "grid",
     "load",
     "nbytes",
     "parts",
     "preview_scale",
+    "range_of",
     "read_png",
     "strip",
     "summary",
     "to_integer",
     "to_unit",
     "unread",
+    "unwritable",
     "whole",
+    "write",
     "write_gif",
     "write_png",
 ]

@@ -13,8 +13,10 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-Progress = Callable[[int, int], None]
-"""(done, total): told after each image."""
+from ddpm_jax.data.images import Range
+
+Progress = Callable[[str, int, int], None]
+"""(what, done, total): told after each image that it is "checked" or "loaded"."""
 
 IN_MEMORY = 2 << 30
 """Bytes of images up to which they are held in memory, the host's and each device's, unless told otherwise."""
@@ -26,24 +28,28 @@ B = TypeVar("B")
 class Images(NamedTuple):
     """A data set.
 
-    train, test: uint8 or uint16 [N, H, W, C], values 0 .. levels - 1, in host memory or read where they are indexed;
-        test is held out, never trained on.
+    train, test: uint8 or uint16, values 0 .. levels - 1, or float32 in a range: [N, H, W, C], or volumes
+        [N, D, H, W, C], in host memory or read where they are indexed; test is held out, never trained on.
     train_labels, test_labels: int32 [N], or both None.
-    levels: 17 for the digits, 256 for 8 bits, 65536 for 16 bits, unless the caller of `load` said otherwise.
+    levels: 17 for the digits, 256 for 8 bits, 65536 for 16 bits, unless the caller of `load` said otherwise; of
+        floating-point images the `Range`.
     name: the source, as it was given to `load`.
     label_names: what the labels 0, 1, ... are called; () if there are no labels, or only numbers.
     train_captions, test_captions: a text for each image, or both None.
+    format: what the images came as: "npz" (also of an .npy file of them all); of a folder's files the most frequent of
+        "png", "jpg", "webp", "bmp", "tiff", "gif" and "npy"; "" for other sources.
     """
 
     train: "Pixels"
     test: "Pixels"
     train_labels: np.ndarray | None
     test_labels: np.ndarray | None
-    levels: int
+    levels: int | Range
     name: str
     label_names: tuple[str, ...] = ()
     train_captions: tuple[str, ...] | None = None
     test_captions: tuple[str, ...] | None = None
+    format: str = ""
 
 
 class Reader(Protocol):
@@ -55,8 +61,8 @@ class Reader(Protocol):
         ...
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of every image, after resizing."""
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C) or (D, H, W, C) of every image, after resizing."""
         ...
 
     @property
@@ -65,8 +71,13 @@ class Reader(Protocol):
         ...
 
     @property
-    def levels(self) -> int:
-        """Values are 0 .. levels - 1; 0 for floating-point data, which have no levels."""
+    def levels(self) -> int | Range:
+        """Values are 0 .. levels - 1, or lie in a range."""
+        ...
+
+    @property
+    def format(self) -> str:
+        """As in `Images`."""
         ...
 
     @property
@@ -87,7 +98,7 @@ class Reader(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int, /) -> np.ndarray:
-        """Image i, [H, W, C] of dtype; a ValueError names the file if it cannot be read."""
+        """Image i, of shape and dtype; a ValueError names the file if it cannot be read."""
         ...
 
 
@@ -98,7 +109,7 @@ class Part:
         self.reader, self.indices = reader, indices
         self.name, self.shape, self.dtype, self.levels = reader.name, reader.shape, reader.dtype, reader.levels
         self.labels = None if reader.labels is None else reader.labels[indices]
-        self.label_names = reader.label_names
+        self.label_names, self.format = reader.label_names, reader.format
         self.captions = None if reader.captions is None else tuple(reader.captions[i] for i in indices)
 
     def __len__(self) -> int:
@@ -159,6 +170,33 @@ def divided(reader: Reader, held_out: float) -> tuple[Part, Part]:
     return Part(reader, np.delete(np.arange(len(reader)), out)), Part(reader, out)
 
 
+def checked_range(what: str, least: float, most: float, *, levels: int | None, given: Range | None) -> Range:
+    """The range of floating-point images whose values go from `least` to `most`.
+
+    Raises:
+        ValueError: if none is given, or they lie outside of it, or levels are given; the text begins with `what`.
+    """
+    if levels is not None:
+        raise ValueError(f"{what}: floating-point images have no levels, got levels={levels}")
+    if given is None:
+        usual = [(low, high) for low, high in ((0, 1), (-1, 1), (0, 255)) if low <= least and most <= high]
+        low, high = usual[0] if usual else (least, most)
+        raise ValueError(
+            f"{what}: floating-point values from {_short(least)} to {_short(most)}; say which become -1 and 1, the "
+            f"lowest and the highest that images can have, as --data.range {_short(low)} {_short(high)}"
+        )
+    for value in (least, most):
+        if not given.low <= value <= given.high:
+            ends = f"{_short(given.low)} {_short(given.high)}"
+            raise ValueError(f"{what}: the value {_short(value)} is outside of the range {ends}")
+    return given
+
+
+def _short(value: float) -> str:
+    """The shortest text that is this number in float32."""
+    return f"{float(str(np.float32(value))):.9g}"
+
+
 def nbytes(reader: Reader) -> int:
     """The memory that all its images would take."""
     return len(reader) * math.prod(reader.shape) * reader.dtype.itemsize
@@ -198,12 +236,12 @@ def unread(train: Reader, test: Reader) -> Images:
 def _images(train: Reader, test: Reader, pixels: "Pixels", test_pixels: "Pixels") -> Images:
     return Images(
         pixels, test_pixels, train.labels, test.labels, train.levels, train.name, train.label_names,
-        train.captions, test.captions,
+        train.captions, test.captions, train.format,
     )  # fmt: skip
 
 
-def _further(progress: Progress, before: int, every: int, done: int, total: int) -> None:
-    progress(before + done, every)
+def _further(progress: Progress, before: int, every: int, what: str, done: int, total: int) -> None:
+    progress(what, before + done, every)
 
 
 def _fill(array: np.ndarray, reader: Reader, places: np.ndarray, progress: Progress | None = None) -> None:
@@ -216,7 +254,7 @@ def _fill(array: np.ndarray, reader: Reader, places: np.ndarray, progress: Progr
     # the whole process's, so they are set around all threads and not in each.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        in_threads(read, range(len(array)), progress)
+        in_threads(read, range(len(array)), progress, "loaded")
 
 
 def _check_alike(train: Reader, test: Reader) -> None:
@@ -230,14 +268,14 @@ def _check_alike(train: Reader, test: Reader) -> None:
             raise ValueError(f"{train.name}: expected {field} of both training and held-out images or of neither")
 
 
-def in_threads(function: Callable[[A], B], items: Sequence[A], progress: Progress | None) -> list[B]:
+def in_threads(function: Callable[[A], B], items: Sequence[A], progress: Progress | None, what: str) -> list[B]:
     """function(item) of every item, in order; an error or an interrupt ends it without beginning further ones."""
     pool, results = ThreadPoolExecutor(), []
     try:
         for done, result in enumerate(pool.map(function, items), 1):
             results.append(result)
             if progress is not None:
-                progress(done, len(items))
+                progress(what, done, len(items))
     finally:
         pool.shutdown(cancel_futures=True)
     return results

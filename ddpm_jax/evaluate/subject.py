@@ -69,9 +69,10 @@ def subject(run: str, which: Which) -> Subject:
     """The subject that flags name.
 
     Raises:
-        FileNotFoundError, ValueError: as `runs.Model`.
+        FileNotFoundError, ValueError: as `runs.Model`; or if its images are floating-point ones.
     """
     model = runs.Model(run, step=which.model.checkpoint, weights=which.model.weights, sampling=which.sampling.chosen())
+    _ = model.integer_levels  # no evaluation is of anything else
     return Subject(model, which, pathlib.Path(which.out) if which.out else model.workdir / "evaluation")
 
 
@@ -84,13 +85,13 @@ def images(subject: Subject, stream: bool | None = None) -> data.Images:
     config, model = subject.model.config.data, subject.model
     found = data.load(
         subject.which.source or config.source, held_out=config.held_out, levels=config.levels,
-        resolution=config.resolution, skip_bad=config.skip_bad, stream=stream,
+        value_range=config.range, resolution=config.resolution, skip_bad=config.skip_bad, stream=stream,
     )  # fmt: skip
     check_alike(found.name, found.train.shape[1:], found.levels, model)
     return found
 
 
-def check_alike(what: str, shape: tuple[int, ...], levels: int, model: runs.Model) -> None:
+def check_alike(what: str, shape: tuple[int, ...], levels: int | data.Range, model: runs.Model) -> None:
     """Raises a ValueError if images of this shape and number of levels cannot be compared with the model's."""
     if tuple(shape) != model.shape or levels != model.levels:
         ours, theirs = "x".join(map(str, model.shape)), "x".join(map(str, shape))

@@ -26,8 +26,8 @@ class Arguments:
     config: Annotated[configs.Config, tyro.conf.arg(name="")]
     topology: str | None = None
     """A slice of TPUs to compile for, such as v5litepod-16, v4-32 or v5e:4x4 (default: the devices at hand)."""
-    shape: tuple[int, int, int] | None = None
-    """Height, width and channels of the images (default: those of the config's source, which is read)."""
+    shape: tuple[int, ...] = ()
+    """Height, width and channels of integer images (default: those of the config's source, which is read)."""
     images: int | None = None
     """With --shape: how many training images there are, all of which lie on each device (default: 50,000)."""
     programs: tuple[Literal["train", "sampler", "evaluation"], ...] = ("train", "sampler", "evaluation")

@@ -65,7 +65,8 @@ def measure(config: configs.Config, images: data.Images, compiled: jax.stages.Co
     train = images.train
     if isinstance(train, np.ndarray) and not train.strides[0]:  # stand-ins
         count = min(len(train), 4 * config.batch) if streamed else len(train)
-        train = np.random.default_rng(0).integers(0, images.levels, (count, *train.shape[1:]), train.dtype)
+        most = np.iinfo(train.dtype).max if isinstance(images.levels, data.Range) else images.levels - 1
+        train = np.random.default_rng(0).integers(0, most, (count, *train.shape[1:]), train.dtype, endpoint=True)
     run_key, order_key = runs.keys_of(config.seed)[1:3]
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

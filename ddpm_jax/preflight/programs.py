@@ -20,18 +20,20 @@ IMAGES = 50_000
 """Training images, where only their shape is given."""
 
 
-def images(config: configs.Config, shape: tuple[int, ...] | None, number: int | None) -> data.Images:
+def images(config: configs.Config, shape: tuple[int, ...], number: int | None) -> data.Images:
     """The training images as the config's source has them, or stand-ins that take no memory.
 
     Args:
-        shape: (H, W, C) of stand-ins; None reads the source.
+        shape: (H, W, C) of stand-ins, or (D, H, W, C); () reads the source.
         number: how many stand-ins; None is 50,000.
 
     Raises:
-        ValueError: if the source cannot be read and there is no shape, or the shape is not [H, W, C].
+        ValueError: if the source cannot be read and there is no shape, or the shape is not one.
     """
-    if shape is not None:
+    if shape:
         count, held = IMAGES if number is None else number, config.evaluation.images
+        if len(shape) not in (3, 4):
+            raise ValueError(f"--shape must be H W C, or D H W C of volumes, got {' '.join(map(str, shape))}")
         if min(*shape, count) < 1:
             raise ValueError(f"--shape and --images must be at least 1, got {shape} and {count}")
         levels = 256 if config.data.levels is None else config.data.levels
@@ -43,7 +45,8 @@ def images(config: configs.Config, shape: tuple[int, ...] | None, number: int | 
     try:
         return data.load(
             config.data.source, held_out=config.data.held_out, levels=config.data.levels,
-            resolution=config.data.resolution, skip_bad=config.data.skip_bad, stream=config.data.stream,
+            value_range=config.data.range, resolution=config.data.resolution, skip_bad=config.data.skip_bad,
+            stream=config.data.stream,
         )  # fmt: skip
     except FileNotFoundError as error:
         raise ValueError(

@@ -112,7 +112,7 @@ class Run:
             of = partial(apply, params)
             examination = held_out.examination(
                 schedule, of, objects.denoiser(config, schedule, of), objects.example_loss(config, images.levels),
-                mix=config.sampling.mix, levels=images.levels, strata=config.evaluation.strata,
+                mix=config.sampling.mix, decoder=objects.decoder(images.levels), strata=config.evaluation.strata,
             )  # fmt: skip
             return examination(keys, x0)
 
@@ -162,7 +162,12 @@ class Run:
         return {
             "step": step,
             "config": dataclasses.asdict(self.config),
-            "image": {"shape": list(self.images.train.shape[1:]), "levels": self.images.levels},
+            "image": {
+                "shape": list(self.images.train.shape[1:]),
+                "levels": self.images.levels,
+                "dtype": str(self.images.train.dtype),
+                "format": self.images.format,
+            },
             "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
         }
 
@@ -174,10 +179,11 @@ class Run:
             parts.append(part.x)
             if process.agree(self.interrupt.requested):
                 return {}
-        integers = data.to_integer(np.concatenate(parts), levels)
+        integers = self._shown(data.from_unit(np.concatenate(parts), levels))
         picture = self.workdir / "samples" / f"{step}.png"
         if process.first():
-            data.write_png(picture, data.grid(integers, levels), scale=data.preview_scale(integers.shape))
+            grid = data.grid(integers, self._levels_shown)
+            data.write_png(picture, grid, scale=data.preview_scale(integers.shape[1:]))
         x0 = np.asarray(data.to_unit(self.images.test[: self.count], levels))
         found = held_out.held_out(partial(self.examine, params), self.key, x0, min(config.batch, self.count))
         bits = f"{found.bits_per_dim:.3f} ± {found.standard_error:.3f} bits/dim ({self.count} images, estimated bound)"
@@ -204,5 +210,17 @@ class Run:
         train = self.images.train
         if isinstance(train, data.Unread):
             train = train[:: -(-train.nbytes // _REFERENCE)]
-        seen = np.concatenate([train, train[:, :, ::-1]]) if self.config.data.flip else train
-        return monitors.reference(seen, self.images.test[: self.count], self.images.levels)
+        seen = np.concatenate([train, train[..., ::-1, :]]) if self.config.data.flip else train
+        return monitors.reference(self._shown(seen), self._shown(self.images.test[: self.count]), self._levels_shown)
+
+    @property
+    def _levels_shown(self) -> int:
+        levels = self.images.levels
+        return 256 if isinstance(levels, data.Range) else levels
+
+    def _shown(self, images: np.ndarray) -> np.ndarray:
+        """Images as pictures and monitors take them: integers of the data's type, 8 bits of floating-point ones."""
+        levels = self.images.levels
+        if isinstance(levels, data.Range):
+            return data.to_integer(data.to_unit(images, levels), 256)
+        return images.astype(self.images.train.dtype, copy=False)

@@ -18,8 +18,8 @@ def keys_of(seed: int):
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**32 - 1), 4)
 
 
-def example_losses(config: configs.Config, schedule, net, levels: int):
-    """(params, keys [b], pixels [N, H, W, C] integers, places [b], t [b] | None) -> (loss [b], t [b]).
+def example_losses(config: configs.Config, schedule, net, levels: int | data.Range):
+    """(params, keys [b], pixels [N, ...] as the data have them, places [b], t [b] | None) -> (loss [b], t [b]).
 
     The examples are pixels[places]; a t of None is drawn from their keys.
     """
@@ -46,8 +46,8 @@ def stratified_times(config: configs.Config, key, step, places):
     return losses.stratified_times(shared, config.schedule.T, places, config.batch)
 
 
-def train_step(config: configs.Config, schedule, net, optimizer, levels: int):
-    """(key, state, pixels [N, H, W, C] integers, places [b]) -> (state, metrics): what each device does in a step.
+def train_step(config: configs.Config, schedule, net, optimizer, levels: int | data.Range):
+    """(key, state, pixels [N, ...], places [b]) -> (state, metrics): what each device does in a step.
 
     The examples are pixels[places].
     """
