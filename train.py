@@ -122,6 +122,12 @@ def loop(config: configs.Config, run, saved, start: int, state, take_step, batch
 
     begun, watch = time.monotonic(), runs.Watch(config, run.workdir, start)
     progress = log.Progress(config.steps, start=start, active=process.first())
+
+    def look_at(step):
+        return step == config.steps or (config.sample_every and step % config.sample_every == 0)
+
+    if start and look_at(start) and process.agree(not watch.noted):  # what was saved, and ended before its samples
+        watch.note(start, run.look(start, state.ema))
     for done in range(start + 1, config.steps + 1):
         indices = batch(done - 1)
         state, metrics = take_step(state, indices)
@@ -136,7 +142,7 @@ def loop(config: configs.Config, run, saved, start: int, state, take_step, batch
             saved.check()
         if done % config.save_every == 0 or last or stopping:
             saved.save(done, state, run.meta(done))
-        looking = last or (config.sample_every and done % config.sample_every == 0)
+        looking = look_at(done)
         if looking:
             watch.note(done, run.look(done, state.ema))
         if stopping or (looking and process.agree(run.interrupt.requested)):

@@ -19,11 +19,16 @@ class Watch:
 
     Attributes:
         word: whether one of several processes has spread the word to stop, see `spreading_word`.
+        noted: whether the file has what was seen in samples and held-out images after the step `start`; where another
+            process writes it, True.
     """
 
     def __init__(self, config: configs.Config, workdir: pathlib.Path, start: int):
         self.config, self.workdir = config, workdir
-        self.file = log.MetricsLog(workdir / "metrics.jsonl", start, active=process.first())
+        path = workdir / "metrics.jsonl"
+        self.file = log.MetricsLog(path, start, active=process.first())
+        rows = log.read(path) if process.first() and path.exists() else []
+        self.noted = not process.first() or any(row.get("step") == start and "held_out_loss" in row for row in rows)
         self.pending: collections.deque[tuple[int, Any, Any]] = collections.deque()
         self.settled: list[dict[str, Any]] = []
         self.row: list[tuple[int, Any]] = []
