@@ -6,13 +6,12 @@ way in: what is not integer images is refused, in words that say what would be r
 
 import io
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.data import catalogue, folder
+from ddpm_jax.data import catalogue, folder, seal
 from ddpm_jax.data.reader import Images, Progress, Reader, gathered, held_out_indices, nbytes
 
 TRAIN = ("train", "x_train", "train_images", "images", "arr_0", "jpeg")
@@ -121,6 +120,7 @@ def parts(
     if kind == "tfds" and path:
         if skip_bad:
             raise ValueError(f"parts: {source!r} is taken whole; python -m ddpm_jax.data prepare has --skip-bad")
+        seal.check(catalogue.located(catalogue.address(source)))
         return catalogue.parts(source, held_out=held_out, levels=levels, size=folder.size_of(resolution))
     if kind != "folder" or not path:
         raise ValueError(
@@ -166,8 +166,14 @@ def _npz(path: Path, name: str, held_out: float, levels: int | None) -> Images:
     # A plain .npy would be read as an array and a pickle be refused in words about pickles, so look before numpy does.
     if not path.is_file() or not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: not an .npz file, or not a whole one (numpy.savez_compressed writes them)")
-    with np.load(path, allow_pickle=False) as archive:
-        return _images(path, archive, name, held_out, levels)
+    with path.open("rb") as file:
+        try:
+            archive = np.load(file, allow_pickle=False)
+            archive.files  # noqa: B018  of what begins as a plain array or a pickle there are none
+        except Exception as error:  # the directory of an archive may be damaged in any way
+            raise ValueError(f"{path}: not an .npz file, or a damaged one: {_said(error)}") from error
+        with archive:
+            return _images(path, archive, name, held_out, levels)
 
 
 def _images(path: Path, archive: np.lib.npyio.NpzFile, name: str, held_out: float, levels: int | None) -> Images:
@@ -216,11 +222,15 @@ def _one_of(path: Path, files: Sequence[str], names: Sequence[str]) -> str | Non
 def _array(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
     try:
         array = archive[key]
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: cannot read the array {key!r}: {error}") from error
+    except Exception as error:  # a damaged header is read as Python, and a damaged size as so much memory
+        raise ValueError(f"{path}: cannot read the array {key!r}: {_said(error)}") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path}: {key!r} is not an array")
     return array
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _checked_images(path: Path, key: str, array: np.ndarray, levels: int | None) -> np.ndarray:
@@ -297,8 +307,8 @@ def _decoded(path: Path, data: np.ndarray, offsets: np.ndarray, i: int) -> np.nd
         with Image.open(io.BytesIO(data[offsets[i] : offsets[i + 1]].tobytes()), formats=["JPEG"]) as file:
             pixels = np.asarray(file)
             mode = file.mode
-    except OSError as error:
-        raise ValueError(f"{path}: JPEG {i} cannot be decoded: {error}") from error
+    except Exception as error:  # on damaged bytes, Pillow's decoders raise nearly every type there is
+        raise ValueError(f"{path}: JPEG {i} cannot be decoded: {_said(error)}") from error
     if mode not in ("L", "RGB"):
         raise ValueError(f"{path}: JPEG {i} has the mode {mode}; expected grey (L) or RGB")
     return pixels.reshape(*pixels.shape[:2], -1)
