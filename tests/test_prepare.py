@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from ddpm_jax import data
-from ddpm_jax.data import catalogue, prepare, sources
+from ddpm_jax.data import catalogue, prepare, seal, sources
 from ddpm_jax.data.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -213,6 +213,41 @@ def test_a_shard_without_any_good_image_is_refused(tmp_path, capsys):
     arguments = ["prepare", bad_set(tmp_path), "--name", "less", "--out", str(tmp_path), "--skip-bad", "--shards", "30"]
     assert main(arguments) == 2
     assert "none of the images 9 to 9 can be read, the first: tfds:good" in capsys.readouterr().err
+
+
+def test_a_data_set_is_sealed_and_damage_is_named_before_it_is_read(tmp_path):
+    prepare.run(options(tmp_path, shards=2))
+    folder = tmp_path / "figures" / "1.0.0"
+    first, second = sorted(folder.glob("*train.array_record*"))
+    for path in (first, folder / "label.labels.txt", folder / "metadata.json", folder / "features.json"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+        with pytest.raises(ValueError, match=f"{path.name} is not what was prepared: it is damaged; prepare the data"):
+            sources.parts(f"tfds:figures@{tmp_path}")
+        path.write_bytes(whole)
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    with pytest.raises(ValueError, match=f"{first.name} is not what was prepared"):
+        sources.parts(f"tfds:figures@{tmp_path}")
+    first.unlink()
+    with pytest.raises(ValueError, match=f"{first.name} is not there: prepare the data set anew"):
+        sources.parts(f"tfds:figures@{tmp_path}")
+    first.write_bytes(contents[0])
+    second.write_bytes(contents[1])
+    assert len(sources.parts(f"tfds:figures@{tmp_path}")[0]) == 1500
+    for text in ('{"seal": [1]}', "[]", "{", '{"seal": 3}'):
+        (folder / "prepare.json").write_text(text)
+        with pytest.raises(ValueError, match=r"prepare\.json: damaged: "):
+            sources.parts(f"tfds:figures@{tmp_path}")
+
+
+def test_of_a_large_file_size_and_ends_are_sealed(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(3 << 20))
+    before = seal.seal(tmp_path)
+    for content in (bytes(3 << 20)[1:], b"1" + bytes(3 << 20)[1:], bytes(3 << 20)[1:] + b"1"):
+        (tmp_path / "a").write_bytes(content)
+        assert seal.seal(tmp_path) != before
 
 
 # What is refused

@@ -25,12 +25,12 @@ import tyro
 from tqdm import tqdm
 
 from ddpm_jax import process
-from ddpm_jax.data import catalogue, shards, sources
+from ddpm_jax.data import catalogue, seal, shards, sources
 from ddpm_jax.data.reader import Reader
+from ddpm_jax.data.seal import RECORD
 from ddpm_jax.data.shards import Shard
 
 VERSION = "1.0.0"
-RECORD = "prepare.json"
 SHARD = 256 << 20  # bytes of decoded images in a shard, about
 
 
@@ -110,7 +110,9 @@ def run(options: Prepare) -> int:
         if not complete:
             print(f"interrupted: {kept} images are in {part}; the same command goes on")
             return 4
+        (part / "unfinished").unlink(missing_ok=True)
         shards.describe(part, record["shards"], planned, splits, version=VERSION, said=record["request"])
+        _write_json(part / RECORD, record | {"seal": seal.seal(part)})
         part.rename(whole)
     skipped = [line for shard in record["shards"].values() for line in shard["skipped"]]
     for line in skipped:
@@ -184,6 +186,9 @@ def readers(options: Prepare) -> tuple[Reader, Reader]:
             source, held_out=held_out, levels=levels, resolution=resolution, skip_bad=options.skip_bad, report=print
         )
     if kind == "tfds":
+        seal.check_descriptions(
+            catalogue.located(catalogue.address(source))
+        )  # images that are damaged are named one by one
         size = None if side is None else (side, side)
         return catalogue.parts(source, held_out=held_out, levels=levels, size=size)
     images = sources.load(source, held_out=held_out, levels=levels)
