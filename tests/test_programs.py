@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +168,21 @@ def test_killed_and_resumed_is_straight_to_the_last_bit(home, straight):
     assert_same_bytes(a.tree, b.tree)
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and len([s for s in steps if s == 40]) == 1
+
+
+def test_samples_that_a_kill_prevented_are_drawn_when_the_run_is_continued(home, straight):
+    """Killed after its last save, and before what follows it was done."""
+    workdir = home / "unseen"
+    shutil.copytree(straight[0], workdir)
+    whole = (straight[0] / "metrics.jsonl").read_bytes()
+    (workdir / "metrics.jsonl").write_bytes(whole[: whole[:-1].rindex(b"\n") + 1])
+    (workdir / "samples" / "60.png").unlink()
+    shown = run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1).stdout
+    assert "step 60: held-out loss" in shown and "the run is complete: 60 steps" in shown
+    for name in ("metrics.jsonl", "samples/60.png"):
+        assert (workdir / name).read_bytes() == (straight[0] / name).read_bytes()
+    shown = run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1).stdout
+    assert "held-out loss" not in shown and "the run is complete" in shown
 
 
 def test_the_next_batch_of_a_resumed_run_is_the_straight_one():

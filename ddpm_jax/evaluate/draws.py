@@ -113,7 +113,7 @@ def store(folder: pathlib.Path, first: int, images: np.ndarray) -> None:
 def parts(folder: pathlib.Path) -> list[tuple[int, int, pathlib.Path]]:
     """First, stop and path of each part, in order, up to the first gap."""
     found, at = [], 0
-    for path in sorted(folder.glob("*-*.npy")):
+    for path in sorted(folder.glob(f"{'[0-9]' * 8}-{'[0-9]' * 8}.npy")):
         first, stop = map(int, path.stem.split("-"))
         if first != at:
             break
