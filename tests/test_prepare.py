@@ -283,6 +283,24 @@ def test_another_command_does_not_go_on_with_what_is_there(tmp_path):
         prepare.run(options(tmp_path, shards=2))
 
 
+@pytest.mark.parametrize("record", ["", "[]", "{", "[" * 100_000, '{"request": {}}', '{"request": 3, "shards": {}}'])
+def test_a_damaged_record_is_no_record(tmp_path, record):
+    prepare.run(options(tmp_path))
+    whole = tmp_path / "figures" / "1.0.0"
+    for folder in (whole, whole.with_name("1.0.0.part")):
+        if folder != whole:
+            whole.rename(folder)
+        (folder / "prepare.json").write_text(record)
+        with pytest.raises(ValueError, match=rf"{folder} holds .*it is its prepare\.json that is missing or damaged"):
+            prepare.run(options(tmp_path))
+
+
+def test_what_cannot_be_written_is_said_and_not_shown_as_a_fault(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["prepare", "digits", "--name", "figures", "--out", str(tmp_path / "file")]) == 6
+    assert capsys.readouterr().err.startswith("prepare: [Errno 20] Not a directory: '")
+
+
 def test_other_images_under_the_same_name_are_noticed(tmp_path):
     part = tmp_path / "noisy" / "1.0.0.part"
     np.savez(tmp_path / "a.npz", images=noise(60, 6, 6, 3))

@@ -144,10 +144,14 @@ def agreed(folder: Path, options: Prepare) -> dict[str, Any]:
         ValueError: if another command, or something else, made it.
     """
     try:
-        record = json.loads((folder / RECORD).read_text())
-    except (FileNotFoundError, ValueError):
-        raise ValueError(f"{folder} holds a data set that something else made; take another --name") from None
-    ours, theirs = _request(options), record["request"]
+        record = json.loads((folder / RECORD).read_bytes())
+        ours, theirs = _request(options), dict(record["request"])
+        _ = str(record["images"]), [shard["sha256"] for shard in record["shards"].values()]
+    except (FileNotFoundError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        raise ValueError(
+            f"{folder} holds a data set that something else made; take another --name, or remove the folder if it is "
+            f"its {RECORD} that is missing or damaged"
+        ) from None
     changed = [f"--{key.replace('_', '-')} was {theirs.get(key)}, is {ours[key]}" for key in ours]
     changed = [line for key, line in zip(ours, changed, strict=True) if theirs.get(key) != ours[key]]
     if changed:
