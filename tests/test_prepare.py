@@ -301,6 +301,27 @@ def test_what_cannot_be_written_is_said_and_not_shown_as_a_fault(tmp_path, capsy
     assert capsys.readouterr().err.startswith("prepare: [Errno 20] Not a directory: '")
 
 
+def test_a_full_disk_ends_it_in_good_order_and_it_goes_on_with_more_room(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root can mount a small disk")
+    try:
+        command = call("digits", "--name", "figures", "--shards", 5, "--out", disk)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 6 and "Traceback" not in done.stderr, done.stderr
+        assert "unfinished cannot be written: " in done.stderr and "No space left on device" in done.stderr
+        (part,) = disk.glob("figures/*")
+        assert not (part / "unfinished").exists() and 0 < shards_in(part) < 5
+        subprocess.run(["mount", "-o", "remount,size=9m", str(disk)], check=True)
+        assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+        assert len(sources.parts(f"tfds:figures@{disk}")[0]) == 1500
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 def test_other_images_under_the_same_name_are_noticed(tmp_path):
     part = tmp_path / "noisy" / "1.0.0.part"
     np.savez(tmp_path / "a.npz", images=noise(60, 6, 6, 3))

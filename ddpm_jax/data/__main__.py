@@ -14,7 +14,7 @@ from ddpm_jax.data import prepare
 
 
 def main(argv: list[str]) -> int:
-    """Runs a command; exit status 0, or 2 for a wrong request, 4 if interrupted, so that it can go on, 6 for a full disk."""
+    """Runs a command; exit status 0; 2 for a wrong request, 4 if interrupted (it can go on), 6 for a full disk."""
     if argv[:1] != ["prepare"]:
         asked = bool({"-h", "--help"} & set(argv))
         usage = "usage: python -m ddpm_jax.data prepare SOURCE --name NAME --out FOLDER [flags]     (prepare --help)"
