@@ -120,7 +120,7 @@ class Drill:
         with tempfile.TemporaryFile("w+") as output:
             process, begun = self.start(kind, folder, output), time.monotonic()
             while process.poll() is None and not aim.sign(folder, marks):
-                time.sleep(0.001)
+                time.sleep(0.0003)
                 if time.monotonic() - begun > PATIENCE:
                     process.kill()
                     raise RuntimeError(
@@ -215,7 +215,7 @@ def about(seconds: float) -> dict[str, Any]:
         "machine": {
             "cpu": model[0].partition(": ")[2] if model else platform.processor(),
             "cores": os.cpu_count(),
-            "system": f"{platform.system()} {platform.release()}",
+            "system": platform.system(),
         },
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in packages},
         "commit": commit or "unknown",

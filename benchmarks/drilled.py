@@ -214,7 +214,7 @@ def kinds() -> tuple[Kind, ...]:
             (
                 Aim("at any time", 2, at_once, 0),
                 Aim("while measuring", 2, lambda folder, was: measured(folder) > was, 0.5),
-                Aim("in a save", 2, lambda folder, was: stamps(folder, "*.part.npz.new") != {}, 0.003),
+                Aim("in a save", 2, lambda folder, was: stamps(folder, "*.part.npz.new") != {}, 0.0003),
             ),
             measured,
             lambda folder: bool([*folder.glob("*.new"), *folder.glob("*.part")]),
@@ -228,7 +228,7 @@ def kinds() -> tuple[Kind, ...]:
             (
                 Aim("at any time", 2, at_once, 0),
                 Aim("while drawing", 2, lambda folder, was: len(drawn(folder)) > was, 0.5),
-                Aim("in a save", 2, lambda folder, was: stamps(folder, "**/*.part") != {}, 0.003),
+                Aim("in a save", 2, lambda folder, was: stamps(folder, "**/*.part") != {}, 0.0003),
             ),
             lambda folder: len(drawn(folder)),
             lambda folder: bool([*folder.rglob("*.part")]),
