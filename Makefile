@@ -1,11 +1,12 @@
 # make demo: trains a model of handwritten digits and draws from it, with nothing but Python, make and git.
 # make test: style, types and the whole suite.
+# make drill: a hundred kills of short runs, and whether anything is lost (ten minutes).
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check drill clean
 
 demo: $(VENV)/.core
 	$(BIN)/python train.py configs/digits.py --workdir runs/digits
@@ -19,6 +20,9 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+drill: $(VENV)/.core
+	$(BIN)/python -m benchmarks.drill
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -194,7 +194,7 @@ def verify(args: Arguments) -> int:
     from ddpm_jax import data, runs
 
     path = pathlib.Path(str(args.verify))
-    manifest = json.loads(path.read_text())
+    manifest = runs.read_manifest(path)
     model = runs.Model(args.run, step=manifest["step"], weights=manifest["weights"], sampling=manifest["sampling"])
     if model.fingerprint != manifest["fingerprint"]:
         raise ValueError(f"{path} was made from {manifest['fingerprint']}, {args.run} holds {model.fingerprint}")
@@ -204,8 +204,13 @@ def verify(args: Arguments) -> int:
     if all(equal):
         print(f"equal: all {len(equal)} images, bit for bit")
         return 0
-    with np.load(path.with_name("samples.npz"), allow_pickle=False) as stored:
-        before = stored["arr_0"]
+    try:
+        with np.load(path.with_name("samples.npz"), allow_pickle=False) as stored:
+            before = stored["arr_0"]
+    except Exception as error:  # an archive may be missing, or damaged in any way
+        print(f"{len(equal) - sum(equal)} of {len(equal)} images differ; how much cannot be said without "
+              f"{path.with_name('samples.npz')}: {error}")  # fmt: skip
+        return 1
     off = np.abs(again.astype(np.float64) - before)
     here, there = model.manifest()["machine"], manifest["machine"]
     said = f"{len(equal) - sum(equal)} of {len(equal)} images differ (made on {there}, now on {here})"

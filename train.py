@@ -129,6 +129,12 @@ def loop(config: configs.Config, run, saved, start: int, state, take_step, batch
 
     begun, watch = time.monotonic(), runs.Watch(config, run.workdir, start)
     progress = log.Progress(config.steps, start=start, active=process.first())
+
+    def look_at(step):
+        return step == config.steps or (config.sample_every and step % config.sample_every == 0)
+
+    if start and look_at(start) and process.agree(not watch.noted):  # what was saved, and ended before its samples
+        watch.note(start, run.look(start, state.ema))
     for done in range(start + 1, config.steps + 1):
         batch = next(batches)
         state, metrics = take_step(state, batch)
@@ -143,7 +149,7 @@ def loop(config: configs.Config, run, saved, start: int, state, take_step, batch
             saved.check()
         if done % config.save_every == 0 or last or stopping:
             saved.save(done, state, run.meta(done))
-        looking = last or (config.sample_every and done % config.sample_every == 0)
+        looking = look_at(done)
         if looking:
             with runs.fitting("what draws samples and evaluates", lambda: runs.lighter_look(config)):
                 watch.note(done, run.look(done, state.ema))

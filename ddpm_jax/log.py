@@ -30,12 +30,12 @@ class MetricsLog:
         self.path, self.active = pathlib.Path(path), active
         if not active or not self.path.exists():
             return
-        before = self.path.read_text()
+        before = self.path.read_bytes()
         kept = [row for row in read(self.path) if start is None or row.get("step", start) <= start]
-        after = "".join(map(_line, kept))
+        after = "".join(map(_line, kept)).encode()
         if after != before:
             part = self.path.with_name(self.path.name + ".part")
-            part.write_text(after)
+            part.write_bytes(after)
             part.replace(self.path)
 
     def write(self, values: Mapping[str, Any]) -> None:
@@ -50,16 +50,19 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the first other line that is not a JSON object.
+        ValueError: naming the first other line that is not a JSON object, or whose step is not a number.
     """
-    rows, lines = [], pathlib.Path(path).read_text().split("\n")
+    rows, lines = [], pathlib.Path(path).read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or incomplete
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError):
             row = None
+        text = line[:60].decode(errors="backslashreplace")
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: not a JSON object: {line[:60]!r}")
+            raise ValueError(f"{path}, line {number}: not a JSON object: {text!r}")
+        if not isinstance(row.get("step", 0), int):
+            raise ValueError(f"{path}, line {number}: its step is not a number: {text!r}")
         rows.append(row)
     return rows
 

@@ -96,6 +96,8 @@ def test_differences_name_the_fields():
         ({"steps": "many"}, "steps must be int, got 'many'"),
         ({"net": 3}, "net must be an object with fields, got 3"),
         ({"loss": {"predicts": "noise"}}, r"loss\.predicts must be one of 'eps', 'x0', 'v', 'mean', got 'noise'"),
+        ([], r"a config must be an object with fields, got \[\]"),
+        ({"net": {"multipliers": 2}}, r"net\.multipliers must be a list, got 2"),
         ({"optim": {"clip": "hard"}}, r"optim\.clip must be float \| None, got 'hard'"),
     ],
 )
@@ -136,6 +138,38 @@ def test_files_that_are_no_config(tmp_path):
         configs.load(tmp_path / "empty.py")
     with pytest.raises(ValueError, match=r"must define `tiny = .*it defines: config, bfloat16, hybrid"):
         configs.load(f"{ROOT}/configs/cifar10.py:tiny")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\ny = [2\n", r"broken\.py, line 2: SyntaxError: '\[' was never closed"),
+        ("x = 1\ny = x.z\n", r"broken\.py, line 2: AttributeError: 'int' object has no attribute 'z'"),
+        ("from ddpm_jax.config import Nets\n", r"broken\.py, line 1: ImportError: cannot import name 'Nets'"),
+        ("\0", r"broken\.py.*: .*null bytes"),
+    ],
+)
+def test_files_that_cannot_be_run_are_named_with_the_line(tmp_path, text, said):
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        configs.load(tmp_path / "broken.py")
+
+
+def test_a_file_is_read_as_it_is_now_and_leaves_nothing_beside_it(tmp_path):
+    for steps in (1, 2, 3):  # of one size, in one second
+        (tmp_path / "a.py").write_text(f"from ddpm_jax.config import Config\n\nconfig = Config(steps={steps})\n")
+        assert configs.load(tmp_path / "a.py").steps == steps
+    assert [path.name for path in tmp_path.iterdir()] == ["a.py"]
+
+
+def test_a_damaged_config_of_a_run_is_named(tmp_path):
+    path = tmp_path / "config.json"
+    for text in (configs.to_json(configs.Config())[:-20], "[" * 100_000, '{"steps": "many"}', "\xff"):
+        path.write_text(text, encoding="latin-1")
+        with pytest.raises(ValueError, match=r"config\.json is not a config, or damaged: "):
+            configs.read(path)
+    path.write_text(configs.to_json(configs.Config(steps=7)))
+    assert configs.read(path).steps == 7
 
 
 def program(*args):

@@ -349,6 +349,28 @@ def test_damaged_files_are_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :])
     with pytest.raises(ValueError, match=r"a\.npz: cannot read the array 'images'"):
         data.load(named)
+    for head in (b"\0\0", b"\x80\x04"):  # as no file begins, and as a pickle does
+        (tmp_path / "a.npz").write_bytes(head + whole[2:])
+        with pytest.raises(ValueError, match=r"a\.npz: not an \.npz file, or a damaged one"):
+            data.load(named)
+
+
+def test_claims_of_an_absurd_size_and_pickles_are_refused(tmp_path):
+    import io
+    import zipfile
+
+    header = io.BytesIO()
+    np.save(header, np.zeros((4, 4, 4), np.uint8))
+    absurd = header.getvalue().replace(b"(4, 4, 4), }", b"(4, 4, 4000000000000000), }")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("images.npy", absurd)
+    with pytest.raises(ValueError, match=r"a\.npz: cannot read the array 'images': "):
+        data.load(f"npz:{tmp_path / 'a.npz'}")
+    np.savez(tmp_path / "b.npz", images=np.array([tmp_path]))
+    with pytest.raises(
+        ValueError, match=r"b\.npz: cannot read the array 'images': ValueError: Object arrays cannot be"
+    ):
+        data.load(f"npz:{tmp_path / 'b.npz'}")
 
 
 def test_an_archive_of_something_else_is_refused(tmp_path):

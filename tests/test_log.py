@@ -75,6 +75,12 @@ def test_another_bad_line_is_an_error_that_names_it(tmp_path):
         with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: not a JSON object: '(\{\"step|\[1\])'"):
             log.MetricsLog(path, 1)
         assert path.read_text().count("\n") == 3
+    path.write_bytes(b'{"step": 1}\n\xff\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: not a JSON object: '\\\\xff'"):
+        log.MetricsLog(path, 1)
+    path.write_text('{"step": "1"}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1: its step is not a number: '\{\"step\": \"1\"\}'"):
+        log.MetricsLog(path, 1)
     with pytest.raises(FileNotFoundError):
         log.read(tmp_path / "none")
 

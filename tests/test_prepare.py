@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from ddpm_jax import data
-from ddpm_jax.data import catalogue, prepare, sources
+from ddpm_jax.data import catalogue, prepare, seal, sources
 from ddpm_jax.data.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -225,6 +225,41 @@ def test_a_shard_without_any_good_image_is_refused(tmp_path, capsys):
     assert "none of the images 9 to 9 can be read, the first: tfds:good" in capsys.readouterr().err
 
 
+def test_a_data_set_is_sealed_and_damage_is_named_before_it_is_read(tmp_path):
+    prepare.run(options(tmp_path, shards=2))
+    folder = tmp_path / "figures" / "1.0.0"
+    first, second = sorted(folder.glob("*train.array_record*"))
+    for path in (first, folder / "label.labels.txt", folder / "metadata.json", folder / "features.json"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+        with pytest.raises(ValueError, match=f"{path.name} is not what was prepared: it is damaged; prepare the data"):
+            sources.parts(f"tfds:figures@{tmp_path}")
+        path.write_bytes(whole)
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    with pytest.raises(ValueError, match=f"{first.name} is not what was prepared"):
+        sources.parts(f"tfds:figures@{tmp_path}")
+    first.unlink()
+    with pytest.raises(ValueError, match=f"{first.name} is not there: prepare the data set anew"):
+        sources.parts(f"tfds:figures@{tmp_path}")
+    first.write_bytes(contents[0])
+    second.write_bytes(contents[1])
+    assert len(sources.parts(f"tfds:figures@{tmp_path}")[0]) == 1500
+    for text in ('{"seal": [1]}', "[]", "{", '{"seal": 3}'):
+        (folder / "prepare.json").write_text(text)
+        with pytest.raises(ValueError, match=r"prepare\.json: damaged: "):
+            sources.parts(f"tfds:figures@{tmp_path}")
+
+
+def test_of_a_large_file_size_and_ends_are_sealed(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(3 << 20))
+    before = seal.seal(tmp_path)
+    for content in (bytes(3 << 20)[1:], b"1" + bytes(3 << 20)[1:], bytes(3 << 20)[1:] + b"1"):
+        (tmp_path / "a").write_bytes(content)
+        assert seal.seal(tmp_path) != before
+
+
 # What is refused
 
 
@@ -256,6 +291,45 @@ def test_another_command_does_not_go_on_with_what_is_there(tmp_path):
     (tmp_path / "figures" / "1.0.0" / "prepare.json").unlink()
     with pytest.raises(ValueError, match=r"1\.0\.0 holds a data set that something else made; take another --name"):
         prepare.run(options(tmp_path, shards=2))
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{", "[" * 100_000, '{"request": {}}', '{"request": 3, "shards": {}}'])
+def test_a_damaged_record_is_no_record(tmp_path, record):
+    prepare.run(options(tmp_path))
+    whole = tmp_path / "figures" / "1.0.0"
+    for folder in (whole, whole.with_name("1.0.0.part")):
+        if folder != whole:
+            whole.rename(folder)
+        (folder / "prepare.json").write_text(record)
+        with pytest.raises(ValueError, match=rf"{folder} holds .*it is its prepare\.json that is missing or damaged"):
+            prepare.run(options(tmp_path))
+
+
+def test_what_cannot_be_written_is_said_and_not_shown_as_a_fault(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["prepare", "digits", "--name", "figures", "--out", str(tmp_path / "file")]) == 6
+    assert capsys.readouterr().err.startswith("prepare: [Errno 20] Not a directory: '")
+
+
+def test_a_full_disk_ends_it_in_good_order_and_it_goes_on_with_more_room(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root can mount a small disk")
+    try:
+        command = call("digits", "--name", "figures", "--shards", 5, "--out", disk)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 6 and "Traceback" not in done.stderr, done.stderr
+        assert "unfinished cannot be written: " in done.stderr and "No space left on device" in done.stderr
+        (part,) = disk.glob("figures/*")
+        assert not (part / "unfinished").exists() and 0 < shards_in(part) < 5
+        subprocess.run(["mount", "-o", "remount,size=9m", str(disk)], check=True)
+        assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+        assert len(sources.parts(f"tfds:figures@{disk}")[0]) == 1500
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_other_images_under_the_same_name_are_noticed(tmp_path):

@@ -1,9 +1,11 @@
 """The two programs as a person runs them: whole runs in processes of their own."""
 
+import hashlib
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import checkpoint, data
+from ddpm_jax import checkpoint, data, runs
 from ddpm_jax import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -136,6 +138,14 @@ def test_a_run_says_what_it_is_and_leaves_what_it_says(straight):
     assert len(tenths) >= 8 and min(tenths) > 0
 
 
+def test_the_log_witnesses_which_images_were_seen(straight):
+    order = data.Order(runs.keys_of(0)[2], 1500)
+    rows = [json.loads(line) for line in (straight[0] / "metrics.jsonl").read_text().splitlines()]
+    batches = [np.concatenate([order.indices(n, 16) for n in range(first, first + 10)]) for first in range(0, 60, 10)]
+    expected = [hashlib.sha256(batch.astype("<i4").tobytes()).hexdigest()[:16] for batch in batches]
+    assert [row["seen"] for row in rows if "seen" in row] == expected and len(set(expected)) == 6
+
+
 def test_the_step_is_compiled_once(straight):
     """What JAX logs of a run of sixty steps: of what is pmapped, the step and the tile of images, once each."""
     pmapped = [line for line in straight[1].stderr.splitlines() if "Compiling" in line and "Mesh('" in line]
@@ -167,6 +177,21 @@ def test_a_run_may_stream_its_images_from_any_step_on(home, straight):
     shown = run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--data.stream", "True").stdout
     assert "continued from step 30" in shown
     assert_same_bytes(state_of(workdir).tree, state_of(straight[0]).tree)
+
+
+def test_samples_that_a_kill_prevented_are_drawn_when_the_run_is_continued(home, straight):
+    """Killed after its last save, and before what follows it was done."""
+    workdir = home / "unseen"
+    shutil.copytree(straight[0], workdir)
+    whole = (straight[0] / "metrics.jsonl").read_bytes()
+    (workdir / "metrics.jsonl").write_bytes(whole[: whole[:-1].rindex(b"\n") + 1])
+    (workdir / "samples" / "60.png").unlink()
+    shown = run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1).stdout
+    assert "step 60: held-out loss" in shown and "the run is complete: 60 steps" in shown
+    for name in ("metrics.jsonl", "samples/60.png"):
+        assert (workdir / name).read_bytes() == (straight[0] / name).read_bytes()
+    shown = run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1).stdout
+    assert "held-out loss" not in shown and "the run is complete" in shown
 
 
 def test_the_next_batch_of_a_resumed_run_is_the_straight_one():
@@ -222,7 +247,6 @@ def test_a_batch_that_does_not_divide_is_refused(home):
 
 def taken_again(workdir, state, images):
     """The metrics of the step after `state`, on these images: what a record is kept for."""
-    from ddpm_jax import runs
     from ddpm_jax.config import objects
 
     config = configs.from_dict(json.loads((workdir / "config.json").read_text()))

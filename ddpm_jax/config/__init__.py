@@ -9,9 +9,9 @@ Reading a config imports nothing heavy; `ddpm_jax.config.objects` builds what it
 
 import dataclasses
 import difflib
-import importlib.util
 import json
 import pathlib
+import traceback
 import types
 import typing
 from typing import Any, Literal
@@ -179,17 +179,23 @@ def load(path: str | pathlib.Path) -> Config:
 
     Raises:
         FileNotFoundError: if there is no such file (the files beside it are named).
-        ValueError: if it defines no such variable of type Config.
+        ValueError: if it cannot be run, naming the line, or defines no such variable of type Config.
     """
     file, _, name = str(path).partition(".py:")
     path, name = (pathlib.Path(f"{file}.py"), name) if name else (pathlib.Path(path), "config")
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise FileNotFoundError(f"no config file {path}; {path.parent} holds: {', '.join(near) or 'no config'}")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = types.ModuleType(f"config_{path.stem}")
+    module.__file__ = str(path)
+    try:
+        # not by way of importlib, whose compiled copy beside the file is taken for it where only a second is between
+        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+    except Exception as error:  # it is a program: whatever can go wrong in one
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
+        where = f", line {line}" if line else ""
+        raise ValueError(f"{path}{where}: {type(error).__name__}: {str(error)[:300]}") from error
     found = getattr(module, name, None)
     if not isinstance(found, Config):
         known = ", ".join(n for n, value in vars(module).items() if isinstance(value, Config))
@@ -202,12 +208,27 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
+def read(path: str | pathlib.Path) -> Config:
+    """The config in a file that `to_json` made.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it is damaged or of fields that do not exist.
+    """
+    try:
+        return from_dict(json.loads(pathlib.Path(path).read_bytes()))
+    except (ValueError, RecursionError) as error:  # of what JSON nests too deeply
+        raise ValueError(f"{path} is not a config, or damaged: {error}") from error
+
+
 def from_dict(values: dict[str, Any], cls: type = Config, where: str = "") -> Any:
     """The config that `dataclasses.asdict` or `to_json` wrote.
 
     Raises:
         ValueError: for a field that does not exist, naming the nearest one, or a value of another type.
     """
+    if not isinstance(values, dict):
+        raise ValueError(f"a config must be an object with fields, got {str(values)[:60]}")
     hints = typing.get_type_hints(cls)
     unknown = [name for name in values if name not in hints]
     if unknown:
@@ -267,6 +288,8 @@ def _value(value: Any, hint: Any, where: str) -> Any:
         return from_dict(value, typing.cast(type, hint), f"{where}.")
     origin = typing.get_origin(hint)
     if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where} must be a list, got {value!r}")
         return tuple(_value(v, typing.get_args(hint)[0], where) for v in value)
     if origin is Literal:
         legal = typing.get_args(hint)

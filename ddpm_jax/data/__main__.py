@@ -9,11 +9,12 @@ import sys
 
 import tyro
 
+from ddpm_jax import process
 from ddpm_jax.data import prepare
 
 
 def main(argv: list[str]) -> int:
-    """Runs a command; exit status 0, or 2 for a wrong request, or 4 if it was interrupted and can go on."""
+    """Runs a command; exit status 0; 2 for a wrong request, 4 if interrupted (it can go on), 6 for a full disk."""
     if argv[:1] != ["prepare"]:
         asked = bool({"-h", "--help"} & set(argv))
         usage = "usage: python -m ddpm_jax.data prepare SOURCE --name NAME --out FOLDER [flags]     (prepare --help)"
@@ -25,6 +26,9 @@ def main(argv: list[str]) -> int:
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that is not ours to write
+        print(f"prepare: {error}", file=sys.stderr)
+        return process.UNWRITABLE
 
 
 if __name__ == "__main__":

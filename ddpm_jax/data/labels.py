@@ -119,12 +119,12 @@ def _columns(root: Path, tables: Sequence[str], known: set[str]) -> dict[str, di
         for where, row in _rows(root, table):
             path = str(Path(folder, row["file"]).as_posix())
             if path not in known:
-                absent.append(f"{where}: {shown(row['file'])}")
+                absent.append(f"{where}: {shown(row['file'][:200])}")
             for column in COLUMNS:
                 if column in row:
                     before = columns.setdefault(column, {}).setdefault(path, Cell(where, row[column]))
                     if before.where != where:
-                        twice.append(f"{where}: {shown(row['file'])}, which has its {column} from {before.where}")
+                        twice.append(f"{where}: {shown(row['file'][:200])}, which has its {column} from {before.where}")
     if absent:
         raise ValueError(f"{len(absent):,} rows name files that are no images of this folder:{indented(absent)}")
     if twice:

@@ -25,13 +25,13 @@ import tyro
 from tqdm import tqdm
 
 from ddpm_jax import process
-from ddpm_jax.data import catalogue, shards, sources
+from ddpm_jax.data import catalogue, seal, shards, sources
 from ddpm_jax.data.images import Range, range_of
 from ddpm_jax.data.reader import Reader
+from ddpm_jax.data.seal import RECORD
 from ddpm_jax.data.shards import Shard
 
 VERSION = "1.0.0"
-RECORD = "prepare.json"
 SHARD = 256 << 20  # bytes of decoded images in a shard, about
 
 
@@ -114,7 +114,9 @@ def run(options: Prepare) -> int:
         if not complete:
             print(f"interrupted: {kept} images are in {part}; the same command goes on")
             return 4
+        (part / "unfinished").unlink(missing_ok=True)
         shards.describe(part, record["shards"], planned, splits, version=VERSION, said=record["request"])
+        _write_json(part / RECORD, record | {"seal": seal.seal(part)})
         part.rename(whole)
     skipped = [line for shard in record["shards"].values() for line in shard["skipped"]]
     for line in skipped:
@@ -146,10 +148,14 @@ def agreed(folder: Path, options: Prepare) -> dict[str, Any]:
         ValueError: if another command, or something else, made it.
     """
     try:
-        record = json.loads((folder / RECORD).read_text())
-    except (FileNotFoundError, ValueError):
-        raise ValueError(f"{folder} holds a data set that something else made; take another --name") from None
-    ours, theirs = _request(options), {"range": [], **record["request"]}
+        record = json.loads((folder / RECORD).read_bytes())
+        ours, theirs = _request(options), {"range": [], **record["request"]}
+        _ = str(record["images"]), [shard["sha256"] for shard in record["shards"].values()]
+    except (FileNotFoundError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        raise ValueError(
+            f"{folder} holds a data set that something else made; take another --name, or remove the folder if it is "
+            f"its {RECORD} that is missing or damaged"
+        ) from None
     changed = [f"--{key.replace('_', '-')} was {theirs.get(key)}, is {ours[key]}" for key in ours]
     changed = [line for key, line in zip(ours, changed, strict=True) if theirs.get(key) != ours[key]]
     if changed:
@@ -189,6 +195,9 @@ def readers(options: Prepare) -> tuple[Reader, Reader]:
             skip_bad=options.skip_bad, report=print,
         )  # fmt: skip
     if kind == "tfds":
+        seal.check_descriptions(
+            catalogue.located(catalogue.address(source))
+        )  # images that are damaged are named one by one
         size = None if side is None else (side, side)
         return catalogue.parts(source, held_out=held_out, levels=levels, given=range_of(options.range), size=size)
     images = sources.load(source, held_out=held_out, levels=levels, value_range=options.range)

@@ -4,6 +4,7 @@ TFDS's own preparation writes every image twice and begins anew when it is inter
 its serialization of an example, the writer of array_record files, and its descriptions of files that are there.
 """
 
+import contextlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,7 @@ def write(
 
     Raises:
         ValueError: naming an image that cannot be read, unless these are left out; if none is left.
+        OSError: if the file cannot be written.
     """
     from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  no stubs
 
@@ -65,21 +67,24 @@ def write(
             raise ValueError(f"{error} (--skip-bad leaves it out)") from error
 
     count, size, skipped = 0, 0, []
-    # PNG files are compressed already; compressing them again made reading four times slower
-    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     try:
-        for start in range(shard.start, shard.stop, TOGETHER):
-            if stopping():
-                return None
-            for found in pool.map(attempt, range(start, min(start + TOGETHER, shard.stop))):
-                if isinstance(found, str):
-                    skipped.append(found)
-                    continue
-                writer.write(found)
-                count, size = count + 1, size + len(found)
-            done(min(TOGETHER, shard.stop - start))
-    finally:
-        writer.close()
+        # PNG files are compressed already; compressing them again made reading four times slower
+        with contextlib.closing(
+            array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+        ) as writer:
+            for start in range(shard.start, shard.stop, TOGETHER):
+                if stopping():
+                    return None
+                for found in pool.map(attempt, range(start, min(start + TOGETHER, shard.stop))):
+                    if isinstance(found, str):
+                        skipped.append(found)
+                        continue
+                    writer.write(found)
+                    count, size = count + 1, size + len(found)
+                done(min(TOGETHER, shard.stop - start))
+    except RuntimeError as error:  # so array_record says that a disk is full
+        path.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written: {error}. Whole shards are kept, the same command goes on") from error
     if not count:
         raise ValueError(f"none of the images {shard.start} to {shard.stop - 1} can be read, the first: {skipped[0]}")
     return {"examples": count, "bytes": size, "skipped": skipped}

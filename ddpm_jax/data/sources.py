@@ -7,13 +7,12 @@ in words that say what would be right.
 
 import io
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.data import catalogue, folder
+from ddpm_jax.data import catalogue, folder, seal
 from ddpm_jax.data.files import channels_first, finite
 from ddpm_jax.data.images import Range, range_of
 from ddpm_jax.data.reader import (
@@ -140,6 +139,7 @@ def parts(
     if kind == "tfds" and path:
         if skip_bad:
             raise ValueError(f"parts: {source!r} is taken whole; python -m ddpm_jax.data prepare has --skip-bad")
+        seal.check(catalogue.located(catalogue.address(source)))
         return catalogue.parts(
             source, held_out=held_out, levels=levels, given=range_of(value_range), size=folder.size_of(resolution)
         )
@@ -179,8 +179,14 @@ def _npz(path: Path, name: str, held_out: float, levels: int | None, given: Rang
     # A plain .npy would be read as an array and a pickle be refused in words about pickles, so look before numpy does.
     if not path.is_file() or not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: not an .npz file, or not a whole one (numpy.savez_compressed writes them)")
-    with np.load(path, allow_pickle=False) as archive:
-        return _images(path, archive, name, held_out, levels, given)
+    with path.open("rb") as file:
+        try:
+            archive = np.load(file, allow_pickle=False)
+            archive.files  # noqa: B018  of what begins as a plain array or a pickle there are none
+        except Exception as error:  # the directory of an archive may be damaged in any way
+            raise ValueError(f"{path}: not an .npz file, or a damaged one: {_said(error)}") from error
+        with archive:
+            return _images(path, archive, name, held_out, levels, given)
 
 
 def _npy(path: Path, name: str, held_out: float, levels: int | None, given: Range | None) -> Images:
@@ -242,11 +248,15 @@ def _one_of(path: Path, files: Sequence[str], names: Sequence[str]) -> str | Non
 def _array(path: Path, archive: Mapping[str, np.ndarray], key: str) -> np.ndarray:
     try:
         array = archive[key]
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: cannot read the array {key!r}: {error}") from error
+    except Exception as error:  # a damaged header is read as Python, and a damaged size as so much memory
+        raise ValueError(f"{path}: cannot read the array {key!r}: {_said(error)}") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path}: {key!r} is not an array")
     return array
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _checked_images(path: Path, key: str, array: np.ndarray, levels: int | None, given: Range | None) -> np.ndarray:
@@ -329,8 +339,8 @@ def _decoded(path: Path, data: np.ndarray, offsets: np.ndarray, i: int) -> np.nd
         with Image.open(io.BytesIO(data[offsets[i] : offsets[i + 1]].tobytes()), formats=["JPEG"]) as file:
             pixels = np.asarray(file)
             mode = file.mode
-    except OSError as error:
-        raise ValueError(f"{path}: JPEG {i} cannot be decoded: {error}") from error
+    except Exception as error:  # on damaged bytes, Pillow's decoders raise nearly every type there is
+        raise ValueError(f"{path}: JPEG {i} cannot be decoded: {_said(error)}") from error
     if mode not in ("L", "RGB"):
         raise ValueError(f"{path}: JPEG {i} has the mode {mode}; expected grey (L) or RGB")
     return pixels.reshape(*pixels.shape[:2], -1)

@@ -85,10 +85,20 @@ def shaped(x: np.ndarray, levels: int, form: Format) -> np.ndarray:
 
 
 def chunks(folder: pathlib.Path, first: int, stop: int) -> Iterator[np.ndarray]:
-    """The images first ... stop - 1, part by part."""
+    """The images first ... stop - 1, part by part.
+
+    Raises:
+        ValueError: naming the file, if one is damaged.
+    """
     for start, end, path in parts(folder):
         if start < stop and end > first:
-            yield np.load(path, mmap_mode="r", allow_pickle=False)[max(first - start, 0) : stop - start]
+            try:
+                images = np.load(path, mmap_mode="r", allow_pickle=False)
+            except Exception as error:  # a damaged header is read as Python and fails as Python does, in any way
+                raise ValueError(f"{path} is damaged: remove it, and its images are drawn anew") from error
+            if images.ndim != 4 or len(images) != end - start:
+                raise ValueError(f"{path} holds {images.shape}, not {end - start} images: remove it")
+            yield images[max(first - start, 0) : stop - start]
 
 
 def store(folder: pathlib.Path, first: int, images: np.ndarray) -> None:
@@ -103,7 +113,7 @@ def store(folder: pathlib.Path, first: int, images: np.ndarray) -> None:
 def parts(folder: pathlib.Path) -> list[tuple[int, int, pathlib.Path]]:
     """First, stop and path of each part, in order, up to the first gap."""
     found, at = [], 0
-    for path in sorted(folder.glob("*-*.npy")):
+    for path in sorted(folder.glob(f"{'[0-9]' * 8}-{'[0-9]' * 8}.npy")):
         first, stop = map(int, path.stem.split("-"))
         if first != at:
             break

@@ -87,6 +87,8 @@ def bound(subject: Subject, chosen: Split, options: Likelihood) -> Found | None:
     """
     name = result(subject, chosen, options)
     if process.agree(name.with_suffix(".json").exists()):
+        if process.first():
+            name.with_suffix(".part.npz").unlink(missing_ok=True)  # of a process that was killed as it ended
         return load(name.with_suffix(".npz"))
     found = measure(subject, chosen, options, name.with_suffix(".part.npz"))
     if found is not None and process.first():
@@ -248,9 +250,15 @@ def save(path: pathlib.Path, found: Found) -> None:
 
 
 def load(path: pathlib.Path) -> Found:
-    """A measurement that `save` wrote."""
-    with np.load(path, allow_pickle=False) as arrays:
-        return Found(**{name: arrays[name] for name in Found._fields})
+    """A measurement that `save` wrote.
+
+    Raises:
+        ValueError: naming the file, if it is damaged.
+    """
+    arrays = protocol.arrays(path)
+    if set(arrays) != set(Found._fields):
+        raise ValueError(f"{path} holds {', '.join(sorted(arrays))}, which is no measurement: remove it")
+    return Found(**arrays)
 
 
 def resumed(part: pathlib.Path, fresh: Found, tile: int) -> Found:

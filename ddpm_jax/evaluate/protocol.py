@@ -76,14 +76,38 @@ def write(path: pathlib.Path, numbers: Sequence[Number], made_with: Mapping[str,
 
 
 def read(path: pathlib.Path) -> list[Number]:
-    """The numbers that `write` wrote."""
-    rows = json.loads(path.read_text())["numbers"]
+    """The numbers that `write` wrote.
+
+    Raises:
+        ValueError: naming the file, if it is damaged.
+    """
     nan = math.nan
-    return [
-        Number(r["name"], nan if r["value"] is None else r["value"], nan if r["error"] is None else r["error"],
-               r["protocol"])
-        for r in rows
-    ]  # fmt: skip
+    try:
+        rows = json.loads(path.read_bytes())["numbers"]
+        return [
+            Number(r["name"], nan if r["value"] is None else r["value"], nan if r["error"] is None else r["error"],
+                   r["protocol"])
+            for r in rows
+        ]  # fmt: skip
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({_said(error)}): remove it") from error
+
+
+def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays in an .npz file that an evaluation left.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it is damaged.
+    """
+    with path.open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except Exception as error:  # an archive may be damaged in any way
+            raise ValueError(
+                f"{path} is not an .npz file, or damaged ({_said(error)}): remove it, and what it held is made anew"
+            ) from error
 
 
 def data_hash(array: data.Pixels) -> str:
@@ -92,6 +116,10 @@ def data_hash(array: data.Pixels) -> str:
     for first in range(0, len(array), 1000):  # it may not be in memory
         digest.update(np.ascontiguousarray(array[first : first + 1000]).data)
     return digest.hexdigest()[:12]
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 
 
 def _field(item: tuple[str, Any]) -> str:

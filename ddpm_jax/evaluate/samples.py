@@ -280,9 +280,9 @@ def remembered(subject: Subject, compared: Split, eye: Extractor) -> Seen:
     name = f"{eye.name}-{compared.name}".replace(" ", "-")
     path = subject.out / "references" / f"{name}.npz"
     if path.exists():
-        with np.load(path, allow_pickle=False) as kept:
-            halves = tuple(frechet.Moments(int(kept[f"n{i}"]), kept[f"mean{i}"], kept[f"scatter{i}"]) for i in (0, 1))
-            return Seen((halves[0], halves[1]), kept["features"], kept["scores"])
+        kept = protocol.arrays(path)
+        halves = tuple(frechet.Moments(int(kept[f"n{i}"]), kept[f"mean{i}"], kept[f"scatter{i}"]) for i in (0, 1))
+        return Seen((halves[0], halves[1]), kept["features"], kept["scores"])
     print(f"reference: {compared.name}, {len(compared.images)} images, through {eye.name}", file=sys.stderr)
     # its first images stand for it where not all are taken: they must be of every kind
     order = np.random.RandomState(0).permutation(len(compared.images))
@@ -304,10 +304,10 @@ def written(subject: Subject, path: pathlib.Path, options: Samples) -> tuple[lis
         FileNotFoundError: if there is no such file.
         ValueError: if it holds no images such as the model makes, or too few.
     """
-    with np.load(path, allow_pickle=False) as arrays:
-        if "arr_0" not in arrays.files:
-            raise ValueError(f"{path}: expected images under the name arr_0, found {', '.join(arrays.files) or 'none'}")
-        found = arrays["arr_0"]
+    arrays = protocol.arrays(path)
+    if "arr_0" not in arrays:
+        raise ValueError(f"{path}: expected images under the name arr_0, found {', '.join(arrays) or 'none'}")
+    found = arrays["arr_0"]
     if found.dtype not in (np.uint8, np.uint16) or found.ndim != 4:
         raise ValueError(f"{path}: expected integer images [n, H, W, C], got {found.dtype} {found.shape}")
     levels = subject.model.integer_levels

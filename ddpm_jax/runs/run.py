@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -62,7 +61,8 @@ def standing(workdir: pathlib.Path) -> str:
 
 
 def _make(workdir: pathlib.Path) -> None:
-    inside = {path.name for path in workdir.iterdir()} - {".lock"} if workdir.exists() else set()
+    inside = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
+    inside -= {".lock", "config.part"}  # of a process that was killed before it had written config.json
     if inside and "config.json" not in inside:
         raise ValueError(f"{workdir} is not empty and holds no config.json: it is not a run; take a new folder")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -71,17 +71,17 @@ def _make(workdir: pathlib.Path) -> None:
 def _own(workdir: pathlib.Path, config: configs.Config) -> None:
     path = workdir / "config.json"
     if path.exists():
-        old = configs.from_dict(json.loads(path.read_text()))
+        old = configs.read(path)
         changed = configs.differences(_as_here(old, config), config)
         if changed and any((workdir / "checkpoints").glob("[0-9]*")):  # without a checkpoint nothing was begun
             raise ValueError(
                 f"{workdir} holds a run of another config; take a new folder, or go on with its own. "
                 f"What differs: {'; '.join(changed)}"
             )
-    (workdir / "samples").mkdir(exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(configs.to_json(config))
     part.replace(path)
+    (workdir / "samples").mkdir(exist_ok=True)
 
 
 def _as_here(old: configs.Config, new: configs.Config) -> configs.Config:

@@ -1,6 +1,7 @@
 """The watch over a run's steps: their metrics, and what is done about bad ones."""
 
 import collections
+import hashlib
 import pathlib
 import sys
 import time
@@ -18,14 +19,20 @@ class Watch:
 
     Attributes:
         word: whether one of several processes has spread the word to stop, see `runs.over_devices`.
+        noted: whether the file has what was seen in samples and held-out images after the step `start`; where another
+            process writes it, True.
     """
 
     def __init__(self, config: configs.Config, workdir: pathlib.Path, start: int):
         self.config, self.workdir = config, workdir
-        self.file = log.MetricsLog(workdir / "metrics.jsonl", start, active=process.first())
+        path = workdir / "metrics.jsonl"
+        self.file = log.MetricsLog(path, start, active=process.first())
+        rows = log.read(path) if process.first() and path.exists() else []
+        self.noted = not process.first() or any(row.get("step") == start and "held_out_loss" in row for row in rows)
         self.pending: collections.deque[tuple[int, Any, Any]] = collections.deque()
         self.settled: list[dict[str, Any]] = []
         self.row: list[tuple[int, Any]] = []
+        self.seen = hashlib.sha256()
         self.word = False
         self.clock = time.perf_counter()
 
@@ -35,11 +42,12 @@ class Watch:
         return len(self.row) >= self.config.optim.max_skipped
 
     def add(self, step: int, metrics, indices) -> None:
-        """Takes in a step's metrics, still on the device.
+        """Takes in a step's metrics, still on the device, and which images were in its batch.
 
         As soon as one step was skipped nothing is left pending, so that the parameters cannot change after the last
         of too many skipped ones.
         """
+        self.seen.update(np.asarray(indices, "<i4").tobytes())
         self.pending.append((step, metrics, indices))
         late = 0 if self.row else min(2, self.config.optim.max_skipped - 1)
         while len(self.pending) > late:
@@ -51,7 +59,11 @@ class Watch:
             self._settle_one()
 
     def line(self, step: int) -> dict[str, Any]:
-        """Writes the mean since the last line to metrics.jsonl and returns it."""
+        """Writes the mean since the last line to metrics.jsonl and returns it.
+
+        "seen" witnesses the images of these steps: the first 16 hexadecimal digits of the sha256 of their indices in
+        the training split, batch after batch, as little-endian int32.
+        """
         self.settle()
         rows, seconds = self.settled, time.perf_counter() - self.clock
         good = [row for row in rows if not row["skipped"]]
@@ -64,8 +76,9 @@ class Watch:
             line["grad_norm"] = float(np.mean([row["grad_norm"] for row in good]))
         line |= {"skipped": len(rows) - len(good), "steps_per_s": len(rows) / seconds}
         line["images_per_s"] = line["steps_per_s"] * self.config.batch
+        line["seen"] = self.seen.hexdigest()[:16]
         self.file.write(line)
-        self.settled, self.clock = [], time.perf_counter()
+        self.settled, self.seen, self.clock = [], hashlib.sha256(), time.perf_counter()
         return line
 
     def note(self, step: int, values: dict[str, float]) -> None:

@@ -1,0 +1,272 @@
+"""Kills the programs at random moments (kill -9), continues them, and looks whether anything is lost.
+
+    python -m benchmarks.drill [--kills 100 --seed 0 --out drill.json]
+
+Each program first runs undisturbed.  Then the same command runs again in new folders: it is killed, given again, killed
+again, and in the end left alone.  What it leaves must be what the undisturbed run left: of training every leaf of the
+newest checkpoint, which images each step saw, the log but for its times, and the samples; of everything else every
+file, byte for byte.  What was whole on the disk when a kill came must be taken up by the next process.
+
+The seed decides where the kills are aimed at; when exactly they land is the machine's affair.  All runs on the CPU.
+"""
+
+import argparse
+import collections
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from benchmarks.drilled import CONFIG, Aim, Kind, kinds
+
+ROOT = pathlib.Path(__file__).parents[1]
+CHAIN = 10  # kills of one run, at most
+PATIENCE = 600  # seconds for one process
+one_at_a_time = threading.Lock()
+
+
+class Drill:
+    """The folder of a drill, what is in it, and what it costs to compile there."""
+
+    def __init__(self, home: pathlib.Path, cache: pathlib.Path):
+        self.home, self.cache = home, cache
+        self.outcomes: dict[str, dict[str, Any]] = {}
+        self.seconds: dict[str, float] = {}
+        (home / "tiny.py").write_text(CONFIG)
+        pictures(home / "pictures")
+
+    def start(self, kind: Kind, folder: pathlib.Path, output, *, disturbed: bool = True) -> subprocess.Popen:
+        """A process of the kind's command.
+
+        What is killed reads the cache of compiled programs and does not write it: a kill cannot spoil it.
+        """
+        env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "100000" if disturbed else "0.2",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        }
+        command = kind.command(self.home, folder)
+        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, text=True)
+
+    def finish(self, kind: Kind, folder: pathlib.Path, *, disturbed: bool = True) -> str:
+        """What the command says when it is left alone.
+
+        Raises:
+            RuntimeError: if it does not end with status 0.
+        """
+        with tempfile.TemporaryFile("w+") as output:
+            process = self.start(kind, folder, output, disturbed=disturbed)
+            status = process.wait(PATIENCE)
+            said = told(output)
+        if status:
+            raise RuntimeError(f"{kind.name} in {folder} ended with status {status}:\n{said}")
+        return said
+
+    def straight(self, kind: Kind) -> None:
+        """Lets a kind run undisturbed; what it trains is what the others are about."""
+        folder, begun = self.home / ("run" if kind.name == "train" else f"straight-{kind.name}"), time.monotonic()
+        self.finish(kind, folder, disturbed=False)
+        self.seconds[kind.name] = time.monotonic() - begun
+        with one_at_a_time:
+            self.outcomes[kind.name] = kind.outcome(folder)
+
+    def chain(self, kind: Kind, folder: pathlib.Path, dice: random.Random, kills: int) -> list[dict[str, Any]]:
+        """Runs a command in a new folder, killed so often or until it gets through; what was found at each kill."""
+        struck: list[dict[str, Any]] = []
+        while len(struck) < kills:
+            aim = dice.choices(kind.aims, [aim.weight for aim in kind.aims])[0]
+            blow = self.kill(kind, folder, aim, dice.random())
+            found = kind.forgotten(struck[-1]["safe"], folder, blow["said"]) if struck else ""
+            if found:
+                struck[-1]["lost"].append(found)
+            if not blow["killed"]:
+                break
+            struck.append(blow)
+        if not struck:
+            return []
+        if blow["killed"]:
+            found = kind.forgotten(struck[-1]["safe"], folder, self.finish(kind, folder))
+            struck[-1]["lost"] += [found] if found else []
+        with one_at_a_time:
+            outcome = kind.outcome(folder)
+        expected = self.outcomes[kind.name]
+        differ = [name for name in {**expected, **outcome} if expected.get(name) != outcome.get(name)]
+        struck[-1]["lost"] += [f"{folder}: other than undisturbed: {name}" for name in differ]
+        if not any(blow["lost"] for blow in struck):
+            shutil.rmtree(folder)
+        return struck
+
+    def kill(self, kind: Kind, folder: pathlib.Path, aim: Aim, chance: float) -> dict[str, Any]:
+        """Starts a process and kills it at a moment, unless it ends before; what was found then.
+
+        Raises:
+            RuntimeError: if it ends by itself with another status than 0.
+        """
+        marks = kind.marks(folder)
+        with tempfile.TemporaryFile("w+") as output:
+            process, begun = self.start(kind, folder, output), time.monotonic()
+            while process.poll() is None and not aim.sign(folder, marks):
+                time.sleep(0.0003)
+                if time.monotonic() - begun > PATIENCE:
+                    process.kill()
+                    raise RuntimeError(
+                        f"{kind.name} in {folder} was not done after {PATIENCE} seconds:\n{told(output)}"
+                    )
+            try:
+                process.wait(chance * (aim.within or self.seconds[kind.name]))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+            status = process.wait()
+            said = told(output)
+        if status not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"{kind.name} in {folder} ended with status {status}:\n{said}")
+        return {
+            "killed": status != 0, "aim": aim.name, "saving": kind.saving(folder), "safe": kind.safe(folder),
+            "behind": kind.behind(folder), "lost": [], "said": said,
+        }  # fmt: skip
+
+
+def told(output) -> str:
+    """What is in an output file."""
+    output.seek(0)
+    return output.read()
+
+
+def pictures(folder: pathlib.Path) -> None:
+    """The training digits as a folder of PNG files."""
+    from PIL import Image
+
+    from ddpm_jax import data
+
+    digits = data.load("digits")
+    assert digits.train_labels is not None
+    for i, (image, label) in enumerate(zip(digits.train, digits.train_labels, strict=True)):
+        (folder / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0] * 15).save(folder / str(label) / f"{i:04d}.png")
+
+
+def shared_out(kills: int, drilled: tuple[Kind, ...]) -> list[tuple[Kind, int]]:
+    """How many kills each kind gets, by its share and at least one; in pieces of at most CHAIN."""
+    counts = {kind: max(1, kills * kind.share // sum(k.share for k in drilled)) for kind in drilled}
+    counts[drilled[0]] += max(0, kills - sum(counts.values()))
+    return [
+        (kind, min(CHAIN, count - first)) for kind, count in counts.items() for first in range(0, count, CHAIN)
+    ]  # fmt: skip
+
+
+def work(drill: Drill, kind: Kind, number: int, kills: int, seed: int) -> list[dict[str, Any]]:
+    """So many kills of a kind, over as many runs as it takes."""
+    dice, struck = random.Random(f"{seed} {kind.name} {number}"), []
+    for attempt in range(20 * kills):
+        if len(struck) >= kills:
+            return struck
+        folder = drill.home / f"{kind.name}-{number}-{attempt}"
+        found = drill.chain(kind, folder, dice, kills - len(struck))
+        for blow in found:
+            print(f"{kind.name:11} killed {blow['aim']}{', in a save' if blow['saving'] else ''}"
+                  f"{': LOST ' + '; '.join(blow['lost']) if blow['lost'] else ''}", flush=True)  # fmt: skip
+        if found:
+            found[-1]["run"] = True
+        struck += found
+    raise RuntimeError(f"{kind.name}: {len(struck)} of {kills} kills came in time")
+
+
+def tally(struck: list[dict[str, Any]]) -> dict[str, Any]:
+    """The numbers of some kills."""
+    return {
+        "kills": len(struck),
+        "of which during a save": sum(blow["saving"] for blow in struck),
+        "aimed": dict(collections.Counter(blow["aim"] for blow in struck)),
+        "runs": sum("run" in blow for blow in struck),
+        "lost": sum(len(blow["lost"]) for blow in struck),
+        "steps redone": sum(blow["behind"] for blow in struck),
+    }
+
+
+def shown(tallies: dict[str, dict[str, Any]]) -> list[str]:
+    """The tallies as a table."""
+    names = ("kills", "of which during a save", "runs", "lost", "steps redone")
+    lines = [f"{'':11}" + "".join(f"{name:>{len(name) + 3}}" for name in names)]
+    for kind, found in tallies.items():
+        lines.append(f"{kind:11}" + "".join(f"{found[name]:>{len(name) + 3}}" for name in names))
+    return lines
+
+
+def about(seconds: float) -> dict[str, Any]:
+    """Where, with what and of what commit."""
+    model = [line for line in cpu_lines() if line.startswith("model name")]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "array_record")
+    return {
+        "machine": {
+            "cpu": model[0].partition(": ")[2] if model else platform.processor(),
+            "cores": os.cpu_count(),
+            "system": platform.system(),
+        },
+        "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in packages},
+        "commit": commit or "unknown",
+        "command": " ".join(["python", "-m", "benchmarks.drill", *sys.argv[1:]]),
+        "seconds": round(seconds),
+    }
+
+
+def cpu_lines() -> list[str]:
+    """What Linux says of the processor."""
+    path = pathlib.Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def main(argv: list[str]) -> int:
+    """Drills; exit status 1 if anything was lost."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.drill", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100, help="how many, over all programs")
+    parser.add_argument("--seed", type=int, default=0, help="of where they are aimed at")
+    parser.add_argument("--jobs", type=int, default=2, help="how many runs at a time")
+    parser.add_argument("--cache", help="a folder of compiled programs to use and fill (default: one of the drill's)")
+    parser.add_argument("--only", action="append", help="only this program (may be given again)")
+    parser.add_argument("--out", help="a JSON file for the result")
+    options = parser.parse_args(argv)
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    begun, home = time.monotonic(), pathlib.Path(tempfile.mkdtemp(prefix="drill-"))
+    drill = Drill(home, pathlib.Path(options.cache or home / "cache").absolute())
+    drilled = tuple(kind for kind in kinds() if kind.name == "train" or kind.name in (options.only or [kind.name]))
+    for kind in drilled:  # training first: the others are about what it leaves
+        drill.straight(kind)
+        print(f"{kind.name:11} undisturbed: {drill.seconds[kind.name]:.1f} s", flush=True)
+    drilled = tuple(kind for kind in drilled if kind.name in (options.only or [kind.name]))
+    pieces = list(enumerate(shared_out(options.kills, drilled)))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        found = list(pool.map(lambda piece: (piece[1][0].name, work(drill, piece[1][0], piece[0], piece[1][1],
+                                                                    options.seed)), pieces))  # fmt: skip
+    each = {kind.name: [blow for name, blows in found if name == kind.name for blow in blows] for kind in drilled}
+    each["together"] = [blow for _, blows in found for blow in blows]
+    tallies, seconds = {name: tally(struck) for name, struck in each.items()}, time.monotonic() - begun
+    print("\n".join(shown(tallies)), f"\nin {seconds:.0f} s", sep="")
+    lost = [line for blow in each["together"] for line in blow["lost"]]
+    if options.out:
+        path = pathlib.Path(options.out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**about(seconds), "seed": options.seed, "tally": tallies, "lost": lost}, indent=1))
+    if lost:
+        print("\n".join(["LOST:", *lost, f"what was left is in {home}"]), file=sys.stderr)
+        return 1
+    shutil.rmtree(home)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,283 @@
+"""What `benchmarks.drill` kills: how each program is called, when to strike, and what must come out."""
+
+import hashlib
+import io
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+STEPS = 40
+CONFIG = f"""
+from ddpm_jax.config import Config, Data, Evaluation, Net, Optim, Sampling, Schedule
+
+config = Config(
+    steps={STEPS}, batch=16, log_every=1, sample_every=20, save_every=2, keep=3, data=Data("digits", flip=True),
+    schedule=Schedule(T=20, beta_1=0.005, beta_T=0.6), net=Net(8, (1,), 1, (), dropout=0.1),
+    optim=Optim(learning_rate=3e-3, warmup=10, ema_decay=0.9), sampling=Sampling(steps=20, tile=4, num=8),
+    evaluation=Evaluation(images=16, strata=2),
+)
+"""
+
+# The commands write what they have every 20 seconds and every 1024 images: too seldom for runs of two seconds.
+OFTEN = (
+    "import sys; from ddpm_jax.evaluate import __main__ as program, draws, likelihood; "
+    "likelihood.SAVE_SECONDS, draws.PART = 0.05, 16; sys.exit(program.main(sys.argv[1:]))"
+)
+
+
+class Aim(NamedTuple):
+    """A moment: up to `within` seconds (0: as long as the command takes) after a sign that it has come.
+
+    sign: (folder, marks of it at the process's start) -> whether it is there.
+    weight: how often it is chosen.
+    """
+
+    name: str
+    weight: int
+    sign: Callable[[pathlib.Path, Any], bool]
+    within: float
+
+
+class Kind(NamedTuple):
+    """A program that is killed, and what is known of the folder that it fills.
+
+    command: what to call, of the folder of this drill and the folder to fill.
+    marks: what changes as it goes on, to tell an `Aim` by.
+    saving: whether something is half-written there now.
+    safe: what is whole on the disk, by name, and cannot have been written twice if its value is the same.
+    forgotten: what the next process has not taken up of what was safe, given what it says; "" if all is well.
+    behind: how many steps are known to have been taken beyond what is safe.
+    outcome: all that must be as in an undisturbed run, by name.
+    """
+
+    name: str
+    share: int
+    command: Callable[[pathlib.Path, pathlib.Path], list[str]]
+    aims: tuple[Aim, ...]
+    marks: Callable[[pathlib.Path], Any]
+    saving: Callable[[pathlib.Path], bool]
+    safe: Callable[[pathlib.Path], dict[str, Any]]
+    forgotten: Callable[[dict[str, Any], pathlib.Path, str], str]
+    behind: Callable[[pathlib.Path], int]
+    outcome: Callable[[pathlib.Path], dict[str, Any]]
+
+
+def at_once(folder: pathlib.Path, marks: Any) -> bool:
+    """The sign of a moment that may come at any time."""
+    return True
+
+
+def no_steps(folder: pathlib.Path) -> int:
+    """Of programs that take no steps."""
+    return 0
+
+
+def files(folder: pathlib.Path) -> dict[str, str]:
+    """Every file below a folder with the sha256 of its bytes; of a trainer's lock only the name."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def stamps(folder: pathlib.Path, pattern: str) -> dict[str, tuple[int, int]]:
+    """The files and folders of a pattern with what a second writing would change."""
+    found = {}
+    for path in folder.glob(pattern):
+        try:
+            about = path.stat()
+        except FileNotFoundError:  # renamed meanwhile
+            continue
+        found[str(path.relative_to(folder))] = (about.st_ino, about.st_mtime_ns)
+    return found
+
+
+def rewritten(safe: dict[str, Any], now: dict[str, Any]) -> str:
+    """Which of the safe things are gone or were written again."""
+    return ", ".join(name for name, stamp in safe.items() if now.get(name) != stamp)
+
+
+# Training
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """The checkpoints that are whole."""
+    return sorted(int(path.name) for path in (folder / "checkpoints").glob("[0-9]*") if path.name.isdigit())
+
+
+def rows(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def newest(folder: pathlib.Path) -> dict[str, Any]:
+    """The newest checkpoint, as what is safe."""
+    return {"newest": max(steps(folder), default=0)}
+
+
+def fallen_back(safe: dict[str, Any], folder: pathlib.Path, said: str) -> str:
+    """What a trainer's first lines say of having gone on at an older step."""
+    found = re.search(r"^run  .*?(?:continued from step (\d+))?$", said, re.MULTILINE)
+    if found and int(found[1] or 0) != safe["newest"]:
+        return f"continued from step {found[1] or 0}, where {safe['newest']} was whole"
+    return "a checkpoint cannot be read" if "cannot be read" in said or "unreadable" in said else ""
+
+
+def unsaved(folder: pathlib.Path) -> int:
+    """Steps in the log beyond the newest checkpoint: those that are taken again."""
+    return max([row["step"] for row in rows(folder)], default=0) - newest(folder)["newest"]
+
+
+def trained(folder: pathlib.Path) -> dict[str, Any]:
+    """Every leaf of the newest checkpoint, the log but for its times, and the bytes of all other files."""
+    import jax
+
+    from ddpm_jax import checkpoint, training
+    from ddpm_jax import config as configs
+    from ddpm_jax.config import objects
+
+    with checkpoint.Checkpoints(folder / "checkpoints", read_only=True) as saved:
+        config = configs.from_dict(saved.meta()["config"])
+        net, optimizer = objects.network(config, 1), objects.optimizer(config)
+
+        def fresh(key):
+            params = net.init(key, np.zeros((1, 8, 8, 1), np.float32), np.ones(1, np.int32))["params"]
+            return training.init(params, optimizer)
+
+        back = saved.restore(jax.eval_shape(fresh, jax.random.key(0)))
+    found: dict[str, Any] = {"checkpoints": steps(folder), "step": back.step}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(back.tree)[0]:
+        array = np.asarray(leaf)
+        found[jax.tree_util.keystr(path)] = (array.shape, array.dtype.name, hashlib.sha256(array.tobytes()).hexdigest())
+    log = rows(folder)
+    found["images seen"] = [(row["step"], row["seen"]) for row in log if "seen" in row]
+    found["log"] = [{k: v for k, v in row.items() if k not in ("steps_per_s", "images_per_s")} for row in log]
+    others = {k: v for k, v in files(folder).items() if k != "metrics.jsonl" and not k.startswith("checkpoints/")}
+    return found | others
+
+
+def kinds() -> tuple[Kind, ...]:
+    """The programs."""
+    python = [sys.executable]
+    return (
+        Kind(
+            "train", 48,
+            lambda home, folder: [
+                *python, "train.py", f"{home}/tiny.py", "--workdir", str(folder), "--devices", "1"
+            ],
+            (
+                Aim("at any time", 2, at_once, 8),
+                Aim("while stepping", 3, lambda folder, was: newest(folder)["newest"] > was, 0.7),
+                Aim("in a save", 6, lambda folder, was: newest(folder)["newest"] > was and half_saved(folder), 0.06),
+                Aim("in the last samples", 1, lambda folder, was: newest(folder)["newest"] == STEPS > was, 2.5),
+            ),
+            lambda folder: newest(folder)["newest"],
+            half_saved, newest, fallen_back, unsaved, trained,
+        ),
+        Kind(
+            "prepare", 18,
+            lambda home, folder: [
+                *python, "-m", "ddpm_jax.data", "prepare", f"folder:{home}/pictures", "--name", "pictures", "--shards",
+                "60", "--out", str(folder),
+            ],
+            (
+                Aim("at any time", 2, at_once, 0),
+                Aim("between shards", 3, lambda folder, was: len(shards(folder)) > was, 0.1),
+                Aim("in a save", 3, lambda folder, was: len(shards(folder)) > was and half_prepared(folder), 0.003),
+                Aim("in the descriptions", 2, lambda folder, was: bool([*folder.glob("*/*/features.json")]), 0.1),
+            ),
+            lambda folder: len(shards(folder)),
+            half_prepared, shards, lambda safe, folder, said: rewritten(safe, shards(folder)), no_steps, files,
+        ),
+        Kind(
+            "sample", 12,
+            lambda home, folder: [
+                *python, "sample.py", f"{home}/run", "--num", "200", "--devices", "1", "--out", str(folder)
+            ],
+            (
+                Aim("at any time", 3, at_once, 0),
+                Aim("in a save", 2, lambda folder, was: stamps(folder, "*") != was, 0.02),
+            ),
+            lambda folder: stamps(folder, "*"),
+            lambda folder: len([*folder.glob("*")]) not in (0, 3) or bool([*folder.glob("*.part")]),
+            lambda folder: {}, lambda safe, folder, said: "", no_steps, files,
+        ),
+        Kind(
+            "likelihood", 11,
+            lambda home, folder: [
+                *python, "-c", OFTEN, f"{home}/run", "likelihood", "--devices", "1", "--out", str(folder)
+            ],
+            (
+                Aim("at any time", 2, at_once, 0),
+                Aim("while measuring", 2, lambda folder, was: measured(folder) > was, 0.5),
+                Aim("in a save", 2, lambda folder, was: stamps(folder, "*.part.npz.new") != {}, 0.0003),
+            ),
+            measured,
+            lambda folder: bool([*folder.glob("*.new"), *folder.glob("*.part")]),
+            lambda folder: {"images": measured(folder)}, measured_again, no_steps, files,
+        ),
+        Kind(
+            "samples", 11,
+            lambda home, folder: [
+                *python, "-c", OFTEN, f"{home}/run", "samples", "--num", "300", "--devices", "1", "--out", str(folder)
+            ],
+            (
+                Aim("at any time", 2, at_once, 0),
+                Aim("while drawing", 2, lambda folder, was: len(drawn(folder)) > was, 0.5),
+                Aim("in a save", 2, lambda folder, was: stamps(folder, "**/*.part") != {}, 0.0003),
+            ),
+            lambda folder: len(drawn(folder)),
+            lambda folder: bool([*folder.rglob("*.part")]),
+            drawn, lambda safe, folder, said: rewritten(safe, drawn(folder)), no_steps, files,
+        ),
+    )  # fmt: skip
+
+
+def half_saved(folder: pathlib.Path) -> bool:
+    """Whether a checkpoint is being written."""
+    return any((folder / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def shards(folder: pathlib.Path) -> dict[str, Any]:
+    """The shards in the record of a data set, finished or not; their names without their folder's, which changes."""
+    for record in folder.glob("*/*/prepare.json"):
+        try:
+            names = json.loads(record.read_text())["shards"]
+        except FileNotFoundError:  # the folder has got its last name meanwhile
+            continue
+        return {name: stamp for name, stamp in stamps(record.parent, "*").items() if name in names}
+    return {}
+
+
+def half_prepared(folder: pathlib.Path) -> bool:
+    """Whether a shard or the record of them is being written."""
+    return any(any(folder.glob(f"*/*/{name}")) for name in ("unfinished", "prepare.tmp"))
+
+
+def measured(folder: pathlib.Path) -> int:
+    """How many images' bound is on the disk."""
+    for path in folder.glob("likelihood-*.npz"):
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        with np.load(io.BytesIO(content)) as arrays:
+            return int(arrays["done"])
+    return 0
+
+
+def measured_again(safe: dict[str, Any], folder: pathlib.Path, said: str) -> str:
+    """What a measurement says of having gone on with fewer images."""
+    found = re.search(r"continued after (\d+) of", said)
+    before = int(found[1]) if found else 0
+    begun = found or re.search(r"^\d+ of \d+ images", said, re.MULTILINE)
+    return f"continued after {before} images, where {safe['images']} were" if begun and before < safe["images"] else ""
+
+
+def drawn(folder: pathlib.Path) -> dict[str, Any]:
+    """The parts of samples that are whole."""
+    return stamps(folder, "draws/*/*.npy")

@@ -1,0 +1,38 @@
+"""What `sample.py` leaves beside images: manifest.json, from which they can be made again."""
+
+import json
+import pathlib
+from typing import Any
+
+KINDS = {
+    "fingerprint": str, "step": int, "weights": str, "sampling": dict, "machine": dict, "seed": int, "start": int,
+    "num": int, "sha256": list,
+}  # fmt: skip
+
+
+def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
+    """A manifest, with all that it takes to make its images again.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it is damaged or something else.
+    """
+    path = pathlib.Path(path)
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # of what JSON nests too deeply
+        raise ValueError(f"{path} is not a manifest, or damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not a manifest: expected an object with fields, got {str(found)[:60]}")
+    for name, kind in KINDS.items():
+        if type(found.get(name)) is not kind:
+            raise ValueError(
+                f"{path} is not a manifest, or damaged: {name} must be {kind.__name__}, got {str(found.get(name))[:60]}"
+            )
+    if found["weights"] not in ("ema", "raw"):
+        raise ValueError(f"{path}, damaged: weights must be 'ema' or 'raw', got {found['weights']!r}")
+    if found["start"] < 0 or not 1 <= found["num"] == len(found["sha256"]):
+        raise ValueError(
+            f"{path}, damaged: {len(found['sha256'])} hashes of {found['num']} images from {found['start']} on"
+        )
+    return found
