@@ -220,7 +220,6 @@ def test_the_exact_bound_of_the_large_net_does_not_store_the_activations_of_its_
         (Likelihood(num=298), r"--num must be 1 to 297, the images in digits's test split, got 298"),
         (Likelihood(num=0), r"--num must be 1 to 297"),
         (Likelihood(estimate=0), r"--estimate must be at least 1 stratum, got 0"),
-        (Likelihood(tile=0), r"--tile must be at least 1, got 0"),
     ],
 )
 def test_wrong_requests_are_refused(folder, tmp_path, options, text):

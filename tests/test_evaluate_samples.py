@@ -340,6 +340,14 @@ def test_the_reference_warns_where_the_classifier_knows_nothing(folder, tmp_path
     assert "of the reference images: are they of what it knows?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_its_flags(command, capsys):
+    """No two flags of a command, its own and the shared ones, may have one name."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["run", command, "--help"])
+    assert "--sampler" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), ([], 2), (["run"], 2), (["run", "nothing"], 2)])
 def test_a_call_without_a_command_lists_them(arguments, status, capsys):
     assert main(arguments) == status
