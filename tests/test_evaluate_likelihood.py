@@ -254,7 +254,7 @@ def test_damaged_measurements_and_samples_are_named(tmp_path):
         evaluated.load(tmp_path / "a.npz")
     (tmp_path / "a.npz").write_bytes(b"PK\3\4")
     with pytest.raises(
-        ValueError, match=r"a\.npz is not an \.npz file, or damaged \(.*\): remove it, and what it held is"
+        ValueError, match=r"a\.npz is not an \.npz file, or damaged \(.*\): remove it, and what it"
     ):
         evaluated.load(tmp_path / "a.npz")
     draws.store(tmp_path, 0, np.zeros((4, 2, 2, 1), np.uint8))
