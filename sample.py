@@ -11,6 +11,7 @@ import json
 import pathlib
 import sys
 import time
+from typing import Literal
 
 import tyro
 
@@ -29,7 +30,9 @@ class Arguments:
     start: int = 0
     """The first image's index."""
     out: str | None = None
-    """Folder for samples.npz, grid.png and manifest.json (default: samples/STEP-seedSEED in the run)."""
+    """Folder for samples.npz, images/, grid.png and manifest.json (default: samples/STEP-seedSEED in the run)."""
+    format: Literal["source", "npz", "png", "jpg", "webp", "bmp", "tiff", "npy"] = "source"
+    """Files in images/ beside samples.npz, one an image: as those of the training folder, none (npz), or this."""
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
     sampling: tyro.conf.OmitArgPrefixes[flags.Sampling] = flags.Sampling()
     batch: int | None = None
@@ -56,6 +59,9 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return process.leave(process.UNWRITABLE)
+    except MemoryError as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        return process.leave(process.TOO_LARGE)
 
 
 def draw(args: Arguments) -> int:
@@ -66,23 +72,64 @@ def draw(args: Arguments) -> int:
     model = runs.Model(
         args.run, step=args.model.checkpoint, weights=args.model.weights, sampling=args.sampling.chosen()
     )
+    format = file_format(model, args.format)
     out = pathlib.Path(args.out) if args.out else model.workdir / "samples" / f"{model.step}-seed{args.seed}"
     if process.first():
         out.mkdir(parents=True, exist_ok=True)
     print(f"{model.describe()}; images {args.start}..{args.start + args.num - 1} of seed {args.seed}", flush=True)
 
     begun = time.perf_counter()
-    integers = images(model, args)
+    drawn = images(model, args)
     seconds = time.perf_counter() - begun
     if process.first():
-        write(model, args, integers, out)
-    print(f"{len(integers)} images in {seconds:.1f} s, compilation included: {out / 'grid.png'}")
+        write(model, args, drawn, out)
+        write_files(out / "images", drawn, args.start, format)
+    print(f"{len(drawn)} images in {seconds:.1f} s, compilation included: {out / 'grid.png'}")
     if args.trajectory:
-        trajectory(model, args, integers, out)
+        trajectory(model, args, drawn, out)
     return 0
 
 
-def write(model, args: Arguments, integers, out: pathlib.Path) -> None:
+def file_format(model, asked: str) -> str:
+    """The format of the image files to write, "npz" for none.
+
+    Raises:
+        ValueError: if the format that is asked for cannot hold the run's images.
+    """
+    from ddpm_jax import data
+
+    if asked not in ("source", "npz"):
+        refusal = data.unwritable(asked, model.shape, model.dtype)
+        if refusal:
+            raise ValueError(f"--format {asked}: images {refusal} (samples.npz is always written)")
+        return asked
+    came = model.format or "npz"
+    if asked == "npz" or came == "npz":
+        return "npz"
+    if came != "gif" and not data.unwritable(came, model.shape, model.dtype):
+        return came
+    print(f"the images came as {came} files, which are not written; these will be png files")
+    return "png"
+
+
+def write_files(folder: pathlib.Path, drawn, start: int, format: str) -> None:
+    """Writes each image as a file that bears its index."""
+    from ddpm_jax import data
+
+    if format == "npz":
+        return
+    folder.mkdir(exist_ok=True)
+    names = [f"{start + i:06d}.{format}" for i in range(len(drawn))]
+    for name, image in zip(names, drawn, strict=True):
+        data.write(folder / name, image, format)
+    lossy = "; jpg is lossy, samples.npz is exact" if format == "jpg" else ""
+    print(f"files     {folder / names[0]} to {names[-1]}{lossy}")
+    others = len(list(folder.iterdir())) - len(names)
+    if others:
+        print(f"note: {folder} holds {others} other files, of other calls")
+
+
+def write(model, args: Arguments, drawn, out: pathlib.Path) -> None:
     """Writes the images, a grid of them, and what says how they came about."""
     import numpy as np
 
@@ -92,31 +139,32 @@ def write(model, args: Arguments, integers, out: pathlib.Path) -> None:
         "seed": args.seed,
         "start": args.start,
         "num": args.num,
-        "sha256": [runs.image_hash(image) for image in integers],
+        "sha256": [runs.image_hash(image) for image in drawn],
     }
-    np.savez(out / "samples.npz", arr_0=integers)
+    np.savez(out / "samples.npz", arr_0=drawn)
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in manifest.items())
     (out / "manifest.json").write_text(f"{{\n{lines}\n}}\n")
     label = {"run": f"{model.fingerprint} step {model.step}", "sampling": json.dumps(manifest["sampling"])}
-    picture = data.grid(integers, model.levels)
-    data.write_png(out / "grid.png", picture, scale=data.preview_scale(integers.shape), text=label)
+    picture = data.grid(drawn, model.levels)
+    data.write_png(out / "grid.png", picture, scale=data.preview_scale(model.shape), text=label)
 
 
 def images(model, args: Arguments):
-    """The images asked for, as integers."""
+    """The images asked for, as the data have them."""
     import numpy as np
 
-    from ddpm_jax import data, log
+    from ddpm_jax import log, runs
 
     progress, parts = log.Progress(args.num, what="images", active=process.first()), []
-    for part in model.draw(seed=args.seed, start=args.start, num=args.num, batch=args.batch):
-        parts.append(data.to_integer(part.x, model.levels))
-        progress.update(sum(map(len, parts)), {})
+    with runs.fitting("a tile of images", lambda: runs.lighter_samples(model.config)):
+        for part in model.draw(seed=args.seed, start=args.start, num=args.num, batch=args.batch):
+            parts.append(model.images(part.x))
+            progress.update(sum(map(len, parts)), {})
     progress.close()
     return np.concatenate(parts)
 
 
-def trajectory(model, args: Arguments, integers, out: pathlib.Path, frames: int = 21) -> None:
+def trajectory(model, args: Arguments, drawn, out: pathlib.Path, frames: int = 21) -> None:
     """Writes the way to the first images, at evenly spread places of the chain."""
     import numpy as np
 
@@ -126,13 +174,12 @@ def trajectory(model, args: Arguments, integers, out: pathlib.Path, frames: int 
     keep = chain[np.unique(np.linspace(0, len(chain) - 1, frames).round().astype(int))]
     num = min(args.num, 16)
     parts = model.draw(seed=args.seed, start=args.start, num=num, keep=[int(t) for t in keep])
-    kept = np.concatenate([part.x for part in parts])  # [num, 2, frames, H, W, C]
+    kept = np.concatenate([part.x for part in parts])  # [num, 2, frames, ...]
     if not process.first():
         return
-    last = data.to_integer(kept[:, 0, -1], model.levels)
-    if not np.array_equal(last, integers[:num]):
+    if not np.array_equal(model.images(kept[:, 0, -1]), drawn[:num]):
         print("note: the trajectory's last images differ from samples.npz in the last bits of their arithmetic")
-    shown, scale = data.to_integer(kept, 256), data.preview_scale(integers.shape)
+    shown, scale = data.to_integer(kept, 256), data.preview_scale(model.shape)
     data.write_gif(out / "trajectory.gif", [data.grid(shown[:, 0, i], 256) for i in range(len(keep))], scale=scale)
     few = np.unique(np.linspace(0, len(keep) - 1, 11).round().astype(int))
     rows = [row[few] for image in kept[: min(num, 4)] for row in image]
@@ -144,7 +191,7 @@ def verify(args: Arguments) -> int:
     """Makes the images of a manifest again and compares."""
     import numpy as np
 
-    from ddpm_jax import runs
+    from ddpm_jax import data, runs
 
     path = pathlib.Path(str(args.verify))
     manifest = runs.read_manifest(path)
@@ -164,13 +211,18 @@ def verify(args: Arguments) -> int:
         print(f"{len(equal) - sum(equal)} of {len(equal)} images differ; how much cannot be said without "
               f"{path.with_name('samples.npz')}: {error}")  # fmt: skip
         return 1
-    off = np.abs(again.astype(np.int64) - before.astype(np.int64))
-    share = float((off > 0).mean())
+    off = np.abs(again.astype(np.float64) - before)
     here, there = model.manifest()["machine"], manifest["machine"]
-    print(f"{len(equal) - sum(equal)} of {len(equal)} images differ: by at most {off.max()} levels, in {share:.4%} of "
-          f"values (made on {there}, now on {here})")  # fmt: skip
-    within = off.max() <= 1 and share < 1e-3
-    print("within tolerance: at most 1 level, in under 0.1 % of values" if within else "different")
+    said = f"{len(equal) - sum(equal)} of {len(equal)} images differ (made on {there}, now on {here})"
+    if isinstance(model.levels, data.Range):
+        off = off.max() / (model.levels.high - model.levels.low)
+        within, tolerance = off < 1e-3, "at most 0.1 % of the range"
+        print(f"{said}: by at most {off:.3g} of the range")
+    else:
+        share = float((off > 0).mean())
+        within, tolerance = off.max() <= 1 and share < 1e-3, "at most 1 level, in under 0.1 % of values"
+        print(f"{said}: by at most {off.max():g} levels, in {share:.4%} of values")
+    print(f"within tolerance: {tolerance}" if within else "different")
     return 0 if within else 1
 
 

@@ -5,6 +5,7 @@
 The same command continues a run that was interrupted.  Read this file from top to bottom.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -53,6 +54,9 @@ def main(argv: list[str]) -> int:
     except OSError as error:  # a full disk, a folder that is not ours to write
         print(f"train.py: {error}", file=sys.stderr)
         return process.leave(process.UNWRITABLE)
+    except MemoryError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return process.leave(process.TOO_LARGE)
 
 
 def train(config: configs.Config, workdir: pathlib.Path) -> int:
@@ -60,16 +64,15 @@ def train(config: configs.Config, workdir: pathlib.Path) -> int:
     import jax
     import numpy as np
 
-    from ddpm_jax import checkpoint, data, runs, training
+    from ddpm_jax import checkpoint, data, log, runs, training
     from ddpm_jax.config import objects
+    from ddpm_jax.data.stream import feed
 
     images = data.load(
         config.data.source, held_out=config.data.held_out, levels=config.data.levels,
-        resolution=config.data.resolution, skip_bad=config.data.skip_bad, report=print,
+        value_range=config.data.range, resolution=config.data.resolution, skip_bad=config.data.skip_bad,
+        stream=config.data.stream, report=print, progress=log.stages(active=process.first()),
     )  # fmt: skip
-    devices, here = jax.devices(), jax.local_devices()  # the same, unless there are several processes
-    if config.batch % len(devices):
-        raise ValueError(f"batch must be divisible by the number of devices, got {config.batch} over {len(devices)}")
 
     # what is trained, and how
     init_key, run_key, order_key, eval_key = runs.keys_of(config.seed)
@@ -81,14 +84,14 @@ def train(config: configs.Config, workdir: pathlib.Path) -> int:
         params = net.init(key, np.zeros((1, *shape), np.float32), np.ones(1, np.int32))["params"]
         return training.init(params, optimizer)
 
-    # where: state and data whole on every device, the batch spread over them
-    mesh = jax.sharding.Mesh(np.array(here), ("batch",))
+    # where: the state whole on every device, the batch spread over them
+    devices = jax.local_devices()
+    mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    step = jax.pmap(
-        runs.spreading_word(runs.train_step(config, schedule, net, optimizer, images.levels)),
-        axis_name="batch", in_axes=(None, None, None, 0, 0), out_axes=None, donate_argnums=1,
-    )  # fmt: skip
-    pixels, run_key = jax.device_put((images.train, run_key), everywhere)
+    order = data.Order(order_key, len(images.train))
+    fed = feed(images.train, order, config.batch, devices, stream=config.data.stream)
+    step = runs.over_devices(runs.train_step(config, schedule, net, optimizer, images.levels), fed.axis)
+    run_key = jax.device_put(run_key, everywhere)
 
     with (
         runs.claim(workdir, config),
@@ -104,19 +107,23 @@ def train(config: configs.Config, workdir: pathlib.Path) -> int:
                 start, state, _ = saved.restore(state)
             run.check_same(start)
             state = jax.device_put(state, everywhere)
-            run.introduce(state, devices, start)
-            order = data.Order(order_key, len(images.train))
+            run.introduce(state, start)
 
-            def batch(n):
-                return order.indices(n, config.batch).reshape(len(devices), -1)
+            def take_step(state, batch):
+                return step(run_key, state, batch.pixels, batch.places, runs.word(interrupt.requested))
 
-            def take_step(state, indices):
-                return step(run_key, state, pixels, process.share(indices), runs.word(interrupt.requested))
+            resident = images.train.nbytes if fed.axis is None else 0
+            with (
+                runs.fitting(
+                    f"a training step of {config.batch // jax.device_count()} images per device",
+                    lambda: runs.lighter_step(config, jax.device_count(), resident),
+                ),
+                contextlib.closing(fed.batches(start)) as batches,
+            ):
+                return loop(config, run, saved, start, state, take_step, batches)
 
-            return loop(config, run, saved, start, state, take_step, batch)
 
-
-def loop(config: configs.Config, run, saved, start: int, state, take_step, batch) -> int:
+def loop(config: configs.Config, run, saved, start: int, state, take_step, batches) -> int:
     """Steps start + 1 ... config.steps; what is written after each, and what ends them early."""
     from ddpm_jax import log, runs
 
@@ -129,9 +136,9 @@ def loop(config: configs.Config, run, saved, start: int, state, take_step, batch
     if start and look_at(start) and process.agree(not watch.noted):  # what was saved, and ended before its samples
         watch.note(start, run.look(start, state.ema))
     for done in range(start + 1, config.steps + 1):
-        indices = batch(done - 1)
-        state, metrics = take_step(state, indices)
-        watch.add(done, metrics, indices.reshape(-1))
+        batch = next(batches)
+        state, metrics = take_step(state, batch)
+        watch.add(done, metrics, batch.indices)
         if watch.bad:  # the parameters are still those before the first bad step
             progress.close()
             return watch.give_up(state, run.images)
@@ -144,7 +151,8 @@ def loop(config: configs.Config, run, saved, start: int, state, take_step, batch
             saved.save(done, state, run.meta(done))
         looking = look_at(done)
         if looking:
-            watch.note(done, run.look(done, state.ema))
+            with runs.fitting("what draws samples and evaluates", lambda: runs.lighter_look(config)):
+                watch.note(done, run.look(done, state.ema))
         if stopping or (looking and process.agree(run.interrupt.requested)):
             if not stopping and saved.latest() != done:
                 saved.save(done, state, run.meta(done))

@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 
@@ -124,6 +124,28 @@ class Progress:
         """Leaves the bar as it is and the cursor below it."""
         if self.bar is not None:
             self.bar.close()
+
+
+def stages(*, after: float = 2.0, stream: TextIO | None = None, active: bool = True) -> Callable[[str, int, int], None]:
+    """What takes (what, done, total) and shows one `Progress` after the other, as of images "checked", then "loaded".
+
+    Args:
+        after: seconds before a stage is shown at all; a short one stays silent.
+        stream, active: as of `Progress`.
+    """
+    seen: dict[str, float] = {}
+    shown: dict[str, Progress] = {}
+
+    def told(what: str, done: int, total: int) -> None:
+        begun = seen.setdefault(what, time.monotonic())
+        if what not in shown and done < total and time.monotonic() - begun >= after:
+            shown[what] = Progress(total, what=f"images {what}", stream=stream, active=active)
+        if what in shown:
+            shown[what].update(done, {})
+        if what in shown and done == total:
+            shown[what].close()
+
+    return told
 
 
 def duration(seconds: float) -> str:

@@ -107,7 +107,7 @@ def make_step(
     def step(key: jax.Array, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         size = _batch_size(batch, accumulate)
         first = jax.lax.axis_index(axis_name) * size if axis_name else 0
-        keys = _keys_at(jax.random.fold_in(key, state.step), first + jnp.arange(size))
+        keys = step_keys(key, state.step, first + jnp.arange(size))
         (loss, aux), grads = _accumulated(grad_fn, state.params, keys, batch, accumulate)
         if axis_name:
             loss, aux, grads = jax.lax.pmean((loss, aux, grads), axis_name)
@@ -126,8 +126,9 @@ def make_step(
     return step
 
 
-def _keys_at(key: jax.Array, places: jax.Array) -> jax.Array:
-    return jax.vmap(functools.partial(jax.random.fold_in, key))(places)
+def step_keys(key: jax.Array, step: jax.Array | int, places: jax.Array) -> jax.Array:
+    """fold_in(fold_in(key, step), i): the keys of the examples at places i of the whole batch of step 0, 1, ..."""
+    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, step)))(places)
 
 
 def _batch_size(batch: Any, accumulate: int) -> int:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ddpm_jax.data import catalogue
 from ddpm_jax.data.__main__ import main
+from ddpm_jax.data.images import Range
 
 # A folder that tensorflow-datasets 4.9.10 wrote with tensorflow 2.21.0 and no option set: tfrecord files.  Image i is
 # the array [[10 i, 10 i + 1], [10 i + 2, 10 i + 3]], its label i % 2; images 0 to 4 are in train, 5 and 6 in test.
@@ -164,12 +165,14 @@ def test_sixteen_bits_are_kept(tmp_path):
     np.testing.assert_array_equal(train[0][..., 0], deep)
 
 
-@pytest.mark.parametrize(("dtype", "levels"), [(np.uint16, 65536), (np.float32, 0)])
+@pytest.mark.parametrize(("dtype", "levels"), [(np.uint16, 65536), (np.float32, Range(0, 255))])
 def test_arrays_called_image_are_images(tmp_path, dtype, levels):
+    given = levels if isinstance(levels, Range) else None
     images = noise(3, 4, 6, 5).astype(dtype)
     features = {"image": tfds.features.Tensor(shape=(4, 6, 5), dtype=dtype, encoding="zlib")}
     train, _ = catalogue.parts(
-        prepared(tmp_path, features, train=[{"image": image} for image in images], test=[{"image": images[0]}])
+        prepared(tmp_path, features, train=[{"image": image} for image in images], test=[{"image": images[0]}]),
+        given=given,
     )
     assert (train.dtype, train.levels) == (dtype, levels)
     np.testing.assert_array_equal([train[i] for i in range(3)], images)
@@ -366,13 +369,24 @@ def test_values_above_the_levels_are_refused(tmp_path):
     assert catalogue.parts(unzipped(tmp_path), levels=50)[0].levels == 50
 
 
-def test_floats_have_no_levels_and_are_not_resized(tmp_path):
+def test_floats_have_a_range_and_no_levels(tmp_path):
     features = {"image": tfds.features.Tensor(shape=(4, 6, 1), dtype=np.float32, encoding="zlib")}
-    source = prepared(tmp_path, features, train=[{"image": np.zeros((4, 6, 1), np.float32)}] * 2)
+    ramp = np.linspace(-1, 2, 24, dtype=np.float32).reshape(4, 6, 1)
+    source = prepared(tmp_path, features, train=[{"image": ramp}] * 2)
     with pytest.raises(ValueError, match="floating-point images have no levels, got levels=256"):
         catalogue.parts(source, levels=256)
-    with pytest.raises(ValueError, match="floating-point images are not resized, got resolution 8x8"):
-        catalogue.parts(source, size=(8, 8))
+    with pytest.raises(ValueError, match=r"floating-point images; say which values become -1 and 1.* --data.range 0 1"):
+        catalogue.parts(source)
+    with pytest.raises(ValueError, match=r"image \d of the split 'train': the value -1 is outside of the range 0 2"):
+        _ = catalogue.parts(source, given=Range(0, 2))[0][0]
+    small = catalogue.parts(source, given=Range(-1, 2), size=(2, 3))[0][0]
+    # an antialiased filter keeps the mean of a ramp, and its result the data's range
+    assert small.mean() == pytest.approx(ramp.mean(), abs=0.02) and small.min() >= -1 and small.max() <= 2
+
+
+def test_integers_have_levels_and_no_range(tmp_path):
+    with pytest.raises(ValueError, match="images of type uint8 have levels; a range is for floating-point images"):
+        catalogue.parts(unzipped(tmp_path), given=Range(0, 1))
 
 
 def test_a_folder_that_tfds_cannot_read_is_refused(tmp_path):

@@ -181,11 +181,20 @@ REFUSED = {
     "no usable key": ({"pixels": IMAGES, "extra": IMAGES}, "expected one of the keys train, .*, found extra, pixels"),
     "nothing at all": ({}, "no images; .*found none"),
     "two of a kind": ({"train": IMAGES, "images": IMAGES}, "keys 'train' and 'images' mean the same thing"),
-    "floats": ({"images": IMAGES / 255}, r"'images' is float64 \(10, 4, 5, 3\); .*rint\(255 \* images\)"),
+    "floats": (
+        {"images": np.float32(IMAGES) / 2 - 1},
+        r"'images' is float32 \(10, 4, 5, 3\): floating-point values from -1 to 3.5; .*as --data.range -1 3.5",
+    ),
+    "nan": ({"images": np.where(IMAGES == 3, np.nan, IMAGES)}, r"\(10, 4, 5, 3\); 60 of 600 values are not finite"),
+    "too large": ({"images": IMAGES * 1e38}, "values are not finite numbers in float32"),
     "int64": ({"images": IMAGES.astype(int)}, r"'images' is int64 .*images.astype\(numpy.uint8\)"),
     "objects": ({"images": np.array([None, 1])}, "cannot read the array 'images': .*pickle"),
-    "rank 2": ({"images": IMAGES[:, :, 0, 0]}, r"'images' is uint8 \(10, 4\); expected \[N, H, W, C\], or \[N, H, W\]"),
-    "rank 5": ({"images": IMAGES[None]}, r"\(1, 10, 4, 5, 3\); expected \[N, H, W, C\]"),
+    "rank 2": (
+        {"images": IMAGES[:, :, 0, 0]},
+        r"'images' is uint8 \(10, 4\); expected \[N, H, W, C\], \[N, H, W\] for",
+    ),
+    "rank 6": ({"images": IMAGES[None, None]}, r"\(1, 1, 10, 4, 5, 3\); .*\[N, D, H, W, C\] for volumes"),
+    "volumes, channels first": ({"images": pictures(9, 1, 8, 8, 8)}, "channels first; .*moveaxis"),
     "empty": ({"images": IMAGES[:0]}, r"'images' is uint8 \(0, 4, 5, 3\); expected at least one image"),
     "channels first": ({"images": pictures(9, 3, 32, 32)}, r"channels first; .*save numpy.moveaxis\(images, 1, -1\)"),
     "one image": ({"images": IMAGES[:1]}, "'images' has 1 images; holding out held_out=0.1 of them leaves none"),
@@ -225,6 +234,70 @@ def test_files_that_are_refused(tmp_path, case):
         data.load(saved(tmp_path / "a.npz", **arrays))
 
 
+FLOATS = np.linspace(-3, 7, 120).reshape(10, 2, 3, 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_come_with_the_range_that_they_are_given(tmp_path, dtype):
+    stored = FLOATS.astype(dtype)
+    found = data.load(saved(tmp_path / "a.npz", images=stored), value_range=(-3, 7))
+    assert found.levels == data.Range(-3, 7) and found.train.dtype == np.float32
+    together = np.concatenate([found.train, found.test])
+    np.testing.assert_array_equal(np.sort(together.ravel()), np.float32(stored).ravel())
+    assert "2x3x2 float32, -3 to 7, no labels" in data.summary(found)
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ((0.0, 0.25), "0 1"),
+        ((-0.5, 1.0), "-1 1"),
+        ((0.0, 254.0), "0 255"),
+        ((-3.0, 7.5), "-3 7.5"),
+        ((0.1, 300), "0.1 300"),
+    ],
+)
+def test_floats_without_a_range_are_told_what_is_there_and_what_to_say(tmp_path, values, ends):
+    images = np.resize(np.array(values, np.float32), (9, 2, 2, 1))
+    text = f"floating-point values from {values[0]:g} to {values[1]:g}; .* as --data.range {ends}$"
+    with pytest.raises(ValueError, match=text):
+        data.load(saved(tmp_path / "a.npz", images=images))
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "text"),
+    [
+        (FLOATS, {"value_range": (-2, 7)}, "the value -3 is outside of the range -2 7"),
+        (FLOATS, {"value_range": (-3, 6.5)}, "the value 7 is outside of the range -3 6.5"),
+        (FLOATS, {"value_range": (7, -3)}, "range must be the lowest and the highest value, as 0 1, got 7 -3"),
+        (FLOATS, {"value_range": (7,)}, "range must be the lowest and the highest value, as 0 1, got 7$"),
+        (FLOATS, {"value_range": (0, np.inf)}, "got 0 inf"),
+        (FLOATS, {"value_range": (0, 1e300)}, r"got 0 1e\+300"),
+        (FLOATS, {"value_range": (-3, 7), "levels": 256}, "floating-point images have no levels, got levels=256"),
+        (IMAGES, {"value_range": (0, 9)}, "which has levels; a range is for floating-point images"),
+    ],
+)
+def test_ranges_that_do_not_fit_are_refused(tmp_path, images, options, text):
+    with pytest.raises(ValueError, match=text):
+        data.load(saved(tmp_path / "a.npz", images=images), **options)
+
+
+def test_the_digits_have_no_range():
+    with pytest.raises(ValueError, match=r"the digits have 17 levels, got levels=None, range=\(0, 16\)"):
+        data.load("digits", value_range=(0, 16))
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 5), (1, 5, 5), (3, 47, 2), (6, 8, 8, 1), (1, 8, 8, 3)])
+def test_odd_shapes_and_volumes_are_not_taken_for_channels_first(tmp_path, shape):
+    found = data.load(saved(tmp_path / "a.npz", images=np.zeros((10, *shape), np.uint8)))
+    assert found.train.shape == (9, *shape) and f", {'x'.join(map(str, shape))} uint8, 256" in data.summary(found)
+
+
+def test_only_an_archive_says_that_it_is_one(tmp_path):
+    assert data.load(saved(tmp_path / "a.npz", images=IMAGES)).format == "npz"
+    assert data.load("digits").format == ""
+
+
 @pytest.mark.parametrize(
     ("levels", "text"),
     [(9, "with the value 9, above levels - 1 = 8"), (257, "2 to 256 levels, got levels=257"), (1, "got levels=1")],
@@ -242,6 +315,28 @@ def test_what_is_no_npz_is_refused(tmp_path):
     np.save(tmp_path / "b.npy", IMAGES)
     with pytest.raises(ValueError, match=r"b\.npy: not an \.npz file"):
         data.load(f"npz:{tmp_path / 'b.npy'}")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, ">u2", np.float64])
+def test_a_plain_array_is_a_source_too(tmp_path, dtype):
+    np.save(tmp_path / "a.npy", IMAGES.astype(dtype))
+    ends = (0, 9) if dtype is np.float64 else ()
+    found = data.load(f"npy:{tmp_path / 'a.npy'}", value_range=ends)
+    same = data.load(saved(tmp_path / "a.npz", images=IMAGES))
+    np.testing.assert_array_equal(found.train, same.train)
+    np.testing.assert_array_equal(found.test, same.test)
+    assert found.train.dtype.isnative and found.format == "npz"
+
+
+def test_what_is_no_npy_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*none\.npy"):
+        data.load(f"npy:{tmp_path / 'none.npy'}")
+    (tmp_path / "b.npy").write_bytes(b"hello")
+    with pytest.raises(ValueError, match=r"b\.npy: not an \.npy file, or not a whole one: "):
+        data.load(f"npy:{tmp_path / 'b.npy'}")
+    np.save(tmp_path / "c.npy", np.array([None]))
+    with pytest.raises(ValueError, match=r"c\.npy: not an \.npy file, .*allow_pickle"):
+        data.load(f"npy:{tmp_path / 'c.npy'}")
 
 
 def test_damaged_files_are_refused(tmp_path):
@@ -290,9 +385,18 @@ def test_an_archive_of_something_else_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("source", "options", "text"),
     [
-        ("cifar", {}, 'unknown source \'cifar\': expected "digits", "npz:PATH", "folder:PATH" or "tfds:NAME"$'),
-        ("npz:", {}, 'unknown source \'npz:\': expected "digits", "npz:PATH", "folder:PATH" or "tfds:NAME"$'),
+        (
+            "cifar",
+            {},
+            'unknown source \'cifar\': expected "digits", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME"$',
+        ),
+        (
+            "npz:",
+            {},
+            'unknown source \'npz:\': expected "digits", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME"$',
+        ),
         ("here/a.npz", {}, 'did you mean "npz:here/a.npz"'),
+        ("here/a.npy", {}, 'did you mean "npy:here/a.npy"'),
         ("digits", {"levels": 16}, "the digits have 17 levels, got levels=16"),
         ("digits", {"held_out": 0.0}, "0 < held_out < 1, got 0.0"),
         ("digits", {"held_out": 1.5}, "0 < held_out < 1, got 1.5"),
@@ -401,6 +505,15 @@ def test_flips_mirror_left_and_right_half_of_the_time():
     expected = np.where(mirrored[:, None, None, None], SLOPES[0, :, ::-1], SLOPES[0])
     np.testing.assert_array_equal(integers, expected)
     assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / np.sqrt(count)
+
+
+def test_volumes_are_mirrored_along_their_width_and_floats_scaled():
+    volumes = np.linspace(-2, 6, 48, dtype=np.float32).reshape(2, 2, 3, 4, 1)
+    found = data.examples(image_keys(1, 40), volumes, np.arange(40) % 2, levels=data.Range(-2, 6), flip=True)
+    assert (found[0].min(), found[1].max()) == (-1, 1)
+    unit = data.to_unit(volumes, data.Range(-2, 6))
+    kinds = [np.all(found == unit[np.arange(40) % 2, ..., ::way, :], axis=(1, 2, 3, 4)) for way in (1, -1)]
+    assert np.all(kinds[0] ^ kinds[1]) and 0 < kinds[1].sum() < 40
 
 
 def test_the_flip_of_an_example_is_its_keys_alone():

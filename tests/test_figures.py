@@ -150,6 +150,14 @@ def test_continuations_differ_by_the_variance_that_x_t_leaves_open(continued, tm
     assert (np.diff([number.value for number in numbers]) < 0).all()
 
 
+def test_numbers_of_a_volume_are_those_of_the_same_pixels_in_an_image(continued, tmp_path):
+    model, options, found = continued
+    run, volumes = Subject(model, Which(), tmp_path), found.ends.reshape(*found.ends.shape[:3], 2, 4, 8, 1)
+    as_volumes = stochastic.numbers(run, options, found._replace(ends=volumes))
+    for one, other in zip(stochastic.numbers(run, options, found), as_volumes, strict=True):
+        assert one.value == pytest.approx(other.value, rel=1e-12) and one.error == pytest.approx(other.error, rel=1e-9)
+
+
 def test_the_first_continuation_is_the_chain_itself(continued):
     model, _, found = continued
     chain = progressive.chains(model, Progressive(num=64, frames=5))

@@ -260,7 +260,8 @@ BAD = {
     "deep.png": (encoded(noise(8, 8, dtype=np.uint16), "PNG"), "mode I;16, where RGB"),
     "deeper.png": (sixteen_bit_colour_png(noise(8, 8, 3, dtype=np.uint16)), "16 bits in each of 3 channels, .*npy"),
     "array.npy": (array(noise(8, 8, 5)), "mode uint8 x 5, where RGB"),
-    "float.npy": (array(SMALL / 255), r"an array float64 \(8, 8, 3\); .*rint\(255 \* image\)"),
+    "float.npy": (array(SMALL / 255), r"mode float64 x 3, where RGB"),
+    "nan.npy": (array(SMALL * np.nan), r"an array float64 \(8, 8, 3\); 192 of 192 values are not finite"),
     "long.npy": (array(SMALL.astype(int)), r"an array int64 \(8, 8, 3\); .*image.astype\(numpy.uint8\)"),
     "object.npy": (array(np.array([None])), "not a .npy file, or not a whole one: .*allow_pickle"),
     "flat.npy": (array(SMALL[0, 0]), r"an array uint8 \(3,\); expected one image, \[H, W, C\]"),
@@ -588,11 +589,15 @@ def test_different_sizes_need_a_resolution(tmp_path):
     assert "12 to 24x32" in report and "9 are cut to the middle first and 9 enlarged" in report
 
 
-def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path):
+def test_what_does_not_fit_is_left_where_it_is(tmp_path):
     for i in range(4):
         put(tmp_path / f"{i}.png", SMALL)
-    with pytest.raises(ValueError, match=r"4 images 16384x16384x3 uint8 take 3.0 GiB, more than the 2 GiB"):
-        data.load(f"folder:{tmp_path}", resolution=(16384,))
+    large = data.load(f"folder:{tmp_path}", resolution=(16384,))  # 3 GiB
+    assert isinstance(large.train, data.Unread) and isinstance(large.test, data.Unread)
+    assert large.train.nbytes == 3 * 16384**2 * 3 and "3221.2 MB, read when needed" in data.summary(large)
+    asked = data.load(f"folder:{tmp_path}", stream=True)
+    assert isinstance(asked.train, data.Unread)
+    np.testing.assert_array_equal(asked.train[:], data.load(f"folder:{tmp_path}", stream=False).train)
 
 
 # Tables
@@ -704,12 +709,131 @@ def test_levels_may_be_fewer(tmp_path):
     assert data.load(f"folder:{tmp_path}", levels=16).levels == 16
 
 
+# Arrays: any type, and volumes
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4"])
+def test_arrays_of_floats_come_in_their_range(tmp_path, dtype):
+    values = np.linspace(0, 1, 10 * 24).reshape(10, 4, 6, 1).astype(dtype)
+    for i, image in enumerate(values):
+        np.save(tmp_path / f"{i}.npy", image if i % 2 else image[..., 0])
+    found = data.load(f"folder:{tmp_path}", value_range=(0, 1))
+    assert (found.levels, found.train.dtype, found.format) == (data.Range(0, 1), np.float32, "npy")
+    np.testing.assert_array_equal(np.sort(together(found), axis=0), values.astype(np.float32))
+    with pytest.raises(ValueError, match=r"floating-point values from 0 to 1; .* as --data.range 0 1$"):
+        data.load(f"folder:{tmp_path}")
+    with pytest.raises(ValueError, match=r"9\.npy: the value 1 is outside of the range 0 0.95$"):
+        data.load(f"folder:{tmp_path}", value_range=(0, 0.95))
+    with pytest.raises(ValueError, match="floating-point images have no levels, got levels=2"):
+        data.load(f"folder:{tmp_path}", value_range=(0, 1), levels=2)
+
+
+def test_integers_of_a_folder_have_no_range(tmp_path):
+    for i in range(3):
+        put(tmp_path / f"{i}.png", SMALL)
+    with pytest.raises(ValueError, match="images of type uint8 have levels; a range is for floating-point images"):
+        data.load(f"folder:{tmp_path}", value_range=(0, 255))
+
+
+def test_resized_floats_stay_in_their_range(tmp_path):
+    edge = np.zeros((40, 30, 2), np.float32)
+    edge[:, 15:] = 3  # where the filter swings over
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", edge)
+    found = data.load(f"folder:{tmp_path}", value_range=(0, 3), resolution=(20, 15)).train
+    assert (found.min(), found.max()) == (0, 3) and ((found > 0) & (found < 3)).any()
+
+
+def test_arrays_may_be_volumes(tmp_path):
+    volumes = noise(6, 5, 8, 9, 2)
+    for i, volume in enumerate(volumes):
+        np.save(tmp_path / f"{i}.npy", volume)
+    found, report = reported(tmp_path)
+    np.testing.assert_array_equal(np.sort(together(found), axis=0), np.sort(volumes, axis=0))
+    assert "sizes     6 5x8x9 (height x width)" in report
+    with pytest.raises(ValueError, match=r"0\.npy is a volume 5x8x9x2, and these are not resized"):
+        data.load(f"folder:{tmp_path}", resolution=(8,))
+    np.save(tmp_path / "7.npy", volumes[0][1:])
+    with pytest.raises(ValueError, match="volumes of different sizes: 6 5x8x9, 1 4x8x9; cut them to one size"):
+        data.load(f"folder:{tmp_path}")
+    with pytest.raises(ValueError, match=r"volumes are not resized, got \(5, 8, 9, 2\) for \(4, 4\)"):
+        fitted(volumes[0], "uint8 x 2", (4, 4), 256)
+
+
+# What is written is what was read
+
+PICTURES = [
+    ("png", 1, np.uint8), ("png", 2, np.uint8), ("png", 3, np.uint8), ("png", 4, np.uint8), ("png", 1, np.uint16),
+    ("tiff", 1, np.uint8), ("tiff", 2, np.uint8), ("tiff", 3, np.uint8), ("tiff", 4, np.uint8), ("tiff", 1, np.uint16),
+    ("webp", 3, np.uint8), ("webp", 4, np.uint8), ("bmp", 1, np.uint8), ("bmp", 3, np.uint8),
+    ("npy", 1, np.uint8), ("npy", 5, np.uint8), ("npy", 3, np.uint16), ("npy", 2, np.float32),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "channels", "dtype"), PICTURES)
+def test_files_give_back_every_number_that_was_written(tmp_path, form, channels, dtype):
+    """A ramp through all values of the type, with transparent pixels that have a colour, and a size that is odd."""
+    top = 65535 if dtype == np.uint16 else 255
+    image = (np.arange(257 * 511 * channels) % (top + 1)).astype(dtype).reshape(257, 511, channels)
+    data.write(tmp_path / f"a.{form}", image, form)
+    found = decoded(tmp_path / f"a.{form}")
+    assert found.pixels.dtype == dtype and len(np.unique(found.pixels)) == top + 1
+    np.testing.assert_array_equal(found.pixels, image)
+
+
+def test_volumes_are_written_as_arrays(tmp_path):
+    volume = noise(3, 4, 5, 1, dtype=np.uint16)
+    data.write(tmp_path / "a.npy", volume, "npy")
+    np.testing.assert_array_equal(decoded(tmp_path / "a.npy").pixels, volume)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_jpeg_is_near_and_keeps_its_colours_sharp(tmp_path, channels):
+    """Columns of saturated colours: with halved chroma, neighbours would mix by a hundred levels."""
+    image = np.zeros((16, 16, channels), np.uint8)
+    image[:, ::2, 0], image[:, 1::2, -1] = 255, 255
+    data.write(tmp_path / "a.jpg", image, "jpg")
+    assert np.abs(decoded(tmp_path / "a.jpg").pixels.astype(int) - image).max() < 30
+
+
+@pytest.mark.parametrize(
+    ("form", "shape", "dtype", "text"),
+    [
+        (
+            "png", (8, 9, 5), np.uint8,
+            "8x9x5 uint8 cannot be png, which holds grey, grey with alpha, RGB, RGBA, 16-bit grey; take npy",
+        ),
+        ("png", (8, 9, 3), np.uint16, "8x9x3 uint16 cannot be png, .*; take npy"),
+        ("png", (8, 9, 1), np.float32, "8x9x1 float32 cannot be png, .*; take npy"),
+        ("tiff", (4, 8, 9, 1), np.uint8, "4x8x9x1 uint8 cannot be tiff, .*; take npy"),
+        ("jpg", (8, 9, 4), np.uint8, "uint8 cannot be jpg, which holds grey, RGB; take png or webp or tiff or npy"),
+        ("jpg", (8, 9, 1), np.uint16, "8x9x1 uint16 cannot be jpg, .*; take png or tiff or npy"),
+        ("webp", (8, 9, 1), np.uint8, "uint8 cannot be webp, which holds RGB, RGBA; take png or bmp or tiff or npy"),
+        ("bmp", (8, 9, 4), np.uint8, "uint8 cannot be bmp, which holds grey, RGB; take png or webp or tiff or npy"),
+    ],
+)  # fmt: skip
+def test_files_that_would_lose_something_are_not_written(tmp_path, form, shape, dtype, text):
+    with pytest.raises(ValueError, match=f"write: .*{text}$"):
+        data.write(tmp_path / "a", np.zeros(shape, dtype), form)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("names", "format"),
+    [(["a.png", "b.png", "c.jpg"], "png"), (["a.jpg", "b.jpeg", "c.png"], "jpg"), (["a.tif", "b.tiff"], "tiff")],
+)
+def test_a_folder_has_the_format_of_most_of_its_files(tmp_path, names, format):
+    for name in names:
+        put(tmp_path / name, SMALL)
+    assert data.load(f"folder:{tmp_path}").format == format
+
+
 def test_progress_is_told_after_each_image(tmp_path):
     for i in range(5):
         put(tmp_path / f"{i}.png", SMALL)
     told = []
-    data.load(f"folder:{tmp_path}", progress=lambda done, total: told.append((done, total)))
-    assert told == 2 * [(i, 5) for i in range(1, 6)]
+    data.load(f"folder:{tmp_path}", progress=lambda *said: told.append(said))
+    assert told == [(what, i, 5) for what in ("checked", "loaded") for i in range(1, 6)]
 
 
 def test_a_file_that_changes_is_noticed(tmp_path):
@@ -733,12 +857,13 @@ class Numbers:
     """A reader of images that are each filled with their number."""
 
     name: str = "numbers"
-    shape: tuple[int, int, int] = (64, 64, 3)
+    shape: tuple[int, ...] = (64, 64, 3)
     dtype: np.dtype = np.dtype(np.uint8)
     levels: int = 256
     labels: np.ndarray | None = None
     label_names: tuple[str, ...] = ()
     captions: tuple[str, ...] | None = None
+    format: str = ""
 
     def __len__(self):
         return 200

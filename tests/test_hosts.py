@@ -112,10 +112,10 @@ def test_only_the_first_of_them_speaks(pair):
     assert "run " not in second and "steps" not in silence
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(1, 8), (2, 4)])
-def test_how_many_there_are_changes_no_batch(home, straight, processes, devices):
+@pytest.mark.parametrize(("processes", "devices", "stream"), [(1, 8, False), (2, 4, False), (2, 2, True)])
+def test_how_many_there_are_changes_no_batch(home, straight, processes, devices, stream):
     workdir = home / f"{processes}x{devices}"
-    done = train(home, workdir, processes=processes, devices=devices)
+    done = train(home, workdir, processes=processes, devices=devices, **{"data.stream": stream})
     if isinstance(done, Together):
         done.ended(0, 0)
     np.testing.assert_allclose(losses(workdir), losses(straight)[:3], atol=1e-5)

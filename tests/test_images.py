@@ -65,9 +65,41 @@ def test_low_precision_images_have_levels_too():
     np.testing.assert_array_equal(data.to_integer(jnp.array([-1, 0.5, 1], jnp.bfloat16), 17), [0, 12, 16])
 
 
+RANGES = [data.Range(0, 1), data.Range(-3, 7), data.Range(1000, 1000.5), data.Range(-1e-6, 1e6)]
+
+
+@pytest.mark.parametrize("ends", RANGES)
+def test_floats_survive_the_round_trip_to_the_last_digits_of_their_range(ends):
+    values = np.random.RandomState(0).uniform(*ends, 4000).astype(np.float32)
+    values[:2] = ends
+    x = data.to_unit(values, ends)
+    assert x.dtype == jnp.float32 and jnp.abs(x).max() <= 1 + 2**-22
+    np.testing.assert_allclose(x[:2], (-1, 1), rtol=0, atol=2**-22)
+    back = data.from_unit(x, ends)
+    assert back.dtype == np.float32 and back.min() >= ends.low and back.max() <= ends.high
+    np.testing.assert_allclose(back, values, rtol=0, atol=2**-22 * max(map(abs, ends)))
+    compiled = jax.jit(data.to_unit, static_argnums=1)(values, ends)
+    np.testing.assert_array_equal(compiled, x)
+
+
+def test_floats_outside_are_clipped_to_the_range():
+    assert data.from_unit(np.array([-9, -1, 0, 1, 1.001]), data.Range(2, 4)).tolist() == [2, 2, 3, 4, 4]
+
+
+def test_from_unit_of_levels_is_to_integer():
+    x = np.linspace(-1.2, 1.2, 999)
+    np.testing.assert_array_equal(data.from_unit(x, 4096), data.to_integer(x, 4096))
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [
+        (
+            lambda: data.to_unit(np.zeros(3, np.uint8), data.Range(0, 1)),
+            r"to_unit: expected float32 images for a range \(0, 1\), got uint8",
+        ),
+        (lambda: data.from_unit(np.array([np.nan, 0]), data.Range(0, 1)), "from_unit: 1 of 2 values are non-finite"),
+        (lambda: data.from_unit(np.zeros(3, int), data.Range(0, 1)), "from_unit: expected floating point .*got int64"),
         (
             lambda: data.to_unit(np.zeros(3, np.float32), 256),
             "to_unit: .*uint8 or uint16, got float32; to_integer makes",
@@ -149,6 +181,25 @@ def test_a_strip_shows_time_from_left_to_right_and_clips_noise():
     picture = data.strip([x_t, x0], padding=1)[..., 0]
     assert picture[1, 1::3].tolist() == [255, 255, 0, 0]
     assert picture[4, 1::3].tolist() == [128] * 4
+
+
+@pytest.mark.parametrize(("depth", "shown"), [(1, [0]), (3, [0, 1, 2]), (8, range(8)), (15, range(0, 15, 2))])
+def test_slices_of_a_volume_stand_side_by_side(depth, shown):
+    volumes = (np.arange(2 * depth).reshape(2, depth, 1, 1, 1) + np.zeros((3, 4, 1))).astype(np.uint8)
+    picture = data.grid(volumes, 256, columns=1, padding=0)
+    assert picture[::3, ::4, 0].tolist() == [[i * depth + k for k in shown] for i in range(2)]
+    assert picture.shape == (6, 4 * len(shown), 1)
+
+
+def test_a_grid_of_floats_is_that_of_their_eight_bits():
+    values = np.linspace(-3, 7, 256, dtype=np.float32).reshape(1, 16, 16, 1)
+    picture = data.grid(values, data.Range(-3, 7), padding=0)
+    assert picture.ravel().tolist() == list(range(256))
+
+
+def test_strips_show_volumes():
+    row = np.zeros((4, 3, 5, 6, 1))
+    assert data.strip([row, row], padding=0).shape == (2 * 5, 4 * 3 * 6, 1)
 
 
 @pytest.mark.parametrize(
@@ -291,4 +342,5 @@ def test_what_is_no_png_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("width", "scale"), [(8, 8), (28, 2), (32, 2), (64, 1), (256, 1)])
 def test_previews_are_large_enough_to_see_and_no_larger(width, scale):
-    assert images.preview_scale((5, 10, width, 3)) == scale
+    assert images.preview_scale((10, width, 3)) == scale
+    assert images.preview_scale((2, 10, 4, 1)) == 8  # two slices side by side

@@ -15,7 +15,7 @@ MATHEMATICS = ("schedules", "gaussian", "likelihood", "losses", "samplers", "con
 NETWORKS = ("unet", "text")
 MACHINERY = (
     "training", "config", "process", "data", "checkpoint", "convert", "log",
-    "metrics", "generate", "runs", "evaluate", "preflight", "conformance",
+    "metrics", "generate", "runs", "replay", "evaluate", "preflight", "conformance",
 )  # fmt: skip
 ORDER = (*MATHEMATICS, *NETWORKS, *MACHINERY)
 """A module imports only from modules before it."""

@@ -141,6 +141,17 @@ def test_a_program_without_loss_counts_what_it_counts(monkeypatch):
     assert stream.getvalue() == "0 of 64 images\n64 of 64 images, 16 images/s\n"
 
 
+def test_stages_follow_each_other_and_short_ones_are_silent(monkeypatch):
+    clock, stream = Clock(monkeypatch), io.StringIO()
+    told = log.stages(stream=stream)
+    for done in range(1, 5):
+        told("checked", done, 4)
+        clock.now += 1
+    told("loaded", 1, 2)
+    told("loaded", 2, 2)
+    assert stream.getvalue() == "3 of 4 images checked\n4 of 4 images checked, 1 images checked/s\n"
+
+
 def test_inactive_progress_is_silent():
     class Terminal(io.StringIO):
         def isatty(self):

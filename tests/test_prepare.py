@@ -104,6 +104,16 @@ def test_every_kind_of_image_comes_back(tmp_path, shape, dtype, kind):
     assert type(tfds.builder("mine", data_dir=str(tmp_path)).info.features["image"]).__name__ == kind
 
 
+def test_floating_point_volumes_come_back_with_their_range(tmp_path):
+    volumes = np.linspace(-3, 7, 12 * 2 * 4 * 4).reshape(12, 2, 4, 4, 1).astype(np.float32)
+    np.savez(tmp_path / "a.npz", images=volumes)
+    command = ["prepare", f"npz:{tmp_path / 'a.npz'}", "--name", "mine", "--out", str(tmp_path)]
+    assert main([*command, "--range", "-3", "7"]) == 0
+    train, test = catalogue.parts(f"tfds:mine@{tmp_path}")
+    assert train.levels == (-3, 7) and train.shape == (2, 4, 4, 1)
+    np.testing.assert_array_equal(np.sort(np.concatenate([stack(train), stack(test)]), axis=0), volumes)
+
+
 def test_a_folder_keeps_its_names_captions_and_resized_images(tmp_path):
     folder, rows = tmp_path / "pictures", ["file,label,caption"]
     folder.mkdir()

@@ -170,6 +170,15 @@ def test_killed_and_resumed_is_straight_to_the_last_bit(home, straight):
     assert steps == sorted(steps) and len([s for s in steps if s == 40]) == 1
 
 
+def test_a_run_may_stream_its_images_from_any_step_on(home, straight):
+    """Half of the run with all images on the device, half with images read ahead: parameters are those of the whole."""
+    workdir = home / "streamed"
+    run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps", 30)
+    shown = run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--data.stream", "True").stdout
+    assert "continued from step 30" in shown
+    assert_same_bytes(state_of(workdir).tree, state_of(straight[0]).tree)
+
+
 def test_samples_that_a_kill_prevented_are_drawn_when_the_run_is_continued(home, straight):
     """Killed after its last save, and before what follows it was done."""
     workdir = home / "unseen"
@@ -243,8 +252,8 @@ def taken_again(workdir, state, images):
     config = configs.from_dict(json.loads((workdir / "config.json").read_text()))
     net, schedule = objects.network(config, 1), objects.noise_schedule(config)
     body = runs.train_step(config, schedule, net, objects.optimizer(config), levels=17)
-    step = jax.pmap(body, axis_name="batch", in_axes=(None, None, None, 0), out_axes=None, devices=jax.devices()[:1])
-    return step(runs.keys_of(config.seed)[1], state, images, np.arange(len(images))[None])[1]
+    step = runs.over_devices(body, None, jax.devices()[:1])
+    return step(runs.keys_of(config.seed)[1], state, images, np.arange(len(images))[None], None)[1]
 
 
 def test_steps_that_are_not_finite_stop_the_run(home):
@@ -264,6 +273,10 @@ def test_steps_that_are_not_finite_stop_the_run(home):
             np.testing.assert_array_equal(kept["params" + jax.tree_util.keystr(where)], leaf)
     assert taken_again(workdir, good, images)["skipped"] == 1
     np.testing.assert_array_equal(images, data.load("digits").train[indices])
+    said = run("-m", "ddpm_jax.replay", record, status=1)
+    assert f"step {step} of {workdir}: 16 images, largest parameter" in said.stdout
+    assert "in float32: loss nan" in said.stdout and "forward, the first output that is not finite" in said.stdout
+    assert f"python -m ddpm_jax.replay {record}" in shown.stderr
 
 
 # --- sampling

@@ -356,6 +356,75 @@ def test_any_size_and_any_channels(shape):
     assert (jnp.abs(to_x) > 0).mean() > 0.999  # every pixel counts, up to the last row and column
 
 
+@pytest.mark.parametrize("sides", [(61,), (5, 6, 9)])
+def test_sequences_and_volumes_of_any_size_are_felt_everywhere(sides):
+    net = UNet(channels=8, multipliers=(1, 2), blocks=1, attention_at=(4,), out_channels=2, resample_with_conv=False)
+    x, t, params = tiny_case((2, *sides, 2), net)
+
+    def loss(x):
+        out = net.apply(params, x, t, dropout_keys=image_keys(2))
+        return jnp.mean(out**2), out
+
+    (_, out), to_x = jax.jit(jax.value_and_grad(loss, has_aux=True))(x)
+    assert out.shape == x.shape and jnp.isfinite(out).all()
+    assert (jnp.abs(to_x) > 0).mean() > 0.999
+
+
+def sizes(axes):
+    """How many numbers are in the kernels of 3 of CIFAR-10's network, and how many in everything else."""
+    x, t = jax.ShapeDtypeStruct((1, *(32,) * axes, 3), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    leaves = jax.tree.leaves(jax.eval_shape(UNet().init, jax.random.key(0), x, t))
+    kernels, rest = ([leaf.size for leaf in leaves if (leaf.ndim > 2) == is_kernel] for is_kernel in (True, False))
+    return sum(kernels), sum(rest)
+
+
+def test_each_axis_triples_the_kernels_and_changes_nothing_else():
+    (one, rest), (two, same), (three, same_too) = map(sizes, (1, 2, 3))
+    assert rest == same == same_too and (3 * one, 3 * two) == (two, three)
+    assert two + rest == 35_746_307
+
+
+def deepened(params):
+    """The same weights in the middle plane of kernels of one axis more, which are 0 elsewhere."""
+
+    def plane(leaf):
+        return jnp.stack([0 * leaf, leaf, 0 * leaf]) if leaf.ndim > 2 else leaf
+
+    return jax.tree.map(plane, params)
+
+
+@pytest.mark.parametrize("sides", [(8,), (8, 8)])
+def test_equal_slices_are_seen_as_one_by_a_network_of_one_axis_more(sides):
+    """By kernels that reach no other slice: statistics and attention over equal slices are those over one."""
+    net = UNet(channels=16, multipliers=(1, 2), blocks=1, attention_at=(4,), out_channels=2, resample_with_conv=False)
+    x, t, params = tiny_case((2, *sides, 2), net)
+    apply = jax.jit(net.apply)
+    flat = apply(params, x, t)
+    deep = apply(deepened(params), jnp.repeat(x[:, None], 8, axis=1), t)
+    assert jnp.std(flat) > 0.01
+    np.testing.assert_allclose(deep, jnp.repeat(flat[:, None], 8, axis=1), atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [Upsample, Downsample])
+def test_slices_of_a_volume_are_resized_as_images_are(make):
+    """Each alone, with the middle plane of the kernel; depth itself is doubled, or every other slice is taken."""
+    x, layer = jax.random.normal(jax.random.key(3), (2, 6, 8, 10, 4)), make()
+    params = layer.init(jax.random.key(4), x[:, 0])
+    slices = jnp.stack([layer.apply(params, x[:, i]) for i in range(6)], axis=1)
+    expected = jnp.repeat(slices, 2, axis=1) if make is Upsample else slices[:, 1::2]
+    np.testing.assert_allclose(layer.apply(deepened(params), x), expected, atol=1e-5)
+
+
+def test_a_volume_has_the_same_answer_whichever_way_it_lies():
+    """Swapping two axes of the image and of all kernels swaps them in the result; sizes that halve need no padding."""
+    net = UNet(channels=16, multipliers=(1, 2), blocks=1, attention_at=(4,), out_channels=2)
+    x, t, params = tiny_case((1, 4, 8, 12, 2), net)
+    turned = jax.tree.map(lambda leaf: leaf.swapaxes(0, 2) if leaf.ndim > 2 else leaf, params)
+    apply = jax.jit(net.apply)
+    expected = apply(params, x, t).swapaxes(1, 3)
+    np.testing.assert_allclose(apply(turned, x.swapaxes(1, 3), t), expected, atol=1e-4)
+
+
 def test_what_is_cut_off_were_zeros_in_the_input():
     x, t, params = tiny_case((2, 15, 5, 3))
     whole = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
@@ -449,7 +518,10 @@ X, T = jnp.zeros((2, 16, 16, 3)), jnp.array([1, 2])
 @pytest.mark.parametrize(
     ("net", "x", "t", "keys", "text"),
     [
-        (TINY, X[0], T, None, "x has shape (16, 16, 3): images are [B, H, W, C]"),
+        (
+            TINY, X[0, 0], T, None,
+            "x has shape (16, 3): images are [B, H, W, C], volumes [B, D, H, W, C], sequences [B, L, C]",
+        ),
         (
             TINY, X.astype(jnp.uint8), T, None,
             "x is uint8: scale uint8 images to [-1, 1] first, as floats (x / 127.5 - 1)",
@@ -497,3 +569,21 @@ X, T = jnp.zeros((2, 16, 16, 3)), jnp.array([1, 2])
 def test_what_cannot_be_right_is_refused_in_words(net, x, t, keys, text):
     with pytest.raises(ValueError, match=f"(?m)^{re.escape(text)}$"):
         jax.eval_shape(lambda: net.init(jax.random.key(0), x, t, dropout_keys=keys))
+
+
+def test_remat_changes_no_parameter_and_no_gradient():
+    """Only what is kept changes; how much less that is, a compiler for accelerators says (test_preflight)."""
+    nets = [UNet(8, (1,), 1, (8,), dropout=0.1, groups=4, out_channels=1, remat=remat) for remat in (False, True)]
+    x, t = jax.random.normal(jax.random.key(1), (4, 8, 8, 1)), jnp.arange(1, 5)
+    params = [jax.jit(net.init)(jax.random.key(0), x, t)["params"] for net in nets]
+    jax.tree.map(np.testing.assert_array_equal, *params)
+    moved = jax.tree.map(lambda leaf: leaf + 0.1, params[0])
+
+    def gradient(net):
+        def loss(params, keys):
+            return jnp.square(net.apply({"params": params}, x, t, dropout_keys=keys) - x).mean()
+
+        return jax.jit(jax.grad(loss))(moved, jax.random.split(jax.random.key(2), 4))
+
+    for a, b in zip(*(jax.tree.leaves(gradient(net)) for net in nets), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)

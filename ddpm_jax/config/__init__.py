@@ -20,17 +20,21 @@ from typing import Any, Literal
 @dataclasses.dataclass(frozen=True)
 class Data:
     source: str = "digits"
-    """"digits", "npz:PATH" with uint8 or uint16 images, NHWC, "folder:PATH" of image files, or "tfds:NAME"."""
+    """"digits", "npz:PATH" or "npy:PATH" of images NHWC or volumes NDHWC, "folder:PATH" of files, or "tfds:NAME"."""
     flip: bool = False
     """Mirror each training image left-right with probability 1/2."""
     held_out: float = 0.1
     """Share held out for evaluation, if the source has no test split of its own."""
     levels: int | None = None
     """Values a pixel can take; None is 17 for digits, 256 for uint8, 65536 for uint16."""
+    range: tuple[float, ...] = ()
+    """Lowest and highest value of floating-point images, which become -1 and 1."""
     resolution: tuple[int, ...] = ()
     """Bring images of a folder or of TFDS to SIDE, or HEIGHT WIDTH: cut to their middle, scaled; () is as stored."""
     skip_bad: bool = False
     """Go on without files of a folder that are unreadable or of another mode; the report names them."""
+    stream: bool | None = None
+    """Read images ahead of each step, not hold them all on every device; None does so with more than 2 GiB of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Net:
     """Convolve when changing resolution; otherwise average and repeat."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation; parameters, statistics and losses are float32."""
+    remat: bool = False
+    """Keep less for the gradient and compute it again: much less memory, about a third more work."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,9 @@ class Sampling:
     clip: bool | None = None
     """Bring each predicted x_0 into [-1, 1]."""
 
+    tile: int | None = None
+    """Images per device and network call: part of what an image is, to the bit."""
+
     def chosen(self) -> dict[str, Any]:
         """The fields of `config.Sampling` that were given, with their values."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}

@@ -44,6 +44,7 @@ def network(config: Config, channels: int):
         groups=c.groups,
         resample_with_conv=c.resample_with_conv,
         dtype=jnp.dtype(c.dtype),
+        remat=c.remat,
     )
 
 
@@ -70,9 +71,14 @@ def weight(config: Config):
     }[config.loss.weight]
 
 
-def example_loss(config: Config, levels: int):
+def decoder(levels: int | tuple[float, float]):
+    """The `likelihood.Decoder` of images of so many levels, or of floating-point images, given the range of these."""
+    return likelihood.density if isinstance(levels, tuple) else likelihood.discretized(levels)
+
+
+def example_loss(config: Config, levels: int | tuple[float, float]):
     """(keys [b], schedule, net, x0 [b, ...], t [b]) -> loss [b]: the loss of each example at given times."""
-    c, decoder = config.loss, likelihood.discretized(levels)
+    c, of_data = config.loss, decoder(levels)
 
     def loss(keys, schedule, net, x0, t):
         if c.kind == "simple":
@@ -80,11 +86,11 @@ def example_loss(config: Config, levels: int):
         if c.kind == "hybrid":
             return losses.hybrid_loss(
                 keys, schedule, net, x0,
-                predicts=c.predicts, weight=weight(config), vlb_scale=c.vlb_scale, decoder=decoder, t=t,
+                predicts=c.predicts, weight=weight(config), vlb_scale=c.vlb_scale, decoder=of_data, t=t,
             )  # fmt: skip
         return losses.variational_loss(
             keys, schedule, net, x0,
-            predicts=c.predicts, mix=config.sampling.mix, decoder=decoder, learned_variance=c.learned_variance, t=t,
+            predicts=c.predicts, mix=config.sampling.mix, decoder=of_data, learned_variance=c.learned_variance, t=t,
         )  # fmt: skip
 
     return loss

@@ -1,15 +1,21 @@
 """Images: where they come from, in which order they are seen, and how they become pictures again.
 
-`sources` loads integer images (`reader` says how those are read that lie in files of their own, `folder` finds them and
-`survey` reports on them), `batches` orders them by (seed, step) and feeds the training step, and `images` holds
-the only converters between integers and [-1, 1] and the only writers of picture files.
+`sources` loads images (`reader` says how those are read that lie in files of their own, `folder` finds them and
+`survey` reports on them), `batches` orders them by (seed, step), `stream` brings them to the devices, `images` holds
+the only converters to and from [-1, 1] and makes pictures to look at, and `files` reads and writes images as data.
+
+`stream` is imported by its own name: it needs grain, which takes a second.
 """
 
 from ddpm_jax.data.batches import Order, examples
+from ddpm_jax.data.files import unwritable, write
 from ddpm_jax.data.images import (
     Picture,
+    Range,
+    from_unit,
     grid,
     preview_scale,
+    range_of,
     read_png,
     strip,
     to_integer,
@@ -17,8 +23,21 @@ from ddpm_jax.data.images import (
     write_gif,
     write_png,
 )
-from ddpm_jax.data.reader import Images, Part, Progress, Reader, divided, gathered, nbytes, whole
-from ddpm_jax.data.sources import IN_MEMORY, load, parts, summary
+from ddpm_jax.data.reader import (
+    IN_MEMORY,
+    Images,
+    Part,
+    Pixels,
+    Progress,
+    Reader,
+    Unread,
+    divided,
+    gathered,
+    nbytes,
+    unread,
+    whole,
+)
+from ddpm_jax.data.sources import load, parts, summary
 
 __all__ = [
     "IN_MEMORY",
@@ -26,22 +45,30 @@ __all__ = [
     "Order",
     "Part",
     "Picture",
+    "Pixels",
     "Progress",
+    "Range",
     "Reader",
+    "Unread",
     "divided",
     "examples",
+    "from_unit",
     "gathered",
     "grid",
     "load",
     "nbytes",
     "parts",
     "preview_scale",
+    "range_of",
     "read_png",
     "strip",
     "summary",
     "to_integer",
     "to_unit",
+    "unread",
+    "unwritable",
     "whole",
+    "write",
     "write_gif",
     "write_png",
 ]

@@ -6,12 +6,13 @@ number of devices or processes: each of these computes the order of the whole ba
 
 import functools
 import operator
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.data.images import to_unit
+from ddpm_jax.data.images import Range, to_unit
 
 # "flip" in ASCII.  An image's key also serves its timestep, its noise and its dropout: what is drawn here must not
 # repeat what is drawn there.
@@ -39,6 +40,7 @@ class Order:
         self._key = key
         self._size = size
         self._epochs: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()  # batches are read ahead in threads
 
     def indices(self, step: int, batch: int) -> np.ndarray:
         """The examples of step `step` = 0, 1, ... when every step takes `batch` of them.
@@ -60,16 +62,17 @@ class Order:
         return np.concatenate(parts)
 
     def _epoch(self, epoch: int) -> np.ndarray:
-        if epoch not in self._epochs:
-            if len(self._epochs) == 2:
-                del self._epochs[next(iter(self._epochs))]
-            permutation = jax.random.permutation(jax.random.fold_in(self._key, epoch), self._size)
-            self._epochs[epoch] = np.asarray(jax.device_get(permutation), np.int32)
-        return self._epochs[epoch]
+        with self._lock:
+            if epoch not in self._epochs:
+                if len(self._epochs) == 2:
+                    del self._epochs[next(iter(self._epochs))]
+                permutation = jax.random.permutation(jax.random.fold_in(self._key, epoch), self._size)
+                self._epochs[epoch] = np.asarray(jax.device_get(permutation), np.int32)
+            return self._epochs[epoch]
 
 
 @functools.partial(jax.jit, static_argnames=("levels", "flip"))
-def examples(keys: jax.Array, images: jax.Array, indices: jax.Array, *, levels: int, flip: bool) -> jax.Array:
+def examples(keys: jax.Array, images: jax.Array, indices: jax.Array, *, levels: int | Range, flip: bool) -> jax.Array:
     """The images at `indices` as the network sees them: in [-1, 1], mirrored left to right half of the time.
 
     Whether example i is mirrored depends on keys[i] alone.  Made to run inside the training step: keep `images` on the
@@ -77,12 +80,12 @@ def examples(keys: jax.Array, images: jax.Array, indices: jax.Array, *, levels: 
 
     Args:
         keys: typed keys [b], one for each example.
-        images: uint8 or uint16 [N, H, W, C], values 0 .. levels - 1.
+        images: uint8 or uint16 [N, H, W, C] or [N, D, H, W, C], values 0 .. levels - 1; float32 in a range.
         indices: integers [b] in 0 .. N - 1; as in any compiled gather, what lies outside is not noticed.
         flip: off for what is not itself in a mirror: digits, text.
 
     Returns:
-        float32 [b, H, W, C].
+        float32 [b, H, W, C], or [b, D, H, W, C], of which the last axis but one is mirrored.
 
     Raises:
         ValueError: if keys are not typed keys [b], images not integers [N, H, W, C], or indices not integers [b].
@@ -90,12 +93,12 @@ def examples(keys: jax.Array, images: jax.Array, indices: jax.Array, *, levels: 
     if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ValueError(f"examples: expected integer indices [b], got {indices.dtype} {indices.shape}")
     _check_keys("examples", keys, indices.shape)
-    if images.ndim != 4:
+    if images.ndim not in (4, 5):
         raise ValueError(f"examples: expected images [N, H, W, C], got shape {images.shape}")
     chosen = images[indices]
     if flip:
         mirrored = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, FLIP)))(keys)
-        chosen = jnp.where(mirrored[:, None, None, None], chosen[:, :, ::-1], chosen)
+        chosen = jnp.where(jnp.expand_dims(mirrored, range(1, chosen.ndim)), chosen[..., ::-1, :], chosen)
     return to_unit(chosen, levels)
 
 

@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ddpm_jax.data.files import fitted
-from ddpm_jax.data.reader import Reader, divided
+from ddpm_jax.data.files import finite, fitted
+from ddpm_jax.data.images import Range, range_of
+from ddpm_jax.data.reader import Reader, checked_range, divided
 from ddpm_jax.data.records import Records, TFRecords, decoded, image_feature, only
 
 ADDRESS = re.compile(
@@ -50,7 +51,12 @@ class Address(NamedTuple):
 
 
 def parts(
-    source: str, *, held_out: float = 0.1, levels: int | None = None, size: tuple[int, int] | None = None
+    source: str,
+    *,
+    held_out: float = 0.1,
+    levels: int | None = None,
+    given: Range | None = None,
+    size: tuple[int, int] | None = None,
 ) -> tuple[Reader, Reader]:
     """The training and the held-out images of a prepared data set.
 
@@ -60,6 +66,7 @@ def parts(
     Args:
         held_out: the fraction that is held out where the data set has no such split, as in `sources.load`.
         levels: the number of levels, if it is neither what the data set says nor 256 for uint8 and 65536 for uint16.
+        given: the range of floating-point images, if it is not what the data set says.
         size: (H, W) to which images are brought by `files.fitted`; None for as they are.
 
     Raises:
@@ -83,8 +90,8 @@ def parts(
                 f"{source}: no split {split!r}; there are {', '.join(there)}: name those to train and to test on, as "
                 f"in tfds:{told.name}#{there[0]}"
             )
-    first = Split(builder, source, train, levels, size)
-    return (first, Split(builder, source, test[0], levels, size)) if test else divided(first, held_out)
+    first = Split(builder, source, train, levels, given, size)
+    return (first, Split(builder, source, test[0], levels, given, size)) if test else divided(first, held_out)
 
 
 def address(source: str) -> Address:
@@ -129,12 +136,13 @@ class Split:
         builder: a TFDS builder of what is on disk.
         source: as it was given.
         split: its name in TFDS.
-        levels, size: as in `parts`.
+        levels, given, size: as in `parts`.
 
     Attributes:
         name: the source.
         dtype: of the images.
-        levels: their number of levels.
+        levels: their number of levels, or their range.
+        format: "": what a data set was made of is not known.
         label_names: () without labels, or if these are only numbers.
 
     Raises:
@@ -142,10 +150,17 @@ class Split:
     """
 
     def __init__(
-        self, builder: Any, source: str, split: str, levels: int | None, size: tuple[int, int] | None = None
+        self,
+        builder: Any,
+        source: str,
+        split: str,
+        levels: int | None,
+        given: Range | None = None,
+        size: tuple[int, int] | None = None,
     ) -> None:
         import tensorflow_datasets as tfds
 
+        self.format = ""
         self.name, self._split, features = source, split, dict(builder.info.features.items())
         self._image = image_feature(source, features)
         self._label = only([key for key, f in features.items() if type(f) is tfds.features.ClassLabel], "label")
@@ -160,15 +175,13 @@ class Split:
         keys = [key for key in (self._image, self._label, self._caption) if key]
         self._columns = {key: tfds.features.FeaturesDict({key: features[key]}) for key in keys}
         self._records = _records(builder, source, split)
-        self.levels, self._size = _levels(source, self.dtype, builder.info.metadata, levels), size
-        if size is not None and self.dtype.kind == "f":
-            raise ValueError(f"{source}: floating-point images are not resized, got resolution {size[0]}x{size[1]}")
+        self.levels, self._size = _levels(source, self.dtype, builder.info.metadata, levels, given), size
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """Image i, [H, W, C].
+        """Image i, [H, W, C] or [D, H, W, C].
 
         Raises:
             ValueError: naming it, if it cannot be read or is not of the shape that the others have.
@@ -178,7 +191,10 @@ class Split:
         with self._named(i):
             image = self._example(i, self._image, self._skip)
             image = decoded(image, self._declared[-1], self.dtype) if self._encoded else image
-        if 0 < self.levels <= np.iinfo(self.dtype).max and image.max() >= self.levels:
+        if isinstance(self.levels, Range):
+            least, most = finite(self._what(i), image).min().item(), image.max().item()
+            checked_range(self._what(i), least, most, levels=None, given=self.levels)
+        elif image.max() >= self.levels:
             raise ValueError(f"{self._what(i)} holds the value {image.max()}, above levels - 1 = {self.levels - 1}")
         if self._size is not None:
             image = fitted(image, COLOURS.get(image.shape[-1], ""), self._size, self.levels)
@@ -187,8 +203,8 @@ class Split:
         return image
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of every image; where the data set does not declare it, all of them are looked at.
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C) or (D, H, W, C) of every image; where the data set does not declare it, all of them are looked at.
 
         Raises:
             ValueError: if they differ; the text names their sizes and says how to make them one.
@@ -196,8 +212,8 @@ class Split:
         return self._shape
 
     @functools.cached_property
-    def _shape(self) -> tuple[int, int, int]:
-        if self._size is not None:
+    def _shape(self) -> tuple[int, ...]:
+        if self._size is not None and len(self._declared) == 3:
             return (*self._size, self._declared[-1])
         if None not in self._declared:
             return self._declared
@@ -290,13 +306,21 @@ def _records(builder: Any, source: str, split: str) -> Records:
     )
 
 
-def _levels(source: str, dtype: np.dtype, metadata: Any, told: int | None) -> int:
+def _levels(source: str, dtype: np.dtype, metadata: Any, told: int | None, given: Range | None) -> int | Range:
+    said = metadata.get("ddpm_jax", {}) if isinstance(metadata, Mapping) else {}
     if dtype.kind == "f":
+        found = given or range_of(said.get("levels", ()))
         if told is not None:
             raise ValueError(f"{source}: floating-point images have no levels, got levels={told}")
-        return 0
+        if found is None:
+            raise ValueError(
+                f"{source}: floating-point images; say which values become -1 and 1, the lowest and the highest that "
+                "images can have, as --data.range 0 1"
+            )
+        return found
+    if given is not None:
+        raise ValueError(f"{source}: images of type {dtype} have levels; a range is for floating-point images")
     most = int(np.iinfo(dtype).max) + 1
-    said = metadata.get("ddpm_jax", {}) if isinstance(metadata, Mapping) else {}
     levels = said.get("levels", most) if told is None else told
     if not isinstance(levels, int) or not 2 <= levels <= most:
         raise ValueError(f"{source}: images of type {dtype}; expected 2 to {most} levels, got levels={levels}")

@@ -1,14 +1,17 @@
-"""One image file: its pixels exactly as stored, or the reason why they cannot be had.
+"""One image file: its pixels exactly as stored, or the reason why they cannot be had; and an image as a file again.
 
-Colours are never converted and bits never dropped.  What Pillow would convert on its own when it reads a file (16-bit
-colours to 8 bits, an unnamed fourth channel to nothing) is refused with advice.
+Colours are never converted and bits never dropped.  What Pillow would convert on its own when it reads or writes a file
+(16-bit colours to 8 bits, an unnamed fourth channel to nothing) is refused with advice.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
+
+from ddpm_jax.data.images import Range
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -17,6 +20,17 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif",
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow's names
 MODES = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "I;16": 1}  # the modes that are read, and their channels
 SIXTEEN = "which would be cut to 8 bits: save it as a .npy file, uint16 [H, W, C]"
+
+WRITTEN = {
+    "png": ("png", {"L", "LA", "RGB", "RGBA", "I;16"}, {}),
+    "jpg": ("jpeg", {"L", "RGB"}, {"quality": 95, "subsampling": 0}),
+    "webp": ("webp", {"RGB", "RGBA"}, {"lossless": True, "exact": True}),
+    "bmp": ("bmp", {"L", "RGB"}, {}),
+    "tiff": ("tiff", {"L", "LA", "RGB", "RGBA", "I;16"}, {}),
+}
+"""Formats by their extension: Pillow's name, the modes that come back as they were written, Pillow's options."""
+
+NAMES = {"L": "grey", "LA": "grey with alpha", "I;16": "16-bit grey"}
 
 # TIFF 6.0: bits of each sample, what zero means, how many samples
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL = 258, 262, 277
@@ -38,9 +52,9 @@ class Decoded(NamedTuple):
     """What a file holds.
 
     format: "PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF" (by its content, whatever its name) or "NPY".
-    mode: "L" (grey), "LA", "RGB", "RGBA", "I;16" (16-bit grey), or of arrays "uint8 x C", "uint16 x C".
+    mode: "L" (grey), "LA", "RGB", "RGBA", "I;16" (16-bit grey), or of arrays "uint8 x C", "float64 x C".
     turned: whether it was turned or mirrored as its Exif orientation asks.
-    pixels: uint8 or uint16 [H, W, C].
+    pixels: uint8, uint16 or float32 (which other floats are brought to) [H, W, C]; arrays may be [D, H, W, C].
     """
 
     format: str
@@ -64,22 +78,74 @@ def decoded(path: Path) -> Decoded:
         raise ValueError(f"cannot be opened: {error.strerror or error}") from error
 
 
-def fitted(pixels: np.ndarray, mode: str, size: tuple[int, int], levels: int) -> np.ndarray:
+def unwritable(format: str, shape: Sequence[int], dtype: np.dtype) -> str:
+    """Why images of this shape and type cannot be files of a format, "" if they can.
+
+    Args:
+        format: "png", "jpg", "webp", "bmp", "tiff" or "npy".
+    """
+    mode = _written_mode(shape, dtype)
+    if format == "npy" or mode in WRITTEN[format][1]:
+        return ""
+    held = ", ".join(NAMES.get(mode, mode) for mode in MODES if mode in WRITTEN[format][1])
+    able = [other for other, (_, modes, _) in WRITTEN.items() if other != "jpg" and mode in modes]
+    return (
+        f"{'x'.join(map(str, shape))} {np.dtype(dtype)} cannot be {format}, which holds {held}; "
+        f"take {' or '.join([*able, 'npy'])}"
+    )
+
+
+def write(path: Path, image: np.ndarray, format: str) -> None:
+    """Writes an image, so that `decoded` reads the same numbers; but for "jpg", which is lossy.
+
+    Args:
+        image: uint8, uint16 or float32 [H, W, C] or [D, H, W, C].
+        format: as in `unwritable`.
+
+    Raises:
+        ValueError: if the format cannot hold it.
+    """
+    from PIL import Image
+
+    refusal = unwritable(format, image.shape, image.dtype)
+    if refusal:
+        raise ValueError(f"write: {refusal}")
+    if format == "npy":
+        return np.save(path, image, allow_pickle=False)
+    name, _, options = WRITTEN[format]
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path, format=name, **options)
+
+
+def _written_mode(shape: Sequence[int], dtype: np.dtype) -> str:
+    """Pillow's mode of an array, "" if it has none."""
+    if len(shape) != 3:
+        return ""
+    return {"uint8": {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}, "uint16": {1: "I;16"}}.get(str(dtype), {}).get(
+        shape[-1], ""
+    )
+
+
+def fitted(pixels: np.ndarray, mode: str, size: tuple[int, ...], levels: int | Range) -> np.ndarray:
     """The image at another size: scaled until it covers that, and cut to its middle.
 
     Scaling is Pillow's Lanczos filter, which widens as it reduces (antialiasing), channel by channel in float32:
     on integers, Pillow rounds and clips between rows and columns, and does not know 16 bits.  Colours weigh as much as
-    their alpha.  Results are rounded and kept in 0 .. levels - 1.
+    their alpha.  Results are rounded and kept in 0 .. levels - 1, or kept in a range.
 
     Args:
         pixels, mode: as in `Decoded`.
         size: (H, W).
+
+    Raises:
+        ValueError: if it is a volume of another size.
     """
     from PIL import Image
 
-    height, width = pixels.shape[:2]
-    if (height, width) == size:
+    if pixels.shape[:-1] == tuple(size):
         return pixels
+    if pixels.ndim != 3:
+        raise ValueError(f"volumes are not resized, got {pixels.shape} for {size}")
+    height, width = pixels.shape[:2]
     tall, wide = min(height, width * size[0] / size[1]), min(width, height * size[1] / size[0])
     left, top = (width - wide) / 2, (height - tall) / 2
     box = (left, top, width - left, height - top)  # of what lies outside, the filter sees what its width reaches
@@ -95,6 +161,8 @@ def fitted(pixels: np.ndarray, mode: str, size: tuple[int, int], levels: int) ->
     if translucent:
         alpha = result[..., -1:]
         result[..., :-1] = np.where(alpha >= 0.5, result[..., :-1] / np.maximum(alpha, 0.5), 0)
+    if isinstance(levels, Range):
+        return np.clip(result, *levels)
     return np.clip(np.rint(result), 0, levels - 1).astype(pixels.dtype)
 
 
@@ -104,17 +172,39 @@ def _array(file: BinaryIO) -> Decoded:
     except Exception as error:  # a damaged header is read as Python and fails as Python does, in any way
         raise ValueError(f"not a .npy file, or not a whole one: {_one_line(error)}") from error
     what = f"an array {pixels.dtype} {pixels.shape}"
-    if pixels.dtype.kind != "u" or pixels.dtype.itemsize > 2:
+    if pixels.dtype.str[1:] not in ("u1", "u2", "f2", "f4", "f8"):
         advice = "integers 0 .. levels - 1 can be saved with image.astype(numpy.uint8)"
-        if pixels.dtype.kind == "f":
-            advice = "floats in [0, 1] can be saved as numpy.rint(255 * image).astype(numpy.uint8)"
-        raise ValueError(f"{what}; expected uint8 or uint16: {advice}")
-    if pixels.ndim not in (2, 3) or pixels.size == 0:
-        raise ValueError(f"{what}; expected one image, [H, W, C], or [H, W] for one channel")
-    if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and min(pixels.shape[1:]) > 4:
+        raise ValueError(f"{what}; expected uint8, uint16 or floating point: {advice}")
+    if pixels.ndim not in (2, 3, 4) or pixels.size == 0:
+        raise ValueError(
+            f"{what}; expected one image, [H, W, C], or [H, W] for one channel, or one volume, [D, H, W, C]"
+        )
+    if pixels.ndim > 2 and channels_first(pixels.shape):
         raise ValueError(f"{what}, channels first; expected [H, W, C]: save numpy.moveaxis(image, 0, -1)")
-    pixels = np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[..., None], pixels.dtype.newbyteorder("="))
-    return Decoded("NPY", f"{pixels.dtype} x {pixels.shape[-1]}", False, pixels)
+    pixels = pixels if pixels.ndim > 2 else pixels[..., None]
+    mode = f"{pixels.dtype.name} x {pixels.shape[-1]}"
+    if pixels.dtype.kind == "f":
+        return Decoded("NPY", mode, False, finite(what, pixels))
+    return Decoded("NPY", mode, False, np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")))
+
+
+def finite(what: str, array: np.ndarray) -> np.ndarray:
+    """An array of any floating-point type in float32.
+
+    Raises:
+        ValueError: if a value is not finite there; the text begins with `what`.
+    """
+    with np.errstate(over="ignore"):
+        floats = np.ascontiguousarray(array, np.float32)
+    bad = floats.size - np.count_nonzero(np.isfinite(floats))
+    if bad:
+        raise ValueError(f"{what}; {bad} of {floats.size} values are not finite numbers in float32")
+    return floats
+
+
+def channels_first(shape: Sequence[int]) -> bool:
+    """Whether an image of this shape, [a, b, c] or [a, b, c, d], is likely to have its channels in front."""
+    return shape[0] in (1, 3) and min(shape[1:]) > 5
 
 
 def _picture(file: BinaryIO) -> Decoded:

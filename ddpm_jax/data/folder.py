@@ -15,7 +15,8 @@ import numpy as np
 
 from ddpm_jax.data import labels
 from ddpm_jax.data.files import EXTENSIONS, decoded, fitted
-from ddpm_jax.data.reader import Part, Progress, Reader, divided
+from ddpm_jax.data.images import Range, range_of
+from ddpm_jax.data.reader import Part, Progress, Reader, checked_range, divided
 from ddpm_jax.data.survey import File, Survey, counted, indented, listed, reasons, shown, sized, survey
 
 HELD_OUT = ("test", "val", "validation")
@@ -32,12 +33,13 @@ class Folder:
     name: str
     root: Path
     files: tuple[File, ...]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     dtype: np.dtype
-    levels: int
+    levels: int | Range
     labels: np.ndarray | None
     label_names: tuple[str, ...]
     captions: tuple[str, ...] | None
+    format: str
 
     def __len__(self) -> int:
         return len(self.files)
@@ -53,7 +55,7 @@ class Folder:
                 f"{self.root / file.path}: was {file.mode} {file.shape} when the folder was looked through, and is "
                 f"{image.mode} {image.pixels.shape}; do not change files that are in use"
             )
-        return fitted(image.pixels, image.mode, self.shape[:2], self.levels)
+        return fitted(image.pixels, image.mode, self.shape[:-1], self.levels)
 
 
 def parts(
@@ -62,6 +64,7 @@ def parts(
     *,
     held_out: float = 0.1,
     levels: int | None = None,
+    value_range: Sequence[float] = (),
     resolution: Sequence[int] = (),
     skip_bad: bool = False,
     report: Callable[[str], None] | None = None,
@@ -72,7 +75,7 @@ def parts(
     Args:
         path: the folder.
         name: the source, as it was given.
-        held_out, levels, resolution, skip_bad, report, progress: as in `sources.load`.
+        held_out, levels, value_range, resolution, skip_bad, report, progress: as in `sources.load`.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -86,12 +89,12 @@ def parts(
     split = _split(found)
     good = found.good()
     told = labels.of_files(path, [f.path for f in good], [f.path for f in found.files], found.tables, split)
-    dtype = np.dtype(good[0].dtype)
-    height, width = size or good[0].shape[:2]
-    levels = _levels(good, dtype, levels)
-    every = Folder(
-        name, path, good, (height, width, good[0].shape[2]), dtype, levels, told.labels, told.names, told.captions
-    )
+    shape, dtype = (*(size or good[0].shape[:-1]), good[0].shape[-1]), np.dtype(good[0].dtype)
+    scale = _range(path, good, levels, range_of(value_range)) if dtype.kind == "f" else _levels(good, dtype, levels)
+    if dtype.kind != "f" and len(value_range):
+        raise ValueError(f"{path}: images of type {dtype} have levels; a range is for floating-point images")
+    format = Counter(file.format for file in good).most_common(1)[0][0].lower().replace("jpeg", "jpg")
+    every = Folder(name, path, good, shape, dtype, scale, told.labels, told.names, told.captions, format)
     if split:
         first = np.array([file.path.startswith(f"{split[0]}/") for file in good])
         train, test = Part(every, np.flatnonzero(first)), Part(every, np.flatnonzero(~first))
@@ -137,6 +140,13 @@ def _check(found: Survey, path: Path, skip_bad: bool) -> None:
     if not good:
         raise ValueError(f"{path}: none of {len(bad):,} image files can be used:{indented(reasons(bad))}")
     sizes = found.sizes()
+    deep = next((file for file in good if len(file.shape) == 4), None)
+    if deep and found.size:
+        raise ValueError(
+            f"{path}: {shown(deep.path)} is a volume {'x'.join(map(str, deep.shape))}, and these are not resized"
+        )
+    if deep and len(sizes) > 1:
+        raise ValueError(f"{path}: volumes of different sizes: {counted(sized(sizes))}; cut them to one size")
     if found.size is None and len(sizes) > 1:
         side = min(min(size) for size in sizes)
         side = 1 << side.bit_length() - 1
@@ -161,6 +171,14 @@ def _split(found: Survey) -> tuple[str, str] | tuple[()]:
             "move them into one of the two, or out of the folder"
         )
     return "train", held[0]
+
+
+def _range(path: Path, files: Sequence[File], levels: int | None, given: Range | None) -> Range:
+    if given is not None:
+        for file in files:
+            checked_range(f"{path / shown(file.path)}", file.least, file.peak, levels=levels, given=given)
+    least, most = min(file.least for file in files), max(file.peak for file in files)
+    return checked_range(str(path), least, most, levels=levels, given=given)
 
 
 def _levels(files: Sequence[File], dtype: np.dtype, levels: int | None) -> int:

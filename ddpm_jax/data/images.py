@@ -1,7 +1,8 @@
-"""Integer images to [-1, 1] and back, and pictures of them: grids, strips, PNG and GIF.
+"""Images as data have them to [-1, 1] and back, and pictures of them: grids, strips, PNG and GIF.
 
-Nothing else in the package converts between integers and [-1, 1], and nothing else writes pictures.  An image of
-`levels` levels holds the integers 0 .. levels - 1: 17 for the digits, 256 for 8 bits, 65536 for 16 bits.
+Nothing else in the package converts to and from [-1, 1], and nothing else makes pictures for looking at (`files` writes
+images as data).  An image of `levels` levels holds the integers 0 .. levels - 1: 17 for the digits, 256 for 8 bits,
+65536 for 16 bits.  Floating-point images have a `Range` in the place of levels.
 """
 
 import math
@@ -20,6 +21,16 @@ BACKGROUND = 128  # mid grey: neither the black nor the white that images end in
 LAST_FRAME = 1500  # milliseconds
 
 
+SLICES = 8  # of a volume, that are shown
+
+
+class Range(NamedTuple):
+    """The values of floating-point images that become -1 and 1; it stands where integer images have their levels."""
+
+    low: float
+    high: float
+
+
 class Picture(NamedTuple):
     """What a PNG file holds: image uint8 [H, W, 1 | 3 | 4], and the text written into it."""
 
@@ -27,23 +38,57 @@ class Picture(NamedTuple):
     text: dict[str, str]
 
 
-def to_unit(images: np.ndarray | jax.Array, levels: int) -> jax.Array:
-    """Integer images as float32 in [-1, 1]:  x = 2 v / (levels - 1) - 1.
+def range_of(ends: Sequence[float]) -> Range | None:
+    """The range from a low to a high end; None for no ends.
+
+    Raises:
+        ValueError: if there are not two ends, or they are not ascending and apart by 1e-37 to 1e38.
+    """
+    if not len(ends):
+        return None
+    with np.errstate(over="ignore"):
+        low, high = (float(np.float32(end)) for end in ends) if len(ends) == 2 else (math.nan, math.nan)
+    if not (math.isfinite(low) and math.isfinite(high) and 1e-37 < high - low < 1e38):
+        raise ValueError(f"range must be the lowest and the highest value, as 0 1, got {' '.join(map(str, ends))}")
+    return Range(low, high)
+
+
+def to_unit(images: np.ndarray | jax.Array, levels: int | Range) -> jax.Array:
+    """Images as float32 in [-1, 1]:  x = 2 v / (levels - 1) - 1,  or  x = 2 (v - low) / (high - low) - 1 in a range.
 
     For 8 bits this is v / 127.5 - 1.  Level v and its mirror image levels - 1 - v differ in sign alone, and the ends of
     17, 256 and 65536 levels are exactly -1 and 1 (of some other numbers of levels, 1 - 2^-24).
 
     Args:
-        images: uint8 or uint16, any shape, values 0 .. levels - 1 (not checked: this runs inside compiled code).
+        images: uint8 or uint16, any shape, values 0 .. levels - 1; float32 where a range is given.  Values are not
+            checked: this runs inside compiled code.
 
     Raises:
-        ValueError: if images are not uint8 or uint16, or their type does not hold so many levels.
+        ValueError: if images are of another type, or their type does not hold so many levels.
     """
+    if isinstance(levels, Range):
+        if images.dtype != np.float32:
+            raise ValueError(f"to_unit: expected float32 images for a range {levels[:]}, got {images.dtype}")
+        # Again a difference, then a product, which no compiler joins.
+        middle, scale = np.float32((levels.low + levels.high) / 2), np.float32(2 / (levels.high - levels.low))
+        return (jnp.asarray(images) - middle) * scale
     _check_integers("to_unit", images, levels)
     # A single product of exact integers.  Compilers turn a division by a constant into a product with its reciprocal
     # and fuse a product with the - 1 after it: an image's last bits would depend on the program that scales it.
     twice = 2 * jnp.asarray(images).astype(jnp.int32) - (levels - 1)
     return twice.astype(jnp.float32) * (1 / (levels - 1))
+
+
+def from_unit(x: np.ndarray | jax.Array, levels: int | Range) -> np.ndarray:
+    """Images in [-1, 1] as data have them: `to_integer`, or float32 from low to high; what lies outside is clipped.
+
+    Raises:
+        ValueError: as `to_integer`.
+    """
+    if not isinstance(levels, Range):
+        return to_integer(x, levels)
+    x, (low, high) = _finite("from_unit", x), levels
+    return np.clip((low + high) / 2 + x.astype(np.float64) * ((high - low) / 2), low, high).astype(np.float32)
 
 
 def to_integer(x: np.ndarray | jax.Array, levels: int) -> np.ndarray:
@@ -61,12 +106,7 @@ def to_integer(x: np.ndarray | jax.Array, levels: int) -> np.ndarray:
         ValueError: if x is not floating point or has non-finite values, or levels is not in 2 .. 65536.
     """
     _check_levels("to_integer", levels)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"to_integer: expected floating point in [-1, 1], got {x.dtype}: are these integers already?")
-    x = np.asarray(x) if x.dtype in (np.float32, np.float64) else np.asarray(x, np.float32)
-    bad = x.size - np.count_nonzero(np.isfinite(x))
-    if bad:
-        raise ValueError(f"to_integer: {bad} of {x.size} values are non-finite (nan or inf); they have no level")
+    x = _finite("to_integer", x)
     # The original truncates, so that only x = 1 itself is the highest level and every image darkens by half a level on
     # average; the nearest level is the one whose x is closest.
     y = np.clip(x, -1, 1)
@@ -75,14 +115,17 @@ def to_integer(x: np.ndarray | jax.Array, levels: int) -> np.ndarray:
     return np.rint(y, out=y).astype(np.uint8 if levels <= 256 else np.uint16)
 
 
-def grid(images: np.ndarray | jax.Array, levels: int, *, columns: int | None = None, padding: int = 1) -> np.ndarray:
+def grid(
+    images: np.ndarray | jax.Array, levels: int | Range, *, columns: int | None = None, padding: int = 1
+) -> np.ndarray:
     """One picture of many images, filled row by row.
 
     One channel is shown as grey, three as RGB, four as RGBA; the channels of anything else stand side by side as grey.
+    Of a volume, slices stand side by side: all of up to eight, or eight evenly spaced from the first to the last.
     Whatever the number of levels, the picture has 8 bits: it is for looking at, and an array file keeps the rest.
 
     Args:
-        images: uint8 or uint16 [N, H, W, C], values 0 .. levels - 1.
+        images: uint8 or uint16 [N, H, W, C] or [N, D, H, W, C], values 0 .. levels - 1; float32 in a range.
         columns: images per row; by default as many as make the grid square.
         padding: pixels of grey around each image.
 
@@ -108,8 +151,8 @@ def grid(images: np.ndarray | jax.Array, levels: int, *, columns: int | None = N
 
 
 def preview_scale(shape: Sequence[int]) -> int:
-    """The scale at which eight images of shape [..., H, W, C] side by side are about 512 pixels wide, at least 1."""
-    return max(1, 512 // 8 // shape[-2])
+    """The scale at which eight images of shape (H, W, C) or (D, H, W, C) are about 512 pixels wide, at least 1."""
+    return max(1, 512 // 8 // (shape[-2] * (min(shape[0], SLICES) if len(shape) == 4 else 1)))
 
 
 def strip(rows: Sequence[np.ndarray | jax.Array], *, padding: int = 1) -> np.ndarray:
@@ -118,8 +161,8 @@ def strip(rows: Sequence[np.ndarray | jax.Array], *, padding: int = 1) -> np.nda
         strip([x[:, i], x0[:, i]])      # x_t of image i above what the network makes of it
 
     Args:
-        rows: each floating point [frames, H, W, C], all of one shape, data units.  What lies outside [-1, 1], as x_t
-            does when it is mostly noise, is clipped for display.
+        rows: each floating point [frames, H, W, C] or [frames, D, H, W, C], all of one shape, in [-1, 1].  What lies
+            outside, as x_t does when it is mostly noise, is clipped for display.
         padding: pixels of grey around each image.
 
     Returns:
@@ -129,7 +172,7 @@ def strip(rows: Sequence[np.ndarray | jax.Array], *, padding: int = 1) -> np.nda
         ValueError: if there are no rows or they differ in shape, and as `to_integer` and `grid`.
     """
     shapes = [row.shape for row in rows]
-    if not shapes or len(set(shapes)) != 1 or len(shapes[0]) != 4:
+    if not shapes or len(set(shapes)) != 1 or len(shapes[0]) not in (4, 5):
         raise ValueError(f"strip: expected rows [frames, H, W, C] of one shape, got shapes {shapes}")
     return grid(np.concatenate([to_integer(row, 256) for row in rows]), 256, columns=shapes[0][0], padding=padding)
 
@@ -222,20 +265,37 @@ def _paletted(picture: "Image.Image") -> "Image.Image":
     return picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
 
 
-def _cells(images: np.ndarray | jax.Array, levels: int) -> np.ndarray:
-    """Integer images [N, H, W, C] as uint8 [N, H, W', 1 | 3 | 4] over the full range of 8 bits."""
+def _cells(images: np.ndarray | jax.Array, levels: int | Range) -> np.ndarray:
+    """Images or volumes as uint8 [N, H, W', 1 | 3 | 4] over the full range of 8 bits."""
+    if isinstance(levels, Range):
+        images, levels = to_integer(to_unit(images, levels), 256), 256
     _check_integers("grid", images, levels)
     images = np.asarray(images)
-    if images.ndim != 4 or images.size == 0:
+    if images.ndim not in (4, 5) or images.size == 0:
         raise ValueError(f"grid: expected images [N, H, W, C], none of them 0, got shape {images.shape}")
     if images.max() >= levels:
         raise ValueError(f"grid: images hold the value {images.max()}, above levels - 1 = {levels - 1}")
+    if images.ndim == 5:
+        depth = images.shape[1]
+        shown = images[:, np.linspace(0, depth - 1, min(depth, SLICES)).round().astype(int)]
+        images = np.concatenate(np.moveaxis(shown, 1, 0), axis=2)
     if levels != 256:
         images = np.rint(images * (255 / (levels - 1)))
     count, height, width, channels = images.shape
     if channels not in (1, 3, 4):
         images = np.moveaxis(images, -1, 2).reshape(count, height, channels * width, 1)
     return images.astype(np.uint8)
+
+
+def _finite(caller: str, x: np.ndarray | jax.Array) -> np.ndarray:
+    """x as float32 or float64 on the host, of finite values only."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{caller}: expected floating point in [-1, 1], got {x.dtype}: are these integers already?")
+    x = np.asarray(x) if x.dtype in (np.float32, np.float64) else np.asarray(x, np.float32)
+    bad = x.size - np.count_nonzero(np.isfinite(x))
+    if bad:
+        raise ValueError(f"{caller}: {bad} of {x.size} values are non-finite (nan or inf); they have no level")
+    return x
 
 
 def _check_levels(caller: str, levels: int) -> None:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from ddpm_jax import process
 from ddpm_jax.data import catalogue, seal, shards, sources
+from ddpm_jax.data.images import Range, range_of
 from ddpm_jax.data.reader import Reader
 from ddpm_jax.data.seal import RECORD
 from ddpm_jax.data.shards import Shard
@@ -42,7 +43,7 @@ class Prepare:
     """
 
     source: tyro.conf.Positional[str]
-    """Where the images are: "digits", "npz:PATH", "folder:PATH" or "tfds:NAME"."""
+    """Where the images are: "digits", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME"."""
     name: str
     """Of the data set: lower-case letters, digits and _."""
     out: str
@@ -55,6 +56,8 @@ class Prepare:
     """The part of the images that becomes the split test, if the source has none."""
     levels: int | None = None
     """Levels of the images, if not 256 or 65536."""
+    range: tuple[float, ...] = ()
+    """Lowest and highest value of floating-point images."""
     skip_bad: bool = False
     """Leave out images that cannot be read, instead of ending with the first; they are listed."""
 
@@ -68,11 +71,12 @@ class Resident:
     labels: np.ndarray | None
     label_names: tuple[str, ...]
     captions: tuple[str, ...] | None
-    levels: int
+    levels: int | Range
+    format: str = ""
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C) or (D, H, W, C)."""
         return self.images.shape[1:]
 
     @property
@@ -145,7 +149,7 @@ def agreed(folder: Path, options: Prepare) -> dict[str, Any]:
     """
     try:
         record = json.loads((folder / RECORD).read_bytes())
-        ours, theirs = _request(options), dict(record["request"])
+        ours, theirs = _request(options), {"range": [], **record["request"]}
         _ = str(record["images"]), [shard["sha256"] for shard in record["shards"].values()]
     except (FileNotFoundError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise ValueError(
@@ -187,22 +191,24 @@ def readers(options: Prepare) -> tuple[Reader, Reader]:
     if kind == "folder":
         resolution = () if side is None else (side,)
         return sources.parts(
-            source, held_out=held_out, levels=levels, resolution=resolution, skip_bad=options.skip_bad, report=print
-        )
+            source, held_out=held_out, levels=levels, value_range=options.range, resolution=resolution,
+            skip_bad=options.skip_bad, report=print,
+        )  # fmt: skip
     if kind == "tfds":
         seal.check_descriptions(
             catalogue.located(catalogue.address(source))
         )  # images that are damaged are named one by one
         size = None if side is None else (side, side)
-        return catalogue.parts(source, held_out=held_out, levels=levels, size=size)
-    images = sources.load(source, held_out=held_out, levels=levels)
-    if side is not None and images.train.shape[1:3] != (side, side):
-        height, width = images.train.shape[1:3]
-        raise ValueError(f"{source}: images {height}x{width} are not resized; --resolution is for folder: and tfds:")
-    names, levels = images.label_names, images.levels
+        return catalogue.parts(source, held_out=held_out, levels=levels, given=range_of(options.range), size=size)
+    images = sources.load(source, held_out=held_out, levels=levels, value_range=options.range)
+    sides = images.train.shape[1:-1]
+    if side is not None and sides != (side, side):
+        shown = "x".join(map(str, sides))
+        raise ValueError(f"{source}: images {shown} are not resized; --resolution is for folder: and tfds:")
+    names, scale = images.label_names, images.levels
     return (
-        Resident(source, images.train, images.train_labels, names, images.train_captions, levels),
-        Resident(source, images.test, images.test_labels, names, images.test_captions, levels),
+        Resident(source, np.asarray(images.train), images.train_labels, names, images.train_captions, scale),
+        Resident(source, np.asarray(images.test), images.test_labels, names, images.test_captions, scale),
     )
 
 
@@ -287,8 +293,9 @@ def fingerprint(splits: Mapping[str, Reader]) -> str:
 
 
 def _request(options: Prepare) -> dict[str, Any]:
-    """The options that decide what is in the data set."""
-    return {key: value for key, value in sorted(dataclasses.asdict(options).items()) if key not in ("name", "out")}
+    """The options that decide what is in the data set, as JSON has them."""
+    said = dataclasses.asdict(options) | {"range": list(options.range)}
+    return {key: value for key, value in sorted(said.items()) if key not in ("name", "out")}
 
 
 def _sha256(path: Path) -> str:

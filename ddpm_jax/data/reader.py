@@ -1,8 +1,10 @@
 """A data set, whole in memory or read image by image, and the one rule by which both are divided.
 
-What is too large for memory, or lies in files of its own, is a `Reader`; `whole` and `gathered` read one into memory.
+What is too large for memory, or lies in files of its own, is a `Reader`; `whole` and `gathered` read one into memory,
+and `unread` leaves it where it is.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,33 +13,43 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-Progress = Callable[[int, int], None]
-"""(done, total): told after each image."""
+from ddpm_jax.data.images import Range
+
+Progress = Callable[[str, int, int], None]
+"""(what, done, total): told after each image that it is "checked" or "loaded"."""
+
+IN_MEMORY = 2 << 30
+"""Bytes of images up to which they are held in memory, the host's and each device's, unless told otherwise."""
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 
 class Images(NamedTuple):
-    """A data set in host memory.
+    """A data set.
 
-    train, test: uint8 or uint16 [N, H, W, C], values 0 .. levels - 1; test is held out, never trained on.
+    train, test: uint8 or uint16, values 0 .. levels - 1, or float32 in a range: [N, H, W, C], or volumes
+        [N, D, H, W, C], in host memory or read where they are indexed; test is held out, never trained on.
     train_labels, test_labels: int32 [N], or both None.
-    levels: 17 for the digits, 256 for 8 bits, 65536 for 16 bits, unless the caller of `load` said otherwise.
+    levels: 17 for the digits, 256 for 8 bits, 65536 for 16 bits, unless the caller of `load` said otherwise; of
+        floating-point images the `Range`.
     name: the source, as it was given to `load`.
     label_names: what the labels 0, 1, ... are called; () if there are no labels, or only numbers.
     train_captions, test_captions: a text for each image, or both None.
+    format: what the images came as: "npz" (also of an .npy file of them all); of a folder's files the most frequent of
+        "png", "jpg", "webp", "bmp", "tiff", "gif" and "npy"; "" for other sources.
     """
 
-    train: np.ndarray
-    test: np.ndarray
+    train: "Pixels"
+    test: "Pixels"
     train_labels: np.ndarray | None
     test_labels: np.ndarray | None
-    levels: int
+    levels: int | Range
     name: str
     label_names: tuple[str, ...] = ()
     train_captions: tuple[str, ...] | None = None
     test_captions: tuple[str, ...] | None = None
+    format: str = ""
 
 
 class Reader(Protocol):
@@ -49,8 +61,8 @@ class Reader(Protocol):
         ...
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of every image, after resizing."""
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C) or (D, H, W, C) of every image, after resizing."""
         ...
 
     @property
@@ -59,8 +71,13 @@ class Reader(Protocol):
         ...
 
     @property
-    def levels(self) -> int:
-        """Values are 0 .. levels - 1; 0 for floating-point data, which have no levels."""
+    def levels(self) -> int | Range:
+        """Values are 0 .. levels - 1, or lie in a range."""
+        ...
+
+    @property
+    def format(self) -> str:
+        """As in `Images`."""
         ...
 
     @property
@@ -81,7 +98,7 @@ class Reader(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int, /) -> np.ndarray:
-        """Image i, [H, W, C] of dtype; a ValueError names the file if it cannot be read."""
+        """Image i, of shape and dtype; a ValueError names the file if it cannot be read."""
         ...
 
 
@@ -92,7 +109,7 @@ class Part:
         self.reader, self.indices = reader, indices
         self.name, self.shape, self.dtype, self.levels = reader.name, reader.shape, reader.dtype, reader.levels
         self.labels = None if reader.labels is None else reader.labels[indices]
-        self.label_names = reader.label_names
+        self.label_names, self.format = reader.label_names, reader.format
         self.captions = None if reader.captions is None else tuple(reader.captions[i] for i in indices)
 
     def __len__(self) -> int:
@@ -100,6 +117,34 @@ class Part:
 
     def __getitem__(self, i: int) -> np.ndarray:
         return self.reader[int(self.indices[i])]
+
+
+class Unread:
+    """The images of a reader as an array [N, H, W, C] that is read where it is indexed, several at a time.
+
+    It is indexed by one integer, a slice or an array of integers, and gives arrays.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader, self.dtype = reader, reader.dtype
+        self.shape = (len(reader), *reader.shape)
+        self.ndim, self.nbytes = len(self.shape), nbytes(reader)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, which: "int | slice | np.ndarray") -> np.ndarray:
+        places = np.arange(len(self))[which]
+        found = np.empty((places.size, *self.reader.shape), self.dtype)
+        _fill(found, self.reader, places.reshape(-1))
+        return found.reshape(*places.shape, *self.reader.shape)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
+Pixels = np.ndarray | Unread
+"""Images [N, H, W, C] in memory, or read where they are indexed."""
 
 
 def held_out_indices(what: str, count: int, held_out: float) -> np.ndarray:
@@ -125,6 +170,33 @@ def divided(reader: Reader, held_out: float) -> tuple[Part, Part]:
     return Part(reader, np.delete(np.arange(len(reader)), out)), Part(reader, out)
 
 
+def checked_range(what: str, least: float, most: float, *, levels: int | None, given: Range | None) -> Range:
+    """The range of floating-point images whose values go from `least` to `most`.
+
+    Raises:
+        ValueError: if none is given, or they lie outside of it, or levels are given; the text begins with `what`.
+    """
+    if levels is not None:
+        raise ValueError(f"{what}: floating-point images have no levels, got levels={levels}")
+    if given is None:
+        usual = [(low, high) for low, high in ((0, 1), (-1, 1), (0, 255)) if low <= least and most <= high]
+        low, high = usual[0] if usual else (least, most)
+        raise ValueError(
+            f"{what}: floating-point values from {_short(least)} to {_short(most)}; say which become -1 and 1, the "
+            f"lowest and the highest that images can have, as --data.range {_short(low)} {_short(high)}"
+        )
+    for value in (least, most):
+        if not given.low <= value <= given.high:
+            ends = f"{_short(given.low)} {_short(given.high)}"
+            raise ValueError(f"{what}: the value {_short(value)} is outside of the range {ends}")
+    return given
+
+
+def _short(value: float) -> str:
+    """The shortest text that is this number in float32."""
+    return f"{float(str(np.float32(value))):.9g}"
+
+
 def nbytes(reader: Reader) -> int:
     """The memory that all its images would take."""
     return len(reader) * math.prod(reader.shape) * reader.dtype.itemsize
@@ -145,6 +217,48 @@ def gathered(train: Reader, test: Reader, *, progress: Progress | None = None) -
     Raises:
         ValueError: if the two are not of one kind, or an image cannot be read.
     """
+    _check_alike(train, test)
+    arrays = np.empty((len(train), *train.shape), train.dtype), np.empty((len(test), *test.shape), test.dtype)
+    done, every = 0, len(train) + len(test)
+    for reader, array in zip((train, test), arrays, strict=True):
+        so_far = None if progress is None else functools.partial(_further, progress, done, every)
+        _fill(array, reader, np.arange(len(array)), so_far)
+        done += len(array)
+    return _images(train, test, *arrays)
+
+
+def unread(train: Reader, test: Reader) -> Images:
+    """The images of two readers, left where they are until they are indexed."""
+    _check_alike(train, test)
+    return _images(train, test, Unread(train), Unread(test))
+
+
+def _images(train: Reader, test: Reader, pixels: "Pixels", test_pixels: "Pixels") -> Images:
+    return Images(
+        pixels, test_pixels, train.labels, test.labels, train.levels, train.name, train.label_names,
+        train.captions, test.captions, train.format,
+    )  # fmt: skip
+
+
+def _further(progress: Progress, before: int, every: int, what: str, done: int, total: int) -> None:
+    progress(what, before + done, every)
+
+
+def _fill(array: np.ndarray, reader: Reader, places: np.ndarray, progress: Progress | None = None) -> None:
+    """array[k] = reader[places[k]] for all k, several at a time."""
+
+    def read(k: int) -> None:
+        array[k] = reader[int(places[k])]
+
+    # What Pillow thinks of metadata is in the report of a folder, by name, and here it would be noise.  Filters are
+    # the whole process's, so they are set around all threads and not in each.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        in_threads(read, range(len(array)), progress, "loaded")
+
+
+def _check_alike(train: Reader, test: Reader) -> None:
+    """Raises a ValueError if the images of two readers are not of one kind."""
     for field in ("shape", "dtype", "levels", "label_names"):
         ours, theirs = getattr(train, field), getattr(test, field)
         if ours != theirs:
@@ -152,32 +266,16 @@ def gathered(train: Reader, test: Reader, *, progress: Progress | None = None) -
     for field in ("labels", "captions"):
         if (getattr(train, field) is None) != (getattr(test, field) is None):
             raise ValueError(f"{train.name}: expected {field} of both training and held-out images or of neither")
-    arrays = np.empty((len(train), *train.shape), train.dtype), np.empty((len(test), *test.shape), test.dtype)
-    pairs = zip((train, test), arrays, strict=True)
-    places = [(reader, array, i) for reader, array in pairs for i in range(len(array))]
-
-    def read(place: tuple[Reader, np.ndarray, int]) -> None:
-        reader, array, i = place
-        array[i] = reader[i]
-
-    # What Pillow thinks of metadata is in the report of a folder, by name, and here it would be noise.  Filters are
-    # the whole process's, so they are set around all threads and not in each.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        in_threads(read, places, progress)
-    return Images(
-        *arrays, train.labels, test.labels, train.levels, train.name, train.label_names, train.captions, test.captions
-    )  # fmt: skip
 
 
-def in_threads(function: Callable[[A], B], items: Sequence[A], progress: Progress | None) -> list[B]:
+def in_threads(function: Callable[[A], B], items: Sequence[A], progress: Progress | None, what: str) -> list[B]:
     """function(item) of every item, in order; an error or an interrupt ends it without beginning further ones."""
     pool, results = ThreadPoolExecutor(), []
     try:
         for done, result in enumerate(pool.map(function, items), 1):
             results.append(result)
             if progress is not None:
-                progress(done, len(items))
+                progress(what, done, len(items))
     finally:
         pool.shutdown(cancel_futures=True)
     return results

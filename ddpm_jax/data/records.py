@@ -94,7 +94,7 @@ def image_feature(source: str, features: Mapping[str, Any]) -> str:
         if type(feature) is not tfds.features.Tensor or feature.np_dtype not in (np.uint8, np.uint16, np.float32):
             return False
         shape: Any = feature.shape
-        return len(shape) == 3 and None not in shape
+        return len(shape) in (3, 4) and None not in shape
 
     pictures = [key for key, feature in features.items() if picture(feature)]
     found = only(pictures, "image") or only([key for key, f in features.items() if key == "image" and array(f)])

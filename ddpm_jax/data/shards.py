@@ -142,7 +142,7 @@ def described(splits: Mapping[str, Reader]) -> dict[str, Any]:
 
 def pictures(reader: Reader) -> bool:
     """Whether the images can be PNG files; otherwise they are kept as compressed arrays."""
-    return reader.shape[-1] in CHANNELS.get(reader.dtype, ())
+    return len(reader.shape) == 3 and reader.shape[-1] in CHANNELS.get(reader.dtype, ())
 
 
 def png(image: np.ndarray) -> bytes:

@@ -1,154 +1,152 @@
-"""Batches of images that do not fit into memory: read ahead by threads, and put on the devices ahead of their step.
+"""The images of each step, on the devices before the step needs them.
 
-The batch of step n is that of `Order.indices(n, batch)`, so it is the same images, in the same places, as when all of
-them are in memory, and a resumed run needs nothing but its step.
+Two ways, one contract: the images of step n are those of `Order.indices(n, batch)`, in that order over all devices, so
+a run that resumes needs nothing but its step, and neither the way nor the number of processes changes what is seen.
 
-Threads are enough: Pillow decodes without holding Python's lock.
+Images that fit lie on every device as the integers they are, and a step is given indices alone.  Others are read ahead
+by grain's threads (Pillow decodes without holding Python's lock), and a step is given the images themselves.
 """
 
-import contextlib
 import itertools
 from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
 
+import grain
 import jax
 import numpy as np
 
+from ddpm_jax import process
 from ddpm_jax.data.batches import Order
-from ddpm_jax.data.reader import Reader
+from ddpm_jax.data.reader import IN_MEMORY, Pixels, Reader, Unread
+
+AHEAD = 1 << 30
+"""Bytes of batches that are read ahead, where that is between 2 and 16 of them."""
 
 
-class Stream:
-    """The batches of a reader, or the share of them that one of several processes feeds to its devices.
+class Batch(NamedTuple):
+    """What a step is given.
 
-        with contextlib.closing(Stream(reader, order, 128).batches(start)) as batches:
-            for step, images in enumerate(batches, start): ...
-
-    Args:
-        reader: the images.
-        order: which of them are in which batch, of as many examples as the reader has.
-        batch: images of a step, over all processes.
-        process_index, process_count: this process gets the images process_index * b ... (process_index + 1) * b - 1 of
-            each batch, where b = batch / process_count.
-        threads: how many images are read at once.
-        prefetch: how many batches are read ahead; so many and one more are in memory.
-
-    Raises:
-        ValueError: if batch is not divisible by process_count, or an option is out of range.
+    indices: int32 [batch], the examples, over all processes: for the record.
+    pixels: images on this process's devices, [N, H, W, C] on each, or [devices, b, H, W, C] with b on each.
+    places: int32 [devices, b]: which of a device's pixels are its examples.
     """
 
-    def __init__(
-        self,
-        reader: Reader,
-        order: Order,
-        batch: int,
-        *,
-        process_index: int = 0,
-        process_count: int = 1,
-        threads: int = 8,
-        prefetch: int = 2,
-    ) -> None:
-        if process_count < 1 or not 0 <= process_index < process_count:
-            raise ValueError(
-                f"Stream: expected 0 <= process_index < process_count, got {process_index} and {process_count}"
-            )
-        if batch < 1 or batch % process_count:
-            raise ValueError(f"Stream: expected a batch divisible by process_count={process_count}, got {batch}")
-        if threads < 1 or prefetch < 1:
-            raise ValueError(f"Stream: expected threads and prefetch of at least 1, got {threads} and {prefetch}")
-        self._reader, self._order, self._batch = reader, order, batch
-        self._share = slice(process_index * batch // process_count, (process_index + 1) * batch // process_count)
-        self._threads, self._prefetch = threads, prefetch
-
-    def batches(self, start: int) -> Generator[np.ndarray, None, None]:
-        """The batches of the steps start, start + 1, ..., without end: each [batch / process_count, H, W, C].
-
-        No thread is left when it is closed or deleted.  It may be begun again at any step.
-
-        Raises:
-            ValueError: at the step that needs an image that cannot be read, with its name.
-        """
-        pool, waiting = ThreadPoolExecutor(self._threads, thread_name_prefix="stream"), deque()
-        try:
-            for ahead in itertools.count(start):
-                waiting.append(self._begin(pool, ahead))
-                if len(waiting) > self._prefetch:
-                    yield waiting.popleft().images(ahead - self._prefetch)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _begin(self, pool: ThreadPoolExecutor, step: int) -> "_Pending":
-        indices = self._order.indices(step, self._batch)[self._share]
-        # always a fresh array: on a CPU, JAX may take it as it is
-        images = np.empty((len(indices), *self._reader.shape), self._reader.dtype)
-        together = -(-len(indices) // (2 * self._threads))  # a task for each image would cost more than small images
-        places = range(0, len(indices), together)
-        return _Pending(images, [pool.submit(self._fill, images, indices, k, k + together) for k in places])
-
-    def _fill(self, images: np.ndarray, indices: np.ndarray, start: int, stop: int) -> None:
-        for place in range(start, min(stop, len(indices))):
-            image = self._reader[int(indices[place])]
-            if (image.shape, image.dtype) != (images.shape[1:], images.dtype):
-                raise ValueError(
-                    f"{self._reader.name}: image {indices[place]} is {image.dtype} {image.shape}, expected "
-                    f"{images.dtype} {images.shape[1:]}"
-                )
-            images[place] = image
+    indices: np.ndarray
+    pixels: jax.Array
+    places: np.ndarray
 
 
-class _Pending(NamedTuple):
-    """A batch that is being read."""
+class Feed(NamedTuple):
+    """The images of all steps.
 
-    array: np.ndarray
-    parts: list[Future[None]]
+    axis: that of `Batch.pixels` over which they are spread: `pmap`'s in_axes for them.  None is the same for all.
+    batches: the batches of the steps start, start + 1, ..., without end.  Close it: threads may be at work.
+    """
 
-    def images(self, step: int) -> np.ndarray:
-        wait(self.parts)
-        for part in self.parts:
-            error = part.exception()
-            if error is not None:
-                error.add_note(f"in the batch of step {step}")
-                raise error
-        return self.array
+    axis: int | None
+    batches: Callable[[int], Generator[Batch, None, None]]
 
 
-def on_devices(
-    batches: Iterator[np.ndarray], sharding: jax.sharding.Sharding, *, ahead: int = 1
-) -> Generator[jax.Array, None, None]:
-    """The batches on devices, each put there while the step before it is still at work.
+def streams(pixels: Pixels, stream: bool | None) -> bool:
+    """Whether images are read ahead of each step; None is where they would take more than 2 GiB on every device."""
+    return pixels.nbytes > IN_MEMORY if stream is None else stream
+
+
+def feed(pixels: Pixels, order: Order, batch: int, devices: Sequence[Any], *, stream: bool | None = None) -> Feed:
+    """The images of each step on the devices of this process, as many on each.
 
     Args:
-        batches: each the share of this process, as `Stream.batches` gives it, [b, ...].
-        sharding: of the whole batch of all processes, [batch, ...].
-        ahead: how many batches are on the devices beside the one that is in use.
+        pixels: [N, H, W, C], in host memory or unread.
+        order: of N examples.
+        batch: images of a step, over all devices of all processes.
+        devices: those of this process.
+        stream: see `streams`.
 
     Raises:
-        ValueError: if ahead < 0; and what `batches` raises, at the step that it belongs to.
+        ValueError: if the batch is not divisible by the number of devices; from `Feed.batches`, at the step that needs
+            an image that cannot be read, with its name.
     """
-    if ahead < 0:
-        raise ValueError(f"on_devices: expected ahead >= 0, got {ahead}")
-    return _on_devices(batches, sharding, ahead)
+    everywhere = len(devices) * jax.process_count()
+    if batch < 1 or batch % everywhere:
+        raise ValueError(f"batch must be divisible by the number of devices, got {batch} over {everywhere}")
+    mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
+    if not streams(pixels, stream):
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        return Feed(None, _resident(jax.device_put(np.asarray(pixels), whole), order, batch, everywhere))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    return Feed(0, _streamed(pixels, order, batch, everywhere, spread))
 
 
-def _on_devices(
-    batches: Iterator[np.ndarray], sharding: jax.sharding.Sharding, ahead: int
-) -> Generator[jax.Array, None, None]:
-    waiting, error = deque(), None
-    with contextlib.ExitStack() as stack:
-        if isinstance(batches, Generator):
-            stack.enter_context(contextlib.closing(batches))
-        while True:
+def read_ahead(
+    pixels: Pixels, order: Order, batch: int, start: int, *, share: slice = slice(None)
+) -> Generator[np.ndarray, None, None]:
+    """The images of the steps start, start + 1, ..., without end, each step's in an array of its own.
+
+    No thread is left when it is closed or deleted.
+
+    Args:
+        share: the part of each batch, such as that of one of several processes; all of it by default.
+    """
+    ahead = min(16, max(2, AHEAD // max(1, batch * pixels.nbytes // len(pixels))))
+    reader = pixels.reader if isinstance(pixels, Unread) else None
+
+    def read(step: int) -> np.ndarray:
+        indices = order.indices(step, batch)[share]
+        if reader is None:
+            return pixels[indices]  # fancy indexing copies
+        images = np.empty((len(indices), *reader.shape), reader.dtype)
+        for place, i in enumerate(indices):
+            images[place] = _checked(reader, int(i))
+        return images
+
+    steps = grain.MapDataset.range(start, 2**62).map(read)
+    batches = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)))
+    try:
+        for step in itertools.count(start):
             try:
-                while error is None and len(waiting) <= ahead:
-                    waiting.append(jax.make_array_from_process_local_data(sharding, next(batches)))
-            except Exception as raised:  # not yet its turn
-                error = raised
-            if waiting:
-                yield waiting.popleft()
-            elif isinstance(error, StopIteration):
-                return
-            else:
-                assert error is not None
-                raise error
+                yield next(batches)
+            except ValueError as error:
+                error.add_note(f"in the batch of step {step}")
+                raise
+    finally:
+        batches.close()
+
+
+def _resident(pixels: jax.Array, order: Order, batch: int, devices: int):
+    def batches(start: int) -> Generator[Batch, None, None]:
+        for step in itertools.count(start):
+            indices = order.indices(step, batch)
+            yield Batch(indices, pixels, process.share(indices.reshape(devices, -1)))
+
+    return batches
+
+
+def _streamed(pixels: Pixels, order: Order, batch: int, devices: int, sharding: jax.sharding.Sharding):
+    here, each = devices // jax.process_count(), batch // devices
+    first = jax.process_index() * here * each
+    share = slice(first, first + here * each)
+    places = np.broadcast_to(np.arange(each, dtype=np.int32), (here, each))
+
+    def batches(start: int) -> Generator[Batch, None, None]:
+        read, waiting = read_ahead(pixels, order, batch, start, share=share), deque()
+        try:
+            for step in itertools.count(start):
+                # one more than is in use, so that it travels while the step before it is at work
+                while len(waiting) < 2:
+                    images = next(read)
+                    waiting.append(jax.device_put(images.reshape(here, each, *images.shape[1:]), sharding))
+                yield Batch(order.indices(step, batch), waiting.popleft(), places)
+        finally:
+            read.close()
+
+    return batches
+
+
+def _checked(reader: Reader, i: int) -> np.ndarray:
+    image = reader[i]
+    if (image.shape, image.dtype) != (reader.shape, reader.dtype):
+        raise ValueError(
+            f"{reader.name}: image {i} is {image.dtype} {image.shape}, expected {reader.dtype} {reader.shape}"
+        )
+    return image

@@ -4,6 +4,7 @@ is a report.
 A file is *bad* if its pixels cannot be had exactly as they are stored, or are not of the one mode that the others have.
 """
 
+import math
 import os
 import stat
 import threading
@@ -12,6 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+
+import numpy as np
 
 from ddpm_jax.data.files import EXTENSIONS, decoded
 from ddpm_jax.data.reader import Progress, in_threads
@@ -26,9 +29,9 @@ class File(NamedTuple):
     path: below the folder, with "/".
     size: bytes on disk.
     format, mode: as in `files.Decoded`; "" if bad.
-    shape: (H, W, C), upright.
-    dtype: "uint8" or "uint16".
-    peak: the largest value.
+    shape: (H, W, C), upright, or (D, H, W, C).
+    dtype: "uint8", "uint16" or "float32".
+    least, peak: the smallest and the largest value.
     turned: whether its Exif orientation was applied.
     warning: what Pillow warns of, as damaged metadata; the pixels are used.
     bad: why it cannot be used; "" if it can.
@@ -38,9 +41,10 @@ class File(NamedTuple):
     size: int = 0
     format: str = ""
     mode: str = ""
-    shape: tuple[int, int, int] = (0, 0, 0)
+    shape: tuple[int, ...] = (0, 0, 0)
     dtype: str = ""
-    peak: int = 0
+    least: float = 0
+    peak: float = 0
     turned: bool = False
     warning: str = ""
     bad: str = ""
@@ -72,9 +76,9 @@ class Survey(NamedTuple):
         """The files that cannot."""
         return tuple(file for file in self.files if file.bad)
 
-    def sizes(self) -> Counter[tuple[int, int]]:
-        """How many usable images there are of each (H, W)."""
-        return Counter(file.shape[:2] for file in self.good())
+    def sizes(self) -> Counter[tuple[int, ...]]:
+        """How many usable images there are of each (H, W) or (D, H, W)."""
+        return Counter(file.shape[:-1] for file in self.good())
 
     def lines(self) -> list[str]:
         """The report: counts, what will be resized, disk and memory, and by name what is bad and what is odd."""
@@ -109,8 +113,8 @@ class Survey(NamedTuple):
             return "none"
         height, width = self.size
         sizes = self.sizes()
-        cut = sum(n for (h, w), n in sizes.items() if h * width != w * height)
-        fewer = sum(n for (h, w), n in sizes.items() if h < height or w < width)
+        cut = sum(n for (*_, h, w), n in sizes.items() if h * width != w * height)
+        fewer = sum(n for (*_, h, w), n in sizes.items() if h < height or w < width)
         same = sizes[self.size]
         rest = sizes.total() - same
         if not rest:
@@ -123,8 +127,7 @@ class Survey(NamedTuple):
     def _memory(self) -> str:
         total = 0
         for file in self.good():
-            height, width = self.size or file.shape[:2]
-            total += height * width * file.shape[2] * (1 if file.dtype == "uint8" else 2)
+            total += math.prod(self.size or file.shape[:-1]) * file.shape[-1] * np.dtype(file.dtype).itemsize
         return f"{total / 1e6:,.1f} MB when decoded"
 
 
@@ -144,7 +147,7 @@ def survey(root: Path, name: str, size: tuple[int, int] | None = None, progress:
     Args:
         name: what the folder is called in the report.
         size: (H, W) to which images will be brought; None for as they are.
-        progress: told (done, total) after each file.
+        progress: told ("checked", done, total) after each file.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -188,9 +191,9 @@ def counted(counts: Counter[str]) -> str:
     return ", ".join(f"{count:,} {kind}" for kind, count in kinds[:6]) + more
 
 
-def sized(sizes: Counter[tuple[int, int]]) -> Counter[str]:
+def sized(sizes: Counter[tuple[int, ...]]) -> Counter[str]:
     """Counts of (H, W), as counts of "HxW"."""
-    return Counter({f"{height}x{width}": count for (height, width), count in sizes.items()})
+    return Counter({"x".join(map(str, size)): count for size, count in sizes.items()})
 
 
 def shown(path: str) -> str:
@@ -265,17 +268,16 @@ def _examined(root: Path, images: dict[str, int], progress: Progress | None) -> 
         except ValueError as error:
             return File(path, images[path], bad=str(error))
         pixels = image.pixels
-        height, width, channels = pixels.shape
         return File(
-            path, images[path], image.format, image.mode, (height, width, channels), str(pixels.dtype),
-            int(pixels.max()), image.turned,
+            path, images[path], image.format, image.mode, pixels.shape, str(pixels.dtype),
+            pixels.min().item(), pixels.max().item(), image.turned,
         )  # fmt: skip
 
     # Filters and `showwarning` are the whole process's, so they are set around all threads and not in each.
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         before, warnings.showwarning = warnings.showwarning, note
-        files = in_threads(look, list(images), progress)
+        files = in_threads(look, list(images), progress, "checked")
     for i, file in enumerate(files):
         large = [text for category, text in warned[file.path] if category is Image.DecompressionBombWarning]
         odd = [text for _, text in warned[file.path]]

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import tyro
 
-from ddpm_jax import process
+from ddpm_jax import process, runs
 from ddpm_jax.evaluate import (
     interpolation,
     likelihood,
@@ -57,13 +57,18 @@ def main(argv: list[str]) -> int:
         if jax.process_count() > 1 and argv[1] not in ON_SEVERAL:
             raise ValueError(f"{argv[1]} runs in one process; {' and '.join(ON_SEVERAL)} run in several")
         with process.as_one("evaluate"):
-            return run(subject(argv[0], chosen.which), chosen)
+            evaluated = subject(argv[0], chosen.which)
+            with runs.fitting("a tile of images", lambda: runs.lighter_samples(evaluated.model.config)):
+                return run(evaluated, chosen)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return process.leave(2)
     except OSError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return process.leave(process.UNWRITABLE)
+    except MemoryError as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return process.leave(process.TOO_LARGE)
 
 
 def usage() -> str:

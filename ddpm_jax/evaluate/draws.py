@@ -26,7 +26,7 @@ def fields(subject: Subject, seed: int, form: Format) -> protocol.Protocol:
     s, T = c.sampling, c.schedule.T
     how = f"eta={s.eta:g}" if s.sampler == "ddim" else f"mix={s.mix:g}"
     steps = f"{s.steps} steps" if s.steps == T else f"{s.steps} of {T} steps {s.spacing}"
-    integers = "uint8" if subject.model.levels <= 256 else "uint16"
+    integers = "uint8" if subject.model.integer_levels <= 256 else "uint16"
     return {
         "samples": f"{s.sampler} {steps} {how}",
         "clip": s.clip,
@@ -60,7 +60,7 @@ def _drawn(subject: Subject, num: int, seed: int, form: Format) -> pathlib.Path 
     progress, waiting = log.Progress(num, start=done, what="samples", active=process.first()), []
     with process.Interrupt() as interrupt:
         for drawn in model.draw(seed=seed, start=done, num=num - done):
-            waiting.append(shaped(drawn.x, model.levels, form))
+            waiting.append(shaped(drawn.x, model.integer_levels, form))
             count = sum(map(len, waiting))
             progress.update(done + count, {})
             stopping = process.agree(interrupt.requested)

@@ -83,7 +83,7 @@ def run(subject: Subject, options: Interpolation) -> int:
     return 0
 
 
-def interpolated(model: runs.Model, integers: np.ndarray, options: Interpolation) -> Found:
+def interpolated(model: runs.Model, integers: data.Pixels, options: Interpolation) -> Found:
     """The interpolations asked for.
 
     An image's noise has a key of its own and is the same at every t; each pair has one key for the reverse process.
@@ -105,7 +105,7 @@ def interpolated(model: runs.Model, integers: np.ndarray, options: Interpolation
         return np.asarray(gaussian.q_sample(model.schedule, x0[i], jnp.asarray(t), eps[i]) if t else x0[i])[0]
 
     ends = np.stack([[encoded(a, t), encoded(b, t)] for (a, b), t in zip(pairs.tolist(), times.tolist(), strict=True)])
-    to_b = np.linspace(0, 1, options.columns, dtype=np.float32).reshape(1, -1, 1, 1, 1)
+    to_b = np.linspace(0, 1, options.columns, dtype=np.float32).reshape(1, -1, *(1 for _ in model.shape))
     x_t = to_b[:, ::-1] * ends[:, :1] + to_b * ends[:, 1:]  # reversed, so that a pair the other way round is mirrored
     numbered = np.zeros(len(times)) if options.coarse_to_fine else np.arange(options.pairs)
     paths = np.stack([np.full(len(times), DECODING), numbered], axis=1).astype(np.uint32)
@@ -153,7 +153,7 @@ def numbers(subject: Subject, chosen: Split, options: Interpolation, found: Foun
     """For each t the errors of the reconstructions at lambda 0 and at lambda 1, over the pairs."""
     facts = fields(subject, chosen, options, found)
     ends = found.between[:, [0, -1]].astype(np.float64)
-    squared = ((ends - found.sources) ** 2).mean(axis=(2, 3, 4))  # [r, 2]
+    squared = ((ends - found.sources) ** 2).reshape(*ends.shape[:2], -1).mean(-1)  # [r, 2]
     measured = []
     for t in sorted({int(t) for t in found.times}, reverse=True):
         for end in (0, 1):

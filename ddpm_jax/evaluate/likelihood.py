@@ -141,12 +141,12 @@ def program(model: runs.Model, options: Likelihood) -> generate.Program:
     An estimate has two rows of terms, L_0 and the estimated sum of the others.
     """
     decoder = {"discretized": likelihood.discretized, "tanh": likelihood.discretized_tanh}[options.decoder]
-    decoder, schedule, mix = decoder(model.levels), model.schedule, model.config.sampling.mix
+    decoder, schedule, mix = decoder(model.integer_levels), model.schedule, model.config.sampling.mix
 
     def tile(params, key, tile):
         indices, integers = tile
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
-        x0, denoise = data.to_unit(integers, model.levels), model.denoiser(params)
+        x0, denoise = data.to_unit(integers, model.integer_levels), model.denoiser(params)
         if options.estimate is None:
             bound = likelihood.bound(keys, schedule, denoise, x0, mix=mix, decoder=decoder, times=model.times)
             return bound.prior, bound.terms, bound.mse
@@ -159,7 +159,7 @@ def program(model: runs.Model, options: Likelihood) -> generate.Program:
     return tile
 
 
-def group(integers: np.ndarray, first: int, tile: int) -> tuple[np.ndarray, np.ndarray]:
+def group(integers: data.Pixels, first: int, tile: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices [devices, tile] and images [devices, tile, H, W, C] from `first` on; the last are repeated."""
     devices = jax.device_count()
     indices = (first + np.arange(devices * tile, dtype=np.uint32)).reshape(devices, tile)
@@ -214,7 +214,7 @@ def fields(subject: Subject, chosen: Split, options: Likelihood) -> protocol.Pro
         "data": chosen.name,
         "method": method,
         "variance": "learned variance" if objects.learned_variance(c) else f"mix={c.sampling.mix:g}",
-        "decoder": f"{options.decoder}-{model.levels}",
+        "decoder": f"{options.decoder}-{model.integer_levels}",
         "clip": c.sampling.clip,
         **subject.weights(),
         "seed": options.seed,

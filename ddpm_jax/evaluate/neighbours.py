@@ -81,7 +81,7 @@ class Found(NamedTuple):
 
 def run(subject: Subject, options: Neighbours) -> int:
     """Writes the picture, the numbers and the neighbours, and says the verdict; status 4 if it is interrupted."""
-    loaded = images(subject)
+    loaded = images(subject, stream=False)  # every sample is compared with all of them
     train, held = split(loaded, "train"), split(loaded, "test")
     check(options, len(train.images))
     space = where(subject, options)
@@ -89,8 +89,8 @@ def run(subject: Subject, options: Neighbours) -> int:
     if folder is None:
         return 4
     drawn = np.concatenate(list(draws.chunks(folder, 0, options.num)))
-    compared = reference(train.images, subject.model.config.data.flip)
-    found = measure(drawn, compared, loaded.test, space, options.k)
+    compared = reference(np.asarray(train.images), subject.model.config.data.flip)
+    found = measure(drawn, compared, np.asarray(loaded.test), space, options.k)
     facts = fields(subject, options, train, space)
     counted = numbers(found, held, space, facts)
     name = f"neighbours-{protocol.identity({**facts, 'rows': options.rows, 'k': options.k})}"

@@ -96,9 +96,10 @@ def measure(subject: Subject, options: Predictions) -> Found:
     shown, squared = [], []
     for x0, image in predicted(model, options, places):
         shown.append(x0[: max(0, options.num - sum(map(len, shown)))])
-        squared.append(((x0 - image[:, None]).astype(np.float64) ** 2).mean(axis=(2, 3, 4)))
+        off = (x0 - image[:, None]).astype(np.float64)
+        squared.append((off**2).reshape(*off.shape[:2], -1).mean(-1))
         if quality is not None:
-            quality.see(data.to_integer(x0, model.levels))
+            quality.see(data.to_integer(x0, model.integer_levels))
     times = model.times[places]
     distances = [] if quality is None else quality.numbers(times.tolist())
     return Found(times, np.concatenate(shown), np.concatenate(squared), distances)

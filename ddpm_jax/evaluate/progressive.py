@@ -55,7 +55,7 @@ def run(subject: Subject, options: Progressive) -> int:
     integers = data.to_integer(found.x, 256)
     frames = [data.grid(integers[:, i], 256) for i in range(len(found.times))]
     data.write_gif(subject.out / f"{name}.gif", frames, scale=data.preview_scale(model.shape), duration=200)
-    hashes = [runs.image_hash(image) for image in data.to_integer(found.x[:, -1], model.levels)]
+    hashes = [runs.image_hash(image) for image in data.to_integer(found.x[:, -1], model.integer_levels)]
     made = {"seed": options.seed, "start": options.start, "num": options.num, "kept": found.times.tolist()}
     figures.written(subject.out / f"{name}.json", model.manifest() | made | {"sha256": hashes})
     print(f"animation in {name}.gif, hashes of the images in {name}.json")

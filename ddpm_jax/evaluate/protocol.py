@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddpm_jax import data
+
 Protocol = Mapping[str, str | int | float | bool]
 """What a number depends on, by name, in the order in which the line says it."""
 
@@ -108,10 +110,11 @@ def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
             ) from error
 
 
-def data_hash(array: np.ndarray) -> str:
+def data_hash(array: data.Pixels) -> str:
     """Twelve hexadecimal digits that name the content of an array: its type, shape and values."""
     digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
+    for first in range(0, len(array), 1000):  # it may not be in memory
+        digest.update(np.ascontiguousarray(array[first : first + 1000]).data)
     return digest.hexdigest()[:12]
 
 

@@ -164,12 +164,12 @@ def found(subject: Subject) -> list[Result]:
 def introduce(card: Card, subject: Subject, config: configs.Config, meta: dict[str, Any]) -> None:
     """What it is."""
     model = subject.model
-    height, width, channels = model.shape
+    shape = "x".join(map(str, model.shape))
     parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(model.params))
     which = {"ema": "the moving average of the parameters", "raw": "the parameters themselves"}[model.weights]
     card.add(
         f"# {model.workdir.resolve().name}",
-        f"A denoising diffusion model of images {height}x{width}x{channels} of {model.levels} levels: a U-Net of "
+        f"A denoising diffusion model of images {shape} of {model.levels} levels: a U-Net of "
         f"{parameters:,} parameters that predicts {config.loss.predicts}, with {config.schedule.T} steps of noise.",
     )
     rows = [
@@ -310,8 +310,8 @@ def limits(card: Card, subject: Subject, config: configs.Config, results: Sequen
     if any("classifier" in str(f.get("features", "")) for f in facts):
         lines.append("Fréchet distances through the classifier's features are not FID: no published number compares.")
     lines.append(
-        f"numbers are comparable with others on these very images only ({subject.model.shape[0]}x"
-        f"{subject.model.shape[1]}, {subject.model.levels} levels, by the hash in the protocol)"
+        f"numbers are comparable with others on these very images only "
+        f"({'x'.join(map(str, subject.model.shape[:-1]))}, {subject.model.levels} levels, by the hash in the protocol)"
         + (": the digits are a small data set, no benchmark." if config.data.source == "digits" else ".")
     )
     lines.append("each number is of one training run: how much another seed of training would change it is not known.")

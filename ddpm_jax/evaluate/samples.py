@@ -181,7 +181,7 @@ def left_out(subject: Subject, options: Samples) -> list[Number]:
 def extractor(model: runs.Model, options: Samples) -> Extractor:
     """What is to see the images of a model."""
     if options.features == "inception":
-        net = inception.load(model.levels, weights=options.inception_weights)
+        net = inception.load(model.integer_levels, weights=options.inception_weights)
 
         def scores(seen: Seen, reference: Seen) -> list[tuple[str, float, float]]:
             kid, score = (
@@ -196,7 +196,7 @@ def extractor(model: runs.Model, options: Samples) -> Extractor:
             ]
 
         return Extractor(f"{net.name} {net.fingerprint}", "FID", net.dimension, net, scores)
-    judge = classifier.load(classifier.for_images(model.shape, model.levels))
+    judge = classifier.load(classifier.for_images(model.shape, model.integer_levels))
 
     def classes(seen: Seen, reference: Seen) -> list[tuple[str, float, float]]:
         found = classifier.class_coverage(seen.scores, reference.scores)
@@ -310,7 +310,7 @@ def written(subject: Subject, path: pathlib.Path, options: Samples) -> tuple[lis
     found = arrays["arr_0"]
     if found.dtype not in (np.uint8, np.uint16) or found.ndim != 4:
         raise ValueError(f"{path}: expected integer images [n, H, W, C], got {found.dtype} {found.shape}")
-    levels = subject.model.levels
+    levels = subject.model.integer_levels
     if found.size and found.max() >= levels:
         levels = int(found.max()) + 1
     check_alike(str(path), found.shape[1:], levels, subject.model)

@@ -124,7 +124,7 @@ def numbers(subject: Subject, options: Stochastic, found: Found) -> list[Number]
     """For each t the root mean square difference of two continuations, 0..255; its error is that over images."""
     pairs = list(itertools.combinations(range(options.continuations), 2))
     apart = np.stack([found.ends[:, :, a] - found.ends[:, :, b] for a, b in pairs], axis=2).astype(np.float64)
-    squared = (apart**2).mean(axis=(2, 3, 4, 5))  # [n, k]
+    squared = (apart**2).reshape(*apart.shape[:2], -1).mean(-1)  # [n, k]
     facts = fields(subject, options, found.times)
     name = "RMSE between continuations of x_t, 0..255"
     return [Number(name, *figures.rmse(squared[:, k]), {"t": t, **facts}) for k, t in enumerate(found.times)]

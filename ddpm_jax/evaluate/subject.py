@@ -6,7 +6,6 @@ import platform
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
-import numpy as np
 import tyro
 
 import ddpm_jax
@@ -63,21 +62,22 @@ class Split(NamedTuple):
     """Images of a data set: their name with the hash of their content, and the integers [n, H, W, C]."""
 
     name: str
-    images: np.ndarray
+    images: data.Pixels
 
 
 def subject(run: str, which: Which) -> Subject:
     """The subject that flags name.
 
     Raises:
-        FileNotFoundError, ValueError: as `runs.Model`.
+        FileNotFoundError, ValueError: as `runs.Model`; or if its images are floating-point ones.
     """
     model = runs.Model(run, step=which.model.checkpoint, weights=which.model.weights, sampling=which.sampling.chosen())
+    _ = model.integer_levels  # no evaluation is of anything else
     return Subject(model, which, pathlib.Path(which.out) if which.out else model.workdir / "evaluation")
 
 
-def images(subject: Subject) -> data.Images:
-    """The data set of the run, as it was divided for training.
+def images(subject: Subject, stream: bool | None = None) -> data.Images:
+    """The data set of the run, as it was divided for training; `stream` as in `data.load`.
 
     Raises:
         FileNotFoundError, ValueError: as `data.load`, or if its images are not such as the model makes.
@@ -85,13 +85,13 @@ def images(subject: Subject) -> data.Images:
     config, model = subject.model.config.data, subject.model
     found = data.load(
         subject.which.source or config.source, held_out=config.held_out, levels=config.levels,
-        resolution=config.resolution, skip_bad=config.skip_bad,
+        value_range=config.range, resolution=config.resolution, skip_bad=config.skip_bad, stream=stream,
     )  # fmt: skip
     check_alike(found.name, found.train.shape[1:], found.levels, model)
     return found
 
 
-def check_alike(what: str, shape: tuple[int, ...], levels: int, model: runs.Model) -> None:
+def check_alike(what: str, shape: tuple[int, ...], levels: int | data.Range, model: runs.Model) -> None:
     """Raises a ValueError if images of this shape and number of levels cannot be compared with the model's."""
     if tuple(shape) != model.shape or levels != model.levels:
         ours, theirs = "x".join(map(str, model.shape)), "x".join(map(str, shape))
@@ -111,4 +111,4 @@ def split(found: data.Images, which: Literal["train", "test"], num: int | None =
     if num is not None and not 1 <= num <= len(whole):
         raise ValueError(f"--num must be 1 to {len(whole)}, the images in {found.name}'s {which} split, got {num}")
     stem = "digits" if found.name == "digits" else pathlib.PurePath(found.name.partition(":")[2]).stem
-    return Split(f"{stem}-{which} sha {protocol.data_hash(whole)}", whole[:num])
+    return Split(f"{stem}-{which} sha {protocol.data_hash(whole)}", whole if num is None else whole[:num])

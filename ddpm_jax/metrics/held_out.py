@@ -51,14 +51,14 @@ def held_out(
     return HeldOut(float(loss.mean()), float(bits.mean()), error, times.astype(np.int64), loss)
 
 
-def examination(schedule, net, denoise, example_loss, *, mix: float, levels: int, strata: int):
+def examination(schedule, net, denoise, example_loss, *, mix: float, decoder: likelihood.Decoder, strata: int):
     """(keys [b], x0 [b, ...]) -> times [b], loss [b], bits/dim [b]: what `held_out` compiles and applies.
 
     Args:
         net, denoise: of the parameters under examination.
         example_loss: (keys, schedule, net, x0, t) -> [b].
         mix: the reverse variance (a learned one takes precedence).
-        levels: of the discretised decoder.
+        decoder: of the data.  Bits/dim by `likelihood.density` are those of a density in [-1, 1]: they may be negative.
         strata: of `likelihood.bound_estimate`.
     """
 
@@ -66,7 +66,6 @@ def examination(schedule, net, denoise, example_loss, *, mix: float, levels: int
         time_keys, draw_keys, bound_keys = gaussian.split_keys(keys, 3)
         t = losses.uniform_times(time_keys, schedule.T)
         loss = example_loss(draw_keys, schedule, net, x0, t)
-        decoder = likelihood.discretized(levels)
         found = likelihood.bound_estimate(bound_keys, schedule, denoise, x0, strata=strata, mix=mix, decoder=decoder)
         return t, loss, likelihood.bits_per_dim(found.total, x0)
 

@@ -95,17 +95,18 @@ def made(name: str, images: data.Images, recipe: Recipe) -> Classifier:
         raise ValueError(f"{name}: expected images {kind.shape} of {kind.levels} levels, got {found[0]} of {found[1]}")
     if images.train_labels is None or images.test_labels is None:
         raise ValueError(f"{name}: expected images with labels, {images.name} has none")
-    params = trained(kind.network, images.train, images.train_labels, recipe)
+    train, test = np.asarray(images.train), np.asarray(images.test)
+    params = trained(kind.network, train, images.train_labels, recipe)
     flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
     weights = {path: np.asarray(weight, np.float16).astype(np.float32) for path, weight in flat.items()}
     classifier = Classifier(name, weights, {})
     record = {
         "name": name,
-        "train_images": len(images.train),
-        "train_accuracy": _accuracy(classifier, images.train, images.train_labels),
-        "held_out_images": len(images.test),
-        "held_out_accuracy": _accuracy(classifier, images.test, images.test_labels),
-        "data_sha256": sha256(images.train, images.train_labels),
+        "train_images": len(train),
+        "train_accuracy": _accuracy(classifier, train, images.train_labels),
+        "held_out_images": len(test),
+        "held_out_accuracy": _accuracy(classifier, test, images.test_labels),
+        "data_sha256": sha256(train, images.train_labels),
         "recipe": recipe._asdict(),
         "versions": {package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "flax", "optax")},
     }

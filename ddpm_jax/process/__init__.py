@@ -16,6 +16,7 @@ import threading
 
 from ddpm_jax.process.hosts import (
     LOST,
+    TOO_LARGE,
     UNWRITABLE,
     Hosts,
     agree,
@@ -30,7 +31,7 @@ from ddpm_jax.process.hosts import (
 from ddpm_jax.process.lock import Lock
 
 __all__ = [
-    "LOST", "UNWRITABLE", "Hosts", "Interrupt", "Lock", "agree", "as_one", "check_same",
+    "LOST", "TOO_LARGE", "UNWRITABLE", "Hosts", "Interrupt", "Lock", "agree", "as_one", "check_same",
     "first", "gathered", "keep_memory", "leave", "platform", "prepare", "share",
 ]  # fmt: skip
 

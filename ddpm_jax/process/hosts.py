@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
-LOST, UNWRITABLE = 5, 6
+LOST, UNWRITABLE, TOO_LARGE = 5, 6, 7
 """Exit statuses that all programs share."""
 
 _MEETING = 300  # seconds to wait for the others at the start
@@ -213,6 +213,8 @@ def _status(error: BaseException) -> int:
     while at is not None and at not in chain:
         chain.append(at)
         at = at.__cause__ or at.__context__
+    if isinstance(error, MemoryError):
+        return TOO_LARGE
     if any(isinstance(e, jax.errors.JaxRuntimeError) for e in chain):
         return LOST
     if isinstance(error, KeyboardInterrupt):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import ddpm_jax
-from ddpm_jax import checkpoint, generate
+from ddpm_jax import checkpoint, data, generate
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 
@@ -27,6 +27,12 @@ class Model:
     Raises:
         FileNotFoundError: if there is no such run or checkpoint.
         ValueError: if a field of `sampling` is unknown or has a value that the config refuses.
+
+    Attributes:
+        shape: of an image, (H, W, C) or (D, H, W, C).
+        levels: of the data, or their `data.Range`.
+        dtype: of the data.
+        format: what the data came as, see `data.Images`; "" also if the checkpoint does not say.
     """
 
     def __init__(self, workdir: str | pathlib.Path, *, step: int | None, weights: str, sampling: dict[str, Any]):
@@ -37,7 +43,12 @@ class Model:
         with checkpoint.Checkpoints(self.workdir / "checkpoints", read_only=True) as saved:
             meta = saved.meta(step)
             config = configs.from_dict(meta["config"])
-            self.shape, self.levels = tuple(meta["image"]["shape"]), meta["image"]["levels"]
+            image = meta["image"]
+            self.shape, levels = tuple(image["shape"]), image["levels"]
+            self.levels: int | data.Range = data.Range(*levels) if isinstance(levels, list) else int(levels)
+            usual = np.uint8 if isinstance(levels, int) and levels <= 256 else np.uint16
+            self.dtype = np.dtype(image.get("dtype", usual))
+            self.format = image.get("format", "")
             net = objects.network(config, channels=self.shape[-1])
             x, t = np.zeros((1, *self.shape), np.float32), np.ones(1, np.int32)
             target = jax.eval_shape(net.init, jax.random.key(0), x, t)["params"]
@@ -63,6 +74,24 @@ class Model:
         tile = self.config.sampling.tile
         return generate.draw(tiles, self.params, seed=seed, start=start, num=num, tile=tile, batch=batch)
 
+    @property
+    def integer_levels(self) -> int:
+        """The levels of the data, for what is done with integers alone.
+
+        Raises:
+            ValueError: if the data are floating-point.
+        """
+        if isinstance(self.levels, data.Range):
+            raise ValueError(
+                f"{self.workdir} makes floating-point images, and this is for integers: train.py says the held-out "
+                "bound of such a run, and sample.py draws from it"
+            )
+        return self.levels
+
+    def images(self, x: np.ndarray) -> np.ndarray:
+        """Images in [-1, 1], as `draw` gives them, as the data have them: of their levels or range, and their type."""
+        return data.from_unit(x, self.levels).astype(self.dtype, copy=False)
+
     def manifest(self) -> dict[str, Any]:
         """What says how images came about, but for their seed and indices."""
         device = jax.devices()[0]
@@ -72,7 +101,7 @@ class Model:
             "weights": self.weights,
             "sampling": dataclasses.asdict(self.config.sampling),
             "times": self.times.tolist(),
-            "image": {"shape": list(self.shape), "levels": self.levels},
+            "image": {"shape": list(self.shape), "levels": self.levels, "dtype": str(self.dtype)},
             "machine": {"platform": device.platform, "kind": device.device_kind, "devices": jax.device_count()},
             "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
         }
@@ -92,5 +121,5 @@ class Model:
 
 
 def image_hash(image: np.ndarray) -> str:
-    """sha256 of an image's integers, in the order of memory."""
+    """sha256 of an image's numbers, in the order of memory."""
     return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()

@@ -18,6 +18,9 @@ from ddpm_jax import data, generate, process
 from ddpm_jax.config import objects
 from ddpm_jax.metrics import held_out, monitors
 
+_REFERENCE = 1 << 28
+"""Bytes of images that samples are compared with, where not all are in memory."""
+
 
 @contextlib.contextmanager
 def claim(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
@@ -26,8 +29,9 @@ def claim(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
     With several processes the first one does so, and all make sure that they see the same folder.
 
     Raises:
-        ValueError: if the folder holds a run of another config (more steps are the same run), or something else; if
-            another process trains in it; or if not all processes see it.
+        ValueError: if the folder holds a run of another config (apart from `steps`, and from `data.stream`, `net.remat`
+            and `optim.accumulate`, which a smaller machine may need), or something else; if another process trains in
+            it; or if not all processes see it.
         OSError: if it cannot be written, then or later: the body's errors are raised anew with what is left to go on.
     """
     with contextlib.ExitStack() as held:
@@ -68,7 +72,7 @@ def _own(workdir: pathlib.Path, config: configs.Config) -> None:
     path = workdir / "config.json"
     if path.exists():
         old = configs.read(path)
-        changed = configs.differences(dataclasses.replace(old, steps=config.steps), config)
+        changed = configs.differences(_as_here(old, config), config)
         if changed and any((workdir / "checkpoints").glob("[0-9]*")):  # without a checkpoint nothing was begun
             raise ValueError(
                 f"{workdir} holds a run of another config; take a new folder, or go on with its own. "
@@ -78,6 +82,17 @@ def _own(workdir: pathlib.Path, config: configs.Config) -> None:
     part.write_text(configs.to_json(config))
     part.replace(path)
     (workdir / "samples").mkdir(exist_ok=True)
+
+
+def _as_here(old: configs.Config, new: configs.Config) -> configs.Config:
+    """The old config, but for what may change during a run."""
+    return dataclasses.replace(
+        old,
+        steps=new.steps,
+        data=dataclasses.replace(old.data, stream=new.data.stream),
+        net=dataclasses.replace(old.net, remat=new.net.remat),
+        optim=dataclasses.replace(old.optim, accumulate=new.optim.accumulate),
+    )
 
 
 class Run:
@@ -97,16 +112,16 @@ class Run:
             of = partial(apply, params)
             examination = held_out.examination(
                 schedule, of, objects.denoiser(config, schedule, of), objects.example_loss(config, images.levels),
-                mix=config.sampling.mix, levels=images.levels, strata=config.evaluation.strata,
+                mix=config.sampling.mix, decoder=objects.decoder(images.levels), strata=config.evaluation.strata,
             )  # fmt: skip
             return examination(keys, x0)
 
         self.examine = jax.jit(examine)
         self.tiles = generate.over_devices(generate.program(sampler, objects.times(config), images.train.shape[1:]))
 
-    def introduce(self, state, devices, start: int) -> None:
+    def introduce(self, state, start: int) -> None:
         """The first lines: where, on what, how large, from when to when."""
-        config, leaves = self.config, jax.tree.leaves(state.params)
+        config, leaves, devices = self.config, jax.tree.leaves(state.params), jax.devices()
         print(f"run       {self.workdir}" + (f", continued from step {start}" if start else ""))
         hosts = jax.process_count()
         among = f", {len(devices) // hosts} in each of {hosts} processes" if hosts > 1 else ""
@@ -122,13 +137,15 @@ class Run:
         print("          the time left is said as soon as the first steps are compiled and done", flush=True)
 
     def check_same(self, start: int) -> None:
-        """Makes sure that all processes have the same config, checkpoint and data, of which a thousand images vouch.
+        """Makes sure that all processes have the same config, checkpoint and data, of which a hundred images vouch.
 
         Raises:
             ValueError: if one has not.
         """
+        if jax.process_count() == 1:
+            return
         train = self.images.train
-        seen = np.ascontiguousarray(train[:: max(1, len(train) // 1000)])
+        seen = np.ascontiguousarray(train[:: max(1, len(train) // 100)])
         said = {
             "config": configs.to_json(self.config),
             "newest checkpoint": str(start),
@@ -145,7 +162,12 @@ class Run:
         return {
             "step": step,
             "config": dataclasses.asdict(self.config),
-            "image": {"shape": list(self.images.train.shape[1:]), "levels": self.images.levels},
+            "image": {
+                "shape": list(self.images.train.shape[1:]),
+                "levels": self.images.levels,
+                "dtype": str(self.images.train.dtype),
+                "format": self.images.format,
+            },
             "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
         }
 
@@ -157,10 +179,11 @@ class Run:
             parts.append(part.x)
             if process.agree(self.interrupt.requested):
                 return {}
-        integers = data.to_integer(np.concatenate(parts), levels)
+        integers = self._shown(data.from_unit(np.concatenate(parts), levels))
         picture = self.workdir / "samples" / f"{step}.png"
         if process.first():
-            data.write_png(picture, data.grid(integers, levels), scale=data.preview_scale(integers.shape))
+            grid = data.grid(integers, self._levels_shown)
+            data.write_png(picture, grid, scale=data.preview_scale(integers.shape[1:]))
         x0 = np.asarray(data.to_unit(self.images.test[: self.count], levels))
         found = held_out.held_out(partial(self.examine, params), self.key, x0, min(config.batch, self.count))
         bits = f"{found.bits_per_dim:.3f} ± {found.standard_error:.3f} bits/dim ({self.count} images, estimated bound)"
@@ -180,7 +203,24 @@ class Run:
 
     @functools.cached_property
     def reference(self) -> monitors.Reference:
-        """What samples are compared with: the training images, as training sees them."""
+        """What samples are compared with: the training images, as training sees them.
+
+        Of those that are not in memory, so many, evenly spread, as take a quarter of a GiB.
+        """
         train = self.images.train
-        seen = np.concatenate([train, train[:, :, ::-1]]) if self.config.data.flip else train
-        return monitors.reference(seen, self.images.test[: self.count], self.images.levels)
+        if isinstance(train, data.Unread):
+            train = train[:: -(-train.nbytes // _REFERENCE)]
+        seen = np.concatenate([train, train[..., ::-1, :]]) if self.config.data.flip else train
+        return monitors.reference(self._shown(seen), self._shown(self.images.test[: self.count]), self._levels_shown)
+
+    @property
+    def _levels_shown(self) -> int:
+        levels = self.images.levels
+        return 256 if isinstance(levels, data.Range) else levels
+
+    def _shown(self, images: np.ndarray) -> np.ndarray:
+        """Images as pictures and monitors take them: integers of the data's type, 8 bits of floating-point ones."""
+        levels = self.images.levels
+        if isinstance(levels, data.Range):
+            return data.to_integer(data.to_unit(images, levels), 256)
+        return images.astype(self.images.train.dtype, copy=False)

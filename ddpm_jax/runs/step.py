@@ -1,5 +1,8 @@
 """The training step that a config stands for, and the keys of a run."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,29 +18,50 @@ def keys_of(seed: int):
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**32 - 1), 4)
 
 
-def train_step(config: configs.Config, schedule, net, optimizer, levels: int):
-    """(key, state, pixels [N, H, W, C] integers, indices [b]) -> (state, metrics): what each device does in a step."""
+def example_losses(config: configs.Config, schedule, net, levels: int | data.Range):
+    """(params, keys [b], pixels [N, ...] as the data have them, places [b], t [b] | None) -> (loss [b], t [b]).
+
+    The examples are pixels[places]; a t of None is drawn from their keys.
+    """
     loss_of = objects.example_loss(config, levels)
-    T = config.schedule.T
 
-    def step(key, state, pixels, indices):
+    def losses_of(params, keys, pixels, places, t):
+        flip_keys, time_keys, draw_keys, dropout_keys = gaussian.split_keys(keys, 4)
+        x0 = data.examples(flip_keys, pixels, places, levels=levels, flip=config.data.flip)
+        t = losses.uniform_times(time_keys, config.schedule.T) if t is None else t
+
+        def predict(x_t, t):
+            return net.apply({"params": params}, x_t, t, dropout_keys=dropout_keys if config.net.dropout else None)
+
+        return loss_of(draw_keys, schedule, predict, x0, t), t
+
+    return losses_of
+
+
+def stratified_times(config: configs.Config, key, step, places):
+    """The times of a step's examples at `places` of the whole batch; None where each example draws its own."""
+    if not config.loss.stratified:
+        return None
+    shared = jax.random.fold_in(jax.random.fold_in(key, step), config.batch)
+    return losses.stratified_times(shared, config.schedule.T, places, config.batch)
+
+
+def train_step(config: configs.Config, schedule, net, optimizer, levels: int | data.Range):
+    """(key, state, pixels [N, ...], places [b]) -> (state, metrics): what each device does in a step.
+
+    The examples are pixels[places].
+    """
+    losses_of, T = example_losses(config, schedule, net, levels), config.schedule.T
+
+    def step(key, state, pixels, places):
         def loss_fn(params, keys, batch):
-            flip_keys, time_keys, draw_keys, dropout_keys = gaussian.split_keys(keys, 4)
-            x0 = data.examples(flip_keys, pixels, batch["index"], levels=levels, flip=config.data.flip)
-            t = batch["t"] if config.loss.stratified else losses.uniform_times(time_keys, T)
-
-            def predict(x_t, t):
-                return net.apply({"params": params}, x_t, t, dropout_keys=dropout_keys if config.net.dropout else None)
-
-            loss = loss_of(draw_keys, schedule, predict, x0, t)
+            loss, t = losses_of(params, keys, pixels, batch["index"], batch.get("t"))
             quarter = jax.nn.one_hot((t - 1) * 4 // T, 4)
             return loss.mean(), {"quarter_loss": (loss[:, None] * quarter).mean(0), "quarter_share": quarter.mean(0)}
 
-        batch = {"index": indices}
-        if config.loss.stratified:
-            shared = jax.random.fold_in(jax.random.fold_in(key, state.step), config.batch)
-            place = jax.lax.axis_index("batch") * indices.shape[0] + jnp.arange(indices.shape[0])
-            batch["t"] = losses.stratified_times(shared, T, place, config.batch)
+        here = jax.lax.axis_index("batch") * places.shape[0] + jnp.arange(places.shape[0])
+        t = stratified_times(config, key, state.step, here)
+        batch = {"index": places} | ({} if t is None else {"t": t})
         take = training.make_step(
             loss_fn, optimizer, ema_decay=objects.ema_decay(config), accumulate=config.optim.accumulate,
             axis_name="batch", has_aux=True,
@@ -47,20 +71,37 @@ def train_step(config: configs.Config, schedule, net, optimizer, levels: int):
     return step
 
 
+def over_devices(step, pixels_axis: int | None, devices: Sequence[Any] | None = None):
+    """The training step on all devices: (key, state, pixels, places [devices, b], word) -> (state, metrics).
+
+    Key and state are whole on every device, and the state is donated; `pixels_axis` is `stream.Feed.axis`.  Its last
+    argument is what `word` says.
+
+    Args:
+        step: see `train_step`.
+        devices: those that the step is for, if not all.
+    """
+    return jax.pmap(
+        _spreading_word(step), axis_name="batch", in_axes=(None, None, pixels_axis, 0, 0), out_axes=None,
+        donate_argnums=1, devices=devices,
+    )  # fmt: skip
+
+
 def word(stop: bool):
     """What one of several processes says with a step to all, on each of its devices; None if it is alone."""
-    return np.full(jax.local_device_count(), stop, np.int32) if jax.process_count() > 1 else None
+    return np.full(jax.local_device_count(), stop, np.float32) if jax.process_count() > 1 else None
 
 
-def spreading_word(step):
-    """A training step with one more argument, a `word`, whose largest value over all devices is its metric "word".
+def _spreading_word(step):
+    """A training step with one more argument, a `word`, whose sum over all devices is its metric "word".
 
     So several processes hear in the same step that one of them was asked to stop, at the cost of four bytes in what
-    they exchange anyway.  A word of None changes nothing.
+    they exchange anyway (a sum of floats, like the gradients, so that it travels with them).  A word of None changes
+    nothing.
     """
 
-    def with_word(key, state, pixels, indices, word):
-        state, metrics = step(key, state, pixels, indices)
-        return state, metrics if word is None else metrics | {"word": jax.lax.pmax(word, "batch")}
+    def with_word(key, state, pixels, places, word):
+        state, metrics = step(key, state, pixels, places)
+        return state, metrics if word is None else metrics | {"word": jax.lax.psum(word, "batch")}
 
     return with_word

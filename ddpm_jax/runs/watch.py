@@ -18,7 +18,7 @@ class Watch:
     """Collects the metrics of the steps, a step or two late so that the host never waits, and notices bad ones.
 
     Attributes:
-        word: whether one of several processes has spread the word to stop, see `spreading_word`.
+        word: whether one of several processes has spread the word to stop, see `runs.over_devices`.
         noted: whether the file has what was seen in samples and held-out images after the step `start`; where another
             process writes it, True.
     """
@@ -95,10 +95,10 @@ class Watch:
         arrays = {"params" + jax.tree_util.keystr(where): leaf for where, leaf in leaves}
         if not process.first():  # the others have seen the same
             return 3
-        np.savez(path, step=step, indices=indices, images=images.train[indices], **arrays)
+        np.savez(path, step=step, indices=indices, images=images.train[indices], levels=images.levels, **arrays)
         print(f"train.py: loss or gradient not finite in {len(self.row)} steps in a row, the first being step {step}; "
-              f"stopped. Checkpoints are as they were. {path} holds the parameters before that step and its "
-              "images; its keys follow from the run's seed.", file=sys.stderr)  # fmt: skip
+              "stopped. Checkpoints are as they were. To take that step again, layer by layer: "
+              f"python -m ddpm_jax.replay {path}", file=sys.stderr)  # fmt: skip
         return 3
 
     def _settle_one(self) -> None:

@@ -1,4 +1,5 @@
-"""The U-Net of DDPM (arXiv:2006.11239v2, appendix B), as the paper's own weights have it, for images of any size.
+"""The U-Net of DDPM (arXiv:2006.11239v2, appendix B), as the paper's own weights have it, for images of any size,
+and for sequences and volumes.
 
 Modules and parameters bear the names of the original's variables (`down_1/attn_0/q`, `mid/block_1/temb_proj`, ...), so
 foreign weights map one to one.  Parameters are float32; `dtype` is what convolutions and products are computed in;

@@ -43,10 +43,15 @@ def _init(scale: float = 1.0):
     return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
 
 
-def conv(features: int, *, name: str, dtype, stride: int = 1, scale: float = 1.0) -> nn.Conv:
-    """A 3x3 convolution, [B, H, W, C] -> [B, H/stride, W/stride, features]."""
+def conv(features: int, axes: int, *, name: str, dtype, stride: int = 1, scale: float = 1.0) -> nn.Conv:
+    """A convolution of 3 along each of `axes` spatial axes, [B, H, W, C] -> [B, H/stride, W/stride, features]."""
     # SAME pads an even size for stride 2 at the bottom and the right alone, as TF does; PyTorch's padding=1 does not.
-    return nn.Conv(features, (3, 3), stride, padding="SAME", kernel_init=_init(scale), dtype=dtype, name=name)
+    return nn.Conv(features, (3,) * axes, stride, padding="SAME", kernel_init=_init(scale), dtype=dtype, name=name)
+
+
+def spatial(x) -> int:
+    """How many spatial axes x [B, ..., C] has: 2 for images, 3 for volumes."""
+    return x.ndim - 2
 
 
 def dense(features: int, *, name: str, dtype, scale: float = 1.0) -> nn.Dense:
@@ -79,31 +84,34 @@ def dropout(x, keys, rate: float, place: int) -> jax.Array:
 
 
 class Downsample(nn.Module):
-    """Half the size, by a 3x3 convolution of stride 2 or, without it, by the mean of each 2x2 square."""
+    """Half the size, by a convolution of stride 2 or, without it, by the mean of each 2x2 square (2x2x2 cube)."""
 
     with_conv: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x):
-        """[B, H, W, C] -> [B, H/2, W/2, C], for H and W even."""
+        """[B, H, W, C] -> [B, H/2, W/2, C], for H and W even; likewise of one or three spatial axes."""
         if self.with_conv:
-            return conv(x.shape[-1], stride=2, name="conv", dtype=self.dtype)(x)
-        return nn.avg_pool(x, (2, 2), (2, 2), "SAME", count_include_pad=False)
+            return conv(x.shape[-1], spatial(x), stride=2, name="conv", dtype=self.dtype)(x)
+        twos = (2,) * spatial(x)
+        return nn.avg_pool(x, twos, twos, "SAME", count_include_pad=False)
 
 
 class Upsample(nn.Module):
-    """Twice the size: every pixel four times, then a 3x3 convolution unless `with_conv` is False."""
+    """Twice the size: every pixel twice along each axis, then a convolution unless `with_conv` is False."""
 
     with_conv: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x):
-        """[B, H, W, C] -> [B, 2H, 2W, C]."""
-        b, h, w, c = x.shape
-        x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
-        return conv(c, name="conv", dtype=self.dtype)(x) if self.with_conv else x
+        """[B, H, W, C] -> [B, 2H, 2W, C], likewise of one or three spatial axes."""
+        (b, *sides, c), axes = x.shape, spatial(x)
+        pairs = (n for side in sides for n in (side, 2))
+        x = jnp.broadcast_to(jnp.expand_dims(x, range(2, 2 * axes + 1, 2)), (b, *pairs, c))
+        x = x.reshape(b, *(2 * side for side in sides), c)
+        return conv(c, axes, name="conv", dtype=self.dtype)(x) if self.with_conv else x
 
 
 class AttentionBlock(nn.Module):
@@ -115,15 +123,16 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """[B, H, W, C] -> the same, C a multiple of `heads`.  Memory B heads (HW)^2."""
-        b, h, w, c = x.shape
-        normed = jnp.reshape(GroupNorm(dtype=self.dtype, groups=self.groups, name="norm")(x), (b, h * w, c))
-        split = (b, h * w, self.heads, c // self.heads)
+        """[B, H, W, C] -> the same, C a multiple of `heads`; of any spatial axes.  Memory B heads (HW)^2."""
+        b, *sides, c = x.shape
+        pixels = math.prod(sides)
+        normed = jnp.reshape(GroupNorm(dtype=self.dtype, groups=self.groups, name="norm")(x), (b, pixels, c))
+        split = (b, pixels, self.heads, c // self.heads)
         q, k, v = (jnp.reshape(dense(c, name=name, dtype=self.dtype)(normed), split) for name in ("q", "k", "v"))
         wide = jnp.promote_types(self.dtype, jnp.float32)
         logits = jnp.einsum("bqnc,bknc->bnqk", q, k, preferred_element_type=wide) * (c // self.heads) ** -0.5
         weights = nn.softmax(logits).astype(self.dtype)
-        mixed = jnp.einsum("bnqk,bknc->bqnc", weights, v).reshape(b, h, w, c)
+        mixed = jnp.einsum("bnqk,bknc->bqnc", weights, v).reshape(x.shape)
         return x + dense(c, scale=NEAR_ZERO, name="proj_out", dtype=self.dtype)(mixed)
 
 
@@ -131,7 +140,7 @@ class ResnetBlock(nn.Module):
     """Two convolutions with the time added between them; the result, near 0 at the start, is added to the input.
 
     Attributes:
-        conv_shortcut: where the channels change, the input is brought to `out_channels` by a 3x3 convolution, not 1x1.
+        conv_shortcut: where the channels change, the input is brought there by a convolution of 3, not of 1.
         place: this block's number in the network, from 0: its dropout draws by it.
     """
 
@@ -144,18 +153,18 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, temb, dropout_keys=None):
-        """x [B, H, W, C], temb [B, D], dropout_keys [B] or None -> [B, H, W, out_channels]."""
-        c, dtype = self.out_channels, self.dtype
+        """x [B, H, W, C], temb [B, D], dropout_keys [B] or None -> [B, H, W, out_channels]; of any spatial axes."""
+        c, axes, dtype = self.out_channels, spatial(x), self.dtype
         norm = functools.partial(GroupNorm, swish=True, dtype=dtype, groups=self.groups)
-        h = conv(c, name="conv1", dtype=dtype)(norm(name="norm1")(x))
-        h = h + dense(c, name="temb_proj", dtype=dtype)(nn.swish(temb))[:, None, None]
+        h = conv(c, axes, name="conv1", dtype=dtype)(norm(name="norm1")(x))
+        h = h + jnp.expand_dims(dense(c, name="temb_proj", dtype=dtype)(nn.swish(temb)), range(1, axes + 1))
         h = norm(name="norm2")(h)
         h = dropout(h, dropout_keys, self.dropout, self.place)
-        h = conv(c, scale=NEAR_ZERO, name="conv2", dtype=dtype)(h)
-        if x.shape[-1] != c:
-            x = (conv if self.conv_shortcut else dense)(
-                c, name="conv_shortcut" if self.conv_shortcut else "nin_shortcut", dtype=dtype
-            )(x)
+        h = conv(c, axes, scale=NEAR_ZERO, name="conv2", dtype=dtype)(h)
+        if x.shape[-1] != c and self.conv_shortcut:
+            x = conv(c, axes, name="conv_shortcut", dtype=dtype)(x)
+        elif x.shape[-1] != c:
+            x = dense(c, name="nin_shortcut", dtype=dtype)(x)
         return x + h
 
 

@@ -17,6 +17,7 @@ from ddpm_jax.unet.layers import (
     TimeEmbedding,
     Upsample,
     conv,
+    spatial,
 )
 from ddpm_jax.unet.norm import GroupNorm, group_count
 
@@ -36,7 +37,7 @@ class Down(nn.Module):
         """What the way up will need so far, its last entry being the input -> the same and what this level adds."""
         for i in range(self.blocks):
             h = self.block(name=f"block_{i}", place=self.place + i)(skips[-1], temb, dropout_keys)
-            if min(h.shape[1:3]) in self.attention_at:
+            if min(h.shape[1:-1]) in self.attention_at:
                 h = self.attention(name=f"attn_{i}")(h)
             skips = [*skips, h]
         return skips if self.resample is None else [*skips, self.resample(name="downsample")(skips[-1])]
@@ -72,7 +73,7 @@ class Up(nn.Module):
         for i, skip in enumerate(reversed(skips)):
             h = jnp.concatenate([h, skip], axis=-1)
             h = self.block(name=f"block_{i}", place=self.place + i)(h, temb, dropout_keys)
-            if min(h.shape[1:3]) in self.attention_at:
+            if min(h.shape[1:-1]) in self.attention_at:
                 h = self.attention(name=f"attn_{i}")(h)
         return h if self.resample is None else self.resample(name="upsample")(h)
 
@@ -80,20 +81,25 @@ class Up(nn.Module):
 class UNet(nn.Module):
     """The network of DDPM: with the defaults, and images [32, 32, 3], the 35,746,307 parameters of its CIFAR-10 model.
 
+    Sequences and volumes have one and three spatial axes in place of two: every convolution is of 3, and every change
+    of size by 2, along each of them.
+
     At the start its output is nearly 0 (a standard deviation of about 1e-5), so the first eps-loss is 1.000.
 
     Attributes:
         channels: of the first level; level i has `channels * multipliers[i]`, and half the size of level i - 1.
         blocks: residual blocks per level on the way down; there is one more on the way up.
-        attention_at: attention follows every block where the shorter side of the image, after padding, is one of
+        attention_at: attention follows every block where the shortest side of the image, after padding, is one of
             these; the middle always attends.
         heads: of every attention; their scale is (channels / heads)^-1/2.
         dropout: in every block, before its last convolution; a multiple of 2^-16, or rounded to one.
         out_channels: those of the images; twice as many if the variance is learned too.
         groups: of every normalisation.  A level of no more channels than groups does not feel the time (see
             `norm.group_count`), and there must be another.
-        resample_with_conv: whether a convolution changes the size; else means of 2x2 and plain repetition.
+        resample_with_conv: whether a convolution changes the size; else means of twos and plain repetition.
         dtype: of convolutions and products: float32, bfloat16, or (with parameters to match) float64.
+        remat: keep only the inputs of blocks and attentions for the gradient, and compute what is inside them again:
+            much less memory for about a third more work.
     """
 
     channels: int = 128
@@ -106,19 +112,20 @@ class UNet(nn.Module):
     resample_with_conv: bool = True
     groups: int = 32
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x, t, *, dropout_keys=None):
         """The network's prediction for x at time t.
 
         Args:
-            x: [B, H, W, C] floats, images in [-1, 1].  Sizes that 2^(levels - 1) does not divide are filled with
-                zeros at the bottom and the right, and the result is cut back.
+            x: [B, L, C], [B, H, W, C] or [B, D, H, W, C] floats, in [-1, 1].  Sizes that 2^(levels - 1) does not
+                divide are filled with zeros at the end (the bottom and the right), and the result is cut back.
             t: [B] integers, the paper's 1 .. T.
             dropout_keys: [B] typed keys, one per image; None, as in sampling and evaluation, drops nothing.
 
         Returns:
-            [B, H, W, out_channels], float32, or float64 if x is.
+            As x, with out_channels for C; float32, or float64 if x is.
 
         Raises:
             ValueError: if the shapes or dtypes of the arguments, or the options, are not as above.
@@ -130,11 +137,12 @@ class UNet(nn.Module):
         # The published weights were trained on 0 .. T - 1, where 0 is one step of noise: the paper's t = 1.
         temb = TimeEmbedding(self.channels, wide, name="temb")(t.astype(wide) - 1)
 
-        height, width = x.shape[1:3]
-        h = jnp.pad(x, ((0, 0), *((0, -size % 2 ** (levels - 1)) for size in (height, width)), (0, 0)))
-        skips = [conv(self.channels, name="conv_in", dtype=self.dtype)(h)]
-        block = functools.partial(ResnetBlock, dropout=self.dropout, dtype=self.dtype, groups=self.groups)
-        attention = functools.partial(AttentionBlock, self.heads, self.dtype, self.groups)
+        sides, axes = x.shape[1:-1], spatial(x)
+        h = jnp.pad(x, ((0, 0), *((0, -size % 2 ** (levels - 1)) for size in sides), (0, 0)))
+        skips = [conv(self.channels, axes, name="conv_in", dtype=self.dtype)(h)]
+        again = nn.remat if self.remat else (lambda layer: layer)
+        block = functools.partial(again(ResnetBlock), dropout=self.dropout, dtype=self.dtype, groups=self.groups)
+        attention = functools.partial(again(AttentionBlock), self.heads, self.dtype, self.groups)
         down = functools.partial(Downsample, self.resample_with_conv, self.dtype)
         up = functools.partial(Upsample, self.resample_with_conv, self.dtype)
 
@@ -152,8 +160,8 @@ class UNet(nn.Module):
             skips = skips[: -self.blocks - 1]
 
         h = GroupNorm(swish=True, dtype=wide, groups=self.groups, name="norm_out")(h)
-        h = conv(self.out_channels, scale=NEAR_ZERO, name="conv_out", dtype=wide)(h)
-        return h[:, :height, :width].astype(jnp.promote_types(x.dtype, jnp.float32))
+        h = conv(self.out_channels, axes, scale=NEAR_ZERO, name="conv_out", dtype=wide)(h)
+        return h[:, *(slice(side) for side in sides)].astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _check_options(net: UNet) -> None:
@@ -178,8 +186,10 @@ def _check_options(net: UNet) -> None:
 
 
 def _check_arguments(x, t, dropout_keys) -> None:
-    if x.ndim != 4:
-        raise ValueError(f"x has shape {x.shape}: images are [B, H, W, C]")
+    if x.ndim not in (3, 4, 5):
+        raise ValueError(
+            f"x has shape {x.shape}: images are [B, H, W, C], volumes [B, D, H, W, C], sequences [B, L, C]"
+        )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x is {x.dtype}: scale {x.dtype} images to [-1, 1] first, as floats (x / 127.5 - 1)")
     if t.shape != x.shape[:1]:

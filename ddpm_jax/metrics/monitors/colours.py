@@ -89,7 +89,7 @@ class Shift(NamedTuple):
 
 
 def palette(images: np.ndarray, levels: int) -> Palette:
-    """The colours of images, uint8 or uint16 [n, H, W, C] with values 0 .. levels - 1.
+    """The colours of images, uint8 or uint16 [n, H, W, C] or [n, D, H, W, C] with values 0 .. levels - 1.
 
     Raises:
         ValueError: if the images are not as described, or there are none.
@@ -148,7 +148,7 @@ def shift(samples: Palette, data: Palette) -> Shift:
 
 def check_images(caller: str, images: np.ndarray) -> None:
     """Refuses what is not images, in the caller's name."""
-    if images.dtype not in (np.uint8, np.uint16) or images.ndim != 4 or images.size == 0:
+    if images.dtype not in (np.uint8, np.uint16) or images.ndim not in (4, 5) or images.size == 0:
         raise ValueError(
             f"{caller}: expected images uint8 or uint16 [n, H, W, C], none of them 0, got {images.dtype} {images.shape}"
         )

@@ -1,0 +1,184 @@
+"""Images per second of both ways to feed a training step, beside what the networks need.
+
+    python -m benchmarks.data [--out data.json]
+
+Images on the device: what their part of a digits step takes (the order on the host, and in the step the gather, the
+scaling and the mirroring), against the whole step.  Images read ahead: batches of 64 images of 256x256x3 from a folder
+of JPEG files, of PNG files and of .npy arrays, and from a data set that `ddpm_jax.data prepare` made.  They are random
+fields with the spectrum of photographs.  Medians of alternating rounds.
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+ROUNDS, IMAGES, BATCH = 7, 192, 64
+V5E = {"peak_flops": 197e12, "chips": 4, "cpus": 112}
+"""Published by Google: bfloat16 FLOP/s of a v5e chip, chips and virtual CPUs of a host (ct5lp-hightpu-4t)."""
+
+
+def photographs(count: int, side: int = 256) -> np.ndarray:
+    """uint8 [count, side, side, 3]: Gaussian fields of amplitude 1/f, with correlated colours."""
+    rng = np.random.default_rng(0)
+    f = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
+    f[0, 0] = f[0, 1]
+    mixing = np.array([[1, 0.9, 0.8], [0, 0.4, 0.3], [0, 0, 0.3]])
+    fields = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(count, 3, side, side))) / f, s=(side, side))
+    fields /= fields.std(axis=(-2, -1), keepdims=True)
+    return np.clip(np.einsum("nchw,cd->nhwd", fields, mixing) * 50 + 128, 0, 255).astype(np.uint8)
+
+
+def write(folder: pathlib.Path, images: np.ndarray) -> dict[str, str]:
+    """The sources, by name."""
+    from PIL import Image
+
+    from ddpm_jax.data.__main__ import main as data_program
+
+    for kind in ("jpg", "png", "npy"):
+        (folder / kind).mkdir()
+        for i, image in enumerate(images):
+            path = folder / kind / f"{i:04}.{kind}"
+            np.save(path, image) if kind == "npy" else Image.fromarray(image).save(path, quality=92)
+    prepare = ["prepare", f"folder:{folder}/png", "--name", "photographs", "--out", str(folder / "tfds")]
+    with contextlib.redirect_stdout(None):
+        assert data_program(prepare) == 0
+    return {kind: f"folder:{folder}/{kind}" for kind in ("jpg", "png", "npy")} | {
+        "tfds": f"tfds:photographs@{folder}/tfds"
+    }
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def resident(rounds: int) -> dict[str, float]:
+    """Seconds of a digits step and of what images cost in it."""
+    import jax
+
+    from ddpm_jax import config as configs
+    from ddpm_jax import data, runs, training
+    from ddpm_jax.config import objects
+    from ddpm_jax.data.stream import feed
+
+    config = configs.load(pathlib.Path(__file__).parents[1] / "configs" / "digits.py")
+    images = data.load("digits")
+    devices = jax.local_devices()
+    _, run_key, order_key, _ = runs.keys_of(0)
+    net, optimizer = objects.network(config, 1), objects.optimizer(config)
+    step = runs.over_devices(
+        runs.train_step(config, objects.noise_schedule(config), net, optimizer, images.levels), None
+    )
+    params = jax.jit(net.init)(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32), np.ones(1, np.int32))["params"]
+    mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    state = jax.device_put(training.init(params, optimizer), everywhere)
+    order, b = data.Order(order_key, len(images.train)), config.batch // len(devices)
+    batches = feed(images.train, order, config.batch, devices).batches(0)
+    keys = jax.random.split(jax.random.key(1), b)
+
+    def examples(pixels, places):
+        return data.examples(keys, pixels, places, levels=17, flip=config.data.flip)
+
+    taken = jax.pmap(examples, in_axes=(None, 0))
+    whole, part, host = [], [], []
+    for _ in range(10 * rounds):
+        host.append(seconds(lambda: order.indices(1000, config.batch)))
+        batch = next(batches)
+        part.append(seconds(lambda batch=batch: jax.block_until_ready(taken(batch.pixels, batch.places))))
+        begun = time.perf_counter()
+        state, _ = jax.block_until_ready(step(run_key, state, batch.pixels, batch.places, None))
+        whole.append(time.perf_counter() - begun)
+    middle = {
+        name: statistics.median(times[10:]) for name, times in [("step", whole), ("gather", part), ("order", host)]
+    }
+    return middle | {
+        "share_of_step": (middle["gather"] + middle["order"]) / middle["step"],
+        "images_per_s": config.batch / (middle["gather"] + middle["order"]),
+        "step_images_per_s": config.batch / middle["step"],
+    }
+
+
+def streamed(sources: dict[str, str], rounds: int) -> dict[str, list[float]]:
+    """Images per second of each source, round by round, in alternation."""
+    import jax
+
+    from ddpm_jax import data
+    from ddpm_jax.data.stream import read_ahead
+
+    pixels = {name: data.load(source, stream=True).train for name, source in sources.items()}
+    found: dict[str, list[float]] = {name: [] for name in sources}
+    for n in range(rounds):
+        for name, unread in pixels.items():
+            order = data.Order(jax.random.key(n), len(unread))
+            with contextlib.closing(read_ahead(unread, order, BATCH, 0)) as batches:
+                for _ in range(20):  # more than are ever ahead: from here on each is waited for
+                    next(batches)
+                found[name].append(8 * BATCH / seconds(lambda batches=batches: [next(batches) for _ in range(8)]))
+    return found
+
+
+def need() -> float:
+    """Floating-point operations of the 256x256 training step, per image."""
+    from ddpm_jax import config as configs
+    from ddpm_jax.preflight import programs
+
+    config = configs.load(pathlib.Path(__file__).parents[1] / "configs" / "celebahq256.py")
+    images = programs.images(config, (256, 256, 3), 27_000)
+    return programs.step_flops(config, images, config.batch)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    args = parser.parse_args()
+    from ddpm_jax import process
+
+    process.prepare()
+    digits = resident(args.rounds)
+    print(f"on the device: {digits['gather'] * 1e3:.3f} ms in and {digits['order'] * 1e3:.3f} ms before a digits step "
+          f"of {digits['step'] * 1e3:.1f} ms: {digits['share_of_step']:.2%}; {digits['images_per_s']:,.0f} images/s, "
+          f"the step takes {digits['step_images_per_s']:,.0f}", flush=True)  # fmt: skip
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        sources = write(pathlib.Path(folder), photographs(IMAGES))
+        rates = streamed(sources, args.rounds)
+    for name, per_round in rates.items():
+        print(f"read ahead, {name}: {statistics.median(per_round):,.0f} images/s on {cores} cores "
+              f"({min(per_round):,.0f} to {max(per_round):,.0f})", flush=True)  # fmt: skip
+    flops = need()
+    most = V5E["chips"] * V5E["peak_flops"] / flops
+    slowest = min(rates, key=lambda name: statistics.median(rates[name]))
+    per_core = statistics.median(rates[slowest]) / cores
+    print(f"a v5e host: {flops / 1e12:.2f} TFLOP per image of the 256x256 step; {V5E['chips']} chips at their peak of "
+          f"{V5E['peak_flops'] / 1e12:.0f} TFLOP/s would take {most:,.0f} images/s; from {slowest} that is "
+          f"{most / per_core:.1f} cores such as these, of {V5E['cpus']}")  # fmt: skip
+    if args.out is not None:
+        found = {
+            "digits": digits,
+            "streamed_images_per_s": rates,
+            "cores": cores,
+            "flop_per_image_256": flops,
+            "v5e": V5E | {"images_per_s_at_peak": most, "cores_needed": most / per_core, "source": slowest},
+            "machine": {"processor": platform.processor(), "system": platform.platform()},
+            "versions": {name: importlib.metadata.version(name) for name in ("jax", "grain", "pillow", "numpy")},
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Compiles the programs of a config and says whether they fit, what they cost, and here how fast they are.
+
+    python -m ddpm_jax.preflight CONFIG.py[:NAME] [--topology v5e:4x4] [--shape H W C] [any flag of the config]
+
+Exit status 0 if everything fits, 1 if something does not, 2 for a wrong request.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Annotated, Literal
+
+import tyro
+
+from ddpm_jax import config as configs
+from ddpm_jax import process
+from ddpm_jax.preflight import topology
+
+QUICK = -1.0
+"""The compiler's effort for a slice: a tenth of the time of its default for a large network, and nearly its memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    config: Annotated[configs.Config, tyro.conf.arg(name="")]
+    topology: str | None = None
+    """A slice of TPUs to compile for, such as v5litepod-16, v4-32 or v5e:4x4 (default: the devices at hand)."""
+    shape: tuple[int, ...] = ()
+    """Height, width and channels of integer images (default: those of the config's source, which is read)."""
+    images: int | None = None
+    """With --shape: how many training images there are, all of which lie on each device (default: 50,000)."""
+    programs: tuple[Literal["train", "sampler", "evaluation"], ...] = ("train", "sampler", "evaluation")
+    """Which programs to compile."""
+    effort: float | None = None
+    """With --topology: the compiler's effort from -1 (default: quick) over 0 (as a run is compiled) to 1."""
+    devices: int | None = None
+    """On a CPU: into how many JAX devices to divide it (default: one per core)."""
+    out: str | None = None
+    """A JSON file for the report."""
+
+
+def parse(argv: list[str]) -> tuple[str, Arguments]:
+    """The command line: a config file, which is also the report's name, then flags for its fields."""
+    default, rest, name = configs.Config(), argv, ""
+    if argv and not argv[0].startswith("-"):
+        default, rest, name = configs.load(argv[0]), argv[1:], argv[0]
+    elif "-h" not in argv and "--help" not in argv:
+        raise ValueError("name a config file first, e.g. python -m ddpm_jax.preflight configs/digits.py")
+    usage = "python -m ddpm_jax.preflight CONFIG.py [options]"
+    args = tyro.cli(Arguments, prog=usage, args=rest, default=Arguments(default))
+    if args.effort is not None and (args.topology is None or not -1 <= args.effort <= 1):
+        raise ValueError(f"--effort goes with --topology and must lie in [-1, 1], got {args.effort}")
+    if args.topology is not None and args.devices is not None:
+        raise ValueError(f"--devices {args.devices} divides this machine's CPU: it does not go with --topology")
+    return name, args
+
+
+def main(argv: list[str]) -> int:
+    """Compiles, measures and prints; the exit status says whether everything fits."""
+    try:
+        name, args = parse(argv)
+        if args.topology is None:
+            process.prepare(devices=args.devices)
+        else:
+            topology.set_environment()
+        configs.check(args.config)
+        return run(name, args)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        print(f"preflight: {error}", file=sys.stderr)
+        return 2
+
+
+def run(name: str, args: Arguments) -> int:
+    """The report, line by line as it becomes known."""
+    from ddpm_jax.preflight import facts, here, programs, report
+
+    where = place(args)
+    images = programs.images(args.config, args.shape, args.images)
+    lower = {"train": programs.train_step, "sampler": programs.sampler, "evaluation": programs.evaluation}
+    first = lower["train"](args.config, images, where.devices)
+    flops = programs.step_flops(args.config, images, len(where.devices))
+    found = report.Report(name, args.config, images, where, flops, {})
+    say(report.head(found))
+    options = {} if where.effort is None else {"exec_time_optimization_effort": where.effort}
+    for program in args.programs:
+        lowered = first if program == "train" else lower[program](args.config, images, where.devices)
+        found.programs[program], compiled = facts.examine(lowered, len(where.devices), where.limit, options)
+        say(report.program(found, program))
+        if program == "train" and where.slice is None and compiled is not None and found.fits("train"):
+            found.measured = here.measure(args.config, images, compiled, where.devices)
+    say(report.measurements(found))
+    say([report.disk(found)])
+    if args.out is not None:
+        pathlib.Path(args.out).write_text(json.dumps(report.to_json(found), indent=1) + "\n")
+    return 0 if all(map(found.fits, found.programs)) else 1
+
+
+def place(args: Arguments):
+    """The slice that is named, or the devices at hand."""
+    import jax
+
+    from ddpm_jax.preflight import here, report
+
+    if args.topology is None:
+        devices = jax.local_devices()
+        return report.Place(devices, 1, None, here.memory_limit(), None)
+    jax.config.update(
+        "jax_enable_compilation_cache", False
+    )  # what is compiled for devices elsewhere cannot be read back
+    which = topology.find(args.topology)
+    devices = topology.devices(which)
+    hosts = len({device.process_index for device in devices})
+    return report.Place(
+        devices, hosts, which, topology.memory_limit(devices), QUICK if args.effort is None else args.effort
+    )
+
+
+def say(lines) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

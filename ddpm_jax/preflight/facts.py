@@ -1,0 +1,156 @@
+"""What a compiled program says of itself, and what the compiler says of one that does not fit."""
+
+import collections
+import math
+import re
+import time
+from typing import Any, NamedTuple
+
+import jax
+
+_COLLECTIVE = re.compile(r"\s(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+_GROUPS = re.compile(r"replica_groups=(\{\{.*?\}\}|\{\}|\[[\d,]+\]<=)")
+_SIZE = r"\((?P<{0}>[\d.]+)(?P<{0}_unit>[KMGTP]?)i?B?\)"
+_NEEDED, _AVAILABLE = (
+    re.compile(r"required.*?" + _SIZE.format("size")),
+    re.compile(r"available.*?" + _SIZE.format("size")),
+)
+
+
+class Memory(NamedTuple):
+    """Memory of a compiled program, in bytes on each device.
+
+    Attributes:
+        arguments: what it is given, as the device lays it out.
+        temporaries: what it sets aside for what is between.
+        results: what it gives back, apart from what lies in donated arguments.
+        donated: arguments whose memory the results take.
+        peak: the most that is in use at one time, arguments and results included.
+    """
+
+    arguments: int
+    temporaries: int
+    results: int
+    donated: int
+    peak: int
+
+
+class Collective(NamedTuple):
+    """Operations between devices of one kind, and how many groups of how many devices they are among."""
+
+    kind: str
+    count: int
+    groups: int
+    size: int
+
+
+class Overflow(NamedTuple):
+    """What a compiler says that a program needs and that there is, in bytes; None where it does not say."""
+
+    needed: int | None
+    available: int | None
+
+
+class Facts(NamedTuple):
+    """What is known of a program.
+
+    Attributes:
+        memory: None if it did not fit.
+        needed: bytes that it needs on each device, as far as they are known.
+        limit: bytes that each device has for programs, as far as they are known.
+        collectives: operations between devices.
+        seconds: what compiling took; 0 if nothing had to be compiled to see that it does not fit.
+        said: what the compiler said if it did not fit.
+    """
+
+    memory: Memory | None
+    needed: int | None
+    limit: int | None
+    collectives: list[Collective]
+    seconds: float
+    said: str
+
+    @property
+    def fits(self) -> bool:
+        return self.memory is not None and (self.limit is None or self.memory.peak <= self.limit)
+
+
+def examine(
+    lowered: jax.stages.Lowered, devices: int, limit: int | None, options: dict[str, Any]
+) -> tuple[Facts, jax.stages.Compiled | None]:
+    """Compiles a program: what is known of it, and the compiled program, if it fits.
+
+    Args:
+        devices: how many it is for.
+        limit: bytes of memory that each has, if that is known.
+        options: of the compiler.
+    """
+    begun = time.perf_counter()
+    least = argument_bytes(lowered)
+    if limit is not None and least > limit:
+        return Facts(None, least, limit, [], 0.0, "its arguments alone are more than there is"), None
+    try:
+        compiled = lowered.compile(options)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        seconds, over = time.perf_counter() - begun, overflow(str(error))
+        available = limit if over.available is None else over.available
+        return Facts(None, over.needed, available, [], seconds, str(error).splitlines()[0]), None
+    seconds, found = time.perf_counter() - begun, memory(compiled)
+    return Facts(found, found.peak, limit, collectives_in(compiled.as_text() or "", devices), seconds, ""), compiled
+
+
+def memory(compiled: jax.stages.Compiled) -> Memory:
+    """The memory of a compiled program."""
+    said: Any = compiled.memory_analysis()
+    results = said.output_size_in_bytes - said.alias_size_in_bytes
+    # only the TPU's compiler knows of the most at one time; elsewhere all temporaries are set aside together
+    together = said.argument_size_in_bytes + results + said.temp_size_in_bytes
+    peak = said.peak_memory_in_bytes if "TPU" in _kind(compiled) else together
+    return Memory(said.argument_size_in_bytes, said.temp_size_in_bytes, results, said.alias_size_in_bytes, peak)
+
+
+def collectives_in(text: str, devices: int) -> list[Collective]:
+    """The operations between devices in a program's text, the same ones counted together."""
+    found: collections.Counter[tuple[str, int, int]] = collections.Counter()
+    for line in text.splitlines():
+        kind = _COLLECTIVE.search(line)
+        if kind:
+            found[kind[1], *_groups(line, devices)] += 1
+    return [Collective(kind, count, groups, size) for (kind, groups, size), count in found.items()]
+
+
+def overflow(said: str) -> Overflow:
+    """What a compiler's RESOURCE_EXHAUSTED says that is needed and available."""
+    return Overflow(*(_bytes(pattern.search(said)) for pattern in (_NEEDED, _AVAILABLE)))
+
+
+def argument_bytes(lowered: jax.stages.Lowered) -> int:
+    """Bytes of a program's arguments on each device, without padding; mapped ones count as a whole, they are small."""
+    leaves = jax.tree.leaves(lowered.args_info)
+    sizes = (math.prod(leaf.shape) * getattr(leaf.dtype, "itemsize", 4) for leaf in leaves)
+    return sum(sizes)
+
+
+def _kind(compiled: jax.stages.Compiled) -> str:
+    shardings = jax.tree.leaves(compiled.input_shardings)
+    return next(iter(shardings[0].device_set)).device_kind
+
+
+def _groups(line: str, devices: int) -> tuple[int, int]:
+    """How many groups of how many devices: {{0,1},{2,3}}, or [groups,size]<=..., or {} for one of all."""
+    found = _GROUPS.search(line)
+    if found is None or found[1] == "{}":
+        return 1, devices
+    if found[1].startswith("["):
+        groups, size = found[1].partition("]")[0][1:].split(",")[:2]
+        return int(groups), int(size)
+    groups = re.findall(r"\{([\d,]+)\}", found[1])
+    return len(groups), len(groups[0].split(","))
+
+
+def _bytes(found: re.Match[str] | None) -> int | None:
+    if found is None:
+        return None
+    return round(float(found["size"]) * 1024 ** " KMGTP".index(found["size_unit"] or " "))

@@ -1,0 +1,155 @@
+"""The programs of a training run, ready to be compiled for given devices: those at hand, or of a slice elsewhere."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import config as configs
+from ddpm_jax import data, generate, runs, training
+from ddpm_jax.config import objects
+from ddpm_jax.data.stream import streams
+
+IMAGES = 50_000
+"""Training images, where only their shape is given."""
+
+
+def images(config: configs.Config, shape: tuple[int, ...], number: int | None) -> data.Images:
+    """The training images as the config's source has them, or stand-ins that take no memory.
+
+    Args:
+        shape: (H, W, C) of stand-ins, or (D, H, W, C); () reads the source.
+        number: how many stand-ins; None is 50,000.
+
+    Raises:
+        ValueError: if the source cannot be read and there is no shape, or the shape is not one.
+    """
+    if shape:
+        count, held = IMAGES if number is None else number, config.evaluation.images
+        if len(shape) not in (3, 4):
+            raise ValueError(f"--shape must be H W C, or D H W C of volumes, got {' '.join(map(str, shape))}")
+        if min(*shape, count) < 1:
+            raise ValueError(f"--shape and --images must be at least 1, got {shape} and {count}")
+        levels = 256 if config.data.levels is None else config.data.levels
+        one = np.zeros((), np.uint8 if levels <= 256 else np.uint16)
+        train, test = np.broadcast_to(one, (count, *shape)), np.broadcast_to(one, (held, *shape))
+        return data.Images(train, test, None, None, levels, f"{count:,} images that stand in for {config.data.source}")
+    if number is not None:
+        raise ValueError(f"--images {number} needs --shape H W C: otherwise the images of the source count")
+    try:
+        return data.load(
+            config.data.source, held_out=config.data.held_out, levels=config.data.levels,
+            value_range=config.data.range, resolution=config.data.resolution, skip_bad=config.data.skip_bad,
+            stream=config.data.stream,
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{error}: say what its images are with --shape H W C, such as --shape 32 32 3, and how many there are "
+            f"with --images N (default {IMAGES:,})"
+        ) from error
+
+
+def state(config: configs.Config, images: data.Images) -> tuple[Any, Any]:
+    """What makes the state of a run from a key, compiled at its first call, and that state's shapes."""
+    shape = images.train.shape[1:]
+    net, optimizer = objects.network(config, channels=shape[-1]), objects.optimizer(config)
+
+    @jax.jit
+    def fresh(key):
+        params = net.init(key, np.zeros((1, *shape), np.float32), np.ones(1, np.int32))["params"]
+        return training.init(params, optimizer)
+
+    return fresh, jax.eval_shape(fresh, _key())
+
+
+def state_bytes(config: configs.Config, images: data.Images) -> int:
+    """Bytes of the state's arrays, as they are in host memory."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state(config, images)[1]))
+
+
+def train_step(config: configs.Config, images: data.Images, devices: Sequence[Any]) -> jax.stages.Lowered:
+    """The training step, lowered as `train.py` has it: the state whole on each device, the batch spread.
+
+    Raises:
+        ValueError: if the batch does not divide over the devices, or a device's batch not into its micro-batches.
+    """
+    if config.batch % len(devices):
+        near = -(-config.batch // len(devices)) * len(devices)
+        raise ValueError(
+            f"batch must be divisible by the number of devices, got {config.batch} over {len(devices)}; --batch {near} "
+            f"is {near // len(devices)} on each"
+        )
+    schedule, channels = objects.noise_schedule(config), images.train.shape[-1]
+    body = runs.train_step(
+        config, schedule, objects.network(config, channels), objects.optimizer(config), images.levels
+    )
+    places = jax.ShapeDtypeStruct((len(devices), config.batch // len(devices)), jnp.int32)
+    streamed = streams(images.train, config.data.stream)
+    step = runs.over_devices(body, 0 if streamed else None, devices)
+    shape = (*places.shape, *images.train.shape[1:]) if streamed else images.train.shape
+    pixels = jax.ShapeDtypeStruct(shape, images.train.dtype)
+    several = len({device.process_index for device in devices}) > 1
+    word = jax.ShapeDtypeStruct(places.shape[:1], jnp.float32) if several else None
+    # `training` asks for the default back end when it decides whether micro-batches are a loop: answer for the devices
+    with mock.patch.object(jax, "default_backend", lambda: devices[0].platform):
+        return step.lower(_key(), state(config, images)[1], pixels, places, word)
+
+
+def device_pixels(config: configs.Config, images: data.Images, devices: int) -> int:
+    """Bytes of images on each device: all of them, or its share of the batch in use and of the next."""
+    if not streams(images.train, config.data.stream):
+        return images.train.nbytes
+    return 2 * config.batch // devices * images.train.nbytes // len(images.train)
+
+
+def sampler(config: configs.Config, images: data.Images, devices: Sequence[Any]) -> jax.stages.Lowered:
+    """The sampler, lowered as training and `sample.py` have it: a tile of images on each device."""
+    schedule, shape = objects.noise_schedule(config), images.train.shape[1:]
+    net = objects.network(config, shape[-1])
+
+    def sampler(params):
+        def predict(x_t, t):
+            return net.apply({"params": params}, x_t, t)
+
+        return objects.sampler(config, schedule, objects.denoiser(config, schedule, predict))
+
+    program = generate.program(sampler, objects.times(config), shape)
+    tiles = jax.ShapeDtypeStruct((len(devices), config.sampling.tile), jnp.uint32)
+    mapped = jax.pmap(program, axis_name="tiles", in_axes=(None, None, 0), devices=devices)
+    return mapped.lower(state(config, images)[1].params, _key(), tiles)
+
+
+def evaluation(config: configs.Config, images: data.Images, devices: Sequence[Any]) -> jax.stages.Lowered:
+    """The held-out evaluation, lowered as training has it: each device computes the same whole batch."""
+    schedule, shape = objects.noise_schedule(config), images.train.shape[1:]
+    net, nothing = objects.network(config, shape[-1]), None
+    run = runs.Run(config, pathlib.Path(), images, schedule, net, nothing, nothing)
+    here = jax.sharding.SingleDeviceSharding(devices[0])
+    count = min(config.batch, run.count)
+    params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state(config, images)[1].params
+    )
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+    return run.examine.lower(params, keys, jax.ShapeDtypeStruct((count, *shape), jnp.float32))
+
+
+def step_flops(config: configs.Config, images: data.Images, devices: int) -> float:
+    """Floating-point operations of a training step on each of so many devices.
+
+    They are counted in the program before the compiler changes it, as a CPU has it, and without a loop over
+    micro-batches, of which the count would know only one.
+    """
+    alone = dataclasses.replace(
+        config, batch=config.batch // devices, optim=dataclasses.replace(config.optim, accumulate=1)
+    )
+    return (train_step(alone, images, jax.local_devices()[:1]).cost_analysis() or {}).get("flops", float("nan"))
+
+
+def _key() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0))

@@ -1,0 +1,239 @@
+"""What was found out, in words to read and as JSON."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+import ddpm_jax
+from ddpm_jax import config as configs
+from ddpm_jax import data, log, runs
+from ddpm_jax.data.stream import streams
+from ddpm_jax.preflight import facts, here, programs, topology
+
+NAMES = {"train": "training step", "sampler": "sampler", "evaluation": "held-out evaluation"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where the programs are to run.
+
+    Attributes:
+        devices: all of them.
+        hosts: the machines that they are in.
+        slice: the slice of TPUs, or None for the devices at hand.
+        limit: bytes of memory on each device, as far as known.
+        effort: the compiler's effort, or None for its own default.
+    """
+
+    devices: Sequence[Any]
+    hosts: int
+    slice: topology.Slice | None
+    limit: int | None
+    effort: float | None
+
+    def line(self) -> str:
+        """How many devices of what kind, on how many hosts, with how much memory."""
+        kind = f"{len(self.devices)} x {self.devices[0].device_kind}, {self.hosts} host{'s' * (self.hosts > 1)}"
+        where = "" if self.slice is None else f" ({', '.join(filter(None, (self.slice.product, self.slice.name)))})"
+        return f"{kind}{where}, " + ("memory unknown" if self.limit is None else f"{size(self.limit)} of memory each")
+
+
+@dataclasses.dataclass
+class Report:
+    """What is known of a config's programs in a place.
+
+    Attributes:
+        name: of the config.
+        flops: floating-point operations of a training step on each device.
+        programs: facts by the program's name.
+        measured: what steps showed, if the programs are for the devices at hand.
+    """
+
+    name: str
+    config: configs.Config
+    images: data.Images
+    place: Place
+    flops: float
+    programs: dict[str, facts.Facts]
+    measured: here.Here | None = None
+
+    @property
+    def share(self) -> int:
+        """Images of a step on each device."""
+        return self.config.batch // len(self.place.devices)
+
+    def beside(self, name: str) -> int | None:
+        """Bytes on each device if a program runs while state and images of the training are there too."""
+        train, other = self.programs.get("train"), self.programs[name]
+        if name == "train" or train is None or train.memory is None or other.memory is None:
+            return other.needed
+        return train.memory.arguments + other.memory.peak - other.memory.arguments
+
+    def fits(self, name: str) -> bool:
+        """Whether a program fits, beside what training has on the device."""
+        needed, limit = self.beside(name), self.place.limit
+        return self.programs[name].fits and (limit is None or needed is None or needed <= limit)
+
+
+def size(number: float) -> str:
+    """Bytes to read: "15.75 GiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(number) < 1024:
+            return f"{number:.4g} {unit}"
+        number /= 1024
+    return f"{number:,.2f} GiB"
+
+
+def count(number: float) -> str:
+    """Operations to read: "281.7 GFLOP"."""
+    power = min(4, int(math.log10(max(number, 1)) // 3))
+    return f"{number / 1000**power:.4g} {['', 'K', 'M', 'G', 'T'][power]}FLOP"
+
+
+def head(report: Report) -> Iterator[str]:
+    """The first lines: what is to run where."""
+    config, train = report.config, report.images.train
+    shape = "x".join(map(str, train.shape[1:]))
+    batch = f"batch {config.batch:,}: {report.share:,} on each device"
+    yield f"config     {report.name}, compute in {config.net.dtype}, {batch}"
+    yield f"devices    {report.place.line()}"
+    there = size(programs.device_pixels(config, report.images, len(report.place.devices)))
+    how = "read ahead of each step, with " if streams(train, config.data.stream) else ""
+    yield f"data       {len(train):,} images {shape} {train.dtype}, {how}{there} on each device"
+
+
+def program(report: Report, name: str) -> Iterator[str]:
+    """The lines about one program."""
+    found, limit = report.programs[name], report.place.limit
+    of = "" if limit is None else f" of {size(limit)}"
+    yield f"\n{NAMES[name]}" + ("" if found.memory is None else f", compiled in {log.duration(found.seconds)}")
+    if found.memory is None:
+        needed = "more" if found.needed is None else size(found.needed)
+        yield f"  does not fit: it needs {'at least ' * (not found.seconds)}{needed}{of} ({found.said})"
+    else:
+        memory = found.memory
+        yield (f"  arguments {size(memory.arguments)}, temporaries {size(memory.temporaries)}, at most "
+               f"{size(memory.peak)} at one time")  # fmt: skip
+        beside, needed = report.beside(name) or memory.peak, "" if name == "train" else ", beside state and images"
+        share = "" if limit is None else f", {beside / limit:.1%}"
+        yield f"  {'fits' if report.fits(name) else 'does not fit'}: {size(beside)}{of}{share}{needed}"
+    if not report.fits(name):
+        yield from (f"  try {proposal}" for proposal in proposals(report, name))
+    if name == "train":
+        yield f"  {count(report.flops)} per step and device"
+        if found.memory is not None:
+            yield f"  {spoken(found.collectives, len(report.place.devices))}"
+            yield f"  {'the state is donated' if donated(report) else 'the state is NOT donated'}"
+
+
+def spoken(found: Sequence[facts.Collective], devices: int) -> str:
+    """The operations between devices in words."""
+    if not found:
+        return "no operation between devices"
+    one = f"all {devices} devices" if devices > 1 else "the one device"
+    return ", ".join(
+        f"{each.count} {each.kind} "
+        + (f"over {one}" if spans(each, devices) else f"in {each.groups} groups of {each.size}")
+        for each in found
+    )
+
+
+def spans(found: facts.Collective, devices: int) -> bool:
+    """Whether it is one operation among all devices."""
+    return found.groups == 1 and found.size == devices
+
+
+def donated(report: Report) -> bool:
+    """Whether the new state takes the old one's memory: what is not donated must be less than the metrics could be."""
+    memory = report.programs["train"].memory
+    return memory is not None and memory.donated > 0 and memory.results < max(2**16, memory.donated / 100)
+
+
+def proposals(report: Report, name: str) -> list[str]:
+    """What to try for a program that does not fit, the mildest change first."""
+    config, limit = report.config, report.place.limit
+    if name == "sampler":
+        return [f"--sampling.tile {config.sampling.tile // 2}"] if config.sampling.tile > 1 else ["a smaller network"]
+    if name == "evaluation":
+        now = min(config.batch, config.evaluation.images)
+        return [f"--evaluation.images {now // 2}"] if now > 1 else ["a smaller network"]
+    devices, streamed = len(report.place.devices), streams(report.images.train, config.data.stream)
+    pixels, needed = programs.device_pixels(config, report.images, devices), report.programs[name].needed
+    whole = pixels + programs.state_bytes(config, report.images)
+    if limit is not None and whole > limit:
+        if not streamed:
+            return [f"--data.stream True: now all images ({size(pixels)}) lie on each device, beside the state"]
+        return ["devices with more memory: the state lies on each, however many there are"]
+    # what is not images and state is taken to grow with the images that a device has in work
+    room = 0.5 if limit is None or needed is None else min(0.99, (limit - whole) / max(needed - whole, 1))
+    found = runs.lighter_step(config, devices, 0 if streamed else pixels, room)
+    more = None if report.place.slice is None or report.share == 1 else topology.larger(report.place.slice)
+    found += [f"--topology {more}: the same batch over more devices"] if more else []
+    return found or ["devices with more memory: there is one image on each already"]
+
+
+def disk(report: Report) -> str:
+    """The line about the disk."""
+    one = here.checkpoint_bytes(report.config, report.images)
+    return (f"disk       {size(one)} a checkpoint, {size(here.disk_bytes(report.config, report.images))} the whole run "
+            f"({report.config.keep} checkpoints kept, and samples)")  # fmt: skip
+
+
+def measurements(report: Report) -> Iterator[str]:
+    """The lines about what was measured here."""
+    found = report.measured
+    if found is None:
+        return
+    yield ""
+    if found.used is None:
+        yield f"memory     {size(found.analysis)} by analysis; not measured: {found.how}"
+    else:
+        yield (f"memory     {size(found.analysis)} by analysis, {size(found.used)} measured: "
+               f"{found.used / found.analysis - 1:+.1%} ({found.how})")  # fmt: skip
+    if found.process is not None:
+        yield f"           {size(found.process)} was the most that this process had, libraries and compilation included"
+    yield (f"speed      {found.steps_per_s:.3g} steps/s over {found.timed} steps: {report.config.steps:,} steps take "
+           f"{log.duration(report.config.steps / found.steps_per_s)}, without samples and evaluations")  # fmt: skip
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """All of it as JSON can hold it."""
+    place, which = report.place, report.place.slice
+    found = {
+        "config": report.name,
+        "settings": dataclasses.asdict(report.config),
+        "images": {"number": len(report.images.train), "shape": list(report.images.train.shape[1:])},
+        "place": {
+            "topology": None if which is None else which.name,
+            "product": None if which is None else which.product,
+            "devices": len(place.devices),
+            "kind": place.devices[0].device_kind,
+            "hosts": place.hosts,
+            "limit": place.limit,
+            "effort": place.effort,
+        },
+        "flops": None if math.isnan(report.flops) else report.flops,
+        "checkpoint_bytes": here.checkpoint_bytes(report.config, report.images),
+        "disk_bytes": here.disk_bytes(report.config, report.images),
+        "programs": {name: _facts(report, name) for name in report.programs},
+        "measured": None if report.measured is None else report.measured._asdict(),
+        "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
+    }
+    return found
+
+
+def _facts(report: Report, name: str) -> dict[str, Any]:
+    found = report.programs[name]
+    return {
+        "fits": report.fits(name),
+        "memory": None if found.memory is None else found.memory._asdict(),
+        "needed": report.beside(name),
+        "collectives": [each._asdict() for each in found.collectives],
+        "collectives_span_all": all(spans(each, len(report.place.devices)) for each in found.collectives),
+        "donated": donated(report) if name == "train" else None,
+        "seconds": round(found.seconds, 1),
+        "said": found.said,
+    }

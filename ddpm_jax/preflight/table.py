@@ -1,0 +1,189 @@
+"""One table of many reports: which config fits which slice of TPUs.
+
+    python -m ddpm_jax.preflight.table docs/preflight.md --run cifar10 --on v5litepod-16 v4-32
+
+runs what is asked for and not there yet, one after the other in processes of their own, keeps each report in the JSON
+file beside the page, and writes the table anew between the page's two marks.  Rows that were not run stand below it,
+with the command for each.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import tyro
+
+from ddpm_jax import config as configs
+from ddpm_jax.preflight import topology
+
+SLICES = (
+    "v4-8", "v4-32", "v4-512", "v5litepod-4", "v5litepod-16", "v5litepod-256",
+    "v5p-8", "v5p-32", "v5p-512", "v6e-4", "v6e-16", "v6e-256",
+)  # fmt: skip
+"""4, 16 and 256 chips of four generations."""
+
+SMALLEST = ("v4-8", "v5litepod-4", "v5p-8", "v6e-4")
+"""Where the sampler is compiled too: it has a tile on each chip and nothing between them, however many there are."""
+
+MARKS = "<!-- rows: written by python -m ddpm_jax.preflight.table -->", "<!-- end of rows -->"
+
+
+class Subject(NamedTuple):
+    """A config of the table: its file, and the shape and number of its training images."""
+
+    path: str
+    shape: tuple[int, int, int]
+    number: int
+
+
+SUBJECTS = {
+    "digits": Subject("configs/digits.py", (8, 8, 1), 1500),
+    "mnist": Subject("configs/mnist.py", (28, 28, 1), 60_000),
+    "cifar10": Subject("configs/cifar10.py", (32, 32, 3), 50_000),
+    "cifar10:bfloat16": Subject("configs/cifar10.py:bfloat16", (32, 32, 3), 50_000),
+    # a tenth of 30,000 images is held out; they are streamed, so the other 256x256 sets have the same programs
+    "celebahq256": Subject("configs/celebahq256.py", (256, 256, 3), 27_000),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    page: tyro.conf.Positional[str]
+    """The page with the table; its reports are in the JSON file beside it."""
+    run: tuple[str, ...] = ()
+    """Configs whose missing rows are to be run: digits, cifar10, cifar10:bfloat16, celebahq256, ..."""
+    on: tuple[str, ...] = SLICES
+    """On which slices."""
+
+
+def main(argv: list[str]) -> int:
+    """Runs what is missing and writes page and JSON; exit status 0, or 2 for a wrong request or a failed run."""
+    try:
+        args = tyro.cli(Arguments, prog="python -m ddpm_jax.preflight.table", args=argv)
+        unknown = [name for name in args.run if name not in SUBJECTS] + [name for name in args.on if name not in SLICES]
+        if unknown:
+            raise ValueError(f"unknown {unknown[0]!r}; known are {', '.join([*SUBJECTS, *SLICES])}")
+        page = pathlib.Path(args.page)
+        rows = read(page)
+        for name in args.run:
+            for where in args.on:
+                if (name, where) not in rows:
+                    rows[name, where] = ran(name, where)
+                    write(page, rows)
+        write(page, rows)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"table: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def command(name: str, where: str) -> list[str]:
+    """The arguments of a row's preflight; a batch that does not divide is one image on each device."""
+    subject, devices = SUBJECTS[name], _devices(where)
+    batch = [] if configs.load(subject.path).batch % devices == 0 else ["--batch", str(devices)]
+    images = ["--shape", *map(str, subject.shape), "--images", str(subject.number)]
+    programs = ["train", "sampler"] if where in SMALLEST else ["train"]
+    return [subject.path, "--topology", where, *images, *batch, "--programs", *programs]
+
+
+def ran(name: str, where: str) -> dict[str, Any]:
+    """The report of a row, made by a process of its own; its output is printed as it comes."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder) / "report.json"
+        arguments = command(name, where)
+        print(f"\n$ python -m ddpm_jax.preflight {shlex.join(arguments)}", flush=True)
+        done = subprocess.run([sys.executable, "-m", "ddpm_jax.preflight", *arguments, "--out", str(out)])
+        if done.returncode not in (0, 1):
+            raise ValueError(f"the preflight of {name} on {where} ended with status {done.returncode}")
+        report = json.loads(out.read_text())
+    return {"batch": report.pop("settings")["batch"], **report}
+
+
+def read(page: pathlib.Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """The reports that are there, by config and slice."""
+    path = page.with_suffix(".json")
+    rows = json.loads(path.read_text()) if path.exists() else []
+    return {(row["name"], row["slice"]): row["report"] for row in rows}
+
+
+def write(page: pathlib.Path, rows: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """Writes the reports, and the table between the marks of the page."""
+    before, first, rest = page.read_text().partition(MARKS[0])
+    _, second, after = rest.partition(MARKS[1])
+    if not first or not second:
+        raise ValueError(f"{page} must have the lines {MARKS[0]!r} and {MARKS[1]!r}: the table goes between them")
+    order = [(name, where) for name in SUBJECTS for where in SLICES]
+    kept = [
+        {"name": name, "slice": where, "report": rows[name, where]} for name, where in order if (name, where) in rows
+    ]
+    page.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n")
+    there, missing = [key for key in order if key in rows], [key for key in order if key not in rows]
+    table = "\n".join(markdown({key: rows[key] for key in there}))
+    commands = "\n".join(f"python -m ddpm_jax.preflight {shlex.join(command(*key))}" for key in missing)
+    left = f"\nNot run:\n\n```\n{commands}\n```\n" if missing else ""
+    page.write_text(f"{before}{first}\n\n{table}\n{left}\n{second}{after}")
+
+
+def markdown(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
+    """The lines of the table."""
+    yield ("| config | slice, chips | batch, per chip | arguments | temporaries | most at one time | fits | FLOP per "
+           "step and chip | collectives | sampler, beside training | compiled in |")  # fmt: skip
+    yield "|---" * 11 + "|"
+    for (name, where), report in rows.items():
+        yield "| " + " | ".join(cells(name, where, report)) + " |"
+
+
+def cells(name: str, where: str, report: dict[str, Any]) -> Sequence[str]:
+    """A row of the table."""
+    devices, batch, programs = report["place"]["devices"], report["batch"], report["programs"]
+    own = configs.load(SUBJECTS[name].path).batch == batch
+    train, sampler = programs["train"], programs.get("sampler")
+    memory, limit = train["memory"], report["place"]["limit"]
+    also = "" if sampler is None else f" + {sampler['seconds']:.0f}"
+    least = "at least " if memory is None and not train["seconds"] else ""
+    needed = "more" if train["needed"] is None else f"{least}{_gib(train['needed'])}"
+    return (
+        name,
+        f"{where}, {devices}",
+        f"{batch}{'' if own else '*'}, {batch // devices}",
+        "-" if memory is None else _gib(memory["arguments"]),
+        "-" if memory is None else _gib(memory["temporaries"]),
+        f"{needed} of {_gib(limit)}",
+        "yes" if train["fits"] else "**no**",
+        _operations(report["flops"]),
+        _collectives(train, devices),
+        "as above" if sampler is None else "-" if sampler["needed"] is None else _gib(sampler["needed"]),
+        f"{train['seconds']:.0f}{also} s",
+    )
+
+
+def _collectives(train: dict[str, Any], devices: int) -> str:
+    if train["memory"] is None:
+        return "-"
+    said = ", ".join(f"{each['count']} {each['kind']}" for each in train["collectives"]) or "none"
+    return said + (f" over all {devices}" if train["collectives_span_all"] else ", **not over all**")
+
+
+def _gib(number: float) -> str:
+    """Three digits of GiB."""
+    return f"{number / 2**30:.{max(0, 2 - math.floor(math.log10(max(number / 2**30, 1e-3))))}f} GiB"
+
+
+def _operations(number: float | None) -> str:
+    return "-" if number is None else f"{number / 1e9:.4g} G"
+
+
+def _devices(where: str) -> int:
+    """Devices of a slice of the table: one for each chip."""
+    return math.prod(map(int, topology.find(where).name.partition(":")[2].split("x")))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

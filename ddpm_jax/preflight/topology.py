@@ -1,0 +1,155 @@
+"""Slices of TPUs by their names, and their devices as libtpu describes them to the compiler: no TPU is needed."""
+
+import importlib.util
+import os
+import re
+from typing import Any, NamedTuple
+
+_FLAT = {
+    1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",
+}  # fmt: skip
+_EVEN = {4: "2x2", 16: "4x4", 64: "8x8", 128: "8x16", 256: "16x16"}
+_DEEP = {
+    4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8",
+}  # fmt: skip
+
+
+class Generation(NamedTuple):
+    """A generation of TPUs.
+
+    Attributes:
+        product: what its slices are sold as: PRODUCT-NUMBER.
+        cores: how many units of that number a chip is (products before v5e count cores).
+        grids: its slices, by the number of chips.
+        options: what libtpu must be told beside the name.
+    """
+
+    product: str
+    cores: int
+    grids: dict[int, str]
+    options: dict[str, Any]
+
+
+GENERATIONS = {
+    "v2": Generation("v2", 2, _EVEN, {}),
+    "v3": Generation("v3", 2, _EVEN, {}),
+    # the two cores of a v4 chip are one device on a real machine, but not to libtpu unless it is told
+    "v4": Generation("v4", 2, _DEEP, {"chip_config_name": "megacore"}),
+    "v5e": Generation("v5litepod", 1, _FLAT, {}),
+    "v5p": Generation("v5p", 2, _DEEP, {}),
+    "v6e": Generation("v6e", 1, _FLAT, {}),
+}
+
+_ONE_HOST = {"1x1": [1, 1, 1], "2x4": [2, 4, 1]}
+"""Grids of the v5e and v6e that are one host, which libtpu would not guess."""
+
+
+class Slice(NamedTuple):
+    """A slice of TPUs.
+
+    Attributes:
+        name: as libtpu knows it, GENERATION:GRID.
+        product: as it is sold; None if it is not among the usual ones.
+        options: what libtpu must be told beside the name.
+    """
+
+    name: str
+    product: str | None
+    options: dict[str, Any]
+
+
+def find(name: str) -> Slice:
+    """The slice of a name: a product such as v5litepod-16, v4-32 or v6e-4, or generation and grid, such as v5e:4x4.
+
+    Raises:
+        ValueError: if there is none of this name; the known ones are listed.
+    """
+    generation, colon, grid = name.partition(":")
+    if not colon:
+        generation, grid = _of_product(name)
+    if generation not in GENERATIONS or not re.fullmatch(r"\d+(x\d+){1,2}", grid):
+        raise ValueError(f"unknown topology {name!r}; known are {known()}")
+    kind = GENERATIONS[generation]
+    chips = {grid: chips for chips, grid in kind.grids.items()}.get(grid)
+    options = dict(kind.options)
+    if kind.grids is _FLAT and grid in _ONE_HOST:
+        options["chips_per_host_bounds"] = _ONE_HOST[grid]
+    return Slice(f"{generation}:{grid}", f"{kind.product}-{chips * kind.cores}" if chips else None, options)
+
+
+def known() -> str:
+    """The products, and how grids are named, as one line."""
+    products = [
+        f"{kind.product}-{'|'.join(str(chips * kind.cores) for chips in kind.grids)}" for kind in GENERATIONS.values()
+    ]
+    return ", ".join(products) + f"; or a grid of chips of {', '.join(GENERATIONS)}, such as v5e:4x4 or v4:2x2x4"
+
+
+def set_environment() -> None:
+    """What must be set before JAX starts, so that it and libtpu look for no TPU; what is set already stays."""
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_LOG_DIR": "disabled",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def devices(which: Slice) -> list[Any]:
+    """The devices of a slice: programs can be compiled for them, and nothing can be put on them.
+
+    Raises:
+        ModuleNotFoundError: if libtpu is not installed.
+        ValueError: if libtpu knows no such slice.
+    """
+    if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+        raise ModuleNotFoundError(
+            "compiling for a TPU needs its compiler, libtpu (no TPU, but Linux): pip install 'ddpm-jax[tpu]'"
+        )
+    import jax
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(which.name, platform="tpu", **which.options).devices)
+    except jax.errors.JaxRuntimeError as error:
+        said = str(error).splitlines()[0]
+        raise ValueError(f"libtpu refuses the topology {which.name!r}: {said}; known are {known()}") from error
+
+
+def memory_limit(devices: list[Any]) -> int | None:
+    """Bytes of memory that a program may use on each device, by the compiler's own word; None if it gives none.
+
+    It is asked for a program that needs more than any device has, and says in its refusal what there is.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from ddpm_jax.preflight import facts
+
+    huge = jax.ShapeDtypeStruct((len(devices), 2**15, 2**30), jnp.float32)
+    try:
+        jax.pmap(lambda x: x + 1, devices=devices).lower(huge).compile()
+    except jax.errors.JaxRuntimeError as error:
+        return facts.overflow(str(error)).available
+    return None
+
+
+def larger(which: Slice) -> str | None:
+    """The next larger slice of the same generation, as it is sold; None if there is none."""
+    generation, _, grid = which.name.partition(":")
+    kind = GENERATIONS[generation]
+    grids = list(kind.grids.items())
+    after = [chips for place, (chips, _) in enumerate(grids) if place and grids[place - 1][1] == grid]
+    return f"{kind.product}-{after[0] * kind.cores}" if after else None
+
+
+def _of_product(name: str) -> tuple[str, str]:
+    """Generation and grid of a product; empty, if there is no such product."""
+    product, _, number = name.partition("-")
+    for generation, kind in GENERATIONS.items():
+        if product in (kind.product, generation) and number.isdecimal() and int(number) % kind.cores == 0:
+            return generation, kind.grids.get(int(number) // kind.cores, "")
+    return "", ""

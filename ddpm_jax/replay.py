@@ -1,0 +1,214 @@
+"""Takes a training step again that was not finite, on the CPU in float32, and names the layer where it began.
+
+    python -m ddpm_jax.replay RUN/nonfinite-step-N.npz
+
+`train.py` leaves such a record when too many steps in a row were not finite: parameters and images of the first.  Its
+keys follow from the run's seed, so times, noise, mirroring and dropout are those of the step.  Exit status 0 if the
+step is finite here, 1 if it is not, 2 for a wrong request.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import sys
+import zipfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import traverse_util
+
+from ddpm_jax import config as configs
+from ddpm_jax import data, process, runs, training
+from ddpm_jax.config import objects
+
+CHUNK = 8
+"""Examples at a time: each has its own keys, so that nothing depends on it."""
+
+
+class Record(NamedTuple):
+    """What `train.py` has left of a step.
+
+    Attributes:
+        step: its number, from 1.
+        images: [batch, ...] as the data have them.
+        levels: of the images.
+        params: before the step.
+    """
+
+    config: configs.Config
+    step: int
+    images: np.ndarray
+    levels: int | data.Range
+    params: Any
+
+
+class Replay(NamedTuple):
+    """What was found.
+
+    Attributes:
+        loss: the mean over the batch.
+        times: [batch] t of each example.
+        losses: [batch].
+        grad_norm: of the mean loss, before clipping.
+        forward: the first layer in the order of the forward pass whose output is not finite, for the first example
+            whose loss is not; "" if there is none.
+        backward: the first one in the order of the backward pass whose parameters have a gradient that is not finite.
+    """
+
+    loss: float
+    times: np.ndarray
+    losses: np.ndarray
+    grad_norm: float
+    forward: str
+    backward: str
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+def load(path: pathlib.Path) -> Record:
+    """The record in a file, with the config of the run that it lies in.
+
+    Raises:
+        FileNotFoundError: if there is no such file, or no config.json beside it.
+        ValueError: if it is not such a record.
+    """
+    beside = path.with_name("config.json")
+    for file in (path, beside):
+        if not file.is_file():
+            raise FileNotFoundError(f"no file {file}: a record lies in the folder of its run, beside config.json")
+    config = configs.from_dict(json.loads(beside.read_text()))
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            params = {name: kept[name] for name in kept.files if name.startswith("params[")}
+            step, levels, images = int(kept["step"]), kept["levels"].tolist(), kept["images"]
+    except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a record of a step, or not a whole one: {error}") from error
+    leaves = {tuple(name.removeprefix("params")[2:-2].split("']['")): leaf for name, leaf in params.items()}
+    levels = levels if isinstance(levels, int) else data.Range(*levels)
+    return Record(config, step, images, levels, traverse_util.unflatten_dict(leaves))
+
+
+def replay(record: Record, dtype: str) -> Replay:
+    """The step again, its network computed in `dtype`."""
+    config = dataclasses.replace(record.config, net=dataclasses.replace(record.config.net, dtype=dtype))
+    size, run_key = len(record.images), runs.keys_of(config.seed)[1]
+
+    def some(first: int, stop: int):
+        """What the functions of `programs` take, for the examples first ... stop - 1."""
+        places, before = jnp.arange(first, min(stop, size)), record.step - 1
+        keys, t = (of(before, places) for of in (step_keys, times_of))
+        return record.params, keys, record.images[first:stop], t
+
+    step_keys = functools.partial(training.step_keys, run_key)
+    times_of = functools.partial(runs.stratified_times, config, run_key)
+
+    total, gradient = programs(config, record.images.shape[-1], record.levels)
+    grads, found = jax.tree.map(jnp.zeros_like, record.params), []
+    for first in range(0, size, CHUNK):
+        more, aux = gradient(*some(first, first + CHUNK))
+        grads, found = jax.tree.map(jnp.add, grads, more), [*found, aux]
+    grads = jax.tree.map(lambda leaf: leaf / size, grads)
+    losses, times = (np.concatenate(parts) for parts in zip(*found, strict=True))
+
+    bad = np.flatnonzero(~np.isfinite(losses))
+    example = int(bad[0]) if len(bad) else 0
+    layers = outputs(lambda: total(*some(example, example + 1)))
+    forward = next((name for name, output in layers if not np.isfinite(output).all()), "") if len(bad) else ""
+    spoilt = {name for name, leaf in by_layer(grads) if not np.isfinite(leaf).all()}
+    backward = next((name for name, _ in reversed(layers) if name in spoilt), "")
+    norm = math.sqrt(sum(float(np.square(leaf, dtype=np.float64).sum()) for leaf in jax.tree.leaves(grads)))
+    return Replay(float(losses.mean()), times, losses, norm, forward, backward)
+
+
+@functools.lru_cache
+def programs(config: configs.Config, channels: int, levels: int | data.Range):
+    """The sum of some examples' losses, with loss and time of each, and the compiled gradient of that sum."""
+    schedule, net = objects.noise_schedule(config), objects.network(config, channels)
+    losses_of = runs.example_losses(config, schedule, net, levels)
+
+    def total(params, keys, images, t):
+        loss, times = losses_of(params, keys, images, jnp.arange(len(images)), t)
+        return loss.sum(), (loss, times)
+
+    return total, jax.jit(jax.grad(total, has_aux=True))
+
+
+def outputs(call) -> list[tuple[str, np.ndarray]]:
+    """The path and the output of every layer that has parameters or sublayers, in the order in which they end."""
+    seen: list[tuple[str, np.ndarray]] = []
+
+    def watch(of, args, kwargs, context):
+        result = of(*args, **kwargs)
+        if context.method_name == "__call__" and isinstance(result, jax.Array) and context.module.path:
+            seen.append(("/".join(context.module.path), np.asarray(result, np.float32)))
+        return result
+
+    with nn.intercept_methods(watch):
+        call()
+    return seen
+
+
+def by_layer(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The path of the layer that a parameter belongs to, and the leaf."""
+    for path, leaf in traverse_util.flatten_dict(tree).items():
+        yield "/".join(path[:-1]), np.asarray(leaf)
+
+
+def spoken(found: Replay, record: Record, dtype: str) -> Iterator[str]:
+    """What was found, in words."""
+    yield f"in {dtype}: loss {found.loss:.6g}, norm of the gradient {found.grad_norm:.6g}"
+    bad = np.flatnonzero(~np.isfinite(found.losses))
+    if len(bad):
+        worst = ", ".join(f"{i} at t = {found.times[i]}" for i in bad[:5])
+        yield f"  the loss of {len(bad)} of {len(record.images)} examples is not finite: {worst}"
+        where = found.forward or "no layer: it is the loss itself"
+        yield f"  forward, the first output that is not finite is that of {where}"
+    if found.backward:
+        yield f"  backward, the first gradient that is not finite is that of {found.backward}"
+    if found.finite:
+        yield "  finite: the step can be taken so"
+
+
+def main(argv: list[str]) -> int:
+    """Replays the record of the command line and says what it finds."""
+    path = pathlib.Path(tyro.cli(tyro.conf.Positional[str], prog="python -m ddpm_jax.replay RECORD", args=argv))
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        process.prepare(devices=1)
+        record = load(path)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"replay: {error}", file=sys.stderr)
+        return 2
+    print(f"step {record.step} of {path.parent}: {len(record.images)} images, largest parameter {largest(record)}")
+    first = replay(record, "float32")
+    print(*spoken(first, record, "float32"), sep="\n", flush=True)
+    if record.config.net.dtype != "float32":
+        own = replay(record, record.config.net.dtype)
+        print(*spoken(own, record, record.config.net.dtype), sep="\n")
+    return 0 if first.finite else 1
+
+
+def largest(record: Record) -> str:
+    """The parameter of the largest value, or the first that is not finite."""
+    sizes = {name: float(np.abs(leaf).max()) for name, leaf in by_leaf(record.params)}
+    name = next((name for name, size in sizes.items() if not math.isfinite(size)), max(sizes, key=sizes.__getitem__))
+    return f"{sizes[name]:.4g} in {name}"
+
+
+def by_leaf(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The path of each parameter, and the parameter."""
+    for path, leaf in traverse_util.flatten_dict(tree).items():
+        yield "/".join(path), np.asarray(leaf)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,68 @@
+"""What to try when something does not fit into a device's memory."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import jax
+
+from ddpm_jax import config as configs
+
+
+@contextlib.contextmanager
+def fitting(what: str, lighter: Callable[[], list[str]]) -> Iterator[None]:
+    """Around what may need more memory than a device has, when it is compiled or when it runs.
+
+    Args:
+        what: it is.
+        lighter: flags to try, the mildest first.
+
+    Raises:
+        MemoryError: if it does, with what to try.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        lines = str(error).splitlines()
+        if "RESOURCE_EXHAUSTED" not in lines[0] and "Out of memory" not in lines[0]:
+            raise
+        tries = "".join(f"\n  {one}" for one in lighter() or ["a device with more memory"])
+        raise MemoryError(
+            f"{what} does not fit into a device's memory: {lines[0][:300]}\nTry one of:{tries}"
+        ) from error
+
+
+def lighter_step(config: configs.Config, devices: int, resident: int, room: float = 0.5) -> list[str]:
+    """Flags for a training step that needs less memory, the mildest first, each with what it does.
+
+    Args:
+        devices: over which the batch is spread.
+        resident: bytes of images that lie on each device all the time; 0 if they are streamed.
+        room: the share of what the examples in work take now that there is memory for, as far as it is known.
+    """
+    share, found = config.batch // devices, []
+    micro = share // config.optim.accumulate
+    fewer = [n for n in range(2, micro + 1) if micro % n == 0]
+    if fewer:
+        parts = config.optim.accumulate * next((n for n in fewer if n * room >= 1), fewer[-1])
+        found.append(f"--optim.accumulate {parts}: the same step, {share // parts} images at a time")
+    if not config.net.remat:
+        found.append("--net.remat: the same step; blocks keep their input alone, and work a third more")
+    if resident > 1 << 28:
+        found.append(f"--data.stream True: {resident / 2**30:.1f} GiB of images no longer lie on each device")
+    if share > 1:
+        fewest = max(1, int(share * room))
+        found.append(f"--batch {fewest * devices}: {fewest} on each device, which is another run")
+    return found
+
+
+def lighter_samples(config: configs.Config, flag: str = "--tile") -> list[str]:
+    """Flags for sampling that needs less memory; `flag` is what sets the tile."""
+    tile = config.sampling.tile
+    return [f"{flag} {tile // 2}: images of a device at a time; to the last bit, it makes them others"] * (tile > 1)
+
+
+def lighter_look(config: configs.Config) -> list[str]:
+    """Flags for training whose samples and held-out evaluations need less memory."""
+    count = min(config.batch, config.evaluation.images)
+    fewer = [f"--evaluation.images {count // 2}: held-out images at a time"] * (count > 1)
+    return lighter_samples(config, "--sampling.tile") + fewer

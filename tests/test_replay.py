@@ -1,0 +1,109 @@
+"""A step that was not finite, taken again: the same numbers, and the layer where it began."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+from flax import traverse_util
+
+from ddpm_jax import config as configs
+from ddpm_jax import data, replay, runs, training
+from ddpm_jax.config import objects
+
+CONFIG = dataclasses.replace(tiny_run.CONFIG, batch=16, net=configs.Net(8, (1,), 1, (), dropout=0.1))
+STRATIFIED = dataclasses.replace(CONFIG, data=configs.Data(flip=True), loss=configs.Loss(stratified=True))
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Random ones, as of a network that is being trained."""
+    config = CONFIG
+    net = objects.network(config, 1)
+    fresh = jax.jit(net.init)(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32), np.ones(1, np.int32))["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: np.float32(leaf + 0.05 * rng.normal(size=leaf.shape)), fresh)
+
+
+def record(params, config=CONFIG, step=7):
+    return replay.Record(config, step, data.load("digits").train[: config.batch], 17, params)
+
+
+def spoilt(params, path):
+    """The parameters, one of them as large as float32 can be, its signs kept."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    return traverse_util.unflatten_dict({**flat, path: np.copysign(np.float32(3e38), flat[path])}, sep="/")
+
+
+def test_a_replay_is_the_step_that_training_takes(params):
+    config = STRATIFIED
+    schedule, net, optimizer = objects.noise_schedule(config), objects.network(config, 1), objects.optimizer(config)
+    kept = record(params, config)
+    step = runs.over_devices(runs.train_step(config, schedule, net, optimizer, 17), None, jax.devices()[:4])
+    state = training.init(params, optimizer)._replace(step=np.int32(kept.step - 1))
+    places = np.arange(16, dtype=np.int32).reshape(4, 4)
+    metrics = step(runs.keys_of(config.seed)[1], state, kept.images, places, None)[1]
+    found = replay.replay(kept, "float32")
+    assert found.finite and not found.forward and not found.backward
+    np.testing.assert_allclose([found.loss, found.grad_norm], [metrics["loss"], metrics["grad_norm"]], rtol=2e-5)
+    shares = np.bincount((found.times - 1) * 4 // 20, minlength=4) / 16
+    np.testing.assert_allclose(shares, metrics["quarter_share"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "path", ["conv_in/kernel", "temb/dense0/kernel", "down_0/block_0/conv1/kernel", "up_0/block_1/norm2/scale"]
+)
+def test_the_layer_that_overflows_is_named(params, path):
+    found = replay.replay(record(spoilt(params, path)), "float32")
+    assert not found.finite and found.forward == path.rpartition("/")[0]
+    assert not np.isfinite(found.losses).any()
+
+
+def test_where_only_the_gradient_overflows_its_layer_is_named(params):
+    """Outputs of 1e16 have squares that float32 can hold; times 1e28, its gradients go beyond."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    factors = {"conv_out/kernel": 1e28, "norm_out/scale": 1e-12, "norm_out/bias": 1e-12}
+    large = {name: leaf * np.float32(factors.get(name, 1)) for name, leaf in flat.items()}
+    found = replay.replay(record(traverse_util.unflatten_dict(large, sep="/")), "float32")
+    assert np.isfinite(found.loss) and not found.forward and found.backward == "norm_out"
+
+
+def test_bfloat16_is_taken_again_in_both_precisions(params):
+    kept = record(params)
+    whole, half = replay.replay(kept, "float32"), replay.replay(kept, "bfloat16")
+    assert whole.finite and half.finite and whole.loss != half.loss
+    np.testing.assert_allclose(half.loss, whole.loss, rtol=0.02)
+
+
+def test_the_program_reads_what_training_leaves(params, tmp_path):
+    (tmp_path / "config.json").write_text(configs.to_json(CONFIG))
+    kept = record(spoilt(params, "down_0/block_0/conv1/kernel"))
+    leaves = jax.tree_util.tree_flatten_with_path(kept.params)[0]
+    arrays = {"params" + jax.tree_util.keystr(where): leaf for where, leaf in leaves}
+    path = tmp_path / "nonfinite-step-7.npz"
+    np.savez(path, step=7, indices=np.arange(len(kept.images)), images=kept.images, levels=17, **arrays)
+    read = replay.load(path)
+    assert jax.tree.all(jax.tree.map(np.array_equal, read.params, kept.params)) and read.step == 7
+    lines = list(replay.spoken(replay.replay(read, "float32"), read, "float32"))
+    assert "in float32: loss nan" in lines[0]
+    assert re.search(r"the loss of 16 of 16 examples is not finite: 0 at t = \d+, 1 at", lines[1])
+    assert "forward, the first output that is not finite is that of down_0/block_0/conv1" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"PK", "is not a record of a step, or not a whole one"),
+        (None, "no file .*: a record lies in the folder of its run, beside config.json"),
+    ],
+)
+def test_what_is_no_record_is_refused(tmp_path, content, text):
+    (tmp_path / "config.json").write_text(json.dumps({}))
+    path = tmp_path / "nonfinite-step-7.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=text):
+        replay.load(path)
