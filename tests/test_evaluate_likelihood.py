@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+import tyro
 
 from ddpm_jax import data, gaussian, likelihood, log, schedules
 from ddpm_jax.config import flags
 from ddpm_jax.evaluate import draws, protocol
 from ddpm_jax.evaluate import likelihood as evaluated
+from ddpm_jax.evaluate.__main__ import COMMANDS
 from ddpm_jax.evaluate.likelihood import Likelihood
 from ddpm_jax.evaluate.subject import Subject, Which, images, split, subject
 from ddpm_jax.unet import UNet
@@ -220,7 +222,6 @@ def test_the_exact_bound_of_the_large_net_does_not_store_the_activations_of_its_
         (Likelihood(num=298), r"--num must be 1 to 297, the images in digits's test split, got 298"),
         (Likelihood(num=0), r"--num must be 1 to 297"),
         (Likelihood(estimate=0), r"--estimate must be at least 1 stratum, got 0"),
-        (Likelihood(tile=0), r"--tile must be at least 1, got 0"),
     ],
 )
 def test_wrong_requests_are_refused(folder, tmp_path, options, text):
@@ -253,9 +254,7 @@ def test_damaged_measurements_and_samples_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"a\.npz holds total, which is no measurement: remove it"):
         evaluated.load(tmp_path / "a.npz")
     (tmp_path / "a.npz").write_bytes(b"PK\3\4")
-    with pytest.raises(
-        ValueError, match=r"a\.npz is not an \.npz file, or damaged \(.*\): remove it, and what it"
-    ):
+    with pytest.raises(ValueError, match=r"a\.npz is not an \.npz file, or damaged \(.*\): remove it, and what it"):
         evaluated.load(tmp_path / "a.npz")
     draws.store(tmp_path, 0, np.zeros((4, 2, 2, 1), np.uint8))
     (path,) = tmp_path.glob("*.npy")
@@ -265,3 +264,9 @@ def test_damaged_measurements_and_samples_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"00000004\.npy is damaged: remove it, and its images are drawn anew"):
         list(draws.chunks(tmp_path, 0, 4))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_flags_of_every_command_can_be_parsed(command):
+    options, _ = COMMANDS[command]
+    assert tyro.cli(options, args=["--tile", "3"]).which.sampling.tile == 3

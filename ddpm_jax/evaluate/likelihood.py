@@ -39,8 +39,6 @@ class Likelihood:
     """L_0's decoder: the exact normal CDF, or the original's approximation with its floor of 1e-12."""
     seed: int = 0
     """Of the noise that each x_t is drawn with."""
-    tile: int | None = None
-    """Images per device and network call (default: as in sampling)."""
 
 
 class Found(NamedTuple):
@@ -110,9 +108,7 @@ def measure(subject: Subject, chosen: Split, options: Likelihood, part: pathlib.
     interrupted measurement was taken up again, nor on how many devices there are.
     """
     model, n = subject.model, len(chosen.images)
-    tile = model.config.sampling.tile if options.tile is None else options.tile
-    if tile < 1:
-        raise ValueError(f"--tile must be at least 1, got {tile}")
+    tile = model.config.sampling.tile
     mapped = generate.over_devices(program(model, options))
     key = jax.random.fold_in(jax.random.key(options.seed), 2**32 - 2)  # an index that no sample has
     found = resumed(part, blank(model, options, n), tile)

@@ -41,8 +41,6 @@ class RateDistortion:
     """Only the first so many of them."""
     seed: int = 0
     """Of the noise that each x_t is drawn with."""
-    tile: int | None = None
-    """Images per device and network call (default: as in sampling)."""
 
 
 class Found(NamedTuple):
@@ -66,7 +64,7 @@ class Found(NamedTuple):
 def run(subject: Subject, options: RateDistortion) -> int:
     """Writes table, curves and numbers, and says them and where they are; status 4 if it is interrupted."""
     chosen = split(images(subject), options.split, options.num)
-    asked = likelihood.Likelihood(subject.which, options.split, options.num, seed=options.seed, tile=options.tile)
+    asked = likelihood.Likelihood(subject.which, options.split, options.num, seed=options.seed)
     bound = likelihood.bound(subject, chosen, asked)
     if bound is None:
         return 4
