@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+import tyro
 
 from ddpm_jax import data, gaussian, likelihood, log, schedules
 from ddpm_jax.config import flags
+from ddpm_jax.evaluate import draws, protocol
 from ddpm_jax.evaluate import likelihood as evaluated
-from ddpm_jax.evaluate import protocol
+from ddpm_jax.evaluate.__main__ import COMMANDS
 from ddpm_jax.evaluate.likelihood import Likelihood
 from ddpm_jax.evaluate.subject import Subject, Which, images, split, subject
 from ddpm_jax.unet import UNet
@@ -245,3 +247,26 @@ def test_a_part_of_something_else_is_not_taken_up(folder, tmp_path):
     evaluated.save(name.with_suffix(".part.npz"), evaluated.blank(run.model, options, 12))
     with pytest.raises(ValueError, match="is not what this measurement would have left: remove it"):
         numbers(run, options)
+
+
+def test_damaged_measurements_and_samples_are_named(tmp_path):
+    np.savez(tmp_path / "a.npz", total=np.zeros(3))
+    with pytest.raises(ValueError, match=r"a\.npz holds total, which is no measurement: remove it"):
+        evaluated.load(tmp_path / "a.npz")
+    (tmp_path / "a.npz").write_bytes(b"PK\3\4")
+    with pytest.raises(ValueError, match=r"a\.npz is not an \.npz file, or damaged \(.*\): remove it, and what it"):
+        evaluated.load(tmp_path / "a.npz")
+    draws.store(tmp_path, 0, np.zeros((4, 2, 2, 1), np.uint8))
+    (path,) = tmp_path.glob("*.npy")
+    np.save(path, np.zeros((3, 2, 2, 1), np.uint8))
+    with pytest.raises(ValueError, match=r"00000004\.npy holds \(3, 2, 2, 1\), not 4 images: remove it"):
+        list(draws.chunks(tmp_path, 0, 4))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"00000004\.npy is damaged: remove it, and its images are drawn anew"):
+        list(draws.chunks(tmp_path, 0, 4))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_flags_of_every_command_can_be_parsed(command):
+    options, _ = COMMANDS[command]
+    assert tyro.cli(options, args=["--tile", "3"]).which.sampling.tile == 3

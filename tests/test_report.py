@@ -305,6 +305,12 @@ def test_a_file_that_is_no_result_is_named(finished, tmp_path, capsys):
     (tmp_path / "notes.json").write_text("{")
     with pytest.raises(ValueError, match=r"notes\.json is not JSON \(.*\): remove it"):
         report.run(of(finished, tmp_path), Report())
+    (tmp_path / "notes.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"notes\.json is no result, but \[1\]: remove it"):
+        report.run(of(finished, tmp_path), Report())
+    (tmp_path / "notes.json").write_text('{"numbers": [{}]}')
+    with pytest.raises(ValueError, match=r"notes\.json is damaged \(KeyError: 'name'\): remove it"):
+        report.run(of(finished, tmp_path), Report())
 
 
 # --- curves

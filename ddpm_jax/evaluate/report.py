@@ -140,9 +140,11 @@ def found(subject: Subject) -> list[Result]:
     results, own = [], f"ckpt={subject.weights()['ckpt']}"
     for path in sorted(subject.out.glob("*.json")):
         try:
-            content = dict(json.loads(path.read_bytes()))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"{path} is not JSON, or no object ({error}): remove it") from None
+            content = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not JSON ({error}): remove it") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} is no result, but {str(content)[:60]}: remove it")
         kind = path.stem.partition("-")[0]
         numbers = protocol.read(path) if "numbers" in content else []
         lines = [protocol.line(number) for number in numbers]
