@@ -271,6 +271,21 @@ def test_what_does_not_fit_is_a_result_and_what_is_proposed_fits(tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("where", ["v5e:4x4", "v4:2x2x4"])
+@pytest.mark.parametrize(("name", "shape"), [("cifar10", (32, 32, 3)), ("celebahq256", (256, 256, 3))])
+def test_the_recipes_of_the_paper_fit_on_sixteen_chips(tmp_path, name, shape, where):
+    """Minutes for each.  What was found at another time stands in docs/preflight.md."""
+    pytest.importorskip("libtpu")
+    (tmp_path / "config.py").write_text((ROOT / "configs" / f"{name}.py").read_text())
+    flags = ("--shape", *shape, "--images", 27_000, "--topology", where, "--programs", "train", "sampler")
+    report, _ = preflight(tmp_path / "config.py", *flags)
+    train = report["programs"]["train"]
+    assert train["fits"] and train["donated"] and train["collectives"] and train["collectives_span_all"]
+    assert report["programs"]["sampler"]["fits"] and report["programs"]["sampler"]["collectives"] == []
+    assert report["place"]["devices"] == 16 and report["place"]["hosts"] == 4
+
+
+@pytest.mark.slow
 def test_remat_takes_less_memory_on_a_slice(tiny):
     pytest.importorskip("libtpu")
     flags = ("--topology", "v5e:2x2", "--programs", "train", "--batch", 4096, "--net.blocks", 3)

@@ -134,8 +134,8 @@ def write(page: pathlib.Path, rows: dict[tuple[str, str], dict[str, Any]]) -> No
 def markdown(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
     """The lines of the table."""
     yield ("| config | slice, chips | batch, per chip | arguments | temporaries | most at one time | fits | FLOP per "
-           "step and chip | collectives | sampler, beside training | compiled in |")  # fmt: skip
-    yield "|---" * 11 + "|"
+           "step and chip | collectives | sampler, beside training |")  # fmt: skip
+    yield "|---" * 10 + "|"
     for (name, where), report in rows.items():
         yield "| " + " | ".join(cells(name, where, report)) + " |"
 
@@ -146,7 +146,6 @@ def cells(name: str, where: str, report: dict[str, Any]) -> Sequence[str]:
     own = configs.load(SUBJECTS[name].path).batch == batch
     train, sampler = programs["train"], programs.get("sampler")
     memory, limit = train["memory"], report["place"]["limit"]
-    also = "" if sampler is None else f" + {sampler['seconds']:.0f}"
     least = "at least " if memory is None and not train["seconds"] else ""
     needed = "more" if train["needed"] is None else f"{least}{_gib(train['needed'])}"
     return (
@@ -160,7 +159,6 @@ def cells(name: str, where: str, report: dict[str, Any]) -> Sequence[str]:
         _operations(report["flops"]),
         _collectives(train, devices),
         "as above" if sampler is None else "-" if sampler["needed"] is None else _gib(sampler["needed"]),
-        f"{train['seconds']:.0f}{also} s",
     )
 
 
