@@ -177,3 +177,21 @@ def test_diffusers_ddim_misses_its_own_next_time(golden: Golden):
     golden.close("pred_original_sample", ours.x0[0], at=0)
     off = np.abs(ours.x[-1] - exact(golden.id, "final")).max()
     assert off > 0.02  # and the tolerance of the comparison above is 1e-6
+
+
+@cases("f/diffusers/DPMSolverMultistepScheduler_*", but="*solver_type=heun*")
+def test_diffusers_dpm_solver_chain(golden: Golden):
+    """Its times, which are no spacing of ours, and its two ends: the data, or the least noise, our t = 1."""
+    config = golden.args["config"]
+    sched = schedules.linear(config["num_train_timesteps"], config["beta_start"], config["beta_end"])
+    end = 0 if config["final_sigmas_type"] == "zero" else 1
+    times = np.array([*(np.asarray(golden["timesteps"]) + 1), end], np.int32)
+    ratios = np.asarray(sched.noise / sched.signal, np.float64)[times]
+    np.testing.assert_allclose(ratios, golden["sigmas"], rtol=1e-5)
+    sampler = samplers.dpm_solver_pp(
+        sched, gaussian.denoiser(sched, synthetic_net(golden, sched), clip=False), order=config["solver_order"]
+    )
+    states = run(sampler, golden["x_T"], times, [*times[1:][golden["record_i"]], end])
+    golden.close("samples", states.x[:-1])
+    golden.close("final", states.x[-1])
+    golden.left_out("timesteps", "sigmas", "record_i")  # used and compared just now; which steps the peer kept
