@@ -303,7 +303,12 @@ def test_coarse_to_fine_ends_in_a_mixture_of_pixels(folder):
         (Stochastic(times=(5, 0)), {}, r"--times must be one or more times above 0, the data, got \(5, 0\)"),
         (Stochastic(times=()), {}, r"--times must be one or more times above 0"),
         (Stochastic(continuations=1), {}, "--continuations must be at least 2, or nothing can differ, got 1"),
-        (Stochastic(), {"sampler": "ddim"}, "DDIM with eta 0 adds no noise: .* take --sampler ancestral, or an --eta"),
+        (Stochastic(), {"sampler": "dpm_solver_pp"}, "DPM-Solver\\+\\+ adds no noise: .* take --sampler ancestral"),
+        (
+            Stochastic(),
+            {"sampler": "ddim"},
+            "DDIM with eta 0 adds no noise: .* take --sampler ancestral, or DDIM with an --eta",
+        ),
     ],
 )
 def test_wrong_continuations_are_refused(folder, options, sampling, text):

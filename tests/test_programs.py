@@ -335,6 +335,9 @@ def test_verify_says_equal_and_notices_another_image(straight, sixteen, tmp_path
 def test_raw_weights_and_other_samplers_make_other_images(home, straight, sixteen):
     raw = draw(straight[0], home / "raw", "--weights", "raw")
     ddim = draw(straight[0], home / "ddim", "--sampler", "ddim", "--steps", 5)
+    solver = draw(straight[0], home / "solver", "--sampler", "dpm_solver_pp", "--order", 2, "--steps", 5)
+    first = draw(straight[0], home / "first", "--sampler", "dpm_solver_pp", "--order", 1, "--steps", 5)
+    assert np.abs(first.astype(int) - ddim).max() <= 1 and (solver != ddim).any()
     assert (raw != sixteen[0]).any() and (ddim != sixteen[0]).any() and (ddim != raw).any()
 
 

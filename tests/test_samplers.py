@@ -159,6 +159,65 @@ def test_ddim_is_a_first_order_solver_of_the_probability_flow():
     assert errors[0] < 0.2 and (abs(orders - 1) < 0.15).all(), (errors, orders)
 
 
+def even_in_log_snr(schedule, steps, end):
+    """Times from T to `end`, about even in log SNR: a smooth grid, as the order of a solver is defined on."""
+    column = np.asarray(schedule.log_snr)
+    grid = np.linspace(column[-1], column[end], steps + 1)
+    return np.array([1 + np.abs(column[1:] - level).argmin() for level in grid], np.int32)
+
+
+@pytest.mark.parametrize(("order", "least"), [(1, 0.9), (2, 1.85), (3, 2.8)])
+def test_dpm_solver_pp_has_its_order(order, least):
+    """From T to a hundredth of the noise, on 100,000 times, so that rounding to times does not show."""
+    with x64():
+        schedule, end = schedules.linear(100_000, 1e-6, 2e-4), 200
+        u = jnp.array([[-1.5], [0.3], [1.0]])
+
+        def quantiles(t):
+            signal, noise = schedule.signal[t], schedule.noise[t]
+            return signal * 0.2 + jnp.sqrt(signal**2 * 0.25 + noise**2) * u
+
+        keys = samplers.image_keys(0, range(3))
+        sampler = samplers.dpm_solver_pp(schedule, ideal(schedule), order=order)
+        errors = []
+        for steps in (20, 40, 80, 160):
+            x = samplers.sample(keys, sampler, quantiles(100_000), even_in_log_snr(schedule, steps, end))
+            errors.append(float(jnp.abs(x - quantiles(end)).max()))
+        orders = np.log2(np.array(errors[:-1]) / errors[1:])
+    assert (orders > least).all() and errors[0] < 0.2, (errors, orders)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_dpm_solver_pp_ends_at_what_the_network_last_predicts(order):
+    """Down to the data, also in a single step and from pure noise, where SNR is 0 and h infinite."""
+    betas = np.append(np.linspace(1e-4, 0.02, 99), 1.0)
+    for schedule in (schedules.linear(100), schedules.from_betas(betas)):
+        denoise = gaussian.denoiser(schedule, lambda x, t: 0.3 * jnp.sin(5 * x), "v")
+        sampler = samplers.dpm_solver_pp(schedule, denoise, order=order)
+        keys, x_T = samplers.image_keys(0, range(2)), jnp.array([[0.5, -1.0], [2.0, 0.0]])
+        for steps in (1, 2, 3, 10):
+            last = samplers.trajectory(keys, sampler, x_T, samplers.times(100, steps), keep=[0])
+            np.testing.assert_array_equal(last.x, last.x0)
+            assert np.isfinite(last.x).all()
+
+
+def test_dpm_solver_pp_of_order_1_is_ddim():
+    with x64():
+        schedule = schedules.linear(1000)
+        denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * jnp.tanh(3 * x))
+        keys, x_T = samplers.image_keys(0, range(2)), jnp.array([[0.5, -1.0], [2.0, 0.0]])
+        one, two = (
+            samplers.sample(keys, sampler, x_T, samplers.times(1000, 7))
+            for sampler in (samplers.dpm_solver_pp(schedule, denoise, order=1), samplers.ddim(schedule, denoise))
+        )
+        np.testing.assert_allclose(one, two, rtol=1e-9)
+
+
+def test_dpm_solver_pp_refuses_other_orders():
+    with pytest.raises(ValueError, match="order must be 1, 2 or 3, got 4"):
+        samplers.dpm_solver_pp(schedules.linear(10), lambda x, t: x, order=4)
+
+
 def test_ddim_goes_back_to_the_noise_that_it_came_from():
     with x64():
         schedule = schedules.linear(1000)

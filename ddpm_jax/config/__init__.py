@@ -123,7 +123,7 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    sampler: Literal["ancestral", "ddim"] = "ancestral"
+    sampler: Literal["ancestral", "ddim", "dpm_solver_pp"] = "ancestral"
     """The reverse process."""
     steps: int = 1000
     """Network calls per image."""
@@ -133,6 +133,8 @@ class Sampling:
     """Reverse variance of ancestral sampling: 1 is beta (the original's CIFAR-10), 0 is beta-tilde (its 256x256)."""
     eta: float = 0.0
     """Noise of DDIM: 0 is deterministic."""
+    order: int = 2
+    """Order of DPM-Solver++: 1 is DDIM, 2 and 3 take what earlier calls said into account."""
     clip: bool = True
     """Bring each predicted x_0 into [-1, 1]."""
     tile: int = 16
@@ -260,6 +262,8 @@ def check(config: Config) -> None:
         raise ValueError(f"loss.weight {config.loss.weight!r} has no meaning for loss.kind 'variational'")
     if not 0 <= config.sampling.mix <= 1 or not 0 <= config.sampling.eta <= 1:
         raise ValueError(f"sampling.mix and eta must lie in [0, 1], got {config.sampling.mix}, {config.sampling.eta}")
+    if config.sampling.order not in (1, 2, 3):
+        raise ValueError(f"sampling.order must be 1, 2 or 3, got {config.sampling.order}")
     if not 0 <= config.optim.ema_decay < 1:
         raise ValueError(f"optim.ema_decay must lie in [0, 1), got {config.optim.ema_decay}")
     if config.sampling.tile < 1 or config.sampling.num < 1:

@@ -14,7 +14,7 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    sampler: Literal["ancestral", "ddim"] | None = None
+    sampler: Literal["ancestral", "ddim", "dpm_solver_pp"] | None = None
     """The reverse process (default for this and the following: what the config says)."""
     steps: int | None = None
     """Network calls per image."""
@@ -24,9 +24,10 @@ class Sampling:
     """Reverse variance of ancestral sampling: 1 is beta, 0 is beta-tilde."""
     eta: float | None = None
     """Noise of DDIM: 0 is deterministic, 1 ancestral."""
+    order: int | None = None
+    """Order of DPM-Solver++, 1 to 3."""
     clip: bool | None = None
     """Bring each predicted x_0 into [-1, 1]."""
-
     tile: int | None = None
     """Images per device and network call: part of what an image is, to the bit."""
 

@@ -108,7 +108,15 @@ def sampler(config: Config, schedule, denoise):
     c = config.sampling
     if c.sampler == "ddim":
         return samplers.ddim(schedule, denoise, eta=c.eta)
+    if c.sampler == "dpm_solver_pp":
+        return samplers.dpm_solver_pp(schedule, denoise, order=c.order)  # pyright: ignore[reportArgumentType]
     return samplers.ancestral(schedule, denoise, mix=c.mix)
+
+
+def sampler_option(config: Config) -> tuple[str, float]:
+    """The name and value of the one option that a config's sampler has."""
+    c = config.sampling
+    return {"ancestral": ("mix", c.mix), "ddim": ("eta", c.eta), "dpm_solver_pp": ("order", c.order)}[c.sampler]
 
 
 def times(config: Config):

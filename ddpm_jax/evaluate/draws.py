@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ddpm_jax import data, log, process
+from ddpm_jax.config import objects
 from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.subject import Subject
 
@@ -24,7 +25,7 @@ def fields(subject: Subject, seed: int, form: Format) -> protocol.Protocol:
     """What the samples of a run depend on."""
     c = subject.model.config
     s, T = c.sampling, c.schedule.T
-    how = f"eta={s.eta:g}" if s.sampler == "ddim" else f"mix={s.mix:g}"
+    how = "{}={:g}".format(*objects.sampler_option(c))
     steps = f"{s.steps} steps" if s.steps == T else f"{s.steps} of {T} steps {s.spacing}"
     integers = "uint8" if subject.model.integer_levels <= 256 else "uint16"
     return {

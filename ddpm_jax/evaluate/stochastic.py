@@ -95,10 +95,11 @@ def continuations(model: runs.Model, options: Stochastic) -> Found:
 def shared_times(model: runs.Model, options: Stochastic) -> list[int]:
     """The times asked for, falling, or those nearest to the quarters of T."""
     c = model.config.sampling
-    if c.sampler == "ddim" and c.eta == 0:
+    if c.sampler == "dpm_solver_pp" or (c.sampler == "ddim" and c.eta == 0):
+        name = "DDIM with eta 0" if c.sampler == "ddim" else "DPM-Solver++"
         raise ValueError(
-            "DDIM with eta 0 adds no noise: all continuations of an x_t would be one and the same image; take "
-            "--sampler ancestral, or an --eta above 0"
+            f"{name} adds no noise: all continuations of an x_t would be one and the same image; take "
+            "--sampler ancestral, or DDIM with an --eta above 0"
         )
     if options.times is None:
         T = model.config.schedule.T

@@ -63,7 +63,7 @@ class Model:
     def describe(self) -> str:
         """One line: which weights, which sampler."""
         c = self.config.sampling
-        how = f"eta {c.eta:g}" if c.sampler == "ddim" else f"mix {c.mix:g}"
+        how = "{} {:g}".format(*objects.sampler_option(self.config))
         return f"{self.workdir}, step {self.step}, {self.weights} weights; {c.sampler}, {c.steps} steps, {how}"
 
     def draw(
