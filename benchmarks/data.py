@@ -100,7 +100,9 @@ def resident(rounds: int) -> dict[str, float]:
     taken = jax.pmap(examples, in_axes=(None, 0))
     whole, part, host = [], [], []
     for n in range(10 * rounds):
-        host.append(seconds(lambda: order.indices(1000, config.batch)))
+        fresh = data.Order(order_key, len(images.train))
+        # REPEATS steps in a row, the permutations of their epochs included
+        host.append(seconds(lambda: [fresh.indices(i, config.batch) for i in range(REPEATS)]) / REPEATS)
         batch = next(batches)
         many = np.stack([order.indices(n * REPEATS + i, config.batch) for i in range(REPEATS)], 1)
         many = many.reshape(len(devices), b, REPEATS).swapaxes(1, 2)
@@ -155,7 +157,7 @@ def main() -> None:
 
     process.prepare()
     digits = resident(args.rounds)
-    print(f"on the device: {digits['gather'] * 1e3:.4f} ms in and {digits['order'] * 1e3:.3f} ms before a digits step "
+    print(f"on the device: {digits['gather'] * 1e3:.4f} ms in and {digits['order'] * 1e3:.4f} ms before a digits step "
           f"of {digits['step'] * 1e3:.1f} ms: {digits['share_of_step']:.2%}; {digits['images_per_s']:,.0f} images/s, "
           f"the step takes {digits['step_images_per_s']:,.0f}", flush=True)  # fmt: skip
     cores = len(os.sched_getaffinity(0))
