@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-ROUNDS, IMAGES, BATCH = 7, 192, 64
+ROUNDS, IMAGES, BATCH, REPEATS = 5, 192, 64, 200
 V5E = {"peak_flops": 197e12, "chips": 4, "cpus": 112}
 """Published by Google: bfloat16 FLOP/s of a v5e chip, chips and virtual CPUs of a host (ct5lp-hightpu-4t)."""
 
@@ -89,15 +89,24 @@ def resident(rounds: int) -> dict[str, float]:
     batches = feed(images.train, order, config.batch, devices).batches(0)
     keys = jax.random.split(jax.random.key(1), b)
 
-    def examples(pixels, places):
-        return data.examples(keys, pixels, places, levels=17, flip=config.data.flip)
+    def examples(pixels, many):
+        """The images of REPEATS steps, one step after the other as in a program, and something made of each."""
+
+        def one(total, places):
+            return total + data.examples(keys, pixels, places, levels=17, flip=config.data.flip), None
+
+        return jax.lax.scan(one, np.zeros((b, *images.train.shape[1:]), np.float32), many)[0]
 
     taken = jax.pmap(examples, in_axes=(None, 0))
     whole, part, host = [], [], []
-    for _ in range(10 * rounds):
-        host.append(seconds(lambda: order.indices(1000, config.batch)))
+    for n in range(10 * rounds):
+        fresh = data.Order(order_key, len(images.train))
+        # REPEATS steps in a row, the permutations of their epochs included
+        host.append(seconds(lambda: [fresh.indices(i, config.batch) for i in range(REPEATS)]) / REPEATS)
         batch = next(batches)
-        part.append(seconds(lambda batch=batch: jax.block_until_ready(taken(batch.pixels, batch.places))))
+        many = np.stack([order.indices(n * REPEATS + i, config.batch) for i in range(REPEATS)], 1)
+        many = many.reshape(len(devices), b, REPEATS).swapaxes(1, 2)
+        part.append(seconds(lambda: jax.block_until_ready(taken(batch.pixels, many))) / REPEATS)
         begun = time.perf_counter()
         state, _ = jax.block_until_ready(step(run_key, state, batch.pixels, batch.places, None))
         whole.append(time.perf_counter() - begun)
@@ -124,9 +133,8 @@ def streamed(sources: dict[str, str], rounds: int) -> dict[str, list[float]]:
         for name, unread in pixels.items():
             order = data.Order(jax.random.key(n), len(unread))
             with contextlib.closing(read_ahead(unread, order, BATCH, 0)) as batches:
-                for _ in range(20):  # more than are ever ahead: from here on each is waited for
-                    next(batches)
-                found[name].append(8 * BATCH / seconds(lambda batches=batches: [next(batches) for _ in range(8)]))
+                # three times what is ever ahead: what is being read at the end and not counted is the least part
+                found[name].append(48 * BATCH / seconds(lambda: [next(batches) for _ in range(48)]))
     return found
 
 
@@ -149,7 +157,7 @@ def main() -> None:
 
     process.prepare()
     digits = resident(args.rounds)
-    print(f"on the device: {digits['gather'] * 1e3:.3f} ms in and {digits['order'] * 1e3:.3f} ms before a digits step "
+    print(f"on the device: {digits['gather'] * 1e3:.4f} ms in and {digits['order'] * 1e3:.4f} ms before a digits step "
           f"of {digits['step'] * 1e3:.1f} ms: {digits['share_of_step']:.2%}; {digits['images_per_s']:,.0f} images/s, "
           f"the step takes {digits['step_images_per_s']:,.0f}", flush=True)  # fmt: skip
     cores = len(os.sched_getaffinity(0))

@@ -154,7 +154,7 @@ def pictures(folder: pathlib.Path) -> None:
 
     digits = data.load("digits")
     assert digits.train_labels is not None
-    for i, (image, label) in enumerate(zip(digits.train, digits.train_labels, strict=True)):
+    for i, (image, label) in enumerate(zip(digits.train[:], digits.train_labels, strict=True)):
         (folder / str(label)).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[..., 0] * 15).save(folder / str(label) / f"{i:04d}.png")
 

@@ -79,15 +79,15 @@ def test_files_of_limited_size_end_the_run_too(home, tmp_path):
 
 
 def test_a_step_that_does_not_fit_says_what_to_try(home, tmp_path):
-    """Ten thousand images of a megapixel: terabytes, which no allocator promises."""
-    np.savez(tmp_path / "large.npz", np.zeros((9, 1024, 1024, 1), np.uint8))
-    flags = ("--data.source", f"npz:{tmp_path}/large.npz", "--batch", 10_000, "--devices", 1)
+    """Attention among all pixels of four thousand images: terabytes, which no allocator promises."""
+    np.savez(tmp_path / "large.npz", np.zeros((9, 96, 96, 1), np.uint8))
+    flags = ("--data.source", f"npz:{tmp_path}/large.npz", "--batch", 4096, "--devices", 1)
     shown = run("train.py", home / "tiny.py", "--workdir", tmp_path / "run", *flags, status=7, env=QUICK).stderr
-    assert "train.py: a training step of 10000 images per device does not fit into a device's memory: " in shown
-    assert "--optim.accumulate 2: the same step, 5000 images at a time" in shown
-    assert "--net.remat: the same step" in shown and "--batch 5000: 5000 on each device" in shown
+    assert "train.py: a training step of 4096 images per device does not fit into a device's memory: " in shown
+    assert "--optim.accumulate 2: the same step, 2048 images at a time" in shown
+    assert "--net.remat: the same step" in shown and "--batch 2048: 2048 on each device" in shown
     assert "Traceback" not in shown
     lighter = ("--optim.accumulate", 2, "--net.remat")
     again = run("train.py", home / "tiny.py", "--workdir", tmp_path / "run", *flags, *lighter, status=7, env=QUICK)
-    assert "--optim.accumulate 4: the same step, 2500 images at a time" in again.stderr
+    assert "--optim.accumulate 4: the same step, 1024 images at a time" in again.stderr
     assert "--net.remat" not in again.stderr

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import struct
+import sys
 import time
 import tracemalloc
 import zlib
@@ -922,3 +923,17 @@ def test_the_options_go_through_flags_and_files():
     old = dataclasses.asdict(config)
     del old["data"]["resolution"], old["data"]["skip_bad"]
     assert configs.from_dict(old).data.resolution == ()
+
+
+def test_arrays_are_read_by_many_threads_at_once(tmp_path):
+    """Python 3.11 parses the headers of two files at once wrongly now and then: thousands of times, and none is."""
+    for i in range(8):
+        np.save(tmp_path / f"{i}.npy", np.full((2, 2, 1), i, np.uint8))
+    images = data.load(f"folder:{tmp_path}", stream=True).train
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        found = images[np.arange(4000) % len(images)]
+    finally:
+        sys.setswitchinterval(before)
+    np.testing.assert_array_equal(found, images[:][np.arange(4000) % len(images)])

@@ -4,7 +4,9 @@ Colours are never converted and bits never dropped.  What Pillow would convert o
 (16-bit colours to 8 bits, an unnamed fourth channel to nothing) is refused with advice.
 """
 
+import io
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -166,9 +168,15 @@ def fitted(pixels: np.ndarray, mode: str, size: tuple[int, ...], levels: int | R
     return np.clip(np.rint(result), 0, levels - 1).astype(pixels.dtype)
 
 
+_ONE_HEADER = threading.Lock()
+"""numpy has Python parse the header, and some versions of Python cannot do that in two threads at once."""
+
+
 def _array(file: BinaryIO) -> Decoded:
+    content = io.BytesIO(file.read())
     try:
-        pixels = np.lib.format.read_array(file, allow_pickle=False)
+        with _ONE_HEADER:
+            pixels = np.lib.format.read_array(content, allow_pickle=False)
     except Exception as error:  # a damaged header is read as Python and fails as Python does, in any way
         raise ValueError(f"not a .npy file, or not a whole one: {_one_line(error)}") from error
     what = f"an array {pixels.dtype} {pixels.shape}"
