@@ -8,10 +8,20 @@ normalisation, softmax, the time embedding and the last convolution are float32 
 Three files: `network` (the U-Net and its levels), `layers` (what they are made of), `norm` (group normalisation).
 """
 
-from ddpm_jax.unet.layers import AttentionBlock, Downsample, ResnetBlock, Upsample, dropout, timestep_embedding
+from ddpm_jax.unet.layers import (
+    AttentionBlock,
+    CrossAttention,
+    Downsample,
+    ResnetBlock,
+    Upsample,
+    attend,
+    dropout,
+    timestep_embedding,
+)
 from ddpm_jax.unet.network import UNet
 from ddpm_jax.unet.norm import GroupNorm
 
 __all__ = [
-    "AttentionBlock", "Downsample", "GroupNorm", "ResnetBlock", "UNet", "Upsample", "dropout", "timestep_embedding",
+    "AttentionBlock", "CrossAttention", "Downsample", "GroupNorm", "ResnetBlock", "UNet", "Upsample", "attend",
+    "dropout", "timestep_embedding",
 ]  # fmt: skip

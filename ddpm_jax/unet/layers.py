@@ -136,6 +136,51 @@ class AttentionBlock(nn.Module):
         return x + dense(c, scale=NEAR_ZERO, name="proj_out", dtype=self.dtype)(mixed)
 
 
+class CrossAttention(nn.Module):
+    """Every pixel attends to the tokens of a context; the result, 0 at the start, is added to the input.
+
+    An image whose mask shows no token passes as it came.
+    """
+
+    heads: int = 1
+    dtype: Any = jnp.float32
+    groups: int = 32
+
+    @nn.compact
+    def __call__(self, x, context, mask):
+        """x [B, H, W, C] of any spatial axes, context [B, L, D], mask [B, L], True for tokens that count -> as x."""
+        b, *sides, c = x.shape
+        pixels, length = math.prod(sides), context.shape[1]
+        normed = jnp.reshape(GroupNorm(dtype=self.dtype, groups=self.groups, name="norm")(x), (b, pixels, c))
+        q = jnp.reshape(dense(c, name="q", dtype=self.dtype)(normed), (b, pixels, self.heads, c // self.heads))
+        k, v = (
+            jnp.reshape(dense(c, name=name, dtype=self.dtype)(context), (b, length, self.heads, c // self.heads))
+            for name in ("k", "v")
+        )
+        mixed = jnp.reshape(attend(q, k, v, mask, self.dtype), x.shape)
+        out = nn.Dense(c, kernel_init=nn.initializers.zeros_init(), dtype=self.dtype, name="proj_out")(mixed)
+        return x + jnp.where(jnp.expand_dims(mask.any(-1), range(1, x.ndim)), out, jnp.zeros((), out.dtype))
+
+
+def attend(q, k, v, mask, dtype) -> jax.Array:
+    """softmax(q k / sqrt(C)) v over the keys that the mask shows, in float32 at least; 0 where it shows none.
+
+    Args:
+        q: [B, Q, heads, C].
+        k, v: [B, K, heads, C].
+        mask: [B, K] booleans.
+        dtype: of the products.
+
+    Returns:
+        [B, Q, heads, C].
+    """
+    wide = jnp.promote_types(dtype, jnp.float32)
+    logits = jnp.einsum("bqnc,bknc->bnqk", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
+    shown = mask[:, None, None, :]
+    weights = jnp.where(shown, nn.softmax(jnp.where(shown, logits, jnp.finfo(wide).min)), 0.0).astype(dtype)
+    return jnp.einsum("bnqk,bknc->bqnc", weights, v)
+
+
 class ResnetBlock(nn.Module):
     """Two convolutions with the time added between them; the result, near 0 at the start, is added to the input.
 
@@ -180,3 +225,32 @@ class TimeEmbedding(nn.Module):
         h = timestep_embedding(t, self.channels)
         h = nn.swish(dense(4 * self.channels, name="dense0", dtype=self.dtype)(h))
         return dense(4 * self.channels, name="dense1", dtype=self.dtype)(h)
+
+
+class LabelEmbedding(nn.Module):
+    """A label as a vector to add to the time's, 0 at the start; label `num_classes` is that of no label."""
+
+    num_classes: int
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, label):
+        """[B] integers 0 .. num_classes -> [B, features]; NaN for others."""
+        zeros = nn.initializers.zeros_init()
+        return nn.Embed(self.num_classes + 1, self.features, embedding_init=zeros, dtype=self.dtype, name="table")(label)
+
+
+class PooledContext(nn.Module):
+    """The mean of a context's tokens as a vector to add to the time's, 0 at the start and for no tokens."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, context, mask):
+        """context [B, L, D], mask [B, L], True for tokens that count -> [B, features]."""
+        shown = mask[..., None].astype(self.dtype)
+        mean = (context * shown).sum(1) / jnp.maximum(shown.sum(1), 1)
+        zeros = nn.initializers.zeros_init()
+        return nn.Dense(self.features, use_bias=False, kernel_init=zeros, dtype=self.dtype, name="proj")(mean)

@@ -1,0 +1,128 @@
+"""What a network is told besides the noisy image: conditions, how they are dropped in training, and guidance.
+
+A conditional network is a function (x_t, t, condition) -> output.  A condition is any pytree of arrays [B, ...];
+`Condition` is the one of this library's networks.  Closing such a network over a condition gives the `gaussian.Net`
+that everything else takes: samplers, losses and the bound know nothing of conditions.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.gaussian import Net
+
+ConditionalNet = Callable[[jax.Array, jax.Array, Any], jax.Array]
+"""(x_t [B, ...], t [B], condition) -> output."""
+
+DROP = 0x64726F70
+"""What an example's key is folded with to decide whether its condition is dropped."""
+
+
+class Condition(NamedTuple):
+    """What images are to be; a field is None where the network takes none of its kind.
+
+    label: [B] integers; num_classes stands for no label.
+    tokens: [B, L] uint8, the bytes of a text, 0 after its end; all 0 is no text (see `text.tokens`).
+    context: [B, L, D] floats, a text that is encoded already, and mask [B, L], True for the tokens that count; none is
+        no context.
+    mask: see context.
+    image: as the images but for C: another image, for example a coarser one.
+    """
+
+    label: Any = None
+    tokens: Any = None
+    context: Any = None
+    mask: Any = None
+    image: Any = None
+
+
+def nothing(condition: Condition, num_classes: int) -> Condition:
+    """The condition of the same shapes that says nothing; an image stays, since no image says "none"."""
+    label = None if condition.label is None else jnp.full_like(condition.label, num_classes)
+    mask = None
+    if condition.context is not None:
+        mask = jnp.zeros(condition.context.shape[:2], bool)
+    tokens = None if condition.tokens is None else jnp.zeros_like(condition.tokens)
+    return Condition(label, tokens, condition.context, mask, condition.image)
+
+
+def given(net: ConditionalNet, condition: Any) -> Net:
+    """The network that is always told this condition."""
+    return lambda x_t, t: net(x_t, t, condition)
+
+
+def drop(keys: jax.Array, condition: Any, null: Any, rate: float) -> Any:
+    """The condition with, in a share `rate` of the examples, `null` in its place (arXiv:2207.12598, algorithm 1).
+
+    Args:
+        keys: [B] typed keys: whether example i is told depends on its own key alone.
+        condition, null: pytrees of the same structure, of arrays [B, ...] of the same shapes.
+        rate: in [0, 1].
+
+    Raises:
+        ValueError: if the rate is not in [0, 1].
+    """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate must lie in [0, 1], got {rate}: it is the share of examples that are not told")
+    gone = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, DROP), rate))(keys)
+    return where(gone, null, condition)
+
+
+def where(chosen: jax.Array, these: Any, those: Any) -> Any:
+    """Example by example, `these` where chosen [B] and `those` elsewhere: pytrees of arrays [B, ...]."""
+
+    def pick(this, that):
+        return jnp.where(jnp.expand_dims(chosen, range(1, that.ndim)), this, that)
+
+    return jax.tree.map(pick, these, those)
+
+
+def guided(
+    net: ConditionalNet, condition: Any, null: Any, scale: float | jax.Array, *, interval: Any = None
+) -> Net:
+    """Classifier-free guidance (Ho & Salimans, arXiv:2207.12598, equation 6, with their w = scale - 1):
+
+        out = scale out(condition) + (1 - scale) out(null)
+
+    So scale 1 is the conditional network, 0 the other one, and more than 1 goes beyond the condition.  It holds for
+    any kind of prediction, all being lines in eps_hat.  A learned variance, whose output has twice the channels, stays
+    that of the condition.  Both outputs come from one call with a doubled batch; at scale 1, and outside of the
+    interval, from one call with the condition alone.
+
+    Args:
+        condition, null: pytrees of the same structure, of arrays [B, ...].
+        scale: a number, traced or not: no other one needs another compilation.
+        interval: (first, last), times between which, both included, to guide; elsewhere the scale is 1
+            (Kynkäänniemi et al., arXiv:2404.07724).  Traced or not; None is always.
+
+    Raises:
+        ValueError: if scale is not a single number.
+    """
+    if jnp.ndim(scale) != 0:
+        raise ValueError(f"scale must be a single number, got an array {jnp.shape(scale)}")
+
+    def predict(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        t = jnp.broadcast_to(t, x_t.shape[:1])
+        here = jnp.full(t.shape, scale, x_t.dtype)
+        if interval is not None:
+            here = jnp.where((t >= interval[0]) & (t <= interval[1]), here, 1)
+
+        def alone():
+            return net(x_t, t, condition)
+
+        def both():
+            double = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), (x_t, t, condition), (x_t, t, null))
+            told, free = jnp.split(net(*double), 2)
+            # twice the channels are a learned variance
+            mean, channels = told, x_t.shape[-1]
+            if told.shape[-1] == 2 * channels:
+                mean, free = told[..., :channels], free[..., :channels]
+            w = jnp.expand_dims(here, range(1, x_t.ndim)).astype(told.dtype)
+            mixed = w * mean + (1 - w) * free
+            return mixed if mixed.shape == told.shape else jnp.concatenate([mixed, told[..., channels:]], axis=-1)
+
+        return jax.lax.cond((here == 1).all(), alone, both)
+
+    return predict

@@ -1,0 +1,119 @@
+"""Text for a network: a small byte-level transformer, trained jointly with it from scratch.
+
+A text is the bytes of its UTF-8, so there is no vocabulary and nothing is unknown; 0 fills what is left.  The empty
+text is no text: the network that is told it is the network that is told nothing.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.conditioning import Condition
+from ddpm_jax.unet import UNet, attend
+
+
+def tokens(texts: Sequence[str], length: int) -> np.ndarray:
+    """The bytes of texts: uint8 [len(texts), length], 0 after the end of each.
+
+    Raises:
+        ValueError: naming the text, if one has more than `length` bytes or holds the character 0.
+    """
+    found = np.zeros((len(texts), length), np.uint8)
+    for row, text in zip(found, texts, strict=True):
+        said = text.encode()
+        if len(said) > length:
+            raise ValueError(f"a text of {len(said)} bytes where {length} is the most: {text[:80]!r}")
+        if 0 in said:
+            raise ValueError(f"a text with the character 0, which stands for its end: {text[:80]!r}")
+        row[: len(said)] = np.frombuffer(said, np.uint8)
+    return found
+
+
+class Layer(nn.Module):
+    """A transformer's layer with the normalisations first (arXiv:2002.04745): attention, then two linear maps."""
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, mask):
+        """x [B, L, D], mask [B, L], True for tokens that count -> [B, L, D]."""
+        b, length, width = x.shape
+        split = (b, length, self.heads, width // self.heads)
+        h = nn.LayerNorm(dtype=self.dtype, name="norm1")(x)
+        q, k, v = (jnp.reshape(nn.Dense(width, dtype=self.dtype, name=name)(h), split) for name in ("q", "k", "v"))
+        mixed = jnp.reshape(attend(q, k, v, mask, self.dtype), x.shape)
+        x = x + nn.Dense(width, dtype=self.dtype, name="proj_out")(mixed)
+        h = nn.LayerNorm(dtype=self.dtype, name="norm2")(x)
+        h = nn.gelu(nn.Dense(4 * width, dtype=self.dtype, name="dense0")(h))
+        return x + nn.Dense(width, dtype=self.dtype, name="dense1")(h)
+
+
+class TextEncoder(nn.Module):
+    """A text's bytes as vectors: with the defaults about 3.3M parameters, with learned positions, no causal mask.
+
+    Attributes:
+        width: D of every vector, a multiple of `heads`.
+        length: of the longest text, in bytes.
+        dtype: what products are computed in.
+    """
+
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    length: int = 128
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens):
+        """tokens [B, L] integers, L <= length, 0 where there is nothing -> [B, L, width], to be read where tokens > 0.
+
+        Raises:
+            ValueError: if there are more tokens than `length`, or they are no integers [B, L], or heads do not divide
+                the width.
+        """
+        if self.width % self.heads:
+            raise ValueError(f"width = {self.width} must be a multiple of heads = {self.heads}")
+        if tokens.ndim != 2 or tokens.shape[1] > self.length or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}: expected integers [B, L], L <= {self.length}")
+        small = nn.initializers.normal(0.02)
+        x = nn.Embed(256, self.width, embedding_init=small, name="bytes")(tokens.astype(jnp.int32))
+        x = x + self.param("positions", small, (self.length, self.width))[: tokens.shape[1]]
+        for i in range(self.layers):
+            x = Layer(self.heads, self.dtype, name=f"layer_{i}")(x, tokens > 0)
+        return nn.LayerNorm(dtype=self.dtype, name="norm_out")(x)
+
+
+class Conditional(nn.Module):
+    """A U-Net that is told a `Condition`, with its own reader of texts if it is told texts.
+
+    Without one its parameters are those of the U-Net, and with one these and `text`.
+    """
+
+    unet: UNet
+    text: TextEncoder | None = None
+
+    def setup(self):
+        nn.share_scope(self, self.unet)
+
+    def __call__(self, x, t, condition=Condition(), *, dropout_keys=None):
+        """The prediction for x [B, H, W, C] at times t [B], given a condition; see `UNet`."""
+        label, _, context, mask, image = self.read(condition)
+        return self.unet(x, t, label=label, context=context, mask=mask, image=image, dropout_keys=dropout_keys)
+
+    def read(self, condition):
+        """The condition with its tokens read: a context in their place.  Once is enough for all steps of a chain.
+
+        Raises:
+            ValueError: if there are tokens and no reader, or both tokens and a context.
+        """
+        if condition.tokens is None:
+            return condition
+        if self.text is None:
+            raise ValueError("a text is given, but the network was made without a reader of texts")
+        if condition.context is not None:
+            raise ValueError("both a text and a context are given: the network attends to one of them")
+        return condition._replace(tokens=None, context=self.text(condition.tokens), mask=condition.tokens > 0)
