@@ -35,7 +35,7 @@ class Images(NamedTuple):
         floating-point images the `Range`.
     name: the source, as it was given to `load`.
     label_names: what the labels 0, 1, ... are called; () if there are no labels, or only numbers.
-    train_captions, test_captions: a text for each image, or both None.
+    train_captions, test_captions: a text for each image, or both None; its lines are descriptions of one image.
     format: what the images came as: "npz" (also of an .npy file of them all); of a folder's files the most frequent of
         "png", "jpg", "webp", "bmp", "tiff", "gif" and "npy"; "" for other sources.
     """

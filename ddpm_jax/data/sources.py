@@ -32,6 +32,7 @@ TRAIN = ("train", "x_train", "train_images", "images", "arr_0", "jpeg")
 TEST = ("test", "x_test", "test_images")
 TRAIN_LABELS = ("train_labels", "y_train", "labels")
 TEST_LABELS = ("test_labels", "y_test")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def load(
@@ -88,7 +89,8 @@ def load(
     if source == "digits":
         if levels not in (None, 17) or len(value_range):
             raise ValueError(f"load: the digits have 17 levels, got levels={levels}, range={tuple(value_range)}")
-        return _npz(Path(__file__).with_name("digits.npz"), source, held_out, 17, None)
+        digits = _npz(Path(__file__).with_name("digits.npz"), source, held_out, 17, None)
+        return digits._replace(label_names=DIGITS)
     if kind in ("npz", "npy") and path:
         read = _npz if kind == "npz" else _npy
         return read(Path(path).expanduser(), source, held_out, levels, range_of(value_range))._replace(format="npz")
