@@ -34,6 +34,7 @@ class Arguments:
     format: Literal["source", "npz", "png", "jpg", "webp", "bmp", "tiff", "npy"] = "source"
     """Files in images/ beside samples.npz, one an image: as those of the training folder, none (npz), or this."""
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
+    asked: tyro.conf.OmitArgPrefixes[flags.Asked] = flags.Asked()
     sampling: tyro.conf.OmitArgPrefixes[flags.Sampling] = flags.Sampling()
     batch: int | None = None
     """How many images to have in flight at once; it changes no image."""
@@ -72,6 +73,8 @@ def draw(args: Arguments) -> int:
     model = runs.Model(
         args.run, step=args.model.checkpoint, weights=args.model.weights, sampling=args.sampling.chosen()
     )
+    model = model.asking(runs.asked(args.asked, model.label_names, model.config.net.num_classes))
+    model.asked.check(model.config)
     format = file_format(model, args.format)
     out = pathlib.Path(args.out) if args.out else model.workdir / "samples" / f"{model.step}-seed{args.seed}"
     if process.first():
@@ -145,6 +148,7 @@ def write(model, args: Arguments, drawn, out: pathlib.Path) -> None:
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in manifest.items())
     (out / "manifest.json").write_text(f"{{\n{lines}\n}}\n")
     label = {"run": f"{model.fingerprint} step {model.step}", "sampling": json.dumps(manifest["sampling"])}
+    label |= {"asked": json.dumps(manifest["asked"])}
     picture = data.grid(drawn, model.levels)
     data.write_png(out / "grid.png", picture, scale=data.preview_scale(model.shape), text=label)
 
@@ -198,6 +202,7 @@ def verify(args: Arguments) -> int:
     model = runs.Model(args.run, step=manifest["step"], weights=manifest["weights"], sampling=manifest["sampling"])
     if model.fingerprint != manifest["fingerprint"]:
         raise ValueError(f"{path} was made from {manifest['fingerprint']}, {args.run} holds {model.fingerprint}")
+    model = model.asking(runs.Asked(*(tuple(manifest["asked"][name]) for name in ("labels", "texts"))))
     wanted = dataclasses.replace(args, seed=manifest["seed"], start=manifest["start"], num=manifest["num"])
     again = images(model, wanted)
     equal = [runs.image_hash(image) == sha for image, sha in zip(again, manifest["sha256"], strict=True)]

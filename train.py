@@ -81,8 +81,7 @@ def train(config: configs.Config, workdir: pathlib.Path) -> int:
 
     @jax.jit
     def fresh_state(key):
-        params = net.init(key, np.zeros((1, *shape), np.float32), np.ones(1, np.int32))["params"]
-        return training.init(params, optimizer)
+        return training.init(objects.parameters(config, net, key, shape), optimizer)
 
     # where: the state whole on every device, the batch spread over them
     devices = jax.local_devices()
@@ -110,7 +109,8 @@ def train(config: configs.Config, workdir: pathlib.Path) -> int:
             run.introduce(state, start)
 
             def take_step(state, batch):
-                return step(run_key, state, batch.pixels, batch.places, runs.word(interrupt.requested))
+                rows = run.said.batch(batch.indices)
+                return step(run_key, state, batch.pixels, batch.places, rows, runs.word(interrupt.requested))
 
             resident = images.train.nbytes if fed.axis is None else 0
             with (
@@ -141,7 +141,7 @@ def loop(config: configs.Config, run, saved, start: int, state, take_step, batch
         watch.add(done, metrics, batch.indices)
         if watch.bad:  # the parameters are still those before the first bad step
             progress.close()
-            return watch.give_up(state, run.images)
+            return watch.give_up(state, run.images, run.said.rows)
 
         stopping, last = run.stopping(watch.word), done == config.steps
         if done % config.log_every == 0 or last or stopping:

@@ -70,6 +70,7 @@ def resident(rounds: int) -> dict[str, float]:
 
     from ddpm_jax import config as configs
     from ddpm_jax import data, runs, training
+    from ddpm_jax.conditioning import Condition
     from ddpm_jax.config import objects
     from ddpm_jax.data.stream import feed
 
@@ -108,7 +109,7 @@ def resident(rounds: int) -> dict[str, float]:
         many = many.reshape(len(devices), b, REPEATS).swapaxes(1, 2)
         part.append(seconds(lambda: jax.block_until_ready(taken(batch.pixels, many))) / REPEATS)
         begun = time.perf_counter()
-        state, _ = jax.block_until_ready(step(run_key, state, batch.pixels, batch.places, None))
+        state, _ = jax.block_until_ready(step(run_key, state, batch.pixels, batch.places, Condition(), None))
         whole.append(time.perf_counter() - begun)
     middle = {
         name: statistics.median(times[10:]) for name, times in [("step", whole), ("gather", part), ("order", host)]

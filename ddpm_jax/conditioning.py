@@ -79,9 +79,7 @@ def where(chosen: jax.Array, these: Any, those: Any) -> Any:
     return jax.tree.map(pick, these, those)
 
 
-def guided(
-    net: ConditionalNet, condition: Any, null: Any, scale: float | jax.Array, *, interval: Any = None
-) -> Net:
+def guided(net: ConditionalNet, condition: Any, null: Any, scale: float | jax.Array, *, interval: Any = None) -> Net:
     """Classifier-free guidance (Ho & Salimans, arXiv:2207.12598, equation 6, with their w = scale - 1):
 
         out = scale out(condition) + (1 - scale) out(null)
@@ -126,3 +124,18 @@ def guided(
         return jax.lax.cond((here == 1).all(), alone, both)
 
     return predict
+
+
+def one_text(keys: jax.Array, tokens: jax.Array) -> jax.Array:
+    """One of each example's texts, all equally likely.
+
+    Args:
+        keys: [B] typed keys: which one depends on an example's own key alone.
+        tokens: [B, K, L] up to K texts of each example, first those that there are and then rows of 0.
+
+    Returns:
+        [B, L].
+    """
+    there = jnp.maximum((tokens > 0).any(-1).sum(-1), 1)
+    drawn = jax.vmap(lambda key, n: jax.random.randint(jax.random.fold_in(key, DROP + 1), (), 0, n))(keys, there)
+    return jnp.take_along_axis(tokens, drawn[:, None, None], axis=1)[:, 0]

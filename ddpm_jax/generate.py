@@ -19,7 +19,14 @@ import numpy as np
 from ddpm_jax import process, samplers
 
 Program = Callable[[Any, jax.Array, Any], Any]
-"""(params, key, tile) -> results: what one device does with a tile, such as the indices of the images to draw."""
+"""(inputs, key, tile) -> results: what one device does with a tile, given what is the same for all, the parameters."""
+
+
+class Tile(NamedTuple):
+    """The images of a tile: their indices [n], and a pytree of arrays [n, ...], what is said of each."""
+
+    indices: Any
+    said: Any
 
 
 class Drawn(NamedTuple):
@@ -40,21 +47,24 @@ def over_devices(program: Program) -> Program:
 
 def draw(
     mapped: Program,
-    params: Any,
+    inputs: Any,
     *,
     seed: int,
     start: int,
     num: int,
     tile: int,
     batch: int | None = None,
+    said: Callable[[np.ndarray], Any] = lambda indices: None,
 ) -> Iterator[Drawn]:
     """Images start ... start + num - 1 of a seed, in order, as their tiles are done.
 
     Args:
-        mapped: what `over_devices` made.
+        mapped: what `over_devices` made of a `program`.
+        inputs: what `program` passes to its chain, on the host or on the devices.
         seed: image i has the key fold_in(key(seed), i).
         tile: images per device and network call.
         batch: how many images to have in flight; None is two rounds over the devices.
+        said: indices [n] -> arrays [n, ...], what is said of these images: of each by its index alone.
 
     Raises:
         ValueError: if start < 0, num < 1, or tile or batch is below 1.
@@ -77,7 +87,9 @@ def draw(
         group = numbers[i : i + everywhere]
         padded = np.pad(group, (0, everywhere - len(group)), mode="edge")
         indices = (padded[:, None] * tile + np.arange(tile)).astype(np.uint32)
-        flying.append((group, mapped(params, key, jnp.asarray(process.share(indices)))))
+        mine = process.share(indices)
+        rows = jax.tree.map(lambda leaf: leaf.reshape(*mine.shape, *leaf.shape[1:]), said(mine.reshape(-1)))
+        flying.append((group, mapped(inputs, key, Tile(jnp.asarray(mine), rows))))
         if len(flying) >= ahead:
             yield from landed()
     while flying:
@@ -85,23 +97,25 @@ def draw(
 
 
 def program(
-    sampler: Callable[[Any], samplers.Sampler], times: np.ndarray, shape: tuple[int, ...], keep: Sequence[int] = ()
+    chain: Callable[[Any, Any], tuple[samplers.Sampler, Any]], shape: tuple[int, ...], keep: Sequence[int] = ()
 ) -> Program:
-    """What one device does with one tile: (params, key, indices [n]) -> x [n, *shape].
+    """What one device does with one tile: (inputs, key, Tile) -> x [n, *shape].
 
     Args:
-        sampler: params -> the sampler of a network with these parameters.
-        times: the times to visit, see `samplers.times`.
+        chain: (inputs, said) -> the sampler of a network with its parameters, for images of which this is said, and
+            the times to visit, see `samplers.times`: an array, so that others need no compilation, or settled by it.
         shape: of one image, (H, W, C).
-        keep: times to keep; with any, the result is [n, 2, len(keep), *shape]: x_t and the x_0 predicted on the way.
+        keep: times to keep, of a chain whose times are settled; with any, the result is [n, 2, len(keep), *shape]:
+            x_t and the x_0 predicted on the way.
     """
 
-    def tile(params: Any, key: jax.Array, indices: jax.Array) -> jax.Array:
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+    def tile(inputs: Any, key: jax.Array, tile: Tile) -> jax.Array:
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(tile.indices)
+        sampler, times = chain(inputs, tile.said)
         x_T = samplers.initial_noise(keys, shape)
         if not len(keep):
-            return samplers.sample(keys, sampler(params), x_T, times)
-        kept = samplers.trajectory(keys, sampler(params), x_T, times, keep=keep)
+            return samplers.sample(keys, sampler, x_T, times)
+        kept = samplers.trajectory(keys, sampler, x_T, times, keep=keep)
         return jnp.moveaxis(jnp.stack([kept.x, kept.x0]), 2, 0)
 
     return tile

@@ -26,6 +26,7 @@ from flax import traverse_util
 
 from ddpm_jax import config as configs
 from ddpm_jax import data, process, runs, training
+from ddpm_jax.conditioning import Condition
 from ddpm_jax.config import objects
 
 CHUNK = 8
@@ -40,6 +41,7 @@ class Record(NamedTuple):
         images: [batch, ...] as the data have them.
         levels: of the images.
         params: before the step.
+        said: what was said of the images, see `said.Said.rows`.
     """
 
     config: configs.Config
@@ -47,6 +49,7 @@ class Record(NamedTuple):
     images: np.ndarray
     levels: int | data.Range
     params: Any
+    said: Condition = Condition()
 
 
 class Replay(NamedTuple):
@@ -89,12 +92,13 @@ def load(path: pathlib.Path) -> Record:
     try:
         with np.load(path, allow_pickle=False) as kept:
             params = {name: kept[name] for name in kept.files if name.startswith("params[")}
+            said = {name: kept[f"said.{name}"] for name in Condition._fields if f"said.{name}" in kept.files}
             step, levels, images = int(kept["step"]), kept["levels"].tolist(), kept["images"]
     except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a record of a step, or not a whole one: {error}") from error
     leaves = {tuple(name.removeprefix("params")[2:-2].split("']['")): leaf for name, leaf in params.items()}
     levels = levels if isinstance(levels, int) else data.Range(*levels)
-    return Record(config, step, images, levels, traverse_util.unflatten_dict(leaves))
+    return Record(config, step, images, levels, traverse_util.unflatten_dict(leaves), Condition(**said))
 
 
 def replay(record: Record, dtype: str) -> Replay:
@@ -106,7 +110,8 @@ def replay(record: Record, dtype: str) -> Replay:
         """What the functions of `programs` take, for the examples first ... stop - 1."""
         places, before = jnp.arange(first, min(stop, size)), record.step - 1
         keys, t = (of(before, places) for of in (step_keys, times_of))
-        return record.params, keys, record.images[first:stop], t
+        rows = jax.tree.map(lambda leaf: leaf[first:stop], record.said)
+        return record.params, keys, record.images[first:stop], t, rows
 
     step_keys = functools.partial(training.step_keys, run_key)
     times_of = functools.partial(runs.stratified_times, config, run_key)
@@ -135,8 +140,8 @@ def programs(config: configs.Config, channels: int, levels: int | data.Range):
     schedule, net = objects.noise_schedule(config), objects.network(config, channels)
     losses_of = runs.example_losses(config, schedule, net, levels)
 
-    def total(params, keys, images, t):
-        loss, times = losses_of(params, keys, images, jnp.arange(len(images)), t)
+    def total(params, keys, images, t, rows):
+        loss, times = losses_of(params, keys, images, jnp.arange(len(images)), t, rows)
         return loss.sum(), (loss, times)
 
     return total, jax.jit(jax.grad(total, has_aux=True))

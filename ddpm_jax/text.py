@@ -99,9 +99,9 @@ class Conditional(nn.Module):
     def setup(self):
         nn.share_scope(self, self.unet)
 
-    def __call__(self, x, t, condition=Condition(), *, dropout_keys=None):
+    def __call__(self, x, t, condition: Condition | None = None, *, dropout_keys=None):
         """The prediction for x [B, H, W, C] at times t [B], given a condition; see `UNet`."""
-        label, _, context, mask, image = self.read(condition)
+        label, _, context, mask, image = self.read(condition or Condition())
         return self.unet(x, t, label=label, context=context, mask=mask, image=image, dropout_keys=dropout_keys)
 
     def read(self, condition):

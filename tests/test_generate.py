@@ -19,11 +19,11 @@ NET = UNet(channels=8, multipliers=(1, 2), blocks=1, attention_at=(4,), out_chan
 def tiles(keep=()):
     """A network of random weights, under the sampler, over all devices."""
 
-    def sampler(params):
+    def chain(params, said):
         net = functools.partial(NET.apply, params)
-        return samplers.ancestral(SCHEDULE, gaussian.denoiser(SCHEDULE, net))
+        return samplers.ancestral(SCHEDULE, gaussian.denoiser(SCHEDULE, net)), TIMES
 
-    return generate.over_devices(generate.program(sampler, TIMES, (8, 8, 1), keep))
+    return generate.over_devices(generate.program(chain, (8, 8, 1), keep))
 
 
 @functools.cache

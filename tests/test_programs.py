@@ -247,13 +247,14 @@ def test_a_batch_that_does_not_divide_is_refused(home):
 
 def taken_again(workdir, state, images):
     """The metrics of the step after `state`, on these images: what a record is kept for."""
+    from ddpm_jax.conditioning import Condition
     from ddpm_jax.config import objects
 
     config = configs.from_dict(json.loads((workdir / "config.json").read_text()))
     net, schedule = objects.network(config, 1), objects.noise_schedule(config)
     body = runs.train_step(config, schedule, net, objects.optimizer(config), levels=17)
     step = runs.over_devices(body, None, jax.devices()[:1])
-    return step(runs.keys_of(config.seed)[1], state, images, np.arange(len(images))[None], None)[1]
+    return step(runs.keys_of(config.seed)[1], state, images, np.arange(len(images))[None], Condition(), None)[1]
 
 
 def test_steps_that_are_not_finite_stop_the_run(home):

@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from ddpm_jax import config as configs
 from ddpm_jax import data, replay, runs, training
+from ddpm_jax.conditioning import Condition
 from ddpm_jax.config import objects
 
 CONFIG = dataclasses.replace(tiny_run.CONFIG, batch=16, net=configs.Net(8, (1,), 1, (), dropout=0.1))
@@ -45,7 +46,7 @@ def test_a_replay_is_the_step_that_training_takes(params):
     step = runs.over_devices(runs.train_step(config, schedule, net, optimizer, 17), None, jax.devices()[:4])
     state = training.init(params, optimizer)._replace(step=np.int32(kept.step - 1))
     places = np.arange(16, dtype=np.int32).reshape(4, 4)
-    metrics = step(runs.keys_of(config.seed)[1], state, kept.images, places, None)[1]
+    metrics = step(runs.keys_of(config.seed)[1], state, kept.images, places, Condition(), None)[1]
     found = replay.replay(kept, "float32")
     assert found.finite and not found.forward and not found.backward
     np.testing.assert_allclose([found.loss, found.grad_norm], [metrics["loss"], metrics["grad_norm"]], rtol=2e-5)

@@ -10,6 +10,7 @@ Reading a config imports nothing heavy; `ddpm_jax.config.objects` builds what it
 import dataclasses
 import difflib
 import json
+import math
 import pathlib
 import traceback
 import types
@@ -75,6 +76,28 @@ class Net:
     """Precision of the computation; parameters, statistics and losses are float32."""
     remat: bool = False
     """Keep less for the gradient and compute it again: much less memory, about a third more work."""
+    num_classes: int = 0
+    """Tell the network the label of each image: how many labels there are; 0 does not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    layers: int = 0
+    """Tell the network a text about each image: layers of the transformer that reads it; 0 does not."""
+    width: int = 256
+    """Numbers for each of a text's bytes."""
+    heads: int = 4
+    """Attention heads."""
+    length: int = 128
+    """The most bytes of a text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    drop: float = 0.1
+    """Share of examples that are told nothing, so that guidance has something to compare with."""
+    templates: tuple[str, ...] = ()
+    """Texts with {} for the name of an image's label, or {caption} for its caption; () is captions, or names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +160,10 @@ class Sampling:
     """Order of DPM-Solver++: 1 is DDIM, 2 and 3 take what earlier calls said into account."""
     clip: bool = True
     """Bring each predicted x_0 into [-1, 1]."""
+    guidance: float = 1.0
+    """How far to go from what nothing says to what the condition says: 1 is there, more is beyond."""
+    guidance_interval: tuple[int, ...] = ()
+    """First and last time t to guide at; () is all."""
     tile: int = 16
     """Images per device and network call: part of what an image is, to the bit."""
     num: int = 64
@@ -170,6 +197,8 @@ class Config:
     data: Data = Data()
     schedule: Schedule = Schedule()
     net: Net = Net()
+    text: Text = Text()
+    condition: Condition = Condition()
     loss: Loss = Loss()
     optim: Optim = Optim()
     sampling: Sampling = Sampling()
@@ -264,6 +293,7 @@ def check(config: Config) -> None:
         raise ValueError(f"sampling.mix and eta must lie in [0, 1], got {config.sampling.mix}, {config.sampling.eta}")
     if config.sampling.order not in (1, 2, 3):
         raise ValueError(f"sampling.order must be 1, 2 or 3, got {config.sampling.order}")
+    _check_condition(config)
     if not 0 <= config.optim.ema_decay < 1:
         raise ValueError(f"optim.ema_decay must lie in [0, 1), got {config.optim.ema_decay}")
     if config.sampling.tile < 1 or config.sampling.num < 1:
@@ -276,6 +306,38 @@ def check(config: Config) -> None:
             "an x_0 cannot be had from the noise there; predict 'v' or 'x0'"
         )
     objects.times(config)
+
+
+def _check_condition(config: Config) -> None:
+    net, text, c, sampling = config.net, config.text, config.condition, config.sampling
+    if net.num_classes < 0 or text.layers < 0:
+        raise ValueError(
+            f"net.num_classes and text.layers must be 0 (none) or more, got {net.num_classes}, {text.layers}"
+        )
+    if min(text.width, text.heads, text.length) < 1 or text.width % text.heads:
+        raise ValueError(
+            f"text.width must be a multiple of text.heads, and text.length at least 1, got {text.width}, {text.heads}, "
+            f"{text.length}"
+        )
+    if not 0 <= c.drop < 1:
+        raise ValueError(f"condition.drop must lie in [0, 1), got {c.drop}")
+    if c.templates and not text.layers:
+        raise ValueError("condition.templates are texts, and text.layers 0 reads none; --text.layers 2 does")
+    if not math.isfinite(sampling.guidance):
+        raise ValueError(f"sampling.guidance must be a finite number, got {sampling.guidance}")
+    if sampling.guidance != 1 and not (net.num_classes or text.layers):
+        raise ValueError(f"sampling.guidance {sampling.guidance:g} needs a network that is told labels or texts")
+    if sampling.guidance != 1 and not c.drop:
+        raise ValueError(
+            f"sampling.guidance {sampling.guidance:g} compares with a network that is told nothing, which "
+            "condition.drop 0 did not train"
+        )
+    interval = sampling.guidance_interval
+    if interval and (len(interval) != 2 or not 1 <= interval[0] <= interval[1] <= config.schedule.T):
+        raise ValueError(
+            f"sampling.guidance_interval must be two times, 1 <= first <= last <= T = {config.schedule.T}, got "
+            f"{interval}"
+        )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,16 @@ class Weights:
 
 
 @dataclasses.dataclass(frozen=True)
+class Asked:
+    label: str | None = None
+    """Images of this label, a name or a number."""
+    labels: str | None = None
+    """Images of these labels in turn, names or numbers with commas between, or "all"."""
+    text: tuple[str, ...] = ()
+    """Images of this text, or of these in turn; "" is told nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Sampling:
     sampler: Literal["ancestral", "ddim", "dpm_solver_pp"] | None = None
     """The reverse process (default for this and the following: what the config says)."""
@@ -28,6 +38,10 @@ class Sampling:
     """Order of DPM-Solver++, 1 to 3."""
     clip: bool | None = None
     """Bring each predicted x_0 into [-1, 1]."""
+    guidance: float | None = None
+    """How far to go from what nothing says to what the condition says: 1 is there, more is beyond."""
+    guidance_interval: tuple[int, int] | None = None
+    """First and last time t to guide at."""
     tile: int | None = None
     """Images per device and network call: part of what an image is, to the bit."""
 

@@ -1,10 +1,28 @@
 """The objects that a config stands for."""
 
-import jax.numpy as jnp
+from typing import Any, NamedTuple
 
-from ddpm_jax import gaussian, likelihood, losses, samplers, schedules, training
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import conditioning, gaussian, likelihood, losses, samplers, schedules, training
+from ddpm_jax.conditioning import Condition
 from ddpm_jax.config import Config
+from ddpm_jax.text import Conditional, TextEncoder
 from ddpm_jax.unet import UNet
+
+
+class Numbers(NamedTuple):
+    """The numbers of sampling that a compiled program takes as arguments: others need no other program.
+
+    mix, eta, guidance: float32 [], see `config.Sampling`.
+    interval: int32 [2], the first and the last time to guide at.
+    """
+
+    mix: Any
+    eta: Any
+    guidance: Any
+    interval: Any
 
 
 def learned_variance(config: Config) -> bool:
@@ -31,9 +49,10 @@ def noise_schedule(config: Config):
 
 
 def network(config: Config, channels: int):
-    """The `ddpm_jax.unet.UNet` for images of so many channels."""
-    c = config.net
-    return UNet(
+    """The `ddpm_jax.text.Conditional` for images of so many channels; `init` takes x, t and `blank`."""
+    c, text, dtype = config.net, config.text, jnp.dtype(config.net.dtype)
+    reader = TextEncoder(text.width, text.layers, text.heads, text.length, dtype) if text.layers else None
+    unet = UNet(
         channels=c.channels,
         multipliers=tuple(c.multipliers),
         blocks=c.blocks,
@@ -43,9 +62,30 @@ def network(config: Config, channels: int):
         out_channels=channels * (2 if learned_variance(config) else 1),
         groups=c.groups,
         resample_with_conv=c.resample_with_conv,
-        dtype=jnp.dtype(c.dtype),
+        dtype=dtype,
         remat=c.remat,
+        num_classes=c.num_classes,
+        context_dim=text.width if text.layers else 0,
     )
+    return Conditional(unet, reader)
+
+
+def conditional(config: Config) -> bool:
+    """Whether the network is told anything that guidance could strengthen."""
+    return bool(config.net.num_classes or config.text.layers)
+
+
+def blank(config: Config, batch: int) -> Condition:
+    """The `Condition` of so many images that says nothing, in arrays of the kinds that the network takes."""
+    classes, text = config.net.num_classes, config.text
+    label = np.full(batch, classes, np.int32) if classes else None
+    return Condition(label, np.zeros((batch, text.length), np.uint8) if text.layers else None)
+
+
+def parameters(config: Config, net, key, shape: tuple[int, ...]):
+    """Fresh parameters of `network` for images of this shape."""
+    x, t = np.zeros((1, *shape), np.float32), np.ones(1, np.int32)
+    return net.init(key, x, t, blank(config, 1))["params"]
 
 
 def optimizer(config: Config):
@@ -103,14 +143,34 @@ def denoiser(config: Config, schedule, net):
     )
 
 
-def sampler(config: Config, schedule, denoise):
+def numbers(config: Config) -> Numbers:
+    """The numbers of a config's sampling."""
+    c = config.sampling
+    interval = np.array(c.guidance_interval or (1, config.schedule.T), np.int32)
+    return Numbers(np.float32(c.mix), np.float32(c.eta), np.float32(c.guidance), interval)
+
+
+def told(config: Config, net, params, condition: Condition, numbers: Numbers):
+    """The `gaussian.Net` of a network with these parameters that is told this condition, and guided by it."""
+
+    def predict(x_t, t, condition):
+        return net.apply({"params": params}, x_t, t, condition)
+
+    condition = net.apply({"params": params}, condition, method="read")
+    if not conditional(config):
+        return conditioning.given(predict, condition)
+    null = conditioning.nothing(condition, config.net.num_classes)
+    return conditioning.guided(predict, condition, null, numbers.guidance, interval=numbers.interval)
+
+
+def sampler(config: Config, schedule, denoise, numbers: Numbers):
     """The `samplers.Sampler`."""
     c = config.sampling
     if c.sampler == "ddim":
-        return samplers.ddim(schedule, denoise, eta=c.eta)
+        return samplers.ddim(schedule, denoise, eta=numbers.eta)
     if c.sampler == "dpm_solver_pp":
         return samplers.dpm_solver_pp(schedule, denoise, order=c.order)  # pyright: ignore[reportArgumentType]
-    return samplers.ancestral(schedule, denoise, mix=c.mix)
+    return samplers.ancestral(schedule, denoise, mix=numbers.mix)
 
 
 def sampler_option(config: Config) -> tuple[str, float]:

@@ -31,10 +31,20 @@ def fields(subject: Subject, seed: int, form: Format) -> protocol.Protocol:
     return {
         "samples": f"{s.sampler} {steps} {how}",
         "clip": s.clip,
+        **_asked(subject),
         "format": integers if form == "integer" else "float",
         **subject.weights(),
         "seed": seed,
     }
+
+
+def _asked(subject: Subject) -> protocol.Protocol:
+    """What a conditional network was told; nothing of another one."""
+    if not objects.conditional(subject.model.config):
+        return {}
+    s, asked = subject.model.config.sampling, subject.model.asked
+    interval = " at t {}..{}".format(*s.guidance_interval) if s.guidance_interval else ""
+    return {"asked": asked.describe(subject.model.label_names), "guidance": f"{s.guidance:g}{interval}"}
 
 
 def ensure(subject: Subject, num: int, seed: int, form: Format) -> pathlib.Path | None:

@@ -19,6 +19,7 @@ class Which:
     """Flags that every evaluation has."""
 
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
+    asked: tyro.conf.OmitArgPrefixes[flags.Asked] = flags.Asked()
     sampling: tyro.conf.OmitArgPrefixes[flags.Sampling] = flags.Sampling()
     source: Annotated[str | None, tyro.conf.arg(name="data")] = None
     """Where the images are, if not where the config says: "digits" or "npz:PATH"."""
@@ -72,6 +73,7 @@ def subject(run: str, which: Which) -> Subject:
         FileNotFoundError, ValueError: as `runs.Model`; or if its images are floating-point ones.
     """
     model = runs.Model(run, step=which.model.checkpoint, weights=which.model.weights, sampling=which.sampling.chosen())
+    model = model.asking(runs.asked(which.asked, model.label_names, model.config.net.num_classes))
     _ = model.integer_levels  # no evaluation is of anything else
     return Subject(model, which, pathlib.Path(which.out) if which.out else model.workdir / "evaluation")
 

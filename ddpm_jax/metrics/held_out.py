@@ -1,7 +1,8 @@
 """How well a model does on images that it was not trained on."""
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,27 +29,32 @@ class HeldOut(NamedTuple):
 
 
 def held_out(
-    examine: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]],
+    examine: Callable[[jax.Array, Any], tuple[jax.Array, jax.Array, jax.Array]],
     key: jax.Array,
-    x0: np.ndarray,
+    x0: Any,
     batch: int,
 ) -> HeldOut:
     """Loss and bits/dim over x0, batch after batch; the same key gives the same times and noise.
 
     Args:
         examine: (keys [b], x0 [b, ...]) -> each image's time, its loss there, and its bits/dim, see `examination`.
-        x0: [n, ...] data in [-1, 1], n at least 2.
+        x0: [n, ...] data in [-1, 1], n at least 2; or any pytree of arrays [n, ...] that `examine` takes.
         batch: images at a time; the last batch is filled up with images that do not count.
     """
-    n = len(x0)
+    n = len(jax.tree.leaves(x0)[0])
     keys = gaussian.example_keys(key, n)
     rows = []
     for first in range(0, n, batch):
         places = np.arange(first, first + batch) % n
-        rows.append(np.stack(jax.device_get(examine(keys[places], jnp.asarray(x0[places]))))[:, : n - first])
+        some = jax.tree.map(functools.partial(_rows, places=places), x0)
+        rows.append(np.stack(jax.device_get(examine(keys[places], some)))[:, : n - first])
     times, loss, bits = np.concatenate(rows, axis=1).astype(np.float64)
     error = float(bits.std(ddof=1) / n**0.5)
     return HeldOut(float(loss.mean()), float(bits.mean()), error, times.astype(np.int64), loss)
+
+
+def _rows(leaf: np.ndarray, places: np.ndarray) -> jax.Array:
+    return jnp.asarray(leaf[places])
 
 
 def examination(schedule, net, denoise, example_loss, *, mix: float, decoder: likelihood.Decoder, strata: int):

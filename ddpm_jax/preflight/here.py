@@ -70,6 +70,7 @@ def measure(config: configs.Config, images: data.Images, compiled: jax.stages.Co
     run_key, order_key = runs.keys_of(config.seed)[1:3]
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    said = runs.Said(config, images)
     fresh, order = programs.state(config, images)[0], data.Order(order_key, len(train))
     run_key = jax.device_put(run_key, everywhere)
 
@@ -80,7 +81,7 @@ def measure(config: configs.Config, images: data.Images, compiled: jax.stages.Co
         return jax.device_put(fresh(jax.random.key(config.seed)), everywhere), fed.batches(0)
 
     def step(state, batch):
-        return compiled(run_key, state, batch.pixels, batch.places, None)
+        return compiled(run_key, state, batch.pixels, batch.places, said.batch(batch.indices), None)
 
     def take(steps: int) -> None:
         """So many steps of a state of their own, each complete before the next."""

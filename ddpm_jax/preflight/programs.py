@@ -39,7 +39,12 @@ def images(config: configs.Config, shape: tuple[int, ...], number: int | None) -
         levels = 256 if config.data.levels is None else config.data.levels
         one = np.zeros((), np.uint8 if levels <= 256 else np.uint16)
         train, test = np.broadcast_to(one, (count, *shape)), np.broadcast_to(one, (held, *shape))
-        return data.Images(train, test, None, None, levels, f"{count:,} images that stand in for {config.data.source}")
+        # with labels and captions for a network that is told something
+        return data.Images(
+            train, test, np.zeros(count, np.int32), np.zeros(held, np.int32), levels,
+            f"{count:,} images that stand in for {config.data.source}",
+            train_captions=("",) * count, test_captions=("",) * held,
+        )  # fmt: skip
     if number is not None:
         raise ValueError(f"--images {number} needs --shape H W C: otherwise the images of the source count")
     try:
@@ -62,8 +67,7 @@ def state(config: configs.Config, images: data.Images) -> tuple[Any, Any]:
 
     @jax.jit
     def fresh(key):
-        params = net.init(key, np.zeros((1, *shape), np.float32), np.ones(1, np.int32))["params"]
-        return training.init(params, optimizer)
+        return training.init(objects.parameters(config, net, key, shape), optimizer)
 
     return fresh, jax.eval_shape(fresh, _key())
 
@@ -98,7 +102,7 @@ def train_step(config: configs.Config, images: data.Images, devices: Sequence[An
     word = jax.ShapeDtypeStruct(places.shape[:1], jnp.float32) if several else None
     # `training` asks for the default back end when it decides whether micro-batches are a loop: answer for the devices
     with mock.patch.object(jax, "default_backend", lambda: devices[0].platform):
-        return step.lower(_key(), state(config, images)[1], pixels, places, word)
+        return step.lower(_key(), state(config, images)[1], pixels, places, _rows(config, places.shape, images), word)
 
 
 def device_pixels(config: configs.Config, images: data.Images, devices: int) -> int:
@@ -113,16 +117,16 @@ def sampler(config: configs.Config, images: data.Images, devices: Sequence[Any])
     schedule, shape = objects.noise_schedule(config), images.train.shape[1:]
     net = objects.network(config, shape[-1])
 
-    def sampler(params):
-        def predict(x_t, t):
-            return net.apply({"params": params}, x_t, t)
+    def chain(inputs, rows):
+        params, times, numbers = inputs
+        told = objects.told(config, net, params, rows, numbers)
+        return objects.sampler(config, schedule, objects.denoiser(config, schedule, told), numbers), times
 
-        return objects.sampler(config, schedule, objects.denoiser(config, schedule, predict))
-
-    program = generate.program(sampler, objects.times(config), shape)
+    program = generate.program(chain, shape)
     tiles = jax.ShapeDtypeStruct((len(devices), config.sampling.tile), jnp.uint32)
     mapped = jax.pmap(program, axis_name="tiles", in_axes=(None, None, 0), devices=devices)
-    return mapped.lower(state(config, images)[1].params, _key(), tiles)
+    inputs = state(config, images)[1].params, objects.times(config), objects.numbers(config)
+    return mapped.lower(inputs, _key(), generate.Tile(tiles, _rows(config, tiles.shape)))
 
 
 def evaluation(config: configs.Config, images: data.Images, devices: Sequence[Any]) -> jax.stages.Lowered:
@@ -136,7 +140,8 @@ def evaluation(config: configs.Config, images: data.Images, devices: Sequence[An
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state(config, images)[1].params
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
-    return run.examine.lower(params, keys, jax.ShapeDtypeStruct((count, *shape), jnp.float32))
+    examples = jax.ShapeDtypeStruct((count, *shape), jnp.float32), objects.blank(config, count)
+    return run.examine.lower(params, keys, examples)
 
 
 def step_flops(config: configs.Config, images: data.Images, devices: int) -> float:
@@ -149,6 +154,12 @@ def step_flops(config: configs.Config, images: data.Images, devices: int) -> flo
         config, batch=config.batch // devices, optim=dataclasses.replace(config.optim, accumulate=1)
     )
     return (train_step(alone, images, jax.local_devices()[:1]).cost_analysis() or {}).get("flops", float("nan"))
+
+
+def _rows(config: configs.Config, shape: tuple[int, ...], images: data.Images | None = None) -> Any:
+    """What is said of images [*shape], as shapes: as training has it of these images, or else as sampling does."""
+    rows = objects.blank(config, 1) if images is None else runs.Said(config, images).rows(np.zeros(1, int))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*shape, *leaf.shape[1:]), leaf.dtype), rows)
 
 
 def _key() -> Any:

@@ -7,11 +7,12 @@ from ddpm_jax.runs.manifest import read_manifest
 from ddpm_jax.runs.memory import fitting, lighter_look, lighter_samples, lighter_step
 from ddpm_jax.runs.model import Model, image_hash
 from ddpm_jax.runs.run import Run, claim, standing
+from ddpm_jax.runs.said import Asked, Said, asked
 from ddpm_jax.runs.step import example_losses, keys_of, over_devices, stratified_times, train_step, word
 from ddpm_jax.runs.watch import Watch
 
 __all__ = [
-    "Model", "Run", "Watch", "claim", "example_losses", "fitting", "image_hash", "keys_of", "lighter_look",
-    "lighter_samples", "lighter_step", "over_devices", "read_manifest", "standing", "stratified_times", "train_step",
-    "word",
+    "Asked", "Model", "Run", "Said", "Watch", "asked", "claim", "example_losses", "fitting", "image_hash", "keys_of",
+    "lighter_look", "lighter_samples", "lighter_step", "over_devices", "read_manifest", "standing",
+    "stratified_times", "train_step", "word",
 ]  # fmt: skip

@@ -31,6 +31,13 @@ def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
             )
     if found["weights"] not in ("ema", "raw"):
         raise ValueError(f"{path}, damaged: weights must be 'ema' or 'raw', got {found['weights']!r}")
+    asked = found.setdefault("asked", {"labels": [], "texts": []})  # of a version that knew no conditions
+    kinds = {"labels": int, "texts": str}
+    if type(asked) is not dict or any(
+        type(asked.get(name)) is not list or any(type(one) is not kind for one in asked[name])
+        for name, kind in kinds.items()
+    ):
+        raise ValueError(f"{path}, damaged: asked must hold lists of labels and texts, got {str(asked)[:60]}")
     if found["start"] < 0 or not 1 <= found["num"] == len(found["sha256"]):
         raise ValueError(
             f"{path}, damaged: {len(found['sha256'])} hashes of {found['num']} images from {found['start']} on"

@@ -1,6 +1,8 @@
 """A trained network, as a run's checkpoint holds it."""
 
+import copy
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -13,6 +15,7 @@ import ddpm_jax
 from ddpm_jax import checkpoint, data, generate
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
+from ddpm_jax.runs.said import NOTHING, Asked
 
 
 class Model:
@@ -33,6 +36,8 @@ class Model:
         levels: of the data, or their `data.Range`.
         dtype: of the data.
         format: what the data came as, see `data.Images`; "" also if the checkpoint does not say.
+        label_names: of the labels that the network is told; () if there are none.
+        asked: which images are drawn; those of nothing in particular, unless it was made by `asking`.
     """
 
     def __init__(self, workdir: str | pathlib.Path, *, step: int | None, weights: str, sampling: dict[str, Any]):
@@ -49,30 +54,69 @@ class Model:
             usual = np.uint8 if isinstance(levels, int) and levels <= 256 else np.uint16
             self.dtype = np.dtype(image.get("dtype", usual))
             self.format = image.get("format", "")
+            self.label_names = tuple(image.get("label_names", ()))
             net = objects.network(config, channels=self.shape[-1])
-            x, t = np.zeros((1, *self.shape), np.float32), np.ones(1, np.int32)
-            target = jax.eval_shape(net.init, jax.random.key(0), x, t)["params"]
+            target = jax.eval_shape(lambda key: objects.parameters(config, net, key, self.shape), jax.random.key(0))
             self.step, self.params, meta = saved.restore_part(part, target, step=step)
+        self.fingerprint = meta["fingerprint"][part]
+        self.schedule, self._net = objects.noise_schedule(config), net
+        self._programs: dict[Any, generate.Program] = {}
+        self._take(config, sampling, NOTHING)
+
+    def _take(self, config: configs.Config, sampling: dict[str, Any], asked: Asked) -> None:
         resolved = dataclasses.asdict(config.sampling) | sampling
         self.config = dataclasses.replace(config, sampling=configs.from_dict(resolved, configs.Sampling))
         configs.check(self.config)
-        self.fingerprint = meta["fingerprint"][part]
-        self.times = objects.times(self.config)
-        self.schedule, self._net = objects.noise_schedule(config), net
+        self.times, self.asked = objects.times(self.config), asked
+
+    def asking(self, asked: Asked, **sampling: Any) -> "Model":
+        """The same network, asked for these images, with some fields of `config.Sampling` in place of its own.
+
+        What was compiled stays: another sampler, number of steps, or kind of clipping is another program, but not
+        another label, text, guidance, eta, mix or spacing.
+
+        Raises:
+            ValueError: as the class.
+        """
+        other = copy.copy(self)
+        other._take(self.config, sampling, asked)
+        return other
 
     def describe(self) -> str:
         """One line: which weights, which sampler."""
         c = self.config.sampling
         how = "{} {:g}".format(*objects.sampler_option(self.config))
-        return f"{self.workdir}, step {self.step}, {self.weights} weights; {c.sampler}, {c.steps} steps, {how}"
+        said = f"{self.workdir}, step {self.step}, {self.weights} weights; {c.sampler}, {c.steps} steps, {how}"
+        if not objects.conditional(self.config):
+            return said
+        return f"{said}, guidance {c.guidance:g}; {self.asked.describe(self.label_names)}"
 
     def draw(
-        self, *, seed: int, start: int, num: int, batch: int | None = None, keep: Sequence[int] = ()
+        self,
+        *,
+        seed: int,
+        start: int,
+        num: int,
+        batch: int | None = None,
+        keep: Sequence[int] = (),
     ) -> Iterator[generate.Drawn]:
-        """The images start ... start + num - 1 of a seed, tile by tile; see `generate.draw` and `generate.program`."""
-        tiles = generate.over_devices(generate.program(self.sampler, self.times, self.shape, keep))
-        tile = self.config.sampling.tile
-        return generate.draw(tiles, self.params, seed=seed, start=start, num=num, tile=tile, batch=batch)
+        """The images start ... start + num - 1 of a seed, tile by tile; see `generate.draw` and `generate.program`.
+
+        Raises:
+            ValueError: if the network cannot be told what is asked.
+        """
+        self.asked.check(self.config)
+        c = self.config.sampling
+        times = tuple(self.times.tolist()) if keep else len(self.times)  # what is kept is settled by compilation
+        kind = c.sampler, c.order, c.clip, times, tuple(keep)
+        if kind not in self._programs:
+            chain = functools.partial(self._chain, settled=self.times if keep else None)
+            self._programs[kind] = generate.over_devices(generate.program(chain, self.shape, keep))
+        inputs = self.params, self.times, objects.numbers(self.config)
+        return generate.draw(
+            self._programs[kind], inputs, seed=seed, start=start, num=num, tile=c.tile, batch=batch,
+            said=functools.partial(self.asked.rows, self.config),
+        )  # fmt: skip
 
     @property
     def integer_levels(self) -> int:
@@ -100,6 +144,7 @@ class Model:
             "step": self.step,
             "weights": self.weights,
             "sampling": dataclasses.asdict(self.config.sampling),
+            "asked": self.asked.record(),
             "times": self.times.tolist(),
             "image": {"shape": list(self.shape), "levels": self.levels, "dtype": str(self.dtype)},
             "machine": {"platform": device.platform, "kind": device.device_kind, "devices": jax.device_count()},
@@ -107,17 +152,32 @@ class Model:
         }
 
     def denoiser(self, params):
-        """The `gaussian.Denoiser` of the network with these parameters."""
-        net = self._net
+        """The `gaussian.Denoiser` of the network with these parameters, told nothing.
+
+        Raises:
+            ValueError: if it was never told nothing in training, or certain images are asked for.
+        """
+        if self.asked != NOTHING:
+            raise ValueError(f"this is about the network that is told nothing, and images are asked for: {self.asked}")
+        NOTHING.check(self.config)
+        net, config = self._net, self.config
 
         def predict(x_t, t):
-            return net.apply({"params": params}, x_t, t)
+            return net.apply({"params": params}, x_t, t, objects.blank(config, x_t.shape[0]))
 
-        return objects.denoiser(self.config, self.schedule, predict)
+        return objects.denoiser(config, self.schedule, predict)
 
     def sampler(self, params):
-        """The `samplers.Sampler` of the network with these parameters."""
-        return objects.sampler(self.config, self.schedule, self.denoiser(params))
+        """The `samplers.Sampler` of the network with these parameters, told nothing."""
+        return objects.sampler(self.config, self.schedule, self.denoiser(params), objects.numbers(self.config))
+
+    def _chain(self, inputs, rows, settled):
+        """What `generate.program` takes: the sampler of the network told `rows`, and its times."""
+        params, times, numbers = inputs
+        told = objects.told(self.config, self._net, params, rows, numbers)
+        denoise = objects.denoiser(self.config, self.schedule, told)
+        sampler = objects.sampler(self.config, self.schedule, denoise, numbers)
+        return sampler, times if settled is None else settled
 
 
 def image_hash(image: np.ndarray) -> str:

@@ -13,10 +13,12 @@ import jax
 import numpy as np
 
 import ddpm_jax
+from ddpm_jax import conditioning, data, generate, process
 from ddpm_jax import config as configs
-from ddpm_jax import data, generate, process
 from ddpm_jax.config import objects
+from ddpm_jax.data import captions
 from ddpm_jax.metrics import held_out, monitors
+from ddpm_jax.runs.said import Said
 
 _REFERENCE = 1 << 28
 """Bytes of images that samples are compared with, where not all are in memory."""
@@ -102,14 +104,16 @@ class Run:
         self.config, self.workdir, self.images, self.key, self.interrupt = config, workdir, images, key, interrupt
         self.count = min(config.evaluation.images, len(images.test))
 
-        def apply(params, x_t, t):
-            return net.apply({"params": params}, x_t, t)
+        self.told, self.said = Said(config, images, held_out=True), Said(config, images)
 
-        def sampler(params):
-            return objects.sampler(config, schedule, objects.denoiser(config, schedule, partial(apply, params)))
+        def chain(inputs, rows):
+            params, times, numbers = inputs
+            of = objects.told(config, net, params, rows, numbers)
+            return objects.sampler(config, schedule, objects.denoiser(config, schedule, of), numbers), times
 
-        def examine(params, keys, x0):
-            of = partial(apply, params)
+        def examine(params, keys, examples):
+            x0, rows = examples
+            of = conditioning.given(lambda x_t, t, rows: net.apply({"params": params}, x_t, t, rows), rows)
             examination = held_out.examination(
                 schedule, of, objects.denoiser(config, schedule, of), objects.example_loss(config, images.levels),
                 mix=config.sampling.mix, decoder=objects.decoder(images.levels), strata=config.evaluation.strata,
@@ -117,7 +121,7 @@ class Run:
             return examination(keys, x0)
 
         self.examine = jax.jit(examine)
-        self.tiles = generate.over_devices(generate.program(sampler, objects.times(config), images.train.shape[1:]))
+        self.tiles = generate.over_devices(generate.program(chain, images.train.shape[1:]))
 
     def introduce(self, state, start: int) -> None:
         """The first lines: where, on what, how large, from when to when."""
@@ -167,6 +171,7 @@ class Run:
                 "levels": self.images.levels,
                 "dtype": str(self.images.train.dtype),
                 "format": self.images.format,
+                "label_names": list(captions.label_names(self.images)) if self.config.net.num_classes else [],
             },
             "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
         }
@@ -175,7 +180,11 @@ class Run:
         """Draws a grid of samples, says what they look like and evaluates held-out images; nothing, if interrupted."""
         config, levels = self.config, self.images.levels
         parts, tile = [], config.sampling.tile
-        for part in generate.draw(self.tiles, params, seed=config.seed, start=0, num=config.sampling.num, tile=tile):
+        inputs = params, objects.times(config), objects.numbers(config)
+        drawn = generate.draw(
+            self.tiles, inputs, seed=config.seed, start=0, num=config.sampling.num, tile=tile, said=self.shown_rows
+        )
+        for part in drawn:
             parts.append(part.x)
             if process.agree(self.interrupt.requested):
                 return {}
@@ -185,7 +194,10 @@ class Run:
             grid = data.grid(integers, self._levels_shown)
             data.write_png(picture, grid, scale=data.preview_scale(integers.shape[1:]))
         x0 = np.asarray(data.to_unit(self.images.test[: self.count], levels))
-        found = held_out.held_out(partial(self.examine, params), self.key, x0, min(config.batch, self.count))
+        found = held_out.held_out(
+            partial(self.examine, params), self.key, (x0, self.told.first(np.arange(self.count))),
+            min(config.batch, self.count),
+        )  # fmt: skip
         bits = f"{found.bits_per_dim:.3f} ± {found.standard_error:.3f} bits/dim ({self.count} images, estimated bound)"
         tenths = monitors.by_tenth(found.times, found.losses, config.schedule.T)
         monitored = monitors.report(integers, self.reference)
@@ -200,6 +212,10 @@ class Run:
             "held_out_loss_by_tenth_of_t": tenths,
             **monitors.metrics(monitored),
         }
+
+    def shown_rows(self, indices: np.ndarray):
+        """What the samples of training are told: image i what is said of held-out image i, and so on round them."""
+        return self.told.first(np.asarray(indices, np.int64) % len(self.images.test))
 
     @functools.cached_property
     def reference(self) -> monitors.Reference:

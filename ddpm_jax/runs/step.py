@@ -10,6 +10,7 @@ import numpy as np
 from ddpm_jax import config as configs
 from ddpm_jax import data, gaussian, losses, training
 from ddpm_jax.config import objects
+from ddpm_jax.runs import said
 
 
 def keys_of(seed: int):
@@ -19,19 +20,22 @@ def keys_of(seed: int):
 
 
 def example_losses(config: configs.Config, schedule, net, levels: int | data.Range):
-    """(params, keys [b], pixels [N, ...] as the data have them, places [b], t [b] | None) -> (loss [b], t [b]).
+    """(params, keys [b], pixels [N, ...], places [b], t [b] | None, rows) -> (loss [b], t [b]).
 
-    The examples are pixels[places]; a t of None is drawn from their keys.
+    The examples are pixels[places], pixels as the data have them; a t of None is drawn from their keys; `rows` is what
+    is said of them, see `said.Said.rows`.
     """
     loss_of = objects.example_loss(config, levels)
 
-    def losses_of(params, keys, pixels, places, t):
-        flip_keys, time_keys, draw_keys, dropout_keys = gaussian.split_keys(keys, 4)
+    def losses_of(params, keys, pixels, places, t, rows):
+        flip_keys, time_keys, draw_keys, dropout_keys, said_keys = gaussian.split_keys(keys, 5)
         x0 = data.examples(flip_keys, pixels, places, levels=levels, flip=config.data.flip)
         t = losses.uniform_times(time_keys, config.schedule.T) if t is None else t
+        condition = said.in_training(config, said_keys, rows)
 
         def predict(x_t, t):
-            return net.apply({"params": params}, x_t, t, dropout_keys=dropout_keys if config.net.dropout else None)
+            dropped = dropout_keys if config.net.dropout else None
+            return net.apply({"params": params}, x_t, t, condition, dropout_keys=dropped)
 
         return loss_of(draw_keys, schedule, predict, x0, t), t
 
@@ -47,21 +51,21 @@ def stratified_times(config: configs.Config, key, step, places):
 
 
 def train_step(config: configs.Config, schedule, net, optimizer, levels: int | data.Range):
-    """(key, state, pixels [N, ...], places [b]) -> (state, metrics): what each device does in a step.
+    """(key, state, pixels [N, ...], places [b], rows) -> (state, metrics): what each device does in a step.
 
-    The examples are pixels[places].
+    The examples are pixels[places], and `rows` what is said of them.
     """
     losses_of, T = example_losses(config, schedule, net, levels), config.schedule.T
 
-    def step(key, state, pixels, places):
+    def step(key, state, pixels, places, rows):
         def loss_fn(params, keys, batch):
-            loss, t = losses_of(params, keys, pixels, batch["index"], batch.get("t"))
+            loss, t = losses_of(params, keys, pixels, batch["index"], batch.get("t"), batch["said"])
             quarter = jax.nn.one_hot((t - 1) * 4 // T, 4)
             return loss.mean(), {"quarter_loss": (loss[:, None] * quarter).mean(0), "quarter_share": quarter.mean(0)}
 
         here = jax.lax.axis_index("batch") * places.shape[0] + jnp.arange(places.shape[0])
         t = stratified_times(config, key, state.step, here)
-        batch = {"index": places} | ({} if t is None else {"t": t})
+        batch = {"index": places, "said": rows} | ({} if t is None else {"t": t})
         take = training.make_step(
             loss_fn, optimizer, ema_decay=objects.ema_decay(config), accumulate=config.optim.accumulate,
             axis_name="batch", has_aux=True,
@@ -72,17 +76,17 @@ def train_step(config: configs.Config, schedule, net, optimizer, levels: int | d
 
 
 def over_devices(step, pixels_axis: int | None, devices: Sequence[Any] | None = None):
-    """The training step on all devices: (key, state, pixels, places [devices, b], word) -> (state, metrics).
+    """The training step on all devices: (key, state, pixels, places [devices, b], rows, word) -> (state, metrics).
 
-    Key and state are whole on every device, and the state is donated; `pixels_axis` is `stream.Feed.axis`.  Its last
-    argument is what `word` says.
+    Key and state are whole on every device, and the state is donated; `pixels_axis` is `stream.Feed.axis`.  `rows`
+    is `said.Said.batch`.  The last argument is what `word` says.
 
     Args:
         step: see `train_step`.
         devices: those that the step is for, if not all.
     """
     return jax.pmap(
-        _spreading_word(step), axis_name="batch", in_axes=(None, None, pixels_axis, 0, 0), out_axes=None,
+        _spreading_word(step), axis_name="batch", in_axes=(None, None, pixels_axis, 0, 0, 0), out_axes=None,
         donate_argnums=1, devices=devices,
     )  # fmt: skip
 
@@ -100,8 +104,8 @@ def _spreading_word(step):
     nothing.
     """
 
-    def with_word(key, state, pixels, places, word):
-        state, metrics = step(key, state, pixels, places)
+    def with_word(key, state, pixels, places, rows, word):
+        state, metrics = step(key, state, pixels, places, rows)
         return state, metrics if word is None else metrics | {"word": jax.lax.psum(word, "batch")}
 
     return with_word

@@ -87,15 +87,20 @@ class Watch:
             self.file.write({"step": step, **values})
         self.clock = time.perf_counter()
 
-    def give_up(self, state, images) -> int:
-        """Leaves a record from which the first bad step can be taken again, and says so."""
+    def give_up(self, state, images, rows) -> int:
+        """Leaves a record from which the first bad step can be taken again, and says so.
+
+        Args:
+            rows: indices -> what is said of these images, see `said.Said.rows`.
+        """
         step, indices = self.row[0]
         path = self.workdir / f"nonfinite-step-{step}.npz"
         leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(state.params))[0]
         arrays = {"params" + jax.tree_util.keystr(where): leaf for where, leaf in leaves}
+        said = {f"said.{name}": leaf for name, leaf in rows(indices)._asdict().items() if leaf is not None}
         if not process.first():  # the others have seen the same
             return 3
-        np.savez(path, step=step, indices=indices, images=images.train[indices], levels=images.levels, **arrays)
+        np.savez(path, step=step, indices=indices, images=images.train[indices], levels=images.levels, **arrays, **said)
         print(f"train.py: loss or gradient not finite in {len(self.row)} steps in a row, the first being step {step}; "
               "stopped. Checkpoints are as they were. To take that step again, layer by layer: "
               f"python -m ddpm_jax.replay {path}", file=sys.stderr)  # fmt: skip

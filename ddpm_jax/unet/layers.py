@@ -237,8 +237,8 @@ class LabelEmbedding(nn.Module):
     @nn.compact
     def __call__(self, label):
         """[B] integers 0 .. num_classes -> [B, features]; NaN for others."""
-        zeros = nn.initializers.zeros_init()
-        return nn.Embed(self.num_classes + 1, self.features, embedding_init=zeros, dtype=self.dtype, name="table")(label)
+        rows, zeros = self.num_classes + 1, nn.initializers.zeros_init()
+        return nn.Embed(rows, self.features, embedding_init=zeros, dtype=self.dtype, name="table")(label)
 
 
 class PooledContext(nn.Module):

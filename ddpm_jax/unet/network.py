@@ -185,9 +185,7 @@ class UNet(nn.Module):
         sized = [functools.partial(block, self.channels * m) for m in self.multipliers]
         for i in range(levels):
             resample = down if i < levels - 1 else None
-            level = Down(
-                sized[i], attention, cross, self.attention_at, self.blocks, place, resample, name=f"down_{i}"
-            )
+            level = Down(sized[i], attention, cross, self.attention_at, self.blocks, place, resample, name=f"down_{i}")
             skips, place = level(skips, temb, tokens, dropout_keys), place + self.blocks
         h = Middle(sized[-1], attention, cross, place, name="mid")(skips[-1], temb, tokens, dropout_keys)
         place += 2
