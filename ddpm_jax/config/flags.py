@@ -28,6 +28,10 @@ class Sampling:
     """Order of DPM-Solver++, 1 to 3."""
     clip: bool | None = None
     """Bring each predicted x_0 into [-1, 1]."""
+    threshold: float | None = None
+    """Instead of clipping, divide x_0 by this percentile of its absolute value, if that exceeds 1; 0 is off."""
+    eps_scale: float | None = None
+    """Divide the predicted noise by this, before x_0 is clipped."""
     tile: int | None = None
     """Images per device and network call: part of what an image is, to the bit."""
 
