@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ddpm_jax import conformance, gaussian, samplers, schedules
+from ddpm_jax import conformance, gaussian, likelihood, samplers, schedules
 from ddpm_jax.conformance.checks import GAUSSIAN, MIXTURE
 
 LINE = conformance.mixture_data([0.3, 0.7], [[-0.8], [0.5]], [[[0.01]], [[0.09]]])
@@ -167,6 +167,33 @@ def test_terminal_moments_are_the_closed_form_with_every_spacing(kind, option, p
         np.testing.assert_allclose(cov, true_cov, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 10])
+@pytest.mark.parametrize("end", [1, 200])
+def test_the_analytic_variance_draws_gaussian_data_exactly_in_any_number_of_steps(steps, end):
+    # with the posterior's own mean and variance every step is the exact reversal, however long it is
+    law, schedule = conformance.gaussian_data([0.2, -0.1], 0.25 * np.eye(2)), schedules.linear(1000)
+    # Var[x_0 | x_t] = s^2 noise^2 / (signal^2 s^2 + noise^2)
+    errors = 0.25 * schedule.noise**2 / (0.25 * schedule.signal**2 + schedule.noise**2)
+    of = lambda schedule, denoise, noise: samplers.analytic(schedule, denoise, errors, noise=noise)  # noqa: E731
+    chain = np.append(np.linspace(1000, end, steps + 1)[:-1].astype(int), end)
+    start = conformance.moments(schedule, law, 1000)
+    ((mean, cov),) = conformance.terminal(of, schedule, conformance.ideal(schedule, law), [chain], start=start)
+    true_mean, true_cov = conformance.moments(schedule, law, end)
+    np.testing.assert_allclose(mean, true_mean, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(cov, true_cov, rtol=0, atol=1e-5)
+
+
+def test_the_bound_measures_the_errors_that_the_analytic_variance_asks_for():
+    # of 4000 examples of 2 components; the square of a normal has a variance of twice its mean's square
+    law, schedule, n = conformance.gaussian_data([0.2, -0.1], 0.25 * np.eye(2)), schedules.linear(50, 2e-3, 0.3), 4000
+    x0 = conformance.draw(samplers.image_keys(0, range(n)), law)
+    found = likelihood.bound(
+        jax.random.key(1), schedule, conformance.ideal(schedule, law), x0, decoder=likelihood.density
+    )
+    truth = 0.25 * schedule.noise[1:] ** 2 / (0.25 * schedule.signal[1:] ** 2 + schedule.noise[1:] ** 2)
+    np.testing.assert_array_less(abs(found.mse.mean(1) / truth - 1), 4 * np.sqrt(2 / (2 * n)))
+
+
 ORDERS = {"ancestral": 1, "ddim": 1, "dpm_solver_pp, order 1": 1, "dpm_solver_pp, order 2": 2}
 
 
@@ -213,6 +240,10 @@ def test_a_sampler_that_is_wrong_is_found():
         (
             lambda: conformance.mixture_data([0.5], [[0.0]], [[[1.0]]]),
             "weights must be positive and of sum 1, got [0.5]",
+        ),
+        (
+            lambda: samplers.analytic(schedules.linear(10), predicting(schedules.linear(10), "eps"), np.ones(10)),
+            "x0_errors must have a row for each t in 0..T, (11,): (10,)",
         ),
         (
             lambda: conformance.even_in_log_snr(schedules.linear(100), 90, 1),
