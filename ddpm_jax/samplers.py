@@ -68,12 +68,52 @@ def ancestral(schedule: Schedule, denoise: Denoiser, *, mix: float = 1.0, noise:
         noise: where a step's noise comes from.
     """
 
+    def variance(found, state, t, s):
+        # at the data a mix below 1 gives 0, whose root has no derivative, and one above 1 infinity: keep them out
+        chosen = jnp.where(s > 0, mix if found.mix is None else found.mix, 1.0)
+        return gaussian.reverse_variance(schedule, t, s, state.x, chosen)
+
+    return _reverse(schedule, denoise, variance, noise)
+
+
+def analytic(
+    schedule: Schedule, denoise: Denoiser, x0_errors: np.ndarray | jax.Array, *, noise: Noise = step_noise
+) -> Sampler:
+    """The reverse process with the best variance there is for a mean: that of x_s given x_t, on average.
+
+        noise_s^2 (1 - r) + (signal_s (1 - r))^2 x0_errors_t,    r = SNR_t / SNR_s
+
+    The law of total variance: beta-tilde, and what is not known of x_0 (Bao et al., arXiv:2201.06503, theorem 1, with
+    the error measured instead of derived from E|eps_hat|^2).  Exact for data that are one Gaussian with equal
+    variances.  The last step adds no noise.
+
+    Args:
+        x0_errors: [T+1] mean squared error of x_0_hat at each t, per component, squared data units; row 0 is not
+            read.  `likelihood.bound(...).mse.mean(1)` are the rows 1..T, for the same denoiser.
+        noise: where a step's noise comes from.
+
+    Raises:
+        ValueError: if x0_errors has another shape.
+    """
+    if jnp.shape(x0_errors) != (schedule.T + 1,):
+        raise ValueError(f"x0_errors must have a row for each t in 0..T, {(schedule.T + 1,)}: {jnp.shape(x0_errors)}")
+    errors = jnp.asarray(x0_errors)
+
+    def variance(found, state, t, s):
+        fresh = gaussian.fresh_noise(schedule, t, s, state.x)
+        signal_s, noise_s = at(schedule.signal, s, state.x), at(schedule.noise, s, state.x)
+        return noise_s**2 * fresh + (signal_s * fresh) ** 2 * at(errors, t, state.x)
+
+    return _reverse(schedule, denoise, variance, noise)
+
+
+def _reverse(schedule: Schedule, denoise: Denoiser, variance: Callable, noise: Noise) -> Sampler:
+    """x_s = mean of q(x_s | x_t, x_0_hat) + std noise, with variance(found, state, t, s)."""
+
     def step(keys, state, t, s):
         found = denoise(state.x, t)
         mean, _ = gaussian.posterior(schedule, found.x0, state.x, t, s)
-        # at the data a mix below 1 gives 0, whose root has no derivative, and one above 1 infinity: keep them out
-        chosen = jnp.where(s > 0, mix if found.mix is None else found.mix, 1.0)
-        std = jnp.where(s > 0, jnp.sqrt(gaussian.reverse_variance(schedule, t, s, state.x, chosen)), 0.0)
+        std = jnp.where(s > 0, jnp.sqrt(variance(found, state, t, s)), 0.0)
         return State(mean + std * noise(keys, t, state.x), found.x0, s)
 
     return Sampler(_start, step)

@@ -117,6 +117,12 @@ def test_values_that_are_not_a_config(values, text):
         ({"loss": {"kind": "variational", "weight": "p2"}}, "'p2' has no meaning for loss.kind 'variational'"),
         ({"sampling": {"mix": 1.5}}, r"must lie in \[0, 1\], got 1.5"),
         ({"sampling": {"steps": 2000}}, "steps must be an integer in 1..T = 1000, got 2000"),
+        ({"sampling": {"threshold": 101.0}}, r"sampling.threshold must lie in \[0, 100\], a percentile, got 101.0"),
+        ({"sampling": {"eps_scale": 0.0}}, "sampling.eps_scale must be positive, got 0.0"),
+        (
+            {"sampling": {"eps_scale": 1.1}, "schedule": {"kind": "jsd"}, "loss": {"predicts": "v"}},
+            "sampling.eps_scale 1.1 needs some signal at t = T, schedule.kind 'jsd' leaves none",
+        ),
         ({"sampling": {"tile": 0}}, "tile and sampling.num must be at least 1"),
         ({"optim": {"ema_decay": 1.0}}, r"ema_decay must lie in \[0, 1\), got 1.0"),
     ],
@@ -124,6 +130,22 @@ def test_values_that_are_not_a_config(values, text):
 def test_what_cannot_be_trained_is_refused_before_it_is_compiled(changes, text):
     with pytest.raises(ValueError, match=text):
         configs.check(configs.from_dict(changes))
+
+
+def test_results_of_other_refinements_have_other_names():
+    # by these a results folder tells apart what must not be taken for one another; the default's name stays as it was
+    said = [
+        objects.refinements(configs.from_dict({"sampling": changes}))
+        for changes in (
+            {},
+            {"clip": False},
+            {"threshold": 99.5},
+            {"eps_scale": 1.02},
+            {"threshold": 99.5, "clip": False},
+        )
+    ]
+    assert said[0] == {"clip": True} and said[1] == {"clip": False}
+    assert said[2] == said[4] == {"threshold": 99.5} and said[3] == {"eps_scale": 1.02, "clip": True}
 
 
 def test_a_schedule_without_terminal_signal_is_fine_for_v():

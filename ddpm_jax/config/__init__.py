@@ -160,6 +160,10 @@ class Sampling:
     """Order of DPM-Solver++: 1 is DDIM, 2 and 3 take what earlier calls said into account."""
     clip: bool = True
     """Bring each predicted x_0 into [-1, 1]."""
+    threshold: float = 0.0
+    """Instead of clipping, divide x_0 by this percentile of its absolute value, if that exceeds 1; 0 is off."""
+    eps_scale: float = 1.0
+    """Divide the predicted noise by this, before x_0 is clipped."""
     guidance: float = 1.0
     """How far to go from what nothing says to what the condition says: 1 is there, more is beyond."""
     guidance_interval: tuple[int, ...] = ()
@@ -293,6 +297,10 @@ def check(config: Config) -> None:
         raise ValueError(f"sampling.mix and eta must lie in [0, 1], got {config.sampling.mix}, {config.sampling.eta}")
     if config.sampling.order not in (1, 2, 3):
         raise ValueError(f"sampling.order must be 1, 2 or 3, got {config.sampling.order}")
+    if not 0 <= config.sampling.threshold <= 100:
+        raise ValueError(f"sampling.threshold must lie in [0, 100], a percentile, got {config.sampling.threshold}")
+    if not config.sampling.eps_scale > 0:
+        raise ValueError(f"sampling.eps_scale must be positive, got {config.sampling.eps_scale}")
     _check_condition(config)
     if not 0 <= config.optim.ema_decay < 1:
         raise ValueError(f"optim.ema_decay must lie in [0, 1), got {config.optim.ema_decay}")
@@ -300,7 +308,13 @@ def check(config: Config) -> None:
         raise ValueError("sampling.tile and sampling.num must be at least 1")
     from ddpm_jax.config import objects  # which imports JAX: a program's --help must not
 
-    if config.loss.predicts == "eps" and not float(objects.noise_schedule(config).signal[-1]) > 0:
+    signal_T = float(objects.noise_schedule(config).signal[-1])
+    if config.sampling.eps_scale != 1 and not signal_T > 0:
+        raise ValueError(
+            f"sampling.eps_scale {config.sampling.eps_scale} needs some signal at t = T, schedule.kind "
+            f"{config.schedule.kind!r} leaves none: an x_0 cannot be had from the noise there"
+        )
+    if config.loss.predicts == "eps" and not signal_T > 0:
         raise ValueError(
             f"loss.predicts 'eps' needs some signal at t = T, schedule.kind {config.schedule.kind!r} leaves none: "
             "an x_0 cannot be had from the noise there; predict 'v' or 'x0'"

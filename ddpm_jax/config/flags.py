@@ -38,6 +38,10 @@ class Sampling:
     """Order of DPM-Solver++, 1 to 3."""
     clip: bool | None = None
     """Bring each predicted x_0 into [-1, 1]."""
+    threshold: float | None = None
+    """Instead of clipping, divide x_0 by this percentile of its absolute value, if that exceeds 1; 0 is off."""
+    eps_scale: float | None = None
+    """Divide the predicted noise by this, before x_0 is clipped."""
     guidance: float | None = None
     """How far to go from what nothing says to what the condition says: 1 is there, more is beyond."""
     guidance_interval: tuple[int, int] | None = None

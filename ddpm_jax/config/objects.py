@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import conditioning, gaussian, likelihood, losses, samplers, schedules, training
+from ddpm_jax import conditioning, estimates, gaussian, likelihood, losses, samplers, schedules, training
 from ddpm_jax.conditioning import Condition
 from ddpm_jax.config import Config
 from ddpm_jax.text import Conditional, TextEncoder
@@ -137,10 +137,23 @@ def example_loss(config: Config, levels: int | tuple[float, float]):
 
 
 def denoiser(config: Config, schedule, net):
-    """The `gaussian.Denoiser` of a network (x_t, t) -> output."""
-    return gaussian.denoiser(
-        schedule, net, config.loss.predicts, clip=config.sampling.clip, learned_variance=learned_variance(config)
-    )
+    """The `gaussian.Denoiser` of a network (x_t, t) -> output: its eps scaled first, its x_0 limited last."""
+    c, predicts, learned = config.sampling, config.loss.predicts, learned_variance(config)
+    if c.eps_scale == 1 and not c.threshold:
+        return gaussian.denoiser(schedule, net, predicts, clip=c.clip, learned_variance=learned)
+    denoise = gaussian.denoiser(schedule, net, predicts, clip=False, learned_variance=learned)
+    if c.eps_scale != 1:
+        denoise = estimates.scaled(schedule, denoise, c.eps_scale)
+    if c.threshold:
+        return estimates.limited(schedule, denoise, estimates.threshold(c.threshold))
+    return estimates.limited(schedule, denoise, estimates.clip) if c.clip else denoise
+
+
+def refinements(config: Config) -> dict[str, bool | float]:
+    """What is done to a prediction, by name: whether it is clipped, and what else is on."""
+    c = config.sampling
+    scale = {"eps_scale": c.eps_scale} if c.eps_scale != 1 else {}
+    return scale | ({"threshold": c.threshold} if c.threshold else {"clip": c.clip})
 
 
 def numbers(config: Config) -> Numbers:

@@ -30,7 +30,7 @@ def fields(subject: Subject, seed: int, form: Format) -> protocol.Protocol:
     integers = "uint8" if subject.model.integer_levels <= 256 else "uint16"
     return {
         "samples": f"{s.sampler} {steps} {how}",
-        "clip": s.clip,
+        **objects.refinements(c),
         **_asked(subject),
         "format": integers if form == "integer" else "float",
         **subject.weights(),

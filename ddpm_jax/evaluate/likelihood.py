@@ -211,7 +211,7 @@ def fields(subject: Subject, chosen: Split, options: Likelihood) -> protocol.Pro
         "method": method,
         "variance": "learned variance" if objects.learned_variance(c) else f"mix={c.sampling.mix:g}",
         "decoder": f"{options.decoder}-{model.integer_levels}",
-        "clip": c.sampling.clip,
+        **objects.refinements(c),
         **subject.weights(),
         "seed": options.seed,
     }

@@ -108,7 +108,7 @@ class Model:
         self.asked.check(self.config)
         c = self.config.sampling
         times = tuple(self.times.tolist()) if keep else len(self.times)  # what is kept is settled by compilation
-        kind = c.sampler, c.order, c.clip, times, tuple(keep)
+        kind = c.sampler, c.order, c.clip, c.threshold, c.eps_scale, times, tuple(keep)
         if kind not in self._programs:
             chain = functools.partial(self._chain, settled=self.times if keep else None)
             self._programs[kind] = generate.over_devices(generate.program(chain, self.shape, keep))

@@ -1,0 +1,236 @@
+"""What can be measured of a sampler where the answer is known."""
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import samplers, schedules
+from ddpm_jax.conformance.laws import Law, flow, gaussian_data, ideal, mixture_data, moments
+from ddpm_jax.gaussian import Denoiser
+from ddpm_jax.samplers import Noise, Sampler
+from ddpm_jax.schedules import Schedule
+
+SamplerOf = Callable[[Schedule, Denoiser, Noise], Sampler]
+"""(schedule, denoise, noise) -> the sampler under test; one that is deterministic makes no use of the noise."""
+
+BUILT_IN: Mapping[str, SamplerOf] = {
+    "ancestral, mix 0": lambda schedule, denoise, noise: samplers.ancestral(schedule, denoise, mix=0.0, noise=noise),
+    "ancestral, mix 1": lambda schedule, denoise, noise: samplers.ancestral(schedule, denoise, mix=1.0, noise=noise),
+    "ddim, eta 1": lambda schedule, denoise, noise: samplers.ddim(schedule, denoise, eta=1.0, noise=noise),
+    "ddim, eta 0": lambda schedule, denoise, noise: samplers.ddim(schedule, denoise),
+    "dpm_solver_pp, order 1": lambda schedule, denoise, noise: samplers.dpm_solver_pp(schedule, denoise, order=1),
+    "dpm_solver_pp, order 2": lambda schedule, denoise, noise: samplers.dpm_solver_pp(schedule, denoise, order=2),
+    "dpm_solver_pp, order 3": lambda schedule, denoise, noise: samplers.dpm_solver_pp(schedule, denoise, order=3),
+}
+"""The samplers of the library, by the names that the table has for them."""
+
+GAUSSIAN = gaussian_data([0.2, -0.1], [[0.25, 0.1], [0.1, 0.16]])
+MIXTURE = mixture_data(
+    [0.5, 0.3, 0.2],
+    [[-0.6, 0.1], [0.5, 0.6], [0.4, -0.7]],
+    [[[0.09, 0.02], [0.02, 0.04]], [[0.04, 0.0], [0.0, 0.04]], [[0.06, -0.03], [-0.03, 0.09]]],
+)
+
+
+class Report(NamedTuple):
+    """What `check` found; an order is the slope of log error against log of the number of steps.
+
+    Attributes:
+        name: as given.
+        calls: of the network in each step.
+        deterministic: whether x_T alone decides the result.
+        steps: [n] the numbers of steps.
+        flow: [n] largest distance to the exact flow of a mixture, data units; NaN where not deterministic.
+        mean, cov: [n] largest error of the terminal mean and covariance for Gaussian data.
+        repeats: whether the same keys give the same bits, also in another order.
+        apart: largest difference of an image drawn in a smaller batch, or with frames kept, data units.
+    """
+
+    name: str
+    calls: int
+    deterministic: bool
+    steps: np.ndarray
+    flow: np.ndarray
+    mean: np.ndarray
+    cov: np.ndarray
+    repeats: bool
+    apart: float
+
+    @property
+    def order(self) -> float:
+        """Of the flow, over the last two numbers of steps; NaN where not deterministic."""
+        return float(_slopes(self.steps, self.flow)[-1])
+
+    @property
+    def law_order(self) -> float:
+        """Of the terminal covariance, over the last two numbers of steps."""
+        return float(_slopes(self.steps, self.cov)[-1])
+
+
+def check(name: str, sampler_of: SamplerOf, *, steps: Sequence[int] = (40, 80, 160)) -> Report:
+    """A sampler's orders, terminal moments and reproducibility.
+
+    Orders are measured from T = 100,000 down to a hundredth of the noise, on times about even in log SNR, so that
+    neither rounding to times nor the last step to the data shows; the start has the exact law.  In float64 where
+    `jax_enable_x64` says so; in float32, errors below 1e-5 are rounding and their slopes mean nothing.
+    """
+    schedule = schedules.linear(100_000, 1e-6, 2e-4)
+    end = int(np.abs(np.asarray(schedule.noise) - 0.01).argmin())
+    chains = [even_in_log_snr(schedule, n, end) for n in steps]
+    calls, deterministic = _tell(sampler_of)
+    off = flow_errors(sampler_of, schedule, MIXTURE, chains) if deterministic else np.full(len(chains), np.nan)
+    start, truth = moments(schedule, GAUSSIAN, schedule.T), moments(schedule, GAUSSIAN, end)
+    found = terminal(sampler_of, schedule, ideal(schedule, GAUSSIAN), chains, start=start)
+    mean, cov = (np.array([np.abs(f[i] - truth[i]).max() for f in found]) for i in range(2))
+    repeats, apart = reproducibility(sampler_of)
+    return Report(name, calls, deterministic, np.asarray(steps), off, mean, cov, repeats, apart)
+
+
+def terminal(
+    sampler_of: SamplerOf,
+    schedule: Schedule,
+    denoise: Denoiser,
+    chains: Sequence[np.ndarray],
+    *,
+    start: tuple[np.ndarray, np.ndarray],
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Mean [D] and covariance [D, D] of what each chain ends in, if all its steps are affine: no Monte Carlo.
+
+    With an affine denoiser, that of one Gaussian, x at the end is b + A x_T + sum_k C_k z_k in the start and the noise
+    of each step, also of a sampler that remembers earlier steps.  One run with x_T and all z_k zero gives b, one for
+    each component of x_T and of each z_k the columns of A and C_k.
+
+    Args:
+        denoise: affine in x_t, for x_t [B, D].
+        chains: n vectors of falling times.
+        start: mean [D] and covariance [D, D] of x_T.
+    """
+    mean, cov = (np.asarray(a, np.float64) for a in start)
+    dims, longest = len(mean), max(map(len, chains))
+    unit = np.concatenate([np.zeros((1, dims)), np.tile(np.eye(dims), (longest, 1))])
+    keys = jax.random.split(jax.random.key(0), len(unit))
+
+    @jax.jit
+    def step(owner, state, t, s):
+        def noise(keys, t, like):
+            return jnp.where((owner == t)[:, None], jnp.asarray(unit, like.dtype), 0)
+
+        return sampler_of(schedule, denoise, noise).step(keys, state, t, s)
+
+    found = []
+    for chain in chains:
+        # whose column a run finds: that of the noise of a step which leaves this time; 0 for x_T, -1 for nothing
+        leaves = np.pad(np.asarray(chain[:-1]), (0, longest - len(chain)), constant_values=-1)
+        owner = np.concatenate([[-1], np.repeat([0, *leaves], dims)])
+        x_T = np.where((owner == 0)[:, None], unit, 0)
+        sampler = sampler_of(schedule, denoise, samplers.step_noise)
+        end = _arrive(sampler, functools.partial(step, jnp.asarray(owner)), schedule, x_T, chain)
+        slopes = end[1:] - end[0]
+        of_start, of_noise = slopes[:dims], slopes[dims:]
+        found.append((end[0] + mean @ of_start, of_start.T @ cov @ of_start + of_noise.T @ of_noise))
+    return found
+
+
+def flow_errors(
+    sampler_of: SamplerOf, schedule: Schedule, law: Law, chains: Sequence[np.ndarray], *, num: int = 64
+) -> np.ndarray:
+    """The largest distance to the exact flow, over `num` standard normal points to start from, for each chain [n].
+
+    Args:
+        chains: n vectors of falling times, of any start and end.
+    """
+    x_t = np.random.default_rng(0).standard_normal((num, law.dims))
+    sampler = sampler_of(schedule, ideal(schedule, law), samplers.step_noise)
+    step = jax.jit(lambda state, t, s: sampler.step(jax.random.split(jax.random.key(0), num), state, t, s))
+    ends = [_arrive(sampler, step, schedule, x_t, chain) for chain in chains]
+    truth = {between: flow(schedule, law, x_t, *between) for between in {_ends(chain) for chain in chains}}
+    return np.array([np.abs(x - truth[_ends(chain)]).max() for x, chain in zip(ends, chains, strict=True)])
+
+
+def reproducibility(sampler_of: SamplerOf, *, num: int = 8) -> tuple[bool, float]:
+    """Whether the same keys give the same bits, and by how much an image differs that another program draws.
+
+    The same program draws `num` images again, and in another order; other programs, whose last bits are their own,
+    draw two of them alone, and all with every frame kept.
+    """
+    schedule = schedules.linear(100, 1e-3, 0.2)
+    chain = samplers.times(100, 10)
+    sampler = sampler_of(schedule, ideal(schedule, MIXTURE), samplers.step_noise)
+    images = jax.jit(lambda keys: samplers.sample(keys, sampler, samplers.initial_noise(keys, (2,)), chain))
+    frames = jax.jit(
+        lambda keys: samplers.trajectory(keys, sampler, samplers.initial_noise(keys, (2,)), chain, keep=chain.tolist())
+    )
+    keys = samplers.image_keys(0, range(num))
+    whole, order = np.asarray(images(keys)), np.roll(np.arange(num), 3)[::-1]
+    repeats = np.array_equal(images(keys), whole) and np.array_equal(images(keys[order]), whole[order])
+    apart = np.abs(images(keys[:2]) - whole[:2]).max(), np.abs(frames(keys).x[-1] - whole).max()
+    return repeats, float(max(apart))
+
+
+def even_in_log_snr(schedule: Schedule, steps: int, end: int) -> np.ndarray:
+    """Times from T to `end`, as even in log SNR as integers can be: int32 [steps + 1].
+
+    A smooth grid, as the order of a solver is defined on.  The signal at T must not be 0.
+
+    Raises:
+        ValueError: if two of them would be the same time.
+    """
+    column = np.asarray(schedule.log_snr, np.float64)
+    grid = np.linspace(column[-1], column[end], steps + 1)
+    times = np.array([1 + np.abs(column[1:] - level).argmin() for level in grid], np.int32)
+    if (np.diff(times) >= 0).any():
+        raise ValueError(f"{steps} steps, even in log SNR from {schedule.T} to {end}, would visit a time twice")
+    return times
+
+
+def table(reports: Sequence[Report]) -> str:
+    """The reports as lines of text, one below the other; errors are those of each report's last number of steps."""
+    lines = [
+        f"{'sampler':<24}{'calls':>6}{'steps':>7}{'flow error':>12}{'order':>7}"
+        f"{'mean':>10}{'cov':>10}{'order':>7}{'same bits':>11}{'other batch':>13}"
+    ]
+    for r in reports:
+        along = f"{r.flow[-1]:>12.1e}{r.order:>7.2f}" if r.deterministic else f"{'random':>12}{'':>7}"
+        lines.append(
+            f"{r.name:<24}{r.calls:>6}{r.steps[-1]:>7}{along}{r.mean[-1]:>10.1e}{r.cov[-1]:>10.1e}"
+            f"{r.law_order:>7.2f}{'yes' if r.repeats else 'NO':>11}{r.apart:>13.0e}"
+        )
+    return "\n".join(lines)
+
+
+def _tell(sampler_of: SamplerOf) -> tuple[int, bool]:
+    """How often a step calls the network, and whether its result is without noise."""
+    schedule, calls = schedules.linear(100), 0
+    best = ideal(schedule, GAUSSIAN)
+
+    def denoise(x_t, t):
+        nonlocal calls
+        calls += 1
+        return best(x_t, t)
+
+    sampler = sampler_of(schedule, denoise, samplers.step_noise)
+    x_T = jnp.array([[0.5, -1.0], [1.5, 0.2]])
+    step = jax.jit(lambda keys, x: sampler.step(keys, sampler.init(x, 60), 60, 30).x)
+    one, two = (step(samplers.image_keys(seed, range(2)), x_T) for seed in (1, 2))
+    return calls, bool(np.array_equal(one, two))
+
+
+def _arrive(sampler: Sampler, step: Callable, schedule: Schedule, x, chain: np.ndarray) -> np.ndarray:
+    """x at the end of the chain, float64: step by step, as a scan would be another program for each length."""
+    state = sampler.init(jnp.asarray(x, schedule.signal.dtype), jnp.asarray(chain[0], jnp.int32))
+    for t, s in itertools.pairwise(np.asarray(chain, np.int32)):
+        state = step(state, t, s)
+    return np.asarray(state.x, np.float64)
+
+
+def _ends(chain: np.ndarray) -> tuple[int, int]:
+    return int(chain[0]), int(chain[-1])
+
+
+def _slopes(steps: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    return -np.diff(np.log(errors)) / np.diff(np.log(steps))

@@ -1,0 +1,256 @@
+"""The conformance kit: its laws against scipy, the library's samplers by it, and that it finds what is wrong."""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from ddpm_jax import conformance, gaussian, likelihood, samplers, schedules
+from ddpm_jax.conformance.checks import GAUSSIAN, MIXTURE
+
+LINE = conformance.mixture_data([0.3, 0.7], [[-0.8], [0.5]], [[[0.01]], [[0.09]]])
+CHAINS = [samplers.times(1000, 10, spacing=spacing) for spacing in samplers.Spacing.__args__]
+
+
+# --- the laws
+
+
+def test_the_flow_of_a_mixture_on_a_line_carries_quantiles():
+    with jax.enable_x64(True):
+        schedule = schedules.linear(1000)
+        x_T = np.array([[-2.0], [-0.4], [0.1], [1.7]])
+        x_0 = conformance.flow(schedule, LINE, x_T, 1000, 0)
+        signal, noise = float(schedule.signal[1000]), float(schedule.noise[1000])
+
+        def below(x, signal, noise):
+            return sum(
+                w * stats.norm.cdf(x, signal * m, np.sqrt(signal**2 * v + noise**2))
+                for w, m, v in zip([0.3, 0.7], [-0.8, 0.5], [0.01, 0.09], strict=True)
+            )
+
+        np.testing.assert_allclose(below(x_0, 1.0, 0.0), below(x_T, signal, noise), atol=1e-8)
+        np.testing.assert_allclose(conformance.flow(schedule, LINE, x_0, 0, 1000), x_T, atol=1e-7)
+
+
+def test_a_mixture_of_one_gaussian_twice_flows_as_the_closed_form():
+    (mean,), (cov,) = GAUSSIAN.means, GAUSSIAN.axes @ (GAUSSIAN.spreads[..., None] * GAUSSIAN.axes.swapaxes(1, 2))
+    twice = conformance.mixture_data([0.4, 0.6], [mean, mean], [cov, cov])
+    x_T, schedule = np.array([[0.3, -1.2], [2.0, 0.5]]), schedules.linear(1000)
+    ends = [conformance.flow(schedule, law, x_T, 1000, 0) for law in (GAUSSIAN, twice)]
+    # the tables' float32 rows are no exact sines and cosines
+    np.testing.assert_allclose(ends[0], ends[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("t", [1, 300, 1000])
+def test_the_ideal_denoiser_is_the_score_of_the_mixture(t):
+    # Tweedie: E[eps | x] = -noise * gradient of log p(x_t); the gradient of scipy's density, by central differences
+    with jax.enable_x64(True):
+        schedule = schedules.linear(1000)
+        signal, noise = float(schedule.signal[t]), float(schedule.noise[t])
+        covs = MIXTURE.axes @ (MIXTURE.spreads[..., None] * MIXTURE.axes.swapaxes(1, 2))
+
+        def log_p(x):
+            parts = [
+                w * stats.multivariate_normal.pdf(x, signal * m, signal**2 * c + noise**2 * np.eye(2))
+                for w, m, c in zip(MIXTURE.weights, MIXTURE.means, covs, strict=True)
+            ]
+            return np.log(np.sum(parts, axis=0))
+
+        x, h = np.random.default_rng(0).normal(size=(5, 2)) * 0.7, 1e-5
+        score = np.stack([(log_p(x + h * e) - log_p(x - h * e)) / (2 * h) for e in np.eye(2)], axis=-1)
+        found = conformance.ideal(schedule, MIXTURE)(jnp.asarray(x), jnp.int32(t))
+        np.testing.assert_allclose(found.eps, -noise * score, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(signal * found.x0 + noise * found.eps, x, atol=1e-12)
+
+
+def test_draws_have_the_moments_of_the_law():
+    n = 40_000
+    x = np.asarray(conformance.draw(samplers.image_keys(0, range(n)), MIXTURE))
+    mean, cov = conformance.moments(schedules.linear(10), MIXTURE, 0)
+    assert (abs(x.mean(0) - mean) < 4 * np.sqrt(np.diag(cov) / n)).all()
+    # no fourth moment of these data exceeds that of a Gaussian
+    assert (abs(np.cov(x.T) - cov) < 4 * np.sqrt(2 / n) * np.sqrt(np.outer(np.diag(cov), np.diag(cov)))).all()
+
+
+# --- the library's samplers
+
+
+def closed_form(schedule, times, sampler, option):
+    """Terminal mean and covariance for GAUSSIAN from N(0, I): recursions of numbers along the axes of the data."""
+    alpha_bar = np.asarray(schedule.signal, np.float64) ** 2
+    (mean,), (variances,), (axes,) = GAUSSIAN.means, GAUSSIAN.spreads, GAUSSIAN.axes
+    # along an axis x = m + A u + noise: m and A of the mean, A A of the variance; dpm_solver_pp remembers x_0_hat
+    m, root, var = np.zeros(2), np.ones(2), np.zeros(2)
+    past = []  # (lambda, offset and slope of x_0_hat in u)
+    for t, s in itertools.pairwise(times):
+        a, b, c = alpha_bar[t], alpha_bar[s], axes.T @ mean
+        gain = variances * np.sqrt(a) / (a * variances + 1 - a)
+        small = (1 - b) * (1 - a / b) / (1 - a)
+        if sampler != "dpm_solver_pp":
+            keep = np.sqrt(a / b) * (1 - b) / (1 - a), np.sqrt(b) * (1 - a / b) / (1 - a)
+            spread = 0.0 if s == 0 else small ** (1 - option) * (1 - a / b) ** option if sampler == "ancestral" else 0.0
+            if sampler == "ddim":
+                spread = option**2 * small
+                on_x = np.sqrt((1 - b - spread) / (1 - a))
+                keep = on_x, np.sqrt(b) - np.sqrt(a) * on_x
+            slope = keep[0] + keep[1] * gain
+            m = slope * m + keep[1] * c * (1 - gain * np.sqrt(a))
+            root, var = slope * root, slope**2 * var + spread
+            continue
+        past = [*past, (0.5 * np.log(a / (1 - a)), c + gain * (m - np.sqrt(a) * c), gain * root)][-option:]
+        weights = lagrange(past, b, option)
+        ratio = np.sqrt((1 - b) / (1 - a))
+        m = ratio * m + np.sqrt(b) * sum(w * p[1] for w, p in zip(weights, past, strict=True))
+        root = ratio * root + np.sqrt(b) * sum(w * p[2] for w, p in zip(weights, past, strict=True))
+    return axes @ m, axes @ np.diag(root**2 + var) @ axes.T
+
+
+def lagrange(past, b, order):
+    """What each remembered x_0_hat counts: int_0^h exp(u - h) times its Lagrange polynomial, by quadrature."""
+    knots = np.array([p[0] for p in past]) - past[-1][0]
+    if b == 1:  # the data, infinitely far: only the last one counts
+        return [0.0] * (len(past) - 1) + [1.0]
+    h = 0.5 * np.log(b / (1 - b)) - past[-1][0]
+    nodes, masses = np.polynomial.legendre.leggauss(40)
+    u, masses = h * (nodes + 1) / 2, masses * h / 2
+    if order == 2 and len(past) == 2:  # the paper's choice: u at the middle of the step
+        u, masses = np.array([h / 2]), np.array([-np.expm1(-h)])
+    else:
+        masses = masses * np.exp(u - h)
+    basis = [
+        np.prod([(u - k) / (own - k) for k in knots if k != own], axis=0) if len(knots) > 1 else np.ones_like(u)
+        for own in knots
+    ]
+    return [(masses * polynomial).sum() for polynomial in basis]
+
+
+KINDS = [
+    *(("ancestral", mix) for mix in (0.0, 0.5, 1.0)),
+    *(("ddim", eta) for eta in (0.0, 0.5, 1.0)),
+    *(("dpm_solver_pp", order) for order in (1, 2, 3)),
+]
+
+
+def make(kind, option):
+    if kind == "ancestral":
+        return lambda schedule, denoise, noise: samplers.ancestral(schedule, denoise, mix=option, noise=noise)
+    if kind == "ddim":
+        return lambda schedule, denoise, noise: samplers.ddim(schedule, denoise, eta=option, noise=noise)
+    return lambda schedule, denoise, noise: samplers.dpm_solver_pp(schedule, denoise, order=option)
+
+
+def predicting(schedule, predicts):
+    """The ideal denoiser by way of a network that predicts this."""
+    best = conformance.ideal(schedule, GAUSSIAN)
+
+    def net(x_t, t):
+        found = best(x_t, t)
+        return gaussian.target(schedule, predicts, found.x0, found.eps, t)
+
+    return gaussian.denoiser(schedule, net, predicts, clip=False)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "x0", "v", "mean"])
+@pytest.mark.parametrize(("kind", "option"), KINDS)
+def test_terminal_moments_are_the_closed_form_with_every_spacing(kind, option, predicts):
+    # an x_0 from a mean at T is 7000 times a difference of numbers of order 1: in float32 that leaves three digits
+    with jax.enable_x64(predicts == "mean"):
+        schedule, start = schedules.linear(1000), (np.zeros(2), np.eye(2))
+        found = conformance.terminal(make(kind, option), schedule, predicting(schedule, predicts), CHAINS, start=start)
+    for chain, (mean, cov) in zip(CHAINS, found, strict=True):
+        true_mean, true_cov = closed_form(schedule, chain, kind, option)
+        np.testing.assert_allclose(mean, true_mean, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(cov, true_cov, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+@pytest.mark.parametrize("end", [1, 200])
+def test_the_analytic_variance_draws_gaussian_data_exactly_in_any_number_of_steps(steps, end):
+    # with the posterior's own mean and variance every step is the exact reversal, however long it is
+    law, schedule = conformance.gaussian_data([0.2, -0.1], 0.25 * np.eye(2)), schedules.linear(1000)
+    # Var[x_0 | x_t] = s^2 noise^2 / (signal^2 s^2 + noise^2)
+    errors = 0.25 * schedule.noise**2 / (0.25 * schedule.signal**2 + schedule.noise**2)
+    of = lambda schedule, denoise, noise: samplers.analytic(schedule, denoise, errors, noise=noise)  # noqa: E731
+    chain = np.append(np.linspace(1000, end, steps + 1)[:-1].astype(int), end)
+    start = conformance.moments(schedule, law, 1000)
+    ((mean, cov),) = conformance.terminal(of, schedule, conformance.ideal(schedule, law), [chain], start=start)
+    true_mean, true_cov = conformance.moments(schedule, law, end)
+    np.testing.assert_allclose(mean, true_mean, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(cov, true_cov, rtol=0, atol=1e-5)
+
+
+def test_the_bound_measures_the_errors_that_the_analytic_variance_asks_for():
+    # of 4000 examples of 2 components; the square of a normal has a variance of twice its mean's square
+    law, schedule, n = conformance.gaussian_data([0.2, -0.1], 0.25 * np.eye(2)), schedules.linear(50, 2e-3, 0.3), 4000
+    x0 = conformance.draw(samplers.image_keys(0, range(n)), law)
+    found = likelihood.bound(
+        jax.random.key(1), schedule, conformance.ideal(schedule, law), x0, decoder=likelihood.density
+    )
+    truth = 0.25 * schedule.noise[1:] ** 2 / (0.25 * schedule.signal[1:] ** 2 + schedule.noise[1:] ** 2)
+    np.testing.assert_array_less(abs(found.mse.mean(1) / truth - 1), 4 * np.sqrt(2 / (2 * n)))
+
+
+ORDERS = {"ancestral": 1, "ddim": 1, "dpm_solver_pp, order 1": 1, "dpm_solver_pp, order 2": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", conformance.BUILT_IN)
+def test_every_sampler_has_its_order_and_gives_the_same_bits(name):
+    with jax.enable_x64(True):
+        report = conformance.check(name, conformance.BUILT_IN[name])
+    order = ORDERS.get(name, ORDERS.get(name.partition(",")[0], 3))
+    assert report.calls == 1 and report.repeats and report.apart < 1e-6
+    assert report.deterministic == (not name.startswith("ancestral") and name != "ddim, eta 1")
+    if report.deterministic:
+        assert abs(report.order - order) < 0.25 and report.flow[0] < 0.1
+    # the moments of Gaussian data may converge one order faster
+    assert report.law_order > order - 0.15 and report.mean.max() < 1e-9
+    text = conformance.table([report])
+    assert name in text and len({len(line) for line in text.splitlines()}) == 1
+
+
+@pytest.mark.slow
+def test_a_sampler_that_is_wrong_is_found():
+    def mixed(schedule, denoise, noise):
+        """Adds noise of the whole batch, and goes a hundredth too far."""
+        right = samplers.ddim(schedule, denoise)
+
+        def step(keys, state, t, s):
+            state = right.step(keys, state, t, s)
+            return state._replace(x=1.01 * state.x + 0.01 * noise(keys, t, state.x).mean(0))
+
+        return samplers.Sampler(right.init, step)
+
+    report = conformance.check("mixed", mixed, steps=(20, 40))
+    assert not report.deterministic and report.law_order < 0 and report.apart > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (
+            lambda: conformance.gaussian_data([0.0], np.eye(2)),
+            "a mixture has weights [K], means [K, D] and covariances",
+        ),
+        (lambda: conformance.gaussian_data([0.0], [[-1.0]]), "symmetric, without negative eigenvalues, got [[[-1.0]]]"),
+        (
+            lambda: conformance.mixture_data([0.5], [[0.0]], [[[1.0]]]),
+            "weights must be positive and of sum 1, got [0.5]",
+        ),
+        (
+            lambda: samplers.analytic(schedules.linear(10), predicting(schedules.linear(10), "eps"), np.ones(10)),
+            "x0_errors must have a row for each t in 0..T, (11,): (10,)",
+        ),
+        (
+            lambda: conformance.even_in_log_snr(schedules.linear(100), 90, 1),
+            "90 steps, even in log SNR from 100 to 1, would visit a time twice",
+        ),
+    ],
+)
+def test_errors_name_the_value(call, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        call()
