@@ -9,7 +9,7 @@ import importlib
 __version__ = "0.1.0"
 
 _MODULES = (
-    "schedules", "gaussian", "losses", "likelihood", "samplers", "unet", "training",
+    "schedules", "gaussian", "losses", "likelihood", "samplers", "edits", "unet", "training",
     "config", "data", "checkpoint", "log", "process", "metrics", "evaluate",
 )  # fmt: skip
 
