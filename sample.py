@@ -36,6 +36,7 @@ class Arguments:
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
     asked: tyro.conf.OmitArgPrefixes[flags.Asked] = flags.Asked()
     sampling: tyro.conf.OmitArgPrefixes[flags.Sampling] = flags.Sampling()
+    edits: tyro.conf.OmitArgPrefixes[flags.Edits] = flags.Edits()
     batch: int | None = None
     """How many images to have in flight at once; it changes no image."""
     trajectory: bool = False
@@ -75,6 +76,9 @@ def draw(args: Arguments) -> int:
     )
     model = model.asking(runs.asked(args.asked, model.label_names, model.config.net.num_classes))
     model.asked.check(model.config)
+    edit = runs.edit(model, args.edits, start=args.start, num=args.num)
+    if edit and args.trajectory:
+        raise ValueError("--trajectory shows chains from noise: leave it out with --inpaint, --init and --between")
     format = file_format(model, args.format)
     out = pathlib.Path(args.out) if args.out else model.workdir / "samples" / f"{model.step}-seed{args.seed}"
     if process.first():
@@ -82,10 +86,10 @@ def draw(args: Arguments) -> int:
     print(f"{model.describe()}; images {args.start}..{args.start + args.num - 1} of seed {args.seed}", flush=True)
 
     begun = time.perf_counter()
-    drawn = images(model, args)
+    drawn = images(edit or model, args)
     seconds = time.perf_counter() - begun
     if process.first():
-        write(model, args, drawn, out)
+        write(model, args, drawn, out, (edit or model).manifest())
         write_files(out / "images", drawn, args.start, format)
     print(f"{len(drawn)} images in {seconds:.1f} s, compilation included: {out / 'grid.png'}")
     if args.trajectory:
@@ -132,13 +136,13 @@ def write_files(folder: pathlib.Path, drawn, start: int, format: str) -> None:
         print(f"note: {folder} holds {others} other files, of other calls")
 
 
-def write(model, args: Arguments, drawn, out: pathlib.Path) -> None:
+def write(model, args: Arguments, drawn, out: pathlib.Path, made: dict) -> None:
     """Writes the images, a grid of them, and what says how they came about."""
     import numpy as np
 
     from ddpm_jax import data, runs
 
-    manifest = model.manifest() | {
+    manifest = made | {
         "seed": args.seed,
         "start": args.start,
         "num": args.num,
@@ -153,16 +157,16 @@ def write(model, args: Arguments, drawn, out: pathlib.Path) -> None:
     data.write_png(out / "grid.png", picture, scale=data.preview_scale(model.shape), text=label)
 
 
-def images(model, args: Arguments):
-    """The images asked for, as the data have them."""
+def images(drawer, args: Arguments):
+    """The images asked for, from a model or an edit, as the data have them."""
     import numpy as np
 
     from ddpm_jax import log, runs
 
     progress, parts = log.Progress(args.num, what="images", active=process.first()), []
-    with runs.fitting("a tile of images", lambda: runs.lighter_samples(model.config)):
-        for part in model.draw(seed=args.seed, start=args.start, num=args.num, batch=args.batch):
-            parts.append(model.images(part.x))
+    with runs.fitting("a tile of images", lambda: runs.lighter_samples(drawer.config)):
+        for part in drawer.draw(seed=args.seed, start=args.start, num=args.num, batch=args.batch):
+            parts.append(drawer.images(part.x))
             progress.update(sum(map(len, parts)), {})
     progress.close()
     return np.concatenate(parts)
@@ -204,7 +208,7 @@ def verify(args: Arguments) -> int:
         raise ValueError(f"{path} was made from {manifest['fingerprint']}, {args.run} holds {model.fingerprint}")
     model = model.asking(runs.Asked(*(tuple(manifest["asked"][name]) for name in ("labels", "texts"))))
     wanted = dataclasses.replace(args, seed=manifest["seed"], start=manifest["start"], num=manifest["num"])
-    again = images(model, wanted)
+    again = images(runs.repeated(model, manifest) or model, wanted)
     equal = [runs.image_hash(image) == sha for image, sha in zip(again, manifest["sha256"], strict=True)]
     if all(equal):
         print(f"equal: all {len(equal)} images, bit for bit")

@@ -6,7 +6,9 @@ python train.py configs/digits.py --workdir runs/digits
 held-out images (the estimated bound), with 2.93 after 1,000 and 3.07 after 500 steps.
 """
 
-from ddpm_jax.config import Config, Data, Evaluation, Net, Optim, Sampling
+from dataclasses import replace
+
+from ddpm_jax.config import Condition, Config, Data, Evaluation, Net, Optim, Sampling, Text
 
 config = Config(
     steps=1500,
@@ -20,3 +22,20 @@ config = Config(
     sampling=Sampling(tile=32),
     evaluation=Evaluation(images=297),
 )
+
+# told which digit it is: python train.py configs/digits.py:labels ..., python sample.py RUN --labels all --guidance 1.5
+labels = replace(config, net=replace(config.net, num_classes=10))
+
+# told in words: python train.py configs/digits.py:text ..., python sample.py RUN --text "a handwritten seven"
+text = replace(
+    config,
+    steps=2500,
+    text=Text(layers=2, width=64, heads=4, length=48),
+    condition=Condition(
+        templates=(
+            "{}", "a {}", "the {}", "digit {}", "the digit {}", "the number {}", "a handwritten {}", "handwritten {}",
+            "an image of a {}", "a picture of a {}", "a picture of the digit {}", "a scan of the number {}",
+            "the figure {}, written by hand", "{}, handwritten", "this is a {}", "one handwritten digit, a {}",
+        )
+    ),
+)  # fmt: skip

@@ -9,8 +9,8 @@ import importlib
 __version__ = "0.1.0"
 
 _MODULES = (
-    "schedules", "gaussian", "estimates", "losses", "likelihood", "samplers", "unet", "training",
-    "config", "data", "checkpoint", "log", "process", "metrics", "evaluate", "conformance",
+    "schedules", "gaussian", "estimates", "losses", "likelihood", "samplers", "edits", "conditioning", "unet",
+    "text", "training", "config", "data", "checkpoint", "log", "process", "metrics", "evaluate", "conformance",
 )  # fmt: skip
 
 __all__ = ["UNet", "__version__"]

@@ -97,13 +97,13 @@ def draw(
 
 
 def program(
-    chain: Callable[[Any, Any], tuple[samplers.Sampler, Any]], shape: tuple[int, ...], keep: Sequence[int] = ()
+    chain: Callable[[Any, Tile], tuple[samplers.Sampler, Any]], shape: tuple[int, ...], keep: Sequence[int] = ()
 ) -> Program:
     """What one device does with one tile: (inputs, key, Tile) -> x [n, *shape].
 
     Args:
-        chain: (inputs, said) -> the sampler of a network with its parameters, for images of which this is said, and
-            the times to visit, see `samplers.times`: an array, so that others need no compilation, or settled by it.
+        chain: (inputs, tile) -> the sampler of a network with its parameters, for the images of this tile, and the
+            times to visit, see `samplers.times`: an array, so that others need no compilation, or settled by it.
         shape: of one image, (H, W, C).
         keep: times to keep, of a chain whose times are settled; with any, the result is [n, 2, len(keep), *shape]:
             x_t and the x_0 predicted on the way.
@@ -111,7 +111,7 @@ def program(
 
     def tile(inputs: Any, key: jax.Array, tile: Tile) -> jax.Array:
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(tile.indices)
-        sampler, times = chain(inputs, tile.said)
+        sampler, times = chain(inputs, tile)
         x_T = samplers.initial_noise(keys, shape)
         if not len(keep):
             return samplers.sample(keys, sampler, x_T, times)

@@ -36,10 +36,14 @@ class State(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """init(x, t) -> state; step(keys [B], state, t, s) -> state.  The state has at least the fields of `State`."""
+    """init(x, t) -> state; step(keys [B], state, t, s) -> state.  The state has at least the fields of `State`.
+
+    rises: whether it also steps to an s > t, as what is built around samplers may; else times must fall.
+    """
 
     init: Callable
     step: Callable
+    rises: bool = False
 
 
 def image_keys(seed: int, indices: Iterable[int]) -> jax.Array:
@@ -210,7 +214,7 @@ def sample(keys: jax.Array, sampler: Sampler, x_T: jax.Array, times: np.ndarray 
     Args:
         keys: [B] typed keys, one per image (`image_keys`).
         x_T: [B, ...] standard normal (`initial_noise`).
-        times: [n+1] falling integers, e.g. `times(T, n)`.
+        times: [n+1] falling integers, e.g. `times(T, n)`; a sampler that says so takes others.
 
     Raises:
         ValueError: if times is not a falling vector of integers, or keys are not typed keys, one per image.
@@ -310,7 +314,7 @@ def _start(x: jax.Array, t: jax.Array) -> State:
 def _scan(keys, sampler: Sampler, x_T, times, keep: tuple[int, ...]):
     """The one scan over reversed times: the last state, and the kept states [len(keep), B, ...]."""
     gaussian.check_batch(x_T=x_T)
-    chain = jnp.asarray(_check_times(times), jnp.int32)
+    chain = jnp.asarray(_check_times(times, sampler.rises), jnp.int32)
     if keys.ndim != 1:
         raise ValueError(f"keys must be one per image, shape {x_T.shape[:1]} (see image_keys), got {keys.shape}")
     keys = gaussian.example_keys(keys, x_T.shape[0])
@@ -335,11 +339,14 @@ def _scan(keys, sampler: Sampler, x_T, times, keep: tuple[int, ...]):
     return jax.lax.scan(step, carry, (chain[:-1], chain[1:]))[0]
 
 
-def _check_times(times):
+def _check_times(times, rises: bool):
     if isinstance(times, Tracer):
         return times
     chain = np.asarray(times)
     vector = chain.ndim == 1 and len(chain) >= 2 and np.issubdtype(chain.dtype, np.integer)
-    if not vector or (np.diff(chain) >= 0).any() or chain[-1] < 0:
+    if rises:
+        if not vector or (np.diff(chain) == 0).any() or chain.min() < 0:
+            raise ValueError(f"times must be a vector of at least two integers, no two neighbours equal, got {chain}")
+    elif not vector or (np.diff(chain) >= 0).any() or chain[-1] < 0:
         raise ValueError(f"times must be a falling vector of at least two integers, got {chain}")
     return chain

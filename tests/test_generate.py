@@ -19,7 +19,7 @@ NET = UNet(channels=8, multipliers=(1, 2), blocks=1, attention_at=(4,), out_chan
 def tiles(keep=()):
     """A network of random weights, under the sampler, over all devices."""
 
-    def chain(params, said):
+    def chain(params, tile):
         net = functools.partial(NET.apply, params)
         return samplers.ancestral(SCHEDULE, gaussian.denoiser(SCHEDULE, net)), TIMES
 

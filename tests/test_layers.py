@@ -11,7 +11,7 @@ import ddpm_jax
 
 PACKAGE = pathlib.Path(ddpm_jax.__file__).parent
 ROOT = PACKAGE.parent
-MATHEMATICS = ("schedules", "gaussian", "estimates", "likelihood", "losses", "samplers", "conditioning")
+MATHEMATICS = ("schedules", "gaussian", "estimates", "likelihood", "losses", "samplers", "edits", "conditioning")
 NETWORKS = ("unet", "text")
 MACHINERY = (
     "training", "config", "process", "data", "checkpoint", "convert", "log",

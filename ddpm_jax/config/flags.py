@@ -52,3 +52,21 @@ class Sampling:
     def chosen(self) -> dict[str, Any]:
         """The fields of `config.Sampling` that were given, with their values."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Edits:
+    inpaint: str | None = None
+    """An image as those of the run: keep its pixels where --mask is not 0, to the bit, and make the others."""
+    mask: str | None = None
+    """An image of one channel: 0 where pixels are to be made, any one other value where they are known."""
+    resample: int | None = None
+    """How often inpainting comes down each stretch of the chain, for new pixels that fit (default: 1)."""
+    jump: int | None = None
+    """Steps in such a stretch (default: 10)."""
+    init: str | None = None
+    """An image as those of the run: begin from it, noised, instead of from noise."""
+    strength: float | None = None
+    """How much of the chain --init goes through, in (0, 1]: 1 leaves next to nothing of the image (default: 0.6)."""
+    between: tuple[str, str] | None = None
+    """Two images as those of the run: --num images from the first to the second, with --sampler ddim."""

@@ -117,9 +117,9 @@ def sampler(config: configs.Config, images: data.Images, devices: Sequence[Any])
     schedule, shape = objects.noise_schedule(config), images.train.shape[1:]
     net = objects.network(config, shape[-1])
 
-    def chain(inputs, rows):
+    def chain(inputs, tile):
         params, times, numbers = inputs
-        told = objects.told(config, net, params, rows, numbers)
+        told = objects.told(config, net, params, tile.said, numbers)
         return objects.sampler(config, schedule, objects.denoiser(config, schedule, told), numbers), times
 
     program = generate.program(chain, shape)

@@ -3,6 +3,7 @@
 config.json   metrics.jsonl   checkpoints/STEP   samples/STEP.png
 """
 
+from ddpm_jax.runs.edits import Edit, edit, repeated
 from ddpm_jax.runs.manifest import read_manifest
 from ddpm_jax.runs.memory import fitting, lighter_look, lighter_samples, lighter_step
 from ddpm_jax.runs.model import Model, image_hash
@@ -12,7 +13,7 @@ from ddpm_jax.runs.step import example_losses, keys_of, over_devices, stratified
 from ddpm_jax.runs.watch import Watch
 
 __all__ = [
-    "Asked", "Model", "Run", "Said", "Watch", "asked", "claim", "example_losses", "fitting", "image_hash", "keys_of",
-    "lighter_look", "lighter_samples", "lighter_step", "over_devices", "read_manifest", "standing",
-    "stratified_times", "train_step", "word",
+    "Asked", "Edit", "Model", "Run", "Said", "Watch", "asked", "claim", "edit", "example_losses", "fitting",
+    "image_hash", "keys_of", "lighter_look", "lighter_samples", "lighter_step", "over_devices", "read_manifest",
+    "repeated", "standing", "stratified_times", "train_step", "word",
 ]  # fmt: skip

@@ -5,17 +5,30 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import ddpm_jax
-from ddpm_jax import checkpoint, data, generate
+from ddpm_jax import checkpoint, data, generate, samplers
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 from ddpm_jax.runs.said import NOTHING, Asked
+
+
+class Inputs(NamedTuple):
+    """What a program that draws takes as arguments, so that others need no other program.
+
+    params: the network's.
+    times: int32 [steps + 1], to visit.
+    numbers: of `objects.numbers`.
+    """
+
+    params: Any
+    times: Any
+    numbers: objects.Numbers
 
 
 class Model:
@@ -105,18 +118,48 @@ class Model:
         Raises:
             ValueError: if the network cannot be told what is asked.
         """
+
+        def chain(inputs, tile):  # which times are kept is settled by compilation
+            return self.sampler_told(inputs, tile.said), self.times if keep else inputs.times
+
+        name = ("noise", tuple(self.times.tolist()), tuple(keep)) if keep else ("noise",)
+        return self.draw_by(chain, name, self.inputs, seed=seed, start=start, num=num, batch=batch, keep=keep)
+
+    def draw_by(
+        self,
+        chain: Callable[[Any, generate.Tile], tuple[samplers.Sampler, Any]],
+        name: tuple,
+        inputs: Any,
+        *,
+        seed: int,
+        start: int,
+        num: int,
+        batch: int | None = None,
+        keep: Sequence[int] = (),
+    ) -> Iterator[generate.Drawn]:
+        """Images by another chain of this network's, see `generate.program`.
+
+        Args:
+            name: of the chain: a second one of the same name, and the same kind of sampling, is not compiled.
+            inputs: what the chain is passed.
+
+        Raises:
+            ValueError: as `draw`.
+        """
         self.asked.check(self.config)
         c = self.config.sampling
-        times = tuple(self.times.tolist()) if keep else len(self.times)  # what is kept is settled by compilation
-        kind = c.sampler, c.order, c.clip, c.threshold, c.eps_scale, times, tuple(keep)
+        kind = *name, c.sampler, c.order, c.clip, c.threshold, c.eps_scale
         if kind not in self._programs:
-            chain = functools.partial(self._chain, settled=self.times if keep else None)
             self._programs[kind] = generate.over_devices(generate.program(chain, self.shape, keep))
-        inputs = self.params, self.times, objects.numbers(self.config)
         return generate.draw(
             self._programs[kind], inputs, seed=seed, start=start, num=num, tile=c.tile, batch=batch,
             said=functools.partial(self.asked.rows, self.config),
         )  # fmt: skip
+
+    @property
+    def inputs(self) -> "Inputs":
+        """What `sampler_told` takes."""
+        return Inputs(self.params, self.times, objects.numbers(self.config))
 
     @property
     def integer_levels(self) -> int:
@@ -171,13 +214,11 @@ class Model:
         """The `samplers.Sampler` of the network with these parameters, told nothing."""
         return objects.sampler(self.config, self.schedule, self.denoiser(params), objects.numbers(self.config))
 
-    def _chain(self, inputs, rows, settled):
-        """What `generate.program` takes: the sampler of the network told `rows`, and its times."""
-        params, times, numbers = inputs
-        told = objects.told(self.config, self._net, params, rows, numbers)
+    def sampler_told(self, inputs: "Inputs", rows):
+        """The `samplers.Sampler` of the network that is told `rows`, see `Asked.rows`, and guided by them."""
+        told = objects.told(self.config, self._net, inputs.params, rows, inputs.numbers)
         denoise = objects.denoiser(self.config, self.schedule, told)
-        sampler = objects.sampler(self.config, self.schedule, denoise, numbers)
-        return sampler, times if settled is None else settled
+        return objects.sampler(self.config, self.schedule, denoise, inputs.numbers)
 
 
 def image_hash(image: np.ndarray) -> str:

@@ -106,9 +106,9 @@ class Run:
 
         self.told, self.said = Said(config, images, held_out=True), Said(config, images)
 
-        def chain(inputs, rows):
+        def chain(inputs, tile):
             params, times, numbers = inputs
-            of = objects.told(config, net, params, rows, numbers)
+            of = objects.told(config, net, params, tile.said, numbers)
             return objects.sampler(config, schedule, objects.denoiser(config, schedule, of), numbers), times
 
         def examine(params, keys, examples):

@@ -1,0 +1,309 @@
+"""Sampling that begins from images: known pixels, a picture to start from, pictures taken back to noise.
+
+Each is a `Sampler` around a sampler or a `Denoiser` around a denoiser, so each goes with the others and any network:
+
+    inpainting      known pixels written into the chain after every step (RePaint), with times that go back up
+    given_pixels    known pixels as a condition of the denoiser: what it predicts of the others follows from them
+    from_image      a chain that starts from a noised picture instead of from noise (SDEdit)
+    ddim_inverse    the deterministic chain backwards, from a picture to the noise that it comes from
+
+A mask is True where a pixel is known.  Known pixels come out as they went in, to the bit.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import gaussian, samplers
+from ddpm_jax.gaussian import Denoiser, Estimate
+from ddpm_jax.samplers import Sampler
+from ddpm_jax.schedules import Schedule, at
+
+KNOWN, RISE, AGAIN = 2**32 - 1, 2**32 - 2, 2**32 - 3  # folded into an image's key: no time is one of them
+
+
+class Visited(NamedTuple):
+    """A `State` of a chain that may rise: how often it has, rises [], and the state of the sampler within."""
+
+    x: jax.Array
+    x0: jax.Array
+    t: jax.Array
+    rises: jax.Array
+    inner: Any
+
+
+def inpainting(schedule: Schedule, sampler: Sampler, known: jax.Array, mask: jax.Array) -> Sampler:
+    """The sampler with known pixels written into the chain: after each step to s they are drawn from q(x_s | known).
+
+    At s = 0 they are `known` itself.  Times may rise (`repaint_times`): from t to a later s the whole image takes one
+    step of the forward process, x_s ~ q(x_s | x_t), no network is asked, and the sampler within begins anew.  RePaint
+    (Lugmayr et al., arXiv:2201.09865), algorithm 1; as there, the step to s does not know what is written afterwards,
+    so that the other pixels fit their surroundings only by being noised and denoised again.  What bias is left where
+    the answer is known is in docs/editing.md; `given_pixels` has none there.
+
+    No noise is drawn twice: passes after the n-th rise have keys fold_in(fold_in(key_i, AGAIN), n).  A mask without
+    known pixels leaves a falling chain as it is without `inpainting`.
+
+    Args:
+        known: [B, ...] or [1, ...] images, data units; what is under the rest of the mask does not matter.
+        mask: bool, True where known; its shape broadcasts to the images'.
+
+    Raises:
+        ValueError: if the mask is not boolean.
+    """
+    _check_mask(mask)
+
+    def init(x, t):
+        inner = sampler.init(x, t)
+        return Visited(inner.x, inner.x0, inner.t, jnp.zeros((), jnp.uint32), inner)
+
+    def step(keys, state, t, s):
+        keys = _of_pass(keys, state.rises)
+
+        def fall():
+            inner = sampler.step(keys, state.inner, t, s)
+            eps = samplers.step_noise(_folded(keys, KNOWN), s, inner.x)
+            there = at(schedule.signal, s, inner.x) * known + at(schedule.noise, s, inner.x) * eps
+            return inner._replace(x=jnp.where(mask, there, inner.x))
+
+        def rise():
+            kept = at(schedule.signal, s, state.x) / at(schedule.signal, t, state.x)
+            std = at(schedule.noise, s, state.x) * jnp.sqrt(gaussian.fresh_noise(schedule, s, t, state.x))
+            eps = samplers.step_noise(_folded(keys, RISE), s, state.x)
+            return sampler.init(kept * state.x + std * eps, s)
+
+        inner = jax.lax.cond(s < t, fall, rise)
+        return Visited(inner.x, inner.x0, inner.t, state.rises + (s > t).astype(jnp.uint32), inner)
+
+    return Sampler(init, step, rises=True)
+
+
+def repaint_times(times: np.ndarray, *, jump: int, repeats: int) -> np.ndarray:
+    """The times of a chain that goes over each of its stretches so many times: int32, falling but for the jumps up.
+
+    Wherever a multiple of `jump` steps is left before the last one, the chain goes back up by `jump` steps and comes
+    down again, until it has come down `repeats` times.  The schedule of RePaint (Lugmayr et al., arXiv:2201.09865,
+    figure 9 in its appendix), but that a way up is one step, which has the same law.
+
+    Args:
+        times: [n+1] falling integers, e.g. `samplers.times(T, n)`.
+        jump: steps up, at least 1.  A chain of no more steps than that is not gone over again.
+        repeats: 1 is the chain itself.
+
+    Returns:
+        Times for a sampler that takes rises; network calls are `network_calls(times)`.
+
+    Raises:
+        ValueError: if jump or repeats is below 1.
+    """
+    if jump < 1 or repeats < 1:
+        raise ValueError(f"jump and repeats must be at least 1, got {jump} and {repeats}")
+    chain, n = [int(t) for t in times], len(times) - 1
+    visited = chain[:1]
+    for left in range(n - 1, -1, -1):
+        visited.append(chain[n - left])
+        if left and (left - 1) % jump == 0 and left + jump <= n:
+            again = chain[n - left - jump : n - left + 1]
+            visited += again * (repeats - 1)
+    return np.array(visited, np.int32)
+
+
+def network_calls(times: np.ndarray) -> int:
+    """How many of the steps between these times fall: each is a call of the network, a rise is none."""
+    return int((np.diff(times) < 0).sum())
+
+
+def given_pixels(
+    schedule: Schedule, denoise: Denoiser, known: jax.Array, mask: jax.Array, *, iterations: int = 5, clip: bool = True
+) -> Denoiser:
+    """The denoiser for images of which some pixels are known: E[x_0 | x_t, known] in the place of E[x_0 | x_t].
+
+    By Tweedie's formula the covariance of x_0 given x_t is C = (noise_t^2 / signal_t) d x_0_hat / d x_t, and with H the
+    choice of the known pixels
+
+        x_0 = x_0_hat + C H' (H C H')^-1 (known - H x_0_hat)
+
+    which is exact for Gaussian data of any mean and covariance, at every t.  So any sampler of it draws, up to what it
+    gets wrong of any law, from the law of the data given these pixels, with no times gone over again.  Pseudoinverse
+    guidance (Song et al., ICLR 2023) takes a constant for H C H'; here the system is solved by conjugate gradients.
+
+    Args:
+        denoise: should not clip, where its derivatives would vanish.
+        known, mask: as in `inpainting`.
+        iterations: of conjugate gradients, each a derivative of the network in reverse mode (two or three calls).
+            Gaussian data of d known pixels need d at most; a network's derivatives are worth few.
+        clip: bring x0 into [-1, 1] in the end, as in `gaussian.denoiser`.
+
+    Raises:
+        ValueError: if the mask is not boolean, or iterations is below 1.
+    """
+    _check_mask(mask)
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
+
+    def conditioned(x_t: jax.Array, t: jax.Array) -> Estimate:
+        def predict(x):
+            found = denoise(x, t)
+            return found.x0, found.mix
+
+        x0, pull, mix = jax.vjp(predict, x_t, has_aux=True)
+        signal, noise = at(schedule.signal, t, x_t), at(schedule.noise, t, x_t)
+
+        def covariance(v):
+            return pull(v)[0]  # but for noise^2 / signal, which cancels: an infinite one at signal 0 would not
+
+        missing = jnp.where(mask, known - x0, 0)
+        weights = _conjugate_gradients(lambda v: jnp.where(mask, covariance(v), 0), missing, iterations)
+        x0 = x0 + covariance(weights)
+        x0 = jnp.where(mask, known, jnp.clip(x0, -1, 1) if clip else x0)
+        return Estimate(x0, (x_t - signal * x0) / noise, mix)
+
+    return conditioned
+
+
+def _conjugate_gradients(operator, b: jax.Array, iterations: int) -> jax.Array:
+    """w with operator(w) about b, image by image; an image whose curvature is not positive goes no further."""
+    axes = tuple(range(1, b.ndim))
+
+    def dot(u, v):
+        return jnp.sum(u * v, axes, keepdims=True)
+
+    def iterate(_, carry):
+        w, residual, direction, square = carry
+        image = operator(direction)
+        curvature = dot(direction, image)
+        good = (curvature > 0) & (square > 0)
+        length = jnp.where(good, square / jnp.where(good, curvature, 1), 0)
+        w, residual = w + length * direction, residual - length * image
+        left = dot(residual, residual)
+        direction = residual + jnp.where(good, left / jnp.where(good, square, 1), 0) * direction
+        return w, residual, direction, jnp.where(good, left, 0)
+
+    return jax.lax.fori_loop(0, iterations, iterate, (jnp.zeros_like(b), b, b, dot(b, b)))[0]
+
+
+def from_image(schedule: Schedule, sampler: Sampler, image: jax.Array) -> Sampler:
+    """The sampler started at x_t = signal_t image + noise_t eps, eps being the x_T that it is given.
+
+    Run over the times from a strength on (`part_of`).  SDEdit (Meng et al., arXiv:2108.01073), algorithm 1, with the
+    sampler's own reverse process.  From t = T this is sampling from noise, but for the share signal_T of the image.
+
+    Args:
+        image: [B, ...] or [1, ...], data units.
+    """
+
+    def init(x, t):
+        return sampler.init(at(schedule.signal, t, x) * image + at(schedule.noise, t, x) * x, t)
+
+    return sampler._replace(init=init)
+
+
+def part_of(times: np.ndarray, strength: float) -> np.ndarray:
+    """The times not above strength times the first of them: what `from_image` runs over.
+
+    Args:
+        times: [n+1] falling integers.
+        strength: in (0, 1]; 1 is all of them.
+
+    Raises:
+        ValueError: if strength lies outside, or leaves no time to begin at.
+    """
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must lie in (0, 1], got {strength}")
+    times = np.asarray(times)
+    part = times[times <= strength * times[0]]
+    if len(part) < 2:
+        least = times[-2] / times[0]
+        raise ValueError(f"strength {strength:g} leaves no step of {len(times) - 1}: take {least:g} or more")
+    return part
+
+
+def ddim_inverse(schedule: Schedule, denoise: Denoiser, *, iterations: int = 2) -> Sampler:
+    """The steps of `samplers.ddim` with eta 0 undone: times rise, and a step from t to s gives an x_s that ddim brings
+    to x_t.  That x_s satisfies
+
+        x_s = signal_s (x_t - noise_t eps_hat(x_s, s)) / signal_t + noise_s eps_hat(x_s, s)
+
+    and is sought by fixed-point iteration from x_s = x_t.  One iteration is the usual inversion (Song et al.,
+    arXiv:2010.02502, section 5.4, with eps_hat asked for s: at the data there is no other); with more the way back
+    ends closer to where it began, see docs/editing.md.  Sampling with clipping cannot be undone at its last step,
+    where it sends many x_s to one x_0; any of them is found.
+
+    Args:
+        iterations: calls of the network for each step.
+
+    Raises:
+        ValueError: if iterations is below 1.
+    """
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
+
+    def step(keys, state, t, s):
+        x = state.x
+        kept = at(schedule.signal, s, x) / at(schedule.signal, t, x)
+        gain = at(schedule.noise, s, x) - kept * at(schedule.noise, t, x)
+
+        def iterate(_, carry):
+            found = denoise(carry[0], s)
+            return kept * x + gain * found.eps, found.x0
+
+        there, x0 = jax.lax.fori_loop(0, iterations, iterate, (x, state.x0))
+        return samplers.State(there, x0, s)
+
+    return Sampler(lambda x, t: samplers.State(x, jnp.zeros_like(x), t), step, rises=True)
+
+
+def invert(
+    schedule: Schedule, denoise: Denoiser, x0: jax.Array, times: np.ndarray | Sequence[int], *, iterations: int = 2
+) -> jax.Array:
+    """x_T from which `samplers.ddim` with eta 0 makes x_0 over these times, by `ddim_inverse`: [B, ...].
+
+    Args:
+        x0: [B, ...] images, data units.
+        times: [n+1] falling integers, as for the way down.
+    """
+    nobody = samplers.image_keys(0, range(x0.shape[0]))  # nothing is drawn
+    inverse = ddim_inverse(schedule, denoise, iterations=iterations)
+    return samplers.sample(nobody, inverse, x0, np.asarray(times)[::-1])
+
+
+def slerp(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
+    """From a (weight 0) to b (weight 1) along the arc between them, each image a single vector: [B, ...].
+
+        (sin((1 - w) angle) a + sin(w angle) b) / sin(angle)
+
+    Shoemake (1985).  Between two draws of noise, a point of it has the length of a draw, which one of the straight
+    line has not.  Where a and b point the same way, it is the straight line.
+
+    Args:
+        a, b: [B, ...].
+        weight: [B] or [], in [0, 1].
+    """
+    axes = tuple(range(1, a.ndim))
+    w = jnp.broadcast_to(weight, a.shape[:1]).reshape((-1,) + (1,) * (a.ndim - 1)).astype(a.dtype)
+    lengths = jnp.sqrt(jnp.sum(a**2, axes, keepdims=True) * jnp.sum(b**2, axes, keepdims=True))
+    angle = jnp.arccos(jnp.clip(jnp.sum(a * b, axes, keepdims=True) / lengths, -1, 1))
+    near = jnp.sin(angle) < 1e-4
+    sine = jnp.where(near, 1, jnp.sin(angle))
+    of_a = jnp.where(near, 1 - w, jnp.sin((1 - w) * angle) / sine)
+    of_b = jnp.where(near, w, jnp.sin(w * angle) / sine)
+    return of_a * a + of_b * b
+
+
+def _folded(keys: jax.Array, number) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, jnp.asarray(number, jnp.uint32))
+
+
+def _of_pass(keys: jax.Array, rises: jax.Array) -> jax.Array:
+    """The keys before any rise, and others after each: chosen as data, for a choice among keys counts as their use."""
+    again = jax.random.key_data(_folded(_folded(keys, AGAIN), rises))
+    data = jnp.where(rises == 0, jax.random.key_data(keys), again)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
+
+
+def _check_mask(mask) -> None:
+    if mask.dtype != jnp.bool_:
+        raise ValueError(f"mask must be bool, True where a pixel is known (there are no soft masks), got {mask.dtype}")

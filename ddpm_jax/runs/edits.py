@@ -1,0 +1,233 @@
+"""What `sample.py` makes of images: they are read and checked here, and become the sampler's."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import data, edits, generate, samplers
+from ddpm_jax.config import flags
+from ddpm_jax.data import files
+from ddpm_jax.runs.model import Model, image_hash
+
+INVERSION = 5  # network calls for each step towards the noise
+
+
+class Edit(NamedTuple):
+    """Sampling that begins from images; it draws as its model does.
+
+    Attributes:
+        model: the trained network.
+        chain: ((model.inputs, inputs), tile) -> sampler and times, see `generate.program`.
+        times: that it visits.
+        inputs: arrays, which the compiled program takes as arguments: another image is no other program.
+        known: the image whose pixels come out as they are, as the data have it, and where: bool.  None for neither.
+        record: the flags, and the sha256 of each file's pixels, for the manifest.
+    """
+
+    model: Model
+    chain: Callable[[Any, generate.Tile], tuple[samplers.Sampler, Any]]
+    times: np.ndarray
+    inputs: Any
+    known: tuple[np.ndarray, np.ndarray] | None
+    record: dict[str, Any]
+
+    @property
+    def config(self):
+        """The model's."""
+        return self.model.config
+
+    def draw(self, *, seed: int, start: int, num: int, batch: int | None = None) -> Iterator[generate.Drawn]:
+        """As `Model.draw`."""
+        name = next(name for name in ("inpaint", "init", "between") if name in self.record["flags"])
+        both = self.model.inputs._replace(times=self.times), self.inputs
+        return self.model.draw_by(self.chain, (name,), both, seed=seed, start=start, num=num, batch=batch)
+
+    def images(self, x: np.ndarray) -> np.ndarray:
+        """As `Model.images`; floating-point pixels that are known are as given, which [-1, 1] and back would round."""
+        drawn = self.model.images(x)
+        if self.known is None or not isinstance(self.model.levels, data.Range):
+            return drawn
+        given, mask = self.known
+        return np.where(mask, given, drawn)
+
+    def manifest(self) -> dict[str, Any]:
+        """As `Model.manifest`."""
+        return self.model.manifest() | {"times": self.times.tolist(), "edit": self.record}
+
+
+def edit(model: Model, asked: flags.Edits, *, start: int, num: int) -> Edit | None:
+    """The edit that flags ask for, None if they ask for none.
+
+    Args:
+        start, num: of the images, of which those between two are a series.
+
+    Raises:
+        FileNotFoundError: if a file is not there.
+        ValueError: if flags contradict one another, or a file is no image of the run's.
+    """
+    chosen = [name for name in ("inpaint", "init", "between") if getattr(asked, name)]
+    if len(chosen) > 1:
+        raise ValueError(f"--{' and --'.join(chosen)} are different things: take one of them")
+    for name, to in {"mask": "inpaint", "resample": "inpaint", "jump": "inpaint", "strength": "init"}.items():
+        if getattr(asked, name) is not None and to not in chosen:
+            raise ValueError(f"--{name} belongs to --{to}, which is not given")
+    if asked.inpaint:
+        return _inpaint(model, asked)
+    if asked.init:
+        return _init(model, asked)
+    return _between(model, asked, start, num) if asked.between else None
+
+
+def repeated(model: Model, manifest: dict[str, Any]) -> Edit | None:
+    """The edit that a manifest tells of, None if it tells of none.
+
+    Raises:
+        FileNotFoundError: if a file is no longer there.
+        ValueError: if the manifest is damaged, or a file has other pixels now.
+    """
+    stored = manifest.get("edit")
+    if stored is None:
+        return None
+    try:
+        given: dict[str, Any] = dict(stored["flags"])
+        if "between" in given:
+            given["between"] = tuple(given["between"])
+        asked, then = flags.Edits(**given), dict(stored["sha256"])
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"the manifest is damaged in what it says of edits: {error!r}") from error
+    found = edit(model, asked, start=manifest["start"], num=manifest["num"])
+    now = found.record["sha256"] if found else {}
+    for name in sorted({*then, *now}):
+        if then.get(name) != now.get(name):
+            raise ValueError(
+                f"{name} has other pixels than when these images were made: sha256 {now.get(name)}, was "
+                f"{then.get(name)}"
+            )
+    return found
+
+
+def read(model: Model, flag: str, path: str) -> np.ndarray:
+    """The image in a file, which must be one of the run's: its shape, its type, its levels.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the flag and the file, if it is not.
+    """
+    image = _pixels(flag, path)
+    if image.shape != model.shape or image.dtype != model.dtype:
+        raise ValueError(
+            f"{flag} {path}: {_form(image.shape, image.dtype)}; this run has {_form(model.shape, model.dtype)}"
+        )
+    if isinstance(model.levels, data.Range):
+        low, high = model.levels
+        if image.min() < low or image.max() > high:
+            raise ValueError(f"{flag} {path}: values from {image.min():g} to {image.max():g}; this run has {low:g} to "
+                             f"{high:g}")  # fmt: skip
+    elif image.max() >= model.levels:
+        raise ValueError(f"{flag} {path}: holds the value {image.max()}; this run has levels 0 to {model.levels - 1}")
+    return image
+
+
+def read_mask(model: Model, path: str) -> np.ndarray:
+    """Where the pixels are known, bool [H, W, 1] or [H, W, C]: what is not 0 in a file of 0 and one other value.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it has another size, or more values.
+    """
+    mask = _pixels("--mask", path)
+    wanted = (*model.shape[:-1], 1)
+    if mask.shape not in (wanted, model.shape):
+        raise ValueError(
+            f"--mask {path}: {_form(mask.shape, mask.dtype)}; expected the size of the images with one channel, "
+            f"{'x'.join(map(str, wanted))}, or all of theirs"
+        )
+    values = np.unique(mask)
+    if np.count_nonzero(values) > 1:
+        raise ValueError(
+            f"--mask {path}: {len(values)} different values; expected 0 where a pixel is to be made and one other "
+            "value where it is known (there are no soft masks)"
+        )
+    return mask != 0
+
+
+def _inpaint(model: Model, asked: flags.Edits) -> Edit:
+    if asked.mask is None:
+        raise ValueError("--inpaint needs a --mask: an image that is 0 where pixels are to be made")
+    image, mask = read(model, "--inpaint", str(asked.inpaint)), read_mask(model, asked.mask)
+    resample, jump = asked.resample or 1, asked.jump or 10
+    if min(resample, jump) < 1 or 0 in (asked.resample, asked.jump):
+        raise ValueError(f"--resample and --jump must be at least 1, got {asked.resample} and {asked.jump}")
+    times = edits.repaint_times(model.times, jump=jump, repeats=resample)
+
+    def chain(both, tile):
+        inputs, (known, where) = both
+        return edits.inpainting(model.schedule, model.sampler_told(inputs, tile.said), known, where), inputs.times
+
+    inputs = np.asarray(data.to_unit(image[None], model.levels)), np.broadcast_to(mask, model.shape)[None]
+    record = _record(dataclasses.replace(asked, resample=resample, jump=jump), {asked.inpaint: image, asked.mask: mask})
+    return Edit(model, chain, times, inputs, (image, mask), record)
+
+
+def _init(model: Model, asked: flags.Edits) -> Edit:
+    image = read(model, "--init", str(asked.init))
+    strength = 0.6 if asked.strength is None else asked.strength
+    times = edits.part_of(model.times, strength)
+
+    def chain(both, tile):
+        inputs, picture = both
+        return edits.from_image(model.schedule, model.sampler_told(inputs, tile.said), picture), inputs.times
+
+    inputs, record = np.asarray(data.to_unit(image[None], model.levels)), {asked.init: image}
+    record = _record(dataclasses.replace(asked, strength=strength), record)
+    return Edit(model, chain, times, inputs, None, record)
+
+
+def _between(model: Model, asked: flags.Edits, start: int, num: int) -> Edit:
+    """Images i = 0 ... num - 1 decode the point i / (num - 1) of the arc between the two inverted images."""
+    c = model.config.sampling
+    if c.sampler != "ddim" or c.eta != 0:
+        raise ValueError("--between takes images to noise and back, which ddim without noise does: add --sampler ddim "
+                         "--eta 0")  # fmt: skip
+    if start != 0 or num < 2:
+        raise ValueError(f"--between makes a series from the first image to the second: --start must be 0 and --num at "
+                         f"least 2, got {start} and {num}")  # fmt: skip
+    first, second = asked.between or ("", "")
+    pair = [read(model, "--between", path) for path in (first, second)]
+    invert = jax.jit(
+        lambda params, x: edits.invert(model.schedule, model.denoiser(params), x, model.times, iterations=INVERSION)
+    )
+    latents = np.asarray(invert(model.params, data.to_unit(np.stack(pair), model.levels)))
+
+    def chain(both, tile):
+        inputs, (ends, last) = both
+        weight = jnp.clip(tile.indices.astype(jnp.float32) / last, 0, 1)
+        a, b = (jnp.broadcast_to(end, (len(tile.indices), *model.shape)) for end in ends)
+        sampler = model.sampler_told(inputs, tile.said)
+        return sampler._replace(init=lambda _, t: sampler.init(edits.slerp(a, b, weight), t)), inputs.times
+
+    record = _record(asked, {first: pair[0], second: pair[1]})
+    return Edit(model, chain, model.times, (latents, np.float32(num - 1)), None, record)
+
+
+def _record(asked: flags.Edits, files: dict[Any, np.ndarray]) -> dict[str, Any]:
+    given = {name: value for name, value in dataclasses.asdict(asked).items() if value is not None}
+    return {"flags": given, "sha256": {name: image_hash(pixels) for name, pixels in files.items()}}
+
+
+def _pixels(flag: str, path: str) -> np.ndarray:
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"{flag}: there is no file {path}")
+    try:
+        return files.decoded(pathlib.Path(path)).pixels
+    except ValueError as error:
+        raise ValueError(f"{flag} {path}: {error}") from error
+
+
+def _form(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    return f"{'x'.join(map(str, shape))} {dtype}"

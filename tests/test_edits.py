@@ -1,0 +1,310 @@
+"""Inpainting, pictures to start from and inversion where the answer is known: Gaussian data of any covariance."""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import edits, samplers, schedules
+from ddpm_jax.gaussian import Estimate
+
+MEAN = np.array([0.2, -0.1, 0.3, 0.0])
+COV = 0.25 * 0.8 ** np.abs(np.subtract.outer(np.arange(4), np.arange(4)))
+MASK = np.array([True, False, False, True])
+SEEN = np.array([0.7, 9.0, 9.0, -0.5])  # what is under the rest of the mask must not matter
+
+
+def x64():
+    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()
+
+
+def ideal(schedule):
+    """E[x_0 | x_t] for data N(MEAN, COV)."""
+
+    def denoise(x_t, t):
+        signal, noise = schedules.at(schedule.signal, t, x_t), schedules.at(schedule.noise, t, x_t)
+        values, vectors = (jnp.asarray(part, x_t.dtype) for part in np.linalg.eigh(COV))
+        mean = jnp.asarray(MEAN, x_t.dtype)
+        gain = signal * values / (signal**2 * values + noise**2)
+        x0 = mean + ((x_t - signal * mean) @ vectors * gain) @ vectors.T
+        return Estimate(x0, (x_t - signal * x0) / noise)
+
+    return denoise
+
+
+def conditional(rows, values, mean=MEAN, cov=COV):
+    """Mean and covariance of N(mean, cov) given some of its components."""
+    gain = cov[:, rows] @ np.linalg.inv(cov[np.ix_(rows, rows)])
+    return mean + gain @ (values - mean[rows]), cov - gain @ cov[rows]
+
+
+WANTED = [part[~MASK] for part in conditional([0, 3], SEEN[[0, 3]])]
+WANTED[1] = WANTED[1][:, ~MASK]
+
+
+def law(schedule, chain, mix):
+    """Mean and covariance of the unknown pixels when known ones are replaced after each ancestral step, in float64."""
+    alpha_bar, one = np.asarray(schedule.signal, np.float64) ** 2, np.eye(4)
+    m, v = np.zeros(4), one
+    for t, s in itertools.pairwise(chain):
+        a, b = alpha_bar[t], alpha_bar[s]
+        if s > t:
+            m, v = np.sqrt(b / a) * m, b / a * v + (1 - b / a) * one
+            continue
+        gain = np.sqrt(a) * COV @ np.linalg.inv(a * COV + (1 - a) * one)
+        small = (1 - b) * (1 - a / b) / (1 - a)
+        spread = 0.0 if s == 0 else small ** (1 - mix) * (1 - a / b) ** mix
+        on_x, on_x0 = np.sqrt(a / b) * (1 - b) / (1 - a), np.sqrt(b) * (1 - a / b) / (1 - a)
+        slope = on_x * one + on_x0 * gain
+        m = slope @ m + on_x0 * (MEAN - np.sqrt(a) * gain @ MEAN)
+        v = slope @ v @ slope.T + spread * one
+        m[MASK], v[MASK], v[:, MASK] = np.sqrt(b) * SEEN[MASK], 0, 0
+        v[MASK, MASK] = 1 - b
+    return m[~MASK], v[np.ix_(~MASK, ~MASK)]
+
+
+# --- known pixels, written into the chain
+
+
+@pytest.mark.parametrize(("jump", "repeats"), [(1, 1), (4, 3)])
+def test_the_inpainted_chain_has_the_law_that_its_steps_say(jump, repeats):
+    schedule, n = schedules.linear(100, 1e-3, 0.2), 20_000
+    chain = edits.repaint_times(samplers.times(100, 25), jump=jump, repeats=repeats)
+    sampler = edits.inpainting(
+        schedule, samplers.ancestral(schedule, ideal(schedule), mix=0.5), jnp.asarray(SEEN[None], "f4"), MASK
+    )
+    keys = samplers.image_keys(1, range(n))
+    draw = jax.jit(lambda keys: samplers.sample(keys, sampler, samplers.initial_noise(keys, (4,)), chain))
+    x = np.asarray(draw(keys), np.float64)
+    mean, cov = law(schedule, chain, 0.5)
+    assert (np.abs(x[:, ~MASK].mean(0) - mean) < 4 * np.sqrt(np.diag(cov) / n)).all()
+    error = np.sqrt((np.outer(np.diag(cov), np.diag(cov)) + cov**2) / n)
+    assert (np.abs(np.cov(x[:, ~MASK].T) - cov) < 4 * error).all()
+    np.testing.assert_array_equal(x[:, MASK], np.broadcast_to(SEEN[MASK].astype("f4"), (n, 2)))
+
+
+def test_going_over_times_again_brings_replaced_pixels_near_the_conditional_law():
+    """What is left of the bias of the mean and of the covariance: the standard deviation there is 0.27."""
+    with x64():
+        schedule, chain = schedules.linear(1000), samplers.times(1000, 250)
+        left = []
+        for repeats in (1, 5, 20):
+            mean, cov = law(schedule, edits.repaint_times(chain, jump=1, repeats=repeats), 1.0)
+            left.append((abs(mean - WANTED[0]).max(), abs(cov - WANTED[1]).max()))
+    assert left[0][0] > 0.05 and left[0][1] > 0.035  # replacement alone is off by a fifth of a standard deviation
+    assert left[1][0] < 0.0125 and left[1][1] < 0.0075
+    assert left[2][0] < 0.004 and left[2][1] < 0.0025
+
+
+def lugmayr(steps, jump, repeats):
+    """The schedule of the paper's appendix, down and up by ones, zero-based and -1 for the data."""
+    jumps = {j: repeats - 1 for j in range(0, steps - jump, jump)}
+    t, visited = steps, []
+    while t >= 1:
+        t -= 1
+        visited.append(t)
+        if jumps.get(t, 0) > 0:
+            jumps[t] -= 1
+            for _ in range(jump):
+                t += 1
+                visited.append(t)
+    return [*visited, -1]
+
+
+@pytest.mark.parametrize(("steps", "jump", "repeats"), [(250, 10, 10), (50, 7, 2), (12, 1, 3), (9, 8, 2), (5, 9, 4)])
+def test_times_go_back_up_where_the_paper_s_do(steps, jump, repeats):
+    paper = lugmayr(steps, jump, repeats)
+    turns = [paper[0], *(b for a, b, c in zip(paper, paper[1:], paper[2:], strict=False) if b - a != c - b), -1]
+    found = edits.repaint_times(np.arange(steps, -1, -1, dtype=np.int32), jump=jump, repeats=repeats)
+    ours = found.tolist()
+    ours = [ours[0], *(b for a, b, c in zip(ours, ours[1:], ours[2:], strict=False) if (b > a) != (c > b)), 0]
+    assert ours == [t + 1 for t in turns]
+    # the paper's starts at the highest time, before which there is nothing to fall from
+    assert edits.network_calls(found) == sum(b < a for a, b in itertools.pairwise(paper))
+
+
+def test_a_mask_without_known_pixels_changes_nothing_and_one_of_all_gives_the_image():
+    schedule, chain = schedules.linear(100), samplers.times(100, 12)
+    keys, known = samplers.image_keys(0, range(3)), jnp.linspace(-1, 1, 12).reshape(3, 4)
+    x_T = samplers.initial_noise(keys, (4,))
+    for plain in (
+        samplers.ancestral(schedule, ideal(schedule), mix=0.5),
+        samplers.dpm_solver_pp(schedule, ideal(schedule), order=3),
+    ):
+        run = jax.jit(
+            lambda mask, plain=plain: samplers.sample(
+                keys, edits.inpainting(schedule, plain, known, mask), x_T, edits.repaint_times(chain, jump=3, repeats=2)
+            )
+        )
+        np.testing.assert_array_equal(run(jnp.ones((4,), bool)), known)
+        falling = samplers.sample(keys, edits.inpainting(schedule, plain, known, jnp.zeros((4,), bool)), x_T, chain)
+        np.testing.assert_allclose(falling, samplers.sample(keys, plain, x_T, chain), rtol=0, atol=1e-6)
+        assert np.isfinite(run(jnp.zeros((4,), bool))).all()
+
+
+def test_no_noise_is_drawn_twice_however_often_a_time_is_visited():
+    """A sampler that is nothing but the noise it draws, over times that rise: every image of it is another."""
+    schedule = schedules.linear(100)
+    chain = edits.repaint_times(samplers.times(100, 8), jump=2, repeats=3)
+
+    def step(keys, state, t, s):
+        return samplers.State(samplers.step_noise(keys, t, state.x), state.x0, s)
+
+    noise = samplers.Sampler(lambda x, t: samplers.State(x, jnp.zeros_like(x), t), step)
+    keys, known = samplers.image_keys(0, range(50)), jnp.zeros((1, 40))
+    sampler = edits.inpainting(schedule, noise, known, jnp.arange(40) < 20)
+    move = jax.jit(lambda state, t, s: sampler.step(keys, state, t, s))
+    x_T = samplers.initial_noise(keys, (40,))
+    state, drawn = sampler.init(x_T, chain[0]), [np.asarray(x_T)]
+    for t, s in itertools.pairwise(chain):
+        before, state = state, move(state, t, s)
+        x = state.x
+        if s > t:  # what the forward step added
+            x = x - schedule.signal[s] / schedule.signal[t] * before.x
+        drawn += [] if s == 0 else [np.asarray(x)]
+    flat = np.stack([x.reshape(-1) / x.std() for x in drawn])
+    assert len(flat) > 20 and abs(np.corrcoef(flat)[np.triu_indices(len(flat), 1)]).max() < 5 / np.sqrt(flat.shape[1])
+
+
+def test_another_image_and_mask_are_no_other_program():
+    schedule, keys = schedules.linear(100), samplers.image_keys(0, range(2))
+    x_T, chain = samplers.initial_noise(keys, (4,)), edits.repaint_times(samplers.times(100, 6), jump=2, repeats=2)
+
+    @jax.jit
+    def draw(known, mask):
+        denoise = edits.given_pixels(schedule, ideal(schedule), known, mask)
+        inner = edits.from_image(schedule, samplers.ancestral(schedule, denoise), known)
+        return samplers.sample(keys, edits.inpainting(schedule, inner, known, mask), x_T, chain)
+
+    for value, count in ((0.1, 1), (0.9, 4), (-0.3, 0)):
+        x = draw(jnp.full((1, 4), value), jnp.arange(4) < count)
+        assert (x[:, :count] == jnp.float32(value)).all()
+    assert draw._cache_size() == 1
+
+
+# --- known pixels, as a condition
+
+
+@pytest.mark.parametrize("t", [1, 30, 300, 1000])
+def test_given_pixels_is_the_conditional_mean_of_gaussian_data(t):
+    """Against conditioning (x_0, x_t) jointly on x_t and on the known pixels, in float64."""
+    with x64():
+        schedule = schedules.linear(1000)
+        x_t = np.random.default_rng(t).normal(size=(5, 4))
+        known = SEEN + np.arange(5)[:, None] / 10
+        denoise = edits.given_pixels(schedule, ideal(schedule), jnp.asarray(known), MASK, iterations=2, clip=False)
+        found = denoise(jnp.asarray(x_t), jnp.asarray(t))
+        a, noise = float(schedule.signal[t]), float(schedule.noise[t])
+        joint = np.block([[COV, a * COV], [a * COV, a**2 * COV + noise**2 * np.eye(4)]])
+        mean = np.concatenate([MEAN, a * MEAN])
+        for i in range(5):
+            # x_t of known pixels tells nothing more than they do: leave it out, or the system is near to singular
+            rows, values = [0, 3, 5, 6], np.concatenate([known[i, [0, 3]], x_t[i, 1:3]])
+            np.testing.assert_allclose(found.x0[i], conditional(rows, values, mean, joint)[0][:4], atol=1e-8)
+        np.testing.assert_array_equal(found.x0[:, MASK], known[:, MASK])
+        np.testing.assert_allclose(a * found.x0 + noise * found.eps, x_t, atol=1e-12)
+
+
+def test_samplers_of_given_pixels_end_in_the_conditional_law():
+    """The deterministic chain is affine in x_T, which five points show; what is left is the error of the solver."""
+    with x64():
+        schedule, keys = schedules.linear(1000), samplers.image_keys(0, range(5))
+        points = jnp.concatenate([jnp.zeros((1, 4)), jnp.eye(4)])
+        denoise = edits.given_pixels(schedule, ideal(schedule), jnp.asarray(SEEN[None]), MASK, iterations=2, clip=False)
+
+        def error(sampler, steps):
+            x = np.asarray(samplers.sample(keys, sampler, points, samplers.times(1000, steps)))
+            np.testing.assert_array_equal(x[:, MASK], np.broadcast_to(SEEN[MASK], (5, 2)))
+            slope = (x[1:] - x[0])[:, ~MASK]
+            return max(abs(x[0, ~MASK] - WANTED[0]).max(), abs(slope.T @ slope - WANTED[1]).max())
+
+        coarse, fine = (error(samplers.ddim(schedule, denoise), steps) for steps in (250, 1000))
+        third = error(samplers.dpm_solver_pp(schedule, denoise, order=3), 250)
+    assert coarse < 4e-3 and fine < 1e-3 and third < 2e-3, (coarse, fine, third)
+
+
+# --- pictures to start from
+
+
+def test_a_chain_from_an_image_keeps_more_of_it_the_later_it_begins():
+    """From strength 1 on, nothing but the share signal_T; for Gaussian data the way down is affine in the image."""
+    schedule, chain = schedules.linear(1000), samplers.times(1000, 100)
+    keys = samplers.image_keys(0, range(2))
+    x_T, image = samplers.initial_noise(keys, (4,)), jnp.asarray([[0.9, -0.9, 0.9, -0.9]])
+    plain = samplers.ddim(schedule, ideal(schedule))
+    np.testing.assert_array_equal(edits.part_of(chain, 1.0), chain)
+    off = []
+    for strength in (0.02, 0.3, 1.0):
+        part = edits.part_of(chain, strength)
+        assert part[0] <= strength * 1000 < chain[len(chain) - len(part) - 1] or strength == 1
+        x = samplers.sample(keys, edits.from_image(schedule, plain, image), x_T, part)
+        off.append(float(jnp.sqrt(jnp.mean((x - image) ** 2))))
+    assert off[0] < 0.1 and (np.diff(off) > 0).all()
+    np.testing.assert_allclose(x, samplers.sample(keys, plain, x_T, chain), atol=2 * float(schedule.signal[1000]))
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 10])
+def test_an_inverted_image_comes_back(iterations):
+    with x64():
+        schedule, chain = schedules.linear(1000), samplers.times(1000, 50)
+        x0 = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)) * 0.5)
+        latent = edits.invert(schedule, ideal(schedule), x0, chain, iterations=iterations)
+        keys = samplers.image_keys(0, range(3))
+        back = samplers.sample(keys, samplers.ddim(schedule, ideal(schedule)), latent, chain)
+        error = float(jnp.abs(back - x0).max())
+    assert error < {1: 0.2, 3: 0.02, 10: 1e-5}[iterations], error
+
+
+def test_inversion_follows_the_exact_flow_to_the_noise():
+    """The probability flow carries x_0 = m + C^1/2 u to signal m + (signal^2 C + noise^2)^1/2 u."""
+    with x64():
+        schedule = schedules.linear(1000)
+        values, vectors = np.linalg.eigh(COV)
+        u = np.random.default_rng(0).normal(size=(3, 4))
+        x0 = MEAN + (u @ vectors * np.sqrt(values)) @ vectors.T
+        a, noise = float(schedule.signal[1000]), float(schedule.noise[1000])
+        x_T = a * MEAN + (u @ vectors * np.sqrt(a**2 * values + noise**2)) @ vectors.T
+        off = [
+            np.abs(edits.invert(schedule, ideal(schedule), jnp.asarray(x0), samplers.times(1000, n)) - x_T).max()
+            for n in (100, 1000)
+        ]
+    assert off[0] < 0.15 and off[1] < off[0] / 5, off
+
+
+def test_slerp_keeps_the_length_of_noise_and_meets_both_ends():
+    a, b = (samplers.initial_noise(samplers.image_keys(seed, range(2)), (40, 50)) for seed in (0, 1))
+    np.testing.assert_allclose(edits.slerp(a, b, jnp.float32(0)), a, atol=1e-6)
+    np.testing.assert_allclose(edits.slerp(a, b, jnp.float32(1)), b, atol=1e-6)
+    middle = edits.slerp(a, b, jnp.array([0.5, 0.25]))
+    # 2000 components: a mean square of 1 within 4 standard errors, where the straight line has 0.5 and 0.625
+    assert (abs(np.square(middle).mean((1, 2)) - 1) < 4 * np.sqrt(2 / 2000)).all()
+    np.testing.assert_allclose(edits.slerp(a, b, jnp.float32(0.3)), edits.slerp(b, a, jnp.float32(0.7)), atol=1e-5)
+    np.testing.assert_allclose(edits.slerp(a, a, jnp.float32(0.3)), a, rtol=1e-6)
+
+
+# --- refusals
+
+
+def test_wrong_requests_are_refused():
+    schedule, chain = schedules.linear(100), samplers.times(100, 10)
+    plain, x = samplers.ancestral(schedule, ideal(schedule)), jnp.zeros((1, 4))
+    soft = jnp.full((4,), 0.5)
+    cases = [
+        (lambda: edits.inpainting(schedule, plain, x, soft), "mask must be bool, True where a pixel is known"),
+        (lambda: edits.given_pixels(schedule, ideal(schedule), x, soft), "no soft masks), got float32"),
+        (lambda: edits.given_pixels(schedule, ideal(schedule), x, MASK, iterations=0), "at least 1, got 0"),
+        (lambda: edits.ddim_inverse(schedule, ideal(schedule), iterations=0), "iterations must be at least 1, got 0"),
+        (lambda: edits.repaint_times(chain, jump=0, repeats=2), "jump and repeats must be at least 1, got 0 and 2"),
+        (lambda: edits.part_of(chain, 1.5), "strength must lie in (0, 1], got 1.5"),
+        (lambda: edits.part_of(chain, 0.001), "strength 0.001 leaves no step of 10: take 0.01 or more"),
+        (lambda: samplers.sample(samplers.image_keys(0, [0]), plain, x, [5, 7, 0]), "times must be a falling vector"),
+    ]
+    for call, text in cases:
+        with pytest.raises(ValueError, match=re.escape(text)):
+            call()
+    both = edits.inpainting(schedule, plain, x, jnp.asarray(MASK))
+    with pytest.raises(ValueError, match=r"no two neighbours equal, got \[5 5 0\]"):
+        samplers.sample(samplers.image_keys(0, [0]), both, x, [5, 5, 0])

@@ -1,0 +1,153 @@
+"""`sample.py` with images: known pixels to the bit, nothing compiled for another image, and what is refused."""
+
+import functools
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import test_programs
+import tiny_run
+
+from ddpm_jax import data, runs
+from ddpm_jax.config import flags
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A run of random parameters, and images of its kind with a mask: the upper half is known."""
+    folder = tmp_path_factory.mktemp("edits")
+    tiny_run.make(folder / "run")
+    a, b = data.load("digits").test[:2]
+    data.write(folder / "a.png", a, "png")
+    data.write(folder / "b.png", b, "png")
+    upper = np.zeros((8, 8, 1), np.uint8)
+    upper[:4] = 255
+    data.write(folder / "upper.png", upper, "png")
+    data.write(folder / "all.png", np.full((8, 8, 1), 255, np.uint8), "png")
+    data.write(folder / "soft.png", np.arange(64, dtype=np.uint8).reshape(8, 8, 1), "png")
+    data.write(folder / "wide.png", np.zeros((8, 9, 1), np.uint8), "png")
+    data.write(folder / "loud.png", np.full((8, 8, 1), 17, np.uint8), "png")
+    return folder
+
+
+@functools.cache
+def model(home, **sampling):
+    return runs.Model(home / "run", step=None, weights="ema", sampling={"steps": 5, **sampling})
+
+
+def drawn(found, start=0, num=4):
+    return np.concatenate([found.images(part.x) for part in found.draw(seed=3, start=start, num=num)])
+
+
+def asked(home, **given):
+    paths = {name: str(home / value) for name, value in given.items() if isinstance(value, str)}
+    return flags.Edits(**(given | paths))
+
+
+def test_known_pixels_are_the_file_s_and_the_others_are_each_image_s_own(home):
+    given = data.load("digits").test[0]
+    found = runs.edit(model(home), asked(home, inpaint="a.png", mask="upper.png", resample=2, jump=2), start=0, num=4)
+    images = drawn(found)
+    np.testing.assert_array_equal(images[:, :4], np.broadcast_to(given[:4], (4, 4, 8, 1)))
+    assert len({image.tobytes() for image in images}) == 4
+    assert found.manifest()["times"] == found.times.tolist() and (np.diff(found.times) > 0).any()
+
+
+def test_of_a_wholly_known_image_nothing_is_made(home):
+    found = runs.edit(model(home), asked(home, inpaint="a.png", mask="all.png"), start=0, num=2)
+    np.testing.assert_array_equal(drawn(found, num=2), data.load("digits").test[[0, 0]])
+
+
+def test_a_little_strength_leaves_the_image_and_all_of_it_does_not(home):
+    """Of 20 times the first has a noise of 0.07, half a level of 17; the last has next to no signal."""
+    given, off = data.load("digits").test[0].astype(float), {}
+    for strength in (0.05, 1.0):
+        found = runs.edit(model(home, steps=20), asked(home, init="a.png", strength=strength), start=0, num=4)
+        off[strength] = np.sqrt(np.mean((drawn(found) - given) ** 2))
+    assert off[0.05] < 2 < off[1.0], off
+
+
+def test_a_series_of_a_network_that_says_nothing_is_the_arc_between_its_two_images(home):
+    """With eps_hat = 0 every step is a scaling: the way to noise and back leaves the images and the arc as they are."""
+    silent = runs.Model(home / "run", step=None, weights="ema", sampling={"sampler": "ddim", "steps": 5, "clip": False})
+    silent.params = jax.tree.map(np.zeros_like, silent.params)
+    asks = flags.Edits(between=(str(home / "a.png"), str(home / "b.png")))
+    images = drawn(runs.edit(silent, asks, start=0, num=5), num=5)
+    pair = data.load("digits").test[:2]
+    np.testing.assert_array_equal(images[[0, -1]], pair)
+    a, b = pair.reshape(2, -1) / 8.0 - 1
+    angle = np.arccos(a @ b / np.sqrt((a @ a) * (b @ b)))
+    arc = (a + b) / (2 * np.cos(angle / 2))  # at the middle, the sum brought to the arc's length
+    np.testing.assert_allclose(images[2].reshape(-1), np.clip(8 * arc + 8, 0, 16), atol=0.5 + 1e-4)
+
+
+def test_a_manifest_makes_them_again_unless_a_file_has_changed(home, tmp_path):
+    for name in ("a.png", "upper.png"):
+        shutil.copy(home / name, tmp_path / name)
+    found = runs.edit(model(home), asked(tmp_path, inpaint="a.png", mask="upper.png"), start=0, num=2)
+    manifest = json.loads(json.dumps(found.manifest() | {"start": 0, "num": 2}))
+    np.testing.assert_array_equal(drawn(runs.repeated(model(home), manifest), num=2), drawn(found, num=2))
+    assert runs.repeated(model(home), {"start": 0, "num": 2}) is None
+    shutil.copy(home / "b.png", tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png has other pixels than when these images were made: sha256 "):
+        runs.repeated(model(home), manifest)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"--inpaint: there is no file .*a\.png"):
+        runs.repeated(model(home), manifest)
+    with pytest.raises(ValueError, match="the manifest is damaged in what it says of edits"):
+        runs.repeated(model(home), manifest | {"edit": {"flags": {"paint": 1}, "sha256": {}}})
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"inpaint": "a.png"}, "--inpaint needs a --mask"),
+        ({"mask": "all.png"}, "--mask belongs to --inpaint, which is not given"),
+        ({"strength": 0.5}, "--strength belongs to --init, which is not given"),
+        ({"inpaint": "a.png", "init": "a.png"}, "--inpaint and --init are different things"),
+        ({"inpaint": "a.png", "mask": "soft.png"}, "64 different values; expected 0 where a pixel is to be made"),
+        (
+            {"inpaint": "a.png", "mask": "wide.png"},
+            "8x9x1 uint8; expected the size of the images with one",
+        ),
+        (
+            {"inpaint": "a.png", "mask": "all.png", "jump": 0},
+            "--jump must be at least 1, got None and 0",
+        ),
+        ({"init": "wide.png"}, "8x9x1 uint8; this run has 8x8x1 uint8"),
+        ({"init": "loud.png"}, "holds the value 17; this run has levels 0 to 16"),
+        ({"init": "none.png"}, "--init: there is no file"),
+        ({"init": "run/config.json"}, "not an image, or a damaged one"),
+        ({"init": "a.png", "strength": 2.0}, "strength must lie in (0, 1], got 2.0"),
+        ({"between": ("a.png", "b.png")}, "add --sampler ddim --eta 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(home, given, text):
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(text)):
+        runs.edit(model(home), asked(home, **given), start=0, num=4)
+
+
+def test_a_series_begins_at_its_first_image(home):
+    asks = flags.Edits(between=(str(home / "a.png"), str(home / "b.png")))
+    with pytest.raises(ValueError, match="--start must be 0 and --num at least 2, got 3 and 4"):
+        runs.edit(model(home, sampler="ddim"), asks, start=3, num=4)
+
+
+@pytest.mark.slow
+def test_the_program_keeps_known_pixels_and_verifies(home, tmp_path):
+    out = tmp_path / "out"
+    shutil.copy(home / "a.png", tmp_path / "a.png")  # which is overwritten below
+    edit = ("--inpaint", tmp_path / "a.png", "--mask", home / "upper.png", "--resample", 2, "--jump", 3)
+    test_programs.run(
+        "sample.py", home / "run", "--num", 4, "--steps", 8, "--devices", 1, "--format", "png", "--out", out, *edit
+    )
+    given = data.load("digits").test[0]
+    np.testing.assert_array_equal(data.read_png(out / "images" / "000003.png").image[:4], given[:4])
+    shown = test_programs.run("sample.py", home / "run", "--verify", out / "manifest.json", "--devices", 1)
+    assert "equal: all 4 images" in shown.stdout
+    shutil.copy(home / "b.png", tmp_path / "a.png")
+    shown = test_programs.run("sample.py", home / "run", "--verify", out / "manifest.json", "--devices", 1, status=2)
+    assert "a.png has other pixels than when these images were made" in shown.stderr
