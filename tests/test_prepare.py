@@ -68,6 +68,13 @@ def test_prepared_digits_are_the_digits(tmp_path, capsys):
     assert len(list(tmp_path.glob("figures/1.0.0/*.array_record-*-of-00003"))) == 3
 
 
+def test_captions_of_several_lines_stay_as_they_are(tmp_path):
+    assert main(["prepare", "pairs", "--name", "pairs", "--out", str(tmp_path)]) == 0
+    train, test = catalogue.parts(f"tfds:pairs@{tmp_path}")
+    pairs = data.load("pairs")
+    assert (train.captions, test.captions) == (pairs.train_captions, pairs.test_captions)
+
+
 def test_tfds_reads_what_was_prepared(tmp_path):
     images = noise(20, 5, 6, 3)
     np.savez(tmp_path / "a.npz", images=images[:15], test=images[15:], labels=np.arange(15), test_labels=np.arange(5))

@@ -21,7 +21,7 @@ from typing import Any, Literal
 @dataclasses.dataclass(frozen=True)
 class Data:
     source: str = "digits"
-    """"digits", "npz:PATH" or "npy:PATH" of images NHWC or volumes NDHWC, "folder:PATH" of files, or "tfds:NAME"."""
+    """"digits", "pairs", "scenes", "npz:PATH", "npy:PATH" (NHWC or volumes NDHWC), "folder:PATH" or "tfds:NAME"."""
     flip: bool = False
     """Mirror each training image left-right with probability 1/2."""
     held_out: float = 0.1

@@ -43,7 +43,7 @@ class Prepare:
     """
 
     source: tyro.conf.Positional[str]
-    """Where the images are: "digits", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME"."""
+    """Where the images are: "digits", "pairs", "scenes", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME"."""
     name: str
     """Of the data set: lower-case letters, digits and _."""
     out: str

@@ -1,4 +1,4 @@
-"""Where images come from: the digits inside the package, an .npz or .npy file, a folder of files, or a TFDS data set.
+"""Where images come from: the digits inside the package, generated pictures, a file, a folder, or a TFDS data set.
 
 Images stay the integers that they are stored as, or float32 in a range that the user states, and
 `ddpm_jax.data.images.to_unit` scales them.  Nothing else is converted on the way in: what is something else is refused,
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.data import catalogue, folder, seal
+from ddpm_jax.data import catalogue, folder, pairs, scenes, seal
 from ddpm_jax.data.files import channels_first, finite
 from ddpm_jax.data.images import Range, range_of
 from ddpm_jax.data.reader import (
@@ -32,6 +32,7 @@ TRAIN = ("train", "x_train", "train_images", "images", "arr_0", "jpeg")
 TEST = ("test", "x_test", "test_images")
 TRAIN_LABELS = ("train_labels", "y_train", "labels")
 TEST_LABELS = ("test_labels", "y_test")
+OWN = {"digits": 17, "pairs": 17, "scenes": 256}  # what is in the package or made by it, and its levels
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -47,7 +48,9 @@ def load(
     report: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> Images:
-    """The images that a source names: "digits", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME".
+    """The images of a source: "digits", "pairs", "scenes", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME".
+
+    The digits are in the package; `pairs` and `scenes` say what those two are, which are generated with captions.
 
     An .npz file holds the training images under one of `train`, `x_train`, `train_images`, `images`, `arr_0` (as
     numpy.savez names an array without a name), and may hold held-out ones under `test`, `x_test`, `test_images`.
@@ -86,18 +89,18 @@ def load(
         raise ValueError(
             f"load: resolution and skip_bad are for folder: and tfds: sources; {source!r} is taken as it is"
         )
-    if source == "digits":
-        if levels not in (None, 17) or len(value_range):
-            raise ValueError(f"load: the digits have 17 levels, got levels={levels}, range={tuple(value_range)}")
-        digits = _npz(Path(__file__).with_name("digits.npz"), source, held_out, 17, None)
-        return digits._replace(label_names=DIGITS)
+    if source in OWN:
+        if levels not in (None, OWN[source]) or len(value_range):
+            got = f"levels={levels}, range={tuple(value_range)}"
+            raise ValueError(f"load: the {source} have {OWN[source]} levels, got {got}")
+        return scenes.images() if source == "scenes" else pairs.of(_digits()) if source == "pairs" else _digits()
     if kind in ("npz", "npy") and path:
         read = _npz if kind == "npz" else _npy
         return read(Path(path).expanduser(), source, held_out, levels, range_of(value_range))._replace(format="npz")
     ends = next((end for end in ("npz", "npy") if source.endswith(f".{end}") and not kind.startswith("np")), "")
     hint = f'; did you mean "{ends}:{source}"?' if ends else ""
     hint = f'; did you mean "folder:{source}"?' if not hint and source and Path(source).is_dir() else hint
-    expected = '"digits", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME"'
+    expected = '"digits", "pairs", "scenes", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME"'
     raise ValueError(f"load: unknown source {source!r}: expected {expected}{hint}")
 
 
@@ -168,6 +171,10 @@ def summary(images: Images) -> str:
         f"{'x'.join(map(str, images.train.shape[1:]))} {images.train.dtype}, {values}, {labels}, "
         f"{(images.train.nbytes + images.test.nbytes) / 1e6:.1f} MB{', read when needed' * left}"
     )
+
+
+def _digits() -> Images:
+    return _npz(Path(__file__).with_name("digits.npz"), "digits", 0.1, 17, None)._replace(label_names=DIGITS)
 
 
 def _check_held_out(held_out: float) -> None:

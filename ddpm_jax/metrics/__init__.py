@@ -1,7 +1,7 @@
 """How good samples and models are: numbers of arrays, which know nothing of runs or configs.
 
 `held_out` is what training looks at; `frechet` and `manifold` compare two sets of features; `monitors` compares samples
-with data as they are; `classifier` and `inception` make features of images.
+with data as they are; `classifier` and `inception` make features of images; `attributes` reads generated pictures.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,79 @@
+"""Two handwritten digits beside each other, and what is said of them: the source "pairs".
+
+"a three left of a five" and "a five right of a three" describe the same picture: it takes the order of the words.
+
+The digits of the training pictures are training digits, those of the test pictures are held-out ones.  Of the 100
+ordered pairs, the 20 `HELD_OUT` are in no training picture, and all test pictures are of these.  Each digit stands in
+them twice on the left and twice on the right, and each of them is trained on the other way round.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm_jax.data.reader import Images
+
+HELD_OUT = tuple((left, (left + gap) % 10) for left in range(10) for gap in (3, 4))
+TRAIN, TEST = 4000, 1000  # pictures
+
+
+class Pair(NamedTuple):
+    """The digits in a picture, 0 to 9."""
+
+    left: int
+    right: int
+
+
+def of(digits: Images) -> Images:
+    """4,000 training and 1,000 test pictures uint8 [8, 16, 1] of 17 levels; always the same.
+
+    A caption has a line for each of the two `descriptions`.
+
+    Args:
+        digits: as `load("digits")`, with labels and their names.
+    """
+    every = [Pair(left, right) for left in range(10) for right in range(10)]
+    seen, held = ([pair for pair in every if (pair in HELD_OUT) == out] for out in (False, True))
+    names = digits.label_names
+    train, captions = _part(np.random.RandomState(0), digits.train, digits.train_labels, seen, TRAIN, names)
+    test, test_captions = _part(np.random.RandomState(1), digits.test, digits.test_labels, held, TEST, names)
+    return Images(
+        train, test, None, None, digits.levels, "pairs", train_captions=captions, test_captions=test_captions
+    )  # fmt: skip
+
+
+def descriptions(pair: Pair, names: tuple[str, ...]) -> tuple[str, str]:
+    """A pair in words, from its left digit and from its right one; names are those of the ten digits."""
+    left, right = (f"{'an' if digit == 8 else 'a'} {names[digit]}" for digit in pair)
+    return f"{left} left of {right}", f"{right} right of {left}"
+
+
+def described(text: str, names: tuple[str, ...]) -> Pair:
+    """The pair of which a text is one of the `descriptions`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for pair in (Pair(left, right) for left in range(10) for right in range(10)):
+        if text in descriptions(pair, names):
+            return pair
+    raise ValueError(f"no description of a pair as {descriptions(Pair(3, 5), names)[0]!r} is one: {text!r}")
+
+
+def _part(
+    draw: np.random.RandomState,
+    images,
+    labels: np.ndarray | None,
+    pairs: list[Pair],
+    count: int,
+    names: tuple[str, ...],
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Pictures of pairs of random digits, all pairs equally often, and their captions."""
+    assert labels is not None
+    chosen = [pairs[i] for i in draw.permutation(np.arange(count) % len(pairs))]
+    halves = []
+    for digits in np.array(chosen).T:
+        places = draw.random_sample(count)
+        kinds = [np.flatnonzero(labels == digit) for digit in range(10)]
+        halves.append(images[[kinds[d][int(u * len(kinds[d]))] for d, u in zip(digits, places, strict=True)]])
+    return np.concatenate(halves, axis=2), tuple("\n".join(descriptions(pair, names)) for pair in chosen)
