@@ -74,7 +74,7 @@ def draw(args: Arguments) -> int:
     model = runs.Model(
         args.run, step=args.model.checkpoint, weights=args.model.weights, sampling=args.sampling.chosen()
     )
-    model = model.asking(runs.asked(args.asked, model.label_names, model.config.net.num_classes))
+    model = model.asking(runs.asked(args.asked, args.sampling, model.label_names, model.config.net.num_classes))
     model.asked.check(model.config)
     edit = runs.edit(model, args.edits, start=args.start, num=args.num)
     if edit and args.trajectory:

@@ -145,8 +145,7 @@ def trained(folder: pathlib.Path) -> dict[str, Any]:
         net, optimizer = objects.network(config, 1), objects.optimizer(config)
 
         def fresh(key):
-            params = net.init(key, np.zeros((1, 8, 8, 1), np.float32), np.ones(1, np.int32))["params"]
-            return training.init(params, optimizer)
+            return training.init(objects.parameters(config, net, key, (8, 8, 1)), optimizer)
 
         back = saved.restore(jax.eval_shape(fresh, jax.random.key(0)))
     found: dict[str, Any] = {"checkpoints": steps(folder), "step": back.step}

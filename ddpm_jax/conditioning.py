@@ -39,11 +39,15 @@ class Condition(NamedTuple):
 
 
 def nothing(condition: Condition, num_classes: int) -> Condition:
-    """The condition of the same shapes that says nothing; an image stays, since no image says "none"."""
+    """The condition of the same shapes that says nothing; an image stays, since no image says "none".
+
+    Raises:
+        ValueError: if there is a context without a mask, which alone could hide it.
+    """
+    if condition.context is not None and condition.mask is None:
+        raise ValueError("a context without its mask cannot be hidden: give jnp.ones(context.shape[:2], bool)")
     label = None if condition.label is None else jnp.full_like(condition.label, num_classes)
-    mask = None
-    if condition.context is not None:
-        mask = jnp.zeros(condition.context.shape[:2], bool)
+    mask = None if condition.mask is None else jnp.zeros_like(condition.mask)
     tokens = None if condition.tokens is None else jnp.zeros_like(condition.tokens)
     return Condition(label, tokens, condition.context, mask, condition.image)
 

@@ -95,8 +95,7 @@ def state_of(workdir, step=None):
         net, optimizer = objects.network(config, 1), objects.optimizer(config)
 
         def fresh(key):
-            params = net.init(key, np.zeros((1, 8, 8, 1), np.float32), np.ones(1, np.int32))["params"]
-            return training.init(params, optimizer)
+            return training.init(objects.parameters(config, net, key, (8, 8, 1)), optimizer)
 
         return saved.restore(jax.eval_shape(fresh, jax.random.key(0)), step=step)
 

@@ -19,12 +19,14 @@ CONFIG = configs.Config(
 )
 
 
-def make(folder: pathlib.Path, config: configs.Config = CONFIG, *, shape=(8, 8, 1), levels=17, seed=0) -> pathlib.Path:
+def make(
+    folder: pathlib.Path, config: configs.Config = CONFIG, *, shape=(8, 8, 1), levels=17, seed=0, label_names=()
+) -> pathlib.Path:
     """Writes config.json and checkpoint 3 with random parameters, the raw ones other than the averaged ones."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(configs.to_json(config))
     net, optimizer = objects.network(config, shape[-1]), objects.optimizer(config)
-    start = jax.jit(net.init)(jax.random.key(seed), np.zeros((1, *shape), np.float32), np.ones(1, np.int32))["params"]
+    start = jax.jit(lambda key: objects.parameters(config, net, key, shape))(jax.random.key(seed))
     rng = np.random.default_rng(seed)
     params, ema = (
         jax.tree.map(lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape).astype(np.float32), start) for _ in range(2)
@@ -33,7 +35,7 @@ def make(folder: pathlib.Path, config: configs.Config = CONFIG, *, shape=(8, 8, 
     meta = {
         "step": 3,
         "config": dataclasses.asdict(config),
-        "image": {"shape": list(shape), "levels": levels},
+        "image": {"shape": list(shape), "levels": levels, "label_names": list(label_names)},
         "versions": {},
     }
     with checkpoint.Checkpoints(folder / "checkpoints") as saved:

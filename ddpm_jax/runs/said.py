@@ -70,8 +70,6 @@ class Asked(NamedTuple):
             raise ValueError(
                 "this run's network was always told something (condition.drop is 0): say which images to draw"
             )
-        if config.sampling.guidance != 1 and not (self.labels or self.texts):
-            raise ValueError(f"guidance {config.sampling.guidance:g} needs something to go for: a label or a text")
 
     def rows(self, config: configs.Config, indices: np.ndarray) -> Condition:
         """What the images at `indices` [n] are told."""
@@ -107,12 +105,15 @@ def in_training(config: configs.Config, keys, rows: Condition) -> Condition:
     return conditioning.drop(keys, rows, null, config.condition.drop)
 
 
-def asked(wanted: flags.Asked, names: Sequence[str], num_classes: int) -> Asked:
+def asked(wanted: flags.Asked, sampling: flags.Sampling, names: Sequence[str], num_classes: int) -> Asked:
     """What the flags ask of a network for so many labels with these names.
 
     Raises:
-        ValueError: for a label that is neither a name nor a number of one, naming those that there are.
+        ValueError: for a label that is neither a name nor a number of one, naming those that there are; or if there is
+            a flag for guidance, and nothing to go for.
     """
+    if sampling.guidance is not None and not (wanted.label or wanted.labels or wanted.text):
+        raise ValueError(f"--guidance {sampling.guidance:g} needs something to go for: a label or a text")
     if wanted.label is not None and wanted.labels is not None:
         raise ValueError("--label is one for all images and --labels several: say one of them")
     words = [wanted.label] if wanted.label is not None else wanted.labels.split(",") if wanted.labels else []

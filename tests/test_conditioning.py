@@ -1,0 +1,148 @@
+"""Conditions: how they are dropped and drawn in training, and guidance on data whose answer is known."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import conditioning, conformance, gaussian, samplers, schedules
+from ddpm_jax.conditioning import Condition
+
+SCHEDULE = schedules.linear(100, 1e-3, 0.1)
+X = jax.random.normal(jax.random.key(0), (6, 4))
+T = jnp.array([1, 20, 40, 60, 80, 100])
+
+
+def net(x_t, t, condition):
+    """Some function of all three, without sums, which compilers round in ways of their own."""
+    return jnp.where(t[:, None] > 50, x_t, jnp.abs(x_t)) * condition[:, None]
+
+
+TOLD, FREE = jnp.arange(6.0), jnp.full(6, -3.0)
+
+
+def test_guidance_of_1_is_the_conditional_network_and_of_0_the_other_one():
+    told, free = net(X, T, TOLD), net(X, T, FREE)
+    np.testing.assert_array_equal(conditioning.guided(net, TOLD, FREE, 1.0)(X, T), told)
+    np.testing.assert_array_equal(conditioning.guided(net, TOLD, FREE, 0.0)(X, T), free)
+    # and it goes on in a line
+    far = conditioning.guided(net, TOLD, FREE, 3.5)(X, T)
+    np.testing.assert_allclose(far - told, 2.5 * (told - free), rtol=1e-5, atol=1e-5)
+
+
+def test_outside_of_its_interval_guidance_does_nothing():
+    found = conditioning.guided(net, TOLD, FREE, 4.0, interval=(20, 60))(X, T)
+    everywhere, told = conditioning.guided(net, TOLD, FREE, 4.0)(X, T), net(X, T, TOLD)
+    inside = np.array([False, True, True, True, False, False])
+    np.testing.assert_array_equal(found[inside], everywhere[inside])
+    np.testing.assert_array_equal(found[~inside], told[~inside])
+
+
+def test_a_learned_variance_stays_that_of_the_condition():
+    def doubled(x_t, t, condition):
+        return jnp.concatenate([net(x_t, t, condition), x_t * condition[:, None]], axis=-1)
+
+    found = conditioning.guided(doubled, TOLD, FREE, 2.0)(X, T)
+    np.testing.assert_allclose(found[:, :4], conditioning.guided(net, TOLD, FREE, 2.0)(X, T), rtol=1e-6)
+    np.testing.assert_allclose(found[:, 4:], X * TOLD[:, None], rtol=1e-6)
+
+
+def test_another_scale_or_interval_is_no_other_program():
+    @jax.jit
+    def some(scale, interval):
+        return conditioning.guided(net, TOLD, FREE, scale, interval=interval)(X, T)
+
+    for scale, interval in ((1.0, (1, 100)), (0.0, (5, 9)), (7.5, (2, 2))):
+        some(jnp.float32(scale), jnp.array(interval))
+    assert some._cache_size() == 1
+
+
+def test_guidance_must_be_one_number():
+    with pytest.raises(ValueError, match=r"scale must be a single number, got an array \(2,\)"):
+        conditioning.guided(net, TOLD, FREE, jnp.ones(2))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+def test_guided_normal_data_are_those_of_the_guided_mean(scale):
+    """Told the mean m, data are N(m, C), told nothing N(0, C): guided by w they are N(w m, C), by w log-densities."""
+    cov = np.diag([0.5, 0.1, 0.02])
+    means = np.array([[1.0, -0.5, 0.2], [-0.3, 0.4, 0.1]])
+
+    def eps_of(mean, x_t, t):
+        law = conformance.gaussian_data(mean, cov)
+        return conformance.ideal(SCHEDULE, law)(x_t, t).eps
+
+    def normal(x_t, t, told):
+        exact = jnp.stack([eps_of(mean, x_t, t) for mean in (*means, np.zeros(3))])
+        return exact[told, jnp.arange(len(told))]
+
+    told, nothing = jnp.array([0, 1, 0, 1]), jnp.full(4, 2)
+    denoise = gaussian.denoiser(SCHEDULE, conditioning.guided(normal, told, nothing, scale), clip=False)
+    x_T = jax.random.normal(jax.random.key(3), (4, 3))
+    chain = conformance.even_in_log_snr(SCHEDULE, 30, 5)
+    x = samplers.sample(
+        samplers.image_keys(0, range(4)), samplers.dpm_solver_pp(SCHEDULE, denoise, order=3), x_T, chain
+    )
+    for i, k in enumerate([0, 1, 0, 1]):
+        law = conformance.gaussian_data(scale * means[k], cov)
+        wanted = conformance.flow(SCHEDULE, law, x_T[i : i + 1], int(chain[0]), int(chain[-1]))[0]
+        np.testing.assert_allclose(x[i], wanted, atol=5e-3)
+
+
+# --- training
+
+
+def keys(n):
+    return jax.random.split(jax.random.key(5), n)
+
+
+def condition(n):
+    said = (jnp.arange(n), jnp.ones((n, 3, 2)), jnp.ones((n, 4, 5)), jnp.ones((n, 4), bool), jnp.ones((n, 2, 2, 1)))
+    return Condition(*said)
+
+
+def test_so_many_examples_are_told_nothing_and_each_of_them_nothing_at_all():
+    n, rate = 4000, 0.2
+    some = condition(n)._replace(tokens=jnp.ones((n, 7), jnp.uint8))
+    found = conditioning.drop(keys(n), some, conditioning.nothing(some, n), rate)
+    gone = np.asarray(found.label == n)
+    assert abs(gone.mean() - rate) < 4 * (rate * (1 - rate) / n) ** 0.5
+    np.testing.assert_array_equal(found.tokens.any(-1), ~gone)
+    np.testing.assert_array_equal(found.mask.any(-1), ~gone)
+    np.testing.assert_array_equal(found.image, some.image)
+    # whether one is told depends on its own key
+    few = jax.tree.map(lambda leaf: leaf[10:20], some)
+    again = conditioning.drop(keys(n)[10:20], few, conditioning.nothing(few, n), rate)
+    np.testing.assert_array_equal(again.label, found.label[10:20])
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5])
+def test_a_share_outside_of_0_to_1_is_refused(rate):
+    some = condition(3)
+    with pytest.raises(ValueError, match=rf"rate must lie in \[0, 1\], got {rate}"):
+        conditioning.drop(keys(3), some, some, rate)
+
+
+def test_each_text_of_an_example_is_as_likely_and_what_is_not_there_never_comes():
+    n = 6000
+    texts = np.zeros((n, 4, 5), np.uint8)
+    texts[:, 0, :2], texts[:, 1, :3], texts[:, 2, :1] = 1, 2, 3
+    texts[::2, 1:] = 0
+    found = np.asarray(conditioning.one_text(keys(n), jnp.asarray(texts)))[:, 0]
+    np.testing.assert_array_equal(found[::2], 1)
+    shares = np.bincount(found[1::2], minlength=4)[1:] / (n / 2)
+    assert found.min() == 1 and np.abs(shares - 1 / 3).max() < 4 * (2 / 9 / (n / 2)) ** 0.5
+
+
+def test_an_example_of_the_empty_text_alone_is_told_nothing():
+    found = conditioning.one_text(keys(3), jnp.zeros((3, 2, 5), jnp.uint8))
+    assert found.shape == (3, 5) and not found.any()
+
+
+def test_given_is_the_network_with_its_condition():
+    np.testing.assert_array_equal(conditioning.given(net, TOLD)(X, T), net(X, T, TOLD))
+    assert functools.reduce(lambda a, b: a and b, (jnp.array_equal(a, b) for a, b in zip(
+        conditioning.where(jnp.arange(6) < 3, (TOLD, X), (FREE, -X)),
+        (jnp.where(jnp.arange(6) < 3, TOLD, FREE), jnp.concatenate([X[:3], -X[3:]])), strict=True)))  # fmt: skip
