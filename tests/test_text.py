@@ -46,7 +46,7 @@ def test_texts_are_the_bytes_of_their_utf8():
 
 
 def test_texts_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="a text of 5 bytes where 4 is the most: 'abcdé'|a text of 6 bytes"):
+    with pytest.raises(ValueError, match=r"a text of 6 bytes where 4 is the most: .abcdé."):
         text.tokens(["abcdé"], 4)
     with pytest.raises(ValueError, match="a text with the character 0"):
         text.tokens(["a\0b"], 4)

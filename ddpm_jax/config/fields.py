@@ -1,0 +1,195 @@
+"""The fields of a config, with their defaults."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    source: str = "digits"
+    """"digits", "pairs", "scenes", "npz:PATH", "npy:PATH" (NHWC or volumes NDHWC), "folder:PATH" or "tfds:NAME"."""
+    flip: bool = False
+    """Mirror each training image left-right with probability 1/2."""
+    held_out: float = 0.1
+    """Share held out for evaluation, if the source has no test split of its own."""
+    levels: int | None = None
+    """Values a pixel can take; None is 17 for digits, 256 for uint8, 65536 for uint16."""
+    range: tuple[float, ...] = ()
+    """Lowest and highest value of floating-point images, which become -1 and 1."""
+    resolution: tuple[int, ...] = ()
+    """Bring images of a folder or of TFDS to SIDE, or HEIGHT WIDTH: cut to their middle, scaled; () is as stored."""
+    skip_bad: bool = False
+    """Go on without files of a folder that are unreadable or of another mode; the report names them."""
+    stream: bool | None = None
+    """Read images ahead of each step, not hold them all on every device; None does so with more than 2 GiB of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    kind: Literal["linear", "cosine", "quad", "const", "jsd", "warmup10", "warmup50"] = "linear"
+    """The noise schedule, see ddpm_jax.schedules."""
+    T: int = 1000
+    """Number of noise steps."""
+    beta_1: float = 1e-4
+    """First beta (linear, quad, warmup10, warmup50)."""
+    beta_T: float = 0.02
+    """Last beta (linear, quad, warmup10, warmup50), or the only one (const)."""
+    offset: float = 0.008
+    """Offset of the cosine schedule."""
+    max_beta: float = 0.999
+    """Largest beta of the cosine schedule."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+    channels: int = 128
+    """Channels at full resolution."""
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    """Channels of each level as multiples; each level halves the resolution."""
+    blocks: int = 2
+    """Residual blocks per level."""
+    attention_at: tuple[int, ...] = (16,)
+    """Resolutions with self-attention; the middle always has it."""
+    heads: int = 1
+    """Attention heads."""
+    dropout: float = 0.1
+    """Dropout before the second convolution of each block."""
+    groups: int = 32
+    """Groups of the normalisations; levels of no more channels than this do not feel the time."""
+    resample_with_conv: bool = True
+    """Convolve when changing resolution; otherwise average and repeat."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the computation; parameters, statistics and losses are float32."""
+    remat: bool = False
+    """Keep less for the gradient and compute it again: much less memory, about a third more work."""
+    num_classes: int = 0
+    """Tell the network the label of each image: how many labels there are; 0 does not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    layers: int = 0
+    """Tell the network a text about each image: layers of the transformer that reads it; 0 does not."""
+    width: int = 256
+    """Numbers for each of a text's bytes."""
+    heads: int = 4
+    """Attention heads."""
+    length: int = 128
+    """The most bytes of a text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    drop: float = 0.1
+    """Share of examples that are told nothing, so that guidance has something to compare with."""
+    templates: tuple[str, ...] = ()
+    """Texts with {} for the name of an image's label, or {caption} for its caption; () is captions, or names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    kind: Literal["simple", "hybrid", "variational"] = "simple"
+    """L_simple; L_simple + vlb_scale * L_vlb with a learned variance; or the bound itself."""
+    predicts: Literal["eps", "x0", "v", "mean"] = "eps"
+    """What the network predicts."""
+    weight: Literal["none", "snr", "snr_plus_one", "truncated_snr", "min_snr", "p2"] = "none"
+    """Weighting of the simple loss by the signal-to-noise ratio."""
+    min_snr_gamma: float = 5.0
+    """Where min_snr cuts the signal-to-noise ratio."""
+    p2_gamma: float = 1.0
+    """The power of p2."""
+    learned_variance: bool = False
+    """The network also gives the reverse variance (always so with hybrid)."""
+    vlb_scale: float = 1e-3
+    """Share of the bound in the hybrid loss."""
+    stratified: bool = False
+    """Spread the times of a batch evenly over 1..T."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    learning_rate: float = 2e-4
+    """Adam's rate after the warm-up."""
+    warmup: int = 5000
+    """Steps over which the rate rises from 0."""
+    clip: float | None = 1.0
+    """Largest global norm of the gradient; None never clips."""
+    b1: float = 0.9
+    """Adam's first decay."""
+    b2: float = 0.999
+    """Adam's second decay."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    ema_decay: float = 0.9999
+    """Decay of the moving average of the parameters."""
+    ema_warmup: bool = False
+    """Let the decay rise as (1 + n) / (10 + n) first: for short runs."""
+    accumulate: int = 1
+    """Micro-batches per step and device."""
+    max_skipped: int = 10
+    """Stop after this many steps in a row with a loss or gradient that is not finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    sampler: Literal["ancestral", "ddim", "dpm_solver_pp"] = "ancestral"
+    """The reverse process."""
+    steps: int = 1000
+    """Network calls per image."""
+    spacing: Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic"] = "uniform"
+    """How the visited times are spread over 1..T."""
+    mix: float = 1.0
+    """Reverse variance of ancestral sampling: 1 is beta (the original's CIFAR-10), 0 is beta-tilde (its 256x256)."""
+    eta: float = 0.0
+    """Noise of DDIM: 0 is deterministic."""
+    order: int = 2
+    """Order of DPM-Solver++: 1 is DDIM, 2 and 3 take what earlier calls said into account."""
+    clip: bool = True
+    """Bring each predicted x_0 into [-1, 1]."""
+    threshold: float = 0.0
+    """Instead of clipping, divide x_0 by this percentile of its absolute value, if that exceeds 1; 0 is off."""
+    eps_scale: float = 1.0
+    """Divide the predicted noise by this, before x_0 is clipped."""
+    guidance: float = 1.0
+    """How far to go from what nothing says to what the condition says: 1 is there, more is beyond."""
+    guidance_interval: tuple[int, ...] = ()
+    """First and last time t to guide at; () is all."""
+    tile: int = 16
+    """Images per device and network call: part of what an image is, to the bit."""
+    num: int = 64
+    """Images in the grids that training draws."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    images: int = 256
+    """How many held-out images training evaluates (all, if there are fewer)."""
+    strata: int = 16
+    """Strata of the estimate of bits/dim: two network calls per image and stratum."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    """Everything random in a run follows from it."""
+    steps: int = 800_000
+    """Training steps."""
+    batch: int = 128
+    """Images per step, over all devices."""
+    log_every: int = 100
+    """Steps between lines of metrics.jsonl."""
+    sample_every: int = 10_000
+    """Steps between sample grids and held-out evaluations; 0 is only at the end."""
+    save_every: int = 5_000
+    """Steps between checkpoints (there is always one at the end)."""
+    keep: int = 3
+    """Checkpoints to keep."""
+    data: Data = Data()
+    schedule: Schedule = Schedule()
+    net: Net = Net()
+    text: Text = Text()
+    condition: Condition = Condition()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    sampling: Sampling = Sampling()
+    evaluation: Evaluation = Evaluation()
