@@ -78,7 +78,7 @@ def test_every_config_is_sound_and_survives_json(name):
 
 
 def test_the_hybrid_variant_doubles_the_outputs():
-    assert objects.network(load("cifar10.py:hybrid"), channels=3).out_channels == 6
+    assert objects.network(load("cifar10.py:hybrid"), channels=3).unet.out_channels == 6
     configs.check(load("cifar10.py:hybrid"))
 
 
