@@ -162,13 +162,18 @@ def measure() -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """The rows as a table in Markdown, both laws beside each other."""
-    errors = {(row["grid"], row["solver"], row["data"]): row["errors"] for row in rows}
-    head = ["grid", "solver", *(f"{data}, {n}" for data in ("Gaussian", "mixture") for n in CALLS)]
-    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * 2 * len(CALLS)]
-    for grid, solver in dict.fromkeys((row["grid"], row["solver"]) for row in rows):
-        both = errors[grid, solver, "Gaussian"] + errors[grid, solver, "mixture"]
-        lines.append("| " + " | ".join([grid, solver, *(f"{e:.1e}" for e in both)]) + " |")
+    """Markdown: both laws beside each other, the best of a grid bold; `as published` is left to the JSON file."""
+    laws = ("Gaussian", "mixture")
+    errors = {(row["grid"], row["solver"]): [] for row in rows if "published" not in row["solver"]}
+    for row in rows:
+        if (row["grid"], row["solver"]) in errors:
+            errors[row["grid"], row["solver"]] += row["errors"]
+    head = ["grid", "solver", *(f"{law}, {n}" if n == CALLS[0] else f"{n}" for law in laws for n in CALLS)]
+    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * len(laws) * len(CALLS)]
+    for (grid, solver), found in errors.items():
+        best = np.min([others for (where, _), others in errors.items() if where == grid], axis=0)
+        cells = [f"**{e:.1e}**" if e == least else f"{e:.1e}" for e, least in zip(found, best, strict=True)]
+        lines.append("| " + " | ".join([grid, solver, *cells]) + " |")
     return "\n".join(lines)
 
 
