@@ -47,6 +47,7 @@ def test_a_runs_images_are_those_of_the_sampler_with_the_errors_that_were_measur
     # of five images by hand: the results that the command leaves beside hold the sums of each step
     (path,) = (home / "evaluation").glob("likelihood-*.npz")
     errors = np.append(0, likelihood.load(path).errors / 5)
+    assert run.x0_errors is not None
     np.testing.assert_allclose(run.x0_errors, errors, rtol=1e-6)
     keys = samplers.image_keys(0, range(4))
     sampler = samplers.analytic(run.schedule, run.denoiser(run.params), errors)
