@@ -206,6 +206,8 @@ def verify(args: Arguments) -> int:
     model = runs.Model(args.run, step=manifest["step"], weights=manifest["weights"], sampling=manifest["sampling"])
     if model.fingerprint != manifest["fingerprint"]:
         raise ValueError(f"{path} was made from {manifest['fingerprint']}, {args.run} holds {model.fingerprint}")
+    if model.errors_hash != manifest.get("x0_errors"):
+        raise ValueError(f"{path} rests on x0_errors {manifest.get('x0_errors')}, {args.run} holds {model.errors_hash}")
     model = model.asking(runs.Asked(*(tuple(manifest["asked"][name]) for name in ("labels", "texts"))))
     wanted = dataclasses.replace(args, seed=manifest["seed"], start=manifest["start"], num=manifest["num"])
     again = images(runs.repeated(model, manifest) or model, wanted)

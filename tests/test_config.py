@@ -124,6 +124,7 @@ def test_values_that_are_not_a_config(values, text):
             "sampling.eps_scale 1.1 needs some signal at t = T, schedule.kind 'jsd' leaves none",
         ),
         ({"sampling": {"tile": 0}}, "tile and sampling.num must be at least 1"),
+        ({"sampling": {"sampler": "analytic"}}, "'analytic' needs the errors of a trained network: train with another"),
         ({"optim": {"ema_decay": 1.0}}, r"ema_decay must lie in \[0, 1\), got 1.0"),
     ],
 )

@@ -304,6 +304,7 @@ def test_coarse_to_fine_ends_in_a_mixture_of_pixels(folder):
         (Stochastic(times=()), {}, r"--times must be one or more times above 0"),
         (Stochastic(continuations=1), {}, "--continuations must be at least 2, or nothing can differ, got 1"),
         (Stochastic(), {"sampler": "dpm_solver_pp"}, "DPM-Solver\\+\\+ adds no noise: .* take --sampler ancestral"),
+        (Stochastic(), {"sampler": "unipc"}, "UniPC adds no noise: .* take --sampler ancestral"),
         (
             Stochastic(),
             {"sampler": "ddim"},

@@ -28,7 +28,6 @@ from goldens_loader import (
 from ddpm_jax import gaussian, likelihood, losses, samplers, schedules
 
 LATER = {
-    "f/diffusers/DPMSolverMultistepScheduler_*solver_type=heun*": "its second order integrates; ours is the midpoint's",
     "h/diffusers_open": "the UNet is the original's; diffusers' has other blocks",
     "h/improved_open_*": "the UNet is the original's; improved-diffusion's has other blocks",
     "h/guided_open_*": "the UNet is the original's; guided-diffusion's has other blocks",

@@ -179,7 +179,7 @@ def test_diffusers_ddim_misses_its_own_next_time(golden: Golden):
     assert off > 0.02  # and the tolerance of the comparison above is 1e-6
 
 
-@cases("f/diffusers/DPMSolverMultistepScheduler_*", but="*solver_type=heun*")
+@cases("f/diffusers/DPMSolverMultistepScheduler_*")
 def test_diffusers_dpm_solver_chain(golden: Golden):
     """Its times, which are no spacing of ours, and its two ends: the data, or the least noise, our t = 1."""
     config = golden.args["config"]
@@ -188,9 +188,9 @@ def test_diffusers_dpm_solver_chain(golden: Golden):
     times = np.array([*(np.asarray(golden["timesteps"]) + 1), end], np.int32)
     ratios = np.asarray(sched.noise / sched.signal, np.float64)[times]
     np.testing.assert_allclose(ratios, golden["sigmas"], rtol=1e-5)
-    sampler = samplers.dpm_solver_pp(
-        sched, gaussian.denoiser(sched, synthetic_net(golden, sched), clip=False), order=config["solver_order"]
-    )
+    second = {"midpoint": "midpoint", "heun": "integral"}[config.get("solver_type", "midpoint")]
+    denoise = gaussian.denoiser(sched, synthetic_net(golden, sched), clip=False)
+    sampler = samplers.dpm_solver_pp(sched, denoise, order=config["solver_order"], second=second)
     states = run(sampler, golden["x_T"], times, [*times[1:][golden["record_i"]], end])
     golden.close("samples", states.x[:-1])
     golden.close("final", states.x[-1])

@@ -15,7 +15,11 @@ MANIFEST = {
 def test_a_manifest_comes_back(tmp_path):
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(MANIFEST))
-    assert runs.read_manifest(path) == MANIFEST
+    asked = {"labels": [], "texts": []}  # as of a version that knew none
+    assert runs.read_manifest(path) == MANIFEST | {"asked": asked}
+    asked = {"labels": [3], "texts": ["a three"]}
+    path.write_text(json.dumps(MANIFEST | {"asked": asked}))
+    assert runs.read_manifest(path) == MANIFEST | {"asked": asked}
     with pytest.raises(FileNotFoundError, match="nowhere"):
         runs.read_manifest(tmp_path / "nowhere.json")
 
@@ -31,6 +35,7 @@ def test_a_manifest_comes_back(tmp_path):
         (json.dumps({"seed": 5}), "or damaged: fingerprint must be str, got None"),
         (json.dumps(MANIFEST | {"weights": "emu"}), "damaged: weights must be 'ema' or 'raw', got 'emu'"),
         (json.dumps(MANIFEST | {"num": 3}), "damaged: 2 hashes of 3 images from 0 on"),
+        (json.dumps(MANIFEST | {"asked": {"labels": ["3"], "texts": []}}), "asked must hold lists of labels and texts"),
         (json.dumps(MANIFEST | {"start": -1}), "damaged: 2 hashes of 2 images from -1 on"),
     ],
 )

@@ -188,12 +188,13 @@ def test_dpm_solver_pp_has_its_order(order, least):
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_dpm_solver_pp_ends_at_what_the_network_last_predicts(order):
+@pytest.mark.parametrize("solver", [samplers.dpm_solver_pp, samplers.unipc])
+def test_solvers_end_at_what_the_network_last_predicts(solver, order):
     """Down to the data, also in a single step and from pure noise, where SNR is 0 and h infinite."""
     betas = np.append(np.linspace(1e-4, 0.02, 99), 1.0)
     for schedule in (schedules.linear(100), schedules.from_betas(betas)):
         denoise = gaussian.denoiser(schedule, lambda x, t: 0.3 * jnp.sin(5 * x), "v")
-        sampler = samplers.dpm_solver_pp(schedule, denoise, order=order)
+        sampler = solver(schedule, denoise, order=order)
         keys, x_T = samplers.image_keys(0, range(2)), jnp.array([[0.5, -1.0], [2.0, 0.0]])
         for steps in (1, 2, 3, 10):
             last = samplers.trajectory(keys, sampler, x_T, samplers.times(100, steps), keep=[0])
@@ -213,9 +214,50 @@ def test_dpm_solver_pp_of_order_1_is_ddim():
         np.testing.assert_allclose(one, two, rtol=1e-9)
 
 
-def test_dpm_solver_pp_refuses_other_orders():
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc_first_predicts_as_ddim_does_and_corrects_nothing_where_the_prediction_came_true(order):
+    with x64():
+        schedule, keys = schedules.linear(1000), samplers.image_keys(0, range(2))
+        x_T = jnp.array([[0.5, -1.0], [2.0, 0.0]])
+
+        def images(solver, denoise, chain):
+            return samplers.sample(keys, solver(schedule, denoise), x_T, np.array(chain))
+
+        def unipc(schedule, denoise):
+            return samplers.unipc(schedule, denoise, order=order)
+
+        curved = gaussian.denoiser(schedule, lambda x, t: 0.5 * jnp.tanh(3 * x))
+        first = [images(solver, curved, (1000, 600)) for solver in (unipc, samplers.ddim)]
+        np.testing.assert_allclose(*first, rtol=1e-12)
+        # data that are a single point: every x_0_hat is that point, and DDIM is exact
+        point = gaussian.denoiser(schedule, lambda x, t: jnp.full_like(x, 0.3), "x0")
+        whole = [images(solver, point, (1000, 700, 400, 200, 50)) for solver in (unipc, samplers.ddim)]
+        np.testing.assert_allclose(*whole, rtol=1e-9)
+
+
+@pytest.mark.parametrize("solver", [samplers.dpm_solver_pp, samplers.unipc])
+def test_a_thousand_short_steps_lose_no_digits_in_float32(solver):
+    schedule, x_T = schedules.linear(1000), np.random.default_rng(0).standard_normal((8, 3))
+
+    def images(dtype):
+        keys = samplers.image_keys(0, range(8))
+        sampler = solver(schedule, ideal(schedule), order=3)
+        return samplers.sample(keys, sampler, jnp.asarray(x_T, dtype), np.arange(1000, 0, -1))
+
+    single = np.asarray(images(jnp.float32))
+    with x64():
+        np.testing.assert_allclose(single, images(jnp.float64), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", [samplers.dpm_solver_pp, samplers.unipc])
+def test_solvers_refuse_other_orders(solver):
     with pytest.raises(ValueError, match="order must be 1, 2 or 3, got 4"):
-        samplers.dpm_solver_pp(schedules.linear(10), lambda x, t: x, order=4)
+        solver(schedules.linear(10), lambda x, t: x, order=4)
+
+
+def test_dpm_solver_pp_refuses_another_second_order():
+    with pytest.raises(ValueError, match="second must be 'midpoint' or 'integral', got 'heun'"):
+        samplers.dpm_solver_pp(schedules.linear(10), lambda x, t: x, second="heun")
 
 
 def test_ddim_goes_back_to_the_noise_that_it_came_from():

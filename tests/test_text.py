@@ -82,6 +82,21 @@ def test_at_the_start_it_is_the_network_without_conditions(conditional, start):
     np.testing.assert_array_equal(conditional.apply(start, X, T, told()), plain.apply(params, X, T))
 
 
+def test_a_network_that_is_told_nothing_is_the_same_program():
+    """So being able to be told something costs nothing where it is not wanted."""
+    plain, conditional = UNet(**SIZES), Conditional(UNet(**SIZES))
+    params = jax.eval_shape(plain.init, jax.random.key(0), X, T)
+    assert jax.eval_shape(conditional.init, jax.random.key(0), X, T) == params
+
+    def loss_of(net):
+        def loss(params):
+            return jnp.square(net.apply(params, X, T) - X).mean()
+
+        return jax.jit(jax.value_and_grad(loss)).lower(params).as_text()
+
+    assert loss_of(conditional) == loss_of(plain)
+
+
 def test_from_the_start_on_it_learns_what_it_is_told(conditional, start):
     def loss(params):
         return jnp.square(conditional.apply(params, X, T, told()) - X).mean()

@@ -10,13 +10,13 @@ Reading a config imports nothing heavy; `ddpm_jax.config.objects` builds what it
 import dataclasses
 import difflib
 import json
-import math
 import pathlib
 import traceback
 import types
 import typing
 from typing import Any, Literal
 
+from ddpm_jax.config.checks import check, check_trained
 from ddpm_jax.config.fields import (
     Condition,
     Config,
@@ -31,8 +31,8 @@ from ddpm_jax.config.fields import (
 )
 
 __all__ = [
-    "Condition", "Config", "Data", "Evaluation", "Loss", "Net", "Optim", "Sampling", "Schedule", "Text",
-    "check", "differences", "from_dict", "load", "read", "to_json",
+    "Condition", "Config", "Data", "Evaluation", "Loss", "Net", "Optim", "Sampling", "Schedule", "Text", "check",
+    "check_trained", "differences", "from_dict", "load", "read", "to_json",
 ]  # fmt: skip
 
 
@@ -103,82 +103,6 @@ def differences(old: Config, new: Config) -> list[str]:
     """One line "field: old -> new" for each field that differs."""
     flat_old, flat_new = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
     return [f"{k}: {flat_old[k]!r} -> {flat_new[k]!r}" for k in flat_old if flat_old[k] != flat_new[k]]
-
-
-def check(config: Config) -> None:
-    """Refuses what cannot be trained, before anything is compiled.
-
-    Raises:
-        ValueError: naming the field, its value and what would be right.
-    """
-    for name in ("steps", "batch", "log_every", "save_every", "keep"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    if config.sample_every < 0:
-        raise ValueError(f"sample_every must be 0 (only at the end) or more, got {config.sample_every}")
-    if config.loss.learned_variance and config.loss.kind == "simple":
-        raise ValueError("loss.learned_variance needs loss.kind 'hybrid' or 'variational': L_simple cannot train it")
-    if config.loss.weight != "none" and config.loss.kind == "variational":
-        raise ValueError(f"loss.weight {config.loss.weight!r} has no meaning for loss.kind 'variational'")
-    if not 0 <= config.sampling.mix <= 1 or not 0 <= config.sampling.eta <= 1:
-        raise ValueError(f"sampling.mix and eta must lie in [0, 1], got {config.sampling.mix}, {config.sampling.eta}")
-    if config.sampling.order not in (1, 2, 3):
-        raise ValueError(f"sampling.order must be 1, 2 or 3, got {config.sampling.order}")
-    if not 0 <= config.sampling.threshold <= 100:
-        raise ValueError(f"sampling.threshold must lie in [0, 100], a percentile, got {config.sampling.threshold}")
-    if not config.sampling.eps_scale > 0:
-        raise ValueError(f"sampling.eps_scale must be positive, got {config.sampling.eps_scale}")
-    _check_condition(config)
-    if not 0 <= config.optim.ema_decay < 1:
-        raise ValueError(f"optim.ema_decay must lie in [0, 1), got {config.optim.ema_decay}")
-    if config.sampling.tile < 1 or config.sampling.num < 1:
-        raise ValueError("sampling.tile and sampling.num must be at least 1")
-    from ddpm_jax.config import objects  # which imports JAX: a program's --help must not
-
-    signal_T = float(objects.noise_schedule(config).signal[-1])
-    if config.sampling.eps_scale != 1 and not signal_T > 0:
-        raise ValueError(
-            f"sampling.eps_scale {config.sampling.eps_scale} needs some signal at t = T, schedule.kind "
-            f"{config.schedule.kind!r} leaves none: an x_0 cannot be had from the noise there"
-        )
-    if config.loss.predicts == "eps" and not signal_T > 0:
-        raise ValueError(
-            f"loss.predicts 'eps' needs some signal at t = T, schedule.kind {config.schedule.kind!r} leaves none: "
-            "an x_0 cannot be had from the noise there; predict 'v' or 'x0'"
-        )
-    objects.times(config)
-
-
-def _check_condition(config: Config) -> None:
-    net, text, c, sampling = config.net, config.text, config.condition, config.sampling
-    if net.num_classes < 0 or text.layers < 0:
-        raise ValueError(
-            f"net.num_classes and text.layers must be 0 (none) or more, got {net.num_classes}, {text.layers}"
-        )
-    if min(text.width, text.heads, text.length) < 1 or text.width % text.heads:
-        raise ValueError(
-            f"text.width must be a multiple of text.heads, and text.length at least 1, got {text.width}, {text.heads}, "
-            f"{text.length}"
-        )
-    if not 0 <= c.drop < 1:
-        raise ValueError(f"condition.drop must lie in [0, 1), got {c.drop}")
-    if c.templates and not text.layers:
-        raise ValueError("condition.templates are texts, and text.layers 0 reads none; --text.layers 2 does")
-    if not math.isfinite(sampling.guidance):
-        raise ValueError(f"sampling.guidance must be a finite number, got {sampling.guidance}")
-    if sampling.guidance != 1 and not (net.num_classes or text.layers):
-        raise ValueError(f"sampling.guidance {sampling.guidance:g} needs a network that is told labels or texts")
-    if sampling.guidance != 1 and not c.drop:
-        raise ValueError(
-            f"sampling.guidance {sampling.guidance:g} compares with a network that is told nothing, which "
-            "condition.drop 0 did not train"
-        )
-    interval = sampling.guidance_interval
-    if interval and (len(interval) != 2 or not 1 <= interval[0] <= interval[1] <= config.schedule.T):
-        raise ValueError(
-            f"sampling.guidance_interval must be two times, 1 <= first <= last <= T = {config.schedule.T}, got "
-            f"{interval}"
-        )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

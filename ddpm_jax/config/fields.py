@@ -132,8 +132,8 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    sampler: Literal["ancestral", "ddim", "dpm_solver_pp"] = "ancestral"
-    """The reverse process."""
+    sampler: Literal["ancestral", "analytic", "ddim", "dpm_solver_pp", "unipc"] = "ancestral"
+    """The reverse process; analytic is ancestral with the variance that the network's errors ask for."""
     steps: int = 1000
     """Network calls per image."""
     spacing: Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic"] = "uniform"
@@ -143,7 +143,7 @@ class Sampling:
     eta: float = 0.0
     """Noise of DDIM: 0 is deterministic."""
     order: int = 2
-    """Order of DPM-Solver++: 1 is DDIM, 2 and 3 take what earlier calls said into account."""
+    """Order of DPM-Solver++ and UniPC, 1 to 3: 2 and 3 take what earlier calls said into account."""
     clip: bool = True
     """Bring each predicted x_0 into [-1, 1]."""
     threshold: float = 0.0

@@ -24,7 +24,7 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    sampler: Literal["ancestral", "ddim", "dpm_solver_pp"] | None = None
+    sampler: Literal["ancestral", "analytic", "ddim", "dpm_solver_pp", "unipc"] | None = None
     """The reverse process (default for this and the following: what the config says)."""
     steps: int | None = None
     """Network calls per image."""
@@ -35,7 +35,7 @@ class Sampling:
     eta: float | None = None
     """Noise of DDIM: 0 is deterministic, 1 ancestral."""
     order: int | None = None
-    """Order of DPM-Solver++, 1 to 3."""
+    """Order of DPM-Solver++ and UniPC, 1 to 3."""
     clip: bool | None = None
     """Bring each predicted x_0 into [-1, 1]."""
     threshold: float | None = None

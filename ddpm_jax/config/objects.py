@@ -17,12 +17,14 @@ class Numbers(NamedTuple):
 
     mix, eta, guidance: float32 [], see `config.Sampling`.
     interval: int32 [2], the first and the last time to guide at.
+    x0_errors: float32 [T+1] for the analytic sampler, see `samplers.analytic`; None for the others.
     """
 
     mix: Any
     eta: Any
     guidance: Any
     interval: Any
+    x0_errors: Any
 
 
 def learned_variance(config: Config) -> bool:
@@ -156,11 +158,11 @@ def refinements(config: Config) -> dict[str, bool | float]:
     return scale | ({"threshold": c.threshold} if c.threshold else {"clip": c.clip})
 
 
-def numbers(config: Config) -> Numbers:
-    """The numbers of a config's sampling."""
+def numbers(config: Config, x0_errors=None) -> Numbers:
+    """The numbers of a config's sampling; the errors are the network's, which the config does not know."""
     c = config.sampling
     interval = np.array(c.guidance_interval or (1, config.schedule.T), np.int32)
-    return Numbers(np.float32(c.mix), np.float32(c.eta), np.float32(c.guidance), interval)
+    return Numbers(np.float32(c.mix), np.float32(c.eta), np.float32(c.guidance), interval, x0_errors)
 
 
 def told(config: Config, net, params, condition: Condition, numbers: Numbers):
@@ -181,15 +183,20 @@ def sampler(config: Config, schedule, denoise, numbers: Numbers):
     c = config.sampling
     if c.sampler == "ddim":
         return samplers.ddim(schedule, denoise, eta=numbers.eta)
-    if c.sampler == "dpm_solver_pp":
-        return samplers.dpm_solver_pp(schedule, denoise, order=c.order)  # pyright: ignore[reportArgumentType]
+    if c.sampler in ("dpm_solver_pp", "unipc"):
+        solver = {"dpm_solver_pp": samplers.dpm_solver_pp, "unipc": samplers.unipc}[c.sampler]
+        return solver(schedule, denoise, order=c.order)
+    if c.sampler == "analytic":
+        return samplers.analytic(schedule, denoise, numbers.x0_errors)
     return samplers.ancestral(schedule, denoise, mix=numbers.mix)
 
 
-def sampler_option(config: Config) -> tuple[str, float]:
-    """The name and value of the one option that a config's sampler has."""
+def sampler_options(config: Config) -> dict[str, float]:
+    """The options of a config's sampler, by name."""
     c = config.sampling
-    return {"ancestral": ("mix", c.mix), "ddim": ("eta", c.eta), "dpm_solver_pp": ("order", c.order)}[c.sampler]
+    named = {"mix": c.mix, "eta": c.eta, "order": c.order}
+    of = {"ancestral": ("mix",), "analytic": (), "ddim": ("eta",), "dpm_solver_pp": ("order",), "unipc": ("order",)}
+    return {name: named[name] for name in of[c.sampler]}
 
 
 def times(config: Config):

@@ -26,6 +26,9 @@ BUILT_IN: Mapping[str, SamplerOf] = {
     "dpm_solver_pp, order 1": lambda schedule, denoise, noise: samplers.dpm_solver_pp(schedule, denoise, order=1),
     "dpm_solver_pp, order 2": lambda schedule, denoise, noise: samplers.dpm_solver_pp(schedule, denoise, order=2),
     "dpm_solver_pp, order 3": lambda schedule, denoise, noise: samplers.dpm_solver_pp(schedule, denoise, order=3),
+    "unipc, order 1": lambda schedule, denoise, noise: samplers.unipc(schedule, denoise, order=1),
+    "unipc, order 2": lambda schedule, denoise, noise: samplers.unipc(schedule, denoise, order=2),
+    "unipc, order 3": lambda schedule, denoise, noise: samplers.unipc(schedule, denoise, order=3),
 }
 """The samplers of the library, by the names that the table has for them."""
 

@@ -25,11 +25,13 @@ def fields(subject: Subject, seed: int, form: Format) -> protocol.Protocol:
     """What the samples of a run depend on."""
     c = subject.model.config
     s, T = c.sampling, c.schedule.T
-    how = "{}={:g}".format(*objects.sampler_option(c))
+    how = "".join(f" {name}={value:g}" for name, value in objects.sampler_options(c).items())
     steps = f"{s.steps} steps" if s.steps == T else f"{s.steps} of {T} steps {s.spacing}"
+    errors = subject.model.errors_hash
     integers = "uint8" if subject.model.integer_levels <= 256 else "uint16"
     return {
-        "samples": f"{s.sampler} {steps} {how}",
+        "samples": f"{s.sampler} {steps}{how}",
+        **({"x0_errors": errors.removeprefix("sha256:")[:12]} if errors else {}),
         **objects.refinements(c),
         **_asked(subject),
         "format": integers if form == "integer" else "float",

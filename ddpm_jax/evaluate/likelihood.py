@@ -26,6 +26,7 @@ class Likelihood:
 
     The exact bound has every term of the chain, one network call per image and step.  --estimate draws two times from
     each of that many strata of the steps instead.  --steps and --spacing bound the likelihood under a strided chain.
+    The exact bound of all steps also leaves x0_errors.json in the run, for --sampler analytic, unless --out is given.
     """
 
     which: tyro.conf.OmitArgPrefixes[Which] = Which()
@@ -75,7 +76,15 @@ def run(subject: Subject, options: Likelihood) -> int:
         print(protocol.line(number))
     name = result(subject, chosen, options)
     print(f"written to {name}.json; values of each image and of each step in {name}.npz")
+    if subject.which.out is None and len(found.chain) == subject.model.config.schedule.T + 1 and process.first():
+        print(f"errors of x_0 at each t, for --sampler analytic: {keep_errors(subject, found)}")
     return 0
+
+
+def keep_errors(subject: Subject, found: Found) -> pathlib.Path:
+    """Where in the run the errors are that this bound of the whole chain has met, for the analytic sampler."""
+    model, n = subject.model, len(found.total)
+    return runs.errors.keep(model.workdir, model.fingerprint, model.config, found.errors / n, n)
 
 
 def bound(subject: Subject, chosen: Split, options: Likelihood) -> Found | None:

@@ -95,8 +95,8 @@ def continuations(model: runs.Model, options: Stochastic) -> Found:
 def shared_times(model: runs.Model, options: Stochastic) -> list[int]:
     """The times asked for, falling, or those nearest to the quarters of T."""
     c = model.config.sampling
-    if c.sampler == "dpm_solver_pp" or (c.sampler == "ddim" and c.eta == 0):
-        name = "DDIM with eta 0" if c.sampler == "ddim" else "DPM-Solver++"
+    if c.sampler in ("dpm_solver_pp", "unipc") or (c.sampler == "ddim" and c.eta == 0):
+        name = {"ddim": "DDIM with eta 0", "dpm_solver_pp": "DPM-Solver++", "unipc": "UniPC"}[c.sampler]
         raise ValueError(
             f"{name} adds no noise: all continuations of an x_t would be one and the same image; take "
             "--sampler ancestral, or DDIM with an --eta above 0"

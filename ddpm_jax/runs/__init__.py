@@ -1,8 +1,9 @@
 """A run's folder: who owns it, what its checkpoints say of it, and how training watches over it.
 
-config.json   metrics.jsonl   checkpoints/STEP   samples/STEP.png
+config.json   metrics.jsonl   checkpoints/STEP   samples/STEP.png   x0_errors.json
 """
 
+from ddpm_jax.runs import errors
 from ddpm_jax.runs.edits import Edit, edit, repeated
 from ddpm_jax.runs.manifest import read_manifest
 from ddpm_jax.runs.memory import fitting, lighter_look, lighter_samples, lighter_step
@@ -13,7 +14,7 @@ from ddpm_jax.runs.step import example_losses, keys_of, over_devices, stratified
 from ddpm_jax.runs.watch import Watch
 
 __all__ = [
-    "Asked", "Edit", "Model", "Run", "Said", "Watch", "asked", "claim", "edit", "example_losses", "fitting",
+    "Asked", "Edit", "Model", "Run", "Said", "Watch", "asked", "claim", "edit", "errors", "example_losses", "fitting",
     "image_hash", "keys_of", "lighter_look", "lighter_samples", "lighter_step", "over_devices", "read_manifest",
     "repeated", "standing", "stratified_times", "train_step", "word",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ import ddpm_jax
 from ddpm_jax import checkpoint, data, generate, samplers
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
+from ddpm_jax.runs import errors
 from ddpm_jax.runs.said import NOTHING, Asked
 
 
@@ -41,8 +42,9 @@ class Model:
         sampling: fields of `config.Sampling` in place of the config's own.
 
     Raises:
-        FileNotFoundError: if there is no such run or checkpoint.
-        ValueError: if a field of `sampling` is unknown or has a value that the config refuses.
+        FileNotFoundError: if there is no such run or checkpoint, or the analytic sampler misses the network's errors.
+        ValueError: if a field of `sampling` is unknown or has a value that the config refuses, or the errors are not
+            those of this network.
 
     Attributes:
         shape: of an image, (H, W, C) or (D, H, W, C).
@@ -51,6 +53,7 @@ class Model:
         format: what the data came as, see `data.Images`; "" also if the checkpoint does not say.
         label_names: of the labels that the network is told; () if there are none.
         asked: which images are drawn; those of nothing in particular, unless it was made by `asking`.
+        x0_errors: of the network at each t, float32 [T+1], if its sampler is the analytic one; else None.
     """
 
     def __init__(self, workdir: str | pathlib.Path, *, step: int | None, weights: str, sampling: dict[str, Any]):
@@ -79,8 +82,10 @@ class Model:
     def _take(self, config: configs.Config, sampling: dict[str, Any], asked: Asked) -> None:
         resolved = dataclasses.asdict(config.sampling) | sampling
         self.config = dataclasses.replace(config, sampling=configs.from_dict(resolved, configs.Sampling))
-        configs.check(self.config)
+        configs.check_trained(self.config)
         self.times, self.asked = objects.times(self.config), asked
+        analytic = self.config.sampling.sampler == "analytic"
+        self.x0_errors = errors.read(self.workdir, self.fingerprint, self.config) if analytic else None
 
     def asking(self, asked: Asked, **sampling: Any) -> "Model":
         """The same network, asked for these images, with some fields of `config.Sampling` in place of its own.
@@ -98,8 +103,8 @@ class Model:
     def describe(self) -> str:
         """One line: which weights, which sampler."""
         c = self.config.sampling
-        how = "{} {:g}".format(*objects.sampler_option(self.config))
-        said = f"{self.workdir}, step {self.step}, {self.weights} weights; {c.sampler}, {c.steps} steps, {how}"
+        how = "".join(f", {name} {value:g}" for name, value in objects.sampler_options(self.config).items())
+        said = f"{self.workdir}, step {self.step}, {self.weights} weights; {c.sampler}, {c.steps} steps{how}"
         if not objects.conditional(self.config):
             return said
         return f"{said}, guidance {c.guidance:g}; {self.asked.describe(self.label_names)}"
@@ -159,10 +164,19 @@ class Model:
     @property
     def inputs(self) -> "Inputs":
         """What `sampler_told` takes."""
-        numbers = objects.numbers(self.config)
+        return Inputs(self.params, self.times, self._numbers)
+
+    @property
+    def errors_hash(self) -> str | None:
+        """What names the errors that the analytic sampler rests on; None for the others."""
+        return errors.digest(self.x0_errors)
+
+    @property
+    def _numbers(self) -> objects.Numbers:
+        numbers = objects.numbers(self.config, self.x0_errors)
         if self.asked == NOTHING:  # which goes nowhere: one call of the network does what two would
             numbers = numbers._replace(guidance=np.float32(1))
-        return Inputs(self.params, self.times, numbers)
+        return numbers
 
     @property
     def integer_levels(self) -> int:
@@ -191,6 +205,7 @@ class Model:
             "weights": self.weights,
             "sampling": dataclasses.asdict(self.config.sampling),
             "asked": self.asked.record(),
+            **({"x0_errors": self.errors_hash} if self.errors_hash else {}),
             "times": self.times.tolist(),
             "image": {"shape": list(self.shape), "levels": self.levels, "dtype": str(self.dtype)},
             "machine": {"platform": device.platform, "kind": device.device_kind, "devices": jax.device_count()},
@@ -215,7 +230,7 @@ class Model:
 
     def sampler(self, params):
         """The `samplers.Sampler` of the network with these parameters, told nothing."""
-        return objects.sampler(self.config, self.schedule, self.denoiser(params), objects.numbers(self.config))
+        return objects.sampler(self.config, self.schedule, self.denoiser(params), self._numbers)
 
     def sampler_told(self, inputs: "Inputs", rows):
         """The `samplers.Sampler` of the network that is told `rows`, see `Asked.rows`, and guided by them."""

@@ -1,0 +1,80 @@
+"""How far off a run's network is at each t, as `python -m ddpm_jax.evaluate RUN likelihood` leaves it in the run.
+
+x0_errors.json, for `samplers.analytic`: it belongs to certain weights, and to what is done to their predictions.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from ddpm_jax import config as configs
+from ddpm_jax.config import objects
+
+FILE = "x0_errors.json"
+
+
+def keep(
+    workdir: pathlib.Path, fingerprint: str, config: configs.Config, x0_errors: np.ndarray, images: int
+) -> pathlib.Path:
+    """Writes the mean squared errors of x_0_hat at t = 1..T, and returns where; those of more images stay.
+
+    Args:
+        fingerprint: of the weights.
+        x0_errors: [T] per component, squared data units.
+        images: how many they are means over.
+    """
+    path = workdir / FILE
+    found = {"fingerprint": fingerprint, "denoiser": objects.refinements(config), "images": images}
+    try:
+        before = _content(path)
+    except (FileNotFoundError, ValueError):
+        before = {}
+    if any(before.get(name) != found[name] for name in ("fingerprint", "denoiser")) or before["images"] < images:
+        part = path.with_name(path.name + ".new")
+        part.write_text(json.dumps(found | {"x0_errors": [0.0, *map(float, x0_errors)]}, indent=1) + "\n")
+        os.replace(part, path)
+    return path
+
+
+def read(workdir: pathlib.Path, fingerprint: str, config: configs.Config) -> np.ndarray:
+    """The errors, float32 [T+1], row 0 being 0.
+
+    Raises:
+        FileNotFoundError: if they have not been measured.
+        ValueError: naming the file, if it is damaged, or about other weights or another clipping.
+    """
+    path, T = workdir / FILE, config.schedule.T
+    measure = (
+        f"python -m ddpm_jax.evaluate {workdir} likelihood --steps {T}, with the same --checkpoint, --weights, --clip, "
+        "--threshold and --eps-scale, measures them"
+    )
+    if not path.is_file():
+        raise FileNotFoundError(f"--sampler analytic needs the network's errors, and there is no {path}: {measure}")
+    found = _content(path)
+    if found["fingerprint"] != fingerprint:
+        raise ValueError(f"{path} has the errors of {found['fingerprint']}, not of {fingerprint}: {measure}")
+    if found["denoiser"] != objects.refinements(config):
+        raise ValueError(f"{path} has errors with {found['denoiser']}, not {objects.refinements(config)}: {measure}")
+    if len(found["x0_errors"]) != T + 1:
+        raise ValueError(f"{path} is damaged: {len(found['x0_errors'])} errors, not {T + 1}; remove it, and {measure}")
+    return np.asarray(found["x0_errors"], np.float32)
+
+
+def digest(x0_errors: np.ndarray | None) -> str | None:
+    """What names these errors, for a manifest; None if there are none."""
+    return None if x0_errors is None else f"sha256:{hashlib.sha256(x0_errors.tobytes()).hexdigest()}"
+
+
+def _content(path: pathlib.Path) -> dict:
+    try:
+        found = json.loads(path.read_bytes())
+        numbers = np.asarray(found["x0_errors"], np.float64)
+        right = numbers.ndim == 1 and np.isfinite(numbers).all() and (numbers >= 0).all() and found["images"] > 0
+        if not right or type(found["fingerprint"]) is not str or type(found["denoiser"]) is not dict:
+            raise ValueError("not what an evaluation writes there")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:  # of what JSON nests too deeply
+        raise ValueError(f"{path} is damaged, remove it: {type(error).__name__}: {str(error)[:100]}") from error
+    return found

@@ -1,0 +1,44 @@
+"""Reverse processes: from noise to data, by one scan over falling times.
+
+A sampler is a pair of pure functions, as an optax transformation is:
+
+    init(x, t)               -> state                 before the first step
+    step(keys, state, t, s)  -> state                 one transition from t to an earlier s
+
+Any increasing strides are just another array of times; a schedule is never respaced.  Image i depends on its own key
+and on nothing else: all its noise comes from fold_in(key_i, t), t being the time a step leaves, and its x_T from
+fold_in(key_i, 0).
+"""
+
+from ddpm_jax.samplers.chain import (
+    Noise,
+    Sampler,
+    State,
+    image_keys,
+    initial_noise,
+    sample,
+    step_noise,
+    trajectory,
+)
+from ddpm_jax.samplers.multistep import dpm_solver_pp, unipc
+from ddpm_jax.samplers.onestep import analytic, ancestral, ddim
+from ddpm_jax.samplers.spacing import Spacing, section_times, times
+
+__all__ = [
+    "Noise",
+    "Sampler",
+    "Spacing",
+    "State",
+    "analytic",
+    "ancestral",
+    "ddim",
+    "dpm_solver_pp",
+    "image_keys",
+    "initial_noise",
+    "sample",
+    "section_times",
+    "step_noise",
+    "times",
+    "trajectory",
+    "unipc",
+]

@@ -1,0 +1,190 @@
+"""Samplers that remember earlier calls of the network: polynomials through the x_0 that it predicted.
+
+Both solve the deterministic flow from t to s, with lambda = log(signal / noise) as its time:
+
+    x_s = noise_s / noise_t x_t + signal_s int_0^h exp(u - h) p(u) du,    h = lambda_s - lambda_t
+
+where p is the polynomial through the x_0_hat of the latest calls, t's at u = 0.  In Newton's form
+
+    p(u) = x_0_hat_t + slope u + bend u (u + width),    width = lambda_t - lambda of the call before
+
+whose differences are 0 where they would reach back to calls that there were not.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import gaussian
+from ddpm_jax.gaussian import Denoiser
+from ddpm_jax.samplers.chain import Sampler
+from ddpm_jax.schedules import Schedule, at
+
+QUADRATURE = [((1 + float(y)) / 2, float(m) / 2) for y, m in zip(*np.polynomial.legendre.leggauss(8), strict=True)]
+"""Nodes and masses on [0, 1]: polynomials up to degree 15 are exact, and exp to the last digit."""
+
+
+class Multistep(NamedTuple):
+    """A `State` with what earlier steps have left; widths [] are in half log SNR, infinite where there is no step.
+
+    x, x0, t: as in `State`.
+    width: of the step to t.
+    before, width_before: the x_0 predicted one step earlier [B, ...], and the width of that step.
+    """
+
+    x: jax.Array
+    x0: jax.Array
+    t: jax.Array
+    width: jax.Array
+    before: jax.Array
+    width_before: jax.Array
+
+
+class Expecting(NamedTuple):
+    """A `Multistep` that the next call of the network corrects: x moves by weight (x_0_hat_t - expected).
+
+    expected: [B, ...]; weight: [].
+    """
+
+    x: jax.Array
+    x0: jax.Array
+    t: jax.Array
+    width: jax.Array
+    before: jax.Array
+    width_before: jax.Array
+    expected: jax.Array
+    weight: jax.Array
+
+
+def dpm_solver_pp(
+    schedule: Schedule,
+    denoise: Denoiser,
+    *,
+    order: Literal[1, 2, 3] = 2,
+    second: Literal["midpoint", "integral"] = "midpoint",
+) -> Sampler:
+    """DPM-Solver++ (Lu et al., arXiv:2211.01095), multistep: the deterministic flow, x_0_hat going on as it came.
+
+    See the module for the step; p is of degree order - 1.  Order 1 is `ddim` with eta 0.  One call of the network for
+    each step.  A step before which there were too few calls, and the step to the data, whose h is infinite, have the
+    order that they can.
+
+    Args:
+        second: what order 2 takes for the integral of u: "midpoint" h / 2 for u, as the paper does, "integral" the
+            integral itself, as order 3 does and diffusers with solver_type "heun".
+
+    Raises:
+        ValueError: if the order is not 1, 2 or 3, or `second` has another value.
+    """
+    _check_order(order)
+    if second not in ("midpoint", "integral"):
+        raise ValueError(f"second must be 'midpoint' or 'integral', got {second!r}")
+
+    def step(keys, state, t, s):
+        x0 = denoise(state.x, t).x0
+        h, integrals = _integrals(schedule, t, s, state.x)
+        slope, bend = _differences(state, x0, order)
+        if order == 2 and second == "midpoint":
+            integrals = _midpoint(h, integrals)
+        x = _predicted(schedule, state, state.x, x0, s, integrals, slope, bend)
+        return Multistep(x, x0, s, h, state.x0, state.width)
+
+    return Sampler(_forgetful, step)
+
+
+def unipc(schedule: Schedule, denoise: Denoiser, *, order: Literal[1, 2, 3] = 2) -> Sampler:
+    """UniPC (Zhao et al., arXiv:2302.04867), multistep: each call of the network also corrects the step that led to it.
+
+    A step is predicted as `dpm_solver_pp` does, with p of degree order - 1.  The next step's call tells x_0_hat at s,
+    and the step is taken again with the polynomial of one degree more that goes through it too, integrated exactly: to
+    what follows from p alone,
+
+        signal_s int_0^h exp(u - h) prod_k (u - u_k) / (h - u_k) du (x_0_hat_s - p(h)),    u_k the knots of p
+
+    is added.  So one call of the network for each step gives about an order more than dpm_solver_pp has: 2, 3 and 3.4
+    are measured.  The paper's B(h) matters in two places alone: the predictor of order 2 has it here too, the corrector
+    of order 1 not.  The step to the data is of order 1, and nothing corrects it.
+
+    What is written into x between two steps, as `edits.inpainting` does, is then moved by the correction as well.
+
+    Raises:
+        ValueError: if the order is not 1, 2 or 3.
+    """
+    _check_order(order)
+
+    def init(x, t):
+        return Expecting(*_forgetful(x, t), jnp.zeros_like(x), jnp.zeros((), x.dtype))
+
+    def step(keys, state, t, s):
+        x0 = denoise(state.x, t).x0
+        x_t = state.x + state.weight * (x0 - state.expected)
+        h, integrals = _integrals(schedule, t, s, x_t)
+        slope, bend = _differences(state, x0, order)
+        used = _midpoint(h, integrals) if order == 2 else integrals
+        x = _predicted(schedule, state, x_t, x0, s, used, slope, bend)
+        width = jnp.where(jnp.isfinite(h), h, 1.0)  # the step to the data is corrected by nothing: it has no weight
+        weight = _weight(state, width, integrals, order)
+        expected = x0 + width * slope + width * (width + _reach(state)) * bend
+        expected -= jnp.where(weight > 0, (integrals[1] - used[1]) / weight, 0.0) * slope
+        return Expecting(x, x0, s, h, state.x0, state.width, expected, at(schedule.signal, s, x0) * weight)
+
+    return Sampler(init, step)
+
+
+def _check_order(order: int) -> None:
+    if order not in (1, 2, 3):
+        raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
+
+
+def _forgetful(x: jax.Array, t: jax.Array) -> Multistep:
+    nothing, never = jnp.zeros_like(x), jnp.full((), jnp.inf, x.dtype)
+    return Multistep(x, nothing, t, never, nothing, never)
+
+
+def _integrals(schedule: Schedule, t, s, like: jax.Array):
+    """h, and int_0^h exp(u - h) u^k du for k = 0..3: where h is infinite 1, 0, 0, 0."""
+    h = -0.5 * gaussian.log_snr_fall(schedule, t, s, like)
+    found = [-jnp.expm1(-h)]
+    for k in (1, 2, 3):
+        # in parts; of a short step that would be a difference of nearly equal numbers, and quadrature is exact
+        short = jnp.minimum(h, 1.0)
+        by_nodes = short ** (k + 1) * sum(m * y**k * jnp.exp(short * (y - 1)) for y, m in QUADRATURE)
+        found.append(jnp.where(h < 1, by_nodes, jnp.where(jnp.isfinite(h), h**k - k * found[-1], 0.0)))
+    return h, tuple(found)
+
+
+def _midpoint(h: jax.Array, integrals):
+    """The integrals with h / 2 for u."""
+    u0, _, u2, u3 = integrals
+    return u0, jnp.where(jnp.isfinite(h), u0 * h / 2, 0.0), u2, u3
+
+
+def _differences(state, x0: jax.Array, order: int):
+    """Newton's divided differences: the slope, and the bend; 0 beyond the order."""
+    slope = (x0 - state.x0) / state.width
+    bend = (slope - (state.x0 - state.before) / state.width_before) / (state.width + state.width_before)
+    return slope if order > 1 else jnp.zeros_like(x0), bend if order > 2 else jnp.zeros_like(x0)
+
+
+def _predicted(schedule: Schedule, state, x_t, x0, s, integrals, slope, bend) -> jax.Array:
+    """x_s, by the polynomial through what has been predicted."""
+    u0, u1, u2, _ = integrals
+    found = u0 * x0 + u1 * slope + (u2 + _reach(state) * u1) * bend
+    return at(schedule.noise, s, x_t) / at(schedule.noise, state.t, x_t) * x_t + at(schedule.signal, s, x_t) * found
+
+
+def _weight(state, h: jax.Array, integrals, order: int) -> jax.Array:
+    """int_0^h exp(u - h) prod_k (u - u_k) / (h - u_k) du: the knots of p are 0, and the order - 1 calls before."""
+    _, u1, u2, u3 = integrals
+    # a factor of an earlier knot is a u + b; 1 where there was no such call
+    a = 1 / (h + state.width) if order > 1 else jnp.zeros_like(h)
+    c = 1 / (h + state.width + state.width_before) if order > 2 else jnp.zeros_like(h)
+    b, d = 1 - h * a, 1 - h * c
+    return (a * c * u3 + (a * d + b * c) * u2 + b * d * u1) / h
+
+
+def _reach(state) -> jax.Array:
+    """The width of the step to t; 0 where there was none and the bend is 0."""
+    return jnp.where(jnp.isfinite(state.width), state.width, 0.0)

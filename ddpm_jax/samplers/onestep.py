@@ -1,0 +1,98 @@
+"""Samplers that remember nothing: the reverse process, and DDIM's family."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import gaussian
+from ddpm_jax.gaussian import Denoiser
+from ddpm_jax.samplers.chain import Noise, Sampler, State, begin, step_noise
+from ddpm_jax.schedules import Schedule, at
+
+
+def ancestral(schedule: Schedule, denoise: Denoiser, *, mix: float = 1.0, noise: Noise = step_noise) -> Sampler:
+    """The reverse process of DDPM, algorithm 2: x_s = mean of q(x_s | x_t, x_0_hat) + std noise.
+
+    Args:
+        mix: the reverse variance, 0 for beta-tilde, 1 for beta; an `Estimate.mix` takes precedence.  The last step
+            adds no noise, whatever the mix.
+        noise: where a step's noise comes from.
+    """
+
+    def variance(found, state, t, s):
+        # at the data a mix below 1 gives 0, whose root has no derivative, and one above 1 infinity: keep them out
+        chosen = jnp.where(s > 0, mix if found.mix is None else found.mix, 1.0)
+        return gaussian.reverse_variance(schedule, t, s, state.x, chosen)
+
+    return _reverse(schedule, denoise, variance, noise)
+
+
+def analytic(
+    schedule: Schedule, denoise: Denoiser, x0_errors: np.ndarray | jax.Array, *, noise: Noise = step_noise
+) -> Sampler:
+    """The reverse process with the best variance there is for a mean: that of x_s given x_t, on average.
+
+        noise_s^2 (1 - r) + (signal_s (1 - r))^2 x0_errors_t,    r = SNR_t / SNR_s
+
+    The law of total variance: beta-tilde, and what is not known of x_0 (Bao et al., arXiv:2201.06503, theorem 1, with
+    the error measured instead of derived from E|eps_hat|^2).  Exact for data that are one Gaussian with equal
+    variances.  The last step adds no noise.
+
+    Args:
+        x0_errors: [T+1] mean squared error of x_0_hat at each t, per component, squared data units; row 0 is not
+            read.  `likelihood.bound(...).mse.mean(1)` are the rows 1..T, for the same denoiser.
+        noise: where a step's noise comes from.
+
+    Raises:
+        ValueError: if x0_errors has another shape.
+    """
+    if jnp.shape(x0_errors) != (schedule.T + 1,):
+        raise ValueError(f"x0_errors must have a row for each t in 0..T, {(schedule.T + 1,)}: {jnp.shape(x0_errors)}")
+    errors = jnp.asarray(x0_errors)
+
+    def variance(found, state, t, s):
+        fresh = gaussian.fresh_noise(schedule, t, s, state.x)
+        signal_s, noise_s = at(schedule.signal, s, state.x), at(schedule.noise, s, state.x)
+        return noise_s**2 * fresh + (signal_s * fresh) ** 2 * at(errors, t, state.x)
+
+    return _reverse(schedule, denoise, variance, noise)
+
+
+def _reverse(schedule: Schedule, denoise: Denoiser, variance: Callable, noise: Noise) -> Sampler:
+    """x_s = mean of q(x_s | x_t, x_0_hat) + std noise, with variance(found, state, t, s)."""
+
+    def step(keys, state, t, s):
+        found = denoise(state.x, t)
+        mean, _ = gaussian.posterior(schedule, found.x0, state.x, t, s)
+        std = jnp.where(s > 0, jnp.sqrt(variance(found, state, t, s)), 0.0)
+        return State(mean + std * noise(keys, t, state.x), found.x0, s)
+
+    return Sampler(begin, step)
+
+
+def ddim(schedule: Schedule, denoise: Denoiser, *, eta: float = 0.0, noise: Noise = step_noise) -> Sampler:
+    """DDIM (Song et al., arXiv:2010.02502), equation 12.
+
+        x_s = signal_s x_0_hat + noise_s sqrt(1 - eta^2 (1 - r)) eps_hat + eta noise_s sqrt(1 - r) z
+
+    eta 0 is deterministic, and then also steps towards the noise (s > t), which encodes an image; eta 1 has the law of
+    `ancestral` with mix 0.
+
+    Args:
+        eta: a number in [0, 1], or a traced scalar.
+        noise: where z comes from.
+    """
+
+    def step(keys, state, t, s):
+        found = denoise(state.x, t)
+        signal_s, noise_s = at(schedule.signal, s, state.x), at(schedule.noise, s, state.x)
+        fresh = gaussian.fresh_noise(schedule, t, s, state.x)
+        random = noise_s * jnp.asarray(eta, state.x.dtype)
+        # at the data it meets noise_s = 0, and for eta 1 would be 0 itself, whose root has no derivative
+        kept = jnp.where(jnp.equal(s, 0), 1.0, 1 - eta**2 * fresh)
+        x = signal_s * found.x0 + noise_s * jnp.sqrt(kept) * found.eps
+        return State(x + random * jnp.sqrt(jnp.maximum(fresh, 0)) * noise(keys, t, state.x), found.x0, s)
+
+    return Sampler(begin, step)

@@ -1,0 +1,72 @@
+"""Which times a chain visits."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+Spacing = Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic"]
+
+
+def times(T: int, steps: int, *, spacing: Spacing = "uniform") -> np.ndarray:
+    """The times that a chain of `steps` network calls visits, falling to 0: int32 [steps + 1].
+
+    Args:
+        spacing: "uniform" has equal strides from T to 1 (OpenAI's "N"); "leading" the multiples of T // steps, plus
+            one, "trailing" equal strides down from T, "linspace" rounded as diffusers does; "ddim" the smallest
+            integer stride that gives `steps` times (OpenAI's "ddimN"), which need not exist; "quadratic" squares,
+            dense near the data (DDIM, appendix D.2).
+
+    Raises:
+        ValueError: if steps is not in 1..T, the spacing is unknown, or "ddim" cannot give that many.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= T:
+        raise ValueError(f"steps must be an integer in 1..T = {T}, got {steps!r}")
+    i = np.arange(steps)
+    if spacing == "uniform":
+        rising = np.array([T]) if steps == 1 else 1 + np.round((T - 1) / (steps - 1) * i)
+    elif spacing == "leading":
+        rising = 1 + i * (T // steps)
+    elif spacing == "trailing":
+        rising = np.round(np.arange(T, 0, -T / steps))[::-1][-steps:]
+    elif spacing == "linspace":
+        rising = 1 + np.round(np.linspace(0, T - 1, steps))
+    elif spacing == "ddim":
+        stride = next((n for n in range(1, T + 1) if len(range(0, T, n)) == steps), None)
+        if stride is None:
+            raise ValueError(f"spacing 'ddim': no integer stride over {T} steps gives {steps} times")
+        rising = 1 + i * stride
+    elif spacing == "quadratic":
+        squares = 1 + np.round((T - 1) * (i / max(steps - 1, 1)) ** 2)
+        rising = np.array([T]) if steps == 1 else np.maximum(squares, i + 1)  # no time twice near the data
+    else:
+        legal = ", ".join(map(repr, Spacing.__args__))
+        raise ValueError(f"spacing must be one of {legal}, got {spacing!r}")
+    return np.concatenate([[0], rising]).astype(np.int32)[::-1].copy()
+
+
+def section_times(T: int, counts: Sequence[int]) -> np.ndarray:
+    """OpenAI's respacing: 1..T in len(counts) equal sections, counts[i] times evenly in the i-th; falling to 0.
+
+    Args:
+        counts: how many times from each section, the data's side first; a section may have none.
+
+    Raises:
+        ValueError: if a section has fewer steps than asked of it, or no time is left at all.
+    """
+    if not any(count > 0 for count in counts):
+        raise ValueError(f"counts must ask for at least one time, got {list(counts)}")
+    size, extra = divmod(T, len(counts))
+    start, chosen = 0, set()
+    for i, count in enumerate(counts):
+        length = size + (i < extra)
+        if length < count:
+            raise ValueError(f"a section of {length} steps cannot give {count} times")
+        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        position = 0.0
+        for _ in range(count):
+            # the positions are accumulated, as there, so that halves round alike
+            chosen.add(start + round(position) + 1)
+            position += stride
+        start += length
+    return np.array([*sorted(chosen, reverse=True), 0], np.int32)
