@@ -41,6 +41,9 @@ class Exact(runs.Model):
 
         return denoise
 
+    def denoiser_told(self, inputs, rows):
+        return self.denoiser(inputs.params)
+
 
 def exact(folder, **sampling):
     return Exact(folder, step=None, weights="ema", sampling=sampling)

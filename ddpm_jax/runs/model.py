@@ -234,9 +234,12 @@ class Model:
 
     def sampler_told(self, inputs: "Inputs", rows):
         """The `samplers.Sampler` of the network that is told `rows`, see `Asked.rows`, and guided by them."""
+        return objects.sampler(self.config, self.schedule, self.denoiser_told(inputs, rows), inputs.numbers)
+
+    def denoiser_told(self, inputs: "Inputs", rows):
+        """The `gaussian.Denoiser` of the network that is told `rows`, and guided by them."""
         told = objects.told(self.config, self._net, inputs.params, rows, inputs.numbers)
-        denoise = objects.denoiser(self.config, self.schedule, told)
-        return objects.sampler(self.config, self.schedule, denoise, inputs.numbers)
+        return objects.denoiser(self.config, self.schedule, told)
 
 
 def image_hash(image: np.ndarray) -> str:
