@@ -175,7 +175,7 @@ def _gib(number: float) -> str:
 
 
 def _operations(number: float | None) -> str:
-    return "-" if number is None else f"{number / 1e9:.4g} G"
+    return "-" if number is None else f"{number / 1e9:,.{max(0, 3 - math.floor(math.log10(number / 1e9)))}f} G"
 
 
 def _devices(where: str) -> int:
