@@ -1,0 +1,180 @@
+"""Whether networks draw what they are told: by label, by text, and scenes of things that stand somewhere.
+
+    python -m benchmarks.told labels RUN       # of configs/digits.py:labels
+    python -m benchmarks.told texts RUN        # of configs/digits.py:text
+    python -m benchmarks.told pairs RUN        # of configs/pairs.py
+    python -m benchmarks.told scenes RUN       # of configs/scenes.py
+
+Samples of a seed that training did not draw, as many of each label or text; digits are read by the classifier of
+`ddpm_jax.metrics`, scenes by `metrics.attributes`.  Results are printed, and kept in benchmarks/results/told-KIND.json
+with what they depend on; a guidance that is there already, of the same weights, is not drawn again.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from ddpm_jax import process
+from ddpm_jax.config import flags
+
+TEMPLATES = (
+    "a photo of a {}", "somebody wrote a {}", "the {} of a child", "draw the digit {} for me", "number {}",
+    "in this picture there is a {}", "a small scan of the handwritten digit {}",
+)  # fmt: skip
+"""Of no config: texts whose strings training has never seen."""
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    kind: tyro.conf.Positional[Literal["labels", "texts", "pairs", "scenes"]]
+    """What the run is told."""
+    run: tyro.conf.Positional[str]
+    """Its folder."""
+    guidance: tuple[float, ...] = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
+    """The curve's places."""
+    num: int = 500
+    """Samples at each place, of each group."""
+    seed: int = 1000
+    """Of the samples."""
+    sampling: tyro.conf.OmitArgPrefixes[flags.Sampling] = flags.Sampling()
+
+
+def main(argv: list[str]) -> None:
+    """Prints a table and writes it as JSON."""
+    from ddpm_jax import runs
+
+    args = tyro.cli(Arguments, prog="python -m benchmarks.told", args=argv)
+    process.prepare()
+    model = runs.Model(args.run, step=None, weights="ema", sampling=args.sampling.chosen())
+    measure = {"labels": labels, "texts": texts, "pairs": pairs, "scenes": scenes}[args.kind]
+    path = RESULTS / f"told-{args.kind}.json"
+    made = model.manifest() | {"num": args.num, "seed": args.seed, "command": f"python -m benchmarks.told {args.kind}"}
+    made["sampling"] = {k: v for k, v in made["sampling"].items() if k != "guidance"}
+    before = json.loads(path.read_text()) if path.exists() else {}
+    rows = before["rows"] if before.get("made", {}).get("fingerprint") == model.fingerprint else []
+    for scale in args.guidance:
+        if not any(row["guidance"] == scale for row in rows):
+            begun = time.perf_counter()
+            found = measure(model, args, scale)
+            rows.append({"guidance": scale, "seconds": round(time.perf_counter() - begun, 1), **found})
+            rows.sort(key=lambda row: row["guidance"])
+            path.write_text(json.dumps({"made": made, "rows": rows}, indent=1) + "\n")
+        print(json.dumps(next(row for row in rows if row["guidance"] == scale)), flush=True)
+
+
+def drawn(model, args: Arguments, scale: float, *, labels: Sequence[int] = (), texts: Sequence[str] = ()) -> np.ndarray:
+    """Samples as the data have them, of the labels or texts in turn."""
+    from ddpm_jax import runs
+
+    asked = model.asking(runs.Asked(tuple(labels), tuple(texts)), guidance=float(scale))
+    return np.concatenate([asked.images(part.x) for part in asked.draw(seed=args.seed, start=0, num=args.num)])
+
+
+def shares(right: np.ndarray) -> dict[str, float]:
+    """The share that is right, and its standard error."""
+    mean = float(np.mean(right))
+    return {"right": round(mean, 4), "error": round((mean * (1 - mean) / len(right)) ** 0.5, 4)}
+
+
+def labels(model, args: Arguments, scale: float) -> dict[str, Any]:
+    """How many samples the classifier sees the label in that was asked for."""
+    from ddpm_jax.metrics import classifier
+
+    judged = classifier.load("digits")(drawn(model, args, scale, labels=range(10)))
+    right = judged.probabilities.argmax(1) == np.arange(args.num) % 10
+    sure = judged.probabilities.max(1) > classifier.SURE
+    return shares(right) | {"sure": round(float(sure.mean()), 4)}
+
+
+def texts(model, args: Arguments, scale: float) -> dict[str, Any]:
+    """As `labels`, of texts from templates in training and of TEMPLATES."""
+    from ddpm_jax.data import sources
+    from ddpm_jax.metrics import classifier
+
+    def of(templates: Sequence[str]) -> dict[str, float]:
+        asked = [template.format(name) for template in templates for name in sources.DIGITS]
+        judged = classifier.load("digits")(drawn(model, args, scale, texts=asked))
+        return shares(judged.probabilities.argmax(1) == np.arange(args.num) % 10)
+
+    seen = model.config.condition.templates
+    assert not {template.format(name) for template in TEMPLATES for name in sources.DIGITS} & {
+        template.format(name) for template in seen for name in sources.DIGITS
+    }
+    return {"templates of training": of(seen), "other templates": of(TEMPLATES)}
+
+
+def pairs(model, args: Arguments, scale: float) -> dict[str, Any]:
+    """How many samples have both digits of the text, of pairs in training and of those held out."""
+    from ddpm_jax.data import pairs, sources
+    from ddpm_jax.metrics import attributes
+
+    every = [pairs.Pair(left, right) for left in range(10) for right in range(10)]
+
+    def of(some: Sequence[pairs.Pair]) -> dict[str, Any]:
+        asked = [(text, pair) for way in (0, 1) for pair in some
+                 for text in [pairs.descriptions(pair, sources.DIGITS)[way]]]  # fmt: skip
+        found = attributes.read_pairs(drawn(model, args, scale, texts=[text for text, _ in asked]))
+        wanted = [asked[i % len(asked)][1] for i in range(args.num)]
+        return {
+            "both": shares(np.array([one == other for one, other in zip(found, wanted, strict=True)])),
+            "the other way round": shares(
+                np.array([one == other[::-1] and one != other for one, other in zip(found, wanted, strict=True)])
+            ),
+        }
+
+    return {
+        "pairs of training": of([pair for pair in every if pair not in pairs.HELD_OUT]),
+        "held-out pairs": of([pair for pair in every if pair in pairs.HELD_OUT]),
+    }
+
+
+def scenes(model, args: Arguments, scale: float) -> dict[str, Any]:
+    """What is right of samples, of scenes in training, of both kinds held out, in other phrasings, and by chance.
+
+    The control is told the descriptions of other scenes: what is right by chance, and by the data's own habits.
+    """
+    from ddpm_jax.data import scenes
+    from ddpm_jax.metrics import attributes
+
+    found = scenes.images()
+    train, test = found.train_captions or (), found.test_captions or ()
+    of_kind: dict[str, list[scenes.Scene]] = {"seen": [], "pairing": [], "thing": []}
+    for caption in (*train[: args.num], *test):
+        scene = scenes.described(caption.splitlines()[0])
+        of_kind[scenes.novelty(scene)].append(scene)
+    draw = np.random.RandomState(args.seed)
+
+    def group(some: Sequence[scenes.Scene], phrasings: Sequence[str], other: Callable[[int], int]) -> dict[str, Any]:
+        some = [some[i % len(some)] for i in range(args.num)]
+        said = [scenes.descriptions(scene, phrasings) for scene in some]
+        chosen = [lines[draw.randint(len(lines))] for lines in said]
+        told = [chosen[other(i)] for i in range(args.num)]
+        read = attributes.read_scenes(drawn(model, args, scale, texts=told))
+        right = attributes.agreement(some, read.scenes)
+        return {name: round(float(np.mean(value)), 4) for name, value in right._asdict().items()} | {
+            "distance in levels": round(float(np.median(read.errors)), 1)
+        }
+
+    def itself(i: int) -> int:
+        return i
+
+    return {
+        "seen": group(of_kind["seen"], scenes.PHRASINGS, itself),
+        "pairings held out": group(of_kind["pairing"], scenes.PHRASINGS, itself),
+        "things held out": group(of_kind["thing"], scenes.PHRASINGS, itself),
+        "seen, other phrasings": group(of_kind["seen"], scenes.HELD_OUT_PHRASINGS, itself),
+        "control: told of others": group(of_kind["seen"], scenes.PHRASINGS, lambda i: (i + 1) % args.num),
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
