@@ -74,7 +74,7 @@ def draw(args: Arguments) -> int:
     model = runs.Model(
         args.run, step=args.model.checkpoint, weights=args.model.weights, sampling=args.sampling.chosen()
     )
-    model = model.asking(runs.asked(args.asked, args.sampling, model.label_names, model.config.net.num_classes))
+    model = model.asking(runs.asked(args.asked, args.sampling, model))
     model.asked.check(model.config)
     edit = runs.edit(model, args.edits, start=args.start, num=args.num)
     if edit and args.trajectory:
@@ -208,7 +208,7 @@ def verify(args: Arguments) -> int:
         raise ValueError(f"{path} was made from {manifest['fingerprint']}, {args.run} holds {model.fingerprint}")
     if model.errors_hash != manifest.get("x0_errors"):
         raise ValueError(f"{path} rests on x0_errors {manifest.get('x0_errors')}, {args.run} holds {model.errors_hash}")
-    model = model.asking(runs.Asked(*(tuple(manifest["asked"][name]) for name in ("labels", "texts"))))
+    model = model.asking(runs.asked_again(manifest["asked"], model))
     wanted = dataclasses.replace(args, seed=manifest["seed"], start=manifest["start"], num=manifest["num"])
     again = images(runs.repeated(model, manifest) or model, wanted)
     equal = [runs.image_hash(image) == sha for image, sha in zip(again, manifest["sha256"], strict=True)]

@@ -130,6 +130,23 @@ def guided(net: ConditionalNet, condition: Any, null: Any, scale: float | jax.Ar
     return predict
 
 
+def coarser(x: jax.Array, factor: int) -> jax.Array:
+    """The image with the mean of each square of factor x factor pixels (cube, of volumes) in all of its pixels.
+
+    Args:
+        x: [B, H, W, C], of any spatial axes.
+
+    Raises:
+        ValueError: if the factor does not divide the sizes.
+    """
+    sides = x.shape[1:-1]
+    if factor < 1 or any(side % factor for side in sides):
+        raise ValueError(f"a factor of {factor} does not divide the image's sizes {sides}")
+    split = [n for side in sides for n in (side // factor, factor)]
+    means = x.reshape(x.shape[0], *split, x.shape[-1]).mean(range(2, 2 * len(sides) + 1, 2), keepdims=True)
+    return jnp.broadcast_to(means, (x.shape[0], *split, x.shape[-1])).reshape(x.shape)
+
+
 def one_text(keys: jax.Array, tokens: jax.Array) -> jax.Array:
     """One of each example's texts, all equally likely.
 

@@ -105,9 +105,9 @@ def test_configs_that_cannot_be_told_are_refused(change, text):
 # --- sampling
 
 
-def test_labels_are_asked_for_by_name_or_number():
+def test_labels_are_asked_for_by_name_or_number(home):
     def ask(*args, **kinds):
-        return said.asked(flags.Asked(*args, **kinds), flags.Sampling(), NAMES, 10)
+        return said.asked(flags.Asked(*args, **kinds), flags.Sampling(), model(home))
 
     assert ask("three").labels == ask("3").labels == (3,)
     assert ask(labels="seven, 0,2").labels == (7, 0, 2) and ask(labels="all").labels == tuple(range(10))
@@ -117,9 +117,10 @@ def test_labels_are_asked_for_by_name_or_number():
     with pytest.raises(ValueError, match="--label is one for all images and --labels several"):
         ask("1", "2,3")
     with pytest.raises(ValueError, match="this run's network was not told any"):
-        said.asked(flags.Asked("1"), flags.Sampling(), (), 0)
+        plain = runs.Model(tiny_run.make(home.parent / "plain"), step=None, weights="ema", sampling={})
+        said.asked(flags.Asked("1"), flags.Sampling(), plain)
     with pytest.raises(ValueError, match="--guidance 2 needs something to go for"):
-        said.asked(flags.Asked(), flags.Sampling(guidance=2.0), NAMES, 10)
+        said.asked(flags.Asked(), flags.Sampling(guidance=2.0), model(home))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_what_a_network_cannot_be_told_is_not_asked_of_it(asked, config, text):
 
 def test_image_i_is_told_the_label_and_the_text_of_its_turn(home):
     asked = runs.Asked((4, 1, 7), ("a four", "a one"))
-    rows = asked.rows(TOLD, np.array([5, 6, 7, 8]))
+    rows = asked.rows(TOLD, (8, 8, 1), np.array([5, 6, 7, 8]))
     np.testing.assert_array_equal(rows.label, [7, 4, 1, 7])
     assert [bytes(row).rstrip(b"\0") for row in rows.tokens] == [b"a one", b"a four", b"a one", b"a four"]
     whole = drawn(model(home).asking(asked, guidance=2.0))
@@ -241,7 +242,7 @@ def test_asked_images_are_made_again_from_their_manifest(trained):
     )  # fmt: skip
     assert "labels three, seven and texts a three; the digit seven" in shown.stdout
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["asked"] == {"labels": [3, 7], "texts": ["a three", "the digit seven"]}
+    assert manifest["asked"] == {"labels": [3, 7], "texts": ["a three", "the digit seven"], "images": []}
     again = test_programs.run("sample.py", trained / "once", "--verify", out / "manifest.json", "--devices", 1)
     assert "equal: all 5 images" in again.stdout
     (out / "manifest.json").write_text(json.dumps(manifest | {"asked": {"labels": ["3"]}}))

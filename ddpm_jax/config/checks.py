@@ -78,6 +78,13 @@ def _check_condition(config: Config) -> None:
         raise ValueError(f"condition.drop must lie in [0, 1), got {c.drop}")
     if c.templates and not text.layers:
         raise ValueError("condition.templates are texts, and text.layers 0 reads none; --text.layers 2 does")
+    if c.coarse < 0 or c.coarse == 1 or c.paired_channels < 0:
+        raise ValueError(
+            f"condition.coarse must be 0 or at least 2, and paired_channels 0 or more, got {c.coarse}, "
+            f"{c.paired_channels}"
+        )
+    if c.coarse and c.paired:
+        raise ValueError("condition.coarse and condition.paired are two other images, and there is room for one")
     if not math.isfinite(sampling.guidance):
         raise ValueError(f"sampling.guidance must be a finite number, got {sampling.guidance}")
     if sampling.guidance != 1 and not (net.num_classes or text.layers):

@@ -84,6 +84,12 @@ class Condition:
     """Share of examples that are told nothing, so that guidance has something to compare with."""
     templates: tuple[str, ...] = ()
     """Texts with {} for the name of an image's label, or {caption} for its caption; () is captions, or names."""
+    coarse: int = 0
+    """Show the network each image made coarser by this factor, for it to refine (super-resolution); 0 does not."""
+    paired: str = ""
+    """A source of as many other images, in the same order, each shown to the network beside its own; "" shows none."""
+    paired_channels: int = 0
+    """Channels of the paired images; 0 is as many as the images have."""
 
 
 @dataclasses.dataclass(frozen=True)

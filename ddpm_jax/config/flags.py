@@ -20,6 +20,8 @@ class Asked:
     """Images of these labels in turn, names or numbers with commas between, or "all"."""
     text: tuple[str, ...] = ()
     """Images of this text, or of these in turn; "" is told nothing."""
+    image: tuple[str, ...] = ()
+    """Files of images that the network sees beside its own, in turn: coarse ones to refine, or the others of pairs."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,17 +77,27 @@ def conditional(config: Config) -> bool:
     return bool(config.net.num_classes or config.text.layers)
 
 
-def blank(config: Config, batch: int) -> Condition:
-    """The `Condition` of so many images that says nothing, in arrays of the kinds that the network takes."""
-    classes, text = config.net.num_classes, config.text
-    label = np.full(batch, classes, np.int32) if classes else None
-    return Condition(label, np.zeros((batch, text.length), np.uint8) if text.layers else None)
+def beside(config: Config, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape of the image that the network sees beside one of this shape; None if it sees none."""
+    if config.condition.paired:
+        return (*shape[:-1], config.condition.paired_channels or shape[-1])
+    return shape if config.condition.coarse else None
+
+
+def blank(config: Config, batch: int, shape: tuple[int, ...]) -> Condition:
+    """The `Condition` of so many images of a shape that says nothing, in arrays of the kinds that the network takes."""
+    classes, text, other = config.net.num_classes, config.text, beside(config, shape)
+    return Condition(
+        label=np.full(batch, classes, np.int32) if classes else None,
+        tokens=np.zeros((batch, text.length), np.uint8) if text.layers else None,
+        image=None if other is None else np.zeros((batch, *other), np.float32),
+    )
 
 
 def parameters(config: Config, net, key, shape: tuple[int, ...]):
     """Fresh parameters of `network` for images of this shape."""
     x, t = np.zeros((1, *shape), np.float32), np.ones(1, np.int32)
-    return net.init(key, x, t, blank(config, 1))["params"]
+    return net.init(key, x, t, blank(config, 1, shape))["params"]
 
 
 def optimizer(config: Config):

@@ -96,10 +96,13 @@ def examples(keys: jax.Array, images: jax.Array, indices: jax.Array, *, levels: 
     if images.ndim not in (4, 5):
         raise ValueError(f"examples: expected images [N, H, W, C], got shape {images.shape}")
     chosen = images[indices]
-    if flip:
-        mirrored = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, FLIP)))(keys)
-        chosen = jnp.where(jnp.expand_dims(mirrored, range(1, chosen.ndim)), chosen[..., ::-1, :], chosen)
-    return to_unit(chosen, levels)
+    return to_unit(mirrored(keys, chosen) if flip else chosen, levels)
+
+
+def mirrored(keys: jax.Array, images: jax.Array) -> jax.Array:
+    """Images [b, ..., W, C] mirrored left to right half of the time, as `examples` does with these keys [b]."""
+    which = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, FLIP)))(keys)
+    return jnp.where(jnp.expand_dims(which, range(1, images.ndim)), images[..., ::-1, :], images)
 
 
 def _check_keys(caller: str, keys: jax.Array, shape: tuple[int, ...]) -> None:

@@ -73,7 +73,7 @@ def subject(run: str, which: Which) -> Subject:
         FileNotFoundError, ValueError: as `runs.Model`; or if its images are floating-point ones.
     """
     model = runs.Model(run, step=which.model.checkpoint, weights=which.model.weights, sampling=which.sampling.chosen())
-    model = model.asking(runs.asked(which.asked, which.sampling, model.label_names, model.config.net.num_classes))
+    model = model.asking(runs.asked(which.asked, which.sampling, model))
     _ = model.integer_levels  # no evaluation is of anything else
     return Subject(model, which, pathlib.Path(which.out) if which.out else model.workdir / "evaluation")
 

@@ -102,7 +102,8 @@ def train_step(config: configs.Config, images: data.Images, devices: Sequence[An
     word = jax.ShapeDtypeStruct(places.shape[:1], jnp.float32) if several else None
     # `training` asks for the default back end when it decides whether micro-batches are a loop: answer for the devices
     with mock.patch.object(jax, "default_backend", lambda: devices[0].platform):
-        return step.lower(_key(), state(config, images)[1], pixels, places, _rows(config, places.shape, images), word)
+        rows = _rows(runs.Said(config, images).rows(np.zeros(1, int)), places.shape)
+        return step.lower(_key(), state(config, images)[1], pixels, places, rows, word)
 
 
 def device_pixels(config: configs.Config, images: data.Images, devices: int) -> int:
@@ -126,7 +127,7 @@ def sampler(config: configs.Config, images: data.Images, devices: Sequence[Any])
     tiles = jax.ShapeDtypeStruct((len(devices), config.sampling.tile), jnp.uint32)
     mapped = jax.pmap(program, axis_name="tiles", in_axes=(None, None, 0), devices=devices)
     inputs = state(config, images)[1].params, objects.times(config), objects.numbers(config)
-    return mapped.lower(inputs, _key(), generate.Tile(tiles, _rows(config, tiles.shape)))
+    return mapped.lower(inputs, _key(), generate.Tile(tiles, _rows(objects.blank(config, 1, shape), tiles.shape)))
 
 
 def evaluation(config: configs.Config, images: data.Images, devices: Sequence[Any]) -> jax.stages.Lowered:
@@ -140,7 +141,7 @@ def evaluation(config: configs.Config, images: data.Images, devices: Sequence[An
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state(config, images)[1].params
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
-    examples = jax.ShapeDtypeStruct((count, *shape), jnp.float32), objects.blank(config, count)
+    examples = jax.ShapeDtypeStruct((count, *shape), jnp.float32), objects.blank(config, count, shape)
     return run.examine.lower(params, keys, examples)
 
 
@@ -156,10 +157,9 @@ def step_flops(config: configs.Config, images: data.Images, devices: int) -> flo
     return (train_step(alone, images, jax.local_devices()[:1]).cost_analysis() or {}).get("flops", float("nan"))
 
 
-def _rows(config: configs.Config, shape: tuple[int, ...], images: data.Images | None = None) -> Any:
-    """What is said of images [*shape], as shapes: as training has it of these images, or else as sampling does."""
-    rows = objects.blank(config, 1) if images is None else runs.Said(config, images).rows(np.zeros(1, int))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*shape, *leaf.shape[1:]), leaf.dtype), rows)
+def _rows(one: Any, shape: tuple[int, ...]) -> Any:
+    """What is said of images [*shape], as shapes, given what is said of one [1]."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*shape, *leaf.shape[1:]), leaf.dtype), one)
 
 
 def _key() -> Any:

@@ -7,14 +7,15 @@ from ddpm_jax.runs import errors
 from ddpm_jax.runs.edits import Edit, edit, repeated
 from ddpm_jax.runs.manifest import read_manifest
 from ddpm_jax.runs.memory import fitting, lighter_look, lighter_samples, lighter_step
-from ddpm_jax.runs.model import Model, image_hash
+from ddpm_jax.runs.model import Model
+from ddpm_jax.runs.pictures import image_hash
 from ddpm_jax.runs.run import Run, claim, standing
-from ddpm_jax.runs.said import Asked, Said, asked
+from ddpm_jax.runs.said import Asked, Said, asked, asked_again
 from ddpm_jax.runs.step import example_losses, keys_of, over_devices, stratified_times, train_step, word
 from ddpm_jax.runs.watch import Watch
 
 __all__ = [
-    "Asked", "Edit", "Model", "Run", "Said", "Watch", "asked", "claim", "edit", "errors", "example_losses", "fitting",
-    "image_hash", "keys_of", "lighter_look", "lighter_samples", "lighter_step", "over_devices", "read_manifest",
-    "repeated", "standing", "stratified_times", "train_step", "word",
+    "Asked", "Edit", "Model", "Run", "Said", "Watch", "asked", "asked_again", "claim", "edit", "errors",
+    "example_losses", "fitting", "image_hash", "keys_of", "lighter_look", "lighter_samples", "lighter_step",
+    "over_devices", "read_manifest", "repeated", "standing", "stratified_times", "train_step", "word",
 ]  # fmt: skip

@@ -1,7 +1,6 @@
 """What `sample.py` makes of images: they are read and checked here, and become the sampler's."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,8 +10,9 @@ import numpy as np
 
 from ddpm_jax import data, edits, generate, samplers
 from ddpm_jax.config import flags
-from ddpm_jax.data import files
-from ddpm_jax.runs.model import Model, image_hash
+from ddpm_jax.runs import pictures
+from ddpm_jax.runs.model import Model
+from ddpm_jax.runs.pictures import image_hash
 
 INVERSION = 5  # network calls for each step towards the noise
 
@@ -111,28 +111,6 @@ def repeated(model: Model, manifest: dict[str, Any]) -> Edit | None:
     return found
 
 
-def read(model: Model, flag: str, path: str) -> np.ndarray:
-    """The image in a file, which must be one of the run's: its shape, its type, its levels.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the flag and the file, if it is not.
-    """
-    image = _pixels(flag, path)
-    if image.shape != model.shape or image.dtype != model.dtype:
-        raise ValueError(
-            f"{flag} {path}: {_form(image.shape, image.dtype)}; this run has {_form(model.shape, model.dtype)}"
-        )
-    if isinstance(model.levels, data.Range):
-        low, high = model.levels
-        if image.min() < low or image.max() > high:
-            raise ValueError(f"{flag} {path}: values from {image.min():g} to {image.max():g}; this run has {low:g} to "
-                             f"{high:g}")  # fmt: skip
-    elif image.max() >= model.levels:
-        raise ValueError(f"{flag} {path}: holds the value {image.max()}; this run has levels 0 to {model.levels - 1}")
-    return image
-
-
 def read_mask(model: Model, path: str) -> np.ndarray:
     """Where the pixels are known, bool [H, W, 1] or [H, W, C]: what is not 0 in a file of 0 and one other value.
 
@@ -140,11 +118,11 @@ def read_mask(model: Model, path: str) -> np.ndarray:
         FileNotFoundError: if there is no such file.
         ValueError: naming the file, if it has another size, or more values.
     """
-    mask = _pixels("--mask", path)
+    mask = pictures.pixels("--mask", path)
     wanted = (*model.shape[:-1], 1)
     if mask.shape not in (wanted, model.shape):
         raise ValueError(
-            f"--mask {path}: {_form(mask.shape, mask.dtype)}; expected the size of the images with one channel, "
+            f"--mask {path}: {pictures.form(mask.shape, mask.dtype)}; expected the images' size with one channel, "
             f"{'x'.join(map(str, wanted))}, or all of theirs"
         )
     values = np.unique(mask)
@@ -159,7 +137,7 @@ def read_mask(model: Model, path: str) -> np.ndarray:
 def _inpaint(model: Model, asked: flags.Edits) -> Edit:
     if asked.mask is None:
         raise ValueError("--inpaint needs a --mask: an image that is 0 where pixels are to be made")
-    image, mask = read(model, "--inpaint", str(asked.inpaint)), read_mask(model, asked.mask)
+    image, mask = pictures.read(model, "--inpaint", str(asked.inpaint)), read_mask(model, asked.mask)
     resample, jump = asked.resample or 1, asked.jump or 10
     if min(resample, jump) < 1 or 0 in (asked.resample, asked.jump):
         raise ValueError(f"--resample and --jump must be at least 1, got {asked.resample} and {asked.jump}")
@@ -175,7 +153,7 @@ def _inpaint(model: Model, asked: flags.Edits) -> Edit:
 
 
 def _init(model: Model, asked: flags.Edits) -> Edit:
-    image = read(model, "--init", str(asked.init))
+    image = pictures.read(model, "--init", str(asked.init))
     strength = 0.6 if asked.strength is None else asked.strength
     times = edits.part_of(model.times, strength)
 
@@ -198,7 +176,7 @@ def _between(model: Model, asked: flags.Edits, start: int, num: int) -> Edit:
         raise ValueError(f"--between makes a series from the first image to the second: --start must be 0 and --num at "
                          f"least 2, got {start} and {num}")  # fmt: skip
     first, second = asked.between or ("", "")
-    pair = [read(model, "--between", path) for path in (first, second)]
+    pair = [pictures.read(model, "--between", path) for path in (first, second)]
     invert = jax.jit(
         lambda params, x: edits.invert(model.schedule, model.denoiser(params), x, model.times, iterations=INVERSION)
     )
@@ -218,16 +196,3 @@ def _between(model: Model, asked: flags.Edits, start: int, num: int) -> Edit:
 def _record(asked: flags.Edits, files: dict[Any, np.ndarray]) -> dict[str, Any]:
     given = {name: value for name, value in dataclasses.asdict(asked).items() if value is not None}
     return {"flags": given, "sha256": {name: image_hash(pixels) for name, pixels in files.items()}}
-
-
-def _pixels(flag: str, path: str) -> np.ndarray:
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"{flag}: there is no file {path}")
-    try:
-        return files.decoded(pathlib.Path(path)).pixels
-    except ValueError as error:
-        raise ValueError(f"{flag} {path}: {error}") from error
-
-
-def _form(shape: tuple[int, ...], dtype: np.dtype) -> str:
-    return f"{'x'.join(map(str, shape))} {dtype}"

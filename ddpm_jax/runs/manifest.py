@@ -38,6 +38,8 @@ def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
         for name, kind in kinds.items()
     ):
         raise ValueError(f"{path}, damaged: asked must hold lists of labels and texts, got {str(asked)[:60]}")
+    if any(type(pair) is not list or [type(one) for one in pair] != [str, str] for pair in asked.get("images", [])):
+        raise ValueError(f"{path}, damaged: asked must name images with their sha256, got {str(asked['images'])[:60]}")
     if found["start"] < 0 or not 1 <= found["num"] == len(found["sha256"]):
         raise ValueError(
             f"{path}, damaged: {len(found['sha256'])} hashes of {found['num']} images from {found['start']} on"

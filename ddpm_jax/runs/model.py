@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -158,7 +157,7 @@ class Model:
             self._programs[kind] = generate.over_devices(generate.program(chain, self.shape, keep))
         return generate.draw(
             self._programs[kind], inputs, seed=seed, start=start, num=num, tile=c.tile, batch=batch,
-            said=functools.partial(self.asked.rows, self.config),
+            said=functools.partial(self.asked.rows, self.config, self.shape),
         )  # fmt: skip
 
     @property
@@ -224,7 +223,7 @@ class Model:
         net, config = self._net, self.config
 
         def predict(x_t, t):
-            return net.apply({"params": params}, x_t, t, objects.blank(config, x_t.shape[0]))
+            return net.apply({"params": params}, x_t, t, objects.blank(config, *x_t.shape[:1], x_t.shape[1:]))
 
         return objects.denoiser(config, self.schedule, predict)
 
@@ -240,8 +239,3 @@ class Model:
         """The `gaussian.Denoiser` of the network that is told `rows`, and guided by them."""
         told = objects.told(self.config, self._net, inputs.params, rows, inputs.numbers)
         return objects.denoiser(self.config, self.schedule, told)
-
-
-def image_hash(image: np.ndarray) -> str:
-    """sha256 of an image's numbers, in the order of memory."""
-    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()

@@ -11,6 +11,7 @@ from ddpm_jax import config as configs
 from ddpm_jax.conditioning import Condition
 from ddpm_jax.config import flags, objects
 from ddpm_jax.data import captions
+from ddpm_jax.runs import pictures
 
 
 class Said:
@@ -25,6 +26,14 @@ class Said:
     """
 
     def __init__(self, config: configs.Config, images: data.Images, *, held_out: bool = False) -> None:
+        self.images = images.test if held_out else images.train
+        self.coarse, self.levels = config.condition.coarse if held_out else 0, images.levels
+        if config.condition.coarse:
+            conditioning.coarser(np.zeros((1, *images.train.shape[1:])), config.condition.coarse)
+        if config.condition.paired:
+            other = _paired(config, images)
+            self.images, self.levels = other.test if held_out else other.train, other.levels
+        self.shown = bool(config.condition.paired or self.coarse)
         self.labels: np.ndarray | None = None
         self.which: np.ndarray | None = None
         if config.net.num_classes:
@@ -35,9 +44,18 @@ class Said:
             self.tokens = _table(self.texts, config.text.length)
 
     def rows(self, indices: np.ndarray) -> Condition:
-        """What is said of the images at `indices` [...]: labels [...], and tokens [..., K, L] of all texts of each."""
-        labels = None if self.labels is None else self.labels[indices]
-        return Condition(labels, None if self.which is None else self.tokens[self.which[indices]])
+        """What is said of the images at `indices` [...]: labels [...], and tokens [..., K, L] of all texts of each.
+
+        And the images beside them [..., H, W, C] in [-1, 1]; a coarser one in training is made there, of the image.
+        """
+        label = None if self.labels is None else self.labels[indices]
+        tokens = None if self.which is None else self.tokens[self.which[indices]]
+        return Condition(label, tokens, image=self._beside(indices) if self.shown else None)
+
+    def _beside(self, indices: np.ndarray) -> np.ndarray:
+        x = np.asarray(data.to_unit(np.asarray(self.images[indices.reshape(-1)]), self.levels))
+        x = np.asarray(conditioning.coarser(x, self.coarse)) if self.coarse else x
+        return x.reshape(*indices.shape, *x.shape[1:])
 
     def first(self, indices: np.ndarray) -> Condition:
         """As `rows`, but the first text alone, tokens [..., L]."""
@@ -49,15 +67,44 @@ class Said:
         return self.rows(process.share(indices.reshape(jax.device_count(), -1)))
 
 
+class Shown(NamedTuple):
+    """An image that the network sees beside: the file it came from, the sha256 of its numbers, and these in [-1, 1].
+
+    Two are equal if their hashes are.
+    """
+
+    path: str
+    sha256: str
+    x: Any
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Shown) and self.sha256 == other.sha256
+
+    def __ne__(self, other) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+
 class Asked(NamedTuple):
-    """What images to draw: image i is told labels[i % len(labels)] and texts[i % len(texts)]; () is told nothing."""
+    """What images to draw: image i is told labels[i % len(labels)] and texts[i % len(texts)]; () is told nothing.
+
+    images: `Shown` of the shape that the network sees, images[i % len(images)] beside image i.
+    """
 
     labels: tuple[int, ...] = ()
     texts: tuple[str, ...] = ()
+    images: tuple[Shown, ...] = ()
 
     def check(self, config: configs.Config) -> None:
         """Raises a ValueError if the network of the config cannot be told this."""
         classes, length = config.net.num_classes, config.text.length
+        sees = bool(config.condition.coarse or config.condition.paired)
+        if self.images and not sees:
+            raise ValueError("an image is given, and this run's network sees no other one beside its own")
+        if sees and not self.images:
+            raise ValueError("this run's network sees another image beside its own: give --image FILE, one or more")
         if self.labels and not classes:
             raise ValueError("labels are asked for, and this run's network was not told any (net.num_classes is 0)")
         if self.texts and not config.text.layers:
@@ -71,9 +118,11 @@ class Asked(NamedTuple):
                 "this run's network was always told something (condition.drop is 0): say which images to draw"
             )
 
-    def rows(self, config: configs.Config, indices: np.ndarray) -> Condition:
-        """What the images at `indices` [n] are told."""
-        found, places = objects.blank(config, len(indices)), np.asarray(indices, np.int64)
+    def rows(self, config: configs.Config, shape: tuple[int, ...], indices: np.ndarray) -> Condition:
+        """What the images at `indices` [n] of this shape are told."""
+        found, places = objects.blank(config, len(indices), shape), np.asarray(indices, np.int64)
+        if self.images:
+            found = found._replace(image=np.stack([shown.x for shown in self.images])[places % len(self.images)])
         if self.labels:
             found = found._replace(label=np.asarray(self.labels, np.int32)[places % len(self.labels)])
         if self.texts:
@@ -82,13 +131,14 @@ class Asked(NamedTuple):
 
     def record(self) -> dict[str, list]:
         """As a manifest has it."""
-        return {"labels": list(self.labels), "texts": list(self.texts)}
+        images = [[shown.path, shown.sha256] for shown in self.images]
+        return {"labels": list(self.labels), "texts": list(self.texts), "images": images}
 
     def describe(self, names: Sequence[str]) -> str:
         """In words."""
         labels = ", ".join(names[i] if i < len(names) else str(i) for i in self.labels)
-        texts = "; ".join(self.texts)
-        return " and ".join([f"labels {labels}"] * bool(labels) + [f"texts {texts}"] * bool(texts)) or "told nothing"
+        said = {"labels": labels, "texts": "; ".join(self.texts), "beside": ", ".join(s.path for s in self.images)}
+        return " and ".join(f"{name} {what}" for name, what in said.items() if what) or "told nothing"
 
 
 NOTHING = Asked()
@@ -105,13 +155,16 @@ def in_training(config: configs.Config, keys, rows: Condition) -> Condition:
     return conditioning.drop(keys, rows, null, config.condition.drop)
 
 
-def asked(wanted: flags.Asked, sampling: flags.Sampling, names: Sequence[str], num_classes: int) -> Asked:
-    """What the flags ask of a network for so many labels with these names.
+def asked(wanted: flags.Asked, sampling: flags.Sampling, model: Any) -> Asked:
+    """What the flags ask of a `runs.Model`.
 
     Raises:
-        ValueError: for a label that is neither a name nor a number of one, naming those that there are; or if there is
-            a flag for guidance, and nothing to go for.
+        FileNotFoundError: if an image is not there.
+        ValueError: for a label that is neither a name nor a number of one, naming those that there are; for an image
+            that is not such as the network sees; or if there is a flag for guidance, and nothing to go for.
     """
+    names, num_classes = model.label_names, model.config.net.num_classes
+    images = tuple(shown(model, path) for path in wanted.image)
     if sampling.guidance is not None and not (wanted.label or wanted.labels or wanted.text):
         raise ValueError(f"--guidance {sampling.guidance:g} needs something to go for: a label or a text")
     if wanted.label is not None and wanted.labels is not None:
@@ -120,7 +173,7 @@ def asked(wanted: flags.Asked, sampling: flags.Sampling, names: Sequence[str], n
     if not num_classes and words:
         raise ValueError("labels are asked for, and this run's network was not told any (net.num_classes is 0)")
     if words == ["all"]:
-        return Asked(tuple(range(num_classes)), wanted.text)
+        return Asked(tuple(range(num_classes)), wanted.text, images)
     labels = []
     for word in map(str.strip, words):
         if word in names:
@@ -129,7 +182,65 @@ def asked(wanted: flags.Asked, sampling: flags.Sampling, names: Sequence[str], n
             labels.append(int(word))
         else:
             raise ValueError(f"no label {word!r}: this run has 0 to {num_classes - 1} ({', '.join(names)})")
-    return Asked(tuple(labels), wanted.text)
+    return Asked(tuple(labels), wanted.text, images)
+
+
+def asked_again(record: dict[str, Any], model: Any) -> Asked:
+    """What a manifest's record of `Asked` asks, its images being read again.
+
+    Raises:
+        FileNotFoundError: if an image is no longer there.
+        ValueError: if it has other pixels now.
+    """
+    images = []
+    for path, sha256 in record.get("images", []):
+        images.append(shown(model, path))
+        if images[-1].sha256 != sha256:
+            raise ValueError(f"{path} has other pixels than when these images were made")
+    return Asked(tuple(record["labels"]), tuple(record["texts"]), tuple(images))
+
+
+def shown(model: Any, path: str) -> Shown:
+    """The image in a file, as the network of a `runs.Model` sees it beside its own; a coarser one is a small one.
+
+    Raises:
+        FileNotFoundError, ValueError: as `pictures.read`; or if the network sees no other image.
+    """
+    shape, coarse = objects.beside(model.config, model.shape), model.config.condition.coarse
+    if shape is None:
+        raise ValueError("an image is given, and this run's network sees no other one beside its own")
+    if coarse:
+        shape = (*(side // coarse for side in shape[:-1]), shape[-1])
+    image = pictures.read(model, "--image", path, shape)
+    x = np.asarray(data.to_unit(image[None], model.levels))[0]
+    for axis in range(len(shape) - 1 if coarse else 0):
+        x = x.repeat(coarse, axis)
+    return Shown(path, pictures.image_hash(image), x)
+
+
+def _paired(config: configs.Config, images: data.Images) -> data.Images:
+    c = config.data
+    other = data.load(
+        config.condition.paired, held_out=c.held_out, resolution=c.resolution, value_range=c.range,
+        levels=None if isinstance(images.levels, data.Range) else c.levels, stream=c.stream,
+    )  # fmt: skip
+    wanted = objects.beside(config, images.train.shape[1:])
+    if other.train.shape[1:] != wanted:
+        raise ValueError(
+            f"{other.name} has images {other.train.shape[1:]}, and {wanted} are to be shown beside those of "
+            f"{images.name} (--condition.paired-channels)"
+        )
+    if (other.levels, other.train.dtype) != (images.levels, images.train.dtype):
+        raise ValueError(
+            f"{other.name} has {other.train.dtype} of {other.levels} levels, and {images.name} {images.train.dtype} of "
+            f"{images.levels}: pairs must be of one kind"
+        )
+    if (len(other.train), len(other.test)) != (len(images.train), len(images.test)):
+        raise ValueError(
+            f"{other.name} has {len(other.train)} training and {len(other.test)} held-out images, "
+            f"{images.name} {len(images.train)} and {len(images.test)}: they cannot be pairs"
+        )
+    return other
 
 
 def _labels(config: configs.Config, images: data.Images) -> tuple[Any, Any]:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import conditioning, data, gaussian, losses, training
 from ddpm_jax import config as configs
-from ddpm_jax import data, gaussian, losses, training
 from ddpm_jax.config import objects
 from ddpm_jax.runs import said
 
@@ -31,6 +31,10 @@ def example_losses(config: configs.Config, schedule, net, levels: int | data.Ran
         flip_keys, time_keys, draw_keys, dropout_keys, said_keys = gaussian.split_keys(keys, 5)
         x0 = data.examples(flip_keys, pixels, places, levels=levels, flip=config.data.flip)
         t = losses.uniform_times(time_keys, config.schedule.T) if t is None else t
+        if rows.image is not None and config.data.flip:
+            rows = rows._replace(image=data.mirrored(flip_keys, rows.image))
+        if config.condition.coarse:
+            rows = rows._replace(image=conditioning.coarser(x0, config.condition.coarse))
         condition = said.in_training(config, said_keys, rows)
 
         def predict(x_t, t):

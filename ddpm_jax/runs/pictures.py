@@ -1,0 +1,56 @@
+"""Images that a user gives to a run: read, checked against what the run has, and named by their numbers."""
+
+import hashlib
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax import data
+from ddpm_jax.data import files
+
+
+def read(model: Any, flag: str, path: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """The image in a file, which must be one of the run's: its type, its levels, and its shape or another one.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the flag and the file, if it is not.
+    """
+    image, shape = pixels(flag, path), model.shape if shape is None else shape
+    if image.shape != shape or image.dtype != model.dtype:
+        wanted = f"this run has {form(shape, model.dtype)}" + (" there" if shape != model.shape else "")
+        raise ValueError(f"{flag} {path}: {form(image.shape, image.dtype)}; {wanted}")
+    if isinstance(model.levels, data.Range):
+        low, high = model.levels
+        if image.min() < low or image.max() > high:
+            raise ValueError(f"{flag} {path}: values from {image.min():g} to {image.max():g}; this run has {low:g} to "
+                             f"{high:g}")  # fmt: skip
+    elif image.max() >= model.levels:
+        raise ValueError(f"{flag} {path}: holds the value {image.max()}; this run has levels 0 to {model.levels - 1}")
+    return image
+
+
+def pixels(flag: str, path: str) -> np.ndarray:
+    """The image in a file, as it is.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the flag and the file, if it cannot be read.
+    """
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"{flag}: there is no file {path}")
+    try:
+        return files.decoded(pathlib.Path(path)).pixels
+    except ValueError as error:
+        raise ValueError(f"{flag} {path}: {error}") from error
+
+
+def form(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    """A shape and a type in words."""
+    return f"{'x'.join(map(str, shape))} {dtype}"
+
+
+def image_hash(image: np.ndarray) -> str:
+    """sha256 of an image's numbers, in the order of memory."""
+    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
