@@ -143,7 +143,7 @@ def coarser(x: jax.Array, factor: int) -> jax.Array:
     if factor < 1 or any(side % factor for side in sides):
         raise ValueError(f"a factor of {factor} does not divide the image's sizes {sides}")
     split = [n for side in sides for n in (side // factor, factor)]
-    means = x.reshape(x.shape[0], *split, x.shape[-1]).mean(range(2, 2 * len(sides) + 1, 2), keepdims=True)
+    means = x.reshape(x.shape[0], *split, x.shape[-1]).mean(tuple(range(2, 2 * len(sides) + 1, 2)), keepdims=True)
     return jnp.broadcast_to(means, (x.shape[0], *split, x.shape[-1])).reshape(x.shape)
 
 
