@@ -111,7 +111,7 @@ def test_a_manifest_makes_them_again_unless_a_file_has_changed(home, tmp_path):
         ({"inpaint": "a.png", "mask": "soft.png"}, "64 different values; expected 0 where a pixel is to be made"),
         (
             {"inpaint": "a.png", "mask": "wide.png"},
-            "8x9x1 uint8; expected the size of the images with one",
+            "8x9x1 uint8; expected the images' size with one",
         ),
         (
             {"inpaint": "a.png", "mask": "all.png", "jump": 0},
