@@ -175,7 +175,8 @@ def _gib(number: float) -> str:
 
 
 def _operations(number: float | None) -> str:
-    return "-" if number is None else f"{number / 1e9:,.{max(0, 3 - math.floor(math.log10(number / 1e9)))}f} G"
+    """Four digits of G, 10^9, and all of them before the point."""
+    return "-" if number is None else f"{number / 1e9:{',.0f' if number >= 1e12 else '.4g'}} G"
 
 
 def _devices(where: str) -> int:
