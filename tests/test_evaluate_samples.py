@@ -1,6 +1,7 @@
 """Samples against data: the numbers, their floor, what is kept, and what is refused."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import signal
@@ -14,7 +15,7 @@ import tiny_run
 
 from ddpm_jax import data, log
 from ddpm_jax.config import flags
-from ddpm_jax.evaluate import draws, protocol, samples, table
+from ddpm_jax.evaluate import calls, draws, protocol, samples, table
 from ddpm_jax.evaluate import likelihood as bounds
 from ddpm_jax.evaluate.__main__ import COMMANDS, main
 from ddpm_jax.evaluate.samples import Samples
@@ -263,6 +264,54 @@ def test_the_table_has_a_row_for_each_sampler_and_the_floor(folder, tmp_path, ca
         float(cells[row]["Fréchet distance"].split()[0]) for row in ("training images, left out", "DDIM, 2 steps")
     )
     assert 0 < floor < 0.5 * noise
+
+
+# --- quality against calls
+
+
+def test_calls_measures_each_sampler_at_each_number_of_steps(folder, tmp_path, capsys):
+    arguments = [folder, "calls", "--num", "70", "--sets", "2", "--ancestral", "20", "--ddim", "4", "2", "--unipc"]
+    arguments += ["--dpm-solver-pp", "2", "--out", tmp_path]
+    assert main([*map(str, arguments)]) == 0
+    lines = (tmp_path / "calls.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert rows[0][:3] == ["", "calls", "Fréchet distance"]
+    assert [row[:2] for row in rows[2:]] == [
+        ["ancestral", "20"], ["DDIM, uniform", "2"], ["DDIM, uniform", "4"], ["DDIM, quadratic", "2"],
+        ["DDIM, quadratic", "4"], ["DPM-Solver++, uniform", "2"], ["DPM-Solver++, quadratic", "2"],
+        ["held-out images, 297", "-"],
+    ]  # fmt: skip
+    found = json.loads((tmp_path / "calls.json").read_text())["rows"]
+    assert [row["calls"] for row in found] == [20, 2, 4, 2, 4, 2, 2]
+    assert "| dpm_solver_pp 2 of 20 steps quadratic order=2" in found[-1]["numbers"][0]
+    alone = of(folder, tmp_path, sampler="ddim", steps=4, spacing="quadratic")
+    again = samples.measured(alone, Samples(which=alone.which, num=70, sets=2))
+    assert protocol.line(again[0]) == found[4]["numbers"][0]
+    assert (tmp_path / "calls.png").read_bytes()[:4] == b"\x89PNG"
+    assert "the figure in calls.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--ancestral", "1000"], "--ancestral must be 1 to 20, the steps of the schedule, got 1000"),
+        (["--ancestral", "--ddim", "0", "5"], "--ddim must be 1 to 20, the steps of the schedule, got 0 5"),
+        (["--ancestral", "--ddim", "--dpm-solver-pp", "--unipc"], "nothing to measure: --ancestral, --ddim, --dpm"),
+    ],
+)
+def test_calls_refuses_before_anything_is_drawn(folder, tmp_path, capsys, flags, text):
+    assert main([str(folder), "calls", *flags, "--out", str(tmp_path)]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_the_curves_of_calls_have_their_own_points_alone():
+    def row(label, n, value):
+        return calls.Row(label, n, [protocol.Number("Fréchet distance", value, 0.1, {"n": 70})])
+
+    panel = calls.panel([row("ancestral", 20, 1.0), row("DDIM", 2, 4.0), row("DDIM", 5, 2.0)])
+    assert panel.x == [2, 5, 20]
+    np.testing.assert_array_equal(panel.ys["DDIM"], [4, 2, np.nan])
+    np.testing.assert_array_equal(panel.ys["ancestral"], [np.nan, np.nan, 1])
 
 
 # --- what is refused

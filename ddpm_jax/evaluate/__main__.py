@@ -14,6 +14,7 @@ import tyro
 
 from ddpm_jax import process, runs
 from ddpm_jax.evaluate import (
+    calls,
     interpolation,
     likelihood,
     neighbours,
@@ -31,6 +32,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Any], int]]] = {
     "likelihood": (likelihood.Likelihood, likelihood.run),
     "samples": (samples.Samples, samples.run),
     "table": (table.Table, table.run),
+    "calls": (calls.Calls, calls.run),
     "progressive": (progressive.Progressive, progressive.run),
     "predictions": (predictions.Predictions, predictions.run),
     "stochastic": (stochastic.Stochastic, stochastic.run),

@@ -1,0 +1,137 @@
+"""Quality against network calls: samplers beside each other at several numbers of steps, one table and one figure."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import tyro
+
+from ddpm_jax.evaluate import plots, protocol, samples
+from ddpm_jax.evaluate.protocol import Number
+from ddpm_jax.evaluate.subject import Subject, Which, images, split
+from ddpm_jax.evaluate.table import replaced
+
+Spacing = Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic"]
+NAMES = {"ancestral": "ancestral", "ddim": "DDIM", "dpm_solver_pp": "DPM-Solver++", "unipc": "UniPC"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Calls:
+    """Sample metrics of several samplers against the network calls that an image takes: a table and a figure.
+
+    Each sampler calls the network once a step.  The floor is held-out images, as many as there are.
+    """
+
+    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    num: int = 1000
+    """Samples in a set."""
+    sets: int = 3
+    """Disjoint sets of samples, for the error of each number."""
+    ancestral: tuple[int, ...] = (1000,)
+    """Steps of ancestral sampling."""
+    ddim: tuple[int, ...] = (10, 20, 50, 100)
+    """Steps of DDIM."""
+    dpm_solver_pp: tuple[int, ...] = (5, 10, 20)
+    """Steps of DPM-Solver++."""
+    unipc: tuple[int, ...] = (5, 10, 20)
+    """Steps of UniPC."""
+    spacings: tuple[Spacing, ...] = ("uniform", "quadratic")
+    """Spacings of the times; a chain of all steps has only one."""
+    seed: int = 0
+    """The seed of the samples."""
+
+
+class Row(NamedTuple):
+    """A sampler with its steps, and what was measured.
+
+    Attributes:
+        label: of its line in the figure: the sampler and the spacing.
+        calls: of the network, per image.
+        numbers: of `samples.measured`.
+    """
+
+    label: str
+    calls: int
+    numbers: list[Number]
+
+
+def run(subject: Subject, options: Calls) -> int:
+    """Measures row by row, writes calls.md, calls.json and calls.png; status 4 if it is interrupted.
+
+    Raises:
+        ValueError: if there is nothing to measure, or a sampler would take more steps than the schedule has.
+    """
+    held = split(images(subject), "test")
+    asked = samples.Samples(which=subject.which, num=options.num, sets=options.sets, seed=options.seed)
+    each = list(ways(options, subject.model.config.schedule.T))
+    floor = samples.floor(subject, dataclasses.replace(asked, num=len(held.images)))
+    rows: list[Row] = []
+    for label, sampling in each:
+        other = replaced(subject, sampling)
+        found = samples.measured(other, dataclasses.replace(asked, which=other.which))
+        if found is None:
+            return 4
+        rows.append(Row(label, sampling["steps"], found))
+    text = markdown(rows, floor)
+    path = subject.out / "calls.md"
+    path.write_text(text)
+    facts = [{"label": row.label, "calls": row.calls, "numbers": [*map(protocol.line, row.numbers)]} for row in rows]
+    found = {"rows": facts, "floor": [*map(protocol.line, floor)], "made_with": subject.made_with()}
+    path.with_suffix(".json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    print(text)
+    print(f"written to {path}; each number's protocol in {path.stem}.json")
+    try:
+        plots.panels(path.with_suffix(".png"), [panel(rows)], text={"run": subject.model.fingerprint})
+        print(f"the figure in {path.stem}.png")
+    except plots.MissingExtra as missing:
+        print(f"no figure: {missing}")
+    return 0
+
+
+def ways(options: Calls, T: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The label and the sampling of each row.
+
+    Raises:
+        ValueError: as `run`.
+    """
+    chosen = {name: sorted(set(getattr(options, name))) for name in NAMES}
+    if not any(chosen.values()):
+        raise ValueError(f"nothing to measure: --{', --'.join(name.replace('_', '-') for name in NAMES)} are all empty")
+    for sampler, steps in chosen.items():
+        if steps and not 1 <= steps[0] <= steps[-1] <= T:
+            flag = sampler.replace("_", "-")
+            raise ValueError(f"--{flag} must be 1 to {T}, the steps of the schedule, got {' '.join(map(str, steps))}")
+        for spacing in options.spacings:
+            for n in steps:
+                if n < T or spacing == options.spacings[0]:
+                    label = NAMES[sampler] if n == T else f"{NAMES[sampler]}, {spacing}"
+                    yield label, {"sampler": sampler, "steps": n, "spacing": spacing}
+
+
+def markdown(rows: list[Row], floor: list[Number]) -> str:
+    """The table, a line for each row and one for the floor."""
+    names = [number.name for number in floor]
+    lines = ["| " + " | ".join(["", "calls", *names]) + " |", "|---" * (len(names) + 2) + "|"]
+    for label, calls, numbers in [*rows, Row(f"held-out images, {floor[0].protocol['n']}", 0, floor)]:
+        found = {number.name: number for number in numbers}
+        cells = [protocol.said(found[name].value, found[name].error) for name in names]
+        lines.append("| " + " | ".join([label, f"{calls:,}" if calls else "-", *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def panel(rows: list[Row]) -> plots.Panel:
+    """The Fréchet distance over the calls, a line for each sampler and spacing."""
+    calls, labels = sorted({row.calls for row in rows}), list(dict.fromkeys(row.label for row in rows))
+    at = {(row.label, row.calls): row.numbers[0] for row in rows}
+    nothing = rows[0].numbers[0]._replace(value=float("nan"), error=float("nan"))
+    lines = {label: [at.get((label, n), nothing) for n in calls] for label in labels}
+    return plots.Panel(
+        calls,
+        {label: [number.value for number in line] for label, line in lines.items()},
+        "network calls",
+        nothing.name,
+        errors={label: [number.error for number in line] for label, line in lines.items()},
+        xscale="log",
+        yscale="log",
+    )
