@@ -41,8 +41,8 @@ class Exact(runs.Model):
 
         return denoise
 
-    def denoiser_told(self, inputs, rows):
-        return self.denoiser(inputs.params)
+    def sampler_told(self, inputs, rows, conditioned=None):
+        return self.sampler(inputs.params)
 
 
 def exact(folder, **sampling):

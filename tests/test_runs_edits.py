@@ -56,6 +56,15 @@ def test_known_pixels_are_the_file_s_and_the_others_are_each_image_s_own(home):
     assert found.manifest()["times"] == found.times.tolist() and (np.diff(found.times) > 0).any()
 
 
+def test_predictions_are_brought_in_line_with_known_pixels_if_asked(home):
+    given, found = data.load("digits").test[0], []
+    for count in (None, 1):
+        ask = asked(home, inpaint="a.png", mask="upper.png", correct=count)
+        found.append(drawn(runs.edit(model(home), ask, start=0, num=4)))
+        np.testing.assert_array_equal(found[-1][:, :4], np.broadcast_to(given[:4], (4, 4, 8, 1)))
+    assert (found[0][:, 4:] != found[1][:, 4:]).any((1, 2, 3)).all()
+
+
 def test_of_a_wholly_known_image_nothing_is_made(home):
     found = runs.edit(model(home), asked(home, inpaint="a.png", mask="all.png"), start=0, num=2)
     np.testing.assert_array_equal(drawn(found, num=2), data.load("digits").test[[0, 0]])
@@ -117,6 +126,8 @@ def test_a_manifest_makes_them_again_unless_a_file_has_changed(home, tmp_path):
             {"inpaint": "a.png", "mask": "all.png", "jump": 0},
             "--jump must be at least 1, got None and 0",
         ),
+        ({"inpaint": "a.png", "mask": "all.png", "correct": -1}, "--correct must be 0 or the number of derivatives"),
+        ({"init": "a.png", "correct": 1}, "--correct belongs to --inpaint, which is not given"),
         ({"init": "wide.png"}, "8x9x1 uint8; this run has 8x8x1 uint8"),
         ({"init": "loud.png"}, "holds the value 17; this run has levels 0 to 16"),
         ({"init": "none.png"}, "--init: there is no file"),

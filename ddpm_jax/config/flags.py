@@ -66,6 +66,8 @@ class Edits:
     """How often inpainting comes down each stretch of the chain, for new pixels that fit (default: 1)."""
     jump: int | None = None
     """Steps in such a stretch (default: 10)."""
+    correct: int | None = None
+    """Bring each prediction in line with the known pixels by this many derivatives of the network (default: 0)."""
     init: str | None = None
     """An image as those of the run: begin from it, noised, instead of from noise."""
     strength: float | None = None

@@ -148,14 +148,19 @@ def example_loss(config: Config, levels: int | tuple[float, float]):
     return loss
 
 
-def denoiser(config: Config, schedule, net):
-    """The `gaussian.Denoiser` of a network (x_t, t) -> output: its eps scaled first, its x_0 limited last."""
+def denoiser(config: Config, schedule, net, conditioned=None):
+    """The `gaussian.Denoiser` of a network (x_t, t) -> output: its eps scaled first, its x_0 limited last.
+
+    `conditioned`, if given, makes another denoiser of this one before x_0 is limited.
+    """
     c, predicts, learned = config.sampling, config.loss.predicts, learned_variance(config)
-    if c.eps_scale == 1 and not c.threshold:
+    if c.eps_scale == 1 and not c.threshold and conditioned is None:
         return gaussian.denoiser(schedule, net, predicts, clip=c.clip, learned_variance=learned)
     denoise = gaussian.denoiser(schedule, net, predicts, clip=False, learned_variance=learned)
     if c.eps_scale != 1:
         denoise = estimates.scaled(schedule, denoise, c.eps_scale)
+    if conditioned is not None:
+        denoise = conditioned(denoise)
     if c.threshold:
         return estimates.limited(schedule, denoise, estimates.threshold(c.threshold))
     return estimates.limited(schedule, denoise, estimates.clip) if c.clip else denoise

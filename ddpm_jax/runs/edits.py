@@ -43,9 +43,10 @@ class Edit(NamedTuple):
 
     def draw(self, *, seed: int, start: int, num: int, batch: int | None = None) -> Iterator[generate.Drawn]:
         """As `Model.draw`."""
-        name = next(name for name in ("inpaint", "init", "between") if name in self.record["flags"])
+        given = self.record["flags"]
+        name = next(name for name in ("inpaint", "init", "between") if name in given), given.get("correct", 0)
         both = self.model.inputs._replace(times=self.times), self.inputs
-        return self.model.draw_by(self.chain, (name,), both, seed=seed, start=start, num=num, batch=batch)
+        return self.model.draw_by(self.chain, name, both, seed=seed, start=start, num=num, batch=batch)
 
     def images(self, x: np.ndarray) -> np.ndarray:
         """As `Model.images`; floating-point pixels that are known are as given, which [-1, 1] and back would round."""
@@ -73,7 +74,8 @@ def edit(model: Model, asked: flags.Edits, *, start: int, num: int) -> Edit | No
     chosen = [name for name in ("inpaint", "init", "between") if getattr(asked, name)]
     if len(chosen) > 1:
         raise ValueError(f"--{' and --'.join(chosen)} are different things: take one of them")
-    for name, to in {"mask": "inpaint", "resample": "inpaint", "jump": "inpaint", "strength": "init"}.items():
+    for name, to in {"mask": "inpaint", "resample": "inpaint", "jump": "inpaint", "correct": "inpaint",
+                     "strength": "init"}.items():  # fmt: skip
         if getattr(asked, name) is not None and to not in chosen:
             raise ValueError(f"--{name} belongs to --{to}, which is not given")
     if asked.inpaint:
@@ -138,17 +140,25 @@ def _inpaint(model: Model, asked: flags.Edits) -> Edit:
     if asked.mask is None:
         raise ValueError("--inpaint needs a --mask: an image that is 0 where pixels are to be made")
     image, mask = pictures.read(model, "--inpaint", str(asked.inpaint)), read_mask(model, asked.mask)
-    resample, jump = asked.resample or 1, asked.jump or 10
+    resample, jump, correct = asked.resample or 1, asked.jump or 10, asked.correct or 0
     if min(resample, jump) < 1 or 0 in (asked.resample, asked.jump):
         raise ValueError(f"--resample and --jump must be at least 1, got {asked.resample} and {asked.jump}")
+    if correct < 0:
+        raise ValueError(f"--correct must be 0 or the number of derivatives, got {correct}")
     times = edits.repaint_times(model.times, jump=jump, repeats=resample)
 
     def chain(both, tile):
         inputs, (known, where) = both
-        return edits.inpainting(model.schedule, model.sampler_told(inputs, tile.said), known, where), inputs.times
+
+        def given(denoise):
+            return edits.given_pixels(model.schedule, denoise, known, where, iterations=correct, clip=False)
+
+        sampler = model.sampler_told(inputs, tile.said, given if correct else None)
+        return edits.inpainting(model.schedule, sampler, known, where), inputs.times
 
     inputs = np.asarray(data.to_unit(image[None], model.levels)), np.broadcast_to(mask, model.shape)[None]
-    record = _record(dataclasses.replace(asked, resample=resample, jump=jump), {asked.inpaint: image, asked.mask: mask})
+    settings = dataclasses.replace(asked, resample=resample, jump=jump, correct=correct)
+    record = _record(settings, {asked.inpaint: image, asked.mask: mask})
     return Edit(model, chain, times, inputs, (image, mask), record)
 
 

@@ -231,11 +231,11 @@ class Model:
         """The `samplers.Sampler` of the network with these parameters, told nothing."""
         return objects.sampler(self.config, self.schedule, self.denoiser(params), self._numbers)
 
-    def sampler_told(self, inputs: "Inputs", rows):
-        """The `samplers.Sampler` of the network that is told `rows`, see `Asked.rows`, and guided by them."""
-        return objects.sampler(self.config, self.schedule, self.denoiser_told(inputs, rows), inputs.numbers)
+    def sampler_told(self, inputs: "Inputs", rows, conditioned=None):
+        """The `samplers.Sampler` of the network that is told `rows`, see `Asked.rows`, and guided by them.
 
-    def denoiser_told(self, inputs: "Inputs", rows):
-        """The `gaussian.Denoiser` of the network that is told `rows`, and guided by them."""
+        `conditioned` is as in `objects.denoiser`.
+        """
         told = objects.told(self.config, self._net, inputs.params, rows, inputs.numbers)
-        return objects.denoiser(self.config, self.schedule, told)
+        denoise = objects.denoiser(self.config, self.schedule, told, conditioned)
+        return objects.sampler(self.config, self.schedule, denoise, inputs.numbers)
