@@ -22,7 +22,7 @@ class Rule(NamedTuple):
     keeps queries, keys and values in one.
 
     Attributes:
-        paths: of our leaves, each the keys from the top of the tree of parameters, such as ("mid", "attn_1", "q", "bias").
+        paths: of our leaves, each the keys from the top of the tree, such as ("mid", "attn_1", "q", "bias").
         names: of the source's tensors.
         take: (*tensors) -> the leaves, in the order of `paths`.
         give: (*leaves) -> the tensors, in the order of `names`: the inverse of `take`.  Both only move numbers about.
