@@ -68,6 +68,23 @@ def pointwise(path: Path, name: str, axes: int) -> Rule:
     return Rule((path,), (name,), take, give)
 
 
+def from_torch(path: Path, leaf: Any, module: str, *, pixels: bool = False) -> Rule | None:
+    """The rule for one leaf of ours that is a PyTorch module's: its `weight` or its `bias`; None for other leaves.
+
+    Args:
+        leaf: what has the shape of ours.
+        module: the dotted name of PyTorch's.
+        pixels: a matrix of ours is a convolution of 1 there, of images, and not a Linear.
+    """
+    if path[-1] in ("bias", "scale"):
+        return same(path, f"{module}.bias" if path[-1] == "bias" else f"{module}.weight")
+    if path[-1] != "kernel":
+        return None
+    if len(leaf.shape) > 2:
+        return conv(path, f"{module}.weight")
+    return pointwise(path, f"{module}.weight", 2) if pixels else dense(path, f"{module}.weight")
+
+
 def apply(rules: Sequence[Rule], tensors: Tensors, target: Any) -> dict[str, Any]:
     """Our parameters, a nested dict of new numpy arrays of the target's shapes and dtypes.
 
