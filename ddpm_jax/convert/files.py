@@ -129,7 +129,7 @@ def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _pickled(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{path} is PyTorch's and takes PyTorch to read: pip install 'ddpm-jax[convert]'; a .safetensors file of "
@@ -149,7 +149,7 @@ def _pickled(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _as_numpy(tensor) -> np.ndarray:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     if tensor.dtype != torch.bfloat16:
         return tensor.numpy()
