@@ -3,20 +3,29 @@
 import hashlib
 import json
 import os
+import pathlib
+import re
+import shlex
 import subprocess
 import sys
 
+import goldens_loader as goldens
 import jax
 import numpy as np
 import published
 import pytest
 import test_convert_original
 import tiny_run
-from safetensors.numpy import load_file
+import tyro
+from safetensors.numpy import load_file, save_file
 
 from ddpm_jax import checkpoint, runs
 from ddpm_jax import config as configs
+from ddpm_jax.config import objects
+from ddpm_jax.convert import openai
 from ddpm_jax.convert.__main__ import COMMANDS, main
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def convert(*args) -> int:
@@ -241,3 +250,52 @@ def test_calls_without_a_command_say_which_there_are(capsys):
     shown = capsys.readouterr()
     for way, format in COMMANDS:
         assert f"  {way} {format}" in shown.out and f"  {way} {format}" in shown.err
+
+
+# --- OpenAI's, and the pages
+
+
+def test_a_checkpoint_of_guided_diffusion_is_a_run_that_is_told_labels(tmp_path, capsys):
+    case = "h/guided_open_0"
+    held = {
+        name.removeprefix("param:"): goldens.exact(case, name).astype(np.float32)
+        for name in goldens.MANIFEST[case]["arrays"]
+        if name.startswith("param:")
+    }
+    save_file(held, tmp_path / "model.safetensors")
+    said = (
+        "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,1 --attention_resolutions 4 "
+        "--learn_sigma True --class_cond True --use_scale_shift_norm True --resblock_updown True --num_head_channels 32"
+    )
+    given = ["from", "openai", tmp_path / "model.safetensors", "--workdir", tmp_path / "run"]
+    assert convert(*given) == 2
+    assert "no published checkpoint 'model'; there are: cifar10_uncond_50M_500K" in capsys.readouterr().err
+    assert convert(*given, "--flags", said) == 2
+    assert "say which by --family improved or --family guided" in capsys.readouterr().err
+    assert convert(*given, "--published", "lsun_cat", "--family", "guided") == 2
+    assert "give one of them" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == ["model.safetensors"]
+
+    assert convert(*given, "--family", "guided", "--flags", said, "--num-classes", 10, "--step", 7) == 0
+    made = model(tmp_path / "run")
+    assert made.step == 7 and made.label_names == tuple("0123456789") and made.config.data.source == "unknown"
+    x, t, y = (goldens.exact(case, name) for name in ("x", "t", "y"))
+    condition = objects.blank(made.config, 2, (8, 8, 3))._replace(label=y.astype(np.int32))
+    with jax.default_matmul_precision("highest"):
+        apply = jax.jit(objects.network(made.config, 3).apply)
+        out = apply({"params": made.params}, x, t.astype(np.int32) + 1, condition)
+    np.testing.assert_allclose(out, goldens.exact(case, "out"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/pretrained.md"])
+def test_the_commands_that_a_page_names_are_those_of_the_program(page):
+    lines = re.findall(r"^python -m ddpm_jax\.convert (\w+) (\w+)([^\n#]*)", (ROOT / page).read_text(), re.M)
+    assert lines
+    for way, format, flags in lines:
+        tyro.cli(COMMANDS[way, format][0], args=shlex.split(flags))
+
+
+def test_every_published_checkpoint_of_openai_is_in_the_page():
+    page = (ROOT / "docs" / "pretrained.md").read_text()
+    for name in openai.PRESETS:
+        assert f"`{name}`" in page, name

@@ -1,6 +1,7 @@
 """Weights from elsewhere as a run, and a run's weights elsewhere.
 
     python -m ddpm_jax.convert from diffusers FOLDER --workdir RUN
+    python -m ddpm_jax.convert from openai FILE.pt --workdir RUN
     python -m ddpm_jax.convert from original FILE --config configs/cifar10.py --shape 32 32 3 --workdir RUN
     python -m ddpm_jax.convert from plain FOLDER --workdir RUN
     python -m ddpm_jax.convert to diffusers RUN OUT
@@ -21,6 +22,7 @@ from ddpm_jax.convert import commands
 
 COMMANDS: dict[tuple[str, str], tuple[type, Callable[[Any], None]]] = {
     ("from", "diffusers"): (commands.FromDiffusers, commands.from_diffusers),
+    ("from", "openai"): (commands.FromOpenAI, commands.from_openai),
     ("from", "original"): (commands.FromOriginal, commands.from_original),
     ("from", "plain"): (commands.FromPlain, commands.from_plain),
     ("to", "diffusers"): (commands.ToDiffusers, commands.to_diffusers),

@@ -21,42 +21,51 @@ from ddpm_jax.convert.rules import Rule, Tensors, apply
 class Unsaid:
     """What weights do not say of the images that they make."""
 
-    source: str = "unknown"
+    source: str | None = None
     """Where images to train on or compare with are, as train.py's --data.source; evaluate's --data replaces it."""
-    levels: int = 256
-    """Values that a number of an image can take: 256 of 8 bits, 65536 of 16."""
+    levels: int | None = None
+    """Values that a number of an image can take (default: 256, of 8 bits)."""
     range: tuple[float, float] | None = None
     """Instead of levels: the values of floating-point images that -1 and 1 stand for."""
     label_names: tuple[str, ...] = ()
-    """Names of the labels that the network is told, the first of label 0."""
+    """Names of the labels that the network is told, the first of label 0 (default: their numbers)."""
 
-    def data(self) -> configs.Data:
-        """The fields of a config.
+    def applied(self, config: configs.Config) -> configs.Config:
+        """The config with what is said here of the data in place of its own.
 
         Raises:
-            ValueError: if there are too few levels, or the range is empty.
+            ValueError: if there are too few levels or too many, or the range is empty.
         """
-        if self.range is not None:
-            if not self.range[0] < self.range[1]:
-                raise ValueError(f"--range must be the lowest and the highest value, got {self.range}")
-            return configs.Data(self.source, range=self.range)
-        if not 2 <= self.levels <= 65536:
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"--range must be the lowest and the highest value, got {self.range}")
+        if self.levels is not None and not 2 <= self.levels <= 65536:
             raise ValueError(f"--levels must be 2 to 65536, got {self.levels}")
-        return configs.Data(self.source, levels=None if self.levels == 256 else self.levels)
+        if self.range is not None and self.levels is not None:
+            raise ValueError("--levels are of integers and --range of floating-point images: give one of them")
+        data = config.data
+        data = data if self.source is None else dataclasses.replace(data, source=self.source)
+        if self.range is not None:
+            data = dataclasses.replace(data, range=self.range, levels=None)
+        elif self.levels is not None:
+            data = dataclasses.replace(data, levels=None if self.levels == 256 else self.levels, range=())
+        return dataclasses.replace(config, data=data)
 
     def image(self, config: configs.Config, shape: Sequence[int]) -> dict[str, Any]:
-        """What a checkpoint says of the images.
+        """What a checkpoint says of the images of a config's data.
 
         Raises:
             ValueError: if there are not as many names as labels.
         """
-        classes = config.net.num_classes
+        classes, data = config.net.num_classes, config.data
         if self.label_names and len(self.label_names) != classes:
             raise ValueError(f"--label-names names {len(self.label_names)} labels, and the network is told {classes}")
         names = self.label_names or tuple(map(str, range(classes)))
-        usual = "float32" if self.range is not None else "uint8" if self.levels <= 256 else "uint16"
-        levels = self.levels if self.range is None else list(self.range)
-        return {"shape": list(shape), "levels": levels, "dtype": usual, "format": "", "label_names": list(names)}
+        levels = data.levels or 256
+        usual = "float32" if data.range else "uint8" if levels <= 256 else "uint16"
+        return {
+            "shape": list(shape), "levels": list(data.range) or levels, "dtype": usual, "format": "",
+            "label_names": list(names),
+        }  # fmt: skip
 
 
 class Imported(NamedTuple):
