@@ -270,13 +270,13 @@ def test_a_checkpoint_of_guided_diffusion_is_a_run_that_is_told_labels(tmp_path,
     given = ["from", "openai", tmp_path / "model.safetensors", "--workdir", tmp_path / "run"]
     assert convert(*given) == 2
     assert "no published checkpoint 'model'; there are: cifar10_uncond_50M_500K" in capsys.readouterr().err
-    assert convert(*given, "--flags", said) == 2
+    assert convert(*given, f"--flags={said}") == 2
     assert "say which by --family improved or --family guided" in capsys.readouterr().err
     assert convert(*given, "--published", "lsun_cat", "--family", "guided") == 2
     assert "give one of them" in capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["model.safetensors"]
 
-    assert convert(*given, "--family", "guided", "--flags", said, "--num-classes", 10, "--step", 7) == 0
+    assert convert(*given, "--family", "guided", f"--flags={said}", "--num-classes", 10, "--step", 7) == 0
     made = model(tmp_path / "run")
     assert made.step == 7 and made.label_names == tuple("0123456789") and made.config.data.source == "unknown"
     x, t, y = (goldens.exact(case, name) for name in ("x", "t", "y"))

@@ -63,7 +63,7 @@ class FromOpenAI:
     family: Literal["improved", "guided"] | None = None
     """Instead of a published one: of which project it is."""
     flags: str = ""
-    """With --family: the flags of the command that trained it, between quotes."""
+    """With --family: the flags of the command that trained it, as --flags="--image_size 64 --learn_sigma True"."""
     num_classes: int = 1000
     """With --family, and --class_cond True among its flags: how many labels there are."""
     step: int = 0
