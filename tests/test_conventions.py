@@ -15,6 +15,7 @@ from test_unet import deepened, image_keys, lively, tiny_case
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 from ddpm_jax.unet import OPENAI, AttentionBlock, Conventions, Downsample, GroupNorm, ResnetBlock, UNet
+from ddpm_jax.unet.layers import halved
 
 ADM = UNet(
     channels=16, multipliers=(1, 2), blocks=1, attention_at=(2,), dropout=0.5, out_channels=2, groups=8,
@@ -183,18 +184,18 @@ def test_bfloat16_changes_roundings_alone_and_what_is_not_told_is_no_label():
 
 
 def test_remat_changes_no_parameter_and_no_gradient():
-    nets = [ADM.clone(channels=8, attention_at=(), groups=4, remat=remat) for remat in (False, True)]
-    x, t, params = tiny_case((2, 4, 4, 2), nets[0])
-    again = jax.eval_shape(nets[1].init, jax.random.key(0), x, t)
-    assert jax.tree.map(jnp.shape, again) == jax.tree.map(jnp.shape, params)
+    """Of a whole network's tree, and of a block that does all of it."""
+    x, t = jax.random.normal(jax.random.key(0), (2, 4, 4, 8)), jnp.ones(2, int)
+    trees = [jax.eval_shape(ADM.clone(remat=remat).init, jax.random.key(0), x, t) for remat in (False, True)]
+    assert trees[0] == trees[1]
+    temb, kind = jnp.ones((2, 6)), {"dropout": 0.5, "groups": 4, "time_joins": "scale_shift", "resize": halved}
+    block, again = ResnetBlock(16, **kind), nn.remat(ResnetBlock)(16, **kind)
+    params = lively(block, x, temb)
 
-    def gradient(net):
-        def loss(params):
-            return jnp.square(net.apply(params, x, t, dropout_keys=image_keys(2)) - x).mean()
+    def gradient(block):
+        return jax.jit(jax.grad(lambda params: jnp.square(block.apply(params, x, temb, image_keys(2))).mean()))(params)
 
-        return jax.jit(jax.grad(loss))(params)
-
-    for a, b in zip(*(jax.tree.leaves(gradient(net)) for net in nets), strict=True):
+    for a, b in zip(jax.tree.leaves(gradient(block)), jax.tree.leaves(gradient(again)), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
 
 
