@@ -83,9 +83,10 @@ def shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 def write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], said: Mapping[str, str]) -> None:
     """Writes tensors with what is said of them, the same bytes for the same content."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    save_file({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, path, metadata=dict(said))
+    # not its save_file, whose files nobody else may read
+    path.write_bytes(save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, dict(said)))
 
 
 def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
@@ -121,15 +122,20 @@ def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as stored:
-        if not hasattr(stored, "files"):
+    with path.open("rb") as file:  # numpy leaves it open where it fails
+        stored = np.load(file, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
             raise ValueError("it holds one array without a name")
-        return {name: stored[name] for name in stored.files}
+        found = {name: stored[name] for name in stored.files}
+    odd = [name for name, held in found.items() if not isinstance(held, np.ndarray)]
+    if odd:  # which numpy gives as bytes
+        raise ValueError(f"{odd[0]} is no array")
+    return found
 
 
 def _pickled(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{path} is PyTorch's and takes PyTorch to read: pip install 'ddpm-jax[convert]'; a .safetensors file of "
@@ -149,7 +155,7 @@ def _pickled(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _as_numpy(tensor) -> np.ndarray:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     if tensor.dtype != torch.bfloat16:
         return tensor.numpy()

@@ -45,7 +45,7 @@ def source(tensors: Mapping[str, np.ndarray]) -> Source:
     Raises:
         ValueError: if they bear the names of neither.
     """
-    if any(name.partition(":")[0].endswith(("/W", "/gamma")) for name in tensors):
+    if any(name.startswith("model/") for name in tensors):
         return _of_tensorflow(tensors)
     if any(name.removeprefix("module.").startswith("down.0.") for name in tensors):
         parallel = all(name.startswith("module.") for name in tensors)  # as PyTorch's DataParallel has them

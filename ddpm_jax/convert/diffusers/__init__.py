@@ -52,18 +52,12 @@ def source(folder: pathlib.Path) -> Source:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
-    settings = next(
-        (
-            path
-            for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
-            if path.is_file()
-        ),
-        None,
-    )
+    places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
+    settings = next((path for path in places if path.is_file()), None)
     if settings is None:
         raise FileNotFoundError(
-            f"{folder} holds no scheduler_config.json, neither itself nor in scheduler: without it nobody knows the noise "
-            "that the network was trained with"
+            f"{folder} holds no scheduler_config.json, neither itself nor in scheduler: without it nobody knows the "
+            "noise that the network was trained with"
         )
     read = network.read(files.read_json(unet / "config.json"))
     chain = scheduler.read(files.read_json(settings), doubled=read.doubled)

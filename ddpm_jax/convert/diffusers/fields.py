@@ -1,6 +1,6 @@
 """Fields of a configuration of diffusers: those that are read, and those that must have one value."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 ABOUT = (
@@ -47,6 +47,15 @@ def mistyped(given: Mapping[str, Any], kinds: Mapping[str, type | tuple[type, ..
         f"{name} = {given[name]!r} is not {_named(kind)}"
         for name, kind in kinds.items()
         if name in given and not _is(given[name], kind)
+    ]
+
+
+def unlike(given: Mapping[str, Any], choices: Mapping[str, Collection[Any]]) -> list[str]:
+    """The fields of a configuration that have none of the values that they may have, a line for each."""
+    return [
+        f"{name} = {given[name]!r}: only {' or '.join(map(repr, legal))} can be had"
+        for name, legal in choices.items()
+        if not any(_same(given[name], value) for value in legal)
     ]
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
-from ddpm_jax.convert.diffusers.fields import Only, mistyped, problems
+from ddpm_jax.convert.diffusers.fields import Only, mistyped, problems, unlike
 from ddpm_jax.convert.tables import table
 
 READ = {
@@ -40,9 +40,9 @@ KINDS = {
     "predict_epsilon": bool,
 }  # fmt: skip
 
-SCHEDULES = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}
-PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-SPACINGS = ("leading", "trailing", "linspace")
+SCHEDULES: dict[str, Any] = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}
+PREDICTS: dict[str, Any] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+SPACINGS: tuple[Any, ...] = ("leading", "trailing", "linspace")
 VARIANCES = {"fixed_small": 0.0, "fixed_small_log": 0.0, "fixed_large": 1.0, "learned_range": 1.0}
 """Each as our `mix`, which a learned variance does not ask for."""
 
@@ -74,7 +74,10 @@ def read(given: Mapping[str, Any], *, doubled: bool) -> Chain:
         )
     fields = READ | ({"variance_type": "fixed_small"} if kind == "DDPMScheduler" else {})
     c = {name: given.get(name, default) for name, default in fields.items()}
-    found = [*problems(given, fields, ONLY[kind]), *mistyped(given, KINDS), *_unknown(c), *_variance(c, doubled)]
+    choices = {"beta_schedule": SCHEDULES, "prediction_type": PREDICTS, "timestep_spacing": SPACINGS}
+    found = [*problems(given, fields, ONLY[kind]), *mistyped(given, KINDS), *unlike(c, choices), *_variance(c, doubled)]
+    if isinstance(c["num_train_timesteps"], int) and c["num_train_timesteps"] < 1:
+        found.append(f"num_train_timesteps = {c['num_train_timesteps']}: at least 1 is right")
     if found:
         raise ValueError("the scheduler's config: " + "; ".join(found))
     T, predicts = c["num_train_timesteps"], PREDICTS[c["prediction_type"]] if c["predict_epsilon"] else "x0"
@@ -119,19 +122,6 @@ def write(config: configs.Config) -> dict[str, Any]:
     fixed = "fixed_large" if c.mix == 1 else "fixed_small"
     variance = "learned_range" if objects.learned_variance(config) else fixed
     return {"_class_name": "DDPMScheduler", **shared, "variance_type": variance}
-
-
-def _unknown(c: Mapping[str, Any]) -> list[str]:
-    """Fields whose value is none of those that can be had."""
-    legal = {"beta_schedule": SCHEDULES, "prediction_type": PREDICTS, "timestep_spacing": SPACINGS}
-    wrong = [
-        f"{name} = {c[name]!r}: only {', '.join(map(repr, values))} can be had"
-        for name, values in legal.items()
-        if c[name] not in values
-    ]
-    if isinstance(c["num_train_timesteps"], int) and c["num_train_timesteps"] < 1:
-        wrong.append(f"num_train_timesteps = {c['num_train_timesteps']}: at least 1 is right")
-    return wrong
 
 
 def _variance(c: Mapping[str, Any], doubled: bool) -> list[str]:
