@@ -235,7 +235,7 @@ class ResnetBlock(nn.Module):
     groups: int = 32
     eps: float = 1e-6
     time_joins: TimeJoins = "add"
-    resize: Callable[[jax.Array], jax.Array] | None = None
+    resize: Callable[[Any], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x, temb, dropout_keys=None):
