@@ -94,6 +94,9 @@ def train(config: configs.Config, workdir: pathlib.Path, begin: flags.Begin) -> 
     step = runs.over_devices(runs.train_step(config, schedule, net, optimizer, images.levels), fed.axis)
     run_key = jax.device_put(run_key, everywhere)
 
+    # before anything is written, as what does not fit is refused
+    begun = runs.begin(config, net, init_key, shape, begin) if begin.init_from and not runs.under_way(workdir) else None
+
     with (
         runs.claim(workdir, config),
         checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep) as saved,
@@ -106,7 +109,7 @@ def train(config: configs.Config, workdir: pathlib.Path, begin: flags.Begin) -> 
                 start, state, meta = saved.restore(state)
                 run.kept = runs.kept(meta, begin, workdir)
             elif begin.init_from is not None:
-                state, run.kept = runs.begin(config, net, init_key, shape, begin)
+                state, run.kept = begun or runs.begin(config, net, init_key, shape, begin)
             else:
                 state = fresh_state(init_key)
             run.check_same(start)

@@ -19,11 +19,14 @@ import tiny_run
 import tyro
 from safetensors.numpy import load_file, save_file
 
-from ddpm_jax import checkpoint, runs
+import sample
+import train
+from ddpm_jax import checkpoint, runs, training
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 from ddpm_jax.convert import openai
 from ddpm_jax.convert.__main__ import COMMANDS, main
+from ddpm_jax.evaluate import __main__ as evaluate
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -68,6 +71,10 @@ def test_a_run_of_diffusers_weights_is_a_run_and_remembers_its_source(home):
     assert origin["tensors"]["down_blocks.1.resnets.0.conv_shortcut.weight"] == "(64, 32, 1, 1) float32"
     assert len(origin["tensors"]) == 144
     assert meta["fingerprint"]["ema"] == meta["fingerprint"]["params"]
+    # and its optimizer is as fresh as that of a new run
+    fresh = training.init(made.params, objects.optimizer(made.config))
+    with checkpoint.Checkpoints(home / "run" / "checkpoints", read_only=True) as saved:
+        assert same_bytes(saved.restore(fresh).tree, fresh)
 
 
 def test_what_files_do_not_say_is_asked_by_flags(home, tmp_path, capsys):
@@ -95,6 +102,24 @@ def test_the_originals_checkpoint_is_a_run_with_raw_and_averaged_weights(tmp_pat
     assert raw.step == ema.step == 790_000 and raw.fingerprint != ema.fingerprint
     assert ema.config.data.source == "npz:mine.npz" and ema.config.net.dropout == 0.1
     np.testing.assert_array_equal(raw.params["conv_out"]["bias"], ema.params["conv_out"]["bias"] + np.float32(0.25))
+
+
+@pytest.mark.slow
+def test_such_a_run_is_drawn_from_evaluated_and_trained_on(tmp_path, capsys):
+    short = {"num_train_timesteps": 20, "beta_start": 0.005, "beta_end": 0.6}
+    published.write(tmp_path / "source", scheduler=published.LARGE | short)
+    images = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "mine.npz", train=images)
+    run, data = tmp_path / "run", f"npz:{tmp_path / 'mine.npz'}"
+    assert convert("from", "diffusers", tmp_path / "source", "--workdir", run, "--source", data) == 0
+    assert sample.main([str(run), "--num", "3", "--out", str(tmp_path / "drawn")]) == 0
+    assert np.load(tmp_path / "drawn" / "samples.npz")["arr_0"].shape == (3, 8, 8, 3)
+    assert evaluate.main([str(run), "likelihood", "--num", "3", "--estimate", "4"]) == 0
+    (tmp_path / "its.py").write_text(f"from ddpm_jax.config import read\nconfig = read({str(run / 'config.json')!r})\n")
+    assert train.main([str(tmp_path / "its.py"), "--workdir", str(run), "--steps", "1"]) == 0
+    assert "step 1: held-out loss" in capsys.readouterr().out
+    with checkpoint.Checkpoints(run / "checkpoints", read_only=True) as saved:
+        assert saved.steps() == [0, 1] and saved.meta(1)["origin"] == saved.meta(0)["origin"]
 
 
 # --- and back

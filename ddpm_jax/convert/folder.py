@@ -116,7 +116,7 @@ def write(workdir: pathlib.Path, found: Imported) -> int:
     rules = found.rules(wanted)
     params = apply(rules, found.raw, wanted)
     ema = params if found.ema is found.raw else apply(rules, found.ema, wanted)
-    state = training.init(params, objects.optimizer(found.config))._replace(step=np.int32(found.step), ema=ema)
+    state = training.TrainState(np.int32(found.step), params, ema, _fresh(objects.optimizer(found.config), wanted))
     meta = {
         "step": found.step,
         "config": dataclasses.asdict(found.config),
@@ -130,6 +130,11 @@ def write(workdir: pathlib.Path, found: Imported) -> int:
         with checkpoint.Checkpoints(part / "checkpoints", keep=found.config.keep) as saved:
             saved.save(found.step, state, json.loads(json.dumps(meta)))
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _fresh(optimizer: Any, wanted: Any) -> Any:
+    """The state of an optimizer that has taken no step: all of it zeros, which as numpy's take no memory yet."""
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, wanted))
 
 
 def said_of(model: Any) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -81,6 +82,11 @@ def begin(
     for line in other:
         print(f"          not as there: {line}")
     return training.init(adopted.params, objects.optimizer(config)), {"begun_from": said}
+
+
+def under_way(workdir: pathlib.Path) -> bool:
+    """Whether a run's folder has checkpoints by the look of it."""
+    return any((workdir / "checkpoints").glob("[0-9]*"))
 
 
 def kept(meta: Mapping[str, Any], which: Begin, workdir: Any) -> dict[str, Any]:
