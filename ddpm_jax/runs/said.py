@@ -146,7 +146,7 @@ NOTHING = Asked()
 
 
 def in_training(config: configs.Config, keys, rows: Condition) -> Condition:
-    """What training tells of examples with these keys [b], given `Said.rows`: one text of each, somewhere, or nothing."""
+    """What training tells of examples with these keys [b], given `Said.rows`: one text of each, moved, or nothing."""
     if not objects.conditional(config):
         return rows
     if rows.tokens is not None:
