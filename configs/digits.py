@@ -29,8 +29,7 @@ labels = replace(config, net=replace(config.net, num_classes=10))
 # told in words: python train.py configs/digits.py:text ..., python sample.py RUN --text "a handwritten seven"
 text = replace(
     config,
-    steps=2000,
-    sample_every=1000,
+    steps=1500,
     text=Text(layers=2, width=64, heads=4, length=48),
     condition=Condition(
         templates=(
