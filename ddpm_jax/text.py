@@ -94,7 +94,7 @@ class TextEncoder(nn.Module):
 
 
 def around(x, reach: int):
-    """Each place's vector with those of the places up to `reach` before and after it: [B, L, D] -> [B, L, (2 reach + 1) D].
+    """Each place's vector between those of its neighbours, so many to each side: [B, L, D] -> [B, L, (2 reach + 1) D].
 
     Beyond the ends is 0.
     """
