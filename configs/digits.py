@@ -24,9 +24,12 @@ config = Config(
 )
 
 # told which digit it is: python train.py configs/digits.py:labels ..., python sample.py RUN --labels all --guidance 1.5
+# 9 min 52 s on two busy CPU cores; 99.8 +- 0.2 % of samples are the digit asked for at guidance 1.5, 95.8 +- 0.9 % at 1
 labels = replace(config, net=replace(config.net, num_classes=10))
 
 # told in words: python train.py configs/digits.py:text ..., python sample.py RUN --text "a handwritten seven"
+# 17 min 7 s on two busy CPU cores; all of 500 samples are the digit asked for at guidance 1.5, 97.8 +- 0.7 % at 1, by
+# sentences of templates that are not among these
 text = replace(
     config,
     steps=1500,
