@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax.gaussian import Net
 
@@ -130,7 +131,7 @@ def guided(net: ConditionalNet, condition: Any, null: Any, scale: float | jax.Ar
     return predict
 
 
-def coarser(x: jax.Array, factor: int) -> jax.Array:
+def coarser(x: jax.Array | np.ndarray, factor: int) -> jax.Array:
     """The image with the mean of each square of factor x factor pixels (cube, of volumes) in all of its pixels.
 
     Args:
@@ -143,7 +144,8 @@ def coarser(x: jax.Array, factor: int) -> jax.Array:
     if factor < 1 or any(side % factor for side in sides):
         raise ValueError(f"a factor of {factor} does not divide the image's sizes {sides}")
     split = [n for side in sides for n in (side // factor, factor)]
-    means = x.reshape(x.shape[0], *split, x.shape[-1]).mean(tuple(range(2, 2 * len(sides) + 1, 2)), keepdims=True)
+    squares = jnp.reshape(x, (x.shape[0], *split, x.shape[-1]))
+    means = squares.mean(tuple(range(2, 2 * len(sides) + 1, 2)), keepdims=True)
     return jnp.broadcast_to(means, (x.shape[0], *split, x.shape[-1])).reshape(x.shape)
 
 
