@@ -7,7 +7,7 @@
 
 Samples of a seed that training did not draw, as many of each label or text; digits are read by the classifier of
 `ddpm_jax.metrics`, scenes by `metrics.attributes`.  Results are printed, and kept in benchmarks/results/told-KIND.json
-with what they depend on; a guidance that is there already, of the same weights, is not drawn again.
+with what they depend on; a row that is there already, of the same weights and sampling, is not drawn again.
 """
 
 import dataclasses
@@ -39,8 +39,8 @@ class Arguments:
     """What the run is told."""
     run: tyro.conf.Positional[str]
     """Its folder."""
-    guidance: tuple[float, ...] = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
-    """The curve's places."""
+    scales: tuple[float, ...] = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
+    """Of guidance."""
     num: int = 500
     """Samples at each place, of each group."""
     seed: int = 1000
@@ -58,17 +58,19 @@ def main(argv: list[str]) -> None:
     measure = {"labels": labels, "texts": texts, "pairs": pairs, "scenes": scenes}[args.kind]
     path = RESULTS / f"told-{args.kind}.json"
     made = model.manifest() | {"num": args.num, "seed": args.seed, "command": f"python -m benchmarks.told {args.kind}"}
-    made["sampling"] = {k: v for k, v in made["sampling"].items() if k != "guidance"}
+    del made["sampling"], made["times"], made["asked"]
+    sampler = {k: v for k, v in dataclasses.asdict(model.config.sampling).items() if k not in ("guidance", "num")}
     before = json.loads(path.read_text()) if path.exists() else {}
-    rows = before["rows"] if before.get("made", {}).get("fingerprint") == model.fingerprint else []
-    for scale in args.guidance:
-        if not any(row["guidance"] == scale for row in rows):
+    rows = before["rows"] if before.get("made") == made else []
+    for scale in args.scales:
+        one = {"guidance": scale, "sampling": sampler}
+        if not any(row | one == row for row in rows):
             begun = time.perf_counter()
             found = measure(model, args, scale)
-            rows.append({"guidance": scale, "seconds": round(time.perf_counter() - begun, 1), **found})
-            rows.sort(key=lambda row: row["guidance"])
+            rows.append({**one, "seconds": round(time.perf_counter() - begun, 1), **found})
+            rows.sort(key=lambda row: (row["sampling"]["sampler"], row["sampling"]["steps"], row["guidance"]))
             path.write_text(json.dumps({"made": made, "rows": rows}, indent=1) + "\n")
-        print(json.dumps(next(row for row in rows if row["guidance"] == scale)), flush=True)
+        print(json.dumps(next(row for row in rows if row | one == row)), flush=True)
 
 
 def drawn(model, args: Arguments, scale: float, *, labels: Sequence[int] = (), texts: Sequence[str] = ()) -> np.ndarray:

@@ -24,18 +24,28 @@ config = Config(
 )
 
 # told which digit it is: python train.py configs/digits.py:labels ..., python sample.py RUN --labels all --guidance 1.5
+# 9 min 52 s on two busy CPU cores; 99.8 +- 0.2 % of samples are the digit asked for at guidance 1.5, 95.8 +- 0.9 % at 1
 labels = replace(config, net=replace(config.net, num_classes=10))
 
 # told in words: python train.py configs/digits.py:text ..., python sample.py RUN --text "a handwritten seven"
+# 17 min 7 s on two busy CPU cores; all of 500 samples are the digit asked for at guidance 1.5, 97.8 +- 0.7 % at 1, by
+# sentences of templates that are not among these
 text = replace(
     config,
-    steps=2500,
+    steps=1500,
     text=Text(layers=2, width=64, heads=4, length=48),
     condition=Condition(
         templates=(
-            "{}", "a {}", "the {}", "digit {}", "the digit {}", "the number {}", "a handwritten {}", "handwritten {}",
-            "an image of a {}", "a picture of a {}", "a picture of the digit {}", "a scan of the number {}",
-            "the figure {}, written by hand", "{}, handwritten", "this is a {}", "one handwritten digit, a {}",
+            "{}", "a {}", "the {}", "one {}", "my {}", "an old {}", "a large {}", "a black {}", "a bold {}", "digit {}",
+            "the digit {}", "a digit: {}", "the number {}", "a number, {}", "a handwritten {}", "handwritten {}",
+            "{}, handwritten", "your handwritten {}", "a {} written by hand", "the figure {}, written by hand",
+            "one handwritten digit, a {}", "an image of a {}", "a picture of a {}", "a picture of the digit {}",
+            "a picture with a {} in it", "a scan of the number {}", "a scanned {}", "this is a {}", "here is a {}",
+            "it is a {}", "this shows the number {}", "a drawing of a {}", "{} drawn with a pen", "a thin {} in ink",
+            "{} on paper", "a {} on white paper", "a {} from a form", "the {} that someone wrote",
+            "he wrote the digit {}", "she drew a {}", "they wrote {} here", "write a {}", "please draw a {}",
+            "show me a {}", "give me a {} now", "i want to see the number {}", "a {} as children write it",
+            "some {}, badly written",
         )
     ),
 )  # fmt: skip

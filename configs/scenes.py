@@ -7,10 +7,10 @@ python sample.py runs/scenes --text "a small red square left of a large blue cir
 from ddpm_jax.config import Condition, Config, Data, Evaluation, Net, Optim, Sampling, Text
 
 config = Config(
-    steps=4000,
+    steps=3000,
     batch=64,
     log_every=100,
-    sample_every=2000,
+    sample_every=1500,
     save_every=500,
     data=Data("scenes"),
     net=Net(channels=32, multipliers=(1, 2, 2), blocks=1, attention_at=(8,), dropout=0.0, groups=8),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax.gaussian import Net
 
@@ -130,7 +131,7 @@ def guided(net: ConditionalNet, condition: Any, null: Any, scale: float | jax.Ar
     return predict
 
 
-def coarser(x: jax.Array, factor: int) -> jax.Array:
+def coarser(x: jax.Array | np.ndarray, factor: int) -> jax.Array:
     """The image with the mean of each square of factor x factor pixels (cube, of volumes) in all of its pixels.
 
     Args:
@@ -143,7 +144,8 @@ def coarser(x: jax.Array, factor: int) -> jax.Array:
     if factor < 1 or any(side % factor for side in sides):
         raise ValueError(f"a factor of {factor} does not divide the image's sizes {sides}")
     split = [n for side in sides for n in (side // factor, factor)]
-    means = x.reshape(x.shape[0], *split, x.shape[-1]).mean(tuple(range(2, 2 * len(sides) + 1, 2)), keepdims=True)
+    squares = jnp.reshape(x, (x.shape[0], *split, x.shape[-1]))
+    means = squares.mean(tuple(range(2, 2 * len(sides) + 1, 2)), keepdims=True)
     return jnp.broadcast_to(means, (x.shape[0], *split, x.shape[-1])).reshape(x.shape)
 
 
@@ -160,3 +162,24 @@ def one_text(keys: jax.Array, tokens: jax.Array) -> jax.Array:
     there = jnp.maximum((tokens > 0).any(-1).sum(-1), 1)
     drawn = jax.vmap(lambda key, n: jax.random.randint(jax.random.fold_in(key, DROP + 1), (), 0, n))(keys, there)
     return jnp.take_along_axis(tokens, drawn[:, None, None], axis=1)[:, 0]
+
+
+def moved(keys: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The texts, each begun at one of the places where it fits, all equally likely.
+
+    A reader whose places are learned one by one would else tie each word to the few places where training has it, and
+    not know it in a sentence of another length.
+
+    Args:
+        keys: [B] typed keys: where depends on an example's own key alone.
+        tokens: [B, L], each row with its text first and then 0.
+
+    Returns:
+        [B, L] with 0 before and after each text.
+    """
+
+    def move(key, row):
+        free = row.shape[0] - (row > 0).sum()
+        return jnp.roll(row, jax.random.randint(jax.random.fold_in(key, DROP + 2), (), 0, free + 1))
+
+    return jax.vmap(move)(keys, tokens)

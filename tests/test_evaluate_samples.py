@@ -282,12 +282,12 @@ def test_calls_measures_each_sampler_at_each_number_of_steps(folder, tmp_path, c
         ["held-out images, 297", "-"],
     ]  # fmt: skip
     found = json.loads((tmp_path / "calls.json").read_text())["rows"]
-    assert [row["calls"] for row in found] == [20, 2, 4, 2, 4, 2, 2]
-    assert "| dpm_solver_pp 2 of 20 steps quadratic order=2" in found[-1]["numbers"][0]
+    assert [*found] == [*(f"{label}, {n} calls" for label, n, *_ in rows[2:-1]), "held-out images"]
+    assert "| dpm_solver_pp 2 of 20 steps quadratic order=2" in found["DPM-Solver++, quadratic, 2 calls"][0]
     alone = of(folder, tmp_path, sampler="ddim", steps=4, spacing="quadratic")
     again = samples.measured(alone, Samples(which=alone.which, num=70, sets=2))
-    assert protocol.line(again[0]) == found[4]["numbers"][0]
-    assert (tmp_path / "calls.png").read_bytes()[:4] == b"\x89PNG"
+    assert protocol.line(again[0]) == found["DDIM, quadratic, 4 calls"][0]
+    assert data.read_png(tmp_path / "calls.png").text["legend"] == calls.LEGEND
     assert "the figure in calls.png" in capsys.readouterr().out
 
 

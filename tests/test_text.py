@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import traverse_util
 
-from ddpm_jax import text
+from ddpm_jax import conditioning, text
+from ddpm_jax import config as configs
 from ddpm_jax.conditioning import Condition
+from ddpm_jax.data import sources
 from ddpm_jax.text import Conditional, TextEncoder
 from ddpm_jax.unet import UNet
 
@@ -55,6 +58,46 @@ def test_texts_that_do_not_fit_are_refused():
 def test_the_standard_reader_has_about_three_million_parameters():
     shapes = jax.eval_shape(TextEncoder().init, jax.random.key(0), jnp.ones((1, 128), jnp.uint8))
     assert 2.8e6 < sum(leaf.size for leaf in jax.tree.leaves(shapes)) < 3.5e6
+
+
+def test_each_byte_is_read_between_its_neighbours():
+    x = jnp.arange(1.0, 7.0).reshape(1, 3, 2)
+    np.testing.assert_array_equal(text.around(x, 1)[0], [[0, 0, 1, 2, 3, 4], [1, 2, 3, 4, 5, 6], [3, 4, 5, 6, 0, 0]])
+
+
+def test_words_are_known_in_sentences_never_read():
+    """Names of digits: learned from the sentences of a config, told apart in others; a guess is right 1 time in 10."""
+    seen = configs.load("configs/digits.py:text").condition.templates
+    other = ("somebody wrote {} twice", "look, {}!", "in this picture there is a {}")
+    length, reader = 40, TextEncoder(32, 1, 2, 40)
+    texts, others = (
+        jnp.asarray(text.tokens([line.format(name) for line in lines for name in sources.DIGITS], length))
+        for lines in (seen, other)
+    )
+    params = {"reader": reader.init(jax.random.key(0), texts), "out": jnp.zeros((32, 10))}
+    optimizer = optax.adam(3e-3)
+
+    def logits(params, tokens):
+        read = (tokens > 0)[..., None]
+        return (reader.apply(params["reader"], tokens) * read).sum(1) / read.sum(1) @ params["out"]
+
+    @jax.jit
+    def step(params, state, key):
+        some, *keys = jax.random.split(key, 65)
+        chosen = jax.random.randint(some, (64,), 0, len(texts))
+        batch = conditioning.moved(jnp.stack(keys), texts[chosen])
+
+        def loss(params):
+            return optax.softmax_cross_entropy_with_integer_labels(logits(params, batch), chosen % 10).mean()
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for n in range(120):
+        params, state = step(params, state, jax.random.fold_in(jax.random.key(1), n))
+    right = np.asarray(jax.jit(logits)(params, others).argmax(1)) == np.arange(30) % 10
+    assert right.mean() >= 0.95, right.mean()
 
 
 def test_what_fills_a_text_up_changes_nothing(conditional, moved):

@@ -14,6 +14,7 @@ from ddpm_jax.evaluate.table import replaced
 
 Spacing = Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic"]
 NAMES = {"ancestral": "ancestral", "ddim": "DDIM", "dpm_solver_pp": "DPM-Solver++", "unipc": "UniPC"}
+LEGEND = "the distance of samples from the training images against the network calls that each took"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +77,16 @@ def run(subject: Subject, options: Calls) -> int:
     text = markdown(rows, floor)
     path = subject.out / "calls.md"
     path.write_text(text)
-    facts = [{"label": row.label, "calls": row.calls, "numbers": [*map(protocol.line, row.numbers)]} for row in rows]
-    found = {"rows": facts, "floor": [*map(protocol.line, floor)], "made_with": subject.made_with()}
-    path.with_suffix(".json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    facts = {f"{row.label}, {row.calls} calls": [*map(protocol.line, row.numbers)] for row in rows}
+    facts["held-out images"] = [*map(protocol.line, floor)]
+    path.with_suffix(".json").write_text(
+        json.dumps({"rows": facts, "made_with": subject.made_with()}, indent=1, ensure_ascii=False) + "\n"
+    )
     print(text)
     print(f"written to {path}; each number's protocol in {path.stem}.json")
     try:
-        plots.panels(path.with_suffix(".png"), [panel(rows)], text={"run": subject.model.fingerprint})
+        said = {"run": f"{subject.model.fingerprint} step {subject.model.step}", "legend": LEGEND}
+        plots.panels(path.with_suffix(".png"), [panel(rows)], text=said)
         print(f"the figure in {path.stem}.png")
     except plots.MissingExtra as missing:
         print(f"no figure: {missing}")

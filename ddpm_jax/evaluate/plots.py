@@ -130,6 +130,9 @@ def draw(axes: Any, panel: Panel) -> None:
             axes.fill_between(x[seen], y[seen] - error, y[seen] + error, color=f"C{i}", alpha=0.2, linewidth=0)
     axes.set_xscale(panel.xscale)
     axes.set_yscale(panel.yscale)
+    for axis, scale in ((axes.xaxis, panel.xscale), (axes.yaxis, panel.yscale)):
+        if scale == "log":
+            plain(axis)
     axes.set_xlabel(panel.xlabel)
     axes.set_ylabel(panel.ylabel)
     if panel.title:
@@ -140,6 +143,14 @@ def draw(axes: Any, panel: Panel) -> None:
         axes.spines[side].set_visible(False)
     if len(panel.ys) > 1:
         axes.legend(frameon=False, fontsize="small")
+
+
+def plain(axis: Any) -> None:
+    """Writes the numbers of a logarithmic axis as they are, and those between powers of ten where these are few."""
+    from matplotlib import ticker
+
+    axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.7)))
 
 
 def check(panel: Panel) -> None:

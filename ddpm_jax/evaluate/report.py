@@ -21,6 +21,7 @@ COMMANDS = {
     "likelihood": "bits/dim of the held-out images",
     "samples": "Fréchet distance, precision and recall, density and coverage",
     "table": "samplers beside each other",
+    "calls": "samplers against the network calls that they take",
     "rate_distortion": "rate and distortion along the chain",
     "progressive": "the way from noise to image",
     "predictions": "predicted images over time",
@@ -148,7 +149,7 @@ def found(subject: Subject) -> list[Result]:
         kind = path.stem.partition("-")[0]
         numbers = protocol.read(path) if "numbers" in content else []
         lines = [protocol.line(number) for number in numbers]
-        if kind == "table":
+        if kind in ("table", "calls"):
             lines += [line for row in content["rows"].values() for line in row]
         if kind not in COMMANDS and not lines:
             print(f"left out: {path} holds no numbers")
@@ -265,7 +266,7 @@ def measurements(card: Card, results: Sequence[Result]) -> None:
         card.table(("number", "value ± standard error", "n", "weights", "file"), rows)
     for result in some:
         table = result.path.with_suffix(".md")
-        if result.kind in ("table", "rate_distortion") and table.exists():
+        if result.kind in ("table", "calls", "rate_distortion") and table.exists():
             card.add(f"{COMMANDS[result.kind].capitalize()}, {result.path.name}:", table.read_text().split("\n\n")[0])
     for result in some:
         lines = "\n".join(result.lines)

@@ -224,7 +224,7 @@ class Model:
         net, config = self._net, self.config
 
         def predict(x_t, t):
-            return net.apply({"params": params}, x_t, t, objects.blank(config, *x_t.shape[:1], x_t.shape[1:]))
+            return net.apply({"params": params}, x_t, t, objects.blank(config, x_t.shape[0], x_t.shape[1:]))
 
         return objects.denoiser(config, self.schedule, predict)
 

@@ -17,9 +17,9 @@ def read(model: Any, flag: str, path: str, shape: tuple[int, ...] | None = None)
         FileNotFoundError: if there is no such file.
         ValueError: naming the flag and the file, if it is not.
     """
-    image, shape = pixels(flag, path), model.shape if shape is None else shape
-    if image.shape != shape or image.dtype != model.dtype:
-        wanted = f"this run has {form(shape, model.dtype)}" + (" there" if shape != model.shape else "")
+    image, its = pixels(flag, path), model.shape if shape is None else shape
+    if image.shape != its or image.dtype != model.dtype:
+        wanted = f"this run has {form(its, model.dtype)}" + (" there" if its != model.shape else "")
         raise ValueError(f"{flag} {path}: {form(image.shape, image.dtype)}; {wanted}")
     if isinstance(model.levels, data.Range):
         low, high = model.levels
