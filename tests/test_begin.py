@@ -171,6 +171,16 @@ def test_images_of_other_dimensions_are_refused(home):
         begin(home, shape=(4, 8, 8, 1))
 
 
+def test_a_run_under_way_does_not_begin_from_elsewhere():
+    begun = {"begun_from": {"run": "/runs/one"}, "origin": {"format": "diffusers"}, "step": 3}
+    for which in (flags.Begin(), flags.Begin("/runs/one")):
+        assert runs.kept(begun, which, "mine") == {"begun_from": begun["begun_from"], "origin": begun["origin"]}
+    with pytest.raises(ValueError, match="mine is under way and began from /runs/one; take a new folder, or leave the"):
+        runs.kept(begun, flags.Begin("/runs/two"), "mine")
+    with pytest.raises(ValueError, match="mine is under way and began from no other run"):
+        runs.kept({"step": 3}, flags.Begin("/runs/one"), "mine")
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_from_there_and_then_needs_the_other_no_more(home, capsys):
     def trained(workdir, *more, status=0):
@@ -192,10 +202,5 @@ def test_a_run_goes_on_from_there_and_then_needs_the_other_no_more(home, capsys)
     assert one["fingerprint"] == two["fingerprint"]
     assert one["begun_from"] == two["begun_from"] and one["begun_from"]["run"] == str(home / "gone")
 
-    err = trained("halves", "--init-from", str(home / "source"), "--steps", "5", status=2).err
-    assert f"is under way and began from {home / 'gone'}; take a new folder" in err
-    trained("halves", "--steps", "5")
-    trained("plain", "--steps", "2")
-    assert "is under way and began from no other run" in trained("plain", *begin_there, status=2).err
     assert "holds no checkpoints: it is not the folder of a run" in trained("new", *begin_there, status=2).err
     assert not (home / "new").exists()

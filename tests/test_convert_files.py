@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tensorflow_files import in_tensorflow, with_tensorflow
 
 from ddpm_jax.convert import files
 
@@ -142,12 +143,34 @@ def test_other_things_than_named_tensors_are_refused_by_what_they_are(tmp_path):
         files.read(tmp_path / "cut.pt")
 
 
-def test_a_tensorflow_checkpoint_is_refused_with_the_lines_that_make_an_archive_of_it(tmp_path):
-    for name in ("model.ckpt-790000.index", "model.ckpt-790000.data-00000-of-00001", "model.ckpt-790000.meta"):
-        with pytest.raises(ValueError) as raised:
+@with_tensorflow
+def test_tensorflows_variables_are_read_by_the_name_of_any_of_their_files(tmp_path):
+    in_tensorflow(tmp_path / "model.ckpt-790000", {"model/a/W": TENSORS["a.weight"], "global_step": np.int64(790_000)})
+    present = sorted(tmp_path.glob("model.ckpt-790000.*"))
+    assert files.parts(tmp_path / "model.ckpt-790000") == [tmp_path / "model.ckpt-790000.index", present[0]]
+    for name in ("model.ckpt-790000", "model.ckpt-790000.index", "model.ckpt-790000.meta", present[0].name):
+        found = files.read(tmp_path / name)
+        assert set(found) == {"model/a/W", "global_step"} and found["global_step"] == 790_000
+        assert found["model/a/W"].tobytes() == TENSORS["a.weight"].tobytes()
+    whole = present[0].read_bytes()
+    present[0].write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model\.ckpt-790000 cannot be read, it is damaged"):
+        files.read(tmp_path / "model.ckpt-790000")
+    present[0].unlink()
+    with pytest.raises(ValueError, match=r"model\.ckpt-790000 cannot be read, it is damaged"):
+        files.read(tmp_path / "model.ckpt-790000")
+
+
+def test_a_tensorflow_checkpoint_takes_tensorflow_and_the_refusal_says_what_else_does(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorflow", None)
+    (tmp_path / "model.ckpt-790000.index").touch()
+    for name in ("model.ckpt-790000", "model.ckpt-790000.index", "model.ckpt-790000.data-00000-of-00001"):
+        with pytest.raises(ModuleNotFoundError) as raised:
             files.read(tmp_path / name)
         said = str(raised.value)
-        assert f'load_checkpoint("{tmp_path / "model.ckpt-790000"}")' in said and "numpy.savez" in said
+        assert "takes TensorFlow to read: pip install 'ddpm-jax[tfds]'" in said and "numpy.savez" in said
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*model\.ckpt-5\.index"):
+        files.read(tmp_path / "model.ckpt-5")
 
 
 def test_other_files_and_none_are_refused(tmp_path):

@@ -4,9 +4,11 @@ import goldens_loader as goldens
 import jax
 import numpy as np
 import pytest
+from tensorflow_files import in_tensorflow, with_tensorflow
 
+from ddpm_jax import runs
 from ddpm_jax.config import Config, Net, objects
-from ddpm_jax.convert import files, folder, original, rules
+from ddpm_jax.convert import commands, files, folder, original, rules
 
 UNET = "h/original_unet_A"
 ARGS = goldens.MANIFEST[UNET]["args"]
@@ -65,6 +67,21 @@ def test_tensorflows_variables_give_what_the_original_gives(tmp_path):
         x, t = goldens.exact(UNET, "x"), goldens.exact(UNET, "t")
         out = jax.jit(objects.network(CONFIG, 3).apply)({"params": ema}, x, t + 1)
     np.testing.assert_allclose(out, goldens.exact(UNET, "out"), rtol=1e-5, atol=1e-5)
+
+
+@with_tensorflow
+def test_a_tensorflow_checkpoint_becomes_a_run_that_names_its_files(tmp_path):
+    in_tensorflow(tmp_path / "model.ckpt-790000", checkpoint())
+    (tmp_path / "small.py").write_text(f"from ddpm_jax.config import *\nconfig = {CONFIG!r}\n")
+    options = commands.FromOriginal(
+        str(tmp_path / "model.ckpt-790000"), str(tmp_path / "small.py"), SHAPE, str(tmp_path / "run")
+    )
+    commands.from_original(options)
+    model = runs.Model(tmp_path / "run", step=None, weights="ema", sampling={})
+    assert model.step == 790_000
+    assert sorted(model.origin["files"]) == [f"model.ckpt-790000.{part}" for part in ("data-00000-of-00001", "index")]
+    wanted = rules.apply(original.tensorflow_rules(model.params), variables(), model.params)
+    assert jax.tree.all(jax.tree.map(np.array_equal, model.params, wanted))
 
 
 def test_pytorchs_conversion_gives_the_same_parameters():

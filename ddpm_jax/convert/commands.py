@@ -35,10 +35,10 @@ class FromDiffusers:
 
 @dataclasses.dataclass(frozen=True)
 class FromOriginal:
-    """A run from the original's variables (.npz) or from PyTorch's conversion of them (.ckpt)."""
+    """A run from the original's TensorFlow checkpoint, or from PyTorch's conversion of one."""
 
     path: tyro.conf.Positional[str]
-    """The file: .npz, .safetensors, or with PyTorch .ckpt, .pt."""
+    """With TensorFlow model.ckpt-STEP; with PyTorch .ckpt, .pt; with neither .npz, .safetensors."""
     config: str
     """A config file of ours, which says what the weights do not: configs/cifar10.py for those of CIFAR-10."""
     shape: tuple[int, int, int]
@@ -135,7 +135,7 @@ def from_original(chosen: FromOriginal) -> None:
     step = found.step if chosen.step is None else chosen.step
     averaged = {f"{name}{original.AVERAGE}": tensor for name, tensor in found.ema.items()} if found.both else {}
     read = {**found.raw, **averaged}
-    origin = folder.origin("original", [path], read, aside=list(found.aside))
+    origin = folder.origin("original", files.parts(path), read, aside=list(found.aside))
     image = unsaid.image(config, chosen.shape)
     imported = folder.Imported(config, image, found.raw, found.ema, found.rules, step, origin)
     sets = "raw and averaged weights" if found.both else ONE_SET

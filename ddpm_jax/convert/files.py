@@ -1,54 +1,61 @@
 """Files of tensors, read without running anything that is in them; and folders that appear whole or not at all."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-_FROM_TF = """\
-{path} is a TensorFlow checkpoint, which TensorFlow alone reads. Where that is installed (any version will do):
-    import numpy, tensorflow
-    reader = tensorflow.train.load_checkpoint("{prefix}")
-    names = reader.get_variable_to_shape_map()
-    numpy.savez("weights.npz", **{{name: reader.get_tensor(name) for name in names}})
-and then convert weights.npz"""
+ARCHIVE = "numpy.savez('weights.npz', **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})"
+"""What makes an .npz archive of TensorFlow's reader of checkpoints, `tensorflow.train.load_checkpoint(PREFIX)`."""
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a file, by name: .safetensors, .npz, or PyTorch's .bin, .pt, .pth, .ckpt.
+    """The tensors of a file, by name: .safetensors, .npz, PyTorch's .bin, .pt, .pth, .ckpt, or TensorFlow's .ckpt-STEP.
 
-    Nothing in it is executed: safetensors holds no code, arrays of objects are refused, and of PyTorch's pickles only
-    what makes tensors is read (`weights_only`), which takes PyTorch.
+    Nothing in it is executed: safetensors and TensorFlow's checkpoints hold no code, arrays of objects are refused, and
+    of PyTorch's pickles only what makes tensors is read (`weights_only`).  The last two take PyTorch and TensorFlow.
+
+    Args:
+        path: of a TensorFlow checkpoint the name that its files have in common, or one of them.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: naming the file, if it is damaged, of another kind, or holds something other than named tensors.
-        ModuleNotFoundError: if it takes PyTorch, which is not there.
+        ModuleNotFoundError: if it takes PyTorch or TensorFlow, which is not there.
     """
-    kind = path.suffix
-    if ".ckpt-" in path.name or kind in (".index", ".meta"):
-        prefix = str(path).removesuffix(".index").removesuffix(".meta").partition(".data-")[0]
-        raise ValueError(_FROM_TF.format(path=path, prefix=prefix))
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+    kind, first = path.suffix, parts(path)[0]
+    if not first.is_file():
+        raise FileNotFoundError(f"there is no file {first}")
     readers = {".safetensors": _safetensors, ".npz": _npz}
     readers |= dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _pickled)
-    if kind not in readers:
+    reader = readers.get(kind) if _prefix(path) is None else _tensorflow
+    if reader is None:
         raise ValueError(
-            f"{path}: tensors are read from {', '.join(readers)}, not from {kind or 'a file without a suffix'}"
+            f"{path}: tensors are read from {', '.join(readers)} and TensorFlow's checkpoints, not from "
+            f"{kind or 'a file without a suffix'}"
         )
     try:
-        return readers[kind](path)
+        return reader(path)
     except (MemoryError, ModuleNotFoundError):
         raise
     except Exception as error:  # a damaged archive can fail in any way
         raise ValueError(f"{path} cannot be read, it is damaged or of another kind: {_first_line(error)}") from error
+
+
+def parts(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files that `read` reads: the one of this name, or of a TensorFlow checkpoint its index and then its data."""
+    prefix = _prefix(path)
+    if prefix is None:
+        return [path]
+    return [path.with_name(f"{prefix}.index"), *sorted(path.parent.glob(f"{glob.escape(prefix)}.data-*"))]
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -131,6 +138,24 @@ def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     if odd:  # which numpy gives as bytes
         raise ValueError(f"{odd[0]} is no array")
     return found
+
+
+def _prefix(path: pathlib.Path) -> str | None:
+    """What the files of a TensorFlow checkpoint are named by, such as model.ckpt-790000; None of other files."""
+    found = re.fullmatch(r"(.+?)(\.index|\.meta|\.data-\d+-of-\d+)?", path.name)
+    return found[1] if found and (found[2] or re.search(r"\.ckpt-\d+$", found[1])) else None
+
+
+def _tensorflow(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        import tensorflow  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{path} is TensorFlow's and takes TensorFlow to read: pip install 'ddpm-jax[tfds]'; or make an archive in "
+            f"another environment, {ARCHIVE}"
+        ) from error
+    reader = tensorflow.train.load_checkpoint(str(path.with_name(_prefix(path) or path.name)))
+    return {name: np.asarray(reader.get_tensor(name)) for name in sorted(reader.get_variable_to_shape_map())}
 
 
 def _pickled(path: pathlib.Path) -> dict[str, np.ndarray]:
