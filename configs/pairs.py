@@ -4,7 +4,7 @@ python train.py configs/pairs.py --workdir runs/pairs
 python sample.py runs/pairs --text "a three left of a five" --guidance 2
 """
 
-from ddpm_jax.config import Condition, Config, Data, Evaluation, Net, Optim, Sampling, Text
+from ddpm_jax.config import Condition, Config, Data, Evaluation, Loss, Net, Optim, Sampling, Text
 
 config = Config(
     steps=3000,
@@ -13,9 +13,10 @@ config = Config(
     sample_every=1500,
     save_every=500,
     data=Data("pairs"),
-    net=Net(channels=32, multipliers=(1, 2), blocks=2, attention_at=(4,), dropout=0.1, groups=8),
+    net=Net(channels=32, multipliers=(1, 2), blocks=2, attention_at=(4,), heads=4, dropout=0.1, groups=8),
     text=Text(layers=2, width=64, heads=4, length=32),
     condition=Condition(drop=0.1),
+    loss=Loss(predicts="v"),
     optim=Optim(learning_rate=2e-3, warmup=100, ema_decay=0.999, ema_warmup=True),
     sampling=Sampling(sampler="dpm_solver_pp", steps=25, tile=32, guidance=2.0),
     evaluation=Evaluation(images=256, strata=4),

@@ -4,19 +4,20 @@ python train.py configs/scenes.py --workdir runs/scenes
 python sample.py runs/scenes --text "a small red square left of a large blue circle" --guidance 2
 """
 
-from ddpm_jax.config import Condition, Config, Data, Evaluation, Net, Optim, Sampling, Text
+from ddpm_jax.config import Condition, Config, Data, Evaluation, Loss, Net, Optim, Sampling, Text
 
 config = Config(
-    steps=3000,
+    steps=4000,
     batch=64,
     log_every=100,
     sample_every=1500,
     save_every=500,
     data=Data("scenes"),
-    net=Net(channels=32, multipliers=(1, 2, 2), blocks=1, attention_at=(8,), dropout=0.0, groups=8),
+    net=Net(channels=32, multipliers=(1, 2, 2), blocks=1, attention_at=(8,), heads=4, dropout=0.0, groups=8),
     text=Text(layers=2, width=96, heads=4, length=64),
     condition=Condition(drop=0.1),
-    optim=Optim(learning_rate=1e-3, warmup=200, ema_decay=0.999, ema_warmup=True),
+    loss=Loss(predicts="v"),
+    optim=Optim(learning_rate=2e-3, warmup=100, ema_decay=0.999, ema_warmup=True),
     sampling=Sampling(sampler="dpm_solver_pp", steps=25, tile=32, guidance=2.0),
     evaluation=Evaluation(images=128, strata=4),
 )

@@ -162,24 +162,3 @@ def one_text(keys: jax.Array, tokens: jax.Array) -> jax.Array:
     there = jnp.maximum((tokens > 0).any(-1).sum(-1), 1)
     drawn = jax.vmap(lambda key, n: jax.random.randint(jax.random.fold_in(key, DROP + 1), (), 0, n))(keys, there)
     return jnp.take_along_axis(tokens, drawn[:, None, None], axis=1)[:, 0]
-
-
-def moved(keys: jax.Array, tokens: jax.Array) -> jax.Array:
-    """The texts, each begun at one of the places where it fits, all equally likely.
-
-    A reader whose places are learned one by one would else tie each word to the few places where training has it, and
-    not know it in a sentence of another length.
-
-    Args:
-        keys: [B] typed keys: where depends on an example's own key alone.
-        tokens: [B, L], each row with its text first and then 0.
-
-    Returns:
-        [B, L] with 0 before and after each text.
-    """
-
-    def move(key, row):
-        free = row.shape[0] - (row > 0).sum()
-        return jnp.roll(row, jax.random.randint(jax.random.fold_in(key, DROP + 2), (), 0, free + 1))
-
-    return jax.vmap(move)(keys, tokens)

@@ -7,8 +7,8 @@ import optax
 import pytest
 from flax import traverse_util
 
-from ddpm_jax import conditioning, text
 from ddpm_jax import config as configs
+from ddpm_jax import text
 from ddpm_jax.conditioning import Condition
 from ddpm_jax.data import sources
 from ddpm_jax.text import Conditional, TextEncoder
@@ -83,12 +83,10 @@ def test_words_are_known_in_sentences_never_read():
 
     @jax.jit
     def step(params, state, key):
-        some, *keys = jax.random.split(key, 65)
-        chosen = jax.random.randint(some, (64,), 0, len(texts))
-        batch = conditioning.moved(jnp.stack(keys), texts[chosen])
+        chosen = jax.random.randint(key, (64,), 0, len(texts))
 
         def loss(params):
-            return optax.softmax_cross_entropy_with_integer_labels(logits(params, batch), chosen % 10).mean()
+            return optax.softmax_cross_entropy_with_integer_labels(logits(params, texts[chosen]), chosen % 10).mean()
 
         updates, state = optimizer.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state
@@ -103,6 +101,20 @@ def test_words_are_known_in_sentences_never_read():
 def test_what_fills_a_text_up_changes_nothing(conditional, moved):
     short, long = (conditional.apply(moved, X, T, told(length)) for length in (34, 48))
     np.testing.assert_allclose(short, long, atol=1e-5)
+
+
+def test_a_text_means_the_same_wherever_it_begins(conditional, moved):
+    here = told(48)
+    there = here._replace(tokens=jnp.roll(here.tokens, 10, axis=1))
+    np.testing.assert_allclose(conditional.apply(moved, X, T, here), conditional.apply(moved, X, T, there), atol=1e-5)
+
+
+def test_heads_begin_by_looking_ahead_and_behind(start):
+    table = np.asarray(start["params"]["text"]["layer_0"]["distances"])
+    assert table.shape == (2, 2 * 48 - 1) and (table[:, 47] == 0).all()
+    np.testing.assert_array_equal(table[0, 47:50], [0, -0.25, -0.5])  # what comes next, to the first head
+    np.testing.assert_array_equal(table[0, 44:48], [-3, -2, -1, 0])
+    np.testing.assert_array_equal(table[1], table[0, ::-1])
 
 
 def test_the_order_of_words_counts(conditional, moved):

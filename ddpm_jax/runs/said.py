@@ -146,11 +146,11 @@ NOTHING = Asked()
 
 
 def in_training(config: configs.Config, keys, rows: Condition) -> Condition:
-    """What training tells of examples with these keys [b], given `Said.rows`: one text of each, moved, or nothing."""
+    """What training tells of examples with these keys [b], given `Said.rows`: one text of each, or nothing."""
     if not objects.conditional(config):
         return rows
     if rows.tokens is not None:
-        rows = rows._replace(tokens=conditioning.moved(keys, conditioning.one_text(keys, rows.tokens)))
+        rows = rows._replace(tokens=conditioning.one_text(keys, rows.tokens))
     null = conditioning.nothing(rows, config.net.num_classes)
     return conditioning.drop(keys, rows, null, config.condition.drop)
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -169,7 +169,8 @@ class AttentionBlock(nn.Module):
 class CrossAttention(nn.Module):
     """Every pixel attends to the tokens of a context; the result, 0 at the start, is added to the input.
 
-    An image whose mask shows no token passes as it came.
+    What a pixel asks for depends on what it is and on where it is: a text says what is to be where, and where there is
+    only noise as yet, nothing else tells one pixel from another.  An image whose mask shows no token passes as it came.
     """
 
     heads: int = 1
@@ -185,7 +186,9 @@ class CrossAttention(nn.Module):
         pixels, length, heads = math.prod(sides), context.shape[1], head_count(c, self.heads, self.head_channels)
         norm = GroupNorm(dtype=self.dtype, groups=self.groups, eps=self.eps, name="norm")
         normed = jnp.reshape(norm(x), (b, pixels, c))
-        q = jnp.reshape(dense(c, name="q", dtype=self.dtype)(normed), (b, pixels, heads, c // heads))
+        where = nn.Dense(c, use_bias=False, dtype=self.dtype, name="where")(waves(sides, self.dtype))
+        q = dense(c, name="q", dtype=self.dtype)(normed) + jnp.reshape(where, (pixels, c))
+        q = jnp.reshape(q, (b, pixels, heads, c // heads))
         k, v = (
             jnp.reshape(dense(c, name=name, dtype=self.dtype)(context), (b, length, heads, c // heads))
             for name in ("k", "v")
@@ -195,20 +198,37 @@ class CrossAttention(nn.Module):
         return x + jnp.where(jnp.expand_dims(mask.any(-1), range(1, x.ndim)), out, jnp.zeros((), out.dtype))
 
 
-def attend(q, k, v, mask, dtype) -> jax.Array:
-    """softmax(q k / sqrt(C)) v over the keys that the mask shows, in float32 at least; 0 where it shows none.
+WAVES = 4
+"""Numbers that say where a pixel is along each side."""
+
+
+def waves(sides: Sequence[int], dtype) -> jax.Array:
+    """Where each pixel is, whatever their number: cosines of 1, 2, ... half waves along each side.
+
+    Returns:
+        [*sides, WAVES * len(sides)] in [-1, 1].
+    """
+    along = [jnp.cos(jnp.pi * jnp.outer((jnp.arange(side) + 0.5) / side, jnp.arange(1, WAVES + 1))) for side in sides]
+    spread = [jnp.expand_dims(wave, [j for j in range(len(sides)) if j != i]) for i, wave in enumerate(along)]
+    return jnp.concatenate([jnp.broadcast_to(wave, (*sides, WAVES)) for wave in spread], axis=-1).astype(dtype)
+
+
+def attend(q, k, v, mask, dtype, bias=None) -> jax.Array:
+    """softmax(q k / sqrt(C) + bias) v over the keys that the mask shows, in float32 at least; 0 where it shows none.
 
     Args:
         q: [B, Q, heads, C].
         k, v: [B, K, heads, C].
         mask: [B, K] booleans.
         dtype: of the products.
+        bias: [heads, Q, K], or none.
 
     Returns:
         [B, Q, heads, C].
     """
     wide = jnp.promote_types(dtype, jnp.float32)
     logits = jnp.einsum("bqnc,bknc->bnqk", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
+    logits = logits if bias is None else logits + bias
     shown = mask[:, None, None, :]
     weights = jnp.where(shown, nn.softmax(jnp.where(shown, logits, jnp.finfo(wide).min)), 0.0).astype(dtype)
     return jnp.einsum("bnqk,bknc->bqnc", weights, v)
