@@ -148,7 +148,7 @@ def _prefix(path: pathlib.Path) -> str | None:
 
 def _tensorflow(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        import tensorflow  # pyright: ignore[reportMissingImports]
+        import tensorflow  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{path} is TensorFlow's and takes TensorFlow to read: pip install 'ddpm-jax[tfds]'; or make an archive in "

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import ddpm_jax
@@ -116,7 +117,7 @@ def write(workdir: pathlib.Path, found: Imported) -> int:
     rules = found.rules(wanted)
     params = apply(rules, found.raw, wanted)
     ema = params if found.ema is found.raw else apply(rules, found.ema, wanted)
-    state = training.TrainState(np.int32(found.step), params, ema, _fresh(objects.optimizer(found.config), wanted))
+    state = training.TrainState(jnp.int32(found.step), params, ema, _fresh(objects.optimizer(found.config), wanted))
     meta = {
         "step": found.step,
         "config": dataclasses.asdict(found.config),
