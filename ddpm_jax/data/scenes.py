@@ -53,8 +53,8 @@ ASKEW = 2
 PHRASINGS = (
     "{first} {relation} {second}",
     "{first} is {relation} {second}",
+    "there is {first} {relation} {second}",
     "{relation} {second} is {first}",
-    "{second} and {relation} it {first}",
 )
 HELD_OUT_PHRASINGS = (
     "see {first} {relation} {second}",
