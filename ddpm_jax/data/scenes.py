@@ -53,7 +53,7 @@ ASKEW = 2
 PHRASINGS = (
     "{first} {relation} {second}",
     "{first} is {relation} {second}",
-    "there is {first} {relation} {second}",
+    "{first} stands {relation} {second}",
     "{relation} {second} is {first}",
 )
 HELD_OUT_PHRASINGS = (
