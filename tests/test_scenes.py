@@ -47,8 +47,8 @@ def test_things_lie_as_every_line_of_the_caption_says(part):
         if len({colour for colour, _ in looks(lines[0])}) == 1:
             continue
         for i, text in enumerate(lines):
-            # two phrasings begin with what is placed, and two with what it is placed by
-            (one, _), (other, _) = looks(text) if i < 4 else looks(text)[::-1]
+            # three phrasings begin with what is placed, and one with what it is placed by
+            (one, _), (other, _) = looks(text) if i < 6 else looks(text)[::-1]
             (way,) = re.findall("left of|right of|above|below", text)
             down, right = middle(picture, other) - middle(picture, one)
             across = "left of" if right > 0 else "right of"

@@ -53,8 +53,8 @@ ASKEW = 2
 PHRASINGS = (
     "{first} {relation} {second}",
     "{first} is {relation} {second}",
+    "{first} stands {relation} {second}",
     "{relation} {second} is {first}",
-    "{second} and {relation} it {first}",
 )
 HELD_OUT_PHRASINGS = (
     "see {first} {relation} {second}",
