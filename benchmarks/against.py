@@ -9,25 +9,23 @@ printed and written to benchmarks/results/against.json.
 """
 
 import argparse
-import importlib.metadata
 import inspect
 import io
 import json
-import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
-from collections.abc import Callable
 from typing import Any
 
+from benchmarks import alternating
+from benchmarks.alternating import Work, Worker
+
 HERE = pathlib.Path(__file__).resolve()
-RESULTS = HERE.parent / "results" / "against.json"
 STEPS, CALLS = 4, 50  # training steps, and network calls of the tile, in one turn
+WORKS = ("training step", "tile of samples")
 
 
 def main() -> None:
@@ -47,73 +45,36 @@ def main() -> None:
             files.extractall(folder, filter="data")
         found = measured(pathlib.Path(folder), root, str(pathlib.Path(args.run).resolve()), args.rounds)
     made = {
-        "this": commit("HEAD", root), "other": commit(args.revision, root), "rounds": args.rounds,
-        "command": "python -m benchmarks.against REVISION RUN",
-        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
-        "versions": {"python": platform.python_version(), "jax": importlib.metadata.version("jax")},
+        "this": alternating.commit(), "other": alternating.commit(args.revision), "rounds": args.rounds,
+        "command": "python -m benchmarks.against REVISION RUN", **alternating.about("jax", "flax"),
     }  # fmt: skip
-    RESULTS.write_text(json.dumps({"made": made, **found}, indent=1) + "\n")
+    alternating.write("against", {"made": made, **found})
     print(json.dumps(found, indent=1))
-
-
-def commit(revision: str, root: pathlib.Path) -> str:
-    """The commit's name, with what was changed since if that is the one checked out."""
-    named = ["describe", "--always", "--dirty"] if revision == "HEAD" else ["rev-parse", "--short", revision]
-    return subprocess.run(["git", *named], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def measured(other: pathlib.Path, root: pathlib.Path, run: str, rounds: int) -> dict[str, Any]:
     """Operations, medians and ratios of each kind of work."""
-    with Worker(root, run) as ours, Worker(other, run) as theirs:
-        operations = [worker.said() for worker in (ours, theirs)]
-        times = {work: ([], []) for work in operations[0]}
-        for i in range(rounds + 1):
-            for work, (our_times, their_times) in times.items():
-                pair = [(ours, our_times), (theirs, their_times)]
-                for worker, kept in pair if i % 2 else pair[::-1]:
-                    kept.append(worker.does(work))
-    found = {}
-    for work, (our_times, their_times) in times.items():
-        ratios = [a / b for a, b in zip(our_times[1:], their_times[1:], strict=True)]  # the first turn warms up
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        found[work] = {
-            "seconds": [round(statistics.median(kept[1:]), 4) for kept in (our_times, their_times)],
-            "operations": [each[work] for each in operations],
-            "ratio": round(middle, 4), "quartiles": [round(low, 4), round(high, 4)],
-        }  # fmt: skip
-    return found
+    with worker(root, root, run) as ours, worker(other, root, run) as theirs:
+        operations = [each.said() for each in (ours, theirs)]
+        times = alternating.alternate([ours, theirs], WORKS, rounds)
+    return {
+        name: {
+            "seconds": [round(statistics.median(each), 4) for each in kept],
+            "operations": [each[name]["operations"] for each in operations],
+            **alternating.ratio(*kept),
+        }
+        for name, kept in times.items()
+    }
 
 
-class Worker:
-    """A process that works with the package in a folder."""
-
-    def __init__(self, folder: pathlib.Path, run: str):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", f"import runpy; runpy.run_path({str(HERE)!r})['work']({run!r})"],
-            cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def said(self) -> Any:
-        """The next line."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit("against: a process ended, see above")
-        return json.loads(line)
-
-    def does(self, work: str) -> float:
-        """Seconds of a turn."""
-        assert self.process.stdin is not None
-        print(work, file=self.process.stdin, flush=True)
-        return self.said()
+def worker(package: pathlib.Path, root: pathlib.Path, run: str) -> Worker:
+    """A process that works with the package in a folder, and with this file of ours."""
+    # `benchmarks` from here, `ddpm_jax` from there
+    code = (
+        f"import sys; sys.path.insert(0, {str(root)!r}); from benchmarks import against; sys.path.pop(0); "
+        f"against.work({run!r})"
+    )
+    return Worker([sys.executable, "-c", code], cwd=package, env={"PYTHONPATH": str(package)})
 
 
 def work(run: str) -> None:
@@ -124,15 +85,7 @@ def work(run: str) -> None:
     assert pathlib.Path(ddpm_jax.__file__).is_relative_to(pathlib.Path.cwd()), ddpm_jax.__file__
     process.prepare()
     model = runs.Model(run, step=None, weights="ema", sampling={"sampler": "ddim", "steps": CALLS})
-    works = {"training step": training(model), "tile of samples": sampling(model)}
-    print(json.dumps({name: counted for name, (counted, _) in works.items()}), flush=True)
-    for line in sys.stdin:
-        begun = time.perf_counter()
-        works[line.strip()][1]()
-        print(time.perf_counter() - begun, flush=True)
-
-
-Work = tuple[float, Callable[[], Any]]
+    alternating.serve(dict(zip(WORKS, (training(model), sampling(model)), strict=True)))
 
 
 def training(model) -> Work:
@@ -168,7 +121,7 @@ def training(model) -> Work:
             kept[0], _ = step(run_key, kept[0], *rest)
         jax.block_until_ready(kept[0])
 
-    return operations(compiled), turn
+    return Work(turn, {"operations": operations(compiled)})
 
 
 def sampling(model) -> Work:
@@ -189,7 +142,7 @@ def sampling(model) -> Work:
         inputs, tile = model.params, indices
     mapped, key = generate.over_devices(one), jax.random.key(0)
     compiled = mapped.lower(inputs, key, tile).compile()
-    return operations(compiled), lambda: jax.block_until_ready(mapped(inputs, key, tile))
+    return Work(lambda: jax.block_until_ready(mapped(inputs, key, tile)), {"operations": operations(compiled)})
 
 
 def operations(compiled) -> float:

@@ -1,0 +1,132 @@
+"""Processes that take turns at the same work, so that what else the machine does falls on all of them alike.
+
+`Worker` is such a process, seen from outside; `serve` is its inside: it says what it knows of its works, then does the
+one that is asked for and says how long that took.
+"""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+RESULTS = pathlib.Path(__file__).resolve().parent / "results"
+
+
+class Work(NamedTuple):
+    """What a process can do.
+
+    Attributes:
+        turn: does it once.
+        facts: what is known of it: counts, sizes.
+    """
+
+    turn: Callable[[], Any]
+    facts: Mapping[str, Any]
+
+
+class Worker:
+    """A process that does works by name, one turn at a time.
+
+    Args:
+        argv: what it runs, which ends in `serve`.
+        cwd, env: of the process; env is added to this one's.
+    """
+
+    def __init__(self, argv: Sequence[str], *, cwd: pathlib.Path | None = None, env: Mapping[str, str] | None = None):
+        self.process = subprocess.Popen(
+            argv, cwd=cwd, env={**os.environ, **(env or {})}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.argv = list(argv)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def said(self) -> Any:
+        """The next line."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"a process ended, see above: {' '.join(self.argv)}")
+        return json.loads(line)
+
+    def does(self, work: str) -> float:
+        """Seconds of a turn."""
+        assert self.process.stdin is not None
+        print(work, file=self.process.stdin, flush=True)
+        return self.said()
+
+
+def serve(works: Mapping[str, Work]) -> None:
+    """Says the facts of all works, then takes the turns that the lines of standard input name and says their seconds.
+
+    The line "memory" is answered with the most bytes that the process has held.
+    """
+    print(json.dumps({name: dict(work.facts) for name, work in works.items()}), flush=True)
+    for line in sys.stdin:
+        if line.strip() == "memory":
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+            continue
+        begun = time.perf_counter()
+        works[line.strip()].turn()
+        print(time.perf_counter() - begun, flush=True)
+
+
+def alternate(workers: Sequence[Worker], works: Sequence[str], rounds: int) -> dict[str, list[list[float]]]:
+    """Seconds of each work's turns, by worker and round: all of them in each round, in an order that turns about.
+
+    A first round warms up and is not kept.
+    """
+    kept = {work: [[] for _ in workers] for work in works}
+    for i in range(rounds + 1):
+        for work in works:
+            for j in [*range(len(workers))][:: 1 if i % 2 else -1]:
+                taken = workers[j].does(work)
+                if i:
+                    kept[work][j].append(taken)
+    return kept
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """Ours over theirs, paired by round: the median and the quartiles."""
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, theirs, strict=True)], n=4)
+    return {"ratio": round(middle, 4), "quartiles": [round(low, 4), round(high, 4)]}
+
+
+def about(*packages: str) -> dict[str, Any]:
+    """The machine, and the versions of Python and of packages."""
+    return {
+        "machine": {"system": platform.platform(), "processor": processor(), "cores": os.cpu_count()},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    told = pathlib.Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def commit(revision: str = "HEAD") -> str:
+    """The name of a commit, with what was changed since if that is the one checked out."""
+    named = ["describe", "--always", "--dirty"] if revision == "HEAD" else ["rev-parse", "--short", revision]
+    root = RESULTS.parents[1]
+    return subprocess.run(["git", *named], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def write(name: str, found: Mapping[str, Any]) -> None:
+    """Keeps results in benchmarks/results/NAME.json."""
+    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")

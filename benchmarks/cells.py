@@ -1,0 +1,135 @@
+"""What `benchmarks.train` and `benchmarks.sample` share: the same cell by this library and by others, taking turns."""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import tyro
+
+from benchmarks import alternating
+from benchmarks.works import Spec
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
+CELLS = {
+    "digits": ("digits.py", (8, 8, 1), 128, 4, 16),
+    "mnist": ("mnist.py", (28, 28, 1), 64, 2, 4),
+    "cifar10": ("cifar10.py", (32, 32, 3), 8, 1, 2),
+}
+"""Config, shape of an image, images at a time, training steps and network calls in a turn."""
+
+Peer = Literal["diffusers", "diffusers-compiled", "denoising-diffusion-pytorch"]
+SAME = ("diffusers", "diffusers-compiled")
+"""Whose network is ours, to the parameter and the operation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    cells: tyro.conf.Positional[tuple[Literal["digits", "mnist", "cifar10"], ...]] = ("digits", "mnist", "cifar10")
+    """Configurations."""
+    peer: tuple[Peer, ...] = ("diffusers",)
+    """Other programs; none measures this library alone."""
+    rounds: int = 10
+    """Turns that count, of each."""
+    batch: int | None = None
+    """Images at a time (default: the cell's)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the computation."""
+    python: str = sys.executable
+    """The interpreter of the environment that the peers are installed in."""
+
+
+def main(name: str, works: Sequence[str], argv: Sequence[str]) -> None:
+    """Measures, prints a line for each peer and work, and keeps all in benchmarks/results/NAME.json."""
+    args = tyro.cli(Arguments, prog=f"python -m benchmarks.{name}", args=argv)
+    if args.rounds < 4:
+        sys.exit(f"{name}: --rounds must be at least 4, for quartiles to mean something, got {args.rounds}")
+    made = {
+        "commit": alternating.commit(), "command": f"python -m benchmarks.{name} {' '.join(argv)}".strip(),
+        "rounds": args.rounds, "dtype": args.dtype, **alternating.about("jax", "flax", "optax", "numpy"),
+    }  # fmt: skip
+    path = alternating.RESULTS / f"{name}.json"
+    before = json.loads(path.read_text())["cells"] if path.exists() else {}
+    for cell in args.cells:
+        found = measured(spec(cell, args), args.peer, works, args)
+        before[cell] = {"made": made, **found}
+        for line in said(cell, found):
+            print(line, flush=True)
+        alternating.write(name, {"cells": before})
+
+
+def spec(cell: str, args: Arguments) -> Spec:
+    """What the processes are told to do."""
+    import jax
+
+    from ddpm_jax import config as configs
+    from ddpm_jax.config import objects
+    from ddpm_jax.convert.diffusers import network
+
+    file, shape, batch, steps, calls = CELLS[cell]
+    config = configs.load(CONFIGS / file)
+    net = objects.network(config, shape[-1])
+    leaves = jax.tree.leaves(jax.eval_shape(lambda key: objects.parameters(config, net, key, shape), jax.random.key(0)))
+    return Spec(
+        str(CONFIGS / file), shape, args.batch or batch, network.write(config, shape), sum(x.size for x in leaves),
+        steps, calls, args.dtype,
+    )  # fmt: skip
+
+
+def measured(one: Spec, peers: Sequence[str], works: Sequence[str], args: Arguments) -> dict[str, Any]:
+    """Images per second, memory, share of the peak, and ratios to each peer."""
+    names = ("ours", *peers)
+    said = json.dumps(dataclasses.asdict(one))
+    root = pathlib.Path(__file__).resolve().parents[1]
+    workers = [
+        alternating.Worker(
+            [sys.executable if name == "ours" else args.python, "-m", "benchmarks.works", name, said], cwd=root
+        )
+        for name in names
+    ]
+    try:
+        facts = [worker.said() for worker in workers]
+        for name, fact in zip(names, facts, strict=True):
+            same = all(fact["train"][key] == facts[0]["train"][key] for key in ("parameters", "operations"))
+            if name in SAME and not same:
+                sys.exit(f"{name} is not the same network: {fact['train']} where ours has {facts[0]['train']}")
+        times = alternating.alternate(workers, (*works, "product"), args.rounds)
+        memory = [worker.does("memory") for worker in workers]
+    finally:
+        for worker in workers:
+            worker.__exit__()
+    peaks = [fact["product"]["operations"] / min(kept) for fact, kept in zip(facts, times["product"], strict=True)]
+    rows: dict[str, Any] = {}
+    for work in works:
+        images = one.batch * (one.steps if work == "train" else one.calls)
+        for i, name in enumerate(names):
+            seconds = statistics.median(times[work][i])
+            done = images * facts[i]["train"]["operations"] * (3 if work == "train" else 1)
+            rows[f"{name}: {work}"] = {
+                "images per second": round(images / seconds, 2),
+                "share of the peak": round(done / seconds / max(peaks), 3),
+                **({} if i == 0 else {"ours over it": alternating.ratio(times[work][i], times[work][0])}),
+            }
+    return {
+        "batch": one.batch, "shape": list(one.shape),
+        "networks": {name: fact["train"] for name, fact in zip(names, facts, strict=True)},
+        "peak, operations per second": round(max(peaks)),
+        "most memory, bytes": dict(zip(names, memory, strict=True)),
+        "rows": rows,
+    }  # fmt: skip
+
+
+def said(cell: str, found: dict[str, Any]):
+    """Lines for a person."""
+    yield f"{cell}, batch {found['batch']}; peak {found['peak, operations per second'] / 1e9:.0f} GFLOP/s"
+    for name, row in found["rows"].items():
+        ratio = row.get("ours over it")
+        against = (
+            f"   ours: {ratio['ratio']:.2f} ({ratio['quartiles'][0]:.2f} to {ratio['quartiles'][1]:.2f})"
+            if ratio
+            else ""
+        )
+        yield f"  {name:38}{row['images per second']:10.1f} images/s {row['share of the peak']:6.1%}{against}"

@@ -1,0 +1,292 @@
+"""The same network at the same work, by this library and by others, each in a process that takes turns.
+
+    python -m benchmarks.works NAME SPEC        # NAME is of NAMES; SPEC is JSON, see `Spec`
+
+Works are "train" (STEPS training steps), "network" (CALLS calls of the network alone), "sample" (a DDIM chain of CALLS
+calls) and "product" (matrix products of PRODUCT, for the machine's peak).  A training step is the same everywhere:
+noise at random times, L_simple, gradients clipped to a norm of 1, Adam, and an average of the parameters; images are
+random and in memory.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import types
+from typing import Any
+
+from benchmarks.alternating import Work, serve
+
+NAMES = ("ours", "diffusers", "diffusers-compiled", "denoising-diffusion-pytorch")
+PRODUCT, PRODUCTS = 1536, 4  # the sides of square matrices, and how many products make a turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A cell of a table.
+
+    Attributes:
+        config: a config's file.
+        shape: of an image, (H, W, C).
+        batch: images at a time, in training and sampling.
+        unet: the network as diffusers' `UNet2DModel` says it.
+        parameters: how many it has.
+        steps, calls: in one turn of "train", and of "network" and "sample".
+        dtype: float32, or bfloat16 (of theirs: autocast).
+    """
+
+    config: str
+    shape: tuple[int, ...]
+    batch: int
+    unet: dict[str, Any]
+    parameters: int
+    steps: int = 2
+    calls: int = 4
+    dtype: str = "float32"
+
+
+def ours(spec: Spec) -> dict[str, Work]:
+    """This library's, as its programs run it."""
+    from ddpm_jax import process
+
+    process.prepare()
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from ddpm_jax import config as configs
+    from ddpm_jax import data, generate, runs
+    from ddpm_jax.config import objects
+    from ddpm_jax.preflight import programs
+
+    devices = jax.local_devices()
+    config = configs.load(spec.config)
+    config = dataclasses.replace(
+        config, batch=spec.batch, net=dataclasses.replace(config.net, dtype=spec.dtype),
+        sampling=dataclasses.replace(config.sampling, sampler="ddim", steps=spec.calls,
+                                     tile=spec.batch // len(devices), guidance=1.0),
+    )  # fmt: skip
+    images = programs.images(config, tuple(spec.shape), max(spec.batch, 256))
+    images = images._replace(train=np.random.default_rng(0).integers(0, 256, images.train.shape, np.uint8))
+    schedule, net = objects.noise_schedule(config), objects.network(config, spec.shape[-1])
+    mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    run_key, order_key = runs.keys_of(0)[1:3]
+    run_key = jax.device_put(run_key, everywhere)
+    step = programs.train_step(config, images, devices).compile()
+    state = jax.device_put(programs.state(config, images)[0](jax.random.key(0)), everywhere)
+    fed = data.stream.feed(images.train, data.Order(order_key, len(images.train)), config.batch, devices)
+    batch = next(fed.batches(0))
+    told = runs.Said(config, images).batch(batch.indices)
+    kept = [state]
+
+    def train():
+        for _ in range(spec.steps):
+            kept[0], _ = step(run_key, kept[0], batch.pixels, batch.places, told, None)
+        jax.block_until_ready(kept[0])
+
+    params = jax.tree.map(jnp.array, state.params)
+    over = (len(devices), spec.batch // len(devices))
+    x, t = jnp.zeros((*over, *spec.shape)), jnp.ones(over, int)
+    forward = jax.pmap(lambda p, x, t: net.apply({"params": p}, x, t), axis_name="batch", in_axes=(None, 0, 0))
+
+    def network():
+        out = x
+        for _ in range(spec.calls):
+            out = forward(params, x, t)
+        jax.block_until_ready(out)
+
+    def chain(inputs, tile):
+        told = objects.told(config, net, inputs, tile.said, numbers)
+        return objects.sampler(config, schedule, objects.denoiser(config, schedule, told), numbers), times
+
+    numbers, times = objects.numbers(config), objects.times(config)
+    drawn = generate.over_devices(generate.program(chain, tuple(spec.shape)))
+    indices = np.arange(spec.batch).reshape(over)
+    said = jax.tree.map(lambda a: a.reshape(*over, *a.shape[1:]), objects.blank(config, spec.batch, spec.shape))
+    tile, key = generate.Tile(indices, said), jax.random.key(0)
+
+    matrix = jnp.ones((len(devices), PRODUCT, PRODUCT))
+    product = jax.pmap(jnp.matmul)
+
+    def products():
+        out = matrix
+        for _ in range(PRODUCTS):
+            out = product(matrix, matrix)
+        jax.block_until_ready(out)
+
+    one = jax.make_jaxpr(lambda p: net.apply({"params": p}, x[0, :1], t[0, :1]))(params)
+    facts = {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params)), "operations": multiplied(one.jaxpr)}
+    return {
+        "train": Work(train, facts),
+        "network": Work(network, facts),
+        "sample": Work(lambda: jax.block_until_ready(drawn(params, key, tile)), facts),
+        "product": Work(products, {"operations": 2 * PRODUCT**3 * PRODUCTS * len(devices)}),
+    }
+
+
+def multiplied(jaxpr: Any) -> int:
+    """Operations of the convolutions and matrix products of a program, two for each product of numbers."""
+    total = 0
+    for equation in jaxpr.eqns:
+        for inner in equation.params.values():
+            inner = getattr(inner, "jaxpr", inner)
+            total += multiplied(inner) if hasattr(inner, "eqns") else 0
+        out = equation.outvars[0].aval
+        if equation.primitive.name == "conv_general_dilated":
+            kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
+            total += 2 * out.size * math.prod(kernel[axis] for axis in numbers[1:])
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += 2 * out.size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    return total
+
+
+def diffusers(spec: Spec, *, compiled: bool = False) -> dict[str, Work]:
+    """diffusers' `UNet2DModel` and `DDIMScheduler`, as its example of training has them."""
+    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+    from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+
+    net, noise, chain = UNet2DModel.from_config(spec.unet), DDPMScheduler(), DDIMScheduler()
+    chain.set_timesteps(spec.calls)
+
+    def predicted(net, x, t):
+        return net(x, t, return_dict=False)[0]
+
+    def sampled(net, x):
+        for t in chain.timesteps:
+            x = chain.step(predicted(net, x, t), t, x, eta=0.0, use_clipped_model_output=True).prev_sample
+        return x
+
+    attentions = [module for module in net.modules() if isinstance(module, Attention)]
+    for attention in attentions:
+        attention.set_processor(AttnProcessor())  # whose products are counted, as those of the fused one are not
+    operations = counted(spec, net, predicted)
+    for attention in attentions:
+        attention.set_processor(AttnProcessor2_0())
+    return in_torch(spec, net, operations, noise.add_noise, predicted, sampled, compiled=compiled)
+
+
+def denoising_diffusion_pytorch(spec: Spec) -> dict[str, Work]:
+    """lucidrains' `Unet` of so many channels that it has about as many parameters: another network."""
+    try:
+        import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except Exception:  # its transforms of files are not used
+        for name in ("torchvision", "torchvision.transforms", "torchvision.utils"):
+            sys.modules[name] = types.ModuleType(name)
+        vision = sys.modules["torchvision"]
+        vision.transforms, vision.utils = sys.modules["torchvision.transforms"], sys.modules["torchvision.utils"]  # type: ignore
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet  # pyright: ignore[reportMissingImports]
+
+    wanted = spec.parameters
+    multipliers = tuple(width // spec.unet["block_out_channels"][0] for width in spec.unet["block_out_channels"])
+
+    def of(channels: int):
+        return Unet(channels, dim_mults=multipliers, channels=spec.shape[-1], resnet_block_groups=4, flash_attn=False)
+
+    channels = min(range(8, 257, 4), key=lambda n: abs(sum(p.numel() for p in of(n).parameters()) - wanted))
+    net = of(channels)
+    model = GaussianDiffusion(net, image_size=spec.shape[0], timesteps=1000, sampling_timesteps=spec.calls,
+                              beta_schedule="linear", auto_normalize=False)  # fmt: skip
+
+    def sampled(net, x):
+        return model.ddim_sample(tuple(x.shape))
+
+    def predicted(net, x, t):
+        return net(x, t.expand(len(x)))
+
+    def add_noise(x, eps, t):
+        return model.q_sample(x, t, eps)
+
+    return in_torch(spec, net, counted(spec, net, predicted), add_noise, predicted, sampled)
+
+
+def counted(spec: Spec, net: Any, predicted: Any) -> int:
+    """Operations of the convolutions and matrix products of one image's call."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = torch.zeros(1, spec.shape[-1], *spec.shape[:-1])
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        predicted(net.eval(), x, torch.zeros((), dtype=torch.long))
+    return counter.get_total_flops()
+
+
+def in_torch(
+    spec: Spec, net: Any, operations: int, add_noise: Any, predicted: Any, sampled: Any, *, compiled: bool = False
+):
+    """The works of a network of PyTorch's.
+
+    Args:
+        operations: of one image's call.
+        add_noise: (x_0, noise, t) -> x_t.
+        predicted: (net, x_t, t) -> the noise.
+        sampled: (net, x_T) -> x_0.
+    """
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+    shape = (spec.batch, spec.shape[-1], *spec.shape[:-1])
+    net = net.to(memory_format=torch.channels_last)
+    facts = {"parameters": sum(p.numel() for p in net.parameters()), "operations": operations}
+    net.train()
+    called = torch.compile(net) if compiled else net
+    optimizer = torch.optim.Adam(net.parameters(), lr=2e-4, fused=True)
+    average = [p.detach().clone() for p in net.parameters()]
+    x0 = torch.rand(shape).contiguous(memory_format=torch.channels_last) * 2 - 1
+    narrow = torch.autocast("cpu", torch.bfloat16, enabled=spec.dtype == "bfloat16")
+
+    def train():
+        net.train()
+        for _ in range(spec.steps):
+            eps, t = torch.randn_like(x0), torch.randint(0, 1000, (spec.batch,))
+            with narrow:
+                out = predicted(called, add_noise(x0, eps, t), t)
+            loss = torch.nn.functional.mse_loss(out.float(), eps)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            torch._foreach_lerp_(average, list(net.parameters()), 1e-4)
+
+    t = torch.full((spec.batch,), 500)
+
+    def network():
+        net.eval()
+        with torch.inference_mode(), narrow:
+            for _ in range(spec.calls):
+                predicted(called, x0, t)
+
+    def sample():
+        net.eval()
+        with torch.inference_mode(), narrow:
+            sampled(called, torch.randn(shape).contiguous(memory_format=torch.channels_last))
+
+    matrix = torch.ones(PRODUCT, PRODUCT)
+
+    def products():
+        for _ in range(PRODUCTS):
+            matrix @ matrix
+
+    return {
+        "train": Work(train, facts),
+        "network": Work(network, facts),
+        "sample": Work(sample, facts),
+        "product": Work(products, {"operations": 2 * PRODUCT**3 * PRODUCTS}),
+    }
+
+
+def main(name: str, said: str) -> None:
+    spec = Spec(**json.loads(said))
+    made = {
+        "ours": ours, "diffusers": diffusers, "diffusers-compiled": lambda spec: diffusers(spec, compiled=True),
+        "denoising-diffusion-pytorch": denoising_diffusion_pytorch,
+    }  # fmt: skip
+    serve(made[name](spec))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
