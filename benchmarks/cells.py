@@ -30,8 +30,8 @@ SAME = ("diffusers", "diffusers-compiled")
 class Arguments:
     cells: tyro.conf.Positional[tuple[Literal["digits", "mnist", "cifar10"], ...]] = ("digits", "mnist", "cifar10")
     """Configurations."""
-    peer: tuple[Peer, ...] = ("diffusers",)
-    """Other programs; none measures this library alone."""
+    peer: tuple[Peer, ...] = ()
+    """Other programs, as well as this library."""
     rounds: int = 10
     """Turns that count, of each."""
     batch: int | None = None
@@ -47,6 +47,8 @@ def main(name: str, works: Sequence[str], argv: Sequence[str]) -> None:
     args = tyro.cli(Arguments, prog=f"python -m benchmarks.{name}", args=argv)
     if args.rounds < 4:
         sys.exit(f"{name}: --rounds must be at least 4, for quartiles to mean something, got {args.rounds}")
+    if args.peer and "likelihood" in works:
+        sys.exit(f"{name}: {', '.join(args.peer)} have no likelihood to compare with: leave --peer out")
     made = {
         "commit": alternating.commit(), "command": f"python -m benchmarks.{name} {' '.join(argv)}".strip(),
         "rounds": args.rounds, "dtype": args.dtype, **alternating.about("jax", "flax", "optax", "numpy"),

@@ -2,8 +2,9 @@
 
     python -m benchmarks.works NAME SPEC        # NAME is of NAMES; SPEC is JSON, see `Spec`
 
-Works are "train" (STEPS training steps), "network" (CALLS calls of the network alone), "sample" (a DDIM chain of CALLS
-calls) and "product" (matrix products of PRODUCT, for the machine's peak).  A training step is the same everywhere:
+Works are "train" (training steps), "network" (calls of the network alone), "sample" (a DDIM chain of as many calls),
+"likelihood" (the bound of a chain of as many, of this library's alone) and "product" (matrix products, for the
+machine's peak).  A training step is the same everywhere:
 noise at random times, L_simple, gradients clipped to a norm of 1, Adam, and an average of the parameters; images are
 random and in memory.
 """
@@ -56,7 +57,7 @@ def ours(spec: Spec) -> dict[str, Work]:
     import numpy as np
 
     from ddpm_jax import config as configs
-    from ddpm_jax import data, generate, runs
+    from ddpm_jax import data, generate, likelihood, runs
     from ddpm_jax.config import objects
     from ddpm_jax.preflight import programs
 
@@ -108,6 +109,17 @@ def ours(spec: Spec) -> dict[str, Work]:
     said = jax.tree.map(lambda a: a.reshape(*over, *a.shape[1:]), objects.blank(config, spec.batch, spec.shape))
     tile, key = generate.Tile(indices, said), jax.random.key(0)
 
+    x0 = jnp.reshape(data.to_unit(jnp.asarray(images.train[: spec.batch]), 256), (*over, *spec.shape))
+
+    def bound(params, keys, x0):
+        told = objects.told(config, net, params, said_one, numbers)
+        denoise, decoder = objects.denoiser(config, schedule, told), likelihood.discretized(256)
+        return likelihood.bound(keys, schedule, denoise, x0, mix=1.0, decoder=decoder, times=times).total
+
+    said_one = objects.blank(config, over[1], tuple(spec.shape))
+    bounded = jax.pmap(bound, axis_name="batch", in_axes=(None, 0, 0))
+    keys = jnp.reshape(jax.random.split(key, spec.batch), over)
+
     matrix = jnp.ones((len(devices), PRODUCT, PRODUCT))
     product = jax.pmap(jnp.matmul)
 
@@ -123,6 +135,7 @@ def ours(spec: Spec) -> dict[str, Work]:
         "train": Work(train, facts),
         "network": Work(network, facts),
         "sample": Work(lambda: jax.block_until_ready(drawn(params, key, tile)), facts),
+        "likelihood": Work(lambda: jax.block_until_ready(bounded(params, keys, x0)), facts),
         "product": Work(products, {"operations": 2 * PRODUCT**3 * PRODUCTS * len(devices)}),
     }
 

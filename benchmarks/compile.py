@@ -1,0 +1,90 @@
+"""How long the programs of a config take to compile, at the first start and with what the first start has kept.
+
+    python -m benchmarks.compile [CELLS]
+
+Each start is a process of its own.  "lowering" is Python's tracing, which is done at every start; "compiling" is
+XLA's, or reading what it made from the folder of compiled programs.
+"""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, Literal
+
+import tyro
+
+from benchmarks import alternating
+
+HERE = pathlib.Path(__file__).resolve()
+CELLS: dict[str, tuple[str, tuple[int, ...], int]] = {
+    "digits": ("digits.py", (8, 8, 1), 128),
+    "mnist": ("mnist.py", (28, 28, 1), 64),
+    "cifar10": ("cifar10.py", (32, 32, 3), 8),
+    "celebahq256": ("celebahq256.py", (256, 256, 3), 2),
+}
+"""Config, shape of an image, images in a step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    cells: tyro.conf.Positional[tuple[Literal["digits", "mnist", "cifar10", "celebahq256"], ...]] = tuple(CELLS)  # type: ignore
+    """Configurations."""
+
+
+def main(argv: list[str]) -> None:
+    args = tyro.cli(Arguments, prog="python -m benchmarks.compile", args=argv)
+    found = {}
+    for cell in args.cells:
+        with tempfile.TemporaryDirectory() as folder:
+            found[cell] = {start: started(cell, folder) for start in ("first start", "second start")}
+        print(cell, json.dumps(found[cell]), flush=True)
+    made = {
+        "commit": alternating.commit(),
+        "command": "python -m benchmarks.compile",
+        **alternating.about("jax", "flax"),
+    }
+    alternating.write("compile", {"made": made, "cells": found})
+
+
+def started(cell: str, folder: str) -> dict[str, Any]:
+    """Seconds of each program, in a new process."""
+    code = f"from benchmarks import compile; compile.one({cell!r}, {folder!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=HERE.parents[1], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def one(cell: str, folder: str) -> None:
+    """Prints the seconds of each program, with a folder of compiled programs."""
+    from ddpm_jax import process
+
+    process.prepare(cache_dir=folder)
+    import jax
+
+    from ddpm_jax import config as configs
+    from ddpm_jax.preflight import programs
+
+    file, shape, batch = CELLS[cell]
+    devices = jax.local_devices()
+    config = configs.load(HERE.parents[1] / "configs" / file)
+    sampling = dataclasses.replace(config.sampling, tile=max(1, batch // len(devices)))
+    config = dataclasses.replace(config, batch=batch, sampling=sampling)
+    images = programs.images(config, shape, batch)
+    found = {}
+    for name, lower in (("training step", programs.train_step), ("sampler", programs.sampler)):
+        times = [time.perf_counter()]
+        lowered = lower(config, images, devices)
+        times.append(time.perf_counter())
+        lowered.compile()
+        times.append(time.perf_counter())
+        found[name] = {"lowering": round(times[1] - times[0], 2), "compiling": round(times[2] - times[1], 2)}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
