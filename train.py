@@ -16,6 +16,7 @@ import tyro
 
 from ddpm_jax import config as configs
 from ddpm_jax import process
+from ddpm_jax.config import flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Arguments:
     workdir: str
     """The run's folder: config.json, metrics.jsonl, checkpoints/STEP, samples/."""
     config: Annotated[configs.Config, tyro.conf.arg(name="")]
+    begin: tyro.conf.OmitArgPrefixes[flags.Begin] = flags.Begin()
     devices: int | None = None
     """On a CPU: into how many JAX devices to divide it (default: one per core)."""
     hosts: tyro.conf.OmitArgPrefixes[process.Hosts] = process.Hosts()
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> int:
         process.prepare(devices=args.devices, hosts=args.hosts)
         with process.as_one("train.py"):
             configs.check(args.config)
-            return train(args.config, pathlib.Path(args.workdir))
+            return train(args.config, pathlib.Path(args.workdir), args.begin)
     except (ValueError, FileNotFoundError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return process.leave(2)
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> int:
         return process.leave(process.TOO_LARGE)
 
 
-def train(config: configs.Config, workdir: pathlib.Path) -> int:
+def train(config: configs.Config, workdir: pathlib.Path, begin: flags.Begin) -> int:
     """Sets the stage: data, network, optimizer, devices, and the state of the newest checkpoint, if there is one."""
     import jax
     import numpy as np
@@ -92,6 +94,9 @@ def train(config: configs.Config, workdir: pathlib.Path) -> int:
     step = runs.over_devices(runs.train_step(config, schedule, net, optimizer, images.levels), fed.axis)
     run_key = jax.device_put(run_key, everywhere)
 
+    # before anything is written, as what does not fit is refused
+    begun = runs.begin(config, net, init_key, shape, begin) if begin.init_from and not runs.under_way(workdir) else None
+
     with (
         runs.claim(workdir, config),
         checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep) as saved,
@@ -100,10 +105,13 @@ def train(config: configs.Config, workdir: pathlib.Path) -> int:
         run = runs.Run(config, workdir, images, schedule, net, eval_key, interrupt)
         with process.as_one("train.py", lambda: runs.standing(workdir)):
             start, state = 0, jax.eval_shape(fresh_state, init_key)
-            if saved.latest() is None:
-                state = fresh_state(init_key)
+            if saved.latest() is not None:
+                start, state, meta = saved.restore(state)
+                run.kept = runs.kept(meta, begin, workdir)
+            elif begin.init_from is not None:
+                state, run.kept = begun or runs.begin(config, net, init_key, shape, begin)
             else:
-                start, state, _ = saved.restore(state)
+                state = fresh_state(init_key)
             run.check_same(start)
             state = jax.device_put(state, everywhere)
             run.introduce(state, start)

@@ -14,8 +14,8 @@ ROOT = PACKAGE.parent
 MATHEMATICS = ("schedules", "gaussian", "estimates", "likelihood", "losses", "samplers", "edits", "conditioning")
 NETWORKS = ("unet", "text")
 MACHINERY = (
-    "training", "config", "process", "data", "checkpoint", "convert", "log",
-    "metrics", "generate", "runs", "replay", "evaluate", "preflight", "conformance",
+    "training", "config", "process", "data", "checkpoint", "log",
+    "metrics", "generate", "runs", "convert", "replay", "evaluate", "preflight", "conformance",
 )  # fmt: skip
 ORDER = (*MATHEMATICS, *NETWORKS, *MACHINERY)
 """A module imports only from modules before it."""

@@ -20,6 +20,7 @@ from ddpm_jax.config.checks import check, check_trained
 from ddpm_jax.config.fields import (
     Condition,
     Config,
+    Conventions,
     Data,
     Evaluation,
     Loss,
@@ -31,8 +32,8 @@ from ddpm_jax.config.fields import (
 )
 
 __all__ = [
-    "Condition", "Config", "Data", "Evaluation", "Loss", "Net", "Optim", "Sampling", "Schedule", "Text", "check",
-    "check_trained", "differences", "from_dict", "load", "read", "to_json",
+    "Condition", "Config", "Conventions", "Data", "Evaluation", "Loss", "Net", "Optim", "Sampling", "Schedule", "Text",
+    "check", "check_trained", "differences", "from_dict", "load", "read", "to_json",
 ]  # fmt: skip
 
 

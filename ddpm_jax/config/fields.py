@@ -41,6 +41,22 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
+class Conventions:
+    eps: float = 1e-6
+    """Added to the variance in every normalisation; 1e-5 in networks made with PyTorch."""
+    padding: Literal["end", "both"] = "end"
+    """Where convolutions that halve the size get their zeros: after the end (TF's SAME), or PyTorch's padding=1."""
+    time_order: Literal["sin_cos", "cos_sin"] = "sin_cos"
+    """What comes first in the embedding of the time."""
+    time_shift: int = 1
+    """The embedding's frequencies fall by 10000^(-1 / (half - shift)): 1 is the original's, 0 OpenAI's."""
+    time_scale: float = 1.0
+    """What the time, counted from zero, is multiplied by; 1000 / T lets it run to 1000 whatever T is."""
+    time_dim: int = 0
+    """Numbers in the time's embedding; 0 is as many as channels."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Net:
     channels: int = 128
     """Channels at full resolution."""
@@ -50,20 +66,30 @@ class Net:
     """Residual blocks per level."""
     attention_at: tuple[int, ...] = (16,)
     """Resolutions with self-attention; the middle always has it."""
+    attention_by: Literal["size", "factor"] = "size"
+    """Whether attention_at lists resolutions, or the factors by which levels are smaller than the image."""
     heads: int = 1
     """Attention heads."""
+    head_channels: int = 0
+    """Channels of each head, in place of heads; 0 is what heads says."""
     dropout: float = 0.1
     """Dropout before the second convolution of each block."""
     groups: int = 32
     """Groups of the normalisations; levels of no more channels than this do not feel the time."""
     resample_with_conv: bool = True
     """Convolve when changing resolution; otherwise average and repeat."""
+    resample_by: Literal["layer", "block"] = "layer"
+    """Change the resolution in a layer of its own, or in a residual block that averages or repeats."""
+    time_joins: Literal["add", "scale_shift"] = "add"
+    """Add the time in each block, or let it scale and shift what the second normalisation gives."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation; parameters, statistics and losses are float32."""
     remat: bool = False
     """Keep less for the gradient and compute it again: much less memory, about a third more work."""
     num_classes: int = 0
     """Tell the network the label of each image: how many labels there are; 0 does not."""
+    conventions: Conventions = Conventions()
+    """In what else published networks of this form differ from the original."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,16 @@ class Weights:
 
 
 @dataclasses.dataclass(frozen=True)
+class Begin:
+    init_from: str | None = None
+    """Begin from the parameters of the run in this folder, to train them further on other images."""
+    init_weights: Literal["ema", "raw"] = "ema"
+    """With --init-from: the moving average of its parameters, or the parameters as its training has them."""
+    init_checkpoint: int | None = None
+    """With --init-from: the checkpoint's step (default: the newest)."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Asked:
     label: str | None = None
     """Images of this label, a name or a number."""

@@ -1,5 +1,6 @@
 """The objects that a config stands for."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from ddpm_jax import conditioning, estimates, gaussian, likelihood, losses, samp
 from ddpm_jax.conditioning import Condition
 from ddpm_jax.config import Config
 from ddpm_jax.text import Conditional, TextEncoder
-from ddpm_jax.unet import UNet
+from ddpm_jax.unet import Conventions, UNet
 
 
 class Numbers(NamedTuple):
@@ -68,6 +69,11 @@ def network(config: Config, channels: int):
         remat=c.remat,
         num_classes=c.num_classes,
         context_dim=text.width if text.layers else 0,
+        head_channels=c.head_channels,
+        attention_by=c.attention_by,
+        time_joins=c.time_joins,
+        resample_by=c.resample_by,
+        conventions=Conventions(**dataclasses.asdict(c.conventions)),
     )
     return Conditional(unet, reader)
 

@@ -51,6 +51,7 @@ class Model:
         dtype: of the data.
         format: what the data came as, see `data.Images`; "" also if the checkpoint does not say.
         label_names: of the labels that the network is told; () if there are none.
+        origin: what is said of where the weights came from, if they were converted; else None.
         asked: which images are drawn; those of nothing in particular, unless it was made by `asking`.
         x0_errors: of the network at each t, float32 [T+1], if its sampler is the analytic one; else None.
     """
@@ -73,7 +74,7 @@ class Model:
             net = objects.network(config, channels=self.shape[-1])
             target = jax.eval_shape(lambda key: objects.parameters(config, net, key, self.shape), jax.random.key(0))
             self.step, self.params, meta = saved.restore_part(part, target, step=step)
-        self.fingerprint = meta["fingerprint"][part]
+        self.fingerprint, self.origin = meta["fingerprint"][part], meta.get("origin")
         self.schedule, self._net = objects.noise_schedule(config), net
         self._programs: dict[Any, generate.Program] = {}
         self._take(config, sampling, NOTHING)

@@ -103,6 +103,7 @@ class Run:
     def __init__(self, config: configs.Config, workdir: pathlib.Path, images, schedule, net, key, interrupt):
         self.config, self.workdir, self.images, self.key, self.interrupt = config, workdir, images, key, interrupt
         self.count = min(config.evaluation.images, len(images.test))
+        self.kept: dict[str, Any] = {}  # what every checkpoint says of where the first parameters came from
 
         self.told, self.said = Said(config, images, held_out=True), Said(config, images)
 
@@ -174,6 +175,7 @@ class Run:
                 "label_names": list(captions.label_names(self.images)) if self.config.net.num_classes else [],
             },
             "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
+            **self.kept,
         }
 
     def look(self, step: int, params) -> dict[str, Any]:

@@ -5,9 +5,11 @@ Modules and parameters bear the names of the original's variables (`down_1/attn_
 foreign weights map one to one.  Parameters are float32; `dtype` is what convolutions and products are computed in;
 normalisation, softmax, the time embedding and the last convolution are float32 at least, whatever `dtype` is.
 
-Three files: `network` (the U-Net and its levels), `layers` (what they are made of), `norm` (group normalisation).
+Files: `network` (the U-Net and its levels), `layers` (what they are made of), `norm` (group normalisation),
+`conventions` (in what published networks differ), `checks` (what is refused).
 """
 
+from ddpm_jax.unet.conventions import OPENAI, Conventions
 from ddpm_jax.unet.layers import (
     AttentionBlock,
     CrossAttention,
@@ -22,6 +24,6 @@ from ddpm_jax.unet.network import UNet
 from ddpm_jax.unet.norm import GroupNorm
 
 __all__ = [
-    "AttentionBlock", "CrossAttention", "Downsample", "GroupNorm", "ResnetBlock", "UNet", "Upsample", "attend",
-    "dropout", "timestep_embedding",
+    "OPENAI", "AttentionBlock", "Conventions", "CrossAttention", "Downsample", "GroupNorm", "ResnetBlock", "UNet",
+    "Upsample", "attend", "dropout", "timestep_embedding",
 ]  # fmt: skip

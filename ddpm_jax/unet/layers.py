@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.unet.conventions import Padding, TimeJoins
 from ddpm_jax.unet.norm import GroupNorm
 
 NEAR_ZERO = 1e-10
@@ -44,10 +45,13 @@ def _init(scale: float = 1.0):
     return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
 
 
-def conv(features: int, axes: int, *, name: str, dtype, stride: int = 1, scale: float = 1.0) -> nn.Conv:
+def conv(
+    features: int, axes: int, *, name: str, dtype, stride: int = 1, scale: float = 1.0, padding: Padding = "end"
+) -> nn.Conv:
     """A convolution of 3 along each of `axes` spatial axes, [B, H, W, C] -> [B, H/stride, W/stride, features]."""
     # SAME pads an even size for stride 2 at the bottom and the right alone, as TF does; PyTorch's padding=1 does not.
-    return nn.Conv(features, (3,) * axes, stride, padding="SAME", kernel_init=_init(scale), dtype=dtype, name=name)
+    zeros = "SAME" if padding == "end" else [(1, 1)] * axes
+    return nn.Conv(features, (3,) * axes, stride, padding=zeros, kernel_init=_init(scale), dtype=dtype, name=name)
 
 
 def spatial(x) -> int:
@@ -84,19 +88,33 @@ def dropout(x, keys, rate: float, place: int) -> jax.Array:
     return jnp.where(kept, x / (1 - threshold * DROPOUT_STEP), jnp.zeros((), x.dtype))
 
 
+def halved(x) -> jax.Array:
+    """[B, H, W, C] -> [B, H/2, W/2, C]: the mean of each 2x2 square, for H and W even; of any spatial axes."""
+    twos = (2,) * spatial(x)
+    return nn.avg_pool(x, twos, twos, "SAME", count_include_pad=False)
+
+
+def doubled(x) -> jax.Array:
+    """[B, H, W, C] -> [B, 2H, 2W, C]: every pixel twice along each axis, of any spatial axes."""
+    (b, *sides, c), axes = x.shape, spatial(x)
+    pairs = (n for side in sides for n in (side, 2))
+    x = jnp.broadcast_to(jnp.expand_dims(x, range(2, 2 * axes + 1, 2)), (b, *pairs, c))
+    return x.reshape(b, *(2 * side for side in sides), c)
+
+
 class Downsample(nn.Module):
     """Half the size, by a convolution of stride 2 or, without it, by the mean of each 2x2 square (2x2x2 cube)."""
 
     with_conv: bool = True
     dtype: Any = jnp.float32
+    padding: Padding = "end"
 
     @nn.compact
     def __call__(self, x):
         """[B, H, W, C] -> [B, H/2, W/2, C], for H and W even; likewise of one or three spatial axes."""
-        if self.with_conv:
-            return conv(x.shape[-1], spatial(x), stride=2, name="conv", dtype=self.dtype)(x)
-        twos = (2,) * spatial(x)
-        return nn.avg_pool(x, twos, twos, "SAME", count_include_pad=False)
+        if not self.with_conv:
+            return halved(x)
+        return conv(x.shape[-1], spatial(x), stride=2, name="conv", dtype=self.dtype, padding=self.padding)(x)
 
 
 class Upsample(nn.Module):
@@ -108,30 +126,41 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x):
         """[B, H, W, C] -> [B, 2H, 2W, C], likewise of one or three spatial axes."""
-        (b, *sides, c), axes = x.shape, spatial(x)
-        pairs = (n for side in sides for n in (side, 2))
-        x = jnp.broadcast_to(jnp.expand_dims(x, range(2, 2 * axes + 1, 2)), (b, *pairs, c))
-        x = x.reshape(b, *(2 * side for side in sides), c)
-        return conv(c, axes, name="conv", dtype=self.dtype)(x) if self.with_conv else x
+        x = doubled(x)
+        return conv(x.shape[-1], spatial(x), name="conv", dtype=self.dtype)(x) if self.with_conv else x
+
+
+def head_count(channels: int, heads: int, head_channels: int) -> int:
+    """How many heads an attention over `channels` has: as many as have `head_channels` each; `heads` if that is 0."""
+    return channels // head_channels if head_channels else heads
 
 
 class AttentionBlock(nn.Module):
-    """Every pixel attends to every pixel of its image; the result, near 0 at the start, is added to the input."""
+    """Every pixel attends to every pixel of its image; the result, near 0 at the start, is added to the input.
+
+    Attributes:
+        heads: as many, each of the same number of consecutive channels; or, if `head_channels` is not 0, as many as
+            have so many channels.
+        eps: of the normalisation.
+    """
 
     heads: int = 1
     dtype: Any = jnp.float32
     groups: int = 32
+    eps: float = 1e-6
+    head_channels: int = 0
 
     @nn.compact
     def __call__(self, x):
-        """[B, H, W, C] -> the same, C a multiple of `heads`; of any spatial axes.  Memory B heads (HW)^2."""
+        """[B, H, W, C] -> the same, of any spatial axes.  Memory B heads (HW)^2."""
         b, *sides, c = x.shape
-        pixels = math.prod(sides)
-        normed = jnp.reshape(GroupNorm(dtype=self.dtype, groups=self.groups, name="norm")(x), (b, pixels, c))
-        split = (b, pixels, self.heads, c // self.heads)
+        pixels, heads = math.prod(sides), head_count(c, self.heads, self.head_channels)
+        norm = GroupNorm(dtype=self.dtype, groups=self.groups, eps=self.eps, name="norm")
+        normed = jnp.reshape(norm(x), (b, pixels, c))
+        split = (b, pixels, heads, c // heads)
         q, k, v = (jnp.reshape(dense(c, name=name, dtype=self.dtype)(normed), split) for name in ("q", "k", "v"))
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        logits = jnp.einsum("bqnc,bknc->bnqk", q, k, preferred_element_type=wide) * (c // self.heads) ** -0.5
+        logits = jnp.einsum("bqnc,bknc->bnqk", q, k, preferred_element_type=wide) * (c // heads) ** -0.5
         weights = nn.softmax(logits).astype(self.dtype)
         mixed = jnp.einsum("bnqk,bknc->bqnc", weights, v).reshape(x.shape)
         return x + dense(c, scale=NEAR_ZERO, name="proj_out", dtype=self.dtype)(mixed)
@@ -147,18 +176,21 @@ class CrossAttention(nn.Module):
     heads: int = 1
     dtype: Any = jnp.float32
     groups: int = 32
+    eps: float = 1e-6
+    head_channels: int = 0
 
     @nn.compact
     def __call__(self, x, context, mask):
         """x [B, H, W, C] of any spatial axes, context [B, L, D], mask [B, L], True for tokens that count -> as x."""
         b, *sides, c = x.shape
-        pixels, length = math.prod(sides), context.shape[1]
-        normed = jnp.reshape(GroupNorm(dtype=self.dtype, groups=self.groups, name="norm")(x), (b, pixels, c))
+        pixels, length, heads = math.prod(sides), context.shape[1], head_count(c, self.heads, self.head_channels)
+        norm = GroupNorm(dtype=self.dtype, groups=self.groups, eps=self.eps, name="norm")
+        normed = jnp.reshape(norm(x), (b, pixels, c))
         where = nn.Dense(c, use_bias=False, dtype=self.dtype, name="where")(waves(sides, self.dtype))
         q = dense(c, name="q", dtype=self.dtype)(normed) + jnp.reshape(where, (pixels, c))
-        q = jnp.reshape(q, (b, pixels, self.heads, c // self.heads))
+        q = jnp.reshape(q, (b, pixels, heads, c // heads))
         k, v = (
-            jnp.reshape(dense(c, name=name, dtype=self.dtype)(context), (b, length, self.heads, c // self.heads))
+            jnp.reshape(dense(c, name=name, dtype=self.dtype)(context), (b, length, heads, c // heads))
             for name in ("k", "v")
         )
         mixed = jnp.reshape(attend(q, k, v, mask, self.dtype), x.shape)
@@ -203,11 +235,16 @@ def attend(q, k, v, mask, dtype, bias=None) -> jax.Array:
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions with the time added between them; the result, near 0 at the start, is added to the input.
+    """Two convolutions with the time between them; the result, near 0 at the start, is added to the input.
 
     Attributes:
         conv_shortcut: where the channels change, the input is brought there by a convolution of 3, not of 1.
         place: this block's number in the network, from 0: its dropout draws by it.
+        eps: of both normalisations.
+        time_joins: "add" adds the time to the first convolution's result; "scale_shift" multiplies the second
+            normalisation's by 1 plus a scale that it makes of the time, and adds a shift (arXiv:2102.09672).
+        resize: `halved` or `doubled`, for both the input and what the first convolution sees of it (arXiv:1809.11096);
+            None keeps the size.
     """
 
     out_channels: int
@@ -216,15 +253,24 @@ class ResnetBlock(nn.Module):
     place: int = 0
     dtype: Any = jnp.float32
     groups: int = 32
+    eps: float = 1e-6
+    time_joins: TimeJoins = "add"
+    resize: Callable[[Any], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x, temb, dropout_keys=None):
         """x [B, H, W, C], temb [B, D], dropout_keys [B] or None -> [B, H, W, out_channels]; of any spatial axes."""
         c, axes, dtype = self.out_channels, spatial(x), self.dtype
-        norm = functools.partial(GroupNorm, swish=True, dtype=dtype, groups=self.groups)
-        h = conv(c, axes, name="conv1", dtype=dtype)(norm(name="norm1")(x))
-        h = h + jnp.expand_dims(dense(c, name="temb_proj", dtype=dtype)(nn.swish(temb)), range(1, axes + 1))
-        h = norm(name="norm2")(h)
+        norm = functools.partial(GroupNorm, swish=True, dtype=dtype, groups=self.groups, eps=self.eps)
+        h = norm(name="norm1")(x)
+        if self.resize is not None:
+            h, x = self.resize(h), self.resize(x)
+        h = conv(c, axes, name="conv1", dtype=dtype)(h)
+        if self.time_joins == "add":
+            h = h + jnp.expand_dims(dense(c, name="temb_proj", dtype=dtype)(nn.swish(temb)), range(1, axes + 1))
+            h = norm(name="norm2")(h)
+        else:
+            h = norm(name="norm2")(h, dense(2 * c, name="temb_proj", dtype=dtype)(nn.swish(temb)))
         h = dropout(h, dropout_keys, self.dropout, self.place)
         h = conv(c, axes, scale=NEAR_ZERO, name="conv2", dtype=dtype)(h)
         if x.shape[-1] != c and self.conv_shortcut:
@@ -235,15 +281,21 @@ class ResnetBlock(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """The network's time, counted from zero, as 4 x `channels` numbers; every block applies its own swish to them."""
+    """The network's time, counted from zero, as 4 x `channels` numbers; every block applies its own swish to them.
+
+    Attributes:
+        cos_first, shift: see `timestep_embedding`.
+    """
 
     channels: int
     dtype: Any = jnp.float32
+    cos_first: bool = False
+    shift: int = 1
 
     @nn.compact
     def __call__(self, t):
         """[B] floats -> [B, 4 x channels]."""
-        h = timestep_embedding(t, self.channels)
+        h = timestep_embedding(t, self.channels, cos_first=self.cos_first, shift=self.shift)
         h = nn.swish(dense(4 * self.channels, name="dense0", dtype=self.dtype)(h))
         return dense(4 * self.channels, name="dense1", dtype=self.dtype)(h)
 

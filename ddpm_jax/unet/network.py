@@ -2,14 +2,15 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.unet.checks import check_arguments, check_conditions, check_options
+from ddpm_jax.unet.conventions import AttentionBy, Conventions, ResampleBy, TimeJoins
 from ddpm_jax.unet.layers import (
-    DROPOUT_STEP,
     NEAR_ZERO,
     AttentionBlock,
     CrossAttention,
@@ -20,9 +21,14 @@ from ddpm_jax.unet.layers import (
     TimeEmbedding,
     Upsample,
     conv,
+    doubled,
+    halved,
     spatial,
 )
-from ddpm_jax.unet.norm import GroupNorm, group_count
+from ddpm_jax.unet.norm import GroupNorm
+
+Resample = Callable[..., jax.Array]
+"""(h, temb, dropout_keys, *, name) -> h of another size."""
 
 
 class Down(nn.Module):
@@ -31,20 +37,22 @@ class Down(nn.Module):
     block: Callable[..., ResnetBlock]
     attention: Callable[..., AttentionBlock]
     cross: Callable[..., CrossAttention] | None
-    attention_at: Sequence[int]
+    attends: bool
     blocks: int
     place: int
-    resample: Callable[..., Downsample] | None
+    resample: Resample | None
 
     @nn.compact
     def __call__(self, skips, temb, context, dropout_keys):
         """What the way up will need so far, its last entry being the input -> the same and what this level adds."""
         for i in range(self.blocks):
             h = self.block(name=f"block_{i}", place=self.place + i)(skips[-1], temb, dropout_keys)
-            if min(h.shape[1:-1]) in self.attention_at:
+            if self.attends:
                 h = attended(self, h, context, i)
             skips = [*skips, h]
-        return skips if self.resample is None else [*skips, self.resample(name="downsample")(skips[-1])]
+        if self.resample is None:
+            return skips
+        return [*skips, self.resample(skips[-1], temb, dropout_keys, name="downsample")]
 
 
 class Middle(nn.Module):
@@ -69,9 +77,9 @@ class Up(nn.Module):
     block: Callable[..., ResnetBlock]
     attention: Callable[..., AttentionBlock]
     cross: Callable[..., CrossAttention] | None
-    attention_at: Sequence[int]
+    attends: bool
     place: int
-    resample: Callable[..., Upsample] | None
+    resample: Resample | None
 
     @nn.compact
     def __call__(self, h, skips, temb, context, dropout_keys):
@@ -79,9 +87,9 @@ class Up(nn.Module):
         for i, skip in enumerate(reversed(skips)):
             h = jnp.concatenate([h, skip], axis=-1)
             h = self.block(name=f"block_{i}", place=self.place + i)(h, temb, dropout_keys)
-            if min(h.shape[1:-1]) in self.attention_at:
+            if self.attends:
                 h = attended(self, h, context, i)
-        return h if self.resample is None else self.resample(name="upsample")(h)
+        return h if self.resample is None else self.resample(h, temb, dropout_keys, name="upsample")
 
 
 def attended(level, h, context, i: int):
@@ -103,18 +111,27 @@ class UNet(nn.Module):
         blocks: residual blocks per level on the way down; there is one more on the way up.
         attention_at: attention follows every block where the shortest side of the image, after padding, is one of
             these; the middle always attends.
-        heads: of every attention; their scale is (channels / heads)^-1/2.
+        heads: of every attention; their scale is (channels / heads)^-1/2.  With head_channels, as many as have so
+            many channels.
         dropout: in every block, before its last convolution; a multiple of 2^-16, or rounded to one.
         out_channels: those of the images; twice as many if the variance is learned too.
         groups: of every normalisation.  A level of no more channels than groups does not feel the time (see
             `norm.group_count`), and there must be another.
         resample_with_conv: whether a convolution changes the size; else means of twos and plain repetition.
+        resample_by: "layer" is such a layer; "block" in its place a residual block, which takes means of twos or
+            repeats between its first normalisation and its first convolution (BigGAN's, arXiv:1809.11096).
         dtype: of convolutions and products: float32, bfloat16, or (with parameters to match) float64.
         remat: keep only the inputs of blocks and attentions for the gradient, and compute what is inside them again:
             much less memory for about a third more work.
         num_classes: of labels 0 .. num_classes - 1; label num_classes stands for none.  0 takes no labels.
         context_dim: D of the context that pixels attend to, after each attention to each other; its mean is added to
             the time.  0 takes no context.
+        head_channels: of each head; 0 is what `heads` says.
+        attention_by: "size" takes attention_at as above; "factor" takes it for the factors, powers of 2, by which a
+            level is smaller than the image, so that images of every size have the same parameters.
+        time_joins: "add" adds the time to what the first convolution of a block gives; "scale_shift" scales and shifts
+            with it what the second normalisation gives (arXiv:2102.09672).
+        conventions: in what else published networks of this form differ.
 
     Conditions start as nothing: what joins them to the rest is 0, so the first output is that of the network without.
     """
@@ -132,6 +149,11 @@ class UNet(nn.Module):
     remat: bool = False
     num_classes: int = 0
     context_dim: int = 0
+    head_channels: int = 0
+    attention_by: AttentionBy = "size"
+    time_joins: TimeJoins = "add"
+    resample_by: ResampleBy = "layer"
+    conventions: Conventions = Conventions()
 
     @nn.compact
     def __call__(self, x, t, *, label=None, context=None, mask=None, image=None, dropout_keys=None):
@@ -156,47 +178,85 @@ class UNet(nn.Module):
             ValueError: if the shapes or dtypes of the arguments, or the options, are not as above.
         """
         x, t = jnp.asarray(x), jnp.asarray(t)
-        _check_options(self)
-        _check_arguments(x, t, dropout_keys)
-        _check_conditions(self, x, label, context, mask, image)
+        check_options(self)
+        check_arguments(x, t, dropout_keys)
+        check_conditions(self, x, label, context, mask, image)
         wide, levels = jnp.promote_types(self.dtype, jnp.float32), len(self.multipliers)
-        # The published weights were trained on 0 .. T - 1, where 0 is one step of noise: the paper's t = 1.
-        temb = TimeEmbedding(self.channels, wide, name="temb")(t.astype(wide) - 1)
-        if self.num_classes:
-            label = jnp.full(t.shape, self.num_classes) if label is None else label
-            temb = temb + LabelEmbedding(self.num_classes, 4 * self.channels, wide, name="label")(label)
+        temb = _embedded(self, t, label, wide)
         tokens = _tokens(self, x, context, mask)
         if tokens is not None:
-            temb = temb + PooledContext(4 * self.channels, wide, name="pooled")(*tokens)
+            temb = temb + PooledContext(temb.shape[-1], wide, name="pooled")(*tokens)
 
         sides, axes = x.shape[1:-1], spatial(x)
         seen = x if image is None else jnp.concatenate([x, image.astype(x.dtype)], axis=-1)
         h = jnp.pad(seen, ((0, 0), *((0, -size % 2 ** (levels - 1)) for size in sides), (0, 0)))
+        attends = _attends(self, min(h.shape[1:-1]))
         skips = [conv(self.channels, axes, name="conv_in", dtype=self.dtype)(h)]
-        again = nn.remat if self.remat else (lambda layer: layer)
-        block = functools.partial(again(ResnetBlock), dropout=self.dropout, dtype=self.dtype, groups=self.groups)
-        attention = functools.partial(again(AttentionBlock), self.heads, self.dtype, self.groups)
-        cross = functools.partial(again(CrossAttention), self.heads, self.dtype, self.groups)
+        sized, attention, cross = _layers(self)
         cross = None if tokens is None else cross
-        down = functools.partial(Downsample, self.resample_with_conv, self.dtype)
-        up = functools.partial(Upsample, self.resample_with_conv, self.dtype)
 
         place = 0
-        sized = [functools.partial(block, self.channels * m) for m in self.multipliers]
         for i in range(levels):
-            resample = down if i < levels - 1 else None
-            level = Down(sized[i], attention, cross, self.attention_at, self.blocks, place, resample, name=f"down_{i}")
+            resample = _resample(self, sized[i], "down", i) if i < levels - 1 else None
+            level = Down(sized[i], attention, cross, attends[i], self.blocks, place, resample, name=f"down_{i}")
             skips, place = level(skips, temb, tokens, dropout_keys), place + self.blocks
         h = Middle(sized[-1], attention, cross, place, name="mid")(skips[-1], temb, tokens, dropout_keys)
         place += 2
         for i in reversed(range(levels)):
-            level = Up(sized[i], attention, cross, self.attention_at, place, up if i > 0 else None, name=f"up_{i}")
+            resample = _resample(self, sized[i], "up", i) if i > 0 else None
+            level = Up(sized[i], attention, cross, attends[i], place, resample, name=f"up_{i}")
             h, place = level(h, skips[-self.blocks - 1 :], temb, tokens, dropout_keys), place + self.blocks + 1
             skips = skips[: -self.blocks - 1]
 
-        h = GroupNorm(swish=True, dtype=wide, groups=self.groups, name="norm_out")(h)
+        h = GroupNorm(swish=True, dtype=wide, groups=self.groups, eps=self.conventions.eps, name="norm_out")(h)
         h = conv(self.out_channels, axes, scale=NEAR_ZERO, name="conv_out", dtype=wide)(h)
         return h[:, *(slice(side) for side in sides)].astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _embedded(net: UNet, t, label, wide) -> jax.Array:
+    """The times and, if the network takes them, the labels as [B, D]."""
+    said = net.conventions
+    dim = said.time_dim or net.channels
+    # The published weights were trained on 0 .. T - 1, where 0 is one step of noise: the paper's t = 1.
+    t = t.astype(wide) - 1
+    if said.time_scale != 1:
+        t = t * said.time_scale
+    temb = TimeEmbedding(dim, wide, said.time_order == "cos_sin", said.time_shift, name="temb")(t)
+    if not net.num_classes:
+        return temb
+    label = jnp.full(t.shape, net.num_classes) if label is None else label
+    return temb + LabelEmbedding(net.num_classes, 4 * dim, wide, name="label")(label)
+
+
+def _attends(net: UNet, side: int) -> list[bool]:
+    """Whether attention follows the blocks of each level of an image whose shortest side is `side` long."""
+    factors = [2**i for i in range(len(net.multipliers))]
+    return [(side // factor if net.attention_by == "size" else factor) in net.attention_at for factor in factors]
+
+
+def _layers(net: UNet):
+    """What makes the blocks of each level, the attentions, and those to a context."""
+    again = nn.remat if net.remat else (lambda layer: layer)
+    numerics = {"dtype": net.dtype, "groups": net.groups, "eps": net.conventions.eps}
+    block = functools.partial(again(ResnetBlock), dropout=net.dropout, time_joins=net.time_joins, **numerics)
+    heads = {"heads": net.heads, "head_channels": net.head_channels, **numerics}
+    sized = [functools.partial(block, net.channels * m) for m in net.multipliers]
+    return sized, functools.partial(again(AttentionBlock), **heads), functools.partial(again(CrossAttention), **heads)
+
+
+def _resample(net: UNet, block, way: Literal["down", "up"], level: int) -> Resample:
+    """What halves or doubles the size after a level that is made of `block`s."""
+    if net.resample_by == "block":
+        levels = len(net.multipliers)
+        # numbers for their dropouts after those of all others, which so have theirs whatever changes the size
+        place = levels * (2 * net.blocks + 1) + 2 + (level if way == "down" else levels + level)
+        resize = halved if way == "down" else doubled
+        return lambda h, temb, keys, *, name: block(name=name, place=place, resize=resize)(h, temb, keys)
+    if way == "down":
+        layer = functools.partial(Downsample, net.resample_with_conv, net.dtype, net.conventions.padding)
+    else:
+        layer = functools.partial(Upsample, net.resample_with_conv, net.dtype)
+    return lambda h, temb, keys, *, name: layer(name=name)(h)
 
 
 def _tokens(net: UNet, x, context, mask):
@@ -206,72 +266,3 @@ def _tokens(net: UNet, x, context, mask):
     if context is None:
         return jnp.zeros((x.shape[0], 1, net.context_dim), x.dtype), jnp.zeros((x.shape[0], 1), bool)
     return context, jnp.ones(context.shape[:2], bool) if mask is None else mask
-
-
-def _check_options(net: UNet) -> None:
-    if len(net.multipliers) == 0:
-        raise ValueError("multipliers is empty: give one integer per level, such as (1, 2, 2, 2)")
-    for m in net.multipliers:
-        if net.channels * m % net.heads:
-            raise ValueError(
-                f"heads = {net.heads} does not divide the {net.channels * m} channels of the level with multiplier {m}"
-                f" (channels = {net.channels}): every head needs the same number of them"
-            )
-    if net.groups < 1:
-        raise ValueError(f"groups = {net.groups}: a normalisation needs at least one")
-    if all(group_count(net.channels * m, net.groups) == net.channels * m for m in net.multipliers):
-        raise ValueError(
-            f"channels = {net.channels}, multipliers = {tuple(net.multipliers)}: every channel would be a group of the"
-            " normalisation by itself and forget the time that is added to it; some level needs more than"
-            f" groups = {net.groups} channels"
-        )
-    if net.num_classes < 0 or net.context_dim < 0:
-        raise ValueError(
-            f"num_classes = {net.num_classes}, context_dim = {net.context_dim}: 0 for none, or how many there are"
-        )
-    if not 0 <= net.dropout < 1 - DROPOUT_STEP / 2:
-        raise ValueError(f"dropout = {net.dropout} is not in [0, 1): it is the share of numbers that are set to 0")
-
-
-def _check_arguments(x, t, dropout_keys) -> None:
-    if x.ndim not in (3, 4, 5):
-        raise ValueError(
-            f"x has shape {x.shape}: images are [B, H, W, C], volumes [B, D, H, W, C], sequences [B, L, C]"
-        )
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x is {x.dtype}: scale {x.dtype} images to [-1, 1] first, as floats (x / 127.5 - 1)")
-    if t.shape != x.shape[:1]:
-        raise ValueError(f"t has shape {t.shape}, x has shape {x.shape}: t is [B], one time per image")
-    if not jnp.issubdtype(t.dtype, jnp.integer):
-        raise ValueError(f"t is {t.dtype}: times are the integers 1 .. T")
-    if dropout_keys is None:
-        return
-    dtype = getattr(dropout_keys, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        found = type(dropout_keys).__name__ if dtype is None else dtype
-        raise ValueError(f"dropout_keys is {found}: give typed keys, jax.random.split(jax.random.key(seed), B)")
-    if "rbg" in str(dtype):  # jax draws a batch of these from its first key alone
-        raise ValueError(f"dropout_keys is {dtype}: under vmap only threefry2x32 keys give each image its own bits")
-    if dropout_keys.shape != x.shape[:1]:
-        raise ValueError(f"dropout_keys has shape {dropout_keys.shape}, x has shape {x.shape}: one key per image, [B]")
-
-
-def _check_conditions(net: UNet, x, label, context, mask, image) -> None:
-    batch, sides = x.shape[0], x.shape[1:-1]
-    if label is not None:
-        if not net.num_classes:
-            raise ValueError("a label is given, but the network has num_classes = 0: it was made without labels")
-        if label.shape != (batch,) or not jnp.issubdtype(label.dtype, jnp.integer):
-            raise ValueError(f"label is {label.dtype} {label.shape}, x has shape {x.shape}: labels are integers [B]")
-    if context is not None:
-        if not net.context_dim:
-            raise ValueError("a context is given, but the network has context_dim = 0: it was made without context")
-        wanted = (batch, context.shape[1] if context.ndim > 1 else "L", net.context_dim)
-        if context.shape != wanted or not jnp.issubdtype(context.dtype, jnp.floating):
-            raise ValueError(f"context is {context.dtype} {context.shape}: expected floats [B, L, D] = {wanted}")
-        if mask is not None and (mask.shape != context.shape[:2] or mask.dtype != bool):
-            raise ValueError(f"mask is {mask.dtype} {mask.shape}: expected booleans [B, L] = {context.shape[:2]}")
-    elif mask is not None:
-        raise ValueError("a mask is given, but no context that it could hide")
-    if image is not None and (image.shape[:-1] != (batch, *sides) or not jnp.issubdtype(image.dtype, jnp.floating)):
-        raise ValueError(f"image is {image.dtype} {image.shape}: expected floats {(batch, *sides, 'C')}, as x")

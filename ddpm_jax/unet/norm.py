@@ -1,4 +1,5 @@
-"""Group normalisation, with swish in the same pass, and with a gradient that keeps nothing but the input."""
+"""Group normalisation, modulated by the time if asked and with swish in the same pass, and with a gradient that keeps
+nothing but the input."""
 
 import functools
 import math
@@ -38,6 +39,11 @@ def _standardise(x, groups: int, eps: float):
     return x, jnp.expand_dims(mean, inner), jnp.expand_dims(jax.lax.rsqrt(var + eps), inner)
 
 
+def _per_pixel(of_channels, x):
+    """[C], or [B, C] as [B, 1, ..., 1, C]: what x [B, ..., C] can be multiplied with."""
+    return of_channels if of_channels.ndim == 1 else jnp.expand_dims(of_channels, tuple(range(1, x.ndim - 1)))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def _group_norm(x, scale, bias, groups, eps, swish, dtype):
     return _group_norm_forward(x, scale, bias, groups, eps, swish, dtype)[0]
@@ -45,7 +51,7 @@ def _group_norm(x, scale, bias, groups, eps, swish, dtype):
 
 def _group_norm_forward(x, scale, bias, groups, eps, swish, dtype):
     wide, mean, inverse = _standardise(x, groups, eps)
-    y = (wide - mean) * (inverse * scale) + bias
+    y = (wide - mean) * (inverse * _per_pixel(scale, x)) + _per_pixel(bias, x)
     y = y * jax.nn.sigmoid(y) if swish else y
     return y.astype(dtype), (x, mean, inverse, scale, bias)
 
@@ -56,15 +62,17 @@ def _group_norm_backward(groups, eps, swish, dtype, saved, dy):
     inner = tuple(range(1, x.ndim - 1))
     unit, dy = (x - mean) * inverse, dy.astype(mean.dtype)
     if swish:
-        y = unit * scale + bias
+        y = unit * _per_pixel(scale, x) + _per_pixel(bias, x)
         gate = jax.nn.sigmoid(y)
         dy = dy * (gate * (1 + y * (1 - gate)))
     pixels = math.prod(x.shape[1:-1])
     d_bias, d_scale = dy.sum(inner), (dy * unit).sum(inner)
     along_one = jnp.expand_dims(_over_groups(d_bias * scale, groups) / pixels, inner)
     along_unit = jnp.expand_dims(_over_groups(d_scale * scale, groups) / pixels, inner)
-    dx = inverse * (dy * scale - along_one - unit * along_unit)
-    return dx.astype(x.dtype), d_scale.sum(0).astype(scale.dtype), d_bias.sum(0).astype(bias.dtype)
+    dx = inverse * (dy * _per_pixel(scale, x) - along_one - unit * along_unit)
+    if scale.ndim == 1:
+        d_scale, d_bias = d_scale.sum(0), d_bias.sum(0)
+    return dx.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
 
 
 _group_norm.defvjp(_group_norm_forward, _group_norm_backward)
@@ -89,10 +97,15 @@ class GroupNorm(nn.Module):
     groups: int = 32
 
     @nn.compact
-    def __call__(self, x):
-        """[B, ..., C] -> the same."""
+    def __call__(self, x, modulation=None):
+        """[B, ..., C] -> the same; a modulation [B, 2C] multiplies the result, before the swish, by 1 + its first half
+        and adds its second half (FiLM, arXiv:1709.07871)."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        if modulation is not None:  # both are lines, so what is applied is one, of each image's own
+            wide = jnp.promote_types(modulation.dtype, jnp.float32)
+            factor, shift = jnp.split(modulation.astype(wide), 2, axis=-1)
+            scale, bias = scale * (1 + factor), bias * (1 + factor) + shift
         dtype = jnp.dtype(x.dtype if self.dtype is None else self.dtype)
         return _group_norm(x, scale, bias, group_count(channels, self.groups), self.eps, self.swish, dtype)

@@ -1,0 +1,240 @@
+"""What `python -m ddpm_jax.convert` does, command by command."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import tyro
+
+from ddpm_jax import config as configs
+from ddpm_jax import runs
+from ddpm_jax.config import flags, objects
+from ddpm_jax.convert import diffusers, files, folder, openai, original, plain
+
+ONE_SET = "one set of weights, which stands for raw and averaged ones"
+
+UNKNOWN = "unknown"
+"""The source of data of weights that do not say of which they are: nothing is loaded from it."""
+
+SMALL_TILE = 64 * 64 * 3
+"""Numbers of an image from which on fewer of them are drawn at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FromDiffusers:
+    """A run from a folder of diffusers: UNet2DModel with DDPMScheduler or DDIMScheduler."""
+
+    path: tyro.conf.Positional[str]
+    """The folder, with model_index.json, or with config.json and scheduler_config.json."""
+    workdir: str
+    """The run's folder, which is made."""
+    unsaid: tyro.conf.OmitArgPrefixes[folder.Unsaid] = folder.Unsaid()
+
+
+@dataclasses.dataclass(frozen=True)
+class FromOriginal:
+    """A run from the original's TensorFlow checkpoint, or from PyTorch's conversion of one."""
+
+    path: tyro.conf.Positional[str]
+    """With TensorFlow model.ckpt-STEP; with PyTorch .ckpt, .pt; with neither .npz, .safetensors."""
+    config: str
+    """A config file of ours, which says what the weights do not: configs/cifar10.py for those of CIFAR-10."""
+    shape: tuple[int, int, int]
+    """Height, width and channels of an image."""
+    workdir: str
+    """The run's folder, which is made."""
+    step: int | None = None
+    """The training step of the weights (default: what the file says, else 0)."""
+    unsaid: tyro.conf.OmitArgPrefixes[folder.Unsaid] = folder.Unsaid()
+
+
+@dataclasses.dataclass(frozen=True)
+class FromOpenAI:
+    """A run from a checkpoint of improved- or guided-diffusion (.pt)."""
+
+    path: tyro.conf.Positional[str]
+    """The file: with PyTorch .pt, or .safetensors, .npz."""
+    workdir: str
+    """The run's folder, which is made."""
+    published: str | None = None
+    """Which published checkpoint it is: the name of its file without .pt (default: the name that this file has)."""
+    family: Literal["improved", "guided"] | None = None
+    """Instead of a published one: of which project it is."""
+    flags: str = ""
+    """With --family: the flags of the command that trained it, as --flags="--image_size 64 --learn_sigma True"."""
+    num_classes: int = 1000
+    """With --family, and --class_cond True among its flags: how many labels there are."""
+    step: int = 0
+    """The training step of the weights."""
+    unsaid: tyro.conf.OmitArgPrefixes[folder.Unsaid] = folder.Unsaid()
+
+
+@dataclasses.dataclass(frozen=True)
+class FromPlain:
+    """A run from a folder that `to plain` made."""
+
+    path: tyro.conf.Positional[str]
+    """The folder."""
+    workdir: str
+    """The run's folder, which is made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ToDiffusers:
+    """A folder that diffusers' DDPMPipeline or DDIMPipeline opens."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder."""
+    out: tyro.conf.Positional[str]
+    """The folder, which is made."""
+    model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
+    sampling: tyro.conf.OmitArgPrefixes[flags.Sampling] = flags.Sampling()
+
+
+@dataclasses.dataclass(frozen=True)
+class ToPlain:
+    """Weights, schedule and config as safetensors and JSON, which open without JAX."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder."""
+    out: tyro.conf.Positional[str]
+    """The folder, which is made."""
+    model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
+
+
+def from_diffusers(chosen: FromDiffusers) -> None:
+    """Reads a folder of diffusers and writes a run.
+
+    Raises:
+        FileNotFoundError, ValueError, ModuleNotFoundError: as `diffusers.source` and `folder.write`.
+    """
+    found = diffusers.source(pathlib.Path(chosen.path))
+    network, chain = found.network, found.chain
+    sampling = _fewer_at_a_time(chain.sampling, network.shape)
+    config = configs.Config(
+        data=configs.Data(UNKNOWN), schedule=chain.schedule, net=network.net, loss=chain.loss, sampling=sampling
+    )
+    config = chosen.unsaid.applied(config)
+    origin = folder.origin("diffusers", found.files, found.tensors)
+    image = chosen.unsaid.image(config, network.shape)
+    imported = folder.Imported(config, image, found.tensors, found.tensors, found.rules, 0, origin)
+    _written(chosen.workdir, imported, ONE_SET)
+
+
+def from_original(chosen: FromOriginal) -> None:
+    """Reads the original's weights and writes a run.
+
+    Raises:
+        FileNotFoundError, ValueError, ModuleNotFoundError: as `files.read`, `original.source` and `folder.write`.
+    """
+    path, unsaid = pathlib.Path(chosen.path), chosen.unsaid
+    config = unsaid.applied(configs.load(chosen.config))
+    found = original.source(files.read(path))
+    step = found.step if chosen.step is None else chosen.step
+    averaged = {f"{name}{original.AVERAGE}": tensor for name, tensor in found.ema.items()} if found.both else {}
+    read = {**found.raw, **averaged}
+    origin = folder.origin("original", files.parts(path), read, aside=list(found.aside))
+    image = unsaid.image(config, chosen.shape)
+    imported = folder.Imported(config, image, found.raw, found.ema, found.rules, step, origin)
+    sets = "raw and averaged weights" if found.both else ONE_SET
+    _written(chosen.workdir, imported, sets)
+
+
+def from_openai(chosen: FromOpenAI) -> None:
+    """Reads a checkpoint of OpenAI's and writes a run.
+
+    Raises:
+        FileNotFoundError, ValueError, ModuleNotFoundError: as `files.read`, `openai.published`, `openai.model` and
+            `folder.write`.
+    """
+    path = pathlib.Path(chosen.path)
+    if chosen.family is not None and chosen.published is not None:
+        raise ValueError("--published says which network it is, and so do --family and --flags: give one of them")
+    if chosen.family is None and chosen.flags:
+        raise ValueError("--flags are those of a project: say which by --family improved or --family guided")
+    if chosen.family is not None:
+        model = openai.model(chosen.family, chosen.flags, num_classes=chosen.num_classes)
+        said = {"family": chosen.family, "flags": chosen.flags}
+    else:
+        name = chosen.published or path.stem
+        model, said = openai.published(name), {"published": name}
+    config = chosen.unsaid.applied(
+        dataclasses.replace(model.config, data=configs.Data(UNKNOWN, model.config.data.flip))
+    )
+    config = dataclasses.replace(config, sampling=_fewer_at_a_time(config.sampling, model.shape))
+    tensors = files.read(path)
+    origin = folder.origin("openai", [path], tensors, **said)
+    image = chosen.unsaid.image(config, model.shape)
+    imported = folder.Imported(config, image, tensors, tensors, model.rules, chosen.step, origin)
+    _written(chosen.workdir, imported, ONE_SET)
+
+
+def from_plain(chosen: FromPlain) -> None:
+    """Reads what `to_plain` wrote and writes a run.
+
+    Raises:
+        FileNotFoundError, ValueError: as `plain.read` and `folder.write`.
+    """
+    source = pathlib.Path(chosen.path)
+    config, said, tensors = plain.read(source)
+    read = [source / name for name in ("weights.safetensors", "config.json", "model.json")]
+    origin = folder.origin("plain", read, tensors)
+    step = said["step"] if isinstance(said.get("step"), int) else 0
+    imported = folder.Imported(config, said["image"], tensors, tensors, plain.rules, step, origin)
+    _written(chosen.workdir, imported, f"the {said.get('weights')} weights, which stand for both")
+
+
+def to_diffusers(chosen: ToDiffusers) -> None:
+    """Writes a run's weights as diffusers reads them.
+
+    Raises:
+        FileNotFoundError, ValueError: as `runs.Model` and `diffusers.write`.
+    """
+    model = _model(chosen.run, chosen.model, chosen.sampling)
+    with files.appearing(pathlib.Path(chosen.out)) as part:
+        said = {"fingerprint": model.fingerprint, "step": str(model.step), "weights": model.weights}
+        diffusers.write(part, model.config, model.shape, model.params, said)
+    print(f"{model.describe()}")
+    print(f"written   {chosen.out}: diffusers.DiffusionPipeline.from_pretrained({chosen.out!r})")
+    if model.config.sampling.sampler == "ddim" and model.config.sampling.clip:
+        print("note: to draw the same images, call the pipeline with use_clipped_model_output=True")
+
+
+def to_plain(chosen: ToPlain) -> None:
+    """Writes a run's weights, schedule and config for anyone.
+
+    Raises:
+        FileNotFoundError, ValueError: as `runs.Model`.
+    """
+    model = _model(chosen.run, chosen.model, flags.Sampling())
+    with files.appearing(pathlib.Path(chosen.out)) as part:
+        plain.write(part, model.config, model.params, folder.said_of(model))
+    print(f"{model.describe()}")
+    print(f"written   {chosen.out}: weights.safetensors, schedule.safetensors, config.json, model.json")
+
+
+def _fewer_at_a_time(sampling: configs.Sampling, shape: Sequence[int]) -> configs.Sampling:
+    """The same, but for how many images of this shape are drawn at a time if they are large."""
+    return dataclasses.replace(sampling, tile=4, num=16) if math.prod(shape) > SMALL_TILE else sampling
+
+
+def _model(run: str, which: flags.Weights, sampling: flags.Sampling) -> Any:
+    return runs.Model(run, step=which.checkpoint, weights=which.weights, sampling=sampling.chosen())
+
+
+def _written(workdir: str, imported: folder.Imported, sets: str) -> None:
+    """Writes a run and says what it is."""
+    parameters = folder.write(pathlib.Path(workdir), imported)
+    image, chain = imported.image, imported.config.sampling
+    size, origin = "x".join(map(str, image["shape"])), imported.origin
+    print(f"read      {', '.join(origin['files'])}: {len(origin['tensors'])} tensors, all used; {sets}")
+    if origin.get("aside"):
+        print(f"          {len(origin['aside'])} variables of its training are left aside")
+    print(f"network   {parameters:,} parameters for images {size} of {image['levels']} levels")
+    fixed = f"mix {chain.mix:g}" if chain.sampler == "ancestral" else f"eta {chain.eta:g}"
+    variance = "learned variance" if objects.learned_variance(imported.config) else fixed
+    clipped = "clipped" if chain.clip else "not clipped"
+    print(f"sampling  {chain.sampler}, {chain.steps} steps, {variance}, {clipped}")
+    print(f"written   {workdir}, step {imported.step}: python sample.py {workdir}")

@@ -1,0 +1,56 @@
+"""What the tensors of a `UNet2DModel` are in ours."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from ddpm_jax.convert.rules import Path, Rule, flatten, from_torch
+
+Attention = Literal["old", "today"]
+"""The names in attentions: those of the files of 2022 (query, key, value, proj_attn), or today's (to_q, ...)."""
+
+_ATTENTION = {
+    "old": {"q": "query", "k": "key", "v": "value", "proj_out": "proj_attn"},
+    "today": {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"},
+}
+_MODULES = {
+    "temb_proj": "time_emb_proj", "nin_shortcut": "conv_shortcut", "norm": "group_norm", "norm_out": "conv_norm_out",
+    "dense0": "linear_1", "dense1": "linear_2",
+}  # fmt: skip
+
+
+def attention_names(names: Iterable[str]) -> Attention:
+    """Which names the attentions of these tensors have."""
+    return "old" if any(".attentions." in name and ".query." in name for name in names) else "today"
+
+
+def rules(target: Any, attention: Attention = "today") -> list[Rule]:
+    """Our leaf down_0/block_0/conv1/kernel is the tensor down_blocks.0.resnets.0.conv1.weight, and so on.
+
+    Levels of the way up are numbered from the smallest there, and from the largest here.
+    """
+    leaves = flatten(target)
+    levels = 1 + max(int(path[0].removeprefix("down_")) for path in leaves if path[0].startswith("down_"))
+    found = (
+        from_torch(path, leaf, module(path[:-1], levels, attention), pixels=path[-2] == "nin_shortcut")
+        for path, leaf in leaves.items()
+    )
+    return [rule for rule in found if rule]
+
+
+def module(path: Path, levels: int, attention: Attention) -> str:
+    """The name there of one of our modules."""
+    return ".".join(_part(name, levels, _ATTENTION[attention], i == 0, path) for i, name in enumerate(path))
+
+
+def _part(name: str, levels: int, attention: dict[str, str], top: bool, path: Path) -> str:
+    kind, _, number = name.partition("_")
+    if top and kind in ("down", "up"):
+        return f"{kind}_blocks.{number if kind == 'down' else levels - 1 - int(number)}"
+    if kind in ("block", "attn") and number.isdigit():
+        place = int(number) - (path[0] == "mid")  # whose own numbers begin at 1
+        return f"{'resnets' if kind == 'block' else 'attentions'}.{place}"
+    if name in ("downsample", "upsample"):
+        return f"{name}rs.0"
+    if top and name in ("mid", "temb"):
+        return {"mid": "mid_block", "temb": "time_embedding"}[name]
+    return attention.get(name) or _MODULES.get(name, name)

@@ -1,0 +1,164 @@
+"""The configuration of a `DDPMScheduler` or `DDIMScheduler` as our schedule, loss and sampling, and the way back."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ddpm_jax import config as configs
+from ddpm_jax.config import objects
+from ddpm_jax.convert.diffusers.fields import Only, mistyped, problems, unlike
+from ddpm_jax.convert.tables import table
+
+READ = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "clip_sample": True,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "predict_epsilon": True,
+}
+"""The fields that say how to sample, and what diffusers takes where they are missing."""
+
+SHARED = {
+    "trained_betas": Only(None, (None,), "betas of a formula"),
+    "thresholding": Only(False, (False,), "clipping (sample.py --threshold is another thresholding)"),
+    "dynamic_thresholding_ratio": Only(0.995, (0.995,), "as thresholding is off"),
+    "sample_max_value": Only(1.0, (1.0,), "as thresholding is off"),
+    "clip_sample_range": Only(1.0, (1.0,), "images in [-1, 1]"),
+    "steps_offset": Only(0, (0,), "times from the first"),
+    "rescale_betas_zero_snr": Only(False, (False,), "betas as they are"),
+    "timestep_values": Only(None, (None,), "all times"),
+    "tensor_format": Only("pt", ("pt", "np"), "arrays"),
+}  # fmt: skip
+ONLY = {
+    "DDPMScheduler": SHARED,
+    "DDIMScheduler": SHARED | {"set_alpha_to_one": Only(True, (True,), "a last step that ends at the data")},
+}
+KINDS = {
+    "num_train_timesteps": int, "beta_start": (int, float), "beta_end": (int, float), "clip_sample": bool,
+    "predict_epsilon": bool,
+}  # fmt: skip
+
+SCHEDULES: dict[str, Any] = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}
+PREDICTS: dict[str, Any] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+SPACINGS: tuple[Any, ...] = ("leading", "trailing", "linspace")
+VARIANCES = {"fixed_small": 0.0, "fixed_small_log": 0.0, "fixed_large": 1.0, "learned_range": 1.0}
+"""Each as our `mix`, which a learned variance does not ask for."""
+
+DDIM_STEPS = 50
+"""What diffusers' DDIM pipeline takes where nobody says how many."""
+
+
+class Chain(NamedTuple):
+    """What a configuration says: the noise, what the network predicts, and how images are drawn."""
+
+    schedule: configs.Schedule
+    loss: configs.Loss
+    sampling: configs.Sampling
+
+
+def read(given: Mapping[str, Any], *, doubled: bool) -> Chain:
+    """Our chain that draws what a scheduler of this configuration draws.
+
+    Args:
+        doubled: whether the network gives twice as many channels as it takes.
+
+    Raises:
+        ValueError: naming every field that stands in the way, its value and what would be right.
+    """
+    kind = given.get("_class_name")
+    if kind not in ONLY:
+        raise ValueError(
+            f"the scheduler's config: _class_name = {kind!r}: only {' and '.join(map(repr, ONLY))} can be had"
+        )
+    fields = READ | ({"variance_type": "fixed_small"} if kind == "DDPMScheduler" else {})
+    c = {name: given.get(name, default) for name, default in fields.items()}
+    choices = {"beta_schedule": SCHEDULES, "prediction_type": PREDICTS, "timestep_spacing": SPACINGS}
+    found = [*problems(given, fields, ONLY[kind]), *mistyped(given, KINDS), *unlike(c, choices), *_variance(c, doubled)]
+    if isinstance(c["num_train_timesteps"], int) and c["num_train_timesteps"] < 1:
+        found.append(f"num_train_timesteps = {c['num_train_timesteps']}: at least 1 is right")
+    if found:
+        raise ValueError("the scheduler's config: " + "; ".join(found))
+    T, predicts = c["num_train_timesteps"], PREDICTS[c["prediction_type"]] if c["predict_epsilon"] else "x0"
+    schedule = configs.Schedule(
+        SCHEDULES[c["beta_schedule"]], T=T, beta_1=float(c["beta_start"]), beta_T=float(c["beta_end"])
+    )
+    ancestral = kind == "DDPMScheduler"
+    sampling = configs.Sampling(
+        "ancestral" if ancestral else "ddim",
+        steps=T if ancestral else min(DDIM_STEPS, T),
+        spacing=c["timestep_spacing"],
+        mix=VARIANCES[c["variance_type"]] if ancestral else 1.0,
+        clip=c["clip_sample"],
+    )
+    return Chain(schedule, configs.Loss("hybrid" if doubled else "simple", predicts=predicts), sampling)
+
+
+def write(config: configs.Config) -> dict[str, Any]:
+    """The configuration of the scheduler that draws what our config draws.
+
+    Raises:
+        ValueError: naming everything that diffusers cannot express.
+    """
+    c, schedule = config.sampling, config.schedule
+    wrong = _beyond(config)
+    if wrong:
+        raise ValueError("diffusers' schedulers cannot be this chain: " + "; ".join(wrong))
+    named = {ours: theirs for theirs, ours in SCHEDULES.items()}
+    betas = {} if schedule.kind in named else {"trained_betas": table(config)["betas"].tolist()}
+    shared = {
+        "num_train_timesteps": schedule.T,
+        "beta_start": schedule.beta_1,
+        "beta_end": schedule.beta_T,
+        "beta_schedule": named.get(schedule.kind, "linear"),
+        **betas,
+        "clip_sample": c.clip,
+        "prediction_type": {ours: theirs for theirs, ours in PREDICTS.items()}[config.loss.predicts],
+        "timestep_spacing": c.spacing if c.spacing in SPACINGS else "leading",
+    }
+    if c.sampler == "ddim":
+        return {"_class_name": "DDIMScheduler", **shared, "set_alpha_to_one": True, "steps_offset": 0}
+    fixed = "fixed_large" if c.mix == 1 else "fixed_small"
+    variance = "learned_range" if objects.learned_variance(config) else fixed
+    return {"_class_name": "DDPMScheduler", **shared, "variance_type": variance}
+
+
+def _variance(c: Mapping[str, Any], doubled: bool) -> list[str]:
+    """What is wrong with the reverse variance."""
+    kind = c.get("variance_type")
+    if kind is None and doubled:
+        return ["a DDIMScheduler takes no learned variance, and the network gives one: a DDPMScheduler is right"]
+    if kind is not None and kind not in VARIANCES:
+        return [f"variance_type = {kind!r}: only {', '.join(map(repr, VARIANCES))} can be had"]
+    if kind is not None and doubled != (kind == "learned_range"):
+        channels = "twice as many channels as it takes" if doubled else "as many channels as it takes"
+        return [f"variance_type = {kind!r}, but the network gives {channels}"]
+    return []
+
+
+def _beyond(config: configs.Config) -> list[str]:
+    """What of our chain diffusers cannot express."""
+    c, schedule, wrong = config.sampling, config.schedule, []
+    learned = objects.learned_variance(config)
+    if c.sampler not in ("ancestral", "ddim"):
+        wrong.append(f"sampling.sampler = {c.sampler!r}: give --sampler ancestral or ddim")
+    if c.sampler == "ancestral" and not learned and c.mix not in (0, 1):
+        wrong.append(f"sampling.mix = {c.mix}: its variances are those of 0 and 1, give --mix")
+    if c.sampler == "ddim" and learned:
+        wrong.append("sampling.sampler = 'ddim' of a network with a learned variance: give --sampler ancestral")
+    if c.sampler == "ddim" and c.eta:
+        wrong.append(f"sampling.eta = {c.eta}: it is an argument of its pipeline's call, give --eta 0")
+    if c.steps < schedule.T and c.spacing not in SPACINGS:
+        wrong.append(f"sampling.spacing = {c.spacing!r}: give --spacing {', '.join(SPACINGS)}")
+    if config.loss.predicts not in PREDICTS.values():
+        wrong.append(f"loss.predicts = {config.loss.predicts!r}: its networks predict eps, x0 or v")
+    if c.threshold:
+        wrong.append(f"sampling.threshold = {c.threshold}: its thresholding is another one, give --threshold 0")
+    if c.eps_scale != 1:
+        wrong.append(f"sampling.eps_scale = {c.eps_scale}: give --eps-scale 1")
+    if schedule.kind == "cosine" and (schedule.offset, schedule.max_beta) != (0.008, 0.999):
+        wrong.append(
+            f"schedule.offset = {schedule.offset}, max_beta = {schedule.max_beta}: its cosine has 0.008 and 0.999"
+        )
+    return wrong

@@ -1,0 +1,194 @@
+"""Files of tensors, read without running anything that is in them; and folders that appear whole or not at all."""
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+ARCHIVE = "numpy.savez('weights.npz', **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})"
+"""What makes an .npz archive of TensorFlow's reader of checkpoints, `tensorflow.train.load_checkpoint(PREFIX)`."""
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors of a file, by name: .safetensors, .npz, PyTorch's .bin, .pt, .pth, .ckpt, or TensorFlow's .ckpt-STEP.
+
+    Nothing in it is executed: safetensors and TensorFlow's checkpoints hold no code, arrays of objects are refused, and
+    of PyTorch's pickles only what makes tensors is read (`weights_only`).  The last two take PyTorch and TensorFlow.
+
+    Args:
+        path: of a TensorFlow checkpoint the name that its files have in common, or one of them.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it is damaged, of another kind, or holds something other than named tensors.
+        ModuleNotFoundError: if it takes PyTorch or TensorFlow, which is not there.
+    """
+    kind, first = path.suffix, parts(path)[0]
+    if not first.is_file():
+        raise FileNotFoundError(f"there is no file {first}")
+    readers = {".safetensors": _safetensors, ".npz": _npz}
+    readers |= dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _pickled)
+    reader = readers.get(kind) if _prefix(path) is None else _tensorflow
+    if reader is None:
+        raise ValueError(
+            f"{path}: tensors are read from {', '.join(readers)} and TensorFlow's checkpoints, not from "
+            f"{kind or 'a file without a suffix'}"
+        )
+    try:
+        return reader(path)
+    except (MemoryError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # a damaged archive can fail in any way
+        raise ValueError(f"{path} cannot be read, it is damaged or of another kind: {_first_line(error)}") from error
+
+
+def parts(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files that `read` reads: the one of this name, or of a TensorFlow checkpoint its index and then its data."""
+    prefix = _prefix(path)
+    if prefix is None:
+        return [path]
+    return [path.with_name(f"{prefix}.index"), *sorted(path.parent.glob(f"{glob.escape(prefix)}.data-*"))]
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it holds something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # of what JSON nests too deeply
+        raise ValueError(f"{path} is not JSON, or damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold an object with fields, got {str(found)[:60]}")
+    return found
+
+
+def fingerprint(path: pathlib.Path) -> dict[str, Any]:
+    """What names a file's content: its length in bytes and its sha256."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Shape and dtype of each tensor, in words."""
+    return {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in sorted(tensors.items())}
+
+
+def write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], said: Mapping[str, str]) -> None:
+    """Writes tensors with what is said of them, the same bytes for the same content."""
+    from safetensors.numpy import save
+
+    # not its save_file, whose files nobody else may read
+    path.write_bytes(save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, dict(said)))
+
+
+def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+    """Writes an object as a person would like to read it."""
+    path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to fill, which gets its name when all went well and is removed when not.
+
+    Raises:
+        ValueError: on entering, if there is something of that name other than an empty folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already: take a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # beside it, where a new name is all that it takes
+    part.mkdir()
+    try:
+        yield part
+        if folder.exists():
+            folder.rmdir()
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file:  # numpy leaves it open where it fails
+        stored = np.load(file, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            raise ValueError("it holds one array without a name")
+        found = {name: stored[name] for name in stored.files}
+    odd = [name for name, held in found.items() if not isinstance(held, np.ndarray)]
+    if odd:  # which numpy gives as bytes
+        raise ValueError(f"{odd[0]} is no array")
+    return found
+
+
+def _prefix(path: pathlib.Path) -> str | None:
+    """What the files of a TensorFlow checkpoint are named by, such as model.ckpt-790000; None of other files."""
+    found = re.fullmatch(r"(.+?)(\.index|\.meta|\.data-\d+-of-\d+)?", path.name)
+    return found[1] if found and (found[2] or re.search(r"\.ckpt-\d+$", found[1])) else None
+
+
+def _tensorflow(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        import tensorflow  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{path} is TensorFlow's and takes TensorFlow to read: pip install 'ddpm-jax[tfds]'; or make an archive in "
+            f"another environment, {ARCHIVE}"
+        ) from error
+    reader = tensorflow.train.load_checkpoint(str(path.with_name(_prefix(path) or path.name)))
+    return {name: np.asarray(reader.get_tensor(name)) for name in sorted(reader.get_variable_to_shape_map())}
+
+
+def _pickled(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{path} is PyTorch's and takes PyTorch to read: pip install 'ddpm-jax[convert]'; a .safetensors file of "
+            "the same weights, where there is one, takes nothing"
+        ) from error
+    held = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(held, Mapping) or not all(isinstance(value, torch.Tensor) for value in held.values()):
+        inside = (
+            f"a dict of {', '.join(map(str, list(held)[:5]))}"
+            if isinstance(held, Mapping)
+            else f"a {type(held).__name__}"
+        )
+        raise ValueError(
+            f"named tensors are expected, and it holds {inside}: save the part that is the network's alone"
+        )
+    return {str(name): _as_numpy(tensor.detach()) for name, tensor in held.items()}
+
+
+def _as_numpy(tensor) -> np.ndarray:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    if tensor.dtype != torch.bfloat16:
+        return tensor.numpy()
+    import ml_dtypes  # JAX brings it
+
+    return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:300]}" if text else type(error).__name__

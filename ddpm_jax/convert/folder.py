@@ -1,0 +1,155 @@
+"""An ordinary run's folder, made of weights from elsewhere: `sample.py`, `evaluate` and `train.py` open it."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ddpm_jax
+from ddpm_jax import checkpoint, training
+from ddpm_jax import config as configs
+from ddpm_jax.config import objects
+from ddpm_jax.convert import files
+from ddpm_jax.convert.rules import Rule, Tensors, apply
+
+
+@dataclasses.dataclass(frozen=True)
+class Unsaid:
+    """What weights do not say of the images that they make."""
+
+    source: str | None = None
+    """Where images to train on or compare with are, as train.py's --data.source; evaluate's --data replaces it."""
+    levels: int | None = None
+    """Values that a number of an image can take (default: 256, of 8 bits)."""
+    range: tuple[float, float] | None = None
+    """Instead of levels: the values of floating-point images that -1 and 1 stand for."""
+    label_names: tuple[str, ...] = ()
+    """Names of the labels that the network is told, the first of label 0 (default: their numbers)."""
+
+    def applied(self, config: configs.Config) -> configs.Config:
+        """The config with what is said here of the data in place of its own.
+
+        Raises:
+            ValueError: if there are too few levels or too many, or the range is empty.
+        """
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"--range must be the lowest and the highest value, got {self.range}")
+        if self.levels is not None and not 2 <= self.levels <= 65536:
+            raise ValueError(f"--levels must be 2 to 65536, got {self.levels}")
+        if self.range is not None and self.levels is not None:
+            raise ValueError("--levels are of integers and --range of floating-point images: give one of them")
+        data = config.data
+        data = data if self.source is None else dataclasses.replace(data, source=self.source)
+        if self.range is not None:
+            data = dataclasses.replace(data, range=self.range, levels=None)
+        elif self.levels is not None:
+            data = dataclasses.replace(data, levels=None if self.levels == 256 else self.levels, range=())
+        return dataclasses.replace(config, data=data)
+
+    def image(self, config: configs.Config, shape: Sequence[int]) -> dict[str, Any]:
+        """What a checkpoint says of the images of a config's data.
+
+        Raises:
+            ValueError: if there are not as many names as labels.
+        """
+        classes, data = config.net.num_classes, config.data
+        if self.label_names and len(self.label_names) != classes:
+            raise ValueError(f"--label-names names {len(self.label_names)} labels, and the network is told {classes}")
+        names = self.label_names or tuple(map(str, range(classes)))
+        levels = data.levels or 256
+        usual = "float32" if data.range else "uint8" if levels <= 256 else "uint16"
+        return {
+            "shape": list(shape), "levels": list(data.range) or levels, "dtype": usual, "format": "",
+            "label_names": list(names),
+        }  # fmt: skip
+
+
+class Imported(NamedTuple):
+    """What becomes a run.
+
+    Attributes:
+        config: the run's.
+        image: what is said of images, see `Unsaid.image`.
+        raw, ema: tensors, by the source's names; the same where there is one.
+        rules: of our tree of parameters.
+        step: of training.
+        origin: what is said of the source.
+    """
+
+    config: configs.Config
+    image: dict[str, Any]
+    raw: Tensors
+    ema: Tensors
+    rules: Callable[[Any], list[Rule]]
+    step: int
+    origin: dict[str, Any]
+
+
+def origin(format: str, read: Sequence[pathlib.Path], tensors: Tensors, **more: Any) -> dict[str, Any]:
+    """What a run keeps of where its weights came from: files with their hashes, tensors with shapes and dtypes."""
+    named = {path.name: files.fingerprint(path) for path in read}
+    return {"format": format, "files": named, "tensors": files.shapes(tensors), **more}
+
+
+def target(config: configs.Config, shape: Sequence[int]) -> Any:
+    """Our tree of parameters, as shapes and dtypes.
+
+    Raises:
+        ValueError: if the network's options cannot be right.
+    """
+    net = objects.network(config, shape[-1])
+    return jax.eval_shape(lambda key: objects.parameters(config, net, key, tuple(shape)), jax.random.key(0))
+
+
+def write(workdir: pathlib.Path, found: Imported) -> int:
+    """Writes a run's folder with one checkpoint, whose optimizer is fresh; returns how many parameters there are.
+
+    Raises:
+        ValueError: if anything is wrong with config or weights, or there is such a folder; nothing is written then.
+    """
+    configs.check(found.config)
+    wanted = target(found.config, found.image["shape"])
+    rules = found.rules(wanted)
+    params = apply(rules, found.raw, wanted)
+    ema = params if found.ema is found.raw else apply(rules, found.ema, wanted)
+    state = training.TrainState(jnp.int32(found.step), params, ema, _fresh(objects.optimizer(found.config), wanted))
+    meta = {
+        "step": found.step,
+        "config": dataclasses.asdict(found.config),
+        "image": found.image,
+        "origin": found.origin,
+        "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
+    }
+    with files.appearing(workdir) as part:
+        (part / "config.json").write_text(configs.to_json(found.config))
+        (part / "samples").mkdir()
+        with checkpoint.Checkpoints(part / "checkpoints", keep=found.config.keep) as saved:
+            saved.save(found.step, state, json.loads(json.dumps(meta)))
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _fresh(optimizer: Any, wanted: Any) -> Any:
+    """The state of an optimizer that has taken no step: all of it zeros, which as numpy's take no memory yet."""
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, wanted))
+
+
+def said_of(model: Any) -> Mapping[str, Any]:
+    """What is said of a run's weights where they go elsewhere."""
+    return {
+        "fingerprint": model.fingerprint,
+        "step": model.step,
+        "weights": model.weights,
+        "image": {
+            "shape": list(model.shape),
+            "levels": list(model.levels) if isinstance(model.levels, tuple) else model.levels,
+            "dtype": str(model.dtype),
+            "format": model.format,
+            "label_names": list(model.label_names),
+        },
+        "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
+    }

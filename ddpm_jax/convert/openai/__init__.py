@@ -1,0 +1,10 @@
+"""Checkpoints of OpenAI's improved-diffusion (arXiv:2102.09672) and guided-diffusion (arXiv:2105.05233).
+
+`flags`: what their commands say, as a config; `presets`: those of the published checkpoints; `names`: their tensors.
+"""
+
+from ddpm_jax.convert.openai.flags import Family, Model, model
+from ddpm_jax.convert.openai.names import Order, rules
+from ddpm_jax.convert.openai.presets import PRESETS, Preset, published
+
+__all__ = ["PRESETS", "Family", "Model", "Order", "Preset", "model", "published", "rules"]

@@ -1,0 +1,202 @@
+"""The flags of improved- and guided-diffusion's scripts as a config of ours.
+
+Their files hold nothing but tensors: which network these are of, and how the noise was made, is in the command that
+trained it.  What a flag means, and what it is where it is not given, is as in their `script_util.py`.
+"""
+
+import difflib
+import math
+from typing import Any, Literal, NamedTuple
+
+from ddpm_jax import config as configs
+from ddpm_jax.convert.openai import names
+from ddpm_jax.convert.rules import Rule
+from ddpm_jax.unet import OPENAI
+
+Family = Literal["improved", "guided"]
+
+_BOTH: dict[str, Any] = {
+    "image_size": 64, "num_channels": 128, "num_res_blocks": 2, "num_heads": 4, "num_heads_upsample": -1,
+    "attention_resolutions": "16,8", "dropout": 0.0, "class_cond": False, "use_scale_shift_norm": True,
+    "learn_sigma": False, "diffusion_steps": 1000, "noise_schedule": "linear", "timestep_respacing": "",
+    "use_kl": False, "predict_xstart": False, "use_checkpoint": False, "use_ddim": False, "clip_denoised": True,
+    "lr": 1e-4, "batch_size": 128,
+}  # fmt: skip
+DEFAULTS: dict[Family, dict[str, Any]] = {
+    "improved": _BOTH | {"sigma_small": False, "rescale_timesteps": True, "rescale_learned_sigmas": True},
+    "guided": _BOTH | {
+        "num_head_channels": -1, "channel_mult": "", "resblock_updown": False, "use_new_attention_order": False,
+        "use_fp16": False, "rescale_timesteps": False, "rescale_learned_sigmas": False,
+    },
+}  # fmt: skip
+"""The flags of each family that are known here, with the values that they have where they are not given."""
+
+_MULTIPLIERS: dict[Family, dict[int, tuple[float, ...]]] = {
+    "improved": {256: (1, 1, 2, 2, 4, 4), 64: (1, 2, 3, 4), 32: (1, 2, 2, 2)},
+    "guided": {
+        512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4),
+    },
+}  # fmt: skip
+
+
+class Model(NamedTuple):
+    """What a command says of the network that it trained.
+
+    config: ours.  Its data are of no source that would be there.
+    shape: of an image, (H, W, C).
+    order: of queries, keys and values in the file.
+    """
+
+    config: configs.Config
+    shape: tuple[int, int, int]
+    order: names.Order
+
+    def rules(self, target: Any) -> list[Rule]:
+        """The rules of our tree of parameters."""
+        return names.rules(target, self.config.net, self.order)
+
+
+def model(family: Family, flags: str, *, num_classes: int = 1000) -> Model:
+    """The model that these flags make, such as "--image_size 64 --num_res_blocks 3 --learn_sigma True".
+
+    The flags are those of the model, of the diffusion, of training (`lr` and `batch_size` alone) and of sampling.
+    `use_fp16` says how numbers were computed and not which: it is read, and the network here is float32.
+
+    Args:
+        num_classes: of a network with `class_cond`; theirs is 1000, of ImageNet, whatever the data.
+
+    Raises:
+        ValueError: for a flag that is not known, a value that is not of its kind, or one that cannot be had here.
+    """
+    if family not in DEFAULTS:
+        raise ValueError(f"family must be one of {', '.join(map(repr, DEFAULTS))}, got {family!r}")
+    f = DEFAULTS[family] | _parsed(flags, DEFAULTS[family])
+    side, T = f["image_size"], f["diffusion_steps"]
+    wrong = _wrong(f)
+    if wrong:
+        raise ValueError(f"{family}-diffusion's flags: " + "; ".join(wrong))
+    config = configs.Config(
+        batch=f["batch_size"],
+        data=configs.Data(flip=family == "guided"),
+        schedule=_schedule(f["noise_schedule"], T),
+        net=_net(family, f, num_classes),
+        condition=configs.Condition(drop=0.0 if f["class_cond"] else configs.Condition().drop),
+        loss=_loss(f),
+        optim=configs.Optim(learning_rate=f["lr"], warmup=0, clip=None),
+        sampling=_sampling(f, T),
+    )
+    return Model(config, (side, side, 3), "new" if f.get("use_new_attention_order") else "legacy")
+
+
+def _parsed(flags: str, known: dict[str, Any]) -> dict[str, Any]:
+    words, found = flags.replace("=", " ").split(), {}
+    if len(words) % 2:
+        raise ValueError(f"flags are pairs such as '--image_size 64', and {words[-1]!r} is left over")
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        if not name.startswith("--") or name[2:] not in known:
+            near = difflib.get_close_matches(name.removeprefix("--"), known, 1)
+            raise ValueError(f"unknown flag {name!r}" + (f"; did you mean '--{near[0]}'?" if near else ""))
+        found[name[2:]] = _value(name, value, known[name[2:]])
+    return found
+
+
+def _value(name: str, value: str, default: Any) -> Any:
+    kind = type(default)
+    try:
+        if kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[value.lower()]
+        return kind(value)
+    except (KeyError, ValueError):
+        raise ValueError(f"{name} must be {kind.__name__}, got {value!r}") from None
+
+
+def _wrong(f: dict[str, Any]) -> list[str]:
+    """What of the flags cannot be had here."""
+    wrong = []
+    if f["num_heads_upsample"] not in (-1, f["num_heads"]):
+        wrong.append(f"num_heads_upsample = {f['num_heads_upsample']}: as many heads as on the way down can be had")
+    if f["noise_schedule"] not in ("linear", "cosine"):
+        wrong.append(f"noise_schedule = {f['noise_schedule']!r}: 'linear' and 'cosine' are theirs")
+    if "," in f["timestep_respacing"]:
+        wrong.append(
+            f"timestep_respacing = {f['timestep_respacing']!r}: sections are samplers.section_times, for programs of "
+            "one's own; 'N' and 'ddimN' can be had"
+        )
+    elif not f["timestep_respacing"].removeprefix("ddim").isdecimal() and f["timestep_respacing"]:
+        wrong.append(f"timestep_respacing = {f['timestep_respacing']!r}: 'N' and 'ddimN' can be had")
+    return wrong
+
+
+def _net(family: Family, f: dict[str, Any], num_classes: int) -> configs.Net:
+    side, width = f["image_size"], f["num_channels"]
+    multipliers = _multipliers(family, side, f.get("channel_mult", ""))
+    channels, first = int(multipliers[0] * width), multipliers[0]
+    if channels < 1 or any(m % first for m in multipliers):
+        raise ValueError(f"channel_mult = {multipliers}: multiples of the first can be had")
+    factors = [2**i for i in range(len(multipliers))]
+    asked = {side // size for size in _integers("attention_resolutions", f["attention_resolutions"])}
+    head_channels = max(f.get("num_head_channels", -1), 0)
+    return configs.Net(
+        channels=channels,
+        multipliers=tuple(int(m // first) for m in multipliers),
+        blocks=f["num_res_blocks"],
+        attention_at=tuple(factor for factor in factors if factor in asked),
+        attention_by="factor",
+        heads=1 if head_channels else f["num_heads"],
+        head_channels=head_channels,
+        dropout=f["dropout"],
+        resample_by="block" if f.get("resblock_updown") else "layer",
+        time_joins="scale_shift" if f["use_scale_shift_norm"] else "add",
+        remat=f["use_checkpoint"],
+        num_classes=num_classes if f["class_cond"] else 0,
+        conventions=configs.Conventions(
+            **OPENAI._replace(
+                time_scale=1000 / f["diffusion_steps"] if f["rescale_timesteps"] else 1.0,
+                time_dim=0 if channels == width else width,
+            )._asdict()
+        ),
+    )
+
+
+def _multipliers(family: Family, side: int, said: str) -> tuple[float, ...]:
+    if said:
+        return _integers("channel_mult", said)
+    if side not in _MULTIPLIERS[family]:
+        legal = ", ".join(map(str, _MULTIPLIERS[family]))
+        raise ValueError(f"image_size = {side}: {family}-diffusion has networks for {legal}")
+    return _MULTIPLIERS[family][side]
+
+
+def _integers(name: str, text: str) -> tuple[int, ...]:
+    if not all(word.isdecimal() and int(word) for word in text.split(",")):
+        raise ValueError(f"--{name} must be positive integers with commas between, got {text!r}")
+    return tuple(int(word) for word in text.split(","))
+
+
+def _schedule(kind: Literal["linear", "cosine"], T: int) -> configs.Schedule:
+    if kind == "cosine":
+        return configs.Schedule(kind=kind, T=T)
+    # theirs is the linear schedule that adds up to as much noise whatever T is
+    return configs.Schedule(kind=kind, T=T, beta_1=1e-4 * 1000 / T, beta_T=0.02 * 1000 / T)
+
+
+def _loss(f: dict[str, Any]) -> configs.Loss:
+    predicts = "x0" if f["predict_xstart"] else "eps"
+    if f["use_kl"]:
+        return configs.Loss(kind="variational", predicts=predicts, learned_variance=f["learn_sigma"])
+    if not f["learn_sigma"]:
+        return configs.Loss(predicts=predicts)
+    # they count the bound in bits, and take one thousandth of it or, not rescaled, its mean over all t
+    share = 1e-3 if f["rescale_learned_sigmas"] else 1 / f["diffusion_steps"]
+    return configs.Loss(kind="hybrid", predicts=predicts, vlb_scale=share / math.log(2))
+
+
+def _sampling(f: dict[str, Any], T: int) -> configs.Sampling:
+    respacing = f["timestep_respacing"]
+    return configs.Sampling(
+        sampler="ddim" if f["use_ddim"] else "ancestral",
+        steps=int(respacing.removeprefix("ddim") or T),
+        spacing="ddim" if respacing.startswith("ddim") else "uniform",
+        mix=0.0 if f.get("sigma_small") else 1.0,
+        clip=f["clip_denoised"],
+    )

@@ -1,0 +1,65 @@
+"""A network as arrays and JSON, for anyone who reads safetensors and has no JAX.
+
+weights.safetensors    our leaves, named by their paths: down_0/block_0/conv1/kernel, float32
+schedule.safetensors   signal, noise and log_snr [T + 1], betas [T], float64
+config.json            the config of the run
+model.json             what images are, what the weights are of, and how to read the rest
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax import config as configs
+from ddpm_jax.convert import files
+from ddpm_jax.convert.rules import Path, Rule, Tensors, flatten, invert, same
+from ddpm_jax.convert.tables import table
+
+NOTES = {
+    "images": "float32 [B, H, W, C] in [-1, 1]",
+    "kernels": "convolutions [height, width, in, out], matrices [in, out]",
+    "times": "row t of the schedule is the paper's t = 1 .. T, row 0 the data; the network embeds t - 1",
+}
+"""What a reader of the arrays must know."""
+
+
+def rules(target: Any) -> list[Rule]:
+    """Every leaf is a tensor of its path."""
+    return [same(path, name(path)) for path in flatten(target)]
+
+
+def name(path: Path) -> str:
+    """The tensor's name of a leaf."""
+    return "/".join(path)
+
+
+def write(folder: pathlib.Path, config: configs.Config, params: Any, said: Mapping[str, Any]) -> None:
+    """Fills a folder.
+
+    Args:
+        said: of the model, see `Run.meta`: at least "image".
+    """
+    tensors = invert(rules(params), params)
+    files.write_safetensors(folder / "weights.safetensors", tensors, {})
+    files.write_safetensors(folder / "schedule.safetensors", table(config), {})
+    (folder / "config.json").write_text(configs.to_json(config))
+    files.write_json(folder / "model.json", {**said, "notes": NOTES})
+
+
+def read(folder: pathlib.Path) -> tuple[configs.Config, dict[str, Any], Tensors]:
+    """The config, what is said of the model, and its tensors, of a folder that `write` filled.
+
+    Raises:
+        FileNotFoundError, ValueError: if a file is missing or damaged.
+    """
+    said = files.read_json(folder / "model.json")
+    if not isinstance(said.get("image"), dict) or not isinstance(said["image"].get("shape"), list):
+        raise ValueError(f"{folder / 'model.json'} does not say what images are")
+    return configs.read(folder / "config.json"), said, files.read(folder / "weights.safetensors")
+
+
+def arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """The schedule of such a folder."""
+    return files.read(folder / "schedule.safetensors")
