@@ -37,6 +37,10 @@ class Layer(nn.Module):
 
     To each logit is added a number that is learned of each head and distance, whose sign says which comes first
     (Shaw et al., arXiv:1803.02155; Raffel et al., arXiv:1910.10683): a text means the same wherever it begins.
+
+    Attributes:
+        heads: of the attention; they divide the width.
+        length: of the longest text, in bytes: distances are learned up to it.
     """
 
     heads: int

@@ -159,7 +159,8 @@ def from_openai(chosen: FromOpenAI) -> None:
         said = {"family": chosen.family, "flags": chosen.flags}
     else:
         name = chosen.published or path.stem
-        model, said = openai.published(name), {"published": name}
+        model = openai.published(name)
+        said = {"published": name, "trained": openai.PRESETS[name].trained}
     config = chosen.unsaid.applied(
         dataclasses.replace(model.config, data=configs.Data(UNKNOWN, model.config.data.flip))
     )

@@ -10,8 +10,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from ddpm_jax import config as configs
 from ddpm_jax.convert import files
 from ddpm_jax.convert.rules import Path, Rule, Tensors, flatten, invert, same
@@ -58,8 +56,3 @@ def read(folder: pathlib.Path) -> tuple[configs.Config, dict[str, Any], Tensors]
     if not isinstance(said.get("image"), dict) or not isinstance(said["image"].get("shape"), list):
         raise ValueError(f"{folder / 'model.json'} does not say what images are")
     return configs.read(folder / "config.json"), said, files.read(folder / "weights.safetensors")
-
-
-def arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """The schedule of such a folder."""
-    return files.read(folder / "schedule.safetensors")
