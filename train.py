@@ -90,8 +90,8 @@ def train(config: configs.Config, workdir: pathlib.Path, begin: flags.Begin) -> 
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     order = data.Order(order_key, len(images.train))
-    fed = feed(images.train, order, config.batch, devices, stream=config.data.stream)
-    step = runs.over_devices(runs.train_step(config, schedule, net, optimizer, images.levels), fed.axis)
+    fed = feed(images.train, order, config.batch, devices, stream=config.data.stream, together=config.steps_per_call)
+    steps = runs.over_devices(runs.train_step(config, schedule, net, optimizer, images.levels), fed.axis)
     run_key = jax.device_put(run_key, everywhere)
 
     # before anything is written, as what does not fit is refused
@@ -116,9 +116,9 @@ def train(config: configs.Config, workdir: pathlib.Path, begin: flags.Begin) -> 
             state = jax.device_put(state, everywhere)
             run.introduce(state, start)
 
-            def take_step(state, batch):
-                rows = run.said.batch(batch.indices)
-                return step(run_key, state, batch.pixels, batch.places, rows, runs.word(interrupt.requested))
+            def take_steps(state, bad, batch):
+                rows, word = run.said.batch(batch.indices), runs.word(interrupt.requested)
+                return steps(run_key, state, bad, batch.pixels, batch.places, rows, word)
 
             resident = images.train.nbytes if fed.axis is None else 0
             with (
@@ -128,38 +128,46 @@ def train(config: configs.Config, workdir: pathlib.Path, begin: flags.Begin) -> 
                 ),
                 contextlib.closing(fed.batches(start)) as batches,
             ):
-                return loop(config, run, saved, start, state, take_step, batches)
+                bad = jax.device_put(np.int32(0), everywhere)  # steps in a row that were skipped, of what follows
+                return loop(config, run, saved, start, (state, bad), take_steps, batches)
 
 
-def loop(config: configs.Config, run, saved, start: int, state, take_step, batches) -> int:
-    """Steps start + 1 ... config.steps; what is written after each, and what ends them early."""
+def loop(config: configs.Config, run, saved, start: int, carried, take_steps, batches) -> int:
+    """Steps start + 1 ... config.steps; what is written after each call, and what ends them early."""
     from ddpm_jax import log, runs
 
+    state, bad = carried
     begun, watch = time.monotonic(), runs.Watch(config, run.workdir, start)
     progress = log.Progress(config.steps, start=start, active=process.first())
 
-    def look_at(step):
-        return step == config.steps or (config.sample_every and step % config.sample_every == 0)
+    def due(step, every):
+        return step == config.steps or (every and step % every == 0)
 
-    if start and look_at(start) and process.agree(not watch.noted):  # what was saved, and ended before its samples
+    # what was saved, and ended before its samples
+    if start and due(start, config.sample_every) and process.agree(not watch.noted):
         watch.note(start, run.look(start, state.ema))
-    for done in range(start + 1, config.steps + 1):
+    done = start
+    while done < config.steps:
         batch = next(batches)
-        state, metrics = take_step(state, batch)
+        state, bad, metrics = take_steps(state, bad, batch)
+        done += len(batch.indices)
         watch.add(done, metrics, batch.indices)
+        stopping = run.stopping(watch.word)
+        often = config.log_every, config.save_every, config.sample_every
+        logging, saving, looking = (due(done, every) for every in often)
+        if stopping or logging or saving or looking:
+            watch.settle()
         if watch.bad:  # the parameters are still those before the first bad step
             progress.close()
             return watch.give_up(state, run.images, run.said.rows)
 
-        stopping, last = run.stopping(watch.word), done == config.steps
-        if done % config.log_every == 0 or last or stopping:
+        if stopping or logging:
             progress.update(done, watch.line(done))
             saved.check()
-        if done % config.save_every == 0 or last or stopping:
+        if stopping or saving:
             saved.save(done, state, run.meta(done))
-        looking = look_at(done)
         if looking:
-            with runs.fitting("what draws samples and evaluates", lambda: runs.lighter_look(config)):
+            with runs.fitting("what draws samples and evaluates", lambda: runs.lighter_look(config, run.tile)):
                 watch.note(done, run.look(done, state.ema))
         if stopping or (looking and process.agree(run.interrupt.requested)):
             if not stopping and saved.latest() != done:

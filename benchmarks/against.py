@@ -101,11 +101,13 @@ def training(model) -> Work:
     images, optimizer = data.load(config.data.source, levels=model.levels), objects.optimizer(config)
     _, run_key, order_key, _ = runs.keys_of(0)
     one = runs.train_step(config, model.schedule, objects.network(config, model.shape[-1]), optimizer, images.levels)
-    nothing = []
-    if "rows" in inspect.signature(one).parameters:  # which revisions before conditions do not have
+    bad, nothing, takes = [], [], inspect.signature(one).parameters
+    if "rows" in takes:  # which revisions before conditions do not have
         from ddpm_jax.conditioning import Condition
 
         nothing = [Condition()]
+    if "bad" in takes:  # which revisions before several steps a call do not have
+        bad = [np.int32(0)]
     batches = feed(images.train, data.Order(order_key, len(images.train)), config.batch, devices)
     batch = next(batches.batches(0))
     step = runs.over_devices(one, batches.axis)
@@ -113,12 +115,12 @@ def training(model) -> Work:
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     state = jax.device_put(training.init(model.params, optimizer), everywhere)
     rest = batch.pixels, batch.places, *nothing, None
-    compiled = step.lower(run_key, state, *rest).compile()
+    compiled = step.lower(run_key, state, *bad, *rest).compile()
     kept = [state]
 
     def turn() -> None:
         for _ in range(STEPS):
-            kept[0], _ = step(run_key, kept[0], *rest)
+            kept[0] = step(run_key, kept[0], *bad, *rest)[0]
         jax.block_until_ready(kept[0])
 
     return Work(turn, {"operations": operations(compiled)})

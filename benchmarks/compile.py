@@ -63,7 +63,7 @@ def one(cell: str, folder: str) -> None:
     """Prints the seconds of each program, with a folder of compiled programs."""
     from ddpm_jax import process
 
-    process.prepare(cache_dir=folder)
+    process.prepare(keep_compiled=folder)
     import jax
 
     from ddpm_jax import config as configs

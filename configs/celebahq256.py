@@ -15,5 +15,5 @@ config = Config(
     net=Net(channels=128, multipliers=(1, 1, 2, 2, 4, 4), blocks=2, attention_at=(16,), dropout=0.0),
     loss=Loss("simple", predicts="eps"),
     optim=Optim(learning_rate=2e-5, warmup=5000, clip=1.0, ema_decay=0.9999),
-    sampling=Sampling("ancestral", steps=1000, mix=0.0, tile=4, num=16),
+    sampling=Sampling("ancestral", steps=1000, mix=0.0, num=16),
 )

@@ -8,7 +8,7 @@ held-out images (the estimated bound), with 2.93 after 1,000 and 3.07 after 500 
 
 from dataclasses import replace
 
-from ddpm_jax.config import Condition, Config, Data, Evaluation, Net, Optim, Sampling, Text
+from ddpm_jax.config import Condition, Config, Data, Evaluation, Net, Optim, Text
 
 config = Config(
     steps=1500,
@@ -19,7 +19,6 @@ config = Config(
     data=Data("digits"),
     net=Net(channels=32, multipliers=(1, 2), blocks=2, attention_at=(4,), dropout=0.1, groups=8),
     optim=Optim(learning_rate=2e-3, warmup=100, ema_decay=0.999, ema_warmup=True),
-    sampling=Sampling(tile=32),
     evaluation=Evaluation(images=297),
 )
 

@@ -21,6 +21,6 @@ config = Config(
     condition=Condition(drop=0.1),
     loss=Loss(predicts="v"),
     optim=Optim(learning_rate=2e-3, warmup=100, ema_decay=0.999, ema_warmup=True),
-    sampling=Sampling(sampler="dpm_solver_pp", steps=25, tile=32, guidance=2.0),
+    sampling=Sampling(sampler="dpm_solver_pp", steps=25, guidance=2.0),
     evaluation=Evaluation(images=256, strata=4),
 )

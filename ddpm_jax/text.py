@@ -56,7 +56,7 @@ class Layer(nn.Module):
         bias = by_distance[:, self.length - 1 + jnp.arange(length) - jnp.arange(length)[:, None]]
         h = nn.LayerNorm(dtype=self.dtype, name="norm1")(x)
         q, k, v = (jnp.reshape(nn.Dense(width, dtype=self.dtype, name=name)(h), split) for name in ("q", "k", "v"))
-        mixed = jnp.reshape(attend(q, k, v, mask, self.dtype, bias), x.shape)
+        mixed = jnp.reshape(attend(q, k, v, mask, bias), x.shape)
         x = x + nn.Dense(width, dtype=self.dtype, name="proj_out")(mixed)
         h = nn.LayerNorm(dtype=self.dtype, name="norm2")(x)
         h = nn.gelu(nn.Dense(4 * width, dtype=self.dtype, name="dense0")(h))

@@ -123,7 +123,10 @@ def test_values_that_are_not_a_config(values, text):
             {"sampling": {"eps_scale": 1.1}, "schedule": {"kind": "jsd"}, "loss": {"predicts": "v"}},
             "sampling.eps_scale 1.1 needs some signal at t = T, schedule.kind 'jsd' leaves none",
         ),
-        ({"sampling": {"tile": 0}}, "tile and sampling.num must be at least 1"),
+        ({"sampling": {"tile": -1}}, "sampling.tile must be 0 (what suits the device) or more"),
+        ({"steps_per_call": 0}, "steps_per_call must be at least 1, got 0"),
+        ({"steps_per_call": 3}, "steps must be a multiple of steps_per_call, got 800000 and 3; the nearest is 800001"),
+        ({"steps_per_call": 32}, "log_every must be a multiple of steps_per_call, got 100 and 32; the nearest is 96"),
         ({"sampling": {"sampler": "analytic"}}, "'analytic' needs the errors of a trained network: train with another"),
         ({"optim": {"ema_decay": 1.0}}, r"ema_decay must lie in \[0, 1\), got 1.0"),
     ],
@@ -131,6 +134,18 @@ def test_values_that_are_not_a_config(values, text):
 def test_what_cannot_be_trained_is_refused_before_it_is_compiled(changes, text):
     with pytest.raises(ValueError, match=text):
         configs.check(configs.from_dict(changes))
+
+
+@pytest.mark.parametrize(
+    ("shape", "platform", "tile"),
+    [
+        ((32, 32, 3), "tpu", 256), ((256, 256, 3), "tpu", 4), ((8, 8, 1), "tpu", 256), ((1024, 1024, 3), "gpu", 1),
+        ((32, 32, 3), "cpu", 16), ((28, 28, 1), "cpu", 16), ((8, 8, 1), "cpu", 32), ((16, 16, 16, 1), "cpu", 4),
+    ],
+)  # fmt: skip
+def test_tiles_suit_the_device_unless_they_are_said(shape, platform, tile):
+    assert objects.tile(configs.Config(), shape, platform) == tile
+    assert objects.tile(configs.Config(sampling=configs.Sampling(tile=7)), shape, platform) == 7
 
 
 def test_results_of_other_refinements_have_other_names():

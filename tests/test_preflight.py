@@ -41,7 +41,6 @@ def preflight(*args, status=0):
     """The program in a process of its own: its report as JSON, and what it printed."""
     out = pathlib.Path(str(args[0])).parent / "report.json"
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
-    env |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
     command = [sys.executable, "-W", "error::DeprecationWarning:ddpm_jax", "-m", "ddpm_jax.preflight"]
     done = subprocess.run(
         [*command, *map(str, args), "--out", str(out)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600

@@ -14,7 +14,7 @@ import threading
 import pytest
 
 from ddpm_jax import process
-from ddpm_jax.process import hosts
+from ddpm_jax.process import compiled, hosts
 
 HERE = pathlib.Path(__file__).parents[1]
 
@@ -138,13 +138,48 @@ print(json.dumps([kept, first, faults()]))"""
     assert before > pages / 600 and after < before / 10  # with huge pages there are fewer faults, of 2 MiB
 
 
-def test_compiled_programs_are_kept(tmp_path):
-    code = f"""
-process.prepare(cache_dir={str(tmp_path / "cache")!r})
+COMPILES = """
 import jax; jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
-jax.jit(lambda x: x * 2)(1.0).block_until_ready(); print(0)"""
-    told(code, JAX_PLATFORMS="cpu")
+jax.jit(lambda x: x * 2)(1.0).block_until_ready(); print(json.dumps(jax.config.jax_compilation_cache_dir))"""
+
+
+def test_compiled_programs_are_kept_in_the_folder_that_is_named(tmp_path):
+    code = f"process.prepare(keep_compiled={str(tmp_path / 'cache')!r})" + COMPILES
+    told(code, JAX_PLATFORMS="cpu", JAX_COMPILATION_CACHE_DIR="")
     assert any((tmp_path / "cache").iterdir())
+
+
+def test_compiled_programs_are_kept_in_the_users_cache_and_once_for_each_kind_of_processor(tmp_path):
+    settings = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path)}
+    (folder,) = {told("process.prepare()" + COMPILES, **settings) for _ in range(2)}
+    assert folder == str(compiled_folder(tmp_path)) and any(pathlib.Path(folder).iterdir())
+    before = set(pathlib.Path(folder).iterdir())
+    assert not told("process.prepare(keep_compiled=False)" + COMPILES, **settings)
+    given = settings | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine")}
+    assert told("process.prepare()" + COMPILES, **given) == str(tmp_path / "mine")
+    assert set(pathlib.Path(folder).iterdir()) == before and any((tmp_path / "mine").iterdir())
+
+
+def compiled_folder(caches):
+    (folder,) = (caches / "ddpm_jax" / "compiled").iterdir()
+    return folder
+
+
+def test_where_nothing_can_be_kept_that_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    settings = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "file")}
+    done = run_python("process.prepare()" + SAY, **settings)
+    assert done.returncode == 0 and "compiled programs are not kept for the next time" in done.stderr
+
+
+def test_of_too_many_compiled_programs_those_go_that_were_written_first(tmp_path):
+    for i, name in enumerate(["b", "a", "d", "c"]):
+        (tmp_path / name).write_bytes(bytes(10))
+        os.utime(tmp_path / name, (i, i))
+    compiled.prune(tmp_path, 40)
+    assert len(list(tmp_path.iterdir())) == 4
+    compiled.prune(tmp_path, 25)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "d"]
 
 
 # --- several processes (what they do together: test_hosts.py)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import checkpoint, data, runs
+from ddpm_jax import checkpoint, data, log, runs
 from ddpm_jax import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -34,14 +34,9 @@ config = Config(
 
 
 def environment():
-    """The programs' own devices and threads, and one compilation cache for all of them."""
+    """The programs' own devices and threads."""
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return env | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        "PYTHONUNBUFFERED": "1",
-    }
+    return env | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
 
 
 def command(*args):
@@ -213,6 +208,19 @@ def test_eight_devices_may_be_followed_by_one(home, straight):
     np.testing.assert_allclose(losses(workdir), losses(straight[0]), atol=1e-5)
 
 
+def test_several_steps_at_a_call_are_the_steps_that_they_are_one_by_one(home, straight):
+    """To rounding, as the compiler may put them together otherwise; and where a run was interrupted does not count."""
+    flags = ("--devices", 1, "--steps-per-call", 2)
+    for name, steps in (("pairs", 60), ("parted", 30), ("parted", 60)):
+        run("train.py", home / "tiny.py", "--workdir", home / name, "--steps", steps, *flags)
+    assert_same_bytes(state_of(home / "parted").tree, state_of(home / "pairs").tree)
+    rows = [log.read(workdir / "metrics.jsonl") for workdir in (straight[0], home / "pairs")]
+    for one, two in zip(*rows, strict=True):
+        assert one["step"] == two["step"] and one.get("seen") == two.get("seen")
+        for name in one.keys() & {"loss", "grad_norm", "held_out_loss"}:
+            np.testing.assert_allclose(two[name], one[name], rtol=1e-5, err_msg=name)
+
+
 def test_sigterm_finishes_the_step_saves_and_exits_with_0(home):
     workdir = home / "stopped"
     flags = ("--devices", 1, "--steps", 100_000, "--save-every", 100_000)
@@ -253,7 +261,25 @@ def taken_again(workdir, state, images):
     net, schedule = objects.network(config, 1), objects.noise_schedule(config)
     body = runs.train_step(config, schedule, net, objects.optimizer(config), levels=17)
     step = runs.over_devices(body, None, jax.devices()[:1])
-    return step(runs.keys_of(config.seed)[1], state, images, np.arange(len(images))[None], Condition(), None)[1]
+    places = np.arange(len(images))[None, None]
+    metrics = step(runs.keys_of(config.seed)[1], state, np.int32(0), images, places, Condition(), None)[2]
+    return jax.tree.map(lambda leaf: leaf[0], metrics)
+
+
+def test_after_too_many_bad_steps_a_call_takes_no_more(home):
+    """The last of three bad steps is in the middle of a call, and the parameters are those before the first."""
+    flags = ("--optim.learning-rate", 1e30, "--optim.warmup", 1, "--optim.max-skipped", 3, "--devices", 1)
+    records = []
+    for k in (1, 2):
+        workdir = home / f"burnt-{k}"
+        run("train.py", home / "tiny.py", "--workdir", workdir, *flags, "--steps-per-call", k, status=3)
+        (record,) = workdir.glob("nonfinite-step-*.npz")
+        with np.load(record) as kept:
+            records.append((record.name, dict(kept)))
+        assert saved_steps(workdir) == []
+    assert records[0][0] == records[1][0]
+    for name, value in records[0][1].items():
+        np.testing.assert_allclose(records[1][1][name], value, rtol=1e-4, err_msg=name)
 
 
 def test_steps_that_are_not_finite_stop_the_run(home):

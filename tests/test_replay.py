@@ -45,8 +45,9 @@ def test_a_replay_is_the_step_that_training_takes(params):
     kept = record(params, config)
     step = runs.over_devices(runs.train_step(config, schedule, net, optimizer, 17), None, jax.devices()[:4])
     state = training.init(params, optimizer)._replace(step=np.int32(kept.step - 1))
-    places = np.arange(16, dtype=np.int32).reshape(4, 4)
-    metrics = step(runs.keys_of(config.seed)[1], state, kept.images, places, Condition(), None)[1]
+    places = np.arange(16, dtype=np.int32).reshape(4, 1, 4)
+    metrics = step(runs.keys_of(config.seed)[1], state, np.int32(0), kept.images, places, Condition(), None)[2]
+    metrics = jax.tree.map(lambda leaf: leaf[0], metrics)
     found = replay.replay(kept, "float32")
     assert found.finite and not found.forward and not found.backward
     np.testing.assert_allclose([found.loss, found.grad_norm], [metrics["loss"], metrics["grad_norm"]], rtol=2e-5)

@@ -85,22 +85,25 @@ def test_training_sees_the_images_that_it_sees_when_all_are_in_memory(unread, pr
             np.testing.assert_array_equal(together, pixels[order().indices(step, BATCH)])
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
-def test_both_ways_give_each_device_the_same_examples(unread, devices):
+@pytest.mark.parametrize(("devices", "together"), [(1, 1), (2, 1), (8, 1), (1, 4), (8, 3)])
+def test_both_ways_give_each_device_the_same_examples(unread, devices, together):
     """As the compiled step takes them: by `places` out of the device's `pixels`, mirrored by the example's own key."""
     found = {}
     for streamed in (False, True):
-        fed = feed(unread, order(), BATCH, jax.devices()[:devices], stream=streamed)
+        fed = feed(unread, order(), BATCH, jax.devices()[:devices], stream=streamed, together=together)
         assert fed.axis == (0 if streamed else None)
 
         def examples(pixels, places):
-            keys = jax.random.split(jax.random.key(5), places.shape[0])
-            return data.examples(keys, pixels, places, levels=17, flip=True)
+            keys = jax.random.split(jax.random.key(5), places.shape[-1])
+            steps = [(pixels[j] if fed.axis == 0 else pixels, places[j]) for j in range(len(places))]
+            return [data.examples(keys, images, here, levels=17, flip=True) for images, here in steps]
 
         mapped = jax.pmap(examples, in_axes=(fed.axis, 0), devices=jax.devices()[:devices])
-        found[streamed] = [
-            (batch.indices, np.asarray(mapped(batch.pixels, batch.places))) for batch in take(4, fed.batches(61))
-        ]
+        found[streamed] = []
+        for batch in take(4, fed.batches(61)):  # an epoch ends in step 62
+            steps = mapped(batch.pixels, batch.places)
+            found[streamed] += zip(batch.indices, map(np.asarray, steps), strict=True)
+    assert len(found[False]) == (-61 % together or together) + 3 * together
     for n, (resident, ahead) in enumerate(zip(found[False], found[True], strict=True), 61):
         np.testing.assert_array_equal(resident[0], order().indices(n, BATCH))
         np.testing.assert_array_equal(ahead[0], resident[0])

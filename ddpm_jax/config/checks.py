@@ -25,11 +25,18 @@ def check_trained(config: Config) -> None:
     Raises:
         ValueError: as `check`.
     """
-    for name in ("steps", "batch", "log_every", "save_every", "keep"):
+    for name in ("steps", "batch", "steps_per_call", "log_every", "save_every", "keep"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
     if config.sample_every < 0:
         raise ValueError(f"sample_every must be 0 (only at the end) or more, got {config.sample_every}")
+    for name in ("steps", "log_every", "save_every", "sample_every"):
+        every, together = getattr(config, name), config.steps_per_call
+        if every % together:
+            raise ValueError(
+                f"{name} must be a multiple of steps_per_call, got {every} and {together}; the nearest is "
+                f"{max(1, round(every / together)) * together}"
+            )
     if config.loss.learned_variance and config.loss.kind == "simple":
         raise ValueError("loss.learned_variance needs loss.kind 'hybrid' or 'variational': L_simple cannot train it")
     if config.loss.weight != "none" and config.loss.kind == "variational":
@@ -45,8 +52,11 @@ def check_trained(config: Config) -> None:
     _check_condition(config)
     if not 0 <= config.optim.ema_decay < 1:
         raise ValueError(f"optim.ema_decay must lie in [0, 1), got {config.optim.ema_decay}")
-    if config.sampling.tile < 1 or config.sampling.num < 1:
-        raise ValueError("sampling.tile and sampling.num must be at least 1")
+    if config.sampling.tile < 0 or config.sampling.num < 1:
+        raise ValueError(
+            f"sampling.tile must be 0 (what suits the device) or more and sampling.num at least 1, got "
+            f"{config.sampling.tile} and {config.sampling.num}"
+        )
     from ddpm_jax.config import objects  # which imports JAX: a program's --help must not
 
     signal_T = float(objects.noise_schedule(config).signal[-1])

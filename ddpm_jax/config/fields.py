@@ -186,8 +186,8 @@ class Sampling:
     """How far to go from what nothing says to what the condition says: 1 is there, more is beyond."""
     guidance_interval: tuple[int, ...] = ()
     """First and last time t to guide at; () is all."""
-    tile: int = 16
-    """Images per device and network call: part of what an image is, to the bit."""
+    tile: int = 0
+    """Images per device and network call: part of what an image is, to the bit.  0 is as many as suit the device."""
     num: int = 64
     """Images in the grids that training draws."""
 
@@ -208,6 +208,8 @@ class Config:
     """Training steps."""
     batch: int = 128
     """Images per step, over all devices."""
+    steps_per_call: int = 1
+    """Steps that the devices take at one call: more, where a step is so short that calling takes longer."""
     log_every: int = 100
     """Steps between lines of metrics.jsonl."""
     sample_every: int = 10_000

@@ -59,7 +59,7 @@ class Sampling:
     guidance_interval: tuple[int, int] | None = None
     """First and last time t to guide at."""
     tile: int | None = None
-    """Images per device and network call: part of what an image is, to the bit."""
+    """Images per device and network call: part of what an image is, to the bit.  0 is as many as suit the device."""
 
     def chosen(self) -> dict[str, Any]:
         """The fields of `config.Sampling` that were given, with their values."""

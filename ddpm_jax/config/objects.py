@@ -1,6 +1,8 @@
 """The objects that a config stands for."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -177,6 +179,18 @@ def refinements(config: Config) -> dict[str, bool | float]:
     c = config.sampling
     scale = {"eps_scale": c.eps_scale} if c.eps_scale != 1 else {}
     return scale | ({"threshold": c.threshold} if c.threshold else {"clip": c.clip})
+
+
+def tile(config: Config, shape: Sequence[int], platform: str) -> int:
+    """Images [*shape] per device and network call; where the config leaves that open, a power of 2.
+
+    An accelerator's units are not all at work below about 2^18 pixels, which is 256 images 32x32 or four 256x256; a
+    core of a CPU is busy with a sixteenth.
+    """
+    if config.sampling.tile:
+        return config.sampling.tile
+    pixels, most = (2**14, 32) if platform == "cpu" else (2**18, 256)
+    return min(most, 2 ** max(0, (pixels // math.prod(shape[:-1])).bit_length() - 1))
 
 
 def numbers(config: Config, x0_errors=None) -> Numbers:

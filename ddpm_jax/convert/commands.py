@@ -18,8 +18,8 @@ ONE_SET = "one set of weights, which stands for raw and averaged ones"
 UNKNOWN = "unknown"
 """The source of data of weights that do not say of which they are: nothing is loaded from it."""
 
-SMALL_TILE = 64 * 64 * 3
-"""Numbers of an image from which on fewer of them are drawn at a time."""
+SMALL = 64 * 64 * 3
+"""Numbers of an image from which on training draws fewer of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +217,8 @@ def to_plain(chosen: ToPlain) -> None:
 
 
 def _fewer_at_a_time(sampling: configs.Sampling, shape: Sequence[int]) -> configs.Sampling:
-    """The same, but for how many images of this shape are drawn at a time if they are large."""
-    return dataclasses.replace(sampling, tile=4, num=16) if math.prod(shape) > SMALL_TILE else sampling
+    """The same, but for how many images of this shape training draws if they are large."""
+    return dataclasses.replace(sampling, num=16) if math.prod(shape) > SMALL else sampling
 
 
 def _model(run: str, which: flags.Weights, sampling: flags.Sampling) -> Any:

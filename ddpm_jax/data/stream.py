@@ -1,4 +1,4 @@
-"""The images of each step, on the devices before the step needs them.
+"""The images of each step, or of some steps together, on the devices before they are needed.
 
 Two ways, one contract: the images of step n are those of `Order.indices(n, batch)`, in that order over all devices, so
 a run that resumes needs nothing but its step, and neither the way nor the number of processes changes what is seen.
@@ -8,8 +8,7 @@ by grain's threads (Pillow decodes without holding Python's lock), and a step is
 """
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -25,11 +24,11 @@ AHEAD = 1 << 30
 
 
 class Batch(NamedTuple):
-    """What a step is given.
+    """What k steps are given.
 
-    indices: int32 [batch], the examples, over all processes: for the record.
-    pixels: images on this process's devices, [N, H, W, C] on each, or [devices, b, H, W, C] with b on each.
-    places: int32 [devices, b]: which of a device's pixels are its examples.
+    indices: int32 [k, batch], the examples, over all processes: for the record.
+    pixels: images on this process's devices, [N, H, W, C] on each, or [devices, k, b, H, W, C] with b a step on each.
+    places: int32 [devices, k, b]: which of a device's pixels are its examples.
     """
 
     indices: np.ndarray
@@ -41,7 +40,8 @@ class Feed(NamedTuple):
     """The images of all steps.
 
     axis: that of `Batch.pixels` over which they are spread: `pmap`'s in_axes for them.  None is the same for all.
-    batches: the batches of the steps start, start + 1, ..., without end.  Close it: threads may be at work.
+    batches: the batches of the steps start + 1, start + 2, ..., without end, as many together as lead to the next
+        multiple of `together`.  Close it: threads may be at work.
     """
 
     axis: int | None
@@ -53,7 +53,20 @@ def streams(pixels: Pixels, stream: bool | None) -> bool:
     return pixels.nbytes > IN_MEMORY if stream is None else stream
 
 
-def feed(pixels: Pixels, order: Order, batch: int, devices: Sequence[Any], *, stream: bool | None = None) -> Feed:
+def by_device(indices: np.ndarray, devices: int) -> np.ndarray:
+    """[k, batch] -> [devices, k, b]: of each step the same share to each device, one after the other."""
+    return indices.reshape(len(indices), devices, -1).swapaxes(0, 1)
+
+
+def feed(
+    pixels: Pixels,
+    order: Order,
+    batch: int,
+    devices: Sequence[Any],
+    *,
+    stream: bool | None = None,
+    together: int = 1,
+) -> Feed:
     """The images of each step on the devices of this process, as many on each.
 
     Args:
@@ -62,6 +75,7 @@ def feed(pixels: Pixels, order: Order, batch: int, devices: Sequence[Any], *, st
         batch: images of a step, over all devices of all processes.
         devices: those of this process.
         stream: see `streams`.
+        together: of how many steps.
 
     Raises:
         ValueError: if the batch is not divisible by the number of devices; from `Feed.batches`, at the step that needs
@@ -73,9 +87,9 @@ def feed(pixels: Pixels, order: Order, batch: int, devices: Sequence[Any], *, st
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     if not streams(pixels, stream):
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        return Feed(None, _resident(jax.device_put(np.asarray(pixels), whole), order, batch, everywhere))
+        return Feed(None, _resident(jax.device_put(np.asarray(pixels), whole), order, batch, everywhere, together))
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-    return Feed(0, _streamed(pixels, order, batch, everywhere, spread))
+    return Feed(0, _streamed(pixels, order, batch, everywhere, spread, together))
 
 
 def read_ahead(
@@ -113,30 +127,42 @@ def read_ahead(
         batches.close()
 
 
-def _resident(pixels: jax.Array, order: Order, batch: int, devices: int):
+def _groups(start: int, together: int) -> Iterator[range]:
+    """The steps from `start` on: those up to the next multiple of `together`, and then as many at a time."""
+    while True:
+        end = start + together - start % together
+        yield range(start, end)
+        start = end
+
+
+def _resident(pixels: jax.Array, order: Order, batch: int, devices: int, together: int):
     def batches(start: int) -> Generator[Batch, None, None]:
-        for step in itertools.count(start):
-            indices = order.indices(step, batch)
-            yield Batch(indices, pixels, process.share(indices.reshape(devices, -1)))
+        for steps in _groups(start, together):
+            indices = np.stack([order.indices(step, batch) for step in steps])
+            yield Batch(indices, pixels, process.share(by_device(indices, devices)))
 
     return batches
 
 
-def _streamed(pixels: Pixels, order: Order, batch: int, devices: int, sharding: jax.sharding.Sharding):
+def _streamed(pixels: Pixels, order: Order, batch: int, devices: int, sharding: jax.sharding.Sharding, together: int):
     here, each = devices // jax.process_count(), batch // devices
     first = jax.process_index() * here * each
     share = slice(first, first + here * each)
-    places = np.broadcast_to(np.arange(each, dtype=np.int32), (here, each))
+
+    def sent(steps: range, images: Sequence[np.ndarray]) -> Batch:
+        indices = np.stack([order.indices(step, batch) for step in steps])
+        parts = np.stack([image.reshape(here, each, *image.shape[1:]) for image in images], axis=1)
+        places = np.broadcast_to(np.arange(each, dtype=np.int32), (here, len(steps), each))
+        return Batch(indices, jax.device_put(parts, sharding), places)
 
     def batches(start: int) -> Generator[Batch, None, None]:
-        read, waiting = read_ahead(pixels, order, batch, start, share=share), deque()
+        read = read_ahead(pixels, order, batch, start, share=share)
         try:
-            for step in itertools.count(start):
-                # one more than is in use, so that it travels while the step before it is at work
-                while len(waiting) < 2:
-                    images = next(read)
-                    waiting.append(jax.device_put(images.reshape(here, each, *images.shape[1:]), sharding))
-                yield Batch(order.indices(step, batch), waiting.popleft(), places)
+            coming = (sent(steps, [next(read) for _ in steps]) for steps in _groups(start, together))
+            ready = next(coming)
+            for later in coming:  # it travels while the steps before it are at work
+                yield ready
+                ready = later
         finally:
             read.close()
 

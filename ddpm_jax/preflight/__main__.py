@@ -33,7 +33,9 @@ class Arguments:
     programs: tuple[Literal["train", "sampler", "evaluation"], ...] = ("train", "sampler", "evaluation")
     """Which programs to compile."""
     effort: float | None = None
-    """With --topology: the compiler's effort from -1 (default: quick) over 0 (as a run is compiled) to 1."""
+    """With --topology: the compiler's effort from -1 (default: quick) over 0 (as a run is compiled) to 1.
+
+    From 0 on, its estimate of the time is worth something and is printed."""
     devices: int | None = None
     """On a CPU: into how many JAX devices to divide it (default: one per core)."""
     out: str | None = None

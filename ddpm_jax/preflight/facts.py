@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ddpm_jax.preflight import cost
+
 _COLLECTIVE = re.compile(r"\s(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 _GROUPS = re.compile(r"replica_groups=(\{\{.*?\}\}|\{\}|\[[\d,]+\]<=)")
 _SIZE = r"\((?P<{0}>[\d.]+)(?P<{0}_unit>[KMGTP]?)i?B?\)"
@@ -59,6 +61,7 @@ class Facts(NamedTuple):
         needed: bytes that it needs on each device, as far as they are known.
         limit: bytes that each device has for programs, as far as they are known.
         collectives: operations between devices.
+        cycles: the compiler's estimate by kind of work, see `cost.cycles`; empty where it gives none.
         seconds: what compiling took; 0 if nothing had to be compiled to see that it does not fit.
         said: what the compiler said if it did not fit.
     """
@@ -67,6 +70,7 @@ class Facts(NamedTuple):
     needed: int | None
     limit: int | None
     collectives: list[Collective]
+    cycles: dict[str, int]
     seconds: float
     said: str
 
@@ -88,7 +92,7 @@ def examine(
     begun = time.perf_counter()
     least = argument_bytes(lowered)
     if limit is not None and least > limit:
-        return Facts(None, least, limit, [], 0.0, "its arguments alone are more than there is"), None
+        return Facts(None, least, limit, [], {}, 0.0, "its arguments alone are more than there is"), None
     try:
         compiled = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
@@ -96,9 +100,10 @@ def examine(
             raise
         seconds, over = time.perf_counter() - begun, overflow(str(error))
         available = limit if over.available is None else over.available
-        return Facts(None, over.needed, available, [], seconds, str(error).splitlines()[0]), None
-    seconds, found = time.perf_counter() - begun, memory(compiled)
-    return Facts(found, found.peak, limit, collectives_in(compiled.as_text() or "", devices), seconds, ""), compiled
+        return Facts(None, over.needed, available, [], {}, seconds, str(error).splitlines()[0]), None
+    seconds, found, text = time.perf_counter() - begun, memory(compiled), compiled.as_text() or ""
+    between, cycles = collectives_in(text, devices), cost.cycles(text)
+    return Facts(found, found.peak, limit, between, cycles, seconds, ""), compiled
 
 
 def memory(compiled: jax.stages.Compiled) -> Memory:

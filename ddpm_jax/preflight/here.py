@@ -72,19 +72,20 @@ def measure(config: configs.Config, images: data.Images, compiled: jax.stages.Co
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     said = runs.Said(config, images)
     fresh, order = programs.state(config, images)[0], data.Order(order_key, len(train))
-    run_key = jax.device_put(run_key, everywhere)
+    run_key, bad = jax.device_put((run_key, np.int32(0)), everywhere)
 
     def placed():
         # on a CPU the first device takes the host's array as its own: let it be one that is there for this
         pixels = np.array(train) if isinstance(train, np.ndarray) else train
-        fed = stream.feed(pixels, order, config.batch, devices, stream=streamed)
+        fed = stream.feed(pixels, order, config.batch, devices, stream=streamed, together=config.steps_per_call)
         return jax.device_put(fresh(jax.random.key(config.seed)), everywhere), fed.batches(0)
 
     def step(state, batch):
-        return compiled(run_key, state, batch.pixels, batch.places, said.batch(batch.indices), None)
+        state, _, metrics = compiled(run_key, state, bad, batch.pixels, batch.places, said.batch(batch.indices), None)
+        return state, metrics
 
     def take(steps: int) -> None:
-        """So many steps of a state of their own, each complete before the next."""
+        """So many calls of a state of their own, each complete before the next."""
         state, batches = placed()
         with contextlib.closing(batches):
             jax.block_until_ready((state, next(batches).pixels))
@@ -100,11 +101,12 @@ def measure(config: configs.Config, images: data.Images, compiled: jax.stages.Co
     with contextlib.closing(batches):
         rate, timed = _rate(step, state, batches)
     analysis = facts.memory(compiled).peak * len(devices)
-    return Here(analysis, used, how, _status("VmHWM"), rate, timed)
+    together = config.steps_per_call
+    return Here(analysis, used, how, _status("VmHWM"), rate * together, timed * together)
 
 
 def _rate(step: Callable, state: Any, batches: Iterator[stream.Batch]) -> tuple[float, int]:
-    """Steps per second, the host one step ahead of the devices, and how many were timed."""
+    """Calls per second, the host one call ahead of the devices, and how many were timed."""
     state, before = jax.block_until_ready(step(state, next(batches)))
     begun, done = time.perf_counter(), 0
     while done < _LEAST or time.perf_counter() - begun < _TIMED:

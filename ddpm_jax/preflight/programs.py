@@ -93,17 +93,17 @@ def train_step(config: configs.Config, images: data.Images, devices: Sequence[An
     body = runs.train_step(
         config, schedule, objects.network(config, channels), objects.optimizer(config), images.levels
     )
-    places = jax.ShapeDtypeStruct((len(devices), config.batch // len(devices)), jnp.int32)
+    places = jax.ShapeDtypeStruct((len(devices), config.steps_per_call, config.batch // len(devices)), jnp.int32)
     streamed = streams(images.train, config.data.stream)
     step = runs.over_devices(body, 0 if streamed else None, devices)
     shape = (*places.shape, *images.train.shape[1:]) if streamed else images.train.shape
     pixels = jax.ShapeDtypeStruct(shape, images.train.dtype)
     several = len({device.process_index for device in devices}) > 1
-    word = jax.ShapeDtypeStruct(places.shape[:1], jnp.float32) if several else None
+    word, bad = jax.ShapeDtypeStruct(places.shape[:1], jnp.float32) if several else None, jnp.int32(0)
     # `training` asks for the default back end when it decides whether micro-batches are a loop: answer for the devices
     with mock.patch.object(jax, "default_backend", lambda: devices[0].platform):
         rows = _rows(runs.Said(config, images).rows(np.zeros(1, int)), places.shape)
-        return step.lower(_key(), state(config, images)[1], pixels, places, rows, word)
+        return step.lower(_key(), state(config, images)[1], bad, pixels, places, rows, word)
 
 
 def device_pixels(config: configs.Config, images: data.Images, devices: int) -> int:
@@ -124,7 +124,7 @@ def sampler(config: configs.Config, images: data.Images, devices: Sequence[Any])
         return objects.sampler(config, schedule, objects.denoiser(config, schedule, told), numbers), times
 
     program = generate.program(chain, shape)
-    tiles = jax.ShapeDtypeStruct((len(devices), config.sampling.tile), jnp.uint32)
+    tiles = jax.ShapeDtypeStruct((len(devices), objects.tile(config, shape, devices[0].platform)), jnp.uint32)
     mapped = jax.pmap(program, axis_name="tiles", in_axes=(None, None, 0), devices=devices)
     inputs = state(config, images)[1].params, objects.times(config), objects.numbers(config)
     return mapped.lower(inputs, _key(), generate.Tile(tiles, _rows(objects.blank(config, 1, shape), tiles.shape)))
@@ -148,11 +148,14 @@ def evaluation(config: configs.Config, images: data.Images, devices: Sequence[An
 def step_flops(config: configs.Config, images: data.Images, devices: int) -> float:
     """Floating-point operations of a training step on each of so many devices.
 
-    They are counted in the program before the compiler changes it, as a CPU has it, and without a loop over
-    micro-batches, of which the count would know only one.
+    They are counted in the program before the compiler changes it, as a CPU has it, and without loops over
+    micro-batches and steps, of which the count would know only one.
     """
     alone = dataclasses.replace(
-        config, batch=config.batch // devices, optim=dataclasses.replace(config.optim, accumulate=1)
+        config,
+        batch=config.batch // devices,
+        steps_per_call=1,
+        optim=dataclasses.replace(config.optim, accumulate=1),
     )
     return (train_step(alone, images, jax.local_devices()[:1]).cost_analysis() or {}).get("flops", float("nan"))
 

@@ -10,8 +10,9 @@ import jax
 import ddpm_jax
 from ddpm_jax import config as configs
 from ddpm_jax import data, log, runs
+from ddpm_jax.config import objects
 from ddpm_jax.data.stream import streams
-from ddpm_jax.preflight import facts, here, programs, topology
+from ddpm_jax.preflight import cost, facts, here, programs, topology
 
 NAMES = {"train": "training step", "sampler": "sampler", "evaluation": "held-out evaluation"}
 
@@ -64,6 +65,22 @@ class Report:
     def share(self) -> int:
         """Images of a step on each device."""
         return self.config.batch // len(self.place.devices)
+
+    @property
+    def generation(self) -> str:
+        """Of the slice; empty for the devices at hand."""
+        return "" if self.place.slice is None else self.place.slice.name.partition(":")[0]
+
+    def estimate(self, name: str) -> float | None:
+        """Seconds of a program by the compiler's estimate, where there is one and the clock is known."""
+        clock, cycles = cost.CLOCK.get(self.generation), self.programs[name].cycles
+        return sum(cycles.values()) / clock if clock and cycles else None
+
+    @property
+    def utilisation(self) -> float | None:
+        """The training step's operations by the most that the device could do in the estimated time."""
+        seconds = self.estimate("train")
+        return None if seconds is None else self.flops / seconds / cost.PEAK[self.generation]
 
     def beside(self, name: str) -> int | None:
         """Bytes on each device if a program runs while state and images of the training are there too."""
@@ -122,11 +139,25 @@ def program(report: Report, name: str) -> Iterator[str]:
         yield f"  {'fits' if report.fits(name) else 'does not fit'}: {size(beside)}{of}{share}{needed}"
     if not report.fits(name):
         yield from (f"  try {proposal}" for proposal in proposals(report, name))
+    if found.cycles and report.place.effort is not None and report.place.effort >= 0:
+        yield f"  {estimated(report, name)}"
     if name == "train":
         yield f"  {count(report.flops)} per step and device"
         if found.memory is not None:
             yield f"  {spoken(found.collectives, len(report.place.devices))}"
             yield f"  {'the state is donated' if donated(report) else 'the state is NOT donated'}"
+
+
+def estimated(report: Report, name: str) -> str:
+    """The compiler's estimate of a program's time in words."""
+    found, seconds = report.programs[name], report.estimate(name)
+    total = sum(found.cycles.values())
+    kinds = ", ".join(f"{kind} {part / total:.0%}" for kind, part in found.cycles.items())
+    words = f"{total / 1e6:.1f} M cycles by the compiler's estimate ({kinds})"
+    if seconds is None:
+        return words
+    words += f", {1000 * seconds:.3g} ms"
+    return words + (f": {report.utilisation:.0%} of the peak in bfloat16" if name == "train" else "")
 
 
 def spoken(found: Sequence[facts.Collective], devices: int) -> str:
@@ -156,7 +187,8 @@ def proposals(report: Report, name: str) -> list[str]:
     """What to try for a program that does not fit, the mildest change first."""
     config, limit = report.config, report.place.limit
     if name == "sampler":
-        return [f"--sampling.tile {config.sampling.tile // 2}"] if config.sampling.tile > 1 else ["a smaller network"]
+        tile = objects.tile(config, report.images.train.shape[1:], report.place.devices[0].platform)
+        return [f"--sampling.tile {tile // 2}"] if tile > 1 else ["a smaller network"]
     if name == "evaluation":
         now = min(config.batch, config.evaluation.images)
         return [f"--evaluation.images {now // 2}"] if now > 1 else ["a smaller network"]
@@ -231,6 +263,9 @@ def _facts(report: Report, name: str) -> dict[str, Any]:
         "fits": report.fits(name),
         "memory": None if found.memory is None else found.memory._asdict(),
         "needed": report.beside(name),
+        "cycles": found.cycles,
+        "estimated_seconds": report.estimate(name),
+        "utilisation": report.utilisation if name == "train" else None,
         "collectives": [each._asdict() for each in found.collectives],
         "collectives_span_all": all(spans(each, len(report.place.devices)) for each in found.collectives),
         "donated": donated(report) if name == "train" else None,

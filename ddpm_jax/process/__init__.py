@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 
+from ddpm_jax.process import compiled
 from ddpm_jax.process.hosts import (
     LOST,
     TOO_LARGE,
@@ -38,7 +39,7 @@ __all__ = [
 _MOST_DEVICES = 16  # each holds the whole train state
 
 
-def prepare(*, devices: int | None = None, cache_dir: str | None = None, hosts: Hosts | None = None) -> None:
+def prepare(*, devices: int | None = None, keep_compiled: str | bool = True, hosts: Hosts | None = None) -> None:
     """Makes ready a process that is about to use JAX.
 
     On a CPU, one JAX device for each core is faster than one device with all of them, and memory that is not handed
@@ -49,7 +50,8 @@ def prepare(*, devices: int | None = None, cache_dir: str | None = None, hosts: 
 
     Args:
         devices: into how many devices to divide the CPU; None is what is said above.
-        cache_dir: keep compiled programs in this folder, for the next process.
+        keep_compiled: keep compiled programs in this folder for the next process; True is one in the user's cache, see
+            `compiled.keep`.
         hosts: meet the other processes that these flags, or a cluster, speak of; None is a process of its own.
 
     Raises:
@@ -65,11 +67,7 @@ def prepare(*, devices: int | None = None, cache_dir: str | None = None, hosts: 
         _divide_cpu(devices)
     elif devices is not None:
         raise ValueError(f"devices = {devices} divides a CPU, but JAX will run on {where}: leave it out")
-    if cache_dir is not None:
-        import jax
-
-        jax.config.update("jax_compilation_cache_dir", os.path.abspath(cache_dir))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    compiled.keep(keep_compiled)
     if hosts is not None:
         join(hosts, where)
 

@@ -55,14 +55,13 @@ def lighter_step(config: configs.Config, devices: int, resident: int, room: floa
     return found
 
 
-def lighter_samples(config: configs.Config, flag: str = "--tile") -> list[str]:
-    """Flags for sampling that needs less memory; `flag` is what sets the tile."""
-    tile = config.sampling.tile
+def lighter_samples(tile: int, flag: str = "--tile") -> list[str]:
+    """Flags for sampling that needs less memory than tiles of so many images; `flag` is what sets them."""
     return [f"{flag} {tile // 2}: images of a device at a time; to the last bit, it makes them others"] * (tile > 1)
 
 
-def lighter_look(config: configs.Config) -> list[str]:
-    """Flags for training whose samples and held-out evaluations need less memory."""
+def lighter_look(config: configs.Config, tile: int) -> list[str]:
+    """Flags for training whose samples, so many at a time, and held-out evaluations need less memory."""
     count = min(config.batch, config.evaluation.images)
     fewer = [f"--evaluation.images {count // 2}: held-out images at a time"] * (count > 1)
-    return lighter_samples(config, "--sampling.tile") + fewer
+    return lighter_samples(tile, "--sampling.tile") + fewer

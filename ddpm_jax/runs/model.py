@@ -81,7 +81,9 @@ class Model:
 
     def _take(self, config: configs.Config, sampling: dict[str, Any], asked: Asked) -> None:
         resolved = dataclasses.asdict(config.sampling) | sampling
-        self.config = dataclasses.replace(config, sampling=configs.from_dict(resolved, configs.Sampling))
+        config = dataclasses.replace(config, sampling=configs.from_dict(resolved, configs.Sampling))
+        tile = objects.tile(config, self.shape, jax.local_devices()[0].platform)
+        self.config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, tile=tile))
         configs.check_trained(self.config)
         self.times, self.asked = objects.times(self.config), asked
         analytic = self.config.sampling.sampler == "analytic"

@@ -31,9 +31,9 @@ def claim(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
     With several processes the first one does so, and all make sure that they see the same folder.
 
     Raises:
-        ValueError: if the folder holds a run of another config (apart from `steps`, and from `data.stream`, `net.remat`
-            and `optim.accumulate`, which a smaller machine may need), or something else; if another process trains in
-            it; or if not all processes see it.
+        ValueError: if the folder holds a run of another config (apart from `steps`, and from `steps_per_call`,
+            `data.stream`, `net.remat` and `optim.accumulate`, which another machine may need), or something else; if
+            another process trains in it; or if not all processes see it.
         OSError: if it cannot be written, then or later: the body's errors are raised anew with what is left to go on.
     """
     with contextlib.ExitStack() as held:
@@ -91,6 +91,7 @@ def _as_here(old: configs.Config, new: configs.Config) -> configs.Config:
     return dataclasses.replace(
         old,
         steps=new.steps,
+        steps_per_call=new.steps_per_call,
         data=dataclasses.replace(old.data, stream=new.data.stream),
         net=dataclasses.replace(old.net, remat=new.net.remat),
         optim=dataclasses.replace(old.optim, accumulate=new.optim.accumulate),
@@ -103,6 +104,7 @@ class Run:
     def __init__(self, config: configs.Config, workdir: pathlib.Path, images, schedule, net, key, interrupt):
         self.config, self.workdir, self.images, self.key, self.interrupt = config, workdir, images, key, interrupt
         self.count = min(config.evaluation.images, len(images.test))
+        self.tile = objects.tile(config, images.train.shape[1:], jax.local_devices()[0].platform)
         self.kept: dict[str, Any] = {}  # what every checkpoint says of where the first parameters came from
 
         self.told, self.said = Said(config, images, held_out=True), Said(config, images)
@@ -181,10 +183,10 @@ class Run:
     def look(self, step: int, params) -> dict[str, Any]:
         """Draws a grid of samples, says what they look like and evaluates held-out images; nothing, if interrupted."""
         config, levels = self.config, self.images.levels
-        parts, tile = [], config.sampling.tile
+        parts = []
         inputs = params, objects.times(config), objects.numbers(config)
         drawn = generate.draw(
-            self.tiles, inputs, seed=config.seed, start=0, num=config.sampling.num, tile=tile, said=self.shown_rows
+            self.tiles, inputs, seed=config.seed, start=0, num=config.sampling.num, tile=self.tile, said=self.shown_rows
         )
         for part in drawn:
             parts.append(part.x)

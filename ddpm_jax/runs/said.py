@@ -11,6 +11,7 @@ from ddpm_jax import config as configs
 from ddpm_jax.conditioning import Condition
 from ddpm_jax.config import flags, objects
 from ddpm_jax.data import captions
+from ddpm_jax.data.stream import by_device
 from ddpm_jax.runs import pictures
 
 
@@ -63,8 +64,8 @@ class Said:
         return rows if rows.tokens is None else rows._replace(tokens=rows.tokens[..., 0, :])
 
     def batch(self, indices: np.ndarray) -> Condition:
-        """As `rows`, of the images of a step [batch], on this process's devices: [devices, b, ...]."""
-        return self.rows(process.share(indices.reshape(jax.device_count(), -1)))
+        """As `rows`, of the images of k steps [k, batch], on this process's devices: [devices, k, b, ...]."""
+        return self.rows(process.share(by_device(indices, jax.device_count())))
 
 
 class Shown(NamedTuple):

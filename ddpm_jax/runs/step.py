@@ -55,17 +55,20 @@ def stratified_times(config: configs.Config, key, step, places):
 
 
 def train_step(config: configs.Config, schedule, net, optimizer, levels: int | data.Range):
-    """(key, state, pixels [N, ...], places [b], rows) -> (state, metrics): what each device does in a step.
+    """(key, state, bad, pixels [N, ...], places [b], rows) -> (state, metrics): what each device does in a step.
 
-    The examples are pixels[places], and `rows` what is said of them.
+    The examples are pixels[places], and `rows` what is said of them.  `bad` [] counts the steps in a row before this
+    one that were skipped; from `optim.max_skipped` on all are, so that what is left is what the last good step left,
+    however late the host hears of it.
     """
     losses_of, T = example_losses(config, schedule, net, levels), config.schedule.T
 
-    def step(key, state, pixels, places, rows):
+    def step(key, state, bad, pixels, places, rows):
         def loss_fn(params, keys, batch):
             loss, t = losses_of(params, keys, pixels, batch["index"], batch.get("t"), batch["said"])
             quarter = jax.nn.one_hot((t - 1) * 4 // T, 4)
-            return loss.mean(), {"quarter_loss": (loss[:, None] * quarter).mean(0), "quarter_share": quarter.mean(0)}
+            mean = jnp.where(bad < config.optim.max_skipped, loss.mean(), jnp.nan)
+            return mean, {"quarter_loss": (loss[:, None] * quarter).mean(0), "quarter_share": quarter.mean(0)}
 
         here = jax.lax.axis_index("batch") * places.shape[0] + jnp.arange(places.shape[0])
         t = stratified_times(config, key, state.step, here)
@@ -80,19 +83,43 @@ def train_step(config: configs.Config, schedule, net, optimizer, levels: int | d
 
 
 def over_devices(step, pixels_axis: int | None, devices: Sequence[Any] | None = None):
-    """The training step on all devices: (key, state, pixels, places [devices, b], rows, word) -> (state, metrics).
+    """k training steps on all devices: (key, state, bad, pixels, places, rows, word) -> (state, bad, metrics).
 
-    Key and state are whole on every device, and the state is donated; `pixels_axis` is `stream.Feed.axis`.  `rows`
-    is `said.Said.batch`.  The last argument is what `word` says.
+    Key, state and bad are whole on every device, and the state is donated; `pixels_axis` is `stream.Feed.axis`; pixels
+    and places [devices, k, b] are those of `stream.Batch`, and `rows` is `said.Said.batch`.  The last argument is what
+    `word` says.  `bad` [] int32 counts skipped steps in a row up to here, 0 at first.  Metrics are [k, ...] but for
+    the word's.
 
     Args:
         step: see `train_step`.
         devices: those that the step is for, if not all.
     """
     return jax.pmap(
-        _spreading_word(step), axis_name="batch", in_axes=(None, None, pixels_axis, 0, 0, 0), out_axes=None,
-        donate_argnums=1, devices=devices,
+        _spreading_word(_several(step, pixels_axis is not None)), axis_name="batch",
+        in_axes=(None, None, None, pixels_axis, 0, 0, 0), out_axes=None, donate_argnums=1, devices=devices,
     )  # fmt: skip
+
+
+def _several(step, streamed: bool):
+    """As many steps, one after the other, as there are places [k, b] for; `streamed` pixels are [k, b, ...]."""
+
+    def steps(key, state, bad, pixels, places, rows):
+        def take(carry, each):
+            state, bad = carry
+            shown, places, rows = each
+            state, metrics = step(key, state, bad, shown if streamed else pixels, places, rows)
+            return (state, jnp.where(metrics["skipped"], bad + 1, 0)), metrics
+
+        each = (pixels if streamed else None, places, rows)
+        if len(places) == 1:
+            (state, bad), metrics = take((state, bad), jax.tree.map(lambda leaf: leaf[0], each))
+            return state, bad, jax.tree.map(lambda leaf: leaf[None], metrics)
+        # XLA's CPU back end runs the backward convolutions of a while loop many times slower: no loop there
+        unroll = len(places) if jax.default_backend() == "cpu" else 1
+        (state, bad), metrics = jax.lax.scan(take, (state, bad), each, unroll=unroll)
+        return state, bad, metrics
+
+    return steps
 
 
 def word(stop: bool):
@@ -101,15 +128,15 @@ def word(stop: bool):
 
 
 def _spreading_word(step):
-    """A training step with one more argument, a `word`, whose sum over all devices is its metric "word".
+    """Training steps with one more argument, a `word`, whose sum over all devices is their metric "word".
 
-    So several processes hear in the same step that one of them was asked to stop, at the cost of four bytes in what
+    So several processes hear at the same call that one of them was asked to stop, at the cost of four bytes in what
     they exchange anyway (a sum of floats, like the gradients, so that it travels with them).  A word of None changes
     nothing.
     """
 
-    def with_word(key, state, pixels, places, rows, word):
-        state, metrics = step(key, state, pixels, places, rows)
-        return state, metrics if word is None else metrics | {"word": jax.lax.psum(word, "batch")}
+    def with_word(key, state, bad, pixels, places, rows, word):
+        state, bad, metrics = step(key, state, bad, pixels, places, rows)
+        return state, bad, metrics if word is None else metrics | {"word": jax.lax.psum(word, "batch")}
 
     return with_word

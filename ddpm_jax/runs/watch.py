@@ -13,9 +13,12 @@ import numpy as np
 from ddpm_jax import config as configs
 from ddpm_jax import log, process
 
+_LATE = 2
+"""Calls whose metrics are not waited for: as many can be in the devices' queue."""
+
 
 class Watch:
-    """Collects the metrics of the steps, a step or two late so that the host never waits, and notices bad ones.
+    """Collects the metrics of the steps, a call or two late so that the devices never wait, and notices bad ones.
 
     Attributes:
         word: whether one of several processes has spread the word to stop, see `runs.over_devices`.
@@ -29,7 +32,7 @@ class Watch:
         self.file = log.MetricsLog(path, start, active=process.first())
         rows = log.read(path) if process.first() and path.exists() else []
         self.noted = not process.first() or any(row.get("step") == start and "held_out_loss" in row for row in rows)
-        self.pending: collections.deque[tuple[int, Any, Any]] = collections.deque()
+        self.pending: collections.deque[tuple[int, Any, np.ndarray]] = collections.deque()
         self.settled: list[dict[str, Any]] = []
         self.row: list[tuple[int, Any]] = []
         self.seen = hashlib.sha256()
@@ -41,16 +44,14 @@ class Watch:
         """Whether too many steps in a row were skipped."""
         return len(self.row) >= self.config.optim.max_skipped
 
-    def add(self, step: int, metrics, indices) -> None:
-        """Takes in a step's metrics, still on the device, and which images were in its batch.
+    def add(self, step: int, metrics, indices: np.ndarray) -> None:
+        """Takes in the metrics of k steps, `step` the last, still on the device, and their images [k, batch].
 
-        As soon as one step was skipped nothing is left pending, so that the parameters cannot change after the last
-        of too many skipped ones.
+        To hear of bad steps late does no harm: after too many the devices take no more (see `runs.train_step`).
         """
         self.seen.update(np.asarray(indices, "<i4").tobytes())
         self.pending.append((step, metrics, indices))
-        late = 0 if self.row else min(2, self.config.optim.max_skipped - 1)
-        while len(self.pending) > late:
+        while len(self.pending) > _LATE:
             self._settle_one()
 
     def settle(self) -> None:
@@ -107,8 +108,12 @@ class Watch:
         return 3
 
     def _settle_one(self) -> None:
-        step, metrics, indices = self.pending.popleft()
+        last, metrics, indices = self.pending.popleft()
         values = jax.device_get(metrics)
-        self.word |= bool(values.get("word", 0))
-        self.settled.append(values)
-        self.row = [*self.row, (step, indices)] if values["skipped"] else []
+        self.word |= bool(values.pop("word", 0))
+        for i, taken in enumerate(indices):
+            if self.bad:
+                break
+            self.settled.append({name: value[i] for name, value in values.items()})
+            skipped = self.settled[-1]["skipped"]
+            self.row = [*self.row, (last - len(indices) + 1 + i, taken)] if skipped else []

@@ -159,10 +159,7 @@ class AttentionBlock(nn.Module):
         normed = jnp.reshape(norm(x), (b, pixels, c))
         split = (b, pixels, heads, c // heads)
         q, k, v = (jnp.reshape(dense(c, name=name, dtype=self.dtype)(normed), split) for name in ("q", "k", "v"))
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        logits = jnp.einsum("bqnc,bknc->bnqk", q, k, preferred_element_type=wide) * (c // heads) ** -0.5
-        weights = nn.softmax(logits).astype(self.dtype)
-        mixed = jnp.einsum("bnqk,bknc->bqnc", weights, v).reshape(x.shape)
+        mixed = jnp.reshape(attend(q, k, v), x.shape)
         return x + dense(c, scale=NEAR_ZERO, name="proj_out", dtype=self.dtype)(mixed)
 
 
@@ -193,7 +190,7 @@ class CrossAttention(nn.Module):
             jnp.reshape(dense(c, name=name, dtype=self.dtype)(context), (b, length, heads, c // heads))
             for name in ("k", "v")
         )
-        mixed = jnp.reshape(attend(q, k, v, mask, self.dtype), x.shape)
+        mixed = jnp.reshape(attend(q, k, v, mask), x.shape)
         out = nn.Dense(c, kernel_init=nn.initializers.zeros_init(), dtype=self.dtype, name="proj_out")(mixed)
         return x + jnp.where(jnp.expand_dims(mask.any(-1), range(1, x.ndim)), out, jnp.zeros((), out.dtype))
 
@@ -213,25 +210,29 @@ def waves(sides: Sequence[int], dtype) -> jax.Array:
     return jnp.concatenate([jnp.broadcast_to(wave, (*sides, WAVES)) for wave in spread], axis=-1).astype(dtype)
 
 
-def attend(q, k, v, mask, dtype, bias=None) -> jax.Array:
+def attend(q, k, v, mask=None, bias=None) -> jax.Array:
     """softmax(q k / sqrt(C) + bias) v over the keys that the mask shows, in float32 at least; 0 where it shows none.
+
+    `jax.nn.dot_product_attention` is the same but in float64, where its softmax has the digits of float32.
 
     Args:
         q: [B, Q, heads, C].
         k, v: [B, K, heads, C].
-        mask: [B, K] booleans.
-        dtype: of the products.
+        mask: [B, K] booleans, or all.
         bias: [heads, Q, K], or none.
 
     Returns:
         [B, Q, heads, C].
     """
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
     logits = jnp.einsum("bqnc,bknc->bnqk", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
     logits = logits if bias is None else logits + bias
-    shown = mask[:, None, None, :]
-    weights = jnp.where(shown, nn.softmax(jnp.where(shown, logits, jnp.finfo(wide).min)), 0.0).astype(dtype)
-    return jnp.einsum("bnqk,bknc->bqnc", weights, v)
+    if mask is None:
+        weights = nn.softmax(logits)
+    else:
+        shown = mask[:, None, None, :]
+        weights = jnp.where(shown, nn.softmax(jnp.where(shown, logits, jnp.finfo(wide).min)), 0.0)
+    return jnp.einsum("bnqk,bknc->bqnc", weights.astype(q.dtype), v)
 
 
 class ResnetBlock(nn.Module):

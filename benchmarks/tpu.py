@@ -1,0 +1,76 @@
+"""What the TPU's compiler expects a training step to take, on slices that need not exist.
+
+    python -m benchmarks.tpu NAME ROW ...          # a row is CONFIG@SLICE@BATCH, such as cifar10:bfloat16@v5e:1x1@128
+
+NAME is that of a state of the code, such as "before": rows of each are kept in benchmarks/results/tpu.json, and all are
+printed as a table.  libtpu compiles at its usual effort, which takes minutes for each; no TPU is needed, and none of it
+has run.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from benchmarks import alternating
+from ddpm_jax.preflight.table import SUBJECTS
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = alternating.RESULTS / "tpu.json"
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) < 2:
+        sys.exit(__doc__)
+    name, *rows = argv
+    for row in rows:
+        kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        kept.setdefault(name, {})[row] = measured(row)
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+    for line in table(json.loads(RESULTS.read_text())):
+        print(line)
+
+
+def measured(row: str) -> dict[str, Any]:
+    """The report of one row, made in a process of its own."""
+    config, where, batch = row.split("@")
+    subject = SUBJECTS[config]
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder) / "report.json"
+        subprocess.run(
+            [
+                sys.executable, "-m", "ddpm_jax.preflight", subject.path, "--shape", *map(str, subject.shape),
+                "--images", str(subject.number), "--topology", where, "--batch", batch, "--effort", "0",
+                "--programs", "train", "--out", str(out),
+            ],
+            cwd=ROOT, check=True,
+        )  # fmt: skip
+        report = json.loads(out.read_text())
+    train = report["programs"]["train"]
+    return {
+        "commit": alternating.commit(), "devices": report["place"]["devices"], "flops": report["flops"],
+        "cycles": train["cycles"], "seconds": train["estimated_seconds"], "utilisation": train["utilisation"],
+        "memory": train["memory"]["peak"], "collectives": train["collectives"], "compiled in": train["seconds"],
+        "versions": report["versions"],
+    }  # fmt: skip
+
+
+def table(kept: dict[str, dict[str, Any]]):
+    """Rows to read, of each slice all states of the code one under the other."""
+    yield "| config, slice, batch | code | ms per step | of the peak | convolutions | products | sums | copies | rest |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for row in sorted({row for rows in kept.values() for row in rows}):
+        for name, rows in kept.items():
+            if row in rows:
+                found = rows[row]
+                total = sum(found["cycles"].values())
+                kinds = ("convolutions", "matrix products", "sums", "copies", "the rest")
+                shares = " | ".join(f"{found['cycles'].get(kind, 0) / total:.0%}" for kind in kinds)
+                yield (f"| {' '.join(row.split('@'))} | {name} ({found['commit']}) | {1000 * found['seconds']:.2f} | "
+                       f"{found['utilisation']:.0%} | {shares} |")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

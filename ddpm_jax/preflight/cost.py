@@ -1,0 +1,102 @@
+"""What the TPU's compiler expects a program to take: its estimated cycles, by kind of work.
+
+The compiler writes an estimate beside each operation that it schedules.  Their sum is what the operations take one
+after the other; what is read ahead, or travels between devices meanwhile, has no estimate and is not in it.
+"""
+
+import collections
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+CLOCK = {"v3": 0.94e9, "v4": 1.05e9, "v5e": 1.5e9, "v5p": 1.75e9}
+"""Cycles per second, where it is published."""
+
+PEAK = {"v2": 22.5e12, "v3": 61.5e12, "v4": 275e12, "v5e": 197e12, "v5p": 459e12, "v6e": 918e12}
+"""Operations per second of bfloat16 products, of what is a device here, as published."""
+
+KINDS = ("convolutions", "matrix products", "sums", "copies", "between devices", "the rest")
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?(\S+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?\S+ = .*?[})\]] ([a-z][a-z0-9-]*)\(")
+_CALLS = re.compile(r"(?:calls|to_apply|body)=%?([^\s,)}]+)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_NAME = re.compile(r'op_name="([^"]*)"')
+_BETWEEN = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+class Instruction(NamedTuple):
+    """A line of a program: its operation, the computation that it calls, its estimate, how often, and its name."""
+
+    operation: str
+    calls: str
+    cycles: int
+    times: int
+    name: str
+
+
+def cycles(text: str) -> dict[str, int]:
+    """Estimated cycles of a compiled program by kind, the most first; empty where the compiler gives no estimate.
+
+    Args:
+        text: the program as the compiler prints it.
+    """
+    program, entry = computations(text)
+    found: collections.Counter[str] = collections.Counter()
+    for instruction, times in scheduled(program, entry):
+        if instruction.cycles:
+            found[kind(program, instruction)] += times * instruction.cycles
+    return dict(found.most_common())
+
+
+def scheduled(program: dict[str, list[Instruction]], name: str, times: int = 1) -> Iterator[tuple[Instruction, int]]:
+    """The instructions that are scheduled one by one, those of loops too, and how often each is done."""
+    for instruction in program.get(name, []):
+        if instruction.operation in ("while", "call"):
+            yield from scheduled(program, instruction.calls, times * instruction.times)
+        else:
+            yield instruction, times
+
+
+def kind(program: dict[str, list[Instruction]], instruction: Instruction) -> str:
+    """What an instruction is, by what is fused into it: a convolution or product decides, then a sum."""
+    inside = [instruction, *_within(program, instruction.calls)]
+    operations = {one.operation for one in inside}
+    if operations & {"convolution", "dot"}:
+        named = [one.name for one in inside if one.operation in ("convolution", "dot")]
+        return KINDS[0] if any("conv_general_dilated" in name for name in named) else KINDS[1]
+    if operations & {"reduce", "reduce-window"}:
+        return KINDS[2]
+    if any(operation.startswith(_BETWEEN) for operation in operations):
+        return KINDS[4]
+    moves = {"copy", "transpose", "bitcast", "fusion", "parameter", "tuple", "get-tuple-element", "reshape", "convert"}
+    return KINDS[3] if operations <= moves else KINDS[5]
+
+
+def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """The computations of a program by name, and the name of the one that it begins with."""
+    program: dict[str, list[Instruction]] = {}
+    entry = current = ""
+    for line in text.splitlines():
+        opened = _COMPUTATION.match(line)
+        if opened:
+            current = opened[2]
+            entry = current if opened[1] else entry
+            program[current] = []
+        elif current and (found := _INSTRUCTION.match(line)):
+            calls, estimate, trips, name = (pattern.search(line) for pattern in (_CALLS, _CYCLES, _TRIPS, _NAME))
+            program[current].append(
+                Instruction(
+                    found[1], calls[1] if calls else "", int(estimate[1]) if estimate else 0,
+                    int(trips[1]) if trips else 1, name[1] if name else "",
+                )
+            )  # fmt: skip
+    return program, entry
+
+
+def _within(program: dict[str, list[Instruction]], name: str) -> Iterator[Instruction]:
+    for instruction in program.get(name, []):
+        yield instruction
+        if instruction.calls:
+            yield from _within(program, instruction.calls)

@@ -1,0 +1,60 @@
+"""Where compiled programs are kept, so that what was compiled once starts in seconds."""
+
+import hashlib
+import os
+import pathlib
+import platform
+import sys
+
+MOST = 4 << 30
+"""Bytes of compiled programs to keep; beyond, those go that were written first."""
+
+_WORTH = 0.2  # seconds of compilation; what took less is compiled again
+
+
+def keep(folder: str | bool) -> None:
+    """Keeps compiled programs in a folder, and takes them from there.
+
+    A place that the user has given to JAX (JAX_COMPILATION_CACHE_DIR) stays, and JAX_ENABLE_COMPILATION_CACHE=0 keeps
+    nothing.
+
+    Args:
+        folder: True is `default_folder()`, and False none.
+    """
+    import jax
+
+    if not folder or jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    place = default_folder() if folder is True else pathlib.Path(folder).absolute()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        prune(place, MOST)
+    except OSError as error:
+        print(f"compiled programs are not kept for the next time: {error}", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(place))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH)
+
+
+def default_folder() -> pathlib.Path:
+    """In the user's cache, a folder for each kind of processor: a CPU's programs are made of its own instructions."""
+    caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return caches / "ddpm_jax" / "compiled" / _processor()
+
+
+def prune(folder: pathlib.Path, most: int) -> None:
+    """Deletes the files of a folder that were written first, until the others have at most so many bytes."""
+    files = [(path.stat(), path) for path in folder.iterdir() if path.is_file()]
+    total = sum(stat.st_size for stat, _ in files)
+    for stat, path in sorted(files, key=lambda each: each[0].st_mtime):
+        if total <= most:
+            return
+        path.unlink(missing_ok=True)
+        total -= stat.st_size
+
+
+def _processor() -> str:
+    told = pathlib.Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    instructions = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{platform.machine()}-{hashlib.sha256(instructions.encode()).hexdigest()[:12]}"
