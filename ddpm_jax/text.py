@@ -50,13 +50,12 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x, mask):
         """x [B, L, D], mask [B, L], True for tokens that count -> [B, L, D]."""
-        b, length, width = x.shape
-        split = (b, length, self.heads, width // self.heads)
+        _, length, width = x.shape
         by_distance = self.param("distances", _ahead_and_behind, (self.heads, 2 * self.length - 1))
         bias = by_distance[:, self.length - 1 + jnp.arange(length) - jnp.arange(length)[:, None]]
         h = nn.LayerNorm(dtype=self.dtype, name="norm1")(x)
-        q, k, v = (jnp.reshape(nn.Dense(width, dtype=self.dtype, name=name)(h), split) for name in ("q", "k", "v"))
-        mixed = jnp.reshape(attend(q, k, v, mask, bias), x.shape)
+        q, k, v = (nn.Dense(width, dtype=self.dtype, name=name)(h) for name in ("q", "k", "v"))
+        mixed = attend(q, k, v, self.heads, mask, bias)
         x = x + nn.Dense(width, dtype=self.dtype, name="proj_out")(mixed)
         h = nn.LayerNorm(dtype=self.dtype, name="norm2")(x)
         h = nn.gelu(nn.Dense(4 * width, dtype=self.dtype, name="dense0")(h))

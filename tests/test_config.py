@@ -123,7 +123,7 @@ def test_values_that_are_not_a_config(values, text):
             {"sampling": {"eps_scale": 1.1}, "schedule": {"kind": "jsd"}, "loss": {"predicts": "v"}},
             "sampling.eps_scale 1.1 needs some signal at t = T, schedule.kind 'jsd' leaves none",
         ),
-        ({"sampling": {"tile": -1}}, "sampling.tile must be 0 (what suits the device) or more"),
+        ({"sampling": {"tile": -1}}, "sampling.tile must be 0"),
         ({"steps_per_call": 0}, "steps_per_call must be at least 1, got 0"),
         ({"steps_per_call": 3}, "steps must be a multiple of steps_per_call, got 800000 and 3; the nearest is 800001"),
         ({"steps_per_call": 32}, "log_every must be a multiple of steps_per_call, got 100 and 32; the nearest is 96"),

@@ -7,7 +7,7 @@ the only converters to and from [-1, 1] and makes pictures to look at, and `file
 `stream` is imported by its own name: it needs grain, which takes a second.
 """
 
-from ddpm_jax.data.batches import Order, examples, mirrored
+from ddpm_jax.data.batches import Order, Rows, examples, mirrored
 from ddpm_jax.data.files import unwritable, write
 from ddpm_jax.data.images import (
     Picture,
@@ -49,6 +49,7 @@ __all__ = [
     "Progress",
     "Range",
     "Reader",
+    "Rows",
     "Unread",
     "divided",
     "examples",

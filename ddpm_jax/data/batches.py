@@ -4,9 +4,11 @@ Step n needs no iterator and no state, so a resumed run sees the images that the
 number of devices or processes: each of these computes the order of the whole batch and takes its share.
 """
 
+import dataclasses
 import functools
 import operator
 import threading
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,8 +73,34 @@ class Order:
             return self._epochs[epoch]
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["flat"], meta_fields=["shape"])
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Images on a device that is to take some of them out, each a row of numbers.
+
+    A TPU would lay [N, H, W, C] out with N along its lanes, and copy all of them in every step to take out a few.
+
+    Attributes:
+        flat: [N, H W C].
+        shape: of an image, (H, W, C) or (D, H, W, C).
+    """
+
+    flat: Any
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, images: np.ndarray) -> "Rows":
+        """Images [N, H, W, C] in host memory."""
+        return cls(images.reshape(len(images), -1), images.shape[1:])
+
+    def __getitem__(self, indices: jax.Array) -> jax.Array:
+        return self.flat[indices].reshape(*indices.shape, *self.shape)
+
+
 @functools.partial(jax.jit, static_argnames=("levels", "flip"))
-def examples(keys: jax.Array, images: jax.Array, indices: jax.Array, *, levels: int | Range, flip: bool) -> jax.Array:
+def examples(
+    keys: jax.Array, images: jax.Array | Rows, indices: jax.Array, *, levels: int | Range, flip: bool
+) -> jax.Array:
     """The images at `indices` as the network sees them: in [-1, 1], mirrored left to right half of the time.
 
     Whether example i is mirrored depends on keys[i] alone.  Made to run inside the training step: keep `images` on the
@@ -80,7 +108,8 @@ def examples(keys: jax.Array, images: jax.Array, indices: jax.Array, *, levels: 
 
     Args:
         keys: typed keys [b], one for each example.
-        images: uint8 or uint16 [N, H, W, C] or [N, D, H, W, C], values 0 .. levels - 1; float32 in a range.
+        images: uint8 or uint16 [N, H, W, C] or [N, D, H, W, C], values 0 .. levels - 1; float32 in a range.  Where N
+            is large, `Rows` of them.
         indices: integers [b] in 0 .. N - 1; as in any compiled gather, what lies outside is not noticed.
         flip: off for what is not itself in a mirror: digits, text.
 
@@ -93,9 +122,9 @@ def examples(keys: jax.Array, images: jax.Array, indices: jax.Array, *, levels: 
     if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ValueError(f"examples: expected integer indices [b], got {indices.dtype} {indices.shape}")
     _check_keys("examples", keys, indices.shape)
-    if images.ndim not in (4, 5):
-        raise ValueError(f"examples: expected images [N, H, W, C], got shape {images.shape}")
     chosen = images[indices]
+    if chosen.ndim not in (4, 5):
+        raise ValueError(f"examples: expected images [N, H, W, C], got shape {images.shape}")
     return to_unit(mirrored(keys, chosen) if flip else chosen, levels)
 
 

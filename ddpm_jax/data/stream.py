@@ -3,8 +3,8 @@
 Two ways, one contract: the images of step n are those of `Order.indices(n, batch)`, in that order over all devices, so
 a run that resumes needs nothing but its step, and neither the way nor the number of processes changes what is seen.
 
-Images that fit lie on every device as the integers they are, and a step is given indices alone.  Others are read ahead
-by grain's threads (Pillow decodes without holding Python's lock), and a step is given the images themselves.
+Images that fit lie on every device as the integers they are, a row each, and a step is given indices alone.  Others are
+read ahead by grain's threads (Pillow decodes without holding Python's lock), and a step is given the images themselves.
 """
 
 import itertools
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from ddpm_jax import process
-from ddpm_jax.data.batches import Order
+from ddpm_jax.data.batches import Order, Rows
 from ddpm_jax.data.reader import IN_MEMORY, Pixels, Reader, Unread
 
 AHEAD = 1 << 30
@@ -27,12 +27,12 @@ class Batch(NamedTuple):
     """What k steps are given.
 
     indices: int32 [k, batch], the examples, over all processes: for the record.
-    pixels: images on this process's devices, [N, H, W, C] on each, or [devices, k, b, H, W, C] with b a step on each.
+    pixels: images on this process's devices, N of them as `Rows` on each, or [devices, k, b, H, W, C].
     places: int32 [devices, k, b]: which of a device's pixels are its examples.
     """
 
     indices: np.ndarray
-    pixels: jax.Array
+    pixels: jax.Array | Rows
     places: np.ndarray
 
 
@@ -87,7 +87,8 @@ def feed(
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     if not streams(pixels, stream):
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        return Feed(None, _resident(jax.device_put(np.asarray(pixels), whole), order, batch, everywhere, together))
+        rows = jax.device_put(Rows.of(np.asarray(pixels)), whole)
+        return Feed(None, _resident(rows, order, batch, everywhere, together))
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
     return Feed(0, _streamed(pixels, order, batch, everywhere, spread, together))
 
@@ -135,7 +136,7 @@ def _groups(start: int, together: int) -> Iterator[range]:
         start = end
 
 
-def _resident(pixels: jax.Array, order: Order, batch: int, devices: int, together: int):
+def _resident(pixels: Rows, order: Order, batch: int, devices: int, together: int):
     def batches(start: int) -> Generator[Batch, None, None]:
         for steps in _groups(start, together):
             indices = np.stack([order.indices(step, batch) for step in steps])

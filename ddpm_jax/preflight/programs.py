@@ -96,8 +96,10 @@ def train_step(config: configs.Config, images: data.Images, devices: Sequence[An
     places = jax.ShapeDtypeStruct((len(devices), config.steps_per_call, config.batch // len(devices)), jnp.int32)
     streamed = streams(images.train, config.data.stream)
     step = runs.over_devices(body, 0 if streamed else None, devices)
-    shape = (*places.shape, *images.train.shape[1:]) if streamed else images.train.shape
-    pixels = jax.ShapeDtypeStruct(shape, images.train.dtype)
+    one, dtype = images.train.shape[1:], images.train.dtype
+    pixels: Any = jax.ShapeDtypeStruct((*places.shape, *one), dtype)
+    if not streamed:
+        pixels = data.Rows(jax.ShapeDtypeStruct((len(images.train), math.prod(one)), dtype), one)
     several = len({device.process_index for device in devices}) > 1
     word, bad = jax.ShapeDtypeStruct(places.shape[:1], jnp.float32) if several else None, jnp.int32(0)
     # `training` asks for the default back end when it decides whether micro-batches are a loop: answer for the devices

@@ -78,13 +78,15 @@ def dropout(x, keys, rate: float, place: int) -> jax.Array:
     threshold = round(rate / DROPOUT_STEP)
     if keys is None or threshold == 0:
         return x
-    shape, size = x.shape[1:], math.prod(x.shape[1:])
-
-    def bits(key):  # two of 16 from each word of 32: jax draws a narrower type at the price of a whole word
-        words = jax.random.bits(jax.random.fold_in(key, place), ((size + 1) // 2,), jnp.uint32)
-        return jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:size].reshape(shape)
-
-    kept = jax.vmap(bits)(keys) >= np.uint16(threshold)
+    # Two of 16 bits from each word of 32, as jax draws a narrower type at the price of a whole word.  The one serves
+    # the first half of the rows, the other the second: side by side they would have to be woven into each other.  And
+    # the masks are made apart from what they are put to, which the compiler else does in one place, and not with it.
+    half = (x.shape[1] + 1) // 2
+    words = jax.vmap(lambda key: jax.random.bits(jax.random.fold_in(key, place), (half, *x.shape[2:])))(keys)
+    halves = jax.lax.optimization_barrier(
+        ((words & 0xFFFF) >= np.uint32(threshold), words >> 16 >= np.uint32(threshold))
+    )
+    kept = jnp.concatenate(halves, axis=1)[:, : x.shape[1]]
     return jnp.where(kept, x / (1 - threshold * DROPOUT_STEP), jnp.zeros((), x.dtype))
 
 
@@ -96,10 +98,11 @@ def halved(x) -> jax.Array:
 
 def doubled(x) -> jax.Array:
     """[B, H, W, C] -> [B, 2H, 2W, C]: every pixel twice along each axis, of any spatial axes."""
-    (b, *sides, c), axes = x.shape, spatial(x)
-    pairs = (n for side in sides for n in (side, 2))
-    x = jnp.broadcast_to(jnp.expand_dims(x, range(2, 2 * axes + 1, 2)), (b, *pairs, c))
-    return x.reshape(b, *(2 * side for side in sides), c)
+    for axis in range(1, 1 + spatial(x)):
+        # two slices side by side, whose gradient is the sum of two slices: of a broadcast it would be a reduction
+        pair = jnp.stack([x, x], axis=axis + 1)
+        x = jnp.reshape(pair, (*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :]))
+    return x
 
 
 class Downsample(nn.Module):
@@ -157,9 +160,8 @@ class AttentionBlock(nn.Module):
         pixels, heads = math.prod(sides), head_count(c, self.heads, self.head_channels)
         norm = GroupNorm(dtype=self.dtype, groups=self.groups, eps=self.eps, name="norm")
         normed = jnp.reshape(norm(x), (b, pixels, c))
-        split = (b, pixels, heads, c // heads)
-        q, k, v = (jnp.reshape(dense(c, name=name, dtype=self.dtype)(normed), split) for name in ("q", "k", "v"))
-        mixed = jnp.reshape(attend(q, k, v), x.shape)
+        q, k, v = (dense(c, name=name, dtype=self.dtype)(normed) for name in ("q", "k", "v"))
+        mixed = jnp.reshape(attend(q, k, v, heads), x.shape)
         return x + dense(c, scale=NEAR_ZERO, name="proj_out", dtype=self.dtype)(mixed)
 
 
@@ -180,17 +182,13 @@ class CrossAttention(nn.Module):
     def __call__(self, x, context, mask):
         """x [B, H, W, C] of any spatial axes, context [B, L, D], mask [B, L], True for tokens that count -> as x."""
         b, *sides, c = x.shape
-        pixels, length, heads = math.prod(sides), context.shape[1], head_count(c, self.heads, self.head_channels)
+        pixels, heads = math.prod(sides), head_count(c, self.heads, self.head_channels)
         norm = GroupNorm(dtype=self.dtype, groups=self.groups, eps=self.eps, name="norm")
         normed = jnp.reshape(norm(x), (b, pixels, c))
         where = nn.Dense(c, use_bias=False, dtype=self.dtype, name="where")(waves(sides, self.dtype))
         q = dense(c, name="q", dtype=self.dtype)(normed) + jnp.reshape(where, (pixels, c))
-        q = jnp.reshape(q, (b, pixels, heads, c // heads))
-        k, v = (
-            jnp.reshape(dense(c, name=name, dtype=self.dtype)(context), (b, length, heads, c // heads))
-            for name in ("k", "v")
-        )
-        mixed = jnp.reshape(attend(q, k, v, mask), x.shape)
+        k, v = (dense(c, name=name, dtype=self.dtype)(context) for name in ("k", "v"))
+        mixed = jnp.reshape(attend(q, k, v, heads, mask), x.shape)
         out = nn.Dense(c, kernel_init=nn.initializers.zeros_init(), dtype=self.dtype, name="proj_out")(mixed)
         return x + jnp.where(jnp.expand_dims(mask.any(-1), range(1, x.ndim)), out, jnp.zeros((), out.dtype))
 
@@ -210,29 +208,35 @@ def waves(sides: Sequence[int], dtype) -> jax.Array:
     return jnp.concatenate([jnp.broadcast_to(wave, (*sides, WAVES)) for wave in spread], axis=-1).astype(dtype)
 
 
-def attend(q, k, v, mask=None, bias=None) -> jax.Array:
+def attend(q, k, v, heads: int, mask=None, bias=None) -> jax.Array:
     """softmax(q k / sqrt(C) + bias) v over the keys that the mask shows, in float32 at least; 0 where it shows none.
 
-    `jax.nn.dot_product_attention` is the same but in float64, where its softmax has the digits of float32.
+    `jax.nn.dot_product_attention` is the same but in float64, where its softmax has the digits of float32; and one head
+    as an axis of length 1 costs a TPU a sixth of the time.
 
     Args:
-        q: [B, Q, heads, C].
-        k, v: [B, K, heads, C].
+        q: [B, Q, heads C].
+        k, v: [B, K, heads C].
+        heads: each of C consecutive channels.
         mask: [B, K] booleans, or all.
         bias: [heads, Q, K], or none.
 
     Returns:
-        [B, Q, heads, C].
+        As q.
     """
+    apart = heads > 1 or bias is not None
+    n, shape = ("n" if apart else ""), q.shape
+    if apart:
+        q, k, v = (jnp.reshape(x, (*x.shape[:2], heads, -1)) for x in (q, k, v))
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    logits = jnp.einsum("bqnc,bknc->bnqk", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
+    logits = jnp.einsum(f"bq{n}c,bk{n}c->b{n}qk", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
     logits = logits if bias is None else logits + bias
     if mask is None:
         weights = nn.softmax(logits)
     else:
-        shown = mask[:, None, None, :]
+        shown = jnp.expand_dims(mask, range(1, logits.ndim - 1))
         weights = jnp.where(shown, nn.softmax(jnp.where(shown, logits, jnp.finfo(wide).min)), 0.0)
-    return jnp.einsum("bnqk,bknc->bqnc", weights.astype(q.dtype), v)
+    return jnp.reshape(jnp.einsum(f"b{n}qk,bk{n}c->bq{n}c", weights.astype(q.dtype), v), shape)
 
 
 class ResnetBlock(nn.Module):
@@ -260,10 +264,14 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, temb, dropout_keys=None):
-        """x [B, H, W, C], temb [B, D], dropout_keys [B] or None -> [B, H, W, out_channels]; of any spatial axes."""
+        """x [B, H, W, C], temb [B, D], dropout_keys [B] or None -> [B, H, W, out_channels]; of any spatial axes.
+
+        A tuple for x is its arrays one after the other along C.
+        """
+        parts, x = x, jnp.concatenate(x, axis=-1) if isinstance(x, tuple) else x
         c, axes, dtype = self.out_channels, spatial(x), self.dtype
         norm = functools.partial(GroupNorm, swish=True, dtype=dtype, groups=self.groups, eps=self.eps)
-        h = norm(name="norm1")(x)
+        h = norm(name="norm1")(parts)
         if self.resize is not None:
             h, x = self.resize(h), self.resize(x)
         h = conv(c, axes, name="conv1", dtype=dtype)(h)

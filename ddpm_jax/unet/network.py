@@ -85,8 +85,7 @@ class Up(nn.Module):
     def __call__(self, h, skips, temb, context, dropout_keys):
         """The input and what the way down left at this level, one for each block, used from the end."""
         for i, skip in enumerate(reversed(skips)):
-            h = jnp.concatenate([h, skip], axis=-1)
-            h = self.block(name=f"block_{i}", place=self.place + i)(h, temb, dropout_keys)
+            h = self.block(name=f"block_{i}", place=self.place + i)((h, skip), temb, dropout_keys)
             if self.attends:
                 h = attended(self, h, context, i)
         return h if self.resample is None else self.resample(h, temb, dropout_keys, name="upsample")

@@ -2,6 +2,7 @@
 nothing but the input."""
 
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -26,17 +27,34 @@ def _over_groups(per_channel, groups: int):
     return jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape).reshape(per_channel.shape)
 
 
-def _standardise(x, groups: int, eps: float):
-    """x in float32 or wider, the mean and 1 / std of its groups, these broadcasting to it: [B, 1, ..., 1, C]."""
+def _own(x):
+    """The mean and variance of each channel of each image, [B, C], in float32 or wider."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     inner = tuple(range(1, x.ndim - 1))
-    # Each channel is measured from its own mean, and the channels of a group are then put together on [B, C], which
-    # costs nothing.  E[x^2] - E[x]^2 would be one pass, but has no digit left where the mean is 2000 times the spread.
-    own_mean = x.mean(inner)
-    own_var = jnp.square(x - jnp.expand_dims(own_mean, inner)).mean(inner)
+    # E[x^2] - E[x]^2 would be one pass, but has no digit left where the mean is 2000 times the spread.
+    mean = x.mean(inner)
+    return mean, jnp.square(x - jnp.expand_dims(mean, inner)).mean(inner)
+
+
+def _standardise(parts, groups: int, eps: float):
+    """The parts as one, in float32 or wider; the mean and 1 / std of its groups, broadcasting to it: [B, 1, ..., 1, C].
+
+    Each channel is measured from its own mean, and the channels of a group are then put together on [B, C], which costs
+    nothing.  So a part that has been normalised elsewhere too, as what the way up takes from the way down, is measured
+    once: the compiler sees the same sums twice.
+    """
+    own = [_own(part) for part in parts]
+    own_mean, own_var = (jnp.concatenate(each, axis=-1) for each in zip(*own, strict=True))
+    x = _joined(parts)
+    inner = tuple(range(1, x.ndim - 1))
     mean = _over_groups(own_mean, groups)
     var = _over_groups(own_var + jnp.square(own_mean - mean), groups)
     return x, jnp.expand_dims(mean, inner), jnp.expand_dims(jax.lax.rsqrt(var + eps), inner)
+
+
+def _joined(parts):
+    x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _per_pixel(of_channels, x):
@@ -45,20 +63,21 @@ def _per_pixel(of_channels, x):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _group_norm(x, scale, bias, groups, eps, swish, dtype):
-    return _group_norm_forward(x, scale, bias, groups, eps, swish, dtype)[0]
+def _group_norm(parts, scale, bias, groups, eps, swish, dtype):
+    return _group_norm_forward(parts, scale, bias, groups, eps, swish, dtype)[0]
 
 
-def _group_norm_forward(x, scale, bias, groups, eps, swish, dtype):
-    wide, mean, inverse = _standardise(x, groups, eps)
-    y = (wide - mean) * (inverse * _per_pixel(scale, x)) + _per_pixel(bias, x)
+def _group_norm_forward(parts, scale, bias, groups, eps, swish, dtype):
+    x, mean, inverse = _standardise(parts, groups, eps)
+    y = (x - mean) * (inverse * _per_pixel(scale, x)) + _per_pixel(bias, x)
     y = y * jax.nn.sigmoid(y) if swish else y
-    return y.astype(dtype), (x, mean, inverse, scale, bias)
+    return y.astype(dtype), (parts, mean, inverse, scale, bias)
 
 
 def _group_norm_backward(groups, eps, swish, dtype, saved, dy):
     """One pass over x and dy for the sums, one to write dx; y is computed again rather than kept."""
-    x, mean, inverse, scale, bias = saved
+    parts, mean, inverse, scale, bias = saved
+    x = _joined(parts)
     inner = tuple(range(1, x.ndim - 1))
     unit, dy = (x - mean) * inverse, dy.astype(mean.dtype)
     if swish:
@@ -72,7 +91,9 @@ def _group_norm_backward(groups, eps, swish, dtype, saved, dy):
     dx = inverse * (dy * _per_pixel(scale, x) - along_one - unit * along_unit)
     if scale.ndim == 1:
         d_scale, d_bias = d_scale.sum(0), d_bias.sum(0)
-    return dx.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
+    ends = list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
+    d_parts = tuple(dy.astype(part.dtype) for dy, part in zip(jnp.split(dx, ends, axis=-1), parts, strict=True))
+    return d_parts, d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
 
 
 _group_norm.defvjp(_group_norm_forward, _group_norm_backward)
@@ -99,13 +120,14 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x, modulation=None):
         """[B, ..., C] -> the same; a modulation [B, 2C] multiplies the result, before the swish, by 1 + its first half
-        and adds its second half (FiLM, arXiv:1709.07871)."""
-        channels = x.shape[-1]
+        and adds its second half (FiLM, arXiv:1709.07871).  A tuple is its arrays one after the other along C."""
+        parts = x if isinstance(x, tuple) else (x,)
+        channels = sum(part.shape[-1] for part in parts)
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         if modulation is not None:  # both are lines, so what is applied is one, of each image's own
             wide = jnp.promote_types(modulation.dtype, jnp.float32)
             factor, shift = jnp.split(modulation.astype(wide), 2, axis=-1)
             scale, bias = scale * (1 + factor), bias * (1 + factor) + shift
-        dtype = jnp.dtype(x.dtype if self.dtype is None else self.dtype)
-        return _group_norm(x, scale, bias, group_count(channels, self.groups), self.eps, self.swish, dtype)
+        dtype = jnp.dtype(parts[0].dtype if self.dtype is None else self.dtype)
+        return _group_norm(parts, scale, bias, group_count(channels, self.groups), self.eps, self.swish, dtype)
