@@ -256,6 +256,19 @@ def test_gradients_are_averaged_over_all_devices_of_a_slice(tiny, name, devices,
 
 
 @pytest.mark.slow
+def test_at_the_compilers_usual_effort_the_time_of_a_step_is_estimated(tiny):
+    pytest.importorskip("libtpu")
+    flags = (tiny, "--topology", "v5e:1x1", "--programs", "train")
+    report, shown = preflight(*flags, "--effort", 0)
+    train = report["programs"]["train"]
+    assert train["estimated_seconds"] == sum(train["cycles"].values()) / 1.5e9 > 0
+    assert train["utilisation"] == report["flops"] / train["estimated_seconds"] / 197e12 < 1
+    assert {"convolutions", "matrix products", "sums"} <= train["cycles"].keys()
+    assert "M cycles by the compiler's estimate (" in shown and "of the peak in bfloat16" in shown
+    assert "estimate" not in preflight(*flags)[1]
+
+
+@pytest.mark.slow
 def test_what_does_not_fit_is_a_result_and_what_is_proposed_fits(tiny):
     pytest.importorskip("libtpu")
     flags = ("--topology", "v5e:2x2", "--programs", "train", "--batch", 2**20)

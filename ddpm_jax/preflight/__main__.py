@@ -40,6 +40,8 @@ class Arguments:
     """On a CPU: into how many JAX devices to divide it (default: one per core)."""
     out: str | None = None
     """A JSON file for the report."""
+    text: str | None = None
+    """A folder for the compiled programs, as the compiler prints them."""
 
 
 def parse(argv: list[str]) -> tuple[str, Arguments]:
@@ -88,6 +90,10 @@ def run(name: str, args: Arguments) -> int:
     for program in args.programs:
         lowered = first if program == "train" else lower[program](args.config, images, where.devices)
         found.programs[program], compiled = facts.examine(lowered, len(where.devices), where.limit, options)
+        if args.text is not None and compiled is not None:
+            folder = pathlib.Path(args.text)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{program}.txt").write_text(compiled.as_text() or "")
         say(report.program(found, program))
         if program == "train" and where.slice is None and compiled is not None and found.fits("train"):
             found.measured = here.measure(args.config, images, compiled, where.devices)
