@@ -19,6 +19,8 @@ from ddpm_jax.unet import (
     UNet,
     Upsample,
     dropout,
+    layers,
+    norm,
     timestep_embedding,
 )
 from ddpm_jax.unet.norm import group_count
@@ -157,6 +159,28 @@ def test_a_mean_of_2000_standard_deviations_does_no_harm(shape):
     wanted = plain_group_norm(x, *params["params"].values(), 32)
     # float32 holds numbers near 2000 to 1.2e-4, and the mean is one of them; E[x^2] - E[x]^2 is wrong by more than 1
     np.testing.assert_allclose(GroupNorm().apply(params, x), wanted, atol=2e-3)
+
+
+@pytest.mark.parametrize(("mean", "again"), [(0, False), (30, False), (200, True), (2000, True)])
+def test_one_pass_has_three_digits_or_becomes_two(mean, again):
+    x = jnp.asarray(norm_case((2, 16, 16, 64))[0] + mean, jnp.float32)
+    parts = x[..., :16], x[..., 16:]
+    found, wanted = (jax.jit(f, static_argnums=1)(parts, 8) for f in (norm._moments_in_one_pass, norm._moments))
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+    assert np.array_equal(found[1], wanted[1]) == again
+
+
+@pytest.mark.parametrize("swish", [False, True])
+def test_a_norm_of_parts_is_that_of_the_whole(swish):
+    with precision("float64"):
+        x, params = norm_case((2, 3, 4, 12), dtype=np.float64)
+        apply = GroupNorm(swish=swish, groups=4).apply
+        parts = tuple(jnp.split(jnp.asarray(x), [2, 7], axis=-1))
+        np.testing.assert_allclose(apply(params, parts), apply(params, jnp.asarray(x)), rtol=1e-12)
+        whole = jax.grad(lambda x: jnp.sin(apply(params, x)).sum())(jnp.asarray(x))
+        by_part = jax.grad(lambda parts: jnp.sin(apply(params, parts)).sum())(parts)
+        np.testing.assert_allclose(jnp.concatenate(by_part, axis=-1), whole, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("swish", [False, True])
@@ -403,6 +427,20 @@ def test_equal_slices_are_seen_as_one_by_a_network_of_one_axis_more(sides):
     deep = apply(deepened(params), jnp.repeat(x[:, None], 8, axis=1), t)
     assert jnp.std(flat) > 0.01
     np.testing.assert_allclose(deep, jnp.repeat(flat[:, None], 8, axis=1), atol=1e-4)
+
+
+@pytest.mark.parametrize("sides", [(5,), (4, 6), (2, 3, 4)])
+def test_doubling_and_convolving_may_be_one(sides):
+    random = np.random.default_rng(0).standard_normal
+    with precision("float64"):
+        x, kernel = random((2, *sides, 3)), random((3,) * len(sides) + (3, 4))
+        one, two = (jax.jit(f) for f in (layers.doubled_in_one, layers.doubled_in_two))
+        np.testing.assert_allclose(one(x, kernel), two(x, kernel), rtol=1e-12, atol=1e-13)
+        gradients = (
+            jax.grad(lambda *args, f=f: jnp.sin(f(*args)).sum(), argnums=(0, 1))(x, kernel) for f in (one, two)
+        )
+        for a, b in zip(*gradients, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("make", [Upsample, Downsample])

@@ -1,7 +1,8 @@
 """What the TPU's compiler expects a program to take: its estimated cycles, by kind of work.
 
 The compiler writes an estimate beside each operation that it schedules.  Their sum is what the operations take one
-after the other; what is read ahead, or travels between devices meanwhile, has no estimate and is not in it.
+after the other; what is read ahead, or travels between devices meanwhile, has no estimate and is not in it.  Of a
+condition, neither branch is in it.
 """
 
 import collections

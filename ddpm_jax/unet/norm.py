@@ -66,7 +66,7 @@ def _moments_in_one_pass(parts, groups: int):
 
 
 def _along(parts):
-    return jnp.concatenate(parts, axis=-1)
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
 def _together(own_mean, own_var, groups: int):
@@ -74,8 +74,8 @@ def _together(own_mean, own_var, groups: int):
     return mean, _over_groups(own_var + jnp.square(own_mean - mean), groups)
 
 
-def _standardise(parts, groups: int, eps: float):
-    """The parts as one, in float32 or wider, and the mean and 1 / std of its groups, both [B, 1, ..., 1, C]."""
+def _standard(parts, groups: int, eps: float):
+    """The mean and 1 / std of the groups of what the parts are together, [B, C]."""
     if parts[0].dtype.itemsize == 2:
         # a GPU asks its host which way a condition goes, and a CPU reads what is in its caches twice without noticing
         mean, var = jax.lax.platform_dependent(
@@ -85,18 +85,16 @@ def _standardise(parts, groups: int, eps: float):
         )
     else:
         mean, var = _moments(parts, groups)
-    x = _joined(parts)
-    inner = tuple(range(1, x.ndim - 1))
-    return x, jnp.expand_dims(mean, inner), jnp.expand_dims(jax.lax.rsqrt(var + eps), inner)
+    return mean, jax.lax.rsqrt(var + eps)
 
 
-def _joined(parts):
-    return _wide(parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1))
-
-
-def _per_pixel(of_channels, x):
-    """[C], or [B, C] as [B, 1, ..., 1, C]: what x [B, ..., C] can be multiplied with."""
-    return of_channels if of_channels.ndim == 1 else jnp.expand_dims(of_channels, tuple(range(1, x.ndim - 1)))
+def _each(parts, *of_channels):
+    """Each part in float32 or wider, with its share of arrays [B, C] or [C], which are to broadcast to it."""
+    ends = list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
+    cut = [jnp.split(each, ends, axis=-1) for each in of_channels]
+    for part, *its in zip(parts, *cut, strict=True):
+        inner = tuple(range(1, part.ndim - 1))
+        yield _wide(part), *(each if each.ndim == 1 else jnp.expand_dims(each, inner) for each in its)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
@@ -105,31 +103,34 @@ def _group_norm(parts, scale, bias, groups, eps, swish, dtype):
 
 
 def _group_norm_forward(parts, scale, bias, groups, eps, swish, dtype):
-    x, mean, inverse = _standardise(parts, groups, eps)
-    y = (x - mean) * (inverse * _per_pixel(scale, x)) + _per_pixel(bias, x)
-    y = y * jax.nn.sigmoid(y) if swish else y
-    return y.astype(dtype), (parts, mean, inverse, scale, bias)
+    mean, inverse = _standard(parts, groups, eps)
+    ys = [(x - m) * gain + b for x, m, gain, b in _each(parts, mean, inverse * scale, bias)]
+    ys = [y * jax.nn.sigmoid(y) if swish else y for y in ys]
+    return _along([y.astype(dtype) for y in ys]), (parts, mean, inverse, scale, bias)
 
 
 def _group_norm_backward(groups, eps, swish, dtype, saved, dy):
     """One pass over x and dy for the sums, one to write dx; y is computed again rather than kept."""
     parts, mean, inverse, scale, bias = saved
-    x = _joined(parts)
-    inner = tuple(range(1, x.ndim - 1))
-    unit, dy = (x - mean) * inverse, dy.astype(mean.dtype)
+    inner = tuple(range(1, dy.ndim - 1))
+    dys = jnp.split(dy, list(itertools.accumulate(part.shape[-1] for part in parts))[:-1], axis=-1)
+    units = [(x - m) * i for x, m, i in _each(parts, mean, inverse)]
+    dys = [dy.astype(mean.dtype) for dy in dys]
     if swish:
-        y = unit * _per_pixel(scale, x) + _per_pixel(bias, x)
-        gate = jax.nn.sigmoid(y)
-        dy = dy * (gate * (1 + y * (1 - gate)))
-    pixels = math.prod(x.shape[1:-1])
-    d_bias, d_scale = dy.sum(inner), (dy * unit).sum(inner)
-    along_one = jnp.expand_dims(_over_groups(d_bias * scale, groups) / pixels, inner)
-    along_unit = jnp.expand_dims(_over_groups(d_scale * scale, groups) / pixels, inner)
-    dx = inverse * (dy * _per_pixel(scale, x) - along_one - unit * along_unit)
+        ys = [unit * s + b for unit, s, b in _each(units, scale, bias)]
+        gates = [jax.nn.sigmoid(y) for y in ys]
+        dys = [dy * (gate * (1 + y * (1 - gate))) for dy, gate, y in zip(dys, gates, ys, strict=True)]
+    pixels = math.prod(dy.shape[1:-1])
+    d_bias = _along([dy.sum(inner) for dy in dys])
+    d_scale = _along([(dy * unit).sum(inner) for dy, unit in zip(dys, units, strict=True)])
+    along_one, along_unit = (_over_groups(each * scale, groups) / pixels for each in (d_bias, d_scale))
+    small = _each(dys, scale, inverse, along_one, along_unit)
+    d_parts = tuple(
+        (i * (dy * s - one - unit * along)).astype(part.dtype)
+        for part, unit, (dy, s, i, one, along) in zip(parts, units, small, strict=True)
+    )
     if scale.ndim == 1:
         d_scale, d_bias = d_scale.sum(0), d_bias.sum(0)
-    ends = list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
-    d_parts = tuple(dy.astype(part.dtype) for dy, part in zip(jnp.split(dx, ends, axis=-1), parts, strict=True))
     return d_parts, d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
 
 
