@@ -199,7 +199,7 @@ def denoising_diffusion_pytorch(spec: Spec) -> dict[str, Work]:
     multipliers = tuple(width // spec.unet["block_out_channels"][0] for width in spec.unet["block_out_channels"])
 
     def of(channels: int):
-        return Unet(channels, dim_mults=multipliers, channels=spec.shape[-1], resnet_block_groups=4, flash_attn=False)
+        return Unet(channels, dim_mults=multipliers, channels=spec.shape[-1], flash_attn=False)
 
     channels = min(range(8, 257, 4), key=lambda n: abs(sum(p.numel() for p in of(n).parameters()) - wanted))
     net = of(channels)
