@@ -164,7 +164,7 @@ def images(drawer, args: Arguments):
     from ddpm_jax import log, runs
 
     progress, parts = log.Progress(args.num, what="images", active=process.first()), []
-    with runs.fitting("a tile of images", lambda: runs.lighter_samples(drawer.config.sampling.tile)):
+    with runs.fitting("a tile of images", lambda: runs.lighter_samples(drawer.tile)):
         for part in drawer.draw(seed=args.seed, start=args.start, num=args.num, batch=args.batch):
             parts.append(drawer.images(part.x))
             progress.update(sum(map(len, parts)), {})

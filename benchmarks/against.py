@@ -133,7 +133,8 @@ def sampling(model) -> Work:
 
     from ddpm_jax import generate
 
-    indices = np.arange(jax.local_device_count() * model.config.sampling.tile).reshape(jax.local_device_count(), -1)
+    tile = getattr(model, "tile", model.config.sampling.tile)  # of revisions that leave it open, what suits the device
+    indices = np.arange(jax.local_device_count() * tile).reshape(jax.local_device_count(), -1)
     if hasattr(generate, "Tile"):
         one = generate.program(lambda i, tile: (model.sampler_told(i, tile.said), i.times), model.shape)
         said = jax.tree.map(lambda a: a.reshape(*indices.shape, *a.shape[1:]),

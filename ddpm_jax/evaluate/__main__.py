@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"{argv[1]} runs in one process; {' and '.join(ON_SEVERAL)} run in several")
         with process.as_one("evaluate"):
             evaluated = subject(argv[0], chosen.which)
-            with runs.fitting("a tile of images", lambda: runs.lighter_samples(evaluated.model.config.sampling.tile)):
+            with runs.fitting("a tile of images", lambda: runs.lighter_samples(evaluated.model.tile)):
                 return run(evaluated, chosen)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"evaluate: {error}", file=sys.stderr)

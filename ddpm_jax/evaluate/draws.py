@@ -62,7 +62,7 @@ def ensure(subject: Subject, num: int, seed: int, form: Format) -> pathlib.Path 
 
 
 def _drawn(subject: Subject, num: int, seed: int, form: Format) -> pathlib.Path | None:
-    model, facts = subject.model, {**fields(subject, seed, form), "tile": subject.model.config.sampling.tile}
+    model, facts = subject.model, {**fields(subject, seed, form), "tile": subject.model.tile}
     folder = subject.out / "draws" / protocol.identity(facts)
     if process.first():
         folder.mkdir(parents=True, exist_ok=True)

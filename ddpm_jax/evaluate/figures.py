@@ -75,7 +75,7 @@ def continued(model: runs.Model, seed: int, paths: np.ndarray, x: np.ndarray, st
     if len(chain) < 2:
         return x
     n, everywhere = len(x), jax.local_device_count()
-    rounds = math.ceil(n / (model.config.sampling.tile * everywhere))
+    rounds = math.ceil(n / (model.tile * everywhere))
     size = math.ceil(n / (rounds * everywhere))
 
     def program(params, key, tile):

@@ -117,7 +117,7 @@ def measure(subject: Subject, chosen: Split, options: Likelihood, part: pathlib.
     interrupted measurement was taken up again, nor on how many devices there are.
     """
     model, n = subject.model, len(chosen.images)
-    tile = model.config.sampling.tile
+    tile = model.tile
     mapped = generate.over_devices(program(model, options))
     key = jax.random.fold_in(jax.random.key(options.seed), 2**32 - 2)  # an index that no sample has
     found = resumed(part, blank(model, options, n), tile)

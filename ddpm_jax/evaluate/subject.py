@@ -48,7 +48,7 @@ class Subject(NamedTuple):
                 "python": platform.python_version(),
             },
             "machine": {"platform": device.platform, "kind": device.device_kind, "devices": jax.device_count()},
-            "tile": self.model.config.sampling.tile,
+            "tile": self.model.tile,
         }
 
     def weights(self) -> protocol.Protocol:

@@ -37,9 +37,9 @@ class Edit(NamedTuple):
     record: dict[str, Any]
 
     @property
-    def config(self):
+    def tile(self) -> int:
         """The model's."""
-        return self.model.config
+        return self.model.tile
 
     def draw(self, *, seed: int, start: int, num: int, batch: int | None = None) -> Iterator[generate.Drawn]:
         """As `Model.draw`."""

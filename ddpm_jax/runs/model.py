@@ -50,6 +50,7 @@ class Model:
         levels: of the data, or their `data.Range`.
         dtype: of the data.
         format: what the data came as, see `data.Images`; "" also if the checkpoint does not say.
+        tile: images per device and network call: the config's, or where that leaves it open, what suits the device.
         label_names: of the labels that the network is told; () if there are none.
         origin: what is said of where the weights came from, if they were converted; else None.
         asked: which images are drawn; those of nothing in particular, unless it was made by `asking`.
@@ -81,9 +82,8 @@ class Model:
 
     def _take(self, config: configs.Config, sampling: dict[str, Any], asked: Asked) -> None:
         resolved = dataclasses.asdict(config.sampling) | sampling
-        config = dataclasses.replace(config, sampling=configs.from_dict(resolved, configs.Sampling))
-        tile = objects.tile(config, self.shape, jax.local_devices()[0].platform)
-        self.config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, tile=tile))
+        self.config = dataclasses.replace(config, sampling=configs.from_dict(resolved, configs.Sampling))
+        self.tile = objects.tile(self.config, self.shape, jax.local_devices()[0].platform)
         configs.check_trained(self.config)
         self.times, self.asked = objects.times(self.config), asked
         analytic = self.config.sampling.sampler == "analytic"
@@ -159,7 +159,7 @@ class Model:
         if kind not in self._programs:
             self._programs[kind] = generate.over_devices(generate.program(chain, self.shape, keep))
         return generate.draw(
-            self._programs[kind], inputs, seed=seed, start=start, num=num, tile=c.tile, batch=batch,
+            self._programs[kind], inputs, seed=seed, start=start, num=num, tile=self.tile, batch=batch,
             said=functools.partial(self.asked.rows, self.config, self.shape),
         )  # fmt: skip
 
@@ -205,7 +205,7 @@ class Model:
             "fingerprint": self.fingerprint,
             "step": self.step,
             "weights": self.weights,
-            "sampling": dataclasses.asdict(self.config.sampling),
+            "sampling": dataclasses.asdict(self.config.sampling) | {"tile": self.tile},
             "asked": self.asked.record(),
             **({"x0_errors": self.errors_hash} if self.errors_hash else {}),
             "times": self.times.tolist(),
