@@ -45,7 +45,8 @@ def _moments(parts, groups: int):
     nothing.  So a part that has been normalised elsewhere too, as what the way up takes from the way down, is measured
     once: the compiler sees the same sums twice.
     """
-    return _together(*map(_along, zip(*map(_own, parts), strict=True)), groups)
+    own_mean, own_var = (_along(each) for each in zip(*map(_own, parts), strict=True))
+    return _together(own_mean, own_var, groups)
 
 
 MOST = 1e4
