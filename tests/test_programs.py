@@ -143,7 +143,7 @@ def test_the_log_witnesses_which_images_were_seen(straight):
 def test_the_step_is_compiled_once(straight):
     """What JAX logs of a run of sixty steps: of what is pmapped, the step and the tile of images, once each."""
     pmapped = [line for line in straight[1].stderr.splitlines() if "Compiling" in line and "Mesh('" in line]
-    assert sum("Mesh('batch'" in line and "int32[1,16]" in line for line in pmapped) == 1, pmapped
+    assert sum("Mesh('batch'" in line and "int32[1,1,16]" in line for line in pmapped) == 1, pmapped
     assert sum("Mesh('tiles'" in line for line in pmapped) == 1, pmapped
 
 
