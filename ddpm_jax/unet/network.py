@@ -8,12 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.unet.attention import AttentionBlock, CrossAttention
 from ddpm_jax.unet.checks import check_arguments, check_conditions, check_options
 from ddpm_jax.unet.conventions import AttentionBy, Conventions, ResampleBy, TimeJoins
 from ddpm_jax.unet.layers import (
     NEAR_ZERO,
-    AttentionBlock,
-    CrossAttention,
     Downsample,
     LabelEmbedding,
     PooledContext,

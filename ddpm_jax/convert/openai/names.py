@@ -8,7 +8,7 @@ import numpy as np
 from ddpm_jax.config import Net
 from ddpm_jax.convert.rules import Path, Rule, flatten, from_torch, pointwise
 from ddpm_jax.unet import OPENAI
-from ddpm_jax.unet.layers import head_count
+from ddpm_jax.unet.attention import head_count
 
 Order = Literal["legacy", "new"]
 """How queries, keys and values of several heads lie in one tensor: those of the first head, then of the next ("legacy":
