@@ -1,12 +1,16 @@
 """Checkpoints come back bit for bit, or say what is wrong with them."""
 
+import concurrent.futures
+import itertools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from typing import Any, NamedTuple
@@ -287,6 +291,53 @@ def test_a_reader_sees_what_is_written_meanwhile(two):
         writer.save(3, STATE, {})
         writer.wait()
         assert reader.latest() == 3 and same_bits(reader.restore(TARGET).tree, STATE)
+
+
+def test_a_step_removed_while_it_is_read_gives_way_to_the_newest(two, monkeypatch):
+    """A trainer that keeps one step saves the next while a reader is at it."""
+    record, last = Checkpoints._record, 4
+    with Checkpoints(two, keep=1) as writer, Checkpoints(two, read_only=True) as reader:
+
+        def removed_meanwhile(self, step):
+            if (newest := writer.latest()) < last:
+                writer.save(newest + 1, STATE, {})
+                writer.wait()
+            return record(self, step)
+
+        monkeypatch.setattr(Checkpoints, "_record", removed_meanwhile)
+        assert reader.restore(TARGET).step == 4
+        last = 5
+        with pytest.raises(FileNotFoundError, match=r"checkpoint 4 in .* was removed while it was read; without a step"):
+            reader.meta(4)
+        last = 100
+        with pytest.raises(FileNotFoundError, match="was removed 20 times while it was read"):
+            reader.meta()
+
+
+def test_a_reader_lists_steps_that_come_and_go(two):
+    """As a fast trainer makes and removes them: between seeing a step and looking at it, it may be gone."""
+    stop = threading.Event()
+
+    def churn():
+        for step in itertools.count(3):
+            if stop.is_set():
+                return
+            shutil.copytree(two / "2", two / "copy")
+            (two / "copy").rename(two / str(step))
+            if step > 3:
+                shutil.rmtree(two / str(step - 1))
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        churning = pool.submit(churn)
+        try:
+            with Checkpoints(two, read_only=True) as reader:
+                for _ in range(200):
+                    assert {1, 2} <= set(reader.steps())
+            for _ in range(20):
+                Checkpoints(two, read_only=True).close()
+        finally:
+            stop.set()
+        churning.result()
 
 
 def test_a_reader_cannot_save(two):

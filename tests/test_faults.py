@@ -23,12 +23,14 @@ def test_a_second_trainer_is_refused_until_the_first_is_gone(home):
     workdir = home / "two"
     args = ("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps")
     first = start(*args, 100_000)
-    wait_for(lambda: (workdir / "checkpoints" / "10").is_dir(), first)
-    refused = run(*args, 100_000, status=2, env=QUICK)
-    assert f"{workdir} is in use by process {first.pid} on " in refused.stderr
-    run("sample.py", workdir, "--num", 1, "--devices", 1, "--out", home / "meanwhile", env=QUICK)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
+    try:
+        wait_for(lambda: (workdir / "checkpoints" / "10").is_dir(), first)
+        refused = run(*args, 100_000, status=2, env=QUICK)
+        assert f"{workdir} is in use by process {first.pid} on " in refused.stderr
+        run("sample.py", workdir, "--num", 1, "--devices", 1, "--out", home / "meanwhile", env=QUICK)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
     steps = saved_steps(workdir)[-1]
     assert f"continued from step {steps}" in run(*args, steps + 1, env=QUICK).stdout
 

@@ -26,6 +26,7 @@ from ddpm_jax.checkpoint.records import fingerprint
 __all__ = ["CheckpointError", "CheckpointWarning", "Checkpoints", "Restored", "fingerprint"]
 
 _T = TypeVar("_T")
+_TRIES = 20
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 
 
@@ -35,6 +36,10 @@ class CheckpointError(ValueError):
 
 class CheckpointWarning(UserWarning):
     """The newest checkpoint cannot be read, and an older one was taken."""
+
+
+class _Removed(Exception):
+    """A trainer that keeps only so many steps has removed one while it was read."""
 
 
 class Restored(NamedTuple):
@@ -55,7 +60,7 @@ class Checkpoints:
     """The checkpoints in a folder; a context manager, which waits for the last save when it is left.
 
     With several processes, all of them make one and call the same methods.  At most one program may have it open for
-    writing; any number may read.
+    writing; any number may read meanwhile, and where a step is removed while it is read, the newest is read instead.
 
     Args:
         folder: where the folders of the steps lie; made if need be.
@@ -78,7 +83,7 @@ class Checkpoints:
         self.read_only = read_only
         if read_only and not self.folder.is_dir():
             raise FileNotFoundError(f"there is no folder of checkpoints {self.folder}")
-        self._manager = _manager(self.folder, keep, keep_every, read_only)
+        self._manager = self._listed(lambda: _manager(self.folder, keep, keep_every, read_only))
         if read_only and not self.steps():
             self._manager.close()
             raise FileNotFoundError(f"{self.folder} holds no checkpoint")
@@ -97,7 +102,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps whose checkpoints are complete on the disk, in rising order; waits for a save under way."""
         self.wait()
-        self._manager.reload()
+        self._listed(self._manager.reload)
         return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
@@ -143,7 +148,7 @@ class Checkpoints:
         """What was saved with a step (None: the newest one that can be read), without reading any array.
 
         Raises:
-            FileNotFoundError: if there is no such step.
+            FileNotFoundError: if there is no such step, or it is removed while it is read.
             CheckpointError: if it cannot be read.
         """
         return self._read(step, lambda step: records.public(self._record(step)))
@@ -159,7 +164,7 @@ class Checkpoints:
             step: which one; None is the newest that can be read.
 
         Raises:
-            FileNotFoundError: if there is no such step.
+            FileNotFoundError: if there is no such step, or it is removed while it is read.
             CheckpointError: if it, or without a step every one, cannot be read.
             ValueError: if structure, shapes or dtypes differ from the target's; older steps are not tried.
         """
@@ -233,8 +238,26 @@ class Checkpoints:
         said = [os.strerror(number) for number in _DISK if os.strerror(number) in text]
         return OSError(f"saving to {self.folder} failed: {said[0] if said else _first_line(error)}")
 
+    def _listed(self, look: Callable[[], _T]) -> _T:
+        """look(), which goes through the folder; for a reader once more if a step that it has seen is removed."""
+        for _ in range(_TRIES if self.read_only else 0):
+            try:
+                return look()
+            except FileNotFoundError:
+                continue
+        return look()
+
     def _read(self, step: int | None, read: Callable[[int], _T], set_aside: bool = False) -> _T:
         """read(step), or read of the newest step for which it raises no CheckpointError."""
+        for _ in range(_TRIES):
+            try:
+                return self._read_once(step, read, set_aside)
+            except _Removed as removed:
+                if step is not None:
+                    raise FileNotFoundError(f"{removed}; without a step the newest is read") from removed
+        raise FileNotFoundError(f"the newest checkpoint in {self.folder} was removed {_TRIES} times while it was read")
+
+    def _read_once(self, step: int | None, read: Callable[[int], _T], set_aside: bool) -> _T:
         steps = self.steps()
         if not steps:
             raise FileNotFoundError(f"{self.folder} holds no checkpoint")
@@ -243,17 +266,19 @@ class Checkpoints:
                 raise FileNotFoundError(
                     f"{self.folder} holds no checkpoint {step}; it holds {', '.join(map(str, steps))}"
                 )
-            return read(step)
+            steps = [step]
         unreadable: dict[int, CheckpointError] = {}
-        for step in reversed(steps):
+        for each in reversed(steps):
             try:
-                result = read(step)
+                result = read(each)
             except CheckpointError as error:
-                unreadable[step] = error
+                if self.read_only and not (self.folder / str(each)).exists():
+                    raise _Removed(f"checkpoint {each} in {self.folder} was removed while it was read") from error
+                unreadable[each] = error
                 continue
             for other, error in unreadable.items():
                 aside = f" (renamed to {self._set_aside(other)})" if set_aside else ""
-                warnings.warn(f"{error}; step {step} is taken instead{aside}", CheckpointWarning, stacklevel=3)
+                warnings.warn(f"{error}; step {each} is taken instead{aside}", CheckpointWarning, stacklevel=4)
             return result
         raise CheckpointError("; ".join(map(str, unreadable.values())))
 
