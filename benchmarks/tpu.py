@@ -68,8 +68,9 @@ def table(kept: dict[str, dict[str, Any]]):
                 total = sum(found["cycles"].values())
                 kinds = ("convolutions", "matrix products", "sums", "copies", "the rest")
                 shares = " | ".join(f"{found['cycles'].get(kind, 0) / total:.0%}" for kind in kinds)
-                yield (f"| {' '.join(row.split('@'))} | {name} ({found['commit']}) | {1000 * found['seconds']:.2f} | "
-                       f"{found['utilisation']:.0%} | {shares} |")  # fmt: skip
+                known = found["seconds"] is not None  # the clock
+                time = f"{1000 * found['seconds']:.2f} | {found['utilisation']:.0%}" if known else "- | -"
+                yield f"| {' '.join(row.split('@'))} | {name} ({found['commit']}) | {time} | {shares} |"
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def from_diffusers(chosen: FromDiffusers) -> None:
     """
     found = diffusers.source(pathlib.Path(chosen.path))
     network, chain = found.network, found.chain
-    sampling = _fewer_at_a_time(chain.sampling, network.shape)
+    sampling = _fewer_shown(chain.sampling, network.shape)
     config = configs.Config(
         data=configs.Data(UNKNOWN), schedule=chain.schedule, net=network.net, loss=chain.loss, sampling=sampling
     )
@@ -164,7 +164,7 @@ def from_openai(chosen: FromOpenAI) -> None:
     config = chosen.unsaid.applied(
         dataclasses.replace(model.config, data=configs.Data(UNKNOWN, model.config.data.flip))
     )
-    config = dataclasses.replace(config, sampling=_fewer_at_a_time(config.sampling, model.shape))
+    config = dataclasses.replace(config, sampling=_fewer_shown(config.sampling, model.shape))
     tensors = files.read(path)
     origin = folder.origin("openai", [path], tensors, **said)
     image = chosen.unsaid.image(config, model.shape)
@@ -216,7 +216,7 @@ def to_plain(chosen: ToPlain) -> None:
     print(f"written   {chosen.out}: weights.safetensors, schedule.safetensors, config.json, model.json")
 
 
-def _fewer_at_a_time(sampling: configs.Sampling, shape: Sequence[int]) -> configs.Sampling:
+def _fewer_shown(sampling: configs.Sampling, shape: Sequence[int]) -> configs.Sampling:
     """The same, but for how many images of this shape training draws if they are large."""
     return dataclasses.replace(sampling, num=16) if math.prod(shape) > SMALL else sampling
 

@@ -102,7 +102,7 @@ def train_step(config: configs.Config, images: data.Images, devices: Sequence[An
         pixels = data.Rows(jax.ShapeDtypeStruct((len(images.train), math.prod(one)), dtype), one)
     several = len({device.process_index for device in devices}) > 1
     word, bad = jax.ShapeDtypeStruct(places.shape[:1], jnp.float32) if several else None, jnp.int32(0)
-    # `training` asks for the default back end when it decides whether micro-batches are a loop: answer for the devices
+    # what decides whether micro-batches and steps are loops asks for the default back end: answer for the devices
     with mock.patch.object(jax, "default_backend", lambda: devices[0].platform):
         rows = _rows(runs.Said(config, images).rows(np.zeros(1, int)), places.shape)
         return step.lower(_key(), state(config, images)[1], bad, pixels, places, rows, word)

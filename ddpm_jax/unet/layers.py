@@ -1,7 +1,6 @@
 """What the U-Net is made of: the time's embedding, dropout by image, changes of size, residual blocks."""
 
 import functools
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.unet.conventions import Padding, TimeJoins
-from ddpm_jax.unet.norm import GroupNorm
+from ddpm_jax.unet.norm import GroupNorm, ends
 
 NEAR_ZERO = 1e-10
 """Scale of the initial variance where a branch should start as nothing (the original's TF refused an exact 0)."""
@@ -164,9 +163,9 @@ def doubled_in_one(x, kernel) -> jax.Array:
     """
     axes = spatial(x)
     for axis in range(axes):
-        ends = [[(0, 0)] * kernel.ndim for _ in range(2)]
-        ends[0][axis], ends[1][axis] = (0, 1), (1, 0)
-        kernel = jnp.pad(kernel, ends[0]) + jnp.pad(kernel, ends[1])
+        before, after = ([(0, 0)] * kernel.ndim for _ in range(2))
+        before[axis], after[axis] = (1, 0), (0, 1)
+        kernel = jnp.pad(kernel, after) + jnp.pad(kernel, before)
     return jax.lax.conv_general_dilated(
         x, kernel.astype(x.dtype), (1,) * axes, [(2, 2)] * axes, lhs_dilation=(2,) * axes,
         dimension_numbers=_numbers(axes),
@@ -238,11 +237,11 @@ class Shortcut(nn.Module):
     @nn.compact
     def __call__(self, parts):
         """A tuple of [..., C_i] -> [..., features]."""
-        widths = [part.shape[-1] for part in parts]
-        kernel = self.param("kernel", _init(), (sum(widths), self.features), jnp.float32)
+        channels = sum(part.shape[-1] for part in parts)
+        kernel = self.param("kernel", _init(), (channels, self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
-        kernels = jnp.split(kernel, list(itertools.accumulate(widths))[:-1])
+        kernels = jnp.split(kernel, ends(parts))
         return sum(part.astype(self.dtype) @ of for part, of in zip(parts, kernels, strict=True)) + bias
 
 

@@ -89,10 +89,14 @@ def _standard(parts, groups: int, eps: float):
     return mean, jax.lax.rsqrt(var + eps)
 
 
+def ends(parts) -> list[int]:
+    """Where arrays [..., C_i] end that lie one after the other along C, all but the last."""
+    return list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
+
+
 def _each(parts, *of_channels):
     """Each part in float32 or wider, with its share of arrays [B, C] or [C], which are to broadcast to it."""
-    ends = list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
-    cut = [jnp.split(each, ends, axis=-1) for each in of_channels]
+    cut = [jnp.split(each, ends(parts), axis=-1) for each in of_channels]
     for part, *its in zip(parts, *cut, strict=True):
         inner = tuple(range(1, part.ndim - 1))
         yield _wide(part), *(each if each.ndim == 1 else jnp.expand_dims(each, inner) for each in its)
@@ -114,9 +118,8 @@ def _group_norm_backward(groups, eps, swish, dtype, saved, dy):
     """One pass over x and dy for the sums, one to write dx; y is computed again rather than kept."""
     parts, mean, inverse, scale, bias = saved
     inner = tuple(range(1, dy.ndim - 1))
-    dys = jnp.split(dy, list(itertools.accumulate(part.shape[-1] for part in parts))[:-1], axis=-1)
+    dys = [part.astype(mean.dtype) for part in jnp.split(dy, ends(parts), axis=-1)]
     units = [(x - m) * i for x, m, i in _each(parts, mean, inverse)]
-    dys = [dy.astype(mean.dtype) for dy in dys]
     if swish:
         ys = [unit * s + b for unit, s, b in _each(units, scale, bias)]
         gates = [jax.nn.sigmoid(y) for y in ys]
