@@ -1,4 +1,4 @@
-"""What the U-Net is made of: the time's embedding, dropout by image, changes of size, residual blocks."""
+"""What the U-Net is made of beside convolutions: the time's embedding, dropout by image, changes of size, blocks."""
 
 import functools
 import math
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.unet.conventions import Padding, TimeJoins
+from ddpm_jax.unet.convolution import Conv, DoublingConv, doubled, init, spatial
 from ddpm_jax.unet.norm import GroupNorm, ends
 
 NEAR_ZERO = 1e-10
@@ -41,27 +42,9 @@ def timestep_embedding(t, dim: int, *, cos_first: bool = False, shift: int = 1) 
     return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, dim % 2)))
 
 
-def _init(scale: float = 1.0):
-    return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
-
-
-def conv(
-    features: int, axes: int, *, name: str, dtype, stride: int = 1, scale: float = 1.0, padding: Padding = "end"
-) -> nn.Conv:
-    """A convolution of 3 along each of `axes` spatial axes, [B, H, W, C] -> [B, H/stride, W/stride, features]."""
-    # SAME pads an even size for stride 2 at the bottom and the right alone, as TF does; PyTorch's padding=1 does not.
-    zeros = "SAME" if padding == "end" else [(1, 1)] * axes
-    return nn.Conv(features, (3,) * axes, stride, padding=zeros, kernel_init=_init(scale), dtype=dtype, name=name)
-
-
-def spatial(x) -> int:
-    """How many spatial axes x [B, ..., C] has: 2 for images, 3 for volumes."""
-    return x.ndim - 2
-
-
 def dense(features: int, *, name: str, dtype, scale: float = 1.0) -> nn.Dense:
     """The same linear map at every pixel, [..., C] -> [..., features]."""
-    return nn.Dense(features, kernel_init=_init(scale), dtype=dtype, name=name)
+    return nn.Dense(features, kernel_init=init(scale), dtype=dtype, name=name)
 
 
 def dropout(x, keys, rate: float, place: int) -> jax.Array:
@@ -96,14 +79,6 @@ def halved(x) -> jax.Array:
     return nn.avg_pool(x, twos, twos, "SAME", count_include_pad=False)
 
 
-def doubled(x) -> jax.Array:
-    """[B, H, W, C] -> [B, 2H, 2W, C]: every pixel twice along each axis, of any spatial axes."""
-    (b, *sides, c), axes = x.shape, spatial(x)
-    pairs = (n for side in sides for n in (side, 2))
-    x = jnp.broadcast_to(jnp.expand_dims(x, range(2, 2 * axes + 1, 2)), (b, *pairs, c))
-    return x.reshape(b, *(2 * side for side in sides), c)
-
-
 class Downsample(nn.Module):
     """Half the size, by a convolution of stride 2 or, without it, by the mean of each 2x2 square (2x2x2 cube)."""
 
@@ -116,7 +91,7 @@ class Downsample(nn.Module):
         """[B, H, W, C] -> [B, H/2, W/2, C], for H and W even; likewise of one or three spatial axes."""
         if not self.with_conv:
             return halved(x)
-        return conv(x.shape[-1], spatial(x), stride=2, name="conv", dtype=self.dtype, padding=self.padding)(x)
+        return Conv(x.shape[-1], stride=2, padding=self.padding, dtype=self.dtype, name="conv")(x)
 
 
 class Upsample(nn.Module):
@@ -129,53 +104,6 @@ class Upsample(nn.Module):
     def __call__(self, x):
         """[B, H, W, C] -> [B, 2H, 2W, C], likewise of one or three spatial axes."""
         return DoublingConv(x.shape[-1], self.dtype, name="conv")(x) if self.with_conv else doubled(x)
-
-
-class DoublingConv(nn.Module):
-    """`doubled`, then a convolution of 3, as one where that is faster."""
-
-    features: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        """[B, H, W, C] -> [B, 2H, 2W, features], likewise of one or three spatial axes."""
-        axes = spatial(x)
-        kernel = self.param("kernel", _init(), (3,) * axes + (x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        # on a TPU alone: a CPU multiplies with the zeros, and of GPUs nothing is known
-        out = jax.lax.platform_dependent(x.astype(self.dtype), kernel, tpu=doubled_in_one, default=doubled_in_two)
-        return out + bias.astype(self.dtype)
-
-
-def doubled_in_two(x, kernel) -> jax.Array:
-    """`doubled` x [B, H, W, C], then the convolution with a kernel [3, 3, C, D], in x's dtype."""
-    return jax.lax.conv_general_dilated(
-        doubled(x), kernel.astype(x.dtype), (1,) * spatial(x), "SAME", dimension_numbers=_numbers(spatial(x))
-    )
-
-
-def doubled_in_one(x, kernel) -> jax.Array:
-    """As `doubled_in_two`, with 4/9 of the products (of images): each new pixel sees 2x2 old ones.
-
-    Zeros are put between the pixels, and the kernel is spread: where it would meet a pixel twice, it meets it once and
-    zero once, with the sum of its two numbers.
-    """
-    axes = spatial(x)
-    for axis in range(axes):
-        before, after = ([(0, 0)] * kernel.ndim for _ in range(2))
-        before[axis], after[axis] = (1, 0), (0, 1)
-        kernel = jnp.pad(kernel, after) + jnp.pad(kernel, before)
-    return jax.lax.conv_general_dilated(
-        x, kernel.astype(x.dtype), (1,) * axes, [(2, 2)] * axes, lhs_dilation=(2,) * axes,
-        dimension_numbers=_numbers(axes),
-    )  # fmt: skip
-
-
-def _numbers(axes: int) -> tuple[str, str, str]:
-    """The order of a convolution's axes: images, kernel, result."""
-    sides = "DHW"[-axes:]
-    return f"N{sides}C", f"{sides}IO", f"N{sides}C"
 
 
 class ResnetBlock(nn.Module):
@@ -213,18 +141,18 @@ class ResnetBlock(nn.Module):
         h = norm(name="norm1")(parts)
         if self.resize is not None:
             h, parts = self.resize(h), tuple(map(self.resize, parts))
-        h = conv(c, axes, name="conv1", dtype=dtype)(h)
+        h = Conv(c, dtype=dtype, name="conv1")(h)
         if self.time_joins == "add":
             h = h + jnp.expand_dims(dense(c, name="temb_proj", dtype=dtype)(nn.swish(temb)), range(1, axes + 1))
             h = norm(name="norm2")(h)
         else:
             h = norm(name="norm2")(h, dense(2 * c, name="temb_proj", dtype=dtype)(nn.swish(temb)))
         h = dropout(h, dropout_keys, self.dropout, self.place)
-        h = conv(c, axes, scale=NEAR_ZERO, name="conv2", dtype=dtype)(h)
+        h = Conv(c, scale=NEAR_ZERO, dtype=dtype, name="conv2")(h)
         if sum(part.shape[-1] for part in parts) == c:
             return jnp.concatenate(parts, axis=-1) + h
         if self.conv_shortcut:
-            return conv(c, axes, name="conv_shortcut", dtype=dtype)(jnp.concatenate(parts, axis=-1)) + h
+            return Conv(c, dtype=dtype, name="conv_shortcut")(jnp.concatenate(parts, axis=-1)) + h
         return Shortcut(c, dtype, name="nin_shortcut")(parts) + h
 
 
@@ -238,7 +166,7 @@ class Shortcut(nn.Module):
     def __call__(self, parts):
         """A tuple of [..., C_i] -> [..., features]."""
         channels = sum(part.shape[-1] for part in parts)
-        kernel = self.param("kernel", _init(), (channels, self.features), jnp.float32)
+        kernel = self.param("kernel", init(), (channels, self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
         kernels = jnp.split(kernel, ends(parts))

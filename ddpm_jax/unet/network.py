@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ddpm_jax.unet.attention import AttentionBlock, CrossAttention
 from ddpm_jax.unet.checks import check_arguments, check_conditions, check_options
 from ddpm_jax.unet.conventions import AttentionBy, Conventions, ResampleBy, TimeJoins
+from ddpm_jax.unet.convolution import Conv, doubled
 from ddpm_jax.unet.layers import (
     NEAR_ZERO,
     Downsample,
@@ -19,10 +20,7 @@ from ddpm_jax.unet.layers import (
     ResnetBlock,
     TimeEmbedding,
     Upsample,
-    conv,
-    doubled,
     halved,
-    spatial,
 )
 from ddpm_jax.unet.norm import GroupNorm
 
@@ -185,11 +183,11 @@ class UNet(nn.Module):
         if tokens is not None:
             temb = temb + PooledContext(temb.shape[-1], wide, name="pooled")(*tokens)
 
-        sides, axes = x.shape[1:-1], spatial(x)
+        sides = x.shape[1:-1]
         seen = x if image is None else jnp.concatenate([x, image.astype(x.dtype)], axis=-1)
         h = jnp.pad(seen, ((0, 0), *((0, -size % 2 ** (levels - 1)) for size in sides), (0, 0)))
         attends = _attends(self, min(h.shape[1:-1]))
-        skips = [conv(self.channels, axes, name="conv_in", dtype=self.dtype)(h)]
+        skips = [Conv(self.channels, dtype=self.dtype, name="conv_in")(h)]
         sized, attention, cross = _layers(self)
         cross = None if tokens is None else cross
 
@@ -207,7 +205,7 @@ class UNet(nn.Module):
             skips = skips[: -self.blocks - 1]
 
         h = GroupNorm(swish=True, dtype=wide, groups=self.groups, eps=self.conventions.eps, name="norm_out")(h)
-        h = conv(self.out_channels, axes, scale=NEAR_ZERO, name="conv_out", dtype=wide)(h)
+        h = Conv(self.out_channels, scale=NEAR_ZERO, dtype=wide, name="conv_out")(h)
         return h[:, *(slice(side) for side in sides)].astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
