@@ -62,6 +62,17 @@ def test_gradients_are_lax_s_own(shape, stride, padding):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
+def test_a_gradient_may_be_differentiated_either_way():
+    x, kernel, along = random(2, 4, 4, 3), random(3, 3, 3, 4), random(3, 3, 3, 4)
+    with precision("float64"):
+        slope = jax.grad(lambda kernel: jnp.sin(convolved(jnp.asarray(x), kernel)).sum())
+        forward = jax.jvp(slope, (kernel,), (along,))[1]
+        reverse = jax.grad(lambda kernel: jnp.vdot(slope(kernel), along))(kernel)
+        near = (slope(kernel + 1e-5 * along) - slope(kernel - 1e-5 * along)) / 2e-5
+    np.testing.assert_allclose(forward, reverse, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(forward, near, rtol=1e-6, atol=1e-6)
+
+
 def test_only_a_cpu_makes_the_gradient_of_a_kernel_in_pieces():
     """For others, the program is that of lax: one convolution forward, one for each gradient."""
     x, kernel = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((8, *LARGE[1:]), (3, 3, LARGE[-1], 16)))

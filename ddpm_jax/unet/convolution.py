@@ -75,7 +75,7 @@ def convolved(x, kernel, stride: int = 1, padding: Padding = "end") -> jax.Array
     """x [B, H, W, C] by a kernel [3, 3, C, D], both of one dtype -> [B, H/stride, W/stride, D].
 
     On a CPU, the kernel's gradient is a sum over pieces of the batch, up to four times as fast as from all at once.
-    There is no forward derivative (`jax.jvp`).
+    Its gradient may be differentiated again; it has no forward derivative (`jax.jvp`) itself.
     """
     return _convolved(x, kernel, stride, padding)
 
@@ -106,7 +106,7 @@ def _of_kernel(stride, padding, x, kernel, dy):
     def in_pieces(x, dy):
         wide = jnp.promote_types(dy.dtype, jnp.float32)
         pieces = (whole(x[i : i + images], dy[i : i + images]).astype(wide) for i in range(0, len(x), images))
-        return sum(pieces).astype(kernel.dtype)
+        return functools.reduce(jnp.add, pieces).astype(kernel.dtype)
 
     images = max(_AT_ONCE * len(dy) // max(dy.size * dy.dtype.itemsize, 1), -(-len(dy) // _MOST_PIECES), 1)
     if images >= len(dy):
