@@ -243,7 +243,7 @@ class Checkpoints:
         for _ in range(_TRIES if self.read_only else 0):
             try:
                 return look()
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):  # orbax: there, and then not a folder
                 continue
         return look()
 

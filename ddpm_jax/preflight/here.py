@@ -139,10 +139,10 @@ def _growth(work: Callable[[], None], devices: Sequence[Any]) -> tuple[int | Non
 def _return_memory() -> None:
     """Lets glibc give freed memory back to the kernel at once, so that what is resident is what is in use."""
     gc.collect()
-    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
+    trim_threshold, top_pad, mmap_threshold, mmap_max = -1, -2, -3, -4
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
-        for name, value in {mmap_threshold: 2**17, trim_threshold: 2**17, mmap_max: 2**16}.items():
+        for name, value in {mmap_threshold: 2**17, trim_threshold: 2**17, top_pad: 2**17, mmap_max: 2**16}.items():
             library.mallopt(name, value)
         library.malloc_trim(0)
 

@@ -96,7 +96,9 @@ def platform() -> str:
 def keep_memory() -> bool:
     """Lets glibc keep freed memory instead of giving it back to the kernel; False where there is no glibc.
 
-    XLA's large temporaries otherwise go back after every step and are paged in again, zeroed, in the next.
+    XLA's large temporaries otherwise go back after every step and are paged in again, zeroed, in the next.  Each thread
+    keeps an arena of its own: with one for all, the devices' threads wait for each other, the longer the more has been
+    compiled in the process.
     """
     if sys.platform != "linux":
         return False
@@ -106,8 +108,9 @@ def keep_memory() -> bool:
         mallopt = library.mallopt
     except (OSError, AttributeError):
         return False
-    arena_max, mmap_max, trim_threshold = -8, -4, -1
-    settings = {arena_max: 1, mmap_max: 0, trim_threshold: 2**31 - 1}
+    mmap_max, top_pad, trim_threshold = -4, -2, -1
+    # what is free at an arena's end is given back where it is more than the pad, whatever the threshold
+    settings = {mmap_max: 0, top_pad: 2**27, trim_threshold: 2**31 - 1}
     return all([mallopt(name, value) == 1 for name, value in settings.items()])
 
 

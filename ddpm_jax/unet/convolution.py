@@ -70,20 +70,24 @@ def _parameters(layer: Conv | DoublingConv, x, scale: float = 1.0) -> tuple[jax.
     return kernel, layer.param("bias", nn.initializers.zeros, (layer.features,), jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolved(x, kernel, stride: int = 1, padding: Padding = "end") -> jax.Array:
+def convolved(x, kernel, stride: int = 1, padding: Padding = "end") -> Any:
     """x [B, H, W, C] by a kernel [3, 3, C, D], both of one dtype -> [B, H/stride, W/stride, D].
 
     On a CPU, the kernel's gradient is a sum over pieces of the batch, up to four times as fast as from all at once.
     Its gradient may be differentiated again; it has no forward derivative (`jax.jvp`) itself.
     """
-    return _convolved(x, kernel, stride, padding)
+    return _with_gradients(x, kernel, stride, padding)
 
 
 def _convolved(x, kernel, stride, padding):
     axes = spatial(x)
     zeros = "SAME" if padding == "end" else [(1, 1)] * axes
     return jax.lax.conv_general_dilated(x, kernel, (stride,) * axes, zeros, dimension_numbers=_numbers(axes))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _with_gradients(x, kernel, stride, padding):
+    return _convolved(x, kernel, stride, padding)
 
 
 def _forward(x, kernel, stride, padding):
@@ -93,7 +97,8 @@ def _forward(x, kernel, stride, padding):
 def _backward(stride, padding, saved, dy):
     x, kernel = saved
     back = jax.linear_transpose(lambda x: _convolved(x, kernel, stride, padding), x)
-    return *back(dy), _of_kernel(stride, padding, x, kernel, dy)
+    (dx,) = back(dy)
+    return dx, _of_kernel(stride, padding, x, kernel, dy)
 
 
 def _of_kernel(stride, padding, x, kernel, dy):
@@ -114,7 +119,7 @@ def _of_kernel(stride, padding, x, kernel, dy):
     return jax.lax.platform_dependent(x, dy, cpu=in_pieces, default=whole)
 
 
-convolved.defvjp(_forward, _backward)
+_with_gradients.defvjp(_forward, _backward)
 
 
 def doubled_in_two(x, kernel) -> jax.Array:
