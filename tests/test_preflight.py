@@ -199,8 +199,13 @@ def test_a_checkpoint_takes_what_is_said_on_the_disk(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def local(tiny):
-    return preflight(tiny, "--devices", 2, "--batch", 8192)
+def programs_said(tmp_path_factory):
+    return tmp_path_factory.mktemp("said") / "programs"
+
+
+@pytest.fixture(scope="module")
+def local(tiny, programs_said):
+    return preflight(tiny, "--devices", 2, "--batch", 8192, "--text", programs_said)
 
 
 @pytest.mark.slow
@@ -232,6 +237,15 @@ def test_the_report_of_a_local_run_is_consistent(local):
         assert beside == pytest.approx(memory["arguments"] - state / 4, rel=0.1)
     assert report["measured"]["steps_per_s"] > 0 and report["measured"]["process"] > report["measured"]["used"]
     assert "1,000 steps take" in shown and "fits" in shown and "does not fit" not in shown
+
+
+@pytest.mark.slow
+def test_the_text_of_each_program_is_kept_where_it_is_asked_for(local, programs_said):
+    assert {path.name for path in programs_said.iterdir()} == {"train.txt", "sampler.txt", "evaluation.txt"}
+    text = {path.stem: path.read_text() for path in programs_said.iterdir()}
+    for name, said in local[0]["programs"].items():
+        reduces = sum(each["count"] for each in said["collectives"])
+        assert (reduces > 0) == ("all-reduce" in text[name]) and "ENTRY" in text[name]
 
 
 # TPUs that are not there

@@ -22,6 +22,7 @@ def spatial(x) -> int:
 
 
 def init(scale: float = 1.0):
+    """Initial kernels: uniform, of the variance scale / the mean of fan-in and fan-out."""
     return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
 
 
