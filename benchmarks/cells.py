@@ -49,8 +49,9 @@ def main(name: str, works: Sequence[str], argv: Sequence[str]) -> None:
         sys.exit(f"{name}: --rounds must be at least 4, for quartiles to mean something, got {args.rounds}")
     if args.peer and "likelihood" in works:
         sys.exit(f"{name}: {', '.join(args.peer)} have no likelihood to compare with: leave --peer out")
+    told = [arg for arg in argv if arg not in ("--python", args.python)]  # where that is means nothing elsewhere
     made = {
-        "commit": alternating.commit(), "command": f"python -m benchmarks.{name} {' '.join(argv)}".strip(),
+        "commit": alternating.commit(), "command": f"python -m benchmarks.{name} {' '.join(told)}".strip(),
         "rounds": args.rounds, "dtype": args.dtype, **alternating.about("jax", "flax", "optax", "numpy"),
     }  # fmt: skip
     path = alternating.RESULTS / f"{name}.json"

@@ -10,6 +10,7 @@ random and in memory.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 import os
@@ -181,7 +182,7 @@ def diffusers(spec: Spec, *, compiled: bool = False) -> dict[str, Work]:
     operations = counted(spec, net, predicted)
     for attention in attentions:
         attention.set_processor(AttnProcessor2_0())
-    return in_torch(spec, net, operations, noise.add_noise, predicted, sampled, compiled=compiled)
+    return in_torch(spec, net, operations, noise.add_noise, predicted, sampled, "diffusers", compiled=compiled)
 
 
 def denoising_diffusion_pytorch(spec: Spec) -> dict[str, Work]:
@@ -215,7 +216,8 @@ def denoising_diffusion_pytorch(spec: Spec) -> dict[str, Work]:
     def add_noise(x, eps, t):
         return model.q_sample(x, t, eps)
 
-    return in_torch(spec, net, counted(spec, net, predicted), add_noise, predicted, sampled)
+    operations = counted(spec, net, predicted)
+    return in_torch(spec, net, operations, add_noise, predicted, sampled, "denoising-diffusion-pytorch")
 
 
 def counted(spec: Spec, net: Any, predicted: Any) -> int:
@@ -230,8 +232,9 @@ def counted(spec: Spec, net: Any, predicted: Any) -> int:
 
 
 def in_torch(
-    spec: Spec, net: Any, operations: int, add_noise: Any, predicted: Any, sampled: Any, *, compiled: bool = False
-):
+    spec: Spec, net: Any, operations: int, add_noise: Any, predicted: Any, sampled: Any, *packages: str,
+    compiled: bool = False,
+):  # fmt: skip
     """The works of a network of PyTorch's.
 
     Args:
@@ -239,6 +242,7 @@ def in_torch(
         add_noise: (x_0, noise, t) -> x_t.
         predicted: (net, x_t, t) -> the noise.
         sampled: (net, x_T) -> x_0.
+        packages: whose versions are told beside PyTorch's.
     """
     import torch
 
@@ -246,7 +250,8 @@ def in_torch(
     torch.manual_seed(0)
     shape = (spec.batch, spec.shape[-1], *spec.shape[:-1])
     net = net.to(memory_format=torch.channels_last)
-    facts = {"parameters": sum(p.numel() for p in net.parameters()), "operations": operations}
+    versions = {package: importlib.metadata.version(package) for package in ("torch", *packages)}
+    facts = {"parameters": sum(p.numel() for p in net.parameters()), "operations": operations, "versions": versions}
     net.train()
     called = torch.compile(net) if compiled else net
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-4, fused=True)
