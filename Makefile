@@ -1,12 +1,13 @@
 # make demo: trains a model of handwritten digits and draws from it, with nothing but Python, make and git.
 # make test: style, types and the whole suite.
+# make results: the tables and figures of docs/results.md, from what has been measured.
 # make drill: a hundred kills of short runs, and whether anything is lost (ten minutes).
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check drill clean
+.PHONY: demo test check results drill clean
 
 demo: $(VENV)/.core
 	$(BIN)/python train.py configs/digits.py --workdir runs/digits
@@ -23,6 +24,9 @@ check: $(VENV)/.dev
 
 drill: $(VENV)/.core
 	$(BIN)/python -m benchmarks.drill
+
+results: $(VENV)/.dev
+	$(BIN)/python -m experiments.page
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -121,10 +121,14 @@ def processor() -> str:
 
 
 def commit(revision: str = "HEAD") -> str:
-    """The name of a commit, with what was changed since if that is the one checked out."""
-    named = ["describe", "--always", "--dirty"] if revision == "HEAD" else ["rev-parse", "--short", revision]
-    root = RESULTS.parents[1]
-    return subprocess.run(["git", *named], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    """The name of a commit, with "-dirty" if code was changed since the one checked out: results and pages are not."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=RESULTS.parents[1], capture_output=True, text=True, check=True).stdout
+
+    name = git("rev-parse", "--short", revision).strip()
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!docs")
+    return f"{name}-dirty" if revision == "HEAD" and changed else name
 
 
 def write(name: str, found: Mapping[str, Any]) -> None:

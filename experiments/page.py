@@ -1,0 +1,156 @@
+"""Makes the tables of docs/results.md and the figures beside it of what docs/results/*.json hold.
+
+    python -m experiments.page
+
+A table stands between a line `<!-- NAME -->` and a line `<!-- end -->`; what is around them is written by hand.
+"""
+
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.evaluate import protocol
+from ddpm_jax.evaluate.plots import Panel, panels
+from experiments.jump import PARTS
+from experiments.run import RESULTS, ROOT, read
+from experiments.tables import TABLES
+
+PAGE = ROOT / "docs" / "results.md"
+DISTANCE, ERROR = "Fréchet distance", "RMSE, 0..255"
+BY_T = "RMSE of x_0 by t, 0..255"
+COLUMNS = {"bits/dim": "bits/dim", "Fréchet distance": "Fréchet distance", "precision": "precision, k=3",
+           "recall": "recall, k=3", "sure": "share with p > 0.9"}  # fmt: skip
+"""Of the tables of runs: their heads, and the names of the numbers."""
+
+AT = (0.1, 0.25, 0.5, 0.75)
+"""Of T: where the tables say the error of x_0."""
+
+
+def main() -> None:
+    made = {name: runs(name) for name in TABLES} | {name: jumps(name) for name in ("jump-digits", "jump-mnist")}
+    page = PAGE.read_text()
+    for name, lines in made.items():
+        if lines:
+            page = filled(page, name, lines)
+    PAGE.write_text(page)
+    for name in TABLES:
+        if name.startswith("targets-") and (found := read(RESULTS / f"{name}.json")):
+            panels(RESULTS / f"{name}.png", targets(found))
+    for name in ("jump-digits", "jump-mnist"):
+        if found := read(RESULTS / f"{name}.json"):
+            panels(RESULTS / f"{name}.png", calls(found))
+
+
+def filled(page: str, name: str, lines: Iterable[str]) -> str:
+    """A page with a table where its marks are.
+
+    Raises:
+        ValueError: if it has no such marks.
+    """
+    marks = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not marks.search(page):
+        raise ValueError(f"the page has no place for {name}: a line <!-- {name} --> and a line <!-- end -->")
+    body = "".join(f"{line}\n" for line in lines)
+    return marks.sub(lambda found: found[1] + body + found[2], page)
+
+
+def mean(values: Sequence[float]) -> tuple[float, float]:
+    """Over seeds, with the standard error of it; nan of one alone."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return statistics.fmean(values), error
+
+
+def runs(name: str) -> list[str]:
+    """The table of a table's runs: a row for each cell that has been measured."""
+    found = read(RESULTS / f"{name}.json")
+    cells = [cell for cell in TABLES[name].cells if cell.name in found]
+    if not cells:
+        return []
+    heads = [*COLUMNS, *(f"RMSE at {part:g} T" for part in AT), "seeds", "commit"]
+    lines = [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    for cell in cells:
+        seeds = list(found[cell.name].values())
+        numbers = [seed["numbers"] for seed in seeds]
+        values = [protocol.said(*mean([each[key][0] for each in numbers])) for key in COLUMNS.values()]
+        values += [protocol.said(*mean([near(each[BY_T], part * cell.T) for each in numbers])) for part in AT]
+        commits = ", ".join(sorted({seed["commit"] for seed in seeds}))
+        lines.append(f"| {cell.name} | {' | '.join(values)} | {len(seeds)} | {commits} |")
+    return lines
+
+
+def near(by_t: Mapping[str, float], t: float) -> float:
+    """The error at the measured time that is nearest to t."""
+    return by_t[min(by_t, key=lambda each: abs(int(each) - t))]
+
+
+def targets(found: Mapping[str, Any]) -> list[Panel]:
+    """The error of x_0 over t as a ratio to the first cell's: of all under a constant weight, and of x_0 under all."""
+    cells = [name for name in found if BY_T in next(iter(found[name].values()))["numbers"]]
+    curves = {name: [by_time(seed["numbers"][BY_T]) for seed in found[name].values()] for name in cells}
+    times = next(iter(curves.values()))[0][0]
+    first = np.mean([values for _, values in next(iter(curves.values()))], axis=0)
+
+    def panel(title: str, names: Sequence[str]) -> Panel:
+        ratios = {name: np.array([values for _, values in curves[name]]) / first for name in names}
+        errors = {n: r.std(0, ddof=1) / len(r) ** 0.5 for n, r in ratios.items() if len(r) > 1}
+        ys = {n: r.mean(0) for n, r in ratios.items()}
+        return Panel(times, ys, "t", f"RMSE of x₀ over that of {cells[0]}", title, errors, yscale="log")
+
+    constant = [name for name in cells if name.endswith(", constant")]
+    weighted = [cells[0], *(name for name in cells if name.startswith("x₀"))]
+    return [panel("under a constant weight", constant), panel("x₀ under every weight", weighted)]
+
+
+def by_time(by_t: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Rising times, and the errors at them."""
+    times = sorted(map(int, by_t))
+    return np.array(times), np.array([by_t[str(t)] for t in times])
+
+
+def jumps(name: str) -> list[str]:
+    """A row for each time that is started from: one jump, then chains of so many calls."""
+    found = read(RESULTS / f"{name}.json")
+    if not found:
+        return []
+    ways = list(dict.fromkeys(key.partition(", ")[2] for key in found if key.startswith("t=")))
+    lines = []
+    for number in (DISTANCE, ERROR):
+        lines += ["", f"| {number} from | {' | '.join(ways)} |", f"|---|{'---|' * len(ways)}"]
+        for start in dict.fromkeys(key.partition(", ")[0] for key in found if key.startswith("t=")):
+            values = [of_seeds(found, f"{start}, {way}", number) for way in ways]
+            said = ["-" if value is None else protocol.said(*value) for value in values]
+            lines.append(f"| {start} | {' | '.join(said)} |")
+    own = of_seeds(found, "held-out images", DISTANCE)
+    return [*lines, "", f"The held-out images themselves: {DISTANCE} {protocol.said(*own)}." if own else "", ""]
+
+
+def of_seeds(found: Mapping[str, Any], row: str, number: str) -> tuple[float, float] | None:
+    """The mean of a number over seeds, and its error; None of a row that is not there."""
+    return mean([seed["numbers"][number] for seed in found[row].values()]) if row in found else None
+
+
+def calls(found: Mapping[str, Any]) -> list[Panel]:
+    """Fréchet distance and error to the image over the calls of chains, a line for each start."""
+    starts = list(dict.fromkeys(key.partition(", ")[0] for key in found if key.startswith("t=")))[: len(PARTS)]
+    row = []
+    for kind, number in (
+        ("ddim", "Fréchet distance"),
+        ("ancestral", "Fréchet distance"),
+        ("ancestral", "RMSE, 0..255"),
+    ):
+        counts = sorted({int(key.split()[-2]) for key in found if f", {kind}, " in key})
+        ys, errors = {}, {}
+        for start in starts:
+            rows = [f"{start}, one jump", *(f"{start}, {kind}, {n} calls" for n in counts)]
+            values = [of_seeds(found, row, number) or (float("nan"), float("nan")) for row in rows]
+            ys[f"from {start}"], errors[f"from {start}"] = zip(*values, strict=True)
+        known = {name: e for name, e in errors.items() if np.isfinite(e).any()}
+        row.append(Panel([1, *counts], ys, "network calls", number, kind, known, xscale="log"))
+    return row
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Trains and measures what tables lack, and keeps it in docs/results/TABLE.json.
+
+    python -m experiments.run targets-digits [--jobs 2] [--minutes 60] [--data npz:FILE]
+
+Each run is `train.py` in a process of its own, then `ddpm_jax.evaluate`; a run that was interrupted goes on where it
+was.  With --jobs as many run beside each other, each on its share of the cores.  After --minutes nothing new is begun.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import tyro
+
+from benchmarks import alternating
+from experiments.tables import TABLES, Cell, Table
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    table: tyro.conf.Positional[str]
+    """Its name."""
+    cells: tuple[str, ...] = ()
+    """Only these of its rows."""
+    seeds: tuple[int, ...] = ()
+    """Only these of its seeds."""
+    jobs: int = 1
+    """Runs beside each other."""
+    minutes: float = float("inf")
+    """After how many minutes nothing new is begun."""
+    data: str | None = None
+    """Where the images are, if not where the config says."""
+    runs: str = "runs/experiments"
+    """The folder for the runs."""
+
+
+class Failed(RuntimeError):
+    """A program ended with an error: what it printed."""
+
+
+def main(argv: list[str]) -> None:
+    args = tyro.cli(Arguments, prog="python -m experiments.run", args=argv)
+    if args.table not in TABLES:
+        sys.exit(f"no table {args.table!r}; known are {', '.join(TABLES)}")
+    table, begun, lock = TABLES[args.table], time.monotonic(), threading.Lock()
+    path = RESULTS / f"{args.table}.json"
+    unknown = sorted(set(args.cells) - {cell.name for cell in table.cells})
+    if unknown:
+        sys.exit(f"no row {unknown[0]!r} in {args.table}; it has {'; '.join(cell.name for cell in table.cells)}")
+
+    def fill(cell: Cell, seed: int) -> None:
+        if time.monotonic() - begun > 60 * args.minutes:
+            return
+        found = elsewhere(table, cell, seed) or row(table, cell, seed, pathlib.Path(args.runs) / args.table, args)
+        with lock:
+            keep(path, cell.name, seed, found)
+        print(f"{cell.name}, seed {seed}: {said(found)}", flush=True)
+
+    kept = read(path)
+    missing = [
+        (cell, seed)
+        for seed in args.seeds or table.seeds
+        for cell in table.cells
+        if (not args.cells or cell.name in args.cells) and str(seed) not in kept.get(cell.name, {})
+    ]
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        for done in [pool.submit(fill, *one) for one in missing]:
+            done.result()
+
+
+def elsewhere(table: Table, cell: Cell, seed: int) -> dict[str, Any] | None:
+    """The same run in another table that has been measured alike."""
+    for name, other in TABLES.items():
+        if (other.config, other.flags, other.measures) == (table.config, table.flags, table.measures):
+            for twin in other.cells:
+                found = read(RESULTS / f"{name}.json").get(twin.name, {}).get(str(seed))
+                if twin.flags == cell.flags and found:
+                    return found
+    return None
+
+
+def row(table: Table, cell: Cell, seed: int, folder: pathlib.Path, args: Arguments) -> dict[str, Any]:
+    """One run, trained and measured: its numbers, and all that they depend on."""
+    run = folder / f"{'_'.join(flag.lstrip('-') for flag in cell.flags) or 'as-configured'}-{seed}"
+    devices = ("--devices", str(max(1, (os.cpu_count() or 1) // args.jobs)))
+    data = ("--data.source", args.data) if args.data else ()
+    chosen = (table.config, "--seed", str(seed), *table.flags, *cell.flags)
+    began = time.monotonic()
+    program("train.py", *chosen, *data, *devices, "--workdir", str(run))
+    taken = time.monotonic() - began
+    numbers: dict[str, Any] = {}
+    measures = {name: fitting(measure, cell.T) for name, measure in table.measures.items()}
+    for name, measure in measures.items():
+        out = run / "measured" / name
+        program("-m", "ddpm_jax.evaluate", str(run), *measure, "--out", str(out), *devices)
+        numbers |= measured(name, out)
+    return {
+        "numbers": numbers, "seconds of training": round(taken, 1), "runs beside each other": args.jobs,
+        "commit": alternating.commit(), **alternating.about("jax", "flax", "optax", "numpy"),
+        "commands": [
+            f"python train.py {shlex.join(chosen)}",
+            *(f"python -m ddpm_jax.evaluate RUN {shlex.join(measure)}" for measure in measures.values()),
+        ],
+    }  # fmt: skip
+
+
+def fitting(measure: tuple[str, ...], T: int) -> tuple[str, ...]:
+    """A measurement with at most T steps."""
+    return tuple(
+        str(min(int(arg), T)) if before == "--steps" else arg
+        for before, arg in zip(("", *measure), measure, strict=False)
+    )
+
+
+def program(*args: str) -> None:
+    """Runs a program of the project; what it prints is kept for the case that it fails.
+
+    Raises:
+        Failed: if it did.
+    """
+    done = subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stdout + done.stderr)[-3000:]
+        raise Failed(f"python {shlex.join(args)} ended with status {done.returncode}:\n{said}")
+
+
+def measured(name: str, out: pathlib.Path) -> dict[str, Any]:
+    """The numbers of an evaluation: name -> value, standard error; of "errors" the RMSE of x_0 over t instead."""
+    (path,) = [path for path in out.glob("*.json") if path.name != "x0_errors.json"]
+    if name == "errors":
+        with np.load(path.with_suffix(".npz")) as found:
+            # the errors ascend from the last call's, at the smallest time above 0
+            times, squared = found["chain"][-2::-1], found["errors"] / len(found["total"])
+        by_t = {str(t): round(127.5 * math.sqrt(e), 4) for t, e in zip(times, squared, strict=True)}
+        return {"RMSE of x_0 by t, 0..255": by_t}
+    return {n["name"]: [n["value"], n["error"]] for n in json.loads(path.read_text())["numbers"]}
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """Rows by cell and seed, as `keep` wrote them; none if there is no file."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def keep(path: pathlib.Path, cell: str, seed: int, found: dict[str, Any]) -> None:
+    """Adds a row to a file."""
+    kept = read(path)
+    kept.setdefault(cell, {})[str(seed)] = found
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    part.replace(path)
+
+
+def said(found: dict[str, Any]) -> str:
+    """A row for a person."""
+    known = {name: value[0] for name, value in found["numbers"].items() if isinstance(value, list)}
+    return ", ".join(f"{name} {value:.4g}" for name, value in known.items() if value is not None)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

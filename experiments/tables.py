@@ -1,0 +1,118 @@
+"""The tables of docs/results.md: which runs they are of, and what is measured of each.
+
+A run is `train.py CONFIG` with a table's flags, a cell's flags and a seed; all cells of a table have the same steps and
+images.  Measurements are commands of `ddpm_jax.evaluate`, the same for every cell.
+"""
+
+from typing import NamedTuple
+
+
+class Cell(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        flags: in which it differs from the others; of rows of several tables that have the same, one is run.
+        T: the steps of its chain, above which no measurement takes steps.
+    """
+
+    name: str
+    flags: tuple[str, ...] = ()
+    T: int = 1000
+
+
+class Table(NamedTuple):
+    """Runs to be compared.
+
+    Attributes:
+        config: of all runs.
+        flags: of all runs.
+        cells: the rows; the first is what the others are held against.
+        measures: name -> a command of `ddpm_jax.evaluate` with its flags.
+        seeds: each cell is run once for each.
+    """
+
+    config: str
+    flags: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    measures: dict[str, tuple[str, ...]]
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+def _targets() -> tuple[Cell, ...]:
+    """What the network predicts, under each weight of the squared error."""
+    weights = {"none": "constant", "truncated_snr": "max(SNR, 1)", "min_snr": "min(SNR, 5)", "snr": "SNR"}
+    named = {"eps": "ε", "x0": "x₀", "v": "v"}
+    return tuple(
+        Cell(
+            f"{named[predicts]}, {said}",
+            (*(("--loss.predicts", predicts) if predicts != "eps" else ()),
+             *(("--loss.weight", weight) if weight != "none" else ())),
+        )
+        for weight, said in weights.items()
+        for predicts in named
+        if (predicts, weight) != ("eps", "snr")  # which is ("eps", "none")
+    )  # fmt: skip
+
+
+def _objectives() -> tuple[Cell, ...]:
+    """The paper's table 2, and the hybrid loss of improved-DDPM."""
+    bound, learned = ("--loss.kind", "variational"), ("--loss.learned-variance",)
+    mean = ("--loss.predicts", "mean")
+    return (
+        Cell("ε, L_simple, fixed variance"),
+        Cell("ε, L, fixed variance", bound),
+        Cell("ε, L, learned variance", (*bound, *learned)),
+        Cell("ε, L_hybrid, learned variance", ("--loss.kind", "hybrid", *learned)),
+        Cell("mean, squared error, fixed variance", mean),
+        Cell("mean, L, fixed variance", (*mean, *bound)),
+        Cell("mean, L, learned variance", (*mean, *bound, *learned)),
+    )
+
+
+def _schedules() -> tuple[Cell, ...]:
+    """Schedules, and chains of other lengths, whose betas are scaled so that as little is left at the end."""
+
+    def linear(T: int) -> Cell:
+        betas = ("--schedule.beta-1", f"{0.1 / T:g}", "--schedule.beta-T", f"{20 / T:g}")
+        return Cell(f"linear, T = {T}", ("--schedule.T", str(T), *betas, "--sampling.steps", str(T)), T)
+
+    return (
+        Cell("linear, T = 1000"), Cell("cosine, T = 1000", ("--schedule.kind", "cosine")),
+        Cell("quad, T = 1000", ("--schedule.kind", "quad")), linear(50), linear(250), linear(4000),
+    )  # fmt: skip
+
+
+def _training() -> tuple[Cell, ...]:
+    return (
+        Cell("as configured"), Cell("times stratified", ("--loss.stratified",)),
+        Cell("average without warm-up", ("--optim.no-ema-warmup",)),
+        *(Cell(f"dropout {rate}", ("--net.dropout", rate)) for rate in ("0", "0.2", "0.3")),
+    )  # fmt: skip
+
+
+def _measures(images: int, samples: int) -> dict[str, tuple[str, ...]]:
+    return {
+        "bound": ("likelihood", "--estimate", "16", "--num", str(images)),
+        "errors": ("likelihood", "--steps", "50", "--num", str(images)),
+        "samples": ("samples", "--num", str(samples), "--steps", "250", "--mix", "0"),
+    }
+
+
+_DIGITS = ("--steps", "1000", "--sample-every", "0", "--save-every", "1000")
+
+
+def _digits(cells: tuple[Cell, ...]) -> Table:
+    return Table("configs/digits.py", _DIGITS, cells, _measures(297, 1000))
+
+
+TABLES = {
+    "targets-digits": _digits(_targets()),
+    "objectives-digits": _digits(_objectives()),
+    "schedules-digits": _digits(_schedules()),
+    "training-digits": _digits(_training()),
+    "targets-mnist": Table(
+        "configs/mnist.py",
+        ("--net.channels", "16", "--net.blocks", "1", "--steps", "2000", "--sample-every", "0", "--save-every", "1000"),
+        _targets(), _measures(500, 1000),
+    ),
+}  # fmt: skip
