@@ -185,8 +185,8 @@ def diffusers(spec: Spec, *, compiled: bool = False) -> dict[str, Work]:
     return in_torch(spec, net, operations, noise.add_noise, predicted, sampled, "diffusers", compiled=compiled)
 
 
-def denoising_diffusion_pytorch(spec: Spec) -> dict[str, Work]:
-    """lucidrains' `Unet` of so many channels that it has about as many parameters: another network."""
+def unet_of_theirs(spec: Spec) -> Any:
+    """denoising-diffusion-pytorch's `Unet`, of so many channels that it has about as many parameters as `spec` says."""
     try:
         import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports]
     except Exception:  # its transforms of files are not used
@@ -194,16 +194,21 @@ def denoising_diffusion_pytorch(spec: Spec) -> dict[str, Work]:
             sys.modules[name] = types.ModuleType(name)
         vision = sys.modules["torchvision"]
         vision.transforms, vision.utils = sys.modules["torchvision.transforms"], sys.modules["torchvision.utils"]  # type: ignore
-    from denoising_diffusion_pytorch import GaussianDiffusion, Unet  # pyright: ignore[reportMissingImports]
+    from denoising_diffusion_pytorch import Unet  # pyright: ignore[reportMissingImports]
 
-    wanted = spec.parameters
     multipliers = tuple(width // spec.unet["block_out_channels"][0] for width in spec.unet["block_out_channels"])
 
     def of(channels: int):
         return Unet(channels, dim_mults=multipliers, channels=spec.shape[-1], flash_attn=False)
 
-    channels = min(range(8, 257, 4), key=lambda n: abs(sum(p.numel() for p in of(n).parameters()) - wanted))
-    net = of(channels)
+    return of(min(range(8, 257, 4), key=lambda n: abs(sum(p.numel() for p in of(n).parameters()) - spec.parameters)))
+
+
+def denoising_diffusion_pytorch(spec: Spec) -> dict[str, Work]:
+    """lucidrains' `Unet`: another network."""
+    net = unet_of_theirs(spec)
+    from denoising_diffusion_pytorch import GaussianDiffusion  # pyright: ignore[reportMissingImports]
+
     model = GaussianDiffusion(net, image_size=spec.shape[0], timesteps=1000, sampling_timesteps=spec.calls,
                               beta_schedule="linear", auto_normalize=False)  # fmt: skip
 

@@ -1,0 +1,218 @@
+"""A trainer of another library: trains until it is told to end (SIGTERM), then shows its network to our evaluation.
+
+    python -m benchmarks.rival NAME SPEC OUT     # NAME is of TRAINERS; SPEC is JSON, see `Spec`
+
+OUT gets samples.npz and bound.json: samples by our sampler and the bound by ours, of their averaged network.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from benchmarks import works
+
+PAUSE = 5.0
+"""Seconds above which a step was not one: the process stood still meanwhile, as others had their turn."""
+
+BATCH = 100
+"""Images at a time, when it is evaluated."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What is to be trained, and how.
+
+    Attributes:
+        network: see `works.Spec`.
+        source: of the images, see `config.Data`.
+        minutes: of training, over which a falling learning rate falls.
+        learning_rate: Adam's.
+        seed: of everything random.
+        samples: how many to draw.
+    """
+
+    network: dict[str, Any]
+    source: str
+    minutes: float
+    learning_rate: float
+    seed: int
+    samples: int
+
+
+class Trained(NamedTuple):
+    """A network of theirs, as it is to be evaluated.
+
+    Attributes:
+        net: its averaged weights, as a module of PyTorch's.
+        predicts: what it gives.
+        betas: [T] of its chain.
+        steps: of its training.
+    """
+
+    net: Any
+    predicts: Any
+    betas: Any
+    steps: int
+
+
+Go = Callable[[], bool]
+"""Whether there is to be another step."""
+
+
+def diffusers(spec: Spec, batches: Callable[[], Any], go: "Clock") -> Trained:
+    """As diffusers' example of unconditional training: AdamW, a rate falling as a cosine, an average that warms up."""
+    import torch
+    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers.training_utils import EMAModel
+
+    net, noise = UNet2DModel.from_config(spec.network["unet"]), DDPMScheduler()
+    net = net.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        net.parameters(), lr=spec.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
+    )
+    average = EMAModel(net.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    step = 0
+    while go():
+        rate = min(1.0, (step + 1) / 500) * 0.5 * (1 + math.cos(math.pi * min(1.0, go.part())))
+        optimizer.param_groups[0]["lr"] = spec.learning_rate * rate
+        x0 = batches()
+        eps, t = torch.randn_like(x0), torch.randint(0, 1000, (len(x0),))
+        loss = torch.nn.functional.mse_loss(net(noise.add_noise(x0, eps, t), t).sample, eps)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        average.step(net.parameters())
+        step += 1
+    average.copy_to(net.parameters())
+    net.eval()
+    return Trained(lambda x, t: net(x, t).sample, "eps", noise.betas.double().numpy(), step)
+
+
+def denoising_diffusion_pytorch(spec: Spec, batches: Callable[[], Any], go: "Clock") -> Trained:
+    """As lucidrains' `Trainer`: Adam at one rate, v under the sigmoid schedule, an average every tenth step."""
+    import torch
+
+    net = works.unet_of_theirs(works.Spec(**spec.network))
+    from denoising_diffusion_pytorch import GaussianDiffusion  # pyright: ignore[reportMissingImports]
+    from ema_pytorch import EMA  # pyright: ignore[reportMissingImports]
+
+    net = net.to(memory_format=torch.channels_last)
+    model = GaussianDiffusion(net, image_size=spec.network["shape"][0], auto_normalize=False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.99))
+    average = EMA(model, beta=0.995, update_every=10)
+    step = 0
+    while go():
+        optimizer.zero_grad()
+        model(batches()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        average.update()
+        step += 1
+    averaged = average.ema_model.eval().model
+    return Trained(averaged, "v", model.betas.double().numpy(), step)
+
+
+TRAINERS = {"diffusers": diffusers, "denoising-diffusion-pytorch": denoising_diffusion_pytorch}
+
+
+class Clock:
+    """Whether to go on, and which part of the time is over; what was spent standing still does not count."""
+
+    def __init__(self, minutes: float):
+        self.seconds, self.spent, self.last, self.stopped = 60 * minutes, 0.0, time.monotonic(), False
+        signal.signal(signal.SIGTERM, self.stop)
+
+    def stop(self, *_: object) -> None:
+        self.stopped = True
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        taken, self.last = now - self.last, now
+        self.spent += taken if taken < PAUSE else 0.0
+        return not self.stopped
+
+    def part(self) -> float:
+        return self.spent / self.seconds
+
+
+def main(name: str, said: str, out: str) -> None:
+    spec = Spec(**json.loads(said))
+    import numpy as np
+    import torch
+
+    from ddpm_jax import data
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(spec.seed)
+    images = data.load(spec.source)
+    pixels = np.asarray(images.train)
+    random = np.random.default_rng(spec.seed)
+
+    def batches():
+        chosen = random.integers(0, len(pixels), spec.network["batch"])
+        x = torch.from_numpy(pixels[chosen].astype(np.float32)) * (2 / (images.levels - 1)) - 1
+        return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+    trained = TRAINERS[name](spec, batches, Clock(spec.minutes))
+    folder = pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluated(trained, spec, images, folder)
+
+
+def evaluated(trained: Trained, spec: Spec, images: Any, folder: pathlib.Path) -> None:
+    """Samples and the bound, by this library's sampler and likelihood: only the network is theirs."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import torch
+
+    from ddpm_jax import data, gaussian, likelihood, samplers, schedules
+
+    torch.set_num_threads(1)  # JAX's threads are there as well, and PyTorch's wait for each other by turning round
+
+    def called(x, t):
+        with torch.inference_mode():
+            said = torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+            found = trained.net(said, torch.from_numpy(np.array(t)).long() - 1)
+        return np.ascontiguousarray(found.permute(0, 2, 3, 1).numpy())
+
+    def net(x, t):
+        return jax.pure_callback(called, jax.ShapeDtypeStruct(x.shape, x.dtype), x, t)
+
+    schedule = schedules.from_betas(trained.betas)
+    denoise = gaussian.denoiser(schedule, net, predicts=trained.predicts)
+    times = samplers.times(len(trained.betas), 250)
+
+    @jax.jit
+    def drawn(keys):
+        sampler = samplers.ancestral(schedule, denoise, mix=0.0)
+        return samplers.sample(keys, sampler, samplers.initial_noise(keys, images.train.shape[1:]), times)
+
+    @jax.jit
+    def bound(keys, x0):
+        decoder = likelihood.discretized(images.levels)
+        found = likelihood.bound_estimate(keys, schedule, denoise, x0, strata=16, mix=1.0, decoder=decoder)
+        return likelihood.bits_per_dim(found.total, x0)
+
+    keys = samplers.image_keys(spec.seed, range(spec.samples))
+    x = np.concatenate([np.asarray(drawn(keys[i : i + BATCH])) for i in range(0, spec.samples, BATCH)])
+    np.savez(folder / "samples.npz", arr_0=data.from_unit(x, images.levels).astype(images.train.dtype))
+    held = data.to_unit(jnp.asarray(np.asarray(images.test)[: spec.samples]), images.levels)
+    keys = samplers.image_keys(spec.seed + 1, range(len(held)))
+    bits = np.concatenate(
+        [np.asarray(bound(keys[i : i + BATCH], held[i : i + BATCH])) for i in range(0, len(held), BATCH)]
+    )
+    found = {"bits/dim": [float(bits.mean()), float(bits.std(ddof=1) / len(bits) ** 0.5)], "steps": trained.steps}
+    (folder / "bound.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

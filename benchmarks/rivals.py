@@ -1,0 +1,162 @@
+"""What comes of the same minutes: this library's training and others', on the same images and machine, taking turns.
+
+    python -m benchmarks.rivals digits --minutes 5 [--seeds 0 1 2] [--python ENVIRONMENT/bin/python]
+
+`train.py` with the config as it is, and diffusers' and denoising-diffusion-pytorch's trainers as their authors have set
+them (`benchmarks.rival`), each at the config's batch, with a network of the same size.  One runs while the others stand
+still; after --slice seconds it is the next one's turn.  Minutes begin with the process: imports and compilation count.
+All are then evaluated alike: the bound on held-out images, and samples by the same sampler against the training images.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any, Literal
+
+import tyro
+
+from benchmarks import alternating, cells
+from experiments.run import measured, program
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RATES = {"diffusers": 1e-4, "denoising-diffusion-pytorch": 1e-4}
+"""Their trainers' own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    cell: tyro.conf.Positional[Literal["digits", "mnist"]]
+    """The configuration."""
+    minutes: float = 5.0
+    """Of each."""
+    slice: float = 20.0
+    """Seconds of a turn."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """All are trained once with each."""
+    samples: int = 1000
+    """To be drawn of each."""
+    learning_rate: float | None = None
+    """Of the others (default: their own)."""
+    source: str | None = None
+    """Where the images are, if not where the config says."""
+    python: str = sys.executable
+    """The interpreter of the environment that the others are installed in."""
+    runs: str = "runs/rivals"
+    """The folder for what is trained."""
+
+
+def main(argv: list[str]) -> None:
+    args = tyro.cli(Arguments, prog="python -m benchmarks.rivals", args=argv)
+    name = args.cell if args.learning_rate is None else f"{args.cell}, their rate {args.learning_rate:g}"
+    path = alternating.RESULTS / "rivals.json"
+    for seed in args.seeds:
+        found = trained(args, seed)
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        cell = kept.setdefault(f"{name}, {args.minutes:g} minutes", {"made": {}, "seeds": {}})
+        cell["made"] = {
+            "commit": alternating.commit(), **alternating.about("jax", "flax", "optax"),
+            "command": f"python -m benchmarks.rivals {args.cell} --minutes {args.minutes:g}",
+        }  # fmt: skip
+        cell["seeds"][str(seed)] = found
+        alternating.write("rivals", kept)
+        for who, numbers in found.items():
+            print(seed, who, {key: value[0] if isinstance(value, list) else value for key, value in numbers.items()})
+    for line in table(json.loads(path.read_text())):
+        print(line)
+
+
+def trained(args: Arguments, seed: int) -> dict[str, Any]:
+    """Numbers of each trainer."""
+    folder = pathlib.Path(args.runs) / f"{args.cell}-{seed}"
+    network = dataclasses.asdict(cells.spec(args.cell, cells.Arguments()))
+    config = cells.CONFIGS / cells.CELLS[args.cell][0]
+    from ddpm_jax import config as configs
+
+    source = args.source or configs.load(config).data.source
+    ours = folder / "ours"
+    never = str(10**6)
+    commands = {
+        "ours": [sys.executable, "train.py", str(config), "--seed", str(seed), "--data.source", source,
+                 "--steps", never, "--sample-every", "0", "--save-every", never, "--workdir", str(ours)],
+    }  # fmt: skip
+    for name, rate in RATES.items():
+        said = {"network": network, "source": source, "minutes": args.minutes, "seed": seed, "samples": args.samples,
+                "learning_rate": args.learning_rate or rate}  # fmt: skip
+        commands[name] = [args.python, "-m", "benchmarks.rival", name, json.dumps(said), str(folder / name)]
+    taking_turns(commands, folder, 60 * args.minutes, args.slice)
+    how = ("--num", str(args.samples))
+    found: dict[str, Any] = {}
+    for name in commands:
+        out = folder / "measured" / name
+        if name == "ours":
+            program("-m", "ddpm_jax.evaluate", str(ours), "likelihood", "--estimate", "16", "--out", str(out / "bound"))
+            numbers = measured("bound", out / "bound")
+            given = ("--steps", "250", "--mix", "0")
+            steps = max(int(path.name) for path in (ours / "checkpoints").iterdir() if path.name.isdigit())
+        else:
+            numbers = json.loads((folder / name / "bound.json").read_text())
+            given, steps = ("--samples", str(folder / name / "samples.npz")), numbers.pop("steps")
+        program("-m", "ddpm_jax.evaluate", str(ours), "samples", *how, *given, "--out", str(out / "samples"))
+        found[name] = {"steps": steps, **numbers, **measured("samples", out / "samples")}
+    return found
+
+
+def taking_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: float, turn: float) -> None:
+    """Runs programs for so many seconds each, one at a time; then lets each end in good order.
+
+    What they print goes to NAME.log in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    running: dict[str, subprocess.Popen] = {}
+    used = dict.fromkeys(commands, 0.0)
+    try:
+        while min(used.values()) < seconds:
+            for name, command in commands.items():
+                begun, last = time.monotonic(), min(turn, seconds - used[name])
+                if name not in running:
+                    with (folder / f"{name}.log").open("w") as log:
+                        running[name] = subprocess.Popen(
+                            command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+                        )
+                else:
+                    os.killpg(running[name].pid, signal.SIGCONT)
+                time.sleep(last)
+                if running[name].poll() is not None:
+                    sys.exit(f"{name} has ended before its time: see {folder / name}.log")
+                os.killpg(running[name].pid, signal.SIGSTOP)
+                used[name] += time.monotonic() - begun
+        for name, process in running.items():
+            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGCONT)
+            if process.wait() not in (0, 4):  # 4: of train.py, that it was interrupted and can go on
+                sys.exit(f"{name} ended with status {process.returncode}: see {folder / name}.log")
+    finally:
+        for process in running.values():
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def table(kept: dict[str, Any]):
+    """Rows to read: means over seeds, with their standard errors."""
+    names = ("steps", "bits/dim", "Fréchet distance", "precision, k=3", "recall, k=3", "share with p > 0.9")
+    yield f"| | | {' | '.join(names)} |"
+    yield f"|---|---|{'---|' * len(names)}"
+    for cell, found in kept.items():
+        for who in next(iter(found["seeds"].values())):
+            said = []
+            for name in names:
+                values = [seed[who][name] for seed in found["seeds"].values()]
+                values = [value[0] if isinstance(value, list) else value for value in values]
+                error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+                said.append(f"{statistics.fmean(values):.4g} ± {error:.2g}")
+            yield f"| {cell} | {who} | {' | '.join(said)} |"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
