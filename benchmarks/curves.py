@@ -79,14 +79,15 @@ def draw(path: pathlib.Path, points: dict[str, Any], tpu: dict[str, Any]) -> Non
         found.append(Panel(values, of, labels[axis], "ms, MB", title, xscale="log", yscale="log"))
     rates: dict[str, dict[int, float]] = {}
     for state in tpu.values():  # of a row, the last state of the code that has it
-        for row, one in state.items():
+        for row, one in ((row, one) for row, one in state.items() if one["seconds"]):
             config, where, batch = row.split("@")
-            line = rates.setdefault(f"{config}, {where.partition(':')[0]}, batch {batch}", {})
+            each = int(batch) // one["devices"]
+            line = rates.setdefault(f"{config}, {where.partition(':')[0]}, {each} images each", {})
             line[one["devices"]] = 1 / one["seconds"]
     chips = sorted({devices for line in rates.values() for devices in line})
     lines = {name: [line.get(n, float("nan")) for n in chips] for name, line in rates.items() if len(line) > 1}
     if lines:
-        found.append(Panel(chips, lines, "TPU chips", "steps per second, estimated", xscale="log", yscale="log"))
+        found.append(Panel(chips, lines, "TPU chips", "steps per second, estimated", xscale="log"))
     panels(path, found)
 
 

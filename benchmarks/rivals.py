@@ -77,8 +77,10 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
     network = dataclasses.asdict(cells.spec(args.cell, cells.Arguments()))
     config = cells.CONFIGS / cells.CELLS[args.cell][0]
     from ddpm_jax import config as configs
+    from ddpm_jax import data
 
     source = args.source or configs.load(config).data.source
+    held = min(args.samples, len(data.load(source).test))
     ours = folder / "ours"
     never = str(10**6)
     commands = {
@@ -95,7 +97,8 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
     for name in commands:
         out = folder / "measured" / name
         if name == "ours":
-            program("-m", "ddpm_jax.evaluate", str(ours), "likelihood", "--estimate", "16", "--out", str(out / "bound"))
+            bound = ("likelihood", "--estimate", "16", "--num", str(held))
+            program("-m", "ddpm_jax.evaluate", str(ours), *bound, "--out", str(out / "bound"))
             numbers = measured("bound", out / "bound")
             given = ("--steps", "250", "--mix", "0")
             steps = max(int(path.name) for path in (ours / "checkpoints").iterdir() if path.name.isdigit())
