@@ -81,6 +81,8 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
 
     source = args.source or configs.load(config).data.source
     held = min(args.samples, len(data.load(source).test))
+    if folder.exists():
+        sys.exit(f"{folder} is there already: remove it, or name another folder with --runs")
     ours = folder / "ours"
     never = str(10**6)
     commands = {
