@@ -1,4 +1,4 @@
-"""What a training step costs: time and memory against batch, resolution and channels; steps per second against devices.
+"""What a training step costs: time and memory against batch, resolution and channels; images per second against chips.
 
     python -m benchmarks.curves [--figure docs/curves.png]
 
@@ -83,11 +83,14 @@ def draw(path: pathlib.Path, points: dict[str, Any], tpu: dict[str, Any]) -> Non
             config, where, batch = row.split("@")
             each = int(batch) // one["devices"]
             line = rates.setdefault(f"{config}, {where.partition(':')[0]}, {each} images each", {})
-            line[one["devices"]] = 1 / one["seconds"]
+            line[one["devices"]] = int(batch) / one["seconds"]
     chips = sorted({devices for line in rates.values() for devices in line})
     lines = {name: [line.get(n, float("nan")) for n in chips] for name, line in rates.items() if len(line) > 1}
     if lines:
-        found.append(Panel(chips, lines, "TPU chips", "steps per second, estimated", xscale="log"))
+        title = next(iter(lines)) if len(lines) == 1 else ""
+        found.append(
+            Panel(chips, lines, "TPU chips", "images per second, estimated", title, xscale="log", yscale="log")
+        )
     panels(path, found)
 
 
