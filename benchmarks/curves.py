@@ -79,7 +79,9 @@ def draw(path: pathlib.Path, points: dict[str, Any], tpu: dict[str, Any]) -> Non
         found.append(Panel(values, of, labels[axis], "ms, MB", title, xscale="log", yscale="log"))
     rates: dict[str, dict[int, float]] = {}
     for state in tpu.values():  # of a row, the last state of the code that has it
-        for row, one in ((row, one) for row, one in state.items() if one["seconds"]):
+        for row, one in state.items():
+            if not one["seconds"]:  # the clock is not published
+                continue
             config, where, batch = row.split("@")
             each = int(batch) // one["devices"]
             line = rates.setdefault(f"{config}, {where.partition(':')[0]}, {each} images each", {})

@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -22,6 +21,8 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks import alternating, cells
+from ddpm_jax.evaluate import protocol
+from experiments.page import mean
 from experiments.run import measured, program
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -158,8 +159,7 @@ def table(kept: dict[str, Any]):
             for name in names:
                 values = [seed[who][name] for seed in found["seeds"].values()]
                 values = [value[0] if isinstance(value, list) else value for value in values]
-                error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-                said.append(f"{statistics.fmean(values):.4g} ± {error:.2g}")
+                said.append(protocol.said(*mean(values)))
             yield f"| {cell} | {who} | {' | '.join(said)} |"
 
 

@@ -10,7 +10,7 @@ Fréchet distance to the training images are kept for each run, one of each seed
 import dataclasses
 import pathlib
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ import tyro
 
 from benchmarks import alternating
 from ddpm_jax import data, edits, generate, process, runs, samplers
-from ddpm_jax.evaluate import subject
+from ddpm_jax.evaluate import likelihood, subject
 from ddpm_jax.metrics import classifier, frechet
 from experiments.run import RESULTS, keep, read
 
@@ -83,11 +83,9 @@ def measured(model: runs.Model, images: data.Images, args: Arguments):
     }  # fmt: skip
     own = frechet.frechet_distance(frechet.moments(judge.features(held)), reference)
     yield "held-out images", {"numbers": {"Fréchet distance": own}, **facts}
-    programs: dict[tuple[str, int], Any] = {}
+    programs = {kind: generate.over_devices(program(model, kind)) for kind in ("ancestral", "ddim")}
     for t, way, kind, n in ways(model.schedule.T, args.calls):
-        if (kind, n) not in programs:
-            programs[kind, n] = generate.over_devices(program(model, kind))
-        x = drawn(model, programs[kind, n], integers, samplers.times(t, n))
+        x = drawn(model, programs[kind], integers, samplers.times(t, n))
         squared = ((x - data.to_unit(integers, model.integer_levels)) ** 2).mean()
         features = judge.features(model.images(x))
         numbers = {
@@ -116,9 +114,7 @@ def drawn(model: runs.Model, mapped: generate.Program, integers: np.ndarray, tim
     """x_0 [n, H, W, C] of all images; what fills the last tiles is left out."""
     devices, key, done = jax.device_count(), jax.random.key(model.config.seed), []
     for first in range(0, len(integers), model.tile * devices):
-        indices = first + np.arange(model.tile * devices, dtype=np.uint32).reshape(devices, model.tile)
-        shown = integers[np.minimum(indices, len(integers) - 1)]
-        x = np.asarray(mapped((model.params, times), key, (indices, shown)))
+        x = np.asarray(mapped((model.params, times), key, likelihood.group(integers, first, model.tile)))
         done.append(x.reshape(-1, *x.shape[2:]))
     return np.concatenate(done)[: len(integers)]
 

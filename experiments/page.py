@@ -21,7 +21,7 @@ from experiments.tables import TABLES
 PAGE = ROOT / "docs" / "results.md"
 DISTANCE, ERROR = "Fréchet distance", "RMSE, 0..255"
 BY_T = "RMSE of x_0 by t, 0..255"
-COLUMNS = {"bits/dim": "bits/dim", "Fréchet distance": "Fréchet distance", "precision": "precision, k=3",
+COLUMNS = {"bits/dim": "bits/dim", DISTANCE: DISTANCE, "precision": "precision, k=3",
            "recall": "recall, k=3", "sure": "share with p > 0.9"}  # fmt: skip
 """Of the tables of runs: their heads, and the names of the numbers."""
 
@@ -136,11 +136,7 @@ def calls(found: Mapping[str, Any]) -> list[Panel]:
     """Fréchet distance and error to the image over the calls of chains, a line for each start."""
     starts = list(dict.fromkeys(key.partition(", ")[0] for key in found if key.startswith("t=")))[: len(PARTS)]
     row = []
-    for kind, number in (
-        ("ddim", "Fréchet distance"),
-        ("ancestral", "Fréchet distance"),
-        ("ancestral", "RMSE, 0..255"),
-    ):
+    for kind, number in (("ddim", DISTANCE), ("ancestral", DISTANCE), ("ancestral", ERROR)):
         counts = sorted({int(key.split()[-2]) for key in found if f", {kind}, " in key})
         ys, errors = {}, {}
         for start in starts:

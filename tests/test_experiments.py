@@ -12,7 +12,7 @@ from experiments import jump, page, run, tables
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def test_cells_differ_and_their_flags_are_those_of_train(capsys):
+def test_cells_differ_and_their_flags_are_those_of_train():
     """Every cell is a config that `train.py` takes, and another one than the others of its table."""
     import tyro
 
