@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 import statistics
@@ -163,7 +162,7 @@ def main() -> None:
     print(f"on the device: {digits['gather'] * 1e3:.4f} ms in and {digits['order'] * 1e3:.4f} ms before a digits step "
           f"of {digits['step'] * 1e3:.1f} ms: {digits['share_of_step']:.2%}; {digits['images_per_s']:,.0f} images/s, "
           f"the step takes {digits['step_images_per_s']:,.0f}", flush=True)  # fmt: skip
-    cores = len(os.sched_getaffinity(0))
+    cores = process.cores()
     with tempfile.TemporaryDirectory() as folder:
         sources = write(pathlib.Path(folder), photographs(IMAGES))
         rates = streamed(sources, args.rounds)

@@ -10,7 +10,6 @@ import concurrent.futures
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import shlex
 import subprocess
@@ -23,6 +22,7 @@ import numpy as np
 import tyro
 
 from benchmarks import alternating
+from ddpm_jax import process
 from experiments.tables import TABLES, Cell, Table
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -95,7 +95,7 @@ def elsewhere(table: Table, cell: Cell, seed: int) -> dict[str, Any] | None:
 def row(table: Table, cell: Cell, seed: int, folder: pathlib.Path, args: Arguments) -> dict[str, Any]:
     """One run, trained and measured: its numbers, and all that they depend on."""
     run = folder / f"{'_'.join(flag.lstrip('-') for flag in cell.flags) or 'as-configured'}-{seed}"
-    devices = ("--devices", str(max(1, (os.cpu_count() or 1) // args.jobs)))
+    devices = ("--devices", str(max(1, process.cores() // args.jobs))) if args.jobs > 1 else ()
     data = ("--data.source", args.data) if args.data else ()
     chosen = (table.config, "--seed", str(seed), *table.flags, *cell.flags)
     began = time.monotonic()

@@ -33,7 +33,7 @@ from ddpm_jax.process.lock import Lock
 
 __all__ = [
     "LOST", "TOO_LARGE", "UNWRITABLE", "Hosts", "Interrupt", "Lock", "agree", "as_one", "check_same",
-    "first", "gathered", "keep_memory", "leave", "platform", "prepare", "share",
+    "cores", "first", "gathered", "keep_memory", "leave", "platform", "prepare", "share",
 ]  # fmt: skip
 
 _MOST_DEVICES = 16  # each holds the whole train state
@@ -142,14 +142,18 @@ class Interrupt:
         os.write(2, b"\nstopping in good order; Ctrl-C again stops at once\n")
 
 
+def cores() -> int:
+    """CPU cores that this process may run on: those of the machine, or as many as it is bound to."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _divide_cpu(devices: int | None) -> None:
     import jax
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     told = _devices_told()
     if told is not None and devices not in (None, told):
         raise ValueError(f"devices = {devices}, but JAX has been told {told} (XLA_FLAGS or jax_num_cpu_devices)")
-    number = told or devices or min(_MOST_DEVICES, 2 ** (cores.bit_length() - 1))
+    number = told or devices or min(_MOST_DEVICES, 2 ** (cores().bit_length() - 1))
     if told is None:
         try:
             jax.config.update("jax_num_cpu_devices", number)
