@@ -4,7 +4,8 @@
 
 Held-out images are noised to x_t.  From there the network says in one call what x_0 is, or a chain goes on to x_0 in
 more calls: ancestral with the variance beta-tilde, which few calls need, or DDIM.  The error to the image and the
-Fréchet distance to the training images are kept for each run, one of each seed, in docs/results/NAME.json.
+Fréchet distance to the training images are kept for each run, one of each seed, in docs/results/NAME.json; the first
+images of the first run, and what became of them, in docs/results/NAME-images.npz.
 """
 
 import dataclasses
@@ -13,11 +14,12 @@ import sys
 from typing import Annotated
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from benchmarks import alternating
-from ddpm_jax import data, edits, generate, process, runs, samplers
+from ddpm_jax import data, edits, gaussian, generate, process, runs, samplers
 from ddpm_jax.evaluate import likelihood, subject
 from ddpm_jax.metrics import classifier, frechet
 from experiments.run import RESULTS, keep, read
@@ -27,6 +29,9 @@ PARTS = (1.0, 0.75, 0.5, 0.25, 0.1)
 
 CALLS = (2, 5, 10, 50, 250, 1000)
 """Of the network, from t on; those above t are left out."""
+
+SHOWN = 6
+"""Images of which pictures are kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +61,12 @@ def main(argv: list[str]) -> None:
         wanted = {f"t={t}, {way}" for t, way, _, _ in ways(model.schedule.T, args.calls)}
         if wanted <= {name for name, seeds in read(path).items() if str(model.config.seed) in seeds}:
             continue
-        for name, row in measured(model, found, args):
+        pictures: dict[str, np.ndarray] = {}
+        for name, row in measured(model, found, args, pictures):
             keep(path, name, model.config.seed, row)
             print(f"{run}, {name}: {row['numbers']}", flush=True)
+        if run == args.run[0]:
+            np.savez_compressed(path.with_name(f"{args.name}-images.npz"), **pictures)  # pyright: ignore
 
 
 def ways(T: int, calls: tuple[int, ...]):
@@ -71,8 +79,8 @@ def ways(T: int, calls: tuple[int, ...]):
                 yield t, f"{kind}, {n} calls", kind, n
 
 
-def measured(model: runs.Model, images: data.Images, args: Arguments):
-    """Rows by name: what became of the images."""
+def measured(model: runs.Model, images: data.Images, args: Arguments, pictures: dict[str, np.ndarray]):
+    """Rows by name: what became of the images.  The first of them are put into `pictures`, by the same names."""
     judge = classifier.load(classifier.for_images(model.shape, model.integer_levels))
     reference = frechet.moments(judge.features(np.asarray(images.train)))
     held = np.asarray(images.test)[: args.num]
@@ -83,11 +91,15 @@ def measured(model: runs.Model, images: data.Images, args: Arguments):
     }  # fmt: skip
     own = frechet.frechet_distance(frechet.moments(judge.features(held)), reference)
     yield "held-out images", {"numbers": {"Fréchet distance": own}, **facts}
+    pictures |= {"levels": np.array(model.integer_levels), "held-out images": held[:SHOWN]}
+    pictures |= {f"t={t}": model.images(x) for t, x in noised(model, held[:SHOWN])}
     programs = {kind: generate.over_devices(program(model, kind)) for kind in ("ancestral", "ddim")}
     for t, way, kind, n in ways(model.schedule.T, args.calls):
         x = drawn(model, programs[kind], integers, samplers.times(t, n))
         squared = ((x - data.to_unit(integers, model.integer_levels)) ** 2).mean()
-        features = judge.features(model.images(x))
+        became = model.images(x)
+        features = judge.features(became)
+        pictures[f"t={t}, {way}"] = became[: len(held)][:SHOWN]
         numbers = {
             "RMSE, 0..255": 127.5 * float(np.sqrt(squared)),
             "Fréchet distance": frechet.frechet_distance(frechet.moments(features), reference),
@@ -108,6 +120,14 @@ def program(model: runs.Model, kind: str) -> generate.Program:
         return samplers.sample(keys, started, samplers.initial_noise(keys, integers.shape[1:]), times)
 
     return tile
+
+
+def noised(model: runs.Model, integers: np.ndarray):
+    """The times that are started from, and x_t [n, H, W, C] of the first images there, with the chains' own noise."""
+    keys = samplers.image_keys(model.config.seed, range(len(integers)))
+    eps, x0 = samplers.initial_noise(keys, integers.shape[1:]), data.to_unit(integers, model.integer_levels)
+    for t in dict.fromkeys(t for t, *_ in ways(model.schedule.T, ())):
+        yield t, np.asarray(gaussian.q_sample(model.schedule, x0, jnp.asarray(t), eps))
 
 
 def drawn(model: runs.Model, mapped: generate.Program, integers: np.ndarray, times: np.ndarray) -> np.ndarray:

@@ -8,15 +8,19 @@ A table stands between a line `<!-- NAME -->` and a line `<!-- end -->`; what is
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddpm_jax.evaluate import protocol
+from ddpm_jax import data
+from ddpm_jax.evaluate import plots, protocol
 from ddpm_jax.evaluate.plots import Panel, panels
 from experiments.jump import PARTS
 from experiments.run import RESULTS, ROOT, read
 from experiments.tables import TABLES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAGE = ROOT / "docs" / "results.md"
 DISTANCE, ERROR = "Fréchet distance", "RMSE, 0..255"
@@ -42,6 +46,9 @@ def main() -> None:
     for name in ("jump-digits", "jump-mnist"):
         if found := read(RESULTS / f"{name}.json"):
             panels(RESULTS / f"{name}.png", calls(found))
+        if (images := RESULTS / f"{name}-images.npz").exists():
+            with np.load(images) as kept:
+                plots.save(images.with_suffix(".png"), pictures(kept))
 
 
 def filled(page: str, name: str, lines: Iterable[str]) -> str:
@@ -146,6 +153,31 @@ def calls(found: Mapping[str, Any]) -> list[Panel]:
         known = {name: e for name, e in errors.items() if np.isfinite(e).any()}
         row.append(Panel([1, *counts], ys, "network calls", number, kind, known, xscale="log"))
     return row
+
+
+def pictures(kept: Mapping[str, np.ndarray]) -> "Figure":
+    """The images, x_t, and what one jump and chains of the fewest, some and the most calls made of it, by start."""
+    from matplotlib.figure import Figure
+
+    starts = [name for name in kept if name.startswith("t=") and "," not in name]
+    figure = Figure(figsize=(2.6 * len(starts), 3.4), dpi=150, layout="constrained")
+    for axes, start in zip(figure.subplots(1, len(starts)), starts, strict=True):
+        ways = [name for name in kept if name.startswith(f"{start}, ")]
+        chains = {kind: [way for way in ways if f" {kind}, " in way] for kind in ("ancestral", "ddim")}
+        picked = [f"{start}, one jump", *dict.fromkeys(c[i] for c in chains.values() for i in (0, len(c) // 2, -1))]
+        rows = {"image": kept["held-out images"], "x_t": kept[start]}
+        rows |= {name.partition(", ")[2].replace(" calls", ""): kept[name] for name in picked}
+        cells = np.concatenate(list(rows.values()))
+        axes.imshow(
+            data.grid(cells, int(kept["levels"]), columns=len(kept[start])).squeeze(),
+            cmap="grey",
+            interpolation="nearest",
+        )
+        side = (cells.shape[1] + 1) * np.arange(len(rows)) + cells.shape[1] / 2
+        axes.set_yticks(side, list(rows), fontsize="xx-small")
+        axes.set_xticks([])
+        axes.set_title(start, fontsize="medium")
+    return figure
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 from ddpm_jax import config as configs
@@ -74,7 +75,7 @@ def test_the_page_is_what_the_raw_results_make_of_it(tmp_path, monkeypatch):
     """`make results` on what is committed changes no byte of the page, and draws every figure that it shows."""
     copied = tmp_path / "results"
     copied.mkdir()
-    for path in (ROOT / "docs" / "results").glob("*.json"):
+    for path in (path for suffix in ("json", "npz") for path in (ROOT / "docs" / "results").glob(f"*.{suffix}")):
         (copied / path.name).write_bytes(path.read_bytes())
     (tmp_path / "results.md").write_bytes((ROOT / "docs" / "results.md").read_bytes())
     monkeypatch.setattr(page, "RESULTS", copied)
@@ -84,7 +85,7 @@ def test_the_page_is_what_the_raw_results_make_of_it(tmp_path, monkeypatch):
     shown = re.findall(r"\]\(results/(.*?\.png)\)", (tmp_path / "results.md").read_text())
     drawn = {path.name for path in copied.glob("*.png")}
     assert drawn <= set(shown), "a figure that the page does not show"
-    assert {name for name in shown if name.startswith(("targets-", "jump-")) and "images" not in name} <= drawn
+    assert {name for name in shown if name.startswith(("targets-", "jump-"))} <= drawn
 
 
 @pytest.mark.slow
@@ -126,3 +127,7 @@ def test_a_small_row_is_made_measured_and_kept(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "jump-digits.json").read_text())
     assert set(found["t=1000, ddim, 5 calls"]["0"]["numbers"]) == {page.DISTANCE, page.ERROR}
     assert len(page.calls(found)) == 3
+    with np.load(tmp_path / "jump-digits-images.npz") as kept:
+        assert kept["t=1000, one jump"].shape == kept["t=100"].shape == (jump.SHOWN, 8, 8, 1)
+        rows = [label.get_text() for label in page.pictures(kept).axes[0].get_yticklabels()]
+        assert rows == ["image", "x_t", "one jump", "ancestral, 2", "ancestral, 5", "ddim, 2", "ddim, 5"]

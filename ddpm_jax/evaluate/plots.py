@@ -82,6 +82,11 @@ def panels(path: str | pathlib.Path, row: Sequence[Panel], *, text: Mapping[str,
     figure = matplotlib.figure.Figure(figsize=(1 + 4.2 * len(row), 3.6), dpi=150, layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(row), squeeze=False)[0], row, strict=True):
         draw(axes, panel)
+    save(path, figure, text)
+
+
+def save(path: str | pathlib.Path, figure: Any, text: Mapping[str, str] | None = None) -> None:
+    """Writes matplotlib's figure to a PNG file, whole or not at all."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
