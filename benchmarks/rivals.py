@@ -140,7 +140,7 @@ def taking_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: 
         for name, process in running.items():
             os.killpg(process.pid, signal.SIGTERM)
             os.killpg(process.pid, signal.SIGCONT)
-            if process.wait() not in (0, 4):  # 4: of train.py, that it was interrupted and can go on
+            if process.wait():
                 sys.exit(f"{name} ended with status {process.returncode}: see {folder / name}.log")
     finally:
         for process in running.values():
