@@ -17,6 +17,7 @@ from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 from ddpm_jax.preflight import facts, here, programs, table, topology
 from ddpm_jax.preflight.__main__ import main
+from ddpm_jax.process import tpu
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -280,6 +281,17 @@ def test_at_the_compilers_usual_effort_the_time_of_a_step_is_estimated(tiny):
     assert {"convolutions", "matrix products", "sums"} <= train["cycles"].keys()
     assert "M cycles by the compiler's estimate (" in shown and "of the peak in bfloat16" in shown
     assert "estimate" not in preflight(*flags)[1]
+
+
+@pytest.mark.slow
+def test_a_few_large_images_are_not_cut_into_strips(tiny, monkeypatch):
+    """Which would take more memory, and several times as long; see `process.tpu`."""
+    pytest.importorskip("libtpu")
+    flags = (tiny, "--topology", "v5e:1x1", "--programs", "train", "--batch", 4, "--net.channels", 64)
+    images = ("--shape", 64, 64, 1, "--images", 100, "--net.multipliers", 1, 1, 1, "--net.attention-at")
+    whole = preflight(*flags, *images)[0]["programs"]["train"]["memory"]["temporaries"]
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", " ".join(f"--{flag}=true" for flag in tpu.OFF))
+    assert whole < 0.8 * preflight(*flags, *images)[0]["programs"]["train"]["memory"]["temporaries"]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import threading
 import pytest
 
 from ddpm_jax import process
-from ddpm_jax.process import compiled, hosts
+from ddpm_jax.process import compiled, hosts, tpu
 
 HERE = pathlib.Path(__file__).parents[1]
 
@@ -114,6 +114,41 @@ def test_a_plugin_counts_only_with_its_device(monkeypatch):
     monkeypatch.setattr(process.importlib.metadata, "entry_points", lambda group: [])
     monkeypatch.setattr(process.importlib.util, "find_spec", lambda name: None)
     assert process.platform() == "cpu"
+
+
+PLAIN, NEW = (f"--{flag}=false" for flag in tpu.OFF)
+
+
+@pytest.mark.parametrize(
+    "has, said, told",
+    [
+        (tpu.OFF, None, f"{PLAIN} {NEW}"),
+        (tpu.OFF, "--xla_other=1", f"--xla_other=1 {PLAIN} {NEW}"),
+        (tpu.OFF, f"--{tpu.OFF[0]}=true --xla_other=1", f"--{tpu.OFF[0]}=true --xla_other=1 {NEW}"),
+        (tpu.OFF[1:], None, NEW),  # part of whose name is the other's: that alone does not make it known
+        ((), None, None),
+        ((), "--xla_other=1", "--xla_other=1"),
+    ],
+)
+def test_libtpu_is_told_only_what_it_knows_and_nobody_has_said(monkeypatch, tmp_path, has, said, told):
+    library = tmp_path / "libtpu.so"
+    library.write_bytes(b"\x7fELF" + b"".join(b"\0" + flag.encode() + b"\0" for flag in has))
+    monkeypatch.setenv("TPU_LIBRARY_PATH", str(library))
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("LIBTPU_INIT_ARGS", said)
+    tpu.tell()
+    assert os.environ.get("LIBTPU_INIT_ARGS") == told
+    tpu.tell()
+    assert os.environ.get("LIBTPU_INIT_ARGS") == told
+
+
+def test_without_libtpu_nothing_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("TPU_LIBRARY_PATH", str(tmp_path / "none.so"))
+    monkeypatch.setattr(tpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    tpu.tell()
+    assert "LIBTPU_INIT_ARGS" not in os.environ
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")

@@ -5,6 +5,8 @@ import os
 import re
 from typing import Any, NamedTuple
 
+from ddpm_jax.process import tpu
+
 _FLAT = {
     1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",
 }  # fmt: skip
@@ -86,7 +88,10 @@ def known() -> str:
 
 
 def set_environment() -> None:
-    """What must be set before JAX starts, so that it and libtpu look for no TPU; what is set already stays."""
+    """What must be set before JAX starts, so that it and libtpu look for no TPU; what is set already stays.
+
+    libtpu is told what the programs tell it.
+    """
     settings = {
         "JAX_PLATFORMS": "cpu",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -96,6 +101,7 @@ def set_environment() -> None:
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    tpu.tell()
 
 
 def devices(which: Slice) -> list[Any]:

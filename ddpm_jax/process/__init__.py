@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 
-from ddpm_jax.process import compiled
+from ddpm_jax.process import compiled, tpu
 from ddpm_jax.process.hosts import (
     LOST,
     TOO_LARGE,
@@ -46,7 +46,8 @@ def prepare(*, devices: int | None = None, keep_compiled: str | bool = True, hos
     back to the kernel after every step is faster than memory that is.  So: the C library keeps what it has (where it
     is glibc), and there are as many CPU devices as the largest power of two that is not above the number of cores, at
     most 16.  XLA's pool has as many threads as there are cores, or devices if those are more.  A number of devices
-    that XLA_FLAGS or jax_num_cpu_devices has set stays.  On an accelerator nothing of this is done.
+    that XLA_FLAGS or jax_num_cpu_devices has set stays.  On an accelerator nothing of this is done, and libtpu is told
+    what `tpu.tell` says.
 
     Args:
         devices: into how many devices to divide the CPU; None is what is said above.
@@ -67,6 +68,8 @@ def prepare(*, devices: int | None = None, keep_compiled: str | bool = True, hos
         _divide_cpu(devices)
     elif devices is not None:
         raise ValueError(f"devices = {devices} divides a CPU, but JAX will run on {where}: leave it out")
+    elif where == "tpu":
+        tpu.tell()
     compiled.keep(keep_compiled)
     if hosts is not None:
         join(hosts, where)
