@@ -1,5 +1,5 @@
 # make demo: trains a model of handwritten digits and draws from it, with nothing but Python, make and git.
-# make test: style, types and the whole suite.
+# make test: style, types and the whole suite; make test TESTS="-m 'not slow'": what takes less than ten seconds.
 # make results: the tables and figures of docs/results.md, from what has been measured.
 # make drill: a hundred kills of short runs, and whether anything is lost (ten minutes).
 
@@ -15,7 +15,7 @@ demo: $(VENV)/.core
 	@echo "Look at runs/digits/demo/grid.png, and at runs/digits/demo/trajectory.png for how it came about."
 
 test: check
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
