@@ -38,17 +38,19 @@ class Table(NamedTuple):
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
-def _targets() -> tuple[Cell, ...]:
+_WEIGHTS = {"none": "constant", "truncated_snr": "max(SNR, 1)", "min_snr": "min(SNR, 5)", "snr": "SNR"}
+
+
+def _targets(*weights: str) -> tuple[Cell, ...]:
     """What the network predicts, under each weight of the squared error."""
-    weights = {"none": "constant", "truncated_snr": "max(SNR, 1)", "min_snr": "min(SNR, 5)", "snr": "SNR"}
     named = {"eps": "ε", "x0": "x₀", "v": "v"}
     return tuple(
         Cell(
-            f"{named[predicts]}, {said}",
+            f"{named[predicts]}, {_WEIGHTS[weight]}",
             (*(("--loss.predicts", predicts) if predicts != "eps" else ()),
              *(("--loss.weight", weight) if weight != "none" else ())),
         )
-        for weight, said in weights.items()
+        for weight in weights
         for predicts in named
         if (predicts, weight) != ("eps", "snr")  # which is ("eps", "none")
     )  # fmt: skip
@@ -106,13 +108,13 @@ def _digits(cells: tuple[Cell, ...]) -> Table:
 
 
 TABLES = {
-    "targets-digits": _digits(_targets()),
+    "targets-digits": _digits(_targets(*_WEIGHTS)),
     "objectives-digits": _digits(_objectives()),
     "schedules-digits": _digits(_schedules()),
     "training-digits": _digits(_training()),
     "targets-mnist": Table(
         "configs/mnist.py",
-        ("--net.channels", "16", "--net.blocks", "1", "--steps", "2000", "--sample-every", "0", "--save-every", "1000"),
-        _targets(), _measures(500, 1000),
+        ("--net.channels", "16", "--net.blocks", "1", "--steps", "1000", "--sample-every", "0", "--save-every", "1000"),
+        _targets("none", "min_snr"), _measures(500, 1000),
     ),
 }  # fmt: skip
