@@ -36,12 +36,14 @@ def main(argv: list[str]) -> None:
 def measured(row: str) -> dict[str, Any]:
     """The report of one row, made in a process of its own."""
     config, where, batch = row.split("@")
-    subject = SUBJECTS[config]
+    name, _, variant = config.partition(":")
+    subject = SUBJECTS[name]
+    path = f"{subject.path}:{variant}" if variant else subject.path
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "report.json"
         subprocess.run(
             [
-                sys.executable, "-m", "ddpm_jax.preflight", subject.path, "--shape", *map(str, subject.shape),
+                sys.executable, "-m", "ddpm_jax.preflight", path, "--shape", *map(str, subject.shape),
                 "--images", str(subject.number), "--topology", where, "--batch", batch, "--effort", "0",
                 "--programs", "train", "--out", str(out),
             ],

@@ -5,6 +5,8 @@
 113,673,219 parameters.  Published for this configuration: 500,000 steps at 2.2 steps/s on a TPU v3-8.
 """
 
+from dataclasses import replace
+
 from ddpm_jax.config import Config, Data, Loss, Net, Optim, Sampling, Schedule
 
 config = Config(
@@ -17,3 +19,6 @@ config = Config(
     optim=Optim(learning_rate=2e-5, warmup=5000, clip=1.0, ema_decay=0.9999),
     sampling=Sampling("ancestral", steps=1000, mix=0.0, num=16),
 )
+
+# the same in bfloat16, for accelerators: parameters, optimizer, average, statistics and loss stay in float32
+bfloat16 = replace(config, net=replace(config.net, dtype="bfloat16"))
