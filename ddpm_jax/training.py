@@ -45,6 +45,7 @@ def optimizer(
     learning_rate: float,
     *,
     warmup: int = 5000,
+    decay: int = 0,
     clip: float | None = 1.0,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -57,9 +58,19 @@ def optimizer(
 
     Args:
         warmup: steps until the full rate; 0 starts with it.
+        decay: steps, those of the warm-up included, after which the rate is 0, having fallen as a cosine
+            (arXiv:1608.03983); 0 keeps it, as the original does.
         clip: largest global norm; None never clips.
+
+    Raises:
+        ValueError: if the rate would have to fall before it has risen.
     """
-    rate = optax.linear_schedule(0.0, learning_rate, warmup) if warmup > 0 else learning_rate
+    if decay and decay <= warmup:
+        raise ValueError(f"decay must be 0 or more steps than those of the warm-up, {warmup}, got {decay}")
+    if decay:
+        rate = optax.warmup_cosine_decay_schedule(0.0 if warmup else learning_rate, learning_rate, warmup, decay)
+    else:
+        rate = optax.linear_schedule(0.0, learning_rate, warmup) if warmup > 0 else learning_rate
     adam = optax.adam(rate, b1=b1, b2=b2, eps=eps)
     return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)
 

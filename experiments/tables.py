@@ -88,6 +88,7 @@ def _training() -> tuple[Cell, ...]:
     return (
         Cell("as configured"), Cell("times stratified", ("--loss.stratified",)),
         Cell("average without warm-up", ("--optim.no-ema-warmup",)),
+        Cell("rate falling to 0", ("--optim.decay", "1000")),
         *(Cell(f"dropout {rate}", ("--net.dropout", rate)) for rate in ("0", "0.2", "0.3")),
     )  # fmt: skip
 

@@ -44,7 +44,7 @@ EVERYWHERE = {
     "schedule.kind": "linear", "schedule.T": 1000, "schedule.beta_1": 1e-4, "schedule.beta_T": 0.02,
     "loss.kind": "simple", "loss.predicts": "eps", "loss.weight": "none", "loss.stratified": False,
     "optim.warmup": 5000, "optim.clip": 1.0, "optim.b1": 0.9, "optim.b2": 0.999, "optim.eps": 1e-8,
-    "optim.ema_decay": 0.9999, "optim.ema_warmup": False,
+    "optim.ema_decay": 0.9999, "optim.ema_warmup": False, "optim.decay": 0,
     "sampling.sampler": "ancestral", "sampling.steps": 1000, "sampling.clip": True,
 }  # fmt: skip
 
@@ -129,6 +129,9 @@ def test_values_that_are_not_a_config(values, text):
         ({"steps_per_call": 32}, "log_every must be a multiple of steps_per_call, got 100 and 32; the nearest is 96"),
         ({"sampling": {"sampler": "analytic"}}, "'analytic' needs the errors of a trained network: train with another"),
         ({"optim": {"ema_decay": 1.0}}, r"ema_decay must lie in \[0, 1\), got 1.0"),
+        ({"steps": 10, "optim": {"warmup": 5, "decay": 9}}, "decay must be 0 .* or at least steps, 10, .*, 5, got 9"),
+        ({"steps": 10, "optim": {"warmup": 20, "decay": 15}}, "and more than optim.warmup, 20, got 15: afterwards"),
+        ({"steps": 10, "optim": {"decay": -1}}, "or at least steps, 10, .* got -1"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_it_is_compiled(changes, text):

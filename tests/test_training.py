@@ -154,6 +154,27 @@ def test_the_state_owns_its_buffers():
     assert np.isfinite(state.ema["w"]).all()
 
 
+@pytest.mark.parametrize(("warmup", "decay"), [(0, 0), (4, 0), (0, 10), (4, 10)])
+def test_the_rate_rises_as_a_line_and_falls_as_a_cosine(warmup, decay):
+    """Adam's step on a gradient that is always 1 is its rate."""
+    optimizer = training.optimizer(0.1, warmup=warmup, decay=decay, clip=None)
+    w, rates = jnp.zeros(()), []
+    state = optimizer.init(w)
+    for _ in range(13):
+        update, state = optimizer.update(jnp.ones(()), state, w)
+        rates.append(-float(update))
+    n = np.arange(13)
+    falling = 0.5 * (1 + np.cos(np.pi * np.clip((n - warmup) / (decay - warmup), 0, 1))) if decay else 1.0
+    rising = np.minimum(1, n / warmup) if warmup else 1.0
+    np.testing.assert_allclose(rates, 0.1 * rising * falling, atol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [-1, 3, 5])
+def test_a_rate_that_falls_before_it_has_risen_is_refused(decay):
+    with pytest.raises(ValueError, match=f"decay must be 0 or more steps than those of the warm-up, 5, got {decay}"):
+        training.optimizer(0.1, warmup=5, decay=decay)
+
+
 def test_the_average_has_its_closed_form():
     decay, n = 0.9, 30
     values = np.random.default_rng(1).normal(size=n)

@@ -52,6 +52,11 @@ def check_trained(config: Config) -> None:
     _check_condition(config)
     if not 0 <= config.optim.ema_decay < 1:
         raise ValueError(f"optim.ema_decay must lie in [0, 1), got {config.optim.ema_decay}")
+    if config.optim.decay and not config.optim.warmup < config.optim.decay >= config.steps:
+        raise ValueError(
+            f"optim.decay must be 0 (the rate stays), or at least steps, {config.steps}, and more than optim.warmup, "
+            f"{config.optim.warmup}, got {config.optim.decay}: afterwards the rate is 0 and nothing is learned"
+        )
     if config.sampling.tile < 0 or config.sampling.num < 1:
         raise ValueError(
             f"sampling.tile must be 0 (what suits the device) or more and sampling.num at least 1, got "

@@ -144,6 +144,8 @@ class Optim:
     """Adam's rate after the warm-up."""
     warmup: int = 5000
     """Steps over which the rate rises from 0."""
+    decay: int = 0
+    """Steps after which the rate has fallen to 0 as a cosine: those of the whole run, or 0, which keeps the rate."""
     clip: float | None = 1.0
     """Largest global norm of the gradient; None never clips."""
     b1: float = 0.9

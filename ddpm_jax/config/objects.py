@@ -111,7 +111,7 @@ def parameters(config: Config, net, key, shape: tuple[int, ...]):
 def optimizer(config: Config):
     """The optax transformation."""
     c = config.optim
-    return training.optimizer(c.learning_rate, warmup=c.warmup, clip=c.clip, b1=c.b1, b2=c.b2, eps=c.eps)
+    return training.optimizer(c.learning_rate, warmup=c.warmup, decay=c.decay, clip=c.clip, b1=c.b1, b2=c.b2, eps=c.eps)
 
 
 def ema_decay(config: Config):
