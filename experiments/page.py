@@ -76,13 +76,16 @@ def runs(name: str) -> list[str]:
     cells = [cell for cell in TABLES[name].cells if cell.name in found]
     if not cells:
         return []
-    heads = [*COLUMNS, *(f"RMSE at {part:g} T" for part in AT), "seeds", "commit"]
+    timed = ["seconds"] if TABLES[name].timed else []
+    heads = [*COLUMNS, *(f"RMSE at {part:g} T" for part in AT), *timed, "seeds", "commit"]
     lines = [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     for cell in cells:
         seeds = list(found[cell.name].values())
         numbers = [seed["numbers"] for seed in seeds]
         values = [protocol.said(*mean([each[key][0] for each in numbers])) for key in COLUMNS.values()]
         values += [protocol.said(*mean([near(each[BY_T], part * cell.T) for each in numbers])) for part in AT]
+        if timed:
+            values.append(protocol.said(*mean([seed["seconds of training"] for seed in seeds])))
         commits = ", ".join(sorted({seed["commit"] for seed in seeds}))
         lines.append(f"| {cell.name} | {' | '.join(values)} | {len(seeds)} | {commits} |")
     return lines

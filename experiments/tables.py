@@ -29,6 +29,7 @@ class Table(NamedTuple):
         cells: the rows; the first is what the others are held against.
         measures: name -> a command of `ddpm_jax.evaluate` with its flags.
         seeds: each cell is run once for each.
+        timed: the rows are to take equally long, so what they took is shown.
     """
 
     config: str
@@ -36,6 +37,7 @@ class Table(NamedTuple):
     cells: tuple[Cell, ...]
     measures: dict[str, tuple[str, ...]]
     seeds: tuple[int, ...] = (0, 1, 2)
+    timed: bool = False
 
 
 _WEIGHTS = {"none": "constant", "truncated_snr": "max(SNR, 1)", "min_snr": "min(SNR, 5)", "snr": "SNR"}
@@ -93,6 +95,28 @@ def _training() -> tuple[Cell, ...]:
     )  # fmt: skip
 
 
+def _recipes() -> tuple[Cell, ...]:
+    """Settings for a budget of minutes: each has the steps that take as long as the first one's."""
+
+    def cell(name: str, steps: int, *flags: str, falling: bool = True) -> Cell:
+        decay = ("--optim.decay", str(steps)) if falling else ()
+        return Cell(name, ("--steps", str(steps), "--save-every", str(steps), *decay, *flags))
+
+    def rate(value: str) -> tuple[str, str]:
+        return "--optim.learning-rate", value
+
+    return (
+        cell("rate 2e-3, kept", 1300, falling=False), cell("rate 2e-3, falling", 1300),
+        cell("rate 1e-3, falling", 1300, *rate("1e-3")), cell("rate 4e-3, falling", 1300, *rate("4e-3")),
+        cell("falling, average over 100 steps", 1300, "--optim.ema-decay", "0.99"),
+        cell("falling, no dropout", 1300, "--net.dropout", "0"),
+        cell("falling, times stratified", 1300, "--loss.stratified"),
+        cell("falling, batch 64", 2500, "--batch", "64"), cell("falling, batch 256", 670, "--batch", "256"),
+        cell("falling, 24 channels", 1900, "--net.channels", "24"),
+        cell("falling, 48 channels", 700, "--net.channels", "48"),
+    )  # fmt: skip
+
+
 def _measures(images: int, samples: int) -> dict[str, tuple[str, ...]]:
     return {
         "bound": ("likelihood", "--estimate", "16", "--num", str(images)),
@@ -113,6 +137,7 @@ TABLES = {
     "objectives-digits": _digits(_objectives()),
     "schedules-digits": _digits(_schedules()),
     "training-digits": _digits(_training()),
+    "recipe-digits": _digits(_recipes())._replace(flags=("--sample-every", "0"), timed=True),
     "targets-mnist": Table(
         "configs/mnist.py",
         ("--net.channels", "16", "--net.blocks", "1", "--steps", "1000", "--sample-every", "0", "--save-every", "1000"),
