@@ -1,0 +1,78 @@
+"""What it costs that a TPU's compiler cuts few images into strips, by its own estimate; no TPU is needed.
+
+    python -m benchmarks.strips
+
+Three residual blocks and their gradients, compiled for one chip of a v5e as the programs have it (`process.tpu`) and
+as the compiler would.  Cycles and temporary memory of each are kept in benchmarks/results/strips.json.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from benchmarks import alternating
+from ddpm_jax.preflight import cost, facts, topology
+from ddpm_jax.process import tpu
+
+CASES = (
+    (4, 256, 128, "float32"), (4, 256, 128, "bfloat16"), (8, 256, 128, "float32"), (4, 128, 128, "float32"),
+    (1, 128, 128, "float32"), (4, 128, 32, "float32"), (4, 32, 256, "bfloat16"),
+)  # fmt: skip
+"""Images, side, channels, type."""
+
+PLACE = "v5e:1x1"
+
+
+def main(argv: list[str]) -> None:
+    if argv:
+        batch, side, channels, dtype = argv
+        print(json.dumps(compiled(int(batch), int(side), int(channels), dtype)))
+        return
+    found = {}
+    for case in CASES:
+        name = f"{case[0]} images, {case[1]}x{case[1]}, {case[2]} channels, {case[3]}"
+        found[name] = {"whole": asked(case, "false"), "strips": asked(case, "true")}
+        print(name, found[name], flush=True)
+    made = {"commit": alternating.commit(), "place": PLACE, **alternating.about("jax", "libtpu")}
+    alternating.write("strips", {"made": made, "blocks": found})
+
+
+def asked(case: tuple[int, int, int, str], strips: str) -> dict[str, Any]:
+    """A case in a process of its own, for libtpu is told once."""
+    told = " ".join(f"--{flag}={strips}" for flag in tpu.OFF)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.strips", *map(str, case)], check=True, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"LIBTPU_INIT_ARGS": told},
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def compiled(batch: int, side: int, channels: int, dtype: str) -> dict[str, Any]:
+    """Cycles by kind, and bytes of temporaries."""
+    topology.set_environment()
+    import jax
+    import jax.numpy as jnp
+
+    from ddpm_jax.unet.layers import ResnetBlock
+
+    blocks = [ResnetBlock(channels, dtype=jnp.dtype(dtype), place=place) for place in range(3)]
+
+    def loss(params, x, temb):
+        for block, its in zip(blocks, params, strict=True):
+            x = block.apply(its, x, temb)
+        return jnp.square(x.astype(jnp.float32)).mean()
+
+    x = jax.ShapeDtypeStruct((batch, side, side, channels), jnp.dtype(dtype))
+    temb = jax.ShapeDtypeStruct((batch, 512), jnp.float32)
+    params = [jax.eval_shape(block.init, jax.random.key(0), x, temb) for block in blocks]
+    one = jax.sharding.SingleDeviceSharding(topology.devices(topology.find(PLACE))[0])
+    step = jax.jit(jax.grad(loss, argnums=(0, 1)), in_shardings=one, out_shardings=one)
+    done = step.lower(params, x, temb).compile(compiler_options={"exec_time_optimization_effort": 0.0})
+    cycles = cost.cycles(done.as_text() or "")
+    return {"cycles": sum(cycles.values()), "temporaries": facts.memory(done).temporaries, "kinds": cycles}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
