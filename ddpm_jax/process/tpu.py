@@ -6,8 +6,8 @@ import os
 import pathlib
 
 OFF = ("xla_tpu_run_space_to_batch", "xla_tpu_run_space_to_batch_on_new_platforms")
-"""Of fewer than 8 images a chip the compiler otherwise cuts every image into strips, to have 8 or more for each
-convolution, and makes the strips' edges anew between any two: of a U-Net, several times the step (docs/performance.md).
+"""Of fewer than 8 images a chip the compiler otherwise cuts every image into strips, which it takes for images of a
+larger batch, and makes their edges anew between any two convolutions: up to three times the step (docs/performance.md).
 """
 
 
