@@ -107,7 +107,7 @@ def targets(found: Mapping[str, Any]) -> list[Panel]:
         ratios = {name: np.array([values for _, values in curves[name]]) / first for name in names}
         errors = {n: r.std(0, ddof=1) / len(r) ** 0.5 for n, r in ratios.items() if len(r) > 1}
         ys = {n: r.mean(0) for n, r in ratios.items()}
-        return Panel(times, ys, "t", f"RMSE of x₀ over that of {cells[0]}", title, errors, yscale="log")
+        return Panel(times, ys, "t", f"RMSE of x₀ over that of {cells[0]}", title, errors, xscale="log", yscale="log")
 
     constant = [name for name in cells if name.endswith(", constant")]
     weighted = [cells[0], *(name for name in cells if name.startswith("x₀"))]

@@ -154,8 +154,12 @@ def plain(axis: Any) -> None:
     """Writes the numbers of a logarithmic axis as they are, and those between powers of ten where these are few."""
     from matplotlib import ticker
 
+    class Few(ticker.LogFormatter):
+        def __call__(self, x, pos=None):
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
     axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.7)))
+    axis.set_minor_formatter(Few(labelOnlyBase=False, minor_thresholds=(1.5, 0.7)))
 
 
 def check(panel: Panel) -> None:
