@@ -8,7 +8,7 @@ A table stands between a line `<!-- NAME -->` and a line `<!-- end -->`; what is
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from ddpm_jax.evaluate.plots import Panel, panels
 from experiments.jump import PARTS
 from experiments.run import RESULTS, ROOT, read
 from experiments.tables import TABLES
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PAGE = ROOT / "docs" / "results.md"
 DISTANCE, ERROR = "Fréchet distance", "RMSE, 0..255"
@@ -158,8 +155,8 @@ def calls(found: Mapping[str, Any]) -> list[Panel]:
     return row
 
 
-def pictures(kept: Mapping[str, np.ndarray]) -> "Figure":
-    """The images, x_t, and what one jump and chains of the fewest, some and the most calls made of it, by start."""
+def pictures(kept: Mapping[str, np.ndarray]) -> Any:
+    """matplotlib's figure: images, x_t, and what one jump and chains of few, some and many calls made, by start."""
     from matplotlib.figure import Figure
 
     starts = [name for name in kept if name.startswith("t=") and "," not in name]

@@ -86,7 +86,7 @@ def panels(path: str | pathlib.Path, row: Sequence[Panel], *, text: Mapping[str,
 
 
 def save(path: str | pathlib.Path, figure: Any, text: Mapping[str, str] | None = None) -> None:
-    """Writes matplotlib's figure to a PNG file, whole or not at all."""
+    """Writes matplotlib's figure to a PNG file, whole or not at all; text as in `panels`."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
