@@ -2,9 +2,10 @@
 
     python -m benchmarks.rivals digits --minutes 5 [--seeds 0 1 2] [--python ENVIRONMENT/bin/python]
 
-`train.py` with the config as it is, and diffusers' and denoising-diffusion-pytorch's trainers as their authors have set
-them (`benchmarks.rival`), each at the config's batch, with a network of the same size.  One runs while the others stand
-still; after --slice seconds it is the next one's turn.  Minutes begin with the process: imports and compilation count.
+`train.py` with the config as it is (but for samples between), and diffusers' and denoising-diffusion-pytorch's trainers
+as their authors have set them (`benchmarks.rival`), each at the config's batch, with a network of the same size.  One
+runs while the others stand still; after --slice seconds it is the next one's turn.  Minutes begin with the process:
+imports and compilation count.  The others go on until their time is over, ours too if it has not taken all its steps.
 All are then evaluated alike: the bound on held-out images, and samples by the same sampler against the training images.
 """
 
@@ -85,10 +86,9 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
     if folder.exists():
         sys.exit(f"{folder} is there already: remove it, or name another folder with --runs")
     ours = folder / "ours"
-    never = str(10**6)
     commands = {
         "ours": [sys.executable, "train.py", str(config), "--seed", str(seed), "--data.source", source,
-                 "--steps", never, "--sample-every", "0", "--save-every", never, "--workdir", str(ours)],
+                 "--sample-every", "0", "--workdir", str(ours)],
     }  # fmt: skip
     for name, rate in RATES.items():
         said = {"network": network, "source": source, "minutes": args.minutes, "seed": seed, "samples": args.samples,
@@ -114,7 +114,7 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
 
 
 def taking_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: float, turn: float) -> None:
-    """Runs programs for so many seconds each, one at a time; then lets each end in good order.
+    """Runs programs for so many seconds each, one at a time; then tells each that has not ended to do so in good order.
 
     What they print goes to NAME.log in the folder.
     """
@@ -124,7 +124,9 @@ def taking_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: 
     try:
         while min(used.values()) < seconds:
             for name, command in commands.items():
-                begun, last = time.monotonic(), min(turn, seconds - used[name])
+                if used[name] >= seconds:
+                    continue
+                begun = time.monotonic()
                 if name not in running:
                     with (folder / f"{name}.log").open("w") as log:
                         running[name] = subprocess.Popen(
@@ -132,20 +134,31 @@ def taking_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: 
                         )
                 else:
                     os.killpg(running[name].pid, signal.SIGCONT)
-                time.sleep(last)
-                if running[name].poll() is not None:
-                    sys.exit(f"{name} has ended before its time: see {folder / name}.log")
-                os.killpg(running[name].pid, signal.SIGSTOP)
-                used[name] += time.monotonic() - begun
+                try:
+                    ended(name, running[name].wait(min(turn, seconds - used[name])), folder)
+                    used[name] = seconds
+                except subprocess.TimeoutExpired:
+                    os.killpg(running[name].pid, signal.SIGSTOP)
+                    used[name] += time.monotonic() - begun
         for name, process in running.items():
-            os.killpg(process.pid, signal.SIGTERM)
-            os.killpg(process.pid, signal.SIGCONT)
-            if process.wait():
-                sys.exit(f"{name} ended with status {process.returncode}: see {folder / name}.log")
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                os.killpg(process.pid, signal.SIGCONT)
+                ended(name, process.wait(), folder)
     finally:
         for process in running.values():
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def ended(name: str, status: int, folder: pathlib.Path) -> None:
+    """A program has ended.
+
+    Raises:
+        SystemExit: if it had not done what it was to do.
+    """
+    if status:
+        sys.exit(f"{name} ended with status {status}: see {folder / name}.log")
 
 
 def table(kept: dict[str, Any]):
