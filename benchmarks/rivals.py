@@ -1,6 +1,6 @@
 """What comes of the same minutes: this library's training and others', on the same images and machine, taking turns.
 
-    python -m benchmarks.rivals digits --minutes 5 [--seeds 0 1 2] [--python ENVIRONMENT/bin/python]
+    python -m benchmarks.rivals digits --minutes 5 --rates 2e-3 [--seeds 0 1 2] [--python ENVIRONMENT/bin/python]
 
 `train.py` with the config as it is (but for samples between), and diffusers' and denoising-diffusion-pytorch's trainers
 as their authors have set them (`benchmarks.rival`), each at the config's batch, with a network of the same size.  One
@@ -22,8 +22,7 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks import alternating, cells
-from ddpm_jax.evaluate import protocol
-from experiments.page import mean
+from experiments import page
 from experiments.run import measured, program
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -43,8 +42,8 @@ class Arguments:
     """All are trained once with each."""
     samples: int = 1000
     """To be drawn of each."""
-    learning_rate: float | None = None
-    """Of the others (default: their own)."""
+    rates: tuple[float, ...] = ()
+    """At which the others learn as well, beside their own."""
     source: str | None = None
     """Where the images are, if not where the config says."""
     python: str = sys.executable
@@ -55,21 +54,21 @@ class Arguments:
 
 def main(argv: list[str]) -> None:
     args = tyro.cli(Arguments, prog="python -m benchmarks.rivals", args=argv)
-    name = args.cell if args.learning_rate is None else f"{args.cell}, their rate {args.learning_rate:g}"
+    told = [arg for arg in argv if arg not in ("--python", args.python)]  # where that is means nothing elsewhere
     path = alternating.RESULTS / "rivals.json"
     for seed in args.seeds:
         found = trained(args, seed)
         kept = json.loads(path.read_text()) if path.exists() else {}
-        cell = kept.setdefault(f"{name}, {args.minutes:g} minutes", {"made": {}, "seeds": {}})
+        cell = kept.setdefault(f"{args.cell}, {args.minutes:g} minutes", {"made": {}, "seeds": {}})
         cell["made"] = {
             "commit": alternating.commit(), **alternating.about("jax", "flax", "optax"),
-            "command": f"python -m benchmarks.rivals {args.cell} --minutes {args.minutes:g}",
+            "command": f"python -m benchmarks.rivals {' '.join(told)}",
         }  # fmt: skip
         cell["seeds"][str(seed)] = found
         alternating.write("rivals", kept)
         for who, numbers in found.items():
             print(seed, who, {key: value[0] if isinstance(value, list) else value for key, value in numbers.items()})
-    for line in table(json.loads(path.read_text())):
+    for line in page.rivals(json.loads(path.read_text())):
         print(line)
 
 
@@ -90,10 +89,12 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
         "ours": [sys.executable, "train.py", str(config), "--seed", str(seed), "--data.source", source,
                  "--sample-every", "0", "--workdir", str(ours)],
     }  # fmt: skip
-    for name, rate in RATES.items():
-        said = {"network": network, "source": source, "minutes": args.minutes, "seed": seed, "samples": args.samples,
-                "learning_rate": args.learning_rate or rate}  # fmt: skip
-        commands[name] = [args.python, "-m", "benchmarks.rival", name, json.dumps(said), str(folder / name)]
+    for name, own in RATES.items():
+        for rate in (own, *args.rates):
+            label = name if rate == own else f"{name}, rate {rate:g}"
+            said = {"network": network, "source": source, "minutes": args.minutes, "seed": seed,
+                    "samples": args.samples, "learning_rate": rate}  # fmt: skip
+            commands[label] = [args.python, "-m", "benchmarks.rival", name, json.dumps(said), str(folder / label)]
     taking_turns(commands, folder, 60 * args.minutes, args.slice)
     how = ("--num", str(args.samples))
     found: dict[str, Any] = {}
@@ -159,21 +160,6 @@ def ended(name: str, status: int, folder: pathlib.Path) -> None:
     """
     if status:
         sys.exit(f"{name} ended with status {status}: see {folder / name}.log")
-
-
-def table(kept: dict[str, Any]):
-    """Rows to read: means over seeds, with their standard errors."""
-    names = ("steps", "bits/dim", "Fréchet distance", "precision, k=3", "recall, k=3", "share with p > 0.9")
-    yield f"| | | {' | '.join(names)} |"
-    yield f"|---|---|{'---|' * len(names)}"
-    for cell, found in kept.items():
-        for who in next(iter(found["seeds"].values())):
-            said = []
-            for name in names:
-                values = [seed[who][name] for seed in found["seeds"].values()]
-                values = [value[0] if isinstance(value, list) else value for value in values]
-                said.append(protocol.said(*mean(values)))
-            yield f"| {cell} | {who} | {' | '.join(said)} |"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes the tables of docs/results.md and the figures beside it of what docs/results/*.json hold.
+"""Makes the tables of docs/results.md and the figures beside it of what docs/results and benchmarks/results hold.
 
     python -m experiments.page
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import alternating
 from ddpm_jax import data
 from ddpm_jax.evaluate import plots, protocol
 from ddpm_jax.evaluate.plots import Panel, panels
@@ -32,6 +33,7 @@ AT = (0.1, 0.25, 0.5, 0.75)
 
 def main() -> None:
     made = {name: runs(name) for name in TABLES} | {name: jumps(name) for name in ("jump-digits", "jump-mnist")}
+    made["rivals"] = rivals(read(alternating.RESULTS / "rivals.json"))
     page = PAGE.read_text()
     for name, lines in made.items():
         if lines:
@@ -85,6 +87,19 @@ def runs(name: str) -> list[str]:
             values.append(protocol.said(*mean([seed["seconds of training"] for seed in seeds])))
         commits = ", ".join(sorted({seed["commit"] for seed in seeds}))
         lines.append(f"| {cell.name} | {' | '.join(values)} | {len(seeds)} | {commits} |")
+    return lines
+
+
+def rivals(kept: Mapping[str, Any]) -> list[str]:
+    """The table of what `benchmarks.rivals` has found: a row for each trainer."""
+    heads = ["steps", *COLUMNS, "seeds", "commit"] if kept else []
+    lines = [f"| | | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"] if kept else []
+    for cell, found in kept.items():
+        for who in next(iter(found["seeds"].values())):
+            seeds = [seed[who] for seed in found["seeds"].values()]
+            values = [protocol.said(*mean([seed["steps"] for seed in seeds]))]
+            values += [protocol.said(*mean([seed[key][0] for seed in seeds])) for key in COLUMNS.values()]
+            lines.append(f"| {cell} | {who} | {' | '.join(values)} | {len(seeds)} | {found['made']['commit']} |")
     return lines
 
 

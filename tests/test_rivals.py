@@ -1,0 +1,53 @@
+"""Trainers that take turns: who runs when, how each ends, and the table of what came of them."""
+
+import itertools
+import sys
+
+import pytest
+
+from benchmarks import rivals
+from experiments import page
+
+TICK = """
+import pathlib, signal, sys, time
+log, limit = pathlib.Path(sys.argv[1]), float(sys.argv[2])
+signal.signal(signal.SIGTERM, lambda *_: (log.with_suffix(".told").touch(), sys.exit(0)))
+ticks, spent = 0, 0.0
+while spent < limit:
+    time.sleep(0.01)
+    ticks, spent = ticks + 1, spent + 0.01
+    with log.open("a") as file:
+        file.write(f"{time.time()}\\n")
+sys.exit(int(sys.argv[3]))
+"""
+
+
+def program(tmp_path, name: str, seconds: float, status: int = 0) -> list[str]:
+    """One that says when it ran, ends by itself after so many seconds of work, or when it is told to."""
+    return [sys.executable, "-c", TICK, str(tmp_path / f"{name}.ticks"), str(seconds), str(status)]
+
+
+def test_one_runs_while_the_other_stands_still_and_both_end_in_good_order(tmp_path):
+    commands = {"long": program(tmp_path, "long", 60), "short": program(tmp_path, "short", 0.4)}
+    rivals.taking_turns(commands, tmp_path / "logs", seconds=6.0, turn=1.0)
+    ran = {name: [float(line) for line in (tmp_path / f"{name}.ticks").read_text().split()] for name in commands}
+    assert (tmp_path / "long.told").exists() and not (tmp_path / "short.told").exists()
+    assert len(ran["short"]) == 40  # it has done all its work, though it had no second more
+    ticks = sorted([(at, name) for name in ran for at in ran[name]])
+    changes = sum(a != b for (_, a), (_, b) in itertools.pairwise(ticks))
+    assert 1 <= changes < 20  # turns, not side by side
+
+
+def test_a_trainer_that_fails_is_named_with_its_log(tmp_path):
+    with pytest.raises(SystemExit, match=r"short ended with status 3: see .*short\.log"):
+        rivals.taking_turns({"short": program(tmp_path, "short", 0.05, status=3)}, tmp_path / "logs", 5.0, 5.0)
+
+
+def test_a_row_for_each_trainer():
+    numbers = {key: [1.0, 0.1] for key in page.COLUMNS.values()}
+    seeds = {seed: {"ours": {"steps": 10 + int(seed), **numbers}, "another": {"steps": 7, **numbers}} for seed in "012"}
+    lines = page.rivals({"digits, 5 minutes": {"made": {"commit": "abc"}, "seeds": seeds}})
+    assert len(lines) == 4
+    assert lines[2].startswith("| digits, 5 minutes | ours | 11.00 ± 0.58 | 1") and lines[2].endswith("| 3 | abc |")
+    assert "| another | 7" in lines[3]
+    assert page.rivals({}) == []
