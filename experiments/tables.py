@@ -105,15 +105,18 @@ def _recipes() -> tuple[Cell, ...]:
     def rate(value: str) -> tuple[str, str]:
         return "--optim.learning-rate", value
 
+    best = rate("4e-3")
     return (
         cell("rate 2e-3, kept", 1300, falling=False), cell("rate 2e-3, falling", 1300),
-        cell("rate 1e-3, falling", 1300, *rate("1e-3")), cell("rate 4e-3, falling", 1300, *rate("4e-3")),
-        cell("falling, average over 100 steps", 1300, "--optim.ema-decay", "0.99"),
-        cell("falling, no dropout", 1300, "--net.dropout", "0"),
-        cell("falling, times stratified", 1300, "--loss.stratified"),
-        cell("falling, batch 64", 2500, "--batch", "64"), cell("falling, batch 256", 670, "--batch", "256"),
-        cell("falling, 24 channels", 1900, "--net.channels", "24"),
-        cell("falling, 48 channels", 700, "--net.channels", "48"),
+        cell("rate 1e-3, falling", 1300, *rate("1e-3")), cell("rate 4e-3, falling", 1300, *best),
+        cell("rate 8e-3, falling", 1300, *rate("8e-3")),
+        cell("rate 2e-3, falling, average over 100 steps", 1300, "--optim.ema-decay", "0.99"),
+        cell("rate 2e-3, falling, no dropout", 1300, "--net.dropout", "0"),
+        cell("rate 4e-3, falling, average over 100 steps", 1300, *best, "--optim.ema-decay", "0.99"),
+        cell("rate 4e-3, falling, times stratified", 1300, *best, "--loss.stratified"),
+        cell("rate 4e-3, falling, batch 64", 2500, *best, "--batch", "64"),
+        cell("rate 4e-3, falling, 24 channels", 1900, *best, "--net.channels", "24"),
+        cell("rate 4e-3, falling, 48 channels", 700, *best, "--net.channels", "48"),
     )  # fmt: skip
 
 
