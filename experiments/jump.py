@@ -40,7 +40,7 @@ class Arguments:
     """Of the results."""
     run: tyro.conf.Positional[tuple[str, ...]]
     """Folders of runs, of one config and several seeds."""
-    draws: int = 3
+    draws: int = 2
     """How often each held-out image is noised."""
     num: int | None = None
     """Only the first so many held-out images."""
