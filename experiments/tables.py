@@ -113,6 +113,7 @@ def _recipes() -> tuple[Cell, ...]:
         cell("rate 2e-3, falling, average over 100 steps", 1300, "--optim.ema-decay", "0.99"),
         cell("rate 2e-3, falling, no dropout", 1300, "--net.dropout", "0"),
         cell("rate 4e-3, falling, average over 100 steps", 1300, *best, "--optim.ema-decay", "0.99"),
+        cell("rate 4e-3, falling, no dropout", 1300, *best, "--net.dropout", "0"),
         cell("rate 4e-3, falling, times stratified", 1300, *best, "--loss.stratified"),
         cell("rate 4e-3, falling, batch 64", 2500, *best, "--batch", "64"),
         cell("rate 4e-3, falling, 24 channels", 1900, *best, "--net.channels", "24"),
