@@ -106,6 +106,7 @@ def _recipes() -> tuple[Cell, ...]:
         return "--optim.learning-rate", value
 
     best = rate("4e-3")
+    all_of_it = ("--batch", "64", "--loss.stratified", "--net.dropout", "0")
     return (
         cell("rate 2e-3, kept", 1300, falling=False), cell("rate 2e-3, falling", 1300),
         cell("rate 1e-3, falling", 1300, *rate("1e-3")), cell("rate 4e-3, falling", 1300, *best),
@@ -118,6 +119,9 @@ def _recipes() -> tuple[Cell, ...]:
         cell("rate 4e-3, falling, batch 64", 2500, *best, "--batch", "64"),
         cell("rate 4e-3, falling, 24 channels", 1900, *best, "--net.channels", "24"),
         cell("rate 4e-3, falling, 48 channels", 700, *best, "--net.channels", "48"),
+        cell("all that helped: 4e-3, falling, batch 64, stratified, no dropout", 2900, *best, *all_of_it),
+        cell("all that helped, 24 channels", 3900, *best, *all_of_it, "--net.channels", "24"),
+        cell("all that helped, batch 32", 5000, *best, *all_of_it[2:], "--batch", "32"),
     )  # fmt: skip
 
 
