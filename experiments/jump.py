@@ -3,9 +3,9 @@
     python -m experiments.jump jump-digits RUN [RUN ...] [--data npz:FILE]
 
 Held-out images are noised to x_t.  From there the network says in one call what x_0 is, or a chain goes on to x_0 in
-more calls: ancestral with the variance beta-tilde, which few calls need, or DDIM.  The error to the image and the
-Fréchet distance to the training images are kept for each run, one of each seed, in docs/results/NAME.json; the first
-images of the first run, and what became of them, in docs/results/NAME-images.npz.
+more calls, in equal strides: ancestral with the variance beta-tilde, which few calls need, or DDIM.  The error to the
+image and the Fréchet distance to the training images are kept for each run, one of each seed, in docs/results/NAME.json;
+the first images of the first run, and what became of them, in docs/results/NAME-images.npz.
 """
 
 import dataclasses
@@ -95,7 +95,7 @@ def measured(model: runs.Model, images: data.Images, args: Arguments, pictures: 
     pictures |= {f"t={t}": model.images(x) for t, x in noised(model, held[:SHOWN])}
     programs = {kind: generate.over_devices(program(model, kind)) for kind in ("ancestral", "ddim")}
     for t, way, kind, n in ways(model.schedule.T, args.calls):
-        x = drawn(model, programs[kind], integers, samplers.times(t, n))
+        x = drawn(model, programs[kind], integers, samplers.times(t, n, spacing="trailing"))
         squared = ((x - data.to_unit(integers, model.integer_levels)) ** 2).mean()
         became = model.images(x)
         features = judge.features(became)
