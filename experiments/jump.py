@@ -3,9 +3,9 @@
     python -m experiments.jump jump-digits RUN [RUN ...] [--data npz:FILE]
 
 Held-out images are noised to x_t.  From there the network says in one call what x_0 is, or a chain goes on to x_0 in
-more calls, in equal strides: ancestral with the variance beta-tilde, which few calls need, or DDIM.  The error to the
-image and the Fréchet distance to the training images are kept for each run, one of each seed, in docs/results/NAME.json;
-the first images of the first run, and what became of them, in docs/results/NAME-images.npz.
+more calls, in equal strides: ancestral with the variance beta-tilde, which few calls need, or DDIM.  Kept are the error
+to the image and the Fréchet distance to the training images for each run, one of each seed, in docs/results/NAME.json,
+and the first images of the first run, and what became of them, in docs/results/NAME-images.npz.
 """
 
 import dataclasses
