@@ -106,7 +106,8 @@ def _recipes() -> tuple[Cell, ...]:
         return "--optim.learning-rate", value
 
     best = rate("4e-3")
-    all_of_it = ("--batch", "64", "--loss.stratified", "--net.dropout", "0")
+    helped = ("--batch", "64", "--loss.stratified", "--net.dropout", "0")
+    narrow = ("--net.channels", "24")
     return (
         cell("rate 2e-3, kept", 1300, falling=False), cell("rate 2e-3, falling", 1300),
         cell("rate 1e-3, falling", 1300, *rate("1e-3")), cell("rate 4e-3, falling", 1300, *best),
@@ -117,11 +118,13 @@ def _recipes() -> tuple[Cell, ...]:
         cell("rate 4e-3, falling, no dropout", 1300, *best, "--net.dropout", "0"),
         cell("rate 4e-3, falling, times stratified", 1300, *best, "--loss.stratified"),
         cell("rate 4e-3, falling, batch 64", 2500, *best, "--batch", "64"),
-        cell("rate 4e-3, falling, 24 channels", 1900, *best, "--net.channels", "24"),
+        cell("rate 4e-3, falling, 24 channels", 1900, *best, *narrow),
         cell("rate 4e-3, falling, 48 channels", 700, *best, "--net.channels", "48"),
-        cell("all that helped: 4e-3, falling, batch 64, stratified, no dropout", 2900, *best, *all_of_it),
-        cell("all that helped, 24 channels", 3900, *best, *all_of_it, "--net.channels", "24"),
-        cell("all that helped, batch 32", 5000, *best, *all_of_it[2:], "--batch", "32"),
+        cell("all that helped: 4e-3, falling, batch 64, stratified, no dropout", 2900, *best, *helped),
+        cell("all that helped, 24 channels", 3900, *best, *helped, *narrow),
+        cell("all that helped, 16 channels", 5400, *best, *helped, "--net.channels", "16"),
+        cell("all that helped, 24 channels, one block", 6000, *best, *helped, *narrow, "--net.blocks", "1"),
+        cell("all that helped, batch 32", 5000, *best, *helped[2:], "--batch", "32"),
     )  # fmt: skip
 
 
