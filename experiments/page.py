@@ -166,7 +166,8 @@ def calls(found: Mapping[str, Any]) -> list[Panel]:
             values = [of_seeds(found, row, number) or (float("nan"), float("nan")) for row in rows]
             ys[f"from {start}"], errors[f"from {start}"] = zip(*values, strict=True)
         known = {name: e for name, e in errors.items() if np.isfinite(e).any()}
-        row.append(Panel([1, *counts], ys, "network calls", number, kind, known, xscale="log"))
+        yscale = "log" if number == DISTANCE else "linear"
+        row.append(Panel([1, *counts], ys, "network calls", number, kind, known, xscale="log", yscale=yscale))
     return row
 
 
