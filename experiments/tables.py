@@ -107,7 +107,7 @@ def _recipes() -> tuple[Cell, ...]:
 
     best = rate("4e-3")
     helped = ("--batch", "64", "--loss.stratified", "--net.dropout", "0")
-    narrow = ("--net.channels", "24")
+    narrow, shallow = ("--net.channels", "24"), ("--net.blocks", "1")
     return (
         cell("rate 2e-3, kept", 1300, falling=False), cell("rate 2e-3, falling", 1300),
         cell("rate 1e-3, falling", 1300, *rate("1e-3")), cell("rate 4e-3, falling", 1300, *best),
@@ -123,7 +123,10 @@ def _recipes() -> tuple[Cell, ...]:
         cell("all that helped: 4e-3, falling, batch 64, stratified, no dropout", 2900, *best, *helped),
         cell("all that helped, 24 channels", 3900, *best, *helped, *narrow),
         cell("all that helped, 16 channels", 5400, *best, *helped, "--net.channels", "16"),
-        cell("all that helped, 24 channels, one block", 6000, *best, *helped, *narrow, "--net.blocks", "1"),
+        cell("all that helped, 24 channels, one block", 6000, *best, *helped, *narrow, *shallow),
+        cell("all that helped, 24 channels, one block, rate 2e-3", 6000, *rate("2e-3"), *helped, *narrow, *shallow),
+        cell("all that helped, 16 channels, one block", 9000, *best, *helped, "--net.channels", "16", *shallow),
+        cell("all that helped, 32 channels, one block", 4400, *best, *helped, *shallow),
         cell("all that helped, batch 32", 5000, *best, *helped[2:], "--batch", "32"),
     )  # fmt: skip
 
