@@ -15,7 +15,7 @@ from benchmarks.works import Spec
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 CELLS = {
-    "digits": ("digits.py", (8, 8, 1), 128, 4, 16),
+    "digits": ("digits.py:wide", (8, 8, 1), 128, 4, 16),
     "mnist": ("mnist.py", (28, 28, 1), 64, 2, 4),
     "cifar10": ("cifar10.py", (32, 32, 3), 8, 1, 2),
 }
@@ -57,22 +57,21 @@ def main(name: str, works: Sequence[str], argv: Sequence[str]) -> None:
     path = alternating.RESULTS / f"{name}.json"
     before = json.loads(path.read_text())["cells"] if path.exists() else {}
     for cell in args.cells:
-        found = measured(spec(cell, args), args.peer, works, args)
+        found = measured(spec(*CELLS[cell], args), args.peer, works, args)
         before[cell] = {"made": made, **found}
         for line in said(cell, found):
             print(line, flush=True)
         alternating.write(name, {"cells": before})
 
 
-def spec(cell: str, args: Arguments) -> Spec:
-    """What the processes are told to do."""
+def spec(file: str, shape: tuple[int, ...], batch: int, steps: int, calls: int, args: Arguments) -> Spec:
+    """What the processes are told to do, of a row of CELLS."""
     import jax
 
     from ddpm_jax import config as configs
     from ddpm_jax.config import objects
     from ddpm_jax.convert.diffusers import network
 
-    file, shape, batch, steps, calls = CELLS[cell]
     config = configs.load(CONFIGS / file)
     net = objects.network(config, shape[-1])
     leaves = jax.tree.leaves(jax.eval_shape(lambda key: objects.parameters(config, net, key, shape), jax.random.key(0)))

@@ -73,7 +73,7 @@ def resident(rounds: int) -> dict[str, float]:
     from ddpm_jax.config import objects
     from ddpm_jax.data.stream import feed
 
-    config = configs.load(pathlib.Path(__file__).parents[1] / "configs" / "digits.py")
+    config = configs.load(pathlib.Path(__file__).parents[1] / "configs" / "digits.py:wide")
     images = data.load("digits")
     devices = jax.local_devices()
     _, run_key, order_key, _ = runs.keys_of(0)

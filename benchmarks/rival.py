@@ -35,7 +35,7 @@ class Spec:
         minutes: of training, over which a falling learning rate falls.
         learning_rate: Adam's.
         seed: of everything random.
-        samples: how many to draw.
+        samples, calls: how many to draw, and of the network for each.
     """
 
     network: dict[str, Any]
@@ -44,6 +44,7 @@ class Spec:
     learning_rate: float
     seed: int
     samples: int
+    calls: int
 
 
 class Trained(NamedTuple):
@@ -189,7 +190,7 @@ def evaluated(trained: Trained, spec: Spec, images: Any, folder: pathlib.Path) -
 
     schedule = schedules.from_betas(trained.betas)
     denoise = gaussian.denoiser(schedule, net, predicts=trained.predicts)
-    times = samplers.times(len(trained.betas), 250)
+    times = samplers.times(len(trained.betas), spec.calls)
 
     @jax.jit
     def drawn(keys):

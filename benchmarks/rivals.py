@@ -42,6 +42,8 @@ class Arguments:
     """All are trained once with each."""
     samples: int = 1000
     """To be drawn of each."""
+    calls: int = 250
+    """Network calls per sample."""
     rates: tuple[float, ...] = ()
     """At which the others learn as well, beside their own."""
     source: str | None = None
@@ -75,25 +77,27 @@ def main(argv: list[str]) -> None:
 def trained(args: Arguments, seed: int) -> dict[str, Any]:
     """Numbers of each trainer."""
     folder = pathlib.Path(args.runs) / f"{args.cell}-{seed}"
-    network = dataclasses.asdict(cells.spec(args.cell, cells.Arguments()))
-    config = cells.CONFIGS / cells.CELLS[args.cell][0]
     from ddpm_jax import config as configs
     from ddpm_jax import data
 
-    source = args.source or configs.load(config).data.source
-    held = min(args.samples, len(data.load(source).test))
+    path = cells.CONFIGS / f"{args.cell}.py"
+    config = configs.load(path)
+    source = args.source or config.data.source
+    images = data.load(source)
+    held, shape = min(args.samples, len(images.test)), images.train.shape[1:]
+    network = dataclasses.asdict(cells.spec(path.name, shape, config.batch, 0, 0, cells.Arguments()))
     if folder.exists():
         sys.exit(f"{folder} is there already: remove it, or name another folder with --runs")
     ours = folder / "ours"
     commands = {
-        "ours": [sys.executable, "train.py", str(config), "--seed", str(seed), "--data.source", source,
+        "ours": [sys.executable, "train.py", str(path), "--seed", str(seed), "--data.source", source,
                  "--sample-every", "0", "--workdir", str(ours)],
     }  # fmt: skip
     for name, own in RATES.items():
         for rate in (own, *args.rates):
             label = name if rate == own else f"{name}, rate {rate:g}"
             said = {"network": network, "source": source, "minutes": args.minutes, "seed": seed,
-                    "samples": args.samples, "learning_rate": rate}  # fmt: skip
+                    "samples": args.samples, "calls": args.calls, "learning_rate": rate}  # fmt: skip
             commands[label] = [args.python, "-m", "benchmarks.rival", name, json.dumps(said), str(folder / label)]
     taking_turns(commands, folder, 60 * args.minutes, args.slice)
     how = ("--num", str(args.samples))
@@ -104,7 +108,7 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
             bound = ("likelihood", "--estimate", "16", "--num", str(held))
             program("-m", "ddpm_jax.evaluate", str(ours), *bound, "--out", str(out / "bound"))
             numbers = measured("bound", out / "bound")
-            given = ("--steps", "250", "--mix", "0")
+            given = ("--steps", str(args.calls), "--mix", "0")
             steps = max(int(path.name) for path in (ours / "checkpoints").iterdir() if path.name.isdigit())
         else:
             numbers = json.loads((folder / name / "bound.json").read_text())

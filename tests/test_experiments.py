@@ -38,7 +38,7 @@ def test_a_row_that_another_table_has_is_taken_from_there(tmp_path, monkeypatch)
     monkeypatch.setattr(run, "RESULTS", tmp_path)
     table, cell = tables.TABLES["training-digits"], tables.TABLES["training-digits"].cells[0]
     assert run.elsewhere(table, cell, 0) is None
-    run.keep(tmp_path / "targets-digits.json", "ε, constant", 0, {"numbers": {"a": [1, 2]}})
+    run.keep(tmp_path / "objectives-digits.json", "ε, L_simple, fixed variance", 0, {"numbers": {"a": [1, 2]}})
     assert run.elsewhere(table, cell, 0) == {"numbers": {"a": [1, 2]}}
     assert run.elsewhere(table, cell, 1) is None
     assert run.elsewhere(table, table.cells[1], 0) is None
