@@ -17,3 +17,5 @@ config = Config(
     net=Net(channels=32, multipliers=(1, 2, 4), blocks=2, attention_at=(7,), dropout=0.1, groups=8),
     optim=Optim(learning_rate=5e-4, warmup=500, ema_decay=0.9995, ema_warmup=True),
 )
+
+wide = config

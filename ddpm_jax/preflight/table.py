@@ -44,7 +44,7 @@ class Subject(NamedTuple):
 
 
 SUBJECTS = {
-    "digits": Subject("configs/digits.py", (8, 8, 1), 1500),
+    "digits:wide": Subject("configs/digits.py:wide", (8, 8, 1), 1500),
     "mnist": Subject("configs/mnist.py", (28, 28, 1), 60_000),
     "cifar10": Subject("configs/cifar10.py", (32, 32, 3), 50_000),
     "cifar10:bfloat16": Subject("configs/cifar10.py:bfloat16", (32, 32, 3), 50_000),
@@ -58,7 +58,7 @@ class Arguments:
     page: tyro.conf.Positional[str]
     """The page with the table; its reports are in the JSON file beside it."""
     run: tuple[str, ...] = ()
-    """Configs whose missing rows are to be run: digits, cifar10, cifar10:bfloat16, celebahq256, ..."""
+    """Configs whose missing rows are to be run: digits:wide, cifar10, cifar10:bfloat16, celebahq256, ..."""
     on: tuple[str, ...] = SLICES
     """On which slices."""
 
