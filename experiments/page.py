@@ -32,7 +32,7 @@ AT = (0.1, 0.25, 0.5, 0.75)
 
 
 def main() -> None:
-    made = {name: runs(name) for name in TABLES} | {name: jumps(name) for name in ("jump-digits", "jump-mnist")}
+    made = {name: runs(name) for name in TABLES} | {"jump-digits": jumps("jump-digits")}
     made["rivals"] = rivals(read(alternating.RESULTS / "rivals.json"))
     page = PAGE.read_text()
     for name, lines in made.items():
@@ -42,12 +42,11 @@ def main() -> None:
     for name in TABLES:
         if name.startswith("targets-") and (found := read(RESULTS / f"{name}.json")):
             panels(RESULTS / f"{name}.png", targets(found))
-    for name in ("jump-digits", "jump-mnist"):
-        if found := read(RESULTS / f"{name}.json"):
-            panels(RESULTS / f"{name}.png", calls(found))
-        if (images := RESULTS / f"{name}-images.npz").exists():
-            with np.load(images) as kept:
-                plots.save(images.with_suffix(".png"), pictures(kept))
+    if found := read(RESULTS / "jump-digits.json"):
+        panels(RESULTS / "jump-digits.png", calls(found))
+    if (images := RESULTS / "jump-digits-images.npz").exists():
+        with np.load(images) as kept:
+            plots.save(images.with_suffix(".png"), pictures(kept))
 
 
 def filled(page: str, name: str, lines: Iterable[str]) -> str:

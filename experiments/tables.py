@@ -188,6 +188,6 @@ TABLES = {
         {**_measures(500, 1000, steps=50), "errors": ("likelihood", "--steps", "50", "--num", "100")}, timed=True,
     ),
     "targets-mnist": Table(
-        "configs/mnist.py", _SMALL, _targets("none", "min_snr"), _measures(500, 1000, steps=50)
+        "configs/mnist.py:wide", _SMALL, _targets("none", "min_snr"), _measures(500, 1000, steps=50)
     ),
 }  # fmt: skip
