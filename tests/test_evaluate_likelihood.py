@@ -234,6 +234,19 @@ def test_an_estimate_of_a_strided_chain_is_refused(folder, tmp_path):
         numbers(of(folder, tmp_path, steps=10), Likelihood(estimate=4))
 
 
+def test_the_bound_is_of_the_whole_chain_where_samples_take_strides(folder, tmp_path):
+    run = of(folder, tmp_path)
+    fewer = run._replace(model=run.model.asking(run.model.asked, steps=5))  # as a config with sampling.steps = 5 does
+    assert evaluated.run(fewer, Likelihood(num=8)) == 0
+    assert evaluated.run(run, Likelihood(num=8)) == 0
+    (path,) = tmp_path.glob("likelihood-*.json")
+    assert "exact T=20" in path.read_text()
+    strided = of(folder, tmp_path / "strided", steps=5)
+    assert evaluated.run(strided, Likelihood(strided.which, num=8)) == 0
+    (path,) = (tmp_path / "strided").glob("likelihood-*.json")
+    assert "exact 5 of T=20" in path.read_text()
+
+
 def test_images_of_another_kind_are_refused(folder, tmp_path):
     np.savez(tmp_path / "other.npz", train=np.zeros((9, 8, 8, 3), np.uint8), test=np.zeros((9, 8, 8, 3), np.uint8))
     run = subject(str(folder), Which(source=f"npz:{tmp_path / 'other.npz'}"))

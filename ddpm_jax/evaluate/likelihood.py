@@ -25,7 +25,8 @@ class Likelihood:
     """Bits per dimension of a split by the variational bound, with rate, distortion and prior.
 
     The exact bound has every term of the chain, one network call per image and step.  --estimate draws two times from
-    each of that many strata of the steps instead.  --steps and --spacing bound the likelihood under a strided chain.
+    each of that many strata of the steps instead.  --steps and --spacing bound the likelihood under a strided chain;
+    without --steps it is the whole chain, in whatever strides the config samples.
     The exact bound of all steps also leaves x0_errors.json in the run, for --sampler analytic, unless --out is given.
     """
 
@@ -68,6 +69,7 @@ class Found(NamedTuple):
 
 def run(subject: Subject, options: Likelihood) -> int:
     """Says the numbers and where they are; status 4 if it is interrupted."""
+    subject = of_the_chain(subject)
     chosen = split(images(subject), options.split, options.num)
     found = bound(subject, chosen, options)
     if found is None:
@@ -79,6 +81,14 @@ def run(subject: Subject, options: Likelihood) -> int:
     if subject.which.out is None and len(found.chain) == subject.model.config.schedule.T + 1 and process.first():
         print(f"errors of x_0 at each t, for --sampler analytic: {keep_errors(subject, found)}")
     return 0
+
+
+def of_the_chain(subject: Subject) -> Subject:
+    """With as many steps as flags say or, where the config may have fewer for samples, with all."""
+    if subject.which.sampling.steps is not None:
+        return subject
+    model = subject.model
+    return subject._replace(model=model.asking(model.asked, steps=model.config.schedule.T))
 
 
 def keep_errors(subject: Subject, found: Found) -> pathlib.Path:

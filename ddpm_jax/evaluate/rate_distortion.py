@@ -63,6 +63,7 @@ class Found(NamedTuple):
 
 def run(subject: Subject, options: RateDistortion) -> int:
     """Writes table, curves and numbers, and says them and where they are; status 4 if it is interrupted."""
+    subject = likelihood.of_the_chain(subject)
     chosen = split(images(subject), options.split, options.num)
     asked = likelihood.Likelihood(subject.which, options.split, options.num, seed=options.seed)
     bound = likelihood.bound(subject, chosen, asked)
