@@ -164,8 +164,9 @@ def _steps(steps: int, *flags: str) -> tuple[str, ...]:
 
 
 _SMALL = (
-    "--net.channels", "16", "--net.blocks", "1", "--optim.learning-rate", "2e-3", "--optim.warmup", "100",
-    "--optim.ema-decay", "0.999", "--sampling.steps", "50", *_steps(600),
+    "--net.channels", "16", "--net.blocks", "1", "--net.dropout", "0", "--optim.learning-rate", "2e-3",
+    "--optim.warmup", "100", "--optim.decay", "1000", "--optim.ema-decay", "0.999", "--sampling.steps", "50",
+    *_steps(1000),
 )  # fmt: skip
 """What two cores can train on MNIST 18 times."""
 
