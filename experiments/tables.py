@@ -172,6 +172,7 @@ _SMALL = (
 
 
 _ON_DIGITS = _measures(297, 1000)
+_ON_MNIST = {**_measures(500, 1000, steps=50), "errors": ("likelihood", "--steps", "50", "--num", "100")}
 
 
 def _digits(cells: tuple[Cell, ...]) -> Table:
@@ -187,9 +188,9 @@ TABLES = {
     "recipe-digits": Table("configs/digits.py:wide", ("--sample-every", "0"), _recipes(), _ON_DIGITS, timed=True),
     "recipe-mnist": Table(
         "configs/mnist.py:wide", ("--sample-every", "0", "--sampling.steps", "50"), _recipes_mnist(),
-        {**_measures(500, 1000, steps=50), "errors": ("likelihood", "--steps", "50", "--num", "100")}, timed=True,
+        _ON_MNIST, timed=True,
     ),
     "targets-mnist": Table(
-        "configs/mnist.py:wide", _SMALL, _targets("none", "min_snr"), _measures(500, 1000, steps=50)
+        "configs/mnist.py:wide", _SMALL, _targets("none", "min_snr"), _ON_MNIST
     ),
 }  # fmt: skip
