@@ -187,10 +187,8 @@ TABLES = {
     "training-digits": _digits(_training()),
     "recipe-digits": Table("configs/digits.py:wide", ("--sample-every", "0"), _recipes(), _ON_DIGITS, timed=True),
     "recipe-mnist": Table(
-        "configs/mnist.py:wide", ("--sample-every", "0", "--sampling.steps", "50"), _recipes_mnist(),
-        _ON_MNIST, timed=True,
+        "configs/mnist.py:wide", ("--sample-every", "0", "--sampling.steps", "50"), _recipes_mnist(), _ON_MNIST,
+        timed=True,
     ),
-    "targets-mnist": Table(
-        "configs/mnist.py:wide", _SMALL, _targets("none", "min_snr"), _ON_MNIST
-    ),
+    "targets-mnist": Table("configs/mnist.py:wide", _SMALL, _targets("none", "min_snr"), _ON_MNIST),
 }  # fmt: skip
