@@ -119,7 +119,7 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
 
 
 def taking_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: float, turn: float) -> None:
-    """Runs programs for so many seconds each, one at a time; then tells each that has not ended to do so in good order.
+    """Runs programs for so many seconds each, one at a time; then tells those that go on to end, which all do at once.
 
     What they print goes to NAME.log in the folder.
     """
@@ -145,11 +145,12 @@ def taking_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: 
                 except subprocess.TimeoutExpired:
                     os.killpg(running[name].pid, signal.SIGSTOP)
                     used[name] += time.monotonic() - begun
-        for name, process in running.items():
+        for process in running.values():
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
                 os.killpg(process.pid, signal.SIGCONT)
-                ended(name, process.wait(), folder)
+        for name, process in running.items():
+            ended(name, process.wait(), folder)
     finally:
         for process in running.values():
             if process.poll() is None:
