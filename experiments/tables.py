@@ -82,7 +82,7 @@ def _schedules() -> tuple[Cell, ...]:
 
     return (
         Cell("linear, T = 1000"), Cell("cosine, T = 1000", ("--schedule.kind", "cosine")),
-        Cell("quad, T = 1000", ("--schedule.kind", "quad")), linear(50), linear(250), linear(4000),
+        Cell("quad, T = 1000", _QUAD), linear(50), linear(250), linear(4000),
     )  # fmt: skip
 
 
@@ -103,6 +103,9 @@ def _for(name: str, steps: int, *flags: str, falling: bool = True) -> Cell:
 
 def _rate(value: str) -> tuple[str, str]:
     return "--optim.learning-rate", value
+
+
+_QUAD = ("--schedule.kind", "quad")
 
 
 def _recipes() -> tuple[Cell, ...]:
@@ -127,6 +130,7 @@ def _recipes() -> tuple[Cell, ...]:
         cell("all that helped, 16 channels", 5400, *best, *helped, "--net.channels", "16"),
         cell("all that helped, 24 channels, one block", 6000, *best, *helped, *narrow, *shallow),
         cell("all that helped, 24 channels, one block, rate 2e-3", 6000, *rate("2e-3"), *helped, *narrow, *shallow),
+        cell("all that helped, 24 channels, one block, quad", 6000, *best, *helped, *narrow, *shallow, *_QUAD),
         cell("all that helped, 16 channels, one block", 9000, *best, *helped, "--net.channels", "16", *shallow),
         cell("all that helped, 32 channels, one block", 4400, *best, *helped, *shallow),
         cell("all that helped, batch 32", 5000, *best, *helped[2:], "--batch", "32"),
@@ -137,16 +141,17 @@ def _recipes_mnist() -> tuple[Cell, ...]:
     """The same for a quarter of an hour of one core, what helped on digits first; then for three quarters."""
     helped = ("--optim.warmup", "100", "--optim.ema-decay", "0.999", "--loss.stratified", "--net.dropout", "0")
 
-    def cell(steps: int, channels: int, blocks: int, rate: str, batch: int = 64, *, longer: bool = False) -> Cell:
+    def cell(steps: int, channels: int, blocks: int, rate: str, batch: int = 64, *flags: str, more: str = "") -> Cell:
         network = ("--net.channels", str(channels), "--net.blocks", str(blocks), "--batch", str(batch))
-        name = f"{channels} channels, {blocks} block{'s' * (blocks > 1)}, batch {batch}, rate {rate}"
-        return _for(f"{name}, longer" if longer else name, steps, *network, *_rate(rate), *helped)
+        name = f"{channels} channels, {blocks} block{'s' * (blocks > 1)}, batch {batch}, rate {rate}{more}"
+        return _for(name, steps, *network, *_rate(rate), *helped, *flags)
 
     return (
         _for("as configured: 32 channels, 2 blocks, batch 64, rate 5e-4, kept", 420, falling=False),
         cell(720, 32, 1, "4e-3"), cell(1920, 16, 1, "4e-3"), cell(1200, 16, 2, "4e-3"),
         cell(3840, 16, 1, "4e-3", 32), cell(3840, 16, 1, "2e-3", 32),
-        cell(11_520, 16, 1, "4e-3", 32, longer=True), cell(4320, 32, 1, "4e-3", 32, longer=True),
+        cell(3840, 16, 1, "4e-3", 32, *_QUAD, more=", quad"),
+        cell(11_520, 16, 1, "4e-3", 32, more=", longer"), cell(4320, 32, 1, "4e-3", 32, more=", longer"),
     )  # fmt: skip
 
 
