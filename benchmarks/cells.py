@@ -16,7 +16,7 @@ from benchmarks.works import Spec
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 CELLS = {
     "digits": ("digits.py:wide", (8, 8, 1), 128, 4, 16),
-    "mnist": ("mnist.py", (28, 28, 1), 64, 2, 4),
+    "mnist": ("mnist.py:wide", (28, 28, 1), 64, 2, 4),
     "cifar10": ("cifar10.py", (32, 32, 3), 8, 1, 2),
 }
 """Config, shape of an image, images at a time, training steps and network calls in a turn."""

@@ -23,7 +23,7 @@ from benchmarks import alternating
 HERE = pathlib.Path(__file__).resolve()
 CELLS: dict[str, tuple[str, tuple[int, ...], int]] = {
     "digits": ("digits.py:wide", (8, 8, 1), 128),
-    "mnist": ("mnist.py", (28, 28, 1), 64),
+    "mnist": ("mnist.py:wide", (28, 28, 1), 64),
     "cifar10": ("cifar10.py", (32, 32, 3), 8),
     "celebahq256": ("celebahq256.py", (256, 256, 3), 2),
 }

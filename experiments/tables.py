@@ -113,6 +113,15 @@ def _recipes() -> tuple[Cell, ...]:
     cell, rate, best = _for, _rate, _rate("4e-3")
     helped = ("--batch", "64", "--loss.stratified", "--net.dropout", "0")
     narrow, shallow = ("--net.channels", "24"), ("--net.blocks", "1")
+    hybrid = ("--loss.kind", "hybrid", "--loss.learned-variance")
+
+    def quad(name: str, *flags: str) -> Cell:
+        flags = (*best, *helped, *narrow, *shallow, *_QUAD, *flags)
+        return cell(f"all that helped, 24 channels, one block, quad{name}", 6000, *flags)
+
+    def later(beta_1: str) -> tuple[str, str]:
+        return "--schedule.beta-1", beta_1
+
     return (
         cell("rate 2e-3, kept", 1300, falling=False), cell("rate 2e-3, falling", 1300),
         cell("rate 1e-3, falling", 1300, *rate("1e-3")), cell("rate 4e-3, falling", 1300, *best),
@@ -130,7 +139,9 @@ def _recipes() -> tuple[Cell, ...]:
         cell("all that helped, 16 channels", 5400, *best, *helped, "--net.channels", "16"),
         cell("all that helped, 24 channels, one block", 6000, *best, *helped, *narrow, *shallow),
         cell("all that helped, 24 channels, one block, rate 2e-3", 6000, *rate("2e-3"), *helped, *narrow, *shallow),
-        cell("all that helped, 24 channels, one block, quad", 6000, *best, *helped, *narrow, *shallow, *_QUAD),
+        quad(""), quad(" from 3e-4", *later("3e-4")), quad(" from 1e-3", *later("1e-3")), quad(", hybrid", *hybrid),
+        quad(" from 3e-4, hybrid", *later("3e-4"), *hybrid), quad(" from 1e-3, hybrid", *later("1e-3"), *hybrid),
+        quad(" from 1e-3, v", *later("1e-3"), "--loss.predicts", "v"),
         cell("all that helped, 16 channels, one block", 9000, *best, *helped, "--net.channels", "16", *shallow),
         cell("all that helped, 32 channels, one block", 4400, *best, *helped, *shallow),
         cell("all that helped, batch 32", 5000, *best, *helped[2:], "--batch", "32"),

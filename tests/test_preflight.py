@@ -357,7 +357,7 @@ def test_a_slice_that_its_compiler_refuses(tiny):
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (["--run", "cifar100"], "unknown 'cifar100'; known are digits:wide, mnist"),
+        (["--run", "cifar100"], "unknown 'cifar100'; known are digits:wide, mnist:wide"),
         (["--on", "v4-9"], "unknown 'v4-9'; known are"),
         ([], "must have the lines '<!-- rows"),
     ],

@@ -45,7 +45,7 @@ class Subject(NamedTuple):
 
 SUBJECTS = {
     "digits:wide": Subject("configs/digits.py:wide", (8, 8, 1), 1500),
-    "mnist": Subject("configs/mnist.py", (28, 28, 1), 60_000),
+    "mnist:wide": Subject("configs/mnist.py:wide", (28, 28, 1), 60_000),
     "cifar10": Subject("configs/cifar10.py", (32, 32, 3), 50_000),
     "cifar10:bfloat16": Subject("configs/cifar10.py:bfloat16", (32, 32, 3), 50_000),
     # a tenth of 30,000 images is held out; they are streamed, so the other 256x256 sets have the same programs
