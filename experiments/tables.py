@@ -119,7 +119,7 @@ def _recipes() -> tuple[Cell, ...]:
         flags = (*best, *helped, *narrow, *shallow, *_QUAD, *flags)
         return cell(f"all that helped, 24 channels, one block, quad{name}", 6000, *flags)
 
-    def later(beta_1: str) -> tuple[str, str]:
+    def first(beta_1: str) -> tuple[str, str]:
         return "--schedule.beta-1", beta_1
 
     return (
@@ -139,9 +139,10 @@ def _recipes() -> tuple[Cell, ...]:
         cell("all that helped, 16 channels", 5400, *best, *helped, "--net.channels", "16"),
         cell("all that helped, 24 channels, one block", 6000, *best, *helped, *narrow, *shallow),
         cell("all that helped, 24 channels, one block, rate 2e-3", 6000, *rate("2e-3"), *helped, *narrow, *shallow),
-        quad(""), quad(" from 3e-4", *later("3e-4")), quad(" from 1e-3", *later("1e-3")), quad(", hybrid", *hybrid),
-        quad(" from 3e-4, hybrid", *later("3e-4"), *hybrid), quad(" from 1e-3, hybrid", *later("1e-3"), *hybrid),
-        quad(" from 1e-3, v", *later("1e-3"), "--loss.predicts", "v"),
+        quad(""), quad(", hybrid", *hybrid),
+        *(quad(f" from {beta_1}", *first(beta_1)) for beta_1 in ("3e-4", "1e-3", "3e-3", "1e-2")),
+        *(quad(f" from {beta_1}, hybrid", *first(beta_1), *hybrid) for beta_1 in ("1e-3", "3e-3")),
+        quad(" from 1e-3, v", *first("1e-3"), "--loss.predicts", "v"),
         cell("all that helped, 16 channels, one block", 9000, *best, *helped, "--net.channels", "16", *shallow),
         cell("all that helped, 32 channels, one block", 4400, *best, *helped, *shallow),
         cell("all that helped, batch 32", 5000, *best, *helped[2:], "--batch", "32"),
