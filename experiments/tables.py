@@ -106,6 +106,7 @@ def _rate(value: str) -> tuple[str, str]:
 
 
 _QUAD = ("--schedule.kind", "quad")
+_HYBRID = ("--loss.kind", "hybrid", "--loss.learned-variance")
 
 
 def _recipes() -> tuple[Cell, ...]:
@@ -113,8 +114,6 @@ def _recipes() -> tuple[Cell, ...]:
     cell, rate, best = _for, _rate, _rate("4e-3")
     helped = ("--batch", "64", "--loss.stratified", "--net.dropout", "0")
     narrow, shallow = ("--net.channels", "24"), ("--net.blocks", "1")
-    hybrid = ("--loss.kind", "hybrid", "--loss.learned-variance")
-
     def quad(name: str, *flags: str) -> Cell:
         flags = (*best, *helped, *narrow, *shallow, *_QUAD, *flags)
         return cell(f"all that helped, 24 channels, one block, quad{name}", 6000, *flags)
@@ -139,9 +138,9 @@ def _recipes() -> tuple[Cell, ...]:
         cell("all that helped, 16 channels", 5400, *best, *helped, "--net.channels", "16"),
         cell("all that helped, 24 channels, one block", 6000, *best, *helped, *narrow, *shallow),
         cell("all that helped, 24 channels, one block, rate 2e-3", 6000, *rate("2e-3"), *helped, *narrow, *shallow),
-        quad(""), quad(", hybrid", *hybrid),
+        quad(""), quad(", hybrid", *_HYBRID),
         *(quad(f" from {beta_1}", *first(beta_1)) for beta_1 in ("3e-4", "1e-3", "3e-3", "1e-2")),
-        *(quad(f" from {beta_1}, hybrid", *first(beta_1), *hybrid) for beta_1 in ("1e-3", "3e-3")),
+        *(quad(f" from {beta_1}, hybrid", *first(beta_1), *_HYBRID) for beta_1 in ("1e-3", "3e-3")),
         quad(" from 1e-3, v", *first("1e-3"), "--loss.predicts", "v"),
         cell("all that helped, 16 channels, one block", 9000, *best, *helped, "--net.channels", "16", *shallow),
         cell("all that helped, 32 channels, one block", 4400, *best, *helped, *shallow),
@@ -163,6 +162,7 @@ def _recipes_mnist() -> tuple[Cell, ...]:
         cell(720, 32, 1, "4e-3"), cell(1920, 16, 1, "4e-3"), cell(1200, 16, 2, "4e-3"),
         cell(3840, 16, 1, "4e-3", 32), cell(3840, 16, 1, "2e-3", 32),
         cell(3840, 16, 1, "4e-3", 32, *_QUAD, more=", quad"),
+        cell(3840, 16, 1, "4e-3", 32, *_QUAD, *_HYBRID, more=", quad, hybrid"),
         cell(11_520, 16, 1, "4e-3", 32, more=", longer"), cell(4320, 32, 1, "4e-3", 32, more=", longer"),
     )  # fmt: skip
 
