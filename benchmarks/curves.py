@@ -2,9 +2,9 @@
 
     python -m benchmarks.curves [--figure docs/curves.png]
 
-The network is that of configs/mnist.py:wide.  Each point is `python -m ddpm_jax.preflight` on this machine, in a process of
-its own: steps per second as measured, and memory by the compiler's analysis.  Devices are TPU chips by the compiler's
-estimate, as far as benchmarks/results/tpu.json has them; nothing there has run.  Points are kept in
+The network is that of configs/mnist.py:wide.  Each point is `python -m ddpm_jax.preflight` on this machine, in a
+process of its own: steps per second as measured, and memory by the compiler's analysis.  Devices are TPU chips by the
+compiler's estimate, as far as benchmarks/results/tpu.json has them; nothing there has run.  Points are kept in
 benchmarks/results/curves.json, and only what is missing is measured.
 """
 

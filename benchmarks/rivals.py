@@ -86,6 +86,7 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
     images = data.load(source)
     held, shape = min(args.samples, len(images.test)), images.train.shape[1:]
     network = dataclasses.asdict(cells.spec(path.name, shape, config.batch, 0, 0, cells.Arguments()))
+    network["unet"]["out_channels"] = shape[-1]  # theirs learn no variance
     if folder.exists():
         sys.exit(f"{folder} is there already: remove it, or name another folder with --runs")
     ours = folder / "ours"

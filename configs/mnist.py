@@ -18,12 +18,13 @@ config = Config(
     data=Data("npz:mnist.npz"),
     schedule=Schedule("quad"),
     net=Net(channels=16, multipliers=(1, 2, 4), blocks=1, attention_at=(7,), dropout=0.0, groups=8),
-    loss=Loss(stratified=True),
+    loss=Loss("hybrid", learned_variance=True, stratified=True),
     optim=Optim(learning_rate=4e-3, warmup=100, decay=16_000, ema_decay=0.999, ema_warmup=True),
-    sampling=Sampling(steps=50, mix=0.0),
+    sampling=Sampling(steps=50),
 )
 
-# a network of 5.7 times the parameters (3,939,393) under the recipe that this one was found from; not trained to its end
+# a network of 5.7 times the parameters (3,939,393) under the recipe that this one was found from; not trained to its
+# end
 wide = replace(
     config,
     steps=20_000,

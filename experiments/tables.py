@@ -114,6 +114,7 @@ def _recipes() -> tuple[Cell, ...]:
     cell, rate, best = _for, _rate, _rate("4e-3")
     helped = ("--batch", "64", "--loss.stratified", "--net.dropout", "0")
     narrow, shallow = ("--net.channels", "24"), ("--net.blocks", "1")
+
     def quad(name: str, *flags: str) -> Cell:
         flags = (*best, *helped, *narrow, *shallow, *_QUAD, *flags)
         return cell(f"all that helped, 24 channels, one block, quad{name}", 6000, *flags)
@@ -141,7 +142,6 @@ def _recipes() -> tuple[Cell, ...]:
         quad(""), quad(", hybrid", *_HYBRID),
         *(quad(f" from {beta_1}", *first(beta_1)) for beta_1 in ("3e-4", "1e-3", "3e-3")),
         *(quad(f" from {beta_1}, hybrid", *first(beta_1), *_HYBRID) for beta_1 in ("3e-4", "1e-3")),
-        quad(" from 1e-3, v", *first("1e-3"), "--loss.predicts", "v"),
         cell("all that helped, 16 channels, one block", 9000, *best, *helped, "--net.channels", "16", *shallow),
         cell("all that helped, 32 channels, one block", 4400, *best, *helped, *shallow),
         cell("all that helped, batch 32", 5000, *best, *helped[2:], "--batch", "32"),

@@ -9,7 +9,7 @@ from experiments import jump, page, run
 from experiments.tables import TABLES
 
 TARGETS = "targets-digits", "ε, constant"
-RECIPE = "recipe-digits", "all that helped, 24 channels, one block, quad"
+RECIPE = "recipe-digits", "all that helped, 24 channels, one block, quad from 3e-4, hybrid"
 SHARED = {
     "objectives-digits": "ε, L_simple, fixed variance",
     "schedules-digits": "linear, T = 1000",
