@@ -46,6 +46,8 @@ class Arguments:
     """Network calls per sample."""
     rates: tuple[float, ...] = ()
     """At which the others learn as well, beside their own."""
+    own: bool = True
+    """Whether they learn at their own."""
     source: str | None = None
     """Where the images are, if not where the config says."""
     python: str = sys.executable
@@ -61,12 +63,13 @@ def main(argv: list[str]) -> None:
     for seed in args.seeds:
         found = trained(args, seed)
         kept = json.loads(path.read_text()) if path.exists() else {}
-        cell = kept.setdefault(f"{args.cell}, {args.minutes:g} minutes", {"made": {}, "seeds": {}})
-        cell["made"] = {
-            "commit": alternating.commit(), **alternating.about("jax", "flax", "optax"),
-            "command": f"python -m benchmarks.rivals {' '.join(told)}",
+        kept.setdefault(f"{args.cell}, {args.minutes:g} minutes", {})[str(seed)] = {
+            "made": {
+                "commit": alternating.commit(), **alternating.about("jax", "flax", "optax"),
+                "command": f"python -m benchmarks.rivals {' '.join(told)}",
+            },
+            "trainers": found,
         }  # fmt: skip
-        cell["seeds"][str(seed)] = found
         alternating.write("rivals", kept)
         for who, numbers in found.items():
             print(seed, who, {key: value[0] if isinstance(value, list) else value for key, value in numbers.items()})
@@ -95,7 +98,7 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
                  "--sample-every", "0", "--workdir", str(ours)],
     }  # fmt: skip
     for name, own in RATES.items():
-        for rate in (own, *args.rates):
+        for rate in (*((own,) if args.own else ()), *args.rates):
             label = name if rate == own else f"{name}, rate {rate:g}"
             said = {"network": network, "source": source, "minutes": args.minutes, "seed": seed,
                     "samples": args.samples, "calls": args.calls, "learning_rate": rate}  # fmt: skip

@@ -94,11 +94,12 @@ def rivals(kept: Mapping[str, Any]) -> list[str]:
     heads = ["steps", *COLUMNS, "seeds", "commit"] if kept else []
     lines = [f"| | | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"] if kept else []
     for cell, found in kept.items():
-        for who in next(iter(found["seeds"].values())):
-            seeds = [seed[who] for seed in found["seeds"].values()]
+        commits = ", ".join(sorted({seed["made"]["commit"] for seed in found.values()}))
+        for who in next(iter(found.values()))["trainers"]:
+            seeds = [seed["trainers"][who] for seed in found.values()]
             values = [protocol.said(*mean([seed["steps"] for seed in seeds]))]
             values += [protocol.said(*mean([seed[key][0] for seed in seeds])) for key in COLUMNS.values()]
-            lines.append(f"| {cell} | {who} | {' | '.join(values)} | {len(seeds)} | {found['made']['commit']} |")
+            lines.append(f"| {cell} | {who} | {' | '.join(values)} | {len(seeds)} | {commits} |")
     return lines
 
 

@@ -45,9 +45,16 @@ def test_a_trainer_that_fails_is_named_with_its_log(tmp_path):
 
 def test_a_row_for_each_trainer():
     numbers = {key: [1.0, 0.1] for key in page.COLUMNS.values()}
-    seeds = {seed: {"ours": {"steps": 10 + int(seed), **numbers}, "another": {"steps": 7, **numbers}} for seed in "012"}
-    lines = page.rivals({"digits, 5 minutes": {"made": {"commit": "abc"}, "seeds": seeds}})
+    seeds = {
+        seed: {
+            "made": {"commit": "abc" if seed == "2" else "abd"},
+            "trainers": {"ours": {"steps": 10 + int(seed), **numbers}, "another": {"steps": 7, **numbers}},
+        }
+        for seed in "012"
+    }
+    lines = page.rivals({"digits, 5 minutes": seeds})
     assert len(lines) == 4
-    assert lines[2].startswith("| digits, 5 minutes | ours | 11.00 ± 0.58 | 1") and lines[2].endswith("| 3 | abc |")
+    assert lines[2].startswith("| digits, 5 minutes | ours | 11.00 ± 0.58 | 1")
+    assert lines[2].endswith("| 3 | abc, abd |")
     assert "| another | 7" in lines[3]
     assert page.rivals({}) == []
