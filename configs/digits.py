@@ -2,9 +2,9 @@
 
 python train.py configs/digits.py --workdir runs/digits
 
-395,641 parameters; 4 min 38 s on two shared CPU cores, compilation, evaluation and samples included; 2.753, 2.686 and
-2.697 bits/dim (each +- 0.02) on the 297 held-out images after 2,000, 4,000 and 6,000 steps (the estimated bound; commit
-bbcb8cd).  What was tried on the way here: docs/results.md, 6.
+395,858 parameters; 4 min 49 s on two shared CPU cores, compilation, evaluation and samples included; 2.226, 2.163 and
+2.166 bits/dim (each +- 0.02) on the 297 held-out images after 2,000, 4,000 and 6,000 steps (the estimated bound; commit
+cf83ff1).  What was tried on the way here: docs/results.md, 6.
 """
 
 from dataclasses import replace

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_run
 
+from ddpm_jax import config as configs
 from ddpm_jax import data, log
 from ddpm_jax.config import flags
 from ddpm_jax.evaluate import calls, draws, protocol, samples, table
@@ -264,6 +265,18 @@ def test_the_table_has_a_row_for_each_sampler_and_the_floor(folder, tmp_path, ca
         float(cells[row]["Fréchet distance"].split()[0]) for row in ("training images, left out", "DDIM, 2 steps")
     )
     assert 0 < floor < 0.5 * noise
+
+
+def test_the_table_of_a_learned_variance_has_one_chain(tmp_path, capsys):
+    config = dataclasses.replace(tiny_run.CONFIG, loss=configs.Loss("hybrid"))
+    folder = tiny_run.make(tmp_path / "run", config)
+    arguments = [folder, "table", "--num", "70", "--sets", "1", "--ddim", "2", "--out", tmp_path]
+    assert main([*map(str, arguments)]) == 0
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert list(rows) == [
+        "held-out images", "training images, left out", "ancestral, learned variance", "DDIM, 2 steps",
+    ]  # fmt: skip
+    assert all("learned" in line and "mix" not in line for line in rows["ancestral, learned variance"])
 
 
 # --- quality against calls

@@ -173,7 +173,8 @@ class Sampling:
     spacing: Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic"] = "uniform"
     """How the visited times are spread over 1..T."""
     mix: float = 1.0
-    """Reverse variance of ancestral sampling: 1 is beta (the original's CIFAR-10), 0 is beta-tilde (its 256x256)."""
+    """Reverse variance of ancestral sampling: 1 is beta (the original's CIFAR-10), 0 is beta-tilde (its 256x256); a
+    learned variance takes its place."""
     eta: float = 0.0
     """Noise of DDIM: 0 is deterministic."""
     order: int = 2

@@ -229,11 +229,13 @@ def sampler(config: Config, schedule, denoise, numbers: Numbers):
     return samplers.ancestral(schedule, denoise, mix=numbers.mix)
 
 
-def sampler_options(config: Config) -> dict[str, float]:
-    """The options of a config's sampler, by name."""
+def sampler_options(config: Config) -> dict[str, str]:
+    """The options of a config's sampler, by name, as text."""
     c = config.sampling
-    named = {"mix": c.mix, "eta": c.eta, "order": c.order}
-    of = {"ancestral": ("mix",), "analytic": (), "ddim": ("eta",), "dpm_solver_pp": ("order",), "unipc": ("order",)}
+    if c.sampler == "ancestral":
+        return {"variance": "learned"} if learned_variance(config) else {"mix": f"{c.mix:g}"}
+    named = {"eta": f"{c.eta:g}", "order": f"{c.order}"}
+    of = {"analytic": (), "ddim": ("eta",), "dpm_solver_pp": ("order",), "unipc": ("order",)}
     return {name: named[name] for name in of[c.sampler]}
 
 

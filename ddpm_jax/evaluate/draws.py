@@ -25,7 +25,7 @@ def fields(subject: Subject, seed: int, form: Format) -> protocol.Protocol:
     """What the samples of a run depend on."""
     c = subject.model.config
     s, T = c.sampling, c.schedule.T
-    how = "".join(f" {name}={value:g}" for name, value in objects.sampler_options(c).items())
+    how = "".join(f" {name}={value}" for name, value in objects.sampler_options(c).items())
     steps = f"{s.steps} steps" if s.steps == T else f"{s.steps} of {T} steps {s.spacing}"
     errors = subject.model.errors_hash
     integers = "uint8" if subject.model.integer_levels <= 256 else "uint16"

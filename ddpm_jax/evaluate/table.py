@@ -6,6 +6,7 @@ from typing import Any
 
 import tyro
 
+from ddpm_jax.config import objects
 from ddpm_jax.evaluate import likelihood, protocol, samples
 from ddpm_jax.evaluate.protocol import Number
 from ddpm_jax.evaluate.subject import Subject, Which, images, split, subject
@@ -17,10 +18,10 @@ BOUND = ("bits/dim", "rate, bits/dim", "distortion, bits/dim", "RMSE of x_0, 0..
 class Table:
     """The likelihood and the sample metrics of several samplers in one table, with held-out images as the floor.
 
-    Ancestral sampling over all steps with both fixed variances, and DDIM with few steps.  Rate and distortion are those
-    of the ancestral chain: a deterministic sampler has none.  Samples come in sets as large as the held-out split
-    (at most 10,000), so that the floors have the same bias: the held-out images, and random training images against
-    the others.
+    Ancestral sampling over all steps with both fixed variances or the learned one, and DDIM with few steps.  Rate and
+    distortion are those of the ancestral chain: a deterministic sampler has none.  Samples come in sets as large as the
+    held-out split (at most 10,000), so that the floors have the same bias: the held-out images, and random training
+    images against the others.
     """
 
     which: tyro.conf.OmitArgPrefixes[Which] = Which()
@@ -45,9 +46,11 @@ def run(subject: Subject, options: Table) -> int:
     if len(images(subject).train) >= 2 * num:
         rows.append(("training images, left out", samples.left_out(subject, asked)))
     T = subject.model.config.schedule.T
+    variances: dict[str, dict[str, float]] = {"mix 0": {"mix": 0.0}, "mix 1": {"mix": 1.0}}
+    if objects.learned_variance(subject.model.config):
+        variances = {"learned variance": {}}
     ways: list[tuple[str, dict[str, Any]]] = [
-        ("ancestral, mix 0", {"sampler": "ancestral", "steps": T, "mix": 0.0}),
-        ("ancestral, mix 1", {"sampler": "ancestral", "steps": T, "mix": 1.0}),
+        *((f"ancestral, {name}", {"sampler": "ancestral", "steps": T} | mix) for name, mix in variances.items()),
         *((f"DDIM, {steps} steps", {"sampler": "ddim", "steps": steps, "eta": 0.0}) for steps in options.ddim),
     ]
     for name, sampling in ways:

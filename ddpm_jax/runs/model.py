@@ -105,7 +105,7 @@ class Model:
     def describe(self) -> str:
         """One line: which weights, which sampler."""
         c = self.config.sampling
-        how = "".join(f", {name} {value:g}" for name, value in objects.sampler_options(self.config).items())
+        how = "".join(f", {name} {value}" for name, value in objects.sampler_options(self.config).items())
         said = f"{self.workdir}, step {self.step}, {self.weights} weights; {c.sampler}, {c.steps} steps{how}"
         if not objects.conditional(self.config):
             return said
