@@ -2,10 +2,11 @@
 
     python -m benchmarks.rival NAME SPEC OUT     # NAME is of TRAINERS; SPEC is JSON, see `Spec`
 
-OUT gets samples.npz and bound.json: samples by our sampler and the bound by ours, of their averaged network.
+OUT gets samples.npz and numbers.json: samples by our sampler and the bound by ours, of their averaged network.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 import os
@@ -122,6 +123,8 @@ def denoising_diffusion_pytorch(spec: Spec, batches: Callable[[], Any], go: "Clo
 
 
 TRAINERS = {"diffusers": diffusers, "denoising-diffusion-pytorch": denoising_diffusion_pytorch}
+PACKAGES = {"diffusers": ("diffusers",), "denoising-diffusion-pytorch": ("denoising-diffusion-pytorch", "ema-pytorch")}
+"""Of each trainer, beside PyTorch."""
 
 
 class Clock:
@@ -165,11 +168,17 @@ def main(name: str, said: str, out: str) -> None:
     trained = TRAINERS[name](spec, batches, Clock(spec.minutes))
     folder = pathlib.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    evaluated(trained, spec, images, folder)
+    versions = {package: importlib.metadata.version(package) for package in ("torch", *PACKAGES[name])}
+    found = {"steps": trained.steps, "versions": versions, "bits/dim": evaluated(trained, spec, images, folder)}
+    (folder / "numbers.json").write_text(json.dumps(found))
 
 
-def evaluated(trained: Trained, spec: Spec, images: Any, folder: pathlib.Path) -> None:
-    """Samples and the bound, by this library's sampler and likelihood: only the network is theirs."""
+def evaluated(trained: Trained, spec: Spec, images: Any, folder: pathlib.Path) -> list[float]:
+    """Samples and the bound, by this library's sampler and likelihood: only the network is theirs.
+
+    Returns:
+        The bound in bits/dim and its standard error; the samples are left in the folder.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -211,8 +220,7 @@ def evaluated(trained: Trained, spec: Spec, images: Any, folder: pathlib.Path) -
     bits = np.concatenate(
         [np.asarray(bound(keys[i : i + BATCH], held[i : i + BATCH])) for i in range(0, len(held), BATCH)]
     )
-    found = {"bits/dim": [float(bits.mean()), float(bits.std(ddof=1) / len(bits) ** 0.5)], "steps": trained.steps}
-    (folder / "bound.json").write_text(json.dumps(found))
+    return [float(bits.mean()), float(bits.std(ddof=1) / len(bits) ** 0.5)]
 
 
 if __name__ == "__main__":

@@ -111,14 +111,14 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
         if name == "ours":
             bound = ("likelihood", "--estimate", "16", "--num", str(held))
             program("-m", "ddpm_jax.evaluate", str(ours), *bound, "--out", str(out / "bound"))
-            numbers = measured("bound", out / "bound")
-            given = ("--steps", str(args.calls), "--mix", "0")
             steps = max(int(path.name) for path in (ours / "checkpoints").iterdir() if path.name.isdigit())
+            numbers = {"steps": steps, **measured("bound", out / "bound")}
+            given = ("--steps", str(args.calls), "--mix", "0")
         else:
-            numbers = json.loads((folder / name / "bound.json").read_text())
-            given, steps = ("--samples", str(folder / name / "samples.npz")), numbers.pop("steps")
+            numbers = json.loads((folder / name / "numbers.json").read_text())
+            given = ("--samples", str(folder / name / "samples.npz"))
         program("-m", "ddpm_jax.evaluate", str(ours), "samples", *how, *given, "--out", str(out / "samples"))
-        found[name] = {"steps": steps, **numbers, **measured("samples", out / "samples")}
+        found[name] = numbers | measured("samples", out / "samples")
     return found
 
 
