@@ -50,6 +50,8 @@ class Arguments:
     """Whether they learn at their own."""
     source: str | None = None
     """Where the images are, if not where the config says."""
+    steps: int | None = None
+    """Of ours, over which its rate falls, if the minutes do not suffice for the config's on this machine."""
     python: str = sys.executable
     """The interpreter of the environment that the others are installed in."""
     runs: str = "runs/rivals"
@@ -95,7 +97,7 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
     ours = folder / "ours"
     commands = {
         "ours": [sys.executable, "train.py", str(path), "--seed", str(seed), "--data.source", source,
-                 "--sample-every", "0", "--workdir", str(ours)],
+                 "--sample-every", "0", "--workdir", str(ours), *shortened(args.steps)],
     }  # fmt: skip
     for name, own in RATES.items():
         for rate in (*((own,) if args.own else ()), *args.rates):
@@ -120,6 +122,11 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
         program("-m", "ddpm_jax.evaluate", str(ours), "samples", *how, *given, "--out", str(out / "samples"))
         found[name] = numbers | measured("samples", out / "samples")
     return found
+
+
+def shortened(steps: int | None) -> list[str]:
+    """Flags of `train.py` for a run of so many steps that is the config's otherwise; none for the config's own."""
+    return [] if steps is None else ["--steps", str(steps), "--optim.decay", str(steps), "--save-every", str(steps)]
 
 
 def taking_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: float, turn: float) -> None:
