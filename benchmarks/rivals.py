@@ -2,11 +2,12 @@
 
     python -m benchmarks.rivals digits --minutes 5 --rates 2e-3 [--seeds 0 1 2] [--python ENVIRONMENT/bin/python]
 
-`train.py` with the config as it is (but for samples between), and diffusers' and denoising-diffusion-pytorch's trainers
-as their authors have set them (`benchmarks.rival`), each at the config's batch, with a network of the same size.  One
-runs while the others stand still; after --slice seconds it is the next one's turn.  Minutes begin with the process:
-imports and compilation count.  The others go on until their time is over, ours too if it has not taken all its steps.
-All are then evaluated alike: the bound on held-out images, and samples by the same sampler against the training images.
+`train.py` with the config as it is (but for samples between, and --steps), and diffusers' and
+denoising-diffusion-pytorch's trainers as their authors have set them (`benchmarks.rival`), each at the config's batch,
+with a network of the same size.  One runs while the others stand still; after --slice seconds it is the next one's
+turn.  Minutes begin with the process: imports and compilation count.  The others go on until their time is over, ours
+too if it has not taken all its steps.  All are then evaluated alike: the bound on held-out images, and samples by the
+same sampler against the training images.
 """
 
 import dataclasses
@@ -95,9 +96,10 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
     if folder.exists():
         sys.exit(f"{folder} is there already: remove it, or name another folder with --runs")
     ours = folder / "ours"
+    shorter = () if args.steps is None else ("--steps", str(args.steps), "--optim.decay", str(args.steps))
     commands = {
         "ours": [sys.executable, "train.py", str(path), "--seed", str(seed), "--data.source", source,
-                 "--sample-every", "0", "--workdir", str(ours), *shortened(args.steps)],
+                 "--sample-every", "0", "--workdir", str(ours), *shorter],
     }  # fmt: skip
     for name, own in RATES.items():
         for rate in (*((own,) if args.own else ()), *args.rates):
@@ -122,11 +124,6 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
         program("-m", "ddpm_jax.evaluate", str(ours), "samples", *how, *given, "--out", str(out / "samples"))
         found[name] = numbers | measured("samples", out / "samples")
     return found
-
-
-def shortened(steps: int | None) -> list[str]:
-    """Flags of `train.py` for a run of so many steps that is the config's otherwise; none for the config's own."""
-    return [] if steps is None else ["--steps", str(steps), "--optim.decay", str(steps), "--save-every", str(steps)]
 
 
 def taking_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: float, turn: float) -> None:

@@ -2,13 +2,10 @@
 
 import itertools
 import sys
-from dataclasses import replace
 
 import pytest
-import tyro
 
-from benchmarks import cells, rivals
-from ddpm_jax import config as configs
+from benchmarks import rivals
 from experiments import page
 
 TICK = """
@@ -44,15 +41,6 @@ def test_one_runs_while_the_other_stands_still_and_both_end_in_good_order(tmp_pa
 def test_a_trainer_that_fails_is_named_with_its_log(tmp_path):
     with pytest.raises(SystemExit, match=r"short ended with status 3: see .*short\.log"):
         rivals.taking_turns({"short": program(tmp_path, "short", 0.05, status=3)}, tmp_path / "logs", 5.0, 5.0)
-
-
-@pytest.mark.parametrize("name", ["digits", "mnist"])
-def test_a_shortened_run_of_ours_is_the_config_with_a_rate_that_falls_sooner(name):
-    own = configs.load(cells.CONFIGS / f"{name}.py")
-    made = tyro.cli(configs.Config, args=rivals.shortened(123), default=own)
-    assert made == replace(own, steps=123, save_every=123, optim=replace(own.optim, decay=123))
-    configs.check(made)
-    assert tyro.cli(configs.Config, args=rivals.shortened(None), default=own) == own
 
 
 def test_a_row_for_each_trainer():
