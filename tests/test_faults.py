@@ -6,7 +6,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from test_hosts import QUICK, TINY
+from test_hosts import TINY
 from test_programs import ROOT, command, environment, run, saved_steps, start, state_of, wait_for
 
 pytestmark = pytest.mark.slow
@@ -25,14 +25,14 @@ def test_a_second_trainer_is_refused_until_the_first_is_gone(home):
     first = start(*args, 100_000)
     try:
         wait_for(lambda: (workdir / "checkpoints" / "10").is_dir(), first)
-        refused = run(*args, 100_000, status=2, env=QUICK)
+        refused = run(*args, 100_000, status=2)
         assert f"{workdir} is in use by process {first.pid} on " in refused.stderr
-        run("sample.py", workdir, "--num", 1, "--devices", 1, "--out", home / "meanwhile", env=QUICK)
+        run("sample.py", workdir, "--num", 1, "--devices", 1, "--out", home / "meanwhile")
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
     steps = saved_steps(workdir)[-1]
-    assert f"continued from step {steps}" in run(*args, steps + 1, env=QUICK).stdout
+    assert f"continued from step {steps}" in run(*args, steps + 1).stdout
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def disk(tmp_path):
 def test_a_full_or_read_only_disk_ends_the_run_and_spares_what_was_saved(home, disk):
     workdir = disk / "run"
     args = ("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--save-every", 1, "--keep", 1000)
-    shown = run(*args, "--steps", 1000, status=6, env=QUICK)
+    shown = run(*args, "--steps", 1000, status=6)
     said = re.search(r"No space left on device\. Step (\d+) was saved last; the same command continues", shown.stderr)
     assert said and f"train.py: {workdir} cannot be written" in shown.stderr
     steps = saved_steps(workdir)
@@ -58,21 +58,21 @@ def test_a_full_or_read_only_disk_ends_the_run_and_spares_what_was_saved(home, d
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == sorted(map(str, steps))  # no half ones
 
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    assert "Read-only file system" in run(*args, "--steps", 1000, status=6, env=QUICK).stderr
+    assert "Read-only file system" in run(*args, "--steps", 1000, status=6).stderr
     subprocess.run(["mount", "-o", "remount,rw,size=9m", str(disk)], check=True)
-    more = run(*args, "--steps", steps[-1] + 2, env=QUICK)
+    more = run(*args, "--steps", steps[-1] + 2)
     assert f"continued from step {steps[-1]}" in more.stdout
 
 
 def test_files_of_limited_size_end_the_run_too(home, tmp_path):
     """As a quota does, and without the rights to mount anything."""
     workdir = tmp_path / "run"
-    run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps", 2, "--save-every", 1, env=QUICK)
+    run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps", 2, "--save-every", 1)
     limited = "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.argv[:] = sys.argv[1:]; " \
         "runpy.run_path('train.py', run_name='__main__')"  # fmt: skip
     args = ("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps", 40, "--save-every", 1)
-    env = environment() | QUICK | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1000"}  # read, not written
+    env = environment() | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1000"}  # read, not written
     done = subprocess.run(command("-c", limited, *args), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 6, done.stderr
     assert "File too large. Step 2 was saved last" in done.stderr
@@ -84,12 +84,12 @@ def test_a_step_that_does_not_fit_says_what_to_try(home, tmp_path):
     """Attention among all pixels of four thousand images: terabytes, which no allocator promises."""
     np.savez(tmp_path / "large.npz", np.zeros((9, 96, 96, 1), np.uint8))
     flags = ("--data.source", f"npz:{tmp_path}/large.npz", "--batch", 4096, "--devices", 1)
-    shown = run("train.py", home / "tiny.py", "--workdir", tmp_path / "run", *flags, status=7, env=QUICK).stderr
+    shown = run("train.py", home / "tiny.py", "--workdir", tmp_path / "run", *flags, status=7).stderr
     assert "train.py: a training step of 4096 images per device does not fit into a device's memory: " in shown
     assert "--optim.accumulate 2: the same step, 2048 images at a time" in shown
     assert "--net.remat: the same step" in shown and "--batch 2048: 2048 on each device" in shown
     assert "Traceback" not in shown
     lighter = ("--optim.accumulate", 2, "--net.remat")
-    again = run("train.py", home / "tiny.py", "--workdir", tmp_path / "run", *flags, *lighter, status=7, env=QUICK)
+    again = run("train.py", home / "tiny.py", "--workdir", tmp_path / "run", *flags, *lighter, status=7)
     assert "--optim.accumulate 4: the same step, 1024 images at a time" in again.stderr
     assert "--net.remat" not in again.stderr

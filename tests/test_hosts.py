@@ -9,8 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from test_programs import ROOT, command, run, saved_steps, state_of, wait_for
-from test_programs import environment as usual
+from test_programs import ROOT, command, environment, run, saved_steps, state_of, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -24,12 +23,6 @@ config = Config(
     evaluation=Evaluation(images=16, strata=2),
 )
 """
-QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
-"""To compile, which is what these tests mostly do."""
-
-
-def environment():
-    return usual() | QUICK
 
 
 class Together:
@@ -80,7 +73,7 @@ def train(home, workdir, *, processes=1, devices=1, steps=3, **flags):
     if processes > 1:
         return Together(*args, processes=processes, devices=devices, **flags)
     told = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value)]
-    return run(*args, "--devices", devices, *told, env=QUICK)
+    return run(*args, "--devices", devices, *told)
 
 
 def losses(workdir):
@@ -124,7 +117,7 @@ def test_how_many_there_are_changes_no_batch(home, straight, processes, devices,
 def test_two_draw_the_images_of_one_to_the_byte(home, pair):
     flags = ("--num", 13, "--start", 3)
     Together("sample.py", pair[0], *flags, out=home / "two").ended(0, 0)
-    run("sample.py", pair[0], *flags, "--out", home / "one", "--devices", 2, env=QUICK)
+    run("sample.py", pair[0], *flags, "--out", home / "one", "--devices", 2)
     one, two = (np.load(home / name / "samples.npz")["arr_0"] for name in ("one", "two"))
     assert one.shape == (13, 8, 8, 1) and len({image.tobytes() for image in one}) == 13
     np.testing.assert_array_equal(two, one)
@@ -133,7 +126,7 @@ def test_two_draw_the_images_of_one_to_the_byte(home, pair):
 def test_two_measure_the_bound_of_one(home, pair):
     command = ("-m", "ddpm_jax.evaluate", pair[0], "likelihood", "--num", 21)
     Together(*command, out=home / "bound2").ended(0, 0)
-    run(*command, "--out", home / "bound1", "--devices", 2, env=QUICK)
+    run(*command, "--out", home / "bound1", "--devices", 2)
     one, two = (np.load(next((home / name).glob("likelihood-*.npz"))) for name in ("bound1", "bound2"))
     assert one["done"] == 21 and (one["total"] > 0).all()
     for name in one.files:

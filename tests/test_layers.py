@@ -67,12 +67,11 @@ def test_no_module_is_named_after_nothing():
     assert not names & {"utils", "util", "common", "base", "helpers", "core", "misc"}
 
 
-def test_importing_the_package_is_quick_and_brings_nothing_heavy():
-    code = "import time; start = time.perf_counter(); import ddpm_jax, sys; print(time.perf_counter() - start)\n"
-    code += "print(*({'orbax', 'tensorflow_datasets', 'tensorflow', 'torch', 'tyro', 'PIL'} & set(sys.modules)))"
+def test_importing_the_package_brings_nothing_heavy():
+    heavy = {"orbax", "tensorflow_datasets", "tensorflow", "torch", "tyro", "PIL"}
+    code = f"import ddpm_jax, sys; print(*({heavy} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    seconds, heavy = ran.stdout.split("\n")[:2]
-    assert float(seconds) < 2 and heavy == ""
+    assert ran.stdout == "\n"
 
 
 def test_every_public_name_can_be_had_and_others_are_refused():

@@ -33,10 +33,13 @@ config = Config(
 """
 
 
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+"""To compile, which takes most of the time of a run as short as these."""
+
+
 def environment():
     """The programs' own devices and threads."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return env | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "XLA_FLAGS": QUICK}
 
 
 def command(*args):

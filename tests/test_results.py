@@ -1,7 +1,7 @@
 """Rows of docs/results.md trained and measured anew."""
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -18,23 +18,20 @@ SHARED = {
 """Rows that are one run, for a run takes minutes.  MNIST's tables need images that the package lacks."""
 
 
-class Row(NamedTuple):
-    """A row that was trained again: its numbers, and the folder of its run."""
-
-    numbers: dict[str, Any]
-    run: pathlib.Path
-
-
-@pytest.fixture(scope="module")
-def again(tmp_path_factory) -> Row:
-    """The noise-predicting row of question 1, seed 0, whose run question 2 jumps from."""
-    folder = tmp_path_factory.mktemp("again")
-    return Row(trained(*TARGETS, folder), next(folder.iterdir()))
-
-
 @pytest.mark.slow
-def test_the_noise_predicting_row_comes_out_again(again):
-    check(again.numbers, *TARGETS)
+def test_the_noise_predicting_row_comes_out_again_and_one_jump_from_it(tmp_path, monkeypatch):
+    """Question 1's, and the run whose images question 2 finds in one jump."""
+    check(trained(*TARGETS, tmp_path / "runs"), *TARGETS)
+    (again,) = (tmp_path / "runs").iterdir()
+    kept = run.read(run.RESULTS / "jump-digits.json")
+    monkeypatch.setattr(jump, "RESULTS", tmp_path)
+    jump.main(["jump-digits", str(again), "--calls", "2"])
+    found = run.read(tmp_path / "jump-digits.json")
+    rows = [row for row in found if row.endswith("one jump")]
+    assert len(rows) == len(jump.PARTS)
+    for row in rows:
+        mean, error = page.of_seeds(kept, row, page.ERROR)
+        assert found[row]["0"]["numbers"][page.ERROR] == pytest.approx(mean, abs=10 * error), row
 
 
 @pytest.mark.slow
@@ -61,19 +58,6 @@ def trained(name: str, row: str, folder: pathlib.Path) -> dict[str, Any]:
 def cell(name: str, row: str):
     (found,) = [each for each in TABLES[name].cells if each.name == row]
     return found
-
-
-@pytest.mark.slow
-def test_one_jump_lands_as_far_from_the_image_again(again, tmp_path, monkeypatch):
-    kept = run.read(run.RESULTS / "jump-digits.json")
-    monkeypatch.setattr(jump, "RESULTS", tmp_path)
-    jump.main(["jump-digits", str(again.run), "--calls", "2"])
-    found = run.read(tmp_path / "jump-digits.json")
-    rows = [row for row in found if row.endswith("one jump")]
-    assert len(rows) == len(jump.PARTS)
-    for row in rows:
-        mean, error = page.of_seeds(kept, row, page.ERROR)
-        assert found[row]["0"]["numbers"][page.ERROR] == pytest.approx(mean, abs=10 * error), row
 
 
 def check(numbers: dict[str, Any], name: str, row: str) -> None:

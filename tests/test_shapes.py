@@ -9,9 +9,7 @@ import types
 import numpy as np
 import pytest
 from PIL import Image
-from test_hosts import QUICK
-from test_programs import ROOT
-from test_programs import environment as usual
+from test_programs import ROOT, environment
 
 import sample
 from ddpm_jax import data
@@ -97,9 +95,7 @@ def home(tmp_path_factory):
             draws.append(["--verify", str(folder / "volume-out" / "manifest.json")])
         asked.append((name, source, flags, draws))
     call = [sys.executable, "-c", EACH, str(folder), json.dumps(asked)]
-    done = subprocess.run(
-        call, cwd=ROOT, env=usual() | QUICK | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
+    done = subprocess.run(call, cwd=ROOT, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -185,8 +181,6 @@ def refusal(home, program, what, *flags):
     modules = {"sample": "sample", "train": "train", "evaluate": "ddpm_jax.evaluate.__main__"}
     code = f"import sys; from {modules[program]} import main; sys.exit(main(sys.argv[1:]))"
     call = [sys.executable, "-c", code, str(home / what), *flags]
-    done = subprocess.run(
-        call, cwd=ROOT, env=usual() | QUICK | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
+    done = subprocess.run(call, cwd=ROOT, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 2, done.stdout + done.stderr
     return done.stderr
