@@ -1,8 +1,10 @@
-"""A trainer of another library: trains until it is told to end (SIGTERM), then shows its network to our evaluation.
+"""A trainer of another library, and its network under our evaluation.
 
-    python -m benchmarks.rival NAME SPEC OUT     # NAME is of TRAINERS; SPEC is JSON, see `Spec`
+    python -m benchmarks.rival NAME SPEC OUT train        # NAME is of TRAINERS; SPEC is JSON, see `Spec`
+    python -m benchmarks.rival NAME SPEC OUT evaluate
 
-OUT gets samples.npz and numbers.json: samples by our sampler and the bound by ours, of their averaged network.
+The first trains until it is told to end (SIGTERM) and leaves averaged weights in OUT, trained.pt; the second leaves
+samples.npz and numbers.json there: samples by our sampler and the bound by ours, of that network.
 """
 
 import dataclasses
@@ -49,16 +51,16 @@ class Spec:
 
 
 class Trained(NamedTuple):
-    """A network of theirs, as it is to be evaluated.
+    """What evaluation needs, and torch.load opens without running anything.
 
     Attributes:
-        net: its averaged weights, as a module of PyTorch's.
-        predicts: what it gives.
-        betas: [T] of its chain.
+        weights: averaged ones, as PyTorch's modules give and take them.
+        predicts: what the network gives.
+        betas: [T] of its chain, float64.
         steps: of its training.
     """
 
-    net: Any
+    weights: dict[str, Any]
     predicts: Any
     betas: Any
     steps: int
@@ -68,14 +70,26 @@ Go = Callable[[], bool]
 """Whether there is to be another step."""
 
 
+def network(name: str, spec: Spec) -> Any:
+    """Their module, images last in memory by channel."""
+    import torch
+
+    if name == "diffusers":
+        from diffusers import UNet2DModel
+
+        net = UNet2DModel.from_config(spec.network["unet"])
+    else:
+        net = works.unet_of_theirs(works.Spec(**spec.network))
+    return net.to(memory_format=torch.channels_last)
+
+
 def diffusers(spec: Spec, batches: Callable[[], Any], go: "Clock") -> Trained:
     """As diffusers' example of unconditional training: AdamW, a rate falling as a cosine, an average that warms up."""
     import torch
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers import DDPMScheduler
     from diffusers.training_utils import EMAModel
 
-    net, noise = UNet2DModel.from_config(spec.network["unet"]), DDPMScheduler()
-    net = net.to(memory_format=torch.channels_last)
+    net, noise = network("diffusers", spec), DDPMScheduler()
     optimizer = torch.optim.AdamW(
         net.parameters(), lr=spec.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
     )
@@ -94,19 +108,17 @@ def diffusers(spec: Spec, batches: Callable[[], Any], go: "Clock") -> Trained:
         average.step(net.parameters())
         step += 1
     average.copy_to(net.parameters())
-    net.eval()
-    return Trained(lambda x, t: net(x, t).sample, "eps", noise.betas.double().numpy(), step)
+    return Trained(net.state_dict(), "eps", noise.betas.double(), step)
 
 
 def denoising_diffusion_pytorch(spec: Spec, batches: Callable[[], Any], go: "Clock") -> Trained:
     """As lucidrains' `Trainer`: Adam at one rate, v under the sigmoid schedule, an average every tenth step."""
     import torch
 
-    net = works.unet_of_theirs(works.Spec(**spec.network))
+    net = network("denoising-diffusion-pytorch", spec)
     from denoising_diffusion_pytorch import GaussianDiffusion  # pyright: ignore[reportMissingImports]
     from ema_pytorch import EMA  # pyright: ignore[reportMissingImports]
 
-    net = net.to(memory_format=torch.channels_last)
     model = GaussianDiffusion(net, image_size=spec.network["shape"][0], auto_normalize=False)
     optimizer = torch.optim.Adam(model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.99))
     average = EMA(model, beta=0.995, update_every=10)
@@ -118,8 +130,7 @@ def denoising_diffusion_pytorch(spec: Spec, batches: Callable[[], Any], go: "Clo
         optimizer.step()
         average.update()
         step += 1
-    averaged = average.ema_model.eval().model
-    return Trained(averaged, "v", model.betas.double().numpy(), step)
+    return Trained(average.ema_model.model.state_dict(), "v", model.betas.double(), step)
 
 
 TRAINERS = {"diffusers": diffusers, "denoising-diffusion-pytorch": denoising_diffusion_pytorch}
@@ -147,8 +158,7 @@ class Clock:
         return self.spent / self.seconds
 
 
-def main(name: str, said: str, out: str) -> None:
-    spec = Spec(**json.loads(said))
+def train(name: str, spec: Spec, folder: pathlib.Path) -> None:
     import numpy as np
     import torch
 
@@ -166,19 +176,12 @@ def main(name: str, said: str, out: str) -> None:
         return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
     trained = TRAINERS[name](spec, batches, Clock(spec.minutes))
-    folder = pathlib.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    versions = {package: importlib.metadata.version(package) for package in ("torch", *PACKAGES[name])}
-    found = {"steps": trained.steps, "versions": versions, "bits/dim": evaluated(trained, spec, images, folder)}
-    (folder / "numbers.json").write_text(json.dumps(found))
+    torch.save(trained._asdict(), folder / "trained.pt")
 
 
-def evaluated(trained: Trained, spec: Spec, images: Any, folder: pathlib.Path) -> list[float]:
-    """Samples and the bound, by this library's sampler and likelihood: only the network is theirs.
-
-    Returns:
-        The bound in bits/dim and its standard error; the samples are left in the folder.
-    """
+def evaluate(name: str, spec: Spec, folder: pathlib.Path) -> None:
+    """Samples and the bound, by this library's sampler and likelihood: only the network is theirs."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -187,17 +190,22 @@ def evaluated(trained: Trained, spec: Spec, images: Any, folder: pathlib.Path) -
     from ddpm_jax import data, gaussian, likelihood, samplers, schedules
 
     torch.set_num_threads(1)  # JAX's threads are there as well, and PyTorch's wait for each other by turning round
+    trained, theirs = Trained(**torch.load(folder / "trained.pt")), network(name, spec)
+    theirs.load_state_dict(trained.weights)
+    theirs.eval()
+    images = data.load(spec.source)
 
     def called(x, t):
         with torch.inference_mode():
             said = torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-            found = trained.net(said, torch.from_numpy(np.array(t)).long() - 1)
+            found = theirs(said, torch.from_numpy(np.array(t)).long() - 1)
+        found = found.sample if name == "diffusers" else found
         return np.ascontiguousarray(found.permute(0, 2, 3, 1).numpy())
 
     def net(x, t):
         return jax.pure_callback(called, jax.ShapeDtypeStruct(x.shape, x.dtype), x, t)
 
-    schedule = schedules.from_betas(trained.betas)
+    schedule = schedules.from_betas(trained.betas.numpy())
     denoise = gaussian.denoiser(schedule, net, predicts=trained.predicts)
     times = samplers.times(len(trained.betas), spec.calls)
 
@@ -220,8 +228,12 @@ def evaluated(trained: Trained, spec: Spec, images: Any, folder: pathlib.Path) -
     bits = np.concatenate(
         [np.asarray(bound(keys[i : i + BATCH], held[i : i + BATCH])) for i in range(0, len(held), BATCH)]
     )
-    return [float(bits.mean()), float(bits.std(ddof=1) / len(bits) ** 0.5)]
+    versions = {package: importlib.metadata.version(package) for package in ("torch", *PACKAGES[name])}
+    mean, error = float(bits.mean()), float(bits.std(ddof=1) / len(bits) ** 0.5)
+    found = {"steps": trained.steps, "versions": versions, "bits/dim": [mean, error]}
+    (folder / "numbers.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    name, spec, out, what = sys.argv[1:]
+    {"train": train, "evaluate": evaluate}[what](name, Spec(**json.loads(spec)), pathlib.Path(out))

@@ -7,7 +7,8 @@ denoising-diffusion-pytorch's trainers as their authors have set them (`benchmar
 with a network of the same size.  One runs while the others stand still; after --slice seconds it is the next one's
 turn.  Minutes begin with the process: imports and compilation count.  The others go on until their time is over, ours
 too if it has not taken all its steps.  All are then evaluated alike: the bound on held-out images, and samples by the
-same sampler against the training images.
+same sampler against the training images.  The same command again goes on where an evaluation was interrupted; training
+by turns begins anew.
 """
 
 import dataclasses
@@ -93,21 +94,23 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
     held, shape = min(args.samples, len(images.test)), images.train.shape[1:]
     network = dataclasses.asdict(cells.spec(path.name, shape, config.batch, 0, 0, cells.Arguments()))
     network["unet"]["out_channels"] = shape[-1]  # theirs learn no variance
-    if folder.exists():
-        sys.exit(f"{folder} is there already: remove it, or name another folder with --runs")
     ours = folder / "ours"
     shorter = () if args.steps is None else ("--steps", str(args.steps), "--optim.decay", str(args.steps))
     commands = {
         "ours": [sys.executable, "train.py", str(path), "--seed", str(seed), "--data.source", source,
                  "--sample-every", "0", "--workdir", str(ours), *shorter],
     }  # fmt: skip
+    theirs = {}
     for name, own in RATES.items():
         for rate in (*((own,) if args.own else ()), *args.rates):
             label = name if rate == own else f"{name}, rate {rate:g}"
             said = {"network": network, "source": source, "minutes": args.minutes, "seed": seed,
                     "samples": args.samples, "calls": args.calls, "learning_rate": rate}  # fmt: skip
-            commands[label] = [args.python, "-m", "benchmarks.rival", name, json.dumps(said), str(folder / label)]
-    taking_turns(commands, folder, 60 * args.minutes, args.slice)
+            theirs[label] = [args.python, "-m", "benchmarks.rival", name, json.dumps(said), str(folder / label)]
+            commands[label] = [*theirs[label], "train"]
+    once(commands, folder, 60 * args.minutes, args.slice)
+    unmeasured = [name for name in theirs if not (folder / name / "numbers.json").exists()]
+    beside({name: [*theirs[name], "evaluate"] for name in unmeasured}, folder)
     how = ("--num", str(args.samples))
     found: dict[str, Any] = {}
     for name in commands:
@@ -126,6 +129,21 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
     return found
 
 
+def once(commands: dict[str, list[str]], folder: pathlib.Path, seconds: float, turn: float) -> None:
+    """Trains by turns, but for what these commands have trained in this folder before.
+
+    Raises:
+        SystemExit: if the folder holds something else.
+    """
+    mark, said = folder / "trained.json", {"commands": commands, "seconds": seconds, "turn": turn}
+    if mark.exists() and json.loads(mark.read_text()) == said:
+        return
+    if folder.exists():
+        sys.exit(f"{folder} holds other training, or some that was interrupted: remove it, or choose another --runs")
+    taking_turns(commands, folder, seconds, turn)
+    mark.write_text(json.dumps(said))
+
+
 def taking_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: float, turn: float) -> None:
     """Runs programs for so many seconds each, one at a time; then tells those that go on to end, which all do at once.
 
@@ -141,10 +159,7 @@ def taking_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: 
                     continue
                 begun = time.monotonic()
                 if name not in running:
-                    with (folder / f"{name}.log").open("w") as log:
-                        running[name] = subprocess.Popen(
-                            command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
-                        )
+                    running[name] = started(command, folder / f"{name}.log")
                 else:
                     os.killpg(running[name].pid, signal.SIGCONT)
                 try:
@@ -160,9 +175,30 @@ def taking_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: 
         for name, process in running.items():
             ended(name, process.wait(), folder)
     finally:
-        for process in running.values():
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+        killed(running)
+
+
+def beside(commands: dict[str, list[str]], folder: pathlib.Path) -> None:
+    """Runs programs at the same time, to their ends."""
+    running = {name: started(command, folder / f"{name}.log") for name, command in commands.items()}
+    try:
+        for name, process in running.items():
+            ended(name, process.wait(), folder)
+    finally:
+        killed(running)
+
+
+def started(command: list[str], log: pathlib.Path) -> subprocess.Popen:
+    """In a session of its own; what it prints is added to a file."""
+    with log.open("a") as file:
+        return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+
+
+def killed(running: dict[str, subprocess.Popen]) -> None:
+    """None of these goes on."""
+    for process in running.values():
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def ended(name: str, status: int, folder: pathlib.Path) -> None:

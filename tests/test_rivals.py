@@ -43,6 +43,20 @@ def test_a_trainer_that_fails_is_named_with_its_log(tmp_path):
         rivals.taking_turns({"short": program(tmp_path, "short", 0.05, status=3)}, tmp_path / "logs", 5.0, 5.0)
 
 
+def test_what_was_trained_is_not_trained_again_and_nothing_else_is_taken_for_it(tmp_path):
+    ticks, folder = tmp_path / "short.ticks", tmp_path / "runs"
+    commands = {"short": program(tmp_path, "short", 0.05)}
+    for _ in range(2):
+        rivals.once(commands, folder, seconds=5.0, turn=5.0)
+        assert len(ticks.read_text().split()) == 5
+    with pytest.raises(SystemExit, match="runs holds other training"):
+        rivals.once(commands, folder, seconds=6.0, turn=5.0)
+    interrupted = {"short": program(tmp_path, "short", 0.05, status=3)}
+    for expected in ("ended with status 3", "holds other training, or some that was interrupted"):
+        with pytest.raises(SystemExit, match=expected):
+            rivals.once(interrupted, tmp_path / "others", seconds=5.0, turn=5.0)
+
+
 def test_a_row_for_each_trainer():
     numbers = {key: [1.0, 0.1] for key in page.COLUMNS.values()}
     seeds = {
