@@ -17,6 +17,8 @@ from ddpm_jax.config import objects
 from ddpm_jax.unet import OPENAI, AttentionBlock, Conventions, Downsample, GroupNorm, ResnetBlock, UNet
 from ddpm_jax.unet.layers import halved
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 ADM = UNet(
     channels=16, multipliers=(1, 2), blocks=1, attention_at=(2,), dropout=0.5, out_channels=2, groups=8,
     head_channels=8, attention_by="factor", time_joins="scale_shift", resample_by="block", conventions=OPENAI,

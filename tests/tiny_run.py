@@ -1,4 +1,4 @@
-"""A run folder with a checkpoint of random parameters, made in a second: something to evaluate."""
+"""A run folder with a checkpoint of random parameters, made in seconds: something to evaluate."""
 
 import dataclasses
 import json
@@ -26,8 +26,9 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(configs.to_json(config))
     net, optimizer = objects.network(config, shape[-1]), objects.optimizer(config)
-    start = jax.jit(lambda key: objects.parameters(config, net, key, shape))(jax.random.key(seed))
+    shapes = jax.eval_shape(lambda key: objects.parameters(config, net, key, shape), jax.random.key(0))
     rng = np.random.default_rng(seed)
+    start = jax.tree.map_with_path(lambda path, leaf: beginning(rng, path[-1].key, leaf.shape), shapes)
     params, ema = (
         jax.tree.map(lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape).astype(np.float32), start) for _ in range(2)
     )
@@ -41,3 +42,10 @@ def make(
     with checkpoint.Checkpoints(folder / "checkpoints") as saved:
         saved.save(3, state, json.loads(json.dumps(meta)))
     return folder
+
+
+def beginning(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Parameters that keep the size of what goes through, without compiling what draws a network's own."""
+    if name in ("scale", "bias"):
+        return np.full(shape, name == "scale", np.float32)
+    return (rng.normal(size=shape) / np.prod(shape[:-1]) ** 0.5).astype(np.float32)
