@@ -14,6 +14,8 @@ from ddpm_jax.data import sources
 from ddpm_jax.text import Conditional, TextEncoder
 from ddpm_jax.unet import UNet
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 SIZES = {"channels": 16, "multipliers": (1, 2), "blocks": 1, "attention_at": (4,), "groups": 8, "out_channels": 1}
 X = jax.random.normal(jax.random.key(1), (3, 8, 8, 1))
 T = jnp.array([3, 40, 500])
