@@ -20,10 +20,15 @@ jax.config.update("jax_debug_key_reuse", True)
 
 @pytest.fixture(scope="module")
 def compiled_fast():
-    """For files that compile far longer than they compute: XLA leaves most optimisations out."""
+    """For files, or the rest of one, that compile far longer than they compute: XLA leaves most optimisations out.
+
+    JAX takes a program that the process has compiled, however it was: so there are none, before and after.
+    """
     jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items):

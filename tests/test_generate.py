@@ -2,10 +2,10 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_run
 
 from ddpm_jax import gaussian, generate, samplers, schedules
 from ddpm_jax.unet import UNet
@@ -28,10 +28,7 @@ def tiles(keep=()):
 
 @functools.cache
 def params():
-    start = jax.jit(NET.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.ones(1, int))
-    leaves, structure = jax.tree.flatten(start)
-    rng = np.random.default_rng(0)
-    return jax.tree.unflatten(structure, [leaf + 0.1 * rng.normal(size=leaf.shape).astype("f") for leaf in leaves])
+    return tiny_run.lively(NET, jnp.zeros((1, 8, 8, 1)), jnp.ones(1, int))
 
 
 def draw(start, num, batch=None, keep=()):

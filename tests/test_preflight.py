@@ -26,7 +26,7 @@ from ddpm_jax.config import Config, Data, Evaluation, Net, Sampling, Schedule
 
 config = Config(
     steps=1000, batch=1024, data=Data("digits"), schedule=Schedule(T=20, beta_1=0.005, beta_T=0.6),
-    net=Net(8, (1, 2), 1, (4,), dropout=0.1), sampling=Sampling(steps=20, tile=4, num=8), evaluation=Evaluation(32, 4),
+    net=Net(8, (1,), 1, (8,), dropout=0.1), sampling=Sampling(steps=20, tile=4, num=8), evaluation=Evaluation(32, 4),
 )
 """
 

@@ -19,14 +19,14 @@ from ddpm_jax import checkpoint, data, log, runs
 from ddpm_jax import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_fast")]
 
 TINY = """
 from ddpm_jax.config import Config, Data, Evaluation, Net, Optim, Sampling, Schedule
 
 config = Config(
     steps=60, batch=16, log_every=10, sample_every=0, save_every=10, keep=10, data=Data("digits", flip=True),
-    schedule=Schedule(T=20, beta_1=0.005, beta_T=0.6), net=Net(8, (1, 2), 1, (4,), dropout=0.1),
+    schedule=Schedule(T=20, beta_1=0.005, beta_T=0.6), net=Net(8, (1,), 1, (8,), dropout=0.1),
     optim=Optim(learning_rate=3e-3, warmup=10, ema_decay=0.9), sampling=Sampling(steps=20, tile=4, num=8),
     evaluation=Evaluation(images=32, strata=4),
 )

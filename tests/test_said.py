@@ -201,9 +201,9 @@ def test_the_bound_is_of_the_network_that_is_told_nothing(home):
 # --- the programs
 
 TINY = test_programs.TINY.replace(
-    "net=Net(8, (1, 2), 1, (4,), dropout=0.1)",
+    "net=Net(8, (1,), 1, (8,), dropout=0.1)",
     """
-    net=Net(8, (1, 2), 1, (4,), dropout=0.1, num_classes=10), text=Text(1, 8, 2, 24),
+    net=Net(8, (1,), 1, (8,), dropout=0.1, num_classes=10), text=Text(1, 8, 2, 24),
     condition=Condition(0.2, ("a {}", "the digit {}"))""",
 ).replace("import Config", "import Condition, Config, Text")
 

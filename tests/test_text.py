@@ -1,10 +1,13 @@
 """The network that is told something: texts as bytes, what padding and masks hide, and the start from nothing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_run
 from flax import traverse_util
 
 from ddpm_jax import config as configs
@@ -24,6 +27,12 @@ TEXTS = ("a red square left of a blue circle", "", "a blue square left of a red 
 
 def told(length=40):
     return Condition(label=jnp.array([1, 0, 3]), tokens=jnp.asarray(text.tokens(TEXTS, length)))
+
+
+@functools.cache
+def compiled(net):
+    """Its outputs: each operation alone would be compiled, too."""
+    return jax.jit(net.apply)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +85,7 @@ def test_words_are_known_in_sentences_never_read():
         jnp.asarray(text.tokens([line.format(name) for line in lines for name in sources.DIGITS], length))
         for lines in (seen, other)
     )
-    params = {"reader": reader.init(jax.random.key(0), texts), "out": jnp.zeros((32, 10))}
+    params = {"reader": jax.jit(reader.init)(jax.random.key(0), texts), "out": jnp.zeros((32, 10))}
     optimizer = optax.adam(3e-3)
 
     def logits(params, tokens):
@@ -101,14 +110,16 @@ def test_words_are_known_in_sentences_never_read():
 
 
 def test_what_fills_a_text_up_changes_nothing(conditional, moved):
-    short, long = (conditional.apply(moved, X, T, told(length)) for length in (34, 48))
+    short, long = (compiled(conditional)(moved, X, T, told(length)) for length in (34, 48))
     np.testing.assert_allclose(short, long, atol=1e-5)
 
 
 def test_a_text_means_the_same_wherever_it_begins(conditional, moved):
     here = told(48)
     there = here._replace(tokens=jnp.roll(here.tokens, 10, axis=1))
-    np.testing.assert_allclose(conditional.apply(moved, X, T, here), conditional.apply(moved, X, T, there), atol=1e-5)
+    np.testing.assert_allclose(
+        compiled(conditional)(moved, X, T, here), compiled(conditional)(moved, X, T, there), atol=1e-5
+    )
 
 
 def test_heads_begin_by_looking_ahead_and_behind(start):
@@ -124,13 +135,13 @@ def test_the_order_of_words_counts(conditional, moved):
     assert sorted(TEXTS[0]) == sorted(TEXTS[2])
     same = jax.tree.map(lambda leaf: leaf[jnp.array([0, 0, 0])], (X, T, told()))
     other = same[2]._replace(tokens=told().tokens)
-    found, reference = conditional.apply(moved, *same[:2], other), conditional.apply(moved, *same)
+    found, reference = compiled(conditional)(moved, *same[:2], other), compiled(conditional)(moved, *same)
     assert float(jnp.abs(found - reference)[2].max()) > 1e-3
 
 
 def test_at_the_start_it_is_the_network_without_conditions(conditional, start):
     plain = UNet(**SIZES)
-    params = plain.init(jax.random.key(0), X, T)
+    params = jax.jit(plain.init)(jax.random.key(0), X, T)
     here, there = (traverse_util.flatten_dict(tree["params"]) for tree in (start, params))
     for path, leaf in there.items():
         np.testing.assert_array_equal(here[path], leaf)
@@ -155,50 +166,54 @@ def test_a_network_that_is_told_nothing_is_the_same_program():
 
 
 def test_from_the_start_on_it_learns_what_it_is_told(conditional, start):
-    def loss(params):
+    @jax.jit
+    @jax.grad
+    def gradient(params):
         return jnp.square(conditional.apply(params, X, T, told()) - X).mean()
 
-    grads = traverse_util.flatten_dict(jax.grad(loss)(start)["params"], sep="/")
+    slopes = gradient(start)
+    grads = traverse_util.flatten_dict(slopes["params"], sep="/")
     for name in ("label/table/embedding", "pooled/proj/kernel", "mid/cross_1/proj_out/kernel"):
         assert float(jnp.abs(grads[name]).max()) > 0
-    stepped = jax.tree.map(lambda leaf, grad: leaf - 0.1 * grad, start, jax.grad(loss)(start))
-    assert float(jnp.abs(jax.grad(loss)(stepped)["params"]["text"]["bytes"]["embedding"]).max()) > 0
+    stepped = jax.tree.map(lambda leaf, grad: leaf - 0.1 * grad, start, slopes)
+    assert float(jnp.abs(gradient(stepped)["params"]["text"]["bytes"]["embedding"]).max()) > 0
 
 
 def test_the_empty_text_is_no_text_and_no_label_is_the_last_one(conditional, moved):
     none = Condition(label=jnp.full(3, 4), tokens=jnp.zeros((3, 40), jnp.uint8))
-    np.testing.assert_allclose(conditional.apply(moved, X, T, none), conditional.apply(moved, X, T), atol=1e-6)
+    np.testing.assert_allclose(compiled(conditional)(moved, X, T, none), compiled(conditional)(moved, X, T), atol=1e-6)
     label = told()._replace(label=jnp.full(3, 4))
-    found = conditional.apply(moved, X, T, label)
-    np.testing.assert_allclose(found[1], conditional.apply(moved, X, T)[1], atol=1e-5)
-    assert float(jnp.abs(found[0] - conditional.apply(moved, X, T)[0]).max()) > 1e-3
+    found = compiled(conditional)(moved, X, T, label)
+    np.testing.assert_allclose(found[1], compiled(conditional)(moved, X, T)[1], atol=1e-5)
+    assert float(jnp.abs(found[0] - compiled(conditional)(moved, X, T)[0]).max()) > 1e-3
 
 
 def test_a_text_read_before_is_the_text(conditional, moved):
-    read = conditional.apply(moved, told(), method="read")
+    read = jax.jit(lambda params, told: conditional.apply(params, told, method="read"))(moved, told())
     assert read.tokens is None and read.context.shape == (3, 40, 16)
-    np.testing.assert_allclose(conditional.apply(moved, X, T, read), conditional.apply(moved, X, T, told()), atol=1e-6)
+    np.testing.assert_allclose(
+        compiled(conditional)(moved, X, T, read), compiled(conditional)(moved, X, T, told()), atol=1e-6
+    )
 
 
 def test_a_context_from_elsewhere_counts_where_its_mask_says(moved):
     net = UNet(**SIZES, context_dim=5)
     context, mask = jax.random.normal(jax.random.key(2), (3, 7, 5)), jnp.arange(7)[None] < jnp.array([[3], [0], [7]])
-    params = jax.jit(net.init)(jax.random.key(0), X, T, context=context)
-    params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size).reshape(leaf.shape)), params)
-    found = net.apply(params, X, T, context=context, mask=mask)
+    params = tiny_run.lively(net, X, T, context=context)
+    found = compiled(net)(params, X, T, context=context, mask=mask)
     noisy = jnp.where(mask[..., None], context, 1e3)
-    np.testing.assert_array_equal(net.apply(params, X, T, context=noisy, mask=mask), found)
-    np.testing.assert_allclose(found[1], net.apply(params, X, T)[1], atol=1e-6)
-    np.testing.assert_allclose(found[2], net.apply(params, X, T, context=context)[2], atol=1e-6)
-    assert float(jnp.abs(found - net.apply(params, X, T)).max()) > 1e-3
+    np.testing.assert_array_equal(compiled(net)(params, X, T, context=noisy, mask=mask), found)
+    np.testing.assert_allclose(found[1], compiled(net)(params, X, T)[1], atol=1e-6)
+    np.testing.assert_allclose(found[2], compiled(net)(params, X, T, context=context)[2], atol=1e-6)
+    assert float(jnp.abs(found - compiled(net)(params, X, T)).max()) > 1e-3
 
 
 def test_another_image_is_seen_beside_the_noisy_one():
     net, image = UNet(**SIZES), jnp.ones((3, 8, 8, 2))
-    params = net.init(jax.random.key(0), X, T, image=image)
+    params = tiny_run.lively(net, X, T, image=image)
     assert params["params"]["conv_in"]["kernel"].shape == (3, 3, 3, 16)
-    moved = jax.tree.map(lambda leaf: leaf + 0.1, params)
-    assert float(jnp.abs(net.apply(moved, X, T, image=image) - net.apply(moved, X, T, image=-image)).max()) > 1e-3
+    one, other = (compiled(net)(params, X, T, image=shown) for shown in (image, -image))
+    assert float(jnp.abs(one - other).max()) > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
@@ -207,7 +222,7 @@ def test_remat_and_narrow_types_know_conditions_too(dtype, moved):
     reader = TextEncoder(16, 1, 2, 48, dtype)
     wide = Conditional(UNet(**{**kind, "dtype": jnp.float32}), TextEncoder(16, 1, 2, 48))
     again = Conditional(UNet(**kind, remat=True), reader)
-    found, wanted = again.apply(moved, X, T, told()), wide.apply(moved, X, T, told())
+    found, wanted = compiled(again)(moved, X, T, told()), compiled(wide)(moved, X, T, told())
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, wanted, atol=1e-5 if dtype == jnp.float32 else 0.3 * float(jnp.abs(wanted).max()))
 

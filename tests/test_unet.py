@@ -3,6 +3,7 @@
 import math
 import re
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from goldens_loader import Golden, cases, exact, precision
 from jax.test_util import check_grads
+from tiny_run import lively
 
 from ddpm_jax.unet import (
     AttentionBlock,
@@ -23,6 +25,7 @@ from ddpm_jax.unet import (
     timestep_embedding,
 )
 from ddpm_jax.unet.norm import group_count
+from ddpm_jax.unet.parameters import parameter
 
 # --- golden data
 
@@ -219,17 +222,6 @@ def attention_case(heads, c=64):
     return block, x, lively(block, x)
 
 
-def lively(net, *inputs, seed=2):
-    """Parameters of ordinary size everywhere: at the start half of the network is silent, so it would hide a defect."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        spread = 0.2 if leaf.ndim == 1 else math.prod(leaf.shape[:-1]) ** -0.5
-        return jnp.asarray((path[-1].key == "scale") + spread * rng.normal(size=leaf.shape), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(net.init, jax.random.key(0), *inputs))
-
-
 @pytest.mark.parametrize("heads", [1, 4])
 def test_attention_does_not_know_where_pixels_are(heads):
     block, x, params = attention_case(heads)
@@ -306,6 +298,8 @@ def test_gradient_of_dropout_is_its_mask():
 
 # --- the whole network
 
+fast = pytest.mark.usefixtures("compiled_fast")
+
 TINY = UNet(channels=16, multipliers=(1, 2), blocks=1, attention_at=(8,), dropout=0.5, out_channels=3)
 
 
@@ -331,6 +325,7 @@ def test_parameter_counts_are_those_of_the_published_networks():
     assert count(UNet(resample_with_conv=False), 32) == 35_746_307 - resampling
 
 
+@fast
 def test_dropout_of_an_image_does_not_depend_on_its_batch():
     x, t, params = tiny_case()
     apply, keys = jax.jit(TINY.apply), image_keys(4)
@@ -365,6 +360,7 @@ def test_images_and_times_of_a_batch_do_not_mix():
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (33, 47, 2), (16, 16, 3), (20, 200, 4), (1, 64, 5)])
+@fast
 def test_any_size_and_any_channels(shape):
     net = UNet(channels=8, multipliers=(1, 2), blocks=1, attention_at=(), dropout=0.1, out_channels=shape[-1])
     x, t, params = tiny_case((2, *shape), net)
@@ -380,6 +376,7 @@ def test_any_size_and_any_channels(shape):
 
 
 @pytest.mark.parametrize("sides", [(61,), (5, 6, 9)])
+@fast
 def test_sequences_and_volumes_of_any_size_are_felt_everywhere(sides):
     net = UNet(channels=8, multipliers=(1, 2), blocks=1, attention_at=(4,), out_channels=2, resample_with_conv=False)
     x, t, params = tiny_case((2, *sides, 2), net)
@@ -417,6 +414,7 @@ def deepened(params):
 
 
 @pytest.mark.parametrize("sides", [(8,), (8, 8)])
+@fast
 def test_equal_slices_are_seen_as_one_by_a_network_of_one_axis_more(sides):
     """By kernels that reach no other slice: statistics and attention over equal slices are those over one."""
     net = UNet(channels=16, multipliers=(1, 2), blocks=1, attention_at=(4,), out_channels=2, resample_with_conv=False)
@@ -438,6 +436,7 @@ def test_slices_of_a_volume_are_resized_as_images_are(make):
     np.testing.assert_allclose(layer.apply(deepened(params), x), expected, atol=1e-5)
 
 
+@fast
 def test_a_volume_has_the_same_answer_whichever_way_it_lies():
     """Swapping two axes of the image and of all kernels swaps them in the result; sizes that halve need no padding."""
     net = UNet(channels=16, multipliers=(1, 2), blocks=1, attention_at=(4,), out_channels=2)
@@ -448,6 +447,7 @@ def test_a_volume_has_the_same_answer_whichever_way_it_lies():
     np.testing.assert_allclose(apply(turned, x.swapaxes(1, 3), t), expected, atol=1e-4)
 
 
+@fast
 def test_what_is_cut_off_were_zeros_in_the_input():
     x, t, params = tiny_case((2, 15, 5, 3))
     whole = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
@@ -492,6 +492,27 @@ def test_attention_follows_every_block_at_its_sizes_and_the_middle(size, at, lev
     assert found == {"mid/attn_1"} | down | up
 
 
+def test_parameters_that_are_there_are_taken_as_they_are_and_none_of_another_shape():
+    asked = []
+
+    def sevens(key, shape, dtype):
+        asked.append(shape)
+        return jnp.full(shape, 7, dtype)
+
+    class Times(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x * parameter(self, "factor", sevens, x.shape)
+
+    made = Times().init(jax.random.key(0), jnp.ones(2))
+    assert made["params"]["factor"].tolist() == [7, 7] and asked == [(2,)]
+    assert Times().apply({"params": {"factor": jnp.array([2.0, 3.0])}}, jnp.ones(2)).tolist() == [2, 3]
+    assert len(asked) == 1  # to begin with alone
+    with pytest.raises(flax.errors.ScopeParamShapeError, match=r'"factor" .* shape \(3,\), but .* shape \(2,\)'):
+        Times().apply(made, jnp.ones(3))
+
+
+@fast
 def test_the_start_is_silence():
     net = UNet(channels=32, multipliers=(1, 2), blocks=1, attention_at=(8,))
     x, eps = jax.random.normal(jax.random.key(1), (2, 4, 16, 16, 3))
@@ -515,6 +536,7 @@ def test_the_start_is_silence():
             assert (leaf == (kind == "scale")).all(), scope
 
 
+@fast
 def test_bfloat16_computes_and_float32_remembers():
     x, t, params = tiny_case()
     half = TINY.clone(dtype=jnp.bfloat16)
@@ -527,6 +549,7 @@ def test_bfloat16_computes_and_float32_remembers():
     assert jax.eval_shape(half.apply, params, x.astype(jnp.bfloat16), t).dtype == jnp.float32
 
 
+@fast
 def test_float64_images_come_back_as_float64():
     with precision("float64"):
         x, t = jnp.zeros((1, 16, 16, 3), jnp.float64), jnp.ones((1,), int)
@@ -594,6 +617,7 @@ def test_what_cannot_be_right_is_refused_in_words(net, x, t, keys, text):
         jax.eval_shape(lambda: net.init(jax.random.key(0), x, t, dropout_keys=keys))
 
 
+@fast
 def test_remat_changes_no_parameter_and_no_gradient():
     """Only what is kept changes; how much less that is, a compiler for accelerators says (test_preflight)."""
     nets = [UNet(8, (1,), 1, (8,), dropout=0.1, groups=4, out_channels=1, remat=remat) for remat in (False, True)]

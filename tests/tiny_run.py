@@ -1,10 +1,12 @@
-"""A run folder with a checkpoint of random parameters, made in seconds: something to evaluate."""
+"""Random parameters, and a run folder with a checkpoint of some, made in seconds: something to evaluate."""
 
 import dataclasses
 import json
+import math
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import checkpoint, training
@@ -14,7 +16,7 @@ from ddpm_jax.config import objects
 CONFIG = configs.Config(
     steps=3,
     schedule=configs.Schedule(T=20, beta_1=0.005, beta_T=0.6),
-    net=configs.Net(8, (1, 2), 1, (4,), dropout=0.1),
+    net=configs.Net(8, (1,), 1, (8,), dropout=0.1),
     sampling=configs.Sampling(steps=20, tile=4, num=8),
 )
 
@@ -42,6 +44,21 @@ def make(
     with checkpoint.Checkpoints(folder / "checkpoints") as saved:
         saved.save(3, state, json.loads(json.dumps(meta)))
     return folder
+
+
+def lively(net, *inputs, seed=2, **conditions):
+    """Parameters of ordinary size everywhere: at the start half of the network is silent, so it would hide a defect.
+
+    Drawn by numpy: what draws a network's own takes seconds to compile.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        spread = 0.2 if leaf.ndim == 1 else math.prod(leaf.shape[:-1]) ** -0.5
+        return jnp.asarray((path[-1].key == "scale") + spread * rng.normal(size=leaf.shape), leaf.dtype)
+
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), *inputs, **conditions))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def beginning(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -5,8 +5,8 @@ Modules and parameters bear the names of the original's variables (`down_1/attn_
 foreign weights map one to one.  Parameters are float32; `dtype` is what convolutions and products are computed in;
 normalisation, softmax, the time embedding and the last convolution are float32 at least, whatever `dtype` is.
 
-Files: `network` (the U-Net and its levels), `layers`, `attention` and `convolution` (what they are made of), `norm`
-(group normalisation), `conventions` (in what published networks differ), `checks` (what is refused).
+Files: `network` (the U-Net and its levels), `layers`, `attention`, `convolution` and `parameters` (what they are made
+of), `norm` (group normalisation), `conventions` (in what published networks differ), `checks` (what is refused).
 """
 
 from ddpm_jax.unet.attention import AttentionBlock, CrossAttention, attend

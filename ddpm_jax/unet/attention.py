@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.unet.layers import NEAR_ZERO, dense
+from ddpm_jax.unet.layers import NEAR_ZERO
 from ddpm_jax.unet.norm import GroupNorm
+from ddpm_jax.unet.parameters import Dense
 
 
 def head_count(channels: int, heads: int, head_channels: int) -> int:
@@ -39,9 +40,9 @@ class AttentionBlock(nn.Module):
         pixels, heads = math.prod(sides), head_count(c, self.heads, self.head_channels)
         norm = GroupNorm(dtype=self.dtype, groups=self.groups, eps=self.eps, name="norm")
         normed = jnp.reshape(norm(x), (b, pixels, c))
-        q, k, v = (dense(c, name=name, dtype=self.dtype)(normed) for name in ("q", "k", "v"))
+        q, k, v = (Dense(c, name=name, dtype=self.dtype)(normed) for name in ("q", "k", "v"))
         mixed = jnp.reshape(attend(q, k, v, heads), x.shape)
-        return x + dense(c, scale=NEAR_ZERO, name="proj_out", dtype=self.dtype)(mixed)
+        return x + Dense(c, scale=NEAR_ZERO, name="proj_out", dtype=self.dtype)(mixed)
 
 
 class CrossAttention(nn.Module):
@@ -65,8 +66,8 @@ class CrossAttention(nn.Module):
         norm = GroupNorm(dtype=self.dtype, groups=self.groups, eps=self.eps, name="norm")
         normed = jnp.reshape(norm(x), (b, pixels, c))
         where = nn.Dense(c, use_bias=False, dtype=self.dtype, name="where")(waves(sides, self.dtype))
-        q = dense(c, name="q", dtype=self.dtype)(normed) + jnp.reshape(where, (pixels, c))
-        k, v = (dense(c, name=name, dtype=self.dtype)(context) for name in ("k", "v"))
+        q = Dense(c, name="q", dtype=self.dtype)(normed) + jnp.reshape(where, (pixels, c))
+        k, v = (Dense(c, name=name, dtype=self.dtype)(context) for name in ("k", "v"))
         mixed = jnp.reshape(attend(q, k, v, heads, mask), x.shape)
         out = nn.Dense(c, kernel_init=nn.initializers.zeros_init(), dtype=self.dtype, name="proj_out")(mixed)
         return x + jnp.where(jnp.expand_dims(mask.any(-1), range(1, x.ndim)), out, jnp.zeros((), out.dtype))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.unet.conventions import Padding
+from ddpm_jax.unet.parameters import fan_average, parameter
 
 _AT_ONCE = 2**20
 """Bytes of a result's gradient of which a CPU makes the kernel's at a time: they are to stay in a core's cache."""
@@ -19,11 +20,6 @@ _MOST_PIECES = 16
 def spatial(x) -> int:
     """How many spatial axes x [B, ..., C] has: 2 for images, 3 for volumes."""
     return x.ndim - 2
-
-
-def init(scale: float = 1.0):
-    """Initial kernels: uniform, of the variance scale / the mean of fan-in and fan-out."""
-    return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
 
 
 class Conv(nn.Module):
@@ -67,8 +63,8 @@ class DoublingConv(nn.Module):
 def _parameters(layer: Conv | DoublingConv, x, scale: float = 1.0) -> tuple[jax.Array, jax.Array]:
     """The kernel and the bias of a layer that is given x."""
     shape = (3,) * spatial(x) + (x.shape[-1], layer.features)
-    kernel = layer.param("kernel", init(scale), shape, jnp.float32)
-    return kernel, layer.param("bias", nn.initializers.zeros, (layer.features,), jnp.float32)
+    kernel = parameter(layer, "kernel", fan_average(scale), shape)
+    return kernel, parameter(layer, "bias", nn.initializers.zeros, (layer.features,))
 
 
 def convolved(x, kernel, stride: int = 1, padding: Padding = "end") -> Any:

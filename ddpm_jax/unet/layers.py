@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.unet.conventions import Padding, TimeJoins
-from ddpm_jax.unet.convolution import Conv, DoublingConv, doubled, init, spatial
+from ddpm_jax.unet.convolution import Conv, DoublingConv, doubled, spatial
 from ddpm_jax.unet.norm import GroupNorm, ends
+from ddpm_jax.unet.parameters import Dense, fan_average, parameter
 
 NEAR_ZERO = 1e-10
 """Scale of the initial variance where a branch should start as nothing (the original's TF refused an exact 0)."""
@@ -40,11 +41,6 @@ def timestep_embedding(t, dim: int, *, cos_first: bool = False, shift: int = 1) 
     angle = t.astype(dtype)[:, None] * jnp.asarray(frequency, dtype)
     parts = (jnp.cos(angle), jnp.sin(angle)) if cos_first else (jnp.sin(angle), jnp.cos(angle))
     return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, dim % 2)))
-
-
-def dense(features: int, *, name: str, dtype, scale: float = 1.0) -> nn.Dense:
-    """The same linear map at every pixel, [..., C] -> [..., features]."""
-    return nn.Dense(features, kernel_init=init(scale), dtype=dtype, name=name)
 
 
 def dropout(x, keys, rate: float, place: int) -> jax.Array:
@@ -143,10 +139,10 @@ class ResnetBlock(nn.Module):
             h, parts = self.resize(h), tuple(map(self.resize, parts))
         h = Conv(c, dtype=dtype, name="conv1")(h)
         if self.time_joins == "add":
-            h = h + jnp.expand_dims(dense(c, name="temb_proj", dtype=dtype)(nn.swish(temb)), range(1, axes + 1))
+            h = h + jnp.expand_dims(Dense(c, name="temb_proj", dtype=dtype)(nn.swish(temb)), range(1, axes + 1))
             h = norm(name="norm2")(h)
         else:
-            h = norm(name="norm2")(h, dense(2 * c, name="temb_proj", dtype=dtype)(nn.swish(temb)))
+            h = norm(name="norm2")(h, Dense(2 * c, name="temb_proj", dtype=dtype)(nn.swish(temb)))
         h = dropout(h, dropout_keys, self.dropout, self.place)
         h = Conv(c, scale=NEAR_ZERO, dtype=dtype, name="conv2")(h)
         if sum(part.shape[-1] for part in parts) == c:
@@ -166,8 +162,8 @@ class Shortcut(nn.Module):
     def __call__(self, parts):
         """A tuple of [..., C_i] -> [..., features]."""
         channels = sum(part.shape[-1] for part in parts)
-        kernel = self.param("kernel", init(), (channels, self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        kernel = parameter(self, "kernel", fan_average(), (channels, self.features))
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
         kernels = jnp.split(kernel, ends(parts))
         return sum(part.astype(self.dtype) @ of for part, of in zip(parts, kernels, strict=True)) + bias
@@ -189,8 +185,8 @@ class TimeEmbedding(nn.Module):
     def __call__(self, t):
         """[B] floats -> [B, 4 x channels]."""
         h = timestep_embedding(t, self.channels, cos_first=self.cos_first, shift=self.shift)
-        h = nn.swish(dense(4 * self.channels, name="dense0", dtype=self.dtype)(h))
-        return dense(4 * self.channels, name="dense1", dtype=self.dtype)(h)
+        h = nn.swish(Dense(4 * self.channels, name="dense0", dtype=self.dtype)(h))
+        return Dense(4 * self.channels, name="dense1", dtype=self.dtype)(h)
 
 
 class LabelEmbedding(nn.Module):

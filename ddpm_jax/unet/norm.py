@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.unet.parameters import parameter
+
 
 def group_count(channels: int, groups: int = 32) -> int:
     """`groups` where that divides `channels`; else the most, up to `groups`, that leave no channel alone.
@@ -183,8 +185,8 @@ class GroupNorm(nn.Module):
         and adds its second half (FiLM, arXiv:1709.07871).  A tuple is its arrays one after the other along C."""
         parts = x if isinstance(x, tuple) else (x,)
         channels = sum(part.shape[-1] for part in parts)
-        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.ones, (channels,))
+        bias = parameter(self, "bias", nn.initializers.zeros, (channels,))
         if modulation is not None:  # both are lines, so what is applied is one, of each image's own
             wide = jnp.promote_types(modulation.dtype, jnp.float32)
             factor, shift = jnp.split(modulation.astype(wide), 2, axis=-1)
