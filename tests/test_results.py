@@ -1,10 +1,13 @@
 """Rows of docs/results.md trained and measured anew."""
 
+import json
 import pathlib
 from typing import Any
 
 import pytest
 
+from ddpm_jax import log
+from ddpm_jax.evaluate import protocol
 from experiments import jump, page, run
 from experiments.tables import TABLES
 
@@ -44,8 +47,26 @@ def test_the_row_of_three_tables_comes_out_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_recipe_that_became_the_config_comes_out_again(tmp_path):
+def test_the_recipe_that_became_the_config_comes_out_again_and_draws_new_digits_of_all_kinds(tmp_path):
+    """Noise, or a network that ignores the time, gets nowhere near the bounds of its samples."""
     check(trained(*RECIPE, tmp_path), *RECIPE)
+    (folder,) = tmp_path.iterdir()
+    rows = log.read(folder / "metrics.jsonl")
+    quarters = [row["loss_by_quarter_of_t"] for row in rows if "loss" in row][-1]
+    assert quarters == sorted(quarters, reverse=True)  # noise is easier to tell the more of it there is
+    assert rows[-1]["copying"] == "new" and rows[-1]["channels_off"] == []
+
+    drawn = ("--num", "128", "--sampler", "ddim", "--steps", "50")
+    run.program("-m", "ddpm_jax.evaluate", str(folder), "samples", *drawn)
+    (path,) = (folder / "evaluation").glob("samples-*.json")
+    found = {number.name: number.value for number in protocol.read(path)}
+    # an untrained network: a distance of 180, a precision of 0.01 and a share of 0.25
+    assert found["Fréchet distance"] < 25
+    assert found["precision, k=3"] > 0.7 and found["share with p > 0.9"] > 0.85
+    assert found["classes present, of 10"] == 10
+    run.program("-m", "ddpm_jax.evaluate", str(folder), "neighbours", *drawn)
+    (path,) = (folder / "evaluation").glob("neighbours-*.json")
+    assert json.loads(path.read_text())["verdict"] == "new"
 
 
 def trained(name: str, row: str, folder: pathlib.Path) -> dict[str, Any]:

@@ -213,11 +213,11 @@ def trained(tmp_path_factory):
     """Six steps in one go, and on two devices in two."""
     folder = tmp_path_factory.mktemp("told")
     (folder / "told.py").write_text(TINY)
-    train = functools.partial(test_programs.run, "train.py", folder / "told.py", "--save-every", 3)
-    train("--workdir", folder / "once", "--devices", 1, "--steps", 6)
-    train("--workdir", folder / "twice", "--devices", 1, "--steps", 3)
-    train("--workdir", folder / "twice", "--devices", 1, "--steps", 6)
-    train("--workdir", folder / "wide", "--devices", 2, "--steps", 6)
+    told = (folder / "told.py", "--save-every", 3, "--workdir")
+    test_programs.run("train.py", *told, folder / "once", "--devices", 1, "--steps", 6)
+    for name, devices, steps in (("twice", 1, 3), ("twice", 1, 6), ("wide", 2, 6)):
+        flags = ("--devices", devices, "--steps", steps)
+        test_programs.run(*test_programs.STEPS_ALONE, *told, folder / name, *flags)
     return folder
 
 
