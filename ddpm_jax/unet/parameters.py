@@ -9,7 +9,10 @@ import jax.numpy as jnp
 
 
 def parameter(module: nn.Module, name: str, init: Callable[..., Any], shape: tuple[int, ...]) -> Any:
-    """`module.param` of float32.  It would trace `init` at each call to compare shapes: half of what tracing takes."""
+    """A parameter of float32, as `module.param` gives it.
+
+    That would trace `init` at each call to compare shapes, which is nearly half of what tracing a network takes.
+    """
     if module.has_variable("params", name):
         found = module.get_variable("params", name)
         if getattr(found, "shape", None) == shape:
