@@ -8,9 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.unet.layers import NEAR_ZERO
+from ddpm_jax.unet.layers import NEAR_ZERO, Dense
 from ddpm_jax.unet.norm import GroupNorm
-from ddpm_jax.unet.parameters import Dense
 
 
 def head_count(channels: int, heads: int, head_channels: int) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from ddpm_jax.unet.conventions import Padding, TimeJoins
 from ddpm_jax.unet.convolution import Conv, DoublingConv, doubled, spatial
 from ddpm_jax.unet.norm import GroupNorm, ends
-from ddpm_jax.unet.parameters import Dense, fan_average, parameter
+from ddpm_jax.unet.parameters import fan_average, parameter
 
 NEAR_ZERO = 1e-10
 """Scale of the initial variance where a branch should start as nothing (the original's TF refused an exact 0)."""
@@ -41,6 +41,30 @@ def timestep_embedding(t, dim: int, *, cos_first: bool = False, shift: int = 1) 
     angle = t.astype(dtype)[:, None] * jnp.asarray(frequency, dtype)
     parts = (jnp.cos(angle), jnp.sin(angle)) if cos_first else (jnp.sin(angle), jnp.cos(angle))
     return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, dim % 2)))
+
+
+class Dense(nn.Module):
+    """The same linear map at every pixel; of some arrays as if they were one along C: they need not become one.
+
+    Attributes:
+        scale: of the kernel's initial variance.
+        dtype: what it is computed in.
+    """
+
+    features: int
+    scale: float = 1.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """[..., C] -> [..., features].  A tuple for x is its arrays one after the other along C."""
+        parts = x if isinstance(x, tuple) else (x,)
+        channels = sum(part.shape[-1] for part in parts)
+        kernel = parameter(self, "kernel", fan_average(self.scale), (channels, self.features))
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
+        kernels = jnp.split(kernel.astype(self.dtype), ends(parts))
+        products = (part.astype(self.dtype) @ of for part, of in zip(parts, kernels, strict=True))
+        return functools.reduce(jnp.add, products) + bias.astype(self.dtype)
 
 
 def dropout(x, keys, rate: float, place: int) -> jax.Array:
@@ -149,24 +173,7 @@ class ResnetBlock(nn.Module):
             return jnp.concatenate(parts, axis=-1) + h
         if self.conv_shortcut:
             return Conv(c, dtype=dtype, name="conv_shortcut")(jnp.concatenate(parts, axis=-1)) + h
-        return Shortcut(c, dtype, name="nin_shortcut")(parts) + h
-
-
-class Shortcut(nn.Module):
-    """The same linear map at every pixel, of some arrays as if they were one along C: they need not become one."""
-
-    features: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, parts):
-        """A tuple of [..., C_i] -> [..., features]."""
-        channels = sum(part.shape[-1] for part in parts)
-        kernel = parameter(self, "kernel", fan_average(), (channels, self.features))
-        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
-        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
-        kernels = jnp.split(kernel, ends(parts))
-        return sum(part.astype(self.dtype) @ of for part, of in zip(parts, kernels, strict=True)) + bias
+        return Dense(c, dtype=dtype, name="nin_shortcut")(parts) + h
 
 
 class TimeEmbedding(nn.Module):
