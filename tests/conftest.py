@@ -1,7 +1,10 @@
 """The suite runs on the CPU, with eight virtual devices, and caches what it compiles."""
 
+import json
 import os
 import pathlib
+import resource
+import time
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a test process for each core: threads would be in the way
@@ -11,26 +14,99 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 import pytest
+import tiny_run
 
 told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
 if os.environ["JAX_PLATFORMS"] == "cpu" and not told:
     jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_disable_most_optimizations", True)  # the tests compile far longer than they compute
 
 
 @pytest.fixture(scope="module")
-def compiled_fast():
-    """For files, or the rest of one, that compile far longer than they compute: XLA leaves most optimisations out.
+def optimised():
+    """For files, or the rest of one, about the bits that users get, or that compute long: XLA as the programs use it.
 
     JAX takes a program that the process has compiled, however it was: so there are none, before and after.
     """
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.clear_caches()
-    yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
+
+
+@pytest.fixture
+def key_reuse():
+    """JAX refuses a program that uses a key twice.  It looks at every program anew, so only where keys are split."""
+    with jax.debug_key_reuse(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """A run of `tiny_run.CONFIG` with a checkpoint of random parameters, made once: to be read and never written."""
+    return tiny_run.make(tmp_path_factory.mktemp("shared") / "run")
 
 
 def pytest_collection_modifyitems(items):
     """The long ones first, so that no core is left alone with them at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+# --- pytest --cost FILE.json: what each test takes, for docs/testing.md
+
+COMPILATION = {
+    "/jax/core/compile/jaxpr_trace_duration": "trace",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower",
+    "/jax/core/compile/backend_compile_duration": "compile",
+}
+BEFORE = pytest.StashKey[dict[str, float]]()
+
+
+class Cost:
+    """CPU seconds of each test with those of its child processes, and the seconds that JAX spends on its programs."""
+
+    def __init__(self, path: str):
+        self.path, self.tests = pathlib.Path(path), {}
+        self.spent = dict.fromkeys(COMPILATION.values(), 0.0) | {"programs": 0}
+        jax.monitoring.register_event_duration_secs_listener(self.count)
+
+    def count(self, event: str, seconds: float, **_) -> None:
+        if event in COMPILATION:
+            self.spent[COMPILATION[event]] += seconds
+            self.spent["programs"] += COMPILATION[event] == "compile"
+
+    def now(self) -> dict[str, float]:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = {"own": time.process_time(), "children": children.ru_utime + children.ru_stime}
+        return seconds | {"wall": time.perf_counter()} | self.spent
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item):
+        item.stash[BEFORE] = self.now()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        report = yield
+        if call.when == "teardown":
+            now = self.now()
+            cost = {name: round(now[name] - before, 4) for name, before in item.stash[BEFORE].items()}
+            report.user_properties.append(("cost", cost))
+        return report
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "teardown":
+            self.tests[report.nodeid] = dict(report.user_properties).get("cost")
+
+    def pytest_sessionfinish(self, session):
+        if not hasattr(session.config, "workerinput"):
+            self.path.write_text(json.dumps(self.tests, indent=0))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--cost", metavar="FILE", help="write what each test takes: CPU seconds, and those of compilation")
+
+
+def pytest_configure(config):
+    if config.getoption("--cost"):
+        config.pluginmanager.register(Cost(config.getoption("--cost")))

@@ -134,7 +134,7 @@ def precision(dtype: str):
     """A context in which JAX computes in `dtype`."""
     if dtype == "float32":
         return contextlib.nullcontext()
-    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()
+    return jax.enable_x64(True)
 
 
 @functools.cache

@@ -14,8 +14,6 @@ import train
 from ddpm_jax import checkpoint, config, runs, training
 from ddpm_jax.config import flags, objects
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 NET = config.Net(16, (1, 2), 1, (4,), dropout=0.0, groups=8)
 SMALL = dataclasses.replace(
     tiny_run.CONFIG, steps=4, batch=8, log_every=1, sample_every=0, save_every=2, keep=10, net=NET,

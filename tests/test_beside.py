@@ -15,8 +15,6 @@ from ddpm_jax import config as configs
 from ddpm_jax.config import flags, objects
 from ddpm_jax.runs import said
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 COARSE = dataclasses.replace(tiny_run.CONFIG, condition=configs.Condition(coarse=2))
 SMALL = np.arange(16, dtype=np.uint8).reshape(4, 4, 1)
 

@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 from goldens_loader import precision
 from jax.test_util import check_grads
-from test_unet import deepened, image_keys, lively, tiny_case
+from test_unet import deepened, image_keys, random_params, tiny_case
 
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 from ddpm_jax.unet import OPENAI, AttentionBlock, Conventions, Downsample, GroupNorm, ResnetBlock, UNet
 from ddpm_jax.unet.layers import halved
-
-pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 ADM = UNet(
     channels=16, multipliers=(1, 2), blocks=1, attention_at=(2,), dropout=0.5, out_channels=2, groups=8,
@@ -100,7 +98,7 @@ def test_a_block_that_halves_sees_means_of_squares_and_one_that_doubles_sees_pix
     )
     small, temb = jax.random.normal(jax.random.key(0), (2, 5, 5, 16)), jax.random.normal(jax.random.key(1), (2, 8))
     large = small.repeat(2, 1).repeat(2, 2)
-    params = lively(plain, small, temb)
+    params = random_params(plain, small, temb)
     np.testing.assert_allclose(halve.apply(params, large, temb), plain.apply(params, small, temb), atol=1e-4)
     np.testing.assert_allclose(double.apply(params, small, temb), plain.apply(params, large, temb), atol=1e-4)
 
@@ -118,7 +116,7 @@ def test_every_block_that_changes_the_size_drops_with_a_number_of_its_own():
 
 def test_heads_by_their_channels_are_heads_by_their_number():
     x = jax.random.normal(jax.random.key(0), (2, 3, 4, 64))
-    params = lively(AttentionBlock(4), x)
+    params = random_params(AttentionBlock(4), x)
     found = AttentionBlock(head_channels=16).apply(params, x)
     np.testing.assert_array_equal(found, AttentionBlock(4).apply(params, x))
     assert jnp.abs(found - AttentionBlock(1).apply(params, x)).max() > 1e-3
@@ -192,7 +190,7 @@ def test_remat_changes_no_parameter_and_no_gradient():
     assert trees[0] == trees[1]
     temb, kind = jnp.ones((2, 6)), {"dropout": 0.5, "groups": 4, "time_joins": "scale_shift", "resize": halved}
     block, again = ResnetBlock(16, **kind), nn.remat(ResnetBlock)(16, **kind)
-    params = lively(block, x, temb)
+    params = random_params(block, x, temb)
 
     def gradient(block):
         return jax.jit(jax.grad(lambda params: jnp.square(block.apply(params, x, temb, image_keys(2))).mean()))(params)

@@ -29,7 +29,6 @@ from ddpm_jax.convert.__main__ import COMMANDS, main
 from ddpm_jax.evaluate import __main__ as evaluate
 
 ROOT = pathlib.Path(__file__).parents[1]
-pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 
 def convert(*args) -> int:

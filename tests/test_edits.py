@@ -17,10 +17,6 @@ MASK = np.array([True, False, False, True])
 SEEN = np.array([0.7, 9.0, 9.0, -0.5])  # what is under the rest of the mask must not matter
 
 
-def x64():
-    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()
-
-
 def ideal(schedule):
     """E[x_0 | x_t] for data N(MEAN, COV)."""
 
@@ -97,7 +93,7 @@ def test_the_inpainted_chain_has_the_law_that_its_steps_say(jump, repeats, corre
 
 def test_going_over_times_again_brings_replaced_pixels_near_the_conditional_law():
     """What is left of the bias of the mean and of the covariance: the standard deviation there is 0.27."""
-    with x64():
+    with jax.enable_x64(True):
         schedule, chain = schedules.linear(1000), samplers.times(1000, 250)
         left = []
         for repeats in (1, 5, 20):
@@ -109,7 +105,7 @@ def test_going_over_times_again_brings_replaced_pixels_near_the_conditional_law(
 
 
 def test_known_pixels_written_into_a_chain_that_is_conditioned_leave_the_conditional_law():
-    with x64():
+    with jax.enable_x64(True):
         schedule, left = schedules.linear(1000), []
         for steps in (50, 250, 1000):
             mean, cov = law(schedule, samplers.times(1000, steps), 1.0, corrected=True)
@@ -211,7 +207,7 @@ def test_another_image_and_mask_are_no_other_program():
 @pytest.mark.parametrize("t", [1, 30, 300, 1000])
 def test_given_pixels_is_the_conditional_mean_of_gaussian_data(t):
     """Against conditioning (x_0, x_t) jointly on x_t and on the known pixels, in float64."""
-    with x64():
+    with jax.enable_x64(True):
         schedule = schedules.linear(1000)
         x_t = np.random.default_rng(t).normal(size=(5, 4))
         known = SEEN + np.arange(5)[:, None] / 10
@@ -230,7 +226,7 @@ def test_given_pixels_is_the_conditional_mean_of_gaussian_data(t):
 
 def test_samplers_of_given_pixels_end_in_the_conditional_law():
     """The deterministic chain is affine in x_T, which five points show; what is left is the error of the solver."""
-    with x64():
+    with jax.enable_x64(True):
         schedule, keys = schedules.linear(1000), samplers.image_keys(0, range(5))
         points = jnp.concatenate([jnp.zeros((1, 4)), jnp.eye(4)])
         denoise = edits.given_pixels(schedule, ideal(schedule), jnp.asarray(SEEN[None]), MASK, iterations=2, clip=False)
@@ -268,7 +264,7 @@ def test_a_chain_from_an_image_keeps_more_of_it_the_later_it_begins():
 
 @pytest.mark.parametrize("iterations", [1, 3, 10])
 def test_an_inverted_image_comes_back(iterations):
-    with x64():
+    with jax.enable_x64(True):
         schedule, chain = schedules.linear(1000), samplers.times(1000, 50)
         x0 = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)) * 0.5)
         latent = edits.invert(schedule, ideal(schedule), x0, chain, iterations=iterations)
@@ -280,7 +276,7 @@ def test_an_inverted_image_comes_back(iterations):
 
 def test_inversion_follows_the_exact_flow_to_the_noise():
     """The probability flow carries x_0 = m + C^1/2 u to signal m + (signal^2 C + noise^2)^1/2 u."""
-    with x64():
+    with jax.enable_x64(True):
         schedule = schedules.linear(1000)
         values, vectors = np.linalg.eigh(COV)
         u = np.random.default_rng(0).normal(size=(3, 4))

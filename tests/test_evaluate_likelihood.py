@@ -21,8 +21,6 @@ from ddpm_jax.evaluate.likelihood import Likelihood
 from ddpm_jax.evaluate.subject import Subject, Which, images, split, subject
 from ddpm_jax.unet import UNet
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -24,7 +24,6 @@ from ddpm_jax.evaluate.subject import Subject, Which, split, subject
 from ddpm_jax.metrics import classifier, frechet, manifold
 
 DIGITS = data.load("digits")
-pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 
 @pytest.fixture(scope="module")

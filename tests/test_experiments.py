@@ -89,7 +89,6 @@ def test_the_page_is_what_the_raw_results_make_of_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("compiled_fast")
 def test_a_small_row_is_made_measured_and_kept(tmp_path, monkeypatch):
     """The whole way, with runs of three steps."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # for the programs

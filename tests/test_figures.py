@@ -23,8 +23,6 @@ from ddpm_jax.evaluate.progressive import Progressive
 from ddpm_jax.evaluate.stochastic import Stochastic
 from ddpm_jax.evaluate.subject import Subject, Which, subject
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 TEST = data.load("digits").test
 
 

@@ -19,10 +19,6 @@ every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".joi
 every_prediction = pytest.mark.parametrize("predicts", PREDICTS)
 
 
-def x64():
-    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()
-
-
 def batch(shape, n=8, count=2):
     """Arrays [n, *shape] of reproducible normal numbers, in the precision that JAX keeps."""
     rng = np.random.default_rng(7)
@@ -71,7 +67,7 @@ def test_posterior_is_the_chain_conditioned_by_linear_algebra():
         walk[t, t - 1] = np.sqrt(betas[t - 1])
         mean[t] = np.sqrt(1 - betas[t - 1]) * mean[t - 1]
     cov = walk @ walk.T
-    with x64():
+    with jax.enable_x64(True):
         schedule = schedules.from_betas(betas)
         for t in range(1, T + 1):
             for s in range(t):
@@ -93,7 +89,7 @@ def test_posterior_at_the_data_is_the_data(make, shape):
 @every_shape
 @pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
 def test_two_jumps_have_the_law_of_one(shape, wide):
-    with x64() if wide else jax.enable_x64(False):
+    with jax.enable_x64(True) if wide else jax.enable_x64(False):
         schedule = schedules.linear(1000)
         t, s, u = jnp.array([(1000, 999, 998), (1000, 500, 1), (500, 100, 0), (3, 2, 1), (2, 1, 0), (999, 2, 1)]).T
         x0, x_t = batch(shape, 6)
@@ -108,7 +104,7 @@ def test_two_jumps_have_the_law_of_one(shape, wide):
 
 @every_shape
 def test_forward_to_t_and_back_to_s_is_forward_to_s(shape):
-    with x64():
+    with jax.enable_x64(True):
         schedule = schedules.cosine(1000)
         t, s = jnp.array(JUMPS).T
         (x0,) = batch(shape, len(JUMPS), 1)
@@ -124,7 +120,7 @@ def test_forward_to_t_and_back_to_s_is_forward_to_s(shape):
 
 @pytest.mark.parametrize("make", [schedules.linear, schedules.cosine], ids=lambda f: f.__name__)
 def test_reverse_variance_runs_from_the_posteriors_to_beta(make):
-    with x64():
+    with jax.enable_x64(True):
         schedule = make(1000)
         t, s = jnp.array(JUMPS).T
         like = jnp.zeros((len(JUMPS), 2))
@@ -165,7 +161,7 @@ TOLERANCE = {"eps": (5e-5, 1e-6), "x0": (1e-6, 5e-5), "v": (1e-6, 1e-6), "mean":
 @every_prediction
 @pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
 def test_target_and_estimate_are_inverses(shape, predicts, wide):
-    with x64() if wide else jax.enable_x64(False):
+    with jax.enable_x64(True) if wide else jax.enable_x64(False):
         schedule, t = schedules.linear(1000), jnp.array(TIMES)
         x0, eps = batch(shape)
         x_t = gaussian.q_sample(schedule, x0, t, eps)
@@ -261,7 +257,7 @@ LAWS = [(0.0, 1.0, 0.0, 1.0), (0.3, 0.2, -0.1, 0.21), (0.0, 1.0, 2.0, 0.5), (1.0
 
 @pytest.mark.parametrize("numbers", LAWS)
 def test_kl_is_the_integral(numbers):
-    with x64():
+    with jax.enable_x64(True):
         mean_p, var_p, mean_q, var_q = (jnp.array([value]) for value in numbers)
         found = gaussian.kl(Gaussian(mean_p, var_p), Gaussian(mean_q, var_q)).item()
         assert found == pytest.approx(quadrature(*numbers), rel=1e-9, abs=1e-12)
@@ -289,7 +285,7 @@ def test_kl_of_independent_components_adds_up():
     gap, inverse = turn @ (mean_p - mean_q), np.linalg.inv(cov_q)
     whole = 0.5 * (np.trace(inverse @ cov_p) + gap @ inverse @ gap - 4)
     whole += 0.5 * (np.linalg.slogdet(cov_q)[1] - np.linalg.slogdet(cov_p)[1])
-    with x64():
+    with jax.enable_x64(True):
         parts = gaussian.kl(*(Gaussian(jnp.asarray(m), jnp.asarray(v)) for m, v in ((mean_p, var_p), (mean_q, var_q))))
         assert parts.sum() == pytest.approx(whole, rel=1e-12)
 
@@ -341,7 +337,7 @@ def test_jit_vmap_and_pmap_change_nothing(predicts, shape):
 
 @every_prediction
 def test_derivatives_are_those_of_finite_differences(predicts):
-    with x64():
+    with jax.enable_x64(True):
         x0, x_t, mix = batch((2,), 4, 3)
         t, s = jnp.array([1000, 500, 20, 2]), jnp.array([999, 3, 19, 1])
         laws = lambda x0, x_t, mix: all_laws(x0, x_t, t, s, mix, predicts)  # noqa: E731

@@ -28,7 +28,7 @@ def tiles(keep=()):
 
 @functools.cache
 def params():
-    return tiny_run.lively(NET, jnp.zeros((1, 8, 8, 1)), jnp.ones(1, int))
+    return tiny_run.random_params(NET, jnp.zeros((1, 8, 8, 1)), jnp.ones(1, int))
 
 
 def draw(start, num, batch=None, keep=()):

@@ -14,10 +14,6 @@ from ddpm_jax.gaussian import Estimate, Gaussian
 KEY = jax.random.key(0)
 
 
-def x64():
-    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()
-
-
 def ideal(schedule, mean: float, std: float, mix=None):
     """E[x_0 | x_t] for data N(mean, std^2)."""
 
@@ -93,7 +89,7 @@ CASES = [
 @pytest.mark.parametrize("which", ["small", "large", "best"])
 def test_the_bound_of_gaussian_data_is_the_known_one(data, named, known, which):
     schedule = named[0](*named[1:])
-    with x64():
+    with jax.enable_x64(True):
         alpha_bar = alpha_bars(named[0](*named[1:]))
     T, chain = schedule.T, np.arange(schedule.T, -1, -1)
     mix = {"small": 0.0, "large": 1.0, "best": "best"}[which]
@@ -129,7 +125,7 @@ def test_the_bound_of_gaussian_data_is_the_known_one(data, named, known, which):
 @pytest.mark.parametrize("mix", [0.0, 1.0])
 def test_the_bound_of_a_strided_chain(spacing, mix):
     schedule, chain, data = schedules.linear(1000), samplers.times(1000, 20, spacing=spacing), (0.2, 0.5)
-    with x64():
+    with jax.enable_x64(True):
         alpha_bar = alpha_bars(schedules.linear(1000))
     x0 = rows(*data, 32, 2048)
     options = {"mix": mix, "decoder": likelihood.density, "decoder_var": 1e-3, "times": chain}
@@ -178,7 +174,7 @@ def test_the_bound_of_an_image_does_not_depend_on_its_batch(shape):
 
 def test_the_estimate_is_unbiased_and_knows_its_error():
     schedule, data, images, seeds, dims = schedules.linear(1000), (0.2, 0.5), 8, 64, 16
-    with x64():
+    with jax.enable_x64(True):
         alpha_bar = alpha_bars(schedules.linear(1000))
     x0 = jnp.repeat(rows(*data, images, dims), seeds, axis=0)
     options = {"mix": 1.0, "decoder": likelihood.density, "decoder_var": 1e-4}
@@ -261,12 +257,12 @@ def test_terms_keep_their_digits_in_float32(make, mix):
         options = {"decoder": likelihood.density, "first_var": 1e-3, "mix": mix}
         return np.asarray(likelihood.term_given(schedule, found, data, t, t - 1, **options), np.float64)
 
-    with x64():
+    with jax.enable_x64(True):
         exact = terms()
     # an error of 5e-9 in each of a thousand steps is one of 5e-6 in a bound of about 1
     np.testing.assert_allclose(terms(), exact, rtol=1e-5, atol=5e-9)
     # and are the divergence of the two laws
-    with x64():
+    with jax.enable_x64(True):
         schedule, data = make(1000), jnp.asarray(x0[1:], jnp.float64)
         x_t = jnp.asarray(rng.standard_normal(data.shape))
         law = gaussian.posterior(schedule, data, x_t, t[1:], t[1:] - 1)
@@ -308,7 +304,7 @@ def test_no_derivative_of_a_term_is_nan(decoder, learned):
 @pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
 @pytest.mark.parametrize("decoder", [likelihood.discretized, likelihood.discretized_tanh, likelihood.softmax])
 def test_probabilities_sum_to_one(decoder, levels, wide):
-    with x64() if wide else jax.enable_x64(False):
+    with jax.enable_x64(True) if wide else jax.enable_x64(False):
         grid = jnp.asarray(np.linspace(-1, 1, levels))
         log_prob = jax.jit(lambda mean, std: decoder(levels)(grid[:, None], Gaussian(mean, std**2)))
         if decoder is likelihood.softmax:  # [levels, levels] would not fit: the values are its own grid
@@ -356,7 +352,7 @@ SPREADS = [(17, 0.5), (17, 0.02), (256, 7.4e-3), (256, 0.1), (256, 2.0), (256, 1
 def test_the_discretised_gaussian_is_the_integral_of_its_density(levels, std, wide):
     rng = np.random.default_rng(levels)
     index = np.unique(np.r_[0, 1, levels // 2, levels - 2, levels - 1, rng.integers(0, levels, 12)])
-    with x64() if wide else jax.enable_x64(False):
+    with jax.enable_x64(True) if wide else jax.enable_x64(False):
         x0 = jnp.asarray(np.linspace(-1, 1, levels)[index])
         log_prob = jax.jit(lambda mean, var: likelihood.discretized(levels)(x0, Gaussian(mean, var)))
         for mean in (-3.0, -1.0, -0.2, 0.0, 0.437, 1.05, 20.0):
@@ -371,7 +367,7 @@ def test_the_discretised_gaussian_is_the_integral_of_its_density(levels, std, wi
 
 @pytest.mark.parametrize("std", [1e-3, 7.4e-3, 0.03, 0.3])
 def test_the_originals_decoder_is_near_where_it_matters(std):
-    with x64():
+    with jax.enable_x64(True):
         x0, means = jnp.asarray(np.linspace(-1, 1, 256)), jnp.linspace(-1, 1, 33)[:, None]
         law = Gaussian(means, jnp.asarray(std**2))
         exact, near = likelihood.decoder_8bit(x0, law), likelihood.discretized_tanh(256)(x0, law)

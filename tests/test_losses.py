@@ -22,10 +22,6 @@ WEIGHTS = {
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 
 
-def x64():
-    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()
-
-
 def ideal(schedule, mean=0.2, std=0.5):
     """E[x_0 | x_t] for data N(mean, std^2)."""
 
@@ -147,14 +143,14 @@ def weighted(schedule, predicts, weight, t):
 @pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
 @pytest.mark.parametrize("predicts", ["eps", "v", "mean"])
 def test_a_weight_means_the_same_for_every_prediction(weight, predicts):
-    with x64():
+    with jax.enable_x64(True):
         schedule, t = schedules.linear(1000), jnp.arange(1, 1001)
         found = weighted(schedule, predicts, weight, t)
         np.testing.assert_allclose(found, weighted(schedule, "x0", weight, t), rtol=1e-7)
 
 
 def test_weights_that_undo_a_prediction():
-    with x64():
+    with jax.enable_x64(True):
         schedule, t = schedules.linear(1000), jnp.arange(1, 1001)
         plain = {predicts: weighted(schedule, predicts, None, t) for predicts in PREDICTS}
         snr = np.exp(np.asarray(schedule.log_snr)[1:])
@@ -179,7 +175,7 @@ def test_weights_are_finite_at_both_ends():
 
 
 def test_the_variational_weight_is_half_the_relative_fall_of_the_snr():
-    with x64():
+    with jax.enable_x64(True):
         schedule = schedules.linear(1000)
         found = np.asarray(losses.variational_weight(schedule, jnp.arange(1, 1001), 0.0))
     betas = np.linspace(1e-4, 0.02, 1000)
@@ -207,7 +203,7 @@ def test_the_variational_weight_is_finite_at_the_first_step_for_beta_alone():
 @pytest.mark.parametrize("mix", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("predicts", PREDICTS)
 def test_the_weighted_loss_is_the_networks_part_of_the_divergence(mix, predicts):
-    with x64():
+    with jax.enable_x64(True):
         schedule, t = schedules.linear(1000), jnp.arange(2, 1001)
         x0, eps = batch((3,), 999)
         denoise = ideal(schedule, 0.0, 0.3)

@@ -19,7 +19,7 @@ from ddpm_jax import checkpoint, data, log, runs
 from ddpm_jax import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_fast")]
+pytestmark = pytest.mark.slow
 
 TINY = """
 from ddpm_jax.config import Config, Data, Evaluation, Net, Optim, Sampling, Schedule

@@ -15,8 +15,6 @@ from ddpm_jax import data, replay, runs, training
 from ddpm_jax.conditioning import Condition
 from ddpm_jax.config import objects
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 CONFIG = dataclasses.replace(tiny_run.CONFIG, batch=16, net=configs.Net(8, (1,), 1, (), dropout=0.1))
 STRATIFIED = dataclasses.replace(CONFIG, data=configs.Data(flip=True), loss=configs.Loss(stratified=True))
 
@@ -26,7 +24,7 @@ def params():
     """Random ones, as of a network that is being trained."""
     config = CONFIG
     net = objects.network(config, 1)
-    drawn = tiny_run.lively(net, np.zeros((1, 8, 8, 1), np.float32), np.ones(1, np.int32))["params"]
+    drawn = tiny_run.random_params(net, np.zeros((1, 8, 8, 1), np.float32), np.ones(1, np.int32))["params"]
     return jax.tree.map(np.asarray, drawn)
 
 

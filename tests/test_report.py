@@ -23,8 +23,6 @@ from ddpm_jax.evaluate.rate_distortion import RateDistortion
 from ddpm_jax.evaluate.report import Report
 from ddpm_jax.evaluate.subject import Subject, Which, subject
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 DIGITS = data.load("digits")
 CONFIG = dataclasses.replace(tiny_run.CONFIG, data=configs.Data(levels=17))
 

@@ -14,8 +14,6 @@ import tiny_run
 from ddpm_jax import data, runs
 from ddpm_jax.config import flags
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):

@@ -16,8 +16,6 @@ from ddpm_jax import data, runs
 from ddpm_jax.config import flags
 from ddpm_jax.runs import said
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 TOLD = dataclasses.replace(
     tiny_run.CONFIG,
     net=dataclasses.replace(tiny_run.CONFIG.net, num_classes=10),

@@ -14,10 +14,6 @@ from ddpm_jax.gaussian import Estimate
 SHAPES = [(8,), (4, 3), (4, 4, 2), (2, 3, 2, 2)]
 
 
-def x64():
-    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()
-
-
 def ideal(schedule, mean=0.2, std=0.5, mix=None):
     """E[x_0 | x_t] for data N(mean, std^2)."""
 
@@ -54,7 +50,7 @@ def push(make, chain):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_of_a_point_has_the_forward_marginals(spacing, eta):
     # the family of equation 12 keeps q(x_t | x_0), for every eta
-    with x64():
+    with jax.enable_x64(True):
         schedule, chain, point = schedules.linear(1000), samplers.times(1000, 10, spacing=spacing), 0.4
         moments = push(lambda noise: samplers.ddim(schedule, ideal(schedule, point, 0.0), eta=eta, noise=noise), chain)
         signal, noise = np.asarray(schedule.signal)[chain], np.asarray(schedule.noise)[chain]
@@ -67,7 +63,7 @@ def test_ddim_of_a_point_has_the_forward_marginals(spacing, eta):
 
 
 def test_ancestral_of_a_point_and_of_noise_is_exact_at_its_two_ends():
-    with x64():
+    with jax.enable_x64(True):
         schedule, chain = schedules.cosine(1000), samplers.times(1000, 20)
         signal, noise = np.asarray(schedule.signal)[chain], np.asarray(schedule.noise)[chain]
         # beta-tilde is right when the data are a point, beta when they are standard normal
@@ -107,7 +103,7 @@ def recursion(schedule, chain, mean, std, kind, option):
 @pytest.mark.parametrize(("kind", "learned"), [("ancestral", False), ("ancestral", True), ("ddim", False)])
 def test_moments_of_gaussian_data_follow_the_recursion(kind, option, steps, learned):
     chain = samplers.times(1000, steps)
-    with x64():
+    with jax.enable_x64(True):
         expected = recursion(schedules.linear(1000), chain, 0.2, 0.5, kind, option)
     schedule = schedules.linear(1000)
     if kind == "ddim":
@@ -133,7 +129,7 @@ def test_samples_of_gaussian_data_have_its_moments_whatever_is_predicted(predict
     keys = samplers.image_keys(0, range(n))
     draw = jax.jit(lambda x: samplers.sample(keys, samplers.ancestral(schedule, denoise, mix=0.0), x, chain))
     x = np.asarray(draw(samplers.initial_noise(keys, (4,))))
-    with x64():
+    with jax.enable_x64(True):
         mean, var = recursion(schedules.linear(T, 5e-4, 0.1), chain, 0.2, 0.5, "ancestral", 0.0)[-1]
     assert abs(x.mean() - mean) < 4 * np.sqrt(var / x.size)
     assert abs(x.var() - var) < 4 * var * np.sqrt(2 / x.size)
@@ -145,7 +141,7 @@ def test_samples_of_gaussian_data_have_its_moments_whatever_is_predicted(predict
 
 def test_ddim_is_a_first_order_solver_of_the_probability_flow():
     # for N(m, s^2) the flow is known: it carries quantiles along, x_t = signal m + sqrt(signal^2 s^2 + noise^2) u
-    with x64():
+    with jax.enable_x64(True):
         schedule = schedules.linear(1000)
         u = jnp.array([[-1.5], [0.3], [1.0]])
         signal, noise = schedule.signal[1000], schedule.noise[1000]
@@ -169,7 +165,7 @@ def even_in_log_snr(schedule, steps, end):
 @pytest.mark.parametrize(("order", "least"), [(1, 0.9), (2, 1.85), (3, 2.8)])
 def test_dpm_solver_pp_has_its_order(order, least):
     """From T to a hundredth of the noise, on 100,000 times, so that rounding to times does not show."""
-    with x64():
+    with jax.enable_x64(True):
         schedule, end = schedules.linear(100_000, 1e-6, 2e-4), 200
         u = jnp.array([[-1.5], [0.3], [1.0]])
 
@@ -203,7 +199,7 @@ def test_solvers_end_at_what_the_network_last_predicts(solver, order):
 
 
 def test_dpm_solver_pp_of_order_1_is_ddim():
-    with x64():
+    with jax.enable_x64(True):
         schedule = schedules.linear(1000)
         denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * jnp.tanh(3 * x))
         keys, x_T = samplers.image_keys(0, range(2)), jnp.array([[0.5, -1.0], [2.0, 0.0]])
@@ -216,7 +212,7 @@ def test_dpm_solver_pp_of_order_1_is_ddim():
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_unipc_first_predicts_as_ddim_does_and_corrects_nothing_where_the_prediction_came_true(order):
-    with x64():
+    with jax.enable_x64(True):
         schedule, keys = schedules.linear(1000), samplers.image_keys(0, range(2))
         x_T = jnp.array([[0.5, -1.0], [2.0, 0.0]])
 
@@ -245,7 +241,7 @@ def test_a_thousand_short_steps_lose_no_digits_in_float32(solver):
         return samplers.sample(keys, sampler, jnp.asarray(x_T, dtype), np.arange(1000, 0, -1))
 
     single = np.asarray(images(jnp.float32))
-    with x64():
+    with jax.enable_x64(True):
         np.testing.assert_allclose(single, images(jnp.float64), rtol=0, atol=1e-5)
 
 
@@ -261,7 +257,7 @@ def test_dpm_solver_pp_refuses_another_second_order():
 
 
 def test_ddim_goes_back_to_the_noise_that_it_came_from():
-    with x64():
+    with jax.enable_x64(True):
         schedule = schedules.linear(1000)
         sampler, chain = samplers.ddim(schedule, ideal(schedule)), samplers.times(1000, 500)
         keys, x_T = samplers.image_keys(0, [0]), jnp.array([[-1.2, 0.4, 2.0]])
@@ -282,7 +278,7 @@ def test_ddim_goes_back_to_the_noise_that_it_came_from():
     [((8,), 100, True), ((4, 3), 7, False), ((4, 4, 2), 100, False), ((2, 3, 2, 2), 7, True)],
 )
 def test_ddim_with_eta_1_is_ancestral_with_mix_0_path_by_path(shape, steps, clip):
-    with x64():
+    with jax.enable_x64(True):
         schedule, chain = schedules.linear(100, 1e-3, 0.2), samplers.times(100, steps)
         net = lambda x, t: 0.5 * jnp.tanh(3 * x)  # noqa: E731
         denoise = gaussian.denoiser(schedule, net, "x0" if clip else "v", clip=clip)

@@ -10,10 +10,6 @@ import pytest
 from ddpm_jax import schedules
 
 
-def x64():
-    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()
-
-
 def straight(T: int = 1000) -> schedules.Schedule:
     return schedules.from_log_snr(lambda u: 13.3 - 18.3 * u, T)
 
@@ -32,7 +28,7 @@ def columns(schedule: schedules.Schedule) -> list[np.ndarray]:
 @every_schedule
 @pytest.mark.parametrize("T", [2, 10, 1000])
 def test_variance_is_preserved_and_snr_falls_from_the_data(make, T):
-    with x64():
+    with jax.enable_x64(True):
         schedule = make(T)
         signal, noise, log_snr, tail = columns(schedule)
     assert schedule.T == T == len(signal) - 1
@@ -45,7 +41,7 @@ def test_variance_is_preserved_and_snr_falls_from_the_data(make, T):
 
 @every_schedule
 def test_the_columns_agree_with_each_other(make):
-    with x64():
+    with jax.enable_x64(True):
         signal, noise, log_snr, _ = columns(make(1000))
     last = -1 if signal[-1] == 0 else None
     np.testing.assert_allclose(log_snr[1:last], 2 * np.log(signal[1:last] / noise[1:last]), atol=1e-11)
@@ -54,7 +50,7 @@ def test_the_columns_agree_with_each_other(make):
 @pytest.mark.parametrize("T", [1, 10, 1000])
 def test_betas_are_recovered_from_the_table(T):
     betas = np.random.default_rng(0).uniform(1e-6, 0.1, T)
-    with x64():
+    with jax.enable_x64(True):
         signal, noise, log_snr, _ = columns(schedules.from_betas(betas))
     np.testing.assert_allclose(1 - (signal[1:] / signal[:-1]) ** 2, betas, rtol=0, atol=1e-14)
     # the noise of one step is what its two rows leave: noise_t^2 = (1 - beta_t) noise_s^2 + beta_t
@@ -63,7 +59,7 @@ def test_betas_are_recovered_from_the_table(T):
 
 
 def test_the_ends_of_each_rise_of_the_betas():
-    with x64():
+    with jax.enable_x64(True):
         ends = {f.__name__: columns(f(1000))[0] for f in NAMED[:-1]}
     first = {name: 1 - signal[1] ** 2 for name, signal in ends.items()}
     last = {name: 1 - (signal[-1] / signal[-2]) ** 2 for name, signal in ends.items()}
@@ -75,7 +71,7 @@ def test_the_ends_of_each_rise_of_the_betas():
 
 
 def test_linear_known_values():
-    with x64():
+    with jax.enable_x64(True):
         signal, noise, log_snr, _ = columns(schedules.linear(1000))
     known = {1: 0.9999, 2: 0.99978009207, 10: 0.99810520479, 100: 0.89701814567, 500: 0.078587242882}
     for t, alpha_bar in known.items():
@@ -88,7 +84,7 @@ def test_linear_known_values():
 
 
 def test_cosine_known_values():
-    with x64():
+    with jax.enable_x64(True):
         signal, _, log_snr, _ = columns(schedules.cosine(1000))
     assert signal[500] ** 2 == pytest.approx(0.49384359, abs=5e-9)
     assert signal[1000] ** 2 == pytest.approx(2.4288e-9, rel=1e-4)
@@ -96,7 +92,7 @@ def test_cosine_known_values():
 
 
 def test_from_log_snr_rebuilds_a_schedule_from_its_log_snr():
-    with x64():
+    with jax.enable_x64(True):
         given = schedules.linear(1000)
         rows = np.asarray(given.log_snr)[1:]
         again = schedules.from_log_snr(lambda u: rows[np.round(u * 999).astype(int)], 1000)
@@ -112,7 +108,7 @@ def test_from_log_snr_takes_an_end_without_signal():
 
 @every_schedule
 def test_float32_keeps_the_differences_of_neighbouring_rows(make):
-    with x64():
+    with jax.enable_x64(True):
         exact = np.diff(columns(make(1000))[2][1:])
     schedule = make(1000)
     t = jnp.arange(2, 1001)
@@ -124,7 +120,7 @@ def test_float32_keeps_the_differences_of_neighbouring_rows(make):
 @every_schedule
 def test_dtype_is_what_jax_keeps(make):
     assert {column.dtype for column in make(20)} == {jnp.dtype("float32")}
-    with x64():
+    with jax.enable_x64(True):
         assert {column.dtype for column in make(20)} == {jnp.dtype("float64")}
 
 

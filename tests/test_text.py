@@ -17,8 +17,6 @@ from ddpm_jax.data import sources
 from ddpm_jax.text import Conditional, TextEncoder
 from ddpm_jax.unet import UNet
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 SIZES = {"channels": 16, "multipliers": (1, 2), "blocks": 1, "attention_at": (4,), "groups": 8, "out_channels": 1}
 X = jax.random.normal(jax.random.key(1), (3, 8, 8, 1))
 T = jnp.array([3, 40, 500])
@@ -199,7 +197,7 @@ def test_a_text_read_before_is_the_text(conditional, moved):
 def test_a_context_from_elsewhere_counts_where_its_mask_says(moved):
     net = UNet(**SIZES, context_dim=5)
     context, mask = jax.random.normal(jax.random.key(2), (3, 7, 5)), jnp.arange(7)[None] < jnp.array([[3], [0], [7]])
-    params = tiny_run.lively(net, X, T, context=context)
+    params = tiny_run.random_params(net, X, T, context=context)
     found = compiled(net)(params, X, T, context=context, mask=mask)
     noisy = jnp.where(mask[..., None], context, 1e3)
     np.testing.assert_array_equal(compiled(net)(params, X, T, context=noisy, mask=mask), found)
@@ -210,7 +208,7 @@ def test_a_context_from_elsewhere_counts_where_its_mask_says(moved):
 
 def test_another_image_is_seen_beside_the_noisy_one():
     net, image = UNet(**SIZES), jnp.ones((3, 8, 8, 2))
-    params = tiny_run.lively(net, X, T, image=image)
+    params = tiny_run.random_params(net, X, T, image=image)
     assert params["params"]["conv_in"]["kernel"].shape == (3, 3, 3, 16)
     one, other = (compiled(net)(params, X, T, image=shown) for shown in (image, -image))
     assert float(jnp.abs(one - other).max()) > 1e-3

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from goldens_loader import Golden, cases, exact, precision
 from jax.test_util import check_grads
-from tiny_run import lively
+from tiny_run import random_params
 
 from ddpm_jax.unet import (
     AttentionBlock,
@@ -219,7 +219,7 @@ def test_statistics_of_bfloat16_are_float32():
 def attention_case(heads, c=64):
     x = jax.random.normal(jax.random.key(0), (2, 3, 4, c))
     block = AttentionBlock(heads)
-    return block, x, lively(block, x)
+    return block, x, random_params(block, x)
 
 
 @pytest.mark.parametrize("heads", [1, 4])
@@ -298,7 +298,6 @@ def test_gradient_of_dropout_is_its_mask():
 
 # --- the whole network
 
-fast = pytest.mark.usefixtures("compiled_fast")
 
 TINY = UNet(channels=16, multipliers=(1, 2), blocks=1, attention_at=(8,), dropout=0.5, out_channels=3)
 
@@ -306,7 +305,7 @@ TINY = UNet(channels=16, multipliers=(1, 2), blocks=1, attention_at=(8,), dropou
 def tiny_case(shape=(4, 16, 16, 3), net=TINY):
     x = jax.random.normal(jax.random.key(0), shape)
     t = 1 + 97 * jnp.arange(shape[0])
-    return x, t, lively(net, x, t)
+    return x, t, random_params(net, x, t)
 
 
 def count(net, size):
@@ -325,7 +324,6 @@ def test_parameter_counts_are_those_of_the_published_networks():
     assert count(UNet(resample_with_conv=False), 32) == 35_746_307 - resampling
 
 
-@fast
 def test_dropout_of_an_image_does_not_depend_on_its_batch():
     x, t, params = tiny_case()
     apply, keys = jax.jit(TINY.apply), image_keys(4)
@@ -360,7 +358,6 @@ def test_images_and_times_of_a_batch_do_not_mix():
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (33, 47, 2), (16, 16, 3), (20, 200, 4), (1, 64, 5)])
-@fast
 def test_any_size_and_any_channels(shape):
     net = UNet(channels=8, multipliers=(1, 2), blocks=1, attention_at=(), dropout=0.1, out_channels=shape[-1])
     x, t, params = tiny_case((2, *shape), net)
@@ -376,7 +373,6 @@ def test_any_size_and_any_channels(shape):
 
 
 @pytest.mark.parametrize("sides", [(61,), (5, 6, 9)])
-@fast
 def test_sequences_and_volumes_of_any_size_are_felt_everywhere(sides):
     net = UNet(channels=8, multipliers=(1, 2), blocks=1, attention_at=(4,), out_channels=2, resample_with_conv=False)
     x, t, params = tiny_case((2, *sides, 2), net)
@@ -414,7 +410,6 @@ def deepened(params):
 
 
 @pytest.mark.parametrize("sides", [(8,), (8, 8)])
-@fast
 def test_equal_slices_are_seen_as_one_by_a_network_of_one_axis_more(sides):
     """By kernels that reach no other slice: statistics and attention over equal slices are those over one."""
     net = UNet(channels=16, multipliers=(1, 2), blocks=1, attention_at=(4,), out_channels=2, resample_with_conv=False)
@@ -436,7 +431,6 @@ def test_slices_of_a_volume_are_resized_as_images_are(make):
     np.testing.assert_allclose(layer.apply(deepened(params), x), expected, atol=1e-5)
 
 
-@fast
 def test_a_volume_has_the_same_answer_whichever_way_it_lies():
     """Swapping two axes of the image and of all kernels swaps them in the result; sizes that halve need no padding."""
     net = UNet(channels=16, multipliers=(1, 2), blocks=1, attention_at=(4,), out_channels=2)
@@ -447,7 +441,6 @@ def test_a_volume_has_the_same_answer_whichever_way_it_lies():
     np.testing.assert_allclose(apply(turned, x.swapaxes(1, 3), t), expected, atol=1e-4)
 
 
-@fast
 def test_what_is_cut_off_were_zeros_in_the_input():
     x, t, params = tiny_case((2, 15, 5, 3))
     whole = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
@@ -512,7 +505,6 @@ def test_parameters_that_are_there_are_taken_as_they_are_and_none_of_another_sha
         Times().apply(made, jnp.ones(3))
 
 
-@fast
 def test_the_start_is_silence():
     net = UNet(channels=32, multipliers=(1, 2), blocks=1, attention_at=(8,))
     x, eps = jax.random.normal(jax.random.key(1), (2, 4, 16, 16, 3))
@@ -536,7 +528,6 @@ def test_the_start_is_silence():
             assert (leaf == (kind == "scale")).all(), scope
 
 
-@fast
 def test_bfloat16_computes_and_float32_remembers():
     x, t, params = tiny_case()
     half = TINY.clone(dtype=jnp.bfloat16)
@@ -549,7 +540,6 @@ def test_bfloat16_computes_and_float32_remembers():
     assert jax.eval_shape(half.apply, params, x.astype(jnp.bfloat16), t).dtype == jnp.float32
 
 
-@fast
 def test_float64_images_come_back_as_float64():
     with precision("float64"):
         x, t = jnp.zeros((1, 16, 16, 3), jnp.float64), jnp.ones((1,), int)
@@ -617,7 +607,6 @@ def test_what_cannot_be_right_is_refused_in_words(net, x, t, keys, text):
         jax.eval_shape(lambda: net.init(jax.random.key(0), x, t, dropout_keys=keys))
 
 
-@fast
 def test_remat_changes_no_parameter_and_no_gradient():
     """Only what is kept changes; how much less that is, a compiler for accelerators says (test_preflight)."""
     nets = [UNet(8, (1,), 1, (8,), dropout=0.1, groups=4, out_channels=1, remat=remat) for remat in (False, True)]

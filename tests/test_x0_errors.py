@@ -15,8 +15,6 @@ from ddpm_jax.evaluate import likelihood
 from ddpm_jax.evaluate.likelihood import Likelihood
 from ddpm_jax.evaluate.subject import Which, images, split, subject
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):

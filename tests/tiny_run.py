@@ -30,10 +30,7 @@ def make(
     net, optimizer = objects.network(config, shape[-1]), objects.optimizer(config)
     shapes = jax.eval_shape(lambda key: objects.parameters(config, net, key, shape), jax.random.key(0))
     rng = np.random.default_rng(seed)
-    start = jax.tree.map_with_path(lambda path, leaf: beginning(rng, path[-1].key, leaf.shape), shapes)
-    params, ema = (
-        jax.tree.map(lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape).astype(np.float32), start) for _ in range(2)
-    )
+    params, ema = (_drawn(rng, shapes) for _ in range(2))
     state = training.init(params, optimizer)._replace(step=np.int32(3), ema=ema)
     meta = {
         "step": 3,
@@ -46,23 +43,17 @@ def make(
     return folder
 
 
-def lively(net, *inputs, seed=2, **conditions):
-    """Parameters of ordinary size everywhere: at the start half of the network is silent, so it would hide a defect.
+def random_params(net, *inputs, seed=2, **conditions):
+    """Parameters of ordinary size everywhere: at the start half of the network is silent, so it would hide a defect."""
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), *inputs, **conditions))
+    return jax.tree.map(jnp.asarray, _drawn(np.random.default_rng(seed), shapes))
 
-    Drawn by numpy: what draws a network's own takes seconds to compile.
-    """
-    rng = np.random.default_rng(seed)
+
+def _drawn(rng: np.random.Generator, shapes):
+    """Drawn by numpy: what draws a network's own takes seconds to compile."""
 
     def draw(path, leaf):
         spread = 0.2 if leaf.ndim == 1 else math.prod(leaf.shape[:-1]) ** -0.5
-        return jnp.asarray((path[-1].key == "scale") + spread * rng.normal(size=leaf.shape), leaf.dtype)
+        return ((path[-1].key == "scale") + spread * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
-    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), *inputs, **conditions))
-    return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-def beginning(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Parameters that keep the size of what goes through, without compiling what draws a network's own."""
-    if name in ("scale", "bias"):
-        return np.full(shape, name == "scale", np.float32)
-    return (rng.normal(size=shape) / np.prod(shape[:-1]) ** 0.5).astype(np.float32)
+    return jax.tree.map_with_path(draw, shapes)
