@@ -7,6 +7,7 @@ The same command continues a run that was interrupted.  Read this file from top 
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import sys
 import time
@@ -80,8 +81,10 @@ def train(config: configs.Config, workdir: pathlib.Path, begin: flags.Begin) -> 
     init_key, run_key, order_key, eval_key = runs.keys_of(config.seed)
     schedule, shape = objects.noise_schedule(config), images.train.shape[1:]
     net, optimizer = objects.network(config, channels=shape[-1]), objects.optimizer(config)
+    cpu = jax.default_backend() == "cpu"
 
-    @jax.jit
+    # runs once: a CPU's compiler leaves out of it what takes longer than it saves, and changes no bit
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1} if cpu else None)
     def fresh_state(key):
         return training.init(objects.parameters(config, net, key, shape), optimizer)
 

@@ -89,7 +89,7 @@ def draw(
         indices = (padded[:, None] * tile + np.arange(tile)).astype(np.uint32)
         mine = process.share(indices)
         rows = jax.tree.map(lambda leaf: leaf.reshape(*mine.shape, *leaf.shape[1:]), said(mine.reshape(-1)))
-        flying.append((group, mapped(inputs, key, Tile(jnp.asarray(mine), rows))))
+        flying.append((group, mapped(inputs, key, Tile(mine, rows))))
         if len(flying) >= ahead:
             yield from landed()
     while flying:

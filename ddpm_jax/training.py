@@ -130,7 +130,7 @@ def make_step(
         decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
         taken = params, ema_update(state.ema, params, decay), opt_state
         kept = state.params, state.ema, state.opt_state
-        chosen = jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, kept)
+        chosen = jax.tree.map(functools.partial(jax.lax.select, finite), taken, kept)
         metrics = {"loss": loss, "grad_norm": grad_norm, "skipped": 1 - finite.astype(jnp.int32), **aux}
         return TrainState(state.step + 1, *chosen), metrics
 

@@ -62,9 +62,11 @@ def check_trained(config: Config) -> None:
             f"sampling.tile must be 0 (what suits the device) or more and sampling.num at least 1, got "
             f"{config.sampling.tile} and {config.sampling.num}"
         )
+    import numpy as np
+
     from ddpm_jax.config import objects  # which imports JAX: a program's --help must not
 
-    signal_T = float(objects.noise_schedule(config).signal[-1])
+    signal_T = float(np.asarray(objects.noise_schedule(config).signal)[-1])  # by numpy: nothing is compiled
     if config.sampling.eps_scale != 1 and not signal_T > 0:
         raise ValueError(
             f"sampling.eps_scale {config.sampling.eps_scale} needs some signal at t = T, schedule.kind "

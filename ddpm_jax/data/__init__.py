@@ -3,8 +3,6 @@
 `sources` loads images (`reader` says how those are read that lie in files of their own, `folder` finds them and
 `survey` reports on them), `batches` orders them by (seed, step), `stream` brings them to the devices, `images` holds
 the only converters to and from [-1, 1] and makes pictures to look at, and `files` reads and writes images as data.
-
-`stream` is imported by its own name: it needs grain, which takes a second.
 """
 
 from ddpm_jax.data.batches import Order, Rows, examples, mirrored

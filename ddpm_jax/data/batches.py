@@ -68,9 +68,13 @@ class Order:
             if epoch not in self._epochs:
                 if len(self._epochs) == 2:
                     del self._epochs[next(iter(self._epochs))]
-                permutation = jax.random.permutation(jax.random.fold_in(self._key, epoch), self._size)
-                self._epochs[epoch] = np.asarray(jax.device_get(permutation), np.int32)
+                self._epochs[epoch] = np.asarray(_permutation(self._key, epoch, self._size), np.int32)
             return self._epochs[epoch]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _permutation(key: jax.Array, epoch: int, size: int) -> jax.Array:
+    return jax.random.permutation(jax.random.fold_in(key, epoch), size)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["flat"], meta_fields=["shape"])

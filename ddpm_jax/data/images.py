@@ -8,7 +8,7 @@ images as data).  An image of `levels` levels holds the integers 0 .. levels - 1
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,11 +53,12 @@ def range_of(ends: Sequence[float]) -> Range | None:
     return Range(low, high)
 
 
-def to_unit(images: np.ndarray | jax.Array, levels: int | Range) -> jax.Array:
+def to_unit(images: np.ndarray | jax.Array, levels: int | Range) -> Any:
     """Images as float32 in [-1, 1]:  x = 2 v / (levels - 1) - 1,  or  x = 2 (v - low) / (high - low) - 1 in a range.
 
     For 8 bits this is v / 127.5 - 1.  Level v and its mirror image levels - 1 - v differ in sign alone, and the ends of
-    17, 256 and 65536 levels are exactly -1 and 1 (of some other numbers of levels, 1 - 2^-24).
+    17, 256 and 65536 levels are exactly -1 and 1 (of some other numbers of levels, 1 - 2^-24).  Numpy arrays are
+    converted by numpy, to the same bits, and nothing is compiled.
 
     Args:
         images: uint8 or uint16, any shape, values 0 .. levels - 1; float32 where a range is given.  Values are not
@@ -71,12 +72,12 @@ def to_unit(images: np.ndarray | jax.Array, levels: int | Range) -> jax.Array:
             raise ValueError(f"to_unit: expected float32 images for a range {levels[:]}, got {images.dtype}")
         # Again a difference, then a product, which no compiler joins.
         middle, scale = np.float32((levels.low + levels.high) / 2), np.float32(2 / (levels.high - levels.low))
-        return (jnp.asarray(images) - middle) * scale
+        return (images - middle) * scale
     _check_integers("to_unit", images, levels)
     # A single product of exact integers.  Compilers turn a division by a constant into a product with its reciprocal
     # and fuse a product with the - 1 after it: an image's last bits would depend on the program that scales it.
-    twice = 2 * jnp.asarray(images).astype(jnp.int32) - (levels - 1)
-    return twice.astype(jnp.float32) * (1 / (levels - 1))
+    twice = 2 * images.astype(np.int32) - (levels - 1)
+    return twice.astype(np.float32) * (1 / (levels - 1))
 
 
 def from_unit(x: np.ndarray | jax.Array, levels: int | Range) -> np.ndarray:

@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import numpy as np
 
@@ -103,6 +102,8 @@ def read_ahead(
     Args:
         share: the part of each batch, such as that of one of several processes; all of it by default.
     """
+    import grain  # which only this needs
+
     ahead = min(16, max(2, AHEAD // max(1, batch * pixels.nbytes // len(pixels))))
     reader = pixels.reader if isinstance(pixels, Unread) else None
 

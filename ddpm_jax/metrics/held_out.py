@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import gaussian, likelihood, losses
@@ -42,19 +41,19 @@ def held_out(
         batch: images at a time; the last batch is filled up with images that do not count.
     """
     n = len(jax.tree.leaves(x0)[0])
-    keys = gaussian.example_keys(key, n)
     rows = []
     for first in range(0, n, batch):
         places = np.arange(first, first + batch) % n
-        some = jax.tree.map(functools.partial(_rows, places=places), x0)
-        rows.append(np.stack(jax.device_get(examine(keys[places], some)))[:, : n - first])
+        some = jax.tree.map(lambda leaf, places=places: leaf[places], x0)
+        rows.append(np.stack(jax.device_get(examine(_keys(key, n, places), some)))[:, : n - first])
     times, loss, bits = np.concatenate(rows, axis=1).astype(np.float64)
     error = float(bits.std(ddof=1) / n**0.5)
     return HeldOut(float(loss.mean()), float(bits.mean()), error, times.astype(np.int64), loss)
 
 
-def _rows(leaf: np.ndarray, places: np.ndarray) -> jax.Array:
-    return jnp.asarray(leaf[places])
+@functools.partial(jax.jit, static_argnums=1)
+def _keys(key: jax.Array, n: int, places: np.ndarray) -> jax.Array:
+    return gaussian.example_keys(key, n)[places]
 
 
 def examination(schedule, net, denoise, example_loss, *, mix: float, decoder: likelihood.Decoder, strata: int):

@@ -9,8 +9,6 @@ import sys
 MOST = 4 << 30
 """Bytes of compiled programs to keep; beyond, those go that were written first."""
 
-_WORTH = 0.2  # seconds of compilation; what took less is compiled again
-
 
 def keep(folder: str | bool) -> None:
     """Keeps compiled programs in a folder, and takes them from there.
@@ -33,7 +31,7 @@ def keep(folder: str | bool) -> None:
         print(f"compiled programs are not kept for the next time: {error}", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(place))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def default_folder() -> pathlib.Path:

@@ -15,8 +15,13 @@ from ddpm_jax.runs import said
 
 def keys_of(seed: int):
     """The keys of a run: for its parameters, its steps, the order of its data, its evaluations."""
+    return _keys_of(jax.random.key(seed))
+
+
+@jax.jit
+def _keys_of(key):
     # image i of a seed has fold_in(key(seed), i): training takes an index that no image has
-    return jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**32 - 1), 4)
+    return tuple(jax.random.split(jax.random.fold_in(key, 2**32 - 1), 4))
 
 
 def example_losses(config: configs.Config, schedule, net, levels: int | data.Range):

@@ -122,7 +122,7 @@ def _one_by_one(parts):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _group_norm(parts, scale, bias, groups, eps, swish, dtype):
+def _with_gradient(parts, scale, bias, groups, eps, swish, dtype):
     return _group_norm_forward(parts, scale, bias, groups, eps, swish, dtype)[0]
 
 
@@ -157,7 +157,8 @@ def _group_norm_backward(groups, eps, swish, dtype, saved, dy):
     return d_parts, d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
 
 
-_group_norm.defvjp(_group_norm_forward, _group_norm_backward)
+_with_gradient.defvjp(_group_norm_forward, _group_norm_backward)
+_group_norm = jax.jit(_with_gradient, static_argnums=(3, 4, 5, 6))  # so traced once for each shape
 
 
 class GroupNorm(nn.Module):
