@@ -1,13 +1,25 @@
 # make demo: trains a model of handwritten digits and draws from it, with nothing but Python, make and git.
-# make test: style, types and the whole suite; make test TESTS="-m 'not slow'": what takes less than ten seconds.
+# make test: style, types and the quick tests, which know of every kind of fault; make test TESTS="tests/test_unet.py".
+# make test-all: what is left out there, too: real trainings, several hosts, damage by the hundred, the peers.
+# make mutants: puts each fault of tests/faults/mutants.toml in, and looks whether the quick tests notice.
 # make results: the tables and figures of docs/results.md, from what has been measured.
 # make drill: a hundred kills of short runs, and whether anything is lost (ten minutes).
+# VENV=.venv-oldest OLDEST=1 runs any of them on the oldest versions that pyproject.toml names.
 
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?=
 BIN = $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest -n auto --no-loadscope-reorder
+# compiled with all optimisations in test-all
+AS_USERS = $(wildcard tests/test_goldens*.py) tests/test_training.py tests/test_samplers.py tests/test_generate.py
+ifeq ($(OLDEST),)
+INSTALL = $(BIN)/python -m pip install --quiet
+else
+INSTALL = $(BIN)/python -m pip install --quiet uv && $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --resolution lowest-direct
+endif
 
-.PHONY: demo test check results drill clean
+.PHONY: demo test test-all slow trainings check mutants results drill clean
 
 demo: $(VENV)/.core
 	$(BIN)/python train.py configs/digits.py --workdir runs/digits
@@ -15,12 +27,24 @@ demo: $(VENV)/.core
 	@echo "Look at runs/digits/demo/grid.png, and at runs/digits/demo/trajectory.png for how it came about."
 
 test: check
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(PYTEST) --dist loadfile -m "not slow" $(TESTS)
+
+test-all: test slow trainings
+
+slow: $(VENV)/.dev
+	$(PYTEST) --dist loadfile -m slow --ignore=tests/test_results.py $(TESTS)
+	OPTIMISED=1 $(PYTEST) --dist loadfile -m "not slow" $(AS_USERS) $(TESTS)
+
+trainings: $(VENV)/.dev
+	$(PYTEST) --dist load tests/test_results.py $(TESTS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+mutants: $(VENV)/.dev
+	$(BIN)/python scripts/mutants.py
 
 drill: $(VENV)/.core
 	$(BIN)/python -m benchmarks.drill
@@ -30,12 +54,12 @@ results: $(VENV)/.dev
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.core
 
 clean:

@@ -117,18 +117,18 @@ def replay(record: Record, dtype: str) -> Replay:
     times_of = functools.partial(runs.stratified_times, config, run_key)
 
     total, gradient = programs(config, record.images.shape[-1], record.levels)
-    grads, found = jax.tree.map(jnp.zeros_like, record.params), []
+    grads, found = jax.tree.map(np.zeros_like, record.params), []
     for first in range(0, size, CHUNK):
         more, aux = gradient(*some(first, first + CHUNK))
-        grads, found = jax.tree.map(jnp.add, grads, more), [*found, aux]
+        grads, found = jax.tree.map(np.add, grads, jax.device_get(more)), [*found, aux]
     grads = jax.tree.map(lambda leaf: leaf / size, grads)
     losses, times = (np.concatenate(parts) for parts in zip(*found, strict=True))
 
     bad = np.flatnonzero(~np.isfinite(losses))
-    example = int(bad[0]) if len(bad) else 0
-    layers = outputs(lambda: total(*some(example, example + 1)))
-    forward = next((name for name, output in layers if not np.isfinite(output).all()), "") if len(bad) else ""
     spoilt = {name for name, leaf in by_layer(grads) if not np.isfinite(leaf).all()}
+    example = int(bad[0]) if len(bad) else 0
+    layers = outputs(lambda: total(*some(example, example + 1))) if len(bad) or spoilt else []
+    forward = next((name for name, output in layers if not np.isfinite(output).all()), "") if len(bad) else ""
     backward = next((name for name, _ in reversed(layers) if name in spoilt), "")
     norm = math.sqrt(sum(float(np.square(leaf, dtype=np.float64).sum()) for leaf in jax.tree.leaves(grads)))
     return Replay(float(losses.mean()), times, losses, norm, forward, backward)

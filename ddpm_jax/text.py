@@ -52,7 +52,8 @@ class Layer(nn.Module):
         """x [B, L, D], mask [B, L], True for tokens that count -> [B, L, D]."""
         _, length, width = x.shape
         by_distance = self.param("distances", _ahead_and_behind, (self.heads, 2 * self.length - 1))
-        bias = by_distance[:, self.length - 1 + jnp.arange(length) - jnp.arange(length)[:, None]]
+        places = np.arange(length)  # known when it is traced, so that parameters may be numpy arrays, too
+        bias = by_distance[:, self.length - 1 + places - places[:, None]]
         h = nn.LayerNorm(dtype=self.dtype, name="norm1")(x)
         q, k, v = (nn.Dense(width, dtype=self.dtype, name=name)(h) for name in ("q", "k", "v"))
         mixed = attend(q, k, v, self.heads, mask, bias)

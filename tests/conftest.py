@@ -1,5 +1,9 @@
-"""The suite runs on the CPU, with eight virtual devices, and caches what it compiles."""
+"""The suite runs on the CPU, with eight virtual devices, compiles with few optimisations, and caches what it compiles.
 
+OPTIMISED=1 in the environment compiles as the programs do.
+"""
+
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -12,6 +16,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a test process for each co
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / ".jax_cache")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+OPTIMISED = bool(os.environ.get("OPTIMISED"))  # whether XLA compiles as it does for the programs' users
+QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+if not OPTIMISED and importlib.metadata.version("jaxlib") < "0.11":  # which later ones do not know
+    # unoptimised programs are compiled in half the time by XLA's older emitters, in one thread
+    flags = os.environ.get("XLA_FLAGS", "").replace(QUICK, "")  # given by the process that starts the workers
+    os.environ["XLA_FLAGS"] = f"{flags} {QUICK}".strip()
+
 import jax
 import pytest
 import tiny_run
@@ -19,20 +30,7 @@ import tiny_run
 told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
 if os.environ["JAX_PLATFORMS"] == "cpu" and not told:
     jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_disable_most_optimizations", True)  # the tests compile far longer than they compute
-
-
-@pytest.fixture(scope="module")
-def optimised():
-    """For files, or the rest of one, about the bits that users get, or that compute long: XLA as the programs use it.
-
-    JAX takes a program that the process has compiled, however it was: so there are none, before and after.
-    """
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.clear_caches()
+jax.config.update("jax_disable_most_optimizations", not OPTIMISED)  # tests compile far longer than they compute
 
 
 @pytest.fixture
@@ -53,7 +51,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
-# --- pytest --cost FILE.json: what each test takes, for docs/testing.md
+# --- pytest --cost=FILE.json: what each test takes, for docs/testing.md
 
 COMPILATION = {
     "/jax/core/compile/jaxpr_trace_duration": "trace",

@@ -13,6 +13,7 @@ import functools
 import json
 import pathlib
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from ddpm_jax.schedules import Schedule
 FOLDER = pathlib.Path(__file__).parent / "goldens"
 MANIFEST = {case["id"]: case for case in json.loads((FOLDER / "goldens.json").read_text())["cases"]}
 CLAIMED: set[str] = set()
-"""The ids of all cases that some test has taken on."""
+"""The ids of all cases that some test of the files that have been imported has taken on."""
 
 MEAN_TYPE = {"eps": "eps", "xstart": "x0", "xprev": "mean"}
 FIXED_MIX = {"fixedsmall": 0.0, "fixedlarge": 1.0}
@@ -46,9 +47,9 @@ class Golden:
         self.compared: set[str] = set()
 
     def __getitem__(self, name: str):
-        """An array, floats in the precision of the test, integers as int32 numpy (times must be concrete)."""
+        """A numpy array, floats in the precision of the test, integers as int32 (times must be concrete)."""
         a = exact(self.id, name)
-        return jnp.asarray(a, self.dtype) if a.dtype.kind == "f" else a.astype(np.int32)
+        return a.astype(self.dtype if a.dtype.kind == "f" else np.int32)
 
     @property
     def single(self) -> bool:
@@ -209,17 +210,21 @@ def absolute_variance(schedule: Schedule, net, first_var: jax.Array, *, bound: b
 
 def synthetic_net(golden: Golden, schedule: Schedule):
     """The network of a chain's case: (x_t, t) -> eps, and the variance half if the case has one."""
-    p = golden.args["denoise_params"]
+    args = golden.args
+    return net_of(args["denoise_fn"], args.get("model_var_type", ""), args["denoise_params"], schedule)
+
+
+def net_of(function: str, variance: str, p, schedule: Schedule):
+    """The synthetic network of this name, whose numbers p may be traced."""
 
     def eps(x, t):
-        if golden.args["denoise_fn"] == "tanh":
+        if function == "tanh":
             index = schedules.at(jnp.arange(-1.0, schedule.T, dtype=x.dtype), t, x)
             return jnp.tanh(p["a"] * x + p["b"] * index / schedule.T + p["c"])
         signal, noise = schedules.at(schedule.signal, t, x), schedules.at(schedule.noise, t, x)
         return noise * (x - signal * p["m"]) / (signal**2 * p["s"] ** 2 + noise**2)
 
     def net(x, t):
-        variance = golden.args.get("model_var_type", "")
         if not variance.startswith("learned"):
             return eps(x, t)
         v = jnp.sin(p["d"] * x + p["e"])
@@ -235,20 +240,33 @@ def times_of(num_timesteps: int, counts: str) -> np.ndarray:
     return samplers.section_times(num_timesteps, [int(n) for n in counts.split(",")])
 
 
-def network_denoiser(golden: Golden, sched, net, clip: bool, *, bound: bool = False):
-    """Our denoiser for a peer's network, and the mix of its fixed variance."""
+class Peer(NamedTuple):
+    """What of a peer's model is no array: what one program can be compiled for.
+
+    Attributes:
+        predicts: in our terms.
+        variance: "fixed", whatever the mix, or one of the two learned ones.
+        clip: whether x_0 is clipped.
+    """
+
+    predicts: str
+    variance: str
+    clip: bool
+
+    def denoiser(self, sched: Schedule, net, *, bound: bool = False):
+        """Our denoiser for the peer's network."""
+        if self.variance == "learned":
+            net = absolute_variance(sched, net, likelihood.decoder_variance(sched), bound=bound)
+        learned = self.variance != "fixed"
+        return gaussian.denoiser(sched, net, self.predicts, clip=self.clip, learned_variance=learned)
+
+
+def peer(golden: Golden, clip: bool) -> tuple[Peer, np.ndarray]:
+    """The case's peer, and the mix of its fixed variance."""
     variance = golden.args["model_var_type"]
-    learned = variance.startswith("learned")
-    if variance == "learned":
-        net = absolute_variance(sched, net, likelihood.decoder_variance(sched), bound=bound)
-    predicts = MEAN_TYPE[golden.args["model_mean_type"]]
-    denoise = gaussian.denoiser(sched, net, predicts, clip=clip, learned_variance=learned)
-    return denoise, FIXED_MIX.get(variance, 1.0)
-
-
-def fixed_denoiser(golden: Golden, sched, out, clip: bool, *, bound: bool = False):
-    """The denoiser of a network that says `out` whatever it is asked, and the mix of its fixed variance."""
-    return network_denoiser(golden, sched, says(out), clip, bound=bound)
+    kind = variance if variance.startswith("learned") else "fixed"
+    mix = np.asarray(FIXED_MIX.get(variance, 1.0), golden.dtype)
+    return Peer(MEAN_TYPE[golden.args["model_mean_type"]], kind, clip), mix
 
 
 def each(f, *arrays):
@@ -256,31 +274,40 @@ def each(f, *arrays):
     return jax.tree.map(lambda a: a[:, 0], jax.vmap(f)(*(jnp.asarray(a)[:, None] for a in arrays)))
 
 
+@functools.cache
+def _reverse_step(peer: Peer):
+    """(schedule, mix, x_t, t, out, noise) -> the arrays of `reverse_step`, and the variance as it is at t = 1."""
+
+    @jax.jit
+    def steps(sched, mix, x_t, t, out, noise):
+        def step(x_t, t, out, noise):
+            def with_noise(noise):
+                denoise = peer.denoiser(sched, says(out))
+                sampler = samplers.ancestral(sched, denoise, mix=mix, noise=lambda keys, t, like: noise)
+                state = sampler.step(None, sampler.init(x_t, t[0]), t[0], t[0] - 1)
+                return state.x, state.x0
+
+            (sample, mean), (x0_hat, _) = jax.vmap(with_noise)(jnp.stack([noise, jnp.zeros_like(noise)]))
+            return sample, mean, x0_hat
+
+        sample, mean, x0_hat = each(step, x_t, t, out, noise)
+        found = peer.denoiser(sched, says(out))(x_t, t)
+        var = gaussian.reverse_variance(sched, t, t - 1, x_t, mix if found.mix is None else found.mix)
+        first = likelihood.decoder_variance(sched)
+        if found.mix is not None:
+            first = jnp.exp((1 - found.mix[0]) * jnp.log(first) + 2 * found.mix[0] * jnp.log(sched.noise[1]))
+        return mean, first_and_rest(first, var), first_and_rest(jnp.log(first), jnp.log(var)), x0_hat, sample, var
+
+    return steps
+
+
 def reverse_step(golden: Golden, sched, clip: bool):
     """The case's reverse step: mean, variance and its log with the peers' entry 0, predicted x_0, sample."""
-    t, x_t, out, noise = golden["t"] + 1, golden["x_t"], golden["model_output"], golden["noise"]
-
-    def step(x_t, t, out, noise):
-        denoise, mix = fixed_denoiser(golden, sched, out, clip)
-        sampler = samplers.ancestral(sched, denoise, mix=mix, noise=lambda keys, t, like: noise)
-        state = sampler.step(None, sampler.init(x_t, t[0]), t[0], t[0] - 1)
-        return state.x, state.x0
-
-    sample, x0_hat = each(step, x_t, t, out, noise)
-    mean, _ = each(step, x_t, t, out, jnp.zeros_like(noise))
-
-    denoise, mix = fixed_denoiser(golden, sched, out, clip)
-    found = denoise(x_t, t)
-    mix = mix if found.mix is None else found.mix
-    var = gaussian.reverse_variance(sched, t, t - 1, x_t, mix)
-    first = likelihood.decoder_variance(sched)
-    if found.mix is not None:
-        first = jnp.exp((1 - mix[0]) * jnp.log(first) + 2 * mix[0] * jnp.log(sched.noise[1]))
+    t, kind = golden["t"] + 1, peer(golden, clip)
     assert t[0] == 1 and (t[1:] > 1).all()
-    log_var = first_and_rest(jnp.log(first), jnp.log(var))
-    if golden.args["model_var_type"] != "fixedsmall":
-        var = first_and_rest(first, var)
-    return mean, var, log_var, x0_hat, sample
+    arrays = golden["x_t"], t, golden["model_output"], golden["noise"]
+    mean, var, log_var, x0_hat, sample, plain = map(np.asarray, _reverse_step(kind[0])(sched, kind[1], *arrays))
+    return mean, plain if golden.args["model_var_type"] == "fixedsmall" else var, log_var, x0_hat, sample
 
 
 def close_step(golden: Golden, step, clip: bool, suffix: str = ""):
@@ -291,4 +318,4 @@ def close_step(golden: Golden, step, clip: bool, suffix: str = ""):
     golden.close("sample" + suffix, sample)
     if "pred_xstart" in golden.names:
         wide = X0_FROM_MEAN if golden.single and golden.id.startswith("c/") and "xprev" in golden.id else {}
-        golden.close("pred_xstart", jnp.clip(x0, -1, 1) if clip else x0, **wide)
+        golden.close("pred_xstart", np.clip(x0, -1, 1) if clip else x0, **wide)

@@ -94,9 +94,13 @@ STEPS_ALONE = (
 
 
 def environment() -> dict[str, str]:
-    """The programs' own devices and threads; compiled with few optimisations, as the tests are."""
-    fast = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)} | fast
+    """The programs' own devices and threads; compiled as the tests are."""
+    given = {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+    return os.environ | given | {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(not os.environ.get("OPTIMISED"))}
+
+
+OPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "False", "XLA_FLAGS": ""}
+"""For a process that compiles as it does for users."""
 
 
 def command(*args) -> list[str]:
@@ -111,10 +115,9 @@ def run_process(*args, status: int = 0, env=()):
     return done
 
 
-def start(*args) -> subprocess.Popen:
-    return subprocess.Popen(
-        command(*args), cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+def start(*args, env=()) -> subprocess.Popen:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command(*args), cwd=ROOT, env=environment() | dict(env), text=True, **pipes)
 
 
 def wait_for(condition, process, seconds=300) -> None:

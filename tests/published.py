@@ -4,8 +4,14 @@ import json
 import pathlib
 
 import goldens_loader as goldens
+import jax
 import numpy as np
 from safetensors.numpy import save_file
+
+from ddpm_jax.config import Config
+from ddpm_jax.convert import folder as folders
+from ddpm_jax.convert import rules
+from ddpm_jax.convert.diffusers import names, network
 
 CIFAR10 = {
     "_class_name": "UNet2DModel",
@@ -60,6 +66,12 @@ GOLDEN = "h/diffusers_open"
 CONFIG = {"_class_name": "UNet2DModel"} | goldens.MANIFEST[GOLDEN]["args"]
 """Its config.json."""
 
+TINY = CONFIG | {
+    "block_out_channels": [16], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"],
+    "norm_num_groups": 8,
+}  # fmt: skip
+"""The config.json of one of a single level."""
+
 OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 """The names in attentions today, and those of 2022."""
 
@@ -68,6 +80,14 @@ def tensors() -> dict[str, np.ndarray]:
     """The small network's, in float32."""
     found = (name for name in goldens.MANIFEST[GOLDEN]["arrays"] if name.startswith("param:"))
     return {name.removeprefix("param:"): goldens.exact(GOLDEN, name).astype(np.float32) for name in found}
+
+
+def tiny_tensors() -> dict[str, np.ndarray]:
+    """Some for `TINY`."""
+    read, rng = network.read(TINY), np.random.default_rng(0)
+    target = folders.target(Config(net=read.net), read.shape)
+    drawn = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), target)
+    return rules.invert(names.rules(target), drawn)
 
 
 def renamed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from programs import run
 
-import train
 from ddpm_jax import checkpoint, config, runs, training
 from ddpm_jax.config import flags, objects
 
@@ -181,19 +181,17 @@ def test_a_run_under_way_does_not_begin_from_elsewhere():
         runs.kept({"step": 3}, flags.Begin("/runs/one"), "mine")
 
 
-@pytest.mark.slow
-def test_a_run_goes_on_from_there_and_then_needs_the_other_no_more(home, capsys):
-    def trained(workdir, *more, status=0):
-        given = [str(home / "mine.py"), "--workdir", str(home / workdir), *more]
-        assert train.main(given) == status
-        return capsys.readouterr()
+def test_a_run_goes_on_from_there_and_then_needs_the_other_no_more(home):
+    def trained(workdir, status=0):
+        given = (home / "mine.py", "--workdir", home / workdir, "--init-from", home / "gone")
+        return run("train.py", *given, preview=False, status=status)
 
     shutil.copytree(home / "source", home / "gone")
-    begin_there = ["--init-from", str(home / "gone")]
-    assert "made anew: conv_in" in trained("straight", *begin_there).out
-    trained("halves", *begin_there, "--steps", "2")
+    assert "made anew: conv_in" in trained("straight").stdout
+    shutil.copytree(home / "straight", home / "halves")
+    shutil.rmtree(home / "halves" / "checkpoints" / "4")
     shutil.rmtree(home / "gone")
-    assert "continued from step 2" in trained("halves", *begin_there).out  # the same command
+    assert "continued from step 2" in trained("halves").stdout  # the same command
     with (
         checkpoint.Checkpoints(home / "straight" / "checkpoints", read_only=True) as straight,
         checkpoint.Checkpoints(home / "halves" / "checkpoints", read_only=True) as halves,
@@ -202,5 +200,5 @@ def test_a_run_goes_on_from_there_and_then_needs_the_other_no_more(home, capsys)
     assert one["fingerprint"] == two["fingerprint"]
     assert one["begun_from"] == two["begun_from"] and one["begun_from"]["run"] == str(home / "gone")
 
-    assert "holds no checkpoints: it is not the folder of a run" in trained("new", *begin_there, status=2).err
+    assert "holds no checkpoints: it is not the folder of a run" in trained("new", status=2).stderr
     assert not (home / "new").exists()

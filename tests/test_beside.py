@@ -1,14 +1,15 @@
 """Networks that see another image beside their own: a coarser one to refine, or the other one of a pair."""
 
 import dataclasses
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_programs
 import tiny_run
+from programs import TINY, run
 
 from ddpm_jax import conditioning, data, runs
 from ddpm_jax import config as configs
@@ -45,6 +46,7 @@ def loaded(config):
     return data.load(config.data.source, levels=config.data.levels)
 
 
+@functools.cache
 def model(home):
     return runs.Model(home / "run", step=None, weights="ema", sampling={"steps": 4})
 
@@ -137,7 +139,7 @@ def test_an_image_that_is_shown_is_part_of_what_is_drawn(home):
     np.testing.assert_array_equal(drawn("small.png", "other.png", start=3, num=1)[0], both[3])
 
 
-def test_other_images_than_the_network_sees_are_refused(home):
+def test_other_images_than_the_network_sees_are_refused(home, run_folder):
     def asked(run, name):
         return said.asked(flags.Asked(image=(str(home / name),)), flags.Sampling(), run)
 
@@ -149,29 +151,26 @@ def test_other_images_than_the_network_sees_are_refused(home):
         next(model(home).draw(seed=0, start=0, num=1))
     with pytest.raises(ValueError, match="sees another image beside its own: give --image FILE"):
         model(home).denoiser(model(home).params)
-    plain = runs.Model(tiny_run.make(home / "plain"), step=None, weights="ema", sampling={})
+    plain = runs.Model(run_folder, step=None, weights="ema", sampling={})
     with pytest.raises(ValueError, match="this run's network sees no other one beside its own"):
         asked(plain, "small.png")
 
 
-@pytest.mark.slow
 def test_a_run_of_pairs_trains_and_its_samples_are_made_again(home):
-    text = test_programs.TINY.replace("import Config", "import Condition, Config").replace(
+    text = TINY.replace("import Config", "import Condition, Config").replace(
         'data=Data("digits", flip=True)',
         f"data=Data('npz:{home / 'here.npz'}', levels=17, flip=True), "
         f"condition=Condition(paired='npz:{home / 'there.npz'}', paired_channels=2)",
     )
     (home / "pairs.py").write_text(text)
-    test_programs.run("train.py", home / "pairs.py", "--workdir", home / "pairs", "--steps", 3, "--devices", 1)
+    run("train.py", home / "pairs.py", "--workdir", home / "pairs", "--steps", 3)
     data.write(home / "two.npy", np.full((8, 8, 2), 3, np.uint8), "npy")
     out = home / "out"
-    test_programs.run(
-        "sample.py", home / "pairs", "--image", home / "two.npy", "--num", 3, "--steps", 3, "--out", out, "--devices", 1
-    )
+    run("sample.py", home / "pairs", "--image", home / "two.npy", "--num", 3, "--steps", 3, "--out", out)
     record = json.loads((out / "manifest.json").read_text())["asked"]["images"]
     assert record[0][0] == str(home / "two.npy") and len(record[0][1]) == 64
-    shown = test_programs.run("sample.py", home / "pairs", "--verify", out / "manifest.json", "--devices", 1)
+    shown = run("sample.py", home / "pairs", "--verify", out / "manifest.json")
     assert "equal: all 3 images" in shown.stdout
     data.write(home / "two.npy", np.full((8, 8, 2), 4, np.uint8), "npy")
-    refused = test_programs.run("sample.py", home / "pairs", "--verify", out / "manifest.json", status=2)
+    refused = run("sample.py", home / "pairs", "--verify", out / "manifest.json", status=2)
     assert "two.npy has other pixels than when these images were made" in refused.stderr

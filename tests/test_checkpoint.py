@@ -22,7 +22,7 @@ import optax
 import pytest
 
 from ddpm_jax import checkpoint
-from ddpm_jax.checkpoint import CheckpointError, Checkpoints, CheckpointWarning
+from ddpm_jax.checkpoint import CheckpointError, Checkpoints, CheckpointWarning, records
 
 HERE = pathlib.Path(__file__).parents[1]
 
@@ -138,6 +138,14 @@ def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):
         after = {shard.data.unsafe_buffer_pointer() for shard in state["w"].addressable_shards}
         assert after == before, "a view of the old state kept it from being donated"
         assert np.array_equal(saved.restore(state).tree["w"], np.arange(2.0**20, dtype=np.float32))
+
+
+def test_what_is_saved_is_a_copy():
+    """Whether or not a view, which this machine may allow, would keep an array from being donated."""
+    host = np.arange(4.0)
+    for array in (host, jnp.asarray(host)):
+        found = records.on_host({"w": array}, "params")["w"]
+        assert found.flags.owndata and not np.shares_memory(found, np.asarray(array))
 
 
 def test_a_restored_state_survives_donation(tmp_path):

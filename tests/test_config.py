@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import operator
 import pathlib
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import programs
 import pytest
 
 from ddpm_jax import config as configs
@@ -58,9 +60,19 @@ def test_the_original_recipes_have_the_original_values(name):
         assert found == value, field
 
 
+def test_the_defaults_are_those_of_cifar10():
+    config = configs.Config(data=configs.Data(flip=True))
+    for field, value in (EVERYWHERE | ORIGINAL["cifar10.py"]).items():
+        assert operator.attrgetter(field)(config) == value, field
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("cifar10.py", 35_746_307), ("celebahq256.py", 113_673_219), ("lsun_bedroom256.py:large", 255_677_955)],
+    [
+        ("cifar10.py", 35_746_307),
+        ("celebahq256.py", 113_673_219),
+        pytest.param("lsun_bedroom256.py:large", 255_677_955, marks=pytest.mark.slow),
+    ],
 )
 def test_the_original_networks_have_the_original_size(name, count):
     net = objects.network(load(name), channels=3)
@@ -103,6 +115,42 @@ def test_differences_name_the_fields():
 def test_values_that_are_not_a_config(values, text):
     with pytest.raises(ValueError, match=text):
         configs.from_dict(values)
+
+
+def test_an_integer_will_do_where_a_number_is_wanted():
+    rate = configs.from_dict({"optim": {"learning_rate": 1}}).optim.learning_rate
+    assert type(rate) is float and rate == 1
+
+
+def test_the_optimizer_is_as_every_field_says():
+    """Adam by hand, of gradients of which some are clipped; the rate rises for two steps and falls until the sixth."""
+    optim = configs.Optim(learning_rate=0.1, warmup=2, decay=6, clip=0.5, b1=0.8, b2=0.9, eps=1e-3)
+    optimizer = objects.optimizer(configs.Config(steps=6, optim=optim))
+    gradients = np.array([0.7, -0.2, 0.3, -0.9, 0.1], np.float32)
+
+    @jax.jit
+    def updates(gradients):
+        return jax.lax.scan(lambda state, g: optimizer.update(g, state)[::-1], optimizer.init(gradients[0]), gradients)
+
+    m, v, expected = 0.0, 0.0, []
+    for n, g in enumerate(np.clip(gradients.astype(np.float64), -0.5, 0.5)):
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+        rate = 0.1 * (n / 2 if n < 2 else (1 + np.cos(np.pi * (n - 2) / 4)) / 2)
+        expected.append(-rate * (m / (1 - 0.8 ** (n + 1))) / (np.sqrt(v / (1 - 0.9 ** (n + 1))) + 1e-3))
+    np.testing.assert_allclose(updates(gradients)[1], expected, rtol=1e-4, atol=1e-8)
+
+
+def test_a_prediction_is_scaled_before_it_is_clipped():
+    schedule = configs.Schedule(T=20, beta_1=0.005, beta_T=0.6)
+    config = configs.Config(schedule=schedule, sampling=configs.Sampling(steps=20, eps_scale=1.25))
+    column = objects.noise_schedule(config)
+    rng, t = np.random.default_rng(0), np.array([3, 9, 16])
+    x_t, out = rng.normal(size=(2, 3, 40)).astype(np.float32)
+    found = jax.jit(objects.denoiser(config, column, lambda x, t: jnp.asarray(out)))(x_t, t)
+    signal, noise = (np.asarray(part, np.float64)[t][:, None] for part in (column.signal, column.noise))
+    x0 = (x_t - noise * (out / 1.25)) / signal
+    assert 0.1 < (abs(x0) > 1).mean() < 0.9
+    np.testing.assert_allclose(found.x0, np.clip(x0, -1, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -226,13 +274,11 @@ def test_help_lists_every_field_with_its_default_and_without_jax():
 
 
 def test_a_typing_error_gets_a_hint():
-    wrong = program("train.py", "configs/digits.py", "--workdir", "x", "--optim.learning-rte", "1")
-    assert wrong.returncode == 2
+    wrong = programs.run("train.py", "configs/digits.py", "--workdir", "x", "--optim.learning-rte", "1", status=2)
     assert "learning-rate" in wrong.stdout + wrong.stderr
 
 
 def test_a_missing_config_is_named():
-    wrong = program("train.py", "configs/nothing.py", "--workdir", "x")
-    assert wrong.returncode == 2
+    wrong = programs.run("train.py", "configs/nothing.py", "--workdir", "x", status=2)
     assert "no config file configs/nothing.py" in wrong.stderr and "digits.py" in wrong.stderr
-    assert "name a config file first" in program("train.py", "--workdir", "x").stderr
+    assert "name a config file first" in programs.run("train.py", "--workdir", "x", status=2).stderr

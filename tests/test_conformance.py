@@ -45,31 +45,32 @@ def test_a_mixture_of_one_gaussian_twice_flows_as_the_closed_form():
     np.testing.assert_allclose(ends[0], ends[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("t", [1, 300, 1000])
-def test_the_ideal_denoiser_is_the_score_of_the_mixture(t):
+def test_the_ideal_denoiser_is_the_score_of_the_mixture():
     # Tweedie: E[eps | x] = -noise * gradient of log p(x_t); the gradient of scipy's density, by central differences
     with jax.enable_x64(True):
         schedule = schedules.linear(1000)
-        signal, noise = float(schedule.signal[t]), float(schedule.noise[t])
+        ideal = jax.jit(conformance.ideal(schedule, MIXTURE))
         covs = MIXTURE.axes @ (MIXTURE.spreads[..., None] * MIXTURE.axes.swapaxes(1, 2))
-
-        def log_p(x):
-            parts = [
-                w * stats.multivariate_normal.pdf(x, signal * m, signal**2 * c + noise**2 * np.eye(2))
-                for w, m, c in zip(MIXTURE.weights, MIXTURE.means, covs, strict=True)
-            ]
-            return np.log(np.sum(parts, axis=0))
-
         x, h = np.random.default_rng(0).normal(size=(5, 2)) * 0.7, 1e-5
-        score = np.stack([(log_p(x + h * e) - log_p(x - h * e)) / (2 * h) for e in np.eye(2)], axis=-1)
-        found = conformance.ideal(schedule, MIXTURE)(jnp.asarray(x), jnp.int32(t))
-        np.testing.assert_allclose(found.eps, -noise * score, rtol=1e-6, atol=1e-7)
-        np.testing.assert_allclose(signal * found.x0 + noise * found.eps, x, atol=1e-12)
+        for t in (1, 300, 1000):
+            signal, noise = float(schedule.signal[t]), float(schedule.noise[t])
+
+            def log_p(x, signal=signal, noise=noise):
+                parts = [
+                    w * stats.multivariate_normal.pdf(x, signal * m, signal**2 * c + noise**2 * np.eye(2))
+                    for w, m, c in zip(MIXTURE.weights, MIXTURE.means, covs, strict=True)
+                ]
+                return np.log(np.sum(parts, axis=0))
+
+            score = np.stack([(log_p(x + h * e) - log_p(x - h * e)) / (2 * h) for e in np.eye(2)], axis=-1)
+            found = jax.tree.map(np.asarray, ideal(x, np.int32(t)))
+            np.testing.assert_allclose(found.eps, -noise * score, rtol=1e-6, atol=1e-7, err_msg=f"t = {t}")
+            np.testing.assert_allclose(signal * found.x0 + noise * found.eps, x, atol=1e-12, err_msg=f"t = {t}")
 
 
 def test_draws_have_the_moments_of_the_law():
     n = 40_000
-    x = np.asarray(conformance.draw(samplers.image_keys(0, range(n)), MIXTURE))
+    x = np.asarray(jax.jit(lambda keys: conformance.draw(keys, MIXTURE))(samplers.image_keys(0, range(n))))
     mean, cov = conformance.moments(schedules.linear(10), MIXTURE, 0)
     assert (abs(x.mean(0) - mean) < 4 * np.sqrt(np.diag(cov) / n)).all()
     # no fourth moment of these data exceeds that of a Gaussian
@@ -172,8 +173,13 @@ def near_the_closed_form(found, truths):
         np.testing.assert_allclose(cov, true_cov, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("predicts", ["eps", "x0", "v", "mean"])
-@pytest.mark.parametrize(("kind", "option"), KINDS)
+PREDICTS = ["eps", "x0", "v", "mean"]
+PAIRS = [(*kind, PREDICTS[i % 4]) for i, kind in enumerate(KINDS)]
+PAIRS += [(*kind, predicts) for kind in (("ddim", 0.5), ("unipc", 3)) for predicts in PREDICTS]
+"""A sampler's moments and what a network predicts know nothing of each other: every one of both, and two with all."""
+
+
+@pytest.mark.parametrize(("kind", "option", "predicts"), dict.fromkeys(PAIRS))
 def test_terminal_moments_are_the_closed_form_with_every_spacing(kind, option, predicts):
     # an x_0 from a mean at T is 7000 times a difference of numbers of order 1: in float32 that leaves three digits
     with jax.enable_x64(predicts == "mean"):
@@ -183,42 +189,47 @@ def test_terminal_moments_are_the_closed_form_with_every_spacing(kind, option, p
     near_the_closed_form(found, [truth(schedule, chain, kind, option) for chain in CHAINS])
 
 
-@pytest.mark.parametrize("predicts", ["eps", "x0", "v", "mean"])
+@pytest.mark.parametrize("predicts", ["v", "mean"])
 def test_terminal_moments_of_the_analytic_variance_are_the_closed_form_with_every_spacing(predicts):
     law = conformance.gaussian_data([0.2, -0.1], 0.25 * np.eye(2))
     with jax.enable_x64(predicts == "mean"):
         schedule, start = schedules.linear(1000), (np.zeros(2), np.eye(2))
-        errors = 0.25 * schedule.noise**2 / (0.25 * schedule.signal**2 + schedule.noise**2)
+        signal, noise = (np.asarray(column) for column in schedule[:2])
+        errors = 0.25 * noise**2 / (0.25 * signal**2 + noise**2)
         of = lambda schedule, denoise, noise: samplers.analytic(schedule, denoise, errors, noise=noise)  # noqa: E731
         found = conformance.terminal(of, schedule, predicting(schedule, predicts, law), CHAINS, start=start)
     near_the_closed_form(found, [closed_form(schedule, chain, "analytic", None, law) for chain in CHAINS])
 
 
-@pytest.mark.parametrize("steps", [1, 2, 10])
-@pytest.mark.parametrize("end", [1, 200])
-def test_the_analytic_variance_draws_gaussian_data_exactly_in_any_number_of_steps(steps, end):
+def test_the_analytic_variance_draws_gaussian_data_exactly_in_any_number_of_steps():
     # with the posterior's own mean and variance every step is the exact reversal, however long it is
     law, schedule = conformance.gaussian_data([0.2, -0.1], 0.25 * np.eye(2)), schedules.linear(1000)
     # Var[x_0 | x_t] = s^2 noise^2 / (signal^2 s^2 + noise^2)
-    errors = 0.25 * schedule.noise**2 / (0.25 * schedule.signal**2 + schedule.noise**2)
+    signal, noise = (np.asarray(column) for column in schedule[:2])
+    errors = 0.25 * noise**2 / (0.25 * signal**2 + noise**2)
     of = lambda schedule, denoise, noise: samplers.analytic(schedule, denoise, errors, noise=noise)  # noqa: E731
-    chain = np.append(np.linspace(1000, end, steps + 1)[:-1].astype(int), end)
+    cases = [(steps, end) for steps in (1, 2, 10) for end in (1, 200)]
+    chains = [np.append(np.linspace(1000, end, steps + 1)[:-1].astype(int), end) for steps, end in cases]
     start = conformance.moments(schedule, law, 1000)
-    ((mean, cov),) = conformance.terminal(of, schedule, conformance.ideal(schedule, law), [chain], start=start)
-    true_mean, true_cov = conformance.moments(schedule, law, end)
-    np.testing.assert_allclose(mean, true_mean, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(cov, true_cov, rtol=0, atol=1e-5)
+    found = conformance.terminal(of, schedule, conformance.ideal(schedule, law), chains, start=start)
+    for (steps, end), moments in zip(cases, found, strict=True):
+        for ours, true in zip(moments, conformance.moments(schedule, law, end), strict=True):
+            np.testing.assert_allclose(ours, true, rtol=0, atol=1e-5, err_msg=f"{steps} steps to {end}")
 
 
 def test_the_bound_measures_the_errors_that_the_analytic_variance_asks_for():
     # of 4000 examples of 2 components; the square of a normal has a variance of twice its mean's square
     law, schedule, n = conformance.gaussian_data([0.2, -0.1], 0.25 * np.eye(2)), schedules.linear(50, 2e-3, 0.3), 4000
-    x0 = conformance.draw(samplers.image_keys(0, range(n)), law)
-    found = likelihood.bound(
-        jax.random.key(1), schedule, conformance.ideal(schedule, law), x0, decoder=likelihood.density
-    )
-    truth = 0.25 * schedule.noise[1:] ** 2 / (0.25 * schedule.signal[1:] ** 2 + schedule.noise[1:] ** 2)
-    np.testing.assert_array_less(abs(found.mse.mean(1) / truth - 1), 4 * np.sqrt(2 / (2 * n)))
+
+    @jax.jit
+    def errors(keys, key):
+        given = schedule, conformance.ideal(schedule, law), conformance.draw(keys, law)
+        return likelihood.bound(key, *given, decoder=likelihood.density).mse.mean(1)
+
+    found = np.asarray(errors(samplers.image_keys(0, range(n)), jax.random.key(1)))
+    signal, noise = (np.asarray(column)[1:] for column in schedule[:2])
+    truth = 0.25 * noise**2 / (0.25 * signal**2 + noise**2)
+    np.testing.assert_array_less(abs(found / truth - 1), 4 * np.sqrt(2 / (2 * n)))
 
 
 ORDERS = {
@@ -228,14 +239,15 @@ ORDERS = {
 """Measured; the last would be 4, but for its first steps, which have not had enough calls."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", conformance.BUILT_IN)
-def test_every_sampler_has_its_order_and_gives_the_same_bits(name):
+def sound(name, steps=(40, 80, 160)):
+    """Checks a sampler of the library, in float64."""
     with jax.enable_x64(True):
-        report = conformance.check(name, conformance.BUILT_IN[name])
+        report = conformance.check(name, conformance.BUILT_IN[name], steps=steps)
     order = ORDERS.get(name) or ORDERS[name.partition(",")[0]]
+    assert report.name == name and report.steps.tolist() == list(steps)
     assert report.calls == 1 and report.repeats and report.apart < 1e-6
     assert report.deterministic == (not name.startswith("ancestral") and name != "ddim, eta 1")
+    assert np.isnan(report.flow).all() == np.isnan(report.order) == (not report.deterministic)
     if report.deterministic:
         assert abs(report.order - order) < 0.25 and report.flow[0] < 0.1
     # the moments of Gaussian data may converge one order faster
@@ -244,10 +256,20 @@ def test_every_sampler_has_its_order_and_gives_the_same_bits(name):
     assert name in text and len({len(line) for line in text.splitlines()}) == 1
 
 
+def test_a_solver_has_its_order_and_gives_the_same_bits():
+    sound("unipc, order 2", (40, 80))
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("name", conformance.BUILT_IN)
+def test_every_sampler_has_its_order_and_gives_the_same_bits(name):
+    sound(name)
+
+
 def test_a_sampler_that_is_wrong_is_found():
+    """Its images move with their batch, in steps that go a hundredth too far, with the noise of the whole batch."""
+
     def mixed(schedule, denoise, noise):
-        """Adds noise of the whole batch, and goes a hundredth too far."""
         right = samplers.ddim(schedule, denoise)
 
         def step(keys, state, t, s):
@@ -258,6 +280,19 @@ def test_a_sampler_that_is_wrong_is_found():
 
     report = conformance.check("mixed", mixed, steps=(20, 40))
     assert not report.deterministic and report.law_order < 0 and report.apart > 1e-3
+    # and one whose images know their place in the batch
+    repeats, _ = conformance.reproducibility(placed)
+    assert not repeats
+
+
+def placed(schedule, denoise, noise):
+    right = samplers.ddim(schedule, denoise)
+
+    def step(keys, state, t, s):
+        state = right.step(keys, state, t, s)
+        return state._replace(x=state.x + 0.01 * jnp.arange(state.x.shape[0])[:, None])
+
+    return samplers.Sampler(right.init, step)
 
 
 @pytest.mark.parametrize(

@@ -9,58 +9,66 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from goldens_loader import precision
-from jax.test_util import check_grads
-from test_unet import deepened, image_keys, random_params, tiny_case
+from networks import (
+    ADM,
+    applied,
+    assert_equal_slices_are_one,
+    convolution_by_definition,
+    gradients_agree,
+    image_keys,
+    inputs,
+    normal,
+    shapes,
+)
+from tiny_run import random_params
 
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 from ddpm_jax.unet import OPENAI, AttentionBlock, Conventions, Downsample, GroupNorm, ResnetBlock, UNet
 from ddpm_jax.unet.layers import halved
 
-ADM = UNet(
-    channels=16, multipliers=(1, 2), blocks=1, attention_at=(2,), dropout=0.5, out_channels=2, groups=8,
-    head_channels=8, attention_by="factor", time_joins="scale_shift", resample_by="block", conventions=OPENAI,
-)  # fmt: skip
-"""guided-diffusion's kind: every option is another one than the original's."""
-
-
 # --- a normalisation that the time scales and shifts
 
 
 def test_a_modulated_normalisation_is_one_and_then_a_line_and_so_are_its_gradients():
+    def one(x, scale, bias, by):
+        return GroupNorm(swish=True).apply({"params": {"scale": scale, "bias": bias}}, x, by)
+
+    def two(x, scale, bias, by):
+        y = GroupNorm().apply({"params": {"scale": scale, "bias": bias}}, x)
+        return nn.swish(y * (1 + by[:, None, None, :6]) + by[:, None, None, 6:])
+
+    @jax.jit
+    def outputs_and_gradients(*args):
+        return [(f(*args), jax.grad(lambda *a, f=f: jnp.sin(f(*a)).sum(), (0, 1, 2, 3))(*args)) for f in (one, two)]
+
     with precision("float64"):
         rng = np.random.default_rng(0)
-        x, by = jnp.asarray(rng.normal(size=(2, 3, 2, 6))), jnp.asarray(rng.normal(size=(2, 12)))
-        scale, bias = jnp.asarray(1 + rng.normal(size=6)), jnp.asarray(rng.normal(size=6))
-
-        def one(x, scale, bias, by):
-            return GroupNorm(swish=True).apply({"params": {"scale": scale, "bias": bias}}, x, by)
-
-        def two(x, scale, bias, by):
-            y = GroupNorm().apply({"params": {"scale": scale, "bias": bias}}, x)
-            return nn.swish(y * (1 + by[:, None, None, :6]) + by[:, None, None, 6:])
-
-        inputs = (x, scale, bias, by)
-        np.testing.assert_allclose(one(*inputs), two(*inputs), rtol=1e-12)
-        to_one, to_two = (jax.grad(lambda *a, f=f: jnp.sin(f(*a)).sum(), (0, 1, 2, 3))(*inputs) for f in (one, two))
+        given = rng.normal(size=(2, 3, 2, 6)), 1 + rng.normal(size=6), rng.normal(size=6), rng.normal(size=(2, 12))
+        (ours, to_one), (wanted, to_two) = outputs_and_gradients(*given)
+        np.testing.assert_allclose(ours, wanted, rtol=1e-12)
         for a, b in zip(to_one, to_two, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
-        check_grads(one, inputs, order=2, modes=["rev"])
+        gradients_agree(lambda *args: jnp.sin(one(*args)).sum(), given, [rng.normal(size=a.shape) for a in given])
+
+
+NARROW = UNet(
+    channels=8, multipliers=(1,), blocks=1, attention_at=(), groups=8, time_joins="scale_shift", out_channels=2
+)  # fmt: skip
 
 
 def test_a_time_that_comes_after_the_normalisation_is_felt_by_channels_that_are_groups():
-    narrow = UNet(channels=8, multipliers=(1,), blocks=1, attention_at=(), groups=8, time_joins="scale_shift")
-    x, t, params = tiny_case((2, 4, 4, 3), narrow)
-    moved = narrow.apply(params, x, t + 300) - narrow.apply(params, x, t)
-    assert jnp.abs(moved).max() > 0.01
-    forgetful = narrow.clone(time_joins="add")
+    x, t, params = inputs(NARROW, 4, 4)
+    moved = applied(NARROW)(params, x, t + 300) - applied(NARROW)(params, x, t)
+    assert np.abs(moved).max() > 0.01
+    forgetful = NARROW.clone(time_joins="add")
     with pytest.raises(ValueError, match="forget the time that is added to it"):
         forgetful.init(jax.random.key(0), x, t)
     # weights that someone has are what they are: it runs, and the time does nothing but by rounding
     half = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf[..., :8] if path[-2].key == "temb_proj" else leaf, params
+        lambda path, leaf: np.asarray(leaf)[..., :8] if path[-2].key == "temb_proj" else leaf, params
     )
-    np.testing.assert_allclose(forgetful.apply(half, x, t + 300), forgetful.apply(half, x, t), atol=1e-3)
+    np.testing.assert_allclose(applied(forgetful)(half, x, t + 300), applied(forgetful)(half, x, t), atol=1e-3)
 
 
 # --- changes of size
@@ -68,11 +76,12 @@ def test_a_time_that_comes_after_the_normalisation_is_felt_by_channels_that_are_
 
 def test_padding_says_at_which_pixels_a_strided_convolution_looks():
     """One that looks everywhere, at every other pixel: the odd ones with zeros at the end alone, else the even ones."""
-    x = jax.random.normal(jax.random.key(0), (2, 6, 8, 4))
-    params = Downsample().init(jax.random.key(1), x)
-    everywhere = nn.Conv(4, (3, 3), padding="SAME").apply({"params": params["params"]["conv"]}, x)
+    x = normal(2, 6, 8, 4)
+    params = random_params(Downsample(), x)
+    of_conv = jax.device_get(params["params"]["conv"])
+    everywhere = convolution_by_definition(x, of_conv["kernel"], 1, 1) + of_conv["bias"]
     for padding, first in (("end", 1), ("both", 0)):
-        found = Downsample(padding=padding).apply(params, x)
+        found = applied(Downsample(padding=padding))(params, x)
         np.testing.assert_allclose(found, everywhere[:, first::2, first::2], atol=1e-5)
 
 
@@ -86,7 +95,7 @@ def blocks_of(net: UNet):
         return next_fun(*args, **kwargs)
 
     with nn.intercept_methods(record):
-        jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 2)), jnp.ones(1, int))
+        jax.eval_shape(net.init, jax.random.key(0), normal(1, 8, 8, 2), np.ones(1, int))
     return found
 
 
@@ -96,11 +105,18 @@ def test_a_block_that_halves_sees_means_of_squares_and_one_that_doubles_sees_pix
     plain, halve, double = (
         made[name].clone(out_channels=16, name=None, parent=None) for name in ("block_0", "downsample", "upsample")
     )
-    small, temb = jax.random.normal(jax.random.key(0), (2, 5, 5, 16)), jax.random.normal(jax.random.key(1), (2, 8))
+    small, temb = normal(2, 5, 5, 16), normal(2, 8, seed=1)
     large = small.repeat(2, 1).repeat(2, 2)
     params = random_params(plain, small, temb)
-    np.testing.assert_allclose(halve.apply(params, large, temb), plain.apply(params, small, temb), atol=1e-4)
-    np.testing.assert_allclose(double.apply(params, small, temb), plain.apply(params, large, temb), atol=1e-4)
+
+    @jax.jit
+    def outputs(params, small, large):
+        cases = (halve, large), (plain, small), (double, small), (plain, large)
+        return [block.apply(params, x, temb) for block, x in cases]
+
+    of_large, of_small, twice, alike = outputs(params, small, large)
+    np.testing.assert_allclose(of_large, of_small, atol=1e-4)
+    np.testing.assert_allclose(twice, alike, atol=1e-4)
 
 
 def test_every_block_that_changes_the_size_drops_with_a_number_of_its_own():
@@ -115,11 +131,11 @@ def test_every_block_that_changes_the_size_drops_with_a_number_of_its_own():
 
 
 def test_heads_by_their_channels_are_heads_by_their_number():
-    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 64))
+    x = normal(2, 3, 4, 64)
     params = random_params(AttentionBlock(4), x)
-    found = AttentionBlock(head_channels=16).apply(params, x)
-    np.testing.assert_array_equal(found, AttentionBlock(4).apply(params, x))
-    assert jnp.abs(found - AttentionBlock(1).apply(params, x)).max() > 1e-3
+    found = applied(AttentionBlock(head_channels=16))(params, x)
+    np.testing.assert_array_equal(found, applied(AttentionBlock(4))(params, x))
+    assert np.abs(found - applied(AttentionBlock(1))(params, x)).max() > 1e-3
 
 
 def test_attention_by_factors_is_at_the_same_levels_of_every_size():
@@ -127,7 +143,7 @@ def test_attention_by_factors_is_at_the_same_levels_of_every_size():
     factors = net.clone(attention_at=(2,), attention_by="factor")
 
     def tree(net, side):
-        return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, side, side, 1)), jnp.ones(1, int))
+        return shapes(net, side, side, channels=1)
 
     assert tree(factors, 8) == tree(factors, 32) == tree(net, 8) != tree(net, 32)
 
@@ -137,20 +153,17 @@ def test_attention_by_factors_is_at_the_same_levels_of_every_size():
 
 def test_a_scale_of_the_time_is_another_count_of_the_same_times():
     """A chain of 4000 steps, rescaled to 1000, sees at its step 4 k + 1 what one of 1000 sees at k + 1."""
-    x, _, params = tiny_case((3, 4, 4, 2), ADM)
-    apply, slow = jax.jit(ADM.apply), jax.jit(ADM.clone(conventions=OPENAI._replace(time_scale=0.25)).apply)
-    k = jnp.array([0, 37, 999])
+    x, _, params = inputs(NARROW, 4, 4)
+    apply, slow = applied(NARROW), applied(NARROW.clone(conventions=Conventions(time_scale=0.25)))
+    k = np.array([0, 37, 500, 999], np.int32)
     wanted = apply(params, x, k + 1)
     np.testing.assert_allclose(slow(params, x, 4 * k + 1), wanted, atol=1e-5)
-    assert jnp.abs(slow(params, x, 4 * k + 3) - wanted).max((1, 2, 3)).min() > 1e-4
+    assert np.abs(slow(params, x, 4 * k + 3) - wanted).max((1, 2, 3)).min() > 1e-4
 
 
 def test_a_time_is_as_long_as_the_channels_or_as_is_said():
-    x, t = jnp.zeros((1, 4, 4, 2)), jnp.ones(1, int)
-
     def tree(time_dim):
-        net = ADM.clone(conventions=OPENAI._replace(time_dim=time_dim))
-        return jax.eval_shape(net.init, jax.random.key(0), x, t)["params"]
+        return shapes(ADM.clone(conventions=OPENAI._replace(time_dim=time_dim)), 8, 4, channels=2)
 
     assert tree(16) == tree(0) and tree(32)["temb"]["dense0"]["kernel"].shape == (32, 128)
     assert tree(32)["down_0"]["block_0"]["temb_proj"]["kernel"].shape == (128, 32)  # a scale and a shift of 16
@@ -159,44 +172,67 @@ def test_a_time_is_as_long_as_the_channels_or_as_is_said():
 # --- all of it together, as the original's network is tested
 
 
-@pytest.mark.parametrize("sides", [(8,), (8, 8)])
-def test_equal_slices_are_seen_as_one_by_a_network_of_one_axis_more(sides):
+def test_equal_slices_are_seen_as_one_by_a_network_of_one_axis_more():
     """Zeros on both sides would move a slice; blocks that halve and double do not look at others."""
-    x, t, params = tiny_case((2, *sides, 2), ADM)
-    apply = jax.jit(ADM.apply)
-    flat = apply(params, x, t)
-    deep = apply(deepened(params), jnp.repeat(x[:, None], 8, axis=1), t)
-    assert jnp.std(flat) > 0.01
-    np.testing.assert_allclose(deep, jnp.repeat(flat[:, None], 8, axis=1), atol=1e-4)
+    assert_equal_slices_are_one(ADM)
 
 
-def test_bfloat16_changes_roundings_alone_and_what_is_not_told_is_no_label():
-    net = ADM.clone(num_classes=3)
-    x, t, params = tiny_case((4, 7, 5, 2), net)
-    label = jnp.array([0, 1, 2, 3])
-    apply, narrow = jax.jit(net.apply), jax.jit(net.clone(dtype=jnp.bfloat16).apply)
-    wanted, found = apply(params, x, t, label=label), narrow(params, x, t, label=label)
-    assert found.dtype == jnp.float32 and found.shape == x.shape
-    assert 0 < jnp.linalg.norm(found - wanted) < 0.03 * jnp.linalg.norm(wanted)
-    none = apply(params, x, t)
-    np.testing.assert_allclose(none[3], wanted[3], atol=1e-5)
-    assert jnp.abs(none[:3] - wanted[:3]).max((1, 2, 3)).min() > 1e-3
+def test_what_is_not_told_is_no_label():
+    x, t, params = inputs(ADM, 8, 4)
+    told = applied(ADM)(params, x, t, label=np.array([0, 1, 2, 3], np.int32))
+    none = applied(ADM)(params, x, t)
+    np.testing.assert_allclose(none[3], told[3], atol=1e-5)
+    assert np.abs(none[:3] - told[:3]).max((1, 2, 3)).min() > 1e-3
+
+
+BLOCK = ResnetBlock(16, dropout=0.5, groups=4, time_joins="scale_shift", resize=halved)
+
+
+def test_bfloat16_changes_roundings_alone():
+    """Of a block with a scale and a shift that halves the size; test_unet does it with a network."""
+    x, temb = normal(4, 6, 4, 16), normal(4, 8, seed=1)
+    params, narrow = random_params(BLOCK, x, temb), BLOCK.clone(dtype=jnp.bfloat16)
+    wanted, found = applied(BLOCK)(params, x, temb), applied(narrow)(params, x.astype(jnp.bfloat16), temb)
+    assert 0 < np.linalg.norm(found.astype(np.float32) - wanted) < 0.03 * np.linalg.norm(wanted)
+    x, t, params = inputs(ADM, 8, 4)
+    assert jax.eval_shape(ADM.clone(dtype=jnp.bfloat16).apply, params, x, t).dtype == jnp.float32
 
 
 def test_remat_changes_no_parameter_and_no_gradient():
-    """Of a whole network's tree, and of a block that does all of it."""
-    x, t = jax.random.normal(jax.random.key(0), (2, 4, 4, 8)), jnp.ones(2, int)
-    trees = [jax.eval_shape(ADM.clone(remat=remat).init, jax.random.key(0), x, t) for remat in (False, True)]
-    assert trees[0] == trees[1]
-    temb, kind = jnp.ones((2, 6)), {"dropout": 0.5, "groups": 4, "time_joins": "scale_shift", "resize": halved}
-    block, again = ResnetBlock(16, **kind), nn.remat(ResnetBlock)(16, **kind)
-    params = random_params(block, x, temb)
+    """Only what is kept changes; how much less that is, a compiler for accelerators says (test_preflight).
 
-    def gradient(block):
-        return jax.jit(jax.grad(lambda params: jnp.square(block.apply(params, x, temb, image_keys(2))).mean()))(params)
+    Of a small network with dropout, and of a block that does all that blocks do.
+    """
+    assert shapes(ADM, 8, 4, channels=2) == shapes(ADM.clone(remat=True), 8, 4, channels=2)
+    small = UNet(8, (1,), 1, (4,), dropout=0.1, groups=4, out_channels=1)
+    again = small.clone(remat=True)
+    x, t, params = inputs(small, 4, 4, batch=2)
 
-    for a, b in zip(jax.tree.leaves(gradient(block)), jax.tree.leaves(gradient(again)), strict=True):
-        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+    @jax.jit
+    def begun(key):  # some of it: all would take seconds to compile
+        trees = [net.init(key, x, t)["params"] for net in (small, again)]
+        return [(tree["mid"]["block_2"]["conv1"], tree["down_0"]["attn_0"]["q"]) for tree in trees]
+
+    jax.tree.map(np.testing.assert_array_equal, *begun(jax.random.key(0)))
+
+    def gradient(net, params, *given):
+        def loss(params, keys):
+            return jnp.square(net.apply(params, *given, dropout_keys=keys)).mean()
+
+        def some(params, keys):  # the way back is the same to all of them
+            slopes = jax.grad(loss)(params, keys)["params"]
+            return [slopes[name] for name in ("conv_in", "mid") if name in slopes] or slopes
+
+        return jax.tree.leaves(jax.jit(some)(params, image_keys(2)))
+
+    temb, image = normal(2, 6, seed=1), normal(2, 4, 4, 8)
+    kind = {name: getattr(BLOCK, name) for name in ("out_channels", "dropout", "groups", "time_joins", "resize")}
+    for one, other, *given in (
+        (small, again, params, x, t),
+        (BLOCK, nn.remat(ResnetBlock)(**kind), random_params(BLOCK, image, temb), image, temb),
+    ):
+        for a, b in zip(gradient(one, *given), gradient(other, *given), strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +256,7 @@ def test_remat_changes_no_parameter_and_no_gradient():
 def test_options_that_cannot_be_are_refused_in_words(changes, text):
     said = {**changes, "conventions": Conventions(**changes.get("conventions", {}))}
     with pytest.raises(ValueError, match=text):
-        jax.eval_shape(ADM.clone(**said).init, jax.random.key(0), jnp.zeros((1, 8, 8, 2)), jnp.ones(1, int))
+        jax.eval_shape(ADM.clone(**said).init, jax.random.key(0), np.zeros((1, 8, 8, 2), np.float32), np.ones(1, int))
 
 
 def test_a_config_says_all_of_it_and_survives_json():

@@ -1,5 +1,6 @@
 """Data: the real digits, files of every legal and illegal kind, and batches that are functions of (seed, step)."""
 
+import functools
 import subprocess
 import sys
 import tracemalloc
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import data
-from ddpm_jax.data import make_digits
+from ddpm_jax.data import batches, make_digits
 
 # Sources: the digits
 
@@ -422,7 +423,7 @@ def running(order, batch, steps):
     return np.concatenate([order.indices(step, batch) for step in range(steps)])
 
 
-@pytest.mark.parametrize(("size", "batch"), [(12, 4), (10, 4), (7, 7), (5, 13), (3, 1), (1, 5)])
+@pytest.mark.parametrize(("size", "batch"), [(10, 5), (10, 4), (10, 10), (10, 23), (10, 1), (1, 5)])
 def test_every_epoch_sees_every_example_once(size, batch):
     epochs = running(data.Order(jax.random.key(0), size), batch, 6 * size)[: 6 * batch * size].reshape(-1, size)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(size), (len(epochs), 1)))
@@ -431,8 +432,8 @@ def test_every_epoch_sees_every_example_once(size, batch):
 def test_an_epoch_is_the_permutation_of_its_own_key():
     key = jax.random.key(3)
     epochs = running(data.Order(key, 10), 4, 10).reshape(4, 10)
-    for epoch, found in enumerate(epochs):
-        np.testing.assert_array_equal(found, jax.random.permutation(jax.random.fold_in(key, epoch), 10))
+    own = jax.jit(lambda e: jax.random.permutation(jax.random.fold_in(key, e), 10))
+    np.testing.assert_array_equal(epochs, [own(epoch) for epoch in range(4)])
 
 
 def test_the_stream_does_not_depend_on_how_it_is_cut():
@@ -442,10 +443,10 @@ def test_the_stream_does_not_depend_on_how_it_is_cut():
 
 
 def test_resuming_and_going_back_see_what_a_straight_run_saw():
-    straight = data.Order(jax.random.key(2), 11)
+    straight = data.Order(jax.random.key(2), 10)
     batches = [straight.indices(step, 4) for step in range(30)]
     for step in (29, 13, 2, 14, 0):
-        np.testing.assert_array_equal(data.Order(jax.random.key(2), 11).indices(step, 4), batches[step])
+        np.testing.assert_array_equal(data.Order(jax.random.key(2), 10).indices(step, 4), batches[step])
         np.testing.assert_array_equal(straight.indices(step, 4), batches[step])
 
 
@@ -457,11 +458,12 @@ def test_epochs_and_seeds_have_different_orders():
 
 
 def test_a_permutation_is_made_once_per_epoch(monkeypatch):
-    made = []
-    permutation = jax.random.permutation
-    monkeypatch.setattr(jax.random, "permutation", lambda key, size: made.append(size) or permutation(key, size))
-    running(data.Order(jax.random.key(0), 30), 7, 30)  # 210 examples: seven epochs, most batches in the midst of one
-    assert len(made) == 7
+    made, permutation = [], batches._permutation
+    monkeypatch.setattr(
+        batches, "_permutation", lambda key, epoch, size: made.append(epoch) or permutation(key, epoch, size)
+    )
+    running(data.Order(jax.random.key(0), 10), 7, 10)  # 70 examples: seven epochs, most batches in the midst of one
+    assert made == [*range(7)]
 
 
 @pytest.mark.parametrize(
@@ -483,11 +485,13 @@ def test_orders_refuse(call, text):
 # Batches: the examples
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def image_keys(seed, count):
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(count))
 
 
 SLOPES = np.tile(np.array([0, 100, 255], np.uint8)[:, None], (5, 2, 1, 1))  # [5, 2, 3, 1], dark on the left
+MANY = 4000
 
 
 def test_examples_are_the_scaled_images_at_the_indices():
@@ -497,43 +501,54 @@ def test_examples_are_the_scaled_images_at_the_indices():
     np.testing.assert_array_equal(data.to_integer(found, 17), digits.train[indices])
 
 
-def test_flips_mirror_left_and_right_half_of_the_time():
-    count = 4000
-    found = data.examples(image_keys(1, count), SLOPES, np.zeros(count, int), levels=256, flip=True)
-    integers = data.to_integer(found, 256)
+@pytest.fixture(scope="module")
+def flipped():
+    """The first image of SLOPES many times, as it comes out."""
+    return np.asarray(data.examples(image_keys(1, MANY), SLOPES, np.zeros(MANY, int), levels=256, flip=True))
+
+
+def test_flips_mirror_left_and_right_half_of_the_time(flipped):
+    integers = data.to_integer(flipped, 256)
     mirrored = integers[:, 0, 0, 0] == 255
     expected = np.where(mirrored[:, None, None, None], SLOPES[0, :, ::-1], SLOPES[0])
     np.testing.assert_array_equal(integers, expected)
-    assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / np.sqrt(count)
+    assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / np.sqrt(MANY)
 
 
 def test_volumes_are_mirrored_along_their_width_and_floats_scaled():
     volumes = np.linspace(-2, 6, 48, dtype=np.float32).reshape(2, 2, 3, 4, 1)
-    found = data.examples(image_keys(1, 40), volumes, np.arange(40) % 2, levels=data.Range(-2, 6), flip=True)
+    which = np.arange(64) % 2
+    found = np.asarray(data.examples(image_keys(1, 64), volumes, which, levels=data.Range(-2, 6), flip=True))
     assert (found[0].min(), found[1].max()) == (-1, 1)
-    unit = data.to_unit(volumes, data.Range(-2, 6))
-    kinds = [np.all(found == unit[np.arange(40) % 2, ..., ::way, :], axis=(1, 2, 3, 4)) for way in (1, -1)]
-    assert np.all(kinds[0] ^ kinds[1]) and 0 < kinds[1].sum() < 40
+    unit = np.asarray(data.to_unit(volumes, data.Range(-2, 6)))[which]
+    kinds = [np.all(found == unit[..., ::way, :], axis=(1, 2, 3, 4)) for way in (1, -1)]
+    assert np.all(kinds[0] ^ kinds[1]) and 0 < kinds[1].sum() < 64
 
 
 def test_the_flip_of_an_example_is_its_keys_alone():
     keys, indices = image_keys(2, 64), np.arange(64) % 5
-    whole = data.examples(keys, SLOPES, indices, levels=256, flip=True)
+    whole = np.asarray(data.examples(keys, SLOPES, indices, levels=256, flip=True))
     assert len(np.unique(whole[:, 0, 0, 0])) == 2  # some are flipped and some are not
-    alone = [data.examples(keys[i : i + 1], SLOPES, indices[i : i + 1], levels=256, flip=True)[0] for i in range(64)]
-    np.testing.assert_array_equal(np.stack(alone), whole)
+
+    @jax.jit
+    def alone(keys, indices, i):
+        return data.examples(keys[i][None], SLOPES, indices[i][None], levels=256, flip=True)[0]
+
+    np.testing.assert_array_equal([alone(keys, indices, i) for i in range(64)], whole)
     order = np.random.RandomState(0).permutation(64)
     shuffled = data.examples(keys[order], SLOPES, indices[order], levels=256, flip=True)
     np.testing.assert_array_equal(shuffled, whole[order])
 
 
-def test_flips_are_not_what_the_same_key_draws_elsewhere():
-    count = 4000
-    found = data.examples(image_keys(3, count), SLOPES, np.zeros(count, int), levels=256, flip=True)
-    mirrored = np.asarray(found[:, 0, 0, 0] == 1)
-    for other in (jax.random.bernoulli, lambda key: jax.random.bernoulli(jax.random.fold_in(key, 0))):
-        agree = np.mean(mirrored == np.asarray(jax.vmap(other)(image_keys(3, count))))
-        assert abs(agree - 0.5) < 4 * 0.5 / np.sqrt(count)
+def test_flips_are_not_what_the_same_key_draws_elsewhere(flipped):
+    @jax.jit
+    def elsewhere(keys):
+        draws = jax.random.bernoulli, lambda key: jax.random.bernoulli(jax.random.fold_in(key, 0))
+        return [jax.vmap(draw)(keys) for draw in draws]
+
+    for other in elsewhere(image_keys(1, MANY)):
+        agree = np.mean((flipped[:, 0, 0, 0] == 1) == np.asarray(other))
+        assert abs(agree - 0.5) < 4 * 0.5 / np.sqrt(MANY)
 
 
 def test_examples_are_the_same_on_any_number_of_devices():
@@ -541,15 +556,14 @@ def test_examples_are_the_same_on_any_number_of_devices():
     devices = jax.local_device_count()
     batch = 4 * devices
     keys, indices = image_keys(4, batch), data.Order(jax.random.key(4), len(digits)).indices(9, batch)
-    whole = data.examples(keys, digits, indices, levels=17, flip=True)
+    whole = np.asarray(data.examples(keys, digits, indices, levels=17, flip=True))
 
     def of_device(keys, images, indices):
         return data.examples(keys, images, indices, levels=17, flip=True)
 
     split = (keys.reshape(devices, 4), digits, indices.reshape(devices, 4))
-    for mapped in (jax.pmap, jax.vmap):
-        found = mapped(of_device, in_axes=(0, None, 0))(*split)
-        np.testing.assert_array_equal(found.reshape(whole.shape), whole)
+    for mapped in (jax.pmap(of_device, in_axes=(0, None, 0)), jax.jit(jax.vmap(of_device, in_axes=(0, None, 0)))):
+        np.testing.assert_array_equal(np.asarray(mapped(*split)).reshape(whole.shape), whole)
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,17 @@
 """Programs that are given what is dirty or damaged: they say what it is, in words of their own, or go on rightly."""
 
 import json
+import shutil
 
+import evaluation
 import numpy as np
 import pytest
+from image_files import animation, converted, cut_off, encoded, noise
 from PIL import Image
-from test_folder import animation, converted, cut_off, encoded, noise
-from test_programs import run, saved_steps
+from programs import run, saved_steps
 
 from ddpm_jax import config as configs
 from ddpm_jax import log, runs
-
-pytestmark = pytest.mark.slow
 
 SMALL = """
 from ddpm_jax.config import Config, Data, Evaluation, Net, Optim, Sampling, Schedule
@@ -40,6 +40,12 @@ BAD = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shared():
+    with evaluation.shared():
+        yield
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder as people have them: good files in three formats and two depths, and every kind of bad one."""
@@ -58,8 +64,7 @@ def home(tmp_path_factory):
 
 def train(home, *flags, status=0):
     """Two steps."""
-    args = ("train.py", home / "small.py", "--workdir", home / "run", "--devices", 1, *flags)
-    return run(*args, status=status)
+    return run("train.py", home / "small.py", "--workdir", home / "run", *flags, status=status, preview=False)
 
 
 def listed(text):
@@ -99,7 +104,7 @@ def test_with_leave_to_skip_it_trains_and_samples(home, trained):
     assert "formats   3 JPEG, 3 PNG, 3 WEBP" in shown and "modes     9 RGB" in shown
     assert "6 training and 3 held-out images" in shown
     assert saved_steps(home / "run") == [1, 2]
-    run("sample.py", home / "run", "--num", 3, "--devices", 1, "--out", home / "drawn")
+    run("sample.py", home / "run", "--num", 3, "--out", home / "drawn")
     with np.load(home / "drawn" / "samples.npz") as drawn:
         assert drawn["arr_0"].shape == (3, 8, 8, 3)
 
@@ -126,21 +131,11 @@ def test_a_damaged_config_of_a_run_stops_training_and_not_those_who_do_not_need_
     assert shown.stderr.strip().startswith(f"train.py: {path} is not a config, or damaged: ")
     assert path.read_text() == whole[: len(whole) // 2] and saved_steps(home / "run") == [1, 2]
     # the checkpoint has the config too
-    run("sample.py", home / "run", "--num", 1, "--devices", 1, "--out", home / "more")
-    evaluated = (
-        "-m",
-        "ddpm_jax.evaluate",
-        home / "run",
-        "likelihood",
-        "--num",
-        2,
-        "--devices",
-        1,
-        "--out",
-        home / "bound",
-    )
-    assert "bits/dim" in run(*evaluated).stdout
+    copy = shutil.copytree(home / "run", home / "copy")
     path.write_text(whole)
+    run("sample.py", copy, "--num", 1, "--out", home / "more")
+    evaluated = ("-m", "ddpm_jax.evaluate", copy, "likelihood", "--num", 2, "--out", home / "bound")
+    assert "bits/dim" in run(*evaluated).stdout
     # what an evaluation left is damaged
     kept = next((home / "bound").glob("likelihood-*.npz"))
     kept.write_bytes(kept.read_bytes()[:-100])
@@ -149,15 +144,15 @@ def test_a_damaged_config_of_a_run_stops_training_and_not_those_who_do_not_need_
 
 
 def test_a_damaged_manifest_is_named(home, trained):
-    run("sample.py", home / "run", "--num", 2, "--devices", 1, "--out", home / "drawn2")
+    run("sample.py", home / "run", "--num", 2, "--out", home / "drawn2")
     path = home / "drawn2" / "manifest.json"
     text = path.read_text()
     path.write_text(text[:-30])
-    shown = run("sample.py", home / "run", "--verify", path, "--devices", 1, status=2)
+    shown = run("sample.py", home / "run", "--verify", path, status=2)
     assert shown.stderr.strip().startswith(f"sample.py: {path} is not a manifest, or damaged: ")
     path.write_text(json.dumps(json.loads(text) | {"seed": 9}))
     (home / "drawn2" / "samples.npz").write_bytes(b"PK")
-    shown = run("sample.py", home / "run", "--verify", path, "--devices", 1, status=1)
+    shown = run("sample.py", home / "run", "--verify", path, status=1)
     assert "2 of 2 images differ; how much cannot be said without" in shown.stdout
 
 

@@ -5,13 +5,12 @@ import pathlib
 import sys
 
 import pytest
-from test_programs import ROOT
+from programs import ROOT
 
 from benchmarks import drill, drilled
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
 def test_a_kill_of_each_program_loses_nothing(tmp_path, capsys):
     out = tmp_path / "drill.json"
     assert drill.main(["--kills", "6", "--seed", "3", "--cache", str(ROOT / ".jax_cache"), "--out", str(out)]) == 0

@@ -1,79 +1,97 @@
 """Limits and scalings of an estimate: what they leave alone, and what they do to a chain."""
 
+import functools
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian_data import arrays
 
 from ddpm_jax import estimates, gaussian, samplers, schedules
 
 SCHEDULE = schedules.linear(100)
-X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 6)) * 1.5, jnp.float32)
+X = (np.random.default_rng(0).normal(size=(4, 5, 6)) * 1.5).astype(np.float32)
 NET = lambda x, t: jnp.sin(3 * x)  # noqa: E731
+FREE = gaussian.denoiser(SCHEDULE, NET, "v", clip=False)
+COLUMN = np.where(np.arange(101) == 60, 1.1, 1).astype(np.float32)
 
 
-def free(t=60):
-    return gaussian.denoiser(SCHEDULE, NET, "v", clip=False)(X, jnp.int32(t))
+@functools.cache
+def found(t):
+    """The estimate at t as it is, clipped by the denoiser, by a limit and by a percentile, and scaled."""
+    return arrays(_found(np.int32(t)))
+
+
+@jax.jit
+def _found(t):
+    denoisers = {
+        "free": FREE,
+        "clipped": gaussian.denoiser(SCHEDULE, NET, "v", clip=True),
+        "limited": estimates.limited(SCHEDULE, FREE, estimates.clip),
+        "threshold": estimates.limited(SCHEDULE, FREE, estimates.threshold(80)),
+        "scaled": estimates.scaled(SCHEDULE, FREE, 1.05),
+        "scaled by 1": estimates.scaled(SCHEDULE, FREE, 1.0),
+        "column": estimates.scaled(SCHEDULE, FREE, COLUMN),
+    }
+    return {name: denoise(X, t) for name, denoise in denoisers.items()}
 
 
 def test_a_clip_as_a_limit_is_the_denoiser_s_own():
-    ours = estimates.limited(SCHEDULE, gaussian.denoiser(SCHEDULE, NET, "v", clip=False), estimates.clip)
-    theirs = gaussian.denoiser(SCHEDULE, NET, "v", clip=True)
-    for mine, its in zip(ours(X, jnp.int32(60))[:2], theirs(X, jnp.int32(60))[:2], strict=True):
+    for mine, its in zip(found(60)["limited"][:2], found(60)["clipped"][:2], strict=True):
         np.testing.assert_array_equal(mine, its)
+    assert np.abs(found(60)["free"].x0).max() > 1
 
 
 def test_a_threshold_divides_by_its_percentile_and_never_by_less_than_1():
     # of 0, 1, ..., 100 hundredths times 4 the 75th percentile is 3; of an example within [-1, 1] nothing changes
-    far = jnp.linspace(0, 4, 101) * jnp.where(jnp.arange(101) % 2, 1, -1)
+    far = (np.linspace(0, 4, 101) * np.where(np.arange(101) % 2, 1, -1)).astype(np.float32)
     near = far / 5
-    found = estimates.threshold(75)(jnp.stack([far, near]))
-    np.testing.assert_allclose(found[0], np.clip(far / 3, -1, 1), rtol=1e-6)
-    np.testing.assert_array_equal(found[1], near)
+    by_75, by_100 = jax.jit(lambda x: [estimates.threshold(percentile)(x) for percentile in (75, 100)])(
+        np.stack([far, near])
+    )
+    np.testing.assert_allclose(by_75[0], np.clip(far / 3, -1, 1), rtol=1e-6)
+    np.testing.assert_array_equal(by_75[1], near)
     # the largest of all as the percentile: the picture is scaled, and keeps its shape
-    np.testing.assert_allclose(estimates.threshold(100)(far[None])[0], far / 4, rtol=1e-6)
+    np.testing.assert_allclose(by_100[0], far / 4, rtol=1e-6)
 
 
 def test_an_image_s_threshold_is_its_own():
-    limit = estimates.threshold(90)
-    together, alone = limit(X), jnp.concatenate([limit(x[None]) for x in X])
+    limit = jax.jit(estimates.threshold(90))
+    together, alone = limit(X), np.concatenate([limit(x[None]) for x in X])
     np.testing.assert_allclose(together, alone, rtol=1e-6)  # batches are programs of their own
 
 
 @pytest.mark.parametrize("t", [1, 60, 100])
-@pytest.mark.parametrize("how", ["threshold", "scaled"])
+@pytest.mark.parametrize("how", ["threshold", "scaled", "limited"])
 def test_x_t_stays_signal_x0_plus_noise_eps(how, t):
-    denoise = gaussian.denoiser(SCHEDULE, NET, "v", clip=False)
-    if how == "threshold":
-        denoise = estimates.limited(SCHEDULE, denoise, estimates.threshold(80))
-    else:
-        denoise = estimates.scaled(SCHEDULE, denoise, 1.05)
-    found = denoise(X, jnp.int32(t))
-    np.testing.assert_allclose(SCHEDULE.signal[t] * found.x0 + SCHEDULE.noise[t] * found.eps, X, atol=2e-6)
+    signal, noise = (float(column[t]) for column in SCHEDULE[:2])
+    np.testing.assert_allclose(signal * found(t)[how].x0 + noise * found(t)[how].eps, X, atol=2e-6)
 
 
 def test_scaling_by_1_is_nothing_and_a_column_has_a_factor_for_each_time():
-    denoise, at_60 = gaussian.denoiser(SCHEDULE, NET, "v", clip=False), jnp.int32(60)
-    np.testing.assert_allclose(estimates.scaled(SCHEDULE, denoise, 1.0)(X, at_60).x0, free().x0, rtol=0, atol=2e-6)
-    column = jnp.ones(101).at[60].set(1.1)
-    np.testing.assert_allclose(estimates.scaled(SCHEDULE, denoise, column)(X, at_60).eps, free().eps / 1.1, rtol=1e-6)
-    np.testing.assert_allclose(estimates.scaled(SCHEDULE, denoise, column)(X, jnp.int32(59)).eps, free(59).eps)
+    at_60, at_59 = found(60), found(59)
+    np.testing.assert_allclose(at_60["scaled by 1"].x0, at_60["free"].x0, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(at_60["scaled"].eps, at_60["free"].eps / 1.05, rtol=1e-6)
+    np.testing.assert_allclose(at_60["column"].eps, at_60["free"].eps / 1.1, rtol=1e-6)
+    np.testing.assert_allclose(at_59["column"].eps, at_59["free"].eps)
 
 
 def test_scaling_repairs_a_network_that_overestimates_the_noise():
     # a network with 3 % too much eps everywhere, scaled by 1.03, is the one without, along a whole chain
-    def loud(x, t):
-        return 1.03 * 0.5 * jnp.sin(x)
+    chain = samplers.times(100, 20)
 
-    keys, chain = samplers.image_keys(0, range(4)), samplers.times(100, 20)
-    ends = []
-    for net, factor in ((loud, 1.03), (lambda x, t: 0.5 * jnp.sin(x), 1.0)):
-        denoise = estimates.scaled(SCHEDULE, gaussian.denoiser(SCHEDULE, net, clip=False), factor)
+    @jax.jit
+    def end(keys, factor):
+        denoise = gaussian.denoiser(SCHEDULE, lambda x, t: factor * 0.5 * jnp.sin(x), clip=False)
+        denoise = estimates.scaled(SCHEDULE, denoise, factor)
         denoise = estimates.limited(SCHEDULE, denoise, estimates.threshold(95))
-        ends.append(samplers.sample(keys, samplers.ddim(SCHEDULE, denoise), X, chain))
-    np.testing.assert_allclose(ends[0], ends[1], atol=2e-5)
-    assert np.abs(ends[0]).max() <= 1
+        return samplers.sample(keys, samplers.ddim(SCHEDULE, denoise), X, chain)
+
+    loud, plain = (np.asarray(end(samplers.image_keys(0, range(4)), np.float32(factor))) for factor in (1.03, 1.0))
+    np.testing.assert_allclose(loud, plain, atol=2e-5)
+    assert np.abs(loud).max() <= 1
 
 
 @pytest.mark.parametrize("percentile", [0, -1, 100.5])

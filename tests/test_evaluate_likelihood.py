@@ -5,116 +5,133 @@ import json
 import os
 import signal
 
+import evaluation
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_run
 import tyro
 
 from ddpm_jax import data, gaussian, likelihood, log, schedules
-from ddpm_jax.config import flags
 from ddpm_jax.evaluate import draws, protocol
 from ddpm_jax.evaluate import likelihood as evaluated
 from ddpm_jax.evaluate.__main__ import COMMANDS
 from ddpm_jax.evaluate.likelihood import Likelihood
-from ddpm_jax.evaluate.subject import Subject, Which, images, split, subject
+from ddpm_jax.evaluate.subject import Subject, images, split
 from ddpm_jax.unet import UNet
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_run.make(tmp_path_factory.mktemp("run"))
+@pytest.fixture(scope="module", autouse=True)
+def shared():
+    with evaluation.shared():
+        yield
 
 
-def of(folder, out, **sampling) -> Subject:
-    return subject(str(folder), Which(sampling=flags.Sampling(**sampling), out=str(out)))
+def of(folder, out, mix=0.0, **sampling) -> Subject:
+    return evaluation.subject(folder, out, mix=mix, **sampling)
+
+
+def measured(run: Subject, options: Likelihood):
+    chosen = split(images(run), options.split, options.num)
+    found = evaluated.bound(run, chosen, options)
+    assert found is not None
+    return found
 
 
 def numbers(run: Subject, options: Likelihood):
     chosen = split(images(run), options.split, options.num)
-    found = evaluated.bound(run, chosen, options)
-    assert found is not None
-    return {number.name: number for number in evaluated.numbers(run, chosen, options, found)}
+    return {number.name: number for number in evaluated.numbers(run, chosen, options, measured(run, options))}
 
 
-def test_the_command_says_what_the_function_says(folder, tmp_path):
+HUNDRED = {estimate: Likelihood(num=100, estimate=estimate) for estimate in (None, 2)}
+
+
+@pytest.fixture(scope="module")
+def straight(run_folder, tmp_path_factory):
+    """The results of a hundred images: the exact bound and an estimate."""
+    out = tmp_path_factory.mktemp("straight")
+    for options in HUNDRED.values():
+        numbers(of(run_folder, out), options)
+    return out
+
+
+def test_the_command_says_what_the_function_says(run_folder, tmp_path):
     """Over devices, in tiles, the last of them not full: each image's bound is that of the plain function."""
-    run, options = of(folder, tmp_path, mix=0.0), Likelihood(num=45)
+    run, options = of(run_folder, tmp_path), Likelihood(num=45)
     found = numbers(run, options)
     model = run.model
-    x0 = data.to_unit(data.load("digits").test[:45], 17)
-    key = jax.random.fold_in(jax.random.key(0), 2**32 - 2)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(45))
-    plain = jax.jit(lambda keys, x0: likelihood.bound(
-        keys, model.schedule, model.denoiser(model.params), x0, mix=0.0, decoder=likelihood.discretized(17)
-    ))(keys, x0)  # fmt: skip
-    bits = np.asarray(likelihood.bits_per_dim(plain.total, x0), np.float64)
+
+    @jax.jit
+    def plain(key, integers):
+        x0 = data.to_unit(integers, 17)
+        key = jax.random.fold_in(key, 2**32 - 2)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(45))
+        denoise, decoder = model.denoiser(model.params), likelihood.discretized(17)
+        found = likelihood.bound(keys, model.schedule, denoise, x0, mix=0.0, decoder=decoder)
+        return *(likelihood.bits_per_dim(nats, x0) for nats in (found.total, found.terms)), found.mse[0]
+
+    total, terms, mse = (
+        np.asarray(part, np.float64) for part in plain(jax.random.key(0), data.load("digits").test[:45])
+    )
     (path,) = tmp_path.glob("likelihood-*.npz")
     kept = evaluated.load(path)
-    np.testing.assert_allclose(kept.total, bits, rtol=2e-5)
-    assert found["bits/dim"].value == pytest.approx(bits.mean(), rel=1e-5)
-    assert found["bits/dim"].error == pytest.approx(bits.std(ddof=1) / 45**0.5, rel=1e-4)
+    np.testing.assert_allclose(kept.total, total, rtol=2e-5)
+    assert found["bits/dim"].value == pytest.approx(total.mean(), rel=1e-5)
+    assert found["bits/dim"].error == pytest.approx(total.std(ddof=1) / 45**0.5, rel=1e-4)
     parts = [found[name].value for name in ("rate, bits/dim", "distortion, bits/dim", "prior, bits/dim")]
     assert sum(parts) == pytest.approx(found["bits/dim"].value, rel=1e-6)
-    terms = np.asarray(likelihood.bits_per_dim(plain.terms, x0), np.float64)
     np.testing.assert_allclose(kept.terms / 45, terms.mean(1), rtol=1e-4)
-    rmse = 127.5 * np.sqrt(np.asarray(plain.mse[0], np.float64).mean())
+    rmse = 127.5 * np.sqrt(mse.mean())
     assert found["RMSE of x_0, 0..255"].value == pytest.approx(rmse, rel=1e-5)
 
 
-def test_the_estimate_is_within_three_standard_errors_of_the_exact_bound(folder, tmp_path):
-    exact = numbers(of(folder, tmp_path), Likelihood(num=64))["bits/dim"]
-    options = Likelihood(num=64, estimate=4, seed=1)
-    run = of(folder, tmp_path)
-    guess = numbers(run, options)["bits/dim"]
-    chosen = split(images(run), "test", 64)
-    paired = evaluated.bound(run, chosen, options).total - evaluated.bound(run, chosen, Likelihood(num=64)).total
-    error = paired.std(ddof=1) / 64**0.5  # the images are the same: what differs is the draw of times and noise
+def test_the_estimate_is_within_three_standard_errors_of_the_exact_bound(run_folder, straight):
+    run = of(run_folder, straight)
+    exact, guess = (numbers(run, options)["bits/dim"] for options in HUNDRED.values())
+    exactly, guessed = (measured(run, options).total for options in HUNDRED.values())
+    error = (guessed - exactly).std(ddof=1) / 10  # the images are the same: what differs is the draw of times and noise
     assert 0 < abs(guess.value - exact.value) < 3 * error
     assert error < guess.error * 1.5
 
 
-@pytest.mark.parametrize("estimate", [None, 3])
-def test_an_interrupted_measurement_goes_on_to_the_same_number(folder, tmp_path, monkeypatch, capsys, estimate):
-    options = Likelihood(num=100, estimate=estimate)
-    straight = of(folder, tmp_path / "straight")
-    numbers(straight, options)
-
-    run, update = of(folder, tmp_path / "broken"), log.Progress.update
+@pytest.mark.parametrize("estimate", [None, 2])
+def test_an_interrupted_measurement_goes_on_to_the_same_number(
+    run_folder, straight, tmp_path, monkeypatch, capsys, estimate
+):
+    options = HUNDRED[estimate]
+    run, update = of(run_folder, tmp_path), log.Progress.update
     monkeypatch.setattr(log.Progress, "update", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), update(*args)))
     assert evaluated.run(run, options) == 4
-    assert "interrupted: 32 of 100 images are kept" in capsys.readouterr().out
-    assert not list((tmp_path / "broken").glob("*.json"))
+    assert "interrupted: 8 of 100 images are kept" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.json"))
     monkeypatch.undo()
     assert evaluated.run(run, options) == 0
-    assert "continued after 32 of 100 images" in capsys.readouterr().out
-    (a,), (b,) = ((tmp_path / name).glob("*.npz") for name in ("straight", "broken"))
-    assert a.read_bytes() == b.read_bytes()
+    assert "continued after 8 of 100 images" in capsys.readouterr().out
+    (found,) = tmp_path.glob("*.npz")
+    assert found.read_bytes() == (straight / found.name).read_bytes()
 
 
-def test_a_number_that_is_there_is_not_measured_again(folder, tmp_path, monkeypatch):
-    before = numbers(of(folder, tmp_path), Likelihood(num=9))
+def test_a_number_that_is_there_is_not_measured_again(run_folder, straight, monkeypatch):
+    before = numbers(of(run_folder, straight), HUNDRED[None])
     monkeypatch.setattr(evaluated, "measure", None)
-    assert numbers(of(folder, tmp_path), Likelihood(num=9)) == before
+    assert numbers(of(run_folder, straight), HUNDRED[None]) == before
 
 
-def test_changing_any_field_changes_the_line(folder, tmp_path):
+def test_changing_any_field_changes_the_line(run_folder, tmp_path):
     plain = Likelihood(num=16, estimate=2)
 
-    def line(options=plain, weights="ema", run=folder, **sampling):
-        which = Which(model=flags.Weights(weights=weights), sampling=flags.Sampling(**sampling), out=str(tmp_path))
-        model = subject(str(run), which)
-        facts = evaluated.fields(model, split(images(model), options.split, options.num), options)
+    def line(options=plain, fingerprint=None, **flags):
+        run = evaluation.subject(run_folder, tmp_path, **flags)
+        run.model.fingerprint = fingerprint or run.model.fingerprint
+        facts = evaluated.fields(run, split(images(run), options.split, options.num), options)
         return protocol.line(protocol.Number("bits/dim", 3.75, 0.01, facts))
 
-    other = tiny_run.make(tmp_path / "other", seed=1)
     lines = [
         line(),
         line(mix=0.5),
         line(clip=False),
         line(weights="raw"),
-        line(run=other),
+        line(fingerprint="sha256:0123456789abcdef"),  # of another run
         *(
             line(dataclasses.replace(plain, **change))
             for change in (
@@ -155,9 +172,10 @@ def test_a_value_has_the_digits_that_its_error_leaves(value, error, text):
     assert protocol.said(value, error) == text
 
 
-def test_the_json_is_the_line(folder, tmp_path):
-    found = numbers(of(folder, tmp_path), Likelihood(num=5))
-    (path,) = tmp_path.glob("*.json")
+def test_the_json_is_the_line(run_folder, straight):
+    run, options = of(run_folder, straight), HUNDRED[2]
+    found = numbers(run, options)
+    path = evaluated.result(run, split(images(run), "test", 100), options).with_suffix(".json")
     assert protocol.read(path) == list(found.values())
     written = json.loads(path.read_text())
     assert [row["line"] for row in written["numbers"]] == [protocol.line(number) for number in found.values()]
@@ -185,7 +203,8 @@ def test_the_estimates_over_twenty_seeds_cover_the_closed_form():
         found = likelihood.bound_estimate(key, schedule, denoise, x0, strata=16, decoder=likelihood.density)
         return found.total / dims
 
-    seeds = [np.asarray(nats(key), np.float64) for key in jax.random.split(jax.random.key(0), 20)]
+    keys = jax.jit(jax.random.split, static_argnums=1)(jax.random.key(0), 20)
+    seeds = [np.asarray(nats(key), np.float64) for key in keys]
     off = np.array([(x.mean() - 0.840462) / (x.std(ddof=1) / n**0.5) for x in seeds])
     assert (abs(off) < 2).sum() >= 16
     assert abs(off.mean()) < 4 / 20**0.5
@@ -224,38 +243,40 @@ def test_the_exact_bound_of_the_large_net_does_not_store_the_activations_of_its_
         (Likelihood(estimate=0), r"--estimate must be at least 1 stratum, got 0"),
     ],
 )
-def test_wrong_requests_are_refused(folder, tmp_path, options, text):
+def test_wrong_requests_are_refused(run_folder, tmp_path, options, text):
     with pytest.raises(ValueError, match=text):
-        numbers(of(folder, tmp_path), options)
+        numbers(of(run_folder, tmp_path), options)
 
 
-def test_an_estimate_of_a_strided_chain_is_refused(folder, tmp_path):
+def test_an_estimate_of_a_strided_chain_is_refused(run_folder, tmp_path):
     with pytest.raises(ValueError, match="--estimate draws from all 20 steps of the chain: leave out --steps 10"):
-        numbers(of(folder, tmp_path, steps=10), Likelihood(estimate=4))
+        numbers(of(run_folder, tmp_path, steps=10), Likelihood(estimate=4))
 
 
-def test_the_bound_is_of_the_whole_chain_where_samples_take_strides(folder, tmp_path):
-    run = of(folder, tmp_path)
+def test_the_bound_is_of_the_whole_chain_where_samples_take_strides(run_folder, straight):
+    run, options = of(run_folder, straight), HUNDRED[None]
     fewer = run._replace(model=run.model.asking(run.model.asked, steps=5))  # as a config with sampling.steps = 5 does
-    assert evaluated.run(fewer, Likelihood(num=8)) == 0
-    assert evaluated.run(run, Likelihood(num=8)) == 0
-    (path,) = tmp_path.glob("likelihood-*.json")
-    assert "exact T=20" in path.read_text()
-    strided = of(folder, tmp_path / "strided", steps=5)
-    assert evaluated.run(strided, Likelihood(strided.which, num=8)) == 0
-    (path,) = (tmp_path / "strided").glob("likelihood-*.json")
-    assert "exact 5 of T=20" in path.read_text()
+    kept = {path: path.stat().st_mtime_ns for path in straight.iterdir()}
+    assert evaluated.run(fewer, options) == 0
+    assert {path: path.stat().st_mtime_ns for path in straight.iterdir()} == kept  # the bound that is there
+
+    def method(run):
+        run = evaluated.of_the_chain(run)
+        return evaluated.fields(run, split(images(run), "test", 100), options)["method"]
+
+    assert method(run) == method(fewer) == "exact T=20"
+    assert method(of(run_folder, straight, steps=5)) == "exact 5 of T=20 uniform"
 
 
-def test_images_of_another_kind_are_refused(folder, tmp_path):
+def test_images_of_another_kind_are_refused(run_folder, tmp_path):
     np.savez(tmp_path / "other.npz", train=np.zeros((9, 8, 8, 3), np.uint8), test=np.zeros((9, 8, 8, 3), np.uint8))
-    run = subject(str(folder), Which(source=f"npz:{tmp_path / 'other.npz'}"))
+    run = evaluation.subject(run_folder, source=f"npz:{tmp_path / 'other.npz'}")
     with pytest.raises(ValueError, match=r"images 8x8x3 of 256 levels, but .* makes images 8x8x1 of 17 levels"):
         images(run)
 
 
-def test_a_part_of_something_else_is_not_taken_up(folder, tmp_path):
-    run, options = of(folder, tmp_path), Likelihood(num=10)
+def test_a_part_of_something_else_is_not_taken_up(run_folder, tmp_path):
+    run, options = of(run_folder, tmp_path), Likelihood(num=10)
     name = evaluated.result(run, split(images(run), "test", 10), options)
     evaluated.save(name.with_suffix(".part.npz"), evaluated.blank(run.model, options, 12))
     with pytest.raises(ValueError, match="is not what this measurement would have left: remove it"):

@@ -3,45 +3,56 @@
 import dataclasses
 import json
 import os
-import pathlib
 import signal
-import subprocess
 import sys
 import tracemalloc
 
+import evaluation
 import numpy as np
 import pytest
 import tiny_run
 
 from ddpm_jax import config as configs
 from ddpm_jax import data, log
-from ddpm_jax.config import flags
 from ddpm_jax.evaluate import calls, draws, protocol, samples, table
 from ddpm_jax.evaluate import likelihood as bounds
 from ddpm_jax.evaluate.__main__ import COMMANDS, main
 from ddpm_jax.evaluate.samples import Samples
-from ddpm_jax.evaluate.subject import Subject, Which, split, subject
+from ddpm_jax.evaluate.subject import Subject, images, split
 from ddpm_jax.metrics import classifier, frechet, manifold
 
 DIGITS = data.load("digits")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_run.make(tmp_path_factory.mktemp("run"))
+@pytest.fixture(scope="module", autouse=True)
+def shared():
+    with evaluation.shared():
+        yield
 
 
 @pytest.fixture(scope="module")
-def drawn(folder):
-    """Eighty samples of four steps, once."""
-    run = of(folder, folder / "drawn")
-    assert draws.ensure(run, 80, 0, "integer") is not None
+def drawn(run_folder, tmp_path_factory):
+    """Samples of four steps, 132 of seed 3, once."""
+    run = of(run_folder, tmp_path_factory.mktemp("drawn"))
+    assert draws.ensure(run, 132, 3, "integer") is not None
     return run
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The same run of fewer digits, 400 and 70, and a folder for results: whole commands are at work for seconds."""
+    home = tmp_path_factory.mktemp("small")
+    np.savez(home / "few.npz", train=DIGITS.train[:400], test=DIGITS.test[:70])
+    config = dataclasses.replace(tiny_run.CONFIG, data=configs.Data(f"npz:{home / 'few.npz'}", levels=17))
+    return tiny_run.make(home / "run", config), home / "results"
+
+
+def asked(num, **options) -> Samples:
+    return Samples(num=num, seed=3, **options)
+
+
 def of(folder, out, **sampling) -> Subject:
-    sampling = {"sampler": "ddim", "steps": 4} | sampling
-    return subject(str(folder), Which(sampling=flags.Sampling(**sampling), out=str(out)))
+    return evaluation.subject(folder, out, **{"sampler": "ddim", "steps": 4} | sampling)
 
 
 def values(found):
@@ -55,18 +66,15 @@ def lines_of(found):
 # --- numbers
 
 
-def test_the_numbers_are_those_of_the_images_that_sample_draws(folder, drawn, tmp_path):
+def test_the_numbers_are_those_of_the_images_that_sample_draws(run_folder, drawn):
     """Drawn here, or by sample.py into a file: the same images, and the distance of their features by hand."""
-    command = [sys.executable, "sample.py", folder, "--num", "80", "--sampler", "ddim", "--steps", "4"]
-    root = pathlib.Path(__file__).parents[1]
-    alike = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    subprocess.run([*command, "--out", tmp_path], check=True, cwd=root, env=alike, capture_output=True)
-    images = np.load(tmp_path / "samples.npz")["arr_0"]
+    file = evaluation.by_sample_py(run_folder) / "samples.npz"
+    images = np.load(file)["arr_0"]
     (kept,) = (drawn.out / "draws").iterdir()
     np.testing.assert_array_equal(np.concatenate(list(draws.chunks(kept, 0, 80))), images)
 
-    found = values(samples.measured(drawn, Samples(num=80)))
-    filed = values(samples.measured(drawn, Samples(num=80, samples=str(tmp_path / "samples.npz"))))
+    found = values(samples.measured(drawn, asked(80)))
+    filed = values(samples.measured(drawn, asked(80, samples=str(file))))
     assert repr(filed) == repr(found)
     judge = classifier.load("digits")
     ours, theirs = judge(images), judge(DIGITS.train)
@@ -77,9 +85,9 @@ def test_the_numbers_are_those_of_the_images_that_sample_draws(folder, drawn, tm
     assert found["classes present, of 10"] == len(set(ours.probabilities.argmax(1)))
 
 
-def test_the_reference_against_itself_is_nothing(folder, tmp_path, capsys):
+def test_the_reference_against_itself_is_nothing(drawn, tmp_path):
     np.savez(tmp_path / "train.npz", arr_0=DIGITS.train)
-    found = values(samples.measured(of(folder, tmp_path), Samples(num=1500, samples=str(tmp_path / "train.npz"))))
+    found = values(samples.measured(drawn, Samples(num=1500, samples=str(tmp_path / "train.npz"))))
     assert abs(found["Fréchet distance"]) < 1e-3
     assert found["precision, k=3"] == found["recall, k=3"] == found["coverage, k=5"] == 1
     assert found["distance of class shares"] == 0
@@ -92,7 +100,7 @@ def test_one_half_of_the_data_against_the_other_is_positive_and_stable():
     whole = [frechet.moments(judge(part).features) for part in (DIGITS.train[:750], DIGITS.train[750:])]
     distance = frechet.frechet_distance(*whole)
     eye = samples.Extractor("eye", "distance", judge.dimension, judge, lambda a, b: [])
-    for batch in (7, 100, 749):
+    for batch in (60, 749):
         parts = [
             samples.look([half[i : i + batch] for i in range(0, 750, batch)], eye, 750).moments()
             for half in (DIGITS.train[:750], DIGITS.train[750:])
@@ -104,9 +112,9 @@ def test_one_half_of_the_data_against_the_other_is_positive_and_stable():
     assert 0.5 < distance < 0.2 * off
 
 
-def test_held_out_images_are_the_floor(folder, drawn, tmp_path):
-    floor = values(samples.floor(drawn, Samples(num=80)))
-    noise = values(samples.measured(drawn, Samples(num=80)))  # of a network that has learnt nothing
+def test_held_out_images_are_the_floor(drawn):
+    floor = values(samples.floor(drawn, asked(80)))
+    noise = values(samples.measured(drawn, asked(80)))  # of a network that has learnt nothing
     assert floor["Fréchet distance"] < 0.5 * noise["Fréchet distance"]
     assert floor["precision, k=3"] > 0.8 > noise["precision, k=3"]
     assert floor["share with p > 0.9"] > 0.9
@@ -125,7 +133,7 @@ def test_training_images_left_out_are_held_against_the_others(drawn):
 
 def test_sets_give_a_mean_and_its_error(drawn):
     """Two sets of 66 of one seed: their mean is what each alone gives, and half their difference is the error."""
-    both = samples.measured(drawn, Samples(num=66, sets=2))
+    both = samples.measured(drawn, asked(66, sets=2))
     (kept,) = (drawn.out / "draws").iterdir()
     images = np.concatenate(list(draws.chunks(kept, 0, 132)))
     judge = classifier.load("digits")
@@ -137,7 +145,7 @@ def test_sets_give_a_mean_and_its_error(drawn):
 
 
 def test_few_images_are_warned_of_with_the_bias(drawn, capsys):
-    samples.measured(drawn, Samples(num=80))
+    samples.measured(drawn, asked(80))
     assert (
         "80 images are fewer than 10,000: their Fréchet distance is too large by an unknown" in capsys.readouterr().err
     )
@@ -152,20 +160,18 @@ def test_few_images_are_warned_of_with_the_bias(drawn, capsys):
 # --- what is kept
 
 
-def test_an_interrupted_drawing_goes_on_to_the_same_samples(folder, tmp_path, monkeypatch, capsys):
-    options = Samples(num=100)
-    straight = of(folder, tmp_path / "straight", steps=2)
-    expected = samples.measured(straight, options)
-    run, update = of(folder, tmp_path / "broken", steps=2), log.Progress.update
+def test_an_interrupted_drawing_goes_on_to_the_same_samples(run_folder, drawn, tmp_path, monkeypatch, capsys):
+    expected = samples.measured(drawn, asked(100))
+    run, update = of(run_folder, tmp_path), log.Progress.update
     monkeypatch.setattr(log.Progress, "update", lambda *args: (os.kill(os.getpid(), signal.SIGINT), update(*args)))
-    assert samples.run(run, options) == 4
-    assert "interrupted: 32 of 100 samples are kept" in capsys.readouterr().out
+    assert samples.run(run, asked(100)) == 4
+    assert "interrupted: 8 of 100 samples are kept" in capsys.readouterr().out
     monkeypatch.undo()
-    assert lines_of(samples.measured(run, options)) == lines_of(expected)
+    assert lines_of(samples.measured(run, asked(100))) == lines_of(expected)
 
 
-def test_more_samples_are_drawn_on(folder, tmp_path):
-    run = of(folder, tmp_path, steps=2)
+def test_more_samples_are_drawn_on(run_folder, tmp_path):
+    run = of(run_folder, tmp_path)
     first = draws.ensure(run, 10, 0, "float")
     before = np.concatenate(list(draws.chunks(first, 0, 10)))
     assert draws.ensure(run, 25, 0, "float") == first
@@ -175,8 +181,8 @@ def test_more_samples_are_drawn_on(folder, tmp_path):
     assert draws.ensure(run, 10, 1, "float") != first
 
 
-def test_floats_are_the_integers_unrounded(folder, tmp_path):
-    run = of(folder, tmp_path, steps=2)
+def test_floats_are_the_integers_unrounded(run_folder, tmp_path):
+    run = of(run_folder, tmp_path)
     integers, floats = (
         np.concatenate(list(draws.chunks(draws.ensure(run, 9, 0, form), 0, 9))) for form in ("integer", "float")
     )
@@ -185,8 +191,8 @@ def test_floats_are_the_integers_unrounded(folder, tmp_path):
     assert floats.min() >= 0 and floats.max() <= 16 and (floats != integers).any()
 
 
-def test_the_reference_is_seen_once_and_again_when_it_changes(folder, tmp_path):
-    run, seen = of(folder, tmp_path), []
+def test_the_reference_is_seen_once_and_again_when_it_changes(run_folder, tmp_path):
+    run, seen = of(run_folder, tmp_path), []
 
     def judge(images):
         seen.append(len(images))
@@ -202,13 +208,13 @@ def test_the_reference_is_seen_once_and_again_when_it_changes(folder, tmp_path):
     whole = np.cov(DIGITS.train.reshape(1500, -1)[:, :3].astype(float), rowvar=False)
     np.testing.assert_allclose(first.moments().covariance, whole, rtol=1e-9, atol=1e-12)
     changed = DIGITS.train.copy()
-    changed[0, 0, 0] ^= 1
+    changed[1400, 0, 0] ^= 1  # a thousand are hashed at a time
     samples.remembered(run, split(DIGITS._replace(train=changed), "train"), eye)
     samples.remembered(run, train, eye._replace(name="eye 2"))
     assert sum(seen) == 4500
 
 
-def test_changing_any_field_changes_the_line(folder, drawn, tmp_path):
+def test_changing_any_field_changes_the_line(run_folder, drawn, tmp_path):
     def line(run, **options):
         options = dataclasses.asdict(Samples()) | {"num": 80} | options
         facts = draws.fields(run, options["seed"], options["format"])
@@ -220,13 +226,13 @@ def test_changing_any_field_changes_the_line(folder, drawn, tmp_path):
         line(drawn, sets=2),
         line(drawn, seed=1),
         line(drawn, format="float"),
-        line(of(folder, tmp_path, steps=5)),
-        line(of(folder, tmp_path, eta=0.5)),
-        line(of(folder, tmp_path, spacing="trailing")),
-        line(of(folder, tmp_path, sampler="ancestral")),
-        line(of(folder, tmp_path, sampler="ancestral", mix=0.0)),
-        line(of(folder, tmp_path, clip=False)),
-        line(subject(str(folder), dataclasses.replace(drawn.which, model=flags.Weights(weights="raw")))),
+        line(of(run_folder, tmp_path, steps=5)),
+        line(of(run_folder, tmp_path, eta=0.5)),
+        line(of(run_folder, tmp_path, spacing="trailing")),
+        line(of(run_folder, tmp_path, sampler="ancestral")),
+        line(of(run_folder, tmp_path, sampler="ancestral", mix=0.0)),
+        line(of(run_folder, tmp_path, clip=False)),
+        line(of(run_folder, tmp_path, weights="raw")),
     ]
     assert len(set(lines)) == len(lines)
 
@@ -248,61 +254,96 @@ def test_fifty_thousand_images_are_seen_in_less_than_a_gigabyte():
 # --- the table
 
 
-def test_the_table_has_a_row_for_each_sampler_and_the_floor(folder, tmp_path, capsys):
-    arguments = [folder, "table", "--num", "70", "--sets", "2", "--ddim", "2", "--out", tmp_path]
+def test_the_table_has_a_row_for_each_sampler_and_the_floor(small):
+    folder, out = small
+    arguments = [folder, "table", "--num", "66", "--sets", "2", "--ddim", "4", "--out", out]
     assert main([*map(str, arguments)]) == 0
-    rows = [line.split("|")[1:-1] for line in (tmp_path / "table.md").read_text().splitlines()]
+    rows = [line.split("|")[1:-1] for line in (out / "table.md").read_text().splitlines()]
     assert [row[0].strip() for row in rows[2:]] == [
-        "held-out images", "training images, left out", "ancestral, mix 0", "ancestral, mix 1", "DDIM, 2 steps",
+        "held-out images", "training images, left out", "ancestral, mix 0", "ancestral, mix 1", "DDIM, 4 steps",
     ]  # fmt: skip
     cells = {row[0].strip(): dict(zip(map(str.strip, rows[0]), map(str.strip, row), strict=True)) for row in rows[2:]}
-    assert cells["DDIM, 2 steps"]["bits/dim"] == "-"
-    model = of(folder, tmp_path, sampler="ancestral", steps=20, mix=0.0)
-    chosen = split(DIGITS, "test")
-    again = bounds.bound(model, chosen, bounds.Likelihood())
+    assert cells["DDIM, 4 steps"]["bits/dim"] == "-"
+    model = of(folder, out, sampler="ancestral", steps=20, mix=0.0)
+    again = bounds.bound(model, split(images(model), "test"), bounds.Likelihood())
     assert float(cells["ancestral, mix 0"]["bits/dim"].split()[0]) == pytest.approx(again.total.mean(), abs=1e-2)
     assert " ± " in cells["ancestral, mix 1"]["Fréchet distance"]
     floor, noise = (
-        float(cells[row]["Fréchet distance"].split()[0]) for row in ("training images, left out", "DDIM, 2 steps")
+        float(cells[row]["Fréchet distance"].split()[0]) for row in ("training images, left out", "DDIM, 4 steps")
     )
     assert 0 < floor < 0.5 * noise
 
 
-def test_the_table_of_a_learned_variance_has_one_chain(tmp_path, capsys):
-    config = dataclasses.replace(tiny_run.CONFIG, loss=configs.Loss("hybrid"))
-    folder = tiny_run.make(tmp_path / "run", config)
-    arguments = [folder, "table", "--num", "70", "--sets", "1", "--ddim", "2", "--out", tmp_path]
-    assert main([*map(str, arguments)]) == 0
+def test_the_table_of_a_learned_variance_has_one_chain(drawn, tmp_path, monkeypatch):
+    """What is measured, and not the measurement: another network would have to be compiled for it."""
+    asked = {}
+
+    def row(run, options, _):
+        of_all = {"n": options.num, **draws.fields(run, 0, "integer")}
+        if run.model.config.sampling.sampler == "ancestral":
+            of_all |= bounds.fields(run, split(DIGITS, "test"), bounds.Likelihood())
+        asked[run.model.config.sampling.sampler] = protocol.line(protocol.Number("x", 1.0, 0.1, of_all))
+        return [protocol.Number("x", 1.0, 0.1, of_all)]
+
+    run = evaluation.changed(drawn, loss=configs.Loss("hybrid"))
+    monkeypatch.setattr(table, "replaced", lambda old, sampling: old._replace(
+        model=run.model.asking(run.model.asked, **sampling)))  # fmt: skip
+    monkeypatch.setattr(table, "row", row)
+    assert table.run(run._replace(out=tmp_path), table.Table(num=70, sets=1, ddim=(2,))) == 0
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert list(rows) == [
         "held-out images", "training images, left out", "ancestral, learned variance", "DDIM, 2 steps",
     ]  # fmt: skip
+    assert "learned" in asked["ancestral"] and "mix" not in asked["ancestral"] and list(asked) == ["ancestral", "ddim"]
+
+
+@pytest.mark.slow
+def test_the_whole_table_of_a_learned_variance(tmp_path):
+    folder = tiny_run.make(tmp_path / "run", dataclasses.replace(tiny_run.CONFIG, loss=configs.Loss("hybrid")))
+    arguments = [folder, "table", "--num", "70", "--sets", "1", "--ddim", "2", "--out", tmp_path]
+    assert main([*map(str, arguments)]) == 0
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert all("learned" in line and "mix" not in line for line in rows["ancestral, learned variance"])
 
 
 # --- quality against calls
 
 
-def test_calls_measures_each_sampler_at_each_number_of_steps(folder, tmp_path, capsys):
-    arguments = [folder, "calls", "--num", "70", "--sets", "2", "--ancestral", "20", "--ddim", "4", "2", "--unipc"]
-    arguments += ["--dpm-solver-pp", "2", "--out", tmp_path]
+def test_calls_measures_each_sampler_at_each_number_of_steps(small, capsys):
+    folder, out = small
+    arguments = [folder, "calls", "--num", "66", "--sets", "2", "--ancestral", "20", "--ddim", "4", "--unipc"]
+    arguments += ["--dpm-solver-pp", "4", "--out", out]
     assert main([*map(str, arguments)]) == 0
-    lines = (tmp_path / "calls.md").read_text().splitlines()
+    lines = (out / "calls.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert rows[0][:3] == ["", "calls", "Fréchet distance"]
     assert [row[:2] for row in rows[2:]] == [
-        ["ancestral", "20"], ["DDIM, uniform", "2"], ["DDIM, uniform", "4"], ["DDIM, quadratic", "2"],
-        ["DDIM, quadratic", "4"], ["DPM-Solver++, uniform", "2"], ["DPM-Solver++, quadratic", "2"],
-        ["held-out images, 297", "-"],
+        ["ancestral", "20"], ["DDIM, uniform", "4"], ["DDIM, quadratic", "4"],
+        ["DPM-Solver++, uniform", "4"], ["DPM-Solver++, quadratic", "4"], ["held-out images, 70", "-"],
     ]  # fmt: skip
-    found = json.loads((tmp_path / "calls.json").read_text())["rows"]
+    found = json.loads((out / "calls.json").read_text())["rows"]
     assert [*found] == [*(f"{label}, {n} calls" for label, n, *_ in rows[2:-1]), "held-out images"]
-    assert "| dpm_solver_pp 2 of 20 steps quadratic order=2" in found["DPM-Solver++, quadratic, 2 calls"][0]
-    alone = of(folder, tmp_path, sampler="ddim", steps=4, spacing="quadratic")
-    again = samples.measured(alone, Samples(which=alone.which, num=70, sets=2))
+    assert "| dpm_solver_pp 4 of 20 steps quadratic order=2" in found["DPM-Solver++, quadratic, 4 calls"][0]
+    alone = of(folder, out, sampler="ddim", steps=4, spacing="quadratic")
+    again = samples.measured(alone, Samples(which=alone.which, num=66, sets=2))
     assert protocol.line(again[0]) == found["DDIM, quadratic, 4 calls"][0]
-    assert data.read_png(tmp_path / "calls.png").text["legend"] == calls.LEGEND
+    assert data.read_png(out / "calls.png").text["legend"] == calls.LEGEND
     assert "the figure in calls.png" in capsys.readouterr().out
+
+
+def test_calls_goes_from_few_steps_to_many_and_once_through_the_complete_chain():
+    options = calls.Calls(ancestral=(20,), ddim=(20, 4, 2, 4), dpm_solver_pp=(), unipc=(2,))
+    found = [(label, *chosen.values()) for label, chosen in calls.ways(options, 20)]
+    assert found == [
+        ("ancestral", "ancestral", 20, "uniform"),
+        ("DDIM, uniform", "ddim", 2, "uniform"),
+        ("DDIM, uniform", "ddim", 4, "uniform"),
+        ("DDIM", "ddim", 20, "uniform"),
+        ("DDIM, quadratic", "ddim", 2, "quadratic"),
+        ("DDIM, quadratic", "ddim", 4, "quadratic"),
+        ("UniPC, uniform", "unipc", 2, "uniform"),
+        ("UniPC, quadratic", "unipc", 2, "quadratic"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -313,8 +354,8 @@ def test_calls_measures_each_sampler_at_each_number_of_steps(folder, tmp_path, c
         (["--ancestral", "--ddim", "--dpm-solver-pp", "--unipc"], "nothing to measure: --ancestral, --ddim, --dpm"),
     ],
 )
-def test_calls_refuses_before_anything_is_drawn(folder, tmp_path, capsys, flags, text):
-    assert main([str(folder), "calls", *flags, "--out", str(tmp_path)]) == 2
+def test_calls_refuses_before_anything_is_drawn(run_folder, tmp_path, capsys, flags, text):
+    assert main([str(run_folder), "calls", *flags, "--out", str(tmp_path)]) == 2
     assert text in capsys.readouterr().err
 
 
@@ -378,28 +419,24 @@ def test_features_that_are_not_finite_are_refused():
         samples.look([np.zeros((9, 1, 1, 1), np.uint8)], eye, 9)
 
 
-def test_images_without_a_classifier_are_told_what_there_is(tmp_path):
-    config = dataclasses.replace(tiny_run.CONFIG, data=dataclasses.replace(tiny_run.CONFIG.data, source="npz:x.npz"))
-    run = of(tiny_run.make(tmp_path / "rgb", config, shape=(8, 8, 3), levels=256), tmp_path)
+def test_images_without_a_classifier_are_told_what_there_is(drawn):
+    run = evaluation.changed(drawn, shape=(8, 8, 3), levels=256)
     with pytest.raises(ValueError, match="no classifier for images 8x8x3 of 256 levels; there are digits"):
         samples.measure(run, Samples(num=80))
 
 
-def test_a_missing_extra_is_named(folder, tmp_path, monkeypatch, capsys):
+def test_a_missing_extra_is_named(run_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    assert main([str(folder), "samples", "--features", "inception", "--out", str(tmp_path)]) == 2
+    assert main([str(run_folder), "samples", "--features", "inception", "--out", str(tmp_path)]) == 2
     assert "pip install 'ddpm-jax[eval]'" in capsys.readouterr().err
 
 
-def test_the_reference_warns_where_the_classifier_knows_nothing(folder, tmp_path, capsys):
+def test_the_reference_warns_where_the_classifier_knows_nothing(drawn, tmp_path, capsys):
     """Noise in the shape of digits is not digits."""
     noise = np.random.default_rng(0).integers(0, 17, (200, 8, 8, 1)).astype(np.uint8)
     np.savez(tmp_path / "noise.npz", train=noise, test=noise[:90])
-    config = dataclasses.replace(
-        tiny_run.CONFIG,
-        data=dataclasses.replace(tiny_run.CONFIG.data, source=f"npz:{tmp_path / 'noise.npz'}", levels=17),
-    )
-    samples.floor(of(tiny_run.make(tmp_path / "run", config), tmp_path), Samples(num=80))
+    run = evaluation.changed(drawn, data=configs.Data(f"npz:{tmp_path / 'noise.npz'}", levels=17))
+    samples.floor(run._replace(out=tmp_path), Samples(num=80))
     assert "of the reference images: are they of what it knows?" in capsys.readouterr().err
 
 
@@ -424,7 +461,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert "holds no checkpoints: it is not the folder of a run" in capsys.readouterr().err
 
 
-def test_the_table_asks_for_the_settings_of_each_row(folder, tmp_path):
-    other = table.replaced(of(folder, tmp_path), {"sampler": "ddim", "steps": 3, "eta": 0.0})
+def test_the_table_asks_for_the_settings_of_each_row(run_folder, tmp_path):
+    other = table.replaced(of(run_folder, tmp_path), {"sampler": "ddim", "steps": 3, "eta": 0.0})
     assert other.model.config.sampling.steps == 3 and other.model.step == 3
     assert draws.fields(other, 0, "integer")["samples"] == "ddim 3 of 20 steps uniform eta=0"

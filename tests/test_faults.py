@@ -6,10 +6,19 @@ import subprocess
 
 import numpy as np
 import pytest
-from test_hosts import TINY
-from test_programs import ROOT, command, environment, run, saved_steps, start, state_of, wait_for
-
-pytestmark = pytest.mark.slow
+from programs import (
+    ROOT,
+    STEPS_ALONE,
+    TINY,
+    command,
+    environment,
+    run,
+    run_process,
+    saved_steps,
+    start,
+    state_of,
+    wait_for,
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,18 +30,17 @@ def home(tmp_path_factory):
 
 def test_a_second_trainer_is_refused_until_the_first_is_gone(home):
     workdir = home / "two"
-    args = ("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps")
-    first = start(*args, 100_000)
+    args = (home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps")
+    first = start(*STEPS_ALONE, *args, 100_000)
     try:
         wait_for(lambda: (workdir / "checkpoints" / "10").is_dir(), first)
-        refused = run(*args, 100_000, status=2)
+        refused = run("train.py", *args, 100_000, status=2)
         assert f"{workdir} is in use by process {first.pid} on " in refused.stderr
-        run("sample.py", workdir, "--num", 1, "--devices", 1, "--out", home / "meanwhile")
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
     steps = saved_steps(workdir)[-1]
-    assert f"continued from step {steps}" in run(*args, steps + 1).stdout
+    assert f"continued from step {steps}" in run("train.py", *args, steps + 1, preview=False).stdout
 
 
 @pytest.fixture
@@ -49,8 +57,9 @@ def disk(tmp_path):
 
 def test_a_full_or_read_only_disk_ends_the_run_and_spares_what_was_saved(home, disk):
     workdir = disk / "run"
-    args = ("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--save-every", 1, "--keep", 1000)
-    shown = run(*args, "--steps", 1000, status=6)
+    args = (home / "tiny.py", "--workdir", workdir, "--devices", 1, "--save-every", 1, "--keep", 1000)
+    # in a process of its own: what orbax was doing when the disk was full goes with it
+    shown = run_process(*STEPS_ALONE, *args, "--steps", 1000, status=6)
     said = re.search(r"No space left on device\. Step (\d+) was saved last; the same command continues", shown.stderr)
     assert said and f"train.py: {workdir} cannot be written" in shown.stderr
     steps = saved_steps(workdir)
@@ -58,16 +67,17 @@ def test_a_full_or_read_only_disk_ends_the_run_and_spares_what_was_saved(home, d
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == sorted(map(str, steps))  # no half ones
 
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    assert "Read-only file system" in run(*args, "--steps", 1000, status=6).stderr
+    assert "Read-only file system" in run("train.py", *args, "--steps", 1000, status=6).stderr
     subprocess.run(["mount", "-o", "remount,rw,size=9m", str(disk)], check=True)
-    more = run(*args, "--steps", steps[-1] + 2)
+    more = run("train.py", *args, "--steps", steps[-1] + 2, preview=False)
     assert f"continued from step {steps[-1]}" in more.stdout
 
 
+@pytest.mark.slow
 def test_files_of_limited_size_end_the_run_too(home, tmp_path):
     """As a quota does, and without the rights to mount anything."""
     workdir = tmp_path / "run"
-    run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps", 2, "--save-every", 1)
+    run("train.py", home / "tiny.py", "--workdir", workdir, "--steps", 2, "--save-every", 1, preview=False)
     limited = "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.argv[:] = sys.argv[1:]; " \
         "runpy.run_path('train.py', run_name='__main__')"  # fmt: skip
@@ -89,7 +99,12 @@ def test_a_step_that_does_not_fit_says_what_to_try(home, tmp_path):
     assert "--optim.accumulate 2: the same step, 2048 images at a time" in shown
     assert "--net.remat: the same step" in shown and "--batch 2048: 2048 on each device" in shown
     assert "Traceback" not in shown
-    lighter = ("--optim.accumulate", 2, "--net.remat")
-    again = run("train.py", home / "tiny.py", "--workdir", tmp_path / "run", *flags, *lighter, status=7)
+
+
+@pytest.mark.slow
+def test_what_was_tried_already_is_not_said_again(home, tmp_path):
+    np.savez(tmp_path / "large.npz", np.zeros((9, 96, 96, 1), np.uint8))
+    flags = ("--data.source", f"npz:{tmp_path}/large.npz", "--batch", 4096, "--optim.accumulate", 2, "--net.remat")
+    again = run("train.py", home / "tiny.py", "--workdir", tmp_path / "run", *flags, status=7)
     assert "--optim.accumulate 4: the same step, 1024 images at a time" in again.stderr
     assert "--net.remat" not in again.stderr

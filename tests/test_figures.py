@@ -7,50 +7,31 @@ signal_1^2 - signal_t^2.
 
 import json
 
+import evaluation
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_run
 
-import sample
-from ddpm_jax import data, gaussian, runs, samplers, schedules
-from ddpm_jax.config import flags
+from ddpm_jax import data, samplers
 from ddpm_jax.evaluate import figures, interpolation, predictions, progressive, protocol, samples, stochastic
 from ddpm_jax.evaluate.interpolation import Interpolation
 from ddpm_jax.evaluate.predictions import Predictions
 from ddpm_jax.evaluate.progressive import Progressive
 from ddpm_jax.evaluate.stochastic import Stochastic
-from ddpm_jax.evaluate.subject import Subject, Which, subject
+from ddpm_jax.evaluate.subject import Subject, Which
 
 TEST = data.load("digits").test
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_run.make(tmp_path_factory.mktemp("run"))
-
-
-class Exact(runs.Model):
-    """A run whose network has learned data N(0, I) to perfection."""
-
-    def denoiser(self, params):
-        def denoise(x_t, t):
-            signal, noise = (schedules.at(column, t, x_t) for column in (self.schedule.signal, self.schedule.noise))
-            return gaussian.Estimate(signal * x_t, noise * x_t)
-
-        return denoise
-
-    def sampler_told(self, inputs, rows, conditioned=None):
-        return self.sampler(inputs.params)
+@pytest.fixture(scope="module", autouse=True)
+def shared():
+    with evaluation.shared():
+        yield
 
 
 def exact(folder, **sampling):
-    return Exact(folder, step=None, weights="ema", sampling=sampling)
-
-
-def trained(folder, out, **sampling) -> Subject:
-    return subject(str(folder), Which(sampling=flags.Sampling(**sampling), out=str(out)))
+    """Of data N(0, I)."""
+    return evaluation.ideal(folder, **sampling)
 
 
 def columns(path, which):
@@ -62,20 +43,31 @@ def columns(path, which):
 # --- progressive
 
 
-def test_the_last_column_is_the_image_that_sample_py_draws(folder, tmp_path, capsys):
-    assert progressive.run(trained(folder, tmp_path), Progressive(num=5, start=2, seed=1, frames=4)) == 0
-    assert "images 2..6 of seed 1; columns: x_t at t = 20, 13, 7, 0" in capsys.readouterr().out
-    sample.draw(sample.Arguments(str(folder), num=5, start=2, seed=1, out=str(tmp_path / "drawn")))
+def test_the_last_column_is_the_image_that_sample_py_draws(run_folder, tmp_path, capsys):
+    run = evaluation.subject(run_folder, tmp_path, sampler="ddim", steps=4)
+    assert progressive.run(run, Progressive(num=5, start=2, seed=3, frames=3)) == 0
+    assert "images 2..6 of seed 3; columns: x_t at t = 20, 7, 0" in capsys.readouterr().out
+    drawn = evaluation.by_sample_py(run_folder)
     (name,) = tmp_path.glob("progressive-*.json")
-    ours, theirs = (json.loads(path.read_text()) for path in (name, tmp_path / "drawn" / "manifest.json"))
-    assert ours["sha256"] == theirs["sha256"] and len(set(ours["sha256"])) == 5
-    assert ours["kept"] == [20, 13, 7, 0] and ours["fingerprint"] == theirs["fingerprint"]
-    images = np.load(tmp_path / "drawn" / "samples.npz")["arr_0"]
-    shown = columns(name.with_suffix(".png"), 3)
+    ours, theirs = (json.loads(path.read_text()) for path in (name, drawn / "manifest.json"))
+    assert ours["sha256"] == theirs["sha256"][2:7] and len(set(ours["sha256"])) == 5
+    assert ours["kept"] == [20, 7, 0] and ours["fingerprint"] == theirs["fingerprint"]
+    images = np.load(drawn / "samples.npz")["arr_0"][2:7]
+    shown = columns(name.with_suffix(".png"), 2)
     np.testing.assert_allclose(shown, images[..., 0] * (255 / 16), atol=8.5)  # half a level of 17
     text = data.read_png(name.with_suffix(".png")).text
-    assert "t = 20, 13, 7, 0" in text["legend"] and json.loads(text["sampling"]) == theirs["sampling"]
+    assert "t = 20, 7, 0" in text["legend"] and json.loads(text["sampling"]) == theirs["sampling"]
     assert name.with_suffix(".gif").stat().st_size > 0
+
+
+def test_a_chain_continued_from_its_beginning_is_the_image_that_sample_py_draws(run_folder):
+    model = evaluation.subject(run_folder, sampler="ddim", steps=4).model
+    i = np.array([3, 0, 11], np.uint32)
+    x_T = np.asarray(samplers.initial_noise(samplers.image_keys(3, i), model.shape))
+    found = figures.continued(model, 3, i[:, None], x_T, np.full(3, 20))
+    images = np.load(evaluation.by_sample_py(run_folder) / "samples.npz")["arr_0"]
+    off = data.to_integer(found, 17).astype(int) - images[i]
+    assert abs(off).max() <= 1 and (off != 0).mean() < 0.01  # in tiles of another size
 
 
 def test_times_are_spread_over_the_chain_with_both_ends():
@@ -89,9 +81,9 @@ def test_times_are_spread_over_the_chain_with_both_ends():
 # --- predictions
 
 
-def test_predictions_are_labelled_with_the_time_they_are_made_from(folder, tmp_path):
+def test_predictions_are_labelled_with_the_time_they_are_made_from(run_folder, tmp_path):
     """At every time of the chain x_0 is signal_t x_t, and its error has the variance of x_0 given x_t."""
-    model = exact(folder)
+    model = exact(run_folder)
     chain = progressive.chains(model, Progressive(num=40, frames=21))
     found = predictions.measure(Subject(model, Which(), tmp_path), Predictions(num=40, frames=20))
     np.testing.assert_array_equal(found.times, np.arange(20, 0, -1))
@@ -103,8 +95,8 @@ def test_predictions_are_labelled_with_the_time_they_are_made_from(folder, tmp_p
         assert abs(value - 127.5 * np.sqrt(signal[1] ** 2 - signal[t] ** 2)) <= 4 * (0 if t == 1 else error)
 
 
-def test_the_last_prediction_is_the_image(folder, tmp_path, capsys):
-    run = trained(folder, tmp_path)
+def test_the_last_prediction_is_the_image(run_folder, tmp_path, capsys):
+    run = Subject(exact(run_folder), Which(), tmp_path)
     assert predictions.run(run, Predictions(num=3, frames=5)) == 0
     out = capsys.readouterr().out
     assert "x_0 predicted from x_t at t = 20, 15, 10, 6, 1" in out
@@ -119,13 +111,13 @@ def test_the_last_prediction_is_the_image(folder, tmp_path, capsys):
     assert ("curve in " in out) == path.with_name(f"{path.stem}-curve.png").exists()
 
 
-def test_the_last_distance_is_that_of_the_samples(folder, tmp_path):
+def test_the_last_distance_is_that_of_the_samples(run_folder, tmp_path):
     """The images that the last predictions are have the Fréchet distance that the samples of that seed have."""
-    run = Subject(exact(folder), Which(), tmp_path)
+    run = Subject(exact(run_folder), Which(), tmp_path)
     asked = samples.Samples(num=160)
     expected = {number.name: number.value for number in samples.measure(run, asked)}
-    found = predictions.measure(run, Predictions(num=2, frames=3, quality=160))
-    assert len(found.shown) == 2 and found.squared.shape == (160, 3)
+    found = predictions.measure(run, Predictions(num=2, frames=5, quality=160))
+    assert len(found.shown) == 2 and found.squared.shape == (160, 5)
     distance, bias = found.quality[-1]
     assert distance.value == pytest.approx(expected["Fréchet distance"], rel=1e-5)
     assert distance.protocol["features"] == samples.extractor(run.model, asked).name
@@ -136,8 +128,8 @@ def test_the_last_distance_is_that_of_the_samples(folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def continued(folder):
-    model, options = exact(folder), Stochastic(num=64, continuations=4)
+def continued(run_folder):
+    model, options = exact(run_folder), Stochastic(num=64, continuations=4)
     return model, options, stochastic.continuations(model, options)
 
 
@@ -182,8 +174,8 @@ def test_continuations_share_the_mean_and_no_noise(continued):
     assert abs(means).max() < 4
 
 
-def test_continuations_are_shown_and_written_down(folder, tmp_path, capsys):
-    run, options = Subject(exact(folder, steps=5), Which(), tmp_path), Stochastic(num=2, times=(1, 20))
+def test_continuations_are_shown_and_written_down(run_folder, tmp_path, capsys):
+    run, options = Subject(exact(run_folder, steps=5), Which(), tmp_path), Stochastic(num=2, times=(1, 20))
     assert stochastic.run(run, options) == 0
     assert "t = 20, 1; in a block: x_t, the chain's own x_0, then 2 others" in capsys.readouterr().out
     (path,) = tmp_path.glob("stochastic-*.json")
@@ -195,33 +187,36 @@ def test_continuations_are_shown_and_written_down(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("sampling", [{"mix": 0.5}, {"sampler": "ddim", "eta": 0.3}])
-def test_an_image_that_waits_goes_the_way_of_one_that_begins_there(folder, sampling):
+def test_an_image_that_waits_goes_the_way_of_one_that_begins_there(run_folder, sampling):
     """Whatever their times, images in one program end where a chain from each one's time ends."""
-    model = exact(folder, steps=6, **sampling)
+    model = exact(run_folder, steps=6, **sampling)
     rng, start = np.random.default_rng(0), np.array([20, 12, 0, 5, 12, 1, 20])
     x = rng.normal(size=(7, 8, 8, 1)).astype(np.float32)
     paths = rng.integers(0, 99, (7, 2))
     found = figures.continued(model, 3, paths, x, start)
-    keys = jax.vmap(lambda p: jax.random.fold_in(jax.random.fold_in(jax.random.key(3), p[0]), p[1]))(jnp.asarray(paths))
     sampler = model.sampler(model.params)
+
+    @jax.jit
+    def plain(paths, x, chain):
+        keys = jax.vmap(lambda p: jax.random.fold_in(jax.random.fold_in(jax.random.key(3), p[0]), p[1]))(paths)
+        return samplers.sample(keys, sampler, x, chain)
+
     for t in (12, 1):
-        plain = jax.jit(lambda keys, x, chain: samplers.sample(keys, sampler, x, chain))(
-            keys, x, jnp.asarray(model.times[model.times <= t])
-        )
-        np.testing.assert_allclose(found[start == t], plain[start == t], atol=1e-5)
+        begun = plain(paths, x, model.times[model.times <= t])
+        np.testing.assert_allclose(found[start == t], np.asarray(begun)[start == t], atol=1e-5)
     np.testing.assert_array_equal(found[2], x[2])
 
 
 # --- interpolation
 
 
-def test_noise_and_steps_are_those_of_t_with_none_missing(folder):
+def test_noise_and_steps_are_those_of_t_with_none_missing(run_folder):
     """Deterministic steps multiply by signal_s signal_t + noise_s noise_t: divided out, unit noise is left at every t.
 
     It is the same at every t.  With noise of t - 1 its variance would be off by a twentieth at t = 12, four standard
     errors; without the first of the steps it would be off by 3e-3 itself, and by another factor at t = 20.
     """
-    model = exact(folder, sampler="ddim", eta=0.0)
+    model = exact(run_folder, sampler="ddim", eta=0.0)
     signal, noise = np.asarray(model.schedule.signal, np.float64), np.asarray(model.schedule.noise, np.float64)
     drawn = []
     for t in (12, 20):
@@ -237,9 +232,9 @@ def test_noise_and_steps_are_those_of_t_with_none_missing(folder):
     np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-3)  # an image has the same noise at every t
 
 
-def test_reconstructions_are_off_by_what_the_chain_forgets_and_adds(folder, tmp_path):
+def test_reconstructions_are_off_by_what_the_chain_forgets_and_adds(run_folder, tmp_path):
     """x_0 is left with weight alpha-bar_t; the noise of x_t and of the reverse process comes on top."""
-    model = exact(folder)
+    model = exact(run_folder)
     options = Interpolation(t=5, pairs=120, columns=2, seed=1)
     found = interpolation.interpolated(model, TEST, options)
     alpha_bar = np.asarray(model.schedule.signal, np.float64) ** 2
@@ -252,9 +247,9 @@ def test_reconstructions_are_off_by_what_the_chain_forgets_and_adds(folder, tmp_
     assert [number.value for number in numbers] == pytest.approx(127.5 * np.sqrt(squared.mean(0)))
 
 
-def test_all_lambda_have_the_same_noise(folder):
+def test_all_lambda_have_the_same_noise(run_folder):
     """An exact chain is linear in x_t: with the same noise everything in between is a mixture of the ends."""
-    found = interpolation.interpolated(exact(folder), TEST, Interpolation(t=12, pairs=3, columns=5))
+    found = interpolation.interpolated(exact(run_folder), TEST, Interpolation(t=12, pairs=3, columns=5))
     to_b = np.linspace(0, 1, 5).reshape(1, -1, 1, 1, 1)
     straight = (1 - to_b) * found.between[:, :1] + to_b * found.between[:, -1:]
     np.testing.assert_allclose(found.between, straight, atol=1e-5)
@@ -262,17 +257,17 @@ def test_all_lambda_have_the_same_noise(folder):
     np.testing.assert_array_equal(data.to_integer(found.sources, 17).reshape(TEST[:6].shape), TEST[:6])
 
 
-def test_a_pair_the_other_way_round_is_mirrored(folder):
+def test_a_pair_the_other_way_round_is_mirrored(run_folder):
     there, back = (
-        interpolation.interpolated(exact(folder), TEST, Interpolation(first=a, second=b, t=9))
+        interpolation.interpolated(exact(run_folder), TEST, Interpolation(first=a, second=b, t=9))
         for a, b in ((3, 7), (7, 3))
     )
     np.testing.assert_array_equal(there.between, back.between[:, ::-1])
     np.testing.assert_array_equal(there.sources, back.sources[:, ::-1])
 
 
-def test_lambda_0_is_the_reconstruction_of_a_whatever_b_is(folder, tmp_path, capsys):
-    run = trained(folder, tmp_path, steps=6)
+def test_lambda_0_is_the_reconstruction_of_a_whatever_b_is(run_folder, tmp_path, capsys):
+    run = Subject(exact(run_folder, steps=6), Which(), tmp_path)
     one, other = (interpolation.interpolated(run.model, TEST, Interpolation(second=b, columns=4)) for b in (1, 9))
     np.testing.assert_array_equal(one.between[:, 0], other.between[:, 0])
     assert abs(one.between[:, -1] - other.between[:, -1]).max() > 0.1
@@ -285,8 +280,8 @@ def test_lambda_0_is_the_reconstruction_of_a_whatever_b_is(folder, tmp_path, cap
     np.testing.assert_array_equal(columns(path, 2), data.to_integer(other.between[:, 1], 256)[..., 0])
 
 
-def test_coarse_to_fine_ends_in_a_mixture_of_pixels(folder):
-    found = interpolation.interpolated(exact(folder), TEST, Interpolation(coarse_to_fine=True))
+def test_coarse_to_fine_ends_in_a_mixture_of_pixels(run_folder):
+    found = interpolation.interpolated(exact(run_folder), TEST, Interpolation(coarse_to_fine=True))
     np.testing.assert_array_equal(found.times, [20, 18, 15, 13, 10, 8, 5, 3, 0])
     a, b = np.asarray(data.to_unit(TEST[:2], 17))
     for weight, between in zip(np.linspace(0, 1, 11), found.between[-1], strict=True):
@@ -315,9 +310,9 @@ def test_coarse_to_fine_ends_in_a_mixture_of_pixels(folder):
         ),
     ],
 )
-def test_wrong_continuations_are_refused(folder, options, sampling, text):
+def test_wrong_continuations_are_refused(run_folder, options, sampling, text):
     with pytest.raises(ValueError, match=text):
-        stochastic.continuations(exact(folder, **sampling), options)
+        stochastic.continuations(exact(run_folder, **sampling), options)
 
 
 @pytest.mark.parametrize(
@@ -335,13 +330,13 @@ def test_wrong_continuations_are_refused(folder, options, sampling, text):
         (Interpolation(first=-1), "must stay within images 0 to 296 of the test split, got -1, 1 and 1"),
     ],
 )
-def test_wrong_interpolations_are_refused(folder, options, text):
+def test_wrong_interpolations_are_refused(run_folder, options, text):
     with pytest.raises(ValueError, match=text):
-        interpolation.interpolated(exact(folder, steps=4), TEST, options)
+        interpolation.interpolated(exact(run_folder, steps=4), TEST, options)
 
 
-def test_wrong_pictures_are_refused(folder, tmp_path):
-    model = exact(folder)
+def test_wrong_pictures_are_refused(run_folder, tmp_path):
+    model = exact(run_folder)
     with pytest.raises(ValueError, match="--frames must be at least 2, the ends of the chain, got 1"):
         progressive.chains(model, Progressive(frames=1))
     with pytest.raises(ValueError, match="--quality must be 0 or at least --num, 8, got 3"):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
+from image_files import animation, converted, cut_off, encoded, noise
 from PIL import Image
 
 from ddpm_jax import config as configs
@@ -22,21 +23,11 @@ from ddpm_jax.data.files import decoded, fitted
 from ddpm_jax.data.survey import survey
 
 
-def noise(*shape, dtype: type = np.uint8, seed=0) -> np.ndarray:
-    return np.random.RandomState(seed).randint(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
-
-
 def put(path: Path, pixels: np.ndarray, **options) -> Path:
     """A picture of these pixels; the extension says in which format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path, **options)
     return path
-
-
-def encoded(pixels, form, **options) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format=form, **options)
-    return file.getvalue()
 
 
 def reported(folder, **options):
@@ -195,11 +186,6 @@ def test_splits_that_are_not_clear_are_refused(tmp_path):
 # A dirty folder
 
 
-def cut_off(pixels, form):
-    whole = encoded(pixels, form)
-    return whole[: len(whole) * 2 // 3]
-
-
 def sixteen_bit_colour_png(pixels):
     """Of uint16 [H, W, 3], which Pillow does not write."""
     height, width, _ = pixels.shape
@@ -210,19 +196,6 @@ def sixteen_bit_colour_png(pixels):
 
 def chunk(kind, content):
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def animation(form, mode="RGB"):
-    frames = [Image.fromarray(noise(8, 8, 3, seed=i)).convert(mode) for i in range(3)]
-    file = io.BytesIO()
-    frames[0].save(file, format=form, save_all=True, append_images=frames[1:], duration=100)
-    return file.getvalue()
-
-
-def converted(mode, form, **options):
-    file = io.BytesIO()
-    Image.fromarray(noise(8, 8, 3)).convert(mode).save(file, format=form, **options)
-    return file.getvalue()
 
 
 def array(pixels):

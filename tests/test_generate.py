@@ -2,6 +2,7 @@
 
 import functools
 
+import evaluation
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from ddpm_jax.unet import UNet
 
 SCHEDULE = schedules.linear(20, 0.005, 0.5)
 TIMES = samplers.times(20, 4)
-NET = UNet(channels=8, multipliers=(1, 2), blocks=1, attention_at=(4,), out_channels=1)
+NET = UNet(channels=8, multipliers=(1,), blocks=1, attention_at=(), out_channels=1)
 
 
 @functools.cache
@@ -45,9 +46,10 @@ def test_every_image_alone_is_the_image_of_the_whole():
         assert draw(i, 1)[0].tobytes() == whole[i].tobytes()
 
 
-@pytest.mark.parametrize("batch", [1, 4, 16, 100])
-def test_how_many_are_in_flight_changes_nothing(batch):
-    np.testing.assert_array_equal(draw(5, 37, batch), draw(0, 42)[5:])
+def test_how_many_are_in_flight_changes_nothing():
+    usual = draw(0, 42)[5:]
+    for batch in (1, 16, 100):  # a round over the devices, and six of them, for the usual two
+        np.testing.assert_array_equal(draw(5, 37, batch), usual, err_msg=f"{batch}")
 
 
 def test_the_way_there_ends_in_the_image():
@@ -58,9 +60,36 @@ def test_the_way_there_ends_in_the_image():
     np.testing.assert_array_equal(kept[:, 0, 0], x_T)
 
 
+def test_what_is_said_of_an_image_comes_to_it_whatever_its_tile():
+    """The images are their indices and what is said of them; over eight devices, in two rounds and a part of one."""
+
+    def program(inputs, key, tile):
+        return jnp.stack([tile.indices, tile.said["twice"]], axis=1)
+
+    mapped = generate.over_devices(program)
+    said = lambda indices: {"twice": 2 * indices}  # noqa: E731
+    parts = list(generate.draw(mapped, np.zeros(1), seed=0, start=5, num=37, tile=2, said=said))
+    np.testing.assert_array_equal(np.concatenate([part.x for part in parts]), [[i, 2 * i] for i in range(5, 42)])
+
+
 @pytest.mark.parametrize("wrong", [{"start": -1}, {"num": 0}, {"tile": 0}, {"batch": 0}])
 def test_requests_for_nothing_are_refused(wrong):
     asked = {"seed": 0, "start": 0, "num": 1, "tile": 2, "batch": 1} | wrong
     (name, value), *_ = wrong.items()
     with pytest.raises(ValueError, match=rf"need start >= 0 and num, tile, batch >= 1, got .*{name}={value}"):
         next(generate.draw(tiles(), params(), **asked))
+
+
+# A run's model
+
+
+def test_what_was_compiled_serves_other_numbers_and_no_other_kind_of_sampling(run_folder):
+    def drawn(**sampling):
+        model = evaluation.ideal(run_folder, steps=4, **sampling)
+        images = np.concatenate([part.x for part in model.draw(seed=0, start=0, num=4)])
+        return images, len(model._programs)
+
+    (still, one), (noisy, same) = (drawn(sampler="ddim", eta=eta) for eta in (0.0, 0.5))
+    assert one == same and (still != noisy).any()
+    (first, two), (second, three) = (drawn(sampler="dpm_solver_pp", order=order) for order in (1, 2))
+    assert (two, three) == (one + 1, one + 2) and (first != second).any()

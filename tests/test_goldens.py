@@ -1,7 +1,8 @@
 """Schedules and single transitions against golden data; and that no golden case is passed over."""
 
+import ast
 import contextlib
-import importlib
+import functools
 import pathlib
 
 import goldens_loader
@@ -28,10 +29,20 @@ from ddpm_jax import gaussian, likelihood, losses, samplers, schedules
 
 
 def test_every_case_of_the_manifest_is_compared():
-    for path in pathlib.Path(__file__).parent.glob("test_goldens_*.py"):
-        importlib.import_module(path.stem)
-    importlib.import_module("test_unet")  # which reads the embeddings, the original's network and its layers
-    assert goldens_loader.CLAIMED == set(MANIFEST)
+    """By the patterns that the files of tests claim: `cases` itself refuses one that nothing matches, or two claims."""
+    claimed = []
+    for path in pathlib.Path(__file__).parent.glob("test_*.py"):
+        constants = {}
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                constants[ast.unparse(node.targets[0])] = node.value
+            if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "cases"):
+                continue
+            starred = [constants[ast.unparse(arg.value)] for arg in node.args if isinstance(arg, ast.Starred)]
+            patterns = [arg for call in (node, *starred) for arg in call.args if not isinstance(arg, ast.Starred)]
+            but = [ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg == "but"]
+            claimed += goldens_loader.ids(*map(ast.literal_eval, patterns), but=but[0] if but else None)
+    assert sorted(claimed) == sorted(MANIFEST)
 
 
 # --- a: schedules
@@ -84,8 +95,8 @@ def derived_arrays(sched: schedules.Schedule) -> dict[str, jax.Array]:
 
 @cases("f/rescale_zero_terminal_snr_T1000")
 def test_a_schedule_rescaled_to_no_signal_at_the_end(golden: Golden):
-    before = schedules.from_betas(goldens_loader.exact(golden.id, "betas_in")).signal[1:]
-    after = schedules.from_betas(goldens_loader.exact(golden.id, "betas"))
+    before = np.asarray(schedules.from_betas(goldens_loader.exact(golden.id, "betas_in")).signal)[1:]
+    after = schedules.Schedule(*map(np.asarray, schedules.from_betas(goldens_loader.exact(golden.id, "betas"))))
     assert after.signal[-1] == 0 and after.log_snr[-1] == -np.inf
     rescaled = (before - before[-1]) * before[0] / (before[0] - before[-1])
     np.testing.assert_allclose(after.signal[1:], rescaled, rtol=1e-10 if not golden.single else 2e-5, atol=1e-7)
@@ -99,21 +110,31 @@ def test_a_schedule_rescaled_to_no_signal_at_the_end(golden: Golden):
 @cases("b/*")
 def test_forward_laws_and_estimates(golden: Golden):
     sched, t = schedule(golden), golden["t"] + 1
-    x0, x_t, noise = golden["x_start"], golden["x_t"], golden["noise"]
-    q, post = gaussian.marginal(sched, x0, t), gaussian.posterior(sched, x0, x_t, t, t - 1)
-    golden.close("q_mean", q.mean)
-    golden.close("q_variance", q.var)
-    golden.close("q_log_variance", jnp.log(q.var))
-    golden.close("q_sample", gaussian.q_sample(sched, x0, t, noise))
-    golden.close("posterior_mean", post.mean)
-    golden.close("posterior_variance", post.var)
-    log_var = first_and_rest(jnp.log(likelihood.decoder_variance(sched)), jnp.log(post.var))
     assert t[0] == 1
-    golden.close("posterior_log_variance_clipped", log_var)
-    golden.close("pred_xstart_from_eps", gaussian.estimate(sched, "eps", noise, x_t, t).x0)
-    golden.close("pred_eps_from_xstart", gaussian.estimate(sched, "x0", x0, x_t, t).eps)
-    wide = X0_FROM_MEAN if golden.single else {}
-    golden.close("pred_xstart_from_xprev", gaussian.estimate(sched, "mean", noise, x_t, t).x0, **wide)
+    found = jax.tree.map(np.asarray, laws(sched, t, golden["x_start"], golden["x_t"], golden["noise"]))
+    for name, ours in found.items():
+        wide = X0_FROM_MEAN if golden.single and name == "pred_xstart_from_xprev" else {}
+        golden.close(name, ours, **wide)
+
+
+@jax.jit
+def laws(sched: schedules.Schedule, t, x0, x_t, noise) -> dict[str, jax.Array]:
+    """The peers' functions of q, by ours."""
+    q, post = gaussian.marginal(sched, x0, t), gaussian.posterior(sched, x0, x_t, t, t - 1)
+    return {
+        "q_mean": q.mean,
+        "q_variance": q.var,
+        "q_log_variance": jnp.log(q.var),
+        "q_sample": gaussian.q_sample(sched, x0, t, noise),
+        "posterior_mean": post.mean,
+        "posterior_variance": post.var,
+        "posterior_log_variance_clipped": first_and_rest(
+            jnp.log(likelihood.decoder_variance(sched)), jnp.log(post.var)
+        ),
+        "pred_xstart_from_eps": gaussian.estimate(sched, "eps", noise, x_t, t).x0,
+        "pred_eps_from_xstart": gaussian.estimate(sched, "x0", x0, x_t, t).eps,
+        "pred_xstart_from_xprev": gaussian.estimate(sched, "mean", noise, x_t, t).x0,
+    }
 
 
 @cases("f/v_prediction_T1000")
@@ -143,14 +164,14 @@ def test_the_first_version_of_the_original(golden: Golden):
     golden.args = {**golden.args, "model_mean_type": "eps", "model_var_type": "fixedsmall"}
     for suffix, clip in (("_clip", True), ("_noclip", False)):
         mean, var, _, x0_hat, sample = reverse_step(golden, sched, clip)
-        log_var = jnp.log(jnp.maximum(var, 1e-20))
+        log_var = np.log(np.maximum(var, np.asarray(1e-20, var.dtype)))
         close_step(golden, (mean, var, log_var, x0_hat, sample), clip, suffix)
     q = gaussian.marginal(sched, x0, t)
     golden.close("q_mean", q.mean)
     golden.close("q_variance", q.var)
-    golden.close("q_log_variance", jnp.log(q.var))
-    net = says(golden["model_output"])
-    golden.close("loss", losses.denoising_loss(sched, net, x0, t, golden["noise"]))
+    golden.close("q_log_variance", np.log(q.var))
+    loss = jax.jit(lambda out, noise: losses.denoising_loss(sched, says(out), x0, t, noise))
+    golden.close("loss", loss(golden["model_output"], golden["noise"]))
 
 
 # --- f: DDIM, one step, and respacing
@@ -159,26 +180,41 @@ def test_the_first_version_of_the_original(golden: Golden):
 @cases("f/ddim_step/*")
 def test_one_ddim_step(golden: Golden):
     sched, t, x_t, clip = schedule(golden), golden["t"] + 1, golden["x_t"], golden.args["clip_denoised"]
-    predicts = MEAN_TYPE[golden.args["model_mean_type"]]
-
-    def step(eta, forward=False):
-        def one(x_t, t, out, noise):
-            denoise = gaussian.denoiser(sched, says(out), predicts, clip=clip)
-            sampler = samplers.ddim(sched, denoise, eta=eta, noise=lambda keys, t, like: noise)
-            state = sampler.step(None, sampler.init(x_t, t[0]), t[0], t[0] + 1 if forward else t[0] - 1)
-            return state.x, state.x0
-
-        return each(one, x_t, t, golden["model_output"], golden["noise"])
-
-    for eta in (0.0, 0.5, 1.0):
-        sample, x0_hat = step(eta)
+    steps = ddim_steps(MEAN_TYPE[golden.args["model_mean_type"]], clip)
+    given = x_t, t, golden["model_output"], golden["noise"]
+    samples, x0_hat, back, eps = map(np.asarray, steps(sched, np.array([0, 0.5, 1], golden.dtype), *given))
+    for eta, sample in zip((0.0, 0.5, 1.0), samples, strict=True):
         golden.close(f"sample_eta{eta}", sample)
     golden.close("pred_xstart", x0_hat)
     # beyond t = T the peer puts pure noise, its predicted eps; we have no such row
     assert (t[:-1] < sched.T).all() and t[-1] == sched.T
-    golden.close("reverse_sample", step(0.0, forward=True)[0][:-1], at=slice(None, -1))
-    denoise = gaussian.denoiser(sched, says(golden["model_output"]), predicts, clip=clip)
-    golden.close("reverse_sample", denoise(x_t, t).eps[-1], at=-1)
+    golden.close("reverse_sample", back, at=slice(None, -1))
+    golden.close("reverse_sample", eps[-1], at=-1)
+
+
+@functools.cache
+def ddim_steps(predicts: str, clip: bool):
+    """(schedule, etas, x_t, t, out, noise) -> samples [etas, B], x_0 of the last, steps up but the last one's, eps."""
+
+    @jax.jit
+    def steps(sched, etas, x_t, t, out, noise):
+        def step(eta, forward, *given):
+            def one(x_t, t, out, noise):
+                denoise = gaussian.denoiser(sched, says(out), predicts, clip=clip)
+                sampler = samplers.ddim(sched, denoise, eta=eta, noise=lambda keys, t, like: noise)
+                s = t[0] + 1 if forward else t[0] - 1
+                state = sampler.step(None, sampler.init(x_t, t[0]), t[0], s)
+                return state.x, state.x0
+
+            return each(one, *given)
+
+        given = x_t, t, out, noise
+        down, x0_hat = jax.vmap(lambda eta: step(eta, False, *given))(etas)
+        up, _ = step(0.0, True, *(a[:-1] for a in given))
+        eps = gaussian.denoiser(sched, says(out), predicts, clip=clip)(x_t, t).eps
+        return down, x0_hat[-1], up, eps
+
+    return steps
 
 
 @cases("f/space_timesteps/*", but="*/errors")
@@ -204,13 +240,13 @@ def test_respaced_schedule_is_two_rows_of_the_full_one(golden: Golden):
     t, s = chain[:-1][::-1], chain[1:][::-1]
     np.testing.assert_array_equal(t - 1, golden["timestep_map"])
     golden.left_out("timestep_map")  # compared just now
-    like = jnp.ones(t.shape, golden.dtype)
-    var = gaussian.reverse_variance(sched, t, s, like, 0.0)
-    golden.close("betas", gaussian.reverse_variance(sched, t, s, like, 1.0))
-    golden.close("alphas_cumprod", sched.signal[t] ** 2)
-    golden.close("posterior_variance", var)
-    log_first = jnp.log(likelihood.decoder_variance(sched, chain))
-    golden.close("posterior_log_variance_clipped", first_and_rest(log_first, jnp.log(var)))
+    like, numbers = np.ones(t.shape, golden.dtype), (np.asarray(mix, golden.dtype) for mix in (0.0, 1.0))
+    small, large = (np.asarray(gaussian.reverse_variance(sched, t, s, like, mix)) for mix in numbers)
+    golden.close("betas", large)
+    golden.close("alphas_cumprod", np.asarray(sched.signal)[t] ** 2)
+    golden.close("posterior_variance", small)
+    first = np.asarray(likelihood.decoder_variance(sched, chain))
+    golden.close("posterior_log_variance_clipped", np.log(np.append(first, small[1:])))
 
 
 # --- lucidrains' extras
@@ -231,8 +267,13 @@ def test_sigmoid_schedule_and_min_snr_weights(golden: Golden):
     golden.close("sigmoid_betas", gaussian.reverse_variance(sched, t, t - 1, sched.signal[1:], 1.0))
 
     sched = schedules.linear(T)
-    x0, eps = jnp.ones((T, 1), golden.dtype), 2 * jnp.ones((T, 1), golden.dtype)
-    for name, predicts in (("noise", "eps"), ("x0", "x0"), ("v", "v")):
+
+    def weight(predicts, x0, eps):
         off_by_one = says(gaussian.target(sched, predicts, x0, eps, t) + 1)
-        loss = losses.denoising_loss(sched, off_by_one, x0, t, eps, predicts=predicts, weight=losses.min_snr(5.0))
-        golden.close(f"min_snr5_weight_pred_{name}", loss)
+        return losses.denoising_loss(sched, off_by_one, x0, t, eps, predicts=predicts, weight=losses.min_snr(5.0))
+
+    weights = jax.jit(lambda *given: [weight(predicts, *given) for predicts in ("eps", "x0", "v")])
+
+    one = np.ones((T, 1), golden.dtype)
+    for name, weight in zip(("noise", "x0", "v"), weights(one, 2 * one), strict=True):
+        golden.close(f"min_snr5_weight_pred_{name}", weight)

@@ -10,7 +10,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from goldens_loader import Golden, cases, exact, first_and_rest, schedule, synthetic_net, vary
+from goldens_loader import Golden, cases, exact, first_and_rest, net_of, schedule, vary
 
 from ddpm_jax import gaussian, likelihood, losses, samplers, schedules, training
 from ddpm_jax.gaussian import Gaussian
@@ -19,28 +19,41 @@ NODES = np.polynomial.hermite_e.hermegauss(2)[0]
 """-1 and 1: the mean over them is that over a standard normal, for polynomials up to the third degree."""
 
 
-def expectation(f, m: float, s: float, T: int, dtype) -> jax.Array:
+def expectation(f, m, s, T: int, dtype) -> jax.Array:
     """E f(x_0, eps) over x_0 ~ N(m, s^2) and eps ~ N(0, 1), for f: [T, 1], [T, 1] -> [T] or [T, 1]; returns [T]."""
-    draws = itertools.product(m + s * NODES, NODES)
-    total = sum(f(*(jnp.full((T, 1), value, dtype) for value in pair)).reshape(T) for pair in draws)
-    return total / 4
+    a, b = np.array(list(itertools.product(NODES, NODES))).T
+    draws = m + s * jnp.asarray(a, dtype), jnp.asarray(b, dtype)
+    found = jax.vmap(lambda x0, eps: f(jnp.full((T, 1), x0, dtype), jnp.full((T, 1), eps, dtype)))(*draws)
+    return found.reshape(len(a), T).mean(0)
 
 
 @cases("j/gauss_*")
 def test_gaussian_data_in_closed_form(golden: Golden):
-    sched, m, s, dtype = schedule(golden), golden.args["m"], golden.args["s"], golden.dtype
-    golden.args = {**golden.args, "denoise_params": {"m": m, "s": s}}
-    T, t = sched.T, np.arange(1, sched.T + 1)
-    net = synthetic_net(golden, sched)
-    denoise = gaussian.denoiser(sched, net, clip=False)
     # The manifest asks for float64 alone.  In float32 x_0 from eps at T = 1000 is 157 times a rounded difference, good
     # to 1e-5, and its squared error to several times that; the gaps are differences of bounds, good to 1e-6 whatever
     # is left of them.
     rounding = {"rtol": 1e-5, "atol": 2e-6} if golden.single else {}
     amplified = {"rtol": 1e-4, "atol": 2e-6} if golden.single else {}
+    m, s = (np.asarray(golden.args[name], golden.dtype) for name in "ms")
+    log_var = np.log(np.asarray(exact(golden.id, "optimal/sigma2"), golden.dtype))[:, None]
+    assert golden.args["denoise_fn"] == "gauss"
+    for name, ours in pipeline(schedule(golden), m, s, log_var).items():
+        golden.close(name, ours, **(amplified if name in ("x0_mse", "v_mse") else rounding))
+
+
+@jax.jit
+def pipeline(sched, m, s, optimal_log_var) -> dict[str, jax.Array]:
+    """Every array of a case, each from our functions, in one program.
+
+    Args:
+        optimal_log_var: [T, 1] of the best reverse variance, as the golden data say.
+    """
+    T, t, dtype, found = sched.T, np.arange(1, sched.T + 1), sched.signal.dtype, {}
+    net = net_of("gauss", "", {"m": m, "s": s}, sched)
+    denoise = gaussian.denoiser(sched, net, clip=False)
 
     def mean(f):
-        return expectation(jax.jit(f), m, s, T, dtype)
+        return expectation(f, m, s, T, dtype)
 
     def over_data(f):
         return expectation(lambda x0, eps: f(x0), m, s, 1, dtype)[0]
@@ -53,38 +66,33 @@ def test_gaussian_data_in_closed_form(golden: Golden):
         return denoise(gaussian.q_sample(sched, x0, t, eps), t)
 
     # what a perfect network still gets wrong
-    x0_mse = mean(lambda x0, eps: (estimate(x0, eps).x0 - x0) ** 2)
-    golden.close("alphas_cumprod", sched.signal[1:] ** 2, **rounding)
-    golden.close("x0_mse", x0_mse, **amplified)
-    golden.close("eps_mse", mean(lambda x0, eps: losses.denoising_loss(sched, net, x0, t, eps)), **rounding)
-    v_mse = mean(lambda x0, eps: losses.denoising_loss(sched, v_net, x0, t, eps, predicts="v"))
-    golden.close("v_mse", v_mse, **amplified)
+    x0_mse = found["x0_mse"] = mean(lambda x0, eps: (estimate(x0, eps).x0 - x0) ** 2)
+    found["alphas_cumprod"] = sched.signal[1:] ** 2
+    found["eps_mse"] = mean(lambda x0, eps: losses.denoising_loss(sched, net, x0, t, eps))
+    found["v_mse"] = mean(lambda x0, eps: losses.denoising_loss(sched, v_net, x0, t, eps, predicts="v"))
 
     # the data, the marginals, the prior
     one, zero = jnp.ones(T, dtype), jnp.zeros(T, dtype)
     q = gaussian.marginal(sched, one, t)
     marginal = Gaussian(q.mean * m, (q.mean * s) ** 2 + q.var)
-    data = Gaussian(jnp.asarray(m, dtype), jnp.asarray(s**2, dtype))
-    standard = Gaussian(jnp.zeros((), dtype), jnp.ones((), dtype))
-    prior = over_data(lambda x0: likelihood.prior_kl(sched, x0, T))
-    entropy = over_data(lambda x0: -likelihood.density(x0, data))
-    golden.close("marginal_var", marginal.var, **rounding)
-    golden.close("prior_kl", prior, **rounding)
-    golden.close("data_entropy", entropy, **rounding)
-    golden.close("kl_qxT_to_prior", gaussian.kl(Gaussian(*(x[-1] for x in marginal)), standard), **rounding)
+    data, standard = Gaussian(m, s**2), Gaussian(jnp.zeros((), dtype), jnp.ones((), dtype))
+    prior = found["prior_kl"] = over_data(lambda x0: likelihood.prior_kl(sched, x0, T))
+    entropy = found["data_entropy"] = over_data(lambda x0: -likelihood.density(x0, data))
+    found["marginal_var"] = marginal.var
+    found["kl_qxT_to_prior"] = gaussian.kl(Gaussian(*(x[-1] for x in marginal)), standard)
 
     first = likelihood.decoder_variance(sched)
     post = gaussian.posterior(sched, one, zero, t, t - 1)
-    optimal = post.var + post.mean**2 * x0_mse
     for name, mix in (("fixedsmall", 0.0), ("fixedlarge", 1.0), ("optimal", None)):
         if mix is None:
-            sigma2 = optimal
-            log_var = jnp.log(jnp.asarray(exact(golden.id, "optimal/sigma2"), dtype))[:, None]
-            bound_mix, chain_mix = (vary(sched, jnp.asarray(t), log_var, first, bound=b) for b in (True, False))
+            sigma2 = post.var + post.mean**2 * x0_mse
+            bound_mix, chain_mix = (
+                vary(sched, jnp.asarray(t), optimal_log_var, first, bound=bound) for bound in (True, False)
+            )
         else:
             sigma2 = first_and_rest(first, gaussian.reverse_variance(sched, t, t - 1, one, mix))
             bound_mix = chain_mix = jnp.full((T, 1), mix, dtype)
-        golden.close(f"{name}/sigma2", sigma2, **rounding)
+        found[f"{name}/sigma2"] = sigma2
 
         def term(x0, eps, mix=mix, bound_mix=bound_mix):
             found = estimate(x0, eps)
@@ -94,29 +102,25 @@ def test_gaussian_data_in_closed_form(golden: Golden):
                 sched, found, x0, t, t - 1, mix=mix, decoder=likelihood.density, first_var=first
             )
 
-        terms = mean(term)
-        nelbo = terms.sum() + prior
-        golden.close(f"{name}/terms", terms, **rounding)
-        golden.close(f"{name}/nelbo", nelbo, **rounding)
-        golden.close(f"{name}/gap_to_entropy", nelbo - entropy, **rounding)
+        terms = found[f"{name}/terms"] = mean(term)
+        nelbo = found[f"{name}/nelbo"] = terms.sum() + prior
+        found[f"{name}/gap_to_entropy"] = nelbo - entropy
 
         means, variances = chain_law(sched, denoise, chain_mix)
-        golden.close(f"{name}/final_nonoise_var", variances[0], **rounding)
-        golden.close(f"{name}/model_mean_by_t", means, **rounding)
+        found[f"{name}/final_nonoise_var"] = variances[0]
+        found[f"{name}/model_mean_by_t"] = means
         variances = variances.at[0].add(sigma2[0])  # the closed form adds noise in the last step, as samplers do not
-        golden.close(f"{name}/model_var_by_t", variances, **rounding)
+        found[f"{name}/model_var_by_t"] = variances
         model = Gaussian(means[0], variances[0])
-        nll = over_data(lambda x0: -likelihood.density(x0, model))
-        golden.close(f"{name}/model_nll", nll, **rounding)
-        golden.close(f"{name}/bound_gap", nelbo - nll, **rounding)
-        golden.close(f"{name}/kl_data_to_model", gaussian.kl(data, model), **rounding)
+        nll = found[f"{name}/model_nll"] = over_data(lambda x0: -likelihood.density(x0, model))
+        found[f"{name}/bound_gap"] = nelbo - nll
+        found[f"{name}/kl_data_to_model"] = gaussian.kl(data, model)
 
     keys = samplers.image_keys(0, range(2))
-    ends = samplers.sample(
-        keys, samplers.ddim(sched, denoise), jnp.asarray([[0.0], [1.0]], dtype), np.arange(T, -1, -1)
-    )
-    golden.close("ddim_eta0_intercept", ends[0, 0], **rounding)
-    golden.close("ddim_eta0_slope", ends[1, 0] - ends[0, 0], **rounding)
+    x_T = jnp.asarray([[0.0], [1.0]], dtype)
+    ends = samplers.sample(keys, samplers.ddim(sched, denoise), x_T, np.arange(T, -1, -1))
+    found["ddim_eta0_intercept"], found["ddim_eta0_slope"] = ends[0, 0], ends[1, 0] - ends[0, 0]
+    return found
 
 
 def chain_law(sched, denoise, mix: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -127,9 +131,9 @@ def chain_law(sched, denoise, mix: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     dtype = mix.dtype
 
-    @jax.jit
     @jax.vmap
     def moves(t, mix):
+        @jax.vmap
         def at(x, noise):
             sampler = samplers.ancestral(
                 sched,
@@ -138,8 +142,8 @@ def chain_law(sched, denoise, mix: jax.Array) -> tuple[jax.Array, jax.Array]:
             )
             return sampler.step(None, sampler.init(jnp.full((1, 1), x, dtype), t), t, t - 1).x[0, 0]
 
-        origin = at(0.0, 0.0)
-        return origin, at(1.0, 0.0) - origin, at(0.0, 1.0) - origin
+        origin, ahead, noisy = at(jnp.asarray([0.0, 1.0, 0.0], dtype), jnp.asarray([0.0, 0.0, 1.0], dtype))
+        return origin, ahead - origin, noisy - origin
 
     def push(law, move):
         (mean, var), (offset, slope, std) = law, move
@@ -171,7 +175,7 @@ def test_variational_diffusion_models(golden: Golden):
 
     sched = schedules.from_log_snr(log_snr, T + 1)
     k = np.ceil(exact(golden.id, "u") * T)
-    golden.close("t_discrete", jnp.asarray(k / T, dtype), **rounding)
+    golden.close("t_discrete", np.asarray(k / T, dtype), **rounding)
     # continuous time: the noise error at the drawn times themselves, as rows of a schedule made of them
     order = np.argsort(exact(golden.id, "u"))
     drawn = schedules.from_log_snr(lambda u: log_snr(exact(golden.id, "u")[order]), len(order))
@@ -201,8 +205,11 @@ def test_variational_diffusion_models(golden: Golden):
     # its expectation, in the limit of many steps: the discrete one comes down to it
     fine = schedules.from_log_snr(log_snr, 4001)
     t = np.arange(2, fine.T + 1)
-    loss = jax.jit(lambda x0, eps: losses.weighted_loss(fine, net(fine), x0, t, eps, mix=0.0))
-    total = expectation(loss, args["m"], args["s"], len(t), dtype).sum()
+
+    def loss(x0, eps):
+        return losses.weighted_loss(fine, net(fine), x0, t, eps, mix=0.0)
+
+    total = jax.jit(lambda: expectation(loss, args["m"], args["s"], len(t), dtype).sum())()
     limit = exact(golden.id, "expected_continuous_per_dim")
     assert limit < total < 1.005 * limit
 
@@ -210,14 +217,18 @@ def test_variational_diffusion_models(golden: Golden):
 # --- i: the moving average and the optimizer
 
 
-def averages(start: jax.Array, params: jax.Array, decays) -> jax.Array:
-    """The moving average after each of params [n, ...]."""
-
+@jax.jit
+def _averages(start, params, decays) -> jax.Array:
     def step(ema, pair):
         ema = training.ema_update(ema, *pair)
         return ema, ema
 
-    return jax.lax.scan(step, start, (params, jnp.asarray(decays, params.dtype)))[1]
+    return jax.lax.scan(step, start, (params, decays))[1]
+
+
+def averages(start, params, decays) -> jax.Array:
+    """The moving average after each of params [n, ...]."""
+    return _averages(start, params, np.asarray(decays, params.dtype))
 
 
 @cases("i/ema_*")
@@ -247,7 +258,7 @@ def test_clipped_adam_with_warm_up(golden: Golden):
     settings = {"warmup": golden.args["warmup"], "clip": golden.args["grad_clip"]}
     grads = golden["grads"]
 
-    def run(start, grads, optimizer):
+    def trained(start, grads, optimizer):
         step = training.make_step(lambda params, keys, batch: (params * batch[0]).sum(), optimizer)
 
         def advance(state, grad):
@@ -256,11 +267,14 @@ def test_clipped_adam_with_warm_up(golden: Golden):
 
         return jax.lax.scan(advance, training.init(start, optimizer), grads)[1]
 
+    def run(start, grads, optimizer):
+        return map(np.asarray, jax.jit(lambda start, grads: trained(start, grads, optimizer))(start, grads))
+
     params, norms = run(golden["p0"], grads, training.optimizer(golden.args["lr"], **settings))
     golden.close("params", params)
     golden.close("grad_norm", norms)
     # without memory Adam moves by the learning rate alone
-    ones = jnp.ones((len(grads), 1), golden.dtype)
+    ones = np.ones((len(grads), 1), golden.dtype)
     sign_only = training.optimizer(golden.args["lr"], **{**settings, "clip": None}, b1=0.0, b2=0.0)
-    moved, _ = run(jnp.zeros(1, golden.dtype), ones, sign_only)
-    golden.close("lr", -jnp.diff(moved[:, 0], prepend=0.0), atol=1e-9)
+    moved, _ = run(np.zeros(1, golden.dtype), ones, sign_only)
+    golden.close("lr", -np.diff(moved[:, 0], prepend=moved.dtype.type(0)), atol=1e-9)

@@ -1,98 +1,159 @@
 """Whole reverse chains against golden data: ancestral, DDIM, respaced, with the golden noise in place of ours."""
 
+import functools
+import itertools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from goldens_loader import (
-    Golden,
-    cases,
-    exact,
-    ids,
-    network_denoiser,
-    schedule,
-    synthetic_net,
-    times_of,
-)
+from goldens_loader import Golden, Peer, cases, exact, ids, net_of, peer, schedule, synthetic_net, times_of
 
 from ddpm_jax import gaussian, samplers, schedules
 from ddpm_jax.gaussian import Estimate
 from ddpm_jax.schedules import at
 
 
-def table(golden: Golden, sched, times: np.ndarray, noise: jax.Array):
-    """A sampler's source of noise: noise[i] for the step that leaves times[i]."""
-    by_time = jnp.zeros((sched.T + 1, *noise.shape[1:]), golden.dtype).at[np.asarray(times)].set(noise)
-    return lambda keys, t, like: by_time[t]
+class Kind(NamedTuple):
+    """What of a chain is no array: cases of one kind share a compiled step.
+
+    Attributes:
+        sampler: "ancestral" or "ddim", whose option is mix or eta, or a key of `SOLVERS`.
+        function: the synthetic network, "tanh" or "gauss"; "v" is the latter, predicting v.
+        variance: "fixed", or what the network learns.
+        clip: whether x_0 is clipped; None leaves the network's own noise beside it.
+    """
+
+    sampler: str
+    function: str
+    clip: bool | None
+    variance: str = "fixed"
 
 
-def run(sampler: samplers.Sampler, x_T: jax.Array, times: np.ndarray, keep) -> samplers.State:
-    """The chain's states at the times in `keep`; no key is ever used."""
-    keys = samplers.image_keys(0, range(x_T.shape[0]))
-    return samplers.trajectory(keys, sampler, x_T, times, keep=[int(t) for t in keep])
+SOLVERS = {
+    "order 1": {"order": 1, "second": "midpoint"},
+    "order 2": {"order": 2, "second": "midpoint"},
+    "order 2, integral": {"order": 2, "second": "integral"},
+}
 
 
-def close_chain(golden: Golden, sampler, times, arrivals, *, x0: str) -> None:
+@functools.cache
+def compiled(kind: Kind):
+    """(init, step) of a sampler: init(x, t); step(schedule, numbers, option, state, t, s, noise)."""
+
+    def sampler(sched, p, option, noise):
+        if kind.function == "v":
+
+            def net(x, t):
+                signal, noise = at(sched.signal, t, x), at(sched.noise, t, x)
+                off = (x - signal * p["m"]) / (signal**2 * p["s"] ** 2 + noise**2)
+                return signal * noise * off - noise * (p["m"] + signal * p["s"] ** 2 * off)
+
+            denoise = gaussian.denoiser(sched, net, "v", clip=kind.clip)
+        else:
+            net = net_of(kind.function, kind.variance, p, sched)
+            denoise = Peer("eps", kind.variance, kind.clip is not False).denoiser(sched, net)
+        if kind.clip is None:
+            # it clips x_0 but keeps the network's own noise beside it, which then no longer adds up to x_t
+            clipped, unclipped = denoise, gaussian.denoiser(sched, net, clip=False)
+
+            def denoise(x, t):
+                return Estimate(clipped(x, t).x0, unclipped(x, t).eps)
+
+        given = lambda keys, t, like: noise  # noqa: E731
+        if kind.sampler == "ancestral":
+            return samplers.ancestral(sched, denoise, mix=option, noise=given)
+        if kind.sampler == "ddim":
+            return samplers.ddim(sched, denoise, eta=option, noise=given)
+        return samplers.dpm_solver_pp(sched, denoise, **SOLVERS[kind.sampler])
+
+    def step(sched, p, option, state, t, s, noise):
+        return sampler(sched, p, option, noise).step(None, state, t, s)
+
+    return sampler(None, None, None, None).init, jax.jit(step)
+
+
+def run(golden: Golden, kind: Kind, sched, option: float, x_T, pairs, noise=None) -> dict:
+    """The chain's x and x_0 on arrival after each of the steps (t, s), by s; noise[i] is that of the i-th."""
+    init, step = compiled(kind)
+    numbers = {name: np.asarray(value, golden.dtype) for name, value in golden.args["denoise_params"].items()}
+    noise = np.zeros((len(pairs), 1), golden.dtype) if noise is None else noise
+    state, states = init(jnp.asarray(x_T), jnp.asarray(pairs[0][0], jnp.int32)), {}
+    for (t, s), z in zip(pairs, noise, strict=True):
+        state = step(sched, numbers, np.asarray(option, golden.dtype), state, np.int32(t), np.int32(s), z)
+        states[int(s)] = state.x, state.x0
+    return states
+
+
+def close_chain(golden: Golden, kind: Kind, sched, option, times, arrivals, *, x0: str, noise=None) -> None:
     """Compares the states on arrival at the given times, the x_0 predicted on the way there, and the end."""
-    states = run(sampler, golden["x_T"], times, [*arrivals, 0])
-    golden.close("samples", states.x[:-1])
-    golden.close("final", states.x[-1])
+    states = run(golden, kind, sched, option, golden["x_T"], list(itertools.pairwise(times)), noise)
+    golden.close("samples", np.stack([states[int(s)][0] for s in arrivals]))
+    golden.close("final", states[int(times[-1])][0])
     if x0 in golden.names:
-        golden.close(x0, states.x0[:-1])
+        golden.close(x0, np.stack([states[int(s)][1] for s in arrivals]))
+
+
+def kind_of(golden: Golden, sampler: str) -> tuple[Kind, float]:
+    """Of a case of the peers with a variance; and its mix."""
+    kind, mix = peer(golden, golden.args["clip_denoised"])
+    return Kind(sampler, golden.args["denoise_fn"], kind.clip, kind.variance), float(mix)
 
 
 @cases("d/*")
 def test_ancestral_chain(golden: Golden):
-    sched = schedule(golden)
-    denoise, mix = network_denoiser(golden, sched, synthetic_net(golden, sched), golden.args["clip_denoised"])
-    noise = table(golden, sched, range(1, sched.T + 1), golden["noise"])
-    sampler = samplers.ancestral(sched, denoise, mix=mix, noise=noise)
-    # a step from their t is one from our t + 1, and arrives at our t
-    close_chain(golden, sampler, np.arange(sched.T, -1, -1), golden["record_t"], x0="pred_xstart")
+    sched, (kind, mix) = schedule(golden), kind_of(golden, "ancestral")
+    # a step from their t is one from our t + 1, and arrives at our t; their noise is by t
+    times = np.arange(sched.T, -1, -1)
+    close_chain(golden, kind, sched, mix, times, golden["record_t"], x0="pred_xstart", noise=golden["noise"][::-1])
 
 
 @cases("o/p_sample_loop/*")
 def test_the_originals_chain_and_its_predictions_on_the_way(golden: Golden):
-    sched = schedule(golden)
-    denoise, mix = network_denoiser(golden, sched, synthetic_net(golden, sched), golden.args["clip_denoised"])
-    noise = table(golden, sched, range(1, sched.T + 1), golden["noise"])
-    sampler = samplers.ancestral(sched, denoise, mix=mix, noise=noise)
+    """By `trajectory`, in one program."""
+    sched, (kind, mix) = schedule(golden), peer(golden, golden.args["clip_denoised"])
+    denoise = kind.denoiser(sched, synthetic_net(golden, sched))
     slots = 5 * np.arange(exact(golden.id, "xstartpreds").shape[1])  # slot n: the last x_0 seen with t // 5 = n
-    states = run(sampler, golden["x_T"], np.arange(sched.T, -1, -1), slots)
-    golden.close("final", states.x[0])
-    golden.close("xstartpreds", states.x0.swapaxes(0, 1))
+
+    @jax.jit
+    def states(x_T, noise):
+        keys = samplers.image_keys(0, range(x_T.shape[0]))  # none is ever used
+        by_time = jnp.concatenate([jnp.zeros_like(noise[:1]), noise])
+        sampler = samplers.ancestral(sched, denoise, mix=mix, noise=lambda keys, t, like: by_time[t])
+        times = np.arange(sched.T, -1, -1)
+        return samplers.trajectory(keys, sampler, x_T, times, keep=slots.tolist())
+
+    found = states(golden["x_T"], golden["noise"])
+    golden.close("final", found.x[0])
+    golden.close("xstartpreds", found.x0.swapaxes(0, 1))
 
 
 @cases("o/interpolate_*")
 def test_interpolation(golden: Golden):
     sched, t, weight = schedule(golden), golden.args["t"] + 1, golden.args["lam"]
-    denoise = gaussian.denoiser(sched, synthetic_net(golden, sched), clip=True)
-    noise = table(golden, sched, range(1, sched.T + 1), golden["noise"])
-    sampler = samplers.ancestral(sched, denoise, mix=0.0, noise=noise)
-    one, two = (gaussian.q_sample(sched, golden["x" + i], t, golden["noise" + i]) for i in "12")
-    states = run(sampler, (1 - weight) * one + weight * two, np.arange(t, -1, -1), [0])
-    golden.close("x_interp", states.x[0])
+    one, two = (np.asarray(gaussian.q_sample(sched, golden["x" + i], t, golden["noise" + i])) for i in "12")
+    x_t, pairs = (1 - weight) * one + weight * two, list(itertools.pairwise(range(t, -1, -1)))
+    kind = Kind("ancestral", golden.args["denoise_fn"], True)
+    states = run(golden, kind, sched, 0.0, x_t.astype(golden.dtype), pairs, golden["noise"][t - 1 :: -1])
+    golden.close("x_interp", states[0][0])
 
 
 @cases("f/ddim_chain/*")
 def test_ddim_chain_on_respaced_times(golden: Golden):
-    sched = schedule(golden)
-    denoise = gaussian.denoiser(sched, synthetic_net(golden, sched), clip=golden.args["clip_denoised"])
+    sched, kind = schedule(golden), Kind("ddim", golden.args["denoise_fn"], golden.args["clip_denoised"])
     times = times_of(sched.T, golden.args["timestep_respacing"])
     np.testing.assert_array_equal(times[:-1][::-1] - 1, golden["timestep_map"])
-    noise = table(golden, sched, times[:-1][::-1], golden["noise"])
-    sampler = samplers.ddim(sched, denoise, eta=golden.args["eta"], noise=noise)
-    close_chain(golden, sampler, times, times[::-1][golden["record_i"]], x0="pred_xstart")
+    arrivals, noise = times[::-1][golden["record_i"]], golden["noise"][::-1]
+    close_chain(golden, kind, sched, golden.args["eta"], times, arrivals, x0="pred_xstart", noise=noise)
 
 
 @cases("f/spaced_p_chain/*")
 def test_ancestral_chain_on_respaced_times(golden: Golden):
-    sched = schedule(golden)
     golden.args = {**golden.args, "model_mean_type": "eps"}
-    denoise, mix = network_denoiser(golden, sched, synthetic_net(golden, sched), golden.args["clip_denoised"])
+    sched, (kind, mix) = schedule(golden), kind_of(golden, "ancestral")
     times = times_of(sched.T, golden.args["timestep_respacing"])
-    noise = table(golden, sched, times[:-1][::-1], golden["noise"])
-    sampler = samplers.ancestral(sched, denoise, mix=mix, noise=noise)
-    close_chain(golden, sampler, times, times[::-1][golden["record_i"]], x0="pred_xstart")
+    arrivals, noise = times[::-1][golden["record_i"]], golden["noise"][::-1]
+    close_chain(golden, kind, sched, mix, times, arrivals, x0="pred_xstart", noise=noise)
     golden.left_out("record_i")  # which steps the peer kept
 
 
@@ -102,80 +163,62 @@ QUIRKS = ids("f/diffusers/DDIMScheduler_*timestep_spacing=linspace*")
 
 
 def diffusers_chain(golden: Golden):
-    """Schedule, denoiser and times of a scheduler's case; the times are ours, and must be the scheduler's."""
+    """Schedule, network and times of a scheduler's case; the times are ours, and must be the scheduler's."""
     config, steps = golden.args["config"], golden.args["num_inference_steps"]
     sched = schedules.linear(config["num_train_timesteps"], config["beta_start"], config["beta_end"])
     if config.get("rescale_betas_zero_snr"):
         sched = schedules.from_betas(exact("f/rescale_zero_terminal_snr_T1000", "betas"))
-    clip = config["clip_sample"]
-    if config.get("prediction_type") == "v_prediction":
-        m, s = (golden.args["denoise_params"][name] for name in "ms")
-
-        def net(x, t):
-            signal, noise = at(sched.signal, t, x), at(sched.noise, t, x)
-            off = (x - signal * m) / (signal**2 * s**2 + noise**2)
-            return signal * noise * off - noise * (m + signal * s**2 * off)
-
-        denoise = gaussian.denoiser(sched, net, "v", clip=clip)
-    else:
-        denoise = gaussian.denoiser(sched, synthetic_net(golden, sched), clip=clip)
+    function = "v" if config.get("prediction_type") == "v_prediction" else golden.args["denoise_fn"]
     times = samplers.times(sched.T, steps, spacing=config["timestep_spacing"])
     np.testing.assert_array_equal(times[:-1] - 1, golden["timesteps"])
     golden.left_out("timesteps", "record_i")  # compared just now; which steps were kept
-    return sched, denoise, times
+    return sched, function, times
 
 
 @cases("f/diffusers/DDPMScheduler_*")
 def test_diffusers_ancestral_chain(golden: Golden):
-    sched, denoise, times = diffusers_chain(golden)
-    mix = {"fixed_small": 0.0, "fixed_large": 1.0}[golden.args["config"]["variance_type"]]
-    noise = table(golden, sched, times[:-1], golden["noise"])
-    sampler = samplers.ancestral(sched, denoise, mix=mix, noise=noise)
-    close_chain(golden, sampler, times, times[1:][golden["record_i"]], x0="pred_original_sample")
+    sched, function, times = diffusers_chain(golden)
+    config, arrivals = golden.args["config"], times[1:][golden["record_i"]]
+    mix = {"fixed_small": 0.0, "fixed_large": 1.0}[config["variance_type"]]
+    kind = Kind("ancestral", function, config["clip_sample"])
+    close_chain(golden, kind, sched, mix, times, arrivals, x0="pred_original_sample", noise=golden["noise"])
 
 
 @cases("f/diffusers/DDIMScheduler_*", but="*timestep_spacing=linspace*")
 def test_diffusers_ddim_chain(golden: Golden):
-    sched, denoise, times = diffusers_chain(golden)
-    given, options = golden["noise"] if "noise" in golden.names else None, golden.args["step_kwargs"]
-    noise = samplers.step_noise if given is None else table(golden, sched, times[:-1], given)
-    if golden.args["config"]["clip_sample"] and not options.get("use_clipped_model_output"):
-        # it clips x_0 but keeps the network's own noise beside it, which then no longer adds up to x_t
-        clipped, unclipped = denoise, gaussian.denoiser(sched, synthetic_net(golden, sched), clip=False)
-
-        def denoise(x, t):
-            return Estimate(clipped(x, t).x0, unclipped(x, t).eps)
-
-    sampler = samplers.ddim(sched, denoise, eta=options.get("eta", 0.0), noise=noise)
-    close_chain(golden, sampler, times, times[1:][golden["record_i"]], x0="pred_original_sample")
+    sched, function, times = diffusers_chain(golden)
+    options, clip, arrivals = (
+        golden.args["step_kwargs"],
+        golden.args["config"]["clip_sample"],
+        times[1:][golden["record_i"]],
+    )
+    kind = Kind("ddim", function, None if clip and not options.get("use_clipped_model_output") else clip)
+    eta, noise = options.get("eta", 0.0), golden["noise"] if "noise" in golden.names else None
+    close_chain(golden, kind, sched, eta, times, arrivals, x0="pred_original_sample", noise=noise)
 
 
 @cases(*QUIRKS)
 def test_diffusers_ddim_misses_its_own_next_time(golden: Golden):
     """Its steps go to t - T // n, which for this spacing is not the next of its times: ours differ, for that reason."""
-    sched, denoise, times = diffusers_chain(golden)
+    sched, function, times = diffusers_chain(golden)
     assert golden.case["expect"] == "peer_quirk"
-    sampler = samplers.ddim(sched, denoise, noise=lambda keys, t, like: jnp.zeros_like(like))
-    stride = sched.T // golden.args["num_inference_steps"]
-    assert (np.maximum(times[:-1] - stride, 0) != times[1:]).any()
+    stride, kind = sched.T // golden.args["num_inference_steps"], Kind("ddim", function, False)
+    wrong = [(int(t), max(int(t) - stride, 0)) for t in times[:-1]]
+    assert [s for _, s in wrong] != times[1:].tolist()
+    # by arrival they would not be told apart from ours: one step after the other
+    x, arrived = golden["x_T"], []
+    for pair in wrong:
+        (state,) = run(golden, kind, sched, 0.0, x, [pair]).values()
+        arrived.append(state)
+        x = state[0]
+    golden.close("samples", np.stack([arrived[i][0] for i in golden["record_i"]]))
+    golden.close("pred_original_sample", np.stack([arrived[i][1] for i in golden["record_i"]]))
+    golden.close("final", x)
 
-    @jax.jit
-    def wrong(x):
-        def step(x, t):
-            state = sampler.step(None, sampler.init(x, t), t, jnp.maximum(t - stride, 0))
-            return state.x, (state.x, state.x0)
-
-        return jax.lax.scan(step, x, jnp.asarray(times[:-1]))[1]
-
-    xs, x0s = wrong(golden["x_T"])
-    golden.close("samples", xs[golden["record_i"]])
-    golden.close("pred_original_sample", x0s[golden["record_i"]])
-    golden.close("final", xs[-1])
-
-    ours = run(sampler, golden["x_T"], times, times[1:])
+    ours = run(golden, kind, sched, 0.0, golden["x_T"], list(itertools.pairwise(times)))
     # the first prediction rests on x_T alone
-    golden.close("pred_original_sample", ours.x0[0], at=0)
-    off = np.abs(ours.x[-1] - exact(golden.id, "final")).max()
+    golden.close("pred_original_sample", ours[int(times[1])][1], at=0)
+    off = np.abs(ours[0][0] - exact(golden.id, "final")).max()
     assert off > 0.02  # and the tolerance of the comparison above is 1e-6
 
 
@@ -186,12 +229,11 @@ def test_diffusers_dpm_solver_chain(golden: Golden):
     sched = schedules.linear(config["num_train_timesteps"], config["beta_start"], config["beta_end"])
     end = 0 if config["final_sigmas_type"] == "zero" else 1
     times = np.array([*(np.asarray(golden["timesteps"]) + 1), end], np.int32)
-    ratios = np.asarray(sched.noise / sched.signal, np.float64)[times]
+    ratios = np.asarray(sched.noise, np.float64)[times] / np.asarray(sched.signal, np.float64)[times]
     np.testing.assert_allclose(ratios, golden["sigmas"], rtol=1e-5)
-    second = {"midpoint": "midpoint", "heun": "integral"}[config.get("solver_type", "midpoint")]
-    denoise = gaussian.denoiser(sched, synthetic_net(golden, sched), clip=False)
-    sampler = samplers.dpm_solver_pp(sched, denoise, order=config["solver_order"], second=second)
-    states = run(sampler, golden["x_T"], times, [*times[1:][golden["record_i"]], end])
-    golden.close("samples", states.x[:-1])
-    golden.close("final", states.x[-1])
+    solver = f"order {config['solver_order']}" + (", integral" if config.get("solver_type") == "heun" else "")
+    kind, arrivals = Kind(solver, golden.args["denoise_fn"], False), times[1:][golden["record_i"]]
+    states = run(golden, kind, sched, 0.0, golden["x_T"], list(itertools.pairwise(times)))
+    golden.close("samples", np.stack([states[int(s)][0] for s in arrivals]))
+    golden.close("final", states[end][0])
     golden.left_out("timesteps", "sigmas", "record_i")  # used and compared just now; which steps the peer kept

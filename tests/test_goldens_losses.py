@@ -1,22 +1,22 @@
 """Likelihoods, bounds and training losses with their gradients against golden data."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from goldens_loader import (
-    FIXED_MIX,
-    MEAN_TYPE,
     Golden,
+    Peer,
     absolute_variance,
     cases,
     close_step,
     exact,
-    fixed_denoiser,
-    network_denoiser,
+    net_of,
+    peer,
     reverse_step,
     says,
     schedule,
-    synthetic_net,
 )
 
 from ddpm_jax import gaussian, likelihood, losses
@@ -33,16 +33,17 @@ def bits(nats: jax.Array, x0: jax.Array) -> jax.Array:
 
 @cases("e/normal_kl")
 def test_kl_of_two_normal_laws(golden: Golden):
-    p = Gaussian(golden["mean1"], jnp.exp(golden["logvar1"]))
-    golden.close("kl", gaussian.kl(p, Gaussian(golden["mean2"], jnp.exp(golden["logvar2"]))))
-    golden.close("kl_std", gaussian.kl(p, Gaussian(jnp.zeros((), golden.dtype), jnp.ones((), golden.dtype))))
+    p, q = (Gaussian(golden["mean" + i], np.exp(golden["logvar" + i])) for i in "12")
+    golden.close("kl", gaussian.kl(p, q))
+    golden.close("kl_std", gaussian.kl(p, Gaussian(np.zeros((), golden.dtype), np.ones((), golden.dtype))))
 
 
 @cases("e/discretized_gaussian_log_likelihood")
 def test_decoders(golden: Golden):
-    x, p = golden["x"], Gaussian(golden["means"], jnp.exp(2 * golden["log_scales"]))
+    x, p = golden["x"], Gaussian(golden["means"], np.exp(2 * golden["log_scales"]))
     wanted, scale = exact(golden.id, "log_prob"), np.exp(exact(golden.id, "log_scales"))
-    tanh, ours = (np.asarray(jax.jit(decoder)(x, p)) for decoder in (DECODER, likelihood.discretized(256)))
+    both = jax.jit(lambda x, p: [decoder(x, p) for decoder in (DECODER, likelihood.discretized(256))])
+    tanh, ours = map(np.asarray, both(x, p))
     wanted_exact = exact(golden.id, "log_prob_exact_cdf")
     likely, unfloored = wanted > (-8 if golden.single else -18), wanted_exact > -690
     if golden.single:
@@ -63,17 +64,28 @@ def test_decoders(golden: Golden):
 @cases("e/*/prior_bpd")
 def test_prior(golden: Golden):
     sched, x0 = schedule(golden), golden["x_start"]
-    golden.close("prior_bpd", likelihood.bits_per_dim(likelihood.prior_kl(sched, x0, sched.T), x0))
+    prior = jax.jit(lambda x0: likelihood.bits_per_dim(likelihood.prior_kl(sched, x0, sched.T), x0))
+    golden.close("prior_bpd", prior(x0))
 
 
-def vb(golden: Golden, out: jax.Array) -> jax.Array:
-    """The case's term of the bound in bits per component, [B]; the peers never clip a predicted mean."""
-    sched, x0, t = schedule(golden), golden["x_start"], golden["t"] + 1
+@functools.cache
+def bound_term(kind: Peer):
+    """(schedule, mix, x0, t, noise, out) -> the term of the bound in bits per component, [B]."""
+
+    @jax.jit
+    def term(sched, mix, x0, t, noise, out):
+        found = kind.denoiser(sched, says(out), bound=True)(gaussian.q_sample(sched, x0, t, noise), t)
+        first = likelihood.decoder_variance(sched)
+        return bits(likelihood.term_given(sched, found, x0, t, t - 1, mix=mix, decoder=DECODER, first_var=first), x0)
+
+    return term
+
+
+def vb(golden: Golden, out) -> jax.Array:
+    """The case's term of the bound; the peers never clip a predicted mean."""
     clip = golden.args["clip_denoised"] and golden.args["model_mean_type"] != "xprev"
-    denoise, mix = fixed_denoiser(golden, sched, out, clip, bound=True)
-    found = denoise(gaussian.q_sample(sched, x0, t, golden["noise"]), t)
-    first = likelihood.decoder_variance(sched)
-    return bits(likelihood.term_given(sched, found, x0, t, t - 1, mix=mix, decoder=DECODER, first_var=first), x0)
+    kind, mix = peer(golden, clip)
+    return bound_term(kind)(schedule(golden), mix, golden["x_start"], golden["t"] + 1, golden["noise"], out)
 
 
 @cases("e/*/vb_*")
@@ -81,63 +93,71 @@ def test_one_term_of_the_bound(golden: Golden):
     golden.close("vb", vb(golden, golden["model_output"]))
 
 
-def training_losses(golden: Golden, out: jax.Array, scaled_bound: str) -> dict[str, jax.Array]:
-    """The case's losses [B] by our own loss functions: "mse", "vb" (plain, in bits) and "hybrid".
+@functools.cache
+def training_loss(kind: Peer, trained: str):
+    """(schedule, mix, x0, t, eps, out, scale) -> gradient of the sum of "mse", "vb" or "hybrid", and all of them, [B].
+
+    "vb" is plain, in bits; scale is how much of the bound in nats "hybrid" adds to "mse".
+    """
+    learned = kind.variance != "fixed"
+
+    def losses_of(out, sched, mix, x0, t, eps, scale):
+        net, key, drawn = says(out), jax.random.key(0), {"t": t, "eps": eps}
+        if kind.variance == "learned":
+            net = absolute_variance(sched, net, likelihood.decoder_variance(sched), bound=True)
+        options = {"predicts": kind.predicts, "learned_variance": learned}
+        found = {"mse": losses.denoising_loss(sched, net, x0, t, eps, **options)}
+        if trained != "mse":
+            nats = losses.variational_loss(key, sched, net, x0, mix=mix, decoder=DECODER, **options, **drawn)
+            found["vb"] = nats / (sched.T * np.log(2))
+        if trained == "hybrid":
+            found["hybrid"] = losses.hybrid_loss(
+                key, sched, net, x0, predicts=kind.predicts, vlb_scale=scale, decoder=DECODER, **drawn
+            )
+        return found[trained].sum(), found
+
+    @jax.jit
+    def gradient(sched, mix, x0, t, eps, out, scale):
+        return jax.grad(losses_of, has_aux=True)(out, sched, mix, x0, t, eps, scale)
+
+    return gradient
+
+
+def train(golden: Golden, trained: str, out, scaled_bound: str = "MSE"):
+    """The case's gradient and losses.
 
     Args:
-        scaled_bound: "MSE" or "RESCALED_MSE", how much of the bound "hybrid" adds.
+        scaled_bound: "MSE" or "RESCALED_MSE", how much of the bound "hybrid" adds: in bits, as it is, or a part of T /
+            1000 of it.
     """
-    sched, x0, variance = schedule(golden), golden["x_start"], golden.args["model_var_type"]
-    learned = variance.startswith("learned")
-    net = says(out)
-    if variance == "learned":
-        net = absolute_variance(sched, net, likelihood.decoder_variance(sched), bound=True)
-    predicts = MEAN_TYPE[golden.args["model_mean_type"]]
-    drawn = {"t": golden["t"] + 1, "eps": golden["noise"]}
-    key = jax.random.key(0)
-    found = {"mse": losses.denoising_loss(sched, net, x0, *drawn.values(), predicts=predicts, learned_variance=learned)}
-    mix = FIXED_MIX.get(variance, 1.0)
-    nats = losses.variational_loss(
-        key, sched, net, x0, predicts=predicts, mix=mix, decoder=DECODER, learned_variance=learned, **drawn
-    )
-    found["vb"] = nats / (sched.T * np.log(2))
-    if learned:
-        # in bits, and as a part of T / 1000 or as it is
-        scale = 1e-3 / np.log(2) if scaled_bound == "RESCALED_MSE" else 1 / (sched.T * np.log(2))
-        found["hybrid"] = losses.hybrid_loss(
-            jax.random.key(0), sched, net, x0, predicts=predicts, vlb_scale=scale, decoder=DECODER, **drawn
-        )
-    return found
+    sched, (kind, mix) = schedule(golden), peer(golden, False)
+    scale = 1e-3 / np.log(2) if scaled_bound == "RESCALED_MSE" else 1 / (sched.T * np.log(2))
+    given = golden["x_start"], golden["t"] + 1, golden["noise"], out, np.asarray(scale, golden.dtype)
+    return jax.tree.map(np.asarray, training_loss(kind, trained)(sched, mix, *given))
 
 
 @cases("e/*/training_*")
 def test_training_loss_and_its_gradient(golden: Golden):
     kind, T = golden.args["loss_type"], schedule(golden).T
+    of_the_bound = kind in ("KL", "RESCALED_KL")
     learned = golden.args["model_var_type"].startswith("learned")
-
-    @jax.jit
-    def loss(out):
-        found = training_losses(golden, out, kind)
-        if kind in ("KL", "RESCALED_KL"):
-            total = found["vb"] * (T if kind == "RESCALED_KL" else 1)
-        else:
-            total = found["hybrid"] if learned else found["mse"]
-        return total.sum(), (total, found)
-
-    gradient, (total, found) = jax.grad(loss, has_aux=True)(golden["model_output"])
-    golden.close("loss", total)
-    golden.close("grad_model_output", gradient)
+    trained = "vb" if of_the_bound else "hybrid" if learned else "mse"
+    gradient, found = train(golden, trained, golden["model_output"], kind)
+    factor = np.asarray(T if kind == "RESCALED_KL" else 1, golden.dtype)
+    golden.close("loss", factor * found[trained])
+    golden.close("grad_model_output", factor * gradient)
     if "mse" in golden.names:
         golden.close("mse", found["mse"])
     if "vb" in golden.names:
-        golden.close("vb", found["vb"] * (T / 1000 if kind == "RESCALED_MSE" else 1))
+        golden.close("vb", found["vb"] * np.asarray(T / 1000 if kind == "RESCALED_MSE" else 1, golden.dtype))
 
 
 def test_simple_loss_is_the_denoising_loss_at_what_it_is_given():
     golden = Golden("e/improved_linear_T1000/training_mse_eps_fixedlarge", "float32")
     sched, x0, t, eps = schedule(golden), golden["x_start"], golden["t"] + 1, golden["noise"]
     net = says(golden["model_output"])
-    golden.close("loss", losses.simple_loss(jax.random.key(0), sched, net, x0, t=t, eps=eps))
+    loss = jax.jit(lambda key: losses.simple_loss(key, sched, net, x0, t=t, eps=eps))
+    golden.close("loss", loss(jax.random.key(0)))
 
 
 @cases("o/gd2/*")
@@ -147,35 +167,44 @@ def test_the_original(golden: Golden):
     mean, var, log_var, x0, sample = reverse_step(golden, sched, clip and not mean_given)
     if golden.args["model_var_type"] == "fixedlarge":
         # its variance at the first step is beta_1, its log variance that of the clipped posterior
-        var = var.at[0].set(sched.noise[1] ** 2)
+        var = np.concatenate([np.full_like(var[:1], sched.noise[1]) ** 2, var[1:]])
     close_step(golden, (mean, var, log_var, x0, sample), clip)
     golden.close("vb", vb(golden, golden["model_output_vb"]))
-    found = training_losses(golden, golden["model_output_vb"], "MSE")
     if "loss_kl" in golden.names:
-        golden.close("loss_kl", found["vb"])
+        golden.close("loss_kl", train(golden, "vb", golden["model_output_vb"])[1]["vb"])
     if "loss_mse" in golden.names:
-        golden.close("loss_mse", found["mse"])
+        golden.close("loss_mse", train(golden, "mse", golden["model_output_vb"])[1]["mse"])
+
+
+@functools.cache
+def bound_terms(kind: Peer, function: str):
+    """The terms of the bound in bits [B, T], the errors of x_0 and of eps there, and the prior [B]."""
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def found(sched, numbers, variance, mix, x0, noise):
+        denoise = kind.denoiser(sched, net_of(function, variance, numbers, sched), bound=True)
+        first = likelihood.decoder_variance(sched)
+
+        def term(t, eps):
+            found = denoise(gaussian.q_sample(sched, x0, t, eps), t)
+            nats = likelihood.term_given(sched, found, x0, t, t - 1, mix=mix, decoder=DECODER, first_var=first)
+            x0_mse, eps_mse = (((a - b) ** 2).mean((1, 2, 3)) for a, b in ((found.x0, x0), (found.eps, eps)))
+            return bits(nats, x0), x0_mse, eps_mse
+
+        prior = likelihood.bits_per_dim(likelihood.prior_kl(sched, x0, sched.T), x0)
+        return *(column.T for column in jax.vmap(term)(jnp.arange(1, sched.T + 1), noise)), prior
+
+    return found
 
 
 @cases("e/calc_bpd_loop/*", "o/calc_bpd_loop/*")
 def test_the_bound_term_by_term(golden: Golden):
-    sched, x0, noise = schedule(golden), golden["x_start"], golden["noise"]
-    denoise, mix = network_denoiser(
-        golden, sched, synthetic_net(golden, sched), golden.args["clip_denoised"], bound=True
-    )
-    first = likelihood.decoder_variance(sched)
-
-    @jax.jit
-    @jax.vmap
-    def terms(t, eps):
-        found = denoise(gaussian.q_sample(sched, x0, t, eps), t)
-        nats = likelihood.term_given(sched, found, x0, t, t - 1, mix=mix, decoder=DECODER, first_var=first)
-        x0_mse, eps_mse = (((a - b) ** 2).mean((1, 2, 3)) for a, b in ((found.x0, x0), (found.eps, eps)))
-        return bits(nats, x0), x0_mse, eps_mse
-
-    vb, x0_mse, eps_mse = (column.T for column in terms(jnp.arange(1, sched.T + 1), noise))
-    prior = likelihood.bits_per_dim(likelihood.prior_kl(sched, x0, sched.T), x0)
-    golden.close("total_bpd", vb.sum(1) + prior)
+    sched, x0, (kind, mix) = schedule(golden), golden["x_start"], peer(golden, golden.args["clip_denoised"])
+    found = bound_terms(kind, golden.args["denoise_fn"])
+    numbers = {name: np.asarray(value, golden.dtype) for name, value in golden.args["denoise_params"].items()}
+    found = map(np.asarray, found(sched, numbers, golden.args.get("model_var_type", ""), mix, x0, golden["noise"]))
+    vb, x0_mse, eps_mse, prior = found
+    golden.close("total_bpd", vb.sum(1, dtype=golden.dtype) + prior)
     golden.close("prior_bpd", prior)
     if "terms_bpd" in golden.names:
         golden.close("terms_bpd", vb)
@@ -195,11 +224,14 @@ def test_importance_sampling_of_times(golden: Golden):
         history = losses.record_losses(history, *(x[None] for x in pair))
         return history, losses.importance(history, uniform)
 
-    empty = losses.loss_history(T, length)
-    history, p = jax.lax.scan(enter, empty, (jnp.asarray(t), seen))
+    @jax.jit
+    def both(t, seen):
+        empty = losses.loss_history(T, length)
+        return jax.lax.scan(enter, empty, (t, seen)), losses.record_losses(empty, t, seen)
+
+    (history, p), once = jax.tree.map(np.asarray, both(t, seen))
     wanted = weights / weights.sum(1, keepdims=True)
     np.testing.assert_allclose(p[golden["after"]], wanted, **golden.tolerance())
     golden.left_out("weights", "after")  # compared just now, after normalising
     # a batch enters in order, so that all at once comes to the same
-    once = losses.record_losses(empty, jnp.asarray(t), seen)
     np.testing.assert_array_equal(once.losses, history.losses)

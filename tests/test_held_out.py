@@ -11,6 +11,7 @@ from ddpm_jax.metrics import held_out
 X0 = np.random.default_rng(0).normal(0, 0.5, (23, 4, 4, 1)).astype(np.float32)
 
 
+@jax.jit
 def examine(keys, x0):
     """A time and a loss that know the image, and a bits/dim that knows the key."""
     return jnp.round(100 * x0[:, 0, 0, 0]), x0.mean((1, 2, 3)), jax.vmap(jax.random.uniform)(keys)

@@ -7,22 +7,24 @@ import socket
 import subprocess
 import time
 
+import jax
 import numpy as np
 import pytest
-from test_programs import ROOT, STEPS_ALONE, command, environment, run, saved_steps, state_of, wait_for
-
-pytestmark = pytest.mark.slow
-
-TINY = """
-from ddpm_jax.config import Config, Data, Evaluation, Net, Optim, Sampling, Schedule
-
-config = Config(
-    steps=60, batch=16, log_every=1, sample_every=0, save_every=10, keep=10, data=Data("digits", flip=True),
-    schedule=Schedule(T=20, beta_1=0.005, beta_T=0.6), net=Net(8, (1,), 1, (), dropout=0.1),
-    optim=Optim(learning_rate=3e-3, warmup=10, ema_decay=0.9), sampling=Sampling(steps=20, tile=4, num=8),
-    evaluation=Evaluation(images=16, strata=2),
+from programs import (
+    ROOT,
+    STEPS_ALONE,
+    TINY,
+    command,
+    environment,
+    losses,
+    run,
+    run_process,
+    saved_steps,
+    state_of,
+    wait_for,
 )
-"""
+
+from ddpm_jax import runs
 
 
 class Together:
@@ -67,25 +69,19 @@ def home(tmp_path_factory):
     return folder
 
 
-def train(home, workdir, *, processes=1, devices=1, steps=3, looks=True, **flags):
-    """looks: whether it draws samples and evaluates at its end."""
-    args = [*(["train.py"] if looks else STEPS_ALONE), home / "tiny.py", "--workdir", workdir]
-    flags = {"steps": steps} | flags
+def train(home, workdir, *, processes=1, devices=1, steps=3, **flags):
+    """In this process, or in several; without previews."""
+    given = {"workdir": workdir, "steps": steps, **flags}
     if processes > 1:
-        return Together(*args, processes=processes, devices=devices, **flags)
-    told = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value)]
-    return run(*args, "--devices", devices, *told)
-
-
-def losses(workdir):
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
+        return Together(*STEPS_ALONE, home / "tiny.py", processes=processes, devices=devices, **given)
+    told = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return run("train.py", home / "tiny.py", "--devices", devices, *told, preview=False)
 
 
 @pytest.fixture(scope="module")
 def straight(home):
     """Nine steps in one process on one device."""
-    train(home, home / "straight", steps=9, looks=False)
+    train(home, home / "straight", steps=9)
     return home / "straight"
 
 
@@ -102,48 +98,73 @@ def test_two_processes_take_the_steps_of_one(pair, straight):
 
 def test_only_the_first_of_them_speaks(pair):
     (first, _), (second, silence) = pair[1]
-    assert "1 in each of 2 processes" in first and "held-out loss" in first
+    assert "1 in each of 2 processes" in first and "steps 1 to 3 took" in first
     assert "run " not in second and "steps" not in silence
 
 
+def test_a_word_of_one_device_is_heard_by_all():
+    def step(key, state, bad, pixels, places, rows):
+        return state + places.sum(), {"skipped": places[0]}
+
+    steps, places = runs.over_devices(step, None, jax.devices()[:2]), np.zeros((2, 1, 3), np.int32)
+    pixels, word = np.zeros(1), np.array([0, 1], np.float32)
+    told, silent = (
+        steps(jax.random.key(0), np.int32(0), np.int32(0), pixels, places, places, said)[2] for said in (word, None)
+    )
+    assert told["word"] == 1 and "word" not in silent
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices", "stream"), [(1, 8, False), (2, 2, True)])
 def test_how_many_there_are_changes_no_batch(home, straight, processes, devices, stream):
     workdir = home / f"{processes}x{devices}"
-    done = train(home, workdir, processes=processes, devices=devices, looks=False, **{"data.stream": stream})
+    done = train(home, workdir, processes=processes, devices=devices, **{"data.stream": stream})
     if isinstance(done, Together):
         done.ended(0, 0)
     np.testing.assert_allclose(losses(workdir), losses(straight)[:3], atol=1e-5)
 
 
+@pytest.mark.slow
+def test_two_draw_and_evaluate_previews_and_one_speaks(home):
+    workdir = home / "previews"
+    said = Together("train.py", home / "tiny.py", workdir=workdir).ended(0, 0)
+    assert "held-out loss" in said[0][0] and "held-out loss" not in said[1][0]
+    assert (workdir / "samples" / "3.png").exists()
+
+
+@pytest.mark.slow
 def test_two_draw_the_images_of_one_to_the_byte(home, pair):
     flags = ("--num", 13, "--start", 3)
     Together("sample.py", pair[0], *flags, out=home / "two").ended(0, 0)
-    run("sample.py", pair[0], *flags, "--out", home / "one", "--devices", 2)
+    run_process("sample.py", pair[0], *flags, "--out", home / "one", "--devices", 2)
     one, two = (np.load(home / name / "samples.npz")["arr_0"] for name in ("one", "two"))
     assert one.shape == (13, 8, 8, 1) and len({image.tobytes() for image in one}) == 13
     np.testing.assert_array_equal(two, one)
 
 
+@pytest.mark.slow
 def test_two_measure_the_bound_of_one(home, pair):
     command = ("-m", "ddpm_jax.evaluate", pair[0], "likelihood", "--num", 21)
     Together(*command, out=home / "bound2").ended(0, 0)
-    run(*command, "--out", home / "bound1", "--devices", 2)
+    run_process(*command, "--out", home / "bound1", "--devices", 2)
     one, two = (np.load(next((home / name).glob("likelihood-*.npz"))) for name in ("bound1", "bound2"))
     assert one["done"] == 21 and (one["total"] > 0).all()
     for name in one.files:
         np.testing.assert_array_equal(two[name], one[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_moves_from_two_to_one_and_back(home, pair, straight):
     """After the tests above, which read checkpoint 3 as the newest one."""
     workdir = pair[0]
-    assert "continued from step 3" in train(home, workdir, steps=6, looks=False).stdout
-    (out, _), _ = train(home, workdir, steps=9, processes=2, looks=False).ended(0, 0)
+    assert "continued from step 3" in train(home, workdir, steps=6).stdout
+    (out, _), _ = train(home, workdir, steps=9, processes=2).ended(0, 0)
     assert "continued from step 6" in out
     assert state_of(workdir).step == 9
     np.testing.assert_allclose(losses(workdir), losses(straight), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_stops_both_at_the_same_step_and_saves(home):
     workdir = home / "stopped"
     both = train(home, workdir, processes=2, steps=100_000, save_every=100_000)
@@ -155,6 +176,7 @@ def test_sigterm_to_one_stops_both_at_the_same_step_and_saves(home):
     assert json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"] == step
 
 
+@pytest.mark.slow
 def test_both_give_up_at_the_same_step_and_one_leaves_the_record(home):
     workdir = home / "burnt"
     flags = {"optim.learning_rate": 1e30, "optim.warmup": 1, "optim.max_skipped": 4}
@@ -165,10 +187,11 @@ def test_both_give_up_at_the_same_step_and_one_leaves_the_record(home):
     assert "not finite" not in silence
 
 
+@pytest.mark.slow
 def test_when_one_is_killed_the_other_says_so_and_ends(home):
     workdir = home / "killed"
     both = train(home, workdir, processes=2, steps=100_000, heartbeat=10)
-    wait_for(lambda: saved_steps_or_none(workdir), both[0])
+    wait_for(lambda: saved_steps(workdir), both[0])
     both[1].kill()
     begun = time.monotonic()
     (_, err), _ = both.ended(5, -signal.SIGKILL)
@@ -176,9 +199,10 @@ def test_when_one_is_killed_the_other_says_so_and_ends(home):
     last = re.search(r"train.py, process 0 of 2: another process was lost .* Step (\d+) was saved last", err)
     assert last and int(last[1]) == saved_steps(workdir)[-1]
     steps = saved_steps(workdir)[-1]
-    assert f"continued from step {steps}" in train(home, workdir, steps=steps + 1, looks=False).stdout
+    assert f"continued from step {steps}" in train(home, workdir, steps=steps + 1).stdout
 
 
+@pytest.mark.slow
 def test_a_frozen_one_is_given_up_after_the_heartbeat(home):
     """Nothing breaks then, and JAX aborts the process that waits."""
     both = train(home, home / "frozen", processes=2, steps=100_000, heartbeat=10)
@@ -189,7 +213,3 @@ def test_a_frozen_one_is_given_up_after_the_heartbeat(home):
     assert time.monotonic() - begun < 40 and both[0].returncode in (5, -signal.SIGABRT), err
     both[1].kill()
     both[1].communicate()
-
-
-def saved_steps_or_none(workdir):
-    return (workdir / "checkpoints").is_dir() and saved_steps(workdir)

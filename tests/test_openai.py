@@ -1,5 +1,7 @@
 """Checkpoints of improved- and guided-diffusion: what their flags mean, their sizes, their tensors."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from ddpm_jax.convert import openai, rules
 from ddpm_jax.unet import OPENAI
 
 
+@functools.cache
 def shapes(config: Config):
     """The tree of parameters, of a network for images of the least size that it takes."""
     net, side = objects.network(config, 3), 2 ** (len(config.net.multipliers) - 1)
@@ -26,8 +29,9 @@ def size(model: openai.Model) -> int:
     zeros = {
         path: np.broadcast_to(np.zeros((), np.float32), leaf.shape) for path, leaf in rules.flatten(target).items()
     }
-    given = (rule.give(*(zeros[path] for path in rule.paths)) for rule in model.rules(target))
-    assert {path for rule in model.rules(target) for path in rule.paths} == set(zeros)
+    found = model.rules(target)
+    given = (rule.give(*(zeros[path] for path in rule.paths)) for rule in found)
+    assert {path for rule in found for path in rule.paths} == set(zeros)
     return sum(tensor.size for tensors in given for tensor in tensors)
 
 
@@ -46,7 +50,13 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
+LONG = {"128x128_diffusion", "lsun_bedroom"}
+"""Those of whose flags others know what decides the size."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in SIZES]
+)
 def test_a_published_checkpoint_has_its_size(name):
     found, wanted = size(openai.published(name)), SIZES[name]
     assert (f"{found / 1e6:.1f}M" if isinstance(wanted, str) else found) == wanted
@@ -65,6 +75,7 @@ def test_others_have_the_networks_of_these():
         assert configs.differences(Config(net=nets[0]), Config(net=nets[1])) in ([], ["net.dropout: 0.0 -> 0.1"])
 
 
+@pytest.mark.slow
 def test_the_network_that_others_took_for_cifar10_has_its_size():
     flags = "--image_size 32 --channel_mult 1,2,2,2 --num_channels 128 --num_res_blocks 3 --learn_sigma True"
     flags += " --attention_resolutions 16,8 --num_head_channels 64 --resblock_updown True"
@@ -111,10 +122,15 @@ def test_a_respaced_chain_with_learned_variance_by_its_flags_is_theirs(id, flags
         golden = Golden(id, "float64")
         schedule, times = objects.noise_schedule(config), objects.times(config)
         denoise = objects.denoiser(config, schedule, synthetic_net(golden, schedule))
-        by_time = jnp.zeros((schedule.T + 1, *golden["noise"].shape[1:])).at[times[:-1][::-1]].set(golden["noise"])
-        sampler = samplers.ancestral(schedule, denoise, mix=config.sampling.mix, noise=lambda k, t, like: by_time[t])
-        keys = samplers.image_keys(0, range(golden["x_T"].shape[0]))
-        golden.close("final", samplers.sample(keys, sampler, golden["x_T"], times))
+        by_time = np.zeros((schedule.T + 1, *golden["noise"].shape[1:]))
+        by_time[times[:-1][::-1]] = golden["noise"]
+
+        @jax.jit
+        def chain(x, by_time):
+            sampler = samplers.ancestral(schedule, denoise, mix=config.sampling.mix, noise=lambda k, t, _: by_time[t])
+            return samplers.sample(samplers.image_keys(0, range(len(x))), sampler, x, times)
+
+        golden.close("final", chain(golden["x_T"], by_time))
 
 
 @pytest.mark.parametrize(
@@ -129,12 +145,16 @@ def test_a_respaced_chain_with_learned_variance_by_its_flags_is_theirs(id, flags
 )
 def test_the_bound_has_the_share_in_the_hybrid_loss_that_flags_give_it(id, flags):
     golden, config = Golden(id, "float32"), openai.model("improved", f"--learn_sigma True {flags}").config
-    loss = losses.hybrid_loss(
-        jax.random.key(0), objects.noise_schedule(config), lambda x, t: golden["model_output"], golden["x_start"],
-        vlb_scale=config.loss.vlb_scale, decoder=likelihood.discretized_tanh(256), t=golden["t"] + 1,
-        eps=golden["noise"],
-    )  # fmt: skip
-    golden.close("loss", loss)
+    schedule, t = objects.noise_schedule(config), golden["t"] + 1
+
+    @jax.jit
+    def loss(x_start, output, noise):
+        return losses.hybrid_loss(
+            jax.random.key(0), schedule, lambda x, t: output, x_start,
+            vlb_scale=config.loss.vlb_scale, decoder=likelihood.discretized_tanh(256), t=t, eps=noise,
+        )  # fmt: skip
+
+    golden.close("loss", loss(golden["x_start"], golden["model_output"], golden["noise"]))
 
 
 def test_the_linear_schedule_ends_at_the_same_noise_whatever_T_is():

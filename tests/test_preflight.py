@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import run
 
 from ddpm_jax import checkpoint
 from ddpm_jax import config as configs
@@ -206,20 +207,22 @@ def programs_said(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def local(tiny, programs_said):
-    return preflight(tiny, "--devices", 2, "--batch", 8192, "--text", programs_said)
+    out = tiny.parent / "local.json"
+    flags = ("--devices", 2, "--batch", 64, "--text", programs_said, "--out", out)
+    shown = run("-m", "ddpm_jax.preflight", tiny, *flags).stdout
+    return json.loads(out.read_text()), shown
 
 
 @pytest.mark.slow
-def test_memory_by_analysis_is_what_the_process_takes(local):
+def test_memory_by_analysis_is_what_the_process_takes(tiny):
     """Resident memory grows by what the analysis says, within 10 %: images, state and temporaries of both devices."""
-    found = local[0]["measured"]
+    found = preflight(tiny, "--devices", 2, "--batch", 8192)[0]["measured"]
     if found["used"] is None:
         pytest.skip(f"memory cannot be measured: {found['how']}")
     assert found["analysis"] > 2e8  # far above what else a process allocates
     assert found["used"] == pytest.approx(found["analysis"], rel=0.1)
 
 
-@pytest.mark.slow
 def test_the_report_of_a_local_run_is_consistent(local):
     report, shown = local
     train, config = report["programs"]["train"], configs.from_dict(report["settings"])
@@ -230,17 +233,16 @@ def test_the_report_of_a_local_run_is_consistent(local):
     # a device is given the state and the images: no more, and donates the state
     state = programs.state_bytes(config, programs.images(config, (), None))
     assert memory["donated"] == state
-    assert memory["arguments"] == pytest.approx(state + report["images"]["number"] * 64, rel=0.02, abs=4 * 8192)
+    assert memory["arguments"] == pytest.approx(state + report["images"]["number"] * 64, rel=0.02, abs=4 * 64)
     for name in ("sampler", "evaluation"):
         assert report["programs"][name]["fits"] and report["programs"][name]["memory"]["peak"] > 0
         # it runs beside what training keeps, of which it uses the parameters
         beside = report["programs"][name]["needed"] - report["programs"][name]["memory"]["peak"]
         assert beside == pytest.approx(memory["arguments"] - state / 4, rel=0.1)
-    assert report["measured"]["steps_per_s"] > 0 and report["measured"]["process"] > report["measured"]["used"]
+    assert report["measured"]["steps_per_s"] > 0
     assert "1,000 steps take" in shown and "fits" in shown and "does not fit" not in shown
 
 
-@pytest.mark.slow
 def test_the_text_of_each_program_is_kept_where_it_is_asked_for(local, programs_said):
     assert {path.name for path in programs_said.iterdir()} == {"train.txt", "sampler.txt", "evaluation.txt"}
     text = {path.stem: path.read_text() for path in programs_said.iterdir()}

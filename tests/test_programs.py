@@ -1,121 +1,73 @@
-"""The two programs as a person runs them: whole runs in processes of their own."""
+"""The two programs as a person runs them: whole runs, in processes of their own where they are killed or stopped."""
 
 import hashlib
 import json
-import os
-import pathlib
+import logging
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
+from programs import (
+    OPTIMISED,
+    STEPS_ALONE,
+    TINY,
+    assert_same_bytes,
+    losses,
+    run,
+    run_process,
+    saved_steps,
+    start,
+    state_of,
+    wait_for,
+)
 
-from ddpm_jax import checkpoint, data, log, runs
 from ddpm_jax import config as configs
+from ddpm_jax import data, log, runs
 
-ROOT = pathlib.Path(__file__).parents[1]
-pytestmark = pytest.mark.slow
-
-TINY = """
-from ddpm_jax.config import Config, Data, Evaluation, Net, Optim, Sampling, Schedule
-
-config = Config(
-    steps=60, batch=16, log_every=10, sample_every=0, save_every=10, keep=10, data=Data("digits", flip=True),
-    schedule=Schedule(T=20, beta_1=0.005, beta_T=0.6), net=Net(8, (1,), 1, (8,), dropout=0.1),
-    optim=Optim(learning_rate=3e-3, warmup=10, ema_decay=0.9), sampling=Sampling(steps=20, tile=4, num=8),
-    evaluation=Evaluation(images=32, strata=4),
-)
-"""
-
-
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-"""To compile, which takes most of the time of a run as short as these."""
-
-
-def environment():
-    """The programs' own devices and threads."""
-    return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "XLA_FLAGS": QUICK}
-
-
-STEPS_ALONE = (
-    "-c",
-    "import sys, train; from ddpm_jax import runs; runs.Run.look = lambda *_: {}; sys.exit(train.main(sys.argv[1:]))",
-)
-"""train.py without the samples and the evaluation at its end, which are a third of the time of so short a run."""
-
-
-def command(*args):
-    return [sys.executable, "-W", "error::DeprecationWarning:ddpm_jax", *map(str, args)]
-
-
-def run(*args, status=0, env=()):
-    settings = environment() | dict(env)
-    done = subprocess.run(command(*args), cwd=ROOT, env=settings, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == status, done.stdout + done.stderr
-    return done
-
-
-def start(*args):
-    return subprocess.Popen(
-        command(*args), cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def wait_for(condition, process, seconds=300):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
+SIXTY = TINY.replace("steps=3", "steps=60").replace("log_every=1", "log_every=10")
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("programs")
-    (folder / "tiny.py").write_text(TINY)
+    (folder / "tiny.py").write_text(SIXTY)
     return folder
+
+
+class Messages(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
 
 
 @pytest.fixture(scope="module")
 def straight(home):
-    """Sixty steps without interruption, on one device."""
-    shown = run(
-        "train.py", home / "tiny.py", "--workdir", home / "straight", "--devices", 1, env={"JAX_LOG_COMPILES": "1"}
-    )
-    return home / "straight", shown
+    """Sixty steps without interruption, on one device: the folder, what was shown, and what JAX logged."""
+    heard = Messages()
+    logging.getLogger("jax").addHandler(heard)
+    with jax.log_compiles():
+        shown = run("train.py", home / "tiny.py", "--workdir", home / "straight").stdout
+    logging.getLogger("jax").removeHandler(heard)
+    return home / "straight", shown, heard.lines
 
 
-def state_of(workdir, step=None):
-    """A checkpoint's whole state, without knowing its structure: as the config of the run says it is."""
-    from ddpm_jax import training
-    from ddpm_jax.config import objects
-
-    with checkpoint.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
-        config = configs.from_dict(saved.meta(step)["config"])
-        net, optimizer = objects.network(config, 1), objects.optimizer(config)
-
-        def fresh(key):
-            return training.init(objects.parameters(config, net, key, (8, 8, 1)), optimizer)
-
-        return saved.restore(jax.eval_shape(fresh, jax.random.key(0)), step=step)
-
-
-def assert_same_bytes(a, b):
-    leaves = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-    assert leaves and all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in leaves)
-
-
-def saved_steps(workdir):
-    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+def copied(straight, workdir, last=60):
+    """The straight run as it was when step `last` had just been saved."""
+    shutil.copytree(straight[0], workdir)
+    for step in saved_steps(workdir):
+        if step > last:
+            shutil.rmtree(workdir / "checkpoints" / str(step))
+    return workdir
 
 
 def test_a_run_says_what_it_is_and_leaves_what_it_says(straight):
-    workdir, shown = straight[0], straight[1].stdout
+    workdir, shown, _ = straight
     for said in ("run ", "devices   1 x", "parameters", "1,500 training and 297 held-out", "bits/dim", "60"):
         assert said in shown, said
     assert configs.from_dict(json.loads((workdir / "config.json").read_text())).steps == 60
@@ -152,49 +104,52 @@ def test_the_log_witnesses_which_images_were_seen(straight):
 
 def test_the_step_is_compiled_once(straight):
     """What JAX logs of a run of sixty steps: of what is pmapped, the step and the tile of images, once each."""
-    pmapped = [line for line in straight[1].stderr.splitlines() if "Compiling" in line and "Mesh('" in line]
+    pmapped = [line for line in straight[2] if "Compiling" in line and "Mesh('" in line]
     assert sum("Mesh('batch'" in line and "int32[1,1,16]" in line for line in pmapped) == 1, pmapped
     assert sum("Mesh('tiles'" in line for line in pmapped) == 1, pmapped
 
 
-def test_killed_and_resumed_is_straight_to_the_last_bit(home, straight):
-    workdir = home / "killed"
-    process = start(*STEPS_ALONE, home / "tiny.py", "--workdir", workdir, "--devices", 1)
+@pytest.mark.parametrize("env", [{}, pytest.param(OPTIMISED, marks=pytest.mark.slow)], ids=["quick", "optimised"])
+def test_killed_and_resumed_is_straight_to_the_last_bit(home, tmp_path, env):
+    """In processes of their own: one of eight devices has more threads, which may sum in another order."""
+    workdir = tmp_path / "killed"
+    args = (*STEPS_ALONE, home / "tiny.py", "--devices", 1, "--workdir")
+    run_process(*args, tmp_path / "undisturbed", env=env)
+    process = start(*args, workdir, env=env)
     wait_for(lambda: (workdir / "checkpoints" / "30").exists(), process)
     process.kill()
     process.communicate()
     assert not (workdir / "checkpoints" / "60").exists()
-    shown = run(*STEPS_ALONE, home / "tiny.py", "--workdir", workdir, "--devices", 1).stdout
+    shown = run_process(*args, workdir, env=env).stdout
     resumed = re.search(r"continued from step (\d+)", shown)
     assert resumed and 30 <= int(resumed[1]) < 60
-    a, b = state_of(straight[0]), state_of(workdir)
+    a, b = state_of(tmp_path / "undisturbed"), state_of(workdir)
     assert a.step == b.step == 60
     assert_same_bytes(a.tree, b.tree)
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and len([s for s in steps if s == 40]) == 1
 
 
+@pytest.mark.slow
 def test_a_run_may_stream_its_images_from_any_step_on(home, straight):
     """Half of the run with all images on the device, half with images read ahead: parameters are those of the whole."""
-    workdir = home / "streamed"
-    run(*STEPS_ALONE, home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps", 30)
-    shown = run(*STEPS_ALONE, home / "tiny.py", "--workdir", workdir, "--devices", 1, "--data.stream", "True").stdout
+    workdir = copied(straight, home / "streamed", 30)
+    shown = run("train.py", home / "tiny.py", "--workdir", workdir, "--data.stream", "True", preview=False).stdout
     assert "continued from step 30" in shown
     assert_same_bytes(state_of(workdir).tree, state_of(straight[0]).tree)
 
 
 def test_samples_that_a_kill_prevented_are_drawn_when_the_run_is_continued(home, straight):
     """Killed after its last save, and before what follows it was done."""
-    workdir = home / "unseen"
-    shutil.copytree(straight[0], workdir)
+    workdir = copied(straight, home / "unseen")
     whole = (straight[0] / "metrics.jsonl").read_bytes()
     (workdir / "metrics.jsonl").write_bytes(whole[: whole[:-1].rindex(b"\n") + 1])
     (workdir / "samples" / "60.png").unlink()
-    shown = run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1).stdout
+    shown = run("train.py", home / "tiny.py", "--workdir", workdir).stdout
     assert "step 60: held-out loss" in shown and "the run is complete: 60 steps" in shown
     for name in ("metrics.jsonl", "samples/60.png"):
         assert (workdir / name).read_bytes() == (straight[0] / name).read_bytes()
-    shown = run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1).stdout
+    shown = run("train.py", home / "tiny.py", "--workdir", workdir).stdout
     assert "held-out loss" not in shown and "the run is complete" in shown
 
 
@@ -205,31 +160,28 @@ def test_the_next_batch_of_a_resumed_run_is_the_straight_one():
     np.testing.assert_array_equal(resumed.indices(31, 128), straight[31])
 
 
-def test_eight_devices_may_be_followed_by_one(home, straight):
-    """Saved on 8 virtual devices, continued on 1: the batches are the same, and so, to rounding, is the result."""
+def test_eight_devices_may_be_followed_by_one_and_streamed_images_by_resident_ones(home, straight):
+    """The batches are the same, and so, to rounding, is the result."""
     workdir = home / "eight"
-    run(*STEPS_ALONE, home / "tiny.py", "--workdir", workdir, "--devices", 8, "--steps", 30)
-    run(*STEPS_ALONE, home / "tiny.py", "--workdir", workdir, "--devices", 1)
-
-    def losses(folder):
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return [row["loss"] for row in rows if "loss" in row]
-
-    np.testing.assert_allclose(losses(workdir), losses(straight[0]), atol=1e-5)
+    flags = ("train.py", home / "tiny.py", "--workdir", workdir)
+    run(*flags, "--devices", 8, "--steps", 20, "--data.stream", "True", preview=False)
+    run(*flags, "--steps", 40, preview=False)
+    np.testing.assert_allclose(losses(workdir), losses(straight[0])[:4], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_several_steps_at_a_call_are_the_steps_that_they_are_one_by_one(home, straight):
     """To rounding, as the compiler may put them together otherwise; and where a run was interrupted does not count."""
-    flags = ("--devices", 1, "--steps-per-call", 2)
-    run("train.py", home / "tiny.py", "--workdir", home / "pairs", *flags)
-    for steps in (30, 60):
-        run(*STEPS_ALONE, home / "tiny.py", "--workdir", home / "parted", "--steps", steps, *flags)
-    assert_same_bytes(state_of(home / "parted").tree, state_of(home / "pairs").tree)
-    rows = [log.read(workdir / "metrics.jsonl") for workdir in (straight[0], home / "pairs")]
-    for one, two in zip(*rows, strict=True):
-        assert one["step"] == two["step"] and one.get("seen") == two.get("seen")
-        for name in one.keys() & {"loss", "grad_norm", "held_out_loss"}:
-            np.testing.assert_allclose(two[name], one[name], rtol=1e-5, err_msg=name)
+    pairs = ("train.py", home / "tiny.py", "--steps-per-call", 2, "--workdir")
+    run(*pairs, home / "pairs", preview=False)
+    parted = copied((home / "pairs",), home / "parted", 30)
+    run(*pairs, parted, preview=False)
+    assert_same_bytes(state_of(parted).tree, state_of(home / "pairs").tree)
+    one, two = ([row for row in log.read(w / "metrics.jsonl") if "seen" in row] for w in (straight[0], home / "pairs"))
+    for a, b in zip(one, two, strict=True):
+        assert a["step"] == b["step"] and a["seen"] == b["seen"]
+        for name in ("loss", "grad_norm"):
+            np.testing.assert_allclose(b[name], a[name], rtol=1e-5, err_msg=name)
 
 
 def test_sigterm_finishes_the_step_saves_and_exits_with_0(home):
@@ -277,30 +229,23 @@ def taken_again(workdir, state, images):
     return jax.tree.map(lambda leaf: leaf[0], metrics)
 
 
-def test_after_too_many_bad_steps_a_call_takes_no_more(home):
-    """The last of three bad steps is in the middle of a call, and the parameters are those before the first."""
-    flags = ("--optim.learning-rate", 1e30, "--optim.warmup", 1, "--optim.max-skipped", 3, "--devices", 1)
-    records = []
-    for k in (1, 2):
-        workdir = home / f"burnt-{k}"
-        run("train.py", home / "tiny.py", "--workdir", workdir, *flags, "--steps-per-call", k, status=3)
-        (record,) = workdir.glob("nonfinite-step-*.npz")
-        with np.load(record) as kept:
-            records.append((record.name, dict(kept)))
-        assert saved_steps(workdir) == []
-    assert records[0][0] == records[1][0]
-    for name, value in records[0][1].items():
-        np.testing.assert_allclose(records[1][1][name], value, rtol=1e-4, err_msg=name)
+BURNT = ("--optim.learning-rate", 1e30, "--optim.warmup", 1, "--optim.max-skipped", 4, "--save-every", 1)
+"""A rate of 1e30 makes the parameters, and then every loss, overflow."""
 
 
-def test_steps_that_are_not_finite_stop_the_run(home):
-    """A rate of 1e30 makes the parameters, and then every loss, overflow."""
+@pytest.fixture(scope="module")
+def burnt(home):
     workdir = home / "burnt"
-    flags = ("--optim.learning-rate", 1e30, "--optim.warmup", 1, "--optim.max-skipped", 4, "--save-every", 1)
-    shown = run("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, *flags, status=3)
+    shown = run("train.py", home / "tiny.py", "--workdir", workdir, *BURNT, status=3)
     (record,) = workdir.glob("nonfinite-step-*.npz")
+    return workdir, shown, record
+
+
+def test_steps_that_are_not_finite_stop_the_run(burnt):
+    workdir, shown, record = burnt
     step = int(re.search(r"\d+", record.stem)[0])
     assert f"4 steps in a row, the first being step {step}" in shown.stderr
+    assert f"python -m ddpm_jax.replay {record}" in shown.stderr
     with np.load(record) as kept:
         assert kept["step"] == step and kept["indices"].shape == (16,) and kept["images"].shape == (16, 8, 8, 1)
         indices, images = kept["indices"], kept["images"]
@@ -310,17 +255,49 @@ def test_steps_that_are_not_finite_stop_the_run(home):
             np.testing.assert_array_equal(kept["params" + jax.tree_util.keystr(where)], leaf)
     assert taken_again(workdir, good, images)["skipped"] == 1
     np.testing.assert_array_equal(images, data.load("digits").train[indices])
+
+
+def test_the_step_that_was_not_finite_is_taken_again_layer_by_layer(burnt):
+    workdir, _, record = burnt
     said = run("-m", "ddpm_jax.replay", record, status=1)
-    assert f"step {step} of {workdir}: 16 images, largest parameter" in said.stdout
+    assert re.search(rf"step \d+ of {workdir}: 16 images, largest parameter", said.stdout)
     assert "in float32: loss nan" in said.stdout and "forward, the first output that is not finite" in said.stdout
-    assert f"python -m ddpm_jax.replay {record}" in shown.stderr
+
+
+@pytest.mark.slow
+def test_after_too_many_bad_steps_a_call_takes_no_more(home, burnt):
+    """The last of four bad steps is in the middle of a call, and the parameters are those before the first."""
+    workdir = home / "burnt-2"
+    run("train.py", home / "tiny.py", "--workdir", workdir, *BURNT, "--steps-per-call", 2, "--save-every", 2, status=3)
+    (record,) = workdir.glob("nonfinite-step-*.npz")
+    assert record.name == burnt[2].name
+    with np.load(record) as two, np.load(burnt[2]) as one:
+        assert set(one) == set(two)
+        for name in one:
+            np.testing.assert_allclose(two[name], one[name], rtol=1e-4, err_msg=name)
+
+
+def test_bad_steps_in_a_row_are_counted_on_the_devices():
+    """A good one begins the count anew."""
+    device = jax.devices()[:1]
+
+    def step(key, state, bad, pixels, places, rows):
+        return state + 1, {"skipped": places[0], "before": bad}
+
+    steps = runs.over_devices(step, None, device)
+    skipped = np.array([1, 1, 0, 1, 1, 1], np.int32).reshape(1, 6, 1)
+    state, bad, metrics = steps(
+        jax.random.key(0), np.int32(0), np.int32(2), np.zeros(1), skipped, np.zeros((1, 6)), None
+    )
+    assert state == 6 and bad == 3
+    np.testing.assert_array_equal(metrics["before"], [2, 3, 4, 0, 1, 2])
 
 
 # --- sampling
 
 
-def draw(workdir, out, *flags, num=16, devices=1):
-    run("sample.py", workdir, "--num", num, "--seed", 5, "--out", out, "--devices", devices, *flags)
+def draw(workdir, out, *flags, num=16):
+    run("sample.py", workdir, "--num", num, "--seed", 5, "--out", out, *flags)
     with np.load(out / "samples.npz") as stored:
         return stored["arr_0"]
 
@@ -340,42 +317,49 @@ def test_sampling_needs_no_flags_and_leaves_a_manifest(sixteen):
         assert (out / name).stat().st_size > 500
 
 
-@pytest.mark.parametrize("flags", [("--batch", 1), ("--batch", 4), ("--batch", 16)])
-def test_images_do_not_depend_on_how_many_are_in_flight(home, straight, sixteen, flags):
-    np.testing.assert_array_equal(draw(straight[0], home / f"batch{flags[1]}", *flags), sixteen[0])
-
-
-@pytest.mark.parametrize(("first", "num"), [(7, 1), (3, 6), (15, 1)])
-def test_image_i_is_image_i(home, straight, sixteen, first, num):
-    part = draw(straight[0], home / f"from{first}", "--start", first, num=num)
+@pytest.mark.parametrize(("first", "num", "batch"), [(3, 6, 1), (15, 1, 16)])
+def test_image_i_is_image_i_however_many_are_in_flight(home, straight, sixteen, first, num, batch):
+    part = draw(straight[0], home / f"from{first}", "--start", first, "--batch", batch, num=num)
     np.testing.assert_array_equal(part, sixteen[0][first : first + num])
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.slow
+def test_image_i_is_image_i_as_users_compile_it(straight, tmp_path):
+    def drawn(name, *flags):
+        run_process(
+            "sample.py", straight[0], "--seed", 5, "--devices", 1, "--out", tmp_path / name, *flags, env=OPTIMISED
+        )
+        with np.load(tmp_path / name / "samples.npz") as stored:
+            return stored["arr_0"]
+
+    whole, part = drawn("whole", "--num", 9), drawn("part", "--num", 3, "--start", 5, "--batch", 1)
+    np.testing.assert_array_equal(part, whole[5:8])
+
+
+@pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_on_other_devices_the_images_agree_to_rounding(home, straight, sixteen, devices):
-    other = draw(straight[0], home / f"on{devices}", devices=devices)
+    other = draw(straight[0], home / f"on{devices}", "--devices", devices)
     off = np.abs(other.astype(int) - sixteen[0].astype(int))
     assert off.max() <= 1 and (off > 0).mean() < 1e-3
 
 
 def test_verify_says_equal_and_notices_another_image(straight, sixteen, tmp_path):
-    shown = run("sample.py", straight[0], "--verify", sixteen[1] / "manifest.json", "--devices", 1)
+    shown = run("sample.py", straight[0], "--verify", sixteen[1] / "manifest.json")
     assert "equal: all 16 images" in shown.stdout
     manifest = json.loads((sixteen[1] / "manifest.json").read_text())
     manifest["seed"] = 6
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     np.savez(tmp_path / "samples.npz", arr_0=sixteen[0])
-    shown = run("sample.py", straight[0], "--verify", tmp_path / "manifest.json", "--devices", 1, status=1)
+    shown = run("sample.py", straight[0], "--verify", tmp_path / "manifest.json", status=1)
     assert "16 of 16 images differ" in shown.stdout and "different" in shown.stdout
 
 
 def test_raw_weights_and_other_samplers_make_other_images(home, straight, sixteen):
-    raw = draw(straight[0], home / "raw", "--weights", "raw")
     ddim = draw(straight[0], home / "ddim", "--sampler", "ddim", "--steps", 5)
-    solver = draw(straight[0], home / "solver", "--sampler", "dpm_solver_pp", "--order", 2, "--steps", 5)
+    raw = draw(straight[0], home / "raw", "--sampler", "ddim", "--steps", 5, "--weights", "raw")
     first = draw(straight[0], home / "first", "--sampler", "dpm_solver_pp", "--order", 1, "--steps", 5)
-    assert np.abs(first.astype(int) - ddim).max() <= 1 and (solver != ddim).any()
-    assert (raw != sixteen[0]).any() and (ddim != sixteen[0]).any() and (ddim != raw).any()
+    assert np.abs(first.astype(int) - ddim).max() <= 1
+    assert (ddim != sixteen[0]).any() and (ddim != raw).any()
 
 
 @pytest.mark.parametrize(
@@ -387,8 +371,8 @@ def test_raw_weights_and_other_samplers_make_other_images(home, straight, sixtee
         (("--mix", 3.0), r"must lie in [0, 1], got 3.0"),
     ],
 )
-def test_wrong_requests_are_refused(straight, flags, text):
-    shown = run("sample.py", straight[0], *flags, status=2)
+def test_wrong_requests_are_refused(run_folder, flags, text):
+    shown = run("sample.py", run_folder, *flags, status=2)
     assert text in shown.stderr
 
 
@@ -396,12 +380,12 @@ def test_sampling_where_there_is_no_run(home):
     assert "holds no checkpoints: it is not the folder of a run" in run("sample.py", home, status=2).stderr
 
 
-def test_a_broken_newest_checkpoint_falls_back_with_a_warning(home):
-    workdir = home / "broken"
-    run(*STEPS_ALONE, home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps", 20)
-    files = [path for path in (workdir / "checkpoints" / "20").rglob("*") if path.is_file()]
+def test_a_broken_newest_checkpoint_falls_back_with_a_warning(home, straight):
+    workdir = copied(straight, home / "broken")
+    files = [path for path in (workdir / "checkpoints" / "60").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-    shown = run(*STEPS_ALONE, home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps", 30)
-    assert "continued from step 10" in shown.stdout
-    assert "20" in shown.stderr and "Warning" in shown.stderr
+    shown = run("train.py", home / "tiny.py", "--workdir", workdir, preview=False)
+    assert "continued from step 50" in shown.stdout
+    assert "60" in shown.stderr and "Warning" in shown.stderr
+    assert_same_bytes(state_of(workdir).tree, state_of(straight[0]).tree)

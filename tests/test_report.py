@@ -1,18 +1,17 @@
 """Rate and distortion against closed forms, copies that were planted, and a report that holds what the files hold."""
 
-import dataclasses
 import json
 import re
 import shutil
 import sys
 import urllib.parse
 
+import evaluation
 import numpy as np
 import pytest
-import tiny_run
 
 from ddpm_jax import config as configs
-from ddpm_jax import data, gaussian, log, runs, schedules
+from ddpm_jax import data, log
 from ddpm_jax.config import flags
 from ddpm_jax.evaluate import __main__ as program
 from ddpm_jax.evaluate import draws, likelihood, neighbours, plots, progressive, protocol, rate_distortion, report
@@ -24,44 +23,30 @@ from ddpm_jax.evaluate.report import Report
 from ddpm_jax.evaluate.subject import Subject, Which, subject
 
 DIGITS = data.load("digits")
-CONFIG = dataclasses.replace(tiny_run.CONFIG, data=configs.Data(levels=17))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_run.make(tmp_path_factory.mktemp("run"), CONFIG)
+@pytest.fixture(scope="module", autouse=True)
+def shared():
+    with evaluation.shared():
+        yield
 
 
-def of(folder, out, *, source=None, **sampling) -> Subject:
-    return subject(str(folder), Which(sampling=flags.Sampling(**sampling), source=source, out=str(out)))
+of = evaluation.subject
 
 
 # --- rate and distortion
 
 
-class Ideal(runs.Model):
-    """A run whose network has learned data N(0, 1/25) to perfection."""
-
-    def denoiser(self, params):
-        def denoise(x_t, t):
-            signal, noise = (schedules.at(column, t, x_t) for column in (self.schedule.signal, self.schedule.noise))
-            x0 = signal / 25 / (signal**2 / 25 + noise**2) * x_t
-            return gaussian.Estimate(x0, (x_t - signal * x0) / noise)
-
-        return denoise
-
-
-def test_rate_and_distortion_of_gaussian_data_are_the_known_ones(folder, tmp_path):
+def test_rate_and_distortion_of_gaussian_data_are_the_known_ones(run_folder, tmp_path):
     """12,800 values: their mean square is known to sqrt(2 / 12800) = 1.25 %, and each squared error as well."""
     n, var, levels = 200, 1 / 25, 65536
     x0 = np.random.default_rng(0).normal(0, var**0.5, (n, 8, 8, 1))
     test = np.rint((x0 + 1) * (levels - 1) / 2).astype(np.uint16)
     np.savez(tmp_path / "gauss.npz", train=test[:2], test=test)
     which = Which(source=f"npz:{tmp_path / 'gauss.npz'}")
-    model = Ideal(folder, step=None, weights="ema", sampling={"tile": 25})
-    model.levels = levels  # so many that rounding to them is no matter
-    model.config = dataclasses.replace(model.config, data=configs.Data(levels=levels))
-    ideal = Subject(model, which, tmp_path)
+    ideal = Subject(evaluation.ideal(run_folder, evaluation.Narrow, tile=25), which, tmp_path)
+    # so many levels that rounding to them is no matter
+    ideal = evaluation.changed(ideal, levels=levels, data=configs.Data(levels=levels))
     assert rate_distortion.run(ideal, RateDistortion()) == 0
     (path,) = tmp_path.glob("rate_distortion-*.csv")
     found = rate_distortion.read_csv(path)
@@ -83,8 +68,8 @@ def test_rate_and_distortion_of_gaussian_data_are_the_known_ones(folder, tmp_pat
 
 
 @pytest.mark.parametrize(("sampling", "ten"), [({}, range(20, 0, -2)), ({"steps": 7, "spacing": "quadratic"}, None)])
-def test_the_last_row_is_the_bound_without_the_decoder(folder, tmp_path, capsys, monkeypatch, sampling, ten):
-    run = of(folder, tmp_path, **sampling)
+def test_the_last_row_is_the_bound_without_the_decoder(run_folder, tmp_path, capsys, monkeypatch, sampling, ten):
+    run = of(run_folder, tmp_path, **sampling)._replace(model=evaluation.ideal(run_folder, **sampling))
     assert likelihood.run(run, Likelihood(num=5)) == 0
     monkeypatch.setattr(likelihood, "measure", None)  # the number is there: it is not measured again
     assert rate_distortion.run(run, RateDistortion(num=5)) == 0
@@ -118,8 +103,8 @@ def test_what_the_csv_holds_comes_back(tmp_path):
     np.testing.assert_allclose(back[1:], values, rtol=1e-6)
 
 
-def test_an_estimate_has_no_rate_and_distortion(folder, tmp_path):
-    estimate = likelihood.blank(of(folder, tmp_path).model, Likelihood(estimate=2), 3)
+def test_an_estimate_has_no_rate_and_distortion(run_folder, tmp_path):
+    estimate = likelihood.blank(of(run_folder, tmp_path).model, Likelihood(estimate=2), 3)
     with pytest.raises(ValueError, match="an estimate does not have the term of every step"):
         rate_distortion.of(estimate)
 
@@ -128,18 +113,21 @@ def test_an_estimate_has_no_rate_and_distortion(folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def drawn(folder, tmp_path_factory):
+def drawn(run_folder, tmp_path_factory):
     """Eight samples, where the command looks for them before it draws any, and those samples."""
     out = tmp_path_factory.mktemp("drawn")
-    kept = draws.ensure(of(folder, out, steps=4), 8, 0, "integer")
+    run = of(run_folder, out, steps=4)
+    model = evaluation.ideal(run_folder, steps=4)  # the network says nothing here, and to compile it takes seconds
+    kept = draws.ensure(run._replace(model=model), 8, 0, "integer")
     return out, np.concatenate(list(draws.chunks(kept, 0, 8)))
 
 
-def planted(folder, out, drawn, train):
+def planted(folder, out, drawn, train, flip=False):
     """The run with these training images, its samples being drawn."""
     shutil.copytree(drawn[0], out, dirs_exist_ok=True)
     np.savez(out / "planted.npz", train=train, test=DIGITS.test)
-    return of(folder, out, source=f"npz:{out / 'planted.npz'}", steps=4)
+    run = of(folder, out, source=f"npz:{out / 'planted.npz'}", steps=4)
+    return evaluation.changed(run, data=configs.Data(levels=17, flip=flip))
 
 
 def result(out):
@@ -148,11 +136,10 @@ def result(out):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_a_planted_copy_comes_first(folder, tmp_path, drawn, flip):
+def test_a_planted_copy_comes_first(run_folder, tmp_path, drawn, flip):
     samples, train = drawn[1], DIGITS.train[:90].copy()
     train[37] = samples[5][:, ::-1] if flip else samples[5]
-    run = planted(folder, tmp_path, drawn, train)
-    run.model.config = dataclasses.replace(run.model.config, data=configs.Data(levels=17, flip=flip))
+    run = planted(run_folder, tmp_path, drawn, train, flip)
     assert neighbours.run(run, Neighbours(num=8, rows=3, k=2)) == 0
     found, picture = result(tmp_path)
     first, second, *_ = found["neighbours"]
@@ -173,8 +160,8 @@ def test_a_planted_copy_comes_first(folder, tmp_path, drawn, flip):
     assert picture.shape == (3 * 9 + 1, 10 + 2 * 9 + 1)
 
 
-def test_copies_of_everything_are_called_copies(folder, tmp_path, drawn, capsys):
-    run = planted(folder, tmp_path, drawn, np.concatenate([DIGITS.train[:40], drawn[1]]))
+def test_copies_of_everything_are_called_copies(run_folder, tmp_path, drawn, capsys):
+    run = planted(run_folder, tmp_path, drawn, np.concatenate([DIGITS.train[:40], drawn[1]]))
     assert neighbours.run(run, Neighbours(num=8, rows=8, k=1, features="classifier")) == 0
     found, _ = result(tmp_path)
     assert found["verdict"] == "copies" and f"verdict in pixels: {found['reason']}\n" in capsys.readouterr().out
@@ -189,18 +176,18 @@ def test_copies_of_everything_are_called_copies(folder, tmp_path, drawn, capsys)
         (Neighbours(num=4, rows=1, k=1501), "--k must be 1 to 1500, the number of training images, got 1501"),
     ],
 )
-def test_rows_that_cannot_be_shown_are_refused(folder, tmp_path, options, text):
+def test_rows_that_cannot_be_shown_are_refused(run_folder, tmp_path, options, text):
     with pytest.raises(ValueError, match=text):
-        neighbours.run(of(folder, tmp_path), options)
+        neighbours.run(of(run_folder, tmp_path), options)
 
 
 # --- the report
 
 
 @pytest.fixture(scope="module")
-def finished(folder, tmp_path_factory):
+def finished(run_folder, tmp_path_factory):
     """A run's folder with metrics, grids and some evaluations, one of them of other weights; never changed."""
-    folder = shutil.copytree(folder, tmp_path_factory.mktemp("finished") / "my run")
+    folder = shutil.copytree(run_folder, tmp_path_factory.mktemp("finished") / "my run")
     metrics = log.MetricsLog(folder / "metrics.jsonl")
     for step in range(1, 4):
         quarters = [0.5, 0.3, None if step == 1 else 0.1, 0.01 / step]
@@ -215,15 +202,16 @@ def finished(folder, tmp_path_factory):
     run = subject(str(folder), Which())
     likelihood.run(run, Likelihood(num=3))
     rate_distortion.run(run, RateDistortion(num=3))
-    neighbours.run(run, Neighbours(num=4, rows=2, k=2))
-    progressive.run(subject(str(folder), Which(flags.Weights("raw"))), Progressive(num=1, frames=2))
+    neighbours.run(run._replace(model=evaluation.ideal(folder)), Neighbours(num=4, rows=2, k=2))
+    raw = Subject(evaluation.ideal(folder, weights="raw"), Which(flags.Weights("raw")), run.out)
+    progressive.run(raw, Progressive(num=1, frames=2))
     return folder
 
 
-@pytest.fixture
-def card(finished, tmp_path):
+@pytest.fixture(scope="module")
+def card(finished, tmp_path_factory):
     """A copy of that folder, which is another place, and the report that was written there."""
-    folder = shutil.copytree(finished, tmp_path / "moved")
+    folder = shutil.copytree(finished, tmp_path_factory.mktemp("card") / "moved")
     assert report.run(subject(str(folder), Which()), Report()) == 0
     return folder, (folder / "report.md").read_text()
 
@@ -252,7 +240,9 @@ def test_every_link_exists_wherever_the_folder_goes(card, tmp_path):
     pictures = {path.name for path in (folder / "evaluation").iterdir() if path.suffix in (".png", ".gif")}
     moved = folder.rename(tmp_path / "moved again")
     found = links(text)
-    assert all((moved / link).is_file() for link in found)
+    there = [(moved / link).is_file() for link in found]
+    moved.rename(folder)
+    assert all(there)
     assert {link.rpartition("/")[2] for link in found} == pictures | {"20.png", "training.png"}
 
 
@@ -274,8 +264,8 @@ def test_a_report_elsewhere_takes_the_runs_pictures_along(finished, tmp_path):
     assert not (finished / "report.md").exists()
 
 
-def test_a_run_without_anything_says_what_it_lacks(folder, tmp_path, capsys):
-    assert report.run(of(folder, tmp_path, source="npz:gone.npz"), Report()) == 0
+def test_a_run_without_anything_says_what_it_lacks(run_folder, tmp_path, capsys):
+    assert report.run(of(run_folder, tmp_path, source="npz:gone.npz"), Report()) == 0
     text, out = (tmp_path / "report.md").read_text(), capsys.readouterr().out
     for lacking in (
         "not there: the data, so that their number and hashes are not said: load: no file gone.npz",
@@ -284,6 +274,12 @@ def test_a_run_without_anything_says_what_it_lacks(folder, tmp_path, capsys):
     ):
         assert f"\n- {lacking}" in text and f"\n  {lacking}" in out
     assert links(text) == []
+
+
+def test_a_bar_does_not_end_a_cell(tmp_path):
+    card = report.Card(tmp_path)
+    card.table(("field", "here"), [("data.source", "npz:a|b.npz"), ("steps", 3)])
+    assert card.parts == ["| field | here |\n|---|---|\n| data.source | npz:a\\|b.npz |\n| steps | 3 |"]
 
 
 def test_without_matplotlib_the_report_is_written_and_says_so(finished, tmp_path, capsys, monkeypatch):

@@ -21,7 +21,15 @@ SHARED = {
 """Rows that are one run, for a run takes minutes.  MNIST's tables need images that the package lacks."""
 
 
-@pytest.mark.slow
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def optimised(monkeypatch):
+    """Programs are compiled as they are for users."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+
+
 def test_the_row_of_three_tables_comes_out_again(tmp_path):
     (flags,) = {(TABLES[name].config, TABLES[name].flags, cell(name, row).flags) for name, row in SHARED.items()}
     assert not flags[2]
@@ -30,7 +38,6 @@ def test_the_row_of_three_tables_comes_out_again(tmp_path):
         check(numbers, name, row)
 
 
-@pytest.mark.slow
 def test_the_noise_predicting_row_comes_out_again_and_one_jump_from_it(tmp_path, monkeypatch):
     """Question 1's, and the run whose images question 2 finds in one jump."""
     check(trained(*TARGETS, tmp_path / "runs"), *TARGETS)
@@ -46,7 +53,6 @@ def test_the_noise_predicting_row_comes_out_again_and_one_jump_from_it(tmp_path,
         assert found[row]["0"]["numbers"][page.ERROR] == pytest.approx(mean, abs=10 * error), row
 
 
-@pytest.mark.slow
 def test_the_recipe_that_became_the_config_comes_out_again_and_draws_new_digits_of_all_kinds(tmp_path):
     """Noise, or a network that ignores the time, gets nowhere near the bounds of its samples."""
     check(trained(*RECIPE, tmp_path), *RECIPE)

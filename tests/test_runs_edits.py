@@ -8,18 +8,17 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import test_programs
-import tiny_run
+from programs import run
 
 from ddpm_jax import data, runs
 from ddpm_jax.config import flags
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, run_folder):
     """A run of random parameters, and images of its kind with a mask: the upper half is known."""
     folder = tmp_path_factory.mktemp("edits")
-    tiny_run.make(folder / "run")
+    (folder / "run").symlink_to(run_folder)
     a, b = data.load("digits").test[:2]
     data.write(folder / "a.png", a, "png")
     data.write(folder / "b.png", b, "png")
@@ -147,18 +146,15 @@ def test_a_series_begins_at_its_first_image(home):
         runs.edit(model(home, sampler="ddim"), asks, start=3, num=4)
 
 
-@pytest.mark.slow
 def test_the_program_keeps_known_pixels_and_verifies(home, tmp_path):
     out = tmp_path / "out"
     shutil.copy(home / "a.png", tmp_path / "a.png")  # which is overwritten below
     edit = ("--inpaint", tmp_path / "a.png", "--mask", home / "upper.png", "--resample", 2, "--jump", 3)
-    test_programs.run(
-        "sample.py", home / "run", "--num", 4, "--steps", 8, "--devices", 1, "--format", "png", "--out", out, *edit
-    )
+    run("sample.py", home / "run", "--num", 4, "--steps", 8, "--format", "png", "--out", out, *edit)
     given = data.load("digits").test[0]
     np.testing.assert_array_equal(data.read_png(out / "images" / "000003.png").image[:4], given[:4])
-    shown = test_programs.run("sample.py", home / "run", "--verify", out / "manifest.json", "--devices", 1)
+    shown = run("sample.py", home / "run", "--verify", out / "manifest.json")
     assert "equal: all 4 images" in shown.stdout
     shutil.copy(home / "b.png", tmp_path / "a.png")
-    shown = test_programs.run("sample.py", home / "run", "--verify", out / "manifest.json", "--devices", 1, status=2)
+    shown = run("sample.py", home / "run", "--verify", out / "manifest.json", status=2)
     assert "a.png has other pixels than when these images were made" in shown.stderr

@@ -1,5 +1,10 @@
-"""Samplers where the answer is known: Gaussian data; and what an image may depend on."""
+"""Samplers where the answer is known: Gaussian data; and what an image may depend on.
 
+A chain that is only looked at in the end goes step by step through one compiled step, whatever its times: a scan would
+be another program for each length.
+"""
+
+import functools
 import itertools
 import re
 
@@ -7,43 +12,80 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian_data import SHAPES, arrays, ideal, kept
 
-from ddpm_jax import data, gaussian, samplers, schedules
-from ddpm_jax.gaussian import Estimate
+from ddpm_jax import conformance, data, gaussian, samplers, schedules
 
-SHAPES = [(8,), (4, 3), (4, 4, 2), (2, 3, 2, 2)]
-
-
-def ideal(schedule, mean=0.2, std=0.5, mix=None):
-    """E[x_0 | x_t] for data N(mean, std^2)."""
-
-    def denoise(x_t, t):
-        signal, noise = schedules.at(schedule.signal, t, x_t), schedules.at(schedule.noise, t, x_t)
-        x0 = mean + std**2 * signal / (signal**2 * std**2 + noise**2) * (x_t - signal * mean)
-        return Estimate(x0, (x_t - signal * x0) / noise, mix if mix is None else jnp.full_like(x_t, mix))
-
-    return denoise
+POINTS = np.array([[0.5, -1.0], [2.0, 0.0]])
 
 
-def none(keys, t, like):
-    return jnp.zeros_like(like)
+def walk(step, state, times):
+    """The state at the end, by a compiled step(state, t, s)."""
+    for t, s in itertools.pairwise(np.asarray(times, np.int32)):
+        state = step(state, t, s)
+    return state
 
 
-def push(make, chain):
-    """Mean and variance at every time of the chain for x_T ~ N(0, 1): a step is affine in x and z, so three points."""
-    sampler = make(lambda keys, t, like: jnp.array([[0.0], [0.0], [1.0]], like.dtype))
-    keys = samplers.image_keys(0, range(3))
-    step = jax.jit(lambda state, t, s: sampler.step(keys, state, t, s))
-    mean, var, moments = 0.0, 1.0, [(0.0, 1.0)]
-    for t, s in itertools.pairwise(chain):
-        x = step(sampler.init(jnp.array([[0.0], [1.0], [0.0]]), t), t, s).x[:, 0]
-        offset, slope, std = float(x[0]), float(x[1] - x[0]), float(x[2] - x[0])
-        mean, var = offset + slope * mean, slope**2 * var + std**2
-        moments.append((mean, var))
-    return np.array(moments)
+def stepping(*solvers):
+    """Several samplers in one compiled step: (init, step) for `walk`, states in a tuple."""
+
+    def init(x, t):
+        return tuple(solver.init(jnp.asarray(kept(x)), jnp.int32(t)) for solver in solvers)
+
+    @jax.jit
+    def step(states, t, s):
+        keys = samplers.image_keys(0, range(states[0].x.shape[0]))
+        return tuple(solver.step(keys, state, t, s) for solver, state in zip(solvers, states, strict=True))
+
+    return init, step
+
+
+def ends(solvers, x, times):
+    """x where each sampler arrives."""
+    init, step = stepping(*solvers)
+    return [np.asarray(state.x) for state in walk(step, init(x, times[0]), times)]
 
 
 # --- moments
+
+
+@functools.cache
+def affine(kind: str):
+    """A compiled step on many (option, t, s) at once: offset, slope and standard deviation of each, [n] and [n].
+
+    A step is affine in x and in the noise z, so that three points show it.
+    """
+
+    @jax.jit
+    def moves(schedule, mean, std, options, t, s):
+        def one(option, t, s):
+            def noise(keys, t, like):
+                return jnp.array([[0.0], [0.0], [1.0]], like.dtype)
+
+            if kind == "ddim":
+                sampler = samplers.ddim(schedule, ideal(schedule, mean, std), eta=option, noise=noise)
+            elif kind == "learned":
+                sampler = samplers.ancestral(schedule, ideal(schedule, mean, std, option), mix=0.3, noise=noise)
+            else:
+                sampler = samplers.ancestral(schedule, ideal(schedule, mean, std), mix=option, noise=noise)
+            x = jnp.array([[0.0], [1.0], [0.0]], schedule.signal.dtype)
+            x = sampler.step(None, sampler.init(x, t), t, s).x[:, 0]
+            return x[0], x[1] - x[0], x[2] - x[0]
+
+        return jax.vmap(one)(options, t, s)
+
+    return moves
+
+
+def push(schedule, kind, option, chain, mean=0.2, std=0.5):
+    """Mean and variance at every time of the chain for x_T ~ N(0, 1)."""
+    t, s = (np.pad(side, (0, 30 - side.size), constant_values=end) for side, end in ((chain[:-1], 1), (chain[1:], 0)))
+    steps = affine(kind)(schedule, *kept([mean, std]), kept(np.full(30, option)), t, s)
+    m, v, moments = 0.0, 1.0, [(0.0, 1.0)]
+    for offset, slope, spread in np.asarray(steps, np.float64).T[: len(chain) - 1]:
+        m, v = offset + slope * m, slope**2 * v + spread**2
+        moments.append((m, v))
+    return np.array(moments)
 
 
 @pytest.mark.parametrize("spacing", ["uniform", "leading"])
@@ -52,14 +94,14 @@ def test_ddim_of_a_point_has_the_forward_marginals(spacing, eta):
     # the family of equation 12 keeps q(x_t | x_0), for every eta
     with jax.enable_x64(True):
         schedule, chain, point = schedules.linear(1000), samplers.times(1000, 10, spacing=spacing), 0.4
-        moments = push(lambda noise: samplers.ddim(schedule, ideal(schedule, point, 0.0), eta=eta, noise=noise), chain)
+        moments = push(schedule, "ddim", eta, chain, point, 0.0)
         signal, noise = np.asarray(schedule.signal)[chain], np.asarray(schedule.noise)[chain]
-        # from N(0, 1) instead of q(x_T | x_0): what is left of the difference falls with each step
-        started = point * signal[0], noise[0] ** 2
-        close = max(abs(started[0]), abs(1 - started[1])) if spacing == "uniform" else 0.2
-        np.testing.assert_allclose(moments[1:-1, 0], point * signal[1:-1], atol=close)
-        np.testing.assert_allclose(moments[1:-1, 1], noise[1:-1] ** 2, atol=close)
-        np.testing.assert_allclose(moments[-1], [point, 0], atol=1e-12)
+    # from N(0, 1) instead of q(x_T | x_0): what is left of the difference falls with each step
+    started = point * signal[0], noise[0] ** 2
+    close = max(abs(started[0]), abs(1 - started[1])) if spacing == "uniform" else 0.2
+    np.testing.assert_allclose(moments[1:-1, 0], point * signal[1:-1], atol=close)
+    np.testing.assert_allclose(moments[1:-1, 1], noise[1:-1] ** 2, atol=close)
+    np.testing.assert_allclose(moments[-1], [point, 0], atol=1e-12)
 
 
 def test_ancestral_of_a_point_and_of_noise_is_exact_at_its_two_ends():
@@ -67,12 +109,12 @@ def test_ancestral_of_a_point_and_of_noise_is_exact_at_its_two_ends():
         schedule, chain = schedules.cosine(1000), samplers.times(1000, 20)
         signal, noise = np.asarray(schedule.signal)[chain], np.asarray(schedule.noise)[chain]
         # beta-tilde is right when the data are a point, beta when they are standard normal
-        point = push(lambda z: samplers.ancestral(schedule, ideal(schedule, 0.4, 0.0), mix=0.0, noise=z), chain)
+        point = push(schedule, "ancestral", 0.0, chain, 0.4, 0.0)
         np.testing.assert_allclose(point[1:], np.stack([0.4 * signal, noise**2], 1)[1:], atol=1e-4)
-        normal = push(lambda z: samplers.ancestral(schedule, ideal(schedule, 0.0, 1.0), mix=1.0, noise=z), chain)
+        normal = push(schedule, "ancestral", 1.0, chain, 0.0, 1.0)
         np.testing.assert_allclose(normal[:-1], np.stack([0 * signal, 0 * signal + 1], 1)[:-1], atol=1e-12)
-        # the last step adds nothing: it is the mean of x_0
-        assert normal[-1, 1] == pytest.approx(signal[-2] ** 2, abs=1e-12)
+    # the last step adds nothing: it is the mean of x_0
+    assert normal[-1, 1] == pytest.approx(signal[-2] ** 2, abs=1e-12)
 
 
 def recursion(schedule, chain, mean, std, kind, option):
@@ -85,13 +127,13 @@ def recursion(schedule, chain, mean, std, kind, option):
         g = std**2 * np.sqrt(a) / (a * std**2 + 1 - a)
         c = mean * (1 - g * np.sqrt(a))
         small = (1 - b) * (1 - a / b) / (1 - a)
-        if kind == "ancestral":
-            spread = 0.0 if s == 0 else small ** (1 - option) * (1 - a / b) ** option
-            on_x, on_x0 = np.sqrt(a / b) * (1 - b) / (1 - a), np.sqrt(b) * (1 - a / b) / (1 - a)
-        else:
+        if kind == "ddim":
             spread = option**2 * small
             on_x = np.sqrt((1 - b - spread) / (1 - a))
             on_x0 = np.sqrt(b) - np.sqrt(a) * on_x
+        else:
+            spread = 0.0 if s == 0 else small ** (1 - option) * (1 - a / b) ** option
+            on_x, on_x0 = np.sqrt(a / b) * (1 - b) / (1 - a), np.sqrt(b) * (1 - a / b) / (1 - a)
         slope = on_x + on_x0 * g
         m, v = slope * m + on_x0 * c, slope**2 * v + spread
         out.append((m, v))
@@ -100,149 +142,148 @@ def recursion(schedule, chain, mean, std, kind, option):
 
 @pytest.mark.parametrize("steps", [5, 30])
 @pytest.mark.parametrize("option", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize(("kind", "learned"), [("ancestral", False), ("ancestral", True), ("ddim", False)])
-def test_moments_of_gaussian_data_follow_the_recursion(kind, option, steps, learned):
+@pytest.mark.parametrize("kind", ["ancestral", "learned", "ddim"])
+def test_moments_of_gaussian_data_follow_the_recursion(kind, option, steps):
     chain = samplers.times(1000, steps)
     with jax.enable_x64(True):
         expected = recursion(schedules.linear(1000), chain, 0.2, 0.5, kind, option)
-    schedule = schedules.linear(1000)
-    if kind == "ddim":
-        make = lambda noise: samplers.ddim(schedule, ideal(schedule), eta=option, noise=noise)  # noqa: E731
-    else:
-        denoise = ideal(schedule, mix=option if learned else None)
-        make = lambda noise: samplers.ancestral(schedule, denoise, mix=0.3 if learned else option, noise=noise)  # noqa: E731
-    found = push(make, chain)
+    found = push(schedules.linear(1000), kind, option, chain)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("predicts", ["eps", "x0", "v", "mean"])
-def test_samples_of_gaussian_data_have_its_moments_whatever_is_predicted(predicts):
-    # 4096 images of 4 values; mix 0 and full grid, with the variance that the recursion gives
-    T, n = 200, 4096
-    schedule, chain = schedules.linear(T, 5e-4, 0.1), samplers.times(T, T)
+def test_samples_of_gaussian_data_have_its_moments_whatever_is_predicted():
+    # 2048 images of 4 values by each kind of network; mix 0 and full grid, with the variance that the recursion gives
+    T, n, predicts = 100, 2048, ["eps", "x0", "v", "mean"]
+    schedule, chain = schedules.linear(T, 1e-3, 0.2), samplers.times(T, T)
 
-    def net(x_t, t):
-        found = ideal(schedule)(x_t, t)
-        return gaussian.target(schedule, predicts, found.x0, found.eps, t)
+    def denoiser(predicts):
+        def net(x_t, t):
+            found = ideal(schedule)(x_t, t)
+            return gaussian.target(schedule, predicts, found.x0, found.eps, t)
 
-    denoise = gaussian.denoiser(schedule, net, predicts, clip=False)
-    keys = samplers.image_keys(0, range(n))
-    draw = jax.jit(lambda x: samplers.sample(keys, samplers.ancestral(schedule, denoise, mix=0.0), x, chain))
-    x = np.asarray(draw(samplers.initial_noise(keys, (4,))))
+        return gaussian.denoiser(schedule, net, predicts, clip=False)
+
+    def denoise(x_t, t):
+        parts = [denoiser(kind)(x, t) for kind, x in zip(predicts, jnp.split(x_t, 4), strict=True)]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+    @jax.jit
+    def draw(keys):
+        x_T = samplers.initial_noise(keys, (4,))
+        return samplers.sample(keys, samplers.ancestral(schedule, denoise, mix=0.0), x_T, chain)
+
+    images = np.asarray(draw(samplers.image_keys(0, range(4 * n)))).reshape(4, n, 4)
     with jax.enable_x64(True):
-        mean, var = recursion(schedules.linear(T, 5e-4, 0.1), chain, 0.2, 0.5, "ancestral", 0.0)[-1]
-    assert abs(x.mean() - mean) < 4 * np.sqrt(var / x.size)
-    assert abs(x.var() - var) < 4 * var * np.sqrt(2 / x.size)
-    assert abs(np.corrcoef(x.T)[np.triu_indices(4, 1)]).max() < 4 / np.sqrt(n)
+        mean, var = recursion(schedules.linear(T, 1e-3, 0.2), chain, 0.2, 0.5, "ancestral", 0.0)[-1]
+    for kind, x in zip(predicts, images, strict=True):
+        assert abs(x.mean() - mean) < 4 * np.sqrt(var / x.size), kind
+        assert abs(x.var() - var) < 4 * var * np.sqrt(2 / x.size), kind
+        assert abs(np.corrcoef(x.T)[np.triu_indices(4, 1)]).max() < 4 / np.sqrt(n), kind
 
 
 # --- order
 
 
-def test_ddim_is_a_first_order_solver_of_the_probability_flow():
-    # for N(m, s^2) the flow is known: it carries quantiles along, x_t = signal m + sqrt(signal^2 s^2 + noise^2) u
+def test_solvers_have_their_order():
+    """From T to a hundredth of the noise, on 100,000 times, so that rounding to times does not show.
+
+    For N(m, s^2) the probability flow is known: it carries quantiles along, x_t = signal m + sqrt(signal^2 s^2 +
+    noise^2) u.
+    """
     with jax.enable_x64(True):
-        schedule = schedules.linear(1000)
-        u = jnp.array([[-1.5], [0.3], [1.0]])
-        signal, noise = schedule.signal[1000], schedule.noise[1000]
-        x_T = signal * 0.2 + jnp.sqrt(signal**2 * 0.25 + noise**2) * u
-        keys, sampler = samplers.image_keys(0, range(3)), samplers.ddim(schedule, ideal(schedule))
+        schedule, end, u = schedules.linear(100_000, 1e-6, 2e-4), 200, np.array([[-1.5], [0.3], [1.0]])
+        signal, noise = (np.asarray(column) for column in schedule[:2])
+
+        def quantiles(t):
+            return signal[t] * 0.2 + np.sqrt(signal[t] ** 2 * 0.25 + noise[t] ** 2) * u
+
+        denoise = ideal(schedule)
+        solvers = [samplers.ddim(schedule, denoise)]
+        solvers += [samplers.dpm_solver_pp(schedule, denoise, order=order) for order in (1, 2, 3)]
+        solvers += [samplers.unipc(schedule, denoise, order=order) for order in (1, 2)]
+        init, step = stepping(*solvers)
+        errors = []
+        for steps in (20, 40, 80):
+            times = conformance.even_in_log_snr(schedule, steps, end)
+            states = walk(step, init(quantiles(100_000), 100_000), times)
+            errors.append([np.abs(np.asarray(state.x) - quantiles(end)).max() for state in states])
+    errors = np.array(errors)
+    orders = np.log2(errors[:-1] / errors[1:])
+    least = [0.9, 0.9, 1.85, 2.8, 1.8, 2.6]
+    assert (orders > least).all() and (errors[0] < 0.2).all(), (errors, orders)
+
+
+def test_ddim_is_a_first_order_solver_of_the_probability_flow():
+    # down to the data, with the spacing that it is used with
+    with jax.enable_x64(True):
+        schedule, u = schedules.linear(1000), np.array([[-1.5], [0.3], [1.0]])
+        signal, noise = float(schedule.signal[1000]), float(schedule.noise[1000])
+        x_T = signal * 0.2 + np.sqrt(signal**2 * 0.25 + noise**2) * u
+        init, step = stepping(samplers.ddim(schedule, ideal(schedule)))
         errors = []
         for steps in (20, 40, 80, 160):
-            x = samplers.sample(keys, sampler, x_T, samplers.times(1000, steps))
-            errors.append(float(jnp.abs(x - (0.2 + 0.5 * u)).max()))
-        orders = np.log2(np.array(errors[:-1]) / errors[1:])
+            (state,) = walk(step, init(x_T, 1000), samplers.times(1000, steps))
+            errors.append(np.abs(np.asarray(state.x) - (0.2 + 0.5 * u)).max())
+    orders = np.log2(np.array(errors[:-1]) / errors[1:])
     assert errors[0] < 0.2 and (abs(orders - 1) < 0.15).all(), (errors, orders)
 
 
-def even_in_log_snr(schedule, steps, end):
-    """Times from T to `end`, about even in log SNR: a smooth grid, as the order of a solver is defined on."""
-    column = np.asarray(schedule.log_snr)
-    grid = np.linspace(column[-1], column[end], steps + 1)
-    return np.array([1 + np.abs(column[1:] - level).argmin() for level in grid], np.int32)
-
-
-@pytest.mark.parametrize(("order", "least"), [(1, 0.9), (2, 1.85), (3, 2.8)])
-def test_dpm_solver_pp_has_its_order(order, least):
-    """From T to a hundredth of the noise, on 100,000 times, so that rounding to times does not show."""
-    with jax.enable_x64(True):
-        schedule, end = schedules.linear(100_000, 1e-6, 2e-4), 200
-        u = jnp.array([[-1.5], [0.3], [1.0]])
-
-        def quantiles(t):
-            signal, noise = schedule.signal[t], schedule.noise[t]
-            return signal * 0.2 + jnp.sqrt(signal**2 * 0.25 + noise**2) * u
-
-        keys = samplers.image_keys(0, range(3))
-        sampler = samplers.dpm_solver_pp(schedule, ideal(schedule), order=order)
-        errors = []
-        for steps in (20, 40, 80, 160):
-            x = samplers.sample(keys, sampler, quantiles(100_000), even_in_log_snr(schedule, steps, end))
-            errors.append(float(jnp.abs(x - quantiles(end)).max()))
-        orders = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert (orders > least).all() and errors[0] < 0.2, (errors, orders)
-
-
-@pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("solver", [samplers.dpm_solver_pp, samplers.unipc])
-def test_solvers_end_at_what_the_network_last_predicts(solver, order):
+def test_solvers_end_at_what_the_network_last_predicts(solver):
     """Down to the data, also in a single step and from pure noise, where SNR is 0 and h infinite."""
+    keys = samplers.image_keys(0, range(2))
+
+    def solvers(schedule):
+        denoise = gaussian.denoiser(schedule, lambda x, t: 0.3 * jnp.sin(5 * x), "v")
+        return [solver(schedule, denoise, order=order) for order in (1, 2, 3)]
+
+    @jax.jit
+    def step(schedule, states, t, s):
+        return [sampler.step(keys, state, t, s) for sampler, state in zip(solvers(schedule), states, strict=True)]
+
     betas = np.append(np.linspace(1e-4, 0.02, 99), 1.0)
     for schedule in (schedules.linear(100), schedules.from_betas(betas)):
-        denoise = gaussian.denoiser(schedule, lambda x, t: 0.3 * jnp.sin(5 * x), "v")
-        sampler = solver(schedule, denoise, order=order)
-        keys, x_T = samplers.image_keys(0, range(2)), jnp.array([[0.5, -1.0], [2.0, 0.0]])
+        start = [sampler.init(jnp.asarray(kept(POINTS)), jnp.int32(100)) for sampler in solvers(schedule)]
         for steps in (1, 2, 3, 10):
-            last = samplers.trajectory(keys, sampler, x_T, samplers.times(100, steps), keep=[0])
-            np.testing.assert_array_equal(last.x, last.x0)
-            assert np.isfinite(last.x).all()
+            last = walk(functools.partial(step, schedule), start, samplers.times(100, steps))
+            for order, state in enumerate(last, 1):
+                np.testing.assert_array_equal(state.x, state.x0, err_msg=f"order {order}, {steps} steps")
+                assert np.isfinite(state.x).all(), (order, steps)
 
 
 def test_dpm_solver_pp_of_order_1_is_ddim():
     with jax.enable_x64(True):
         schedule = schedules.linear(1000)
         denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * jnp.tanh(3 * x))
-        keys, x_T = samplers.image_keys(0, range(2)), jnp.array([[0.5, -1.0], [2.0, 0.0]])
-        one, two = (
-            samplers.sample(keys, sampler, x_T, samplers.times(1000, 7))
-            for sampler in (samplers.dpm_solver_pp(schedule, denoise, order=1), samplers.ddim(schedule, denoise))
-        )
-        np.testing.assert_allclose(one, two, rtol=1e-9)
+        solvers = samplers.dpm_solver_pp(schedule, denoise, order=1), samplers.ddim(schedule, denoise)
+        np.testing.assert_allclose(*ends(solvers, POINTS, samplers.times(1000, 7)), rtol=1e-9)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_unipc_first_predicts_as_ddim_does_and_corrects_nothing_where_the_prediction_came_true(order):
+def test_unipc_first_predicts_as_ddim_does_and_corrects_nothing_where_the_prediction_came_true():
     with jax.enable_x64(True):
-        schedule, keys = schedules.linear(1000), samplers.image_keys(0, range(2))
-        x_T = jnp.array([[0.5, -1.0], [2.0, 0.0]])
-
-        def images(solver, denoise, chain):
-            return samplers.sample(keys, solver(schedule, denoise), x_T, np.array(chain))
-
-        def unipc(schedule, denoise):
-            return samplers.unipc(schedule, denoise, order=order)
-
+        schedule = schedules.linear(1000)
         curved = gaussian.denoiser(schedule, lambda x, t: 0.5 * jnp.tanh(3 * x))
-        first = [images(solver, curved, (1000, 600)) for solver in (unipc, samplers.ddim)]
-        np.testing.assert_allclose(*first, rtol=1e-12)
         # data that are a single point: every x_0_hat is that point, and DDIM is exact
         point = gaussian.denoiser(schedule, lambda x, t: jnp.full_like(x, 0.3), "x0")
-        whole = [images(solver, point, (1000, 700, 400, 200, 50)) for solver in (unipc, samplers.ddim)]
-        np.testing.assert_allclose(*whole, rtol=1e-9)
+        for denoise, times, tolerance in ((curved, (1000, 600), 1e-12), (point, (1000, 700, 400, 200, 50), 1e-9)):
+            solvers = [samplers.unipc(schedule, denoise, order=order) for order in (1, 2, 3)]
+            *found, wanted = ends([*solvers, samplers.ddim(schedule, denoise)], POINTS, times)
+            for order, x in enumerate(found, 1):
+                np.testing.assert_allclose(x, wanted, rtol=tolerance, err_msg=f"order {order}, {times}")
 
 
-@pytest.mark.parametrize("solver", [samplers.dpm_solver_pp, samplers.unipc])
-def test_a_thousand_short_steps_lose_no_digits_in_float32(solver):
-    schedule, x_T = schedules.linear(1000), np.random.default_rng(0).standard_normal((8, 3))
+def test_a_thousand_short_steps_lose_no_digits_in_float32():
+    x_T = np.random.default_rng(0).standard_normal((8, 3))
 
-    def images(dtype):
-        keys = samplers.image_keys(0, range(8))
-        sampler = solver(schedule, ideal(schedule), order=3)
-        return samplers.sample(keys, sampler, jnp.asarray(x_T, dtype), np.arange(1000, 0, -1))
+    @jax.jit
+    def images(schedule, x):
+        keys, times = samplers.image_keys(0, range(8)), np.arange(1000, 0, -1)
+        solvers = [solver(schedule, ideal(schedule), order=3) for solver in (samplers.dpm_solver_pp, samplers.unipc)]
+        return [samplers.sample(keys, sampler, x, times) for sampler in solvers]
 
-    single = np.asarray(images(jnp.float32))
+    single = arrays(images(schedules.linear(1000), kept(x_T)))
     with jax.enable_x64(True):
-        np.testing.assert_allclose(single, images(jnp.float64), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(single, arrays(images(schedules.linear(1000), x_T)), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("solver", [samplers.dpm_solver_pp, samplers.unipc])
@@ -258,148 +299,164 @@ def test_dpm_solver_pp_refuses_another_second_order():
 
 def test_ddim_goes_back_to_the_noise_that_it_came_from():
     with jax.enable_x64(True):
-        schedule = schedules.linear(1000)
-        sampler, chain = samplers.ddim(schedule, ideal(schedule)), samplers.times(1000, 500)
-        keys, x_T = samplers.image_keys(0, [0]), jnp.array([[-1.2, 0.4, 2.0]])
-        state = sampler.init(x_T, 1000)
-        x = samplers.sample(keys, sampler, x_T, chain[:-1])  # down to t = 1
-        state = sampler.init(x, 1)
-        step = jax.jit(lambda state, t, s: sampler.step(keys, state, t, s))
-        for t, s in itertools.pairwise(chain[-2::-1]):
-            state = step(state, t, s)
-        np.testing.assert_allclose(state.x, x_T, atol=0.03)
+        schedule, x_T = schedules.linear(1000), np.array([[-1.2, 0.4, 2.0]])
+        init, step = stepping(samplers.ddim(schedule, ideal(schedule)))
+        down = samplers.times(1000, 500)[:-1]  # to t = 1
+        (bottom,) = walk(step, init(x_T, 1000), down)
+        (top,) = walk(step, init(bottom.x, 1), down[::-1])
+        np.testing.assert_allclose(top.x, x_T, atol=0.03)
 
 
 # --- limits
 
 
-@pytest.mark.parametrize(
-    ("shape", "steps", "clip"),
-    [((8,), 100, True), ((4, 3), 7, False), ((4, 4, 2), 100, False), ((2, 3, 2, 2), 7, True)],
-)
-def test_ddim_with_eta_1_is_ancestral_with_mix_0_path_by_path(shape, steps, clip):
+def test_ddim_with_eta_1_is_ancestral_with_mix_0_path_by_path():
     with jax.enable_x64(True):
-        schedule, chain = schedules.linear(100, 1e-3, 0.2), samplers.times(100, steps)
+        schedule, keys = schedules.linear(100, 1e-3, 0.2), samplers.image_keys(3, range(2))
         net = lambda x, t: 0.5 * jnp.tanh(3 * x)  # noqa: E731
-        denoise = gaussian.denoiser(schedule, net, "x0" if clip else "v", clip=clip)
-        keys = samplers.image_keys(3, range(2))
-        x_T = samplers.initial_noise(keys, shape, jnp.float64)
-        paths = [
-            jax.jit(lambda x, sampler=sampler: samplers.trajectory(keys, sampler, x, chain, keep=chain))(x_T)
-            for sampler in (samplers.ddim(schedule, denoise, eta=1.0), samplers.ancestral(schedule, denoise, mix=0.0))
-        ]
-        np.testing.assert_allclose(paths[0].x, paths[1].x, rtol=0, atol=1e-11)
-        np.testing.assert_allclose(paths[0].x0, paths[1].x0, rtol=0, atol=1e-11)
+        for shape, steps, predicts, clip in (((4, 3), 100, "x0", True), ((2, 3, 2, 2), 7, "v", False)):
+            denoise, chain = gaussian.denoiser(schedule, net, predicts, clip=clip), samplers.times(100, steps)
+
+            @jax.jit
+            def paths(keys, denoise=denoise, chain=chain, shape=shape):
+                x_T = samplers.initial_noise(keys, shape, jnp.float64)
+                both = samplers.ddim(schedule, denoise, eta=1.0), samplers.ancestral(schedule, denoise, mix=0.0)
+                return [samplers.trajectory(keys, sampler, x_T, chain, keep=chain) for sampler in both]
+
+            one, other = arrays(paths(keys))
+            np.testing.assert_allclose(one.x, other.x, rtol=0, atol=1e-11, err_msg=f"{shape}")
+            np.testing.assert_allclose(one.x0, other.x0, rtol=0, atol=1e-11, err_msg=f"{shape}")
 
 
-def test_eta_0_is_deterministic_and_eta_1_is_not():
-    schedule, chain = schedules.linear(100), samplers.times(100, 10)
-    x_T = samplers.initial_noise(samplers.image_keys(0, range(3)), (4,))
+def test_one_program_serves_all_seeds_images_etas_and_times():
+    schedule, traced, x_T = schedules.linear(100), [], np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
 
-    def run(seed, eta):
-        return samplers.sample(
-            samplers.image_keys(seed, range(3)), samplers.ddim(schedule, ideal(schedule), eta=eta), x_T, chain
-        )
+    @jax.jit
+    def draw(keys, eta, times):
+        traced.append(eta)
+        return samplers.sample(keys, samplers.ddim(schedule, ideal(schedule), eta=eta), x_T, times)
 
-    np.testing.assert_array_equal(run(1, 0.0), run(2, 0.0))
-    assert (run(1, 1.0) != run(2, 1.0)).all()
-    np.testing.assert_array_equal(run(1, 1.0), run(1, 1.0))
+    def run(seed, eta, indices=(3, 4), spacing="uniform"):
+        return np.asarray(draw(samplers.image_keys(seed, indices), eta, samplers.times(100, 5, spacing=spacing)))
 
-
-@pytest.mark.parametrize("make", [samplers.ancestral, samplers.ddim], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("option", [0.0, 0.5, 1.0])
-def test_the_last_step_gives_the_predicted_data_without_noise(make, option):
-    schedule = schedules.linear(100)
-    sampler = make(schedule, ideal(schedule), **{"mix" if make is samplers.ancestral else "eta": option})
-    keys = samplers.image_keys(0, range(3))
-    x_T = samplers.initial_noise(keys, (4,))
-    for t in (1, 50, 100):
-        x = samplers.sample(keys, sampler, x_T, np.array([t, 0]))
-        np.testing.assert_allclose(x, ideal(schedule)(x_T, jnp.int32(t)).x0, rtol=1e-6)
+    images = [run(seed, eta) for seed in (0, 1) for eta in (0.7, 1.0)] + [run(0, 1.0, (5, 6)), run(0, 1.0, (7, 8))]
+    images += [run(0, 1.0, spacing="quadratic")]
+    assert len(np.unique(images)) == np.size(images)
+    np.testing.assert_array_equal(run(0, 0.0), run(1, 0.0))  # eta 0 draws nothing
+    np.testing.assert_array_equal(run(1, 1.0), images[3])
+    assert len(traced) == 1
+    # and it draws what one draws that knows them
+    sampler = samplers.ddim(schedule, ideal(schedule), eta=0.7)
+    plain = samplers.sample(samplers.image_keys(0, [3, 4]), sampler, jnp.asarray(x_T), samplers.times(100, 5))
+    np.testing.assert_allclose(images[0], plain, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("mix", [0.0, 0.5, 1.0, 1.3])
-def test_a_learned_mix_takes_precedence(mix):
-    schedule, chain = schedules.linear(100), samplers.times(100, 10)
-    keys = samplers.image_keys(0, range(2))
-    x_T = samplers.initial_noise(keys, (4,))
-    learned = samplers.sample(keys, samplers.ancestral(schedule, ideal(schedule, mix=mix), mix=0.1), x_T, chain)
-    fixed = samplers.sample(keys, samplers.ancestral(schedule, ideal(schedule), mix=mix), x_T, chain)
-    np.testing.assert_allclose(learned, fixed, rtol=1e-6)
-    assert np.isfinite(learned).all()
+def test_the_last_step_gives_the_predicted_data_without_noise():
+    schedule, keys = schedules.linear(100), samplers.image_keys(0, range(3))
+    x_T = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+
+    @jax.jit
+    def last(option, t):
+        denoise, times = ideal(schedule), jnp.stack([t, 0])
+        made = samplers.ancestral(schedule, denoise, mix=option), samplers.ddim(schedule, denoise, eta=option)
+        return [samplers.sample(keys, sampler, x_T, times) for sampler in made], denoise(x_T, t).x0
+
+    for option in (0.0, 0.5, 1.0):
+        for t in (1, 50, 100):
+            images, x0 = arrays(last(np.float32(option), np.int32(t)))
+            for name, x in zip(("ancestral", "ddim"), images, strict=True):
+                np.testing.assert_allclose(x, x0, rtol=1e-6, err_msg=f"{name}, {option}, t = {t}")
 
 
-@pytest.mark.parametrize("make", [samplers.ancestral, samplers.ddim], ids=lambda f: f.__name__)
-def test_a_start_without_signal(make):
-    schedule, keys = schedules.jsd(50), samplers.image_keys(0, range(2))
+def test_a_learned_mix_takes_precedence():
+    schedule, chain, keys = schedules.linear(100), samplers.times(100, 10), samplers.image_keys(0, range(2))
+    x_T = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+
+    @jax.jit
+    def both(mix):
+        learned = samplers.ancestral(schedule, ideal(schedule, mix=mix), mix=0.1)
+        fixed = samplers.ancestral(schedule, ideal(schedule), mix=mix)
+        return [samplers.sample(keys, sampler, x_T, chain) for sampler in (learned, fixed)]
+
+    for mix in (0.0, 0.5, 1.0, 1.3):
+        learned, fixed = arrays(both(np.float32(mix)))
+        np.testing.assert_allclose(learned, fixed, rtol=1e-6, err_msg=f"mix {mix}")
+        assert np.isfinite(learned).all(), mix
+
+
+def test_a_start_without_signal():
+    schedule = schedules.jsd(50)
     denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * x, "v")
-    x_T = samplers.initial_noise(keys, (4,))
-    assert np.isfinite(samplers.sample(keys, make(schedule, denoise), x_T, samplers.times(50, 10))).all()
+    solvers = samplers.ancestral(schedule, denoise), samplers.ddim(schedule, denoise)
+    assert np.isfinite(ends(solvers, POINTS, samplers.times(50, 10))).all()
 
 
 # --- one image, one key
 
 
-@pytest.mark.parametrize(
-    ("make", "shape"), [*((samplers.ancestral, shape) for shape in SHAPES), (samplers.ddim, SHAPES[0])]
-)
-def test_an_image_depends_on_its_key_alone(make, shape):
+def test_an_image_depends_on_its_key_alone():
     schedule, chain = schedules.linear(100), samplers.times(100, 5)
-    option = {"mix": 0.5} if make is samplers.ancestral else {"eta": 0.5}
-    sampler = make(schedule, gaussian.denoiser(schedule, lambda x, t: 0.5 * x, "v"), **option)
+    denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * x, "v")
+    ancestral, ddim = samplers.ancestral(schedule, denoise, mix=0.5), samplers.ddim(schedule, denoise, eta=0.5)
+    kinds = [(f"ancestral, {shape}", ancestral, shape) for shape in SHAPES] + [("ddim", ddim, SHAPES[1])]
 
-    def draw(keys):
-        return samplers.sample(keys, sampler, samplers.initial_noise(keys, shape), chain)
+    @functools.partial(jax.jit, static_argnums=1)
+    def draw(keys, kinds):
+        images = {
+            name: samplers.sample(keys, sampler, samplers.initial_noise(keys, shape), chain)
+            for name, sampler, shape in kinds
+        }
+        like = jnp.zeros((keys.shape[0], *SHAPES[1]))
+        return images, [samplers.step_noise(keys, jnp.int32(t), like) for t in (0, 1, 57)]
 
-    jitted = jax.jit(draw)
-    whole = np.asarray(jitted(samplers.image_keys(7, range(16))))
-    assert len(np.unique(whole.reshape(16, -1)[:, 0])) == 16
+    whole, noise = arrays(draw(samplers.image_keys(7, range(16)), tuple(kinds)))
     shuffled = np.random.default_rng(0).permutation(16)
-    np.testing.assert_array_equal(jitted(samplers.image_keys(7, shuffled)), whole[shuffled])
+    again, _ = arrays(draw(samplers.image_keys(7, shuffled), tuple(kinds)))
+    for name, x in whole.items():
+        assert len(np.unique(x.reshape(16, -1)[:, 0])) == 16, name
+        np.testing.assert_array_equal(again[name], x[shuffled], err_msg=name)
+    # another size of batch is another program, whose last bits are its own; what is drawn is the same to the bit
     for order in ([5], [3, 0, 15, 8]):
-        # another size of batch is another program, whose last bits are its own; what is drawn is the same to the bit
-        np.testing.assert_allclose(jitted(samplers.image_keys(7, order)), whole[order], rtol=0, atol=1e-6)
-        for t in (0, 1, 57):
-            noise = [
-                samplers.step_noise(samplers.image_keys(7, i), jnp.int32(t), jnp.zeros((len(i), *shape)))
-                for i in (order, range(16))
-            ]
-            np.testing.assert_array_equal(noise[0], noise[1][np.asarray(order)])
+        some, own = arrays(draw(samplers.image_keys(7, order), (kinds[1], kinds[4])))
+        for name, x in some.items():
+            np.testing.assert_allclose(x, whole[name][order], rtol=0, atol=1e-6, err_msg=name)
+        for few, all_of_them in zip(own, noise, strict=True):
+            np.testing.assert_array_equal(few, all_of_them[order])
 
 
-@pytest.mark.parametrize("make", [samplers.ancestral, samplers.ddim], ids=lambda f: f.__name__)
-def test_an_image_is_the_same_on_any_number_of_devices(make):
+def test_an_image_is_the_same_on_any_number_of_devices():
     # tiles of one size, on as many devices as there are
     schedule, chain = schedules.linear(100), samplers.times(100, 5)
-    sampler = make(schedule, gaussian.denoiser(schedule, lambda x, t: 0.5 * x, "v"))
+    denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * x, "v")
+    both = samplers.ancestral(schedule, denoise), samplers.ddim(schedule, denoise, eta=0.5)
 
     def draw(keys):
-        return samplers.sample(keys, sampler, samplers.initial_noise(keys, (4, 3)), chain)
+        x_T = samplers.initial_noise(keys, (4, 3))
+        return x_T, *(samplers.sample(keys, sampler, x_T, chain) for sampler in both)
 
-    images, noise = {}, {}
+    drawn = {}
     for devices in (1, 2, 8):
         program = jax.pmap(draw, devices=jax.devices()[:devices])
-        tiles = samplers.image_keys(7, range(16)).reshape(-1, devices, 2)
-        drawn = jax.pmap(lambda keys: samplers.initial_noise(keys, (4, 3)), devices=jax.devices()[:devices])
-        noise[devices] = np.concatenate([np.asarray(drawn(tile)).reshape(-1, 4, 3) for tile in tiles])
-        images[devices] = np.concatenate([np.asarray(program(tile)).reshape(-1, 4, 3) for tile in tiles])
-    np.testing.assert_array_equal(noise[1], noise[8])
-    np.testing.assert_array_equal(noise[2], noise[8])
-    np.testing.assert_array_equal(images[2], images[8])
-    # the program for one device is compiled apart, and may contract a product and a sum where the other does not
-    np.testing.assert_allclose(images[1], images[8], rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(*(data.to_integer(images[devices], 256) for devices in (1, 8)))
-    tile = jax.jit(draw)(samplers.image_keys(7, [4, 5]))
-    np.testing.assert_array_equal(tile, images[1][4:6])
+        tiles = [arrays(program(tile)) for tile in samplers.image_keys(7, range(16)).reshape(-1, devices, 2)]
+        drawn[devices] = [np.concatenate([x.reshape(-1, 4, 3) for x in part]) for part in zip(*tiles, strict=True)]
+    np.testing.assert_array_equal(drawn[1][0], drawn[8][0])
+    tile = arrays(jax.jit(draw)(samplers.image_keys(7, [4, 5])))
+    for one, two, eight, alone in zip(drawn[1], drawn[2], drawn[8], tile, strict=True):
+        np.testing.assert_array_equal(two, eight)
+        # the program for one device is compiled apart, and may contract a product and a sum where the other does not
+        np.testing.assert_allclose(one, eight, rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(*(data.to_integer(x, 256) for x in (one, eight)))
+        np.testing.assert_array_equal(alone, one[4:6])
 
 
 def test_the_noise_of_steps_images_and_the_start_is_independent():
-    keys = samplers.image_keys(0, range(50))
-    like = jnp.zeros((50, 200))
-    draws = [samplers.initial_noise(keys, (200,))] + [
-        samplers.step_noise(keys, jnp.int32(t), like) for t in (1, 2, 999)
-    ]
-    flat = np.stack(draws).reshape(4, -1)
+    @jax.jit
+    def draws(keys):
+        like = jnp.zeros((50, 200))
+        noise = [samplers.step_noise(keys, jnp.int32(t), like) for t in (1, 2, 999)]
+        return jnp.stack([samplers.initial_noise(keys, (200,)), *noise]).reshape(4, -1)
+
+    flat = np.asarray(draws(samplers.image_keys(0, range(50))))
     assert abs(np.corrcoef(flat)[np.triu_indices(4, 1)]).max() < 4 / np.sqrt(flat.shape[1])
     assert (abs(flat.var(1) - 1) < 4 * np.sqrt(2 / flat.shape[1])).all()
 
@@ -407,26 +464,28 @@ def test_the_noise_of_steps_images_and_the_start_is_independent():
 # --- trajectories
 
 
-@pytest.mark.parametrize(
-    ("make", "shape"), [*((samplers.ancestral, shape) for shape in SHAPES), (samplers.ddim, SHAPES[0])]
-)
+@pytest.mark.parametrize(("make", "shape"), [(samplers.ancestral, (2, 3, 2, 2)), (samplers.ddim, (8,))])
 def test_kept_frames_are_those_of_a_run_that_keeps_all_and_end_in_the_sample(make, shape):
     schedule, chain = schedules.linear(100), samplers.times(100, 6)
-    sampler = make(schedule, ideal(schedule))
-    keys = samplers.image_keys(0, range(2))
-    x_T = samplers.initial_noise(keys, shape)
-    frames = lambda keep: jax.jit(lambda x: samplers.trajectory(keys, sampler, x, chain, keep=keep))(x_T)  # noqa: E731
-    everything = frames(chain)
-    keep = [0, int(chain[3]), 100]
-    some = frames(keep)
+    denoise, keys = ideal(schedule), samplers.image_keys(0, range(2))
+    keep, x_T = [0, int(chain[3]), 100], np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+
+    @jax.jit
+    def run(x_T):
+        sampler = make(schedule, denoise)
+        everything, some = (samplers.trajectory(keys, sampler, x_T, chain, keep=times) for times in (chain, keep))
+        expected = denoise(everything.x[2], jnp.int32(chain[2])).x0
+        return everything, some, samplers.sample(keys, sampler, x_T, chain), expected
+
+    everything, some, end, expected = arrays(run(x_T))
     np.testing.assert_array_equal(some.t, keep)
-    np.testing.assert_array_equal(some.x, everything.x[jnp.array([6, 3, 0])])
-    np.testing.assert_array_equal(some.x0, everything.x0[jnp.array([6, 3, 0])])
+    np.testing.assert_array_equal(some.x, everything.x[[6, 3, 0]])
+    np.testing.assert_array_equal(some.x0, everything.x0[[6, 3, 0]])
     np.testing.assert_array_equal(some.x[2], x_T)
     assert (some.x0[2] == 0).all()
-    np.testing.assert_array_equal(some.x[0], jax.jit(lambda x: samplers.sample(keys, sampler, x, chain))(x_T))
+    np.testing.assert_array_equal(some.x[0], end)
     # the x_0 on the way to a frame is what the frame before it predicts
-    np.testing.assert_allclose(some.x0[1], ideal(schedule)(everything.x[2], jnp.int32(chain[2])).x0, atol=2e-6)
+    np.testing.assert_allclose(some.x0[1], expected, atol=2e-6)
 
 
 def test_memory_grows_with_keep_and_not_with_the_steps():
@@ -502,70 +561,45 @@ def test_section_times():
     np.testing.assert_array_equal(samplers.section_times(5, [3, 0]), [3, 2, 1, 0])  # sections of 3 and 2
 
 
-# --- programs
+# --- derivatives
 
 
-def test_one_program_serves_all_seeds_images_and_etas():
-    schedule, chain, traced = schedules.linear(100), samplers.times(100, 5), []
-
-    @jax.jit
-    def draw(keys, eta):
-        traced.append(eta)
-        sampler = samplers.ddim(schedule, ideal(schedule), eta=eta)
-        return samplers.sample(keys, sampler, samplers.initial_noise(keys, (3,)), chain)
-
-    images = [draw(samplers.image_keys(seed, [3, 4]), eta) for seed in (0, 1) for eta in (0.0, 0.7, 1.0)]
-    assert len(traced) == 1 and len(np.unique(np.ravel(images))) == np.size(images)
-    for eta, image in zip((0.0, 0.7, 1.0), images[:3], strict=True):
-        keys = samplers.image_keys(0, [3, 4])
-        sampler = samplers.ddim(schedule, ideal(schedule), eta=eta)
-        plain = samplers.sample(keys, sampler, samplers.initial_noise(keys, (3,)), chain)
-        np.testing.assert_allclose(image, plain, rtol=1e-5, atol=1e-6)
-
-
-def test_the_times_may_be_traced():
-    schedule, keys = schedules.linear(100), samplers.image_keys(0, range(2))
-    x_T, sampler = samplers.initial_noise(keys, (3,)), samplers.ancestral(schedule, ideal(schedule))
-    chain = samplers.times(100, 5)
-    found = jax.jit(lambda chain: samplers.sample(keys, sampler, x_T, chain))(chain)
-    np.testing.assert_allclose(found, samplers.sample(keys, sampler, x_T, chain), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("predicts", ["eps", "x0", "v", "mean"])
-@pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
-def test_no_derivative_of_a_step_is_nan_at_either_end(predicts, learned):
+def test_no_derivative_of_a_step_is_nan_at_either_end():
     schedule, keys = schedules.linear(1000), samplers.image_keys(0, range(2))
+    cases = [(predicts, learned) for predicts in ("eps", "x0", "v", "mean") for learned in (False, True)]
 
-    def total(x, raw, v, option, t, s):
-        out = jnp.concatenate([raw, v], -1) if learned else raw
-        denoise = gaussian.denoiser(schedule, lambda x, t: out, predicts, learned_variance=learned)
-        steps = [
-            samplers.ancestral(schedule, denoise, mix=option),
-            samplers.ddim(schedule, denoise, eta=option),
-        ]
-        return sum(sampler.step(keys, sampler.init(x, t), t, s).x.sum() for sampler in steps)
+    def total(x, outs, option, t, s):
+        """Each network's output is a variable of its own, so that the derivative says which one is wrong."""
+        ends = []
+        for (predicts, learned), out in zip(cases, outs, strict=True):
+            denoise = gaussian.denoiser(schedule, lambda x, t: out, predicts, learned_variance=learned)
+            both = samplers.ancestral(schedule, denoise, mix=option), samplers.ddim(schedule, denoise, eta=option)
+            ends += [sampler.step(keys, sampler.init(x, t), t, s).x.sum() for sampler in both]
+        return sum(ends)
 
-    grad = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))
+    grad = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
     rng = np.random.default_rng(0)
-    x, raw = (jnp.asarray(rng.standard_normal((2, 3)), jnp.float32) for _ in range(2))
+    x, raw = rng.standard_normal((2, 2, 3)).astype(np.float32)
     for t, s in ((1, 0), (2, 1), (1000, 999), (1000, 0)):
         for option in (0.0, 0.5, 1.0):
             for v in (-1.0, 0.0, 1.0, 1.4):  # a network is free to leave [-1, 1]
-                grads = grad(x, raw, jnp.full_like(x, v), option, t, s)
-                assert all(np.isfinite(g).all() for g in grads), (t, s, option, v)
+                both = np.concatenate([raw, np.full_like(raw, v)], -1)
+                on_x, on_outs, on_option = grad(x, [both if learned else raw for _, learned in cases], option, t, s)
+                for case, found in zip(cases, on_outs, strict=True):
+                    assert np.isfinite(found).all(), (case, t, s, option, v)
+                assert np.isfinite(on_x).all() and np.isfinite(on_option), (t, s, option, v)
 
 
 # --- errors
 
-S10, X = schedules.linear(10), jnp.zeros((2, 3))
-EULER = samplers.ddim(S10, ideal(S10))
+S10, X = schedules.linear(10), np.zeros((2, 3), np.float32)
 
 
 def run(x=X, times=(10, 5, 0), keys=None, keep=None):
-    keys = samplers.image_keys(0, range(2)) if keys is None else keys
+    keys, sampler = samplers.image_keys(0, range(2)) if keys is None else keys, samplers.ddim(S10, ideal(S10))
     if keep is None:
-        return samplers.sample(keys, EULER, x, np.array(times))
-    return samplers.trajectory(keys, EULER, x, np.array(times), keep=keep)
+        return samplers.sample(keys, sampler, x, np.array(times))
+    return samplers.trajectory(keys, sampler, x, np.array(times), keep=keep)
 
 
 @pytest.mark.parametrize(

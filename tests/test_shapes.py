@@ -1,21 +1,18 @@
 """Any shape, any depth, the format that came in: each trains and draws, by the programs as a user runs them."""
 
-import json
+import functools
+import pathlib
 import re
-import subprocess
-import sys
 import types
 
 import numpy as np
 import pytest
 from PIL import Image
-from test_programs import ROOT, environment
+from programs import run
 
 import sample
 from ddpm_jax import data
 from ddpm_jax.data.files import decoded
-
-pytestmark = pytest.mark.slow
 
 TINY = """
 from ddpm_jax.config import Config, Evaluation, Net, Optim, Sampling, Schedule
@@ -26,22 +23,6 @@ config = Config(
     sampling=Sampling(steps=8, tile=2, num=2), evaluation=Evaluation(images=2, strata=1),
 )
 """
-
-EACH = """
-import contextlib, io, json, pathlib, sys
-import sample, train
-
-home = pathlib.Path(sys.argv[1])
-for name, source, trained, drawn in json.loads(sys.argv[2]):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        run, devices = str(home / name), ["--devices", "1"]
-        status = train.main([str(home / "tiny.py"), "--workdir", run, "--data.source", source, *trained, *devices])
-        for flags in drawn if status == 0 else []:
-            status = status or sample.main([run, "--num", "3", "--start", "7", *flags, *devices])
-    (home / f"{name}.json").write_text(json.dumps([status, out.getvalue(), err.getvalue()]))
-"""
-"""Programs in one process, because starting one takes longer than five steps."""
 
 
 def noise(*shape, dtype: type = np.uint8):
@@ -67,6 +48,7 @@ def archive(path, images):
     return f"npz:{path}"
 
 
+@functools.cache
 def sources(home):
     """name: (source, flags of training); from 1 to 5 channels, and volumes."""
     volumes = np.linspace(-3, 7, 20 * 6 * 8 * 8, dtype=np.float32).reshape(20, 6, 8, 8, 1)
@@ -77,27 +59,30 @@ def sources(home):
         "jpg": (pictures(home / "3", noise(20, 8, 8, 3), "jpg", quality=95), flip),
         "webp": (pictures(home / "4", noise(20, 33, 47, 4), "webp", lossless=True, exact=True), []),
         "five": (archive(home / "5.npz", noise(20, 8, 8, 5, dtype=np.uint16) % 200), ["--data.levels", "200"]),
-        "volume": (arrays(home / "6", volumes), ["--data.range", "-3", "7", "--net.multipliers", "1", "2", *flip]),
+        "volume": (arrays(home / "6", volumes), ["--data.range", "-3", "7", *flip]),
     }
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder of runs, and what the programs said: each has trained 5 steps and drawn images 7, 8 and 9."""
     folder = tmp_path_factory.mktemp("shapes")
     (folder / "tiny.py").write_text(TINY)
-    asked = []
-    for name, (source, flags) in sources(folder).items():
-        draws = [["--out", str(folder / f"{name}-out"), *(["--trajectory"] if name == "volume" else [])]]
-        if name == "grey16":
-            draws.append(["--out", str(folder / "tiffs"), "--format", "tiff"])
-        if name == "volume":
-            draws.append(["--verify", str(folder / "volume-out" / "manifest.json")])
-        asked.append((name, source, flags, draws))
-    call = [sys.executable, "-c", EACH, str(folder), json.dumps(asked)]
-    done = subprocess.run(call, cwd=ROOT, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
     return folder
+
+
+@functools.cache
+def said(home: pathlib.Path, name: str) -> str:
+    """What the programs say of a run that trains 5 steps and then draws the images 7, 8 and 9."""
+    source, flags = sources(home)[name]
+    shown = [run("train.py", home / "tiny.py", "--workdir", home / name, "--data.source", source, *flags)]
+    draw = ("sample.py", home / name, "--num", 3, "--start", 7)
+    trajectory = ["--trajectory"] if name == "volume" else []
+    shown.append(run(*draw, "--out", home / f"{name}-out", *trajectory))
+    if name == "grey16":
+        shown.append(run(*draw, "--out", home / "tiffs", "--format", "tiff"))
+    if name == "volume":
+        shown.append(run("sample.py", home / name, "--verify", home / "volume-out" / "manifest.json"))
+    return "".join(done.stdout for done in shown)
 
 
 EXPECTED = {
@@ -107,11 +92,14 @@ EXPECTED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+QUICK = ("grey16", "volume")
+some = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in EXPECTED]
+
+
+@pytest.mark.parametrize("name", some)
 def test_it_trains_and_draws_what_came_in(home, name):
     shape, dtype, extension = EXPECTED[name]
-    status, out, err = json.loads((home / f"{name}.json").read_text())
-    assert status == 0, err
+    out = said(home, name)
     assert f", {'x'.join(map(str, shape))} {np.dtype(dtype)}, " in out and "held-out loss" in out
     found = np.load(home / f"{name}-out" / "samples.npz")["arr_0"]
     assert (found.shape, found.dtype) == ((3, *shape), dtype)
@@ -130,18 +118,20 @@ def test_it_trains_and_draws_what_came_in(home, name):
 
 
 def test_samples_of_a_folder_are_a_folder_to_train_on(home):
+    said(home, "grey16")
     found = data.load(f"folder:{home / 'grey16-out' / 'images'}")
     assert (found.train.dtype, found.levels, found.format) == (np.uint16, 65536, "png")
 
 
 def test_another_format_holds_the_same_images(home):
+    said(home, "grey16")
     for i in (7, 8, 9):
         png, tiff = decoded(home / "grey16-out/images" / f"00000{i}.png"), decoded(home / f"tiffs/images/00000{i}.tiff")
         np.testing.assert_array_equal(png.pixels, tiff.pixels)
 
 
 def test_floating_point_volumes_are_in_their_range_drawn_on_their_way_and_made_again(home):
-    _, out, _ = json.loads((home / "volume.json").read_text())
+    out = said(home, "volume")
     found = np.load(home / "volume-out" / "samples.npz")["arr_0"]
     assert found.min() >= -3 and found.max() <= 7 and "float32, -3 to 7, " in out
     assert "equal: all 3 images, bit for bit" in out and "the way there at t = [8, " in out
@@ -149,17 +139,30 @@ def test_floating_point_volumes_are_in_their_range_drawn_on_their_way_and_made_a
     np.testing.assert_array_equal(picture[1:9, 1:49], data.grid(found[:1], data.Range(-3, 7), padding=0))
 
 
-def test_what_cannot_be_written_is_refused_before_it_is_drawn(home):
-    for name, form, text in (
-        ("five", "png", "8x8x5 uint16 cannot be png, .*; take npy"),
+@pytest.mark.parametrize(
+    ("name", "form", "text"),
+    [
         ("volume", "tiff", "6x8x8x1 float32 cannot be tiff, .*; take npy"),
-        ("webp", "jpg", "33x47x4 uint8 cannot be jpg, .*; take png or webp or tiff or npy"),
-    ):
-        assert re.search(f"--format {form}: images {text}", refusal(home, "sample", name, "--format", form))
-    assert "makes floating-point images, and this is for integers" in refusal(home, "evaluate", "volume", "likelihood")
-    assert "floating-point values from -3 to 7; say which" in refusal(
-        home, "train", "tiny.py", "--workdir", str(home / "none"), "--data.source", f"folder:{home / '6'}"
+        pytest.param("five", "png", "8x8x5 uint16 cannot be png, .*; take npy", marks=pytest.mark.slow),
+        pytest.param(
+            "webp", "jpg", "33x47x4 uint8 cannot be jpg, .*; take png or webp or tiff", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_it_is_drawn(home, name, form, text):
+    said(home, name)
+    assert re.search(
+        f"--format {form}: images {text}", run("sample.py", home / name, "--format", form, status=2).stderr
     )
+
+
+def test_floating_point_images_are_not_for_what_is_done_with_integers_and_need_a_range(home):
+    said(home, "volume")
+    refused = run("-m", "ddpm_jax.evaluate", home / "volume", "likelihood", status=2).stderr
+    assert "makes floating-point images, and this is for integers" in refused
+    flags = ("--workdir", home / "none", "--data.source", f"folder:{home / '6'}")
+    refused = run("train.py", home / "tiny.py", *flags, status=2).stderr
+    assert "floating-point values from -3 to 7; say which" in refused
 
 
 @pytest.mark.parametrize(
@@ -174,13 +177,3 @@ def test_what_cannot_go_out_as_it_came_in_is_a_png_and_that_is_said(capsys, came
     assert sample.file_format(model, asked) == written
     said = f"the images came as {came} files, which are not written; these will be png files\n"
     assert capsys.readouterr().out == (said if written == "png" else "")
-
-
-def refusal(home, program, what, *flags):
-    """What a program says in ending with status 2."""
-    modules = {"sample": "sample", "train": "train", "evaluate": "ddpm_jax.evaluate.__main__"}
-    code = f"import sys; from {modules[program]} import main; sys.exit(main(sys.argv[1:]))"
-    call = [sys.executable, "-c", code, str(home / what), *flags]
-    done = subprocess.run(call, cwd=ROOT, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode == 2, done.stdout + done.stderr
-    return done.stderr

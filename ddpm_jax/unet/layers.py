@@ -96,7 +96,7 @@ def dropout(x, keys, rate: float, place: int) -> jax.Array:
 def halved(x) -> jax.Array:
     """[B, H, W, C] -> [B, H/2, W/2, C]: the mean of each 2x2 square, for H and W even; of any spatial axes."""
     twos = (2,) * spatial(x)
-    return nn.avg_pool(x, twos, twos, "SAME", count_include_pad=False)
+    return nn.avg_pool(x, twos, twos)
 
 
 class Downsample(nn.Module):

@@ -1,0 +1,193 @@
+"""Small networks with parameters and programs that are made once, and golden networks' arguments as our options."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny_run
+from goldens_loader import MANIFEST, Golden, exact
+
+from ddpm_jax.config import Config, Conventions, Net, objects
+from ddpm_jax.unet import OPENAI, UNet
+
+TINY = UNet(channels=16, multipliers=(1, 2), blocks=1, attention_at=(4,), dropout=0.5, out_channels=2)
+"""The original's kind: every option has its default."""
+
+ADM = UNet(
+    channels=16, multipliers=(1, 2), blocks=1, attention_at=(2,), dropout=0.5, out_channels=2, groups=8, num_classes=3,
+    head_channels=8, attention_by="factor", time_joins="scale_shift", resample_by="block", conventions=OPENAI,
+)  # fmt: skip
+"""guided-diffusion's kind: every option is another one than the original's."""
+
+
+@functools.cache
+def applied(net):
+    """`net.apply`, compiled once for each kind of arguments that any test has; gives numpy's arrays."""
+    compiled = jax.jit(net.apply)
+    return lambda *args, **conditions: jax.device_get(compiled(*args, **conditions))
+
+
+@functools.cache
+def inputs(net, *sides: int, batch: int = 4):
+    """Images, times and parameters for `net`: to be read and never written."""
+    x = normal(batch, *sides, net.out_channels)
+    t = 1 + 97 * np.arange(batch, dtype=np.int32)
+    return x, t, tiny_run.random_params(net, x, t)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    """Standard normal numbers of float32."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@functools.cache
+def image_keys(n: int, seed: int = 0):
+    """One key per image."""
+    return jax.random.split(jax.random.key(seed), n)
+
+
+def deepened(params):
+    """The same weights in the middle plane of kernels of one axis more, which are 0 elsewhere."""
+
+    def plane(leaf):
+        return np.stack([0 * leaf, leaf, 0 * leaf]) if leaf.ndim > 2 else leaf
+
+    return jax.tree.map(plane, jax.device_get(params))
+
+
+def assert_equal_slices_are_one(net) -> None:
+    """Asserts that the network sees sequences of equal slices, of one axis more and of two, as it sees one of them."""
+    x, t, params = inputs(net, 4)
+    flat = applied(net)(params, x, t)
+    assert np.std(flat) > 0.01
+    image = applied(net)(deepened(params), np.repeat(x[:, None], 8, axis=1), t)
+    np.testing.assert_allclose(image, np.repeat(flat[:, None], 8, axis=1), atol=1e-4)
+    volume = np.repeat(np.repeat(x[:1, None, None], 8, axis=2), 4, axis=1)
+    found = applied(net)(deepened(deepened(params)), volume, t[:1])
+    np.testing.assert_allclose(found, np.repeat(image[:1, None], 4, axis=1), atol=1e-4)
+
+
+@functools.cache
+def shapes(net, *sides: int, channels: int = 3):
+    """The tree of a network's parameters for images of these sides, as shapes and dtypes."""
+    x, t = jax.ShapeDtypeStruct((1, *sides, channels), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    return jax.eval_shape(net.init, jax.random.key(0), x, t)["params"]
+
+
+def gradients_agree(f, args, along, *, near=1e-6, rtol=1e-6) -> None:
+    """Asserts that a function's first derivatives are those of differences, and the second ones those of the first.
+
+    In float64, in one program.  The second derivatives are taken in reverse and forward.
+
+    Args:
+        f: (*args) -> a number.
+        along: a direction for each argument.
+    """
+
+    @jax.jit
+    def derivatives(args, along):
+        def moved(step):
+            return tuple(a + step * d for a, d in zip(args, along, strict=True))
+
+        def slope(*args):
+            return sum(jnp.vdot(g, d) for g, d in zip(gradient(*args), along, strict=True))
+
+        gradient = jax.grad(f, range(len(args)))
+        first = slope(*args), (f(*moved(near)) - f(*moved(-near))) / (2 * near)
+        ahead, behind = gradient(*moved(near)), gradient(*moved(-near))
+        differences = tuple((a - b) / (2 * near) for a, b in zip(ahead, behind, strict=True))
+        second = jax.grad(slope, range(len(args)))(*args), jax.jvp(gradient, args, along)[1]
+        return first, second, differences
+
+    (slope, difference), (reverse, forward), differences = derivatives(tuple(args), tuple(along))
+    np.testing.assert_allclose(slope, difference, rtol=rtol)
+    for i, (a, b, c) in enumerate(zip(reverse, forward, differences, strict=True)):
+        size = np.abs(a).max()
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11 * size, err_msg=f"argument {i}, twice")
+        np.testing.assert_allclose(a, c, rtol=rtol, atol=rtol * size, err_msg=f"argument {i}, against differences")
+
+
+def convolution_by_definition(x, kernel, stride: int, before: int) -> np.ndarray:
+    """Sums of products, over images padded with zeros: `before` in front of each axis, and enough behind."""
+    axes = x.ndim - 2
+    sides = [-(-side // stride) for side in x.shape[1:-1]]
+    x = np.pad(x, ((0, 0), *((before, 3) for _ in range(axes)), (0, 0)))
+    total = 0
+    for place in np.ndindex((3,) * axes):
+        seen = x[:, *(slice(at, at + stride * n, stride) for at, n in zip(place, sides, strict=True))]
+        total = total + seen @ kernel[place]
+    return total
+
+
+# --- golden networks
+
+LEAF = {"W": "kernel", "b": "bias", "gamma": "scale", "beta": "bias"}
+
+
+def originals_tree(tensors) -> dict:
+    """The original's TF variables, "scope/a/b/W", as our tree {"a": {"b": {"kernel": ...}}}."""
+    tree: dict = {}
+    for name, tensor in tensors.items():
+        _, *path, leaf = name.split("/")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[LEAF[leaf]] = tensor
+    return tree
+
+
+def tensors(golden: Golden, prefix: str = "param:") -> dict[str, np.ndarray]:
+    """A golden network's parameters by the peer's names, in the precision of the test."""
+    found = (name for name in golden.names if name.startswith(prefix))
+    return {name.removeprefix(prefix): exact(golden.id, name).astype(golden.dtype) for name in found}
+
+
+def openais(args) -> Net:
+    """The fields of ours that the arguments of a golden case of OpenAI's ask for."""
+    return Net(
+        channels=args["model_channels"],
+        multipliers=tuple(args["channel_mult"]),
+        blocks=args["num_res_blocks"],
+        attention_at=tuple(args["attention_resolutions"]),
+        attention_by="factor",
+        heads=args.get("num_heads", 1),
+        head_channels=args.get("num_head_channels", 0),
+        dropout=args["dropout"],
+        time_joins="scale_shift" if args["use_scale_shift_norm"] else "add",
+        resample_by="block" if args.get("resblock_updown") else "layer",
+        num_classes=args["num_classes"],
+        conventions=Conventions(**OPENAI._asdict()),
+    )
+
+
+def unet(golden: Golden, net: Net) -> UNet:
+    """A golden case's network, in the precision of the test."""
+    return objects.network(Config(net=net), golden.args["out_channels"]).unet.clone(dtype=golden.dtype, parent=None)
+
+
+UNET = "h/original_unet_A"
+_ARGS = MANIFEST[UNET]["args"]
+SHAPE = (16, 16, 3)
+ORIGINAL = Config(
+    net=Net(
+        _ARGS["ch"], tuple(_ARGS["ch_mult"]), _ARGS["num_res_blocks"], tuple(_ARGS["attn_resolutions"]), dropout=0.0
+    )
+)
+"""The original's golden network, for images of `SHAPE`."""
+
+
+def variables() -> dict[str, np.ndarray]:
+    """Its variables, by the names that its graph gave them."""
+    found = (name for name in MANIFEST[UNET]["arrays"] if name.startswith("var:"))
+    return {name.removeprefix("var:"): exact(UNET, name).astype(np.float32) for name in found}
+
+
+def checkpoint() -> dict[str, np.ndarray]:
+    """As a checkpoint of the original holds them: raw ones other than their averages, and Adam's."""
+    held = {f"{name}/ExponentialMovingAverage": v for name, v in variables().items()}
+    for name, v in variables().items():
+        held |= {name: v + np.float32(0.25), f"{name}/Adam": v * 0, f"{name}/Adam_1": v * 0}
+    return held | {
+        "global_step": np.int64(790_000), "beta1_power": np.float32(0), "beta2_power": np.float32(0),
+    }  # fmt: skip
