@@ -55,7 +55,7 @@ def test_how_many_are_in_flight_changes_nothing():
 def test_the_way_there_ends_in_the_image():
     kept = draw(0, 6, keep=(20, 0))
     assert kept.shape == (6, 2, 2, 8, 8, 1)
-    np.testing.assert_array_equal(kept[:, 0, 1], draw(0, 6))
+    np.testing.assert_allclose(kept[:, 0, 1], draw(0, 6), atol=1e-5)  # by another program
     x_T = samplers.initial_noise(samplers.image_keys(3, range(6)), (8, 8, 1))
     np.testing.assert_array_equal(kept[:, 0, 0], x_T)
 

@@ -33,7 +33,7 @@ def test_gaussian_data_in_closed_form(golden: Golden):
     # to 1e-5, and its squared error to several times that; the gaps are differences of bounds, good to 1e-6 whatever
     # is left of them.
     rounding = {"rtol": 1e-5, "atol": 2e-6} if golden.single else {}
-    amplified = {"rtol": 1e-4, "atol": 2e-6} if golden.single else {}
+    amplified = {"rtol": 3e-4, "atol": 2e-6} if golden.single else {}  # 2e-4 with jaxlib 0.10.0
     m, s = (np.asarray(golden.args[name], golden.dtype) for name in "ms")
     log_var = np.log(np.asarray(exact(golden.id, "optimal/sigma2"), golden.dtype))[:, None]
     assert golden.args["denoise_fn"] == "gauss"

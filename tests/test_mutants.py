@@ -25,7 +25,7 @@ def test_every_module_has_a_fault():
 def test_a_fault_replaces_one_line_and_keeps_its_indentation():
     fault = mutants.Fault("one", "a.py", line="x = 1", wrong="x = 2", kind="a number")
     assert mutants.apply("def f():\n    x = 1\n    return x\n", fault) == "def f():\n    x = 2\n    return x\n"
-    with pytest.raises(ValueError, match="one: expected one line 'x = 1' in a.py, found 2"):
+    with pytest.raises(ValueError, match=r"one: expected one line 'x = 1' in a\.py, found 2"):
         mutants.apply("x = 1\nx = 1\n", fault)
     later = mutants.Fault("one", "a.py", line="x = 1", wrong="x = 2", kind="a number", after="y = 0")
     assert mutants.apply("x = 1\ny = 0\nx = 1\n", later) == "x = 1\ny = 0\nx = 2\n"

@@ -47,8 +47,9 @@ def _leaves(tree: Any, name: str = "") -> list[tuple[str, Any]]:
             raise ValueError(f"{path} is a PRNG key: keep the seed instead, or jax.random.key_data of the key")
         if not array_like or dtype_of(leaf).kind in "OSUMm":
             raise ValueError(f"{path or 'a tree'} must be an array of numbers, got {type(leaf).__name__}")
-        if 0 in np.shape(leaf):
-            raise ValueError(f"{path or 'a tree'} has no elements, shape {np.shape(leaf)}: orbax cannot store it")
+        shape = getattr(leaf, "shape", ())
+        if 0 in shape:
+            raise ValueError(f"{path or 'a tree'} has no elements, shape {shape}: orbax cannot store it")
         found.append((path, leaf))
     return found
 

@@ -9,7 +9,7 @@ import tyro
 from ddpm_jax.config import objects
 from ddpm_jax.evaluate import likelihood, protocol, samples
 from ddpm_jax.evaluate.protocol import Number
-from ddpm_jax.evaluate.subject import Subject, Which, images, split, subject
+from ddpm_jax.evaluate.subject import Subject, Which, images, split
 
 BOUND = ("bits/dim", "rate, bits/dim", "distortion, bits/dim", "RMSE of x_0, 0..255")
 
@@ -71,11 +71,11 @@ def run(subject: Subject, options: Table) -> int:
 
 
 def replaced(old: Subject, sampling: dict[str, Any]) -> Subject:
-    """The subject with other sampling."""
+    """The subject with other sampling; what was compiled for the old one serves this one as far as it can."""
     flags = dataclasses.replace(old.which.sampling, **sampling)
-    which = dataclasses.replace(old.which, sampling=flags)
-    which = dataclasses.replace(which, model=dataclasses.replace(which.model, checkpoint=old.model.step))
-    return subject(str(old.model.workdir), which)
+    weights = dataclasses.replace(old.which.model, checkpoint=old.model.step)
+    which = dataclasses.replace(old.which, sampling=flags, model=weights)
+    return old._replace(which=which, model=old.model.asking(old.model.asked, **flags.chosen()))
 
 
 def row(subject: Subject, options: Table, asked: samples.Samples) -> list[Number] | None:
