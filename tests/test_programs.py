@@ -274,7 +274,9 @@ def test_after_too_many_bad_steps_a_call_takes_no_more(home, burnt):
     with np.load(record) as two, np.load(burnt[2]) as one:
         assert set(one) == set(two)
         for name in one:
-            np.testing.assert_allclose(two[name], one[name], rtol=1e-4, err_msg=name)
+            if not name.endswith("['k']['bias']"):  # whose gradient is zero but for rounding: Adam makes steps of it
+                scale = np.abs(one[name].astype(np.float64)).max()
+                np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5 * scale, err_msg=name)
 
 
 def test_bad_steps_in_a_row_are_counted_on_the_devices():
