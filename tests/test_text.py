@@ -287,3 +287,15 @@ def test_options_and_texts_that_cannot_be_are_refused():
     both = told()._replace(context=np.zeros((3, 2, 16), np.float32))
     with pytest.raises(ValueError, match="both a text and a context"):
         jax.eval_shape(lambda: CONDITIONAL.init(jax.random.key(0), X, T, both))
+
+
+def test_a_distance_is_that_from_the_byte_that_reads_to_the_one_that_is_read():
+    """Where the one distance that counts is 1, every byte reads the next."""
+    layer, x, mask = text.Layer(heads=1, length=6), normal(2, 4, 8), np.ones((2, 4), bool)
+    flat = traverse_util.flatten_dict(jax.tree.map(np.zeros_like, random_params(layer, x, mask)), sep="/")
+    flat |= {f"params/{name}/kernel": np.eye(8, dtype=np.float32) for name in ("v", "proj_out")}
+    flat["params/norm1/scale"] = np.ones(8, np.float32)
+    flat["params/distances"] = np.where(np.arange(11) == 5 + 1, 0, np.float32(-1e9))[None].astype(np.float32)
+    found = applied(layer)(traverse_util.unflatten_dict(flat, sep="/"), x, mask) - x
+    normed = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+    np.testing.assert_allclose(found[:, :-1], normed[:, 1:], atol=1e-4)
