@@ -161,6 +161,14 @@ def test_tensorflows_variables_are_read_by_the_name_of_any_of_their_files(tmp_pa
         files.read(tmp_path / "model.ckpt-790000")
 
 
+def test_a_name_with_brackets_is_no_pattern(tmp_path):
+    names = [f"model[1].ckpt-5{end}" for end in (".index", ".data-00000-of-00001")]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "model1.ckpt-5.data-00000-of-00001").touch()  # which the pattern would find
+    assert [path.name for path in files.parts(tmp_path / "model[1].ckpt-5")] == names
+
+
 def test_a_tensorflow_checkpoint_takes_tensorflow_and_the_refusal_says_what_else_does(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorflow", None)
     (tmp_path / "model.ckpt-790000.index").touch()

@@ -73,6 +73,21 @@ def test_a_full_or_read_only_disk_ends_the_run_and_spares_what_was_saved(home, d
     assert f"continued from step {steps[-1]}" in more.stdout
 
 
+@pytest.mark.parametrize(
+    ("program", "args"),
+    [
+        ("sample.py", ("sample.py", "RUN", "--num", 1, "--out", "OUT")),
+        ("evaluate", ("-m", "ddpm_jax.evaluate", "RUN", "samples", "--num", 80, "--out", "OUT")),
+        ("convert", ("-m", "ddpm_jax.convert", "to", "plain", "RUN", "OUT")),
+    ],
+)
+def test_what_cannot_be_written_ends_with_a_status_of_its_own(run_folder, tmp_path, program, args):
+    (tmp_path / "file").touch()
+    paths = {"RUN": run_folder, "OUT": tmp_path / "file" / "out"}  # a file is no folder
+    shown = run(*(paths.get(arg, arg) for arg in args), status=6)
+    assert re.match(rf"{program}: .*(Not a directory|File exists): ", shown.stderr)
+
+
 @pytest.mark.slow
 def test_files_of_limited_size_end_the_run_too(home, tmp_path):
     """As a quota does, and without the rights to mount anything."""

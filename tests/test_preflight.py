@@ -1,5 +1,6 @@
 """Preflight: what compiled programs say of themselves against what happens, and slices of TPUs that are not there."""
 
+import dataclasses
 import json
 import math
 import os
@@ -195,6 +196,16 @@ def test_a_checkpoint_takes_what_is_said_on_the_disk(tmp_path):
         saved.save(1, state, {})
     found = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert here.checkpoint_bytes(config, images) == pytest.approx(found, rel=0.05)
+
+
+def test_a_run_takes_the_disk_of_the_checkpoints_it_keeps_and_of_the_one_being_written(tiny):
+    config = dataclasses.replace(configs.load(tiny), steps=100, save_every=10, sample_every=0)
+    images = programs.images(config, (), None)
+    one, few, many = (
+        here.disk_bytes(dataclasses.replace(config, keep=keep), images) / here.checkpoint_bytes(config, images)
+        for keep in (1, 3, 50)
+    )
+    assert few - one == pytest.approx(2) and many - few == pytest.approx(6)  # 2, 4 and all 10
 
 
 # The devices at hand

@@ -244,6 +244,8 @@ SLURM = {
         ({}, "cpu", None),
         (SLURM, "cpu", "Slurm"),
         (SLURM | {"SLURM_NTASKS": "1"}, "cuda", None),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "2"}, "cpu", "Slurm"),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, "cpu", None),  # srun -n1 in a job of several tasks
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, "cpu", None),  # no srun
         ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "4"}, "cpu", "Open MPI"),
         ({"TPU_WORKER_HOSTNAMES": "a,b,c,d"}, "tpu", "TPU"),
