@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -285,6 +286,24 @@ def test_a_file_holds_what_was_measured_and_is_made_twice_alike(tmp_path, digits
     back = classifier.read(tmp_path / "0.npz")
     assert (back.fingerprint, back.record) == (made.fingerprint, made.record)
     np.testing.assert_array_equal(back.features(digits.test), made.features(digits.test))
+    right = (back(digits.test).probabilities.argmax(1) == digits.test_labels).mean()
+    assert back.record["held_out_accuracy"] == pytest.approx(right, abs=1e-5)
+
+
+def test_the_ends_of_the_levels_come_to_the_first_layer_as_minus_one_and_one():
+    network, seen = classifier.Network(levels=17, convolutions=((1, 1),), features=2), []
+
+    def watch(layer, args, kwargs, context):
+        seen.append(args[0])
+        return layer(*args, **kwargs)
+
+    def look(images):
+        with nn.intercept_methods(watch):
+            network.init(jax.random.key(0), images)
+        return seen[1]  # after the network's own
+
+    found = jax.jit(look)(np.float32([0, 8, 16, 4]).reshape(1, 2, 2, 1))
+    np.testing.assert_allclose(np.ravel(found), [-1, 0, 1, -0.5], atol=1e-6)
 
 
 @pytest.mark.slow

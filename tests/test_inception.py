@@ -290,3 +290,13 @@ def test_a_run_is_measured_by_inception(weights, tmp_path):
     assert found["inception score"].value == pytest.approx(score.mean)
     assert {"KID", "precision, k=3", "recall, k=3", "coverage, k=5"} <= set(found)
     assert protocol.line(found["FID"]).startswith("FID ")
+
+
+def test_integers_of_other_levels_are_rounded_to_8_bits_and_floats_are_not():
+    values = np.arange(17).reshape(1, 1, 17, 1)  # 8 is 127.5, 1 is 15.9375
+    whole = inception._planes(values.astype(np.uint8), 17)
+    assert whole.dtype == np.uint8 and whole.shape == (1, 3, 1, 17)
+    np.testing.assert_array_equal(whole[0, 0, 0, [0, 1, 2, 3, 16]], [0, 16, 32, 48, 255])
+    fine = inception._planes(values.astype(np.float32), 17)
+    assert fine.dtype == np.float32
+    np.testing.assert_allclose(fine[0, 2, 0, [1, 16]], [15.9375, 255], rtol=1e-6)

@@ -17,7 +17,7 @@ from programs import run
 from ddpm_jax import checkpoint
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
-from ddpm_jax.preflight import facts, here, programs, table, topology
+from ddpm_jax.preflight import facts, here, programs, report, table, topology
 from ddpm_jax.preflight.__main__ import main
 from ddpm_jax.process import tpu
 
@@ -224,6 +224,13 @@ def local(tiny, programs_said):
     return json.loads(out.read_text()), shown
 
 
+def test_one_program_that_does_not_fit_is_status_1(tiny, monkeypatch):
+    monkeypatch.setattr(report.Report, "fits", lambda self, name: name == "train")
+    flags = ("--devices", 2, "--batch", 64, "--programs", "sampler", "train")
+    shown = run("-m", "ddpm_jax.preflight", tiny, *flags, status=1)
+    assert "does not fit" in shown.stdout
+
+
 @pytest.mark.slow
 def test_memory_by_analysis_is_what_the_process_takes(tiny):
     """Resident memory grows by what the analysis says, within 10 %: images, state and temporaries of both devices."""
@@ -391,5 +398,5 @@ def test_the_page_is_what_its_reports_say(tmp_path, monkeypatch):
     assert page == (ROOT / "docs" / "preflight.md").read_text()
     rows = table.read(tmp_path / "preflight.md")
     assert len(rows) + page.count("\npython -m ddpm_jax.preflight configs/") >= len(table.SUBJECTS) * len(table.SLICES)
-    for report in rows.values():
-        assert report["batch"] % report["place"]["devices"] == 0
+    for made in rows.values():
+        assert made["batch"] % made["place"]["devices"] == 0

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 from ddpm_jax import process
@@ -288,6 +289,12 @@ def test_a_tpu_asks_the_metadata_server_how_many_hosts_its_slice_has(monkeypatch
         assert hosts.surroundings("tpu") is None
         server.shutdown()
     assert hosts.surroundings("tpu") is None  # there is no server at all
+
+
+def test_results_of_all_processes_come_in_the_order_of_the_processes(monkeypatch):
+    monkeypatch.setattr(hosts, "_several", lambda: True)
+    monkeypatch.setattr(hosts, "_from_all", lambda mine: np.stack([mine, mine + 10, mine + 20]))
+    np.testing.assert_array_equal(hosts.gathered(np.array([[1], [2]])), [[1], [2], [11], [12], [21], [22]])
 
 
 # --- the lock
