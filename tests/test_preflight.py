@@ -225,7 +225,7 @@ def local(tiny, programs_said):
 
 
 def test_one_program_that_does_not_fit_is_status_1(tiny, monkeypatch):
-    monkeypatch.setattr(report.Report, "fits", lambda self, name: name == "train")
+    monkeypatch.setattr(report.Report, "fits", lambda self, name: name == "sampler")
     flags = ("--devices", 2, "--batch", 64, "--programs", "sampler", "train")
     shown = run("-m", "ddpm_jax.preflight", tiny, *flags, status=1)
     assert "does not fit" in shown.stdout
