@@ -120,7 +120,9 @@ def replay(record: Record, dtype: str) -> Replay:
     grads, found = jax.tree.map(np.zeros_like, record.params), []
     for first in range(0, size, CHUNK):
         more, aux = gradient(*some(first, first + CHUNK))
-        grads, found = jax.tree.map(np.add, grads, jax.device_get(more)), [*found, aux]
+        with np.errstate(all="ignore"):  # what is not finite is looked for below
+            grads = jax.tree.map(np.add, grads, jax.device_get(more))
+        found.append(aux)
     grads = jax.tree.map(lambda leaf: leaf / size, grads)
     losses, times = (np.concatenate(parts) for parts in zip(*found, strict=True))
 
