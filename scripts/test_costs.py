@@ -1,6 +1,6 @@
 """Table of what tests take, by file, from `pytest --cost=FILE.json`.
 
-python scripts/test_costs.py AFTER.json [--least 5]
+python scripts/test_costs.py [BEFORE.json] AFTER.json [--least 5]
 """
 
 import argparse
@@ -9,37 +9,38 @@ import json
 import pathlib
 
 COLUMNS = ("tests", "CPU s", "child processes", "tracing", "lowering", "compilation", "programs")
+JAX = ("trace", "lower", "compile", "programs")
+"""What `--cost` calls the last four."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("file", type=pathlib.Path)
-    parser.add_argument("--least", type=float, default=5.0, help="CPU seconds of a file that has a row of its own")
+    parser.add_argument("files", type=pathlib.Path, nargs="+", metavar="FILE", help="of one suite, or BEFORE and AFTER")
+    parser.add_argument("--least", type=float, default=5.0, help="CPU seconds of a test file that has a row of its own")
     args = parser.parse_args()
+    *before, after = (by_file(path) for path in args.files)
+    if len(before) > 1:
+        parser.error(f"expected one file or two, got {len(args.files)}")
+    names = {name for found in (*before, after) for name in found}
+    order = sorted(names, key=lambda name: -max(found[name]["CPU s"] for found in (*before, after)))
+    large = [name for name in order if max(found[name]["CPU s"] for found in (*before, after)) >= args.least]
+    columns = (*(f"{column} before" for column in COLUMNS[:3] if before), *COLUMNS)
+    print(f"| file | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
+    groups = {name: [name] for name in large} | {f"{len(order) - len(large)} others": order[len(large) :]}
+    for title, group in (groups | {"together": order}).items():
+        values = [sum(found[name][column] for name in group) for found in before for column in COLUMNS[:3]]
+        values += [sum(after[name][column] for name in group) for column in COLUMNS]
+        print(f"| {title} | " + " | ".join(f"{value:,.0f}" for value in values) + " |")
+
+
+def by_file(path: pathlib.Path) -> dict[str, collections.Counter]:
+    """The columns of each test file; zero of one that has no test."""
     files: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-    for test, cost in json.loads(args.file.read_text()).items():
+    for test, cost in json.loads(path.read_text()).items():
         if cost:
-            files[pathlib.Path(test.partition("::")[0]).stem].update(row(cost))
-    ordered = sorted(files.items(), key=lambda item: -item[1]["CPU s"])
-    large = [item for item in ordered if item[1]["CPU s"] >= args.least]
-    rest, every = (
-        sum((counts for _, counts in some), collections.Counter()) for some in (ordered[len(large) :], ordered)
-    )
-    print(f"| file | {' | '.join(COLUMNS)} |\n|---{'|---' * len(COLUMNS)}|")
-    for name, counts in (*large, (f"{len(ordered) - len(large)} others", rest), ("together", every)):
-        print(f"| {name} | " + " | ".join(f"{counts[column]:.0f}" for column in COLUMNS) + " |")
-
-
-def row(cost: dict[str, float]) -> dict[str, float]:
-    """What one test adds to the columns of its file."""
-    cpu = cost["own"] + cost["children"]
-    return dict(
-        zip(
-            COLUMNS,
-            (1, cpu, cost["children"], *(cost[n] for n in ("trace", "lower", "compile", "programs"))),
-            strict=True,
-        )
-    )
+            values = 1, cost["own"] + cost["children"], cost["children"], *(cost[name] for name in JAX)
+            files[pathlib.Path(test.partition("::")[0]).stem].update(dict(zip(COLUMNS, values, strict=True)))
+    return files
 
 
 if __name__ == "__main__":
