@@ -143,7 +143,7 @@ def sampling(model) -> Work:
     else:
         one = generate.program(model.sampler, model.times, model.shape)
         inputs, tile = model.params, indices
-    mapped, key = generate.over_devices(one), jax.random.key(0)
+    mapped, key = generate.over_devices(one), jax.random.key(0, impl="threefry2x32")
     compiled = mapped.lower(inputs, key, tile).compile()
     return Work(lambda: jax.block_until_ready(mapped(inputs, key, tile)), {"operations": operations(compiled)})
 

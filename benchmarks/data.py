@@ -87,7 +87,7 @@ def resident(rounds: int) -> dict[str, float]:
     state = jax.device_put(training.init(params, optimizer), everywhere)
     order, b = data.Order(order_key, len(images.train)), config.batch // len(devices)
     batches = feed(images.train, order, config.batch, devices).batches(0)
-    keys = jax.random.split(jax.random.key(1), b)
+    keys = jax.random.split(jax.random.key(1, impl="threefry2x32"), b)
 
     def examples(pixels, many):
         """The images of REPEATS steps, one step after the other as in a program, and something made of each."""
@@ -133,7 +133,7 @@ def streamed(sources: dict[str, str], rounds: int) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {name: [] for name in sources}
     for n in range(rounds):
         for name, unread in pixels.items():
-            order = data.Order(jax.random.key(n), len(unread))
+            order = data.Order(jax.random.key(n, impl="threefry2x32"), len(unread))
             with contextlib.closing(read_ahead(unread, order, BATCH, 0)) as batches:
                 # three times what is ever ahead: what is being read at the end and not counted is the least part
                 found[name].append(48 * BATCH / seconds(lambda: [next(batches) for _ in range(48)]))

@@ -78,7 +78,7 @@ def ours(spec: Spec) -> dict[str, Work]:
     run_key, order_key = runs.keys_of(0)[1:3]
     run_key, bad = jax.device_put((run_key, np.int32(0)), everywhere)
     step = programs.train_step(config, images, devices).compile()
-    state = jax.device_put(programs.state(config, images)[0](jax.random.key(0)), everywhere)
+    state = jax.device_put(programs.state(config, images)[0](jax.random.key(0, impl="threefry2x32")), everywhere)
     fed = data.stream.feed(images.train, data.Order(order_key, len(images.train)), config.batch, devices)
     batch = next(fed.batches(0))
     told = runs.Said(config, images).batch(batch.indices)
@@ -108,7 +108,7 @@ def ours(spec: Spec) -> dict[str, Work]:
     drawn = generate.over_devices(generate.program(chain, tuple(spec.shape)))
     indices = np.arange(spec.batch).reshape(over)
     said = jax.tree.map(lambda a: a.reshape(*over, *a.shape[1:]), objects.blank(config, spec.batch, spec.shape))
-    tile, key = generate.Tile(indices, said), jax.random.key(0)
+    tile, key = generate.Tile(indices, said), jax.random.key(0, impl="threefry2x32")
 
     x0 = jnp.reshape(data.to_unit(jnp.asarray(images.train[: spec.batch]), 256), (*over, *spec.shape))
 

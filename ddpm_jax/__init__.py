@@ -9,7 +9,7 @@ import importlib
 __version__ = "0.1.0"
 
 _MODULES = (
-    "schedules", "gaussian", "estimates", "losses", "likelihood", "samplers", "edits", "conditioning", "unet",
+    "keys", "schedules", "gaussian", "estimates", "losses", "likelihood", "samplers", "edits", "conditioning", "unet",
     "text", "training", "config", "data", "checkpoint", "log", "process", "metrics", "evaluate", "conformance",
 )  # fmt: skip
 

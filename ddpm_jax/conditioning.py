@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.gaussian import Net
+from ddpm_jax.keys import check_keys
 
 ConditionalNet = Callable[[jax.Array, jax.Array, Any], jax.Array]
 """(x_t [B, ...], t [B], condition) -> output."""
@@ -71,7 +72,9 @@ def drop(keys: jax.Array, condition: Any, null: Any, rate: float) -> Any:
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"rate must lie in [0, 1], got {rate}: it is the share of examples that are not told")
-    gone = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, DROP), rate))(keys)
+    check_keys("keys", keys)
+    share = np.float32(rate)
+    gone = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, DROP), share))(keys)
     return where(gone, null, condition)
 
 
@@ -159,6 +162,8 @@ def one_text(keys: jax.Array, tokens: jax.Array) -> jax.Array:
     Returns:
         [B, L].
     """
-    there = jnp.maximum((tokens > 0).any(-1).sum(-1), 1)
-    drawn = jax.vmap(lambda key, n: jax.random.randint(jax.random.fold_in(key, DROP + 1), (), 0, n))(keys, there)
+    check_keys("keys", keys)
+    there = jnp.maximum((tokens > 0).any(-1).sum(-1, dtype=jnp.int32), 1)
+    draw = lambda key, n: jax.random.randint(jax.random.fold_in(key, DROP + 1), (), 0, n, jnp.int32)  # noqa: E731
+    drawn = jax.vmap(draw)(keys, there)
     return jnp.take_along_axis(tokens, drawn[:, None, None], axis=1)[:, 0]

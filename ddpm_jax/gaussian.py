@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.keys import check_keys, folded
 from ddpm_jax.schedules import Schedule, at, log_snr_fall
 
 Predicts = Literal["eps", "x0", "v", "mean"]
@@ -279,12 +280,11 @@ def example_keys(key: jax.Array, batch: int) -> jax.Array:
     that the example happens to be in.
 
     Raises:
-        ValueError: if the key is not a typed key of shape [] or [batch].
+        ValueError: if the key is not a typed key of shape [] or [batch], or of another generator than threefry2x32.
     """
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise ValueError(f"keys must be typed (jax.random.key), got {getattr(key, 'dtype', type(key).__name__)}")
+    check_keys("keys", key)
     if key.ndim == 0:
-        return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(batch))
+        return folded(key, jnp.arange(batch, dtype=jnp.uint32))
     if key.shape != (batch,):
         raise ValueError(f"keys must be one key or one per example, [] or {(batch,)}, got {key.shape}")
     return key
@@ -292,11 +292,13 @@ def example_keys(key: jax.Array, batch: int) -> jax.Array:
 
 def split_keys(keys: jax.Array, parts: int) -> list[jax.Array]:
     """So many independent sets of keys from one: set n has the keys fold_in(keys[i], n).  keys: [B]."""
+    check_keys("keys", keys)
     return [jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n) for n in range(parts)]
 
 
 def standard_normal(keys: jax.Array, like: jax.Array) -> jax.Array:
     """[B, ...] standard normal in the shape and dtype of `like`, example i drawn from keys[i]."""
+    check_keys("keys", keys)
     return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)
 
 

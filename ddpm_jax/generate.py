@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import process, samplers
+from ddpm_jax import keys, process, samplers
 
 Program = Callable[[Any, jax.Array, Any], Any]
 """(inputs, key, tile) -> results: what one device does with a tile, given what is the same for all, the parameters."""
@@ -61,17 +61,18 @@ def draw(
     Args:
         mapped: what `over_devices` made of a `program`.
         inputs: what `program` passes to its chain, on the host or on the devices.
-        seed: image i has the key fold_in(key(seed), i).
+        seed: image i has the key fold_in(key(seed), i), see `keys`.
         tile: images per device and network call.
         batch: how many images to have in flight; None is two rounds over the devices.
         said: indices [n] -> arrays [n, ...], what is said of these images: of each by its index alone.
 
     Raises:
-        ValueError: if start < 0, num < 1, or tile or batch is below 1.
+        ValueError: if start < 0, num < 1, or tile or batch is below 1; or there is no such seed or image.
     """
     if start < 0 or num < 1 or tile < 1 or (batch is not None and batch < 1):
         raise ValueError(f"need start >= 0 and num, tile, batch >= 1, got {start=}, {num=}, {tile=}, {batch=}")
-    key, everywhere = jax.random.key(seed), jax.device_count()
+    keys.check_images(seed, start, num)
+    key, everywhere = keys.of_seed(seed), jax.device_count()
     numbers = np.arange(start // tile, (start + num - 1) // tile + 1)
     ahead = 2 if batch is None else max(1, batch // (tile * everywhere))
     flying: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
@@ -110,12 +111,12 @@ def program(
     """
 
     def tile(inputs: Any, key: jax.Array, tile: Tile) -> jax.Array:
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(tile.indices)
+        own = keys.folded(key, tile.indices)
         sampler, times = chain(inputs, tile)
-        x_T = samplers.initial_noise(keys, shape)
+        x_T = samplers.initial_noise(own, shape)
         if not len(keep):
-            return samplers.sample(keys, sampler, x_T, times)
-        kept = samplers.trajectory(keys, sampler, x_T, times, keep=keep)
+            return samplers.sample(own, sampler, x_T, times)
+        kept = samplers.trajectory(own, sampler, x_T, times, keep=keep)
         return jnp.moveaxis(jnp.stack([kept.x, kept.x0]), 2, 0)
 
     return tile

@@ -139,7 +139,7 @@ def bound_estimate(
         """The terms at a time of each example's own, uniform on lo..hi."""
         own = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, lo), which))(keys)
         time_keys, eps_keys = gaussian.split_keys(own, 2)
-        t = jax.vmap(lambda k: jax.random.randint(k, (), lo, hi + 1))(time_keys)
+        t = jax.vmap(lambda k: jax.random.randint(k, (), lo, hi + 1, jnp.int32))(time_keys)
         return term(eps_keys, schedule, denoise, x0, t, t - 1, mix=mix, decoder=decoder, first_var=first_var)[0]
 
     def stratum(_, ends):

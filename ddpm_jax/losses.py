@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from ddpm_jax import gaussian, likelihood
 from ddpm_jax.gaussian import Net, Predicts
+from ddpm_jax.keys import check_keys
 from ddpm_jax.likelihood import Decoder
 from ddpm_jax.schedules import Schedule, at
 
@@ -229,7 +230,8 @@ def draw(
 
 def uniform_times(keys: jax.Array, T: int) -> jax.Array:
     """[B] integers, each uniform on 1..T and drawn from its own key.  keys: [B]."""
-    return jax.vmap(lambda key: jax.random.randint(key, (), 1, T + 1))(keys)
+    check_keys("keys", keys)
+    return jax.vmap(lambda key: jax.random.randint(key, (), 1, T + 1, jnp.int32))(keys)
 
 
 def stratified_times(key: jax.Array, T: int, index: jax.Array, batch: int) -> jax.Array:
@@ -242,7 +244,7 @@ def stratified_times(key: jax.Array, T: int, index: jax.Array, batch: int) -> ja
         key: ONE key, the same for the whole batch on all devices; u is drawn from it.
         index: [b] places of these examples in the global batch; batch: its size B.
     """
-    u = jax.random.uniform(key)
+    u = jax.random.uniform(key, dtype=jnp.float32)
     return 1 + jnp.floor(T * jnp.mod(u + index / batch, 1.0)).astype(jnp.int32).clip(0, T - 1)
 
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ddpm_jax.keys import check_keys, folded, number
+
 Params = Any
 Metrics = dict[str, jax.Array]
 
@@ -139,7 +141,8 @@ def make_step(
 
 def step_keys(key: jax.Array, step: jax.Array | int, places: jax.Array) -> jax.Array:
     """fold_in(fold_in(key, step), i): the keys of the examples at places i of the whole batch of step 0, 1, ..."""
-    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, step)))(places)
+    check_keys("key", key)
+    return folded(jax.random.fold_in(key, number("step", step)), places)
 
 
 def _batch_size(batch: Any, accumulate: int) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from benchmarks import alternating
-from ddpm_jax import data, edits, gaussian, generate, process, runs, samplers
+from ddpm_jax import data, edits, gaussian, generate, keys, process, runs, samplers
 from ddpm_jax.evaluate import likelihood, subject
 from ddpm_jax.metrics import classifier, frechet
 from experiments.run import RESULTS, keep, read
@@ -132,7 +132,7 @@ def noised(model: runs.Model, integers: np.ndarray):
 
 def drawn(model: runs.Model, mapped: generate.Program, integers: np.ndarray, times: np.ndarray) -> np.ndarray:
     """x_0 [n, H, W, C] of all images; what fills the last tiles is left out."""
-    devices, key, done = jax.device_count(), jax.random.key(model.config.seed), []
+    devices, key, done = jax.device_count(), keys.of_seed(model.config.seed), []
     for first in range(0, len(integers), model.tile * devices):
         x = np.asarray(mapped((model.params, times), key, likelihood.group(integers, first, model.tile)))
         done.append(x.reshape(-1, *x.shape[2:]))

@@ -469,8 +469,8 @@ def test_a_permutation_is_made_once_per_epoch(monkeypatch):
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: data.Order(jax.random.PRNGKey(0), 5), r"Order: expected typed keys \(jax.random.key\), got uint32"),
-        (lambda: data.Order(NOT_A_KEY, 5), "Order: expected typed keys .*got int"),
+        (lambda: data.Order(jax.random.PRNGKey(0), 5), r"Order: keys must be typed \(jax.random.key\), got uint32"),
+        (lambda: data.Order(NOT_A_KEY, 5), "Order: keys must be typed .*got int"),
         (lambda: data.Order(jax.random.split(jax.random.key(0)), 5), r"Order: expected keys of shape \(\), got \(2,\)"),
         (lambda: data.Order(jax.random.key(0), 0), r"a size of 1 to 2\^31 - 1 examples, got 0"),
         (lambda: data.Order(jax.random.key(0), 5).indices(-1, 2), "step >= 0 and batch >= 1, got step=-1, batch=2"),
@@ -569,7 +569,7 @@ def test_examples_are_the_same_on_any_number_of_devices():
 @pytest.mark.parametrize(
     ("keys", "images", "indices", "text"),
     [
-        (jnp.zeros((2, 2), jnp.uint32), SLOPES, np.arange(2), "examples: expected typed keys .*got uint32"),
+        (jnp.zeros((2, 2), jnp.uint32), SLOPES, np.arange(2), "examples: keys must be typed .*got uint32"),
         (jax.random.key(0), SLOPES, np.arange(2), r"expected keys of shape \(2,\), got \(\)"),
         (image_keys(0, 2), SLOPES[0], np.arange(2), r"images \[N, H, W, C\], got shape \(2, 3, 1\)"),
         (image_keys(0, 2), SLOPES / 255, np.arange(2), "uint8 or uint16, got float32; to_integer makes them"),

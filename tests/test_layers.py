@@ -11,7 +11,9 @@ import ddpm_jax
 
 PACKAGE = pathlib.Path(ddpm_jax.__file__).parent
 ROOT = PACKAGE.parent
-MATHEMATICS = ("schedules", "gaussian", "estimates", "likelihood", "losses", "samplers", "edits", "conditioning")
+MATHEMATICS = (
+    "keys", "schedules", "gaussian", "estimates", "likelihood", "losses", "samplers", "edits", "conditioning",
+)  # fmt: skip
 NETWORKS = ("unet", "text")
 MACHINERY = (
     "training", "config", "process", "data", "checkpoint", "log",

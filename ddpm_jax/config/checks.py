@@ -16,6 +16,9 @@ def check(config: Config) -> None:
             "sampling.sampler 'analytic' needs the errors of a trained network: train with another one, and give "
             "--sampler analytic to sample.py"
         )
+    from ddpm_jax import keys  # which imports JAX: a program's --help must not
+
+    keys.number("seed", config.seed)
     check_trained(config)
 
 

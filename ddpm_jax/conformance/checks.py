@@ -116,7 +116,7 @@ def terminal(
     mean, cov = (np.asarray(a, np.float64) for a in start)
     dims, longest = len(mean), max(map(len, chains))
     unit = np.concatenate([np.zeros((1, dims)), np.tile(np.eye(dims), (longest, 1))])
-    keys = jax.random.split(jax.random.key(0), len(unit))
+    keys = samplers.image_keys(0, range(len(unit)))
 
     @jax.jit
     def step(owner, state, t, s):
@@ -149,7 +149,7 @@ def flow_errors(
     """
     x_t = np.random.default_rng(0).standard_normal((num, law.dims))
     sampler = sampler_of(schedule, ideal(schedule, law), samplers.step_noise)
-    step = jax.jit(lambda state, t, s: sampler.step(jax.random.split(jax.random.key(0), num), state, t, s))
+    step = jax.jit(lambda state, t, s: sampler.step(samplers.image_keys(0, range(num)), state, t, s))
     ends = [_arrive(sampler, step, schedule, x_t, chain) for chain in chains]
     truth = {between: flow(schedule, law, x_t, *between) for between in {_ends(chain) for chain in chains}}
     return np.array([np.abs(x - truth[_ends(chain)]).max() for x, chain in zip(ends, chains, strict=True)])

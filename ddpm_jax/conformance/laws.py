@@ -97,10 +97,11 @@ def moments(schedule: Schedule, law: Law, t: int) -> tuple[np.ndarray, np.ndarra
 
 
 def draw(keys: jax.Array, law: Law) -> jax.Array:
-    """x_0 [B, D] of the law, one from each of keys [B]."""
+    """x_0 [B, D] of the law, float32, one from each of keys [B]."""
     which, spread = gaussian.split_keys(gaussian.example_keys(keys, keys.shape[0]), 2)
-    k = jax.vmap(lambda key: jax.random.categorical(key, jnp.log(law.weights)))(which)
-    z = gaussian.standard_normal(spread, jnp.zeros((keys.shape[0], law.dims)))
+    log_p = jnp.log(jnp.asarray(law.weights, jnp.float32))
+    k = jax.vmap(lambda key: jax.random.categorical(key, log_p))(which)
+    z = gaussian.standard_normal(spread, jnp.zeros((keys.shape[0], law.dims), jnp.float32))
     means, roots, axes = (jnp.asarray(a, z.dtype)[k] for a in (law.means, np.sqrt(law.spreads), law.axes))
     return means + jnp.einsum("bij,bj->bi", axes, roots * z)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ddpm_jax
-from ddpm_jax import checkpoint, training
+from ddpm_jax import checkpoint, keys, training
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 from ddpm_jax.convert import files
@@ -103,7 +103,7 @@ def target(config: configs.Config, shape: Sequence[int]) -> Any:
         ValueError: if the network's options cannot be right.
     """
     net = objects.network(config, shape[-1])
-    return jax.eval_shape(lambda key: objects.parameters(config, net, key, tuple(shape)), jax.random.key(0))
+    return jax.eval_shape(lambda key: objects.parameters(config, net, key, tuple(shape)), keys.of_seed(0))
 
 
 def write(workdir: pathlib.Path, found: Imported) -> int:

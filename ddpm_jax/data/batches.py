@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.data.images import Range, to_unit
+from ddpm_jax.keys import check_keys, number
 
 # "flip" in ASCII.  An image's key also serves its timestep, its noise and its dropout: what is drawn here must not
 # repeat what is drawn there.
@@ -68,13 +69,14 @@ class Order:
             if epoch not in self._epochs:
                 if len(self._epochs) == 2:
                     del self._epochs[next(iter(self._epochs))]
-                self._epochs[epoch] = np.asarray(_permutation(self._key, epoch, self._size), np.int32)
+                found = _permutation(self._key, np.uint32(number("epoch", epoch)), self._size)
+                self._epochs[epoch] = np.asarray(found)
             return self._epochs[epoch]
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _permutation(key: jax.Array, epoch: int, size: int) -> jax.Array:
-    return jax.random.permutation(jax.random.fold_in(key, epoch), size)
+def _permutation(key: jax.Array, epoch: jax.Array, size: int) -> jax.Array:
+    return jax.random.permutation(jax.random.fold_in(key, epoch), jnp.arange(size, dtype=jnp.int32))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["flat"], meta_fields=["shape"])
@@ -134,13 +136,13 @@ def examples(
 
 def mirrored(keys: jax.Array, images: jax.Array) -> jax.Array:
     """Images [b, ..., W, C] mirrored left to right half of the time, as `examples` does with these keys [b]."""
-    which = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, FLIP)))(keys)
+    check_keys("keys", keys)
+    half = np.float32(0.5)
+    which = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, FLIP), half))(keys)
     return jnp.where(jnp.expand_dims(which, range(1, images.ndim)), images[..., ::-1, :], images)
 
 
 def _check_keys(caller: str, keys: jax.Array, shape: tuple[int, ...]) -> None:
-    dtype = getattr(keys, "dtype", type(keys).__name__)
-    if not isinstance(keys, jax.Array) or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"{caller}: expected typed keys (jax.random.key), got {dtype}")
+    check_keys(f"{caller}: keys", keys)
     if keys.shape != shape:
         raise ValueError(f"{caller}: expected keys of shape {shape}, got {keys.shape}")

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import tyro
 
-from ddpm_jax import process, runs
+from ddpm_jax import keys, process, runs
 from ddpm_jax.evaluate import (
     calls,
     interpolation,
@@ -58,6 +58,8 @@ def main(argv: list[str]) -> int:
         process.prepare(devices=chosen.which.devices, hosts=chosen.which.hosts)
         if jax.process_count() > 1 and argv[1] not in ON_SEVERAL:
             raise ValueError(f"{argv[1]} runs in one process; {' and '.join(ON_SEVERAL)} run in several")
+        if hasattr(chosen, "seed"):
+            keys.number("--seed", chosen.seed)
         with process.as_one("evaluate"):
             evaluated = subject(argv[0], chosen.which)
             with runs.fitting("a tile of images", lambda: runs.lighter_samples(evaluated.model.tile)):

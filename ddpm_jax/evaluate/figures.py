@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import data, generate, log, runs, samplers
+from ddpm_jax import data, generate, keys, log, runs, samplers
 from ddpm_jax.evaluate.subject import Subject
 
 
@@ -80,10 +80,10 @@ def continued(model: runs.Model, seed: int, paths: np.ndarray, x: np.ndarray, st
 
     def program(params, key, tile):
         paths, x, start = tile
-        keys = jax.vmap(lambda path: functools.reduce(jax.random.fold_in, path, key))(paths)
-        return samplers.sample(keys, waiting(model.sampler(params), start), x, chain)
+        own = jax.vmap(lambda path: functools.reduce(jax.random.fold_in, path, key))(paths)
+        return samplers.sample(own, waiting(model.sampler(params), start), x, chain)
 
-    mapped, key, parts = generate.over_devices(program), jax.random.key(seed), []
+    mapped, key, parts = generate.over_devices(program), keys.of_seed(seed), []
     progress = log.Progress(n, what="images", active=rounds > 1)
     for first in range(0, n, size * everywhere):
         rows = np.minimum(first + np.arange(size * everywhere), n - 1).reshape(everywhere, size)

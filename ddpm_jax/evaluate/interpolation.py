@@ -8,12 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from ddpm_jax import data, gaussian, runs
+from ddpm_jax import data, gaussian, keys, runs
 from ddpm_jax.evaluate import draws, figures, protocol
 from ddpm_jax.evaluate.protocol import Number
 from ddpm_jax.evaluate.subject import Split, Subject, Which, images, split
-
-ENCODING, DECODING = 2**32 - 3, 2**32 - 4  # indices that no sample has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +95,7 @@ def interpolated(model: runs.Model, integers: data.Pixels, options: Interpolatio
     times, pairs = rows(model, len(integers), options)
     x0, eps = {}, {}
     for i in {int(i) for i in pairs.flat}:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(options.seed), ENCODING), i)
+        key = jax.random.fold_in(jax.random.fold_in(keys.of_seed(options.seed), keys.ENCODING), i)
         x0[i] = data.to_unit(integers[i : i + 1], model.levels)
         eps[i] = gaussian.standard_normal(key[None], x0[i])
 
@@ -108,7 +106,7 @@ def interpolated(model: runs.Model, integers: data.Pixels, options: Interpolatio
     to_b = np.linspace(0, 1, options.columns, dtype=np.float32).reshape(1, -1, *(1 for _ in model.shape))
     x_t = to_b[:, ::-1] * ends[:, :1] + to_b * ends[:, 1:]  # reversed, so that a pair the other way round is mirrored
     numbered = np.zeros(len(times)) if options.coarse_to_fine else np.arange(options.pairs)
-    paths = np.stack([np.full(len(times), DECODING), numbered], axis=1).astype(np.uint32)
+    paths = np.stack([np.full(len(times), keys.DECODING), numbered], axis=1).astype(np.uint32)
     n = options.columns
     flat = figures.continued(
         model, options.seed, np.repeat(paths, n, 0), x_t.reshape(-1, *model.shape), np.repeat(times, n)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import tyro
 
-from ddpm_jax import data, generate, likelihood, log, process, runs
+from ddpm_jax import data, generate, keys, likelihood, log, process, runs
 from ddpm_jax.config import objects
 from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.protocol import Number
@@ -129,7 +129,7 @@ def measure(subject: Subject, chosen: Split, options: Likelihood, part: pathlib.
     model, n = subject.model, len(chosen.images)
     tile = model.tile
     mapped = generate.over_devices(program(model, options))
-    key = jax.random.fold_in(jax.random.key(options.seed), 2**32 - 2)  # an index that no sample has
+    key = jax.random.fold_in(keys.of_seed(options.seed), keys.BOUND)
     found = resumed(part, blank(model, options, n), tile)
     progress = log.Progress(n, start=int(found.done), what="images", active=process.first())
     saved = time.monotonic()
@@ -160,14 +160,12 @@ def program(model: runs.Model, options: Likelihood) -> generate.Program:
 
     def tile(params, key, tile):
         indices, integers = tile
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+        own = keys.folded(key, indices)
         x0, denoise = data.to_unit(integers, model.integer_levels), model.denoiser(params)
         if options.estimate is None:
-            bound = likelihood.bound(keys, schedule, denoise, x0, mix=mix, decoder=decoder, times=model.times)
+            bound = likelihood.bound(own, schedule, denoise, x0, mix=mix, decoder=decoder, times=model.times)
             return bound.prior, bound.terms, bound.mse
-        guess = likelihood.bound_estimate(
-            keys, schedule, denoise, x0, strata=options.estimate, mix=mix, decoder=decoder
-        )
+        guess = likelihood.bound_estimate(own, schedule, denoise, x0, strata=options.estimate, mix=mix, decoder=decoder)
         others = guess.total - guess.prior - guess.decoder
         return guess.prior, jax.numpy.stack([guess.decoder, others]), guess.decoder_mse[None]
 

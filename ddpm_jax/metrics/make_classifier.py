@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from ddpm_jax import data
+from ddpm_jax import data, keys
 from ddpm_jax.metrics.classifier import KINDS, Classifier, Network, read
 
 
@@ -115,7 +115,7 @@ def made(name: str, images: data.Images, recipe: Recipe) -> Classifier:
 
 def trained(network: Network, images: np.ndarray, labels: np.ndarray, recipe: Recipe) -> Mapping[str, Any]:
     """The parameters after training on images [N, H, W, C] and labels [N]."""
-    init_key, order_key, step_key = jax.random.split(jax.random.key(recipe.seed), 3)
+    init_key, order_key, step_key = jax.random.split(keys.of_seed(recipe.seed), 3)
     params = network.init(init_key, jnp.zeros((1, *images.shape[1:])))["params"]
     steps = recipe.epochs * len(images) // recipe.batch
     rates = optax.cosine_onecycle_schedule(steps, recipe.learning_rate, pct_start=0.1)
@@ -145,7 +145,7 @@ def _loss(params, network: Network, key: jax.Array, images: jax.Array, labels: j
 
 def moved(key: jax.Array, images: jax.Array, share: float) -> jax.Array:
     """Images [b, H, W, C], each moved by -1, 0 or 1 pixels down and across, with probabilities share, rest, share."""
-    draw = jax.random.uniform(key, (len(images), 2))
+    draw = jax.random.uniform(key, (len(images), 2), jnp.float32)
     corners = 1 + (draw > 1 - share).astype(jnp.int32) - (draw < share)
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     cut = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:]))

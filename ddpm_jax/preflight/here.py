@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ddpm_jax import config as configs
-from ddpm_jax import data, process, runs
+from ddpm_jax import data, keys, process, runs
 from ddpm_jax.data import stream
 from ddpm_jax.preflight import facts, programs
 
@@ -78,7 +78,7 @@ def measure(config: configs.Config, images: data.Images, compiled: jax.stages.Co
         # on a CPU the first device takes the host's array as its own: let it be one that is there for this
         pixels = np.array(train) if isinstance(train, np.ndarray) else train
         fed = stream.feed(pixels, order, config.batch, devices, stream=streamed, together=config.steps_per_call)
-        return jax.device_put(fresh(jax.random.key(config.seed)), everywhere), fed.batches(0)
+        return jax.device_put(fresh(keys.of_seed(config.seed)), everywhere), fed.batches(0)
 
     def step(state, batch):
         state, _, metrics = compiled(run_key, state, bad, batch.pixels, batch.places, said.batch(batch.indices), None)

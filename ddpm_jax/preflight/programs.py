@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import config as configs
-from ddpm_jax import data, generate, runs, training
+from ddpm_jax import data, generate, keys, runs, training
 from ddpm_jax.config import objects
 from ddpm_jax.data.stream import streams
 
@@ -142,9 +142,9 @@ def evaluation(config: configs.Config, images: data.Images, devices: Sequence[An
     params = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state(config, images)[1].params
     )
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+    own = jax.eval_shape(lambda: jax.random.split(keys.of_seed(0), count))
     examples = jax.ShapeDtypeStruct((count, *shape), jnp.float32), objects.blank(config, count, shape)
-    return run.examine.lower(params, keys, examples)
+    return run.examine.lower(params, own, examples)
 
 
 def step_flops(config: configs.Config, images: data.Images, devices: int) -> float:
@@ -168,4 +168,4 @@ def _rows(one: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _key() -> Any:
-    return jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(lambda: keys.of_seed(0))

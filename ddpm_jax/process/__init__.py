@@ -49,6 +49,9 @@ def prepare(*, devices: int | None = None, keep_compiled: str | bool = True, hos
     that XLA_FLAGS or jax_num_cpu_devices has set stays.  On an accelerator nothing of this is done, and libtpu is told
     what `tpu.tell` says.
 
+    What would change random draws or the precision of the arithmetic is as JAX has it by default, whatever the
+    environment says (JAX_THREEFRY_PARTITIONABLE, JAX_ENABLE_X64): a run goes on, and images come out, as elsewhere.
+
     Args:
         devices: into how many devices to divide the CPU; None is what is said above.
         keep_compiled: keep compiled programs in this folder for the next process; True is one in the user's cache, see
@@ -70,6 +73,7 @@ def prepare(*, devices: int | None = None, keep_compiled: str | bool = True, hos
         raise ValueError(f"devices = {devices} divides a CPU, but JAX will run on {where}: leave it out")
     elif where == "tpu":
         tpu.tell()
+    _settle_draws()
     compiled.keep(keep_compiled)
     if hosts is not None:
         join(hosts, where)
@@ -148,6 +152,13 @@ class Interrupt:
 def cores() -> int:
     """CPU cores that this process may run on: those of the machine, or as many as it is bound to."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _settle_draws() -> None:
+    import jax
+
+    jax.config.update("jax_threefry_partitionable", True)
+    jax.config.update("jax_enable_x64", False)
 
 
 def _divide_cpu(devices: int | None) -> None:

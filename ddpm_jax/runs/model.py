@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import ddpm_jax
-from ddpm_jax import checkpoint, data, generate, samplers
+from ddpm_jax import checkpoint, data, generate, keys, samplers
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 from ddpm_jax.runs import errors
@@ -73,7 +73,7 @@ class Model:
             self.format = image.get("format", "")
             self.label_names = tuple(image.get("label_names", ()))
             net = objects.network(config, channels=self.shape[-1])
-            target = jax.eval_shape(lambda key: objects.parameters(config, net, key, self.shape), jax.random.key(0))
+            target = jax.eval_shape(lambda key: objects.parameters(config, net, key, self.shape), keys.of_seed(0))
             self.step, self.params, meta = saved.restore_part(part, target, step=step)
         self.fingerprint, self.origin = meta["fingerprint"][part], meta.get("origin")
         self.schedule, self._net = objects.noise_schedule(config), net

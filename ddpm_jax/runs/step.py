@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import conditioning, data, gaussian, losses, training
+from ddpm_jax import conditioning, data, gaussian, keys, losses, training
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 from ddpm_jax.runs import said
@@ -15,13 +15,12 @@ from ddpm_jax.runs import said
 
 def keys_of(seed: int):
     """The keys of a run: for its parameters, its steps, the order of its data, its evaluations."""
-    return _keys_of(jax.random.key(seed))
+    return _keys_of(keys.of_seed(seed))
 
 
 @jax.jit
 def _keys_of(key):
-    # image i of a seed has fold_in(key(seed), i): training takes an index that no image has
-    return tuple(jax.random.split(jax.random.fold_in(key, 2**32 - 1), 4))
+    return tuple(jax.random.split(jax.random.fold_in(key, keys.TRAINING), 4))
 
 
 def example_losses(config: configs.Config, schedule, net, levels: int | data.Range):

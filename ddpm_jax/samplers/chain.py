@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ddpm_jax import gaussian
+from ddpm_jax.keys import IMAGES, folded, number, of_seed
 
 Noise = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(keys [B], t [], like [B, ...]) -> standard normal [B, ...] for the step that leaves t."""
@@ -39,9 +40,13 @@ def begin(x: jax.Array, t: jax.Array) -> State:
 
 
 def image_keys(seed: int, indices: Iterable[int]) -> jax.Array:
-    """[B] keys, the one of image i being fold_in(key(seed), i)."""
-    key = jax.random.key(seed)
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(list(indices), jnp.uint32))
+    """[B] keys, the one of image i being fold_in(key(seed), i), of the generator threefry2x32.
+
+    Raises:
+        ValueError: if the seed is not an integer in 0..2^32 - 1, or an index not one below `keys.IMAGES`, 2^32 - 16.
+    """
+    rows = jnp.asarray([number("an image's index", i, IMAGES) for i in indices], jnp.uint32)
+    return folded(of_seed(seed), rows)
 
 
 def step_noise(keys: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:

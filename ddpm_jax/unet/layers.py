@@ -85,7 +85,8 @@ def dropout(x, keys, rate: float, place: int) -> jax.Array:
     # the first half of the rows, the other the second: side by side they would have to be woven into each other.  And
     # the masks are made apart from what they are put to, which the compiler else does in one place, and not with it.
     half = (x.shape[1] + 1) // 2
-    words = jax.vmap(lambda key: jax.random.bits(jax.random.fold_in(key, place), (half, *x.shape[2:])))(keys)
+    draw = lambda key: jax.random.bits(jax.random.fold_in(key, place), (half, *x.shape[2:]), jnp.uint32)  # noqa: E731
+    words = jax.vmap(draw)(keys)
     halves = jax.lax.optimization_barrier(
         ((words & 0xFFFF) >= np.uint32(threshold), words >> 16 >= np.uint32(threshold))
     )

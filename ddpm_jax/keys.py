@@ -1,0 +1,89 @@
+"""Keys: what a seed and an index become, whatever JAX's settings say.
+
+All keys are of one generator, threefry2x32.  Of the others that JAX has (rbg, unsafe_rbg), a batch is drawn from its
+first key alone, so that no image would depend on its own key and nothing else.
+
+    what                            path of numbers folded into the key of the seed
+    image i                         i, below `IMAGES`; at x_T then 0, and a step that leaves t then t
+    a run's training                TRAINING, split into parameters, steps, order of the data, evaluation
+    noise of the bound, image i     BOUND, i
+    noise of interpolation          ENCODING, i for image i's, DECODING, p for the reverse process of pair p
+"""
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+GENERATOR = "threefry2x32"
+
+NUMBERS = 2**32
+"""Seeds, and what is folded into a key, are integers from 0 to below this."""
+
+TRAINING, BOUND, ENCODING, DECODING = (NUMBERS - n for n in (1, 2, 3, 4))
+
+IMAGES = NUMBERS - 16
+"""Images have indices below this; the numbers from here on are for a seed's other streams."""
+
+
+def of_seed(seed: int) -> jax.Array:
+    """The key of a seed: `jax.random.key(seed, impl="threefry2x32")`, of 0 <= seed < 2^32.
+
+    Raises:
+        ValueError: if the seed is no such integer.  A traced one is taken modulo 2^32.
+    """
+    words = jnp.asarray([0, number("seed", seed)], jnp.uint32)
+    return jax.random.wrap_key_data(words, impl=GENERATOR)
+
+
+def folded(key: jax.Array, numbers: jax.Array) -> jax.Array:
+    """fold_in(key, n) for each of numbers [B]."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
+
+
+def number(name: str, value: Any, below: int = NUMBERS) -> Any:
+    """The value, which must be an integer in 0 .. below - 1; of a traced one only its type is known.
+
+    Raises:
+        ValueError: naming it, if it is not.
+    """
+    if isinstance(value, Tracer) and jnp.issubdtype(value.dtype, jnp.integer):
+        return value
+    try:
+        found = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:  # not an integer
+        found = -1
+    if not 0 <= found < below:
+        raise ValueError(f"{name} must be an integer in 0..{below - 1}, got {value}")
+    return found
+
+
+def check_images(seed: int, start: int, num: int) -> None:
+    """Refuses a seed that is none, or images of it that there are not.
+
+    Raises:
+        ValueError: naming the value.
+    """
+    number("seed", seed)
+    if start < 0 or num < 1 or start + num > IMAGES:
+        raise ValueError(
+            f"images have indices 0..{IMAGES - 1}: start must be at least 0, num at least 1, and start + num at most "
+            f"{IMAGES}, got {start} and {num}"
+        )
+
+
+def check_keys(name: str, keys: jax.Array) -> None:
+    """Refuses what are not typed keys of the generator that gives each image of a batch its own draw.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not (isinstance(keys, jax.Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)):
+        raise ValueError(f"{name} must be typed (jax.random.key), got {getattr(keys, 'dtype', type(keys).__name__)}")
+    if str(jax.random.key_impl(keys)) != GENERATOR:
+        raise ValueError(
+            f"{name} must be of the generator {GENERATOR}, got {keys.dtype}: under vmap others do not give each "
+            f'image a draw of its own; make them by keys.of_seed(seed) or jax.random.key(seed, impl="{GENERATOR}")'
+        )
