@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 import subprocess
 import sys
@@ -388,6 +389,43 @@ def test_floats_have_a_range_and_no_levels(tmp_path):
 def test_integers_have_levels_and_no_range(tmp_path):
     with pytest.raises(ValueError, match="images of type uint8 have levels; a range is for floating-point images"):
         catalogue.parts(unzipped(tmp_path), given=Range(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("file", "form"),
+    [
+        ("features.json", {"pythonClassName": "CLASS", "tensor": {}}),
+        ("features.json", {"python_class_name": "CLASS", "tensor": {}}),
+        ("features.json", {"pythonClassName": "SEQUENCE", "sequence": {"feature": {"pythonClassName": "CLASS"}}}),
+        ("features.json", {"type": "CLASS", "content": {}}),
+        ("features.json", {"type": "SEQUENCE", "content": {"feature": {"type": "CLASS", "content": {}}, "length": 1}}),
+        ("features.json", {"pythonClassName": "SEQUENCE", "jsonFeature": {"json": "WITHIN"}}),
+        ("dataset_info.json", {"pythonClassName": "CLASS", "tensor": {}}),
+    ],
+)
+def test_a_data_set_cannot_name_code_to_execute(tmp_path, monkeypatch, file, form):
+    source, ran = unzipped(tmp_path), tmp_path / "ran"
+    (tmp_path / "hostile.py").write_text(f"open({str(ran)!r}, 'w').close()")  # as in the folder where one works
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "hostile", raising=False)
+    sequence = "tensorflow_datasets.core.features.sequence_feature.Sequence"
+    within = ' {"feature": {"type": "CLASS", "content": {}}, "length": 1}'
+    text = json.dumps(form).replace('"WITHIN"', json.dumps(within))
+    form = json.loads(text.replace("SEQUENCE", sequence).replace("CLASS", "hostile.Feature"))
+    path = tmp_path / "tiny" / "1.0.0" / file
+    said = json.loads(path.read_text())
+    if file == "features.json" and "type" in form:
+        said = {"type": said["pythonClassName"], "content": {"image": form}}
+    elif file == "features.json":
+        said["featuresDict"]["features"]["image"] = form
+    else:
+        own = json.loads((path.parent / "features.json").read_text())["pythonClassName"]
+        said["features"] = {"pythonClassName": own, "featuresDict": {"features": {"image": form}}}
+    path.write_text(json.dumps(said))
+    with pytest.raises(ValueError) as error:
+        catalogue.parts(source)
+    assert not ran.exists()
+    assert re.search(rf"1\.0\.0: .*{file} names the class 'hostile\.Feature'.* only TFDS's own", str(error.value))
 
 
 def test_a_folder_that_tfds_cannot_read_is_refused(tmp_path):

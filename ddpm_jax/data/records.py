@@ -5,7 +5,8 @@ it does not take TensorFlow to read them; they are found by their lengths, and t
 """
 
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -102,6 +103,48 @@ def image_feature(source: str, features: Mapping[str, Any]) -> str:
         shown = ", ".join(f"{key}: {type(feature).__name__}" for key, feature in sorted(features.items()))
         raise ValueError(f"{source}: expected one feature of images, or one called 'image'; it has {shown}")
     return found
+
+
+def check_classes(folder: Path) -> None:
+    """Makes sure that a data set's descriptions name no classes but TFDS's own: TFDS imports what they name.
+
+    Raises:
+        ValueError: naming another class; or if a description is not JSON.
+    """
+    import tensorflow_datasets as tfds
+
+    known = set()
+    for feature in (getattr(tfds.features, name) for name in tfds.features.__all__):
+        if isinstance(feature, type) and issubclass(feature, tfds.features.FeatureConnector):
+            known |= {f"{feature.__module__}.{feature.__name__}", *feature.__dict__.get("ALIASES", ())}
+    for file in ("dataset_info.json", "features.json"):
+        if not (folder / file).exists():
+            continue
+        said = json.loads((folder / file).read_text(encoding="utf-8"))
+        for name in _classes(said.get("features") if file == "dataset_info.json" else said):
+            if name not in known:
+                raise ValueError(
+                    f"{file} names the class {name!r}, whose module reading would import and so execute; only TFDS's "
+                    f"own features are read, such as {tfds.features.Image.__module__}.Image"
+                )
+
+
+def _classes(said: Any) -> Iterator[str]:
+    """The classes that a description of features names, in any of the forms that TFDS has had, JSON in a text too."""
+    if isinstance(said, dict):
+        for key, value in said.items():
+            if key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str):
+                yield value
+            yield from _classes(value)
+    elif isinstance(said, list):
+        for value in said:
+            yield from _classes(value)
+    elif isinstance(said, str) and said.lstrip().startswith("{"):
+        try:
+            within = json.loads(said)
+        except ValueError:
+            return
+        yield from _classes(within)
 
 
 def only(names: Sequence[str], favourite: str = "") -> str | None:
