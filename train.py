@@ -107,7 +107,7 @@ def train(config: configs.Config, workdir: pathlib.Path, begin: flags.Begin) -> 
     ):
         run = runs.Run(config, workdir, images, schedule, net, eval_key, interrupt)
         with process.as_one("train.py", lambda: runs.standing(workdir)):
-            start, state = 0, jax.eval_shape(fresh_state, init_key)
+            start, state, meta = 0, jax.eval_shape(fresh_state, init_key), {}
             if saved.latest() is not None:
                 start, state, meta = saved.restore(state)
                 run.kept = runs.kept(meta, begin, workdir)
@@ -115,7 +115,7 @@ def train(config: configs.Config, workdir: pathlib.Path, begin: flags.Begin) -> 
                 state, run.kept = begun or runs.begin(config, net, init_key, shape, begin)
             else:
                 state = fresh_state(init_key)
-            run.check_same(start)
+            run.check_same(start, meta)
             state = jax.device_put(state, everywhere)
             run.introduce(state, start)
 

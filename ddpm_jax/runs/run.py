@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ import ddpm_jax
 from ddpm_jax import conditioning, data, generate, process
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
-from ddpm_jax.data import captions
+from ddpm_jax.data import captions, content
 from ddpm_jax.metrics import held_out, monitors
 from ddpm_jax.runs.said import Said
 
@@ -143,12 +144,22 @@ class Run:
         print(f"steps     {start} of {config.steps}; next checkpoint ({size:.1f} MB) at {save}, next samples at {look}")
         print("          the time left is said as soon as the first steps are compiled and done", flush=True)
 
-    def check_same(self, start: int) -> None:
-        """Makes sure that all processes have the same config, checkpoint and data, of which a hundred images vouch.
+    def check_same(self, start: int, meta: Mapping[str, Any]) -> None:
+        """Makes sure that the data are those that the run was trained on, as `meta`, its checkpoint's, says.
+
+        And that all processes have the same config, checkpoint and data, of which a hundred images vouch.
 
         Raises:
-            ValueError: if one has not.
+            ValueError: if they are not, with the difference; if one process has not.
         """
+        now = {"image": self.image, "data": self.content}
+        changed = content.differences(meta, json.loads(json.dumps(now)))
+        if changed:
+            raise ValueError(
+                f"{self.workdir} was trained on other images than {self.images.name} has now: {'; '.join(changed)}. "
+                f"Bring back the former ones, or take a new folder: --init-from {self.workdir} begins there from this "
+                "run's parameters"
+            )
         if jax.process_count() == 1:
             return
         train = self.images.train
@@ -169,16 +180,35 @@ class Run:
         return {
             "step": step,
             "config": dataclasses.asdict(self.config),
-            "image": {
-                "shape": list(self.images.train.shape[1:]),
-                "levels": self.images.levels,
-                "dtype": str(self.images.train.dtype),
-                "format": self.images.format,
-                "label_names": list(captions.label_names(self.images)) if self.config.net.num_classes else [],
-            },
+            "image": self.image,
+            "data": self.content,
             "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
             **self.kept,
         }
+
+    @property
+    def image(self) -> dict[str, Any]:
+        """What every image is, and what labels are called."""
+        return {
+            "shape": list(self.images.train.shape[1:]),
+            "levels": self.images.levels,
+            "dtype": str(self.images.train.dtype),
+            "format": self.images.format,
+            "label_names": list(captions.label_names(self.images)) if self.config.net.num_classes else [],
+        }
+
+    @functools.cached_property
+    def content(self) -> dict[str, Any]:
+        """What is trained on: the number of images, and digests of them and of what the network is told of them."""
+        said, train = self.said, self.images.train
+        found: dict[str, Any] = {"images": len(train), "pixels": content.digests(train)}
+        if said.labels is not None:
+            found["labels"] = {"all": content.digest(said.labels)}
+        if said.which is not None:
+            found["texts"] = {"all": content.digest(json.dumps(said.texts), said.which)}
+        if self.config.condition.paired:
+            found["beside"] = content.digests(said.images)
+        return found
 
     def look(self, step: int, params) -> dict[str, Any]:
         """Draws a grid of samples, says what they look like and evaluates held-out images; nothing, if interrupted."""

@@ -1,0 +1,69 @@
+"""What tells the images of one training from others: digests, which take little time where images are many."""
+
+import hashlib
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.data.reader import Pixels
+from ddpm_jax.data.survey import shown
+
+SAMPLED = 100  # images
+
+_SAID = {"pixels": "their pixels", "labels": "labels of single images", "texts": "texts", "beside": "the images beside"}
+
+
+def digests(pixels: Pixels) -> dict[str, str]:
+    """Digests of images [N, H, W, C].
+
+    Returns:
+        "some": sha256 of shape, type and up to 100 images, evenly spaced from the first to the last, whether images are
+        in memory or not.  "all", of images in memory: sha256 of the whole, which takes a second or two per GB.
+    """
+    some = hashlib.sha256(f"{pixels.shape} {pixels.dtype}".encode())
+    for i in np.linspace(0, len(pixels) - 1, min(len(pixels), SAMPLED)).astype(int):
+        some.update(_bytes(pixels[int(i)]))
+    found = {"some": some.hexdigest()}
+    return found | {"all": digest(pixels)} if isinstance(pixels, np.ndarray) else found
+
+
+def digest(*parts: np.ndarray | str) -> str:
+    """sha256 of arrays and texts, one after the other."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.encode() if isinstance(part, str) else _bytes(part))
+    return found.hexdigest()
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In which ways images are not those that a checkpoint was trained on, in words.
+
+    Args:
+        was: its record, with "image" and "data" as `runs.Run` makes them.  What is not in it, as in those of earlier
+            versions, is not compared.
+        now: the same of the images that there are.
+    """
+    before, after = ({**record.get("image", {}), **record.get("data", {})} for record in (was, now))
+    lines = [
+        f"{what} then {before[field]}, now {after[field]}"
+        for field, what in (("shape", "shape"), ("dtype", "type"), ("levels", "levels"), ("images", "number"))
+        if field in before and before[field] != after[field]
+    ]
+    alike = not lines
+    names, others = ([unicodedata.normalize("NFC", n) for n in d.get("label_names", ())] for d in (before, after))
+    if names != list(map(str, range(len(names)))) and names != others:  # numbers are no names
+        i = next(i for i in range(len(names) + 1) if names[i : i + 1] != others[i : i + 1])
+        first, second = (shown(some[i]) if i < len(some) else "none" for some in (names, others))
+        lines.append(f"{len(names)} labels then, {len(others)} now, of which number {i} was {first} and is {second}")
+    for field, what in _SAID.items():
+        then, here = before.get(field, {}), after.get(field, {})
+        changed = any(then[name] != here[name] for name in then if name in here)  # not all have "all"
+        if changed and (alike or field != "pixels"):
+            lines.append(f"{what} have changed")
+    return lines
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
