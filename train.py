@@ -101,9 +101,9 @@ def train(config: configs.Config, workdir: pathlib.Path, begin: flags.Begin) -> 
     begun = runs.begin(config, net, init_key, shape, begin) if begin.init_from and not runs.under_way(workdir) else None
 
     with (
+        process.Interrupt() as interrupt,  # first, so that the last save is complete before a signal can end it
         runs.claim(workdir, config),
         checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep) as saved,
-        process.Interrupt() as interrupt,
     ):
         run = runs.Run(config, workdir, images, schedule, net, eval_key, interrupt)
         with process.as_one("train.py", lambda: runs.standing(workdir)):
@@ -175,6 +175,7 @@ def loop(config: configs.Config, run, saved, start: int, carried, take_steps, ba
         if stopping or (looking and process.agree(run.interrupt.requested)):
             if not stopping and saved.latest() != done:
                 saved.save(done, state, run.meta(done))
+            saved.wait()
             progress.close()
             print(f"interrupted: saved step {done}; the same command continues", flush=True)
             return 0

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -125,6 +126,27 @@ def test_a_relative_folder_is_one_too(tmp_path, monkeypatch):
         monkeypatch.chdir("/")
         assert saved.latest() == 1
     assert (tmp_path / "run" / "1").is_dir()
+
+
+def test_a_folder_may_have_any_name(tmp_path, monkeypatch):
+    """Of a pattern, of another system, of another machine: what has been saved elsewhere is read there, too."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    state = {"x": np.arange(3.0)}
+    with Checkpoints(tmp_path / "plain") as saved:
+        saved.save(1, state, {})
+    for name in ("lr[1e-4]", "a\\b", "gs:", "*?"):
+        folder = tmp_path / name / "checkpoints"
+        shutil.copytree(tmp_path / "plain", folder)
+        with Checkpoints(folder, keep=2) as saved:
+            for step in (2, 3):
+                saved.save(step, {"x": state["x"] + step}, {})
+        with Checkpoints(folder, read_only=True) as saved:
+            assert saved.steps() == [2, 3] and saved.restore(state).tree["x"].tolist() == [3, 4, 5]
+        with Checkpoints(tmp_path / name / "new") as saved:
+            saved.save(1, state, {})
+            assert saved.restore(state).step == 1
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):
@@ -307,7 +329,7 @@ def test_a_step_removed_while_it_is_read_gives_way_to_the_newest(two, monkeypatc
     with Checkpoints(two, keep=1) as writer, Checkpoints(two, read_only=True) as reader:
 
         def removed_meanwhile(self, step):
-            if (newest := writer.latest()) < last:
+            if self is reader and (newest := writer.latest()) < last:
                 writer.save(newest + 1, STATE, {})
                 writer.wait()
             return record(self, step)
@@ -408,6 +430,21 @@ with Checkpoints(sys.argv[1], read_only=True) as saved:
     assert out[0].startswith(f"saving to {tmp_path / 'r'} failed: "[:60]) and out[1] == "[1]"
 
 
+def test_what_was_saved_first_is_read_back_once(tmp_path):
+    with Checkpoints(tmp_path / "good") as saved:
+        saved.save(1, STATE, {})
+        saved.wait()
+        flip_bit(largest_file(tmp_path / "good" / "1" / "ema"))
+        saved.save(2, STATE, {})  # the first was read, when it was there
+    with pytest.raises(OSError, match=r"not come back: checkpoint 1 .* its part 'ema': .*\(renamed to 1.unreadable\)"):
+        with Checkpoints(tmp_path / "bad") as saved:
+            saved.save(1, STATE, {})
+            saved._manager.wait_until_finished()
+            flip_bit(largest_file(tmp_path / "bad" / "1" / "ema"))
+            saved.save(2, STATE, {})
+    assert [path.name for path in (tmp_path / "bad").iterdir()] == ["1.unreadable"]
+
+
 def test_an_error_in_the_body_is_not_hidden(tmp_path):
     def fail():
         with Checkpoints(tmp_path) as saved:
@@ -447,6 +484,17 @@ def test_a_damaged_newest_step_gives_way_to_the_one_before(two, damage):
             assert saved.meta()["step"] == 2
             assert same_bits(saved.restore_part("ema", TARGET.ema).tree, make_state(2).ema)
     assert (two / "2").is_dir()
+
+
+def test_a_step_copied_over_another_is_not_taken_for_it(two):
+    shutil.rmtree(two / "2")
+    shutil.copytree(two / "1", two / "2")
+    words = f"checkpoint 2 in {two} cannot be read: its record meta is that of step 1"
+    with Checkpoints(two) as saved:
+        with pytest.warns(CheckpointWarning, match=rf"{words}; step 1 is taken instead \(renamed to 2.unreadable\)"):
+            assert saved.restore(TARGET).step == 1
+        with pytest.raises(ValueError, match="cannot save step 2 with a meta that says step 1"):
+            saved.save(2, STATE, {"step": 1})
 
 
 def test_a_flipped_value_that_orbax_does_not_see_is_seen(two):

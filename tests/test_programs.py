@@ -24,8 +24,9 @@ from programs import (
     wait_for,
 )
 
+import train
+from ddpm_jax import checkpoint, data, log, process, runs
 from ddpm_jax import config as configs
-from ddpm_jax import data, log, runs
 
 SIXTY = TINY.replace("steps=3", "steps=60").replace("log_every=1", "log_every=10")
 
@@ -194,6 +195,26 @@ def test_sigterm_finishes_the_step_saves_and_exits_with_0(home):
     assert process.returncode == 0, shown
     (step,) = saved_steps(workdir)
     assert f"saved step {step}" in shown
+
+
+def test_a_run_says_that_it_has_saved_when_it_has_and_no_signal_ends_it_before(home, monkeypatch):
+    workdir, add, close, said = home / "told", runs.Watch.add, checkpoint.Checkpoints.close, []
+
+    def stopped(self, step, *rest):
+        signal.raise_signal(signal.SIGTERM)
+        add(self, step, *rest)
+
+    def closed(self):
+        said.append(getattr(signal.getsignal(signal.SIGTERM), "__self__", None))
+        close(self)
+
+    monkeypatch.setattr(runs.Watch, "add", stopped)
+    monkeypatch.setattr(checkpoint.Checkpoints, "close", closed)
+    monkeypatch.setattr(train, "print", lambda *words, **_: said.append((*words, saved_steps(workdir))), raising=False)
+    run("train.py", home / "tiny.py", "--workdir", workdir, preview=False)
+    interrupted, handler = said[-2:]
+    assert interrupted == ("interrupted: saved step 1; the same command continues", [1])
+    assert isinstance(handler, process.Interrupt)
 
 
 def test_another_config_in_an_old_run_is_an_error(home, straight):

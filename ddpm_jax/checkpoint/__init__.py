@@ -6,15 +6,18 @@ a wrong configuration is told apart from a damaged file, and neither goes unnoti
 host has them: a checkpoint does not know how many devices wrote it.
 """
 
+import contextlib
 import errno
 import logging
 import operator
 import os
 import pathlib
+import re
 import shutil
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -83,10 +86,14 @@ class Checkpoints:
         self.read_only = read_only
         if read_only and not self.folder.is_dir():
             raise FileNotFoundError(f"there is no folder of checkpoints {self.folder}")
-        self._manager = self._listed(lambda: _manager(self.folder, keep, keep_every, read_only))
-        if read_only and not self.steps():
-            self._manager.close()
-            raise FileNotFoundError(f"{self.folder} holds no checkpoint")
+        self._saved, self._unread = False, None  # what was saved first, until it has been read back
+        with contextlib.ExitStack() as opened:
+            path = opened.enter_context(_plain_path(self.folder))
+            self._manager = self._listed(lambda: _manager(path, keep, keep_every, read_only))
+            opened.callback(self._manager.close)
+            if read_only and not self.steps():
+                raise FileNotFoundError(f"{self.folder} holds no checkpoint")
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -113,17 +120,17 @@ class Checkpoints:
         """Begins to write a checkpoint and returns once it has a copy of the state, which may then be donated.
 
         The folder of the step appears when everything is in it.  An error while writing is raised by the next call of
-        a method, or on leaving the context.
+        a method, or on leaving the context.  What is saved first is read back once it is there.
 
         Args:
             step: above every step saved before.
             state: a NamedTuple or dict of named parts, each a tree of arrays: whole on this host, or replicated.
-            meta: what JSON can hold, without the name "fingerprint".
+            meta: what JSON can hold, without the name "fingerprint"; if it has a "step", it is this one.
 
         Raises:
-            ValueError: if the folder is read-only, the step is not above the latest one, a leaf is not an array of
-                numbers with elements (None, text, PRNG key), or meta is not JSON.
-            OSError: if the save before this one failed.
+            ValueError: if the folder is read-only, the step is not above the latest one or not meta's, a leaf is not an
+                array of numbers with elements (None, text, PRNG key), or meta is not JSON.
+            OSError: if the save before this one failed, or the first cannot be read back.
         """
         import orbax.checkpoint as ocp
 
@@ -134,6 +141,10 @@ class Checkpoints:
             raise ValueError(f"a step must not be negative, got {step}")
         if latest is not None and step <= latest:
             raise ValueError(f"cannot save step {step}: {self.folder} already holds step {latest}, and steps only rise")
+        if meta.get("step", step) != step:
+            raise ValueError(f"cannot save step {step} with a meta that says step {meta['step']}")
+        if self._unread is not None:
+            self.wait()
         parts = {name: records.on_host(part, name) for name, part in records.parts_of(state).items()}
         items: dict[str, Any] = {name: ocp.args.StandardSave(p) for name, p in parts.items() if jax.tree.leaves(p)}
         items["meta"] = ocp.args.JsonSave(records.make_record(parts, meta))
@@ -143,6 +154,8 @@ class Checkpoints:
             raise self._failed(error) from error
         if not saved:
             raise OSError(f"orbax did not save step {step} to {self.folder}")
+        if not self._saved:
+            self._saved, self._unread = True, (step, jax.tree.map(_placeholder, parts))
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """What was saved with a step (None: the newest one that can be read), without reading any array.
@@ -206,23 +219,40 @@ class Checkpoints:
         """Waits until the last save is complete.
 
         Raises:
-            OSError: if it failed.
+            OSError: if it failed, or the first cannot be read back.
         """
         try:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed(error) from error
+        self._read_back()
 
     def close(self) -> None:
         """Waits until the last save is complete and gives back threads; nothing can be done afterwards.
 
         Raises:
-            OSError: if the save failed.
+            OSError: as `wait`.
         """
         try:
-            self._manager.close()
-        except Exception as error:
-            raise self._failed(error) from error
+            self.wait()
+        finally:
+            try:
+                self._opened.close()
+            except Exception as error:
+                raise self._failed(error) from error
+
+    def _read_back(self) -> None:
+        """Reads what was saved first, once: a folder that loses what is written shows then, and not a day later."""
+        unread, self._unread = self._unread, None
+        if unread is None:
+            return
+        step, parts = unread
+        try:
+            record = self._record(step)
+            for name, part in parts.items():
+                self._arrays(step, name, part, record)
+        except CheckpointError as error:
+            raise OSError(f"what was saved does not come back: {error} (renamed to {self._set_aside(step)})") from error
 
     def _failed(self, error: Exception) -> OSError:
         """What to raise when a save failed; what it has left half-written is removed."""
@@ -301,11 +331,15 @@ class Checkpoints:
 
         try:
             record = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            if record["sha256"] == records.digest({name: record[name] for name in ("meta", "parts")}):
-                return record
+            written = record["sha256"] == records.digest({name: record[name] for name in ("meta", "parts")})
+            said = record["meta"].get("step", step)
         except Exception as error:
             raise self._unreadable(step, f"its record meta: {_first_line(error)}") from error
-        raise self._unreadable(step, "its record meta is not what was written")
+        if not written:
+            raise self._unreadable(step, "its record meta is not what was written")
+        if said != step:
+            raise self._unreadable(step, f"its record meta is that of step {said}")
+        return record
 
     def _arrays(self, step: int, name: str, target: Any, record: dict[str, Any]) -> Any:
         """One part of a step, verified, in the structure of its target."""
@@ -327,6 +361,23 @@ class Checkpoints:
 
     def _unreadable(self, step: int, why: str) -> CheckpointError:
         return CheckpointError(f"checkpoint {step} in {self.folder} cannot be read: {why}")
+
+
+@contextlib.contextmanager
+def _plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The folder's path as orbax can take it: a link to it where there is more in its name than letters and the like.
+
+    Brackets are a pattern to orbax, which then saves what nothing can read; a backslash and "gs:" are not taken as they
+    are either.
+    """
+    if re.fullmatch(r"[\w./ ,=+@-]*", str(folder)):
+        yield folder
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="checkpoints-") as home:
+        link = pathlib.Path(home) / "link"
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
 
 
 def _manager(folder: pathlib.Path, keep: int, keep_every: int | None, read_only: bool):
