@@ -196,6 +196,29 @@ assert schedule["signal"][0] == 1 and schedule["noise"][0] == 0
     assert again.fingerprint == ours.fingerprint and again.config == ours.config
 
 
+@pytest.mark.parametrize("format", ["plain", "diffusers"])
+def test_weights_that_are_not_those_that_were_written_are_refused(small, run_folder, tmp_path, capsys, format):
+    """One bit of the last number, which every reader of the file takes for a number."""
+    run = run_folder
+    if format == "diffusers":
+        run = tmp_path / "ours"
+        assert convert("from", "diffusers", small, "--workdir", run) == 0
+    assert convert("to", format, run, tmp_path / "out") == 0
+    weights = next((tmp_path / "out").rglob("*weights.safetensors" if format == "plain" else WEIGHTS))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    capsys.readouterr()
+    assert convert("from", format, tmp_path / "out", "--workdir", tmp_path / "again") == 2
+    assert "are damaged, or others than were written: their fingerprint is sha256:" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+    if format == "plain":
+        path = tmp_path / "out" / "model.json"
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "fingerprint"}))
+        assert convert("from", format, tmp_path / "out", "--workdir", tmp_path / "again") == 2
+        assert "model.json does not say the fingerprint of the weights" in capsys.readouterr().err
+
+
 # --- what is refused: each with a message, and nothing written
 
 

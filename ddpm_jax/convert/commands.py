@@ -119,7 +119,7 @@ def from_diffusers(chosen: FromDiffusers) -> None:
     config = chosen.unsaid.applied(config)
     origin = folder.origin("diffusers", found.files, found.tensors)
     image = chosen.unsaid.image(config, network.shape)
-    imported = folder.Imported(config, image, found.tensors, found.tensors, found.rules, 0, origin)
+    imported = folder.Imported(config, image, found.tensors, found.tensors, found.rules, 0, origin, found.fingerprint)
     _written(chosen.workdir, imported, ONE_SET)
 
 
@@ -183,7 +183,7 @@ def from_plain(chosen: FromPlain) -> None:
     read = [source / name for name in ("weights.safetensors", "config.json", "model.json")]
     origin = folder.origin("plain", read, tensors)
     step = said["step"] if isinstance(said.get("step"), int) else 0
-    imported = folder.Imported(config, said["image"], tensors, tensors, plain.rules, step, origin)
+    imported = folder.Imported(config, said["image"], tensors, tensors, plain.rules, step, origin, said["fingerprint"])
     _written(chosen.workdir, imported, f"the {said.get('weights')} weights, which stand for both")
 
 

@@ -58,6 +58,16 @@ def parts(path: pathlib.Path) -> list[pathlib.Path]:
     return [path.with_name(f"{prefix}.index"), *sorted(path.parent.glob(f"{glob.escape(prefix)}.data-*"))]
 
 
+def header(path: pathlib.Path) -> dict[str, str]:
+    """What a .safetensors file says of its tensors; nothing of another kind of file."""
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The object in a JSON file.
 

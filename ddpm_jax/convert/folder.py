@@ -79,6 +79,7 @@ class Imported(NamedTuple):
         rules: of our tree of parameters.
         step: of training.
         origin: what is said of the source.
+        fingerprint: of the raw weights as our parameters, where the source says it.
     """
 
     config: configs.Config
@@ -88,6 +89,7 @@ class Imported(NamedTuple):
     rules: Callable[[Any], list[Rule]]
     step: int
     origin: dict[str, Any]
+    fingerprint: str | None = None
 
 
 def origin(format: str, read: Sequence[pathlib.Path], tensors: Tensors, **more: Any) -> dict[str, Any]:
@@ -116,6 +118,11 @@ def write(workdir: pathlib.Path, found: Imported) -> int:
     wanted = target(found.config, found.image["shape"])
     rules = found.rules(wanted)
     params = apply(rules, found.raw, wanted)
+    if found.fingerprint not in (None, has := checkpoint.fingerprint(params)):
+        raise ValueError(
+            f"the weights in {', '.join(found.origin['files'])} are damaged, or others than were written: their "
+            f"fingerprint is {has}, and {found.fingerprint} is said of them"
+        )
     ema = params if found.ema is found.raw else apply(rules, found.ema, wanted)
     state = training.TrainState(jnp.int32(found.step), params, ema, _fresh(objects.optimizer(found.config), wanted))
     meta = {

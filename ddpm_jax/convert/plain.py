@@ -55,4 +55,6 @@ def read(folder: pathlib.Path) -> tuple[configs.Config, dict[str, Any], Tensors]
     said = files.read_json(folder / "model.json")
     if not isinstance(said.get("image"), dict) or not isinstance(said["image"].get("shape"), list):
         raise ValueError(f"{folder / 'model.json'} does not say what images are")
+    if not isinstance(said.get("fingerprint"), str):
+        raise ValueError(f"{folder / 'model.json'} does not say the fingerprint of the weights")
     return configs.read(folder / "config.json"), said, files.read(folder / "weights.safetensors")

@@ -28,6 +28,7 @@ class Source(NamedTuple):
         tensors: the network's.
         files: those that were read.
         attention: the names in its attentions.
+        fingerprint: of the tensors as our parameters, if `write` wrote them; else None.
     """
 
     network: network.Network
@@ -35,6 +36,7 @@ class Source(NamedTuple):
     tensors: Mapping[str, np.ndarray]
     files: tuple[pathlib.Path, ...]
     attention: names.Attention
+    fingerprint: str | None
 
     def rules(self, target: Any) -> list[Rule]:
         """The rules of our tree of parameters."""
@@ -63,7 +65,8 @@ def source(folder: pathlib.Path) -> Source:
     chain = scheduler.read(files.read_json(settings), doubled=read.doubled)
     weights = _weights(unet)
     tensors = files.read(weights)
-    return Source(read, chain, tensors, (unet / "config.json", settings, weights), names.attention_names(tensors))
+    attention, said = names.attention_names(tensors), files.header(weights).get("fingerprint")
+    return Source(read, chain, tensors, (unet / "config.json", settings, weights), attention, said)
 
 
 def write(
