@@ -151,7 +151,7 @@ def write(model, args: Arguments, drawn, out: pathlib.Path, made: dict) -> None:
     }
     np.savez(out / "samples.npz", arr_0=drawn)
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in manifest.items())
-    (out / "manifest.json").write_text(f"{{\n{lines}\n}}\n")
+    (out / "manifest.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     label = {"run": f"{model.fingerprint} step {model.step}", "sampling": json.dumps(manifest["sampling"])}
     label |= {"asked": json.dumps(manifest["asked"])}
     picture = data.grid(drawn, model.levels)
@@ -239,4 +239,4 @@ def verify(args: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.run(main)

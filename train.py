@@ -188,4 +188,4 @@ def loop(config: configs.Config, run, saved, start: int, carried, take_steps, ba
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.run(main)

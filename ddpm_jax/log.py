@@ -41,7 +41,7 @@ class MetricsLog:
     def write(self, values: Mapping[str, Any]) -> None:
         """Appends a line: names with numbers, text, None, numpy or jax arrays, or dicts and lists of these."""
         if self.active:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(_line(values))
 
 

@@ -88,7 +88,7 @@ def load(path: pathlib.Path) -> Record:
     for file in (path, beside):
         if not file.is_file():
             raise FileNotFoundError(f"no file {file}: a record lies in the folder of its run, beside config.json")
-    config = configs.from_dict(json.loads(beside.read_text()))
+    config = configs.from_dict(json.loads(beside.read_text(encoding="utf-8")))
     try:
         with np.load(path, allow_pickle=False) as kept:
             params = {name: kept[name] for name in kept.files if name.startswith("params[")}
@@ -218,4 +218,4 @@ def by_leaf(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.run(main)

@@ -64,6 +64,17 @@ def test_no_file_is_longer_than_380_lines(path):
     assert len(path.read_text().splitlines()) <= 380
 
 
+@pytest.mark.parametrize("path", [*FILES, ROOT / "train.py", ROOT / "sample.py"], ids=lambda path: path.name)
+def test_text_is_utf_8_in_every_file_that_is_read_or_written(path):
+    for call in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(call, ast.Call):
+            name = ast.unparse(call.func)
+            text = name.endswith((".read_text", ".write_text"))
+            if name == "open" or name.endswith("path.open"):
+                text = not any(isinstance(mode, ast.Constant) and "b" in str(mode.value) for mode in call.args)
+            assert not text or "encoding" in {word.arg for word in call.keywords}, f"{path}:{call.lineno}"
+
+
 def test_no_module_is_named_after_nothing():
     names = {part for path in FILES for part in path.relative_to(PACKAGE).with_suffix("").parts}
     assert not names & {"utils", "util", "common", "base", "helpers", "core", "misc"}

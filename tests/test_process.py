@@ -88,6 +88,25 @@ def test_what_is_refused(code, env, words):
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == words
 
 
+@pytest.mark.parametrize("platform", ["cuda", "gpu"])
+def test_an_accelerator_that_is_not_there_is_said(platform):
+    done = run_python("process.prepare()", JAX_PLATFORMS=platform)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"ValueError: JAX cannot run on {platform} here (")
+
+
+def test_a_user_may_have_no_home():
+    code = """
+import os, pwd
+def unknown(uid): raise KeyError(uid)
+pwd.getpwuid = unknown
+del os.environ["HOME"]
+process.prepare()"""
+    done = run_python(code, JAX_PLATFORMS="cpu", JAX_COMPILATION_CACHE_DIR="", XDG_CACHE_HOME="")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "compiled programs are not kept for the next time: Could not determine home directory.\n"
+
+
 def test_the_platform_is_known_without_starting_jax(monkeypatch):
     code = "import jax; before = process.platform()\nprint(json.dumps([before, jax.default_backend()]))"
     assert told(code, JAX_PLATFORMS="cpu") == ["cpu", "cpu"]
@@ -321,6 +340,45 @@ def test_a_lock_says_whose_it_is_and_goes_with_its_process(tmp_path):
             process.Lock(tmp_path).__enter__()
 
 
+# --- outputs
+
+
+PROGRAM = """
+import sys
+from ddpm_jax import process
+def main(argv):
+    for i in range(5000):
+        print(f"9.9 ± 0.1 bits/dim {i}", flush=i < 2)
+    print("done", file=sys.stderr)
+    return 3
+process.run(main)
+"""
+FULL = "standard output cannot be written (No space left on device): going on without it\n"
+
+
+@pytest.mark.parametrize(
+    "end, unbuffered, said",
+    [
+        ("| head -n 1", "", "9.9 ± 0.1 bits/dim 0\ndone\n"),
+        ("> /dev/full", "", f"{FULL}done\n"),
+        ("> /dev/full", "1", f"{FULL}done\n"),
+        (">&-", "", "done\n"),
+        ("2>&1 >&- | head -n 1", "", "done\n"),
+    ],
+)
+def test_a_program_goes_on_where_its_words_cannot_be_written(end, unbuffered, said):
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered, "PYTHONIOENCODING": "utf-8"}
+    line = ["bash", "-c", f'"$0" -c "$1" {end}; exit ${{PIPESTATUS[0]}}', sys.executable, PROGRAM]
+    done = subprocess.run(line, cwd=HERE, env=env, capture_output=True, encoding="utf-8", timeout=100)
+    assert (done.returncode, done.stdout + done.stderr) == (3, said)
+
+
+def test_what_an_output_cannot_say_it_says_otherwise():
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=HERE, env=env, capture_output=True, text=True)
+    assert done.returncode == 3 and done.stdout.endswith("9.9 \\xb1 0.1 bits/dim 4999\n")
+
+
 # --- interrupts
 
 
@@ -344,6 +402,17 @@ def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_under_nohup_a_closed_terminal_stops_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with process.Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not interrupt.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_only_the_main_thread_can_enter():
     errors = []
 
@@ -359,7 +428,7 @@ def test_only_the_main_thread_can_enter():
     assert errors == ["Interrupt handles signals: only the main thread can enter it"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_loop_ends_in_good_order(number):
     code = """
 import time

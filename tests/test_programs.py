@@ -217,6 +217,18 @@ def test_a_run_says_that_it_has_saved_when_it_has_and_no_signal_ends_it_before(h
     assert isinstance(handler, process.Interrupt)
 
 
+def test_a_closed_terminal_does_not_keep_a_run_from_saving(home):
+    """Nobody reads what it prints any more, then the signal comes."""
+    workdir = home / "hung"
+    flags = ("--devices", 1, "--steps", 100_000, "--save-every", 100_000)
+    process = start("train.py", home / "tiny.py", "--workdir", workdir, *flags)
+    wait_for(lambda: (workdir / "metrics.jsonl").exists(), process)
+    process.stdout.close()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=120) == 0
+    assert len(saved_steps(workdir)) == 1
+
+
 def test_another_config_in_an_old_run_is_an_error(home, straight):
     shown = run("train.py", home / "tiny.py", "--workdir", straight[0], "--optim.learning-rate", 1, status=2)
     assert "holds a run of another config" in shown.stderr

@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
     options, run = COMMANDS[which]
     chosen = tyro.cli(options, prog=f"python -m ddpm_jax.convert {which[0]} {which[1]}", args=argv[2:])
     try:
+        process.start()
         run(chosen)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"convert: {error}", file=sys.stderr)
@@ -61,4 +62,4 @@ def usage() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.run(main)

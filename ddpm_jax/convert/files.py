@@ -108,7 +108,7 @@ def write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], sai
 
 def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
     """Writes an object as a person would like to read it."""
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

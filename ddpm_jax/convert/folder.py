@@ -133,7 +133,7 @@ def write(workdir: pathlib.Path, found: Imported) -> int:
         "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
     }
     with files.appearing(workdir) as part:
-        (part / "config.json").write_text(configs.to_json(found.config))
+        (part / "config.json").write_text(configs.to_json(found.config), encoding="utf-8")
         (part / "samples").mkdir()
         with checkpoint.Checkpoints(part / "checkpoints", keep=found.config.keep) as saved:
             saved.save(found.step, state, json.loads(json.dumps(meta)))

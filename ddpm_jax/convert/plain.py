@@ -42,7 +42,7 @@ def write(folder: pathlib.Path, config: configs.Config, params: Any, said: Mappi
     tensors = invert(rules(params), params)
     files.write_safetensors(folder / "weights.safetensors", tensors, {})
     files.write_safetensors(folder / "schedule.safetensors", table(config), {})
-    (folder / "config.json").write_text(configs.to_json(config))
+    (folder / "config.json").write_text(configs.to_json(config), encoding="utf-8")
     files.write_json(folder / "model.json", {**said, "notes": NOTES})
 
 

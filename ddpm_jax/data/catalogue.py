@@ -106,7 +106,7 @@ def address(source: str) -> Address:
         raise ValueError(f"{source!r}: expected tfds:NAME[/CONFIG][:VERSION][#TRAIN[,TEST]][@FOLDER]")
     home = found["home"] or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     splits = tuple(found["splits"].split(",")) if found["splits"] else ()
-    return Address(found["name"], found["config"] or "", found["version"] or "", splits, Path(home).expanduser())
+    return Address(found["name"], found["config"] or "", found["version"] or "", splits, Path(os.path.expanduser(home)))
 
 
 def located(told: Address) -> Path:

@@ -131,14 +131,17 @@ def checked(options: Prepare) -> Path:
     """The folder that the data set is to be in.
 
     Raises:
-        ValueError: if an option is out of range.
+        ValueError: if an option is out of range, or --out in a home that is not there.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name):
         raise ValueError(f"--name must be of lower-case letters, digits and _, a letter first, got {options.name!r}")
     for flag, value in (("--resolution", options.resolution), ("--shards", options.shards)):
         if value is not None and value < 1:
             raise ValueError(f"{flag} must be at least 1, got {value}")
-    return Path(options.out).expanduser() / options.name / VERSION
+    try:
+        return Path(options.out).expanduser() / options.name / VERSION
+    except RuntimeError as error:
+        raise ValueError(f"--out {options.out}: {error}") from error
 
 
 def agreed(folder: Path, options: Prepare) -> dict[str, Any]:
@@ -305,5 +308,5 @@ def _sha256(path: Path) -> str:
 
 def _write_json(path: Path, value: Any) -> None:
     part = path.with_suffix(".tmp")
-    part.write_text(json.dumps(value, indent=1, sort_keys=True))
+    part.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
     part.replace(path)

@@ -6,6 +6,7 @@ in words that say what would be right.
 """
 
 import io
+import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -96,7 +97,9 @@ def load(
         return scenes.images() if source == "scenes" else pairs.of(_digits()) if source == "pairs" else _digits()
     if kind in ("npz", "npy") and path:
         read = _npz if kind == "npz" else _npy
-        return read(Path(path).expanduser(), source, held_out, levels, range_of(value_range))._replace(format="npz")
+        return read(Path(os.path.expanduser(path)), source, held_out, levels, range_of(value_range))._replace(
+            format="npz"
+        )
     ends = next((end for end in ("npz", "npy") if source.endswith(f".{end}") and not kind.startswith("np")), "")
     hint = f'; did you mean "{ends}:{source}"?' if ends else ""
     hint = f'; did you mean "folder:{source}"?' if not hint and source and Path(source).is_dir() else hint
@@ -153,7 +156,7 @@ def parts(
             f'parts: expected a source "folder:PATH" or "tfds:NAME", whose images are read one by one, got {source!r}'
         )
     return folder.parts(
-        Path(path).expanduser(), source, held_out=held_out, levels=levels, value_range=value_range,
+        Path(os.path.expanduser(path)), source, held_out=held_out, levels=levels, value_range=value_range,
         resolution=resolution, skip_bad=skip_bad, report=report, progress=progress,
     )  # fmt: skip
 

@@ -76,11 +76,12 @@ def run(subject: Subject, options: Calls) -> int:
         rows.append(Row(label, sampling["steps"], found))
     text = markdown(rows, floor)
     path = subject.out / "calls.md"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     facts = {f"{row.label}, {row.calls} calls": [*map(protocol.line, row.numbers)] for row in rows}
     facts["held-out images"] = [*map(protocol.line, floor)]
     path.with_suffix(".json").write_text(
-        json.dumps({"rows": facts, "made_with": subject.made_with()}, indent=1, ensure_ascii=False) + "\n"
+        json.dumps({"rows": facts, "made_with": subject.made_with()}, indent=1, ensure_ascii=False) + "\n",
+        encoding="utf-8",
     )
     print(text)
     print(f"written to {path}; each number's protocol in {path.stem}.json")

@@ -66,7 +66,7 @@ def _drawn(subject: Subject, num: int, seed: int, form: Format) -> pathlib.Path 
     folder = subject.out / "draws" / protocol.identity(facts)
     if process.first():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "protocol.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (folder / "protocol.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     done = sum(stop - first for first, stop, _ in parts(folder))
     if done >= num:
         return folder

@@ -127,5 +127,5 @@ def written(path: pathlib.Path, values: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
-    part.write_text(f"{{\n{lines}\n}}\n")
+    part.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     part.replace(path)

@@ -200,4 +200,4 @@ def write(path: pathlib.Path, subject: Subject, found: Found, counted: list[Numb
         for i in found.order()
     ]
     verdict = {"verdict": found.copying.verdict, "reason": found.copying.reason, "neighbours": rows}
-    figures.written(path, json.loads(path.read_text()) | verdict)
+    figures.written(path, json.loads(path.read_text(encoding="utf-8")) | verdict)

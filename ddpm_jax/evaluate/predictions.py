@@ -188,7 +188,7 @@ def numbers(subject: Subject, options: Predictions, found: Found) -> list[list[N
 
 def table(path: pathlib.Path, measured: list[list[Number]]) -> None:
     """Writes the numbers as CSV, a line for each t; a number that is not known is left empty."""
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["t", measured[0][0].name, "standard error", *(number.name for number in measured[0][1:])])
         for error, *quality in measured:

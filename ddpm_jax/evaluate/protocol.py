@@ -71,7 +71,10 @@ def write(path: pathlib.Path, numbers: Sequence[Number], made_with: Mapping[str,
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps({"numbers": rows, "made_with": dict(made_with)}, indent=1, ensure_ascii=False) + "\n")
+    part.write_text(
+        json.dumps({"numbers": rows, "made_with": dict(made_with)}, indent=1, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+    )
     part.replace(path)
 
 

@@ -75,7 +75,7 @@ def run(subject: Subject, options: RateDistortion) -> int:
     protocol.write(path, counted, subject.made_with())
     write_csv(path.with_suffix(".csv"), found, T)
     table = markdown(found, T)
-    path.with_suffix(".md").write_text("\n\n".join([table, *map(protocol.line, counted)]) + "\n")
+    path.with_suffix(".md").write_text("\n\n".join([table, *map(protocol.line, counted)]) + "\n", encoding="utf-8")
     print(table)
     for number in counted:
         print(protocol.line(number))
@@ -120,7 +120,7 @@ def numbers(bound: likelihood.Found, rmse: Number) -> list[Number]:
 
 def write_csv(path: pathlib.Path, found: Found, T: int) -> None:
     """Writes every step: t, reverse process time, RMSE, rate, and what x_t itself adds to the rate; nan is empty."""
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(
             ["t", "reverse process time", "RMSE, 0..255", "rate, bits/dim", "step's bits/dim", "its standard error"]
@@ -132,7 +132,7 @@ def write_csv(path: pathlib.Path, found: Found, T: int) -> None:
 
 def read_csv(path: pathlib.Path) -> Found:
     """What `write_csv` wrote, to seven digits."""
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         _, *rows = csv.reader(file)
     t, _, rmse, rate, received, error = np.array([[float(v or "nan") for v in row] for row in rows]).T
     return Found(t.astype(np.int32), received, error, rate, rmse)

@@ -120,7 +120,7 @@ def run(subject: Subject, options: Report) -> int:
     card.add("## What is missing", lines or "Nothing: every command has been run on these weights.")
     limits(card, subject, config, results)
     reproduce(card, subject)
-    (home / "report.md").write_text(card.text())
+    (home / "report.md").write_text(card.text(), encoding="utf-8")
     count = sum(len(result.lines) for result in results)
     print(f"{home / 'report.md'}: {count} numbers from {len(results)} files of {subject.out}")
     for line in card.missing:
@@ -267,7 +267,10 @@ def measurements(card: Card, results: Sequence[Result]) -> None:
     for result in some:
         table = result.path.with_suffix(".md")
         if result.kind in ("table", "calls", "rate_distortion") and table.exists():
-            card.add(f"{COMMANDS[result.kind].capitalize()}, {result.path.name}:", table.read_text().split("\n\n")[0])
+            card.add(
+                f"{COMMANDS[result.kind].capitalize()}, {result.path.name}:",
+                table.read_text(encoding="utf-8").split("\n\n")[0],
+            )
     for result in some:
         lines = "\n".join(result.lines)
         summary = f"<summary>{result.path.name}: {COMMANDS.get(result.kind, result.kind)}</summary>"

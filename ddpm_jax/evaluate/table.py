@@ -60,10 +60,11 @@ def run(subject: Subject, options: Table) -> int:
         rows.append((name, found))
     text = markdown(rows)
     subject.out.mkdir(parents=True, exist_ok=True)
-    (subject.out / "table.md").write_text(text)
+    (subject.out / "table.md").write_text(text, encoding="utf-8")
     facts = {name: [protocol.line(number) for number in numbers] for name, numbers in rows}
     (subject.out / "table.json").write_text(
-        json.dumps({"rows": facts, "made_with": subject.made_with()}, indent=1, ensure_ascii=False) + "\n"
+        json.dumps({"rows": facts, "made_with": subject.made_with()}, indent=1, ensure_ascii=False) + "\n",
+        encoding="utf-8",
     )
     print(text)
     print(f"written to {subject.out / 'table.md'}; each number's protocol in {subject.out / 'table.json'}")

@@ -68,6 +68,7 @@ def main(argv: list[str]) -> int:
             process.prepare(devices=args.devices)
         else:
             topology.set_environment()
+            process.start()
         configs.check(args.config)
         return run(name, args)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
@@ -93,14 +94,14 @@ def run(name: str, args: Arguments) -> int:
         if args.text is not None and compiled is not None:
             folder = pathlib.Path(args.text)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{program}.txt").write_text(compiled.as_text() or "")
+            (folder / f"{program}.txt").write_text(compiled.as_text() or "", encoding="utf-8")
         say(report.program(found, program))
         if program == "train" and where.slice is None and compiled is not None and found.fits("train"):
             found.measured = here.measure(args.config, images, compiled, where.devices)
     say(report.measurements(found))
     say([report.disk(found)])
     if args.out is not None:
-        pathlib.Path(args.out).write_text(json.dumps(report.to_json(found), indent=1) + "\n")
+        pathlib.Path(args.out).write_text(json.dumps(report.to_json(found), indent=1) + "\n", encoding="utf-8")
     return 0 if all(map(found.fits, found.programs)) else 1
 
 
@@ -130,4 +131,4 @@ def say(lines) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.run(main)

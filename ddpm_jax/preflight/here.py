@@ -129,7 +129,7 @@ def _growth(work: Callable[[], None], devices: Sequence[Any]) -> tuple[int | Non
     if not _RESET.exists():
         return None, "this system does not tell"
     _return_memory()
-    _RESET.write_text("5")  # the most memory so far is now what is in use
+    _RESET.write_text("5", encoding="utf-8")  # the most memory so far is now what is in use
     before = _status("VmRSS")
     work()
     after = _status("VmHWM")
@@ -155,7 +155,9 @@ def _status(name: str) -> int | None:
     """A figure of the kernel about this process's memory, in bytes; None where there is none."""
     if sys.platform != "linux":
         return None
-    found = [line.split()[1] for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:")]
+    found = [
+        line.split()[1] for line in _STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{name}:")
+    ]
     return int(found[0]) * 1024 if found else None
 
 

@@ -102,20 +102,20 @@ def ran(name: str, where: str) -> dict[str, Any]:
         done = subprocess.run([sys.executable, "-m", "ddpm_jax.preflight", *arguments, "--out", str(out)])
         if done.returncode not in (0, 1):
             raise ValueError(f"the preflight of {name} on {where} ended with status {done.returncode}")
-        report = json.loads(out.read_text())
+        report = json.loads(out.read_text(encoding="utf-8"))
     return {"batch": report.pop("settings")["batch"], **report}
 
 
 def read(page: pathlib.Path) -> dict[tuple[str, str], dict[str, Any]]:
     """The reports that are there, by config and slice."""
     path = page.with_suffix(".json")
-    rows = json.loads(path.read_text()) if path.exists() else []
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     return {(row["name"], row["slice"]): row["report"] for row in rows}
 
 
 def write(page: pathlib.Path, rows: dict[tuple[str, str], dict[str, Any]]) -> None:
     """Writes the reports, and the table between the marks of the page."""
-    before, first, rest = page.read_text().partition(MARKS[0])
+    before, first, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
     _, second, after = rest.partition(MARKS[1])
     if not first or not second:
         raise ValueError(f"{page} must have the lines {MARKS[0]!r} and {MARKS[1]!r}: the table goes between them")
@@ -123,12 +123,12 @@ def write(page: pathlib.Path, rows: dict[tuple[str, str], dict[str, Any]]) -> No
     kept = [
         {"name": name, "slice": where, "report": rows[name, where]} for name, where in order if (name, where) in rows
     ]
-    page.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n")
+    page.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     there, missing = [key for key in order if key in rows], [key for key in order if key not in rows]
     table = "\n".join(markdown({key: rows[key] for key in there}))
     commands = "\n".join(f"python -m ddpm_jax.preflight {shlex.join(command(*key))}" for key in missing)
     left = f"\nNot run:\n\n```\n{commands}\n```\n" if missing else ""
-    page.write_text(f"{before}{first}\n\n{table}\n{left}\n{second}{after}")
+    page.write_text(f"{before}{first}\n\n{table}\n{left}\n{second}{after}", encoding="utf-8")
 
 
 def markdown(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:

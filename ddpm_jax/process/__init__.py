@@ -3,6 +3,7 @@
 Nothing here happens on import: a library must not decide how its user's process allocates memory or handles signals.
 """
 
+import contextlib
 import ctypes
 import glob
 import importlib.metadata
@@ -30,10 +31,11 @@ from ddpm_jax.process.hosts import (
     share,
 )
 from ddpm_jax.process.lock import Lock
+from ddpm_jax.process.output import run
 
 __all__ = [
     "LOST", "TOO_LARGE", "UNWRITABLE", "Hosts", "Interrupt", "Lock", "agree", "as_one", "check_same",
-    "cores", "first", "gathered", "keep_memory", "leave", "platform", "prepare", "share",
+    "cores", "first", "gathered", "keep_memory", "leave", "platform", "prepare", "run", "share", "start",
 ]  # fmt: skip
 
 _MOST_DEVICES = 16  # each holds the whole train state
@@ -59,8 +61,8 @@ def prepare(*, devices: int | None = None, keep_compiled: str | bool = True, hos
         hosts: meet the other processes that these flags, or a cluster, speak of; None is a process of its own.
 
     Raises:
-        ValueError: if devices is below 1, or not what JAX has been told before, or JAX will not run on a CPU; or as
-            `hosts.join`.
+        ValueError: if devices is below 1, or not what JAX has been told before, or JAX will not run on a CPU; if the
+            accelerator that is asked for is not there; or as `hosts.join`.
         RuntimeError: if JAX has already started with another number of devices.
     """
     if devices is not None and devices < 1:
@@ -77,6 +79,24 @@ def prepare(*, devices: int | None = None, keep_compiled: str | bool = True, hos
     compiled.keep(keep_compiled)
     if hosts is not None:
         join(hosts, where)
+    start()
+
+
+def start() -> None:
+    """Starts JAX, which until then is only told things.
+
+    Raises:
+        ValueError: if the accelerator that is asked for is not there.
+    """
+    import jax
+
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # the second where there is no plugin for it
+        why = str(error).partition(" (set JAX_PLATFORMS")[0].strip()[:200] or "JAX has no plugin for it"
+        raise ValueError(
+            f"JAX cannot run on {platform()} here ({why}): install what it takes, or set JAX_PLATFORMS=cpu"
+        ) from error
 
 
 def platform() -> str:
@@ -122,10 +142,16 @@ def keep_memory() -> bool:
 
 
 class Interrupt:
-    """While it is entered, SIGINT and SIGTERM only set `requested`, for a loop to look at and end in good order.
+    """While it is entered, `SIGNALS` only set `requested`, for a loop to look at and end in good order.
 
-    A second SIGINT raises KeyboardInterrupt.  Leaving restores the handlers.  Only the main thread can enter it.
+    A second SIGINT raises KeyboardInterrupt.  A SIGHUP that is ignored, as under nohup, stays so.  Leaving restores the
+    handlers.  Only the main thread can enter it.
     """
+
+    SIGNALS = tuple(
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+    )
+    """Ctrl-C; the end of a job; a closed terminal; what Slurm is often told to send.  Windows has the first two."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -134,7 +160,9 @@ class Interrupt:
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("Interrupt handles signals: only the main thread can enter it")
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in self.SIGNALS}
+        heeded = [n for n, was in before.items() if was is not signal.SIG_IGN or n in (signal.SIGINT, signal.SIGTERM)]
+        self._before = {number: signal.signal(number, self._handle) for number in heeded}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -145,8 +173,9 @@ class Interrupt:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
-        # not print: the signal may have come in the middle of one
-        os.write(2, b"\nstopping in good order; Ctrl-C again stops at once\n")
+        with contextlib.suppress(OSError):  # of a terminal that was closed
+            # not print: the signal may have come in the middle of one
+            os.write(2, b"\nstopping in good order; Ctrl-C again stops at once\n")
 
 
 def cores() -> int:

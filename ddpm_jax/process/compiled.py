@@ -23,11 +23,11 @@ def keep(folder: str | bool) -> None:
 
     if not folder or jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         return
-    place = default_folder() if folder is True else pathlib.Path(folder).absolute()
     try:
+        place = default_folder() if folder is True else pathlib.Path(folder).absolute()
         place.mkdir(parents=True, exist_ok=True)
         prune(place, MOST)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the second of a user without a home
         print(f"compiled programs are not kept for the next time: {error}", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(place))
@@ -53,6 +53,6 @@ def prune(folder: pathlib.Path, most: int) -> None:
 
 def _processor() -> str:
     told = pathlib.Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
+    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
     instructions = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
     return f"{platform.machine()}-{hashlib.sha256(instructions.encode()).hexdigest()[:12]}"

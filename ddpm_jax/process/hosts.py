@@ -83,7 +83,7 @@ def join(hosts: Hosts, platform: str) -> None:
     if len(counts) > 1:
         raise ValueError(f"every process must have the same number of devices, got {sorted(counts)}")
     if not first():
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
 def surroundings(platform: str) -> str | None:

@@ -34,7 +34,9 @@ def keep(
         before = {}
     if any(before.get(name) != found[name] for name in ("fingerprint", "denoiser")) or before["images"] < images:
         part = path.with_name(path.name + ".new")
-        part.write_text(json.dumps(found | {"x0_errors": [0.0, *map(float, x0_errors)]}, indent=1) + "\n")
+        part.write_text(
+            json.dumps(found | {"x0_errors": [0.0, *map(float, x0_errors)]}, indent=1) + "\n", encoding="utf-8"
+        )
         os.replace(part, path)
     return path
 

@@ -82,7 +82,7 @@ def _own(workdir: pathlib.Path, config: configs.Config) -> None:
                 f"What differs: {'; '.join(changed)}"
             )
     part = path.with_suffix(".part")
-    part.write_text(configs.to_json(config))
+    part.write_text(configs.to_json(config), encoding="utf-8")
     part.replace(path)
     (workdir / "samples").mkdir(exist_ok=True)
 

@@ -1,0 +1,54 @@
+"""Standard output and standard error of a program: no work ends because its words cannot be written."""
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class Output(io.TextIOWrapper):
+    """A stream like the given one that never fails.
+
+    A character that its encoding lacks is written as an escape, `\\xb1`.  From the first error on it leads nowhere: of
+    a pipe that nobody reads any more without a word, of anything else, such as a full disk, with one on standard error.
+    """
+
+    def __init__(self, stream: io.TextIOWrapper, title: str):
+        self._title = title
+        super().__init__(
+            stream.buffer, encoding=stream.encoding, errors="backslashreplace",
+            line_buffering=stream.line_buffering, write_through=stream.write_through,
+        )  # fmt: skip
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._leave(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._leave(error)
+
+    def _leave(self, error: OSError) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+        if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: of a terminal that was closed
+            print(f"{self._title} cannot be written ({error.strerror}): going on without it", file=sys.stderr)
+
+
+def run(main: Callable[[list[str]], int]) -> NoReturn:
+    """Runs a program on the command line and ends the process with the status that it returns."""
+    for name, title in {"stdout": "standard output", "stderr": "standard error"}.items():
+        stream = getattr(sys, name)
+        if stream is None:  # the process was started without it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):
+            setattr(sys, name, Output(stream, title))
+    sys.exit(main(sys.argv[1:]))
