@@ -4,6 +4,7 @@ A text is the bytes of its UTF-8, so there is no vocabulary and nothing is unkno
 text is no text: the network that is told it is the network that is told nothing.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,12 +19,14 @@ from ddpm_jax.unet import UNet, attend
 def tokens(texts: Sequence[str], length: int) -> np.ndarray:
     """The bytes of texts: uint8 [len(texts), length], 0 after the end of each.
 
+    Texts are normalised first (NFC, Unicode Standard Annex 15): of one look there is one row.
+
     Raises:
         ValueError: naming the text, if one has more than `length` bytes or holds the character 0.
     """
     found = np.zeros((len(texts), length), np.uint8)
     for row, text in zip(found, texts, strict=True):
-        said = text.encode()
+        said = unicodedata.normalize("NFC", text).encode()
         if len(said) > length:
             raise ValueError(f"a text of {len(said)} bytes where {length} is the most: {text[:80]!r}")
         if 0 in said:

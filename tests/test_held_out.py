@@ -1,5 +1,7 @@
 """Held-out evaluation: a mean and its error over all images, whatever the batch."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,3 +57,10 @@ def test_a_model_that_knows_the_data_has_the_bits_of_the_data():
     # mix 1 is not the best variance for data as narrow as this, which costs some tenths of a bit
     assert entropy - 4 * found.standard_error < found.bits_per_dim < entropy + 0.6
     assert likelihood.bits_per_dim(jnp.log(2.0) * 64, jnp.zeros((1, 8, 8, 1))) == pytest.approx(1.0)
+
+
+def test_one_image_has_no_error_bar():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = held_out.held_out(examine, jax.random.key(0), X0[:1], 4)
+    assert np.isfinite(found.bits_per_dim) and np.isnan(found.standard_error)

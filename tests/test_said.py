@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -113,7 +114,7 @@ def test_labels_are_asked_for_by_name_or_number(home, run_folder):
     assert ask("three").labels == ask("3").labels == (3,)
     assert ask(labels="seven, 0,2").labels == (7, 0, 2) and ask(labels="all").labels == tuple(range(10))
     assert ask(text=("a", "b")) == runs.Asked((), ("a", "b"))
-    with pytest.raises(ValueError, match=r"no label 'ten': this run has 0 to 9 \(zero, one"):
+    with pytest.raises(ValueError, match=r"no label 'ten': this run's are 0 to 9 \(zero, one"):
         ask("ten")
     with pytest.raises(ValueError, match="--label is one for all images and --labels several"):
         ask("1", "2,3")
@@ -122,6 +123,51 @@ def test_labels_are_asked_for_by_name_or_number(home, run_folder):
         said.asked(flags.Asked("1"), flags.Sampling(), plain)
     with pytest.raises(ValueError, match="--guidance 2 needs something to go for"):
         said.asked(flags.Asked(), flags.Sampling(guidance=2.0), model(home))
+
+
+def asked_of(label_names, untrained=(), **wanted):
+    few = types.SimpleNamespace(label_names=label_names, untrained=untrained, config=TOLD)
+    return said.asked(flags.Asked(**wanted), flags.Sampling(), few).labels
+
+
+def test_where_names_are_numbers_names_alone_are_meant():
+    names = ("1", "2", "3")
+    assert asked_of(names, labels="1,3, 2") == (0, 2, 1) and asked_of(names, label="3") == (2,)
+    for word in ("0", "4"):
+        with pytest.raises(ValueError, match=f"no label '{word}': this run's are called 1, 2, 3"):
+            asked_of(names, labels=f"1,{word}")
+    with pytest.raises(ValueError, match="no label '2': this run's are called 7, cat"):
+        asked_of(("7", "cat"), label="2")
+
+
+def test_what_is_not_a_label_is_refused():
+    for wanted in ({"labels": ""}, {"labels": "a,"}, {"label": "all"}):
+        with pytest.raises(ValueError, match=r"no label '(all)?': this run's are 0 to 9 \(a, b"):
+            asked_of(("a", "b"), **wanted)
+    assert asked_of(("a", "all"), label="all") == (1,) and len(asked_of(("a", "all"), labels="all")) == 10
+
+
+def test_a_name_is_found_in_either_form_of_its_accents():
+    for given in ("caf\u00e9", "cafe\u0301"):
+        assert asked_of(("tea", "caf\u00e9"), label=given) == (1,)
+
+
+def test_what_moves_a_cursor_is_escaped_where_it_is_said():
+    asked = runs.Asked((0, 1), ("x\x1b[2J",), (said.Shown("a\x1b.png", "", None),))
+    told = asked.describe(("a\x1b[31m", "caf\u00e9"))
+    assert told == r"labels 'a\x1b[31m', caf\u00e9 and texts 'x\x1b[2J' and beside 'a\x1b.png'".replace(
+        "\\u00e9", "\u00e9"
+    )
+    with pytest.raises(ValueError, match=r"\('a\\x1b', b\)"):
+        asked_of(("a\x1b", "b"), label="c")
+
+
+def test_labels_that_no_training_image_had_are_refused():
+    names = ("a", "b", "c")
+    assert asked_of(names, (1, 3, 4, 5, 6, 7, 8, 9), labels="all") == (0, 2)
+    for word in ("b", "1"):
+        with pytest.raises(ValueError, match=f"the label '{word}' is asked for, and none of this run's"):
+            asked_of(names, (1,), labels=f"a,{word}")
 
 
 @pytest.mark.parametrize(
@@ -250,4 +296,4 @@ def test_asked_images_are_made_again_from_their_manifest(trained):
     refused = run("sample.py", trained / "once", "--verify", out / "manifest.json", status=2)
     assert "asked must hold lists of labels and texts" in refused.stderr
     unknown = run("sample.py", trained / "once", "--label", "ten", status=2)
-    assert "no label 'ten': this run has 0 to 9 (zero, one" in unknown.stderr
+    assert "no label 'ten': this run's are 0 to 9 (zero, one" in unknown.stderr

@@ -57,6 +57,11 @@ def outputs(moved):
     return applied(CONDITIONAL)(moved, X, T, told()), applied(CONDITIONAL)(moved, X, T)
 
 
+def test_texts_that_look_alike_have_the_same_bytes():
+    composed, decomposed = text.tokens(["caf\u00e9", "cafe\u0301"], 5)
+    assert bytes(composed) == bytes(decomposed) == b"caf\xc3\xa9"
+
+
 def test_texts_are_the_bytes_of_their_utf8():
     found = text.tokens(["ab", "é", ""], 4)
     np.testing.assert_array_equal(found, [[97, 98, 0, 0], [0xC3, 0xA9, 0, 0], [0, 0, 0, 0]])

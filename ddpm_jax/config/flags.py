@@ -27,7 +27,7 @@ class Asked:
     label: str | None = None
     """Images of this label, a name or a number."""
     labels: str | None = None
-    """Images of these labels in turn, names or numbers with commas between, or "all"."""
+    """Images of these labels in turn, names or numbers with commas between, or "all" that training images had."""
     text: tuple[str, ...] = ()
     """Images of this text, or of these in turn; "" is told nothing."""
     image: tuple[str, ...] = ()

@@ -157,6 +157,7 @@ def said_of(model: Any) -> Mapping[str, Any]:
             "dtype": str(model.dtype),
             "format": model.format,
             "label_names": list(model.label_names),
+            "untrained": list(model.untrained),
         },
         "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
     }

@@ -29,11 +29,11 @@ def digests(pixels: Pixels) -> dict[str, str]:
     return found | {"all": digest(pixels)} if isinstance(pixels, np.ndarray) else found
 
 
-def digest(*parts: np.ndarray | str) -> str:
-    """sha256 of arrays and texts, one after the other."""
+def digest(*arrays: np.ndarray) -> str:
+    """sha256 of arrays, one after the other."""
     found = hashlib.sha256()
-    for part in parts:
-        found.update(part.encode() if isinstance(part, str) else _bytes(part))
+    for array in arrays:
+        found.update(_bytes(array))
     return found.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """How well a model does on images that it was not trained on."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ class HeldOut(NamedTuple):
     Attributes:
         loss: mean training loss, each image at fixed times and noise.
         bits_per_dim: the variational bound, estimated on a sample of its terms.
-        standard_error: of bits_per_dim, over images and the sampled terms together.
+        standard_error: of bits_per_dim, over images and the sampled terms together; nan of one image.
         times, losses: [n] the time of each image, and its loss there.
     """
 
@@ -37,7 +38,7 @@ def held_out(
 
     Args:
         examine: (keys [b], x0 [b, ...]) -> each image's time, its loss there, and its bits/dim, see `examination`.
-        x0: [n, ...] data in [-1, 1], n at least 2; or any pytree of arrays [n, ...] that `examine` takes.
+        x0: [n, ...] data in [-1, 1]; or any pytree of arrays [n, ...] that `examine` takes.
         batch: images at a time; the last batch is filled up with images that do not count.
     """
     n = len(jax.tree.leaves(x0)[0])
@@ -47,7 +48,7 @@ def held_out(
         some = jax.tree.map(lambda leaf, places=places: leaf[places], x0)
         rows.append(np.stack(jax.device_get(examine(_keys(key, n, places), some)))[:, : n - first])
     times, loss, bits = np.concatenate(rows, axis=1).astype(np.float64)
-    error = float(bits.std(ddof=1) / n**0.5)
+    error = float(bits.std(ddof=1) / n**0.5) if n > 1 else math.nan
     return HeldOut(float(loss.mean()), float(bits.mean()), error, times.astype(np.int64), loss)
 
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import pathlib
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -52,6 +53,7 @@ class Model:
         format: what the data came as, see `data.Images`; "" also if the checkpoint does not say.
         tile: images per device and network call: the config's, or where that leaves it open, what suits the device.
         label_names: of the labels that the network is told; () if there are none.
+        untrained: labels that it can be told and that no training image had.
         origin: what is said of where the weights came from, if they were converted; else None.
         asked: which images are drawn; those of nothing in particular, unless it was made by `asking`.
         x0_errors: of the network at each t, float32 [T+1], if its sampler is the analytic one; else None.
@@ -71,7 +73,8 @@ class Model:
             usual = np.uint8 if isinstance(levels, int) and levels <= 256 else np.uint16
             self.dtype = np.dtype(image.get("dtype", usual))
             self.format = image.get("format", "")
-            self.label_names = tuple(image.get("label_names", ()))
+            self.label_names = tuple(unicodedata.normalize("NFC", name) for name in image.get("label_names", ()))
+            self.untrained = tuple(image.get("untrained", ()))
             net = objects.network(config, channels=self.shape[-1])
             target = jax.eval_shape(lambda key: objects.parameters(config, net, key, self.shape), keys.of_seed(0))
             self.step, self.params, meta = saved.restore_part(part, target, step=step)

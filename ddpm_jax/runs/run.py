@@ -18,6 +18,7 @@ from ddpm_jax import conditioning, data, generate, process
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 from ddpm_jax.data import captions, content
+from ddpm_jax.data.survey import listed
 from ddpm_jax.metrics import held_out, monitors
 from ddpm_jax.runs.said import Said
 
@@ -136,6 +137,10 @@ class Run:
         print(f"devices   {len(devices)} x {devices[0].device_kind} ({devices[0].platform}){among}")
         print(f"network   {sum(leaf.size for leaf in leaves):,} parameters, compute in {config.net.dtype}")
         print(f"data      {data.summary(self.images)}")
+        if self.untrained:
+            names = captions.label_names(self.images)
+            named = [names[i] if i < len(names) else str(i) for i in self.untrained]
+            print(f"labels    warning: no training image of {len(named)}, which are not learned: {listed(named)}")
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
         save, look = (
             min((start // every + 1) * every, config.steps)
@@ -195,7 +200,14 @@ class Run:
             "dtype": str(self.images.train.dtype),
             "format": self.images.format,
             "label_names": list(captions.label_names(self.images)) if self.config.net.num_classes else [],
+            "untrained": self.untrained,
         }
+
+    @functools.cached_property
+    def untrained(self) -> list[int]:
+        """Labels that the network can be told and that no training image has."""
+        labels = self.said.labels
+        return [] if labels is None else np.setdiff1d(np.arange(self.config.net.num_classes), labels).tolist()
 
     @functools.cached_property
     def content(self) -> dict[str, Any]:
@@ -205,7 +217,7 @@ class Run:
         if said.labels is not None:
             found["labels"] = {"all": content.digest(said.labels)}
         if said.which is not None:
-            found["texts"] = {"all": content.digest(json.dumps(said.texts), said.which)}
+            found["texts"] = {"all": content.digest(said.tokens, said.which)}
         if self.config.condition.paired:
             found["beside"] = content.digests(said.images)
         return found
@@ -232,7 +244,9 @@ class Run:
             partial(self.examine, params), self.key, (x0, self.told.first(np.arange(self.count))),
             min(config.batch, self.count),
         )  # fmt: skip
-        bits = f"{found.bits_per_dim:.3f} ± {found.standard_error:.3f} bits/dim ({self.count} images, estimated bound)"
+        many = f"{self.count} images" if self.count > 1 else "1 image, so no error bar"
+        error = f" ± {found.standard_error:.3f}" if self.count > 1 else ""
+        bits = f"{found.bits_per_dim:.3f}{error} bits/dim ({many}, estimated bound)"
         tenths = monitors.by_tenth(found.times, found.losses, config.schedule.T)
         monitored = monitors.report(integers, self.reference)
         print(f"step {step}: held-out loss {found.loss:.4f}, {bits}; samples in {picture}")

@@ -1,5 +1,6 @@
 """What a network is told: of the images of a data set, in training, and of the images that are asked for."""
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from ddpm_jax import conditioning, data, process, text
 from ddpm_jax import config as configs
 from ddpm_jax.conditioning import Condition
 from ddpm_jax.config import flags, objects
-from ddpm_jax.data import captions
+from ddpm_jax.data import captions, survey
 from ddpm_jax.data.stream import by_device
 from ddpm_jax.runs import pictures
 
@@ -137,8 +138,9 @@ class Asked(NamedTuple):
 
     def describe(self, names: Sequence[str]) -> str:
         """In words."""
-        labels = ", ".join(names[i] if i < len(names) else str(i) for i in self.labels)
-        said = {"labels": labels, "texts": "; ".join(self.texts), "beside": ", ".join(s.path for s in self.images)}
+        labels = ", ".join(survey.shown(names[i]) if i < len(names) else str(i) for i in self.labels)
+        beside = ", ".join(survey.shown(image.path) for image in self.images)
+        said = {"labels": labels, "texts": "; ".join(map(survey.shown, self.texts)), "beside": beside}
         return " and ".join(f"{name} {what}" for name, what in said.items() if what) or "told nothing"
 
 
@@ -161,8 +163,9 @@ def asked(wanted: flags.Asked, sampling: flags.Sampling, model: Any) -> Asked:
 
     Raises:
         FileNotFoundError: if an image is not there.
-        ValueError: for a label that is neither a name nor a number of one, naming those that there are; for an image
-            that is not such as the network sees; or if there is a flag for guidance, and nothing to go for.
+        ValueError: for a label that is neither a name nor a number of one, naming those that there are, or that no
+            training image had; for an image that is not such as the network sees; or if there is a flag for guidance,
+            and nothing to go for.
     """
     names, num_classes = model.label_names, model.config.net.num_classes
     images = tuple(shown(model, path) for path in wanted.image)
@@ -170,20 +173,29 @@ def asked(wanted: flags.Asked, sampling: flags.Sampling, model: Any) -> Asked:
         raise ValueError(f"--guidance {sampling.guidance:g} needs something to go for: a label or a text")
     if wanted.label is not None and wanted.labels is not None:
         raise ValueError("--label is one for all images and --labels several: say one of them")
-    words = [wanted.label] if wanted.label is not None else wanted.labels.split(",") if wanted.labels else []
+    words = [wanted.label] if wanted.label is not None else [] if wanted.labels is None else wanted.labels.split(",")
     if not num_classes and words:
         raise ValueError("labels are asked for, and this run's network was not told any (net.num_classes is 0)")
-    if words == ["all"]:
-        return Asked(tuple(range(num_classes)), wanted.text, images)
-    labels = []
-    for word in map(str.strip, words):
-        if word in names:
-            labels.append(names.index(word))
-        elif word.isdecimal() and int(word) < num_classes:
-            labels.append(int(word))
-        else:
-            raise ValueError(f"no label {word!r}: this run has 0 to {num_classes - 1} ({', '.join(names)})")
-    return Asked(tuple(labels), wanted.text, images)
+    if wanted.label is None and words == ["all"]:
+        return Asked(tuple(i for i in range(num_classes) if i not in model.untrained), wanted.text, images)
+    labels = tuple(_label(word, names, num_classes) for word in words)
+    for label, word in zip(labels, words, strict=True):
+        if label in model.untrained:
+            raise ValueError(f"the label {word!r} is asked for, and none of this run's training images had it")
+    return Asked(labels, wanted.text, images)
+
+
+def _label(word: str, names: Sequence[str], num_classes: int) -> int:
+    """The label that a name or a number means; where names are numbers, names alone mean one."""
+    word = unicodedata.normalize("NFC", word)
+    for name in (word, word.strip()):
+        if name in names:
+            return names.index(name)
+    numbers = any(name.isdecimal() for name in names)
+    if not numbers and word.strip().isdecimal() and int(word) < num_classes:
+        return int(word)
+    known = f"are called {survey.listed(names)}" if numbers else f"are 0 to {num_classes - 1} ({survey.listed(names)})"
+    raise ValueError(f"no label {word.strip()!r}: this run's {known}")
 
 
 def asked_again(record: dict[str, Any], model: Any) -> Asked:
