@@ -16,7 +16,7 @@ from typing import Literal
 import tyro
 
 from ddpm_jax import process
-from ddpm_jax.config import flags
+from ddpm_jax.config import flags, ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ def main(argv: list[str]) -> int:
     """Draws and writes images; exit status 0, or 1 if --verify finds other images, or 2 for a wrong request."""
     args = tyro.cli(Arguments, prog="sample.py", args=argv)
     try:
+        ranges.check_flags(args)
         process.prepare(devices=args.devices, hosts=args.hosts)
         with process.as_one("sample.py"):
             return verify(args) if args.verify else draw(args)

@@ -17,7 +17,7 @@ import tyro
 
 from ddpm_jax import config as configs
 from ddpm_jax import process
-from ddpm_jax.config import flags
+from ddpm_jax.config import flags, ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,7 @@ def main(argv: list[str]) -> int:
     """Runs or continues a training run; the exit status says how it ended (see README)."""
     try:
         args = parse(argv)
+        ranges.check_flags(args)
         process.prepare(devices=args.devices, hosts=args.hosts)
         with process.as_one("train.py"):
             configs.check(args.config)

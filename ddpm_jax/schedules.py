@@ -140,6 +140,8 @@ def cosine(T: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Sch
 def quad(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
     """The root of beta_t rises linearly: the original's "quad"."""
     _check_steps(T)
+    if not (beta_1 > 0 and beta_T > 0):
+        raise ValueError(f"beta_1 and beta_T must be positive, got {beta_1} and {beta_T}")
     return from_betas(np.linspace(beta_1**0.5, beta_T**0.5, T, dtype=np.float64) ** 2)
 
 

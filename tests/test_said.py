@@ -88,12 +88,12 @@ def test_data_that_do_not_say_what_the_network_is_told_are_refused(config, chang
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"net": {"num_classes": -1}}, "net.num_classes and text.layers must be 0"),
+        ({"net": {"num_classes": -1}}, r"net.num_classes must lie in \[0, 1000000\], got -1"),
         ({"text": {"layers": 1, "width": 10, "heads": 4}}, "text.width must be a multiple of text.heads"),
         ({"condition": {"drop": 1.0}}, r"condition.drop must lie in \[0, 1\), got 1.0"),
         ({"condition": {"templates": ["a {}"]}}, "condition.templates are texts, and text.layers 0 reads none"),
         ({"sampling": {"guidance": 2.0}}, "guidance 2 needs a network that is told labels or texts"),
-        ({"sampling": {"guidance": float("inf")}}, "guidance must be a finite number"),
+        ({"sampling": {"guidance": float("inf")}}, r"guidance must lie in \[-1e6, 1e6\], got inf"),
         ({"sampling": {"guidance": 2.0}, "net": {"num_classes": 3}, "condition": {"drop": 0.0}}, "condition.drop 0"),
         ({"sampling": {"guidance_interval": [5, 2]}}, "guidance_interval must be two times"),
         ({"sampling": {"guidance_interval": [1, 2000]}}, "guidance_interval must be two times"),

@@ -150,6 +150,7 @@ def test_a_row_meets_each_example_of_a_batch(shape):
         (lambda: schedules.linear(beta_T=2.0), "betas must lie in (0, 1]: beta_"),
         (lambda: schedules.linear(0), "T must be an integer of at least 1, got 0"),
         (lambda: schedules.cosine(2.5), "T must be an integer of at least 1, got 2.5"),
+        (lambda: schedules.quad(beta_1=-1e-4), "beta_1 and beta_T must be positive, got -0.0001 and 0.02"),
         (lambda: schedules.quad(-1), "T must be an integer of at least 1, got -1"),
         (lambda: schedules.const(True), "T must be an integer of at least 1, got True"),
         (lambda: schedules.jsd("9"), "T must be an integer of at least 1, got '9'"),

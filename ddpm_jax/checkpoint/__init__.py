@@ -1,4 +1,4 @@
-"""Checkpoints: the one module that knows orbax.
+"""Checkpoints: the one package that knows orbax.
 
 A run's state goes to `FOLDER/STEP`, one folder per named part (params, ema, opt_state, ...) and a JSON record `meta`.
 The record holds, beside what the caller says, shape and dtype of every array and a fingerprint of every part, so that
@@ -8,22 +8,19 @@ host has them: a checkpoint does not know how many devices wrote it.
 
 import contextlib
 import errno
-import logging
 import operator
 import os
 import pathlib
-import re
 import shutil
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
-from ddpm_jax.checkpoint import records
+from ddpm_jax.checkpoint import manager, records
 from ddpm_jax.checkpoint.records import fingerprint
 
 __all__ = ["CheckpointError", "CheckpointWarning", "Checkpoints", "Restored", "fingerprint"]
@@ -88,8 +85,8 @@ class Checkpoints:
             raise FileNotFoundError(f"there is no folder of checkpoints {self.folder}")
         self._saved, self._unread = False, None  # what was saved first, until it has been read back
         with contextlib.ExitStack() as opened:
-            path = opened.enter_context(_plain_path(self.folder))
-            self._manager = self._listed(lambda: _manager(path, keep, keep_every, read_only))
+            path = opened.enter_context(manager.plain_path(self.folder))
+            self._manager = self._listed(lambda: manager.make(path, keep, keep_every, read_only))
             opened.callback(self._manager.close)
             if read_only and not self.steps():
                 raise FileNotFoundError(f"{self.folder} holds no checkpoint")
@@ -363,52 +360,9 @@ class Checkpoints:
         return CheckpointError(f"checkpoint {step} in {self.folder} cannot be read: {why}")
 
 
-@contextlib.contextmanager
-def _plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The folder's path as orbax can take it: a link to it where there is more in its name than letters and the like.
-
-    Brackets are a pattern to orbax, which then saves what nothing can read; a backslash and "gs:" are not taken as they
-    are either.
-    """
-    if re.fullmatch(r"[\w./ ,=+@-]*", str(folder)):
-        yield folder
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="checkpoints-") as home:
-        link = pathlib.Path(home) / "link"
-        link.symlink_to(folder, target_is_directory=True)
-        yield link
-
-
-def _manager(folder: pathlib.Path, keep: int, keep_every: int | None, read_only: bool):
-    import orbax.checkpoint as ocp
-    from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
-
-    absl = logging.getLogger("absl")
-    if _not_from_orbax not in absl.filters:
-        absl.addFilter(_not_from_orbax)
-    keepers: list[Any] = [policies.LatestN(keep)]
-    if keep_every is not None:
-        keepers.append(policies.EveryNSteps(keep_every))
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy(keepers),
-        # what a killed save left behind; a reader would delete what a trainer is just writing
-        cleanup_tmp_directories=not read_only,
-        read_only=read_only,
-        # made in the background, a folder that cannot be made leaves threads waiting for it for five minutes
-        async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
-    )
-    return ocp.CheckpointManager(folder, options=options)
-
-
 def _placeholder(leaf: Any) -> np.ndarray:
     """A numpy array, for which orbax gives numpy arrays back; of one element, repeated, so that it costs no memory."""
     return np.broadcast_to(np.zeros((), records.dtype_of(leaf)), np.shape(leaf))
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    """A log filter: orbax logs pages about errors that it also raises.  A user who asks for INFO gets them."""
-    return f"{os.sep}orbax{os.sep}" not in record.pathname or logging.getLogger("absl").isEnabledFor(logging.INFO)
 
 
 def _first_line(error: BaseException) -> str:

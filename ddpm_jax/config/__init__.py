@@ -63,6 +63,10 @@ def load(path: str | pathlib.Path) -> Config:
     if not isinstance(found, Config):
         known = ", ".join(n for n, value in vars(module).items() if isinstance(value, Config))
         raise ValueError(f"{path} must define `{name} = Config(...)`; it defines: {known or 'no Config'}")
+    try:
+        from_dict(dataclasses.asdict(found))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return found
 
 
@@ -119,6 +123,8 @@ def _value(value: Any, hint: Any, where: str) -> Any:
             raise ValueError(f"{where} must be an object with fields, got {value!r}")
         return from_dict(value, typing.cast(type, hint), f"{where}.")
     origin = typing.get_origin(hint)
+    if type(value) is int and (hint is float or (origin is types.UnionType and float in typing.get_args(hint))):
+        value = float(value)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{where} must be a list, got {value!r}")
@@ -131,8 +137,6 @@ def _value(value: Any, hint: Any, where: str) -> Any:
             raise ValueError(f"{where} must be {hint}, got {value!r}")
     else:
         legal = None
-        if hint is float and type(value) is int:
-            value = float(value)
         if type(value) is not hint:
             raise ValueError(f"{where} must be {hint.__name__}, got {value!r}")
     if legal is not None and value not in legal:

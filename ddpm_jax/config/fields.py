@@ -1,6 +1,7 @@
-"""The fields of a config, with their defaults."""
+"""The fields of a config, with their defaults; what numbers they may have is in `ranges`."""
 
 import dataclasses
+import math
 from typing import Literal
 
 
@@ -147,7 +148,7 @@ class Optim:
     decay: int = 0
     """Steps after which the rate has fallen to 0 as a cosine: those of the whole run, or 0, which keeps the rate."""
     clip: float | None = 1.0
-    """Largest global norm of the gradient; None never clips."""
+    """Largest global norm of the gradient; None, or infinity, never clips."""
     b1: float = 0.9
     """Adam's first decay."""
     b2: float = 0.999
@@ -162,6 +163,10 @@ class Optim:
     """Micro-batches per step and device."""
     max_skipped: int = 10
     """Stop after this many steps in a row with a loss or gradient that is not finite."""
+
+    def __post_init__(self):
+        if self.clip == math.inf:  # for which JSON has no word
+            object.__setattr__(self, "clip", None)
 
 
 @dataclasses.dataclass(frozen=True)

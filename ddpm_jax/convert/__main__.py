@@ -18,6 +18,7 @@ from typing import Any
 import tyro
 
 from ddpm_jax import process
+from ddpm_jax.config import ranges
 from ddpm_jax.convert import commands
 
 COMMANDS: dict[tuple[str, str], tuple[type, Callable[[Any], None]]] = {
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> int:
     chosen = tyro.cli(options, prog=f"python -m ddpm_jax.convert {which[0]} {which[1]}", args=argv[2:])
     try:
         process.start()
+        ranges.check_flags(chosen)
         run(chosen)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"convert: {error}", file=sys.stderr)

@@ -10,6 +10,7 @@ import sys
 import tyro
 
 from ddpm_jax import process
+from ddpm_jax.config import ranges
 from ddpm_jax.data import prepare
 
 
@@ -22,6 +23,7 @@ def main(argv: list[str]) -> int:
         return 0 if asked else 2
     options = tyro.cli(prepare.Prepare, prog="python -m ddpm_jax.data prepare", args=argv[1:])
     try:
+        ranges.check_flags(options)
         return prepare.run(options)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"prepare: {error}", file=sys.stderr)

@@ -13,6 +13,7 @@ import jax
 import tyro
 
 from ddpm_jax import keys, process, runs
+from ddpm_jax.config import ranges
 from ddpm_jax.evaluate import (
     calls,
     interpolation,
@@ -49,12 +50,13 @@ ON_SEVERAL = ("likelihood", "samples")
 
 def main(argv: list[str]) -> int:
     """Runs one command; exit status 0, or 2 for a wrong request, or 4 if it was interrupted and can go on."""
-    if len(argv) < 2 or argv[0].startswith("-") or argv[1] not in COMMANDS:
+    if len(argv) < 2 or not argv[0] or argv[0].startswith("-") or argv[1] not in COMMANDS:
         print(usage(), file=sys.stdout if {"-h", "--help"} & set(argv) else sys.stderr)
         return 0 if {"-h", "--help"} & set(argv) else 2
     options, run = COMMANDS[argv[1]]
     chosen = tyro.cli(options, prog=f"evaluate RUN {argv[1]}", args=argv[2:])
     try:
+        ranges.check_flags(chosen)
         process.prepare(devices=chosen.which.devices, hosts=chosen.which.hosts)
         if jax.process_count() > 1 and argv[1] not in ON_SEVERAL:
             raise ValueError(f"{argv[1]} runs in one process; {' and '.join(ON_SEVERAL)} run in several")

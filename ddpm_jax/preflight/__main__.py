@@ -15,6 +15,7 @@ import tyro
 
 from ddpm_jax import config as configs
 from ddpm_jax import process
+from ddpm_jax.config import ranges
 from ddpm_jax.preflight import topology
 
 QUICK = -1.0
@@ -53,6 +54,7 @@ def parse(argv: list[str]) -> tuple[str, Arguments]:
         raise ValueError("name a config file first, e.g. python -m ddpm_jax.preflight configs/digits.py")
     usage = "python -m ddpm_jax.preflight CONFIG.py [options]"
     args = tyro.cli(Arguments, prog=usage, args=rest, default=Arguments(default))
+    ranges.check_flags(args)
     if args.effort is not None and (args.topology is None or not -1 <= args.effort <= 1):
         raise ValueError(f"--effort goes with --topology and must lie in [-1, 1], got {args.effort}")
     if args.topology is not None and args.devices is not None:
