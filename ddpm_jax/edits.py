@@ -57,6 +57,7 @@ def inpainting(schedule: Schedule, sampler: Sampler, known: jax.Array, mask: jax
     _check_mask(mask)
 
     def init(x, t):
+        _check_image("known", known, x)
         inner = sampler.init(x, t)
         return Visited(inner.x, inner.x0, inner.t, jnp.zeros((), jnp.uint32), inner)
 
@@ -99,8 +100,8 @@ def repaint_times(times: np.ndarray, *, jump: int, repeats: int) -> np.ndarray:
     Raises:
         ValueError: if jump or repeats is below 1.
     """
-    if jump < 1 or repeats < 1:
-        raise ValueError(f"jump and repeats must be at least 1, got {jump} and {repeats}")
+    if not all(isinstance(n, (int, np.integer)) and n >= 1 for n in (jump, repeats)):
+        raise ValueError(f"jump and repeats must be integers of at least 1, got {jump} and {repeats}")
     chain, n = [int(t) for t in times], len(times) - 1
     visited = chain[:1]
     for left in range(n - 1, -1, -1):
@@ -145,8 +146,10 @@ def given_pixels(
         raise ValueError(f"iterations must be at least 1, got {iterations}")
 
     def conditioned(x_t: jax.Array, t: jax.Array) -> Estimate:
+        _check_image("known", known, x_t)
+
         def predict(x):
-            found = denoise(x, t)
+            found = gaussian.denoised(denoise, x, t)
             return found.x0, found.mix
 
         x0, pull, mix = jax.vjp(predict, x_t, has_aux=True)
@@ -196,6 +199,7 @@ def from_image(schedule: Schedule, sampler: Sampler, image: jax.Array) -> Sample
     """
 
     def init(x, t):
+        _check_image("image", image, x)
         return sampler.init(at(schedule.signal, t, x) * image + at(schedule.noise, t, x) * x, t)
 
     return sampler._replace(init=init)
@@ -247,7 +251,7 @@ def ddim_inverse(schedule: Schedule, denoise: Denoiser, *, iterations: int = 2) 
         gain = at(schedule.noise, s, x) - kept * at(schedule.noise, t, x)
 
         def iterate(_, carry):
-            found = denoise(carry[0], s)
+            found = gaussian.denoised(denoise, carry[0], s)
             return kept * x + gain * found.eps, found.x0
 
         there, x0 = jax.lax.fori_loop(0, iterations, iterate, (x, state.x0))
@@ -276,20 +280,30 @@ def slerp(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
         (sin((1 - w) angle) a + sin(w angle) b) / sin(angle)
 
     Shoemake (1985).  Between two draws of noise, a point of it has the length of a draw, which one of the straight
-    line has not.  Where a and b point the same way, it is the straight line.
+    line has not.  Where a and b point the same way, it is the straight line; where one of them is 0, or they point to
+    opposite sides, there is no such arc, and NaN.
 
     Args:
         a, b: [B, ...].
         weight: [B] or [], in [0, 1].
+
+    Raises:
+        ValueError: if a and b are not float arrays of one shape, the weight has another one, or one of them is known
+            to be 0.
     """
+    gaussian.check_batch(a=a, b=b)
+    if jnp.shape(weight) not in ((), a.shape[:1]):
+        raise ValueError(f"weight must have the shape () or {a.shape[:1]}, got {jnp.shape(weight)}")
+    if any(isinstance(end, np.ndarray) and not end.reshape(len(end), -1).any(1).all() for end in (a, b)):
+        raise ValueError("a and b must not be 0: such images have no direction")
     axes = tuple(range(1, a.ndim))
     w = jnp.broadcast_to(weight, a.shape[:1]).reshape((-1,) + (1,) * (a.ndim - 1)).astype(a.dtype)
     lengths = jnp.sqrt(jnp.sum(a**2, axes, keepdims=True) * jnp.sum(b**2, axes, keepdims=True))
     angle = jnp.arccos(jnp.clip(jnp.sum(a * b, axes, keepdims=True) / lengths, -1, 1))
     near = jnp.sin(angle) < 1e-4
-    sine = jnp.where(near, 1, jnp.sin(angle))
-    of_a = jnp.where(near, 1 - w, jnp.sin((1 - w) * angle) / sine)
-    of_b = jnp.where(near, w, jnp.sin(w * angle) / sine)
+    sine = jnp.where(near, jnp.where(angle < 1, 1, jnp.nan), jnp.sin(angle))
+    of_a = jnp.where(near, 1 - w, jnp.sin((1 - w) * angle)) / sine
+    of_b = jnp.where(near, w, jnp.sin(w * angle)) / sine
     return of_a * a + of_b * b
 
 
@@ -302,6 +316,12 @@ def _of_pass(keys: jax.Array, rises: jax.Array) -> jax.Array:
     again = jax.random.key_data(_folded(_folded(keys, AGAIN), rises))
     data = jnp.where(rises == 0, jax.random.key_data(keys), again)
     return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
+
+
+def _check_image(name: str, image, x) -> None:
+    gaussian.check_batch(**{name: image})
+    if image.shape[1:] != x.shape[1:] or image.shape[0] not in (1, x.shape[0]):
+        raise ValueError(f"{name} must have the shape of x, {x.shape}, or of one for all, got {image.shape}")
 
 
 def _check_mask(mask) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ddpm_jax.gaussian import Denoiser, Estimate
+from ddpm_jax.gaussian import Denoiser, Estimate, check_times, denoised
 from ddpm_jax.schedules import Schedule, at
 
 Limit = Callable[[jax.Array], jax.Array]
@@ -24,7 +25,8 @@ def limited(schedule: Schedule, denoise: Denoiser, limit: Limit) -> Denoiser:
     """The denoiser with x0 brought within a limit, and eps = (x_t - signal_t x0) / noise_t derived again from it."""
 
     def within(x_t: jax.Array, t: jax.Array) -> Estimate:
-        found = denoise(x_t, t)
+        check_times(schedule, t)
+        found = denoised(denoise, x_t, t)
         x0 = limit(found.x0)
         eps = (x_t - at(schedule.signal, t, x_t) * x0) / at(schedule.noise, t, x_t)
         return Estimate(x0, eps, found.mix)
@@ -69,10 +71,16 @@ def scaled(schedule: Schedule, denoise: Denoiser, factor: float | jax.Array) -> 
 
     Args:
         factor: a number, or a column [T+1] with the factor of each t.  Where signal_t is 0, x0 is not finite.
+
+    Raises:
+        ValueError: if it is a number that is not positive.
     """
+    if isinstance(factor, (int, float, np.generic)) and not factor > 0:
+        raise ValueError(f"factor must be positive, got {factor}: eps is divided by it")
 
     def smaller(x_t: jax.Array, t: jax.Array) -> Estimate:
-        found = denoise(x_t, t)
+        check_times(schedule, t)
+        found = denoised(denoise, x_t, t)
         by = jnp.asarray(factor, x_t.dtype)
         eps = found.eps / (by if by.ndim == 0 else at(by, t, x_t))
         return Estimate((x_t - at(schedule.noise, t, x_t) * eps) / at(schedule.signal, t, x_t), eps, found.mix)

@@ -79,6 +79,7 @@ def q_sample(schedule: Schedule, x0: jax.Array, t: jax.Array, eps: jax.Array) ->
         ValueError: if x0 and eps differ in shape, are not float, or t is neither [] nor [B] integers.
     """
     check_batch(t, x0=x0, eps=eps)
+    t = noisy(schedule, t)
     return at(schedule.signal, t, x0) * x0 + at(schedule.noise, t, x0) * eps
 
 
@@ -91,7 +92,33 @@ def marginal(schedule: Schedule, x0: jax.Array, t: jax.Array) -> Gaussian:
         t: [B] or [] integers in 1..T.
     """
     check_batch(t, x0=x0)
+    t = noisy(schedule, t)
     return Gaussian(at(schedule.signal, t, x0) * x0, at(schedule.noise, t, x0) ** 2)
+
+
+@_compiled()
+def transition(schedule: Schedule, x_s: jax.Array, t: jax.Array, s: jax.Array) -> Gaussian:
+    """q(x_t | x_s): the forward process from s to t, which `mean + sqrt(var) * eps` draws from.
+
+        mean = signal_t / signal_s x_s
+        var  = noise_t^2 (1 - SNR_t / SNR_s)
+
+    For s = t - 1 this is one step, N(sqrt(1 - beta_t) x_{t-1}, beta_t), DDPM equation 2; for s = 0 it is `marginal`.
+
+    Args:
+        x_s: [B, ...], data units.
+        t, s: [B] or [] integers with 0 <= s < t <= T.
+
+    Returns:
+        mean [B, ...]; var, in squared data units, broadcasting to it.
+
+    Raises:
+        ValueError: if x_s is not float, or t or s is neither [] nor [B] integers.
+    """
+    check_batch(t, s, x_s=x_s)
+    t = noisy(schedule, t, s)
+    var = at(schedule.noise, t, x_s) ** 2 * fresh_noise(schedule, t, s, x_s)
+    return Gaussian(at(schedule.signal, t, x_s) / at(schedule.signal, s, x_s) * x_s, var)
 
 
 @_compiled()
@@ -118,6 +145,7 @@ def posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: jax.Array, s
         ValueError: if x0 and x_t differ in shape, or t is neither [] nor [B].
     """
     check_batch(t, s, x0=x0, x_t=x_t)
+    t = noisy(schedule, t, s)
     fresh = fresh_noise(schedule, t, s, x0)
     signal_s, noise_s = at(schedule.signal, s, x0), at(schedule.noise, s, x0)
     kept = at(schedule.signal, t, x0) / signal_s * (noise_s / at(schedule.noise, t, x0)) ** 2
@@ -143,6 +171,7 @@ def reverse_variance(
         The variance in squared data units, broadcasting to `like`.
     """
     check_batch(t, s, like=like)
+    t = noisy(schedule, t, s)
     noise_t = at(schedule.noise, t, like)
     shrink = (at(schedule.noise, s, like) / noise_t) ** 2
     return fresh_noise(schedule, t, s, like) * noise_t**2 * shrink ** (1 - jnp.asarray(mix, like.dtype))
@@ -163,6 +192,7 @@ def target(schedule: Schedule, predicts: Predicts, x0: jax.Array, eps: jax.Array
         return eps
     if predicts == "x0":
         return x0
+    t = noisy(schedule, t)
     if predicts == "v":
         return at(schedule.signal, t, x0) * eps - at(schedule.noise, t, x0) * x0
     if predicts == "mean":
@@ -182,12 +212,13 @@ def estimate(schedule: Schedule, predicts: Predicts, out: jax.Array, x_t: jax.Ar
     Returns:
         Estimate(x0, eps) with x_t = signal_t x0 + noise_t eps.  From "eps" at a t without signal x0 is not finite.
     """
-    check_batch(t, out=out, x_t=x_t)
+    check_batch(t, x_t=x_t, out=out)
+    t = noisy(schedule, t)
     signal, noise = at(schedule.signal, t, x_t), at(schedule.noise, t, x_t)
     if predicts == "eps":
-        return Estimate((x_t - noise * out) / signal, out)
+        return Estimate((x_t - noise * out) / signal, jnp.where(noise > 0, out, jnp.nan))
     if predicts == "x0":
-        return Estimate(out, (x_t - signal * out) / noise)
+        return Estimate(jnp.where(noise > 0, out, jnp.nan), (x_t - signal * out) / noise)
     if predicts == "v":
         return Estimate(signal * x_t - noise * out, noise * x_t + signal * out)
     if predicts == "mean":
@@ -223,6 +254,7 @@ def denoiser(
         raise _unknown(predicts)
 
     def denoise(x_t: jax.Array, t: jax.Array) -> Estimate:
+        check_times(schedule, t)
         t = jnp.broadcast_to(t, x_t.shape[:1])
         out, mix = net(x_t, t), None
         if learned_variance:
@@ -248,6 +280,22 @@ def split_variance(out: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array
         raise ValueError(f"a learned variance doubles the last axis: the network must return {wanted}, got {out.shape}")
     prediction, v = jnp.split(out, 2, axis=-1)
     return prediction, (v + 1) / 2
+
+
+def denoised(denoise: Denoiser, x_t: jax.Array, t: jax.Array) -> Estimate:
+    """denoise(x_t, t), of which nothing has to broadcast to x_t but for the mix.
+
+    Raises:
+        ValueError: if x0 or eps have another shape than x_t, or the mix is neither [] nor [B, ...].
+    """
+    found, wanted = denoise(x_t, t), x_t.shape
+    for name, shape in (("x0", jnp.shape(found.x0)), ("eps", jnp.shape(found.eps))):
+        if shape != wanted:
+            raise ValueError(f"a denoiser's {name} must have the shape of x_t, {wanted}, got {shape}")
+    mix = () if found.mix is None else jnp.shape(found.mix)
+    if mix and (len(mix) != len(wanted) or any(m not in (1, n) for m, n in zip(mix, wanted, strict=True))):
+        raise ValueError(f"a denoiser's mix must have the shape of x_t, {wanted}, with 1 for what is shared, got {mix}")
+    return found
 
 
 @jax.jit
@@ -331,6 +379,21 @@ def check_times(schedule: Schedule, t, s=None) -> None:
             )
     if isinstance(t, known) and isinstance(s, known) and not np.all(np.less(s, t)):
         raise ValueError(f"s must be smaller than t, got s = {s} and t = {t}")
+
+
+def noisy(schedule: Schedule, t: jax.Array, s: jax.Array | None = None) -> jax.Array:
+    """The times t, of which those below 1, or not above s, become one that no schedule has: what comes of it is NaN."""
+    t = jnp.asarray(t)
+    if not jnp.issubdtype(t.dtype, jnp.integer):
+        raise ValueError(f"times must be integers, got {t.dtype}")
+    there = t >= 1 if s is None else (t >= 1) & (t > jnp.asarray(s))
+    return jnp.where(there, t.astype(jnp.int32), schedule.T + 1)
+
+
+def check_share(name: str, value) -> None:
+    """Refuses a number that is known and lies outside [0, 1]."""
+    if isinstance(value, (int, float, np.generic)) and not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
 
 
 def _unknown(predicts: str) -> ValueError:

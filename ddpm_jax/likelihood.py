@@ -93,6 +93,7 @@ def bound(
         ValueError: if `times` does not fall to 0, or x0 is not a float batch.
     """
     gaussian.check_batch(x0=x0)
+    gaussian.check_share("mix", mix)
     keys = gaussian.example_keys(key, x0.shape[0])
     chain = np.arange(schedule.T, -1, -1) if times is None else np.asarray(times)
     _check_chain(chain, schedule.T)
@@ -131,6 +132,7 @@ def bound_estimate(
     See `bound` for the other arguments.
     """
     gaussian.check_batch(x0=x0)
+    gaussian.check_share("mix", mix)
     keys = gaussian.example_keys(key, x0.shape[0])
     first_var = decoder_variance(schedule) if decoder_var is None else decoder_var
     low, high = _strata(schedule.T, strata)
@@ -179,9 +181,11 @@ def term(
     Returns:
         The term [B] in nats summed over components; the mean squared error of x_0 [B] in squared data units.
     """
+    gaussian.check_times(schedule, t, s)
+    t = gaussian.noisy(schedule, t, s)
     own = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(t, x0.shape[:1]))
     x_t = gaussian.q_sample(schedule, x0, t, gaussian.standard_normal(own, x0))
-    found = denoise(x_t, t)
+    found = gaussian.denoised(denoise, x_t, t)
     nats = term_given(schedule, found, x0, t, s, mix=mix, decoder=decoder, first_var=first_var)
     components = tuple(range(1, x0.ndim))
     return nats.sum(components), ((found.x0 - x0) ** 2).mean(components)
@@ -241,7 +245,7 @@ def decoder_variance(schedule: Schedule, chain: np.ndarray | None = None) -> jax
 def prior_kl(schedule: Schedule, x0: jax.Array, t: int) -> jax.Array:
     """L_T = KL(q(x_t | x_0) || N(0, I)) at t = T, [B] nats summed over components."""
     standard = Gaussian(jnp.zeros((), x0.dtype), jnp.ones((), x0.dtype))
-    return gaussian.kl(gaussian.marginal(schedule, x0, jnp.asarray(t)), standard).sum(tuple(range(1, x0.ndim)))
+    return gaussian.kl(gaussian.marginal(schedule, x0, t), standard).sum(tuple(range(1, x0.ndim)))
 
 
 def bits_per_dim(nats: jax.Array, x0: jax.Array) -> jax.Array:

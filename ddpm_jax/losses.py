@@ -109,6 +109,7 @@ def variational_loss(
         learned_variance: the network's last axis is doubled, see `gaussian.denoiser`; gradients reach both halves.
         t, eps: times [B] and noise [B, ...] in place of draws.
     """
+    gaussian.check_share("mix", mix)
     t, eps = draw(key, schedule, x0, t, eps)
     x_t = gaussian.q_sample(schedule, x0, t, eps)
     denoise = gaussian.denoiser(schedule, net, predicts, clip=False, learned_variance=learned_variance)
@@ -180,8 +181,9 @@ def variational_weight(schedule: Schedule, t: jax.Array, mix: float = 1.0) -> ja
     Args:
         t: [] or [B] integers in 1..T.
     """
-    like = schedule.noise[:1]
-    s = jnp.asarray(t) - 1
+    gaussian.check_times(schedule, t)
+    like, t = schedule.noise[:1], gaussian.noisy(schedule, t)
+    s = t - 1
     signal = at(schedule.signal, s, like) / at(schedule.signal, t, like)
     shrink = (at(schedule.noise, s, like) / at(schedule.noise, t, like)) ** 2
     return 0.5 * gaussian.fresh_noise(schedule, t, s, like) * signal**2 * shrink ** (mix - 1)
@@ -266,7 +268,13 @@ def loss_history(T: int, length: int = 10) -> LossHistory:
 
 
 def record_losses(history: LossHistory, t: jax.Array, losses: jax.Array) -> LossHistory:
-    """The history after one batch, its examples entered in order.  t, losses: [B]."""
+    """The history after one batch, its examples entered in order; NaN in some row for a t that it has not.
+
+    Args:
+        t, losses: [B].
+    """
+    losses = jnp.where((t >= 1) & (t <= history.losses.shape[0]), losses, jnp.nan)
+    t = jnp.clip(t, 1, history.losses.shape[0])
 
     def enter(history, pair):
         row, loss = pair[0] - 1, pair[1]
@@ -291,6 +299,8 @@ def importance(history: LossHistory, uniform: float = 1e-3) -> jax.Array:
 
 
 def _prediction_loss(schedule, out, x0, t, eps, predicts: Predicts, weight: Weight | None) -> jax.Array:
+    if out.shape != x0.shape:
+        raise ValueError(f"the network must return the shape of x_t, {x0.shape}, got {out.shape}")
     error = _mean((out - gaussian.target(schedule, predicts, x0, eps, t)) ** 2)
     return error if weight is None else _x0_factor(schedule, predicts, t, weight) * error
 

@@ -40,9 +40,21 @@ class Schedule(NamedTuple):
         """The number of noise steps."""
         return self.signal.shape[0] - 1
 
+    @property
+    def alpha_bar(self) -> jax.Array:
+        """[T+1] the paper's alpha-bar_t = signal_t^2; row 0 is 1."""
+        return self.signal**2
+
+    @property
+    def beta(self) -> jax.Array:
+        """[T+1] the paper's beta_t, the variance of the noise that step t adds to x_{t-1}; row 0, the data, is 0."""
+        t = np.arange(1, self.T + 1)
+        added = self.noise[1:] ** 2 * -jnp.expm1(log_snr_fall(self, t, t - 1, self.noise[1:]))
+        return jnp.concatenate([jnp.zeros_like(added[:1]), added])
+
 
 def at(column: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
-    """Row t of a column, in the dtype of `like` and shaped to multiply it.
+    """Row t of a column, in the dtype of `like` and shaped to multiply it; NaN where there is no such row.
 
     Args:
         column: [T+1] a column of a schedule.
@@ -52,7 +64,7 @@ def at(column: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
     Returns:
         [B, 1, ...] for t of shape [B], [] for t of shape [].
     """
-    row = column[t].astype(like.dtype)
+    row = column.at[t].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(like.dtype)
     return row if row.ndim == 0 else row.reshape(row.shape + (1,) * (like.ndim - 1))
 
 
@@ -105,7 +117,7 @@ def from_log_snr(f: Callable[[np.ndarray], np.ndarray], T: int) -> Schedule:
     Raises:
         ValueError: if T < 2, or f returns another shape, a NaN or +inf, or does not fall.
     """
-    _check_steps(T, least=2)
+    check_steps(T, least=2)
     log_snr = np.asarray(f(np.linspace(0.0, 1.0, T)), np.float64)
     if log_snr.shape != (T,):
         raise ValueError(f"f must map [T] to [T] = {(T,)}, it returned {log_snr.shape}")
@@ -122,7 +134,7 @@ def linear(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedul
     The ends are not rescaled with T.  The convention beta * 1000 / T of later code is
     `linear(T, 1e-4 * 1000 / T, 0.02 * 1000 / T)`.
     """
-    _check_steps(T)
+    check_steps(T)
     return from_betas(np.linspace(beta_1, beta_T, T, dtype=np.float64))
 
 
@@ -131,7 +143,7 @@ def cosine(T: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Sch
 
     Each beta is at most max_beta.  Nichol & Dhariwal (arXiv:2102.09672), equation 17.
     """
-    _check_steps(T)
+    check_steps(T)
     u = np.arange(T + 1, dtype=np.float64) / T
     alpha_bar = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
     return from_betas(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta))
@@ -139,7 +151,7 @@ def cosine(T: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Sch
 
 def quad(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
     """The root of beta_t rises linearly: the original's "quad"."""
-    _check_steps(T)
+    check_steps(T)
     if not (beta_1 > 0 and beta_T > 0):
         raise ValueError(f"beta_1 and beta_T must be positive, got {beta_1} and {beta_T}")
     return from_betas(np.linspace(beta_1**0.5, beta_T**0.5, T, dtype=np.float64) ** 2)
@@ -147,7 +159,7 @@ def quad(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
 
 def const(T: int = 1000, beta: float = 0.02) -> Schedule:
     """The same beta in every step: the original's "const"."""
-    _check_steps(T)
+    check_steps(T)
     return from_betas(np.full(T, beta, np.float64))
 
 
@@ -156,7 +168,7 @@ def jsd(T: int = 1000) -> Schedule:
 
     beta_T is 1: nothing of the data is left in x_T, and no x_0 can be had there from a prediction of the noise.
     """
-    _check_steps(T)
+    check_steps(T)
     return from_betas(1.0 / np.linspace(T, 1, T, dtype=np.float64))
 
 
@@ -171,14 +183,15 @@ def warmup50(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Sched
 
 
 def _warmup(T: int, fraction: float, beta_1: float, beta_T: float) -> Schedule:
-    _check_steps(T)
+    check_steps(T)
     betas = np.full(T, beta_T, np.float64)
     rising = int(T * fraction)
     betas[:rising] = np.linspace(beta_1, beta_T, rising, dtype=np.float64)
     return from_betas(betas)
 
 
-def _check_steps(T: int, least: int = 1) -> None:
+def check_steps(T: int, least: int = 1) -> None:
+    """Refuses a T that is not an integer of at least so many."""
     if isinstance(T, bool) or not isinstance(T, (int, np.integer)) or T < least:
         raise ValueError(f"T must be an integer of at least {least}, got {T!r}")
 

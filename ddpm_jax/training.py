@@ -5,11 +5,13 @@ fold_in of that with i: neither the number of devices nor where a run was interr
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ddpm_jax.keys import check_keys, folded, number
@@ -65,8 +67,18 @@ def optimizer(
         clip: largest global norm; None never clips.
 
     Raises:
-        ValueError: if the rate would have to fall before it has risen.
+        ValueError: if a number lies outside its range, or the rate would have to fall before it has risen.
     """
+    if not 0 <= learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be 0 or a positive number, got {learning_rate}")
+    if not all(isinstance(n, (int, np.integer)) and n >= 0 for n in (warmup, decay)):
+        raise ValueError(f"warmup and decay must be integers of at least 0, steps, got {warmup} and {decay}")
+    if not (clip is None or clip > 0):
+        raise ValueError(f"clip must be positive, or None, which never clips, got {clip}")
+    if not (0 <= b1 < 1 and 0 <= b2 < 1):
+        raise ValueError(f"b1 and b2 must lie in [0, 1), got {b1} and {b2}")
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps}: Adam divides by it where a gradient was always 0")
     if decay and decay <= warmup:
         raise ValueError(f"decay must be 0 or more steps than those of the warm-up, {warmup}, got {decay}")
     if decay:
@@ -114,7 +126,14 @@ def make_step(
     Returns:
         The step.  Its metrics: `loss`, `grad_norm` (before clipping), `skipped`, and what loss_fn adds.  `key` is the
         run's own and the same in every step.
+
+    Raises:
+        ValueError: if ema_decay is a number outside [0, 1), or accumulate not an integer of at least 1.
     """
+    if isinstance(ema_decay, (int, float)) and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}")
+    if not (isinstance(accumulate, (int, np.integer)) and accumulate >= 1):
+        raise ValueError(f"accumulate must be an integer of at least 1, got {accumulate}")
     grad_fn = jax.value_and_grad(loss_fn if has_aux else lambda *args: (loss_fn(*args), {}), has_aux=True)
 
     def step(key: jax.Array, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:

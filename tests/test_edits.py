@@ -358,7 +358,10 @@ def test_wrong_requests_are_refused():
         (lambda: edits.given_pixels(schedule, ideal(schedule), x, soft), "no soft masks), got float32"),
         (lambda: edits.given_pixels(schedule, ideal(schedule), x, MASK, iterations=0), "at least 1, got 0"),
         (lambda: edits.ddim_inverse(schedule, ideal(schedule), iterations=0), "iterations must be at least 1, got 0"),
-        (lambda: edits.repaint_times(chain, jump=0, repeats=2), "jump and repeats must be at least 1, got 0 and 2"),
+        (
+            lambda: edits.repaint_times(chain, jump=0, repeats=2),
+            "jump and repeats must be integers of at least 1, got 0 and 2",
+        ),
         (lambda: edits.part_of(chain, 1.5), "strength must lie in (0, 1], got 1.5"),
         (lambda: edits.part_of(chain, 0.001), "strength 0.001 leaves no step of 10: take 0.01 or more"),
         (lambda: samplers.sample(samplers.image_keys(0, [0]), plain, x, [5, 7, 0]), "times must be a falling vector"),

@@ -99,6 +99,40 @@ def test_moments_of_the_forward_chain_walked_step_by_step():
 # --- q(x_s | x_t, x_0)
 
 
+@pytest.mark.parametrize("make", [schedules.linear, schedules.cosine, schedules.const])
+def test_bayes_rule_between_a_step_the_marginals_and_the_posterior(make):
+    """q(x_s | x_t, x_0) q(x_t | x_0) = q(x_t | x_s) q(x_s | x_0) as densities, for any s < t and at any points."""
+
+    def log_density(x, law):
+        return -0.5 * ((x - law.mean) ** 2 / law.var + np.log(2 * np.pi * law.var))
+
+    with jax.enable_x64(True):
+        schedule, (t, s) = make(1000), JUMPS.T
+        x0, x_s, x_t = np.random.default_rng(1).normal(size=(3, len(t), 4))
+        there = log_density(x_s, gaussian.posterior(schedule, x0, x_t, t, s)), gaussian.marginal(schedule, x0, t)
+        forward = log_density(x_t, gaussian.transition(schedule, x_s, t, s)), gaussian.marginal(schedule, x0, s)
+        left, right = there[0] + log_density(x_t, there[1]), forward[0] + log_density(x_s, forward[1])
+    np.testing.assert_allclose(left, right, rtol=1e-9)
+
+
+def test_one_step_forward_is_that_of_the_paper_and_from_the_data_it_is_the_marginal():
+    with jax.enable_x64(True):
+        schedule, x = schedules.linear(1000), np.random.default_rng(2).normal(size=(len(TIMES), 3))
+        step, beta = gaussian.transition(schedule, x, TIMES, TIMES - 1), np.asarray(schedule.beta)[TIMES, None]
+        np.testing.assert_allclose(beta[:, 0], np.linspace(1e-4, 0.02, 1000)[TIMES - 1], rtol=1e-11)
+        np.testing.assert_allclose(step.mean, np.sqrt(1 - beta) * x, rtol=1e-12)
+        np.testing.assert_allclose(step.var, beta, rtol=1e-12)
+        from_data, law = gaussian.transition(schedule, x, TIMES, 0 * TIMES), gaussian.marginal(schedule, x, TIMES)
+        np.testing.assert_allclose(from_data.mean, law.mean, rtol=1e-15)
+        np.testing.assert_allclose(from_data.var, law.var, rtol=1e-15)
+        # and two steps are one: the mean goes on, the variance is carried and added to
+        (t, s), u = JUMPS[:6].T, np.zeros(6, int)
+        whole = gaussian.transition(schedule, x[:6], t, u)
+        first, slope = gaussian.transition(schedule, x[:6], s, u), gaussian.transition(schedule, 1 + 0 * x[:6], t, s)
+        np.testing.assert_allclose(slope.mean * first.mean, whole.mean, rtol=1e-12)
+        np.testing.assert_allclose(slope.mean[:, :1] ** 2 * first.var + slope.var, whole.var, rtol=1e-11)
+
+
 def test_posterior_is_the_chain_conditioned_by_linear_algebra():
     T, x0 = 12, 0.7
     betas = np.random.default_rng(0).uniform(0.01, 0.5, T)
@@ -474,7 +508,7 @@ def test_errors_name_the_value(function, wrong):
         (lambda: gaussian.q_sample(LINEAR, X, T3, X[:, :1]), "eps must have the shape of x0, (3, 2), got (3, 1)"),
         (lambda: gaussian.posterior(LINEAR, X, X[:1], T3, 0), "x_t must have the shape of x0, (3, 2), got (1, 2)"),
         (lambda: gaussian.target(LINEAR, "v", X, X[0], T3), "eps must have the shape of x0, (3, 2), got (2,)"),
-        (lambda: gaussian.estimate(LINEAR, "v", X[:2], X, T3), "x_t must have the shape of out, (2, 2), got (3, 2)"),
+        (lambda: gaussian.estimate(LINEAR, "v", X[:2], X, T3), "out must have the shape of x_t, (3, 2), got (2, 2)"),
         (lambda: gaussian.posterior(LINEAR, X, X, T3, T3 / 2), "must be integers of shape () or (3,), got float32"),
         (lambda: gaussian.posterior(LINEAR, X, X, 3, 3), "s must be smaller than t, got s = 3 and t = 3"),
         (lambda: gaussian.posterior(LINEAR, X, X, 3, 5), "s must be smaller than t, got s = 5 and t = 3"),
@@ -488,7 +522,10 @@ def test_errors_name_the_value(function, wrong):
             lambda: gaussian.denoiser(LINEAR, lambda x, t: x, learned_variance=True)(X, T3),
             "a learned variance doubles the last axis: the network must return (3, 4), got (3, 2)",
         ),
-        (lambda: gaussian.denoiser(LINEAR, lambda x, t: x[:, :1])(X, T3), "x_t must have the shape of out, (3, 1)"),
+        (
+            lambda: gaussian.denoiser(LINEAR, lambda x, t: x[:, :1])(X, T3),
+            "out must have the shape of x_t, (3, 2), got (3, 1)",
+        ),
         (lambda: gaussian.example_keys(jax.random.PRNGKey(0), 2), "keys must be typed (jax.random.key), got uint32"),
         (lambda: gaussian.example_keys(0, 2), "keys must be typed (jax.random.key), got int"),
         (

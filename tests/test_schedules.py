@@ -47,6 +47,18 @@ def test_the_columns_agree_with_each_other(make):
     np.testing.assert_allclose(log_snr[1:last], 2 * np.log(signal[1:last] / noise[1:last]), atol=1e-11)
 
 
+@every_schedule
+@pytest.mark.parametrize("wide", [False, True])
+def test_beta_and_alpha_bar_are_those_of_the_paper(make, wide):
+    with jax.enable_x64(wide):
+        schedule = make(1000)
+        beta, alpha_bar = (np.asarray(column) for column in (schedule.beta, schedule.alpha_bar))
+        assert beta.dtype == alpha_bar.dtype == schedule.signal.dtype and (beta[0], alpha_bar[0]) == (0, 1)
+    np.testing.assert_allclose(np.cumprod(1 - beta.astype(np.float64)), alpha_bar, rtol=1e-10 if wide else 1e-4)
+    betas = np.random.default_rng(0).uniform(1e-6, 0.1, 100)
+    np.testing.assert_allclose(schedules.from_betas(betas).beta[1:], betas, rtol=1e-5)
+
+
 @pytest.mark.parametrize("T", [1, 10, 1000])
 def test_betas_are_recovered_from_the_table(T):
     betas = np.random.default_rng(0).uniform(1e-6, 0.1, T)

@@ -80,14 +80,19 @@ def ideal(schedule: Schedule, law: Law) -> Denoiser:
 
     def denoise(x_t: jax.Array, t: jax.Array) -> Estimate:
         gaussian.check_batch(x_t=x_t)
-        t = jnp.broadcast_to(t, x_t.shape[:1])
+        gaussian.check_times(schedule, t)
+        t = jnp.broadcast_to(gaussian.noisy(schedule, t), x_t.shape[:1])
         return _expected(jnp, law, x_t, at(schedule.signal, t, x_t), at(schedule.noise, t, x_t))
 
     return denoise
 
 
 def moments(schedule: Schedule, law: Law, t: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and covariance [D, D] of x_t, float64; t = 0 is the data."""
+    """Mean [D] and covariance [D, D] of x_t, float64; t = 0 is the data.
+
+    Raises:
+        ValueError: if t is not in 0..T.
+    """
     signal, noise = _row(schedule, t)
     mean = law.weights @ law.means
     apart = law.means - mean
@@ -119,6 +124,7 @@ def flow(schedule: Schedule, law: Law, x: np.ndarray, t: int, s: int) -> np.ndar
         x: [B, D]; t, s: times in 0..T, in either direction.
 
     Raises:
+        ValueError: if t or s is not in 0..T.
         RuntimeError: if 2^14 steps are not enough (components much narrower than 0.01).
     """
     x = np.asarray(x, np.float64)
@@ -168,4 +174,6 @@ def _expected(xp, law: Law, x, signal, noise) -> Estimate:
 
 def _row(schedule: Schedule, t: int) -> tuple[float, float]:
     """signal and noise of row t, float64."""
+    if not 0 <= t <= schedule.T:
+        raise ValueError(f"a time must lie in 0..{schedule.T}, got {t}")
     return float(schedule.signal[t]), float(schedule.noise[t])

@@ -83,7 +83,7 @@ def dpm_solver_pp(
         raise ValueError(f"second must be 'midpoint' or 'integral', got {second!r}")
 
     def step(keys, state, t, s):
-        x0 = denoise(state.x, t).x0
+        x0 = gaussian.denoised(denoise, state.x, t).x0
         h, integrals = _integrals(schedule, t, s, state.x)
         slope, bend = _differences(state, x0, order)
         if order == 2 and second == "midpoint":
@@ -118,7 +118,7 @@ def unipc(schedule: Schedule, denoise: Denoiser, *, order: Literal[1, 2, 3] = 2)
         return Expecting(*_forgetful(x, t), jnp.zeros_like(x), jnp.zeros((), x.dtype))
 
     def step(keys, state, t, s):
-        x0 = denoise(state.x, t).x0
+        x0 = gaussian.denoised(denoise, state.x, t).x0
         x_t = state.x + state.weight * (x0 - state.expected)
         h, integrals = _integrals(schedule, t, s, x_t)
         slope, bend = _differences(state, x0, order)

@@ -19,7 +19,11 @@ def ancestral(schedule: Schedule, denoise: Denoiser, *, mix: float = 1.0, noise:
         mix: the reverse variance, 0 for beta-tilde, 1 for beta; an `Estimate.mix` takes precedence.  The last step
             adds no noise, whatever the mix.
         noise: where a step's noise comes from.
+
+    Raises:
+        ValueError: if the mix is a number outside [0, 1].
     """
+    gaussian.check_share("mix", mix)
 
     def variance(found, state, t, s):
         # at the data a mix below 1 gives 0, whose root has no derivative, and one above 1 infinity: keep them out
@@ -64,7 +68,7 @@ def _reverse(schedule: Schedule, denoise: Denoiser, variance: Callable, noise: N
     """x_s = mean of q(x_s | x_t, x_0_hat) + std noise, with variance(found, state, t, s)."""
 
     def step(keys, state, t, s):
-        found = denoise(state.x, t)
+        found = gaussian.denoised(denoise, state.x, t)
         mean, _ = gaussian.posterior(schedule, found.x0, state.x, t, s)
         std = jnp.where(s > 0, jnp.sqrt(variance(found, state, t, s)), 0.0)
         return State(mean + std * noise(keys, t, state.x), found.x0, s)
@@ -81,12 +85,18 @@ def ddim(schedule: Schedule, denoise: Denoiser, *, eta: float = 0.0, noise: Nois
     `ancestral` with mix 0.
 
     Args:
-        eta: a number in [0, 1], or a traced scalar.
+        eta: a number in [0, 1], or a traced scalar, of which NaN comes outside.
         noise: where z comes from.
+
+    Raises:
+        ValueError: if eta is a number outside [0, 1].
     """
+    gaussian.check_share("eta", eta)
+    if isinstance(eta, jax.Array):
+        eta = jnp.where((eta >= 0) & (eta <= 1), eta, jnp.nan)
 
     def step(keys, state, t, s):
-        found = denoise(state.x, t)
+        found = gaussian.denoised(denoise, state.x, t)
         signal_s, noise_s = at(schedule.signal, s, state.x), at(schedule.noise, s, state.x)
         fresh = gaussian.fresh_noise(schedule, t, s, state.x)
         random = noise_s * jnp.asarray(eta, state.x.dtype)

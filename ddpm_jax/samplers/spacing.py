@@ -5,6 +5,8 @@ from typing import Literal
 
 import numpy as np
 
+from ddpm_jax.schedules import check_steps
+
 Spacing = Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic"]
 
 
@@ -18,8 +20,10 @@ def times(T: int, steps: int, *, spacing: Spacing = "uniform") -> np.ndarray:
             dense near the data (DDIM, appendix D.2).
 
     Raises:
-        ValueError: if steps is not in 1..T, the spacing is unknown, or "ddim" cannot give that many.
+        ValueError: if T is not an integer of at least 1, steps is not in 1..T, the spacing is unknown, or "ddim" cannot
+            give that many.
     """
+    check_steps(T)
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= T:
         raise ValueError(f"steps must be an integer in 1..T = {T}, got {steps!r}")
     i = np.arange(steps)
@@ -52,10 +56,11 @@ def section_times(T: int, counts: Sequence[int]) -> np.ndarray:
         counts: how many times from each section, the data's side first; a section may have none.
 
     Raises:
-        ValueError: if a section has fewer steps than asked of it, or no time is left at all.
+        ValueError: if a section has fewer steps than asked of it, no time is left at all, or a count is not one.
     """
-    if not any(count > 0 for count in counts):
-        raise ValueError(f"counts must ask for at least one time, got {list(counts)}")
+    check_steps(T)
+    if any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0 for n in counts) or not any(counts):
+        raise ValueError(f"counts must be integers of at least 0, and ask for at least one time, got {list(counts)}")
     size, extra = divmod(T, len(counts))
     start, chosen = 0, set()
     for i, count in enumerate(counts):
