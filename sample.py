@@ -30,7 +30,7 @@ class Arguments:
     start: int = 0
     """The first image's index."""
     out: str | None = None
-    """Folder for samples.npz, images/, grid.png and manifest.json (default: samples/STEP-seedSEED in the run)."""
+    """Folder for samples.npz, images/, grid.png and manifest.json (default: one in RUN/samples named by this call)."""
     format: Literal["source", "npz", "png", "jpg", "webp", "bmp", "tiff", "npy"] = "source"
     """Files in images/ beside samples.npz, one an image: as those of the training folder, none (npz), or this."""
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
@@ -82,7 +82,8 @@ def draw(args: Arguments) -> int:
     if edit and args.trajectory:
         raise ValueError("--trajectory shows chains from noise: leave it out with --inpaint, --init and --between")
     format = file_format(model, args.format)
-    out = pathlib.Path(args.out) if args.out else model.workdir / "samples" / f"{model.step}-seed{args.seed}"
+    made = (edit or model).manifest() | {"seed": args.seed, "start": args.start, "num": args.num}
+    out = pathlib.Path(args.out) if args.out else model.workdir / "samples" / named_by(made)
     if process.first():
         out.mkdir(parents=True, exist_ok=True)
     print(f"{model.describe()}; images {args.start}..{args.start + args.num - 1} of seed {args.seed}", flush=True)
@@ -91,12 +92,23 @@ def draw(args: Arguments) -> int:
     drawn = images(edit or model, args)
     seconds = time.perf_counter() - begun
     if process.first():
-        write(model, args, drawn, out, (edit or model).manifest())
+        write(model, drawn, out, made)
         write_files(out / "images", drawn, args.start, format)
     print(f"{len(drawn)} images in {seconds:.1f} s, compilation included: {out / 'grid.png'}")
     if args.trajectory:
         trajectory(model, args, drawn, out)
+    elif process.first() and (out / "trajectory.gif").exists():
+        print(f"note: {out} also holds a trajectory, which is of an earlier call")
     return 0
+
+
+def named_by(made: dict) -> str:
+    """A folder's name that no other call has: checkpoint, seed, sampler, and a hash of all that decides the images."""
+    from ddpm_jax.evaluate import protocol
+
+    decides = {name: value for name, value in made.items() if name not in ("machine", "versions")}
+    how = made["sampling"]
+    return f"{made['step']}-seed{made['seed']}-{how['sampler']}-{how['steps']}-{protocol.identity(decides)}"
 
 
 def file_format(model, asked: str) -> str:
@@ -138,18 +150,13 @@ def write_files(folder: pathlib.Path, drawn, start: int, format: str) -> None:
         print(f"note: {folder} holds {others} other files, of other calls")
 
 
-def write(model, args: Arguments, drawn, out: pathlib.Path, made: dict) -> None:
+def write(model, drawn, out: pathlib.Path, made: dict) -> None:
     """Writes the images, a grid of them, and what says how they came about."""
     import numpy as np
 
     from ddpm_jax import data, runs
 
-    manifest = made | {
-        "seed": args.seed,
-        "start": args.start,
-        "num": args.num,
-        "sha256": [runs.image_hash(image) for image in drawn],
-    }
+    manifest = made | {"sha256": [runs.image_hash(image) for image in drawn]}
     np.savez(out / "samples.npz", arr_0=drawn)
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in manifest.items())
     (out / "manifest.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")

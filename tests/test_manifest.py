@@ -1,9 +1,12 @@
 """The manifest of samples: what is needed to make them again, or an error that names the file."""
 
 import json
+import shutil
 
 import pytest
+from programs import run
 
+import sample
 from ddpm_jax import runs
 
 MANIFEST = {
@@ -44,3 +47,33 @@ def test_what_is_no_manifest_is_named(tmp_path, text, said):
     path.write_text(text)
     with pytest.raises(ValueError, match=f"manifest.json.*{said}"):
         runs.read_manifest(path)
+
+
+def test_no_two_calls_share_a_folder_that_nobody_named(run_folder, tmp_path):
+    """Neither their manifests nor what lies beside: the second call would leave one beside the other's trajectory."""
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    call = "sample.py", folder, "--num", 1, "--sampler", "ddim", "--steps", 4
+    run(*call, "--trajectory")
+    (first,) = (folder / "samples").iterdir()
+    assert first.name.startswith("3-seed0-ddim-4-") and (first / "trajectory.gif").exists()
+    run(*call, "--eta", 0.5)
+    (second,) = {*(folder / "samples").iterdir()} - {first}
+    assert runs.read_manifest(first / "manifest.json")["sampling"]["eta"] == 0
+    assert runs.read_manifest(second / "manifest.json")["sampling"]["eta"] == 0.5
+    assert not (second / "trajectory.gif").exists()
+    again = run(*call).stdout  # the first call, in its own folder
+    assert len([*(folder / "samples").iterdir()]) == 2
+    assert f"note: {first} also holds a trajectory, which is of an earlier call" in again
+
+
+def test_a_folder_is_named_by_all_that_decides_images_and_nothing_else():
+    made = MANIFEST | {"sampling": {"sampler": "unipc", "steps": 5}, "asked": {"labels": []}, "versions": {"jax": "1"}}
+    name = sample.named_by(made)
+    assert name.startswith("30-seed5-unipc-5-")
+    others = [
+        {"seed": 6}, {"start": 1}, {"num": 3}, {"weights": "raw"}, {"fingerprint": "sha256:9"}, {"step": 31},
+        {"sampling": made["sampling"] | {"order": 3}}, {"asked": {"labels": [1]}}, {"edit": {"flags": {}}},
+        {"x0_errors": "sha256:1"},
+    ]  # fmt: skip
+    assert len({name, *(sample.named_by(made | other) for other in others)}) == len(others) + 1
+    assert sample.named_by(made | {"machine": {"kind": "another"}, "versions": {}}) == name
