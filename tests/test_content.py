@@ -56,12 +56,17 @@ def one_label(folder):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def began(tmp_path_factory):
+    """The folder of a run of one step, and what was shown."""
     home = tmp_path_factory.mktemp("content")
     pictures(home / "pictures", "cat", "cow", "dog")
     (home / "small.py").write_text(SMALL.format(folder=home / "pictures"))
-    run("train.py", home / "small.py", "--workdir", home / "run", preview=False)
-    return home
+    return home, run("train.py", home / "small.py", "--workdir", home / "run", preview=False).stdout
+
+
+@pytest.fixture(scope="module")
+def trained(began):
+    return began[0]
 
 
 def again(trained, status=0, steps=1, *flags):
@@ -108,6 +113,13 @@ def test_a_run_goes_on_with_its_images_in_memory_or_not(trained):
     assert (
         data["images"] == 19 and set(data) == {"images", "pixels", "labels"} and set(data["pixels"]) == {"some", "all"}
     )
+
+
+def test_a_label_without_a_training_image_is_named_and_not_drawn(began):
+    home, shown = began
+    assert "warning: no training image of 1, which are not learned: 3\n" in shown
+    refused = run("sample.py", home / "run", "--labels", "cat,3", "--num", 1, status=2).stderr
+    assert "the label '3' is asked for, and none of this run's training images had it" in refused
 
 
 class Counted:

@@ -109,6 +109,17 @@ def test_with_leave_to_skip_it_trains_and_samples(home, trained):
         assert drawn["arr_0"].shape == (3, 8, 8, 3)
 
 
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_few_images_are_enough_to_try_a_set_up(tmp_path, count):
+    np.save(tmp_path / "few.npy", noise(count, 8, 8, 3))
+    (tmp_path / "few.py").write_text(SMALL.format(folder="").replace("folder:", f"npy:{tmp_path / 'few.npy'}"))
+    flags = ("--workdir", tmp_path / "run", "--sample-every", 2, "--data.held-out", 0.1)
+    shown = run("train.py", tmp_path / "few.py", *flags)
+    assert "bits/dim (1 image, so no error bar, estimated bound)" in shown.stdout
+    assert "nan" not in shown.stdout and "Warning" not in shown.stderr
+    assert ("the one image is both" in shown.stdout) == (count == 1)
+
+
 def test_a_log_that_a_kill_tore_is_mended_and_another_damage_is_named(home, trained):
     path = home / "run" / "metrics.jsonl"
     whole = log.read(path)

@@ -4,10 +4,12 @@ import dataclasses
 import io
 import os
 import re
+import shutil
 import struct
 import sys
 import time
 import tracemalloc
+import warnings
 import zlib
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from PIL import Image
 
 from ddpm_jax import config as configs
 from ddpm_jax import data
+from ddpm_jax.data import records
 from ddpm_jax.data.files import decoded, fitted
 from ddpm_jax.data.survey import survey
 
@@ -106,6 +109,17 @@ def test_lossy_formats_are_close(tmp_path):
         assert np.abs(image.astype(int) - slope).max() <= 8
 
 
+def test_of_a_cameras_file_of_several_pictures_the_first_is_read(tmp_path):
+    first, second = (np.full((16, 16, 3), value, np.uint8) for value in (40, 200))
+    Image.fromarray(first).save(
+        tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.fromarray(second)], quality=95
+    )
+    with Image.open(tmp_path / "a.jpg") as file:
+        assert (file.format, file.n_frames) == ("MPO", 2)
+    image = decoded(tmp_path / "a.jpg")
+    assert (image.format, image.mode) == ("JPEG", "RGB") and np.abs(image.pixels.astype(int) - 40).max() <= 2
+
+
 def test_the_content_counts_and_not_the_extension(tmp_path):
     pixels = noise(5, 5, 3)
     (tmp_path / "a.jpg").write_bytes(encoded(pixels, "PNG"))
@@ -153,17 +167,54 @@ def test_folders_named_by_numbers_are_in_their_order(tmp_path):
     np.testing.assert_array_equal(images.train_labels, images.train[:, 0, 0, 0])
 
 
-@pytest.mark.parametrize("held", ["test", "val", "validation"])
-def test_folders_that_divide_are_no_labels(tmp_path, held):
+@pytest.mark.parametrize(
+    ("train", "held"),
+    [
+        ("train", "test"), ("train", "val"), ("train", "validation"), ("train", "valid"), ("Train", "Test"),
+        ("TRAINING", "Testing"), ("train", "dev"), ("train2017", "val2017"), ("train_images", "test-set"),
+        ("trainset", "held_out"), ("train", "Eval"),
+    ],
+)  # fmt: skip
+def test_folders_that_divide_are_no_labels(tmp_path, train, held):
     for i in range(9):
-        part = (held, "train", "train")[i % 3]
+        part = (held, train, train)[i % 3]
         put(tmp_path / part / "xyz"[i // 3] / f"{i}.png", np.full((2, 2, 3), i, np.uint8))
     images, report = reported(tmp_path, held_out=0.9)
     assert images.test[:, 0, 0, 0].tolist() == [0, 3, 6]
     assert images.train[:, 0, 0, 0].tolist() == [1, 2, 4, 5, 7, 8]
     assert images.train_labels is not None and images.test_labels is not None
     assert (images.train_labels.tolist(), images.test_labels.tolist()) == ([0, 0, 1, 1, 2, 2], [0, 1, 2])
-    assert f"6 training and 3 held-out images: train/ and {held}/" in report
+    assert f"6 training and 3 held-out images: {train}/ and {held}/" in report
+
+
+def test_a_folder_that_may_be_a_split_is_not_taken_for_a_label(tmp_path):
+    pixels = noise(2, 2, 3)
+    for top in ("train", "Lernen"):
+        for name in ("cat", "dog", "cow"):
+            put(tmp_path / top / name / "a.png", pixels)
+    told = r"train/ and Lernen/ both have sub-folders cat, cow, dog: if the two divide the images, call them"
+    with pytest.raises(ValueError, match=told):
+        data.load(f"folder:{tmp_path}")
+    (tmp_path / "train").rename(tmp_path / "Validation")
+    with pytest.raises(ValueError, match=r"Validation/ and Lernen/ both have sub-folders"):
+        data.load(f"folder:{tmp_path}")
+    # no name says which is what: the report asks
+    (tmp_path / "Validation").rename(tmp_path / "Pr\u00fcfen")
+    images, report = reported(tmp_path)
+    assert images.label_names == ("Lernen", "Pr\u00fcfen")
+    assert "all have the sub-folders cat, cow, dog: if they divide the images, call them train/ and test/" in report
+    shutil.rmtree(tmp_path / "Pr\u00fcfen" / "cow")
+    assert "if they divide" not in reported(tmp_path)[1]
+
+
+def test_labels_are_found_in_the_one_split_that_there_is(tmp_path):
+    for name in ("cat", "dog"):
+        for i in range(4):
+            put(tmp_path / "train" / name / f"{i}.png", noise(2, 2, 3))
+    assert data.load(f"folder:{tmp_path}").label_names == ("cat", "dog")
+    for name in ("training", "express"):  # kinds of trains, beside none that is held out
+        put(tmp_path / "trains" / name / "0.png", noise(2, 2, 3))
+    assert data.load(f"folder:{tmp_path / 'trains'}").label_names == ("express", "training")
 
 
 def test_splits_that_are_not_clear_are_refused(tmp_path):
@@ -175,12 +226,51 @@ def test_splits_that_are_not_clear_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"1 images lie outside of train/ and test/: bus/a\.png; move them"):
         data.load(f"folder:{tmp_path}")
     (tmp_path / "bus").rename(tmp_path / "val")
-    with pytest.raises(ValueError, match="test/, val/ beside train/; keep one of them"):
+    with pytest.raises(ValueError, match="test/, val/ beside train/; keep one of them to train on and one to be"):
         data.load(f"folder:{tmp_path}")
     (tmp_path / "val" / "a.png").unlink()
     (tmp_path / "test" / "a.png").write_bytes(b"")
     with pytest.raises(ValueError, match="no usable images in test/"):
         data.load(f"folder:{tmp_path}", skip_bad=True)
+
+
+# Names that look alike
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_names_that_look_alike_are_one_label(tmp_path):
+    for part, name in (("train", COMPOSED), ("test", DECOMPOSED), ("train", "tea"), ("test", "tea")):
+        put(tmp_path / part / name / "0.png", noise(2, 2, 3))
+    images, report = reported(tmp_path)
+    assert images.label_names == (COMPOSED, "tea") and f"by sub-folder: 2 ({COMPOSED}, tea)" in report
+    assert images.train_labels is not None and images.test_labels is not None
+    assert images.train_labels.tolist() == images.test_labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_a_table_names_a_file_in_either_form(tmp_path, on_disk, in_table):
+    for name in (on_disk, "tea"):
+        put(tmp_path / f"{name}.png", noise(2, 2, 3))
+    (tmp_path / "a.csv").write_text(f"file,label\n{in_table}.png,hot {in_table}\ntea.png,hot {on_disk}\n", "utf-8")
+    assert data.load(f"folder:{tmp_path}").label_names == (f"hot {COMPOSED}",)
+    if on_disk == COMPOSED:  # two files of names that look alike are told apart by their bytes
+        put(tmp_path / f"{in_table}.png", noise(2, 2, 3))
+        with pytest.raises(ValueError, match=f"1 images have no label in any table.*\n  {COMPOSED}.png"):
+            data.load(f"folder:{tmp_path}")
+
+
+def test_what_moves_a_cursor_is_escaped_wherever_a_folder_is_spoken_of(tmp_path):
+    escape = "\x1b[31m"
+    put(tmp_path / "pictures" / f"cat{escape}" / "0.png", noise(2, 2, 3))
+    put(tmp_path / "pictures" / "dog" / "0.png", noise(2, 2, 3))
+    _, report = reported(tmp_path / "pictures")
+    assert escape not in report and r"'cat\x1b[31m'" in report
+    for header, row in ((f"fil{escape},label", "0.png,a"), ("file,label", f"{escape}.png,a"), ("file,label", "a,b,c")):
+        (tmp_path / "pictures" / f"a{escape}.csv").write_text(f"{header}\n{row}\n")
+        with pytest.raises(ValueError, match=r"x1b\[31m") as error:
+            data.load(f"folder:{tmp_path / 'pictures'}")
+        assert escape not in str(error.value)
 
 
 # A dirty folder
@@ -236,7 +326,10 @@ BAD = {
     "array.npy": (array(noise(8, 8, 5)), "mode uint8 x 5, where RGB"),
     "float.npy": (array(SMALL / 255), r"mode float64 x 3, where RGB"),
     "nan.npy": (array(SMALL * np.nan), r"an array float64 \(8, 8, 3\); 192 of 192 values are not finite"),
-    "long.npy": (array(SMALL.astype(int)), r"an array int64 \(8, 8, 3\); .*image.astype\(numpy.uint8\)"),
+    "long.npy": (
+        array(SMALL.astype(int)),
+        r"an array int64 \(8, 8, 3\); .*array.astype\(numpy.uint8\) keeps integers of 0 to 255, ",
+    ),
     "object.npy": (array(np.array([None])), "not a .npy file, or not a whole one: .*allow_pickle"),
     "flat.npy": (array(SMALL[0, 0]), r"an array uint8 \(3,\); expected one image, \[H, W, C\]"),
     "none.npy": (array(SMALL[:0]), r"an array uint8 \(0, 8, 3\); expected one image"),
@@ -317,27 +410,47 @@ def test_folders_without_images_are_refused(tmp_path):
         data.load(f"folder:{tmp_path / 'nowhere'}")
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path):
+def test_links_lead_nowhere_out_or_in_circles(tmp_path):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
     for i in range(3):
-        put(tmp_path / "elsewhere" / f"{i}.png", np.full((2, 2, 3), i, np.uint8))
-    root = tmp_path / "root"
-    root.mkdir()
-    (root / "linked").symlink_to(tmp_path / "elsewhere")
-    (root / "one.png").symlink_to(tmp_path / "elsewhere" / "0.png")
-    assert len(survey(root, "links").good()) == 4
-    (tmp_path / "elsewhere" / "up").symlink_to(root)
+        put(root / "here" / f"{i}.png", np.full((2, 2, 3), i, np.uint8))
+    put(elsewhere / "secret.png", np.zeros((2, 2, 3), np.uint8))
+    (root / "linked").symlink_to(root / "here")
+    (root / "one.png").symlink_to(root / "here" / "0.png")
+    assert len(survey(root, "links").good()) == 7
+    (root / "here" / "up").symlink_to(root)
+    (root / "out").symlink_to(elsewhere)
+    (root / "out.png").symlink_to(elsewhere / "secret.png")
+    (root / "labels.csv").symlink_to(elsewhere / "secret.png")
     (root / "broken.png").symlink_to(tmp_path / "nothing")
     (root / "self.png").symlink_to(root / "self.png")
     (root / "broken").symlink_to(tmp_path / "nothing")
     os.mkfifo(root / "pipe.png")  # to open it would be to wait for ever
+    os.mkfifo(root / "pipe.csv")
     found = survey(root, "links")
     assert {file.path: file.bad.split(":")[0] for file in found.bad()} == {
-        "linked/up/": "a link to a folder that it is in",
         "broken.png": "a link that leads nowhere",
         "self.png": "a link that leads nowhere",
-        "pipe.png": "not a regular file",
     }
-    assert (len(found.good()), found.others) == (4, {"without extension": 1})
+    out = f"a link out of the folder, to {elsewhere}"
+    copy = "; a copy in its place would be read"
+    assert found.skipped == (
+        "here/up: a link to a folder that it is in",
+        f"labels.csv: {out}/secret.png{copy}",
+        "linked/up: a link to a folder that it is in",
+        f"out.png: {out}/secret.png{copy}",
+        f"out: {out}{copy}",
+        "pipe.csv: a pipe, a socket or a device",
+        "pipe.png: a pipe, a socket or a device",
+    )
+    assert (len(found.good()), found.others, found.tables) == (7, {"without extension": 1}, ())
+    assert "skipped   7 that are no files of the folder\n  here/up: a link" in "\n".join(found.lines())
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "images").symlink_to(root)
+    with pytest.raises(ValueError, match=r"no images: .*; skipped were\n  images: a link out of the folder, to "):
+        data.load(f"folder:{tmp_path / 'all'}")
+    (tmp_path / "link").symlink_to(root / "here")  # the folder itself may be one
+    assert len(survey(tmp_path / "link", "link").good()) == 3
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -354,9 +467,10 @@ def test_what_may_not_be_read_is_named(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file whose reading fails")
 def test_files_that_fail_while_they_are_read_are_named(tmp_path):
-    (tmp_path / "a.png").symlink_to("/proc/self/mem")
-    (tmp_path / "a.npy").symlink_to("/proc/self/mem")
-    assert len(survey(tmp_path, "broken").bad()) == 2
+    for name in ("a.png", "a.npy"):
+        (tmp_path / name).symlink_to("/proc/self/mem")
+        with pytest.raises(ValueError, match=r"empty|cannot be opened|not an image"):
+            decoded(tmp_path / name)
 
 
 def test_names_that_are_no_text_can_be_printed(tmp_path):
@@ -406,9 +520,22 @@ def test_too_many_pixels_are_bad_and_no_warning(tmp_path, monkeypatch):
         put(tmp_path / f"{side}.png", noise(side, side, 3))
     found = survey(tmp_path, "large")
     assert [(file.path, file.bad.split(":")[0]) for file in found.bad()] == [
-        ("12.png", "too large"),
+        ("12.png", "too large to be decoded"),
         ("20.png", "too large to be decoded"),
     ]
+    assert found.bad()[0].bad == "too large to be decoded: 12x12, and 100 pixels are the most"
+
+
+@pytest.mark.parametrize("side", [12_000, 16_000, 2**31 - 1])
+def test_images_that_are_too_large_are_not_decoded(tmp_path, side):
+    """They hold no pixels at all: who decoded them would say so."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(png)
+    assert "too large to be decoded" in survey(tmp_path, "large").bad()[0].bad
+    with pytest.raises(ValueError if side == 12_000 else Image.DecompressionBombError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        records.decoded(png, 3, np.dtype(np.uint8))
 
 
 def test_a_header_that_claims_much_costs_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """Rate and distortion against closed forms, copies that were planted, and a report that holds what the files hold."""
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -280,6 +281,26 @@ def test_a_bar_does_not_end_a_cell(tmp_path):
     card = report.Card(tmp_path)
     card.table(("field", "here"), [("data.source", "npz:a|b.npz"), ("steps", 3)])
     assert card.parts == ["| field | here |\n|---|---|\n| data.source | npz:a\\|b.npz |\n| steps | 3 |"]
+
+
+def test_names_and_texts_are_neither_markup_nor_code(tmp_path):
+    card = report.Card(tmp_path)
+    card.table(("name",), [("<img src=x onerror=y>|\x1b[2J\n# b",)])
+    data.write_png(tmp_path / "a.png", np.zeros((1, 1, 1), np.uint8))
+    card.picture(tmp_path / "a.png", "<b>: ```c")
+    assert card.parts == [
+        "| name |\n|---|\n| '&lt;img src=x onerror=y&gt;\\|\\x1b[2J\\n# b' |",
+        "![&lt;b&gt;](a.png)",
+        "&lt;b&gt;: ```c",
+    ]
+    assert report.fenced("text", "a\n```\n<b>\n````\n") == "`````text\na\n```\n<b>\n````\n`````"
+    line = protocol.line(protocol.Number("x", 1.0, math.nan, {"asked": "labels a | n=9", "data": "b | n=8", "n": 7}))
+    assert line == "x 1 | asked=labels a \\| n=9 | b \\| n=8 | n=7"
+
+
+def test_a_bound_of_one_image_has_no_error_bar():
+    row = {"step": 3, "held_out_loss": 0.25, "held_out_bits_per_dim": 4.321, "held_out_bits_per_dim_se": None}
+    assert ("held-out bits/dim", "4.321, estimated bound at step 3") in report.summary([row])
 
 
 def test_without_matplotlib_the_report_is_written_and_says_so(finished, tmp_path, capsys, monkeypatch):

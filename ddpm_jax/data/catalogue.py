@@ -29,6 +29,7 @@ from ddpm_jax.data.files import finite, fitted
 from ddpm_jax.data.images import Range, range_of
 from ddpm_jax.data.reader import Reader, checked_range, divided
 from ddpm_jax.data.records import Records, TFRecords, check_classes, decoded, image_feature, only
+from ddpm_jax.data.survey import listed
 
 ADDRESS = re.compile(
     r"tfds:(?P<name>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?(#(?P<splits>[^@,]+(,[^@,]+)?))?(@(?P<home>.+))?"
@@ -88,7 +89,7 @@ def parts(
     for split in (train, *test):
         if re.split(r"[\[+]", split)[0] not in (*there, "all"):
             raise ValueError(
-                f"{source}: no split {split!r}; there are {', '.join(there)}: name those to train and to test on, as "
+                f"{source}: no split {split!r}; there are {listed(there)}: name those to train and to test on, as "
                 f"in tfds:{told.name}#{there[0]}"
             )
     first = Split(builder, source, train, levels, given, size)
@@ -126,7 +127,7 @@ def located(told: Address) -> Path:
         raise FileNotFoundError(f"{top}: no version {told.version}; there are {', '.join(versions)}")
     configs = sorted(child.name for child in top.iterdir() if _versions(child)) if top.is_dir() else []
     if configs and not told.config:
-        raise ValueError(f"{top} has the configs {', '.join(configs)}: name one, as in tfds:{told.name}/{configs[0]}")
+        raise ValueError(f"{top} has the configs {listed(configs)}: name one, as in tfds:{told.name}/{configs[0]}")
     raise FileNotFoundError(_not_prepared(told))
 
 
@@ -342,7 +343,7 @@ def _not_prepared(told: Address) -> str:
         return f"{'/'.join(filter(None, told[:2]))} is not prepared in {told.home}. This prepares it, once: {command}"
     there = sorted(child.name for child in told.home.iterdir() if child.is_dir()) if told.home.is_dir() else []
     return (
-        f"{told.home}: no data set {told.name}; there are {', '.join(there) or 'none'}. This makes one of images in a "
+        f"{told.home}: no data set {told.name}; there are {listed(there) or 'none'}. This makes one of images in a "
         f"folder: python -m ddpm_jax.data prepare folder:PATH --name {told.name} --out {shlex.quote(str(told.home))}"
     )
 

@@ -5,9 +5,10 @@ Colours are never converted and bits never dropped.  What Pillow would convert o
 """
 
 import io
+import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -16,10 +17,12 @@ import numpy as np
 from ddpm_jax.data.images import Range
 
 if TYPE_CHECKING:
+    from numpy.lib.npyio import NpzFile
     from PIL import Image
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow's names
+TYPES = ("u1", "u2", "f2", "f4", "f8")  # numpy's, of arrays that are images
 MODES = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "I;16": 1}  # the modes that are read, and their channels
 SIXTEEN = "which would be cut to 8 bits: save it as a .npy file, uint16 [H, W, C]"
 
@@ -180,9 +183,8 @@ def _array(file: BinaryIO) -> Decoded:
     except Exception as error:  # a damaged header is read as Python and fails as Python does, in any way
         raise ValueError(f"not a .npy file, or not a whole one: {_one_line(error)}") from error
     what = f"an array {pixels.dtype} {pixels.shape}"
-    if pixels.dtype.str[1:] not in ("u1", "u2", "f2", "f4", "f8"):
-        advice = "integers 0 .. levels - 1 can be saved with image.astype(numpy.uint8)"
-        raise ValueError(f"{what}; expected uint8, uint16 or floating point: {advice}")
+    if pixels.dtype.str[1:] not in TYPES:
+        raise ValueError(f"{what}; expected uint8, uint16 or floating point: {retyped(pixels.dtype)}")
     if pixels.ndim not in (2, 3, 4) or pixels.size == 0:
         raise ValueError(
             f"{what}; expected one image, [H, W, C], or [H, W] for one channel, or one volume, [D, H, W, C]"
@@ -210,6 +212,51 @@ def finite(what: str, array: np.ndarray) -> np.ndarray:
     return floats
 
 
+def retyped(dtype: np.dtype) -> str:
+    """What to do with an array of a type that is not read, so that it keeps its values."""
+    if dtype.kind not in "biu":
+        return "array.astype(numpy.float32) of real numbers"
+    return (
+        "array.astype(numpy.uint8) keeps integers of 0 to 255, numpy.uint16 those of 0 to 65535, and numpy.float32, "
+        "with --data.range LOWEST HIGHEST, negative ones too"
+    )
+
+
+def declared(archive: "Mapping[str, np.ndarray] | NpzFile", key: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an array, in an .npz file from its header: nothing of it is decompressed.
+
+    Raises:
+        ValueError: if it is no array; of damage, any error.
+    """
+    zipped = getattr(archive, "zip", None)
+    if zipped is None:
+        return archive[key].shape, archive[key].dtype
+    if f"{key}.npy" not in zipped.namelist():
+        raise ValueError("not an array")
+    with zipped.open(f"{key}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    return shape, dtype
+
+
+def check_room(what: str, size: int) -> None:
+    """Raises a ValueError if so many bytes are more than this machine has memory; the text begins with `what`."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise ValueError(f"{what}: {size / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB of memory")
+
+
+def too_large(sides: Sequence[int]) -> str:
+    """Why an image of this height and width is not decoded: Pillow's limit against decompression bombs; "" if it is."""
+    from PIL import Image
+
+    most = Image.MAX_IMAGE_PIXELS
+    if most is None or math.prod(sides) <= most:
+        return ""
+    return f"too large to be decoded: {'x'.join(map(str, sides))}, and {most:,} pixels are the most"
+
+
 def channels_first(shape: Sequence[int]) -> bool:
     """Whether an image of this shape, [a, b, c] or [a, b, c, d], is likely to have its channels in front."""
     return shape[0] in (1, 3) and min(shape[1:]) > 5
@@ -225,7 +272,7 @@ def _picture(file: BinaryIO) -> Decoded:
             refusal = _refusal(image, head)
             if not refusal:
                 turned, pixels = _upright(image)
-                return Decoded(image.format or "", _mode(image), turned, pixels)
+                return Decoded((image.format or "").replace("MPO", "JPEG"), _mode(image), turned, pixels)
     except UnidentifiedImageError:
         refusal = f"not an image, or a damaged one (none of {', '.join(FORMATS)})"
     except Image.DecompressionBombError as error:
@@ -237,11 +284,14 @@ def _picture(file: BinaryIO) -> Decoded:
 
 def _refusal(image: "Image.Image", head: bytes) -> str:
     """Why a picture that Pillow can read is not taken; "" if it is."""
+    refusal = too_large((image.height, image.width))
+    if refusal:
+        return refusal
     frames, tags, channels = getattr(image, "n_frames", 1), getattr(image, "tag_v2", {}), len(image.getbands())
     bits = max(np.atleast_1d(tags.get(BITS_PER_SAMPLE, 1)))
     if image.format == "PNG" and head[12:16] == b"IHDR":
         bits = head[24]
-    if frames > 1:
+    if frames > 1 and image.format != "MPO":  # cameras add previews and depths to the JPEG that a file begins with
         return f"animated, or several images in one file: {frames} frames; expected one image"
     if image.mode in ("P", "PA"):
         return f"mode {image.mode}, a palette: convert it to RGB (or L, if it is grey)"

@@ -1,7 +1,8 @@
 """Images in a folder: "folder:PATH".
 
     cats/train/tabby/1.png          labels are the first-level sub-folders, or stand in a .csv file beside them
-    cats/test/tabby/2.png           train/ and test/ (or val/, validation/), if both are there, divide the images
+    cats/test/tabby/2.png           train/ and test/, if both are there, divide the images: also Training/ or train2017/
+                                    and val/, valid/, validation/, testing/, dev/, eval/ or holdout/, in any case
 
 A report says what is in the folder, and what will be done to it, before anything is compiled.
 """
@@ -10,6 +11,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,9 +19,18 @@ from ddpm_jax.data import labels
 from ddpm_jax.data.files import EXTENSIONS, decoded, fitted
 from ddpm_jax.data.images import Range, range_of
 from ddpm_jax.data.reader import Part, Progress, Reader, checked_range, divided
-from ddpm_jax.data.survey import File, Survey, counted, indented, listed, reasons, shown, sized, survey
+from ddpm_jax.data.survey import File, Survey, counted, indented, listed, reasons, role, shown, sized, survey
 
-HELD_OUT = ("test", "val", "validation")
+
+class Split(NamedTuple):
+    """Sub-folders that divide the images into those to train on and those held out, "" where there is none.
+
+    named: whether the sub-folders of all images are named after splits, and so are no labels.
+    """
+
+    train: str = ""
+    held_out: str = ""
+    named: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,14 +57,15 @@ class Folder:
 
     def __getitem__(self, i: int) -> np.ndarray:
         file = self.files[i]
+        where = shown(str(self.root / file.path))
         try:
             image = decoded(self.root / file.path)
         except ValueError as error:
-            raise ValueError(f"{self.root / file.path}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
         if (image.mode, image.pixels.shape) != (file.mode, file.shape):
             raise ValueError(
-                f"{self.root / file.path}: was {file.mode} {file.shape} when the folder was looked through, and is "
-                f"{image.mode} {image.pixels.shape}; do not change files that are in use"
+                f"{where}: was {file.mode} {file.shape} when the folder was looked through, and is {image.mode} "
+                f"{image.pixels.shape}; do not change files that are in use"
             )
         return fitted(image.pixels, image.mode, self.shape[:-1], self.levels)
 
@@ -88,22 +100,30 @@ def parts(
     _check(found, path, skip_bad)
     split = _split(found)
     good = found.good()
-    told = labels.of_files(path, [f.path for f in good], [f.path for f in found.files], found.tables, split)
+    told = labels.of_files(path, [f.path for f in good], [f.path for f in found.files], found.tables, split.named)
     shape, dtype = (*(size or good[0].shape[:-1]), good[0].shape[-1]), np.dtype(good[0].dtype)
     scale = _range(path, good, levels, range_of(value_range)) if dtype.kind == "f" else _levels(good, dtype, levels)
     if dtype.kind != "f" and len(value_range):
         raise ValueError(f"{path}: images of type {dtype} have levels; a range is for floating-point images")
     format = Counter(file.format for file in good).most_common(1)[0][0].lower().replace("jpeg", "jpg")
     every = Folder(name, path, good, shape, dtype, scale, told.labels, told.names, told.captions, format)
-    if split:
-        first = np.array([file.path.startswith(f"{split[0]}/") for file in good])
+    if split.held_out:
+        first = np.array([file.path.startswith(f"{split.train}/") for file in good])
         train, test = Part(every, np.flatnonzero(first)), Part(every, np.flatnonzero(~first))
         if not len(train) or not len(test):
-            raise ValueError(f"{path}: no usable images in {split[0] if not len(train) else split[1]}/")
+            raise ValueError(f"{path}: no usable images in {shown(split.held_out if len(train) else split.train)}/")
     else:
         train, test = divided(every, held_out)
-    how = f"{split[0]}/ and {split[1]}/" if split else f"held_out={held_out} of a fixed permutation"
-    _say(report, [*told.lines, f"split     {len(train):,} training and {len(test):,} held-out images: {how}"])
+    how = "the one image is both" if len(every) == 1 else f"held_out={held_out} of a fixed permutation"
+    how = f"{shown(split.train)}/ and {shown(split.held_out)}/" if split.held_out else how
+    _say(
+        report,
+        [
+            *told.lines,
+            *_doubts(found, split),
+            f"split     {len(train):,} training and {len(test):,} held-out images: {how}",
+        ],
+    )
     return train, test
 
 
@@ -131,6 +151,7 @@ def _check(found: Survey, path: Path, skip_bad: bool) -> None:
     good, bad = found.good(), found.bad()
     if not found.files:
         there = f"; found {counted(Counter(found.others))}" if found.others else ", and no other files"
+        there += f"; skipped were{indented(found.skipped)}" if found.skipped else ""
         raise ValueError(f"{path}: no images: looked for {', '.join(EXTENSIONS)} in it and its sub-folders{there}")
     if bad and not skip_bad:
         raise ValueError(
@@ -156,21 +177,53 @@ def _check(found: Survey, path: Path, skip_bad: bool) -> None:
         )
 
 
-def _split(found: Survey) -> tuple[str, str] | tuple[()]:
-    """The sub-folders that divide the images into those to train on and those held out; () if there are none."""
-    tops = {file.path.partition("/")[0] for file in found.files if "/" in file.path}
-    held = [name for name in HELD_OUT if name in tops]
-    if "train" not in tops or not held:
-        return ()
-    if len(held) > 1:
-        raise ValueError(f"{found.name}: {'/, '.join(held)}/ beside train/; keep one of them, to be held out")
-    outside = [f.path for f in found.good() if not f.path.startswith(("train/", f"{held[0]}/"))]
-    if outside:
-        raise ValueError(
-            f"{found.name}: {len(outside):,} images lie outside of train/ and {held[0]}/: {listed(outside)}; "
-            "move them into one of the two, or out of the folder"
-        )
-    return "train", held[0]
+def _split(found: Survey) -> Split:
+    """How sub-folders divide the images.
+
+    Raises:
+        ValueError: if their names leave that open; or if one of them is a split's, and another one, which is not, has
+            the same sub-folders, so that a split would be taken for a label.
+    """
+    inner = _inner(found)
+    train, held = ([top for top in inner if role(top) == part] for part in ("train", "held out"))
+    if train and held:
+        if len(train + held) > 2:
+            both = f"{'/, '.join(map(shown, held))}/ beside {'/, '.join(map(shown, train))}/"
+            raise ValueError(f"{found.name}: {both}; keep one of them to train on and one to be held out")
+        outside = [f.path for f in found.good() if not f.path.startswith((f"{train[0]}/", f"{held[0]}/"))]
+        if outside:
+            raise ValueError(
+                f"{found.name}: {len(outside):,} images lie outside of {shown(train[0])}/ and {shown(held[0])}/: "
+                f"{listed(outside)}; move them into one of the two, or out of the folder"
+            )
+        return Split(train[0], held[0], True)
+    for top in train + held:
+        for other in inner:
+            if other != top and inner[other] & inner[top]:
+                same = listed(sorted(inner[top] & inner[other]), 6)
+                raise ValueError(
+                    f"{found.name}: {shown(top)}/ and {shown(other)}/ both have sub-folders {same}: if the two divide "
+                    f"the images, call them train/ and test/; if they are labels, call {shown(top)}/ something else"
+                )
+    alone = len(inner) == 1 and all("/" in file.path for file in found.files)
+    return Split(named=alone and bool(train + held))
+
+
+def _doubts(found: Survey, split: Split) -> list[str]:
+    """A line of the report where labels may be splits in another language: all have the same sub-folders."""
+    first, *others = [*_inner(found).values()] or [set()]
+    if split.named or found.tables or len(first) < 2 or not others or any(inner != first for inner in others):
+        return []
+    same = listed(sorted(first), 6)
+    return [f"          all have the sub-folders {same}: if they divide the images, call them train/ and test/"]
+
+
+def _inner(found: Survey) -> dict[str, set[str]]:
+    """The sub-folders with images, and what sub-folders with images they have."""
+    inner: dict[str, set[str]] = {}
+    for top, *deeper, _ in (file.path.split("/") for file in found.files if "/" in file.path):
+        inner.setdefault(top, set()).update(deeper[:1])
+    return inner
 
 
 def _range(path: Path, files: Sequence[File], levels: int | None, given: Range | None) -> Range:

@@ -5,6 +5,7 @@ A .csv file has a header with the column `file`, a path below the folder that th
 """
 
 import csv
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -38,20 +39,19 @@ class Cell(NamedTuple):
     value: str
 
 
-def of_files(
-    root: Path, paths: Sequence[str], known: Sequence[str], tables: Sequence[str], split: Sequence[str]
-) -> Labels:
+def of_files(root: Path, paths: Sequence[str], known: Sequence[str], tables: Sequence[str], split: bool) -> Labels:
     """The labels and captions of the images at `paths`.
 
     Labels are those of the tables; if no table has any, an image's label is its first-level sub-folder.  They are
-    numbered 0, 1, ... in the order of their names, which is that of numbers if all are numbers.
+    numbered 0, 1, ... in the order of their names, which is that of numbers if all are numbers.  Names that look alike,
+    since their normal form (NFC) is the same, are the same, of labels as of files.
 
     Args:
         root: the folder.
         paths: the images that are used, below it.
         known: the images that a table may name: also those that are left out.
         tables: the .csv files, below it.
-        split: the sub-folders, such as train and test, that divide the images and are no labels.
+        split: whether the first-level sub-folders divide the images, as train and test, and are no labels.
 
     Raises:
         ValueError: if a table cannot be read, names a file that is not there or an image twice, or misses one.
@@ -68,12 +68,12 @@ def of_files(
         lines.append(f"labels    of the column 'label': {_classes(words)}")
     if words is None:
         return Labels(None, (), captions, tuple(lines))
-    names = _ordered(words)
+    names = tuple(dict.fromkeys(map(_normal, _ordered(words))))
     number = {name: i for i, name in enumerate(names)}
-    return Labels(np.array([number[word] for word in words], np.int32), names, captions, tuple(lines))
+    return Labels(np.array([number[_normal(word)] for word in words], np.int32), names, captions, tuple(lines))
 
 
-def _by_folder(paths: Sequence[str], split: Sequence[str]) -> tuple[list[str] | None, str]:
+def _by_folder(paths: Sequence[str], split: bool) -> tuple[list[str] | None, str]:
     inner = [path.split("/", 1)[1] if split else path for path in paths]
     loose = [path for path, rest in zip(paths, inner, strict=True) if "/" not in rest]
     if len(loose) == len(paths):
@@ -85,8 +85,12 @@ def _by_folder(paths: Sequence[str], split: Sequence[str]) -> tuple[list[str] | 
 
 
 def _classes(words: Sequence[str]) -> str:
-    names = _ordered(words)
+    names = list(dict.fromkeys(map(_normal, _ordered(words))))
     return f"{len(names):,} ({listed(names, 6)})"
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def _ordered(words: Sequence[str]) -> tuple[str, ...]:
@@ -113,11 +117,12 @@ def _values(column: str, columns: dict[str, dict[str, Cell]], paths: Sequence[st
 def _columns(root: Path, tables: Sequence[str], known: set[str]) -> dict[str, dict[str, Cell]]:
     """By column and path, what all tables say."""
     columns: dict[str, dict[str, Cell]] = {}
-    absent, twice = [], []
+    absent, twice, alike = [], [], {_normal(path): path for path in known}
     for table in tables:
         folder = table.rpartition("/")[0]
         for where, row in _rows(root, table):
             path = str(Path(folder, row["file"]).as_posix())
+            path = path if path in known else alike.get(_normal(path), path)
             if path not in known:
                 absent.append(f"{where}: {shown(row['file'][:200])}")
             for column in COLUMNS:
@@ -142,13 +147,13 @@ def _rows(root: Path, table: str) -> list[tuple[str, dict[str, str]]]:
             if "file" not in named or len(named) < 2 or any(header.count(name) > 1 for name in ("file", *COLUMNS)):
                 raise ValueError(
                     "expected a header with the columns file and label, file and caption, or all three, found "
-                    f"{','.join(header)[:80] or 'none'}; if it is not about these images, put it elsewhere"
+                    f"{shown(','.join(header)[:80]) or 'none'}; if it is not about these images, put it elsewhere"
                 )
-            rows = [(f"{table}, line {lines.line_num}", row) for row in lines if row]
+            rows = [(f"{shown(table)}, line {lines.line_num}", row) for row in lines if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{root / table}: cannot be read as a table in UTF-8: {error}") from error
+        raise ValueError(f"{shown(str(root / table))}: cannot be read as a table in UTF-8: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{root / table}: {error}") from None
+        raise ValueError(f"{shown(str(root / table))}: {error}") from None
     for where, row in rows:
         if len(row) != len(header):
             raise ValueError(

@@ -147,27 +147,39 @@ Pixels = np.ndarray | Unread
 """Images [N, H, W, C] in memory, or read where they are indexed."""
 
 
-def held_out_indices(what: str, count: int, held_out: float) -> np.ndarray:
-    """Which of `count` images are held out: the last ones of a fixed permutation, at least one, in ascending order.
+def division(what: str, count: int, held_out: float, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `count` images are trained on and which are held out, each in ascending order.
+
+    Held out are the last ones of a fixed permutation, at least one.  The last that training has of a label is not held
+    out: an earlier one of the permutation takes its place, as long as there is one.  A single image is both.
 
     Raises:
         ValueError: if none would be left to train on; it begins with `what`.
     """
+    if count == 1:
+        return np.zeros(1, int), np.zeros(1, int)
     held = max(1, round(held_out * count))
     if held >= count:
         raise ValueError(f"{what} has {count} images; holding out held_out={held_out} of them leaves none to train on")
     # RandomState and not default_rng: numpy promises that its stream never changes.
-    return np.sort(np.random.RandomState(0).permutation(count)[count - held :])
+    order = np.random.RandomState(0).permutation(count)[::-1]
+    if labels is not None and len(np.setdiff1d(labels[order[:held]], labels[order[held:]])):
+        last = np.unique(labels[order][::-1], return_index=True)[1]  # the first of each label in the permutation
+        kept = np.zeros(count, bool)
+        kept[count - 1 - last] = True
+        order = np.concatenate([order[~kept], order[kept]])
+    out = np.sort(order[:held])
+    return np.delete(np.arange(count), out), out
 
 
 def divided(reader: Reader, held_out: float) -> tuple[Part, Part]:
-    """The images to train on and those held out, by the rule of `held_out_indices`; both keep their order.
+    """The images to train on and those held out, by the rule of `division`; both keep their order.
 
     Raises:
         ValueError: if none would be left to train on.
     """
-    out = held_out_indices(reader.name, len(reader), held_out)
-    return Part(reader, np.delete(np.arange(len(reader)), out)), Part(reader, out)
+    train, out = division(reader.name, len(reader), held_out, reader.labels)
+    return Part(reader, train), Part(reader, out)
 
 
 def checked_range(what: str, least: float, most: float, *, levels: int | None, given: Range | None) -> Range:

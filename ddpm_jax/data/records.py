@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ddpm_jax.data.files import too_large
+
 MODES = {("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4), ("I;16", 1)}  # Pillow's mode, and its channels
 
 
@@ -72,6 +74,9 @@ def decoded(encoded: bytes, channels: int, dtype: np.dtype) -> np.ndarray:
     from PIL import Image
 
     with Image.open(io.BytesIO(encoded)) as file:
+        refusal = too_large((file.height, file.width))
+        if refusal:
+            raise ValueError(refusal)
         # as TFDS does: a colour data set may hold files that are grey or have a palette
         picture = file.convert("RGB") if channels == 3 and file.mode in ("L", "P") else file
         pixels, mode = np.asarray(picture), "I;16" if picture.mode.startswith("I;16") else picture.mode

@@ -6,6 +6,7 @@ A file is *bad* if its pixels cannot be had exactly as they are stored, or are n
 
 import math
 import os
+import re
 import stat
 import threading
 import warnings
@@ -19,7 +20,8 @@ import numpy as np
 from ddpm_jax.data.files import EXTENSIONS, decoded
 from ddpm_jax.data.reader import Progress, in_threads
 
-SPLITS = ("train", "test", "val", "validation")
+TRAINING = ("train", "training")
+HELD_OUT = ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "holdout", "heldout")
 SHOWN = 20  # names in a list; what follows is counted
 
 
@@ -58,6 +60,7 @@ class Survey(NamedTuple):
     others: how many other files there are, by lower-case extension.
     hidden: how many files and folders whose names begin with a dot; these are not entered.
     tables: the .csv files beside the images.
+    skipped: what is not looked into, and why: links out of the folder or up in it, pipes, sockets and devices.
     size: (H, W) to which images will be brought, or None for as they are.
     """
 
@@ -66,6 +69,7 @@ class Survey(NamedTuple):
     others: dict[str, int]
     hidden: int
     tables: tuple[str, ...]
+    skipped: tuple[str, ...]
     size: tuple[int, int] | None
 
     def good(self) -> tuple[File, ...]:
@@ -96,11 +100,13 @@ class Survey(NamedTuple):
         turned = [file.path for file in good if file.turned]
         if turned:
             lines.append(f"turned    {len(turned):,} upright, as their Exif orientation says: {listed(turned, 3)}")
-        odd = [f"{shown(file.path)}: {file.warning}" for file in good if file.warning]
+        odd = [f"{shown(file.path)}: {shown(file.warning)}" for file in good if file.warning]
         if odd:
             lines.append(f"warnings  {len(odd):,} files have damaged metadata; their pixels are used{indented(odd)}")
         if bad:
             lines.append(f"bad       {len(bad):,} files cannot be used{indented(reasons(bad))}")
+        if self.skipped:
+            lines.append(f"skipped   {len(self.skipped):,} that are no files of the folder{indented(self.skipped)}")
         if self.others or self.hidden:
             hidden = [f"{self.hidden:,} hidden"] if self.hidden else []
             count = sum(self.others.values())
@@ -134,11 +140,14 @@ class Survey(NamedTuple):
 class Found(NamedTuple):
     """The files below a folder: images with their bytes on disk, what only bears an image's name, the rest."""
 
+    root: str  # without links
+
     images: dict[str, int]
     bad: list[File]
     others: Counter[str]
     hidden: int
     tables: list[str]
+    skipped: list[str]
 
 
 def survey(root: Path, name: str, size: tuple[int, int] | None = None, progress: Progress | None = None) -> Survey:
@@ -160,12 +169,13 @@ def survey(root: Path, name: str, size: tuple[int, int] | None = None, progress:
     found = find(root)
     files = _one_mode([*found.bad, *_examined(root, found.images, progress)])
     files.sort(key=lambda file: file.path)
-    return Survey(name, tuple(files), dict(found.others), found.hidden, tuple(sorted(found.tables)), size)
+    tables, skipped = tuple(sorted(found.tables)), tuple(sorted(found.skipped))
+    return Survey(name, tuple(files), dict(found.others), found.hidden, tables, skipped, size)
 
 
 def find(root: Path) -> Found:
-    """All files below a folder; links are followed, but not in circles, and hidden ones are left out."""
-    found, hidden = Found({}, [], Counter(), 0, []), 0
+    """All files below a folder; links are followed within it, but not in circles, and hidden ones are left out."""
+    found, hidden = Found(os.path.realpath(root), {}, [], Counter(), 0, [], []), 0
     folders: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while folders:
         prefix, above = folders.pop()
@@ -184,6 +194,13 @@ def find(root: Path) -> Found:
     return found._replace(hidden=hidden)
 
 
+def role(folder: str) -> str:
+    """ "train" or "held out" for a folder that is named as a split, such as Train, test_images or val2017; else ""."""
+    words = re.findall(r"[^\W\d_]+", folder.casefold())
+    word = "".join(word for word in words if word not in ("data", "images", "split")).removesuffix("set")
+    return "train" if word in TRAINING else "held out" if word in HELD_OUT else ""
+
+
 def counted(counts: Counter[str]) -> str:
     """ "1,200 RGB, 3 L", the most frequent first, and how many more kinds there are."""
     kinds = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -196,14 +213,14 @@ def sized(sizes: Counter[tuple[int, ...]]) -> Counter[str]:
     return Counter({"x".join(map(str, size)): count for size, count in sizes.items()})
 
 
-def shown(path: str) -> str:
-    """A path as it can be printed: escaped if it holds line ends, or bytes that are no text."""
-    return path if path.isprintable() else ascii(path)
+def shown(text: str) -> str:
+    """A path, a name or a text as it can be printed: escaped if it holds what moves a cursor, or bytes of no text."""
+    return text if text.isprintable() else ascii(text)
 
 
 def reasons(bad: Sequence[File]) -> list[str]:
     """ "PATH: why" for each file."""
-    return [f"{shown(file.path)}: {file.bad}" for file in bad]
+    return [f"{shown(file.path)}: {shown(file.bad)}" for file in bad]
 
 
 def listed(paths: Sequence[str], most: int = SHOWN) -> str:
@@ -226,17 +243,18 @@ def _add(entry: os.DirEntry[str], path: str, above: frozenset[tuple[int, int]], 
         about = os.stat(entry.path)
     except OSError as error:
         wrong = f"a link that leads nowhere: {error.strerror}" if entry.is_symlink() else f"{error.strerror}"
-    if about is not None and stat.S_ISDIR(about.st_mode):
-        if (about.st_dev, about.st_ino) in above:
-            found.bad.append(File(f"{path}/", bad="a link to a folder that it is in"))
+    if about is not None:
+        skipped = _skipped(entry, about, above, found.root)
+        if skipped:
+            found.skipped.append(f"{shown(path)}: {skipped}")
             return False
+    if about is not None and stat.S_ISDIR(about.st_mode):
         if extension not in EXTENSIONS:
             return True
         wrong = "a folder, named like an image"
-    elif about is not None and not stat.S_ISREG(about.st_mode):
-        wrong = "not a regular file"
     if extension not in EXTENSIONS:
-        if extension == ".csv" and not wrong and path.rpartition("/")[0] in ("", *SPLITS):
+        folder = path.rpartition("/")[0]
+        if extension == ".csv" and not wrong and (not folder or ("/" not in folder and role(folder))):
             found.tables.append(path)
         else:
             found.others[extension or "without extension"] += 1
@@ -247,19 +265,30 @@ def _add(entry: os.DirEntry[str], path: str, above: frozenset[tuple[int, int]], 
     return False
 
 
+def _skipped(entry: os.DirEntry[str], about: os.stat_result, above: frozenset[tuple[int, int]], root: str) -> str:
+    """Why an entry of a folder is not looked into; "" if it is."""
+    if entry.is_symlink():
+        real = os.path.realpath(entry.path)
+        if os.path.commonpath([real, root]) != root:
+            return f"a link out of the folder, to {shown(real)}; a copy in its place would be read"
+    if stat.S_ISDIR(about.st_mode):
+        return "a link to a folder that it is in" if (about.st_dev, about.st_ino) in above else ""
+    return "" if stat.S_ISREG(about.st_mode) else "a pipe, a socket or a device"
+
+
 def _examined(root: Path, images: dict[str, int], progress: Progress | None) -> list[File]:
     """What decoding says of each file; a warning is noted with the file whose decoding gave it."""
     from PIL import Image
 
     Image.init()  # now, and not in several threads at once
     current = threading.local()
-    warned: defaultdict[str, list[tuple[type[Warning], str]]] = defaultdict(list)
+    warned: defaultdict[str, list[str]] = defaultdict(list)
 
     def note(message, category, filename, lineno, file=None, line=None):
         path = getattr(current, "path", None)
         if path is None:  # another thread of the program, which is not our concern
             return before(message, category, filename, lineno, file, line)
-        warned[path].append((category, " ".join(str(message).split())))
+        warned[path].append(" ".join(str(message).split()))
 
     def look(path: str) -> File:
         current.path = path
@@ -279,12 +308,8 @@ def _examined(root: Path, images: dict[str, int], progress: Progress | None) -> 
         before, warnings.showwarning = warnings.showwarning, note
         files = in_threads(look, list(images), progress, "checked")
     for i, file in enumerate(files):
-        large = [text for category, text in warned[file.path] if category is Image.DecompressionBombWarning]
-        odd = [text for _, text in warned[file.path]]
-        if large and not file.bad:
-            files[i] = file._replace(bad=f"too large: {large[0]}")
-        elif odd:
-            files[i] = file._replace(warning=odd[0])
+        if warned[file.path]:
+            files[i] = file._replace(warning=warned[file.path][0])
     return files
 
 

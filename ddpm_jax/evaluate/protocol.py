@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax import data
+from ddpm_jax.data import files
 
 Protocol = Mapping[str, str | int | float | bool]
 """What a number depends on, by name, in the order in which the line says it."""
@@ -106,6 +107,9 @@ def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         try:
             with np.load(file, allow_pickle=False) as archive:
+                for name in archive.files:
+                    shape, dtype = files.declared(archive, name)
+                    files.check_room(f"{name} {shape}", math.prod(shape) * dtype.itemsize)
                 return {name: archive[name] for name in archive.files}
         except Exception as error:  # an archive may be damaged in any way
             raise ValueError(
@@ -130,7 +134,8 @@ def _field(item: tuple[str, Any]) -> str:
     if isinstance(value, bool):
         return name if value else f"no {name}"
     if name in _BARE:
-        return str(value)
+        return str(value).replace("|", "\\|")
+    value = value.replace("|", "\\|") if isinstance(value, str) else value
     return f"{name}={value:g}" if isinstance(value, float) and float(f"{value:g}") == value else f"{name}={value}"
 
 

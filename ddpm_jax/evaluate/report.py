@@ -1,8 +1,11 @@
 """A model card: what a run is, how it was trained, what is known of it, and what is not."""
 
 import dataclasses
+import html
 import json
+import math
 import pathlib
+import re
 import shutil
 import urllib.parse
 from collections.abc import Sequence
@@ -14,6 +17,7 @@ import tyro
 
 from ddpm_jax import checkpoint, data, log
 from ddpm_jax import config as configs
+from ddpm_jax.data import survey
 from ddpm_jax.evaluate import plots, protocol, samples
 from ddpm_jax.evaluate.subject import Subject, Which, images
 
@@ -84,7 +88,7 @@ class Card:
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Adds a table."""
-        cells = [[str(cell).replace("|", "\\|") for cell in row] for row in [head, *rows]]
+        cells = [[plain(str(cell)).replace("|", "\\|") for cell in row] for row in [head, *rows]]
         lines = ["| " + " | ".join(row) + " |" for row in cells]
         self.add("\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]]))
 
@@ -94,7 +98,7 @@ class Card:
         if not path.is_relative_to(self.home):
             path = pathlib.Path(shutil.copy(path, self.home / "report" / f"{path.parent.name}-{path.name}"))
         link = urllib.parse.quote(path.relative_to(self.home).as_posix())
-        self.add(f"![{caption.partition(':')[0]}]({link})", caption)
+        self.add(f"![{plain(caption.partition(':')[0])}]({link})", plain(caption))
 
     def text(self) -> str:
         """The whole."""
@@ -116,7 +120,7 @@ def run(subject: Subject, options: Report) -> int:
     for kind, what in COMMANDS.items():
         if not any(result.own and result.kind == kind for result in results):
             card.missing.append(f"not measured: {what} of these weights: `{command(subject, kind)}`")
-    lines = "\n".join(f"- {line}" for line in card.missing)
+    lines = "\n".join(f"- {plain(line)}" for line in card.missing)
     card.add("## What is missing", lines or "Nothing: every command has been run on these weights.")
     limits(card, subject, config, results)
     reproduce(card, subject)
@@ -169,7 +173,7 @@ def introduce(card: Card, subject: Subject, config: configs.Config, meta: dict[s
     parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(model.params))
     which = {"ema": "the moving average of the parameters", "raw": "the parameters themselves"}[model.weights]
     card.add(
-        f"# {model.workdir.resolve().name}",
+        f"# {plain(model.workdir.resolve().name)}",
         f"A denoising diffusion model of images {shape} of {model.levels} levels: a U-Net of "
         f"{parameters:,} parameters that predicts {config.loss.predicts}, with {config.schedule.T} steps of noise.",
     )
@@ -199,7 +203,7 @@ def settings(card: Card, config: configs.Config) -> None:
         card.table(("field", "default", "here"), [(f"`{field}`", old, new) for field, old, new in rows])
     else:
         card.add("Every field has its default.")
-    card.add(f"<details><summary>All fields</summary>\n\n```json\n{configs.to_json(config)}```\n\n</details>")
+    card.add(f"<details><summary>All fields</summary>\n\n{fenced('json', configs.to_json(config))}\n\n</details>")
 
 
 def training(card: Card, subject: Subject, config: configs.Config) -> None:
@@ -241,7 +245,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     held = [row for row in rows if row.get("held_out_bits_per_dim") is not None]
     if held:
         last = held[-1]
-        bits = protocol.said(last["held_out_bits_per_dim"], last["held_out_bits_per_dim_se"])
+        error = last["held_out_bits_per_dim_se"]  # None of one image
+        bits = protocol.said(last["held_out_bits_per_dim"], math.nan if error is None else error)
         shown.append(("held-out bits/dim", f"{bits}, estimated bound at step {last['step']}"))
         shown.append(("held-out loss", f"{last['held_out_loss']:.4f} at step {last['step']}"))
     return shown
@@ -273,10 +278,10 @@ def measurements(card: Card, results: Sequence[Result]) -> None:
             )
     for result in some:
         lines = "\n".join(result.lines)
-        summary = f"<summary>{result.path.name}: {COMMANDS.get(result.kind, result.kind)}</summary>"
-        verdict = [f"Verdict: {result.verdict}"] if result.verdict else []
-        made = f"Made with {said(result.made_with) or 'nothing that it says'}"
-        card.add("\n\n".join([f"<details>{summary}", f"```text\n{lines}\n```", *verdict, made, "</details>"]))
+        summary = f"<summary>{plain(result.path.name)}: {COMMANDS.get(result.kind, plain(result.kind))}</summary>"
+        verdict = [f"Verdict: {plain(result.verdict)}"] if result.verdict else []
+        made = f"Made with {plain(said(result.made_with)) or 'nothing that it says'}"
+        card.add("\n\n".join([f"<details>{summary}", fenced("text", lines + "\n"), *verdict, made, "</details>"]))
 
 
 def pictures(card: Card, subject: Subject, results: Sequence[Result]) -> None:
@@ -331,6 +336,17 @@ def reproduce(card: Card, subject: Subject) -> None:
         "defaults; where a protocol says otherwise (n, seed, sampler and the like), flags do too: see --help.",
         f"```\npython train.py CONFIG.py --workdir RUN\n{kinds}\n```",
     )
+
+
+def plain(text: str) -> str:
+    """A text that stays what it is in Markdown: no HTML, nothing that moves a cursor, no new lines."""
+    return html.escape(survey.shown(text), quote=False)
+
+
+def fenced(language: str, text: str) -> str:
+    """A text that ends with a new line as a block of code, whatever marks are in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}{fence}"
 
 
 def said(facts: Any) -> str:
