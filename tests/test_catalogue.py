@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -426,6 +427,15 @@ def test_a_data_set_cannot_name_code_to_execute(tmp_path, monkeypatch, file, for
         catalogue.parts(source)
     assert not ran.exists()
     assert re.search(rf"1\.0\.0: .*{file} names the class 'hostile\.Feature'.* only TFDS's own", str(error.value))
+
+
+def test_a_pipe_among_its_files_is_not_waited_for(tmp_path):
+    source = unzipped(tmp_path)
+    os.mkfifo(tmp_path / "tiny" / "1.0.0" / "label.labels.txt~")
+    with pytest.raises(
+        ValueError, match=r"1\.0\.0: not a data set .*: pipes or devices among its files: label\.labels"
+    ):
+        catalogue.parts(source)
 
 
 def test_a_folder_that_tfds_cannot_read_is_refused(tmp_path):

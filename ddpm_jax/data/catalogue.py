@@ -28,7 +28,7 @@ from tqdm import tqdm
 from ddpm_jax.data.files import finite, fitted
 from ddpm_jax.data.images import Range, range_of
 from ddpm_jax.data.reader import Reader, checked_range, divided
-from ddpm_jax.data.records import Records, TFRecords, check_classes, decoded, image_feature, only
+from ddpm_jax.data.records import Records, TFRecords, check_described, decoded, image_feature, only
 from ddpm_jax.data.survey import listed
 
 ADDRESS = re.compile(
@@ -79,7 +79,7 @@ def parts(
     import tensorflow_datasets as tfds
 
     try:
-        check_classes(where)
+        check_described(where)
         builder = tfds.builder_from_directory(str(where))
     except Exception as error:  # half of what JSON and protocol buffers can raise
         raise ValueError(f"{where}: not a data set as TFDS prepares them: {error}") from error

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ddpm_jax.data.files import too_large
+from ddpm_jax.data.survey import listed
 
 MODES = {("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4), ("I;16", 1)}  # Pillow's mode, and its channels
 
@@ -110,14 +111,17 @@ def image_feature(source: str, features: Mapping[str, Any]) -> str:
     return found
 
 
-def check_classes(folder: Path) -> None:
+def check_described(folder: Path) -> None:
     """Makes sure that a data set's descriptions name no classes but TFDS's own: TFDS imports what they name.
 
     Raises:
-        ValueError: naming another class; or if a description is not JSON.
+        ValueError: naming another class; if a description is not JSON, or there are pipes or devices among its files.
     """
     import tensorflow_datasets as tfds
 
+    odd = [path.name for path in sorted(folder.iterdir()) if path.exists() and not (path.is_file() or path.is_dir())]
+    if odd:  # to open one would be to wait for ever
+        raise ValueError(f"pipes or devices among its files: {listed(odd)}")
     known = set()
     for feature in (getattr(tfds.features, name) for name in tfds.features.__all__):
         if isinstance(feature, type) and issubclass(feature, tfds.features.FeatureConnector):
