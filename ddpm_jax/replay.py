@@ -9,13 +9,11 @@ step is finite here, 1 if it is not, 2 for a wrong request.
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import sys
-import zipfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,10 +25,18 @@ from flax import traverse_util
 from ddpm_jax import config as configs
 from ddpm_jax import data, process, runs, training
 from ddpm_jax.conditioning import Condition
-from ddpm_jax.config import objects
+from ddpm_jax.config import flags, objects
 
 CHUNK = 8
 """Examples at a time: each has its own keys, so that nothing depends on it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Takes a training step again that was not finite, and names the layer where it began."""
+
+    record: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RECORD")]]
+    """What train.py has left: RUN/nonfinite-step-N.npz."""
 
 
 class Record(NamedTuple):
@@ -82,23 +88,61 @@ def load(path: pathlib.Path) -> Record:
 
     Raises:
         FileNotFoundError: if there is no such file, or no config.json beside it.
-        ValueError: if it is not such a record.
+        ValueError: naming the file, if it is not such a record, is damaged, or is not of this run.
     """
     beside = path.with_name("config.json")
     for file in (path, beside):
         if not file.is_file():
             raise FileNotFoundError(f"no file {file}: a record lies in the folder of its run, beside config.json")
-    config = configs.from_dict(json.loads(beside.read_text(encoding="utf-8")))
+    config = configs.read(beside)
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        configs.check(config)
+    except ValueError as error:
+        raise ValueError(f"{beside} is not the config of a run: {error}") from error
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:  # numpy leaves it open where it fails
             params = {name: kept[name] for name in kept.files if name.startswith("params[")}
             said = {name: kept[f"said.{name}"] for name in Condition._fields if f"said.{name}" in kept.files}
             step, levels, images = int(kept["step"]), kept["levels"].tolist(), kept["images"]
-    except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+        leaves = {tuple(name.removeprefix("params")[2:-2].split("']['")): leaf for name, leaf in params.items()}
+        levels = levels if isinstance(levels, int) else data.Range(*levels)
+        record = Record(config, step, images, levels, traverse_util.unflatten_dict(leaves), Condition(**said))
+        check(record)
+    except Exception as error:  # an archive may be damaged in any way
         raise ValueError(f"{path} is not a record of a step, or not a whole one: {error}") from error
-    leaves = {tuple(name.removeprefix("params")[2:-2].split("']['")): leaf for name, leaf in params.items()}
-    levels = levels if isinstance(levels, int) else data.Range(*levels)
-    return Record(config, step, images, levels, traverse_util.unflatten_dict(leaves), Condition(**said))
+    return record
+
+
+def check(record: Record) -> None:
+    """Makes sure that a record can be of a step of its run.
+
+    Raises:
+        ValueError: saying what cannot be.
+    """
+    config, images, shape = record.config, record.images, record.images.shape[1:]
+    if record.step < 1 or images.shape[:1] != (config.batch,):
+        raise ValueError(f"step {record.step} of images {images.shape}, where the run has a batch of {config.batch}")
+    data.to_unit(images[:1], record.levels)
+    if isinstance(record.levels, int) and images.max() >= record.levels:
+        raise ValueError(f"images hold the value {images.max()}, and have levels 0 to {record.levels - 1}")
+    wanted, found = _wanted(config, shape), _shapes(record.params)
+    for name in sorted({*wanted, *found}):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(f"{name} is {found.get(name)}, the run's network has {wanted.get(name)}")
+    told = objects.blank(config, config.batch, shape)._asdict()
+    for name, rows in record.said._asdict().items():
+        if (rows is None) != (told[name] is None) or (rows is not None and len(rows) != config.batch):
+            raise ValueError(f"what was said of the images has no {name}, or not of each, or the network is told none")
+
+
+@functools.lru_cache
+def _wanted(config: configs.Config, shape: tuple[int, ...]) -> dict[str, str]:
+    net, key = objects.network(config, shape[-1]), runs.keys_of(config.seed)[0]
+    return _shapes(jax.eval_shape(lambda key: objects.parameters(config, net, key, shape), key))
+
+
+def _shapes(params: Any) -> dict[str, str]:
+    return {name: f"{leaf.dtype} {leaf.shape}" for name, leaf in traverse_util.flatten_dict(params, sep="/").items()}
 
 
 def replay(record: Record, dtype: str) -> Replay:
@@ -187,8 +231,8 @@ def spoken(found: Replay, record: Record, dtype: str) -> Iterator[str]:
 
 def main(argv: list[str]) -> int:
     """Replays the record of the command line and says what it finds."""
-    path = pathlib.Path(tyro.cli(tyro.conf.Positional[str], prog="python -m ddpm_jax.replay RECORD", args=argv))
     try:
+        path = pathlib.Path(flags.parse(Arguments, argv, prog="python -m ddpm_jax.replay").record)
         jax.config.update("jax_platforms", "cpu")
         process.prepare(devices=1)
         record = load(path)

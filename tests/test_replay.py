@@ -87,18 +87,77 @@ def test_bfloat16_is_taken_again_in_both_precisions(params):
 
 
 def test_the_program_reads_what_training_leaves(params, tmp_path):
-    (tmp_path / "config.json").write_text(configs.to_json(CONFIG))
     kept = record(spoilt(params, "down_0/block_0/conv1/kernel"))
-    leaves = jax.tree_util.tree_flatten_with_path(kept.params)[0]
-    arrays = {"params" + jax.tree_util.keystr(where): leaf for where, leaf in leaves}
-    path = tmp_path / "nonfinite-step-7.npz"
-    np.savez(path, step=7, indices=np.arange(len(kept.images)), images=kept.images, levels=17, **arrays)
+    path = written(tmp_path, arrays_of(kept))
     read = replay.load(path)
     assert jax.tree.all(jax.tree.map(np.array_equal, read.params, kept.params)) and read.step == 7
     lines = list(replay.spoken(replay.replay(read, "float32"), read, "float32"))
     assert "in float32: loss nan" in lines[0]
     assert re.search(r"the loss of 16 of 16 examples is not finite: 0 at t = \d+, 1 at", lines[1])
     assert "forward, the first output that is not finite is that of down_0/block_0/conv1" in lines[2]
+
+
+def arrays_of(kept):
+    """As training leaves them."""
+    leaves = jax.tree_util.tree_flatten_with_path(kept.params)[0]
+    arrays = {"params" + jax.tree_util.keystr(where): leaf for where, leaf in leaves}
+    return {"step": 7, "indices": np.arange(len(kept.images)), "images": kept.images, "levels": 17, **arrays}
+
+
+def written(folder, arrays, config=CONFIG):
+    (folder / "config.json").write_text(configs.to_json(config))
+    path = folder / "nonfinite-step-7.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+KERNEL = "params['conv_in']['kernel']"
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"step": None}, "step is not a file in the archive"),
+        ({"step": 0}, "step 0 of images"),
+        ({"step": np.arange(3)}, "only .*arrays can be converted"),
+        ({"levels": np.arange(3)}, "Range"),
+        ({"levels": 3}, "images hold the value 1., and have levels 0 to 2"),
+        ({"images": np.zeros((3, 8, 8, 1), np.uint8)}, r"step 7 of images \(3, 8, 8, 1\), where .* a batch of 16"),
+        ({"images": np.zeros((16, 8, 8, 3), np.uint8)}, r"conv_in/kernel is float32 \(3, 3, 1, 8\), the run's"),
+        ({"images": np.zeros(16, np.uint8)}, "tuple index out of range"),
+        ({"images": np.zeros((16, 8, 8, 1), complex)}, "expected images of type uint8"),
+        ({KERNEL: None}, r"conv_in/kernel is None, the run's network has float32 \(3, 3, 1, 8\)"),
+        ({KERNEL: np.zeros((3, 3, 1, 9), np.float32)}, r"conv_in/kernel is float32 \(3, 3, 1, 9\), the run's"),
+        ({"params['more']": np.zeros(1)}, r"more is float64 \(1,\), the run's network has None"),
+        ({f"{KERNEL}['more']": np.zeros(1)}, "indices"),
+        ({"said.label": np.zeros(16, int)}, "what was said of the images has no label"),
+    ],
+)
+def test_a_record_that_is_damaged_or_another_runs_is_named(params, tmp_path, change, text):
+    arrays = {name: leaf for name, leaf in {**arrays_of(record(params)), **change}.items() if leaf is not None}
+    path = written(tmp_path, arrays)
+    with pytest.raises(ValueError, match=rf"{path} is not a record of a step, or not a whole one: .*{text}"):
+        replay.load(path)
+
+
+def test_a_record_that_is_cut_or_has_one_other_byte_is_named(params, tmp_path):
+    path = written(tmp_path, arrays_of(record(params)))
+    whole = path.read_bytes()
+    for at in np.linspace(0, len(whole) - 1, 40).astype(int):
+        for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :]):
+            path.write_bytes(damaged)
+            try:
+                replay.load(path)  # a byte of no meaning, such as a time of the archive's, may be another
+            except ValueError as error:
+                assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", '{"steps": "many"}', '{"batch": 0}', '{"net": {"channels": "8"}}'])
+def test_the_config_of_a_record_that_is_damaged_is_named(params, tmp_path, text):
+    path = written(tmp_path, arrays_of(record(params)))
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"{tmp_path / 'config.json'} is not "):
+        replay.load(path)
 
 
 @pytest.mark.parametrize(
