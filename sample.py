@@ -11,17 +11,17 @@ import json
 import pathlib
 import sys
 import time
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from ddpm_jax import process
-from ddpm_jax.config import flags, ranges
+from ddpm_jax.config import flags
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    run: tyro.conf.Positional[str]
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
     """The run's folder."""
     num: int = 64
     """How many images."""
@@ -29,7 +29,7 @@ class Arguments:
     """The seed of the images."""
     start: int = 0
     """The first image's index."""
-    out: str | None = None
+    out: flags.Given[str] = None
     """Folder for samples.npz, images/, grid.png and manifest.json (default: one in RUN/samples named by this call)."""
     format: Literal["source", "npz", "png", "jpg", "webp", "bmp", "tiff", "npy"] = "source"
     """Files in images/ beside samples.npz, one an image: as those of the training folder, none (npz), or this."""
@@ -43,19 +43,18 @@ class Arguments:
     """Also write the way there: trajectory.gif, and trajectory.png with x_t above the predicted x_0."""
     verify: str | None = None
     """A manifest.json: make its images again and say whether they are equal."""
-    devices: int | None = None
+    devices: flags.Given[int] = None
     """On a CPU: into how many JAX devices to divide it (default: one per core)."""
     hosts: tyro.conf.OmitArgPrefixes[process.Hosts] = process.Hosts()
 
 
 def main(argv: list[str]) -> int:
     """Draws and writes images; exit status 0, or 1 if --verify finds other images, or 2 for a wrong request."""
-    args = tyro.cli(Arguments, prog="sample.py", args=argv)
     try:
-        ranges.check_flags(args)
+        args = flags.parse(Arguments, argv, prog="sample.py")
         process.prepare(devices=args.devices, hosts=args.hosts)
         with process.as_one("sample.py"):
-            return verify(args) if args.verify else draw(args)
+            return draw(args) if args.verify is None else verify(args)
     except (ValueError, FileNotFoundError) as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return process.leave(2)

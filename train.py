@@ -26,7 +26,7 @@ class Arguments:
     """The run's folder: config.json, metrics.jsonl, checkpoints/STEP, samples/."""
     config: Annotated[configs.Config, tyro.conf.arg(name="")]
     begin: tyro.conf.OmitArgPrefixes[flags.Begin] = flags.Begin()
-    devices: int | None = None
+    devices: flags.Given[int] = None
     """On a CPU: into how many JAX devices to divide it (default: one per core)."""
     hosts: tyro.conf.OmitArgPrefixes[process.Hosts] = process.Hosts()
 
@@ -46,7 +46,7 @@ def parse(argv: list[str]) -> Arguments:
 def main(argv: list[str]) -> int:
     """Runs or continues a training run; the exit status says how it ended (see README)."""
     try:
-        args = parse(argv)
+        args = parse(flags.checked(argv))
         ranges.check_flags(args)
         process.prepare(devices=args.devices, hosts=args.hosts)
         with process.as_one("train.py"):

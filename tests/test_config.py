@@ -14,7 +14,7 @@ import programs
 import pytest
 
 from ddpm_jax import config as configs
-from ddpm_jax.config import objects
+from ddpm_jax.config import flags, objects
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ("digits", "mnist", "cifar10", "celebahq256", "lsun_church256", "lsun_bedroom256")
@@ -271,6 +271,36 @@ def test_help_lists_every_field_with_its_default_and_without_jax():
         assert f"--optim.{field.name.replace('_', '-')}" in shown.stdout
     assert "--batch" in shown.stdout and "128" in shown.stdout
     assert "jax" not in program("-X", "importtime", "train.py", "--help").stderr.replace("ddpm_jax", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (("train.py", "configs/digits.py", "--workdir", ""), "--workdir"),
+        (("train.py", "configs/digits.py", "--workdir", "x", "--init-from="), "--init-from"),
+        (("sample.py", ""), "an argument"),
+        (("sample.py", "run", "--inpaint", "", "--mask", "m.png"), "--inpaint"),
+        (("sample.py", "run", "--init="), "--init"),
+        (("sample.py", "run", "--between", "a.png", " "), "--between"),
+        (("sample.py", "run", "--verify", ""), "--verify"),
+        (("-m", "ddpm_jax.evaluate", "", "report"), "an argument"),
+        (("-m", "ddpm_jax.evaluate", "run", "samples", "--samples", ""), "--samples"),
+        (("-m", "ddpm_jax.convert", "from", "plain", "x", "--workdir", ""), "--workdir"),
+        (("-m", "ddpm_jax.data", "prepare", "digits", "--name", "no", "--out", ""), "--out"),
+        (("-m", "ddpm_jax.preflight", "configs/digits.py", "--topology", ""), "--topology"),
+        (("-m", "ddpm_jax.replay", ""), "an argument"),
+        (("-m", "ddpm_jax.conformance", ""), "an argument"),
+    ],
+)
+def test_an_empty_word_is_refused_by_every_program(words, flag):
+    """A shell makes one of a variable that is not set."""
+    shown = programs.run(*words, status=2)
+    assert f"{flag} is empty: leave it out, or see whether its variable is set" in shown.stderr
+
+
+def test_an_empty_text_is_one_that_tells_nothing():
+    words = ["run", "--text", "", "a cat", "--out", "x"]
+    assert flags.checked(words) == words
 
 
 def test_a_typing_error_gets_a_hint():

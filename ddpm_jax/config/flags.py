@@ -1,14 +1,53 @@
 """Flags that several programs share: which weights of a run, and what replaces its sampling."""
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from ddpm_jax.config import ranges
+
+T = TypeVar("T")
+Given = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
+"""What may be left out, where the help says itself what that means."""
+
+EMPTY = ("--text", "--condition.paired", "--condition.templates", "--flags")
+"""Flags whose empty value means something."""
+
+
+def parse(options: type[T], argv: Sequence[str], *, prog: str) -> T:
+    """The options that a command line gives; a word that is none of them ends the process, with status 2.
+
+    Raises:
+        ValueError: as `checked` and `ranges.check_flags`.
+    """
+    chosen = tyro.cli(options, prog=prog, args=checked(argv), config=(tyro.conf.DisallowNone,))
+    ranges.check_flags(chosen)
+    return chosen
+
+
+def checked(argv: Sequence[str]) -> list[str]:
+    """A command line without empty words, which a shell makes of variables that are not set.
+
+    Raises:
+        ValueError: naming the flag that an empty word follows.
+    """
+    flag = ""
+    for word in argv:
+        name, equals, value = word.partition("=")
+        flag = name if name.startswith("--") else flag
+        empty = not (value if equals and word.startswith("--") else word).strip()
+        if empty and flag not in EMPTY:
+            raise ValueError(f"{flag or 'an argument'} is empty: leave it out, or see whether its variable is set")
+    return list(argv)
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
     weights: Literal["ema", "raw"] = "ema"
     """The moving average of the parameters, or the parameters as training has them."""
-    checkpoint: int | None = None
+    checkpoint: Given[int] = None
     """The checkpoint's step (default: the newest)."""
 
 
@@ -18,7 +57,7 @@ class Begin:
     """Begin from the parameters of the run in this folder, to train them further on other images."""
     init_weights: Literal["ema", "raw"] = "ema"
     """With --init-from: the moving average of its parameters, or the parameters as its training has them."""
-    init_checkpoint: int | None = None
+    init_checkpoint: Given[int] = None
     """With --init-from: the checkpoint's step (default: the newest)."""
 
 
@@ -36,7 +75,7 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    sampler: Literal["ancestral", "analytic", "ddim", "dpm_solver_pp", "unipc"] | None = None
+    sampler: Given[Literal["ancestral", "analytic", "ddim", "dpm_solver_pp", "unipc"]] = None
     """The reverse process (default for this and the following: what the config says)."""
     steps: int | None = None
     """Network calls per image."""
@@ -72,15 +111,15 @@ class Edits:
     """An image as those of the run: keep its pixels where --mask is not 0, to the bit, and make the others."""
     mask: str | None = None
     """An image of one channel: 0 where pixels are to be made, any one other value where they are known."""
-    resample: int | None = None
+    resample: Given[int] = None
     """How often inpainting comes down each stretch of the chain, for new pixels that fit (default: 1)."""
-    jump: int | None = None
+    jump: Given[int] = None
     """Steps in such a stretch (default: 10)."""
-    correct: int | None = None
+    correct: Given[int] = None
     """Bring each prediction in line with the known pixels by this many derivatives of the network (default: 0)."""
     init: str | None = None
     """An image as those of the run: begin from it, noised, instead of from noise."""
-    strength: float | None = None
+    strength: Given[float] = None
     """How much of the chain --init goes through, in (0, 1]: 1 leaves next to nothing of the image (default: 0.6)."""
     between: tuple[str, str] | None = None
     """Two images as those of the run: --num images from the first to the second, with --sampler ddim."""

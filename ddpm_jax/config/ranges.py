@@ -135,13 +135,13 @@ def check(values: Any, where: str = "") -> None:
         if dataclasses.is_dataclass(value):
             check(value, f"{name}.")
         else:
-            _check(name, value, RANGES.get(name), field.default == "")
+            if "" in (value, *(value if isinstance(value, tuple) else ())) and field.default != "":
+                raise ValueError(f"{name} is empty: give a value, or leave it out")
+            _check(name, value, RANGES.get(name))
 
 
 def check_flags(values: Any) -> None:
-    """The same of a program's flags, but for those of a whole config, which `check` checks.
-
-    An empty one comes of a shell's variable that is not set: it would be taken for a flag that is not given.
+    """Refuses a program's numbers that lie outside their range, but for those of a whole config, which `check` checks.
 
     Raises:
         ValueError: naming the flag, its value and its range.
@@ -152,15 +152,12 @@ def check_flags(values: Any) -> None:
             if not isinstance(value, Config):
                 check_flags(value)
         else:
-            interval = FLAGS.get(name) or RANGES.get(f"sampling.{name}")
-            _check(f"--{name.replace('_', '-')}", value, interval, field.default == "" or name == "text")
+            _check(f"--{name.replace('_', '-')}", value, FLAGS.get(name) or RANGES.get(f"sampling.{name}"))
 
 
-def _check(name: str, value: Any, interval: str | None, may_be_empty: bool) -> None:
+def _check(name: str, value: Any, interval: str | None) -> None:
     for each in value if isinstance(value, tuple | list) else (value,):
-        if each == "" and not may_be_empty:
-            raise ValueError(f"{name} is empty: give a value, or leave it out")
-        if interval is not None and each is not None and not isinstance(each, str) and not _within(each, interval):
+        if interval and isinstance(each, int | float) and not _within(each, interval):
             raise ValueError(f"{name} must lie in {interval}, got {value}")
 
 

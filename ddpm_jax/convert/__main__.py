@@ -15,10 +15,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import tyro
-
 from ddpm_jax import process
-from ddpm_jax.config import ranges
+from ddpm_jax.config import flags
 from ddpm_jax.convert import commands
 
 COMMANDS: dict[tuple[str, str], tuple[type, Callable[[Any], None]]] = {
@@ -39,10 +37,9 @@ def main(argv: list[str]) -> int:
         print(usage(), file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     options, run = COMMANDS[which]
-    chosen = tyro.cli(options, prog=f"python -m ddpm_jax.convert {which[0]} {which[1]}", args=argv[2:])
     try:
+        chosen = flags.parse(options, argv[2:], prog=f"python -m ddpm_jax.convert {which[0]} {which[1]}")
         process.start()
-        ranges.check_flags(chosen)
         run(chosen)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"convert: {error}", file=sys.stderr)

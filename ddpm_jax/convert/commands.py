@@ -4,7 +4,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -26,7 +26,7 @@ SMALL = 64 * 64 * 3
 class FromDiffusers:
     """A run from a folder of diffusers: UNet2DModel with DDPMScheduler or DDIMScheduler."""
 
-    path: tyro.conf.Positional[str]
+    path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FOLDER")]]
     """The folder, with model_index.json, or with config.json and scheduler_config.json."""
     workdir: str
     """The run's folder, which is made."""
@@ -37,7 +37,7 @@ class FromDiffusers:
 class FromOriginal:
     """A run from the original's TensorFlow checkpoint, or from PyTorch's conversion of one."""
 
-    path: tyro.conf.Positional[str]
+    path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
     """With TensorFlow model.ckpt-STEP; with PyTorch .ckpt, .pt; with neither .npz, .safetensors."""
     config: str
     """A config file of ours, which says what the weights do not: configs/cifar10.py for those of CIFAR-10."""
@@ -45,7 +45,7 @@ class FromOriginal:
     """Height, width and channels of an image."""
     workdir: str
     """The run's folder, which is made."""
-    step: int | None = None
+    step: flags.Given[int] = None
     """The training step of the weights (default: what the file says, else 0)."""
     unsaid: tyro.conf.OmitArgPrefixes[folder.Unsaid] = folder.Unsaid()
 
@@ -54,11 +54,11 @@ class FromOriginal:
 class FromOpenAI:
     """A run from a checkpoint of improved- or guided-diffusion (.pt)."""
 
-    path: tyro.conf.Positional[str]
+    path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
     """The file: with PyTorch .pt, or .safetensors, .npz."""
     workdir: str
     """The run's folder, which is made."""
-    published: str | None = None
+    published: flags.Given[str] = None
     """Which published checkpoint it is: the name of its file without .pt (default: the name that this file has)."""
     family: Literal["improved", "guided"] | None = None
     """Instead of a published one: of which project it is."""
@@ -75,7 +75,7 @@ class FromOpenAI:
 class FromPlain:
     """A run from a folder that `to plain` made."""
 
-    path: tyro.conf.Positional[str]
+    path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FOLDER")]]
     """The folder."""
     workdir: str
     """The run's folder, which is made."""
@@ -85,9 +85,9 @@ class FromPlain:
 class ToDiffusers:
     """A folder that diffusers' DDPMPipeline or DDIMPipeline opens."""
 
-    run: tyro.conf.Positional[str]
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
     """The run's folder."""
-    out: tyro.conf.Positional[str]
+    out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
     """The folder, which is made."""
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
     sampling: tyro.conf.OmitArgPrefixes[flags.Sampling] = flags.Sampling()
@@ -97,9 +97,9 @@ class ToDiffusers:
 class ToPlain:
     """Weights, schedule and config as safetensors and JSON, which open without JAX."""
 
-    run: tyro.conf.Positional[str]
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
     """The run's folder."""
-    out: tyro.conf.Positional[str]
+    out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
     """The folder, which is made."""
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
 

@@ -13,7 +13,7 @@ import numpy as np
 import ddpm_jax
 from ddpm_jax import checkpoint, keys, training
 from ddpm_jax import config as configs
-from ddpm_jax.config import objects
+from ddpm_jax.config import flags, objects
 from ddpm_jax.convert import files
 from ddpm_jax.convert.rules import Rule, Tensors, apply
 
@@ -24,7 +24,7 @@ class Unsaid:
 
     source: str | None = None
     """Where images to train on or compare with are, as train.py's --data.source; evaluate's --data replaces it."""
-    levels: int | None = None
+    levels: flags.Given[int] = None
     """Values that a number of an image can take (default: 256, of 8 bits)."""
     range: tuple[float, float] | None = None
     """Instead of levels: the values of floating-point images that -1 and 1 stand for."""

@@ -7,10 +7,8 @@
 
 import sys
 
-import tyro
-
 from ddpm_jax import process
-from ddpm_jax.config import ranges
+from ddpm_jax.config import flags
 from ddpm_jax.data import prepare
 
 
@@ -21,10 +19,8 @@ def main(argv: list[str]) -> int:
         usage = "usage: python -m ddpm_jax.data prepare SOURCE --name NAME --out FOLDER [flags]     (prepare --help)"
         print(usage, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    options = tyro.cli(prepare.Prepare, prog="python -m ddpm_jax.data prepare", args=argv[1:])
     try:
-        ranges.check_flags(options)
-        return prepare.run(options)
+        return prepare.run(flags.parse(prepare.Prepare, argv[1:], prog="python -m ddpm_jax.data prepare"))
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 2

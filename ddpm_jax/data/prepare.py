@@ -18,13 +18,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 
 from ddpm_jax import process
+from ddpm_jax.config import flags
 from ddpm_jax.data import catalogue, seal, shards, sources
 from ddpm_jax.data.images import Range, range_of
 from ddpm_jax.data.reader import Reader
@@ -42,7 +43,7 @@ class Prepare:
     The same command goes on after an interruption, and does nothing if the data set is there.
     """
 
-    source: tyro.conf.Positional[str]
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
     """Where the images are: "digits", "pairs", "scenes", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME"."""
     name: str
     """Of the data set: lower-case letters, digits and _."""
@@ -50,7 +51,7 @@ class Prepare:
     """The folder that it goes into, for `tfds:NAME@OUT`; TFDS's own is ~/tensorflow_datasets."""
     resolution: int | None = None
     """Bring images to this height and width: cut to the middle, scaled with an antialiased filter."""
-    shards: int | None = None
+    shards: flags.Given[int] = None
     """Files of the training split (default: about 256 MB of decoded images in each)."""
     held_out: float = 0.1
     """The part of the images that becomes the split test, if the source has none."""

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import tyro
 
 from ddpm_jax import keys, process, runs
-from ddpm_jax.config import ranges
+from ddpm_jax.config import flags
 from ddpm_jax.evaluate import (
     calls,
     interpolation,
@@ -54,9 +53,9 @@ def main(argv: list[str]) -> int:
         print(usage(), file=sys.stdout if {"-h", "--help"} & set(argv) else sys.stderr)
         return 0 if {"-h", "--help"} & set(argv) else 2
     options, run = COMMANDS[argv[1]]
-    chosen = tyro.cli(options, prog=f"evaluate RUN {argv[1]}", args=argv[2:])
     try:
-        ranges.check_flags(chosen)
+        flags.checked(argv)
+        chosen = flags.parse(options, argv[2:], prog=f"python -m ddpm_jax.evaluate RUN {argv[1]}")
         process.prepare(devices=chosen.which.devices, hosts=chosen.which.hosts)
         if jax.process_count() > 1 and argv[1] not in ON_SEVERAL:
             raise ValueError(f"{argv[1]} runs in one process; {' and '.join(ON_SEVERAL)} run in several")

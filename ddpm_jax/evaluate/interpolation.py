@@ -9,6 +9,7 @@ import numpy as np
 import tyro
 
 from ddpm_jax import data, gaussian, keys, runs
+from ddpm_jax.config import flags
 from ddpm_jax.evaluate import draws, figures, protocol
 from ddpm_jax.evaluate.protocol import Number
 from ddpm_jax.evaluate.subject import Split, Subject, Which, images, split
@@ -32,7 +33,7 @@ class Interpolation:
     """Index of image b."""
     pairs: int = 1
     """Pairs, a row each; every further pair has both indices two higher."""
-    t: int | None = None
+    t: flags.Given[int] = None
     """The time of the mixture (default: the visited time nearest to T/2); images of few pixels want a smaller one."""
     coarse_to_fine: bool = False
     """One pair at falling times instead: a row for each of those nearest to T, 7T/8, ... T/8, and 0, the pixels."""

@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 from ddpm_jax import data, generate, keys, likelihood, log, process, runs
-from ddpm_jax.config import objects
+from ddpm_jax.config import flags, objects
 from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.protocol import Number
 from ddpm_jax.evaluate.subject import Split, Subject, Which, images, split
@@ -35,7 +35,7 @@ class Likelihood:
     """The images to code."""
     num: int | None = None
     """Only the first so many of them."""
-    estimate: int | None = None
+    estimate: flags.Given[int] = None
     """Strata of the estimate (default: the exact bound)."""
     decoder: Literal["discretized", "tanh"] = "discretized"
     """L_0's decoder: the exact normal CDF, or the original's approximation with its floor of 1e-12."""

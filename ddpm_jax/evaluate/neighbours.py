@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 
 from ddpm_jax import data
+from ddpm_jax.config import flags
 from ddpm_jax.evaluate import draws, figures, protocol, samples
 from ddpm_jax.evaluate.protocol import Number
 from ddpm_jax.evaluate.subject import Split, Subject, Which, images, split
@@ -39,7 +40,7 @@ class Neighbours:
     """The seed of the samples."""
     features: Literal["pixels", "classifier", "inception"] = "pixels"
     """Where distances are measured: root mean squares over pixels, or Euclidean between features."""
-    inception_weights: str | None = None
+    inception_weights: flags.Given[str] = None
     """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
 
 

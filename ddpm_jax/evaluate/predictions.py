@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 
 from ddpm_jax import data, log, runs
+from ddpm_jax.config import flags
 from ddpm_jax.evaluate import draws, figures, plots, protocol, samples
 from ddpm_jax.evaluate.protocol import Number
 from ddpm_jax.evaluate.subject import Subject, Which, images, split
@@ -38,7 +39,7 @@ class Predictions:
     """Images for the Fréchet distance at each time; 0 leaves it out."""
     features: Literal["classifier", "inception"] = "classifier"
     """What sees the images of --quality."""
-    inception_weights: str | None = None
+    inception_weights: flags.Given[str] = None
     """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
 
 

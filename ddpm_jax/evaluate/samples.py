@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from ddpm_jax import runs
+from ddpm_jax.config import flags
 from ddpm_jax.evaluate import draws, protocol
 from ddpm_jax.evaluate.protocol import Number
 from ddpm_jax.evaluate.subject import Split, Subject, Which, check_alike, images, split
@@ -47,7 +48,7 @@ class Samples:
     """Samples rounded to levels, as files have them, or as floats, as the original measured."""
     samples: str | None = None
     """An .npz file with images `arr_0` to measure instead of drawing."""
-    inception_weights: str | None = None
+    inception_weights: flags.Given[str] = None
     """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import tyro
 
 from ddpm_jax import data, runs
+from ddpm_jax.config import flags
 from ddpm_jax.evaluate import draws, figures, protocol
 from ddpm_jax.evaluate.protocol import Number
 from ddpm_jax.evaluate.subject import Subject, Which
@@ -28,7 +29,7 @@ class Stochastic:
     """The first image's index."""
     seed: int = 0
     """The seed of the images."""
-    times: tuple[int, ...] | None = None
+    times: flags.Given[tuple[int, ...]] = None
     """The shared times, in any order (default: the visited times nearest to T, 3T/4, T/2 and T/4)."""
     continuations: int = 3
     """Images from each x_t, the chain's own among them."""

@@ -23,9 +23,9 @@ class Which:
     sampling: tyro.conf.OmitArgPrefixes[flags.Sampling] = flags.Sampling()
     source: Annotated[str | None, tyro.conf.arg(name="data")] = None
     """Where the images are, if not where the config says: "digits" or "npz:PATH"."""
-    out: str | None = None
+    out: flags.Given[str] = None
     """Folder for the results (default: evaluation in the run)."""
-    devices: int | None = None
+    devices: flags.Given[int] = None
     """On a CPU: into how many JAX devices to divide it (default: one per core)."""
     hosts: tyro.conf.OmitArgPrefixes[process.Hosts] = process.Hosts()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import tyro
 
-from ddpm_jax.config import objects
+from ddpm_jax.config import flags, objects
 from ddpm_jax.evaluate import likelihood, protocol, samples
 from ddpm_jax.evaluate.protocol import Number
 from ddpm_jax.evaluate.subject import Subject, Which, images, split
@@ -25,7 +25,7 @@ class Table:
     """
 
     which: tyro.conf.OmitArgPrefixes[Which] = Which()
-    num: int | None = None
+    num: flags.Given[int] = None
     """Samples in a set (default: as many as there are held-out images)."""
     sets: int = 3
     """Disjoint sets of samples, for the error of each number."""
@@ -33,7 +33,7 @@ class Table:
     """Steps of the DDIM rows."""
     seed: int = 0
     """The seed of the samples, and of the bound's noise."""
-    estimate: int | None = None
+    estimate: flags.Given[int] = None
     """Strata for an estimate of the bound (default: exact)."""
 
 

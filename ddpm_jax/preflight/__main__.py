@@ -15,7 +15,7 @@ import tyro
 
 from ddpm_jax import config as configs
 from ddpm_jax import process
-from ddpm_jax.config import ranges
+from ddpm_jax.config import flags, ranges
 from ddpm_jax.preflight import topology
 
 QUICK = -1.0
@@ -25,19 +25,19 @@ QUICK = -1.0
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     config: Annotated[configs.Config, tyro.conf.arg(name="")]
-    topology: str | None = None
+    topology: flags.Given[str] = None
     """A slice of TPUs to compile for, such as v5litepod-16, v4-32 or v5e:4x4 (default: the devices at hand)."""
     shape: tuple[int, ...] = ()
     """Height, width and channels of integer images (default: those of the config's source, which is read)."""
-    images: int | None = None
+    images: flags.Given[int] = None
     """With --shape: how many training images there are, all of which lie on each device (default: 50,000)."""
     programs: tuple[Literal["train", "sampler", "evaluation"], ...] = ("train", "sampler", "evaluation")
     """Which programs to compile."""
-    effort: float | None = None
+    effort: flags.Given[float] = None
     """With --topology: the compiler's effort from -1 (default: quick) over 0 (as a run is compiled) to 1.
 
     From 0 on, its estimate of the time is worth something and is printed."""
-    devices: int | None = None
+    devices: flags.Given[int] = None
     """On a CPU: into how many JAX devices to divide it (default: one per core)."""
     out: str | None = None
     """A JSON file for the report."""
@@ -65,7 +65,7 @@ def parse(argv: list[str]) -> tuple[str, Arguments]:
 def main(argv: list[str]) -> int:
     """Compiles, measures and prints; the exit status says whether everything fits."""
     try:
-        name, args = parse(argv)
+        name, args = parse(flags.checked(argv))
         if args.topology is None:
             process.prepare(devices=args.devices)
         else:

@@ -71,18 +71,18 @@ def edit(model: Model, asked: flags.Edits, *, start: int, num: int) -> Edit | No
         FileNotFoundError: if a file is not there.
         ValueError: if flags contradict one another, or a file is no image of the run's.
     """
-    chosen = [name for name in ("inpaint", "init", "between") if getattr(asked, name)]
+    chosen = [name for name in ("inpaint", "init", "between") if getattr(asked, name) is not None]
     if len(chosen) > 1:
         raise ValueError(f"--{' and --'.join(chosen)} are different things: take one of them")
     for name, to in {"mask": "inpaint", "resample": "inpaint", "jump": "inpaint", "correct": "inpaint",
                      "strength": "init"}.items():  # fmt: skip
         if getattr(asked, name) is not None and to not in chosen:
             raise ValueError(f"--{name} belongs to --{to}, which is not given")
-    if asked.inpaint:
+    if asked.inpaint is not None:
         return _inpaint(model, asked)
-    if asked.init:
+    if asked.init is not None:
         return _init(model, asked)
-    return _between(model, asked, start, num) if asked.between else None
+    return None if asked.between is None else _between(model, asked, start, num)
 
 
 def repeated(model: Model, manifest: dict[str, Any]) -> Edit | None:
