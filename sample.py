@@ -9,6 +9,7 @@ function of (checkpoint, seed, i, sampler): `--start 7 --num 1` makes image 7 of
 import dataclasses
 import json
 import pathlib
+import shutil
 import sys
 import time
 from typing import Annotated, Literal
@@ -49,7 +50,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Draws and writes images; exit status 0, or 1 if --verify finds other images, or 2 for a wrong request."""
+    """Draws and writes images; exit status 0, 1 if --verify finds others, 2 for a wrong request, 4 if interrupted."""
     try:
         args = flags.parse(Arguments, argv, prog="sample.py")
         process.prepare(devices=args.devices, hosts=args.hosts)
@@ -67,7 +68,10 @@ def main(argv: list[str]) -> int:
 
 
 def draw(args: Arguments) -> int:
+    import numpy as np
+
     from ddpm_jax import keys, runs
+    from ddpm_jax.evaluate import draws
 
     if args.start < 0 or args.num < 1:
         raise ValueError(f"--start must be at least 0 and --num at least 1, got {args.start} and {args.num}")
@@ -88,12 +92,16 @@ def draw(args: Arguments) -> int:
     print(f"{model.describe()}; images {args.start}..{args.start + args.num - 1} of seed {args.seed}", flush=True)
 
     begun = time.perf_counter()
-    drawn = images(edit or model, args)
+    parts = out / "samples.parts"
+    if not drawn_into(parts, edit or model, args, made):
+        return 4
     seconds = time.perf_counter() - begun
-    if process.first():
+    drawn = np.concatenate(list(draws.chunks(parts, 0, args.num))) if process.first() else None
+    if drawn is not None:
         write(model, drawn, out, made)
         write_files(out / "images", drawn, args.start, format)
-    print(f"{len(drawn)} images in {seconds:.1f} s, compilation included: {out / 'grid.png'}")
+        shutil.rmtree(parts)
+    print(f"{args.num} images in {seconds:.1f} s, compilation included: {out / 'grid.png'}")
     if args.trajectory:
         trajectory(model, args, drawn, out)
     elif process.first() and (out / "trajectory.gif").exists():
@@ -156,13 +164,37 @@ def write(model, drawn, out: pathlib.Path, made: dict) -> None:
     from ddpm_jax import data, runs
 
     manifest = made | {"sha256": [runs.image_hash(image) for image in drawn]}
-    np.savez(out / "samples.npz", arr_0=drawn)
+    (out / "manifest.json").unlink(missing_ok=True)  # of an earlier call: it must not stand beside these images
+    with (out / "samples.part").open("wb") as file:
+        np.savez(file, arr_0=drawn)
+    (out / "samples.part").replace(out / "samples.npz")
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in manifest.items())
-    (out / "manifest.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    (out / "manifest.part").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    (out / "manifest.part").replace(out / "manifest.json")
     label = {"run": f"{model.fingerprint} step {model.step}", "sampling": json.dumps(manifest["sampling"])}
     label |= {"asked": json.dumps(manifest["asked"])}
     picture = data.grid(drawn, model.levels)
     data.write_png(out / "grid.png", picture, scale=data.preview_scale(model.shape), text=label)
+
+
+def drawn_into(folder: pathlib.Path, drawer, args: Arguments, made: dict) -> bool:
+    """Draws what is asked for, part by part, after those that the same call has left there; False if interrupted."""
+    from ddpm_jax import runs
+    from ddpm_jax.evaluate import draws
+
+    call, said = folder / "call.json", json.dumps(made)
+    if process.first() and not (call.exists() and call.read_text(encoding="utf-8") == said):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        call.write_text(said, encoding="utf-8")
+    process.agree(False)  # no other looks into the folder before
+
+    def missing(done):
+        rest = {"start": args.start + done, "num": args.num - done}
+        return (drawer.images(part.x) for part in drawer.draw(seed=args.seed, batch=args.batch, **rest))
+
+    with runs.fitting("a tile of images", lambda: runs.lighter_samples(drawer.tile)):
+        return draws.complete(folder, args.num, missing, every=20)
 
 
 def images(drawer, args: Arguments):
@@ -220,19 +252,23 @@ def verify(args: Arguments) -> int:
     wanted = dataclasses.replace(args, seed=manifest["seed"], start=manifest["start"], num=manifest["num"])
     again = images(runs.repeated(model, manifest) or model, wanted)
     equal = [runs.image_hash(image) == sha for image, sha in zip(again, manifest["sha256"], strict=True)]
-    if all(equal):
-        print(f"equal: all {len(equal)} images, bit for bit")
-        return 0
+    file, differ = path.with_name("samples.npz"), len(equal) - sum(equal)
     try:
-        with np.load(path.with_name("samples.npz"), allow_pickle=False) as stored:
+        with np.load(file, allow_pickle=False) as stored:
             before = stored["arr_0"]
+        if [runs.image_hash(image) for image in before] != manifest["sha256"]:
+            raise ValueError("it holds other images than the manifest tells of")
     except Exception as error:  # an archive may be missing, or damaged in any way
-        print(f"{len(equal) - sum(equal)} of {len(equal)} images differ; how much cannot be said without "
-              f"{path.with_name('samples.npz')}: {error}")  # fmt: skip
+        same = f"all {len(equal)} images come out as the manifest has them, and are not what is in"
+        other = f"{differ} of {len(equal)} images differ; how much cannot be said without"
+        print(f"{other if differ else same} {file}: {error}")
         return 1
+    if not differ:
+        print(f"equal: all {len(equal)} images, bit for bit, here and in {file}")
+        return 0
     off = np.abs(again.astype(np.float64) - before)
     here, there = model.manifest()["machine"], manifest["machine"]
-    said = f"{len(equal) - sum(equal)} of {len(equal)} images differ (made on {there}, now on {here})"
+    said = f"{differ} of {len(equal)} images differ (made on {there}, now on {here})"
     if isinstance(model.levels, data.Range):
         off = off.max() / (model.levels.high - model.levels.low)
         within, tolerance = off < 1e-3, "at most 0.1 % of the range"

@@ -202,7 +202,7 @@ def kinds() -> tuple[Kind, ...]:
                 Aim("in a save", 2, lambda folder, was: stamps(folder, "*") != was, 0.02),
             ),
             lambda folder: stamps(folder, "*"),
-            lambda folder: len([*folder.glob("*")]) not in (0, 3) or bool([*folder.glob("*.part")]),
+            lambda folder: bool([*folder.glob("**/*.part")]),
             lambda folder: {}, lambda safe, folder, said: "", no_steps, files,
         ),
         Kind(

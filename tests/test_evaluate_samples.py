@@ -165,7 +165,7 @@ def test_an_interrupted_drawing_goes_on_to_the_same_samples(run_folder, drawn, t
     run, update = of(run_folder, tmp_path), log.Progress.update
     monkeypatch.setattr(log.Progress, "update", lambda *args: (os.kill(os.getpid(), signal.SIGINT), update(*args)))
     assert samples.run(run, asked(100)) == 4
-    assert "interrupted: 8 of 100 samples are kept" in capsys.readouterr().out
+    assert "interrupted: 8 of 100 images are kept" in capsys.readouterr().out
     monkeypatch.undo()
     assert lines_of(samples.measured(run, asked(100))) == lines_of(expected)
 

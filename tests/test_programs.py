@@ -27,6 +27,7 @@ from programs import (
 import train
 from ddpm_jax import checkpoint, data, log, process, runs
 from ddpm_jax import config as configs
+from ddpm_jax.evaluate import draws
 
 SIXTY = TINY.replace("steps=3", "steps=60").replace("log_every=1", "log_every=10")
 
@@ -387,6 +388,49 @@ def test_verify_says_equal_and_notices_another_image(straight, sixteen, tmp_path
     np.savez(tmp_path / "samples.npz", arr_0=sixteen[0])
     shown = run("sample.py", straight[0], "--verify", tmp_path / "manifest.json", status=1)
     assert "16 of 16 images differ" in shown.stdout and "different" in shown.stdout
+
+
+def test_verify_looks_at_the_file_beside_the_manifest(run_folder, tmp_path):
+    run("sample.py", run_folder, "--num", 4, "--out", tmp_path / "drawn", "--format", "npz")
+    file, manifest = tmp_path / "drawn" / "samples.npz", tmp_path / "drawn" / "manifest.json"
+    with np.load(file) as stored:
+        flipped = stored["arr_0"].copy()
+    flipped[3, 2, 1] ^= 1
+    whole = file.read_bytes()
+    for damage in (lambda: file.write_bytes(whole[:-30]), lambda: np.savez(file, arr_0=flipped), file.unlink):
+        damage()
+        shown = run("sample.py", run_folder, "--verify", manifest, status=1).stdout
+        assert f"all 4 images come out as the manifest has them, and are not what is in {file}: " in shown
+        assert "equal" not in shown
+
+
+def test_an_interrupted_call_keeps_its_images_and_goes_on_where_it_was(run_folder, tmp_path, monkeypatch):
+    def drawn(out, *flags, status=0):
+        return run("sample.py", run_folder, "--num", 16, "--out", tmp_path / out, *flags, status=status)
+
+    def kept(out):
+        return [path.name for path in sorted((tmp_path / out / "samples.parts").glob("*.npy"))]
+
+    def stopping(folder, *part):
+        store(folder, *part)
+        signal.raise_signal(signal.SIGTERM)
+
+    drawn("whole")
+    store = draws.store
+    monkeypatch.setattr(draws, "PART", 4)
+    monkeypatch.setattr(draws, "store", stopping)
+    for out in ("same", "other"):
+        assert "interrupted: 8 of 16 images are kept; the same command continues" in drawn(out, status=4).stdout
+        assert kept(out) == ["00000000-00000004.npy", "00000004-00000008.npy"]
+        assert not (tmp_path / out / "manifest.json").exists()
+    monkeypatch.setattr(draws, "store", store)
+    shown = drawn("same")
+    assert "12 of 16 images" in shown.stderr and "4 of 16 images" not in shown.stderr.splitlines()[0]
+    drawn("other", "--seed", 1)
+    for name in ("samples.npz", "manifest.json", "grid.png"):
+        whole, same, other = ((tmp_path / out / name).read_bytes() for out in ("whole", "same", "other"))
+        assert whole == same != other
+    assert sorted(path.name for path in (tmp_path / "same").iterdir()) == ["grid.png", "manifest.json", "samples.npz"]
 
 
 def test_raw_weights_and_other_samplers_make_other_images(home, straight, sixteen):

@@ -4,8 +4,10 @@ A folder holds parts, FIRST-STOP.npy, that follow one another; asking for more i
 """
 
 import json
+import math
 import pathlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -67,26 +69,43 @@ def _drawn(subject: Subject, num: int, seed: int, form: Format) -> pathlib.Path 
     if process.first():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "protocol.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    done = sum(stop - first for first, stop, _ in parts(folder))
-    if done >= num:
-        return folder
-    progress, waiting = log.Progress(num, start=done, what="samples", active=process.first()), []
-    with process.Interrupt() as interrupt:
+
+    def missing(done: int) -> Iterator[np.ndarray]:
         for drawn in model.draw(seed=seed, start=done, num=num - done):
-            waiting.append(shaped(drawn.x, model.integer_levels, form))
+            yield shaped(drawn.x, model.integer_levels, form)
+
+    return folder if complete(folder, num, missing) else None
+
+
+def complete(folder: pathlib.Path, num: int, missing: Callable[[int], Iterator[np.ndarray]], every=math.inf) -> bool:
+    """Adds to the parts in a folder what is missing of so many images; False if it was interrupted.
+
+    Args:
+        missing: how many there are -> the others, in order.
+        every: after how many seconds to write a part, if it has not `PART` images before.
+    """
+    done = sum(stop - first for first, stop, _ in parts(folder))
+    process.check_same({"images that are kept": str(done).encode()})
+    if done >= num:
+        return True
+    progress, waiting = log.Progress(num, start=done, what="images", active=process.first()), []
+    with process.Interrupt() as interrupt:
+        written = time.monotonic()
+        for drawn in missing(done):
+            waiting.append(drawn)
             count = sum(map(len, waiting))
             progress.update(done + count, {})
             stopping = process.agree(interrupt.requested)
-            if count >= PART or done + count == num or stopping:
+            if count >= PART or done + count == num or stopping or time.monotonic() - written > every:
                 if process.first():
                     store(folder, done, np.concatenate(waiting))
-                done, waiting = done + count, []
+                done, waiting, written = done + count, [], time.monotonic()
             if stopping and done < num:
                 progress.close()
-                print(f"interrupted: {done} of {num} samples are kept; the same command continues")
-                return None
+                print(f"interrupted: {done} of {num} images are kept; the same command continues")
+                return False
     progress.close()
-    return folder
+    return True
 
 
 def shaped(x: np.ndarray, levels: int, form: Format) -> np.ndarray:
@@ -109,7 +128,7 @@ def chunks(folder: pathlib.Path, first: int, stop: int) -> Iterator[np.ndarray]:
                 images = np.load(path, mmap_mode="r", allow_pickle=False)
             except Exception as error:  # a damaged header is read as Python and fails as Python does, in any way
                 raise ValueError(f"{path} is damaged: remove it, and its images are drawn anew") from error
-            if images.ndim != 4 or len(images) != end - start:
+            if images.ndim < 4 or len(images) != end - start:
                 raise ValueError(f"{path} holds {images.shape}, not {end - start} images: remove it")
             yield images[max(first - start, 0) : stop - start]
 
