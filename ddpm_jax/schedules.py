@@ -182,6 +182,23 @@ def warmup50(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Sched
     return _warmup(T, 0.5, beta_1, beta_T)
 
 
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """The schedule rescaled so that no signal is left at T, and as much as before at t = 1.
+
+        signal_1 (signal_t - signal_T) / (signal_1 - signal_T)
+
+    Lin et al. (arXiv:2305.08891), algorithm 1.  No x_0 can be had at T from a prediction of the noise: predict v or x0.
+
+    Raises:
+        ValueError: if there is a single step.
+    """
+    _check_steps(schedule.T, least=2)
+    log_snr = np.asarray(schedule.log_snr, np.float64) + np.asarray(schedule.log_snr_tail, np.float64)
+    signal = np.exp(-0.5 * np.logaddexp(0, -log_snr))  # whose digits float32 does not cut off
+    rescaled = signal[1] * (signal[1:] - signal[-1]) / (signal[1] - signal[-1])
+    return from_betas(1 - (rescaled / np.append(1.0, rescaled[:-1])) ** 2)
+
+
 def _warmup(T: int, fraction: float, beta_1: float, beta_T: float) -> Schedule:
     check_steps(T)
     betas = np.full(T, beta_T, np.float64)

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import programs
 import pytest
+import tyro
 
 from ddpm_jax import config as configs
+from ddpm_jax import samplers, schedules
 from ddpm_jax.config import flags, objects
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -160,6 +162,10 @@ def test_a_prediction_is_scaled_before_it_is_clipped():
         ({"sample_every": -1}, r"sample_every must lie in \[0, 2147483647\], got -1"),
         ({"schedule": {"kind": "jsd"}}, "'jsd' leaves none: an x_0 cannot be had from the noise there; predict 'v'"),
         ({"schedule": {"kind": "linear", "beta_T": 1.0}}, "some signal at t = T"),
+        (
+            {"schedule": {"zero_terminal_snr": True}},
+            "schedule.kind 'linear' with zero_terminal_snr leaves none: an x_0",
+        ),
         ({"loss": {"learned_variance": True}}, "learned_variance needs loss.kind 'hybrid' or 'variational'"),
         ({"loss": {"kind": "variational", "weight": "p2"}}, "'p2' has no meaning for loss.kind 'variational'"),
         ({"sampling": {"mix": 1.5}}, r"must lie in \[0, 1\], got 1.5"),
@@ -216,6 +222,18 @@ def test_results_of_other_refinements_have_other_names():
 
 def test_a_schedule_without_terminal_signal_is_fine_for_v():
     configs.check(configs.from_dict({"schedule": {"kind": "jsd"}, "loss": {"predicts": "v"}}))
+    rescaled = configs.from_dict({"schedule": {"zero_terminal_snr": True}, "loss": {"predicts": "v"}})
+    configs.check(rescaled)
+    assert float(objects.noise_schedule(rescaled).signal[-1]) == 0
+
+
+@pytest.mark.parametrize("spacing", samplers.Spacing.__args__)
+def test_every_spacing_can_be_said_in_a_config_and_to_a_program(spacing):
+    sampling = configs.from_dict({"sampling": {"spacing": spacing, "steps": 10}}).sampling
+    schedule = configs.Schedule("cosine", T=20)
+    found = objects.times(configs.Config(schedule=schedule, sampling=sampling))
+    np.testing.assert_array_equal(found, samplers.times(schedules.cosine(20), 10, spacing=spacing))
+    assert tyro.cli(flags.Sampling, args=["--spacing", spacing]).chosen() == {"spacing": spacing}
 
 
 def test_files_that_are_no_config(tmp_path):

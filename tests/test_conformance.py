@@ -13,7 +13,7 @@ from ddpm_jax import conformance, gaussian, likelihood, samplers, schedules
 from ddpm_jax.conformance.checks import GAUSSIAN, MIXTURE
 
 LINE = conformance.mixture_data([0.3, 0.7], [[-0.8], [0.5]], [[[0.01]], [[0.09]]])
-CHAINS = [samplers.times(1000, 10, spacing=spacing) for spacing in samplers.Spacing.__args__]
+CHAINS = [samplers.times(schedules.linear(1000), 10, spacing=spacing) for spacing in samplers.Spacing.__args__]
 
 
 # --- the laws

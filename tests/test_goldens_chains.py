@@ -167,7 +167,7 @@ def diffusers_chain(golden: Golden):
     config, steps = golden.args["config"], golden.args["num_inference_steps"]
     sched = schedules.linear(config["num_train_timesteps"], config["beta_start"], config["beta_end"])
     if config.get("rescale_betas_zero_snr"):
-        sched = schedules.from_betas(exact("f/rescale_zero_terminal_snr_T1000", "betas"))
+        sched = schedules.zero_terminal_snr(sched)
     function = "v" if config.get("prediction_type") == "v_prediction" else golden.args["denoise_fn"]
     times = samplers.times(sched.T, steps, spacing=config["timestep_spacing"])
     np.testing.assert_array_equal(times[:-1] - 1, golden["timesteps"])

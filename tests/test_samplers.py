@@ -523,30 +523,53 @@ ONE_BASED = {
     ("trailing", 1): [1000],
     ("leading", 1): [1],
     ("ddim", 1): [1],
+    ("log_snr", 10): [1, 6, 23, 74, 203, 411, 604, 758, 887, 1000],
+    ("karras", 10): [1, 19, 103, 302, 512, 664, 776, 865, 938, 1000],
+    ("log_snr", 2): [1, 1000],
+    ("karras", 1): [1000],
 }
-"""Of 1000 steps, one more than the peers' own, which count from 0."""
+"""Of the linear schedule's 1000 steps, one more than the peers' own, which count from 0: the last ones are those of
+diffusers' DPMSolverMultistepScheduler with use_lu_lambdas and with use_karras_sigmas."""
 
 
 @pytest.mark.parametrize(("spacing", "steps"), ONE_BASED)
 def test_times_are_those_of_the_peers(spacing, steps):
-    chain = samplers.times(1000, steps, spacing=spacing)
+    chain = samplers.times(schedules.linear(1000), steps, spacing=spacing)
     np.testing.assert_array_equal(chain[::-1], [0, *ONE_BASED[spacing, steps]])
     assert chain.dtype == np.int32
+    if spacing not in ("log_snr", "karras"):
+        np.testing.assert_array_equal(samplers.times(1000, steps, spacing=spacing), chain)
 
 
-@pytest.mark.parametrize("spacing", ["uniform", "leading", "trailing", "linspace", "ddim"])
+@pytest.mark.parametrize("spacing", samplers.Spacing.__args__)
 def test_all_steps_are_all_times(spacing):
-    np.testing.assert_array_equal(samplers.times(37, 37, spacing=spacing), np.arange(37, -1, -1))
+    np.testing.assert_array_equal(samplers.times(schedules.linear(37), 37, spacing=spacing), np.arange(37, -1, -1))
 
 
-@pytest.mark.parametrize("spacing", ["uniform", "leading", "trailing", "linspace", "quadratic"])
-def test_times_fall_to_the_data_and_are_as_many_as_asked_for(spacing):
+@pytest.mark.parametrize("make", [schedules.linear, schedules.cosine, schedules.jsd], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("spacing", [kind for kind in samplers.Spacing.__args__ if kind != "ddim"])
+def test_times_fall_to_the_data_and_are_as_many_as_asked_for(spacing, make):
     for T, counts in ((1000, (1, 2, 3, 7, 20, 30, 50, 333, 999)), (50, range(1, 51)), (7, range(1, 8)), (1, (1,))):
+        schedule = make(T)
         for steps in counts:
-            chain = samplers.times(T, steps, spacing=spacing)
+            chain = samplers.times(schedule, steps, spacing=spacing)
             assert len(chain) == steps + 1 and chain[-1] == 0 and chain[0] <= T and (np.diff(chain) < 0).all()
             if spacing != "leading" and (spacing, steps) != ("linspace", 1):
                 assert chain[0] == T
+
+
+@pytest.mark.parametrize(("spacing", "power"), [("log_snr", 0), ("karras", 1 / 7)])
+def test_strides_in_the_noise_are_as_even_as_rows_allow(spacing, power):
+    # rows so dense that rounding to them is a hundredth of a stride; the second schedule leaves nothing at T
+    fine = schedules.from_log_snr(lambda u: 9 - 19 * u, 20_000)
+    without_end = schedules.from_log_snr(lambda u: np.where(u < 1, 9 - 19 * u, -np.inf), 20_000)
+    for schedule, steps in ((fine, 12), (without_end, 12)):
+        log_sigma = -0.5 * np.asarray(schedule.log_snr, np.float64)
+        chain = samplers.times(schedule, steps, spacing=spacing)[:-1]
+        assert (chain[0], chain[-1]) == (schedule.T, 1)
+        rows = np.minimum(chain, schedule.T - np.isinf(log_sigma[-1]))
+        strides = np.diff(np.exp(power * log_sigma[rows]) if power else log_sigma[rows])
+        np.testing.assert_allclose(strides, strides.mean(), rtol=0.01)
 
 
 def test_section_times():
@@ -609,7 +632,8 @@ def run(x=X, times=(10, 5, 0), keys=None, keep=None):
         (lambda: samplers.times(10, 11), "steps must be an integer in 1..T = 10, got 11"),
         (lambda: samplers.times(10, True), "steps must be an integer in 1..T = 10, got True"),
         (lambda: samplers.times(10, 2.0), "steps must be an integer in 1..T = 10, got 2.0"),
-        (lambda: samplers.times(10, 5, spacing="even"), "'ddim', 'quadratic', got 'even'"),
+        (lambda: samplers.times(10, 5, spacing="even"), "'quadratic', 'log_snr', 'karras', got 'even'"),
+        (lambda: samplers.times(10, 5, spacing="karras"), "give times the schedule in place of T = 10"),
         (lambda: samplers.times(1000, 999, spacing="ddim"), "no integer stride over 1000 steps gives 999 times"),
         (lambda: samplers.section_times(10, [3, 6]), "a section of 5 steps cannot give 6 times"),
         (lambda: samplers.section_times(10, [0, 0]), "counts must ask for at least one time, got [0, 0]"),

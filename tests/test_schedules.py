@@ -112,6 +112,21 @@ def test_from_log_snr_rebuilds_a_schedule_from_its_log_snr():
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
+@every_schedule
+def test_no_signal_is_left_at_the_end_of_a_rescaled_schedule(make):
+    single = columns(schedules.zero_terminal_snr(make(1000)))
+    with jax.enable_x64(True):
+        before, (signal, noise, log_snr, _) = columns(make(1000)), columns(schedules.zero_terminal_snr(make(1000)))
+    assert (signal[-1], noise[-1], log_snr[-1]) == (0, 1, -np.inf)
+    # a straight line through the signals of before, which keeps the first
+    np.testing.assert_allclose(noise[1], before[1][1], rtol=1e-10)
+    straight = before[0][1] * (before[0][1:] - before[0][-1]) / (before[0][1] - before[0][-1])
+    np.testing.assert_allclose(signal[1:], straight, rtol=1e-11, atol=1e-14)
+    # and a table in float32 loses nothing on the way: rows and tails are what float64 gives
+    whole = single[2][1:-1] + single[3][1:-1]
+    np.testing.assert_allclose(whole, log_snr[1:-1], rtol=1e-9, atol=1e-9)
+
+
 def test_from_log_snr_takes_an_end_without_signal():
     schedule = schedules.from_log_snr(lambda u: np.where(u < 1, 10 - 20 * u, -np.inf), 50)
     assert schedule.signal[-1] == 0 and schedule.noise[-1] == 1 and schedule.log_snr[-1] == -jnp.inf
@@ -168,6 +183,7 @@ def test_a_row_meets_each_example_of_a_batch(shape):
         (lambda: schedules.jsd("9"), "T must be an integer of at least 1, got '9'"),
         (lambda: schedules.warmup10(0), "T must be an integer of at least 1, got 0"),
         (lambda: straight(1), "T must be an integer of at least 2, got 1"),
+        (lambda: schedules.zero_terminal_snr(schedules.linear(1)), "T must be an integer of at least 2, got 1"),
         (lambda: schedules.from_log_snr(lambda u: u[1:], 4), "f must map [T] to [T] = (4,), it returned (3,)"),
         (lambda: schedules.from_log_snr(lambda u: u, 4), "f must fall strictly from f(0) to f(1), without NaN or +inf"),
         (lambda: schedules.from_log_snr(lambda u: 0 * u, 4), "f must fall strictly"),

@@ -51,15 +51,16 @@ def check_trained(config: Config) -> None:
     from ddpm_jax.config import objects  # which imports JAX: a program's --help must not
 
     signal_T = float(np.asarray(objects.noise_schedule(config).signal)[-1])  # by numpy: nothing is compiled
+    noise = f"schedule.kind {config.schedule.kind!r}" + " with zero_terminal_snr" * config.schedule.zero_terminal_snr
     if config.sampling.eps_scale != 1 and not signal_T > 0:
         raise ValueError(
-            f"sampling.eps_scale {config.sampling.eps_scale} needs some signal at t = T, schedule.kind "
-            f"{config.schedule.kind!r} leaves none: an x_0 cannot be had from the noise there"
+            f"sampling.eps_scale {config.sampling.eps_scale} needs some signal at t = T, {noise} "
+            "leaves none: an x_0 cannot be had from the noise there"
         )
     if config.loss.predicts == "eps" and not signal_T > 0:
         raise ValueError(
-            f"loss.predicts 'eps' needs some signal at t = T, schedule.kind {config.schedule.kind!r} leaves none: "
-            "an x_0 cannot be had from the noise there; predict 'v' or 'x0'"
+            f"loss.predicts 'eps' needs some signal at t = T, {noise} leaves none: an x_0 cannot be had from the noise "
+            "there; predict 'v' or 'x0'"
         )
     objects.times(config)
 

@@ -39,6 +39,8 @@ class Schedule:
     """Offset of the cosine schedule."""
     max_beta: float = 0.999
     """Largest beta of the cosine schedule."""
+    zero_terminal_snr: bool = False
+    """Rescale any of them so that no signal is left at T: for networks that predict v or x0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +177,7 @@ class Sampling:
     """The reverse process; analytic is ancestral with the variance that the network's errors ask for."""
     steps: int = 1000
     """Network calls per image."""
-    spacing: Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic"] = "uniform"
+    spacing: Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic", "log_snr", "karras"] = "uniform"
     """How the visited times are spread over 1..T."""
     mix: float = 1.0
     """Reverse variance of ancestral sampling: 1 is beta (the original's CIFAR-10), 0 is beta-tilde (its 256x256); a

@@ -79,7 +79,9 @@ class Sampling:
     """The reverse process (default for this and the following: what the config says)."""
     steps: int | None = None
     """Network calls per image."""
-    spacing: Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic"] | None = None
+    spacing: Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic", "log_snr", "karras"] | None = (
+        None
+    )
     """How the visited times are spread over 1..T."""
     mix: float | None = None
     """Reverse variance of ancestral sampling: 1 is beta, 0 is beta-tilde."""

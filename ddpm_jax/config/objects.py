@@ -38,6 +38,9 @@ def learned_variance(config: Config) -> bool:
 def noise_schedule(config: Config):
     """The `ddpm_jax.schedules.Schedule`."""
     c = config.schedule
+    if c.zero_terminal_snr:
+        plain = dataclasses.replace(c, zero_terminal_snr=False)
+        return schedules.zero_terminal_snr(noise_schedule(dataclasses.replace(config, schedule=plain)))
     if c.kind == "cosine":
         return schedules.cosine(c.T, c.offset, c.max_beta)
     if c.kind == "const":
@@ -241,4 +244,4 @@ def sampler_options(config: Config) -> dict[str, str]:
 
 def times(config: Config):
     """The times that sampling visits, int32 [steps + 1]."""
-    return samplers.times(config.schedule.T, config.sampling.steps, spacing=config.sampling.spacing)
+    return samplers.times(noise_schedule(config), config.sampling.steps, spacing=config.sampling.spacing)
