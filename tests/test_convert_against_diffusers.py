@@ -56,17 +56,24 @@ def made_there(theirs, folder: pathlib.Path, config: dict, scheduler: dict, *, s
 
 
 def apart(theirs, net, run: pathlib.Path, batch: int = 2) -> float:
-    """How far their network's output is from that of the run, as a share of their output's standard deviation."""
+    """How far their network's output is from that of the run, as a share of their output's standard deviation.
+
+    Of networks with labels, the batch's are the last.
+    """
     _, torch = theirs
     model = runs.Model(run, step=None, weights="ema", sampling={})
+    count = net.config.num_class_embeds
+    label = count and np.arange(count)[-batch:]
     x = np.random.default_rng(0).normal(size=(batch, *model.shape)).astype(np.float32)
     t = np.linspace(0, 999, batch).astype(np.int32)
     with torch.no_grad():
-        wanted = (
-            net(torch.from_numpy(x.transpose(0, 3, 1, 2)), torch.from_numpy(t)).sample.numpy().transpose(0, 2, 3, 1)
-        )
+        told = None if label is None else torch.from_numpy(label)
+        output = net(torch.from_numpy(x.transpose(0, 3, 1, 2)), torch.from_numpy(t), class_labels=told).sample
+        wanted = output.numpy().transpose(0, 2, 3, 1)
     apply = jax.jit(objects.network(model.config, model.shape[-1]).apply)
-    found = np.asarray(apply({"params": model.params}, jnp.asarray(x), t + 1))
+    condition = objects.blank(model.config, batch, model.shape)
+    condition = condition if label is None else condition._replace(label=label.astype(np.int32))
+    found = np.asarray(apply({"params": model.params}, jnp.asarray(x), t + 1, condition))
     assert found.shape == wanted.shape
     return float(np.abs(found - wanted).max() / wanted.std())
 
@@ -76,7 +83,7 @@ def apart(theirs, net, run: pathlib.Path, batch: int = 2) -> float:
     [
         {}, {"downsample_padding": 1}, {"flip_sin_to_cos": True}, {"freq_shift": 0}, {"norm_eps": 1e-2},
         {"attention_head_dim": 8}, {"norm_num_groups": 8},
-        {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 32}, BIGGAN,
+        {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 32}, BIGGAN, {"num_class_embeds": 10},
     ],
     ids=lambda change: " ".join(change) if len(change) < 3 else "openai's",
 )  # fmt: skip

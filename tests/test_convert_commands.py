@@ -304,6 +304,42 @@ def test_calls_without_a_command_say_which_there_are(capsys):
         assert f"  {way} {format}" in shown.out and f"  {way} {format}" in shown.err
 
 
+@pytest.mark.parametrize("null_label", [False, True])
+def test_labels_come_along_and_go_back(small, tmp_path, capsys, null_label):
+    held = load_file(small / WEIGHTS)
+    held["class_embedding.weight"] = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
+    source = published.write(tmp_path / "source", config=published.TINY | {"num_class_embeds": 4}, held=held)
+    run, classes = tmp_path / "run", 4 - null_label
+    flag = ["--null-label"] if null_label else []
+    names = ["--label-names", *"abcd"[:classes]]
+    assert convert("from", "diffusers", source, "--workdir", run, *flag, *names) == 0
+    made = model(run)
+    assert made.config.net.num_classes == classes and made.label_names == tuple("abcd"[:classes])
+    # without a row for none, the network was told a label always, and images of none are refused
+    assert (made.config.condition.drop > 0) == null_label
+    table = np.asarray(made.params["label"]["table"]["embedding"])
+    np.testing.assert_array_equal(table[:4], held["class_embedding.weight"])
+    assert null_label or (table.shape == (5, 64) and not table[4].any())
+    capsys.readouterr()
+    assert convert("to", "diffusers", run, tmp_path / "back") == 0
+    assert "class_labels=...) in a loop of your own" + ", 3 for none" * null_label in capsys.readouterr().out
+    back = load_file(tmp_path / "back" / "unet" / WEIGHTS)
+    assert set(back) == set(held) and all(back[name].tobytes() == held[name].tobytes() for name in held)
+
+
+def test_where_the_folders_own_sampler_draws_other_images_is_said(small, home, tmp_path, capsys):
+    assert "note:" not in home.said
+    settings = {"_class_name": "DDIMScheduler", "timestep_spacing": "linspace"}
+    source = published.write(
+        tmp_path / "source", config=published.TINY, scheduler=settings, held=load_file(small / WEIGHTS)
+    )
+    run = tmp_path / "run"
+    for command in (("from", "diffusers", source, "--workdir", run), ("to", "diffusers", run, tmp_path / "to")):
+        assert convert(*command) == 0
+        said = capsys.readouterr().out
+        assert "note: clip_sample = True: " in said and "note: timestep_spacing = 'linspace': every step of" in said
+
+
 # --- OpenAI's, and the pages
 
 

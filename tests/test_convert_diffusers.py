@@ -197,11 +197,15 @@ def test_ddim_of_any_prediction_and_schedule_is_read():
         ({"mid_block_scale_factor": 1.4}, "mid_block_scale_factor = 1.4: only 1 can be had"),
         ({"act_fn": "relu"}, "act_fn = 'relu': only 'silu' or 'swish' can be had"),
         ({"add_attention": False}, "add_attention = False: only True can be had"),
-        ({"class_embed_type": "timestep"}, "class_embed_type = 'timestep': only None can be had, no labels"),
-        ({"num_class_embeds": 10}, "num_class_embeds = 10: only None can be had, no labels"),
+        ({"class_embed_type": "timestep"}, "class_embed_type = 'timestep': only None can be had, labels of a table"),
+        ({"num_class_embeds": 0}, "num_class_embeds = 0: at least 1, or None for no labels, is right"),
+        ({"num_class_embeds": 2.0}, "num_class_embeds = 2.0 is not int or NoneType"),
         ({"downsample_padding": 2}, "downsample_padding = 2: only 0 or 1 can be had"),
         ({"flip_sin_to_cos": 1}, "flip_sin_to_cos = 1: only False or True can be had"),
         ({"freq_shift": 0.5}, "freq_shift = 0.5 is not int"),
+        ({"freq_shift": 2}, "freq_shift = 2: only 0 or 1 can be had"),
+        ({"norm_eps": 0.0}, "norm_eps = 0.0: only a positive number can be had"),
+        ({"norm_eps": float("nan")}, "norm_eps = nan: only a positive number can be had"),
         ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift = 'spatial': only 'default'"),
         ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups = None: only 32, as norm_num_groups"),
         ({"attn_norm_num_groups": 8}, "attn_norm_num_groups = 8: only 32"),
@@ -212,7 +216,10 @@ def test_ddim_of_any_prediction_and_schedule_is_read():
         ({"up_block_types": ["AttnUpBlock2D"]}, "not each other's mirror"),
         ({"block_out_channels": [32, 48]}, r"block_out_channels = [32, 48]: only multiples of the first"),
         ({"block_out_channels": [32, 64, 64]}, "one for each of 2 blocks"),
+        ({"block_out_channels": [], "down_block_types": [], "up_block_types": []}, "down_block_types is empty"),
+        ({"block_out_channels": [32, 32]}, "norm_num_groups = 32, as many as block_out_channels = [32, 32]: each"),
         ({"norm_num_groups": 24}, "norm_num_groups = 24 does not divide block_out_channels = [32, 64]"),
+        ({"in_channels": 0, "out_channels": 0}, "in_channels = 0: at least 1 is right"),
         ({"attention_head_dim": 24}, "attention_head_dim = 24 does not divide block_out_channels = [32, 64]"),
         ({"attention_head_dim": "8"}, "attention_head_dim = '8' is not int or NoneType"),
         ({"sample_size": None}, "sample_size = None: only multiples of 2 fit 2 blocks"),
@@ -251,8 +258,18 @@ def test_all_fields_that_stand_in_the_way_are_named_at_once():
         ({"steps_offset": 1}, "steps_offset = 1: only 0 can be had"),
         ({"thresholding": True}, "thresholding = True: only False can be had"),
         ({"clip_sample_range": 2.0}, "clip_sample_range = 2.0: only 1.0 can be had"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr = True: only False can be had"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr = True, beta_end = 0.02: no signal is left at the"),
+        (
+            {"beta_end": 1},
+            "beta_end = 1: no signal is left at the last time, and no x_0 can be had there of prediction_",
+        ),
+        ({"beta_start": 0.0}, "beta_start = 0.0, beta_end = 0.02: only positive numbers below 1 can be had"),
+        ({"beta_end": float("nan")}, "beta_end = nan: only positive numbers below 1 can be had"),
         ({"num_train_timesteps": 0}, "num_train_timesteps = 0: at least 1 is right"),
+        (
+            {"num_train_timesteps": 1, "rescale_betas_zero_snr": True, "prediction_type": "sample"},
+            "num_train_timesteps = 1: at least 2 is right",
+        ),
         ({"clip_sample": 1}, "clip_sample = 1 is not bool"),
         ({"set_alpha_to_one": True}, "set_alpha_to_one = True is a field that is not known here"),
         ({"_class_name": "DDIMScheduler"}, "variance_type = 'fixed_large' is a field that is not known here"),
@@ -315,6 +332,50 @@ def test_a_chain_that_was_written_is_read_as_itself(kind, sampling):
     assert chain.sampling == kept
 
 
+def test_a_schedule_without_signal_at_its_end_is_read_and_written():
+    given = published.LARGE | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    chain = scheduler.read(given, doubled=False)
+    assert chain.schedule == configs.Schedule("linear", T=1000, zero_terminal_snr=True)
+    config = Config(schedule=chain.schedule, loss=chain.loss, sampling=chain.sampling)
+    assert scheduler.write(config)["rescale_betas_zero_snr"] is True
+    # betas that have no name there are the rescaled ones already
+    other = dataclasses.replace(config, schedule=configs.Schedule("const", T=1000, zero_terminal_snr=True))
+    written = scheduler.write(other)
+    assert written["rescale_betas_zero_snr"] is False and written["trained_betas"][-1] == 1
+
+
+def test_labels_that_were_written_are_read_as_themselves():
+    net = Net(32, (1, 2), 1, (8,), dropout=0.0, num_classes=10)
+    for drop, count in ((0.0, 10), (0.1, 11)):  # a network trained to do without has a row for none
+        config = Config(net=net, condition=configs.Condition(drop=drop))
+        written = network.write(config, (16, 16, 1))
+        assert written["num_class_embeds"] == count
+        assert network.read(written, null_label=network.null_label(config)).net == net
+    with pytest.raises(ValueError, match="num_class_embeds = None: at least 2, the last of which stands for none"):
+        network.read(published.CONFIG, null_label=True)
+
+
+@pytest.mark.parametrize(
+    "sampling, said",
+    [
+        (Sampling("ddim", steps=50, spacing="leading"), ["clip_sample = True"]),
+        (Sampling("ddim", steps=50, spacing="leading", clip=False), []),
+        (Sampling("ddim", steps=10, spacing="linspace", clip=False), ["every step of diffusers' DDIM is 100"]),
+        (Sampling("ddim", steps=10, spacing="linspace"), ["clip_sample = True", "timestep_spacing = 'linspace'"]),
+        (Sampling("ddim", steps=30, spacing="trailing", clip=False), ["every step of diffusers' DDIM is 33 "]),
+        (Sampling("ddim", steps=50, spacing="trailing", clip=False), []),
+        (Sampling("ddim", steps=1000, spacing="linspace", clip=False), []),
+        (Sampling(spacing="trailing", mix=1.0), ["the last step of diffusers' DDPM adds noise"]),
+        (Sampling(spacing="trailing", mix=0.0), []),
+        (Sampling(spacing="leading", mix=1.0), []),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_where_diffusers_draws_other_images_is_said(sampling, said):
+    found = scheduler.differences(Config(sampling=sampling))
+    assert len(found) == len(said) and all(part in line for part, line in zip(said, found, strict=True)), found
+
+
 def test_a_learned_variance_that_was_written_is_read_as_itself():
     config = Config(net=Net(32, (1, 2), 1, (8,), dropout=0.0), loss=configs.Loss("hybrid", predicts="v"))
     written = network.write(config, (16, 16, 1))
@@ -333,7 +394,6 @@ def test_schedules_that_diffusers_has_no_name_for_are_written_as_their_betas():
 @pytest.mark.parametrize(
     "net, shape, said",
     [
-        (Net(num_classes=10), (32, 32, 3), "net.num_classes = 10: there it is told nothing"),
         (Net(), (32, 32), "images (32, 32): there they are [H, W, C]"),
         (Net(), (28, 28, 1), "images (28, 28, 1): there, sides are multiples of 8"),
         (Net(resample_with_conv=False), (32, 32, 3), "net.resample_with_conv = False"),

@@ -30,6 +30,8 @@ class FromDiffusers:
     """The folder, with model_index.json, or with config.json and scheduler_config.json."""
     workdir: str
     """The run's folder, which is made."""
+    null_label: bool = False
+    """The last of num_class_embeds stands for no label, as in networks that were trained for guidance."""
     unsaid: tyro.conf.OmitArgPrefixes[folder.Unsaid] = folder.Unsaid()
 
 
@@ -110,17 +112,23 @@ def from_diffusers(chosen: FromDiffusers) -> None:
     Raises:
         FileNotFoundError, ValueError, ModuleNotFoundError: as `diffusers.source` and `folder.write`.
     """
-    found = diffusers.source(pathlib.Path(chosen.path))
+    found = diffusers.source(pathlib.Path(chosen.path), null_label=chosen.null_label)
     network, chain = found.network, found.chain
-    sampling = _fewer_shown(chain.sampling, network.shape)
+    always_told = network.net.num_classes and not chosen.null_label
     config = configs.Config(
-        data=configs.Data(UNKNOWN), schedule=chain.schedule, net=network.net, loss=chain.loss, sampling=sampling
+        data=configs.Data(UNKNOWN),
+        schedule=chain.schedule,
+        net=network.net,
+        condition=configs.Condition(drop=0.0) if always_told else configs.Condition(),
+        loss=chain.loss,
+        sampling=_fewer_shown(chain.sampling, network.shape),
     )
     config = chosen.unsaid.applied(config)
     origin = folder.origin("diffusers", found.files, found.tensors)
     image = chosen.unsaid.image(config, network.shape)
     imported = folder.Imported(config, image, found.tensors, found.tensors, found.rules, 0, origin, found.fingerprint)
     _written(chosen.workdir, imported, ONE_SET)
+    _tell_differences(config)
 
 
 def from_original(chosen: FromOriginal) -> None:
@@ -199,8 +207,10 @@ def to_diffusers(chosen: ToDiffusers) -> None:
         diffusers.write(part, model.config, model.shape, model.params, said)
     print(f"{model.describe()}")
     print(f"written   {chosen.out}: diffusers.DiffusionPipeline.from_pretrained({chosen.out!r})")
-    if model.config.sampling.sampler == "ddim" and model.config.sampling.clip:
-        print("note: to draw the same images, call the pipeline with use_clipped_model_output=True")
+    _tell_differences(model.config)
+    if model.config.net.num_classes:
+        none = f", {model.config.net.num_classes} for none" if diffusers.null_label(model.config) else ""
+        print(f"note: its pipelines pass no labels; call unet(x, t, class_labels=...) in a loop of your own{none}")
 
 
 def to_plain(chosen: ToPlain) -> None:
@@ -219,6 +229,11 @@ def to_plain(chosen: ToPlain) -> None:
 def _fewer_shown(sampling: configs.Sampling, shape: Sequence[int]) -> configs.Sampling:
     """The same, but for how many images of this shape training draws if they are large."""
     return dataclasses.replace(sampling, num=16) if math.prod(shape) > SMALL else sampling
+
+
+def _tell_differences(config: configs.Config) -> None:
+    for line in diffusers.differences(config):
+        print(f"note: {line}")
 
 
 def _model(run: str, which: flags.Weights, sampling: flags.Sampling) -> Any:

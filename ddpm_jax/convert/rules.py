@@ -68,6 +68,20 @@ def pointwise(path: Path, name: str, axes: int) -> Rule:
     return Rule((path,), (name,), take, give)
 
 
+def labels(path: Path, name: str) -> Rule:
+    """A table of labels, which there has no row for none: here it is 0, as if none were added to the time."""
+
+    def give(leaf):
+        if np.any(leaf[-1]):
+            raise ValueError(
+                f"{'/'.join(path)}: the row of no label is not 0, and {name} has none: networks that were trained "
+                "without their labels at times (condition.drop) cannot be had there"
+            )
+        return (leaf[:-1],)
+
+    return Rule((path,), (name,), lambda tensor: (np.concatenate([tensor, np.zeros_like(tensor[:1])]),), give)
+
+
 def from_torch(path: Path, leaf: Any, module: str, *, pixels: bool = False) -> Rule | None:
     """The rule for one leaf of ours that is a PyTorch module's: its `weight` or its `bias`; None for other leaves.
 

@@ -14,7 +14,11 @@ import ddpm_jax
 from ddpm_jax import config as configs
 from ddpm_jax.convert import files
 from ddpm_jax.convert.diffusers import names, network, scheduler
+from ddpm_jax.convert.diffusers.network import null_label
+from ddpm_jax.convert.diffusers.scheduler import differences
 from ddpm_jax.convert.rules import Rule, invert
+
+__all__ = ["WEIGHTS", "Source", "differences", "null_label", "source", "write"]
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 """The files that hold weights, the one that takes no PyTorch first."""
@@ -29,6 +33,7 @@ class Source(NamedTuple):
         files: those that were read.
         attention: the names in its attentions.
         fingerprint: of the tensors as our parameters, if `write` wrote them; else None.
+        null_label: whether the last of its labels stands for none.
     """
 
     network: network.Network
@@ -37,14 +42,18 @@ class Source(NamedTuple):
     files: tuple[pathlib.Path, ...]
     attention: names.Attention
     fingerprint: str | None
+    null_label: bool
 
     def rules(self, target: Any) -> list[Rule]:
         """The rules of our tree of parameters."""
-        return names.rules(target, self.attention)
+        return names.rules(target, self.attention, null_label=self.null_label)
 
 
-def source(folder: pathlib.Path) -> Source:
+def source(folder: pathlib.Path, *, null_label: bool = False) -> Source:
     """What a pipeline's folder holds, with its parts in `unet` and `scheduler` or side by side, as of 2022.
+
+    Args:
+        null_label: whether the last of its labels stands for none, which its configuration does not say.
 
     Raises:
         FileNotFoundError: if a file is missing, saying which.
@@ -61,12 +70,12 @@ def source(folder: pathlib.Path) -> Source:
             f"{folder} holds no scheduler_config.json, neither itself nor in scheduler: without it nobody knows the "
             "noise that the network was trained with"
         )
-    read = network.read(files.read_json(unet / "config.json"))
+    read = network.read(files.read_json(unet / "config.json"), null_label=null_label)
     chain = scheduler.read(files.read_json(settings), doubled=read.doubled)
     weights = _weights(unet)
     tensors = files.read(weights)
-    attention, said = names.attention_names(tensors), files.header(weights).get("fingerprint")
-    return Source(read, chain, tensors, (unet / "config.json", settings, weights), attention, said)
+    read_from, said = (unet / "config.json", settings, weights), files.header(weights).get("fingerprint")
+    return Source(read, chain, tensors, read_from, names.attention_names(tensors), said, null_label)
 
 
 def write(
@@ -83,7 +92,7 @@ def write(
     """
     about = {"_diffusers_version": "0.30.0"}
     unet, chain = network.write(config, shape), scheduler.write(config)
-    tensors = invert(names.rules(params), params)
+    tensors = invert(names.rules(params, null_label=network.null_label(config)), params)
     pipeline = chain["_class_name"].replace("Scheduler", "Pipeline")
     for part in ("unet", "scheduler"):
         (folder / part).mkdir()

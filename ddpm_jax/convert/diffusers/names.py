@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from ddpm_jax.convert.rules import Path, Rule, flatten, from_torch
+from ddpm_jax.convert.rules import Path, Rule, flatten, from_torch, labels, same
 
 Attention = Literal["old", "today"]
 """The names in attentions: those of the files of 2022 (query, key, value, proj_attn), or today's (to_q, ...)."""
@@ -17,24 +17,32 @@ _MODULES = {
     "dense0": "linear_1", "dense1": "linear_2",
 }  # fmt: skip
 
+LABELS = ("label", "table", "embedding")
+"""The path of our table of labels."""
+
 
 def attention_names(names: Iterable[str]) -> Attention:
     """Which names the attentions of these tensors have."""
     return "old" if any(".attentions." in name and ".query." in name for name in names) else "today"
 
 
-def rules(target: Any, attention: Attention = "today") -> list[Rule]:
+def rules(target: Any, attention: Attention = "today", *, null_label: bool = False) -> list[Rule]:
     """Our leaf down_0/block_0/conv1/kernel is the tensor down_blocks.0.resnets.0.conv1.weight, and so on.
 
     Levels of the way up are numbered from the smallest there, and from the largest here.
+
+    Args:
+        null_label: whether their table of labels has a row for none, its last, as ours has.
     """
     leaves = flatten(target)
+    table = leaves.pop(LABELS, None) is not None
     levels = 1 + max(int(path[0].removeprefix("down_")) for path in leaves if path[0].startswith("down_"))
     found = (
         from_torch(path, leaf, module(path[:-1], levels, attention), pixels=path[-2] == "nin_shortcut")
         for path, leaf in leaves.items()
     )
-    return [rule for rule in found if rule]
+    told = [(same if null_label else labels)(LABELS, "class_embedding.weight")] if table else []
+    return [*(rule for rule in found if rule), *told]
 
 
 def module(path: Path, levels: int, attention: Attention) -> str:

@@ -1,5 +1,6 @@
 """The configuration of a `UNet2DModel` as the fields of our network, and the way back."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ READ = {
     "flip_sin_to_cos": True,
     "freq_shift": 0,
     "resnet_time_scale_shift": "default",
+    "num_class_embeds": None,
 }
 """The fields that say which network, and what diffusers takes where they are missing: not what the original has."""
 
@@ -38,8 +40,7 @@ ONLY = {
     "mid_block_scale_factor": Only(1, (1,), "residuals as they are"),
     "act_fn": Only("silu", ("silu", "swish"), "two names of one function"),
     "add_attention": Only(True, (True,), "a middle with attention"),
-    "class_embed_type": Only(None, (None,), "no labels"),
-    "num_class_embeds": Only(None, (None,), "no labels"),
+    "class_embed_type": Only(None, (None,), "labels of a table (num_class_embeds), or none"),
     "num_train_timesteps": Only(None, (None,), "no table of times"),
 }
 KINDS = {
@@ -47,7 +48,7 @@ KINDS = {
     "down_block_types": (list, tuple), "up_block_types": (list, tuple), "block_out_channels": (list, tuple),
     "layers_per_block": int, "dropout": (int, float), "attention_head_dim": (int, type(None)), "norm_num_groups": int,
     "attn_norm_num_groups": (int, type(None)), "norm_eps": (int, float), "freq_shift": int,
-    "downsample_type": str, "upsample_type": str,
+    "downsample_type": str, "upsample_type": str, "num_class_embeds": (int, type(None)),
 }  # fmt: skip
 
 JOINS: dict[Any, Any] = {"default": "add", "scale_shift": "scale_shift"}
@@ -69,8 +70,11 @@ class Network(NamedTuple):
     doubled: bool
 
 
-def read(given: Mapping[str, Any]) -> Network:
+def read(given: Mapping[str, Any], *, null_label: bool = False) -> Network:
     """Our network that computes what a `UNet2DModel` of this configuration computes.
+
+    Args:
+        null_label: whether the last of its labels stands for none.
 
     Raises:
         ValueError: naming every field that stands in the way, its value and what would be right.
@@ -78,11 +82,14 @@ def read(given: Mapping[str, Any]) -> Network:
     if given.get("_class_name") != "UNet2DModel":
         _refuse([f"_class_name = {given.get('_class_name')!r}: only 'UNet2DModel' can be had"])
     c = {name: given.get(name, default) for name, default in READ.items()}
-    choices = {"resnet_time_scale_shift": JOINS, "downsample_padding": PADDING, "flip_sin_to_cos": ORDER}
+    choices = {
+        "resnet_time_scale_shift": JOINS, "downsample_padding": PADDING, "flip_sin_to_cos": ORDER,
+        "freq_shift": (0, 1),
+    }  # fmt: skip
     _refuse([*problems(given, READ, ONLY), *mistyped(given, KINDS), *unlike(c, choices)])
     levels, wrong = blocks.read(c)
     sides = [c["sample_size"]] * 2 if isinstance(c["sample_size"], int) else list(c["sample_size"] or [])
-    _refuse(wrong + _numbers(c, sides))
+    _refuse(wrong + _numbers(c, sides) + _labels(c["num_class_embeds"], null_label))
     widths = list(c["block_out_channels"])
     net = configs.Net(
         channels=widths[0],
@@ -92,6 +99,7 @@ def read(given: Mapping[str, Any]) -> Network:
         head_channels=c["attention_head_dim"] or 0,
         dropout=float(c["dropout"]),
         groups=c["norm_num_groups"],
+        num_classes=(c["num_class_embeds"] or 0) - null_label,
         resample_by=levels.resample_by,
         time_joins=JOINS[c["resnet_time_scale_shift"]],
         conventions=configs.Conventions(
@@ -133,19 +141,29 @@ def write(config: configs.Config, shape: tuple[int, ...]) -> dict[str, Any]:
         "flip_sin_to_cos": said.time_order == "cos_sin",
         "freq_shift": said.time_shift,
         "resnet_time_scale_shift": {ours: theirs for theirs, ours in JOINS.items()}[net.time_joins],
+        "num_class_embeds": net.num_classes + null_label(config) or None,
         **{name: field.values[0] for name, field in ONLY.items() if field.default is not None},
     }
+
+
+def null_label(config: configs.Config) -> bool:
+    """Whether the table of labels gets a row for none there: if the network was trained to do without."""
+    return bool(config.net.num_classes and config.condition.drop)
 
 
 def _numbers(c: Mapping[str, Any], sides: list[Any]) -> list[str]:
     """What is wrong with the numbers of channels, pixels, layers and groups."""
     levels, wrong, widths = len(c["down_block_types"]), [], list(c["block_out_channels"])
+    if not levels:
+        return ["down_block_types is empty: at least one block is right"]
     if len(widths) != levels or not all(isinstance(w, int) and w > 0 and w % widths[0] == 0 for w in widths):
         wrong.append(
             f"block_out_channels = {widths}: only multiples of the first, one for each of {levels} blocks, fit"
         )
     if len(sides) != 2 or not all(isinstance(n, int) and n > 0 and n % 2 ** (levels - 1) == 0 for n in sides):
         wrong.append(f"sample_size = {c['sample_size']!r}: only multiples of {2 ** (levels - 1)} fit {levels} blocks")
+    if c["in_channels"] < 1:
+        wrong.append(f"in_channels = {c['in_channels']}: at least 1 is right")
     if c["out_channels"] not in (c["in_channels"], 2 * c["in_channels"]):
         wrong.append(
             f"out_channels = {c['out_channels']}: only in_channels = {c['in_channels']} or twice that can be had"
@@ -156,6 +174,13 @@ def _numbers(c: Mapping[str, Any], sides: list[Any]) -> list[str]:
         )
     elif any(isinstance(w, int) and w % c["norm_num_groups"] for w in widths):
         wrong.append(f"norm_num_groups = {c['norm_num_groups']} does not divide block_out_channels = {widths}")
+    elif c["resnet_time_scale_shift"] == "default" and set(widths) == {c["norm_num_groups"]}:
+        wrong.append(
+            f"norm_num_groups = {c['norm_num_groups']}, as many as block_out_channels = {widths}: each channel is "
+            "normalised by itself and forgets the time that was added to it; fewer groups can be had"
+        )
+    if not 0 < c["norm_eps"] < math.inf:
+        wrong.append(f"norm_eps = {c['norm_eps']}: only a positive number can be had")
     if not 0 <= c["dropout"] < 1:
         wrong.append(f"dropout = {c['dropout']}: only in [0, 1)")
     # the middle's own: left out where scale and shift are on, it has no normalisation at all
@@ -170,6 +195,15 @@ def _numbers(c: Mapping[str, Any], sides: list[Any]) -> list[str]:
     return wrong
 
 
+def _labels(count: int | None, null_label: bool) -> list[str]:
+    """What is wrong with the number of labels."""
+    least = 2 if null_label else 1
+    if not null_label if count is None else count >= least:
+        return []
+    why = ", the last of which stands for none (--null-label)" if null_label else ", or None for no labels,"
+    return [f"num_class_embeds = {count}: at least {least}{why} is right"]
+
+
 def _attended(net: configs.Net, shape: tuple[int, ...]) -> list[bool]:
     """Whether each level attends."""
     factors = [2**i for i in range(len(net.multipliers))]
@@ -181,10 +215,9 @@ def _beyond(config: configs.Config, shape: tuple[int, ...]) -> list[str]:
     """What of our network diffusers cannot express."""
     net, said, c = config.net, config.net.conventions, config.condition
     told = {
-        "net.num_classes": net.num_classes, "text.layers": config.text.layers, "condition.coarse": c.coarse,
-        "condition.paired": c.paired,
+        "text.layers": config.text.layers, "condition.coarse": c.coarse, "condition.paired": c.paired,
     }  # fmt: skip
-    wrong = [f"{name} = {value!r}: there it is told nothing" for name, value in told.items() if value]
+    wrong = [f"{name} = {value!r}: there it is told labels at most" for name, value in told.items() if value]
     if len(shape) != 3:
         return [*wrong, f"images {shape}: there they are [H, W, C]"]
     fewest, widths = 2 ** (len(net.multipliers) - 1), [net.channels * m for m in net.multipliers]

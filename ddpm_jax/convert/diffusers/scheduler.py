@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 from ddpm_jax.convert.diffusers.fields import Only, mistyped, problems, unlike
@@ -17,6 +19,7 @@ READ = {
     "prediction_type": "epsilon",
     "timestep_spacing": "leading",
     "predict_epsilon": True,
+    "rescale_betas_zero_snr": False,
 }
 """The fields that say how to sample, and what diffusers takes where they are missing."""
 
@@ -27,7 +30,6 @@ SHARED = {
     "sample_max_value": Only(1.0, (1.0,), "as thresholding is off"),
     "clip_sample_range": Only(1.0, (1.0,), "images in [-1, 1]"),
     "steps_offset": Only(0, (0,), "times from the first"),
-    "rescale_betas_zero_snr": Only(False, (False,), "betas as they are"),
     "timestep_values": Only(None, (None,), "all times"),
     "tensor_format": Only("pt", ("pt", "np"), "arrays"),
 }  # fmt: skip
@@ -37,7 +39,7 @@ ONLY = {
 }
 KINDS = {
     "num_train_timesteps": int, "beta_start": (int, float), "beta_end": (int, float), "clip_sample": bool,
-    "predict_epsilon": bool,
+    "predict_epsilon": bool, "rescale_betas_zero_snr": bool,
 }  # fmt: skip
 
 SCHEDULES: dict[str, Any] = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}
@@ -76,13 +78,16 @@ def read(given: Mapping[str, Any], *, doubled: bool) -> Chain:
     c = {name: given.get(name, default) for name, default in fields.items()}
     choices = {"beta_schedule": SCHEDULES, "prediction_type": PREDICTS, "timestep_spacing": SPACINGS}
     found = [*problems(given, fields, ONLY[kind]), *mistyped(given, KINDS), *unlike(c, choices), *_variance(c, doubled)]
-    if isinstance(c["num_train_timesteps"], int) and c["num_train_timesteps"] < 1:
-        found.append(f"num_train_timesteps = {c['num_train_timesteps']}: at least 1 is right")
+    found = found or _betas(c)  # which rest on numbers
     if found:
         raise ValueError("the scheduler's config: " + "; ".join(found))
     T, predicts = c["num_train_timesteps"], PREDICTS[c["prediction_type"]] if c["predict_epsilon"] else "x0"
     schedule = configs.Schedule(
-        SCHEDULES[c["beta_schedule"]], T=T, beta_1=float(c["beta_start"]), beta_T=float(c["beta_end"])
+        SCHEDULES[c["beta_schedule"]],
+        T=T,
+        beta_1=float(c["beta_start"]),
+        beta_T=float(c["beta_end"]),
+        zero_terminal_snr=c["rescale_betas_zero_snr"],
     )
     ancestral = kind == "DDPMScheduler"
     sampling = configs.Sampling(
@@ -112,6 +117,7 @@ def write(config: configs.Config) -> dict[str, Any]:
         "beta_start": schedule.beta_1,
         "beta_end": schedule.beta_T,
         "beta_schedule": named.get(schedule.kind, "linear"),
+        "rescale_betas_zero_snr": schedule.zero_terminal_snr and schedule.kind in named,
         **betas,
         "clip_sample": c.clip,
         "prediction_type": {ours: theirs for theirs, ours in PREDICTS.items()}[config.loss.predicts],
@@ -122,6 +128,46 @@ def write(config: configs.Config) -> dict[str, Any]:
     fixed = "fixed_large" if c.mix == 1 else "fixed_small"
     variance = "learned_range" if objects.learned_variance(config) else fixed
     return {"_class_name": "DDPMScheduler", **shared, "variance_type": variance}
+
+
+def differences(config: configs.Config) -> list[str]:
+    """Where diffusers' own sampler, told the same, draws other images than ours, and how to call it for ours."""
+    c, T, found = config.sampling, config.schedule.T, []
+    if c.sampler == "ddim" and c.clip:
+        found.append(
+            "clip_sample = True: diffusers' DDIM clips x_0 and goes on from the noise that the unclipped one implied; "
+            "call its pipeline with use_clipped_model_output=True"
+        )
+    times, stride = objects.times(config), T // c.steps
+    if c.sampler == "ddim" and (np.maximum(times[:-1] - stride, 0) != times[1:]).any():
+        found.append(
+            f"timestep_spacing = {c.spacing!r}: every step of diffusers' DDIM is {stride} long, {T} // {c.steps}, and "
+            "does not end at the next of its times; with 'leading' it does"
+        )
+    if c.sampler == "ancestral" and c.spacing == "trailing" and (c.mix or objects.learned_variance(config)):
+        found.append(
+            f"timestep_spacing = 'trailing': in fewer steps than {T}, the last step of diffusers' DDPM adds noise to "
+            "the image; with 'leading' and 'linspace' it does not"
+        )
+    return found
+
+
+def _betas(c: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the numbers of the noise."""
+    T, first, last = c["num_train_timesteps"], c["beta_start"], c["beta_end"]
+    least = 2 if c["rescale_betas_zero_snr"] else 1
+    wrong = [] if T >= least else [f"num_train_timesteps = {T}: at least {least} is right"]
+    none_left = c["rescale_betas_zero_snr"]
+    if c["beta_schedule"] != "squaredcos_cap_v2":
+        if not (0 < first < 1 and 0 < last <= 1):
+            wrong.append(f"beta_start = {first}, beta_end = {last}: only positive numbers below 1 can be had")
+        none_left = none_left or last == 1
+    if none_left and c["predict_epsilon"] and c["prediction_type"] == "epsilon":
+        wrong.append(
+            f"rescale_betas_zero_snr = {c['rescale_betas_zero_snr']}, beta_end = {last}: no signal is left at the last "
+            "time, and no x_0 can be had there of prediction_type = 'epsilon', but of 'sample' or 'v_prediction'"
+        )
+    return wrong
 
 
 def _variance(c: Mapping[str, Any], doubled: bool) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ddpm_jax.config import Net
-from ddpm_jax.convert.rules import Path, Rule, flatten, from_torch, pointwise
+from ddpm_jax.convert.rules import Path, Rule, flatten, from_torch, labels, pointwise
 from ddpm_jax.unet import OPENAI
 from ddpm_jax.unet.attention import head_count
 
@@ -40,7 +40,7 @@ def rules(target: Any, net: Net, order: Order) -> list[Rule]:
     leaves, found = flatten(target), []
     for path, leaf in leaves.items():
         if path[:2] == ("label", "table"):
-            found.append(_labels(path, "label_emb.weight"))
+            found.append(labels(path, "label_emb.weight"))
             continue
         module = _module(path[:-1], leaves)
         if module is None or path[-2] in ("k", "v"):  # which come with the queries
@@ -104,20 +104,6 @@ def _attention(path: Path, name: str, heads: int, order: Order) -> Rule:
         return (joined[..., None] if joined.ndim == 2 else joined,)
 
     return Rule(paths, (name,), take, give)
-
-
-def _labels(path: Path, name: str) -> Rule:
-    """The table of labels, which there has no row for none: here it is 0, as if none were added to the time."""
-
-    def give(leaf):
-        if np.any(leaf[-1]):
-            raise ValueError(
-                f"{'/'.join(path)}: the row of no label is not 0, and {name} has none: networks that were trained "
-                "without their labels at times (condition.drop) cannot be had there"
-            )
-        return (leaf[:-1],)
-
-    return Rule((path,), (name,), lambda tensor: (np.concatenate([tensor, np.zeros_like(tensor[:1])]),), give)
 
 
 def _heads(net: Net) -> tuple[int, int]:
