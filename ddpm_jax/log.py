@@ -6,15 +6,18 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO, TextIO
+
+_BLOCK = 1 << 16  # bytes
 
 
 class MetricsLog:
     """A file of metrics, one strict JSON object per line.
 
     Strict JSON has no word for NaN and infinities: they are written as null.  A line is on its way to the disk when
-    `write` returns, and a last line that a killed process left incomplete is dropped.
+    `write` returns, and a last line that a killed process left incomplete is dropped.  Of a file that is there only the
+    end is read, from the last line back to the first of the step `start`: steps rise.
 
     Args:
         path: the file; made at the first line.
@@ -22,21 +25,35 @@ class MetricsLog:
             None keeps them all.
         active: whether to touch the file at all: with several processes, only the first does.
 
+    Attributes:
+        of_start: the lines of the step `start`, the last one first.
+
     Raises:
-        ValueError: if a line but the last is not a JSON object.
+        ValueError: if a line of those that are read is not a JSON object.
     """
 
     def __init__(self, path: str | os.PathLike[str], start: int | None = None, *, active: bool = True):
         self.path, self.active = pathlib.Path(path), active
+        self.of_start: list[dict[str, Any]] = []
         if not active or not self.path.exists():
             return
-        before = self.path.read_bytes()
-        kept = [row for row in read(self.path) if start is None or row.get("step", start) <= start]
-        after = "".join(map(_line, kept)).encode()
-        if after != before:
-            part = self.path.with_name(self.path.name + ".part")
-            part.write_bytes(after)
-            part.replace(self.path)
+        stays, apart = 0, b""  # where what stays ends, and lines behind it that are of no step
+        with self.path.open("r+b") as file:
+            for at, line in _from_the_end(file):
+                row, after = _row(line, lambda at=at: f"{path}, line {_number(file, at)}"), at + len(line) + 1
+                step = row.get("step", start)
+                if start is None or step < start:
+                    stays = stays or after
+                    break
+                if "step" not in row and not stays:
+                    apart = line + b"\n" + apart
+                elif step == start:
+                    stays = stays or after
+                    self.of_start.append(row)
+            if stays + len(apart) != file.seek(0, os.SEEK_END):
+                file.truncate(stays)
+                file.seek(stays)
+                file.write(apart)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Appends a line: names with numbers, text, None, numpy or jax arrays, or dicts and lists of these."""
@@ -52,19 +69,12 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         FileNotFoundError: if there is no such file.
         ValueError: naming the first other line that is not a JSON object, or whose step is not a number.
     """
-    rows, lines = [], pathlib.Path(path).read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or incomplete
-        try:
-            row = json.loads(line.decode())
-        except (ValueError, RecursionError):
-            row = None
-        text = line[:60].decode(errors="backslashreplace")
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: not a JSON object: {text!r}")
-        if not isinstance(row.get("step", 0), int):
-            raise ValueError(f"{path}, line {number}: its step is not a number: {text!r}")
-        rows.append(row)
-    return rows
+    with pathlib.Path(path).open("rb") as file:
+        return [
+            _row(line[:-1], lambda number=number: f"{path}, line {number}")
+            for number, line in enumerate(file, 1)
+            if line.endswith(b"\n")
+        ]
 
 
 class Progress:
@@ -166,6 +176,46 @@ def duration(seconds: float) -> str:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     hours = round(seconds / 3600)
     return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def _from_the_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The complete lines of a file from the last one on, each with the place where it begins."""
+    at, held = file.seek(0, os.SEEK_END), b""
+    while at:
+        size = min(_BLOCK, at)
+        at -= size
+        file.seek(at)
+        held = file.read(size) + held
+        *lines, _ = held.split(b"\n")  # what follows the last newline is empty or incomplete
+        whole, place = lines[1:] if at else lines, at + sum(len(line) + 1 for line in lines)
+        for line in reversed(whole):
+            place -= len(line) + 1
+            yield place, line
+        held = lines[0] + b"\n" if lines else held
+
+
+def _number(file: BinaryIO, at: int) -> int:
+    """Which line begins at a place of a file."""
+    file.seek(0)
+    return file.read(at).count(b"\n") + 1
+
+
+def _row(line: bytes, where: Callable[[], str]) -> dict[str, Any]:
+    """The object in a line.
+
+    Raises:
+        ValueError: naming where it is, if it holds none, or its step is not a number.
+    """
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        row = None
+    text = line[:60].decode(errors="backslashreplace")
+    if not isinstance(row, dict):
+        raise ValueError(f"{where()}: not a JSON object: {text!r}")
+    if not isinstance(row.get("step", 0), int):
+        raise ValueError(f"{where()}: its step is not a number: {text!r}")
+    return row
 
 
 def _line(values: Mapping[str, Any]) -> str:

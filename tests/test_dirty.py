@@ -128,9 +128,10 @@ def test_a_log_that_a_kill_tore_is_mended_and_another_damage_is_named(home, trai
     assert "the run is complete: 2 steps" in train(home, "--data.skip-bad").stdout
     assert log.read(path) == whole and path.read_bytes().endswith(b"}\n")
     text = path.read_text()
-    path.write_text("?" + text)
-    assert f"train.py: {path}, line 1: not a JSON object: " in train(home, "--data.skip-bad", status=2).stderr
-    assert path.read_text() == "?" + text
+    path.write_text(text + "?\n")
+    said = f"train.py: {path}, line {len(whole) + 1}: not a JSON object: '?'"
+    assert said in train(home, "--data.skip-bad", status=2).stderr
+    assert path.read_text() == text + "?\n"
     path.write_text(text)
 
 

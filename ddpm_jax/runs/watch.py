@@ -28,10 +28,8 @@ class Watch:
 
     def __init__(self, config: configs.Config, workdir: pathlib.Path, start: int):
         self.config, self.workdir = config, workdir
-        path = workdir / "metrics.jsonl"
-        self.file = log.MetricsLog(path, start, active=process.first())
-        rows = log.read(path) if process.first() and path.exists() else []
-        self.noted = not process.first() or any(row.get("step") == start and "held_out_loss" in row for row in rows)
+        self.file = log.MetricsLog(workdir / "metrics.jsonl", start, active=process.first())
+        self.noted = not process.first() or any("held_out_loss" in row for row in self.file.of_start)
         self.pending: collections.deque[tuple[int, Any, np.ndarray]] = collections.deque()
         self.settled: list[dict[str, Any]] = []
         self.row: list[tuple[int, Any]] = []
