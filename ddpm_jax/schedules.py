@@ -192,7 +192,7 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     Raises:
         ValueError: if there is a single step.
     """
-    _check_steps(schedule.T, least=2)
+    check_steps(schedule.T, least=2)
     log_snr = np.asarray(schedule.log_snr, np.float64) + np.asarray(schedule.log_snr_tail, np.float64)
     signal = np.exp(-0.5 * np.logaddexp(0, -log_snr))  # whose digits float32 does not cut off
     rescaled = signal[1] * (signal[1:] - signal[-1]) / (signal[1] - signal[-1])
