@@ -206,7 +206,7 @@ def evaluate(name: str, spec: Spec, folder: pathlib.Path) -> None:
         return jax.pure_callback(called, jax.ShapeDtypeStruct(x.shape, x.dtype), x, t)
 
     schedule = schedules.from_betas(trained.betas.numpy())
-    denoise = gaussian.denoiser(schedule, net, predicts=trained.predicts)
+    denoise = gaussian.denoiser(schedule, net, predicts=trained.predicts, clip=True)
     times = samplers.times(len(trained.betas), spec.calls)
 
     @jax.jit

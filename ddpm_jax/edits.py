@@ -118,7 +118,7 @@ def network_calls(times: np.ndarray) -> int:
 
 
 def given_pixels(
-    schedule: Schedule, denoise: Denoiser, known: jax.Array, mask: jax.Array, *, iterations: int = 5, clip: bool = True
+    schedule: Schedule, denoise: Denoiser, known: jax.Array, mask: jax.Array, *, iterations: int = 5, clip: bool = False
 ) -> Denoiser:
     """The denoiser for images of which some pixels are known: E[x_0 | x_t, known] in the place of E[x_0 | x_t].
 

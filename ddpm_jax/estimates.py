@@ -3,7 +3,7 @@
 They keep x_t = signal_t x0 + noise_t eps: what changes one of the two derives the other again.  The order in which a
 program applies them is scaling first and a limit last, so that what a sampler meets lies within the limit:
 
-    denoise = gaussian.denoiser(schedule, net, clip=False)
+    denoise = gaussian.denoiser(schedule, net)
     denoise = estimates.scaled(schedule, denoise, 1.017)
     denoise = estimates.limited(schedule, denoise, estimates.threshold(99.5))
 """

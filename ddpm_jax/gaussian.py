@@ -235,15 +235,15 @@ def denoiser(
     net: Net,
     predicts: Predicts = "eps",
     *,
-    clip: bool = True,
+    clip: bool = False,
     learned_variance: bool = False,
 ) -> Denoiser:
     """Closes a network over what it predicts: (x_t, t) -> Estimate.
 
     Args:
         net: (x_t [B, ...], t [B]) -> [B, ...]; with a learned variance its last axis is twice as long.
-        clip: bring x0 into [-1, 1] and derive eps again from it, as the original does when it samples and when it
-            computes bits per dimension (never in a training loss).
+        clip: bring x0 into [-1, 1] and derive eps again from it, as the original does with images when it samples and
+            when it computes bits per dimension (never in a training loss).  Data may lie beyond: then not.
         learned_variance: the second half of the last axis is v in [-1, 1], and mix = (v + 1) / 2
             (arXiv:2102.09672, equation 15; v is not clamped, as in the authors' code).
 

@@ -221,7 +221,7 @@ def test_the_exact_bound_of_the_large_net_does_not_store_the_activations_of_its_
         schedule = schedules.cosine(T)
 
         def bound(params, key, x0):
-            denoise = gaussian.denoiser(schedule, lambda x, t: net.apply(params, x, t))
+            denoise = gaussian.denoiser(schedule, lambda x, t: net.apply(params, x, t), clip=True)
             return likelihood.bound(key, schedule, denoise, x0, decoder=likelihood.decoder_8bit)
 
         compiled = jax.jit(bound).lower(params, jax.random.key(0), x0).compile()

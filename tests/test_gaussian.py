@@ -10,7 +10,7 @@ import pytest
 from gaussian_data import PREDICTS, SHAPES, arrays, normals
 from jax.test_util import check_grads
 
-from ddpm_jax import gaussian, samplers, schedules
+from ddpm_jax import edits, gaussian, samplers, schedules
 from ddpm_jax.gaussian import Gaussian
 
 TIMES = np.array([1, 2, 3, 10, 300, 500, 999, 1000], np.int32)
@@ -64,8 +64,8 @@ def _found(linear, others, x0, eps):
 
     v = jnp.linspace(-1, 1.5, x0.size).reshape(x0.shape)
     net = lambda x, t: jnp.concatenate([x0, v], -1)  # noqa: E731
-    learned = gaussian.denoiser(linear, net, "v", learned_variance=True)(eps, t)
-    out["learned"] = learned, gaussian.denoiser(linear, lambda x, t: x0, "v")(eps, t)[:2]
+    learned = gaussian.denoiser(linear, net, "v", learned_variance=True, clip=True)(eps, t)
+    out["learned"] = learned, gaussian.denoiser(linear, lambda x, t: x0, "v", clip=True)(eps, t)[:2]
     return {str(name): value for name, value in out.items()}
 
 
@@ -284,6 +284,15 @@ def test_denoiser_halves_a_learned_variance(shape):
     assert learned.mix.ravel()[0] == 0 and learned.mix.ravel()[-1] == 1.25  # -1 is beta-tilde, 1 is beta, and no clamp
 
 
+def test_data_beyond_1_are_kept_unless_clipping_is_asked_for():
+    schedule, x_t, t = schedules.linear(1000), np.array([[0.2, -1.5], [1.0, 0.4]], np.float32), np.array([5, 900])
+    denoiser = functools.partial(gaussian.denoiser, schedule, lambda x, t: 3 * x, "x0")
+    given = functools.partial(edits.given_pixels, schedule, denoiser(), x_t, np.zeros(x_t.shape, bool))
+    for of in (denoiser, given):
+        np.testing.assert_array_equal(of()(x_t, t).x0, 3 * x_t)
+        np.testing.assert_array_equal(of(clip=True)(x_t, t).x0, np.clip(3 * x_t, -1, 1))
+
+
 def test_denoiser_gives_the_network_one_time_for_each_example():
     schedule, told = schedules.linear(10), []
 
@@ -406,7 +415,7 @@ def test_no_derivative_is_nan_at_either_end():
         parts = []
         for (predicts, learned), raw in zip(cases, raws, strict=True):
             out = jnp.concatenate([raw, jnp.tanh(raw)], -1) if learned else raw
-            found = gaussian.denoiser(schedule, lambda x, t: out, predicts, learned_variance=learned)(x_t, t)
+            found = gaussian.denoiser(schedule, lambda x, t: out, predicts, learned_variance=learned, clip=True)(x_t, t)
             chosen = found.mix if learned else mix
             reverse = Gaussian(
                 gaussian.posterior(schedule, found.x0, x_t, t, s).mean,

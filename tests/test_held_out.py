@@ -49,7 +49,7 @@ def test_a_model_that_knows_the_data_has_the_bits_of_the_data():
     def loss(keys, schedule, net, x0, t):
         return losses.simple_loss(keys, schedule, net, x0, t=t)
 
-    denoise = gaussian.denoiser(schedule, net)
+    denoise = gaussian.denoiser(schedule, net, clip=True)
     decoder = likelihood.discretized(levels)
     examination = held_out.examination(schedule, net, denoise, loss, mix=1.0, decoder=decoder, strata=32)
     found = held_out.held_out(jax.jit(examination), jax.random.key(2), x0, 64)

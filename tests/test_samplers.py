@@ -234,7 +234,7 @@ def test_solvers_end_at_what_the_network_last_predicts(solver):
     keys = samplers.image_keys(0, range(2))
 
     def solvers(schedule):
-        denoise = gaussian.denoiser(schedule, lambda x, t: 0.3 * jnp.sin(5 * x), "v")
+        denoise = gaussian.denoiser(schedule, lambda x, t: 0.3 * jnp.sin(5 * x), "v", clip=True)
         return [solver(schedule, denoise, order=order) for order in (1, 2, 3)]
 
     @jax.jit
@@ -254,7 +254,7 @@ def test_solvers_end_at_what_the_network_last_predicts(solver):
 def test_dpm_solver_pp_of_order_1_is_ddim():
     with jax.enable_x64(True):
         schedule = schedules.linear(1000)
-        denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * jnp.tanh(3 * x))
+        denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * jnp.tanh(3 * x), clip=True)
         solvers = samplers.dpm_solver_pp(schedule, denoise, order=1), samplers.ddim(schedule, denoise)
         np.testing.assert_allclose(*ends(solvers, POINTS, samplers.times(1000, 7)), rtol=1e-9)
 
@@ -262,9 +262,9 @@ def test_dpm_solver_pp_of_order_1_is_ddim():
 def test_unipc_first_predicts_as_ddim_does_and_corrects_nothing_where_the_prediction_came_true():
     with jax.enable_x64(True):
         schedule = schedules.linear(1000)
-        curved = gaussian.denoiser(schedule, lambda x, t: 0.5 * jnp.tanh(3 * x))
+        curved = gaussian.denoiser(schedule, lambda x, t: 0.5 * jnp.tanh(3 * x), clip=True)
         # data that are a single point: every x_0_hat is that point, and DDIM is exact
-        point = gaussian.denoiser(schedule, lambda x, t: jnp.full_like(x, 0.3), "x0")
+        point = gaussian.denoiser(schedule, lambda x, t: jnp.full_like(x, 0.3), "x0", clip=True)
         for denoise, times, tolerance in ((curved, (1000, 600), 1e-12), (point, (1000, 700, 400, 200, 50), 1e-9)):
             solvers = [samplers.unipc(schedule, denoise, order=order) for order in (1, 2, 3)]
             *found, wanted = ends([*solvers, samplers.ddim(schedule, denoise)], POINTS, times)
@@ -386,7 +386,7 @@ def test_a_learned_mix_takes_precedence():
 
 def test_a_start_without_signal():
     schedule = schedules.jsd(50)
-    denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * x, "v")
+    denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * x, "v", clip=True)
     solvers = samplers.ancestral(schedule, denoise), samplers.ddim(schedule, denoise)
     assert np.isfinite(ends(solvers, POINTS, samplers.times(50, 10))).all()
 
@@ -396,7 +396,7 @@ def test_a_start_without_signal():
 
 def test_an_image_depends_on_its_key_alone():
     schedule, chain = schedules.linear(100), samplers.times(100, 5)
-    denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * x, "v")
+    denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * x, "v", clip=True)
     ancestral, ddim = samplers.ancestral(schedule, denoise, mix=0.5), samplers.ddim(schedule, denoise, eta=0.5)
     kinds = [(f"ancestral, {shape}", ancestral, shape) for shape in SHAPES] + [("ddim", ddim, SHAPES[1])]
 
@@ -427,7 +427,7 @@ def test_an_image_depends_on_its_key_alone():
 def test_an_image_is_the_same_on_any_number_of_devices():
     # tiles of one size, on as many devices as there are
     schedule, chain = schedules.linear(100), samplers.times(100, 5)
-    denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * x, "v")
+    denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * x, "v", clip=True)
     both = samplers.ancestral(schedule, denoise), samplers.ddim(schedule, denoise, eta=0.5)
 
     def draw(keys):
@@ -595,7 +595,7 @@ def test_no_derivative_of_a_step_is_nan_at_either_end():
         """Each network's output is a variable of its own, so that the derivative says which one is wrong."""
         ends = []
         for (predicts, learned), out in zip(cases, outs, strict=True):
-            denoise = gaussian.denoiser(schedule, lambda x, t: out, predicts, learned_variance=learned)
+            denoise = gaussian.denoiser(schedule, lambda x, t: out, predicts, learned_variance=learned, clip=True)
             both = samplers.ancestral(schedule, denoise, mix=option), samplers.ddim(schedule, denoise, eta=option)
             ends += [sampler.step(keys, sampler.init(x, t), t, s).x.sum() for sampler in both]
         return sum(ends)
