@@ -22,7 +22,7 @@ def tiles(keep=()):
 
     def chain(params, tile):
         net = functools.partial(NET.apply, params)
-        return samplers.ancestral(SCHEDULE, gaussian.denoiser(SCHEDULE, net)), TIMES
+        return samplers.ancestral(SCHEDULE, gaussian.denoiser(SCHEDULE, net, clip=True)), TIMES
 
     return generate.over_devices(generate.program(chain, (8, 8, 1), keep))
 

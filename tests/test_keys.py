@@ -222,7 +222,9 @@ def test_sampling_training_and_resume_are_the_same_whatever_the_environment_says
         run_process(*train, "--steps", 2, env=env)
         assert "continued from step 2" in run_process(*train, env=env).stdout
         run_process("sample.py", folder, "--devices", 1, "--num", 6, "--out", folder / "out", env=env)
-        seen = [row["seen"] for row in map(json.loads, (folder / "metrics.jsonl").open()) if "seen" in row]
+        seen = [
+            row["seen"] for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "seen" in row
+        ]
         return state_of(folder).tree, seen, np.load(folder / "out" / "samples.npz")["arr_0"]
 
     state, seen, images = everything("default", {})
