@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     try:
         args = flags.parse(Arguments, argv, prog="sample.py")
         process.prepare(devices=args.devices, hosts=args.hosts)
-        with process.as_one("sample.py"):
+        with process.as_one("sample.py"), process.writing(args.out or args.run):
             return draw(args) if args.verify is None else verify(args)
     except (ValueError, FileNotFoundError) as error:
         print(f"sample.py: {error}", file=sys.stderr)

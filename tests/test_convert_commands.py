@@ -7,7 +7,9 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shlex
+import socket
 import subprocess
 import sys
 import types
@@ -26,7 +28,7 @@ from safetensors.numpy import load_file, save_file
 from ddpm_jax import checkpoint, runs, training
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
-from ddpm_jax.convert import openai, rules
+from ddpm_jax.convert import files, openai, rules
 from ddpm_jax.convert.__main__ import COMMANDS, main
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -67,6 +69,29 @@ def small(tmp_path_factory):
     """A folder of diffusers that holds a network of a single level."""
     folder = tmp_path_factory.mktemp("convert") / "small"
     return published.write(folder, config=published.TINY, held=published.tiny_tensors())
+
+
+def test_a_full_disk_is_said_with_the_folder_and_nothing_is_left(run_folder, tmp_path):
+    """A limit on the size of files, which ends a write as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+        shown = programs.run("-m", "ddpm_jax.convert", "to", "plain", run_folder, tmp_path / "out", status=6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert shown.stderr == f"convert: {tmp_path / 'out'} cannot be written: [Errno 27] File too large\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_conversion_has_left_goes_with_the_next_one(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    dead, alive = (tmp_path / f".out.{socket.gethostname()}.{number}.part" for number in (ended.pid, os.getppid()))
+    for left in (dead, alive):
+        (left / "checkpoints").mkdir(parents=True)
+    with files.appearing(tmp_path / "out"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [alive.name, "out"]
 
 
 # --- what becomes a run

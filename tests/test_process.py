@@ -379,6 +379,18 @@ def test_what_an_output_cannot_say_it_says_otherwise():
     assert done.returncode == 3 and done.stdout.endswith("9.9 \\xb1 0.1 bits/dim 4999\n")
 
 
+def test_what_cannot_be_written_is_named_where_the_error_names_nothing(tmp_path):
+    """As numpy's own of a full disk, or the system's while a file is written."""
+    for error in (OSError("65536 requested and 57216 written"), OSError(28, "No space left on device")):
+        with pytest.raises(OSError, match=f"^{tmp_path} cannot be written: .*(57216|No space)"):
+            with process.writing(tmp_path):
+                raise error
+    for error in (FileNotFoundError("no file x: see y"), OSError(13, "Permission denied", "z")):
+        with pytest.raises(OSError) as raised, process.writing(tmp_path):
+            raise error
+        assert raised.value is error
+
+
 # --- interrupts
 
 

@@ -8,10 +8,13 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
+from ddpm_jax import process
 
 ARCHIVE = "numpy.savez('weights.npz', **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})"
 """What makes an .npz archive of TensorFlow's reader of checkpoints, `tensorflow.train.load_checkpoint(PREFIX)`."""
@@ -115,21 +118,42 @@ def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
 def appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder to fill, which gets its name when all went well and is removed when not.
 
+    What a process that was killed has left of it is removed by the next one.
+
     Raises:
         ValueError: on entering, if there is something of that name other than an empty folder.
+        OSError: naming the folder, if it cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already: take a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # beside it, where a new name is all that it takes
+    stem = f".{folder.name}.{socket.gethostname()}"  # beside it, where a new name is all that it takes
+    for left in folder.parent.glob(f"{glob.escape(stem)}.*.part"):
+        if not _alive(left.suffixes[-2].removeprefix(".")):
+            shutil.rmtree(left, ignore_errors=True)
+    part = folder.with_name(f"{stem}.{os.getpid()}.part")
     part.mkdir()
     try:
-        yield part
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
+        with process.writing(folder):
+            yield part
+            if folder.exists():
+                folder.rmdir()
+            part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _alive(number: str) -> bool:
+    """Whether a process of this number runs on this machine, as far as that can be told."""
+    if os.name != "posix" or not number.isdigit():
+        return True
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -20,7 +20,9 @@ def main(argv: list[str]) -> int:
         print(usage, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     try:
-        return prepare.run(flags.parse(prepare.Prepare, argv[1:], prog="python -m ddpm_jax.data prepare"))
+        options = flags.parse(prepare.Prepare, argv[1:], prog="python -m ddpm_jax.data prepare")
+        with process.writing(options.out):
+            return prepare.run(options)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 2

@@ -63,7 +63,10 @@ def main(argv: list[str]) -> int:
             keys.number("--seed", chosen.seed)
         with process.as_one("evaluate"):
             evaluated = subject(argv[0], chosen.which)
-            with runs.fitting("a tile of images", lambda: runs.lighter_samples(evaluated.model.tile)):
+            with (
+                process.writing(evaluated.out),
+                runs.fitting("a tile of images", lambda: runs.lighter_samples(evaluated.model.tile)),
+            ):
                 return run(evaluated, chosen)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"evaluate: {error}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
     python -m ddpm_jax.preflight CONFIG.py[:NAME] [--topology v5e:4x4] [--shape H W C] [any flag of the config]
 
-Exit status 0 if everything fits, 1 if something does not, 2 for a wrong request.
+Exit status 0 if everything fits, 1 if something does not, 2 for a wrong request, 6 for what cannot be written.
 """
 
 import dataclasses
@@ -72,10 +72,14 @@ def main(argv: list[str]) -> int:
             topology.set_environment()
             process.start()
         configs.check(args.config)
-        return run(name, args)
+        with process.writing(args.out or args.text or "."):
+            return run(name, args)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"preflight: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"preflight: {error}", file=sys.stderr)
+        return process.UNWRITABLE
 
 
 def run(name: str, args: Arguments) -> int:

@@ -31,11 +31,11 @@ from ddpm_jax.process.hosts import (
     share,
 )
 from ddpm_jax.process.lock import Lock
-from ddpm_jax.process.output import run
+from ddpm_jax.process.output import run, writing
 
 __all__ = [
     "LOST", "TOO_LARGE", "UNWRITABLE", "Hosts", "Interrupt", "Lock", "agree", "as_one", "check_same",
-    "cores", "first", "gathered", "keep_memory", "leave", "platform", "prepare", "run", "share", "start",
+    "cores", "first", "gathered", "keep_memory", "leave", "platform", "prepare", "run", "share", "start", "writing",
 ]  # fmt: skip
 
 _MOST_DEVICES = 16  # each holds the whole train state

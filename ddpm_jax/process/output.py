@@ -1,10 +1,11 @@
-"""Standard output and standard error of a program: no work ends because its words cannot be written."""
+"""What a program writes: no work ends because its words cannot be, and of files that cannot be it says where."""
 
+import contextlib
 import errno
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 
@@ -41,6 +42,22 @@ class Output(io.TextIOWrapper):
         os.close(nowhere)
         if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: of a terminal that was closed
             print(f"{self._title} cannot be written ({error.strerror}): going on without it", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def writing(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Around what writes into a folder.
+
+    Raises:
+        OSError: naming the folder, where the body's own names no file, as numpy's of a full disk does not.
+    """
+    try:
+        yield
+    except OSError as error:
+        of_a_write = error.errno is not None or "written" in str(error)
+        if error.filename is not None or not of_a_write:
+            raise
+        raise OSError(f"{os.fspath(folder)} cannot be written: {error}") from error
 
 
 def run(main: Callable[[list[str]], int]) -> NoReturn:
