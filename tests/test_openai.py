@@ -181,6 +181,23 @@ def test_the_linear_schedule_ends_at_the_same_noise_whatever_T_is():
         ("guided", "--noise_schedule sqrt", "noise_schedule = 'sqrt': 'linear' and 'cosine' are theirs"),
         ("guided", "--timestep_respacing 10,20", "'10,20': sections are samplers.section_times"),
         ("guided", "--timestep_respacing fast", "timestep_respacing = 'fast': 'N' and 'ddimN' can be had"),
+        ("guided", "--timestep_respacing 5000", "'5000': 1 to diffusion_steps = 1000 times can be had"),
+        ("guided", "--timestep_respacing ddim999", "'ddim999': no stride over diffusion_steps = 1000 gives as many"),
+        ("guided", "--num_heads 0", "num_heads = 0: at least 1 is right"),
+        (
+            "guided",
+            "--num_heads 3",
+            r"num_heads = 3 does not divide the channels of the levels, \[128, 256, 384, 512\]",
+        ),
+        ("guided", "--num_head_channels 48", "num_head_channels = 48 does not divide the channels"),
+        ("improved", "--num_res_blocks -1 --diffusion_steps 0", "num_res_blocks = -1: .*; diffusion_steps = 0: at"),
+        ("improved", "--dropout nan", r"dropout = nan: only in \[0, 1\)"),
+        (
+            "improved",
+            "--diffusion_steps 20",
+            "diffusion_steps = 20: the 'linear' noise_schedule, whose last beta is 20",
+        ),
+        ("guided", "--num_channels 32 --channel_mult 1,1 --use_scale_shift_norm False", "num_channels = 32: with as"),
         ("adm", "", "family must be one of 'improved', 'guided', got 'adm'"),
     ],
 )

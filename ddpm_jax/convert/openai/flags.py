@@ -112,18 +112,32 @@ def _value(name: str, value: str, default: Any) -> Any:
 
 def _wrong(f: dict[str, Any]) -> list[str]:
     """What of the flags cannot be had here."""
-    wrong = []
+    counts = ("image_size", "num_channels", "num_res_blocks", "num_heads", "diffusion_steps", "batch_size")
+    wrong = [f"{name} = {f[name]}: at least 1 is right" for name in counts if f[name] < 1]
+    if not 0 <= f["dropout"] < 1:
+        wrong.append(f"dropout = {f['dropout']}: only in [0, 1)")
     if f["num_heads_upsample"] not in (-1, f["num_heads"]):
         wrong.append(f"num_heads_upsample = {f['num_heads_upsample']}: as many heads as on the way down can be had")
     if f["noise_schedule"] not in ("linear", "cosine"):
         wrong.append(f"noise_schedule = {f['noise_schedule']!r}: 'linear' and 'cosine' are theirs")
-    if "," in f["timestep_respacing"]:
+    T, respacing = f["diffusion_steps"], f["timestep_respacing"]
+    if f["noise_schedule"] == "linear" and 1 <= T < 20 + (not f["predict_xstart"]):
         wrong.append(
-            f"timestep_respacing = {f['timestep_respacing']!r}: sections are samplers.section_times, for programs of "
+            f"diffusion_steps = {T}: the 'linear' noise_schedule, whose last beta is 20 / {T}, takes more than 20"
+        )
+    if "," in respacing:
+        wrong.append(
+            f"timestep_respacing = {respacing!r}: sections are samplers.section_times, for programs of "
             "one's own; 'N' and 'ddimN' can be had"
         )
-    elif not f["timestep_respacing"].removeprefix("ddim").isdecimal() and f["timestep_respacing"]:
-        wrong.append(f"timestep_respacing = {f['timestep_respacing']!r}: 'N' and 'ddimN' can be had")
+    elif not respacing.removeprefix("ddim").isdecimal() and respacing:
+        wrong.append(f"timestep_respacing = {respacing!r}: 'N' and 'ddimN' can be had")
+    elif respacing and not 1 <= int(respacing.removeprefix("ddim")) <= T:
+        wrong.append(f"timestep_respacing = {respacing!r}: 1 to diffusion_steps = {T} times can be had")
+    elif respacing.startswith("ddim") and all(
+        len(range(0, T, stride)) != int(respacing[4:]) for stride in range(1, T + 1)
+    ):
+        wrong.append(f"timestep_respacing = {respacing!r}: no stride over diffusion_steps = {T} gives as many times")
     return wrong
 
 
@@ -136,6 +150,12 @@ def _net(family: Family, f: dict[str, Any], num_classes: int) -> configs.Net:
     factors = [2**i for i in range(len(multipliers))]
     asked = {side // size for size in _integers("attention_resolutions", f["attention_resolutions"])}
     head_channels = max(f.get("num_head_channels", -1), 0)
+    widths = [int(m * width) for m in multipliers]
+    if any(w % (head_channels or f["num_heads"]) for w in widths):
+        name = "num_head_channels" if head_channels else "num_heads"
+        raise ValueError(f"{name} = {f[name]} does not divide the channels of the levels, {widths}")
+    if not f["use_scale_shift_norm"] and set(widths) == {32}:
+        raise ValueError(f"num_channels = {width}: with as many channels as the 32 groups the time would be forgotten")
     return configs.Net(
         channels=channels,
         multipliers=tuple(int(m // first) for m in multipliers),
