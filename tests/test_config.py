@@ -4,6 +4,7 @@ import dataclasses
 import json
 import operator
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -266,6 +267,35 @@ def test_a_file_is_read_as_it_is_now_and_leaves_nothing_beside_it(tmp_path):
         (tmp_path / "a.py").write_text(f"from ddpm_jax.config import Config\n\nconfig = Config(steps={steps})\n")
         assert configs.load(tmp_path / "a.py").steps == steps
     assert [path.name for path in tmp_path.iterdir()] == ["a.py"]
+
+
+def test_a_file_may_define_dataclasses_of_postponed_annotations(tmp_path):
+    (tmp_path / "later.py").write_text(
+        "from __future__ import annotations\nimport dataclasses\nfrom typing import ClassVar\n"
+        "from ddpm_jax.config import Config\n\n\n@dataclasses.dataclass(frozen=True)\nclass Mine:\n"
+        "    unit: ClassVar[int] = 5\n    steps: int = 7\n\n\nconfig = Config(steps=Mine().steps)\n"
+    )
+    assert configs.load(tmp_path / "later.py").steps == 7
+
+
+def test_a_file_may_import_what_lies_beside_it_as_it_is_now(tmp_path):
+    text = "from ddpm_jax.config import Config\nfrom sizes.large import STEPS\n\nconfig = Config(steps=STEPS)\n"
+    before = list(sys.path)
+    for folder, steps in (("a", 1), ("a", 2), ("b", 3)):
+        (tmp_path / folder / "sizes").mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "sizes" / "__init__.py").write_text("")
+        (tmp_path / folder / "sizes" / "large.py").write_text(f"STEPS = {steps}\n")
+        (tmp_path / folder / "mine.py").write_text(text)
+        assert configs.load(tmp_path / folder / "mine.py").steps == steps
+        assert sorted(path.name for path in (tmp_path / folder).rglob("*.py*")) == [
+            "__init__.py",
+            "large.py",
+            "mine.py",
+        ]
+    assert sys.path == before and not {"sizes", "sizes.large"} & set(sys.modules)
+    shutil.rmtree(tmp_path / "b" / "sizes")
+    with pytest.raises(ValueError, match=r"mine\.py, line 2: ModuleNotFoundError: No module named 'sizes'"):
+        configs.load(tmp_path / "b" / "mine.py")
 
 
 def test_a_damaged_config_of_a_run_is_named(tmp_path):

@@ -7,13 +7,17 @@ its checkpoints, so that no other program has to be told.
 Reading a config imports nothing heavy; `ddpm_jax.config.objects` builds what it says.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import importlib
 import json
 import pathlib
+import sys
 import traceback
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from ddpm_jax.config.checks import check, check_trained
@@ -40,6 +44,8 @@ __all__ = [
 def load(path: str | pathlib.Path) -> Config:
     """The `config` that a Python file defines; "FILE.py:NAME" is another one of its variables, a variant.
 
+    The file is a program and is run, and it can import modules that lie beside it: load no file that you would not run.
+
     Raises:
         FileNotFoundError: if there is no such file (the files beside it are named).
         ValueError: if it cannot be run, naming the line, or defines no such variable of type Config.
@@ -51,9 +57,11 @@ def load(path: str | pathlib.Path) -> Config:
         raise FileNotFoundError(f"no config file {path}; {path.parent} holds: {', '.join(near) or 'no config'}")
     module = types.ModuleType(f"config_{path.stem}")
     module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses look for what their annotations name
     try:
-        # not by way of importlib, whose compiled copy beside the file is taken for it where only a second is between
-        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+        with _beside(path.parent.resolve()):
+            # not by way of importlib, which takes a compiled copy beside the file for it where a second is between
+            exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     except Exception as error:  # it is a program: whatever can go wrong in one
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
@@ -68,6 +76,24 @@ def load(path: str | pathlib.Path) -> Config:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return found
+
+
+@contextlib.contextmanager
+def _beside(folder: pathlib.Path) -> Iterator[None]:
+    """Modules in a folder can be imported, as they are now: nothing of them is kept, in memory or beside them."""
+    writes, before = sys.dont_write_bytecode, set(sys.modules)
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = writes
+        sys.path.remove(str(folder))
+        files = {name: getattr(sys.modules[name], "__file__", None) or "" for name in set(sys.modules) - before}
+        own = {n for n, file in files.items() if file in (f"{folder / n}.py", f"{folder / n / '__init__.py'}")}
+        for name in [name for name in sys.modules if name.partition(".")[0] in own]:
+            del sys.modules[name]
 
 
 def to_json(config: Config) -> str:
