@@ -3,11 +3,12 @@
     python -m benchmarks.solvers
 
 The largest distance of 64 points to where the exact flow carries them, in data units, float64, for data that are one
-Gaussian and that are three (those of `ddpm_jax.conformance`), on four grids of times: T = 1000 in equal strides down
-to the data, what the library does unless told otherwise, or in squares; and T = 100,000 down to a hundredth of the
-noise, even in log SNR, or even in sigma^(1/7), sigma = noise / signal (Karras et al., arXiv:2206.00364, equation 5).
+Gaussian and that are three (those of `ddpm_jax.conformance`), on six grids of times: T = 1000 down to the data with
+four of the library's spacings; and T = 100,000 down to a hundredth of the noise, even in log SNR, or even in
+sigma^(1/7), sigma = noise / signal (Karras et al., arXiv:2206.00364, equation 5).
 """
 
+import functools
 import json
 import pathlib
 from typing import NamedTuple
@@ -114,9 +115,12 @@ def grids() -> dict:
         levels = np.linspace(sigma[-1] ** (1 / 7), sigma[end] ** (1 / 7), n + 1) ** 7
         return np.array([1 + np.abs(sigma[1:] - level).argmin() for level in levels], np.int32)
 
-    return {
-        "uniform, to the data": (usual, lambda n: samplers.times(1000, n)),
-        "quadratic, to the data": (usual, lambda n: samplers.times(1000, n, spacing="quadratic")),
+    spacings: tuple[samplers.Spacing, ...] = ("uniform", "quadratic", "log_snr", "karras")
+    named = {
+        f"{spacing}, to the data": (usual, functools.partial(samplers.times, usual, spacing=spacing))
+        for spacing in spacings
+    }
+    return named | {
         "even in log SNR, to noise 0.01": (fine, lambda n: conformance.even_in_log_snr(fine, n, end)),
         "even in sigma^(1/7), to noise 0.01": (fine, karras),
     }

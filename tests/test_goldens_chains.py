@@ -224,8 +224,17 @@ def test_diffusers_ddim_misses_its_own_next_time(golden: Golden):
 
 @cases("f/diffusers/DPMSolverMultistepScheduler_*")
 def test_diffusers_dpm_solver_chain(golden: Golden):
-    """Its times, which are no spacing of ours, and its two ends: the data, or the least noise, our t = 1."""
-    config = golden.args["config"]
+    """Its times, of which one spacing is ours, and its two ends: the data, or the least noise, our t = 1."""
+    config, n = golden.args["config"], golden.args["num_inference_steps"]
+    T, spacing = config["num_train_timesteps"], config["timestep_spacing"]
+    # as docs/samplers.md has them
+    as_written = {
+        "linspace": np.append(1 + np.round(np.linspace(0, T - 1, n + 1))[:0:-1], 0).astype(int),
+        "leading": np.append(1 + np.arange(n, 0, -1) * (T // (n + 1)), 0),
+        "trailing": samplers.times(T, n, spacing="trailing"),
+    }
+    np.testing.assert_array_equal(as_written[spacing][:-1] - 1, golden["timesteps"])
+    assert np.array_equal(as_written[spacing], samplers.times(T, n, spacing=spacing)) == (spacing == "trailing")
     sched = schedules.linear(config["num_train_timesteps"], config["beta_start"], config["beta_end"])
     end = 0 if config["final_sigmas_type"] == "zero" else 1
     times = np.array([*(np.asarray(golden["timesteps"]) + 1), end], np.int32)
