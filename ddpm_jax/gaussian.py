@@ -15,7 +15,7 @@ library knows what a network predicts.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -390,9 +390,9 @@ def noisy(schedule: Schedule, t: jax.Array, s: jax.Array | None = None) -> jax.A
     return jnp.where(there, t.astype(jnp.int32), schedule.T + 1)
 
 
-def check_share(name: str, value) -> None:
+def check_share(name: str, value: Any) -> None:
     """Refuses a number that is known and lies outside [0, 1]."""
-    if isinstance(value, (int, float, np.generic)) and not 0 <= value <= 1:
+    if isinstance(value, (int, float, np.generic)) and not 0 <= float(value) <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {value}")
 
 

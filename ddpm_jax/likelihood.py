@@ -244,8 +244,9 @@ def decoder_variance(schedule: Schedule, chain: np.ndarray | None = None) -> jax
 
 def prior_kl(schedule: Schedule, x0: jax.Array, t: int) -> jax.Array:
     """L_T = KL(q(x_t | x_0) || N(0, I)) at t = T, [B] nats summed over components."""
+    gaussian.check_times(schedule, t)
     standard = Gaussian(jnp.zeros((), x0.dtype), jnp.ones((), x0.dtype))
-    return gaussian.kl(gaussian.marginal(schedule, x0, t), standard).sum(tuple(range(1, x0.ndim)))
+    return gaussian.kl(gaussian.marginal(schedule, x0, jnp.asarray(t)), standard).sum(tuple(range(1, x0.ndim)))
 
 
 def bits_per_dim(nats: jax.Array, x0: jax.Array) -> jax.Array:

@@ -142,7 +142,8 @@ def _wanted(config: configs.Config, shape: tuple[int, ...]) -> dict[str, str]:
 
 
 def _shapes(params: Any) -> dict[str, str]:
-    return {name: f"{leaf.dtype} {leaf.shape}" for name, leaf in traverse_util.flatten_dict(params, sep="/").items()}
+    leaves: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
+    return {name: f"{leaf.dtype} {leaf.shape}" for name, leaf in leaves.items()}
 
 
 def replay(record: Record, dtype: str) -> Replay:

@@ -48,7 +48,7 @@ class Schedule(NamedTuple):
     @property
     def beta(self) -> jax.Array:
         """[T+1] the paper's beta_t, the variance of the noise that step t adds to x_{t-1}; row 0, the data, is 0."""
-        t = np.arange(1, self.T + 1)
+        t = jnp.arange(1, self.T + 1)
         added = self.noise[1:] ** 2 * -jnp.expm1(log_snr_fall(self, t, t - 1, self.noise[1:]))
         return jnp.concatenate([jnp.zeros_like(added[:1]), added])
 

@@ -76,7 +76,7 @@ def _reverse(schedule: Schedule, denoise: Denoiser, variance: Callable, noise: N
     return Sampler(begin, step)
 
 
-def ddim(schedule: Schedule, denoise: Denoiser, *, eta: float = 0.0, noise: Noise = step_noise) -> Sampler:
+def ddim(schedule: Schedule, denoise: Denoiser, *, eta: float | jax.Array = 0.0, noise: Noise = step_noise) -> Sampler:
     """DDIM (Song et al., arXiv:2010.02502), equation 12.
 
         x_s = signal_s x_0_hat + noise_s sqrt(1 - eta^2 (1 - r)) eps_hat + eta noise_s sqrt(1 - r) z
