@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -224,6 +226,34 @@ def test_where_nothing_can_be_kept_that_is_said(tmp_path):
     assert done.returncode == 0 and "compiled programs are not kept for the next time" in done.stderr
 
 
+@pytest.mark.parametrize("mode, uid, said", [(0o777, 0, "others can write"), (0o775, 0, "others can write"),
+                                             (0o700, 1, "belongs to another user")])  # fmt: skip
+def test_a_folder_that_others_can_write_keeps_no_compiled_programs(tmp_path, monkeypatch, capsys, mode, uid, said):
+    folder, uses = tmp_path / "cache", []
+    folder.mkdir()
+    folder.chmod(mode)
+    owner = os.getuid() + uid
+    monkeypatch.setattr(os, "getuid", lambda: owner)
+    monkeypatch.setattr(jax, "config", types.SimpleNamespace(
+        jax_compilation_cache_dir=None, update=lambda *setting: uses.append(setting)))  # fmt: skip
+    compiled.keep(str(folder))
+    assert said in capsys.readouterr().err and not uses
+    owner -= uid
+    folder.chmod(0o755)
+    compiled.keep(str(folder))
+    assert ("jax_compilation_cache_dir", str(folder)) in uses
+
+
+def test_a_folder_for_compiled_programs_is_made_for_its_user_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "config", types.SimpleNamespace(jax_compilation_cache_dir=None, update=lambda *_: None))
+    before = os.umask(0)
+    try:
+        compiled.keep(str(tmp_path / "cache"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+
+
 def test_of_too_many_compiled_programs_those_go_that_were_written_first(tmp_path):
     for i, name in enumerate(["b", "a", "d", "c"]):
         (tmp_path / name).write_bytes(bytes(10))
@@ -250,6 +280,24 @@ def test_of_too_many_compiled_programs_those_go_that_were_written_first(tmp_path
 def test_flags_that_do_not_say_who_is_where_are_refused(flags, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         hosts.check(process.Hosts(**flags))
+
+
+@pytest.mark.parametrize(
+    "coordinator, at",
+    [
+        ("127.0.0.1:123", "127.0.0.1:123"),
+        ("localhost:123", "127.0.0.1:123"),
+        ("[::1]:123", "[::1]:123"),
+        ("0.0.0.0:123", "0.0.0.0:123"),
+        ("192.0.2.1:123", None),  # which is nobody's, RFC 5737
+        ("some-host:123", None),
+        (None, None),
+    ],
+)
+def test_process_0_listens_where_it_is_told_to(coordinator, at):
+    if at == "[::1]:123" and not pathlib.Path("/proc/net/if_inet6").exists():
+        pytest.skip("no IPv6")
+    assert hosts.bind_address(coordinator) == at
 
 
 SLURM = {

@@ -14,7 +14,8 @@ def keep(folder: str | bool) -> None:
     """Keeps compiled programs in a folder, and takes them from there.
 
     A place that the user has given to JAX (JAX_COMPILATION_CACHE_DIR) stays, and JAX_ENABLE_COMPILATION_CACHE=0 keeps
-    nothing.
+    nothing.  A folder that belongs to another user, or that others can write, is not used, and that is said: whatever
+    lies in it would be run.
 
     Args:
         folder: True is `default_folder()`, and False none.
@@ -25,13 +26,25 @@ def keep(folder: str | bool) -> None:
         return
     try:
         place = default_folder() if folder is True else pathlib.Path(folder).absolute()
-        place.mkdir(parents=True, exist_ok=True)
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_own(place)
         prune(place, MOST)
     except (OSError, RuntimeError) as error:  # the second of a user without a home
         print(f"compiled programs are not kept for the next time: {error}", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(place))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _check_own(folder: pathlib.Path) -> None:
+    """Raises a PermissionError if others could have put something into a folder."""
+    if not hasattr(os, "getuid"):
+        return
+    found = folder.stat()
+    if found.st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to another user (uid {found.st_uid})")
+    if found.st_mode & 0o022:
+        raise PermissionError(f"others can write {folder}: chmod go-w it, and see what is in it")
 
 
 def default_folder() -> pathlib.Path:

@@ -7,7 +7,9 @@ several, all of them must call the same functions in the same order, as with any
 import contextlib
 import dataclasses
 import hashlib
+import ipaddress
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -75,6 +77,7 @@ def join(hosts: Hosts, platform: str) -> None:
         jax.distributed.initialize(
             *flags, cluster_detection_method=method, heartbeat_timeout_seconds=hosts.heartbeat,
             shutdown_timeout_seconds=_PARTING, initialization_timeout=_MEETING,
+            coordinator_bind_address=bind_address(hosts.coordinator),
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         where = hosts.coordinator or "the first process"
@@ -84,6 +87,23 @@ def join(hosts: Hosts, platform: str) -> None:
         raise ValueError(f"every process must have the same number of devices, got {sorted(counts)}")
     if not first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
+
+
+def bind_address(coordinator: str | None) -> str | None:
+    """Where process 0 listens for the others: at the address that it is told, if that is one of this machine's.
+
+    None is every address that the machine has, JAX's choice.  So it is for a name, but localhost: many a machine takes
+    its own name for an address that no other can reach.
+    """
+    host, _, port = (coordinator or "").rpartition(":")
+    address = "127.0.0.1" if host == "localhost" else host.strip("[]")
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.bind((address, 0))
+    except (ValueError, OSError):  # no address, or another machine's, as behind a router that translates them
+        return None
+    return f"[{address}]:{port}" if family == socket.AF_INET6 else f"{address}:{port}"
 
 
 def surroundings(platform: str) -> str | None:
