@@ -4,6 +4,7 @@ import dataclasses
 import json
 import operator
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -344,6 +345,41 @@ def test_an_empty_word_is_refused_by_every_program(words, flag):
     """A shell makes one of a variable that is not set."""
     shown = programs.run(*words, status=2)
     assert f"{flag} is empty: leave it out, or see whether its variable is set" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        (("train.py",), ""),
+        (("sample.py",), "RUN"),
+        (("-m", "ddpm_jax.convert", "from", "openai"), "FILE"),
+        (("-m", "ddpm_jax.convert", "to", "plain"), "RUN OUT"),
+        (("-m", "ddpm_jax.evaluate", "run", "likelihood"), ""),
+        (("-m", "ddpm_jax.evaluate", "run", "table"), ""),
+        (("-m", "ddpm_jax.data", "prepare"), "SOURCE"),
+        (("-m", "ddpm_jax.preflight"), ""),
+        (("-m", "ddpm_jax.replay"), "RECORD"),
+        (("-m", "ddpm_jax.conformance"), ""),
+    ],
+)
+def test_help_names_arguments_and_says_a_default_once(words, arguments):
+    shown = " ".join(re.sub("[│─╭╮╰╯]", " ", programs.run(*words, "--help").stdout).split())
+    assert arguments in shown.partition("(required)")[0]
+    assert not re.search(r"\] STR\b|__tyro", shown)
+    assert not re.search(r"\(default: [^()]*\)\.? \(default: None\)", shown)
+
+
+def test_help_can_be_printed_in_ascii():
+    """conformance has no option, and does not begin to measure."""
+    shown = programs.run_process("-m", "ddpm_jax.conformance", "--help", env={"PYTHONIOENCODING": "ascii"})
+    assert "usage: python -m ddpm_jax.conformance" in shown.stdout
+
+
+def test_a_command_before_its_run_is_said():
+    shown = programs.run("-m", "ddpm_jax.evaluate", "likelihood", "runs/a", "--mix", "0", status=2)
+    assert "evaluate: the run comes first: runs/a likelihood --mix 0" in shown.stderr
+    shown = programs.run("-m", "ddpm_jax.evaluate", "runs/a", "likelyhood", status=2)
+    assert "evaluate: there is no command 'likelyhood'" in shown.stderr
 
 
 def test_an_empty_text_is_one_that_tells_nothing():

@@ -1,5 +1,6 @@
 """`sample.py` with images: known pixels to the bit, nothing compiled for another image, and what is refused."""
 
+import contextlib
 import functools
 import json
 import re
@@ -8,6 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from programs import run
 
 from ddpm_jax import data, runs
@@ -138,6 +140,20 @@ def test_a_manifest_makes_them_again_unless_a_file_has_changed(home, tmp_path):
 def test_what_cannot_be_is_refused(home, given, text):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(text)):
         runs.edit(model(home), asked(home, **given), start=0, num=4)
+
+
+def test_how_an_ordinary_picture_becomes_the_runs_is_said(home, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match="12x16x3 uint8; this run has 8x8x1 uint8") as raised:
+        runs.edit(model(home), asked(tmp_path, init="photo.png"), start=0, num=4)
+    advice = str(raised.value).partition("with Pillow: ")[2]
+    with contextlib.chdir(tmp_path):
+        eval(advice, {"Image": Image})
+    made = runs.edit(model(home), asked(tmp_path, init="other.png"), start=0, num=4)
+    (given,) = made.inputs
+    grey = np.asarray(Image.fromarray(picture).convert("L").resize((8, 8)), float) / 127.5 - 1
+    np.testing.assert_allclose(given[..., 0], grey, atol=1 / 16 + 1e-6)
 
 
 def test_a_series_begins_at_its_first_image(home):

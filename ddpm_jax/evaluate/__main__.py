@@ -49,9 +49,14 @@ ON_SEVERAL = ("likelihood", "samples")
 
 def main(argv: list[str]) -> int:
     """Runs one command; exit status 0, or 2 for a wrong request, or 4 if it was interrupted and can go on."""
-    if len(argv) < 2 or not argv[0] or argv[0].startswith("-") or argv[1] not in COMMANDS:
-        print(usage(), file=sys.stdout if {"-h", "--help"} & set(argv) else sys.stderr)
-        return 0 if {"-h", "--help"} & set(argv) else 2
+    if len(argv) < 2 or argv[0].startswith("-") or argv[1] not in COMMANDS:
+        asked = bool({"-h", "--help"} & set(argv))
+        print(usage(), file=sys.stdout if asked else sys.stderr)
+        if len(argv) > 1 and argv[0] in COMMANDS and not asked:
+            print(f"\nevaluate: the run comes first: {' '.join([argv[1], argv[0], *argv[2:]])}", file=sys.stderr)
+        elif len(argv) > 1 and not asked:
+            print(f"\nevaluate: there is no command {argv[1]!r}", file=sys.stderr)
+        return 0 if asked else 2
     options, run = COMMANDS[argv[1]]
     try:
         flags.checked(argv)

@@ -20,15 +20,29 @@ def read(model: Any, flag: str, path: str, shape: tuple[int, ...] | None = None)
     image, its = pixels(flag, path), model.shape if shape is None else shape
     if image.shape != its or image.dtype != model.dtype:
         wanted = f"this run has {form(its, model.dtype)}" + (" there" if its != model.shape else "")
-        raise ValueError(f"{flag} {path}: {form(image.shape, image.dtype)}; {wanted}")
+        raise ValueError(f"{flag} {path}: {form(image.shape, image.dtype)}; {wanted}{_advice(model, image, path, its)}")
     if isinstance(model.levels, data.Range):
         low, high = model.levels
         if image.min() < low or image.max() > high:
             raise ValueError(f"{flag} {path}: values from {image.min():g} to {image.max():g}; this run has {low:g} to "
                              f"{high:g}")  # fmt: skip
     elif image.max() >= model.levels:
-        raise ValueError(f"{flag} {path}: holds the value {image.max()}; this run has levels 0 to {model.levels - 1}")
+        raise ValueError(
+            f"{flag} {path}: holds the value {image.max()}; this run has levels 0 to {model.levels - 1}"
+            f"{_advice(model, image, path, its)}"
+        )
     return image
+
+
+def _advice(model: Any, image: np.ndarray, path: str, its: tuple[int, ...]) -> str:
+    """How an ordinary picture of 8 bits becomes one of the run's; "" of anything else."""
+    if image.dtype != np.uint8 or model.dtype != np.uint8 or image.ndim != 3 or its[-1] not in (1, 3) or len(its) != 3:
+        return ""
+    steps = [] if image.shape[-1] == its[-1] else [f'.convert("{"L" if its[-1] == 1 else "RGB"}")']
+    steps += [] if image.shape[:2] == its[:2] else [f".resize(({its[1]}, {its[0]}))"]
+    if model.levels < 256 and image.max() >= model.levels:
+        steps.append(f".point(lambda v: round(v * {model.levels - 1} / 255))")
+    return f'. Of an ordinary picture, with Pillow: Image.open("{path}"){"".join(steps)}.save("other.png")'
 
 
 def pixels(flag: str, path: str) -> np.ndarray:
