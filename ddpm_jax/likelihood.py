@@ -318,9 +318,10 @@ def softmax(levels: int, low: float = -1.0, high: float = 1.0) -> Decoder:
     values = np.linspace(low, high, levels)
 
     def log_prob(x0: jax.Array, p: Gaussian) -> jax.Array:
-        v, x = jnp.asarray(values, x0.dtype), x0[..., None]
+        var = jnp.asarray(p.var)
+        v, x = jnp.asarray(values, x0.dtype).reshape((1,) * x0.ndim + (-1,)), x0[..., None]
         # log p(v) - log p(x0) as a product, exact at v = x0: a difference of squares would cost all digits
-        relative = -0.5 * (v - x) * (v + x - 2 * p.mean[..., None]) / jnp.asarray(p.var)[..., None]
+        relative = -0.5 * (v - x) * (v + x - 2 * p.mean[..., None]) / (var[..., None] if var.ndim else var)
         return -jax.nn.logsumexp(relative, axis=-1)
 
     return log_prob

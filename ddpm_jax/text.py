@@ -113,7 +113,7 @@ class TextEncoder(nn.Module):
             raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}: expected integers [B, L], L <= {self.length}")
         one = nn.initializers.normal(1.0)
         x = nn.Embed(256, BYTE, embedding_init=one, dtype=self.dtype, name="bytes")(tokens.astype(jnp.int32))
-        x = around(x * (tokens > 0)[..., None], NEAR)
+        x = around(x * (tokens > 0)[..., None].astype(x.dtype), NEAR)
         x = nn.gelu(nn.Dense(2 * self.width, dtype=self.dtype, name="near0")(x))
         x = nn.Dense(self.width, dtype=self.dtype, name="near1")(x)
         for i in range(self.layers):

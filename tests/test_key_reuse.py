@@ -1,6 +1,7 @@
-"""No program uses a key twice: one of each kind, traced under JAX's own check, which then refuses it.
+"""No program uses a key twice, nor lets JAX promote dtypes or ranks: one of each kind, traced under JAX's own checks,
+which then refuse it.
 
-Tracing is all that the check takes, so nothing is compiled here.
+Tracing is all that the checks take, so nothing is compiled here.
 """
 
 import dataclasses
@@ -32,13 +33,19 @@ from ddpm_jax.metrics.classifier import Network
 from ddpm_jax.preflight import programs
 from ddpm_jax.unet import UNet
 
-pytestmark = pytest.mark.usefixtures("key_reuse")
+pytestmark = pytest.mark.usefixtures("key_reuse", "strict")
 
 SCHEDULE, TIMES = schedules.linear(20, 5e-3, 0.6), samplers.times(20, 5)
 X = np.zeros((4, 8, 8, 1), np.float32)
 MASK = np.arange(8) < 4
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 KEYS = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
+
+
+@pytest.fixture
+def strict():
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
 
 
 def net(x, t):

@@ -160,11 +160,12 @@ def _runge_kutta(law: Law, x: np.ndarray, start: float, end: float, steps: int) 
 
 def _expected(xp, law: Law, x, signal, noise) -> Estimate:
     """E[x_0 | x] and E[eps | x] for x [B, D]; xp is numpy or jax.numpy, signal and noise [] or [B, 1]."""
-    means, spreads, axes = (xp.asarray(a, x.dtype) for a in (law.means, law.spreads, law.axes))
+    weights, means, spreads = (xp.asarray(a, x.dtype)[None] for a in (law.weights, law.means, law.spreads))
+    axes = xp.asarray(law.axes, x.dtype)
     signal, noise = (xp.reshape(a, (-1, 1, 1)) for a in (signal, noise))
     off = xp.einsum("bki,kij->bkj", x[:, None] - signal * means, axes)  # along the axes of each component
     whole = signal**2 * spreads + noise**2
-    log_p = xp.log(xp.asarray(law.weights, x.dtype)) - 0.5 * (off**2 / whole + xp.log(whole)).sum(-1)
+    log_p = xp.log(weights) - 0.5 * (off**2 / whole + xp.log(whole)).sum(-1)
     p = xp.exp(log_p - log_p.max(-1, keepdims=True))
     p = (p / p.sum(-1, keepdims=True))[..., None]
     back = lambda a: xp.einsum("bkj,kij->bki", a, axes)  # noqa: E731

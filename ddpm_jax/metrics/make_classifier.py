@@ -146,7 +146,7 @@ def _loss(params, network: Network, key: jax.Array, images: jax.Array, labels: j
 def moved(key: jax.Array, images: jax.Array, share: float) -> jax.Array:
     """Images [b, H, W, C], each moved by -1, 0 or 1 pixels down and across, with probabilities share, rest, share."""
     draw = jax.random.uniform(key, (len(images), 2), jnp.float32)
-    corners = 1 + (draw > 1 - share).astype(jnp.int32) - (draw < share)
+    corners = 1 + (draw > 1 - share).astype(jnp.int32) - (draw < share).astype(jnp.int32)
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     cut = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:]))
     return cut(padded, corners)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.unet.layers import NEAR_ZERO, Dense
 from ddpm_jax.unet.norm import GroupNorm
+from ddpm_jax.unet.parameters import widened
 
 
 def head_count(channels: int, heads: int, head_channels: int) -> int:
@@ -65,7 +66,7 @@ class CrossAttention(nn.Module):
         norm = GroupNorm(dtype=self.dtype, groups=self.groups, eps=self.eps, name="norm")
         normed = jnp.reshape(norm(x), (b, pixels, c))
         where = nn.Dense(c, use_bias=False, dtype=self.dtype, name="where")(waves(sides, self.dtype))
-        q = Dense(c, name="q", dtype=self.dtype)(normed) + jnp.reshape(where, (pixels, c))
+        q = Dense(c, name="q", dtype=self.dtype)(normed) + jnp.reshape(where, (1, pixels, c))
         k, v = (Dense(c, name=name, dtype=self.dtype)(context) for name in ("k", "v"))
         mixed = jnp.reshape(attend(q, k, v, heads, mask), x.shape)
         out = nn.Dense(c, kernel_init=nn.initializers.zeros_init(), dtype=self.dtype, name="proj_out")(mixed)
@@ -82,7 +83,8 @@ def waves(sides: Sequence[int], dtype) -> jax.Array:
     Returns:
         [*sides, WAVES * len(sides)] in [-1, 1].
     """
-    along = [jnp.cos(jnp.pi * jnp.outer((jnp.arange(side) + 0.5) / side, jnp.arange(1, WAVES + 1))) for side in sides]
+    halves = jnp.arange(1, WAVES + 1, dtype=float)
+    along = [jnp.cos(jnp.pi * jnp.outer((jnp.arange(side, dtype=float) + 0.5) / side, halves)) for side in sides]
     spread = [jnp.expand_dims(wave, [j for j in range(len(sides)) if j != i]) for i, wave in enumerate(along)]
     return jnp.concatenate([jnp.broadcast_to(wave, (*sides, WAVES)) for wave in spread], axis=-1).astype(dtype)
 
@@ -107,9 +109,9 @@ def attend(q, k, v, heads: int, mask=None, bias=None) -> jax.Array:
     n, shape = ("n" if apart else ""), q.shape
     if apart:
         q, k, v = (jnp.reshape(x, (*x.shape[:2], heads, -1)) for x in (q, k, v))
-    wide = jnp.promote_types(q.dtype, jnp.float32)
+    wide = widened(q.dtype)
     logits = jnp.einsum(f"bq{n}c,bk{n}c->b{n}qk", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
-    logits = logits if bias is None else logits + bias
+    logits = logits if bias is None else logits + bias[None].astype(logits.dtype)
     if mask is None:
         weights = nn.softmax(logits)
     else:

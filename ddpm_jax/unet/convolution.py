@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.unet.conventions import Padding
-from ddpm_jax.unet.parameters import fan_average, parameter
+from ddpm_jax.unet.parameters import biased, fan_average, parameter, widened
 
 _AT_ONCE = 2**20
 """Bytes of a result's gradient of which a CPU makes the kernel's at a time: they are to stay in a core's cache."""
@@ -42,7 +42,7 @@ class Conv(nn.Module):
         """[B, H, W, C] -> [B, H/stride, W/stride, features], likewise of one or three spatial axes."""
         kernel, bias = _parameters(self, x, self.scale)
         x = convolved(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
-        return x + bias.astype(self.dtype)
+        return biased(x, bias)
 
 
 class DoublingConv(nn.Module):
@@ -57,7 +57,7 @@ class DoublingConv(nn.Module):
         kernel, bias = _parameters(self, x)
         # on a TPU alone: a CPU multiplies with the zeros, and of GPUs nothing is known
         out = jax.lax.platform_dependent(x.astype(self.dtype), kernel, tpu=doubled_in_one, default=doubled_in_two)
-        return out + bias.astype(self.dtype)
+        return biased(out, bias)
 
 
 def _parameters(layer: Conv | DoublingConv, x, scale: float = 1.0) -> tuple[jax.Array, jax.Array]:
@@ -106,7 +106,7 @@ def _of_kernel(stride, padding, x, kernel, dy):
         return back
 
     def in_pieces(x, dy):
-        wide = jnp.promote_types(dy.dtype, jnp.float32)
+        wide = widened(dy.dtype)
         pieces = (whole(x[i : i + images], dy[i : i + images]).astype(wide) for i in range(0, len(x), images))
         return functools.reduce(jnp.add, pieces).astype(kernel.dtype)
 

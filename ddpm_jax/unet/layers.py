@@ -13,7 +13,7 @@ import numpy as np
 from ddpm_jax.unet.conventions import Padding, TimeJoins
 from ddpm_jax.unet.convolution import Conv, DoublingConv, doubled, spatial
 from ddpm_jax.unet.norm import GroupNorm, ends
-from ddpm_jax.unet.parameters import fan_average, parameter
+from ddpm_jax.unet.parameters import biased, fan_average, parameter, widened
 
 NEAR_ZERO = 1e-10
 """Scale of the initial variance where a branch should start as nothing (the original's TF refused an exact 0)."""
@@ -35,10 +35,10 @@ def timestep_embedding(t, dim: int, *, cos_first: bool = False, shift: int = 1) 
         [B, dim], float32, or float64 if `t` is.
     """
     t = jnp.asarray(t)
-    dtype = jnp.promote_types(t.dtype, jnp.float32) if jnp.issubdtype(t.dtype, jnp.floating) else jnp.float32
+    dtype = widened(t.dtype) if jnp.issubdtype(t.dtype, jnp.floating) else jnp.float32
     half = dim // 2
     frequency = np.exp(-math.log(10000) * np.arange(half) / max(half - shift, 1))
-    angle = t.astype(dtype)[:, None] * jnp.asarray(frequency, dtype)
+    angle = t.astype(dtype)[:, None] * jnp.asarray(frequency, dtype)[None]
     parts = (jnp.cos(angle), jnp.sin(angle)) if cos_first else (jnp.sin(angle), jnp.cos(angle))
     return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, dim % 2)))
 
@@ -64,7 +64,7 @@ class Dense(nn.Module):
         bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         kernels = jnp.split(kernel.astype(self.dtype), ends(parts))
         products = (part.astype(self.dtype) @ of for part, of in zip(parts, kernels, strict=True))
-        return functools.reduce(jnp.add, products) + bias.astype(self.dtype)
+        return biased(functools.reduce(jnp.add, products), bias)
 
 
 def dropout(x, keys, rate: float, place: int) -> jax.Array:
@@ -97,7 +97,8 @@ def dropout(x, keys, rate: float, place: int) -> jax.Array:
 def halved(x) -> jax.Array:
     """[B, H, W, C] -> [B, H/2, W/2, C]: the mean of each 2x2 square, for H and W even; of any spatial axes."""
     twos = (2,) * spatial(x)
-    return nn.avg_pool(x, twos, twos)
+    with jax.numpy_dtype_promotion("standard"):  # which flax takes for granted
+        return nn.avg_pool(x, twos, twos)
 
 
 class Downsample(nn.Module):

@@ -23,6 +23,7 @@ from ddpm_jax.unet.layers import (
     halved,
 )
 from ddpm_jax.unet.norm import GroupNorm
+from ddpm_jax.unet.parameters import widened
 
 Resample = Callable[..., jax.Array]
 """(h, temb, dropout_keys, *, name) -> h of another size."""
@@ -177,7 +178,7 @@ class UNet(nn.Module):
         check_options(self)
         check_arguments(x, t, dropout_keys)
         check_conditions(self, x, label, context, mask, image)
-        wide, levels = jnp.promote_types(self.dtype, jnp.float32), len(self.multipliers)
+        wide, levels = widened(self.dtype), len(self.multipliers)
         temb = _embedded(self, t, label, wide)
         tokens = _tokens(self, x, context, mask)
         if tokens is not None:
@@ -206,7 +207,7 @@ class UNet(nn.Module):
 
         h = GroupNorm(swish=True, dtype=wide, groups=self.groups, eps=self.conventions.eps, name="norm_out")(h)
         h = Conv(self.out_channels, scale=NEAR_ZERO, dtype=wide, name="conv_out")(h)
-        return h[:, *(slice(side) for side in sides)].astype(jnp.promote_types(x.dtype, jnp.float32))
+        return h[:, *(slice(side) for side in sides)].astype(widened(x.dtype))
 
 
 def _embedded(net: UNet, t, label, wide) -> jax.Array:

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.unet.parameters import parameter
+from ddpm_jax.unet.parameters import parameter, widened
 
 
 def group_count(channels: int, groups: int = 32) -> int:
@@ -30,7 +30,7 @@ def _over_groups(per_channel, groups: int):
 
 
 def _wide(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(widened(x.dtype))
 
 
 def _own(x):
@@ -97,11 +97,11 @@ def ends(parts) -> list[int]:
 
 
 def _each(parts, *of_channels):
-    """Each part in float32 or wider, with its share of arrays [B, C] or [C], which are to broadcast to it."""
+    """Each part in float32 or wider, with its share of arrays [B, C] or [1, C], which are to broadcast to it."""
     cut = [jnp.split(each, ends(parts), axis=-1) for each in of_channels]
     for part, *its in zip(parts, *cut, strict=True):
         inner = tuple(range(1, part.ndim - 1))
-        yield _wide(part), *(each if each.ndim == 1 else jnp.expand_dims(each, inner) for each in its)
+        yield _wide(part), *(jnp.expand_dims(each, inner) for each in its)
 
 
 def _written(parts):
@@ -152,8 +152,8 @@ def _group_norm_backward(groups, eps, swish, dtype, saved, dy):
         (i * (dy * s - one - unit * along)).astype(part.dtype)
         for part, unit, (dy, s, i, one, along) in zip(parts, units, small, strict=True)
     )
-    if scale.ndim == 1:
-        d_scale, d_bias = d_scale.sum(0), d_bias.sum(0)
+    if len(scale) == 1:
+        d_scale, d_bias = d_scale.sum(0, keepdims=True), d_bias.sum(0, keepdims=True)
     return d_parts, d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
 
 
@@ -186,10 +186,10 @@ class GroupNorm(nn.Module):
         and adds its second half (FiLM, arXiv:1709.07871).  A tuple is its arrays one after the other along C."""
         parts = x if isinstance(x, tuple) else (x,)
         channels = sum(part.shape[-1] for part in parts)
-        scale = parameter(self, "scale", nn.initializers.ones, (channels,))
-        bias = parameter(self, "bias", nn.initializers.zeros, (channels,))
+        scale = parameter(self, "scale", nn.initializers.ones, (channels,))[None]
+        bias = parameter(self, "bias", nn.initializers.zeros, (channels,))[None]
         if modulation is not None:  # both are lines, so what is applied is one, of each image's own
-            wide = jnp.promote_types(modulation.dtype, jnp.float32)
+            wide = widened(modulation.dtype)
             factor, shift = jnp.split(modulation.astype(wide), 2, axis=-1)
             scale, bias = scale * (1 + factor), bias * (1 + factor) + shift
         dtype = jnp.dtype(parts[0].dtype if self.dtype is None else self.dtype)

@@ -19,6 +19,16 @@ def parameter(module: nn.Module, name: str, init: Callable[..., Any], shape: tup
     return module.param(name, init, shape, jnp.float32)
 
 
+def widened(dtype: Any) -> Any:
+    """What sums are in, and statistics: float32, or float64 for float64."""
+    return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
+
+
+def biased(x: Any, bias: Any) -> Any:
+    """x [..., C] + bias [C], in the dtype of x."""
+    return x + jnp.expand_dims(bias.astype(x.dtype), range(x.ndim - 1))
+
+
 def fan_average(scale: float = 1.0) -> Callable[..., Any]:
     """Initial kernels: uniform, of the variance scale / the mean of fan-in and fan-out."""
     return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
