@@ -21,7 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.keys import check_keys, folded
+from ddpm_jax.keys import example_keys as example_keys  # of an example's draws, for who has them from here
+from ddpm_jax.keys import split_keys as split_keys
+from ddpm_jax.keys import standard_normal as standard_normal
 from ddpm_jax.schedules import Schedule, at, log_snr_fall
 
 Predicts = Literal["eps", "x0", "v", "mean"]
@@ -319,35 +321,6 @@ def kl(p: Gaussian, q: Gaussian) -> jax.Array:
 def fresh_noise(schedule: Schedule, t: jax.Array, s: jax.Array, like: jax.Array) -> jax.Array:
     """1 - SNR_t / SNR_s: the share of x_s that x_t does not determine; 1 at s = 0."""
     return -jnp.expm1(log_snr_fall(schedule, t, s, like))
-
-
-def example_keys(key: jax.Array, batch: int) -> jax.Array:
-    """One key per example: `key` itself if it holds [B] keys, or key i = fold_in(key, i) from a single one.
-
-    Whatever is drawn for an example is drawn from its own key, so it does not depend on the batch or the device
-    that the example happens to be in.
-
-    Raises:
-        ValueError: if the key is not a typed key of shape [] or [batch], or of another generator than threefry2x32.
-    """
-    check_keys("keys", key)
-    if key.ndim == 0:
-        return folded(key, jnp.arange(batch, dtype=jnp.uint32))
-    if key.shape != (batch,):
-        raise ValueError(f"keys must be one key or one per example, [] or {(batch,)}, got {key.shape}")
-    return key
-
-
-def split_keys(keys: jax.Array, parts: int) -> list[jax.Array]:
-    """So many independent sets of keys from one: set n has the keys fold_in(keys[i], n).  keys: [B]."""
-    check_keys("keys", keys)
-    return [jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n) for n in range(parts)]
-
-
-def standard_normal(keys: jax.Array, like: jax.Array) -> jax.Array:
-    """[B, ...] standard normal in the shape and dtype of `like`, example i drawn from keys[i]."""
-    check_keys("keys", keys)
-    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)
 
 
 def check_batch(*times: jax.Array, **arrays: jax.Array) -> None:

@@ -87,3 +87,32 @@ def check_keys(name: str, keys: jax.Array) -> None:
             f"{name} must be of the generator {GENERATOR}, got {keys.dtype}: under vmap others do not give each "
             f'image a draw of its own; make them by keys.of_seed(seed) or jax.random.key(seed, impl="{GENERATOR}")'
         )
+
+
+def example_keys(key: jax.Array, batch: int) -> jax.Array:
+    """One key per example: `key` itself if it holds [B] keys, or key i = fold_in(key, i) from a single one.
+
+    Whatever is drawn for an example is drawn from its own key, so it does not depend on the batch or the device
+    that the example happens to be in.
+
+    Raises:
+        ValueError: if the key is not a typed key of shape [] or [batch], or of another generator than threefry2x32.
+    """
+    check_keys("keys", key)
+    if key.ndim == 0:
+        return folded(key, jnp.arange(batch, dtype=jnp.uint32))
+    if key.shape != (batch,):
+        raise ValueError(f"keys must be one key or one per example, [] or {(batch,)}, got {key.shape}")
+    return key
+
+
+def split_keys(keys: jax.Array, parts: int) -> list[jax.Array]:
+    """So many independent sets of keys from one: set n has the keys fold_in(keys[i], n).  keys: [B]."""
+    check_keys("keys", keys)
+    return [jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n) for n in range(parts)]
+
+
+def standard_normal(keys: jax.Array, like: jax.Array) -> jax.Array:
+    """[B, ...] standard normal in the shape and dtype of `like`, example i drawn from keys[i]."""
+    check_keys("keys", keys)
+    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)
