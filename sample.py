@@ -73,8 +73,6 @@ def draw(args: Arguments) -> int:
     from ddpm_jax import keys, runs
     from ddpm_jax.evaluate import draws
 
-    if args.start < 0 or args.num < 1:
-        raise ValueError(f"--start must be at least 0 and --num at least 1, got {args.start} and {args.num}")
     keys.check_images(args.seed, args.start, args.num)
     model = runs.Model(
         args.run, step=args.model.checkpoint, weights=args.model.weights, sampling=args.sampling.chosen()

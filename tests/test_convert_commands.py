@@ -290,7 +290,7 @@ def test_a_damaged_folder_is_refused_and_nothing_is_written(small, tmp_path, cap
     source = published.write(tmp_path / "source", config=config, held=load_file(small / WEIGHTS))
     says("surprise = 1 is a field that is not known here")
     (source / "config.json").write_text(json.dumps(published.TINY))
-    says("--levels must be 2 to 65536, got 1", "--levels", 1)
+    says("--levels must lie in [2, 65536], got 1", "--levels", 1)
     says("--range must be the lowest and the highest value", "--range", 1, 1)
     says("--label-names names 1 labels, and the network is told 0", "--label-names", "cat")
     weights = source / WEIGHTS

@@ -372,17 +372,10 @@ def test_the_curves_of_calls_have_their_own_points_alone():
 # --- what is refused
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        (Samples(num=64), "--num must be above 64, the dimension of the features of digits-classifier"),
-        (Samples(num=100, sets=0), "--sets must be at least 1, got 0"),
-    ],
-)
-def test_wrong_requests_are_refused_before_anything_is_drawn(drawn, options, text):
+def test_too_few_images_are_refused_before_anything_is_drawn(drawn):
     before = list((drawn.out / "draws").rglob("*"))
-    with pytest.raises(ValueError, match=text):
-        samples.measure(drawn, options)
+    with pytest.raises(ValueError, match="--num must be above 64, the dimension of the features of digits-classifier"):
+        samples.measure(drawn, Samples(num=64))
     assert list((drawn.out / "draws").rglob("*")) == before
 
 

@@ -137,7 +137,7 @@ def chain_law(sched, denoise, mix: jax.Array) -> tuple[jax.Array, jax.Array]:
         def at(x, noise):
             sampler = samplers.ancestral(
                 sched,
-                lambda x, t: denoise(x, t)._replace(mix=mix),
+                lambda x, t: denoise(x, t)._replace(mix=mix[0]),
                 noise=lambda keys, t, like: jnp.full_like(like, noise),
             )
             return sampler.step(None, sampler.init(jnp.full((1, 1), x, dtype), t), t, t - 1).x[0, 0]

@@ -282,9 +282,7 @@ def options(home, source="digits", name="figures", **changes):
     ("changes", "text"),
     [
         ({"name": "My-set"}, "--name must be of lower-case letters, digits and _, a letter first, got 'My-set'"),
-        ({"shards": 0}, "--shards must be at least 1, got 0"),
         ({"shards": 1501}, "--shards 1501 are more than the 1500 images of the split train"),
-        ({"resolution": 0}, "--resolution must be at least 1, got 0"),
         ({"resolution": 16}, "digits: images 8x8 are not resized; --resolution is for folder: and tfds:"),
         ({"held_out": 1.0}, "expected a fraction 0 < held_out < 1, got 1.0"),
     ],

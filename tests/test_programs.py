@@ -445,7 +445,7 @@ def test_raw_weights_and_other_samplers_make_other_images(home, straight, sixtee
     ("flags", "text"),
     [
         (("--checkpoint", 55), "55"),
-        (("--start", -1), "--start must be at least 0"),
+        (("--start", -1), "start must be at least 0"),
         (("--steps", 21), r"steps must be an integer in 1..T = 20, got 21"),
         (("--mix", 3.0), r"must lie in [0, 1], got 3.0"),
     ],

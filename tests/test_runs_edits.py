@@ -125,9 +125,8 @@ def test_a_manifest_makes_them_again_unless_a_file_has_changed(home, tmp_path):
         ),
         (
             {"inpaint": "a.png", "mask": "all.png", "jump": 0},
-            "--jump must be at least 1, got None and 0",
+            "jump and repeats must be integers of at least 1, got 0 and 1",
         ),
-        ({"inpaint": "a.png", "mask": "all.png", "correct": -1}, "--correct must be 0 or the number of derivatives"),
         ({"init": "a.png", "correct": 1}, "--correct belongs to --inpaint, which is not given"),
         ({"init": "wide.png"}, "8x9x1 uint8; this run has 8x8x1 uint8"),
         ({"init": "loud.png"}, "holds the value 17; this run has levels 0 to 16"),

@@ -35,12 +35,10 @@ class Unsaid:
         """The config with what is said here of the data in place of its own.
 
         Raises:
-            ValueError: if there are too few levels or too many, or the range is empty.
+            ValueError: if the range is empty, or both are given.
         """
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(f"--range must be the lowest and the highest value, got {self.range}")
-        if self.levels is not None and not 2 <= self.levels <= 65536:
-            raise ValueError(f"--levels must be 2 to 65536, got {self.levels}")
         if self.range is not None and self.levels is not None:
             raise ValueError("--levels are of integers and --range of floating-point images: give one of them")
         data = config.data

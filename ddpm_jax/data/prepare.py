@@ -132,13 +132,10 @@ def checked(options: Prepare) -> Path:
     """The folder that the data set is to be in.
 
     Raises:
-        ValueError: if an option is out of range, or --out in a home that is not there.
+        ValueError: if the name cannot be one, or --out is in a home that is not there.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name):
         raise ValueError(f"--name must be of lower-case letters, digits and _, a letter first, got {options.name!r}")
-    for flag, value in (("--resolution", options.resolution), ("--shards", options.shards)):
-        if value is not None and value < 1:
-            raise ValueError(f"{flag} must be at least 1, got {value}")
     try:
         return Path(options.out).expanduser() / options.name / VERSION
     except RuntimeError as error:

@@ -218,8 +218,6 @@ def extractor(model: runs.Model, options: Samples) -> Extractor:
 
 def check_counts(eye: Extractor, options: Samples) -> None:
     """Refuses what cannot be measured; warns of what is measured with a bias."""
-    if options.sets < 1:
-        raise ValueError(f"--sets must be at least 1, got {options.sets}")
     if options.num <= eye.dimension:
         raise ValueError(
             f"--num must be above {eye.dimension}, the dimension of the features of {eye.name}: fewer images have no "

@@ -34,8 +34,6 @@ def images(config: configs.Config, shape: tuple[int, ...], number: int | None) -
         count, held = IMAGES if number is None else number, config.evaluation.images
         if len(shape) not in (3, 4):
             raise ValueError(f"--shape must be H W C, or D H W C of volumes, got {' '.join(map(str, shape))}")
-        if min(*shape, count) < 1:
-            raise ValueError(f"--shape and --images must be at least 1, got {shape} and {count}")
         levels = 256 if config.data.levels is None else config.data.levels
         one = np.zeros((), np.uint8 if levels <= 256 else np.uint16)
         train, test = np.broadcast_to(one, (count, *shape)), np.broadcast_to(one, (held, *shape))

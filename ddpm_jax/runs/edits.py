@@ -140,11 +140,8 @@ def _inpaint(model: Model, asked: flags.Edits) -> Edit:
     if asked.mask is None:
         raise ValueError("--inpaint needs a --mask: an image that is 0 where pixels are to be made")
     image, mask = pictures.read(model, "--inpaint", str(asked.inpaint)), read_mask(model, asked.mask)
-    resample, jump, correct = asked.resample or 1, asked.jump or 10, asked.correct or 0
-    if min(resample, jump) < 1 or 0 in (asked.resample, asked.jump):
-        raise ValueError(f"--resample and --jump must be at least 1, got {asked.resample} and {asked.jump}")
-    if correct < 0:
-        raise ValueError(f"--correct must be 0 or the number of derivatives, got {correct}")
+    resample = 1 if asked.resample is None else asked.resample
+    jump, correct = 10 if asked.jump is None else asked.jump, asked.correct or 0
     times = edits.repaint_times(model.times, jump=jump, repeats=resample)
 
     def chain(both, tile):
