@@ -13,6 +13,8 @@ BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n auto --no-loadscope-reorder
 # compiled with all optimisations in test-all
 AS_USERS = $(wildcard tests/test_goldens*.py) tests/test_training.py tests/test_samplers.py tests/test_generate.py
+# run once more under another default generator of random numbers
+SEEDED = $(addprefix tests/test_,keys.py samplers.py generate.py training.py steps.py programs.py said.py beside.py begin.py run.py)
 ifeq ($(OLDEST),)
 INSTALL = $(BIN)/python -m pip install --quiet
 else
@@ -34,6 +36,7 @@ test-all: test slow trainings
 slow: $(VENV)/.dev
 	$(PYTEST) --dist loadfile -m slow --ignore=tests/test_results.py $(TESTS)
 	OPTIMISED=1 $(PYTEST) --dist loadfile -m "not slow" $(AS_USERS) $(TESTS)
+	JAX_DEFAULT_PRNG_IMPL=rbg $(PYTEST) --dist loadfile -m "not slow" $(SEEDED) $(TESTS)
 
 trainings: $(VENV)/.dev
 	$(PYTEST) --dist load tests/test_results.py $(TESTS)

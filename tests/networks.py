@@ -9,6 +9,7 @@ import tiny_run
 from goldens_loader import MANIFEST, Golden, exact
 
 from ddpm_jax.config import Config, Conventions, Net, objects
+from ddpm_jax.keys import of_seed
 from ddpm_jax.unet import OPENAI, UNet
 
 TINY = UNet(channels=16, multipliers=(1, 2), blocks=1, attention_at=(4,), dropout=0.5, out_channels=2)
@@ -44,7 +45,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 @functools.cache
 def image_keys(n: int, seed: int = 0):
     """One key per image."""
-    return jax.random.split(jax.random.key(seed), n)
+    return jax.random.split(of_seed(seed), n)
 
 
 def deepened(params):
@@ -72,7 +73,7 @@ def assert_equal_slices_are_one(net) -> None:
 def shapes(net, *sides: int, channels: int = 3):
     """The tree of a network's parameters for images of these sides, as shapes and dtypes."""
     x, t = jax.ShapeDtypeStruct((1, *sides, channels), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    return jax.eval_shape(net.init, jax.random.key(0), x, t)["params"]
+    return jax.eval_shape(net.init, of_seed(0), x, t)["params"]
 
 
 def gradients_agree(f, args, along, *, near=1e-6, rtol=1e-6) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from ddpm_jax import checkpoint, process, runs, training
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
+from ddpm_jax.keys import of_seed
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -145,7 +146,7 @@ def state_of(workdir: pathlib.Path, step: int | None = None):
         def fresh(key):
             return training.init(objects.parameters(config, net, key, (8, 8, 1)), optimizer)
 
-        return saved.restore(jax.eval_shape(fresh, jax.random.key(0)), step=step)
+        return saved.restore(jax.eval_shape(fresh, of_seed(0)), step=step)
 
 
 def assert_same_bytes(a, b) -> None:

@@ -13,6 +13,7 @@ from programs import run
 
 from ddpm_jax import checkpoint, config, runs, training
 from ddpm_jax.config import flags, objects
+from ddpm_jax.keys import of_seed
 
 NET = config.Net(16, (1, 2), 1, (4,), dropout=0.0, groups=8)
 SMALL = dataclasses.replace(
@@ -24,7 +25,7 @@ SMALL = dataclasses.replace(
 
 def parameters(like: config.Config, shape, seed=0):
     net = objects.network(like, shape[-1])
-    shapes = jax.eval_shape(lambda key: objects.parameters(like, net, key, shape), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: objects.parameters(like, net, key, shape), of_seed(0))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
@@ -66,7 +67,7 @@ def test_labels_and_texts_begin_as_nothing_in_a_network_that_was_told_none():
     told = dataclasses.replace(
         SMALL, net=dataclasses.replace(NET, num_classes=3), text=config.Text(layers=1, width=8, heads=2, length=6)
     )
-    net, key = objects.network(told, 1), jax.random.key(0)
+    net, key = objects.network(told, 1), of_seed(0)
     own = jax.jit(lambda key: objects.parameters(told, net, key, (8, 8, 1)))(key)
     theirs = parameters(SMALL, (8, 8, 1), seed=1)
     found = runs.adopt(own, theirs)
@@ -118,7 +119,7 @@ def home(tmp_path_factory):
 def begin(home, net=NET, shape=(16, 16, 3), which=None, **change):
     other = dataclasses.replace(SMALL, net=net, **change)
     which = which or flags.Begin(str(home / "source"))
-    return runs.begin(other, objects.network(other, shape[-1]), jax.random.key(5), shape, which)
+    return runs.begin(other, objects.network(other, shape[-1]), of_seed(5), shape, which)
 
 
 def test_a_beginning_has_the_others_averages_a_fresh_optimizer_and_says_what_is_new(home, capsys):

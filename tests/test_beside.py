@@ -14,6 +14,7 @@ from programs import TINY, run
 from ddpm_jax import conditioning, data, runs
 from ddpm_jax import config as configs
 from ddpm_jax.config import flags, objects
+from ddpm_jax.keys import of_seed
 from ddpm_jax.runs import said
 
 COARSE = dataclasses.replace(tiny_run.CONFIG, condition=configs.Condition(coarse=2))
@@ -52,13 +53,13 @@ def model(home):
 
 
 def test_a_coarser_image_has_the_means_of_squares():
-    x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
+    x = jax.random.normal(of_seed(0), (2, 4, 6, 3))
     found = conditioning.coarser(x, 2)
     np.testing.assert_allclose(found[:, 2:4, 4:6].std((1, 2)), 0, atol=1e-6)
     np.testing.assert_allclose(found[:, 3, 5], x[:, 2:4, 4:6].mean((1, 2)), atol=1e-6)
     np.testing.assert_allclose(conditioning.coarser(found, 2), found, atol=1e-6)
     np.testing.assert_allclose(found.mean((1, 2)), x.mean((1, 2)), atol=1e-6)
-    volume = jax.random.normal(jax.random.key(1), (1, 2, 4, 4, 1))
+    volume = jax.random.normal(of_seed(1), (1, 2, 4, 4, 1))
     np.testing.assert_allclose(conditioning.coarser(volume, 2)[0, 1, 3, 0, 0], volume[0, :, 2:, :2].mean(), atol=1e-6)
     with pytest.raises(ValueError, match=r"a factor of 4 does not divide the image's sizes \(4, 6\)"):
         conditioning.coarser(x, 4)
@@ -75,7 +76,7 @@ def losses_with(config, images, place):
     shown: list = []
     rows = runs.Said(config, images).rows(np.array([place]))
     of = runs.example_losses(config, objects.noise_schedule(config), Mirror(), images.levels)
-    keys = jax.random.split(jax.random.key(place), 1)
+    keys = jax.random.split(of_seed(place), 1)
     of({}, keys, images.train, jnp.array([place]), jnp.array([5]), rows)
     return shown[0], keys
 

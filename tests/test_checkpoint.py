@@ -24,6 +24,7 @@ import pytest
 
 from ddpm_jax import checkpoint
 from ddpm_jax.checkpoint import CheckpointError, Checkpoints, CheckpointWarning, records
+from ddpm_jax.keys import of_seed
 
 HERE = pathlib.Path(__file__).parents[1]
 
@@ -589,7 +590,7 @@ def test_dtype_and_missing_parts_are_mismatches_and_the_list_is_short(two):
 @pytest.mark.parametrize(
     "state, words",
     [
-        ({"params": {"w": np.ones(2), "key": jax.random.key(0)}}, "params/key is a PRNG key: keep the seed instead"),
+        ({"params": {"w": np.ones(2), "key": of_seed(0)}}, "params/key is a PRNG key: keep the seed instead"),
         ({"params": {"w": None}}, "params/w must be an array of numbers, got NoneType"),
         ({"params": {"w": "text"}}, "params/w must be an array of numbers, got str"),
         ({"params": {"w": np.array(["text"])}}, "params/w must be an array of numbers, got ndarray"),

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax import data
+from ddpm_jax.keys import of_seed
 from ddpm_jax.metrics import classifier, make_classifier
 from ddpm_jax.metrics.frechet import frechet_distance, moments
 
@@ -299,7 +300,7 @@ def test_the_ends_of_the_levels_come_to_the_first_layer_as_minus_one_and_one():
 
     def look(images):
         with nn.intercept_methods(watch):
-            network.init(jax.random.key(0), images)
+            network.init(of_seed(0), images)
         return seen[1]  # after the network's own
 
     found = jax.jit(look)(np.float32([0, 8, 16, 4]).reshape(1, 2, 2, 1))
@@ -329,12 +330,12 @@ def test_images_move_by_a_pixel_as_often_as_told_and_black_comes_in():
     share, n = 0.2, 4000
     images = np.zeros((n, 5, 5, 1), np.float32)
     images[:, 2, 2] = 1
-    moved = np.asarray(make_classifier.moved(jax.random.key(0), jnp.asarray(images), share))
+    moved = np.asarray(make_classifier.moved(of_seed(0), jnp.asarray(images), share))
     assert moved.sum() == n
     for found in (moved.sum((0, 1, 3)) / n, moved.sum((0, 2, 3)) / n):
         np.testing.assert_allclose(found, [0, share, 1 - 2 * share, share, 0], atol=4 * (0.24 / n) ** 0.5)
     edge = np.ones((n, 3, 3, 1), np.float32)
-    sums = np.asarray(make_classifier.moved(jax.random.key(0), jnp.asarray(edge), share)).sum((1, 2, 3))
+    sums = np.asarray(make_classifier.moved(of_seed(0), jnp.asarray(edge), share)).sum((1, 2, 3))
     assert set(sums.tolist()) == {9, 6, 4}
 
 

@@ -10,6 +10,7 @@ from gaussian_data import arrays
 
 from ddpm_jax import conditioning, conformance, gaussian, samplers, schedules
 from ddpm_jax.conditioning import Condition
+from ddpm_jax.keys import of_seed
 
 SCHEDULE = schedules.linear(100, 1e-3, 0.1)
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
@@ -113,7 +114,7 @@ def test_guided_normal_data_are_those_of_the_guided_mean():
 
 
 def keys(n):
-    return jax.random.split(jax.random.key(5), n)
+    return jax.random.split(of_seed(5), n)
 
 
 def condition(n):

@@ -19,6 +19,7 @@ import tyro
 from ddpm_jax import config as configs
 from ddpm_jax import samplers, schedules
 from ddpm_jax.config import flags, objects
+from ddpm_jax.keys import of_seed
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ("digits", "mnist", "cifar10", "celebahq256", "lsun_church256", "lsun_bedroom256")
@@ -81,7 +82,7 @@ def test_the_defaults_are_those_of_cifar10():
 def test_the_original_networks_have_the_original_size(name, count):
     net = objects.network(load(name), channels=3)
     x = jax.ShapeDtypeStruct((1, 32, 32, 3) if "cifar" in name else (1, 256, 256, 3), jnp.float32)
-    params = jax.eval_shape(net.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.int32))["params"]
+    params = jax.eval_shape(net.init, of_seed(0), x, jax.ShapeDtypeStruct((1,), jnp.int32))["params"]
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)) == count
 
 

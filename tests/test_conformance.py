@@ -11,6 +11,7 @@ from scipy import stats
 
 from ddpm_jax import conformance, gaussian, likelihood, samplers, schedules
 from ddpm_jax.conformance.checks import GAUSSIAN, MIXTURE
+from ddpm_jax.keys import of_seed
 
 LINE = conformance.mixture_data([0.3, 0.7], [[-0.8], [0.5]], [[[0.01]], [[0.09]]])
 CHAINS = [samplers.times(schedules.linear(1000), 10, spacing=spacing) for spacing in samplers.Spacing.__args__]
@@ -226,7 +227,7 @@ def test_the_bound_measures_the_errors_that_the_analytic_variance_asks_for():
         given = schedule, conformance.ideal(schedule, law), conformance.draw(keys, law)
         return likelihood.bound(key, *given, decoder=likelihood.density).mse.mean(1)
 
-    found = np.asarray(errors(samplers.image_keys(0, range(n)), jax.random.key(1)))
+    found = np.asarray(errors(samplers.image_keys(0, range(n)), of_seed(1)))
     signal, noise = (np.asarray(column)[1:] for column in schedule[:2])
     truth = 0.25 * noise**2 / (0.25 * signal**2 + noise**2)
     np.testing.assert_array_less(abs(found / truth - 1), 4 * np.sqrt(2 / (2 * n)))

@@ -24,6 +24,7 @@ from tiny_run import random_params
 
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
+from ddpm_jax.keys import of_seed
 from ddpm_jax.unet import OPENAI, AttentionBlock, Conventions, Downsample, GroupNorm, ResnetBlock, UNet
 from ddpm_jax.unet.layers import halved
 
@@ -63,7 +64,7 @@ def test_a_time_that_comes_after_the_normalisation_is_felt_by_channels_that_are_
     assert np.abs(moved).max() > 0.01
     forgetful = NARROW.clone(time_joins="add")
     with pytest.raises(ValueError, match="forget the time that is added to it"):
-        forgetful.init(jax.random.key(0), x, t)
+        forgetful.init(of_seed(0), x, t)
     # weights that someone has are what they are: it runs, and the time does nothing but by rounding
     half = jax.tree_util.tree_map_with_path(
         lambda path, leaf: np.asarray(leaf)[..., :8] if path[-2].key == "temb_proj" else leaf, params
@@ -95,7 +96,7 @@ def blocks_of(net: UNet):
         return next_fun(*args, **kwargs)
 
     with nn.intercept_methods(record):
-        jax.eval_shape(net.init, jax.random.key(0), normal(1, 8, 8, 2), np.ones(1, int))
+        jax.eval_shape(net.init, of_seed(0), normal(1, 8, 8, 2), np.ones(1, int))
     return found
 
 
@@ -213,7 +214,7 @@ def test_remat_changes_no_parameter_and_no_gradient():
         trees = [net.init(key, x, t)["params"] for net in (small, again)]
         return [(tree["mid"]["block_2"]["conv1"], tree["down_0"]["attn_0"]["q"]) for tree in trees]
 
-    jax.tree.map(np.testing.assert_array_equal, *begun(jax.random.key(0)))
+    jax.tree.map(np.testing.assert_array_equal, *begun(of_seed(0)))
 
     def gradient(net, params, *given):
         def loss(params, keys):
@@ -256,7 +257,7 @@ def test_remat_changes_no_parameter_and_no_gradient():
 def test_options_that_cannot_be_are_refused_in_words(changes, text):
     said = {**changes, "conventions": Conventions(**changes.get("conventions", {}))}
     with pytest.raises(ValueError, match=text):
-        jax.eval_shape(ADM.clone(**said).init, jax.random.key(0), np.zeros((1, 8, 8, 2), np.float32), np.ones(1, int))
+        jax.eval_shape(ADM.clone(**said).init, of_seed(0), np.zeros((1, 8, 8, 2), np.float32), np.ones(1, int))
 
 
 def test_a_config_says_all_of_it_and_survives_json():

@@ -17,6 +17,7 @@ import pytest
 
 from ddpm_jax import data
 from ddpm_jax.data import batches, make_digits
+from ddpm_jax.keys import of_seed
 
 # Sources: the digits
 
@@ -508,34 +509,34 @@ def running(order, batch, steps):
 
 @pytest.mark.parametrize(("size", "batch"), [(10, 5), (10, 4), (10, 10), (10, 23), (10, 1), (1, 5)])
 def test_every_epoch_sees_every_example_once(size, batch):
-    epochs = running(data.Order(jax.random.key(0), size), batch, 6 * size)[: 6 * batch * size].reshape(-1, size)
+    epochs = running(data.Order(of_seed(0), size), batch, 6 * size)[: 6 * batch * size].reshape(-1, size)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(size), (len(epochs), 1)))
 
 
 def test_an_epoch_is_the_permutation_of_its_own_key():
-    key = jax.random.key(3)
+    key = of_seed(3)
     epochs = running(data.Order(key, 10), 4, 10).reshape(4, 10)
     own = jax.jit(lambda e: jax.random.permutation(jax.random.fold_in(key, e), 10))
     np.testing.assert_array_equal(epochs, [own(epoch) for epoch in range(4)])
 
 
 def test_the_stream_does_not_depend_on_how_it_is_cut():
-    streams = [running(data.Order(jax.random.key(1), 10), batch, 60 // batch) for batch in (1, 4, 6, 10, 30, 60)]
+    streams = [running(data.Order(of_seed(1), 10), batch, 60 // batch) for batch in (1, 4, 6, 10, 30, 60)]
     for stream in streams[1:]:
         np.testing.assert_array_equal(stream, streams[0])
 
 
 def test_resuming_and_going_back_see_what_a_straight_run_saw():
-    straight = data.Order(jax.random.key(2), 10)
+    straight = data.Order(of_seed(2), 10)
     batches = [straight.indices(step, 4) for step in range(30)]
     for step in (29, 13, 2, 14, 0):
-        np.testing.assert_array_equal(data.Order(jax.random.key(2), 10).indices(step, 4), batches[step])
+        np.testing.assert_array_equal(data.Order(of_seed(2), 10).indices(step, 4), batches[step])
         np.testing.assert_array_equal(straight.indices(step, 4), batches[step])
 
 
 def test_epochs_and_seeds_have_different_orders():
-    first, second = running(data.Order(jax.random.key(0), 100), 100, 2).reshape(2, 100)
-    other = data.Order(jax.random.key(1), 100).indices(0, 100)
+    first, second = running(data.Order(of_seed(0), 100), 100, 2).reshape(2, 100)
+    other = data.Order(of_seed(1), 100).indices(0, 100)
     # Two random orders of 100 agree in about one place (Poisson): more than seven is one chance in 10^5.
     assert max(np.sum(first == second), np.sum(first == other)) <= 7
 
@@ -545,7 +546,7 @@ def test_a_permutation_is_made_once_per_epoch(monkeypatch):
     monkeypatch.setattr(
         batches, "_permutation", lambda key, epoch, size: made.append(epoch) or permutation(key, epoch, size)
     )
-    running(data.Order(jax.random.key(0), 10), 7, 10)  # 70 examples: seven epochs, most batches in the midst of one
+    running(data.Order(of_seed(0), 10), 7, 10)  # 70 examples: seven epochs, most batches in the midst of one
     assert made == [*range(7)]
 
 
@@ -554,10 +555,10 @@ def test_a_permutation_is_made_once_per_epoch(monkeypatch):
     [
         (lambda: data.Order(jax.random.PRNGKey(0), 5), r"Order: keys must be typed \(jax.random.key\), got uint32"),
         (lambda: data.Order(NOT_A_KEY, 5), "Order: keys must be typed .*got int"),
-        (lambda: data.Order(jax.random.split(jax.random.key(0)), 5), r"Order: expected keys of shape \(\), got \(2,\)"),
-        (lambda: data.Order(jax.random.key(0), 0), r"a size of 1 to 2\^31 - 1 examples, got 0"),
-        (lambda: data.Order(jax.random.key(0), 5).indices(-1, 2), "step >= 0 and batch >= 1, got step=-1, batch=2"),
-        (lambda: data.Order(jax.random.key(0), 5).indices(0, 0), "step >= 0 and batch >= 1, got step=0, batch=0"),
+        (lambda: data.Order(jax.random.split(of_seed(0)), 5), r"Order: expected keys of shape \(\), got \(2,\)"),
+        (lambda: data.Order(of_seed(0), 0), r"a size of 1 to 2\^31 - 1 examples, got 0"),
+        (lambda: data.Order(of_seed(0), 5).indices(-1, 2), "step >= 0 and batch >= 1, got step=-1, batch=2"),
+        (lambda: data.Order(of_seed(0), 5).indices(0, 0), "step >= 0 and batch >= 1, got step=0, batch=0"),
     ],
 )
 def test_orders_refuse(call, text):
@@ -570,7 +571,7 @@ def test_orders_refuse(call, text):
 
 @functools.partial(jax.jit, static_argnums=1)
 def image_keys(seed, count):
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(count))
+    return jax.vmap(lambda i: jax.random.fold_in(of_seed(seed), i))(jnp.arange(count))
 
 
 SLOPES = np.tile(np.array([0, 100, 255], np.uint8)[:, None], (5, 2, 1, 1))  # [5, 2, 3, 1], dark on the left
@@ -638,7 +639,7 @@ def test_examples_are_the_same_on_any_number_of_devices():
     digits = data.load("digits").train
     devices = jax.local_device_count()
     batch = 4 * devices
-    keys, indices = image_keys(4, batch), data.Order(jax.random.key(4), len(digits)).indices(9, batch)
+    keys, indices = image_keys(4, batch), data.Order(of_seed(4), len(digits)).indices(9, batch)
     whole = np.asarray(data.examples(keys, digits, indices, levels=17, flip=True))
 
     def of_device(keys, images, indices):
@@ -653,7 +654,7 @@ def test_examples_are_the_same_on_any_number_of_devices():
     ("keys", "images", "indices", "text"),
     [
         (jnp.zeros((2, 2), jnp.uint32), SLOPES, np.arange(2), "examples: keys must be typed .*got uint32"),
-        (jax.random.key(0), SLOPES, np.arange(2), r"expected keys of shape \(2,\), got \(\)"),
+        (of_seed(0), SLOPES, np.arange(2), r"expected keys of shape \(2,\), got \(\)"),
         (image_keys(0, 2), SLOPES[0], np.arange(2), r"images \[N, H, W, C\], got shape \(2, 3, 1\)"),
         (image_keys(0, 2), SLOPES / 255, np.arange(2), "uint8 or uint16, got float32; to_integer makes them"),
         (image_keys(0, 2), SLOPES, np.arange(2.0), r"integer indices \[b\], got float32 \(2,\)"),

@@ -18,6 +18,7 @@ from ddpm_jax.evaluate import likelihood as evaluated
 from ddpm_jax.evaluate.__main__ import COMMANDS
 from ddpm_jax.evaluate.likelihood import Likelihood
 from ddpm_jax.evaluate.subject import Subject, images, split
+from ddpm_jax.keys import of_seed
 from ddpm_jax.unet import UNet
 
 
@@ -70,9 +71,7 @@ def test_the_command_says_what_the_function_says(run_folder, tmp_path):
         found = likelihood.bound(keys, model.schedule, denoise, x0, mix=0.0, decoder=decoder)
         return *(likelihood.bits_per_dim(nats, x0) for nats in (found.total, found.terms)), found.mse[0]
 
-    total, terms, mse = (
-        np.asarray(part, np.float64) for part in plain(jax.random.key(0), data.load("digits").test[:45])
-    )
+    total, terms, mse = (np.asarray(part, np.float64) for part in plain(of_seed(0), data.load("digits").test[:45]))
     (path,) = tmp_path.glob("likelihood-*.npz")
     kept = evaluated.load(path)
     np.testing.assert_allclose(kept.total, total, rtol=2e-5)
@@ -203,7 +202,7 @@ def test_the_estimates_over_twenty_seeds_cover_the_closed_form():
         found = likelihood.bound_estimate(key, schedule, denoise, x0, strata=16, decoder=likelihood.density)
         return found.total / dims
 
-    keys = jax.jit(jax.random.split, static_argnums=1)(jax.random.key(0), 20)
+    keys = jax.jit(jax.random.split, static_argnums=1)(of_seed(0), 20)
     seeds = [np.asarray(nats(key), np.float64) for key in keys]
     off = np.array([(x.mean() - 0.840462) / (x.std(ddof=1) / n**0.5) for x in seeds])
     assert (abs(off) < 2).sum() >= 16
@@ -215,7 +214,7 @@ def test_the_exact_bound_of_the_large_net_does_not_store_the_activations_of_its_
     """35.7M parameters: 1000 steps take no more working memory than 10, but for the terms themselves."""
     net = UNet()
     x0 = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
-    params = jax.eval_shape(net.init, jax.random.key(0), x0, jax.ShapeDtypeStruct((4,), jnp.int32))
+    params = jax.eval_shape(net.init, of_seed(0), x0, jax.ShapeDtypeStruct((4,), jnp.int32))
 
     def working_memory(T):
         schedule = schedules.cosine(T)
@@ -224,7 +223,7 @@ def test_the_exact_bound_of_the_large_net_does_not_store_the_activations_of_its_
             denoise = gaussian.denoiser(schedule, lambda x, t: net.apply(params, x, t), clip=True)
             return likelihood.bound(key, schedule, denoise, x0, decoder=likelihood.decoder_8bit)
 
-        compiled = jax.jit(bound).lower(params, jax.random.key(0), x0).compile()
+        compiled = jax.jit(bound).lower(params, of_seed(0), x0).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     few, many = working_memory(10), working_memory(1000)

@@ -19,6 +19,7 @@ from ddpm_jax.evaluate.predictions import Predictions
 from ddpm_jax.evaluate.progressive import Progressive
 from ddpm_jax.evaluate.stochastic import Stochastic
 from ddpm_jax.evaluate.subject import Subject, Which
+from ddpm_jax.keys import of_seed
 
 TEST = data.load("digits").test
 
@@ -198,7 +199,7 @@ def test_an_image_that_waits_goes_the_way_of_one_that_begins_there(run_folder, s
 
     @jax.jit
     def plain(paths, x, chain):
-        keys = jax.vmap(lambda p: jax.random.fold_in(jax.random.fold_in(jax.random.key(3), p[0]), p[1]))(paths)
+        keys = jax.vmap(lambda p: jax.random.fold_in(jax.random.fold_in(of_seed(3), p[0]), p[1]))(paths)
         return samplers.sample(keys, sampler, x, chain)
 
     for t in (12, 1):

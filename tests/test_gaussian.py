@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 
 from ddpm_jax import edits, gaussian, samplers, schedules
 from ddpm_jax.gaussian import Gaussian
+from ddpm_jax.keys import of_seed
 
 TIMES = np.array([1, 2, 3, 10, 300, 500, 999, 1000], np.int32)
 JUMPS = np.array([(1000, 999), (1000, 500), (1000, 1), (500, 499), (500, 20), (3, 2), (3, 1), (2, 1)], np.int32)
@@ -445,10 +446,10 @@ def test_no_derivative_is_nan_at_either_end():
 
 def test_a_key_for_each_example():
     several = jax.jit(lambda key: (gaussian.example_keys(key, 4), gaussian.example_keys(key, 9)))
-    keys, again = (np.asarray(jax.random.key_data(keys)) for keys in several(jax.random.key(3)))
+    keys, again = (np.asarray(jax.random.key_data(keys)) for keys in several(of_seed(3)))
     np.testing.assert_array_equal(keys, again[:4])
     assert len(np.unique(again, axis=0)) == 9
-    held = jax.random.split(jax.random.key(5), 4)
+    held = jax.random.split(of_seed(5), 4)
     np.testing.assert_array_equal(jax.random.key_data(gaussian.example_keys(held, 4)), jax.random.key_data(held))
 
 
@@ -538,7 +539,7 @@ def test_errors_name_the_value(function, wrong):
         (lambda: gaussian.example_keys(jax.random.PRNGKey(0), 2), "keys must be typed (jax.random.key), got uint32"),
         (lambda: gaussian.example_keys(0, 2), "keys must be typed (jax.random.key), got int"),
         (
-            lambda: gaussian.example_keys(jax.random.split(jax.random.key(0), 3), 2),
+            lambda: gaussian.example_keys(jax.random.split(of_seed(0), 3), 2),
             "keys must be one key or one per example, [] or (2,), got (3,)",
         ),
     ],

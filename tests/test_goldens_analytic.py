@@ -14,6 +14,7 @@ from goldens_loader import Golden, cases, exact, first_and_rest, net_of, schedul
 
 from ddpm_jax import gaussian, likelihood, losses, samplers, schedules, training
 from ddpm_jax.gaussian import Gaussian
+from ddpm_jax.keys import of_seed
 
 NODES = np.polynomial.hermite_e.hermegauss(2)[0]
 """-1 and 1: the mean over them is that over a standard normal, for polynomials up to the third degree."""
@@ -262,7 +263,7 @@ def test_clipped_adam_with_warm_up(golden: Golden):
         step = training.make_step(lambda params, keys, batch: (params * batch[0]).sum(), optimizer)
 
         def advance(state, grad):
-            state, metrics = step(jax.random.key(0), state, grad[None])
+            state, metrics = step(of_seed(0), state, grad[None])
             return state, (state.params, metrics["grad_norm"])
 
         return jax.lax.scan(advance, training.init(start, optimizer), grads)[1]

@@ -21,6 +21,7 @@ from goldens_loader import (
 
 from ddpm_jax import gaussian, likelihood, losses
 from ddpm_jax.gaussian import Gaussian
+from ddpm_jax.keys import of_seed
 
 DECODER = likelihood.discretized_tanh(256)
 """The peers' decoder, and what they say in bits is said here in nats."""
@@ -102,7 +103,7 @@ def training_loss(kind: Peer, trained: str):
     learned = kind.variance != "fixed"
 
     def losses_of(out, sched, mix, x0, t, eps, scale):
-        net, key, drawn = says(out), jax.random.key(0), {"t": t, "eps": eps}
+        net, key, drawn = says(out), of_seed(0), {"t": t, "eps": eps}
         if kind.variance == "learned":
             net = absolute_variance(sched, net, likelihood.decoder_variance(sched), bound=True)
         options = {"predicts": kind.predicts, "learned_variance": learned}
@@ -157,7 +158,7 @@ def test_simple_loss_is_the_denoising_loss_at_what_it_is_given():
     sched, x0, t, eps = schedule(golden), golden["x_start"], golden["t"] + 1, golden["noise"]
     net = says(golden["model_output"])
     loss = jax.jit(lambda key: losses.simple_loss(key, sched, net, x0, t=t, eps=eps))
-    golden.close("loss", loss(jax.random.key(0)))
+    golden.close("loss", loss(of_seed(0)))
 
 
 @cases("o/gd2/*")

@@ -25,6 +25,7 @@ from programs import (
 )
 
 from ddpm_jax import runs
+from ddpm_jax.keys import of_seed
 
 
 class Together:
@@ -109,7 +110,7 @@ def test_a_word_of_one_device_is_heard_by_all():
     steps, places = runs.over_devices(step, None, jax.devices()[:2]), np.zeros((2, 1, 3), np.int32)
     pixels, word = np.zeros(1), np.array([0, 1], np.float32)
     told, silent = (
-        steps(jax.random.key(0), np.int32(0), np.int32(0), pixels, places, places, said)[2] for said in (word, None)
+        steps(of_seed(0), np.int32(0), np.int32(0), pixels, places, places, said)[2] for said in (word, None)
     )
     assert told["word"] == 1 and "word" not in silent
 

@@ -28,6 +28,7 @@ from ddpm_jax import (
     training,
 )
 from ddpm_jax import config as configs
+from ddpm_jax.keys import of_seed
 from ddpm_jax.metrics import held_out, make_classifier
 from ddpm_jax.metrics.classifier import Network
 from ddpm_jax.preflight import programs
@@ -38,8 +39,8 @@ pytestmark = pytest.mark.usefixtures("key_reuse", "strict")
 SCHEDULE, TIMES = schedules.linear(20, 5e-3, 0.6), samplers.times(20, 5)
 X = np.zeros((4, 8, 8, 1), np.float32)
 MASK = np.arange(8) < 4
-KEY = jax.eval_shape(lambda: jax.random.key(0))
-KEYS = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
+KEY = jax.eval_shape(lambda: of_seed(0))
+KEYS = jax.eval_shape(lambda: jax.random.split(of_seed(0), 4))
 
 
 @pytest.fixture
@@ -228,7 +229,7 @@ def test_examples_and_their_mirror_images():
 
 def test_dropout():
     unet = UNet(channels=8, multipliers=(1, 2), blocks=1, attention_at=(4,), out_channels=1, dropout=0.1)
-    params = jax.eval_shape(lambda: unet.init(jax.random.key(0), X, np.ones(4, np.int32)))
+    params = jax.eval_shape(lambda: unet.init(of_seed(0), X, np.ones(4, np.int32)))
     apply = functools.partial(unet.apply, dropout_keys=None)
     assert not refused(apply, params, X, np.ones(4, np.int32))
     assert not refused(lambda params, keys: unet.apply(params, X, np.ones(4, int), dropout_keys=keys), params, KEYS)
@@ -282,6 +283,6 @@ def test_the_programs_of_a_run(name):
 
 def test_the_classifiers_own_training():
     images, network = np.zeros((4, 8, 8, 1), np.float32), Network(256, ((8, 1),), features=8, classes=4)
-    params = jax.eval_shape(lambda: network.init(jax.random.key(0), images)["params"])
+    params = jax.eval_shape(lambda: network.init(of_seed(0), images)["params"])
     loss = lambda params, key: make_classifier._loss(params, network, key, images, np.zeros(4, int), 0.1)  # noqa: E731
     assert not refused(jax.grad(loss), params, KEY)

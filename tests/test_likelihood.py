@@ -12,6 +12,7 @@ from gaussian_data import arrays, ideal, kept, rows
 
 from ddpm_jax import gaussian, likelihood, samplers, schedules
 from ddpm_jax.gaussian import Estimate, Gaussian
+from ddpm_jax.keys import of_seed
 
 
 def known_terms(alpha_bar, chain, mean, std, mix, first_var, x0=None):
@@ -52,7 +53,7 @@ def test_the_bound_of_standard_normal_data_is_its_entropy(T, dims):
     n, schedule = 16, schedules.linear(T, 0.1 / T, 20 / T)
     x0, options = rows(n, dims, 0, 1), {"mix": 1.0, "decoder": likelihood.density, "decoder_var": 0.1 / T}
     found = arrays(
-        jax.jit(lambda key: likelihood.bound(key, schedule, ideal(schedule, 0, 1), x0, **options))(jax.random.key(0))
+        jax.jit(lambda key: likelihood.bound(key, schedule, ideal(schedule, 0, 1), x0, **options))(of_seed(0))
     )
     # the data's own fluctuation is known, and taken out: the standard error is that of eps, as the images tell
     surprise = (0.5 * x0**2).mean(1) - 0.5
@@ -107,7 +108,7 @@ def test_the_bound_of_gaussian_data_is_the_known_one(name, which):
     n, dims = (16, 128) if T == 1000 else (32, 1024)
     x0 = rows(n, dims, *data)
     given = schedule, *kept(data), kept(mixes), x0
-    found = arrays(bound_of(mix == "best")(jax.random.key(1), *given))
+    found = arrays(bound_of(mix == "best")(of_seed(1), *given))
     here, prior_here = known_terms(alpha_bar, chain, *data, mix, first_var, np.asarray(x0, np.float64))
     np.testing.assert_allclose(found.prior, prior_here.sum(-1), rtol=1e-4, atol=1e-5)
     off = np.asarray(found.terms, np.float64) - here.sum(-1)
@@ -128,7 +129,7 @@ def test_the_bound_of_a_strided_chain(spacing):
         return likelihood.bound(key, schedule, ideal(schedule, *data), x0, **options)
 
     for mix in (0.0, 1.0):
-        found = arrays(bound(jax.random.key(2), np.float32(mix)))
+        found = arrays(bound(of_seed(2), np.float32(mix)))
         terms, prior = known_terms(alpha_bar, chain, *data, mix, 1e-3, np.asarray(x0, np.float64))
         off = np.asarray(found.total, np.float64) - (terms.sum(0) + prior).sum(-1)
         assert found.terms.shape == (20, 32)
@@ -154,7 +155,7 @@ def test_the_bound_of_an_image_does_not_depend_on_its_batch():
         return likelihood.bound(keys, *given, **options), likelihood.bound_estimate(keys, *given, **options)
 
     whole = arrays(bounds(samplers.image_keys(0, range(6)), x0))
-    one_key = arrays(bounds(jax.random.key(0), x0))
+    one_key = arrays(bounds(of_seed(0), x0))
     some = arrays(bounds(samplers.image_keys(0, [4, 1]), x0[[4, 1]]))
     for a, b, c in zip(*map(jax.tree.leaves, (whole, one_key, some)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -191,7 +192,7 @@ def test_the_estimate_is_unbiased_and_knows_its_error():
     x0 = np.repeat(rows(images, dims, *data), seeds, axis=0)
     options = {"mix": 1.0, "decoder": likelihood.density, "decoder_var": 1e-4}
     estimate = jax.jit(lambda key: likelihood.bound_estimate(key, schedule, ideal(schedule, *data), x0, **options))
-    found = arrays(estimate(jax.random.key(0)))
+    found = arrays(estimate(of_seed(0)))
     terms, prior = known_terms(alpha_bar, np.arange(1000, -1, -1), *data, 1.0, 1e-4, np.asarray(x0, np.float64))
     np.testing.assert_allclose(found.prior, prior.sum(-1), rtol=1e-4)
     # L_0 is always evaluated, so its own eps is no part of the standard error of the sampled terms
@@ -223,7 +224,7 @@ def test_the_estimate_of_a_short_chain_is_nearly_the_bound(T):
             other, *given, strata=4096, **options
         )
 
-    exact, found = arrays(both(*jax.random.split(jax.random.key(0))))
+    exact, found = arrays(both(*jax.random.split(of_seed(0))))
     gap = np.asarray(found.total - exact.total, np.float64)
     assert abs(gap.mean()) < 4 * gap.std(ddof=1) / np.sqrt(64)
     np.testing.assert_array_equal(found.prior, exact.prior)
@@ -247,7 +248,7 @@ def test_a_constant_learned_variance_is_the_fixed_one_but_for_the_last_step():
     @jax.jit
     def bounds(mix, first_var):
         def bound(denoise, mix, **options):
-            key = jax.random.key(0)
+            key = of_seed(0)
             return likelihood.bound(key, schedule, denoise, x0, mix=mix, decoder=likelihood.density, **options)
 
         fixed, learned = ideal(schedule, *data), ideal(schedule, *data, jnp.full(31, mix))
@@ -514,10 +515,10 @@ def test_errors_name_the_value(call, text):
 
 
 def bound(x0=X, key=None, **options):
-    key = jax.random.key(0) if key is None else key
+    key = of_seed(0) if key is None else key
     return likelihood.bound(key, S10, ideal(S10, 0, 1), x0, decoder=likelihood.density, **options)
 
 
 def estimate(x0=X, key=None, **options):
-    key = jax.random.key(0) if key is None else key
+    key = of_seed(0) if key is None else key
     return likelihood.bound_estimate(key, S10, ideal(S10, 0, 1), x0, decoder=likelihood.density, **options)

@@ -11,6 +11,7 @@ from gaussian_data import PREDICTS, SHAPES, arrays, ideal, kept, predicting, row
 
 from ddpm_jax import gaussian, likelihood, losses, samplers, schedules
 from ddpm_jax.gaussian import Gaussian
+from ddpm_jax.keys import of_seed
 
 WEIGHTS = {
     "min_snr": losses.min_snr(5.0),
@@ -39,14 +40,14 @@ def test_the_simple_loss_of_the_ideal_network_is_what_cannot_be_known():
         schedule = schedules.linear(T)
         snr = np.exp(np.asarray(schedule.log_snr, np.float64)[1:])
         expected = (0.25 * snr / (0.25 * snr + 1)).mean()
-        found = np.asarray(jax.jit(loss)(jax.random.key(0), schedule))
+        found = np.asarray(jax.jit(loss)(of_seed(0), schedule))
         assert abs(found.mean() - expected) < 4 * found.std() / np.sqrt(found.size), T
 
 
 def test_a_network_that_says_nothing_has_the_noise_as_its_loss():
     schedule = schedules.linear()
     found = jax.jit(lambda key: losses.simple_loss(key, schedule, lambda x, t: 0 * x, rows(2048, 16)))
-    assert abs(np.mean(found(jax.random.key(1))) - 1) < 4 * np.sqrt(2 / (2048 * 16))
+    assert abs(np.mean(found(of_seed(1))) - 1) < 4 * np.sqrt(2 / (2048 * 16))
 
 
 def all_losses(schedule, key, x0):
@@ -65,7 +66,7 @@ def test_the_loss_of_an_example_depends_on_its_key_alone():
     schedule, (x0, _) = schedules.linear(1000), batch((4, 3), 16)
     call = jax.jit(functools.partial(all_losses, schedule))
     whole = np.asarray(call(samplers.image_keys(0, range(16)), x0))
-    np.testing.assert_array_equal(call(jax.random.key(0), x0), whole)
+    np.testing.assert_array_equal(call(of_seed(0), x0), whole)
     order = np.random.default_rng(0).permutation(16)
     np.testing.assert_array_equal(call(samplers.image_keys(0, order), x0[order]), whole[:, order])
     halves = [call(samplers.image_keys(0, range(i, i + 8)), x0[i : i + 8]) for i in (0, 8)]
@@ -82,7 +83,7 @@ def test_a_loss_is_a_mean_over_components_of_any_shape(shape):
     def each(x0, eps):
         """All of them, at given times and noise."""
         options = {"decoder": likelihood.density, "t": t, "eps": eps}
-        key = jax.random.key(0)
+        key = of_seed(0)
         return jnp.stack([
             losses.denoising_loss(schedule, net, x0, t, eps, predicts="v", weight=losses.min_snr()),
             losses.denoising_loss(schedule, wide, x0, t, eps, learned_variance=True),
@@ -118,7 +119,7 @@ def test_given_times_and_noise_replace_the_draws():
         given = losses.simple_loss(key, schedule, net, x0, t=t, eps=eps)
         return fixed, given, losses.draw(key, schedule, x0), losses.draw(key, schedule, x0, t=t)
 
-    fixed, given, (own_t, own_eps), (same_t, same_eps) = arrays(found(jax.random.key(0)))
+    fixed, given, (own_t, own_eps), (same_t, same_eps) = arrays(found(of_seed(0)))
     np.testing.assert_array_equal(given, fixed)
     np.testing.assert_array_equal(same_eps, own_eps)
     np.testing.assert_array_equal(same_t, t)
@@ -127,7 +128,7 @@ def test_given_times_and_noise_replace_the_draws():
 
 def test_drawn_times_are_uniform():
     schedule = schedules.linear(10)
-    t = np.asarray(jax.jit(lambda key: losses.draw(key, schedule, np.zeros((20_000, 1), "f4"))[0])(jax.random.key(0)))
+    t = np.asarray(jax.jit(lambda key: losses.draw(key, schedule, np.zeros((20_000, 1), "f4"))[0])(of_seed(0)))
     counts = np.bincount(t, minlength=11)
     assert counts[0] == 0 and counts.size == 11
     assert (abs(counts[1:] - 2000) < 4 * np.sqrt(20_000 * 0.1 * 0.9)).all()
@@ -263,7 +264,7 @@ def test_the_variational_loss_averages_to_the_bound(learned):
         return losses.variational_loss(key, schedule, net, x0, mix=0.7 if learned else mix, **options)
 
     for mix in (0.0, 1.0):
-        found = np.asarray(loss(jax.random.key(0), np.float32(mix)), np.float64).reshape(each, T).mean(1)
+        found = np.asarray(loss(of_seed(0), np.float32(mix)), np.float64).reshape(each, T).mean(1)
         alpha_bar = np.asarray(schedule.signal, np.float64)[-1] ** 2
         known = {0.0: 2.719203, 1.0: 0.755722}[mix]
         known -= 0.5 * (alpha_bar * (0.2**2 + 0.5**2) - alpha_bar - np.log(1 - alpha_bar))
@@ -298,7 +299,7 @@ def test_the_hybrid_loss_teaches_the_mean_by_the_simple_loss_and_the_variance_by
         return *gradients, hybrid(params), parts + 0.25 * bound(params)
 
     params = {"mean": np.float32(0.3), "variance": np.float32(0.2)}
-    hybrid, bound, simple, whole, parts = arrays(found(params, jax.random.key(0)))
+    hybrid, bound, simple, whole, parts = arrays(found(params, of_seed(0)))
     np.testing.assert_allclose(hybrid["mean"], simple["mean"], rtol=1e-6)
     assert bound["mean"] != 0 and abs(bound["mean"]) > 1e-3 * abs(simple["mean"])
     np.testing.assert_allclose(hybrid["variance"], 0.25 * bound["variance"], rtol=1e-5)
@@ -326,7 +327,7 @@ def test_no_derivative_is_nan_at_either_end():
 
     value_and_grad = jax.jit(jax.value_and_grad(total, has_aux=True))
     for w in ([0.0, 0.0, 0.0], [0.3, -1.0, 0.0], [1.0, 1.0, 0.5], [-2.0, 0.0, 1.0]):
-        (_, parts), gradients = value_and_grad(np.tile(np.float32(w), (4, 1)), jax.random.key(0))
+        (_, parts), gradients = value_and_grad(np.tile(np.float32(w), (4, 1)), of_seed(0))
         assert np.isfinite(parts).all(), w
         for predicts, gradient in zip(PREDICTS, gradients, strict=True):
             assert np.isfinite(gradient).all(), (predicts, w)
@@ -354,7 +355,7 @@ def test_a_last_step_without_signal_has_finite_losses():
 
 
 def test_stratified_times_cover_the_steps_evenly():
-    seeds = jax.random.split(jax.random.key(0), 20)
+    seeds = jax.random.split(of_seed(0), 20)
     for T, size in ((1000, 64), (1000, 1000), (10, 64), (7, 3)):
         # of each seed, for the whole batch and, if there are as many as that, for the parts of 8 devices
         draw = jax.jit(jax.vmap(losses.stratified_times, in_axes=(0, None, None, None)), static_argnums=(1, 3))
@@ -370,7 +371,7 @@ def test_stratified_times_cover_the_steps_evenly():
 
 
 def test_each_stratified_time_is_uniform():
-    keys = jax.random.split(jax.random.key(0), 20_000)
+    keys = jax.random.split(of_seed(0), 20_000)
     t = np.asarray(jax.jit(jax.vmap(lambda key: losses.stratified_times(key, 10, jnp.arange(4), 4)))(keys))
     for place in range(4):
         counts = np.bincount(t[:, place], minlength=11)[1:]
@@ -386,7 +387,7 @@ def test_stratified_times_take_the_noise_out_of_a_batchs_loss():
         simple = losses.simple_loss(key, schedule, net, x0).mean()
         return simple, losses.simple_loss(key, schedule, net, x0, t=t).mean()
 
-    simple, even = map(np.asarray, jax.jit(jax.vmap(means))(jax.random.split(jax.random.key(0), 200)))
+    simple, even = map(np.asarray, jax.jit(jax.vmap(means))(jax.random.split(of_seed(0), 200)))
     assert even.std() < 0.5 * simple.std()
     assert abs(even.mean() - simple.mean()) < 4 * simple.std() / np.sqrt(200)
 
@@ -476,11 +477,11 @@ def loss(x0=X, t=T3, eps=X, **options):
             "a learned variance doubles the last axis: the network must return (3, 4)",
         ),
         (
-            lambda: losses.hybrid_loss(jax.random.key(0), S10, same, X),
+            lambda: losses.hybrid_loss(of_seed(0), S10, same, X),
             "a learned variance doubles the last axis: the network must return (3, 4), got (3, 2)",
         ),
         (
-            lambda: losses.simple_loss(jax.random.key(0), S10, same, X.astype(jnp.bfloat16)),
+            lambda: losses.simple_loss(of_seed(0), S10, same, X.astype(jnp.bfloat16)),
             "x0 must be float32 or float64, got bfloat16: cast it up first",
         ),
         (
@@ -492,7 +493,7 @@ def loss(x0=X, t=T3, eps=X, **options):
             "keys must be one key or one per example, [] or (3,), got (2,)",
         ),
         (
-            lambda: losses.variational_loss(jax.random.key(0), S10, same, X, predicts="x"),
+            lambda: losses.variational_loss(of_seed(0), S10, same, X, predicts="x"),
             "predicts must be one of 'eps', 'x0', 'v', 'mean', got 'x'",
         ),
     ],

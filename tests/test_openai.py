@@ -12,6 +12,7 @@ from ddpm_jax import config as configs
 from ddpm_jax import likelihood, losses, samplers
 from ddpm_jax.config import Config, Conventions, Net, objects
 from ddpm_jax.convert import openai, rules
+from ddpm_jax.keys import of_seed
 from ddpm_jax.unet import OPENAI
 
 
@@ -20,7 +21,7 @@ def shapes(config: Config):
     """The tree of parameters, of a network for images of the least size that it takes."""
     net, side = objects.network(config, 3), 2 ** (len(config.net.multipliers) - 1)
     x, t = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    return jax.eval_shape(net.init, jax.random.key(0), x, t)["params"]
+    return jax.eval_shape(net.init, of_seed(0), x, t)["params"]
 
 
 def size(model: openai.Model) -> int:
@@ -150,7 +151,7 @@ def test_the_bound_has_the_share_in_the_hybrid_loss_that_flags_give_it(id, flags
     @jax.jit
     def loss(x_start, output, noise):
         return losses.hybrid_loss(
-            jax.random.key(0), schedule, lambda x, t: output, x_start,
+            of_seed(0), schedule, lambda x, t: output, x_start,
             vlb_scale=config.loss.vlb_scale, decoder=likelihood.discretized_tanh(256), t=t, eps=noise,
         )  # fmt: skip
 
@@ -280,6 +281,6 @@ def test_networks_that_theirs_cannot_be_are_refused():
         assert said in str(refused.value)
     text = Config(net=TINY, text=configs.Text(layers=1, width=8, heads=1, length=4))
     net, x = objects.network(text, 3), jnp.zeros((1, 4, 4, 3))
-    told = jax.eval_shape(net.init, jax.random.key(0), x, jnp.ones(1, int), objects.blank(text, 1, (4, 4, 3)))["params"]
+    told = jax.eval_shape(net.init, of_seed(0), x, jnp.ones(1, int), objects.blank(text, 1, (4, 4, 3)))["params"]
     with pytest.raises(ValueError, match=r"leaves of ours have no rule in this format: .*pooled/proj/kernel"):
         rules.apply(openai.rules(told, TINY, "legacy"), {}, told)

@@ -28,6 +28,7 @@ import train
 from ddpm_jax import checkpoint, data, log, process, runs
 from ddpm_jax import config as configs
 from ddpm_jax.evaluate import draws
+from ddpm_jax.keys import of_seed
 
 SIXTY = TINY.replace("steps=3", "steps=60").replace("log_every=1", "log_every=10")
 
@@ -156,7 +157,7 @@ def test_samples_that_a_kill_prevented_are_drawn_when_the_run_is_continued(home,
 
 
 def test_the_next_batch_of_a_resumed_run_is_the_straight_one():
-    key = jax.random.key(7)
+    key = of_seed(7)
     straight = [data.Order(key, 1500).indices(n, 128) for n in range(40)]
     resumed = data.Order(key, 1500)
     np.testing.assert_array_equal(resumed.indices(31, 128), straight[31])
@@ -322,9 +323,7 @@ def test_bad_steps_in_a_row_are_counted_on_the_devices():
 
     steps = runs.over_devices(step, None, device)
     skipped = np.array([1, 1, 0, 1, 1, 1], np.int32).reshape(1, 6, 1)
-    state, bad, metrics = steps(
-        jax.random.key(0), np.int32(0), np.int32(2), np.zeros(1), skipped, np.zeros((1, 6)), None
-    )
+    state, bad, metrics = steps(of_seed(0), np.int32(0), np.int32(2), np.zeros(1), skipped, np.zeros((1, 6)), None)
     assert state == 6 and bad == 3
     np.testing.assert_array_equal(metrics["before"], [2, 3, 4, 0, 1, 2])
 

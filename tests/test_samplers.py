@@ -15,6 +15,7 @@ import pytest
 from gaussian_data import SHAPES, arrays, ideal, kept
 
 from ddpm_jax import conformance, data, gaussian, samplers, schedules
+from ddpm_jax.keys import of_seed
 
 POINTS = np.array([[0.5, -1.0], [2.0, 0.0]])
 
@@ -647,7 +648,7 @@ def run(x=X, times=(10, 5, 0), keys=None, keep=None):
         (lambda: run(keep=(0, 3, 4)), "keep asks for times that the chain does not visit: [3, 4]"),
         (lambda: run(X.astype(jnp.uint8)), "x_T must be float32 or float64, got uint8"),
         (lambda: run(X.astype(jnp.bfloat16)), "x_T must be float32 or float64, got bfloat16: cast it up first"),
-        (lambda: run(keys=jax.random.key(0)), "keys must be one per image, shape (2,) (see image_keys), got ()"),
+        (lambda: run(keys=of_seed(0)), "keys must be one per image, shape (2,) (see image_keys), got ()"),
         (
             lambda: run(keys=samplers.image_keys(0, range(3))),
             "one key or one per example, [] or (2,), got (3,)",

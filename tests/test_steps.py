@@ -2,12 +2,12 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import tiny_run
 
 from ddpm_jax import config as configs
 from ddpm_jax import runs
+from ddpm_jax.keys import of_seed
 
 CONFIG = dataclasses.replace(
     tiny_run.CONFIG, batch=8, loss=configs.Loss(stratified=True), optim=configs.Optim(max_skipped=3)
@@ -16,12 +16,12 @@ CONFIG = dataclasses.replace(
 
 def test_stratified_times_differ_from_step_to_step_and_are_those_of_the_whole_batch_on_any_device():
     def times(step, places):
-        return np.asarray(runs.stratified_times(CONFIG, jax.random.key(0), step, np.asarray(places)))
+        return np.asarray(runs.stratified_times(CONFIG, of_seed(0), step, np.asarray(places)))
 
     first, second = times(1, range(8)), times(2, range(8))
     assert (first != second).any() and len(set(first)) > 1
     np.testing.assert_array_equal(times(1, range(4, 8)), first[4:])
-    assert runs.stratified_times(tiny_run.CONFIG, jax.random.key(0), 1, np.arange(8)) is None
+    assert runs.stratified_times(tiny_run.CONFIG, of_seed(0), 1, np.arange(8)) is None
 
 
 def test_only_skipped_steps_in_a_row_are_too_many(tmp_path):

@@ -13,6 +13,7 @@ from ddpm_jax import data
 from ddpm_jax.data import catalogue
 from ddpm_jax.data.__main__ import main
 from ddpm_jax.data.stream import AHEAD, feed, read_ahead, streams
+from ddpm_jax.keys import of_seed
 
 BATCH = 24
 
@@ -49,7 +50,7 @@ class Slow:
 
 
 def order(size=1500, seed=0):
-    return data.Order(jax.random.key(seed), size)
+    return data.Order(of_seed(seed), size)
 
 
 def take(count, generator):

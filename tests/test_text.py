@@ -13,6 +13,7 @@ from ddpm_jax import config as configs
 from ddpm_jax import text
 from ddpm_jax.conditioning import Condition
 from ddpm_jax.data import sources
+from ddpm_jax.keys import of_seed
 from ddpm_jax.text import Conditional, TextEncoder
 from ddpm_jax.unet import UNet
 
@@ -40,7 +41,7 @@ def begun():
         plain = PLAIN.init(key, X, T)["params"]
         return CONDITIONAL.init(key, X, T, told()), {name: plain[name] for name in ("conv_in", "temb", "conv_out")}
 
-    return jax.device_get(params(jax.random.key(0)))
+    return jax.device_get(params(of_seed(0)))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_texts_that_do_not_fit_are_refused():
 
 
 def test_the_standard_reader_has_about_three_million_parameters():
-    shapes = jax.eval_shape(TextEncoder().init, jax.random.key(0), np.ones((1, 128), np.uint8))
+    shapes = jax.eval_shape(TextEncoder().init, of_seed(0), np.ones((1, 128), np.uint8))
     assert 2.8e6 < sum(leaf.size for leaf in jax.tree.leaves(shapes)) < 3.5e6
 
 
@@ -93,7 +94,7 @@ def test_words_are_known_in_sentences_never_read():
     texts, others = (
         text.tokens([line.format(name) for line in lines for name in sources.DIGITS], length) for lines in (seen, other)
     )
-    params = {"reader": jax.jit(reader.init)(jax.random.key(0), texts), "out": np.zeros((32, 10), np.float32)}
+    params = {"reader": jax.jit(reader.init)(of_seed(0), texts), "out": np.zeros((32, 10), np.float32)}
     optimizer = optax.adam(3e-3)
 
     def logits(params, tokens):
@@ -159,7 +160,7 @@ def test_conditions_come_with_cross_attention_where_there_is_any():
     nets = Conditional(UNet(**LEVELS, num_classes=4, context_dim=16), TextEncoder(16, 1, 2, 48)), UNet(**LEVELS)
     x = normal(3, 8, 8, 1)
     here, there = (
-        set(traverse_util.flatten_dict(jax.eval_shape(net.init, jax.random.key(0), x, T, *given)["params"]))
+        set(traverse_util.flatten_dict(jax.eval_shape(net.init, of_seed(0), x, T, *given)["params"]))
         for net, given in zip(nets, ((told(),), ()), strict=True)
     )
     added = here - there
@@ -170,8 +171,8 @@ def test_conditions_come_with_cross_attention_where_there_is_any():
 def test_a_network_that_is_told_nothing_is_the_same_program():
     """So being able to be told something costs nothing where it is not wanted."""
     plain, conditional = UNet(**SIZES), Conditional(UNet(**SIZES))
-    params = jax.eval_shape(plain.init, jax.random.key(0), X, T)
-    assert jax.eval_shape(conditional.init, jax.random.key(0), X, T) == params
+    params = jax.eval_shape(plain.init, of_seed(0), X, T)
+    assert jax.eval_shape(conditional.init, of_seed(0), X, T) == params
 
     def loss_of(net):
         def loss(params):
@@ -260,7 +261,7 @@ def test_remat_and_narrow_types_know_conditions_too(dtype, moved, outputs):
 )
 def test_what_a_network_was_not_made_for_is_refused(asked, text):
     with pytest.raises(ValueError, match=text):
-        jax.eval_shape(lambda: UNet(**SIZES).init(jax.random.key(0), X, T, **asked))
+        jax.eval_shape(lambda: UNet(**SIZES).init(of_seed(0), X, T, **asked))
 
 
 @pytest.mark.parametrize(
@@ -277,21 +278,21 @@ def test_what_a_network_was_not_made_for_is_refused(asked, text):
 )
 def test_conditions_of_another_form_are_refused(asked, text):
     with pytest.raises(ValueError, match=text):
-        jax.eval_shape(lambda: UNet(**SIZES, num_classes=2, context_dim=5).init(jax.random.key(0), X, T, **asked))
+        jax.eval_shape(lambda: UNet(**SIZES, num_classes=2, context_dim=5).init(of_seed(0), X, T, **asked))
 
 
 def test_options_and_texts_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="num_classes = -1, context_dim = 0: 0 for none"):
-        jax.eval_shape(lambda: UNet(**SIZES, num_classes=-1).init(jax.random.key(0), X, T))
+        jax.eval_shape(lambda: UNet(**SIZES, num_classes=-1).init(of_seed(0), X, T))
     with pytest.raises(ValueError, match="width = 10 must be a multiple of heads = 4"):
-        jax.eval_shape(lambda: TextEncoder(10).init(jax.random.key(0), np.ones((1, 3), np.int32)))
+        jax.eval_shape(lambda: TextEncoder(10).init(of_seed(0), np.ones((1, 3), np.int32)))
     with pytest.raises(ValueError, match=r"tokens are int32 \(1, 49\): expected integers \[B, L\], L <= 48"):
-        jax.eval_shape(lambda: TextEncoder(16, 1, 2, 48).init(jax.random.key(0), np.ones((1, 49), np.int32)))
+        jax.eval_shape(lambda: TextEncoder(16, 1, 2, 48).init(of_seed(0), np.ones((1, 49), np.int32)))
     with pytest.raises(ValueError, match="without a reader of texts"):
-        jax.eval_shape(lambda: Conditional(UNet(**SIZES)).init(jax.random.key(0), X, T, told()))
+        jax.eval_shape(lambda: Conditional(UNet(**SIZES)).init(of_seed(0), X, T, told()))
     both = told()._replace(context=np.zeros((3, 2, 16), np.float32))
     with pytest.raises(ValueError, match="both a text and a context"):
-        jax.eval_shape(lambda: CONDITIONAL.init(jax.random.key(0), X, T, both))
+        jax.eval_shape(lambda: CONDITIONAL.init(of_seed(0), X, T, both))
 
 
 def test_a_distance_is_that_from_the_byte_that_reads_to_the_one_that_is_read():

@@ -26,6 +26,7 @@ from networks import (
 )
 from tiny_run import random_params
 
+from ddpm_jax.keys import of_seed
 from ddpm_jax.unet import (
     AttentionBlock,
     Downsample,
@@ -75,7 +76,7 @@ def test_unet_with_the_originals_variables_is_the_original(golden: Golden):
         dtype=golden.dtype,
     )  # fmt: skip
     params, x, t = originals_tree(tensors(golden, "var:")), golden["x"], golden["t"] + 1
-    ours = jax.eval_shape(net.init, jax.random.key(0), x, t)["params"]
+    ours = jax.eval_shape(net.init, of_seed(0), x, t)["params"]
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, ours)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(ours)} == {"float32"}
 
@@ -186,7 +187,7 @@ def test_fewer_groups_let_a_narrow_level_feel_the_time():
     assert none < 1e-5 and some > 0.1
     narrow = UNet(channels=32, multipliers=(1,), blocks=1, attention_at=(), groups=8)
     with pytest.raises(ValueError, match="groups = 0: a normalisation needs at least one"):
-        narrow.copy(groups=0).init(jax.random.key(0), x, np.ones(1, int))
+        narrow.copy(groups=0).init(of_seed(0), x, np.ones(1, int))
 
 
 def test_a_mean_of_2000_standard_deviations_does_no_harm():
@@ -397,7 +398,7 @@ def test_every_block_drops_with_a_number_of_its_own():
 
     net = TINY.clone(multipliers=(1, 2, 2), blocks=2, attention_at=())
     with nn.intercept_methods(record):
-        jax.eval_shape(net.init, jax.random.key(0), normal(1, 8, 8, 2), np.ones(1, int))
+        jax.eval_shape(net.init, of_seed(0), normal(1, 8, 8, 2), np.ones(1, int))
     assert places == list(range(3 * 2 + 2 + 3 * 3))
 
 
@@ -491,7 +492,7 @@ def padded(size):
 
     net = TINY.clone(multipliers=(1, 2, 2))
     with nn.intercept_methods(stop), pytest.raises(Seen) as raised:
-        jax.eval_shape(net.init, jax.random.key(0), normal(1, *size, 3), np.ones(1, int))
+        jax.eval_shape(net.init, of_seed(0), normal(1, *size, 3), np.ones(1, int))
     return raised.value.args[0]
 
 
@@ -529,7 +530,7 @@ def test_parameters_that_are_there_are_taken_as_they_are_and_none_of_another_sha
             return x * parameter(self, "factor", sevens, x.shape)
 
     two = np.array([2, 3], np.float32)
-    made = Times().init(jax.random.key(0), np.ones(2, np.float32))
+    made = Times().init(of_seed(0), np.ones(2, np.float32))
     assert made["params"]["factor"].tolist() == [7, 7] and asked == [(2,)]
     assert Times().apply({"params": {"factor": two}}, np.ones(2, np.float32)).tolist() == [2, 3]
     assert len(asked) == 1  # to begin with alone
@@ -547,7 +548,7 @@ def test_the_start_is_silence():
         params = net.init(key, x, t)
         return params, net.apply(params, x, t)
 
-    params, out = jax.device_get(begun(jax.random.key(0)))
+    params, out = jax.device_get(begun(of_seed(0)))
     # swish of a standard normal has a mean square of 0.3556; 32 x 9 such inputs, kernel variance 1e-10 / (9 x 35 / 2)
     assert 0.5 < out.std() / math.sqrt(0.3556 * 32 * 9 * 1e-10 * 2 / (9 * 35)) < 1.5
     loss = np.mean((out - eps) ** 2)
@@ -580,7 +581,7 @@ def test_bfloat16_computes_and_float32_remembers():
 def test_float64_images_come_back_as_float64():
     with precision("float64"):
         x, t = np.zeros((1, 8, 4, 2)), np.ones(1, int)
-        params = jax.eval_shape(TINY.init, jax.random.key(0), x, t)
+        params = jax.eval_shape(TINY.init, of_seed(0), x, t)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
         assert jax.eval_shape(TINY.apply, params, x, t).dtype == jnp.float64
 
@@ -626,19 +627,19 @@ X, T = np.zeros((2, 16, 16, 3), np.float32), np.array([1, 2], np.int32)
         ),
         (
             TINY, X, T, lambda: jax.random.key_data(image_keys(2)),
-            "dropout_keys is uint32: give typed keys, jax.random.split(jax.random.key(seed), B)",
+            "dropout_keys is uint32: give typed keys, jax.random.split(of_seed(seed), B)",
         ),
-        (TINY, X, T, lambda: 7, "dropout_keys is int: give typed keys, jax.random.split(jax.random.key(seed), B)"),
+        (TINY, X, T, lambda: 7, "dropout_keys is int: give typed keys, jax.random.split(of_seed(seed), B)"),
         (
             TINY, X, T, lambda: jax.random.split(jax.random.key(0, impl="rbg"), 2),
             "dropout_keys is key<rbg>: under vmap only threefry2x32 keys give each image its own bits",
         ),
         (
-            TINY, X, T, lambda: jax.random.key(0),
+            TINY, X, T, lambda: of_seed(0),
             "dropout_keys has shape (), x has shape (2, 16, 16, 3): one key per image, [B]",
         ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_right_is_refused_in_words(net, x, t, keys, text):
     with pytest.raises(ValueError, match=f"(?m)^{re.escape(text)}$"):
-        jax.eval_shape(lambda: net.init(jax.random.key(0), x, t, dropout_keys=keys and keys()))
+        jax.eval_shape(lambda: net.init(of_seed(0), x, t, dropout_keys=keys and keys()))

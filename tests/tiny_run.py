@@ -12,6 +12,7 @@ import numpy as np
 from ddpm_jax import checkpoint, training
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
+from ddpm_jax.keys import of_seed
 
 CONFIG = configs.Config(
     steps=3,
@@ -28,7 +29,7 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(configs.to_json(config))
     net, optimizer = objects.network(config, shape[-1]), objects.optimizer(config)
-    shapes = jax.eval_shape(lambda key: objects.parameters(config, net, key, shape), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: objects.parameters(config, net, key, shape), of_seed(0))
     rng = np.random.default_rng(seed)
     params, ema = (_drawn(rng, shapes) for _ in range(2))
     state = training.init(params, optimizer)._replace(step=np.int32(3), ema=ema)
@@ -45,7 +46,7 @@ def make(
 
 def random_params(net, *inputs, seed=2, **conditions):
     """Parameters of ordinary size everywhere: at the start half of the network is silent, so it would hide a defect."""
-    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), *inputs, **conditions))
+    shapes = jax.eval_shape(lambda: net.init(of_seed(0), *inputs, **conditions))
     return jax.tree.map(jnp.asarray, _drawn(np.random.default_rng(seed), shapes))
 
 
