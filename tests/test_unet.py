@@ -627,9 +627,9 @@ X, T = np.zeros((2, 16, 16, 3), np.float32), np.array([1, 2], np.int32)
         ),
         (
             TINY, X, T, lambda: jax.random.key_data(image_keys(2)),
-            "dropout_keys is uint32: give typed keys, jax.random.split(of_seed(seed), B)",
+            "dropout_keys is uint32: give typed keys, jax.random.split(jax.random.key(seed), B)",
         ),
-        (TINY, X, T, lambda: 7, "dropout_keys is int: give typed keys, jax.random.split(of_seed(seed), B)"),
+        (TINY, X, T, lambda: 7, "dropout_keys is int: give typed keys, jax.random.split(jax.random.key(seed), B)"),
         (
             TINY, X, T, lambda: jax.random.split(jax.random.key(0, impl="rbg"), 2),
             "dropout_keys is key<rbg>: under vmap only threefry2x32 keys give each image its own bits",
