@@ -40,6 +40,13 @@ def key_reuse():
         yield
 
 
+@pytest.fixture
+def strict():
+    """JAX refuses to promote types and ranks, as some users have it."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory):
     """A run of `tiny_run.CONFIG` with a checkpoint of random parameters, made once: to be read and never written."""

@@ -363,7 +363,8 @@ def test_an_empty_word_is_refused_by_every_program(words, flag):
         (("-m", "ddpm_jax.conformance"), ""),
     ],
 )
-def test_help_names_arguments_and_says_a_default_once(words, arguments):
+def test_help_names_arguments_and_says_a_default_once(words, arguments, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")  # in a wider one, two panels stand beside each other
     shown = " ".join(re.sub("[│─╭╮╰╯]", " ", programs.run(*words, "--help").stdout).split())
     assert arguments in shown.partition("(required)")[0]
     assert not re.search(r"\] STR\b|__tyro", shown)

@@ -43,12 +43,6 @@ KEY = jax.eval_shape(lambda: of_seed(0))
 KEYS = jax.eval_shape(lambda: jax.random.split(of_seed(0), 4))
 
 
-@pytest.fixture
-def strict():
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
-
-
 def net(x, t):
     return 0.5 * x
 

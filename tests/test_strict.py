@@ -27,17 +27,13 @@ from ddpm_jax import (
 from ddpm_jax.text import TextEncoder
 from ddpm_jax.unet import UNet
 
+pytestmark = pytest.mark.usefixtures("strict")
+
 SCHEDULE = schedules.linear(10, 5e-3, 0.6)
 X, T2 = jnp.linspace(-1, 1, 18).reshape(2, 3, 3), jnp.array([3, 10], jnp.int32)
 KEYS = samplers.image_keys(0, range(2))
 TIMES = samplers.times(10, 3)
 LABELS = conditioning.Condition(label=jnp.arange(2))
-
-
-@pytest.fixture(autouse=True)
-def strict():
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
 
 
 def net(x, t):
