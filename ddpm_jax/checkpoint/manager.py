@@ -1,4 +1,4 @@
-"""What orbax is told of a folder: by which path to take it, what to keep, and to be quiet."""
+"""Orbax's manager of a folder of checkpoints: its path, what it keeps, and its log messages."""
 
 import contextlib
 import logging

@@ -10,7 +10,7 @@ from ddpm_jax.config import ranges
 
 T = TypeVar("T")
 Given = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
-"""What may be left out, where the help says itself what that means."""
+"""An optional flag whose help text states its default itself."""
 
 EMPTY = ("--text", "--condition.paired", "--condition.templates", "--flags")
 """Flags whose empty value means something."""

@@ -1,4 +1,4 @@
-"""What numbers may be: a range for each field of a config, and for each flag of a program.
+"""Ranges of numbers: one for each field of a config, and for each flag of a program.
 
 "[" and "]" include an end, "(" and ")" leave it out; NaN is nowhere, infinity only where an end is "inf]".  What two
 fields must have in common is said in `checks`, what depends on a run or its data where these are read, and which seeds

@@ -62,7 +62,7 @@ def parts(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def header(path: pathlib.Path) -> dict[str, str]:
-    """What a .safetensors file says of its tensors; nothing of another kind of file."""
+    """The metadata of a .safetensors file; {} of another kind of file."""
     if path.suffix != ".safetensors":
         return {}
     from safetensors import safe_open
@@ -144,7 +144,7 @@ def appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _alive(number: str) -> bool:
-    """Whether a process of this number runs on this machine, as far as that can be told."""
+    """False if no process of this number runs on this machine; True also where that cannot be told."""
     if os.name != "posix" or not number.isdigit():
         return True
     try:

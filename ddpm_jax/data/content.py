@@ -1,4 +1,4 @@
-"""What tells the images of one training from others: digests, which take little time where images are many."""
+"""Digests of the training images, by which a run that goes on knows them; quick where images are many."""
 
 import hashlib
 import unicodedata

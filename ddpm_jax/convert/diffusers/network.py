@@ -147,7 +147,7 @@ def write(config: configs.Config, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def null_label(config: configs.Config) -> bool:
-    """Whether the table of labels gets a row for none there: if the network was trained to do without."""
+    """True if diffusers' table of labels gets a last row for no label: of networks trained with condition.drop."""
     return bool(config.net.num_classes and config.condition.drop)
 
 
@@ -196,7 +196,7 @@ def _numbers(c: Mapping[str, Any], sides: list[Any]) -> list[str]:
 
 
 def _labels(count: int | None, null_label: bool) -> list[str]:
-    """What is wrong with the number of labels."""
+    """Errors of num_class_embeds, in words."""
     least = 2 if null_label else 1
     if not null_label if count is None else count >= least:
         return []

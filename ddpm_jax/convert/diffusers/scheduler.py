@@ -131,7 +131,7 @@ def write(config: configs.Config) -> dict[str, Any]:
 
 
 def differences(config: configs.Config) -> list[str]:
-    """Where diffusers' own sampler, told the same, draws other images than ours, and how to call it for ours."""
+    """Notes on where diffusers' own sampler with the same settings draws other images, and how to call it for ours."""
     c, T, found = config.sampling, config.schedule.T, []
     if c.sampler == "ddim" and c.clip:
         found.append(
@@ -153,7 +153,7 @@ def differences(config: configs.Config) -> list[str]:
 
 
 def _betas(c: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the numbers of the noise."""
+    """Errors of the noise schedule's numbers, in words."""
     T, first, last = c["num_train_timesteps"], c["beta_start"], c["beta_end"]
     least = 2 if c["rescale_betas_zero_snr"] else 1
     wrong = [] if T >= least else [f"num_train_timesteps = {T}: at least {least} is right"]
