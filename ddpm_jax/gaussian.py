@@ -365,7 +365,7 @@ def noisy(schedule: Schedule, t: jax.Array, s: jax.Array | None = None) -> jax.A
 
 def check_share(name: str, value: Any) -> None:
     """Refuses a number that is known and lies outside [0, 1]."""
-    if isinstance(value, (int, float, np.generic)) and not 0 <= float(value) <= 1:
+    if isinstance(value, (int, float, np.number)) and not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {value}")
 
 
