@@ -2,7 +2,7 @@
 
     python -m benchmarks.curves [--figure docs/curves.png]
 
-The network is that of configs/mnist.py:wide.  Each point is `python -m ddpm_jax.preflight` on this machine, in a
+The network is that of configs/mnist.py:wide.  Each point is `ddpm-jax preflight` on this machine, in a
 process of its own: steps per second as measured, and memory by the compiler's analysis.  Devices are TPU chips by the
 compiler's estimate, as far as benchmarks/results/tpu.json has them; nothing there has run.  Points are kept in
 benchmarks/results/curves.json, and only what is missing is measured.
@@ -54,7 +54,7 @@ def measured(batch: int = BATCH, side: int = SIDE, channels: int = CHANNELS) -> 
         out = pathlib.Path(folder) / "report.json"
         flags = {"batch": batch, "net.channels": channels, "images": 1024, "programs": "train", "out": out}
         subprocess.run(
-            [sys.executable, "-m", "ddpm_jax.preflight", "configs/mnist.py:wide", "--shape", str(side), str(side), "1",
+            [sys.executable, "-m", "ddpm_jax", "preflight", "mnist:wide", "--shape", str(side), str(side), "1",
              *(part for name, value in flags.items() for part in (f"--{name}", str(value)))],
             cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip

@@ -42,7 +42,7 @@ def write(folder: pathlib.Path, images: np.ndarray) -> dict[str, str]:
     """The sources, by name."""
     from PIL import Image
 
-    from ddpm_jax.data.__main__ import main as data_program
+    from ddpm_jax.programs import cli
 
     for kind in ("jpg", "png", "npy"):
         (folder / kind).mkdir()
@@ -51,7 +51,7 @@ def write(folder: pathlib.Path, images: np.ndarray) -> dict[str, str]:
             np.save(path, image) if kind == "npy" else Image.fromarray(image).save(path, quality=92)
     prepare = ["prepare", f"folder:{folder}/png", "--name", "photographs", "--out", str(folder / "tfds")]
     with contextlib.redirect_stdout(None):
-        assert data_program(prepare) == 0
+        assert cli.call(prepare) == 0
     return {kind: f"folder:{folder}/{kind}" for kind in ("jpg", "png", "npy")} | {
         "tfds": f"tfds:photographs@{folder}/tfds"
     }

@@ -25,8 +25,8 @@ config = Config(
 
 # The commands write what they have every 20 seconds and every 1024 images: too seldom for runs of two seconds.
 OFTEN = (
-    "import sys; from ddpm_jax.evaluate import __main__ as program, draws, likelihood; "
-    "likelihood.SAVE_SECONDS, draws.PART = 0.05, 16; sys.exit(program.main(sys.argv[1:]))"
+    "from ddpm_jax.evaluate import draws, likelihood; from ddpm_jax.programs import cli; "
+    "likelihood.SAVE_SECONDS, draws.PART = 0.05, 16; cli.main('evaluate')"
 )
 
 
@@ -180,7 +180,7 @@ def kinds() -> tuple[Kind, ...]:
         Kind(
             "prepare", 18,
             lambda home, folder: [
-                *python, "-m", "ddpm_jax.data", "prepare", f"folder:{home}/pictures", "--name", "pictures", "--shards",
+                *python, "-m", "ddpm_jax", "prepare", f"folder:{home}/pictures", "--name", "pictures", "--shards",
                 "60", "--out", str(folder),
             ],
             (

@@ -117,14 +117,14 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
         out = folder / "measured" / name
         if name == "ours":
             bound = ("likelihood", "--estimate", "16", "--num", str(held))
-            program("-m", "ddpm_jax.evaluate", str(ours), *bound, "--out", str(out / "bound"))
+            program("-m", "ddpm_jax", "evaluate", str(ours), *bound, "--out", str(out / "bound"))
             steps = max(int(path.name) for path in (ours / "checkpoints").iterdir() if path.name.isdigit())
             numbers = {"steps": steps, **measured("bound", out / "bound")}
             given = ("--steps", str(args.calls), "--mix", "0")
         else:
             numbers = json.loads((folder / name / "numbers.json").read_text())
             given = ("--samples", str(folder / name / "samples.npz"))
-        program("-m", "ddpm_jax.evaluate", str(ours), "samples", *how, *given, "--out", str(out / "samples"))
+        program("-m", "ddpm_jax", "evaluate", str(ours), "samples", *how, *given, "--out", str(out / "samples"))
         found[name] = numbers | measured("samples", out / "samples")
     return found
 

@@ -43,7 +43,10 @@ found = {}
 def mark(name):
     programs = counts["backend_compile_duration"] - counts["cache_hits"]
     found[name] = {"seconds": time.time() - float(begun), "cpu": time.process_time(), "programs": programs}
-import train
+try:
+    from ddpm_jax.programs import train
+except ImportError:  # of a tree of before
+    import train
 from ddpm_jax import log
 write = log.MetricsLog.write
 def first(self, values):

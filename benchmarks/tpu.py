@@ -43,7 +43,7 @@ def measured(row: str) -> dict[str, Any]:
         out = pathlib.Path(folder) / "report.json"
         subprocess.run(
             [
-                sys.executable, "-m", "ddpm_jax.preflight", path, "--shape", *map(str, subject.shape),
+                sys.executable, "-m", "ddpm_jax", "preflight", path, "--shape", *map(str, subject.shape),
                 "--images", str(subject.number), "--topology", where, "--batch", batch, "--effort", "0",
                 "--programs", "train", "--out", str(out),
             ],

@@ -4,7 +4,7 @@ python train.py configs/mnist.py --workdir runs/mnist --data.source npz:mnist.np
 
 686,914 parameters; 45 min 37 s on two shared cores of an AMD EPYC, compilation, evaluation and samples included; 1.596,
 1.506, 1.311 and 1.174 bits/dim (each +- 0.016) on 256 held-out images after 3,000, 6,000, 9,000 and 12,000 steps (the
-estimated bound; commit f5e4ca5).  Then 1.193 +- 0.009 on 1,000 images (`python -m ddpm_jax.evaluate runs/mnist
+estimated bound; commit f5e4ca5).  Then 1.193 +- 0.009 on 1,000 images (`ddpm-jax evaluate runs/mnist
 likelihood --estimate 16 --num 1000`), and a Frechet distance of 16.4, precision of 0.679 and recall of 0.888 of 1,000
 samples (`... samples --num 1000`).  What was tried on the way here: docs/results.md, 6.
 """

@@ -1,42 +1,29 @@
 """Takes a training step again that was not finite, on the CPU in float32, and names the layer where it began.
 
-    python -m ddpm_jax.replay RUN/nonfinite-step-N.npz
-
 `train.py` leaves such a record when too many steps in a row were not finite: parameters and images of the first.  Its
-keys follow from the run's seed, so times, noise, mirroring and dropout are those of the step.  Exit status 0 if the
-step is finite here, 1 if it is not, 2 for a wrong request.
+keys follow from the run's seed, so times, noise, mirroring and dropout are those of the step.
 """
 
 import dataclasses
 import functools
 import math
 import pathlib
-import sys
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import traverse_util
 
 from ddpm_jax import config as configs
-from ddpm_jax import data, process, runs, training
+from ddpm_jax import data, runs, training
 from ddpm_jax.conditioning import Condition
-from ddpm_jax.config import flags, objects
+from ddpm_jax.config import objects
 
 CHUNK = 8
 """Examples at a time: each has its own keys, so that nothing depends on it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Takes a training step again that was not finite, and names the layer where it began."""
-
-    record: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RECORD")]]
-    """What train.py has left: RUN/nonfinite-step-N.npz."""
 
 
 class Record(NamedTuple):
@@ -230,25 +217,6 @@ def spoken(found: Replay, record: Record, dtype: str) -> Iterator[str]:
         yield "  finite: the step can be taken so"
 
 
-def main(argv: list[str]) -> int:
-    """Replays the record of the command line and says what it finds."""
-    try:
-        path = pathlib.Path(flags.parse(Arguments, argv, prog="python -m ddpm_jax.replay").record)
-        jax.config.update("jax_platforms", "cpu")
-        process.prepare(devices=1)
-        record = load(path)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"replay: {error}", file=sys.stderr)
-        return 2
-    print(f"step {record.step} of {path.parent}: {len(record.images)} images, largest parameter {largest(record)}")
-    first = replay(record, "float32")
-    print(*spoken(first, record, "float32"), sep="\n", flush=True)
-    if record.config.net.dtype != "float32":
-        own = replay(record, record.config.net.dtype)
-        print(*spoken(own, record, record.config.net.dtype), sep="\n")
-    return 0 if first.finite else 1
-
-
 def largest(record: Record) -> str:
     """The parameter of the largest value, or the first that is not finite."""
     sizes = {name: float(np.abs(leaf).max()) for name, leaf in by_leaf(record.params)}
@@ -260,7 +228,3 @@ def by_leaf(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The path of each parameter, and the parameter."""
     for path, leaf in traverse_util.flatten_dict(tree).items():
         yield "/".join(path), np.asarray(leaf)
-
-
-if __name__ == "__main__":
-    process.run(main)

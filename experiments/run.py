@@ -105,14 +105,14 @@ def row(table: Table, cell: Cell, seed: int, folder: pathlib.Path, args: Argumen
     measures = {name: fitting(measure, cell.T) for name, measure in table.measures.items()}
     for name, measure in measures.items():
         out = run / "measured" / name
-        program("-m", "ddpm_jax.evaluate", str(run), *measure, "--out", str(out), *devices)
+        program("-m", "ddpm_jax", "evaluate", str(run), *measure, "--out", str(out), *devices)
         numbers |= measured(name, out)
     return {
         "numbers": numbers, "seconds of training": round(taken, 1), "runs beside each other": args.jobs,
         "commit": alternating.commit(), **alternating.about("jax", "flax", "optax", "numpy"),
         "commands": [
             f"python train.py {shlex.join(chosen)}",
-            *(f"python -m ddpm_jax.evaluate RUN {shlex.join(measure)}" for measure in measures.values()),
+            *(f"ddpm-jax evaluate RUN {shlex.join(measure)}" for measure in measures.values()),
         ],
     }  # fmt: skip
 

@@ -1,7 +1,6 @@
 """The programs as tests run them: in this process, or as processes of their own where the process is the point."""
 
 import contextlib
-import importlib
 import io
 import json
 import os
@@ -20,6 +19,7 @@ from ddpm_jax import checkpoint, process, runs, training
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 from ddpm_jax.keys import of_seed
+from ddpm_jax.programs import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -52,20 +52,17 @@ def on_devices(number: int):
 
 
 def run(*args, status: int = 0, preview: bool = True):
-    """A program in this process, its outputs caught: `run("train.py", ...)`, `run("-m", "ddpm_jax.evaluate", ...)`.
+    """A program in this process, its outputs caught: `run("train.py", ...)`, `run("-m", "ddpm_jax", "evaluate", ...)`.
 
     Args:
         args: as on the command line; without --devices it is one device.
         status: the exit status that it must have.
         preview: False leaves out what train.py draws and evaluates, a third of the time of a short run.
     """
-    words = [str(arg) for arg in args]
-    if words[0] == "-m":
-        name, argv = words[1], words[2:]
-    else:
-        name, argv = words[0].removesuffix(".py"), words[1:]
-    package = importlib.util.find_spec(name).submodule_search_locations is not None
-    main = importlib.import_module(f"{name}.__main__" if package else name).main
+    argv = [str(arg) for arg in args]
+    if argv[0] == "-m":
+        argv = argv[2:]
+    argv[0] = argv[0].removesuffix(".py")
     number = int(argv[argv.index("--devices") + 1]) if "--devices" in argv else 1
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -76,7 +73,7 @@ def run(*args, status: int = 0, preview: bool = True):
         warnings.simplefilter("default")
         warnings.filterwarnings("error", category=DeprecationWarning, module="ddpm_jax")
         try:
-            code = main(argv)
+            code = cli.call(argv)
         except SystemExit as ended:
             code = ended.code or 0
     shown = "".join(warnings.formatwarning(w.message, w.category, w.filename, w.lineno) for w in warned)
@@ -89,7 +86,7 @@ def run(*args, status: int = 0, preview: bool = True):
 
 STEPS_ALONE = (
     "-c",
-    "import sys, train; from ddpm_jax import runs; runs.Run.look = lambda *_: {}; sys.exit(train.main(sys.argv[1:]))",
+    "from ddpm_jax import runs; from ddpm_jax.programs import cli; runs.Run.look = lambda *_: {}; cli.main('train')",
 )
 """train.py without samples and evaluation, for `command`."""
 

@@ -16,8 +16,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from ddpm_jax.data import catalogue
-from ddpm_jax.data.__main__ import main
 from ddpm_jax.data.images import Range
+from ddpm_jax.programs.cli import call as main
 
 # A folder that tensorflow-datasets 4.9.10 wrote with tensorflow 2.21.0 and no option set: tfrecord files.  Image i is
 # the array [[10 i, 10 i + 1], [10 i + 2, 10 i + 3]], its label i % 2; images 0 to 4 are in train, 5 and 6 in test.
@@ -275,7 +275,7 @@ def test_a_data_set_of_the_catalogue_that_is_not_prepared_is_answered_by_the_com
 
 def test_an_unknown_data_set_is_answered_by_what_is_there(tmp_path):
     unzipped(tmp_path)
-    command = rf"python -m ddpm_jax\.data prepare folder:PATH --name mine --out {tmp_path}"
+    command = rf"ddpm-jax prepare folder:PATH --name mine --out {tmp_path}"
     with pytest.raises(FileNotFoundError, match=rf"no data set mine; there are tiny\. .*: {command}"):
         catalogue.parts(f"tfds:mine@{tmp_path}")
 
@@ -294,7 +294,7 @@ def test_images_of_different_sizes_are_answered_by_a_command_that_mends_it(tmp_p
     train, _ = catalogue.parts(source)
     with pytest.raises(ValueError, match=r"different sizes: 4x6 \(3\), 5x7 \(2\) \(height x width\)\. This") as error:
         train.shape  # noqa: B018
-    command = str(error.value).partition("python -m ddpm_jax.data ")[2].split()
+    command = str(error.value).partition("ddpm-jax ")[2].split()
     assert main(command) == 0
     train, _ = catalogue.parts(f"tfds:made_64@{tmp_path}")
     assert (train.shape, len(train), train[4].shape) == ((64, 64, 3), 5, (64, 64, 3))

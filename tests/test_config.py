@@ -16,10 +16,14 @@ import programs
 import pytest
 import tyro
 
+import ddpm_jax
 from ddpm_jax import config as configs
 from ddpm_jax import samplers, schedules
 from ddpm_jax.config import flags, objects
 from ddpm_jax.keys import of_seed
+from ddpm_jax.programs import cli
+from ddpm_jax.programs.convert import COMMANDS as CONVERT
+from ddpm_jax.programs.evaluate import COMMANDS as EVALUATE
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ("digits", "mnist", "cifar10", "celebahq256", "lsun_church256", "lsun_bedroom256")
@@ -333,13 +337,13 @@ def test_help_lists_every_field_with_its_default_and_without_jax():
         (("sample.py", "run", "--init="), "--init"),
         (("sample.py", "run", "--between", "a.png", " "), "--between"),
         (("sample.py", "run", "--verify", ""), "--verify"),
-        (("-m", "ddpm_jax.evaluate", "", "report"), "an argument"),
-        (("-m", "ddpm_jax.evaluate", "run", "samples", "--samples", ""), "--samples"),
-        (("-m", "ddpm_jax.convert", "from", "plain", "x", "--workdir", ""), "--workdir"),
-        (("-m", "ddpm_jax.data", "prepare", "digits", "--name", "no", "--out", ""), "--out"),
-        (("-m", "ddpm_jax.preflight", "configs/digits.py", "--topology", ""), "--topology"),
-        (("-m", "ddpm_jax.replay", ""), "an argument"),
-        (("-m", "ddpm_jax.conformance", ""), "an argument"),
+        (("-m", "ddpm_jax", "evaluate", "", "report"), "an argument"),
+        (("-m", "ddpm_jax", "evaluate", "run", "samples", "--samples", ""), "--samples"),
+        (("-m", "ddpm_jax", "convert", "from", "plain", "x", "--workdir", ""), "--workdir"),
+        (("-m", "ddpm_jax", "prepare", "digits", "--name", "no", "--out", ""), "--out"),
+        (("-m", "ddpm_jax", "preflight", "configs/digits.py", "--topology", ""), "--topology"),
+        (("-m", "ddpm_jax", "replay", ""), "an argument"),
+        (("-m", "ddpm_jax", "conformance", ""), "an argument"),
     ],
 )
 def test_an_empty_word_is_refused_by_every_program(words, flag):
@@ -353,14 +357,14 @@ def test_an_empty_word_is_refused_by_every_program(words, flag):
     [
         (("train.py",), ""),
         (("sample.py",), "RUN"),
-        (("-m", "ddpm_jax.convert", "from", "openai"), "FILE"),
-        (("-m", "ddpm_jax.convert", "to", "plain"), "RUN OUT"),
-        (("-m", "ddpm_jax.evaluate", "run", "likelihood"), ""),
-        (("-m", "ddpm_jax.evaluate", "run", "table"), ""),
-        (("-m", "ddpm_jax.data", "prepare"), "SOURCE"),
-        (("-m", "ddpm_jax.preflight"), ""),
-        (("-m", "ddpm_jax.replay"), "RECORD"),
-        (("-m", "ddpm_jax.conformance"), ""),
+        (("-m", "ddpm_jax", "convert", "from", "openai"), "FILE"),
+        (("-m", "ddpm_jax", "convert", "to", "plain"), "RUN OUT"),
+        (("-m", "ddpm_jax", "evaluate", "run", "likelihood"), ""),
+        (("-m", "ddpm_jax", "evaluate", "run", "table"), ""),
+        (("-m", "ddpm_jax", "prepare"), "SOURCE"),
+        (("-m", "ddpm_jax", "preflight"), ""),
+        (("-m", "ddpm_jax", "replay"), "RECORD"),
+        (("-m", "ddpm_jax", "conformance"), ""),
     ],
 )
 def test_help_names_arguments_and_says_a_default_once(words, arguments, monkeypatch):
@@ -371,16 +375,44 @@ def test_help_names_arguments_and_says_a_default_once(words, arguments, monkeypa
     assert not re.search(r"\(default: [^()]*\)\.? \(default: None\)", shown)
 
 
+def test_help_imports_nothing_heavy():
+    """So that it takes a fraction of a second."""
+    commands = [[name] for name in cli.COMMANDS if name not in ("evaluate", "convert")]
+    commands += [["evaluate", "run", name] for name in EVALUATE] + [["convert", *words] for words in CONVERT]
+    code = (
+        "import contextlib, sys\nfrom ddpm_jax.programs import cli\n"
+        f"for words in {[[], *commands]}:\n  with contextlib.suppress(SystemExit): cli.call([*words, '--help'])\n"
+        "print(len(sys.modules), {'jax', 'numpy', 'flax', 'orbax'} & set(sys.modules))"
+    )
+    assert programs.run_process("-c", code).stdout.endswith(" set()\n")
+
+
+def test_a_command_that_is_not_there_is_named():
+    assert "there is no command 'trian'" in programs.run("trian", status=2).stderr
+    assert "usage: ddpm-jax COMMAND" in programs.run("", status=2).stderr
+    assert programs.run("--version").stdout == f"ddpm_jax {ddpm_jax.__version__}\n"
+
+
+def test_a_config_of_the_library_is_known_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert configs.load("digits") == configs.load(ROOT / "configs" / "digits.py")
+    assert configs.load("mnist:wide") == configs.load(f"{ROOT}/configs/mnist.py:wide")
+    pathlib.Path("digits").write_text("from ddpm_jax.config import Config\nconfig = Config(steps=7)\n")
+    assert configs.load("digits").steps == 7  # a file of one's own comes first
+    with pytest.raises(FileNotFoundError, match=r"digits\.py"):
+        configs.load("nothing")
+
+
 def test_help_can_be_printed_in_ascii():
     """conformance has no option, and does not begin to measure."""
-    shown = programs.run_process("-m", "ddpm_jax.conformance", "--help", env={"PYTHONIOENCODING": "ascii"})
-    assert "usage: python -m ddpm_jax.conformance" in shown.stdout
+    shown = programs.run_process("-m", "ddpm_jax", "conformance", "--help", env={"PYTHONIOENCODING": "ascii"})
+    assert "usage: ddpm-jax conformance" in shown.stdout
 
 
 def test_a_command_before_its_run_is_said():
-    shown = programs.run("-m", "ddpm_jax.evaluate", "likelihood", "runs/a", "--mix", "0", status=2)
+    shown = programs.run("-m", "ddpm_jax", "evaluate", "likelihood", "runs/a", "--mix", "0", status=2)
     assert "evaluate: the run comes first: runs/a likelihood --mix 0" in shown.stderr
-    shown = programs.run("-m", "ddpm_jax.evaluate", "runs/a", "likelyhood", status=2)
+    shown = programs.run("-m", "ddpm_jax", "evaluate", "runs/a", "likelyhood", status=2)
     assert "evaluate: there is no command 'likelyhood'" in shown.stderr
 
 
@@ -397,4 +429,4 @@ def test_a_typing_error_gets_a_hint():
 def test_a_missing_config_is_named():
     wrong = programs.run("train.py", "configs/nothing.py", "--workdir", "x", status=2)
     assert "no config file configs/nothing.py" in wrong.stderr and "digits.py" in wrong.stderr
-    assert "name a config file first" in programs.run("train.py", "--workdir", "x", status=2).stderr
+    assert "name a config first" in programs.run("train.py", "--workdir", "x", status=2).stderr

@@ -15,7 +15,7 @@ import tiny_run
 from ddpm_jax import config as configs
 from ddpm_jax import runs, samplers
 from ddpm_jax.config import objects
-from ddpm_jax.convert.__main__ import main
+from ddpm_jax.programs import cli
 
 pytestmark = [
     pytest.mark.slow,
@@ -90,10 +90,10 @@ def apart(theirs, net, run: pathlib.Path, batch: int = 2) -> float:
 def test_every_field_that_is_read_means_there_what_it_means_here(theirs, tmp_path, change):
     variance = {"variance_type": "learned_range"} if change.get("out_channels") == 6 else {}
     net = made_there(theirs, tmp_path / "there", SMALL | change, published.LARGE | variance)
-    assert main(["from", "diffusers", str(tmp_path / "there"), "--workdir", str(tmp_path / "run")]) == 0
+    assert cli.call(["convert", "from", "diffusers", str(tmp_path / "there"), "--workdir", str(tmp_path / "run")]) == 0
     assert apart(theirs, net, tmp_path / "run") < 2e-5
     # and the way back
-    assert main(["to", "diffusers", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
+    assert cli.call(["convert", "to", "diffusers", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
     again = theirs[0].DDPMPipeline.from_pretrained(tmp_path / "back")
     one, two = net.state_dict(), again.unet.state_dict()
     assert set(one) == set(two) and all(theirs[1].equal(one[name], two[name]) for name in one)
@@ -103,7 +103,7 @@ def test_every_field_that_is_read_means_there_what_it_means_here(theirs, tmp_pat
 def test_a_file_of_pytorchs_is_read_too(theirs, tmp_path):
     net = made_there(theirs, tmp_path / "there", SMALL, published.SMALL, safe=False)
     assert (tmp_path / "there" / "unet" / "diffusion_pytorch_model.bin").exists()
-    assert main(["from", "diffusers", str(tmp_path / "there"), "--workdir", str(tmp_path / "run")]) == 0
+    assert cli.call(["convert", "from", "diffusers", str(tmp_path / "there"), "--workdir", str(tmp_path / "run")]) == 0
     assert apart(theirs, net, tmp_path / "run") < 2e-5
 
 
@@ -113,7 +113,7 @@ def test_a_file_of_pytorchs_is_read_too(theirs, tmp_path):
 def test_the_published_networks_at_their_full_size(theirs, tmp_path, config, count, batch):
     net = made_there(theirs, tmp_path / "there", config, published.LARGE)
     assert sum(parameter.numel() for parameter in net.parameters()) == count
-    assert main(["from", "diffusers", str(tmp_path / "there"), "--workdir", str(tmp_path / "run")]) == 0
+    assert cli.call(["convert", "from", "diffusers", str(tmp_path / "there"), "--workdir", str(tmp_path / "run")]) == 0
     assert apart(theirs, net, tmp_path / "run", batch) < 2e-5
 
 
@@ -126,8 +126,8 @@ def ours(tmp_path_factory):
     )
     tiny_run.make(home / "run", config, shape=(16, 16, 3), levels=256)
     ddim = ["--sampler", "ddim", "--steps", "50", "--spacing", "leading"]
-    assert main(["to", "diffusers", str(home / "run"), str(home / "ddim"), *ddim]) == 0
-    assert main(["to", "diffusers", str(home / "run"), str(home / "ddpm")]) == 0
+    assert cli.call(["convert", "to", "diffusers", str(home / "run"), str(home / "ddim"), *ddim]) == 0
+    assert cli.call(["convert", "to", "diffusers", str(home / "run"), str(home / "ddpm")]) == 0
     return home
 
 

@@ -1,4 +1,4 @@
-"""`python -m ddpm_jax.convert` as a person runs it: what becomes a run, what leaves one, and what is refused."""
+"""`ddpm-jax convert` as a person runs it: what becomes a run, what leaves one, and what is refused."""
 
 import contextlib
 import hashlib
@@ -29,14 +29,15 @@ from ddpm_jax import checkpoint, runs, training
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 from ddpm_jax.convert import files, openai, rules
-from ddpm_jax.convert.__main__ import COMMANDS, main
+from ddpm_jax.programs import cli
+from ddpm_jax.programs.convert import COMMANDS
 
 ROOT = pathlib.Path(__file__).parents[1]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def convert(*args) -> int:
-    return main([str(arg) for arg in args])
+    return cli.call(["convert", *map(str, args)])
 
 
 def model(run, weights="ema") -> runs.Model:
@@ -76,7 +77,7 @@ def test_a_full_disk_is_said_with_the_folder_and_nothing_is_left(run_folder, tmp
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-        shown = programs.run("-m", "ddpm_jax.convert", "to", "plain", run_folder, tmp_path / "out", status=6)
+        shown = programs.run("-m", "ddpm_jax", "convert", "to", "plain", run_folder, tmp_path / "out", status=6)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert shown.stderr == f"convert: {tmp_path / 'out'} cannot be written: [Errno 27] File too large\n"
@@ -323,7 +324,7 @@ def test_a_plain_folder_that_is_none_is_refused(tmp_path, capsys):
 
 
 def test_calls_without_a_command_say_which_there_are(capsys):
-    assert main([]) == 2 and main(["--help"]) == 0
+    assert cli.call(["convert"]) == 2 and cli.call(["convert", "--help"]) == 0
     shown = capsys.readouterr()
     for way, format in COMMANDS:
         assert f"  {way} {format}" in shown.out and f"  {way} {format}" in shown.err
@@ -400,10 +401,10 @@ def test_a_checkpoint_of_guided_diffusion_is_a_run_that_is_told_labels(tmp_path,
 
 @pytest.mark.parametrize("page", ["README.md", "docs/pretrained.md"])
 def test_the_commands_that_a_page_names_are_those_of_the_program(page):
-    lines = re.findall(r"^python -m ddpm_jax\.convert (\w+) (\w+)([^\n#]*)", (ROOT / page).read_text(), re.M)
+    lines = re.findall(r"^ddpm-jax convert (\w+) (\w+)([^\n#]*)", (ROOT / page).read_text(), re.M)
     assert lines
     for way, format, flags in lines:
-        tyro.cli(COMMANDS[way, format][0], args=shlex.split(flags))
+        tyro.cli(COMMANDS[way, format], args=shlex.split(flags))
 
 
 def test_every_published_checkpoint_of_openai_is_in_the_page():

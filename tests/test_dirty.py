@@ -146,7 +146,7 @@ def test_a_damaged_config_of_a_run_stops_training_and_not_those_who_do_not_need_
     copy = shutil.copytree(home / "run", home / "copy")
     path.write_text(whole)
     run("sample.py", copy, "--num", 1, "--out", home / "more")
-    evaluated = ("-m", "ddpm_jax.evaluate", copy, "likelihood", "--num", 2, "--out", home / "bound")
+    evaluated = ("-m", "ddpm_jax", "evaluate", copy, "likelihood", "--num", 2, "--out", home / "bound")
     assert "bits/dim" in run(*evaluated).stdout
     # what an evaluation left is damaged
     kept = next((home / "bound").glob("likelihood-*.npz"))

@@ -15,10 +15,10 @@ import tyro
 from ddpm_jax import data, gaussian, likelihood, log, schedules
 from ddpm_jax.evaluate import draws, protocol
 from ddpm_jax.evaluate import likelihood as evaluated
-from ddpm_jax.evaluate.__main__ import COMMANDS
 from ddpm_jax.evaluate.likelihood import Likelihood
 from ddpm_jax.evaluate.subject import Subject, images, split
 from ddpm_jax.keys import of_seed
+from ddpm_jax.programs.evaluate import COMMANDS
 from ddpm_jax.unet import UNet
 
 
@@ -301,5 +301,5 @@ def test_damaged_measurements_and_samples_are_named(tmp_path):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_flags_of_every_command_can_be_parsed(command):
-    options, _ = COMMANDS[command]
+    options = COMMANDS[command]
     assert tyro.cli(options, args=["--tile", "3"]).which.sampling.tile == 3

@@ -16,10 +16,11 @@ from ddpm_jax import config as configs
 from ddpm_jax import data, log
 from ddpm_jax.evaluate import calls, draws, protocol, samples, table
 from ddpm_jax.evaluate import likelihood as bounds
-from ddpm_jax.evaluate.__main__ import COMMANDS, main
 from ddpm_jax.evaluate.samples import Samples
 from ddpm_jax.evaluate.subject import Subject, images, split
 from ddpm_jax.metrics import classifier, frechet, manifold
+from ddpm_jax.programs import cli
+from ddpm_jax.programs.evaluate import COMMANDS
 
 DIGITS = data.load("digits")
 
@@ -257,7 +258,7 @@ def test_fifty_thousand_images_are_seen_in_less_than_a_gigabyte():
 def test_the_table_has_a_row_for_each_sampler_and_the_floor(small):
     folder, out = small
     arguments = [folder, "table", "--num", "66", "--sets", "2", "--ddim", "4", "--out", out]
-    assert main([*map(str, arguments)]) == 0
+    assert cli.call(["evaluate", *map(str, arguments)]) == 0
     rows = [line.split("|")[1:-1] for line in (out / "table.md").read_text().splitlines()]
     assert [row[0].strip() for row in rows[2:]] == [
         "held-out images", "training images, left out", "ancestral, mix 0", "ancestral, mix 1", "DDIM, 4 steps",
@@ -301,7 +302,7 @@ def test_the_table_of_a_learned_variance_has_one_chain(drawn, tmp_path, monkeypa
 def test_the_whole_table_of_a_learned_variance(tmp_path):
     folder = tiny_run.make(tmp_path / "run", dataclasses.replace(tiny_run.CONFIG, loss=configs.Loss("hybrid")))
     arguments = [folder, "table", "--num", "70", "--sets", "1", "--ddim", "2", "--out", tmp_path]
-    assert main([*map(str, arguments)]) == 0
+    assert cli.call(["evaluate", *map(str, arguments)]) == 0
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert all("learned" in line and "mix" not in line for line in rows["ancestral, learned variance"])
 
@@ -313,7 +314,7 @@ def test_calls_measures_each_sampler_at_each_number_of_steps(small, capsys):
     folder, out = small
     arguments = [folder, "calls", "--num", "66", "--sets", "2", "--ancestral", "20", "--ddim", "4", "--unipc"]
     arguments += ["--dpm-solver-pp", "4", "--out", out]
-    assert main([*map(str, arguments)]) == 0
+    assert cli.call(["evaluate", *map(str, arguments)]) == 0
     lines = (out / "calls.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert rows[0][:3] == ["", "calls", "Fréchet distance"]
@@ -355,7 +356,7 @@ def test_calls_goes_from_few_steps_to_many_and_once_through_the_complete_chain()
     ],
 )
 def test_calls_refuses_before_anything_is_drawn(run_folder, tmp_path, capsys, flags, text):
-    assert main([str(run_folder), "calls", *flags, "--out", str(tmp_path)]) == 2
+    assert cli.call(["evaluate", str(run_folder), "calls", *flags, "--out", str(tmp_path)]) == 2
     assert text in capsys.readouterr().err
 
 
@@ -420,7 +421,7 @@ def test_images_without_a_classifier_are_told_what_there_is(drawn):
 
 def test_a_missing_extra_is_named(run_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    assert main([str(run_folder), "samples", "--features", "inception", "--out", str(tmp_path)]) == 2
+    assert cli.call(["evaluate", str(run_folder), "samples", "--features", "inception", "--out", str(tmp_path)]) == 2
     assert "pip install 'ddpm-jax[eval]'" in capsys.readouterr().err
 
 
@@ -437,20 +438,20 @@ def test_the_reference_warns_where_the_classifier_knows_nothing(drawn, tmp_path,
 def test_every_command_says_its_flags(command, capsys):
     """No two flags of a command, its own and the shared ones, may have one name."""
     with pytest.raises(SystemExit, match="0"):
-        main(["run", command, "--help"])
+        cli.call(["evaluate", "run", command, "--help"])
     assert "--sampler" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), ([], 2), (["run"], 2), (["run", "nothing"], 2)])
 def test_a_call_without_a_command_lists_them(arguments, status, capsys):
-    assert main(arguments) == status
+    assert cli.call(["evaluate", *arguments]) == status
     said = capsys.readouterr()
     for name in COMMANDS:
         assert f"  {name}" in said.out + said.err
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
-    assert main([str(tmp_path), "likelihood"]) == 2
+    assert cli.call(["evaluate", str(tmp_path), "likelihood"]) == 2
     assert "holds no checkpoints: it is not the folder of a run" in capsys.readouterr().err
 
 

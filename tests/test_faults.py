@@ -77,8 +77,8 @@ def test_a_full_or_read_only_disk_ends_the_run_and_spares_what_was_saved(home, d
     ("program", "args"),
     [
         ("sample.py", ("sample.py", "RUN", "--num", 1, "--out", "OUT")),
-        ("evaluate", ("-m", "ddpm_jax.evaluate", "RUN", "samples", "--num", 80, "--out", "OUT")),
-        ("convert", ("-m", "ddpm_jax.convert", "to", "plain", "RUN", "OUT")),
+        ("evaluate", ("-m", "ddpm_jax", "evaluate", "RUN", "samples", "--num", 80, "--out", "OUT")),
+        ("convert", ("-m", "ddpm_jax", "convert", "to", "plain", "RUN", "OUT")),
     ],
 )
 def test_what_cannot_be_written_ends_with_a_status_of_its_own(run_folder, tmp_path, program, args):

@@ -145,7 +145,7 @@ def test_two_draw_the_images_of_one_to_the_byte(home, pair):
 
 @pytest.mark.slow
 def test_two_measure_the_bound_of_one(home, pair):
-    command = ("-m", "ddpm_jax.evaluate", pair[0], "likelihood", "--num", 21)
+    command = ("-m", "ddpm_jax", "evaluate", pair[0], "likelihood", "--num", 21)
     Together(*command, out=home / "bound2").ended(0, 0)
     run_process(*command, "--out", home / "bound1", "--devices", 2)
     one, two = (np.load(next((home / name).glob("likelihood-*.npz"))) for name in ("bound1", "bound2"))

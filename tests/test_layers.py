@@ -18,6 +18,7 @@ NETWORKS = ("unet", "text")
 MACHINERY = (
     "training", "config", "process", "data", "checkpoint", "log",
     "metrics", "generate", "runs", "convert", "replay", "evaluate", "preflight", "conformance",
+    "programs", "__main__",
 )  # fmt: skip
 ORDER = (*MATHEMATICS, *NETWORKS, *MACHINERY)
 """A module imports only from modules before it."""

@@ -6,8 +6,8 @@ import shutil
 import pytest
 from programs import run
 
-import sample
 from ddpm_jax import runs
+from ddpm_jax.programs import sample
 
 MANIFEST = {
     "fingerprint": "sha256:0123", "step": 30, "weights": "ema", "sampling": {"steps": 20}, "machine": {}, "seed": 5,

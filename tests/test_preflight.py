@@ -18,8 +18,8 @@ from ddpm_jax import checkpoint
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 from ddpm_jax.preflight import facts, here, programs, report, table, topology
-from ddpm_jax.preflight.__main__ import main
 from ddpm_jax.process import tpu
+from ddpm_jax.programs import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -44,7 +44,7 @@ def preflight(*args, status=0):
     """The program in a process of its own: its report as JSON, and what it printed."""
     out = pathlib.Path(str(args[0])).parent / "report.json"
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-W", "error::DeprecationWarning:ddpm_jax", "-m", "ddpm_jax.preflight"]
+    command = [sys.executable, "-W", "error::DeprecationWarning:ddpm_jax", "-m", "ddpm_jax", "preflight"]
     done = subprocess.run(
         [*command, *map(str, args), "--out", str(out)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600
     )
@@ -128,7 +128,7 @@ def test_without_the_compiler_it_is_said_how_to_get_it(monkeypatch):
 def test_wrong_requests_are_refused(args, text, capsys, monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())
     monkeypatch.chdir(ROOT)
-    assert main(args) == 2
+    assert cli.call(["preflight", *args]) == 2
     assert text in capsys.readouterr().err
 
 
@@ -220,14 +220,14 @@ def programs_said(tmp_path_factory):
 def local(tiny, programs_said):
     out = tiny.parent / "local.json"
     flags = ("--devices", 2, "--batch", 64, "--text", programs_said, "--out", out)
-    shown = run("-m", "ddpm_jax.preflight", tiny, *flags).stdout
+    shown = run("-m", "ddpm_jax", "preflight", tiny, *flags).stdout
     return json.loads(out.read_text()), shown
 
 
 def test_one_program_that_does_not_fit_is_status_1(tiny, monkeypatch):
     monkeypatch.setattr(report.Report, "fits", lambda self, name: name == "sampler")
     flags = ("--devices", 2, "--batch", 64, "--programs", "sampler", "train")
-    shown = run("-m", "ddpm_jax.preflight", tiny, *flags, status=1)
+    shown = run("-m", "ddpm_jax", "preflight", tiny, *flags, status=1)
     assert "does not fit" in shown.stdout
 
 
@@ -397,6 +397,6 @@ def test_the_page_is_what_its_reports_say(tmp_path, monkeypatch):
     page = (tmp_path / "preflight.md").read_text()
     assert page == (ROOT / "docs" / "preflight.md").read_text()
     rows = table.read(tmp_path / "preflight.md")
-    assert len(rows) + page.count("\npython -m ddpm_jax.preflight configs/") >= len(table.SUBJECTS) * len(table.SLICES)
+    assert len(rows) + page.count("\nddpm-jax preflight configs/") >= len(table.SUBJECTS) * len(table.SLICES)
     for made in rows.values():
         assert made["batch"] % made["place"]["devices"] == 0

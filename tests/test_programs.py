@@ -24,11 +24,11 @@ from programs import (
     wait_for,
 )
 
-import train
 from ddpm_jax import checkpoint, data, log, process, runs
 from ddpm_jax import config as configs
 from ddpm_jax.evaluate import draws
 from ddpm_jax.keys import of_seed
+from ddpm_jax.programs import train
 
 SIXTY = TINY.replace("steps=3", "steps=60").replace("log_every=1", "log_every=10")
 
@@ -280,7 +280,7 @@ def test_steps_that_are_not_finite_stop_the_run(burnt):
     workdir, shown, record = burnt
     step = int(re.search(r"\d+", record.stem)[0])
     assert f"4 steps in a row, the first being step {step}" in shown.stderr
-    assert f"python -m ddpm_jax.replay {record}" in shown.stderr
+    assert f"ddpm-jax replay {record}" in shown.stderr
     with np.load(record) as kept:
         assert kept["step"] == step and kept["indices"].shape == (16,) and kept["images"].shape == (16, 8, 8, 1)
         indices, images = kept["indices"], kept["images"]
@@ -294,7 +294,7 @@ def test_steps_that_are_not_finite_stop_the_run(burnt):
 
 def test_the_step_that_was_not_finite_is_taken_again_layer_by_layer(burnt):
     workdir, _, record = burnt
-    said = run("-m", "ddpm_jax.replay", record, status=1)
+    said = run("-m", "ddpm_jax", "replay", record, status=1)
     assert re.search(rf"step \d+ of {workdir}: 16 images, largest parameter", said.stdout)
     assert "in float32: loss nan" in said.stdout and "forward, the first output that is not finite" in said.stdout
 

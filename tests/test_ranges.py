@@ -7,18 +7,16 @@ import typing
 import pytest
 from programs import run
 
-import sample
-import train
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects, ranges
-from ddpm_jax.convert.__main__ import COMMANDS as CONVERT
-from ddpm_jax.data.prepare import Prepare
-from ddpm_jax.evaluate.__main__ import COMMANDS as EVALUATE
-from ddpm_jax.preflight.__main__ import Arguments as Preflight
+from ddpm_jax.config.flags import Prepare
+from ddpm_jax.programs import sample, train
+from ddpm_jax.programs.convert import COMMANDS as CONVERT
+from ddpm_jax.programs.evaluate import COMMANDS as EVALUATE
+from ddpm_jax.programs.preflight import Arguments as Preflight
 
 PROGRAMS = [
-    sample.Arguments, train.Arguments, Preflight, Prepare, *(options for options, _ in (*EVALUATE.values(),
-    *CONVERT.values())),
+    sample.Arguments, train.Arguments, Preflight, Prepare, *EVALUATE.values(), *CONVERT.values(),
 ]  # fmt: skip
 IN_KEYS = {"seed", "start", "first", "second"}  # which are asked whether there are such seeds and images
 
@@ -127,8 +125,8 @@ def test_a_file_with_numbers_of_another_type_is_named(tmp_path):
     ("args", "said"),
     [
         (("train.py", "configs/digits.py", "--workdir", "x", "--optim.clip", "nan"), "optim.clip must lie in (0, inf]"),
-        (("-m", "ddpm_jax.evaluate", "x", "samples", "--num", 0), "--num must lie in [1, 4294967280], got 0"),
-        (("-m", "ddpm_jax.preflight", "configs/digits.py", "--images", 0), "--images must lie in [1, "),
+        (("-m", "ddpm_jax", "evaluate", "x", "samples", "--num", 0), "--num must lie in [1, 4294967280], got 0"),
+        (("-m", "ddpm_jax", "preflight", "configs/digits.py", "--images", 0), "--images must lie in [1, "),
     ],
 )
 def test_the_programs_refuse_it_before_anything_is_done(args, said):

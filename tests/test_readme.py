@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tyro
 
-from ddpm_jax.evaluate.__main__ import COMMANDS
+from ddpm_jax.programs.evaluate import COMMANDS
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -35,18 +35,20 @@ def test_its_commands_are_the_makefile_s_and_the_programs_own():
     makefile = (ROOT / "Makefile").read_text()
     for command in re.findall(r"^make (\w+)", README, re.M):
         assert re.search(rf"^{command}:", makefile, re.M), command
-    programs = (ROOT / "sample.py").read_text() + (ROOT / "ddpm_jax" / "config" / "flags.py").read_text()
+    programs = (ROOT / "ddpm_jax" / "programs" / "sample.py").read_text() + (
+        ROOT / "ddpm_jax" / "config" / "flags.py"
+    ).read_text()
     for flag in set(re.findall(r"sample\.py[^\n]* (--[a-z]+)", README)):
         assert f"    {flag[2:]}:" in programs, flag
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md"])
 def test_the_evaluations_it_names_have_these_flags(page):
-    """Each `python -m ddpm_jax.evaluate RUN COMMAND --flags` line is one that the program would take."""
-    lines = re.findall(r"^python -m ddpm_jax\.evaluate (?!RUN)(\S+) (\w+)([^\n#]*)", (ROOT / page).read_text(), re.M)
+    """Each `ddpm-jax evaluate RUN COMMAND --flags` line is one that the program would take."""
+    lines = re.findall(r"^ddpm-jax evaluate (?!RUN)(\S+) (\w+)([^\n#]*)", (ROOT / page).read_text(), re.M)
     assert lines
     for _, command, flags in lines:
-        tyro.cli(COMMANDS[command][0], args=flags.split())
+        tyro.cli(COMMANDS[command], args=flags.split())
 
 
 def test_every_command_of_the_evaluation_is_in_its_page():

@@ -14,7 +14,6 @@ import pytest
 from ddpm_jax import config as configs
 from ddpm_jax import data, log
 from ddpm_jax.config import flags
-from ddpm_jax.evaluate import __main__ as program
 from ddpm_jax.evaluate import draws, likelihood, neighbours, plots, progressive, protocol, rate_distortion, report
 from ddpm_jax.evaluate.likelihood import Likelihood
 from ddpm_jax.evaluate.neighbours import Neighbours
@@ -22,6 +21,7 @@ from ddpm_jax.evaluate.progressive import Progressive
 from ddpm_jax.evaluate.rate_distortion import RateDistortion
 from ddpm_jax.evaluate.report import Report
 from ddpm_jax.evaluate.subject import Subject, Which, subject
+from ddpm_jax.programs import evaluate as program
 
 DIGITS = data.load("digits")
 
@@ -251,7 +251,7 @@ def test_what_was_not_measured_is_named_with_its_command(card):
     text = card[1]
     done = {"likelihood", "rate_distortion", "neighbours"}  # of progressive there is only one of other weights
     for command in report.COMMANDS:
-        assert (f": `python -m ddpm_jax.evaluate RUN {command}`" in text) == (command not in done), command
+        assert (f": `ddpm-jax evaluate RUN {command}`" in text) == (command not in done), command
     assert "The way from noise to image (of other weights)" in text
     assert set(program.COMMANDS) - {"report"} <= set(report.COMMANDS)  # or what they measure would go unnoticed
 

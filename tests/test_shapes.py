@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from programs import run
 
-import sample
 from ddpm_jax import data
 from ddpm_jax.data.files import decoded
+from ddpm_jax.programs import sample
 
 TINY = """
 from ddpm_jax.config import Config, Evaluation, Net, Optim, Sampling, Schedule
@@ -158,7 +158,7 @@ def test_what_cannot_be_written_is_refused_before_it_is_drawn(home, name, form, 
 
 def test_floating_point_images_are_not_for_what_is_done_with_integers_and_need_a_range(home):
     said(home, "volume")
-    refused = run("-m", "ddpm_jax.evaluate", home / "volume", "likelihood", status=2).stderr
+    refused = run("-m", "ddpm_jax", "evaluate", home / "volume", "likelihood", status=2).stderr
     assert "makes floating-point images, and this is for integers" in refused
     flags = ("--workdir", home / "none", "--data.source", f"folder:{home / '6'}")
     refused = run("train.py", home / "tiny.py", *flags, status=2).stderr

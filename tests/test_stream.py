@@ -11,9 +11,9 @@ import pytest
 
 from ddpm_jax import data
 from ddpm_jax.data import catalogue
-from ddpm_jax.data.__main__ import main
 from ddpm_jax.data.stream import AHEAD, feed, read_ahead, streams
 from ddpm_jax.keys import of_seed
+from ddpm_jax.programs.cli import call as main
 
 BATCH = 24
 

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-import sample
 from ddpm_jax import runs, samplers
 from ddpm_jax.config import flags
 from ddpm_jax.evaluate import likelihood
 from ddpm_jax.evaluate.likelihood import Likelihood
 from ddpm_jax.evaluate.subject import images, split
+from ddpm_jax.programs import sample
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,11 +104,11 @@ def test_an_evaluation_of_a_strided_chain_or_for_another_folder_leaves_the_run_a
 
 
 def test_what_is_missing_or_of_another_network_is_said_with_the_command_that_measures_it(home):
-    command = f"python -m ddpm_jax.evaluate {home} likelihood --steps 20"
+    command = f"ddpm-jax evaluate {home} likelihood --steps 20"
     with pytest.raises(ValueError, match=re.escape("x0_errors.json has the errors of sha256:")) as refused:
         model(home, weights="raw")
     assert command in str(refused.value)
-    with pytest.raises(ValueError, match=re.escape("has errors with {'clip': True}, not {'clip': False}: python")):
+    with pytest.raises(ValueError, match=re.escape("has errors with {'clip': True}, not {'clip': False}: ddpm-jax")):
         model(home, clip=False)
     rewrite(home, x0_errors=[0.1] * 20)
     with pytest.raises(ValueError, match=re.escape("x0_errors.json is damaged: 20 errors, not 21; remove it, and")):

@@ -13,6 +13,7 @@ import difflib
 import importlib
 import json
 import pathlib
+import re
 import sys
 import traceback
 import types
@@ -44,12 +45,16 @@ __all__ = [
 def load(path: str | pathlib.Path) -> Config:
     """The `config` that a Python file defines; "FILE.py:NAME" is another one of its variables, a variant.
 
-    The file is a program and is run, and it can import modules that lie beside it: load no file that you would not run.
+    A name without folder and ending, "digits" or "mnist:wide", is a config that comes with the library.  The file is a
+    program and is run, and it can import modules that lie beside it: load no file that you would not run.
 
     Raises:
         FileNotFoundError: if there is no such file (the files beside it are named).
         ValueError: if it cannot be run, naming the line, or defines no such variable of type Config.
     """
+    shipped = re.fullmatch(r"(\w+)(:\w+)?", str(path))
+    if shipped and not pathlib.Path(path).is_file():
+        path = f"{_shipped_folder() / shipped[1]}.py{shipped[2] or ''}"
     file, _, name = str(path).partition(".py:")
     path, name = (pathlib.Path(f"{file}.py"), name) if name else (pathlib.Path(path), "config")
     if not path.is_file():
@@ -76,6 +81,13 @@ def load(path: str | pathlib.Path) -> Config:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return found
+
+
+def _shipped_folder() -> pathlib.Path:
+    """Where the library's configs are: in the package if it was installed, else beside it."""
+    package = pathlib.Path(__file__).parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.with_name("configs")
 
 
 @contextlib.contextmanager

@@ -125,3 +125,30 @@ class Edits:
     """How much of the chain --init goes through, in (0, 1]: 1 leaves next to nothing of the image (default: 0.6)."""
     between: tuple[str, str] | None = None
     """Two images as those of the run: --num images from the first to the second, with --sampler ddim."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Makes a data set for `tfds:NAME` of images from elsewhere: as PNG files in shards, its two splits train and test.
+
+    The same command goes on after an interruption, and does nothing if the data set is there.
+    """
+
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
+    """Where the images are: "digits", "pairs", "scenes", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME"."""
+    name: str
+    """Of the data set: lower-case letters, digits and _."""
+    out: str
+    """The folder that it goes into, for `tfds:NAME@OUT`; TFDS's own is ~/tensorflow_datasets."""
+    resolution: int | None = None
+    """Bring images to this height and width: cut to the middle, scaled with an antialiased filter."""
+    shards: Given[int] = None
+    """Files of the training split (default: about 256 MB of decoded images in each)."""
+    held_out: float = 0.1
+    """The part of the images that becomes the split test, if the source has none."""
+    levels: int | None = None
+    """Levels of the images, if not 256 or 65536."""
+    range: tuple[float, ...] = ()
+    """Lowest and highest value of floating-point images."""
+    skip_bad: bool = False
+    """Leave out images that cannot be read, instead of ending with the first; they are listed."""

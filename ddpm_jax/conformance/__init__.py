@@ -3,7 +3,7 @@
 `gaussian_data` and `mixture_data` are laws of x_0 in D dimensions.  `ideal` is the denoiser that knows the law, `flow`
 carries a point along the exact probability flow, `moments` are those of x_t.  `terminal` propagates mean and covariance
 exactly through a sampler, without Monte Carlo; `check` measures a sampler's orders, its terminal moments and what its
-images depend on; `python -m ddpm_jax.conformance` prints this for the samplers of the library.
+images depend on; `ddpm-jax conformance` prints this for the samplers of the library.
 
 A sampler under test is given as `(schedule, denoise, noise) -> Sampler`, where noise is a `samplers.Noise`:
 

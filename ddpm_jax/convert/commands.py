@@ -1,17 +1,15 @@
-"""What `python -m ddpm_jax.convert` does, command by command."""
+"""The commands of `ddpm-jax convert`."""
 
 import dataclasses
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any
 
 from ddpm_jax import config as configs
 from ddpm_jax import runs
 from ddpm_jax.config import flags, objects
-from ddpm_jax.convert import diffusers, files, folder, openai, original, plain
+from ddpm_jax.convert import diffusers, files, folder, openai, options, original, plain
 
 ONE_SET = "one set of weights, which stands for raw and averaged ones"
 
@@ -22,91 +20,7 @@ SMALL = 64 * 64 * 3
 """Numbers of an image from which on training draws fewer of them."""
 
 
-@dataclasses.dataclass(frozen=True)
-class FromDiffusers:
-    """A run from a folder of diffusers: UNet2DModel with DDPMScheduler or DDIMScheduler."""
-
-    path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FOLDER")]]
-    """The folder, with model_index.json, or with config.json and scheduler_config.json."""
-    workdir: str
-    """The run's folder, which is made."""
-    null_label: bool = False
-    """The last of num_class_embeds stands for no label, as in networks that were trained for guidance."""
-    unsaid: tyro.conf.OmitArgPrefixes[folder.Unsaid] = folder.Unsaid()
-
-
-@dataclasses.dataclass(frozen=True)
-class FromOriginal:
-    """A run from the original's TensorFlow checkpoint, or from PyTorch's conversion of one."""
-
-    path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
-    """With TensorFlow model.ckpt-STEP; with PyTorch .ckpt, .pt; with neither .npz, .safetensors."""
-    config: str
-    """A config file of ours, which says what the weights do not: configs/cifar10.py for those of CIFAR-10."""
-    shape: tuple[int, int, int]
-    """Height, width and channels of an image."""
-    workdir: str
-    """The run's folder, which is made."""
-    step: flags.Given[int] = None
-    """The training step of the weights (default: what the file says, else 0)."""
-    unsaid: tyro.conf.OmitArgPrefixes[folder.Unsaid] = folder.Unsaid()
-
-
-@dataclasses.dataclass(frozen=True)
-class FromOpenAI:
-    """A run from a checkpoint of improved- or guided-diffusion (.pt)."""
-
-    path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
-    """The file: with PyTorch .pt, or .safetensors, .npz."""
-    workdir: str
-    """The run's folder, which is made."""
-    published: flags.Given[str] = None
-    """Which published checkpoint it is: the name of its file without .pt (default: the name that this file has)."""
-    family: Literal["improved", "guided"] | None = None
-    """Instead of a published one: of which project it is."""
-    flags: str = ""
-    """With --family: the flags of the command that trained it, as --flags="--image_size 64 --learn_sigma True"."""
-    num_classes: int = 1000
-    """With --family, and --class_cond True among its flags: how many labels there are."""
-    step: int = 0
-    """The training step of the weights."""
-    unsaid: tyro.conf.OmitArgPrefixes[folder.Unsaid] = folder.Unsaid()
-
-
-@dataclasses.dataclass(frozen=True)
-class FromPlain:
-    """A run from a folder that `to plain` made."""
-
-    path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FOLDER")]]
-    """The folder."""
-    workdir: str
-    """The run's folder, which is made."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ToDiffusers:
-    """A folder that diffusers' DDPMPipeline or DDIMPipeline opens."""
-
-    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
-    """The run's folder."""
-    out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
-    """The folder, which is made."""
-    model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
-    sampling: tyro.conf.OmitArgPrefixes[flags.Sampling] = flags.Sampling()
-
-
-@dataclasses.dataclass(frozen=True)
-class ToPlain:
-    """Weights, schedule and config as safetensors and JSON, which open without JAX."""
-
-    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
-    """The run's folder."""
-    out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
-    """The folder, which is made."""
-    model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
-
-
-def from_diffusers(chosen: FromDiffusers) -> None:
+def from_diffusers(chosen: options.FromDiffusers) -> None:
     """Reads a folder of diffusers and writes a run.
 
     Raises:
@@ -131,7 +45,7 @@ def from_diffusers(chosen: FromDiffusers) -> None:
     _tell_differences(config)
 
 
-def from_original(chosen: FromOriginal) -> None:
+def from_original(chosen: options.FromOriginal) -> None:
     """Reads the original's weights and writes a run.
 
     Raises:
@@ -150,7 +64,7 @@ def from_original(chosen: FromOriginal) -> None:
     _written(chosen.workdir, imported, sets)
 
 
-def from_openai(chosen: FromOpenAI) -> None:
+def from_openai(chosen: options.FromOpenAI) -> None:
     """Reads a checkpoint of OpenAI's and writes a run.
 
     Raises:
@@ -180,7 +94,7 @@ def from_openai(chosen: FromOpenAI) -> None:
     _written(chosen.workdir, imported, ONE_SET)
 
 
-def from_plain(chosen: FromPlain) -> None:
+def from_plain(chosen: options.FromPlain) -> None:
     """Reads what `to_plain` wrote and writes a run.
 
     Raises:
@@ -195,7 +109,7 @@ def from_plain(chosen: FromPlain) -> None:
     _written(chosen.workdir, imported, f"the {said.get('weights')} weights, which stand for both")
 
 
-def to_diffusers(chosen: ToDiffusers) -> None:
+def to_diffusers(chosen: options.ToDiffusers) -> None:
     """Writes a run's weights as diffusers reads them.
 
     Raises:
@@ -213,7 +127,7 @@ def to_diffusers(chosen: ToDiffusers) -> None:
         print(f"note: its pipelines pass no labels; call unet(x, t, class_labels=...) in a loop of your own{none}")
 
 
-def to_plain(chosen: ToPlain) -> None:
+def to_plain(chosen: options.ToPlain) -> None:
     """Writes a run's weights, schedule and config for anyone.
 
     Raises:

@@ -13,58 +13,9 @@ import numpy as np
 import ddpm_jax
 from ddpm_jax import checkpoint, keys, training
 from ddpm_jax import config as configs
-from ddpm_jax.config import flags, objects
+from ddpm_jax.config import objects
 from ddpm_jax.convert import files
 from ddpm_jax.convert.rules import Rule, Tensors, apply
-
-
-@dataclasses.dataclass(frozen=True)
-class Unsaid:
-    """What weights do not say of the images that they make."""
-
-    source: str | None = None
-    """Where images to train on or compare with are, as train.py's --data.source; evaluate's --data replaces it."""
-    levels: flags.Given[int] = None
-    """Values that a number of an image can take (default: 256, of 8 bits)."""
-    range: tuple[float, float] | None = None
-    """Instead of levels: the values of floating-point images that -1 and 1 stand for."""
-    label_names: tuple[str, ...] = ()
-    """Names of the labels that the network is told, the first of label 0 (default: their numbers)."""
-
-    def applied(self, config: configs.Config) -> configs.Config:
-        """The config with what is said here of the data in place of its own.
-
-        Raises:
-            ValueError: if the range is empty, or both are given.
-        """
-        if self.range is not None and not self.range[0] < self.range[1]:
-            raise ValueError(f"--range must be the lowest and the highest value, got {self.range}")
-        if self.range is not None and self.levels is not None:
-            raise ValueError("--levels are of integers and --range of floating-point images: give one of them")
-        data = config.data
-        data = data if self.source is None else dataclasses.replace(data, source=self.source)
-        if self.range is not None:
-            data = dataclasses.replace(data, range=self.range, levels=None)
-        elif self.levels is not None:
-            data = dataclasses.replace(data, levels=None if self.levels == 256 else self.levels, range=())
-        return dataclasses.replace(config, data=data)
-
-    def image(self, config: configs.Config, shape: Sequence[int]) -> dict[str, Any]:
-        """What a checkpoint says of the images of a config's data.
-
-        Raises:
-            ValueError: if there are not as many names as labels.
-        """
-        classes, data = config.net.num_classes, config.data
-        if self.label_names and len(self.label_names) != classes:
-            raise ValueError(f"--label-names names {len(self.label_names)} labels, and the network is told {classes}")
-        names = self.label_names or tuple(map(str, range(classes)))
-        levels = data.levels or 256
-        usual = "float32" if data.range else "uint8" if levels <= 256 else "uint16"
-        return {
-            "shape": list(shape), "levels": list(data.range) or levels, "dtype": usual, "format": "",
-            "label_names": list(names),
-        }  # fmt: skip
 
 
 class Imported(NamedTuple):
@@ -72,7 +23,7 @@ class Imported(NamedTuple):
 
     Attributes:
         config: the run's.
-        image: what is said of images, see `Unsaid.image`.
+        image: what is said of images, see `options.Unsaid.image`.
         raw, ema: tensors, by the source's names; the same where there is one.
         rules: of our tree of parameters.
         step: of training.

@@ -228,7 +228,7 @@ class Split:
             told, seen = address(self.name), ", ".join(f"{h}x{w} ({n})" for (h, w), n in sizes.most_common(4))
             raise ValueError(
                 f"{self.name}: images of different sizes: {seen}{', ...' if len(sizes) > 4 else ''} (height x width). "
-                f"This makes them one: python -m ddpm_jax.data prepare {shlex.quote(self.name)} --name {told.name}_64 "
+                f"This makes them one: ddpm-jax prepare {shlex.quote(self.name)} --name {told.name}_64 "
                 f"--out {shlex.quote(str(told.home))} --resolution 64"
             )
         return (*next(iter(sizes)), self._declared[-1])
@@ -344,7 +344,7 @@ def _not_prepared(told: Address) -> str:
     there = sorted(child.name for child in told.home.iterdir() if child.is_dir()) if told.home.is_dir() else []
     return (
         f"{told.home}: no data set {told.name}; there are {listed(there) or 'none'}. This makes one of images in a "
-        f"folder: python -m ddpm_jax.data prepare folder:PATH --name {told.name} --out {shlex.quote(str(told.home))}"
+        f"folder: ddpm-jax prepare folder:PATH --name {told.name} --out {shlex.quote(str(told.home))}"
     )
 
 

@@ -118,7 +118,7 @@ def parts(
     sub-folders `train` and `test`, or of names like these (see `folder`), they divide the images.  Links are followed
     within the folder only.
 
-    For the address of a TFDS data set see `catalogue`; `python -m ddpm_jax.data prepare` makes one.
+    For the address of a TFDS data set see `catalogue`; `ddpm-jax prepare` makes one.
 
     Args:
         held_out, levels, value_range: as in `load`.
@@ -137,7 +137,7 @@ def parts(
     kind, _, path = source.partition(":")
     if kind == "tfds" and path:
         if skip_bad:
-            raise ValueError(f"parts: {source!r} is taken whole; python -m ddpm_jax.data prepare has --skip-bad")
+            raise ValueError(f"parts: {source!r} is taken whole; ddpm-jax prepare has --skip-bad")
         seal.check(catalogue.located(catalogue.address(source)))
         return catalogue.parts(
             source, held_out=held_out, levels=levels, given=range_of(value_range), size=folder.size_of(resolution)

@@ -1,4 +1,4 @@
 """What a trained model is worth, in numbers that can be compared and in the paper's figures.
 
-python -m ddpm_jax.evaluate --help
+ddpm-jax evaluate --help
 """

@@ -3,44 +3,16 @@
 import dataclasses
 import json
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
-
-import tyro
+from typing import Any, NamedTuple
 
 from ddpm_jax.evaluate import plots, protocol, samples
+from ddpm_jax.evaluate.options import Calls, Samples
 from ddpm_jax.evaluate.protocol import Number
-from ddpm_jax.evaluate.subject import Subject, Which, images, split
+from ddpm_jax.evaluate.subject import Subject, images, split
 from ddpm_jax.evaluate.table import replaced
 
-Spacing = Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic"]
 NAMES = {"ancestral": "ancestral", "ddim": "DDIM", "dpm_solver_pp": "DPM-Solver++", "unipc": "UniPC"}
 LEGEND = "the distance of samples from the training images against the network calls that each took"
-
-
-@dataclasses.dataclass(frozen=True)
-class Calls:
-    """Sample metrics of several samplers against the network calls that an image takes: a table and a figure.
-
-    Each sampler calls the network once a step.  The floor is held-out images, as many as there are.
-    """
-
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
-    num: int = 1000
-    """Samples in a set."""
-    sets: int = 3
-    """Disjoint sets of samples, for the error of each number."""
-    ancestral: tuple[int, ...] = (1000,)
-    """Steps of ancestral sampling."""
-    ddim: tuple[int, ...] = (10, 20, 50, 100)
-    """Steps of DDIM."""
-    dpm_solver_pp: tuple[int, ...] = (5, 10, 20)
-    """Steps of DPM-Solver++."""
-    unipc: tuple[int, ...] = (5, 10, 20)
-    """Steps of UniPC."""
-    spacings: tuple[Spacing, ...] = ("uniform", "quadratic")
-    """Spacings of the times; a chain of all steps has only one."""
-    seed: int = 0
-    """The seed of the samples."""
 
 
 class Row(NamedTuple):
@@ -64,7 +36,7 @@ def run(subject: Subject, options: Calls) -> int:
         ValueError: if there is nothing to measure, or a sampler would take more steps than the schedule has.
     """
     held = split(images(subject), "test")
-    asked = samples.Samples(which=subject.which, num=options.num, sets=options.sets, seed=options.seed)
+    asked = Samples(which=subject.which, num=options.num, sets=options.sets, seed=options.seed)
     each = list(ways(options, subject.model.config.schedule.T))
     floor = samples.floor(subject, dataclasses.replace(asked, num=len(held.images)))
     rows: list[Row] = []

@@ -8,19 +8,16 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import numpy as np
 
 from ddpm_jax import data, log, process
 from ddpm_jax.config import objects
 from ddpm_jax.evaluate import protocol
+from ddpm_jax.evaluate.options import Format
 from ddpm_jax.evaluate.subject import Subject
 
 PART = 1024
-
-Format = Literal["integer", "float"]
-"""Samples as they are written, rounded to levels, or as they come out of the network, clipped but not rounded."""
 
 
 def fields(subject: Subject, seed: int, form: Format) -> protocol.Protocol:

@@ -1,46 +1,16 @@
 """Between two images: both noised to t, mixed there, and brought back."""
 
-import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from ddpm_jax import data, gaussian, keys, runs
-from ddpm_jax.config import flags
 from ddpm_jax.evaluate import draws, figures, protocol
+from ddpm_jax.evaluate.options import Interpolation
 from ddpm_jax.evaluate.protocol import Number
-from ddpm_jax.evaluate.subject import Split, Subject, Which, images, split
-
-
-@dataclasses.dataclass(frozen=True)
-class Interpolation:
-    """Between two images in the space of x_t (figure 8 of the paper; figure 9 with --coarse-to-fine).
-
-    Images a and b are noised to x_t and x_t', mixed as (1 - lambda) x_t + lambda x_t', and decoded by the reverse
-    process from t on.  The mixture is linear, as in the paper: in between, its noise has a variance below that of an
-    x_t.  The noise, of both images and of the reverse process, is the same for all lambda.
-    """
-
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
-    split: Literal["train", "test"] = "test"
-    """Where the images are from."""
-    first: int = 0
-    """Index of image a."""
-    second: int = 1
-    """Index of image b."""
-    pairs: int = 1
-    """Pairs, a row each; every further pair has both indices two higher."""
-    t: flags.Given[int] = None
-    """The time of the mixture (default: the visited time nearest to T/2); images of few pixels want a smaller one."""
-    coarse_to_fine: bool = False
-    """One pair at falling times instead: a row for each of those nearest to T, 7T/8, ... T/8, and 0, the pixels."""
-    columns: int = 11
-    """Values of lambda, evenly from 0 to 1."""
-    seed: int = 0
-    """The seed of the noise."""
+from ddpm_jax.evaluate.subject import Split, Subject, images, split
 
 
 class Found(NamedTuple):

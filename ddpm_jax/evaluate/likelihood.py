@@ -1,46 +1,22 @@
 """bits/dim over a split: the variational bound, its rate and its distortion."""
 
-import dataclasses
 import math
 import os
 import pathlib
 import time
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-import tyro
 
 from ddpm_jax import data, generate, keys, likelihood, log, process, runs
-from ddpm_jax.config import flags, objects
+from ddpm_jax.config import objects
 from ddpm_jax.evaluate import protocol
+from ddpm_jax.evaluate.options import Likelihood
 from ddpm_jax.evaluate.protocol import Number
-from ddpm_jax.evaluate.subject import Split, Subject, Which, images, split
+from ddpm_jax.evaluate.subject import Split, Subject, images, split
 
 SAVE_SECONDS = 20.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Likelihood:
-    """Bits per dimension of a split by the variational bound, with rate, distortion and prior.
-
-    The exact bound has every term of the chain, one network call per image and step.  --estimate draws two times from
-    each of that many strata of the steps instead.  --steps and --spacing bound the likelihood under a strided chain;
-    without --steps it is the whole chain, in whatever strides the config samples.
-    The exact bound of all steps also leaves x0_errors.json in the run, for --sampler analytic, unless --out is given.
-    """
-
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
-    split: Literal["train", "test"] = "test"
-    """The images to code."""
-    num: int | None = None
-    """Only the first so many of them."""
-    estimate: flags.Given[int] = None
-    """Strata of the estimate (default: the exact bound)."""
-    decoder: Literal["discretized", "tanh"] = "discretized"
-    """L_0's decoder: the exact normal CDF, or the original's approximation with its floor of 1e-12."""
-    seed: int = 0
-    """Of the noise that each x_t is drawn with."""
 
 
 class Found(NamedTuple):

@@ -1,47 +1,21 @@
 """Samples beside the training images nearest to them: what a copy would look like, and whether there are any."""
 
-import dataclasses
 import json
 import math
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import tyro
 
 from ddpm_jax import data
-from ddpm_jax.config import flags
 from ddpm_jax.evaluate import draws, figures, protocol, samples
+from ddpm_jax.evaluate.options import Neighbours, Samples
 from ddpm_jax.evaluate.protocol import Number
-from ddpm_jax.evaluate.subject import Split, Subject, Which, images, split
+from ddpm_jax.evaluate.subject import Split, Subject, images, split
 from ddpm_jax.metrics import manifold, monitors
 
 QUANTILES = {"5 % quantile": 0.05, "median": 0.5, "95 % quantile": 0.95}
-
-
-@dataclasses.dataclass(frozen=True)
-class Neighbours:
-    """Samples beside their nearest training images, and whether they are copies (the figures of the paper's appendix).
-
-    Of --num samples the picture shows the --rows that are nearest to a training image, nearest first: copies would be
-    among them, and a fair sample of them it is not.  The verdict is always about pixels; --features says in which space
-    neighbours are searched for the picture and its distances.  Where training mirrors images, mirror images count.
-    """
-
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
-    num: int = 256
-    """Samples to look through."""
-    rows: int = 8
-    """Samples to show."""
-    k: int = 6
-    """Training images to show beside each."""
-    seed: int = 0
-    """The seed of the samples."""
-    features: Literal["pixels", "classifier", "inception"] = "pixels"
-    """Where distances are measured: root mean squares over pixels, or Euclidean between features."""
-    inception_weights: flags.Given[str] = None
-    """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
 
 
 class Space(NamedTuple):
@@ -129,7 +103,7 @@ def where(subject: Subject, options: Neighbours) -> Space:
     """The space that distances are measured in."""
     if options.features == "pixels":
         return pixels(subject.model.shape)
-    asked = samples.Samples(features=options.features, inception_weights=options.inception_weights)
+    asked = Samples(features=options.features, inception_weights=options.inception_weights)
     eye = samples.extractor(subject.model, asked)
 
     def features(integers: np.ndarray) -> np.ndarray:

@@ -1,46 +1,19 @@
 """What the network takes the image to be, all along the chain."""
 
 import csv
-import dataclasses
 import math
 import pathlib
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import tyro
 
 from ddpm_jax import data, log, runs
-from ddpm_jax.config import flags
 from ddpm_jax.evaluate import draws, figures, plots, protocol, samples
+from ddpm_jax.evaluate.options import Predictions, Samples
 from ddpm_jax.evaluate.protocol import Number
-from ddpm_jax.evaluate.subject import Subject, Which, images, split
+from ddpm_jax.evaluate.subject import Subject, images, split
 from ddpm_jax.metrics import frechet
-
-
-@dataclasses.dataclass(frozen=True)
-class Predictions:
-    """The x_0 predicted from x_t over time, and how far it is from the image (figures 6, 10 and 14 of the paper).
-
-    The last prediction, from the last time above 0, is the image itself.  With --quality also the Fréchet distance
-    of the predictions at each time to the training images.
-    """
-
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
-    num: int = 8
-    """Images in the picture, a row each; the errors are means over them, or over those of --quality."""
-    start: int = 0
-    """The first image's index."""
-    seed: int = 0
-    """The seed of the images."""
-    frames: int = 11
-    """Times to predict from, at evenly spread places of the chain; all, if it has fewer."""
-    quality: int = 0
-    """Images for the Fréchet distance at each time; 0 leaves it out."""
-    features: Literal["classifier", "inception"] = "classifier"
-    """What sees the images of --quality."""
-    inception_weights: flags.Given[str] = None
-    """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
 
 
 class Found(NamedTuple):
@@ -122,9 +95,7 @@ class Quality:
     """Fréchet distances of the predictions at k times to the training images, while the images come."""
 
     def __init__(self, subject: Subject, options: Predictions, k: int):
-        asked = samples.Samples(
-            num=options.quality, features=options.features, inception_weights=options.inception_weights
-        )
+        asked = Samples(num=options.quality, features=options.features, inception_weights=options.inception_weights)
         self.eye = samples.extractor(subject.model, asked)
         if options.quality <= self.eye.dimension:
             raise ValueError(

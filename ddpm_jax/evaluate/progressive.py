@@ -1,32 +1,13 @@
 """From noise to image: x_t at times of the chain."""
 
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-import tyro
 
 from ddpm_jax import data, runs
 from ddpm_jax.evaluate import draws, figures, protocol
-from ddpm_jax.evaluate.subject import Subject, Which
-
-
-@dataclasses.dataclass(frozen=True)
-class Progressive:
-    """The way from noise to image: x_t of some images at evenly spread times, as a picture and an animation.
-
-    The images are those that sample.py draws; the JSON file has their hashes, as its manifest has.
-    """
-
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
-    num: int = 8
-    """Images, a row each."""
-    start: int = 0
-    """The first image's index."""
-    seed: int = 0
-    """The seed of the images."""
-    frames: int = 11
-    """Times, from the first of the chain to 0, at evenly spread places of it; all, if it has fewer."""
+from ddpm_jax.evaluate.options import Progressive
+from ddpm_jax.evaluate.subject import Subject
 
 
 class Chains(NamedTuple):

@@ -10,37 +10,18 @@ At t = T the rate is L_T alone; at t = 1 it is the whole bound but L_0.
 """
 
 import csv
-import dataclasses
 import math
 import pathlib
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import tyro
 
 from ddpm_jax.evaluate import likelihood, plots, protocol
+from ddpm_jax.evaluate.options import Likelihood, RateDistortion
 from ddpm_jax.evaluate.protocol import Number
-from ddpm_jax.evaluate.subject import Subject, Which, images, split
+from ddpm_jax.evaluate.subject import Subject, images, split
 
 ROWS = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class RateDistortion:
-    """Rate and distortion along the chain, from the exact bound (section 4.3, figure 5 and table 4 of the paper).
-
-    A codec is no part of this: the rates are what an ideal one would need, given a procedure that sends a sample of q
-    to a receiver who knows p in KL(q || p) bits, as the paper assumes.  A likelihood command's result for the same
-    images is read, not measured again.
-    """
-
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
-    split: Literal["train", "test"] = "test"
-    """The images to code."""
-    num: int | None = None
-    """Only the first so many of them."""
-    seed: int = 0
-    """Of the noise that each x_t is drawn with."""
 
 
 class Found(NamedTuple):
@@ -65,7 +46,7 @@ def run(subject: Subject, options: RateDistortion) -> int:
     """Writes table, curves and numbers, and says them and where they are; status 4 if it is interrupted."""
     subject = likelihood.of_the_chain(subject)
     chosen = split(images(subject), options.split, options.num)
-    asked = likelihood.Likelihood(subject.which, options.split, options.num, seed=options.seed)
+    asked = Likelihood(subject.which, options.split, options.num, seed=options.seed)
     bound = likelihood.bound(subject, chosen, asked)
     if bound is None:
         return 4

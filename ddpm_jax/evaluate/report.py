@@ -1,6 +1,5 @@
 """A model card: what a run is, how it was trained, what is known of it, and what is not."""
 
-import dataclasses
 import html
 import json
 import math
@@ -13,13 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tyro
 
 from ddpm_jax import checkpoint, data, log
 from ddpm_jax import config as configs
 from ddpm_jax.data import survey
 from ddpm_jax.evaluate import plots, protocol, samples
-from ddpm_jax.evaluate.subject import Subject, Which, images
+from ddpm_jax.evaluate.options import Report
+from ddpm_jax.evaluate.subject import Subject, images
 
 COMMANDS = {
     "likelihood": "bits/dim of the held-out images",
@@ -34,18 +33,6 @@ COMMANDS = {
     "neighbours": "nearest training images",
 }
 """The other commands of the evaluation, whose files begin with their names, and what they find out."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """A model card of the run: report.md with curves, pictures and every number that was measured, and what was not.
-
-    Only what the files of the run and of its evaluation say is in it; nothing is measured.  It goes into the run's
-    folder, or with --out beside the results there.  Links are relative, and what lies elsewhere is copied to a folder
-    `report` next to it, so that all of it can be moved.
-    """
-
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
 
 
 class Result(NamedTuple):
@@ -137,7 +124,7 @@ def command(subject: Subject, kind: str) -> str:
     which = subject.which.model
     flags = [f"--checkpoint {subject.model.step}"] if which.checkpoint is not None else []
     flags += ["--weights raw"] if which.weights == "raw" else []
-    return " ".join(["python -m ddpm_jax.evaluate RUN", kind, *flags])
+    return " ".join(["ddpm-jax evaluate RUN", kind, *flags])
 
 
 def found(subject: Subject) -> list[Result]:

@@ -6,50 +6,21 @@ import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import tyro
 
 from ddpm_jax import runs
-from ddpm_jax.config import flags
 from ddpm_jax.evaluate import draws, protocol
+from ddpm_jax.evaluate.options import Samples
 from ddpm_jax.evaluate.protocol import Number
-from ddpm_jax.evaluate.subject import Split, Subject, Which, check_alike, images, split
+from ddpm_jax.evaluate.subject import Split, Subject, check_alike, images, split
 from ddpm_jax.metrics import classifier, frechet, inception, manifold
 
 BATCH = 1024
 MANIFOLD = 10_000  # the nearest-neighbour metrics take at most so many images of each side
 ENOUGH = 10_000
 PRECISION_K, COVERAGE_K = 3, 5  # as in the papers
-
-
-@dataclasses.dataclass(frozen=True)
-class Samples:
-    """Fréchet distance, precision and recall, density and coverage, and classes of samples against the training images.
-
-    Features are those of the classifier that comes with the package, for digits and MNIST, or of Inception (the extra
-    `eval`).  The reference is the whole training split, unaugmented.  With --sets the numbers are means over disjoint
-    sets of --num samples, with the standard error of these means.
-    """
-
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
-    num: int = 10_000
-    """Samples in a set."""
-    sets: int = 1
-    """Disjoint sets of samples."""
-    seed: int = 0
-    """The seed of the samples."""
-    features: Literal["classifier", "inception"] = "classifier"
-    """What sees the images."""
-    reference: Literal["train", "test"] = "train"
-    """What the samples are held against."""
-    format: draws.Format = "integer"
-    """Samples rounded to levels, as files have them, or as floats, as the original measured."""
-    samples: str | None = None
-    """An .npz file with images `arr_0` to measure instead of drawing."""
-    inception_weights: flags.Given[str] = None
-    """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
 
 
 class Seen(NamedTuple):

@@ -1,38 +1,15 @@
 """What x_t has settled: several images that share it."""
 
-import dataclasses
 import itertools
 from typing import NamedTuple
 
 import numpy as np
-import tyro
 
 from ddpm_jax import data, runs
-from ddpm_jax.config import flags
 from ddpm_jax.evaluate import draws, figures, protocol
+from ddpm_jax.evaluate.options import Stochastic
 from ddpm_jax.evaluate.protocol import Number
-from ddpm_jax.evaluate.subject import Subject, Which
-
-
-@dataclasses.dataclass(frozen=True)
-class Stochastic:
-    """Several images that share one x_t, for falling t, and how much they differ (figure 7 of the paper).
-
-    From each x_t of an image's chain the reverse process runs several times.  The first time it is the chain itself and
-    ends in the image that sample.py draws; the others have noise of their own from t on.
-    """
-
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
-    num: int = 4
-    """Images, a row each."""
-    start: int = 0
-    """The first image's index."""
-    seed: int = 0
-    """The seed of the images."""
-    times: flags.Given[tuple[int, ...]] = None
-    """The shared times, in any order (default: the visited times nearest to T, 3T/4, T/2 and T/4)."""
-    continuations: int = 3
-    """Images from each x_t, the chain's own among them."""
+from ddpm_jax.evaluate.subject import Subject
 
 
 class Found(NamedTuple):

@@ -1,33 +1,15 @@
 """What is evaluated: the model of a run, the images it is held against, and the folder for results."""
 
-import dataclasses
 import pathlib
 import platform
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
-import tyro
 
 import ddpm_jax
-from ddpm_jax import data, process, runs
-from ddpm_jax.config import flags
+from ddpm_jax import data, runs
 from ddpm_jax.evaluate import protocol
-
-
-@dataclasses.dataclass(frozen=True)
-class Which:
-    """Flags that every evaluation has."""
-
-    model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
-    asked: tyro.conf.OmitArgPrefixes[flags.Asked] = flags.Asked()
-    sampling: tyro.conf.OmitArgPrefixes[flags.Sampling] = flags.Sampling()
-    source: Annotated[str | None, tyro.conf.arg(name="data")] = None
-    """Where the images are, if not where the config says: "digits" or "npz:PATH"."""
-    out: flags.Given[str] = None
-    """Folder for the results (default: evaluation in the run)."""
-    devices: flags.Given[int] = None
-    """On a CPU: into how many JAX devices to divide it (default: one per core)."""
-    hosts: tyro.conf.OmitArgPrefixes[process.Hosts] = process.Hosts()
+from ddpm_jax.evaluate.options import Which
 
 
 class Subject(NamedTuple):

@@ -4,44 +4,20 @@ import dataclasses
 import json
 from typing import Any
 
-import tyro
-
-from ddpm_jax.config import flags, objects
+from ddpm_jax.config import objects
 from ddpm_jax.evaluate import likelihood, protocol, samples
+from ddpm_jax.evaluate.options import Likelihood, Samples, Table
 from ddpm_jax.evaluate.protocol import Number
-from ddpm_jax.evaluate.subject import Subject, Which, images, split
+from ddpm_jax.evaluate.subject import Subject, images, split
 
 BOUND = ("bits/dim", "rate, bits/dim", "distortion, bits/dim", "RMSE of x_0, 0..255")
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """The likelihood and the sample metrics of several samplers in one table, with held-out images as the floor.
-
-    Ancestral sampling over all steps with both fixed variances or the learned one, and DDIM with few steps.  Rate and
-    distortion are those of the ancestral chain: a deterministic sampler has none.  Samples come in sets as large as the
-    held-out split (at most 10,000), so that the floors have the same bias: the held-out images, and random training
-    images against the others.
-    """
-
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
-    num: flags.Given[int] = None
-    """Samples in a set (default: as many as there are held-out images)."""
-    sets: int = 3
-    """Disjoint sets of samples, for the error of each number."""
-    ddim: tuple[int, ...] = (10, 50, 250)
-    """Steps of the DDIM rows."""
-    seed: int = 0
-    """The seed of the samples, and of the bound's noise."""
-    estimate: flags.Given[int] = None
-    """Strata for an estimate of the bound (default: exact)."""
 
 
 def run(subject: Subject, options: Table) -> int:
     """Measures row by row, writes table.md and table.json, and prints the table; status 4 if it is interrupted."""
     held = split(images(subject), "test")
     num = options.num or min(len(held.images), samples.ENOUGH)
-    asked = samples.Samples(which=subject.which, num=num, sets=options.sets, seed=options.seed)
+    asked = Samples(which=subject.which, num=num, sets=options.sets, seed=options.seed)
     rows: list[tuple[str, list[Number]]] = [("held-out images", samples.floor(subject, asked))]
     if len(images(subject).train) >= 2 * num:
         rows.append(("training images, left out", samples.left_out(subject, asked)))
@@ -79,11 +55,11 @@ def replaced(old: Subject, sampling: dict[str, Any]) -> Subject:
     return old._replace(which=which, model=old.model.asking(old.model.asked, **flags.chosen()))
 
 
-def row(subject: Subject, options: Table, asked: samples.Samples) -> list[Number] | None:
+def row(subject: Subject, options: Table, asked: Samples) -> list[Number] | None:
     """The numbers of one sampler; None if they were interrupted."""
     bounds: list[Number] = []
     if subject.model.config.sampling.sampler == "ancestral":
-        coded = likelihood.Likelihood(which=subject.which, seed=options.seed, estimate=options.estimate)
+        coded = Likelihood(which=subject.which, seed=options.seed, estimate=options.estimate)
         chosen = split(images(subject), coded.split)
         found = likelihood.bound(subject, chosen, coded)
         if found is None:

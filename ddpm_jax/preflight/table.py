@@ -98,8 +98,8 @@ def ran(name: str, where: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "report.json"
         arguments = command(name, where)
-        print(f"\n$ python -m ddpm_jax.preflight {shlex.join(arguments)}", flush=True)
-        done = subprocess.run([sys.executable, "-m", "ddpm_jax.preflight", *arguments, "--out", str(out)])
+        print(f"\n$ ddpm-jax preflight {shlex.join(arguments)}", flush=True)
+        done = subprocess.run([sys.executable, "-m", "ddpm_jax", "preflight", *arguments, "--out", str(out)])
         if done.returncode not in (0, 1):
             raise ValueError(f"the preflight of {name} on {where} ended with status {done.returncode}")
         report = json.loads(out.read_text(encoding="utf-8"))
@@ -126,7 +126,7 @@ def write(page: pathlib.Path, rows: dict[tuple[str, str], dict[str, Any]]) -> No
     page.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     there, missing = [key for key in order if key in rows], [key for key in order if key not in rows]
     table = "\n".join(markdown({key: rows[key] for key in there}))
-    commands = "\n".join(f"python -m ddpm_jax.preflight {shlex.join(command(*key))}" for key in missing)
+    commands = "\n".join(f"ddpm-jax preflight {shlex.join(command(*key))}" for key in missing)
     left = f"\nNot run:\n\n```\n{commands}\n```\n" if missing else ""
     page.write_text(f"{before}{first}\n\n{table}\n{left}\n{second}{after}", encoding="utf-8")
 

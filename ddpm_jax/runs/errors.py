@@ -1,4 +1,4 @@
-"""How far off a run's network is at each t, as `python -m ddpm_jax.evaluate RUN likelihood` leaves it in the run.
+"""How far off a run's network is at each t, as `ddpm-jax evaluate RUN likelihood` leaves it in the run.
 
 x0_errors.json, for `samplers.analytic`: it belongs to certain weights, and to what is done to their predictions.
 """
@@ -50,7 +50,7 @@ def read(workdir: pathlib.Path, fingerprint: str, config: configs.Config) -> np.
     """
     path, T = workdir / FILE, config.schedule.T
     measure = (
-        f"python -m ddpm_jax.evaluate {workdir} likelihood --steps {T}, with the same --checkpoint, --weights, --clip, "
+        f"ddpm-jax evaluate {workdir} likelihood --steps {T}, with the same --checkpoint, --weights, --clip, "
         "--threshold and --eps-scale, measures them"
     )
     if not path.is_file():

@@ -102,7 +102,7 @@ class Watch:
         np.savez(path, step=step, indices=indices, images=images.train[indices], levels=images.levels, **arrays, **said)
         print(f"train.py: loss or gradient not finite in {len(self.row)} steps in a row, the first being step {step}; "
               "stopped. Checkpoints are as they were. To take that step again, layer by layer: "
-              f"python -m ddpm_jax.replay {path}", file=sys.stderr)  # fmt: skip
+              f"ddpm-jax replay {path}", file=sys.stderr)  # fmt: skip
         return 3
 
     def _settle_one(self) -> None:

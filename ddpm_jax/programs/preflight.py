@@ -1,6 +1,6 @@
 """Compiles the programs of a config and says whether they fit, what they cost, and here how fast they are.
 
-    python -m ddpm_jax.preflight CONFIG.py[:NAME] [--topology v5e:4x4] [--shape H W C] [any flag of the config]
+    ddpm-jax preflight CONFIG[:NAME] [--topology v5e:4x4] [--shape H W C] [any flag of the config]
 
 Exit status 0 if everything fits, 1 if something does not, 2 for a wrong request, 6 for what cannot be written.
 """
@@ -8,7 +8,6 @@ Exit status 0 if everything fits, 1 if something does not, 2 for a wrong request
 import dataclasses
 import json
 import pathlib
-import sys
 from typing import Annotated, Literal
 
 import tyro
@@ -51,8 +50,8 @@ def parse(argv: list[str]) -> tuple[str, Arguments]:
     if argv and not argv[0].startswith("-"):
         default, rest, name = configs.load(argv[0]), argv[1:], argv[0]
     elif "-h" not in argv and "--help" not in argv:
-        raise ValueError("name a config file first, e.g. python -m ddpm_jax.preflight configs/digits.py")
-    usage = "python -m ddpm_jax.preflight CONFIG.py [options]"
+        raise ValueError("name a config first, e.g. ddpm-jax preflight digits")
+    usage = "ddpm-jax preflight CONFIG [options]"
     args = tyro.cli(Arguments, prog=usage, args=rest, default=Arguments(default))
     ranges.check_flags(args)
     if args.effort is not None and (args.topology is None or not -1 <= args.effort <= 1):
@@ -64,22 +63,15 @@ def parse(argv: list[str]) -> tuple[str, Arguments]:
 
 def main(argv: list[str]) -> int:
     """Compiles, measures and prints; the exit status says whether everything fits."""
-    try:
-        name, args = parse(flags.checked(argv))
-        if args.topology is None:
-            process.prepare(devices=args.devices)
-        else:
-            topology.set_environment()
-            process.start()
-        configs.check(args.config)
-        with process.writing(args.out or args.text or "."):
-            return run(name, args)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        print(f"preflight: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"preflight: {error}", file=sys.stderr)
-        return process.UNWRITABLE
+    name, args = parse(flags.checked(argv))
+    if args.topology is None:
+        process.prepare(devices=args.devices)
+    else:
+        topology.set_environment()
+        process.start()
+    configs.check(args.config)
+    with process.writing(args.out or args.text or "."):
+        return run(name, args)
 
 
 def run(name: str, args: Arguments) -> int:
@@ -134,7 +126,3 @@ def place(args: Arguments):
 def say(lines) -> None:
     for line in lines:
         print(line, flush=True)
-
-
-if __name__ == "__main__":
-    process.run(main)

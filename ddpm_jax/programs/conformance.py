@@ -1,14 +1,11 @@
 """Prints the conformance table of the library's samplers.
 
-python -m ddpm_jax.conformance
+ddpm-jax conformance
 """
 
 import dataclasses
-import sys
 
-import jax
-
-from ddpm_jax import conformance, process
+from ddpm_jax import process
 from ddpm_jax.config import flags
 
 
@@ -19,16 +16,13 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     """Measures in float64 and prints; exit status 0, or 2 for a wrong request."""
-    try:
-        flags.parse(Arguments, argv, prog="python -m ddpm_jax.conformance")
-        process.prepare()  # which keeps what is compiled
-    except ValueError as error:
-        print(f"conformance: {error}", file=sys.stderr)
-        return 2
+    flags.parse(Arguments, argv, prog="ddpm-jax conformance")
+    process.prepare()  # which keeps what is compiled
+
+    import jax
+
+    from ddpm_jax import conformance
+
     jax.config.update("jax_enable_x64", True)
     print(conformance.table([conformance.check(name, of) for name, of in conformance.BUILT_IN.items()]))
     return 0
-
-
-if __name__ == "__main__":
-    process.run(main)

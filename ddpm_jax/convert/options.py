@@ -1,0 +1,142 @@
+"""The options of `ddpm-jax convert`, command by command."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ddpm_jax.config import Config, flags
+
+
+@dataclasses.dataclass(frozen=True)
+class Unsaid:
+    """What weights do not say of the images that they make."""
+
+    source: str | None = None
+    """Where images to train on or compare with are, as train.py's --data.source; evaluate's --data replaces it."""
+    levels: flags.Given[int] = None
+    """Values that a number of an image can take (default: 256, of 8 bits)."""
+    range: tuple[float, float] | None = None
+    """Instead of levels: the values of floating-point images that -1 and 1 stand for."""
+    label_names: tuple[str, ...] = ()
+    """Names of the labels that the network is told, the first of label 0 (default: their numbers)."""
+
+    def applied(self, config: Config) -> Config:
+        """The config with what is said here of the data in place of its own.
+
+        Raises:
+            ValueError: if the range is empty, or both are given.
+        """
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"--range must be the lowest and the highest value, got {self.range}")
+        if self.range is not None and self.levels is not None:
+            raise ValueError("--levels are of integers and --range of floating-point images: give one of them")
+        data = config.data
+        data = data if self.source is None else dataclasses.replace(data, source=self.source)
+        if self.range is not None:
+            data = dataclasses.replace(data, range=self.range, levels=None)
+        elif self.levels is not None:
+            data = dataclasses.replace(data, levels=None if self.levels == 256 else self.levels, range=())
+        return dataclasses.replace(config, data=data)
+
+    def image(self, config: Config, shape: Sequence[int]) -> dict[str, Any]:
+        """What a checkpoint says of the images of a config's data.
+
+        Raises:
+            ValueError: if there are not as many names as labels.
+        """
+        classes, data = config.net.num_classes, config.data
+        if self.label_names and len(self.label_names) != classes:
+            raise ValueError(f"--label-names names {len(self.label_names)} labels, and the network is told {classes}")
+        names = self.label_names or tuple(map(str, range(classes)))
+        levels = data.levels or 256
+        usual = "float32" if data.range else "uint8" if levels <= 256 else "uint16"
+        return {
+            "shape": list(shape), "levels": list(data.range) or levels, "dtype": usual, "format": "",
+            "label_names": list(names),
+        }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class FromDiffusers:
+    """A run from a folder of diffusers: UNet2DModel with DDPMScheduler or DDIMScheduler."""
+
+    path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FOLDER")]]
+    """The folder, with model_index.json, or with config.json and scheduler_config.json."""
+    workdir: str
+    """The run's folder, which is made."""
+    null_label: bool = False
+    """The last of num_class_embeds stands for no label, as in networks that were trained for guidance."""
+    unsaid: tyro.conf.OmitArgPrefixes[Unsaid] = Unsaid()
+
+
+@dataclasses.dataclass(frozen=True)
+class FromOriginal:
+    """A run from the original's TensorFlow checkpoint, or from PyTorch's conversion of one."""
+
+    path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
+    """With TensorFlow model.ckpt-STEP; with PyTorch .ckpt, .pt; with neither .npz, .safetensors."""
+    config: str
+    """A config file of ours, which says what the weights do not: configs/cifar10.py for those of CIFAR-10."""
+    shape: tuple[int, int, int]
+    """Height, width and channels of an image."""
+    workdir: str
+    """The run's folder, which is made."""
+    step: flags.Given[int] = None
+    """The training step of the weights (default: what the file says, else 0)."""
+    unsaid: tyro.conf.OmitArgPrefixes[Unsaid] = Unsaid()
+
+
+@dataclasses.dataclass(frozen=True)
+class FromOpenAI:
+    """A run from a checkpoint of improved- or guided-diffusion (.pt)."""
+
+    path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
+    """The file: with PyTorch .pt, or .safetensors, .npz."""
+    workdir: str
+    """The run's folder, which is made."""
+    published: flags.Given[str] = None
+    """Which published checkpoint it is: the name of its file without .pt (default: the name that this file has)."""
+    family: Literal["improved", "guided"] | None = None
+    """Instead of a published one: of which project it is."""
+    flags: str = ""
+    """With --family: the flags of the command that trained it, as --flags="--image_size 64 --learn_sigma True"."""
+    num_classes: int = 1000
+    """With --family, and --class_cond True among its flags: how many labels there are."""
+    step: int = 0
+    """The training step of the weights."""
+    unsaid: tyro.conf.OmitArgPrefixes[Unsaid] = Unsaid()
+
+
+@dataclasses.dataclass(frozen=True)
+class FromPlain:
+    """A run from a folder that `to plain` made."""
+
+    path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FOLDER")]]
+    """The folder."""
+    workdir: str
+    """The run's folder, which is made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ToDiffusers:
+    """A folder that diffusers' DDPMPipeline or DDIMPipeline opens."""
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+    """The run's folder."""
+    out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
+    """The folder, which is made."""
+    model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
+    sampling: tyro.conf.OmitArgPrefixes[flags.Sampling] = flags.Sampling()
+
+
+@dataclasses.dataclass(frozen=True)
+class ToPlain:
+    """Weights, schedule and config as safetensors and JSON, which open without JAX."""
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+    """The run's folder."""
+    out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
+    """The folder, which is made."""
+    model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()

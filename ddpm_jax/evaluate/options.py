@@ -1,0 +1,276 @@
+"""The options of `ddpm-jax evaluate RUN COMMAND`, command by command."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import tyro
+
+from ddpm_jax import process
+from ddpm_jax.config import flags
+
+Format = Literal["integer", "float"]
+"""Samples as they are written, rounded to levels, or as they come out of the network, clipped but not rounded."""
+
+Spacing = Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Which:
+    """Flags that every evaluation has."""
+
+    model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
+    asked: tyro.conf.OmitArgPrefixes[flags.Asked] = flags.Asked()
+    sampling: tyro.conf.OmitArgPrefixes[flags.Sampling] = flags.Sampling()
+    source: Annotated[str | None, tyro.conf.arg(name="data")] = None
+    """Where the images are, if not where the config says: "digits" or "npz:PATH"."""
+    out: flags.Given[str] = None
+    """Folder for the results (default: evaluation in the run)."""
+    devices: flags.Given[int] = None
+    """On a CPU: into how many JAX devices to divide it (default: one per core)."""
+    hosts: tyro.conf.OmitArgPrefixes[process.Hosts] = process.Hosts()
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """Bits per dimension of a split by the variational bound, with rate, distortion and prior.
+
+    The exact bound has every term of the chain, one network call per image and step.  --estimate draws two times from
+    each of that many strata of the steps instead.  --steps and --spacing bound the likelihood under a strided chain;
+    without --steps it is the whole chain, in whatever strides the config samples.
+    The exact bound of all steps also leaves x0_errors.json in the run, for --sampler analytic, unless --out is given.
+    """
+
+    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    split: Literal["train", "test"] = "test"
+    """The images to code."""
+    num: int | None = None
+    """Only the first so many of them."""
+    estimate: flags.Given[int] = None
+    """Strata of the estimate (default: the exact bound)."""
+    decoder: Literal["discretized", "tanh"] = "discretized"
+    """L_0's decoder: the exact normal CDF, or the original's approximation with its floor of 1e-12."""
+    seed: int = 0
+    """Of the noise that each x_t is drawn with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Fréchet distance, precision and recall, density and coverage, and classes of samples against the training images.
+
+    Features are those of the classifier that comes with the package, for digits and MNIST, or of Inception (the extra
+    `eval`).  The reference is the whole training split, unaugmented.  With --sets the numbers are means over disjoint
+    sets of --num samples, with the standard error of these means.
+    """
+
+    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    num: int = 10_000
+    """Samples in a set."""
+    sets: int = 1
+    """Disjoint sets of samples."""
+    seed: int = 0
+    """The seed of the samples."""
+    features: Literal["classifier", "inception"] = "classifier"
+    """What sees the images."""
+    reference: Literal["train", "test"] = "train"
+    """What the samples are held against."""
+    format: Format = "integer"
+    """Samples rounded to levels, as files have them, or as floats, as the original measured."""
+    samples: str | None = None
+    """An .npz file with images `arr_0` to measure instead of drawing."""
+    inception_weights: flags.Given[str] = None
+    """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The likelihood and the sample metrics of several samplers in one table, with held-out images as the floor.
+
+    Ancestral sampling over all steps with both fixed variances or the learned one, and DDIM with few steps.  Rate and
+    distortion are those of the ancestral chain: a deterministic sampler has none.  Samples come in sets as large as the
+    held-out split (at most 10,000), so that the floors have the same bias: the held-out images, and random training
+    images against the others.
+    """
+
+    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    num: flags.Given[int] = None
+    """Samples in a set (default: as many as there are held-out images)."""
+    sets: int = 3
+    """Disjoint sets of samples, for the error of each number."""
+    ddim: tuple[int, ...] = (10, 50, 250)
+    """Steps of the DDIM rows."""
+    seed: int = 0
+    """The seed of the samples, and of the bound's noise."""
+    estimate: flags.Given[int] = None
+    """Strata for an estimate of the bound (default: exact)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Calls:
+    """Sample metrics of several samplers against the network calls that an image takes: a table and a figure.
+
+    Each sampler calls the network once a step.  The floor is held-out images, as many as there are.
+    """
+
+    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    num: int = 1000
+    """Samples in a set."""
+    sets: int = 3
+    """Disjoint sets of samples, for the error of each number."""
+    ancestral: tuple[int, ...] = (1000,)
+    """Steps of ancestral sampling."""
+    ddim: tuple[int, ...] = (10, 20, 50, 100)
+    """Steps of DDIM."""
+    dpm_solver_pp: tuple[int, ...] = (5, 10, 20)
+    """Steps of DPM-Solver++."""
+    unipc: tuple[int, ...] = (5, 10, 20)
+    """Steps of UniPC."""
+    spacings: tuple[Spacing, ...] = ("uniform", "quadratic")
+    """Spacings of the times; a chain of all steps has only one."""
+    seed: int = 0
+    """The seed of the samples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progressive:
+    """The way from noise to image: x_t of some images at evenly spread times, as a picture and an animation.
+
+    The images are those that sample.py draws; the JSON file has their hashes, as its manifest has.
+    """
+
+    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    num: int = 8
+    """Images, a row each."""
+    start: int = 0
+    """The first image's index."""
+    seed: int = 0
+    """The seed of the images."""
+    frames: int = 11
+    """Times, from the first of the chain to 0, at evenly spread places of it; all, if it has fewer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """The x_0 predicted from x_t over time, and how far it is from the image (figures 6, 10 and 14 of the paper).
+
+    The last prediction, from the last time above 0, is the image itself.  With --quality also the Fréchet distance
+    of the predictions at each time to the training images.
+    """
+
+    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    num: int = 8
+    """Images in the picture, a row each; the errors are means over them, or over those of --quality."""
+    start: int = 0
+    """The first image's index."""
+    seed: int = 0
+    """The seed of the images."""
+    frames: int = 11
+    """Times to predict from, at evenly spread places of the chain; all, if it has fewer."""
+    quality: int = 0
+    """Images for the Fréchet distance at each time; 0 leaves it out."""
+    features: Literal["classifier", "inception"] = "classifier"
+    """What sees the images of --quality."""
+    inception_weights: flags.Given[str] = None
+    """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stochastic:
+    """Several images that share one x_t, for falling t, and how much they differ (figure 7 of the paper).
+
+    From each x_t of an image's chain the reverse process runs several times.  The first time it is the chain itself and
+    ends in the image that sample.py draws; the others have noise of their own from t on.
+    """
+
+    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    num: int = 4
+    """Images, a row each."""
+    start: int = 0
+    """The first image's index."""
+    seed: int = 0
+    """The seed of the images."""
+    times: flags.Given[tuple[int, ...]] = None
+    """The shared times, in any order (default: the visited times nearest to T, 3T/4, T/2 and T/4)."""
+    continuations: int = 3
+    """Images from each x_t, the chain's own among them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Interpolation:
+    """Between two images in the space of x_t (figure 8 of the paper; figure 9 with --coarse-to-fine).
+
+    Images a and b are noised to x_t and x_t', mixed as (1 - lambda) x_t + lambda x_t', and decoded by the reverse
+    process from t on.  The mixture is linear, as in the paper: in between, its noise has a variance below that of an
+    x_t.  The noise, of both images and of the reverse process, is the same for all lambda.
+    """
+
+    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    split: Literal["train", "test"] = "test"
+    """Where the images are from."""
+    first: int = 0
+    """Index of image a."""
+    second: int = 1
+    """Index of image b."""
+    pairs: int = 1
+    """Pairs, a row each; every further pair has both indices two higher."""
+    t: flags.Given[int] = None
+    """The time of the mixture (default: the visited time nearest to T/2); images of few pixels want a smaller one."""
+    coarse_to_fine: bool = False
+    """One pair at falling times instead: a row for each of those nearest to T, 7T/8, ... T/8, and 0, the pixels."""
+    columns: int = 11
+    """Values of lambda, evenly from 0 to 1."""
+    seed: int = 0
+    """The seed of the noise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RateDistortion:
+    """Rate and distortion along the chain, from the exact bound (section 4.3, figure 5 and table 4 of the paper).
+
+    A codec is no part of this: the rates are what an ideal one would need, given a procedure that sends a sample of q
+    to a receiver who knows p in KL(q || p) bits, as the paper assumes.  A likelihood command's result for the same
+    images is read, not measured again.
+    """
+
+    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    split: Literal["train", "test"] = "test"
+    """The images to code."""
+    num: int | None = None
+    """Only the first so many of them."""
+    seed: int = 0
+    """Of the noise that each x_t is drawn with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbours:
+    """Samples beside their nearest training images, and whether they are copies (the figures of the paper's appendix).
+
+    Of --num samples the picture shows the --rows that are nearest to a training image, nearest first: copies would be
+    among them, and a fair sample of them it is not.  The verdict is always about pixels; --features says in which space
+    neighbours are searched for the picture and its distances.  Where training mirrors images, mirror images count.
+    """
+
+    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    num: int = 256
+    """Samples to look through."""
+    rows: int = 8
+    """Samples to show."""
+    k: int = 6
+    """Training images to show beside each."""
+    seed: int = 0
+    """The seed of the samples."""
+    features: Literal["pixels", "classifier", "inception"] = "pixels"
+    """Where distances are measured: root mean squares over pixels, or Euclidean between features."""
+    inception_weights: flags.Given[str] = None
+    """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A model card of the run: report.md with curves, pictures and every number that was measured, and what was not.
+
+    Only what the files of the run and of its evaluation say is in it; nothing is measured.  It goes into the run's
+    folder, or with --out beside the results there.  Links are relative, and what lies elsewhere is copied to a folder
+    `report` next to it, so that all of it can be moved.
+    """
+
+    which: tyro.conf.OmitArgPrefixes[Which] = Which()

@@ -1,0 +1,59 @@
+"""The command line: `ddpm-jax COMMAND ...`, or `python -m ddpm_jax COMMAND ...`.
+
+Exit statuses: 0 done, 2 a wrong request, 5 another process was lost, 6 a file cannot be written, 7 too little memory;
+others are a command's own.
+"""
+
+import importlib
+import sys
+from typing import NoReturn
+
+import ddpm_jax
+from ddpm_jax import process
+
+COMMANDS = {
+    "train": "trains a model of a config, or continues a run",
+    "sample": "draws images from a run",
+    "evaluate": "likelihood, sample quality and the figures of the paper",
+    "convert": "weights from and to diffusers, OpenAI's checkpoints, the original, plain files",
+    "preflight": "whether a config fits a device, what it costs and how fast it is",
+    "prepare": "makes a data set for tfds:NAME of images from elsewhere",
+    "replay": "takes a training step again that was not finite, and names the layer",
+    "conformance": "checks the samplers where the answer is known",
+}
+
+
+def call(argv: list[str]) -> int:
+    """Runs a command and returns its exit status; what is refused or fails is a line on standard error."""
+    name = argv[0] if argv else ""
+    if name == "--version":
+        print(f"ddpm_jax {ddpm_jax.__version__}")
+        return 0
+    if name not in COMMANDS:
+        is_help = name in ("-h", "--help")
+        print(usage(), file=sys.stdout if is_help else sys.stderr)
+        if name and not is_help:
+            print(f"\nddpm-jax: there is no command {name!r}", file=sys.stderr)
+        return 0 if is_help else 2
+    command = importlib.import_module(f"ddpm_jax.programs.{name}")
+    try:
+        return command.main(argv[1:])
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        failure, status = error, 2
+    except OSError as error:  # a full disk, a folder that is not ours to write
+        failure, status = error, process.UNWRITABLE
+    except MemoryError as error:
+        failure, status = error, process.TOO_LARGE
+    print(f"{name}: {failure}", file=sys.stderr)
+    return process.leave(status)
+
+
+def usage() -> str:
+    """How to call, and what each command does."""
+    rows = [f"  {name:13}{title}" for name, title in COMMANDS.items()]
+    return "\n".join(["usage: ddpm-jax COMMAND ...     (COMMAND --help: its options)", "", *rows])
+
+
+def main(*command: str) -> NoReturn:
+    """The console script; with a command's name, a program of this name."""
+    process.run(lambda argv: call([*command, *argv]))

@@ -1,0 +1,50 @@
+"""Weights from elsewhere as a run, and a run's weights elsewhere.
+
+    ddpm-jax convert from diffusers FOLDER --workdir RUN
+    ddpm-jax convert from openai FILE.pt --workdir RUN
+    ddpm-jax convert from original FILE --config configs/cifar10.py --shape 32 32 3 --workdir RUN
+    ddpm-jax convert from plain FOLDER --workdir RUN
+    ddpm-jax convert to diffusers RUN OUT
+    ddpm-jax convert to plain RUN OUT
+
+`from diffusers --help` lists a command's flags.  Files are local; nothing in them is executed, and nothing is written
+if anything about them is refused.
+"""
+
+import sys
+
+from ddpm_jax import process
+from ddpm_jax.config import flags
+from ddpm_jax.convert import options
+
+COMMANDS = {
+    ("from", "diffusers"): options.FromDiffusers,
+    ("from", "openai"): options.FromOpenAI,
+    ("from", "original"): options.FromOriginal,
+    ("from", "plain"): options.FromPlain,
+    ("to", "diffusers"): options.ToDiffusers,
+    ("to", "plain"): options.ToPlain,
+}
+"""Each is done by the function of `convert.commands` that is named by its words."""
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; exit status 0, or 2 for what is refused, or 6 for what cannot be written."""
+    which = (argv[0], argv[1]) if len(argv) > 1 else ("", "")
+    if which not in COMMANDS:
+        is_help = bool({"-h", "--help"} & set(argv))
+        print(usage(), file=sys.stdout if is_help else sys.stderr)
+        return 0 if is_help else 2
+    chosen = flags.parse(COMMANDS[which], argv[2:], prog=f"ddpm-jax convert {which[0]} {which[1]}")
+
+    from ddpm_jax.convert import commands
+
+    process.start()
+    getattr(commands, "_".join(which))(chosen)
+    return 0
+
+
+def usage() -> str:
+    """How to call, and what each command does."""
+    rows = [f"  {' '.join(which):16}{(of.__doc__ or '').splitlines()[0]}" for which, of in COMMANDS.items()]
+    return "\n".join(["usage: ddpm-jax convert from|to FORMAT ...     (from FORMAT --help: its flags)", "", *rows])

@@ -1,0 +1,70 @@
+"""Evaluates a run.
+
+    ddpm-jax evaluate RUN likelihood [--split test --mix 0 ...]
+
+The first argument is the run's folder, the second what to do; `RUN COMMAND --help` lists a command's flags.
+"""
+
+import importlib
+import sys
+
+from ddpm_jax import process
+from ddpm_jax.config import flags
+from ddpm_jax.evaluate import options
+
+COMMANDS = {
+    "likelihood": options.Likelihood,
+    "samples": options.Samples,
+    "table": options.Table,
+    "calls": options.Calls,
+    "progressive": options.Progressive,
+    "predictions": options.Predictions,
+    "stochastic": options.Stochastic,
+    "interpolation": options.Interpolation,
+    "rate_distortion": options.RateDistortion,
+    "neighbours": options.Neighbours,
+    "report": options.Report,
+}
+"""Each is done by `run` of the module of `evaluate` that has its name."""
+
+ON_SEVERAL = ("likelihood", "samples")
+"""The commands that several processes can do together: those that take long.  The others read what these have left."""
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; exit status 0, or 2 for a wrong request, or 4 if it was interrupted and can go on."""
+    if len(argv) < 2 or argv[0].startswith("-") or argv[1] not in COMMANDS:
+        is_help = bool({"-h", "--help"} & set(argv))
+        print(usage(), file=sys.stdout if is_help else sys.stderr)
+        if len(argv) > 1 and argv[0] in COMMANDS and not is_help:
+            print(f"\nevaluate: the run comes first: {' '.join([argv[1], argv[0], *argv[2:]])}", file=sys.stderr)
+        elif len(argv) > 1 and not is_help:
+            print(f"\nevaluate: there is no command {argv[1]!r}", file=sys.stderr)
+        return 0 if is_help else 2
+    flags.checked(argv)
+    chosen = flags.parse(COMMANDS[argv[1]], argv[2:], prog=f"ddpm-jax evaluate RUN {argv[1]}")
+    process.prepare(devices=chosen.which.devices, hosts=chosen.which.hosts)
+
+    import jax
+
+    from ddpm_jax import keys, runs
+    from ddpm_jax.evaluate.subject import subject
+
+    command = importlib.import_module(f"ddpm_jax.evaluate.{argv[1]}")
+    if jax.process_count() > 1 and argv[1] not in ON_SEVERAL:
+        raise ValueError(f"{argv[1]} runs in one process; {' and '.join(ON_SEVERAL)} run in several")
+    if hasattr(chosen, "seed"):
+        keys.number("--seed", chosen.seed)
+    with process.as_one("evaluate"):
+        evaluated = subject(argv[0], chosen.which)
+        with (
+            process.writing(evaluated.out),
+            runs.fitting("a tile of images", lambda: runs.lighter_samples(evaluated.model.tile)),
+        ):
+            return command.run(evaluated, chosen)
+
+
+def usage() -> str:
+    """How to call, and what each command does."""
+    rows = [f"  {name:16}{(of.__doc__ or '').splitlines()[0]}" for name, of in COMMANDS.items()]
+    return "\n".join(["usage: ddpm-jax evaluate RUN COMMAND [flags]     (RUN COMMAND --help: its flags)", "", *rows])

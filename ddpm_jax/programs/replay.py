@@ -1,0 +1,41 @@
+"""Takes a training step again that was not finite, on the CPU in float32, and names the layer where it began.
+
+ddpm-jax replay RUN/nonfinite-step-N.npz
+"""
+
+import dataclasses
+import pathlib
+from typing import Annotated
+
+import tyro
+
+from ddpm_jax import process
+from ddpm_jax.config import flags
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Takes a training step again that was not finite, and names the layer where it began."""
+
+    record: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RECORD")]]
+    """What training has left: RUN/nonfinite-step-N.npz."""
+
+
+def main(argv: list[str]) -> int:
+    """Replays the record and says what it finds; exit status 0 if the step is finite here, 1 if not, 2 if refused."""
+    path = pathlib.Path(flags.parse(Arguments, argv, prog="ddpm-jax replay").record)
+
+    import jax
+
+    from ddpm_jax.replay import largest, load, replay, spoken
+
+    jax.config.update("jax_platforms", "cpu")
+    process.prepare(devices=1)
+    record = load(path)
+    print(f"step {record.step} of {path.parent}: {len(record.images)} images, largest parameter {largest(record)}")
+    first = replay(record, "float32")
+    print(*spoken(first, record, "float32"), sep="\n", flush=True)
+    if record.config.net.dtype != "float32":
+        own = replay(record, record.config.net.dtype)
+        print(*spoken(own, record, record.config.net.dtype), sep="\n")
+    return 0 if first.finite else 1
