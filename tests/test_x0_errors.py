@@ -118,7 +118,7 @@ def test_what_is_missing_or_of_another_network_is_said_with_the_command_that_mea
         with pytest.raises(ValueError, match=r"x0_errors\.json is damaged, remove it: "):
             model(home)
     (home / "x0_errors.json").unlink()
-    text = f"--sampler analytic needs the network's errors, and there is no {home / 'x0_errors.json'}: python"
+    text = f"--sampler analytic needs the network's errors, and there is no {home / 'x0_errors.json'}: ddpm-jax"
     with pytest.raises(FileNotFoundError, match=re.escape(text)):
         model(home)
 
