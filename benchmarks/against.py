@@ -21,11 +21,11 @@ import tempfile
 from typing import Any
 
 from benchmarks import alternating
-from benchmarks.alternating import Work, Worker
+from benchmarks.alternating import Worker, Workload
 
 HERE = pathlib.Path(__file__).resolve()
-STEPS, CALLS = 4, 50  # training steps, and network calls of the tile, in one turn
-WORKS = ("training step", "tile of samples")
+STEPS, NFE = 4, 50  # training steps, and network calls of the tile, in one turn
+WORKLOADS = ("training step", "tile of samples")
 
 
 def main() -> None:
@@ -38,25 +38,25 @@ def main() -> None:
         sys.exit(f"against: --rounds must be at least 4, for quartiles to mean something, got {args.rounds}")
     root = HERE.parents[1]
     with tempfile.TemporaryDirectory() as folder:
-        taken = subprocess.run(["git", "archive", args.revision], cwd=root, capture_output=True)
-        if taken.returncode:
-            sys.exit(f"against: no revision {args.revision!r}: {taken.stderr.decode().strip()}")
-        with tarfile.open(fileobj=io.BytesIO(taken.stdout)) as files:
+        archive = subprocess.run(["git", "archive", args.revision], cwd=root, capture_output=True)
+        if archive.returncode:
+            sys.exit(f"against: no revision {args.revision!r}: {archive.stderr.decode().strip()}")
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
             files.extractall(folder, filter="data")
-        found = measured(pathlib.Path(folder), root, str(pathlib.Path(args.run).resolve()), args.rounds)
-    made = {
+        found = measure(pathlib.Path(folder), root, str(pathlib.Path(args.run).resolve()), args.rounds)
+    provenance = {
         "this": alternating.commit(), "other": alternating.commit(args.revision), "rounds": args.rounds,
-        "command": "python -m benchmarks.against REVISION RUN", **alternating.about("jax", "flax"),
+        "command": "python -m benchmarks.against REVISION RUN", **alternating.environment("jax", "flax"),
     }  # fmt: skip
-    alternating.write("against", {"made": made, **found})
+    alternating.write_results("against", {"made": provenance, **found})
     print(json.dumps(found, indent=1))
 
 
-def measured(other: pathlib.Path, root: pathlib.Path, run: str, rounds: int) -> dict[str, Any]:
+def measure(other: pathlib.Path, root: pathlib.Path, run: str, rounds: int) -> dict[str, Any]:
     """Operations, medians and ratios of each kind of work."""
-    with worker(root, root, run) as ours, worker(other, root, run) as theirs:
-        operations = [each.said() for each in (ours, theirs)]
-        times = alternating.alternate([ours, theirs], WORKS, rounds)
+    with start_worker(root, root, run) as ours, start_worker(other, root, run) as theirs:
+        operations = [each.receive() for each in (ours, theirs)]
+        times = alternating.alternate([ours, theirs], WORKLOADS, rounds)
     return {
         name: {
             "seconds": [round(statistics.median(each), 4) for each in kept],
@@ -67,66 +67,66 @@ def measured(other: pathlib.Path, root: pathlib.Path, run: str, rounds: int) -> 
     }
 
 
-def worker(package: pathlib.Path, root: pathlib.Path, run: str) -> Worker:
+def start_worker(package: pathlib.Path, root: pathlib.Path, run: str) -> Worker:
     """A process that works with the package in a folder, and with this file of ours."""
     # `benchmarks` from here, `ddpm_jax` from there
     code = (
         f"import sys; sys.path.insert(0, {str(root)!r}); from benchmarks import against; sys.path.pop(0); "
-        f"against.work({run!r})"
+        f"against.serve_run({run!r})"
     )
     return Worker([sys.executable, "-c", code], cwd=package, env={"PYTHONPATH": str(package)})
 
 
-def work(run: str) -> None:
+def serve_run(run: str) -> None:
     """Says the operations of each kind of work, then does what the lines of standard input name, and its seconds."""
     import ddpm_jax
     from ddpm_jax import process, runs
 
     assert pathlib.Path(ddpm_jax.__file__).is_relative_to(pathlib.Path.cwd()), ddpm_jax.__file__
-    process.prepare()
-    model = runs.Model(run, step=None, weights="ema", sampling={"sampler": "ddim", "steps": CALLS})
-    alternating.serve(dict(zip(WORKS, (training(model), sampling(model)), strict=True)))
+    process.initialize()
+    model = runs.Pipeline(run, step=None, weights="ema", sampling={"sampler": "ddim", "steps": NFE})
+    alternating.serve(dict(zip(WORKLOADS, (training_workload(model), sampling_workload(model)), strict=True)))
 
 
-def training(model) -> Work:
+def training_workload(model) -> Workload:
     """The program's training step."""
     import jax
     import numpy as np
 
     from ddpm_jax import data, runs, training
     from ddpm_jax.config import objects
-    from ddpm_jax.data.stream import feed
+    from ddpm_jax.data.stream import make_device_loader
 
     config, devices = model.config, jax.local_devices()
     images, optimizer = data.load(config.data.source, levels=model.levels), objects.optimizer(config)
-    _, run_key, order_key, _ = runs.keys_of(0)
+    _, run_key, order_key, _ = runs.run_keys(0)
     one = runs.train_step(config, model.schedule, objects.network(config, model.shape[-1]), optimizer, images.levels)
-    bad, nothing, takes = [], [], inspect.signature(one).parameters
-    if "rows" in takes:  # which revisions before conditions do not have
+    skipped_steps, empty_condition, parameters = [], [], inspect.signature(one).parameters
+    if "rows" in parameters:  # which revisions before conditions do not have
         from ddpm_jax.conditioning import Condition
 
-        nothing = [Condition()]
-    if "bad" in takes:  # which revisions before several steps a call do not have
-        bad = [np.int32(0)]
-    batches = feed(images.train, data.Order(order_key, len(images.train)), config.batch, devices)
+        empty_condition = [Condition()]
+    if "bad" in parameters:  # which revisions before several steps a call do not have
+        skipped_steps = [np.int32(0)]
+    batches = make_device_loader(images.train, data.EpochShuffle(order_key, len(images.train)), config.batch, devices)
     batch = next(batches.batches(0))
-    step = runs.over_devices(one, batches.axis)
+    step = runs.parallelise(one, batches.in_axis)
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    state = jax.device_put(training.init(model.params, optimizer), everywhere)
-    rest = batch.pixels, batch.places, *nothing, None
-    compiled = step.lower(run_key, state, *bad, *rest).compile()
-    kept = [state]
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    state = jax.device_put(training.init(model.params, optimizer), replicated)
+    rest = batch.pixels, batch.pixel_indices, *empty_condition, None
+    compiled = step.lower(run_key, state, *skipped_steps, *rest).compile()
+    latest = [state]
 
     def turn() -> None:
         for _ in range(STEPS):
-            kept[0] = step(run_key, kept[0], *bad, *rest)[0]
-        jax.block_until_ready(kept[0])
+            latest[0] = step(run_key, latest[0], *skipped_steps, *rest)[0]
+        jax.block_until_ready(latest[0])
 
-    return Work(turn, {"operations": operations(compiled)})
+    return Workload(turn, {"operations": program_flops(compiled)})
 
 
-def sampling(model) -> Work:
+def sampling_workload(model) -> Workload:
     """The program that draws a tile on each device."""
     import jax
     import numpy as np
@@ -136,19 +136,21 @@ def sampling(model) -> Work:
     tile = getattr(model, "tile", model.config.sampling.tile)  # of revisions that leave it open, what suits the device
     indices = np.arange(jax.local_device_count() * tile).reshape(jax.local_device_count(), -1)
     if hasattr(generate, "Tile"):
-        one = generate.program(lambda i, tile: (model.sampler_told(i, tile.said), i.times), model.shape)
-        said = jax.tree.map(lambda a: a.reshape(*indices.shape, *a.shape[1:]),
-                            model.asked.rows(model.config, model.shape, indices.reshape(-1)))  # fmt: skip
-        inputs, tile = model.inputs, generate.Tile(indices, said)
+        one = generate.tile_function(
+            lambda i, tile: (model.conditioned_sampler(i, tile.condition), i.times), model.shape
+        )
+        conditions = jax.tree.map(lambda a: a.reshape(*indices.shape, *a.shape[1:]),
+                            model.request.gather(model.config, model.shape, indices.reshape(-1)))  # fmt: skip
+        inputs, tile = model.inputs, generate.Tile(indices, conditions)
     else:
-        one = generate.program(model.sampler, model.times, model.shape)
+        one = generate.tile_function(model.sampler, model.times, model.shape)
         inputs, tile = model.params, indices
-    mapped, key = generate.over_devices(one), jax.random.key(0, impl="threefry2x32")
+    mapped, key = generate.parallelise(one), jax.random.key(0, impl="threefry2x32")
     compiled = mapped.lower(inputs, key, tile).compile()
-    return Work(lambda: jax.block_until_ready(mapped(inputs, key, tile)), {"operations": operations(compiled)})
+    return Workload(lambda: jax.block_until_ready(mapped(inputs, key, tile)), {"operations": program_flops(compiled)})
 
 
-def operations(compiled) -> float:
+def program_flops(compiled) -> float:
     """Of a program, by XLA's count."""
     found = compiled.cost_analysis()
     return float((found[0] if isinstance(found, list) else found)["flops"])

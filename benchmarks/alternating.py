@@ -20,15 +20,15 @@ from typing import Any, NamedTuple
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 
 
-class Work(NamedTuple):
+class Workload(NamedTuple):
     """What a process can do.
 
     Attributes:
-        turn: does it once.
+        run: does it once.
         facts: what is known of it: counts, sizes.
     """
 
-    turn: Callable[[], Any]
+    run: Callable[[], Any]
     facts: Mapping[str, Any]
 
 
@@ -53,7 +53,7 @@ class Worker:
         self.process.kill()
         self.process.wait()
 
-    def said(self) -> Any:
+    def receive(self) -> Any:
         """The next line."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -61,41 +61,41 @@ class Worker:
             sys.exit(f"a process ended, see above: {' '.join(self.argv)}")
         return json.loads(line)
 
-    def does(self, work: str) -> float:
+    def run_turn(self, workload: str) -> float:
         """Seconds of a turn."""
         assert self.process.stdin is not None
-        print(work, file=self.process.stdin, flush=True)
-        return self.said()
+        print(workload, file=self.process.stdin, flush=True)
+        return self.receive()
 
 
-def serve(works: Mapping[str, Work]) -> None:
+def serve(workloads: Mapping[str, Workload]) -> None:
     """Says the facts of all works, then takes the turns that the lines of standard input name and says their seconds.
 
     The line "memory" is answered with the most bytes that the process has held.
     """
-    print(json.dumps({name: dict(work.facts) for name, work in works.items()}), flush=True)
+    print(json.dumps({name: dict(work.facts) for name, work in workloads.items()}), flush=True)
     for line in sys.stdin:
         if line.strip() == "memory":
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
             continue
         begun = time.perf_counter()
-        works[line.strip()].turn()
+        workloads[line.strip()].run()
         print(time.perf_counter() - begun, flush=True)
 
 
-def alternate(workers: Sequence[Worker], works: Sequence[str], rounds: int) -> dict[str, list[list[float]]]:
+def alternate(workers: Sequence[Worker], workloads: Sequence[str], rounds: int) -> dict[str, list[list[float]]]:
     """Seconds of each work's turns, by worker and round: all of them in each round, in an order that turns about.
 
     A first round warms up and is not kept.
     """
-    kept = {work: [[] for _ in workers] for work in works}
+    times = {work: [[] for _ in workers] for work in workloads}
     for i in range(rounds + 1):
-        for work in works:
+        for work in workloads:
             for j in [*range(len(workers))][:: 1 if i % 2 else -1]:
-                taken = workers[j].does(work)
+                taken = workers[j].run_turn(work)
                 if i:
-                    kept[work][j].append(taken)
-    return kept
+                    times[work][j].append(taken)
+    return times
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     return {"ratio": round(middle, 4), "quartiles": [round(low, 4), round(high, 4)]}
 
 
-def about(*packages: str) -> dict[str, Any]:
+def environment(*packages: str) -> dict[str, Any]:
     """The machine, and the versions of Python and of packages."""
     return {
         "machine": {"system": platform.platform(), "processor": processor(), "cores": os.cpu_count()},
@@ -115,8 +115,8 @@ def about(*packages: str) -> dict[str, Any]:
 
 def processor() -> str:
     """The processor's name, as far as the system tells."""
-    told = pathlib.Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
@@ -131,6 +131,6 @@ def commit(revision: str = "HEAD") -> str:
     return f"{name}-dirty" if revision == "HEAD" and changed else name
 
 
-def write(name: str, found: Mapping[str, Any]) -> None:
+def write_results(name: str, results: Mapping[str, Any]) -> None:
     """Keeps results in benchmarks/results/NAME.json."""
-    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")

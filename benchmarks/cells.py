@@ -11,7 +11,7 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks import alternating
-from benchmarks.works import Spec
+from benchmarks.works import WorkloadSpec
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 CELLS = {
@@ -22,7 +22,7 @@ CELLS = {
 """Config, shape of an image, images at a time, training steps and network calls in a turn."""
 
 Peer = Literal["diffusers", "diffusers-compiled", "denoising-diffusion-pytorch"]
-SAME = ("diffusers", "diffusers-compiled")
+SAME_NETWORK = ("diffusers", "diffusers-compiled")
 """Whose network is ours, to the parameter and the operation."""
 
 
@@ -42,29 +42,29 @@ class Arguments:
     """The interpreter of the environment that the peers are installed in."""
 
 
-def main(name: str, works: Sequence[str], argv: Sequence[str]) -> None:
+def main(name: str, workloads: Sequence[str], argv: Sequence[str]) -> None:
     """Measures, prints a line for each peer and work, and keeps all in benchmarks/results/NAME.json."""
     args = tyro.cli(Arguments, prog=f"python -m benchmarks.{name}", args=argv)
     if args.rounds < 4:
         sys.exit(f"{name}: --rounds must be at least 4, for quartiles to mean something, got {args.rounds}")
-    if args.peer and "likelihood" in works:
+    if args.peer and "likelihood" in workloads:
         sys.exit(f"{name}: {', '.join(args.peer)} have no likelihood to compare with: leave --peer out")
-    told = [arg for arg in argv if arg not in ("--python", args.python)]  # where that is means nothing elsewhere
-    made = {
-        "commit": alternating.commit(), "command": f"python -m benchmarks.{name} {' '.join(told)}".strip(),
-        "rounds": args.rounds, "dtype": args.dtype, **alternating.about("jax", "flax", "optax", "numpy"),
+    shown_argv = [arg for arg in argv if arg not in ("--python", args.python)]  # where that is means nothing elsewhere
+    provenance = {
+        "commit": alternating.commit(), "command": f"python -m benchmarks.{name} {' '.join(shown_argv)}".strip(),
+        "rounds": args.rounds, "dtype": args.dtype, **alternating.environment("jax", "flax", "optax", "numpy"),
     }  # fmt: skip
     path = alternating.RESULTS / f"{name}.json"
-    before = json.loads(path.read_text())["cells"] if path.exists() else {}
+    cells = json.loads(path.read_text())["cells"] if path.exists() else {}
     for cell in args.cells:
-        found = measured(spec(*CELLS[cell], args), args.peer, works, args)
-        before[cell] = {"made": made, **found}
-        for line in said(cell, found):
+        found = measure(workload_spec(*CELLS[cell], args), args.peer, workloads, args)
+        cells[cell] = {"made": provenance, **found}
+        for line in report_lines(cell, found):
             print(line, flush=True)
-        alternating.write(name, {"cells": before})
+        alternating.write_results(name, {"cells": cells})
 
 
-def spec(file: str, shape: tuple[int, ...], batch: int, steps: int, calls: int, args: Arguments) -> Spec:
+def workload_spec(file: str, shape: tuple[int, ...], batch: int, steps: int, nfe: int, args: Arguments) -> WorkloadSpec:
     """What the processes are told to do, of a row of CELLS."""
     import jax
 
@@ -74,49 +74,51 @@ def spec(file: str, shape: tuple[int, ...], batch: int, steps: int, calls: int, 
 
     config = configs.load(CONFIGS / file)
     net = objects.network(config, shape[-1])
-    leaves = jax.tree.leaves(jax.eval_shape(lambda key: objects.parameters(config, net, key, shape), jax.random.key(0)))
-    return Spec(
-        str(CONFIGS / file), shape, args.batch or batch, network.write(config, shape), sum(x.size for x in leaves),
-        steps, calls, args.dtype,
+    leaves = jax.tree.leaves(
+        jax.eval_shape(lambda key: objects.init_params(config, net, key, shape), jax.random.key(0))
+    )
+    return WorkloadSpec(
+        str(CONFIGS / file), shape, args.batch or batch, network.to_diffusers(config, shape),
+        sum(x.size for x in leaves), steps, nfe, args.dtype,
     )  # fmt: skip
 
 
-def measured(one: Spec, peers: Sequence[str], works: Sequence[str], args: Arguments) -> dict[str, Any]:
+def measure(spec: WorkloadSpec, peers: Sequence[str], workloads: Sequence[str], args: Arguments) -> dict[str, Any]:
     """Images per second, memory, share of the peak, and ratios to each peer."""
     names = ("ours", *peers)
-    said = json.dumps(dataclasses.asdict(one))
+    spec_json = json.dumps(dataclasses.asdict(spec))
     root = pathlib.Path(__file__).resolve().parents[1]
     workers = [
         alternating.Worker(
-            [sys.executable if name == "ours" else args.python, "-m", "benchmarks.works", name, said], cwd=root
+            [sys.executable if name == "ours" else args.python, "-m", "benchmarks.works", name, spec_json], cwd=root
         )
         for name in names
     ]
     try:
-        facts = [worker.said() for worker in workers]
+        facts = [worker.receive() for worker in workers]
         for name, fact in zip(names, facts, strict=True):
             same = all(fact["train"][key] == facts[0]["train"][key] for key in ("parameters", "operations"))
-            if name in SAME and not same:
+            if name in SAME_NETWORK and not same:
                 sys.exit(f"{name} is not the same network: {fact['train']} where ours has {facts[0]['train']}")
-        times = alternating.alternate(workers, (*works, "product"), args.rounds)
-        memory = [worker.does("memory") for worker in workers]
+        times = alternating.alternate(workers, (*workloads, "product"), args.rounds)
+        memory = [worker.run_turn("memory") for worker in workers]
     finally:
         for worker in workers:
             worker.__exit__()
     peaks = [fact["product"]["operations"] / min(kept) for fact, kept in zip(facts, times["product"], strict=True)]
     rows: dict[str, Any] = {}
-    for work in works:
-        images = one.batch * (one.steps if work == "train" else one.calls)
+    for work in workloads:
+        images = spec.batch * (spec.steps if work == "train" else spec.nfe)
         for i, name in enumerate(names):
             seconds = statistics.median(times[work][i])
-            done = images * facts[i]["train"]["operations"] * (3 if work == "train" else 1)
+            operations = images * facts[i]["train"]["operations"] * (3 if work == "train" else 1)
             rows[f"{name}: {work}"] = {
                 "images per second": round(images / seconds, 2),
-                "share of the peak": round(done / seconds / max(peaks), 3),
+                "share of the peak": round(operations / seconds / max(peaks), 3),
                 **({} if i == 0 else {"ours over it": alternating.ratio(times[work][i], times[work][0])}),
             }
     return {
-        "batch": one.batch, "shape": list(one.shape),
+        "batch": spec.batch, "shape": list(spec.shape),
         "networks": {name: fact["train"] for name, fact in zip(names, facts, strict=True)},
         "peak, operations per second": round(max(peaks)),
         "most memory, bytes": dict(zip(names, memory, strict=True)),
@@ -124,14 +126,14 @@ def measured(one: Spec, peers: Sequence[str], works: Sequence[str], args: Argume
     }  # fmt: skip
 
 
-def said(cell: str, found: dict[str, Any]):
+def report_lines(cell: str, results: dict[str, Any]):
     """Lines for a person."""
-    yield f"{cell}, batch {found['batch']}; peak {found['peak, operations per second'] / 1e9:.0f} GFLOP/s"
-    for name, row in found["rows"].items():
+    yield f"{cell}, batch {results['batch']}; peak {results['peak, operations per second'] / 1e9:.0f} GFLOP/s"
+    for name, row in results["rows"].items():
         ratio = row.get("ours over it")
-        against = (
+        comparison = (
             f"   ours: {ratio['ratio']:.2f} ({ratio['quartiles'][0]:.2f} to {ratio['quartiles'][1]:.2f})"
             if ratio
             else ""
         )
-        yield f"  {name:38}{row['images per second']:10.1f} images/s {row['share of the peak']:6.1%}{against}"
+        yield f"  {name:38}{row['images per second']:10.1f} images/s {row['share of the peak']:6.1%}{comparison}"

@@ -41,19 +41,19 @@ def main(argv: list[str]) -> None:
     found = {}
     for cell in args.cells:
         with tempfile.TemporaryDirectory() as folder:
-            found[cell] = {start: started(cell, folder) for start in ("first start", "second start")}
+            found[cell] = {start: time_start(cell, folder) for start in ("first start", "second start")}
         print(cell, json.dumps(found[cell]), flush=True)
     made = {
         "commit": alternating.commit(),
         "command": "python -m benchmarks.compile",
-        **alternating.about("jax", "flax"),
+        **alternating.environment("jax", "flax"),
     }
-    alternating.write("compile", {"made": made, "cells": found})
+    alternating.write_results("compile", {"made": made, "cells": found})
 
 
-def started(cell: str, folder: str) -> dict[str, Any]:
+def time_start(cell: str, folder: str) -> dict[str, Any]:
     """Seconds of each program, in a new process."""
-    code = f"from benchmarks import compile; compile.one({cell!r}, {folder!r})"
+    code = f"from benchmarks import compile; compile.time_programs({cell!r}, {folder!r})"
     env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}  # it would win
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=HERE.parents[1], env=env, stdout=subprocess.PIPE, text=True, check=True
@@ -61,11 +61,11 @@ def started(cell: str, folder: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def one(cell: str, folder: str) -> None:
+def time_programs(cell: str, folder: str) -> None:
     """Prints the seconds of each program, with a folder of compiled programs."""
     from ddpm_jax import process
 
-    process.prepare(keep_compiled=folder)
+    process.initialize(compilation_cache_dir=folder)
     import jax
 
     from ddpm_jax import config as configs
@@ -76,9 +76,9 @@ def one(cell: str, folder: str) -> None:
     config = configs.load(HERE.parents[1] / "configs" / file)
     sampling = dataclasses.replace(config.sampling, tile=max(1, batch // len(devices)))
     config = dataclasses.replace(config, batch=batch, sampling=sampling)
-    images = programs.images(config, shape, batch)
+    images = programs.load_images(config, shape, batch)
     found = {}
-    for name, lower in (("training step", programs.train_step), ("sampler", programs.sampler)):
+    for name, lower in (("training step", programs.lower_train_step), ("sampler", programs.lower_sampler)):
         times = [time.perf_counter()]
         lowered = lower(config, images, devices)
         times.append(time.perf_counter())

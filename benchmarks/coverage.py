@@ -16,11 +16,11 @@ def main(seeds: int = 1000, n: int = 256, dims: int = 16) -> None:
 
     from ddpm_jax import gaussian, likelihood, process, schedules
 
-    process.prepare()
+    process.initialize()
     schedule, mean, std, truth = schedules.linear(1000), 0.2, 0.5, 0.840462
 
     def net(x, t):
-        signal, noise = (schedules.at(column, t, x) for column in (schedule.signal, schedule.noise))
+        signal, noise = (schedules.gather(column, t, x) for column in (schedule.signal, schedule.noise))
         return noise * (x - signal * mean) / (signal**2 * std**2 + noise**2)
 
     denoise = gaussian.denoiser(schedule, net, clip=False)
@@ -28,8 +28,8 @@ def main(seeds: int = 1000, n: int = 256, dims: int = 16) -> None:
     def both(key):
         data_key, key, exact_key = jax.random.split(key, 3)
         x0 = mean + std * jax.random.normal(data_key, (n, dims))
-        guess = likelihood.bound_estimate(key, schedule, denoise, x0, decoder=likelihood.density)
-        exact = likelihood.bound(exact_key, schedule, denoise, x0, decoder=likelihood.density)
+        guess = likelihood.estimate_vlb(key, schedule, denoise, x0, decoder=likelihood.gaussian_density)
+        exact = likelihood.vlb(exact_key, schedule, denoise, x0, decoder=likelihood.gaussian_density)
         return guess.total / dims, exact.total / dims
 
     found = jax.jit(lambda keys: jax.lax.map(both, keys))(

@@ -37,18 +37,18 @@ class Arguments:
 def main(argv: list[str]) -> None:
     args = tyro.cli(Arguments, prog="python -m benchmarks.curves", args=argv)
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"made": {}, "points": {}}
-    kept["made"] = {"command": "python -m benchmarks.curves", **alternating.about("jax", "flax")}
+    kept["made"] = {"command": "python -m benchmarks.curves", **alternating.environment("jax", "flax")}
     for axis, values in AXES.items():
         for value in values:
             name = f"{axis} {value}"
             if name not in kept["points"]:
-                kept["points"][name] = measured(**{axis: value})
+                kept["points"][name] = measure(**{axis: value})
                 print(name, kept["points"][name], flush=True)
                 RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
     draw(ROOT / args.figure, kept["points"], json.loads(TPU.read_text()) if TPU.exists() else {})
 
 
-def measured(batch: int = BATCH, side: int = SIDE, channels: int = CHANNELS) -> dict[str, Any]:
+def measure(batch: int = BATCH, side: int = SIDE, channels: int = CHANNELS) -> dict[str, Any]:
     """Seconds and bytes of a training step here."""
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "report.json"
@@ -67,7 +67,7 @@ def measured(batch: int = BATCH, side: int = SIDE, channels: int = CHANNELS) -> 
 
 def draw(path: pathlib.Path, points: dict[str, Any], tpu: dict[str, Any]) -> None:
     """The figure: a column for each axis, and the chips."""
-    from ddpm_jax.evaluate.plots import Panel, panels
+    from ddpm_jax.evaluate.plots import Panel, write_panels
 
     labels = {"batch": "images in a step", "side": "side of an image", "channels": "channels of the first level"}
     fixed = {"side": f"{SIDE}x{SIDE}", "batch": f"batch {BATCH}", "channels": f"{CHANNELS} channels"}
@@ -93,7 +93,7 @@ def draw(path: pathlib.Path, points: dict[str, Any], tpu: dict[str, Any]) -> Non
         found.append(
             Panel(chips, lines, "TPU chips", "images per second, estimated", title, xscale="log", yscale="log")
         )
-    panels(path, found)
+    write_panels(path, found)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ V5E = {"peak_flops": 197e12, "chips": 4, "cpus": 112}
 """Published by Google: bfloat16 FLOP/s of a v5e chip, chips and virtual CPUs of a host (ct5lp-hightpu-4t)."""
 
 
-def photographs(count: int, side: int = 256) -> np.ndarray:
+def synthetic_photographs(count: int, side: int = 256) -> np.ndarray:
     """uint8 [count, side, side, 3]: Gaussian fields of amplitude 1/f, with correlated colours."""
     rng = np.random.default_rng(0)
     f = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
@@ -38,7 +38,7 @@ def photographs(count: int, side: int = 256) -> np.ndarray:
     return np.clip(np.einsum("nchw,cd->nhwd", fields, mixing) * 50 + 128, 0, 255).astype(np.uint8)
 
 
-def write(folder: pathlib.Path, images: np.ndarray) -> dict[str, str]:
+def write_sources(folder: pathlib.Path, images: np.ndarray) -> dict[str, str]:
     """The sources, by name."""
     from PIL import Image
 
@@ -57,13 +57,13 @@ def write(folder: pathlib.Path, images: np.ndarray) -> dict[str, str]:
     }
 
 
-def seconds(call: Callable[[], Any]) -> float:
+def time_call(call: Callable[[], Any]) -> float:
     begun = time.perf_counter()
     call()
     return time.perf_counter() - begun
 
 
-def resident(rounds: int) -> dict[str, float]:
+def measure_resident(rounds: int) -> dict[str, float]:
     """Seconds of a digits step and of what images cost in it."""
     import jax
 
@@ -71,46 +71,46 @@ def resident(rounds: int) -> dict[str, float]:
     from ddpm_jax import data, runs, training
     from ddpm_jax.conditioning import Condition
     from ddpm_jax.config import objects
-    from ddpm_jax.data.stream import feed
+    from ddpm_jax.data.stream import make_device_loader
 
     config = configs.load(pathlib.Path(__file__).parents[1] / "configs" / "digits.py:wide")
     images = data.load("digits")
     devices = jax.local_devices()
-    _, run_key, order_key, _ = runs.keys_of(0)
+    _, run_key, order_key, _ = runs.run_keys(0)
     net, optimizer = objects.network(config, 1), objects.optimizer(config)
-    step = runs.over_devices(
+    step = runs.parallelise(
         runs.train_step(config, objects.noise_schedule(config), net, optimizer, images.levels), None
     )
     params = jax.jit(net.init)(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32), np.ones(1, np.int32))["params"]
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    state = jax.device_put(training.init(params, optimizer), everywhere)
-    order, b = data.Order(order_key, len(images.train)), config.batch // len(devices)
-    batches = feed(images.train, order, config.batch, devices).batches(0)
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    state = jax.device_put(training.init(params, optimizer), replicated)
+    order, b = data.EpochShuffle(order_key, len(images.train)), config.batch // len(devices)
+    batches = make_device_loader(images.train, order, config.batch, devices).batches(0)
     keys = jax.random.split(jax.random.key(1, impl="threefry2x32"), b)
 
     def examples(pixels, many):
         """The images of REPEATS steps, one step after the other as in a program, and something made of each."""
 
         def one(total, places):
-            return total + data.examples(keys, pixels, places, levels=17, flip=config.data.flip), None
+            return total + data.gather_examples(keys, pixels, places, levels=17, flip=config.data.flip), None
 
         return jax.lax.scan(one, np.zeros((b, *images.train.shape[1:]), np.float32), many)[0]
 
     taken = jax.pmap(examples, in_axes=(None, 0))
     whole, part, host = [], [], []
     for n in range(10 * rounds):
-        fresh = data.Order(order_key, len(images.train))
+        fresh = data.EpochShuffle(order_key, len(images.train))
         # REPEATS steps in a row, the permutations of their epochs included
-        host.append(seconds(lambda: [fresh.indices(i, config.batch) for i in range(REPEATS)]) / REPEATS)
+        host.append(time_call(lambda: [fresh.indices(i, config.batch) for i in range(REPEATS)]) / REPEATS)
         batch = next(batches)
         many = np.stack([order.indices(n * REPEATS + i, config.batch) for i in range(REPEATS)], 1)
         many = many.reshape(len(devices), b, REPEATS).swapaxes(1, 2)
-        part.append(seconds(lambda: jax.block_until_ready(taken(batch.pixels, many))) / REPEATS)
+        part.append(time_call(lambda: jax.block_until_ready(taken(batch.pixels, many))) / REPEATS)
         begun = time.perf_counter()
-        state = jax.block_until_ready(step(run_key, state, np.int32(0), batch.pixels, batch.places, Condition(), None))[
-            0
-        ]
+        state = jax.block_until_ready(
+            step(run_key, state, np.int32(0), batch.pixels, batch.pixel_indices, Condition(), None)
+        )[0]
         whole.append(time.perf_counter() - begun)
     middle = {
         name: statistics.median(times[10:]) for name, times in [("step", whole), ("gather", part), ("order", host)]
@@ -122,7 +122,7 @@ def resident(rounds: int) -> dict[str, float]:
     }
 
 
-def streamed(sources: dict[str, str], rounds: int) -> dict[str, list[float]]:
+def measure_streamed(sources: dict[str, str], rounds: int) -> dict[str, list[float]]:
     """Images per second of each source, round by round, in alternation."""
     import jax
 
@@ -130,23 +130,23 @@ def streamed(sources: dict[str, str], rounds: int) -> dict[str, list[float]]:
     from ddpm_jax.data.stream import read_ahead
 
     pixels = {name: data.load(source, stream=True).train for name, source in sources.items()}
-    found: dict[str, list[float]] = {name: [] for name in sources}
+    rates: dict[str, list[float]] = {name: [] for name in sources}
     for n in range(rounds):
         for name, unread in pixels.items():
-            order = data.Order(jax.random.key(n, impl="threefry2x32"), len(unread))
+            order = data.EpochShuffle(jax.random.key(n, impl="threefry2x32"), len(unread))
             with contextlib.closing(read_ahead(unread, order, BATCH, 0)) as batches:
                 # three times what is ever ahead: what is being read at the end and not counted is the least part
-                found[name].append(48 * BATCH / seconds(lambda: [next(batches) for _ in range(48)]))
-    return found
+                rates[name].append(48 * BATCH / time_call(lambda: [next(batches) for _ in range(48)]))
+    return rates
 
 
-def need() -> float:
+def flops_per_image() -> float:
     """Floating-point operations of the 256x256 training step, per image."""
     from ddpm_jax import config as configs
     from ddpm_jax.preflight import programs
 
     config = configs.load(pathlib.Path(__file__).parents[1] / "configs" / "celebahq256.py")
-    images = programs.images(config, (256, 256, 3), 27_000)
+    images = programs.load_images(config, (256, 256, 3), 27_000)
     return programs.step_flops(config, images, config.batch)
 
 
@@ -157,19 +157,19 @@ def main() -> None:
     args = parser.parse_args()
     from ddpm_jax import process
 
-    process.prepare()
-    digits = resident(args.rounds)
+    process.initialize()
+    digits = measure_resident(args.rounds)
     print(f"on the device: {digits['gather'] * 1e3:.4f} ms in and {digits['order'] * 1e3:.4f} ms before a digits step "
           f"of {digits['step'] * 1e3:.1f} ms: {digits['share_of_step']:.2%}; {digits['images_per_s']:,.0f} images/s, "
           f"the step takes {digits['step_images_per_s']:,.0f}", flush=True)  # fmt: skip
-    cores = process.cores()
+    cores = process.num_cores()
     with tempfile.TemporaryDirectory() as folder:
-        sources = write(pathlib.Path(folder), photographs(IMAGES))
-        rates = streamed(sources, args.rounds)
+        sources = write_sources(pathlib.Path(folder), synthetic_photographs(IMAGES))
+        rates = measure_streamed(sources, args.rounds)
     for name, per_round in rates.items():
         print(f"read ahead, {name}: {statistics.median(per_round):,.0f} images/s on {cores} cores "
               f"({min(per_round):,.0f} to {max(per_round):,.0f})", flush=True)  # fmt: skip
-    flops = need()
+    flops = flops_per_image()
     most = V5E["chips"] * V5E["peak_flops"] / flops
     slowest = min(rates, key=lambda name: statistics.median(rates[name]))
     per_core = statistics.median(rates[slowest]) / cores

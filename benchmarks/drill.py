@@ -28,15 +28,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from benchmarks.drilled import CONFIG, Aim, Kind, kinds
+from benchmarks.drilled import CONFIG, KilledProgram, KillMoment, killed_programs
 
 ROOT = pathlib.Path(__file__).parents[1]
-CHAIN = 10  # kills of one run, at most
-PATIENCE = 600  # seconds for one process
-one_at_a_time = threading.Lock()
+MAX_KILLS_PER_RUN = 10  # kills of one run, at most
+TIMEOUT = 600  # seconds for one process
+outcome_lock = threading.Lock()
 
 
-class Drill:
+class KillTest:
     """The folder of a drill, what is in it, and what it costs to compile there."""
 
     def __init__(self, home: pathlib.Path, cache: pathlib.Path):
@@ -44,9 +44,9 @@ class Drill:
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.seconds: dict[str, float] = {}
         (home / "tiny.py").write_text(CONFIG)
-        pictures(home / "pictures")
+        write_digits(home / "pictures")
 
-    def start(self, kind: Kind, folder: pathlib.Path, output, *, disturbed: bool = True) -> subprocess.Popen:
+    def start(self, kind: KilledProgram, folder: pathlib.Path, output, *, disturbed: bool = True) -> subprocess.Popen:
         """A process of the kind's command.
 
         What is killed reads the cache of compiled programs and does not write it: a kill cannot spoil it.
@@ -62,7 +62,7 @@ class Drill:
         command = kind.command(self.home, folder)
         return subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, text=True)
 
-    def finish(self, kind: Kind, folder: pathlib.Path, *, disturbed: bool = True) -> str:
+    def finish(self, kind: KilledProgram, folder: pathlib.Path, *, disturbed: bool = True) -> str:
         """What the command says when it is left alone.
 
         Raises:
@@ -70,27 +70,29 @@ class Drill:
         """
         with tempfile.TemporaryFile("w+") as output:
             process = self.start(kind, folder, output, disturbed=disturbed)
-            status = process.wait(PATIENCE)
-            said = told(output)
+            status = process.wait(TIMEOUT)
+            said = read_output(output)
         if status:
             raise RuntimeError(f"{kind.name} in {folder} ended with status {status}:\n{said}")
         return said
 
-    def straight(self, kind: Kind) -> None:
+    def run_undisturbed(self, kind: KilledProgram) -> None:
         """Lets a kind run undisturbed; what it trains is what the others are about."""
         folder, begun = self.home / ("run" if kind.name == "train" else f"straight-{kind.name}"), time.monotonic()
         self.finish(kind, folder, disturbed=False)
         self.seconds[kind.name] = time.monotonic() - begun
-        with one_at_a_time:
+        with outcome_lock:
             self.outcomes[kind.name] = kind.outcome(folder)
 
-    def chain(self, kind: Kind, folder: pathlib.Path, dice: random.Random, kills: int) -> list[dict[str, Any]]:
+    def kill_repeatedly(
+        self, kind: KilledProgram, folder: pathlib.Path, rng: random.Random, kills: int
+    ) -> list[dict[str, Any]]:
         """Runs a command in a new folder, killed so often or until it gets through; what was found at each kill."""
         struck: list[dict[str, Any]] = []
         while len(struck) < kills:
-            aim = dice.choices(kind.aims, [aim.weight for aim in kind.aims])[0]
-            blow = self.kill(kind, folder, aim, dice.random())
-            found = kind.forgotten(struck[-1]["safe"], folder, blow["said"]) if struck else ""
+            aim = rng.choices(kind.moments, [aim.weight for aim in kind.moments])[0]
+            blow = self.kill(kind, folder, aim, rng.random())
+            found = kind.find_loss(struck[-1]["safe"], folder, blow["said"]) if struck else ""
             if found:
                 struck[-1]["lost"].append(found)
             if not blow["killed"]:
@@ -99,9 +101,9 @@ class Drill:
         if not struck:
             return []
         if blow["killed"]:
-            found = kind.forgotten(struck[-1]["safe"], folder, self.finish(kind, folder))
+            found = kind.find_loss(struck[-1]["safe"], folder, self.finish(kind, folder))
             struck[-1]["lost"] += [found] if found else []
-        with one_at_a_time:
+        with outcome_lock:
             outcome = kind.outcome(folder)
         expected = self.outcomes[kind.name]
         differ = [name for name in {**expected, **outcome} if expected.get(name) != outcome.get(name)]
@@ -110,43 +112,43 @@ class Drill:
             shutil.rmtree(folder)
         return struck
 
-    def kill(self, kind: Kind, folder: pathlib.Path, aim: Aim, chance: float) -> dict[str, Any]:
+    def kill(self, kind: KilledProgram, folder: pathlib.Path, moment: KillMoment, chance: float) -> dict[str, Any]:
         """Starts a process and kills it at a moment, unless it ends before; what was found then.
 
         Raises:
             RuntimeError: if it ends by itself with another status than 0.
         """
-        marks = kind.marks(folder)
+        marks = kind.progress(folder)
         with tempfile.TemporaryFile("w+") as output:
             process, begun = self.start(kind, folder, output), time.monotonic()
-            while process.poll() is None and not aim.sign(folder, marks):
+            while process.poll() is None and not moment.has_come(folder, marks):
                 time.sleep(0.0003)
-                if time.monotonic() - begun > PATIENCE:
+                if time.monotonic() - begun > TIMEOUT:
                     process.kill()
                     raise RuntimeError(
-                        f"{kind.name} in {folder} was not done after {PATIENCE} seconds:\n{told(output)}"
+                        f"{kind.name} in {folder} was not done after {TIMEOUT} seconds:\n{read_output(output)}"
                     )
             try:
-                process.wait(chance * (aim.within or self.seconds[kind.name]))
+                process.wait(chance * (moment.window or self.seconds[kind.name]))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
             status = process.wait()
-            said = told(output)
+            said = read_output(output)
         if status not in (0, -signal.SIGKILL):
             raise RuntimeError(f"{kind.name} in {folder} ended with status {status}:\n{said}")
         return {
-            "killed": status != 0, "aim": aim.name, "saving": kind.saving(folder), "safe": kind.safe(folder),
-            "behind": kind.behind(folder), "lost": [], "said": said,
+            "killed": status != 0, "aim": moment.name, "saving": kind.is_saving(folder), "safe": kind.saved(folder),
+            "behind": kind.unsaved_steps(folder), "lost": [], "said": said,
         }  # fmt: skip
 
 
-def told(output) -> str:
+def read_output(output) -> str:
     """What is in an output file."""
     output.seek(0)
     return output.read()
 
 
-def pictures(folder: pathlib.Path) -> None:
+def write_digits(folder: pathlib.Path) -> None:
     """The training digits as a folder of PNG files."""
     from PIL import Image
 
@@ -159,23 +161,24 @@ def pictures(folder: pathlib.Path) -> None:
         Image.fromarray(image[..., 0] * 15).save(folder / str(label) / f"{i:04d}.png")
 
 
-def shared_out(kills: int, drilled: tuple[Kind, ...]) -> list[tuple[Kind, int]]:
+def divide_kills(kills: int, programs: tuple[KilledProgram, ...]) -> list[tuple[KilledProgram, int]]:
     """How many kills each kind gets, by its share and at least one; in pieces of at most CHAIN."""
-    counts = {kind: max(1, kills * kind.share // sum(k.share for k in drilled)) for kind in drilled}
-    counts[drilled[0]] += max(0, kills - sum(counts.values()))
+    counts = {kind: max(1, kills * kind.share // sum(k.share for k in programs)) for kind in programs}
+    counts[programs[0]] += max(0, kills - sum(counts.values()))
     return [
-        (kind, min(CHAIN, count - first)) for kind, count in counts.items() for first in range(0, count, CHAIN)
+        (kind, min(MAX_KILLS_PER_RUN, count - first)) for kind, count in counts.items()
+        for first in range(0, count, MAX_KILLS_PER_RUN)
     ]  # fmt: skip
 
 
-def work(drill: Drill, kind: Kind, number: int, kills: int, seed: int) -> list[dict[str, Any]]:
+def run_kills(test: KillTest, kind: KilledProgram, number: int, kills: int, seed: int) -> list[dict[str, Any]]:
     """So many kills of a kind, over as many runs as it takes."""
     dice, struck = random.Random(f"{seed} {kind.name} {number}"), []
     for attempt in range(20 * kills):
         if len(struck) >= kills:
             return struck
-        folder = drill.home / f"{kind.name}-{number}-{attempt}"
-        found = drill.chain(kind, folder, dice, kills - len(struck))
+        folder = test.home / f"{kind.name}-{number}-{attempt}"
+        found = test.kill_repeatedly(kind, folder, dice, kills - len(struck))
         for blow in found:
             print(f"{kind.name:11} killed {blow['aim']}{', in a save' if blow['saving'] else ''}"
                   f"{': LOST ' + '; '.join(blow['lost']) if blow['lost'] else ''}", flush=True)  # fmt: skip
@@ -185,19 +188,19 @@ def work(drill: Drill, kind: Kind, number: int, kills: int, seed: int) -> list[d
     raise RuntimeError(f"{kind.name}: {len(struck)} of {kills} kills came in time")
 
 
-def tally(struck: list[dict[str, Any]]) -> dict[str, Any]:
+def tally(kills: list[dict[str, Any]]) -> dict[str, Any]:
     """The numbers of some kills."""
     return {
-        "kills": len(struck),
-        "of which during a save": sum(blow["saving"] for blow in struck),
-        "aimed": dict(collections.Counter(blow["aim"] for blow in struck)),
-        "runs": sum("run" in blow for blow in struck),
-        "lost": sum(len(blow["lost"]) for blow in struck),
-        "steps redone": sum(blow["behind"] for blow in struck),
+        "kills": len(kills),
+        "of which during a save": sum(blow["saving"] for blow in kills),
+        "aimed": dict(collections.Counter(blow["aim"] for blow in kills)),
+        "runs": sum("run" in blow for blow in kills),
+        "lost": sum(len(blow["lost"]) for blow in kills),
+        "steps redone": sum(blow["behind"] for blow in kills),
     }
 
 
-def shown(tallies: dict[str, dict[str, Any]]) -> list[str]:
+def format_tallies(tallies: dict[str, dict[str, Any]]) -> list[str]:
     """The tallies as a table."""
     names = ("kills", "of which during a save", "runs", "lost", "steps redone")
     lines = [f"{'':11}" + "".join(f"{name:>{len(name) + 3}}" for name in names)]
@@ -206,7 +209,7 @@ def shown(tallies: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def about(seconds: float) -> dict[str, Any]:
+def environment(seconds: float) -> dict[str, Any]:
     """Where, with what and of what commit."""
     model = [line for line in cpu_lines() if line.startswith("model name")]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
@@ -242,25 +245,29 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     os.environ["JAX_PLATFORMS"] = "cpu"
     begun, home = time.monotonic(), pathlib.Path(tempfile.mkdtemp(prefix="drill-"))
-    drill = Drill(home, pathlib.Path(options.cache or home / "cache").absolute())
-    drilled = tuple(kind for kind in kinds() if kind.name == "train" or kind.name in (options.only or [kind.name]))
-    for kind in drilled:  # training first: the others are about what it leaves
-        drill.straight(kind)
-        print(f"{kind.name:11} undisturbed: {drill.seconds[kind.name]:.1f} s", flush=True)
-    drilled = tuple(kind for kind in drilled if kind.name in (options.only or [kind.name]))
-    pieces = list(enumerate(shared_out(options.kills, drilled)))
+    test = KillTest(home, pathlib.Path(options.cache or home / "cache").absolute())
+    programs = tuple(
+        kind for kind in killed_programs() if kind.name == "train" or kind.name in (options.only or [kind.name])
+    )
+    for kind in programs:  # training first: the others are about what it leaves
+        test.run_undisturbed(kind)
+        print(f"{kind.name:11} undisturbed: {test.seconds[kind.name]:.1f} s", flush=True)
+    programs = tuple(kind for kind in programs if kind.name in (options.only or [kind.name]))
+    pieces = list(enumerate(divide_kills(options.kills, programs)))
     with ThreadPoolExecutor(options.jobs) as pool:
-        found = list(pool.map(lambda piece: (piece[1][0].name, work(drill, piece[1][0], piece[0], piece[1][1],
+        found = list(pool.map(lambda piece: (piece[1][0].name, run_kills(test, piece[1][0], piece[0], piece[1][1],
                                                                     options.seed)), pieces))  # fmt: skip
-    each = {kind.name: [blow for name, blows in found if name == kind.name for blow in blows] for kind in drilled}
+    each = {kind.name: [blow for name, blows in found if name == kind.name for blow in blows] for kind in programs}
     each["together"] = [blow for _, blows in found for blow in blows]
     tallies, seconds = {name: tally(struck) for name, struck in each.items()}, time.monotonic() - begun
-    print("\n".join(shown(tallies)), f"\nin {seconds:.0f} s", sep="")
+    print("\n".join(format_tallies(tallies)), f"\nin {seconds:.0f} s", sep="")
     lost = [line for blow in each["together"] for line in blow["lost"]]
     if options.out:
         path = pathlib.Path(options.out)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**about(seconds), "seed": options.seed, "tally": tallies, "lost": lost}, indent=1))
+        path.write_text(
+            json.dumps({**environment(seconds), "seed": options.seed, "tally": tallies, "lost": lost}, indent=1)
+        )
     if lost:
         print("\n".join(["LOST:", *lost, f"what was left is in {home}"]), file=sys.stderr)
         return 1

@@ -24,50 +24,50 @@ config = Config(
 """
 
 # The commands write what they have every 20 seconds and every 1024 images: too seldom for runs of two seconds.
-OFTEN = (
+SAVE_OFTEN = (
     "from ddpm_jax.evaluate import draws, likelihood; from ddpm_jax.programs import cli; "
-    "likelihood.SAVE_SECONDS, draws.PART = 0.05, 16; cli.main('evaluate')"
+    "likelihood.SAVE_SECONDS, draws.PART_SIZE = 0.05, 16; cli.main('evaluate')"
 )
 
 
-class Aim(NamedTuple):
-    """A moment: up to `within` seconds (0: as long as the command takes) after a sign that it has come.
+class KillMoment(NamedTuple):
+    """A moment: up to `window` seconds (0: as long as the command takes) after a sign that it has come.
 
-    sign: (folder, marks of it at the process's start) -> whether it is there.
+    has_come: (folder, the progress of it at the process's start) -> whether it is there.
     weight: how often it is chosen.
     """
 
     name: str
     weight: int
-    sign: Callable[[pathlib.Path, Any], bool]
-    within: float
+    has_come: Callable[[pathlib.Path, Any], bool]
+    window: float
 
 
-class Kind(NamedTuple):
+class KilledProgram(NamedTuple):
     """A program that is killed, and what is known of the folder that it fills.
 
     command: what to call, of the folder of this drill and the folder to fill.
-    marks: what changes as it goes on, to tell an `Aim` by.
-    saving: whether something is half-written there now.
-    safe: what is whole on the disk, by name, and cannot have been written twice if its value is the same.
-    forgotten: what the next process has not taken up of what was safe, given what it says; "" if all is well.
-    behind: how many steps are known to have been taken beyond what is safe.
+    progress: what changes as it goes on, to tell a `KillMoment` by.
+    is_saving: whether something is half-written there now.
+    saved: what is whole on the disk, by name, and cannot have been written twice if its value is the same.
+    find_loss: what the next process has not taken up of what was safe, given what it says; "" if all is well.
+    unsaved_steps: how many steps are known to have been taken beyond what is safe.
     outcome: all that must be as in an undisturbed run, by name.
     """
 
     name: str
     share: int
     command: Callable[[pathlib.Path, pathlib.Path], list[str]]
-    aims: tuple[Aim, ...]
-    marks: Callable[[pathlib.Path], Any]
-    saving: Callable[[pathlib.Path], bool]
-    safe: Callable[[pathlib.Path], dict[str, Any]]
-    forgotten: Callable[[dict[str, Any], pathlib.Path, str], str]
-    behind: Callable[[pathlib.Path], int]
+    moments: tuple[KillMoment, ...]
+    progress: Callable[[pathlib.Path], Any]
+    is_saving: Callable[[pathlib.Path], bool]
+    saved: Callable[[pathlib.Path], dict[str, Any]]
+    find_loss: Callable[[dict[str, Any], pathlib.Path, str], str]
+    unsaved_steps: Callable[[pathlib.Path], int]
     outcome: Callable[[pathlib.Path], dict[str, Any]]
 
 
-def at_once(folder: pathlib.Path, marks: Any) -> bool:
+def at_any_time(folder: pathlib.Path, marks: Any) -> bool:
     """The sign of a moment that may come at any time."""
     return True
 
@@ -77,13 +77,13 @@ def no_steps(folder: pathlib.Path) -> int:
     return 0
 
 
-def files(folder: pathlib.Path) -> dict[str, str]:
+def file_digests(folder: pathlib.Path) -> dict[str, str]:
     """Every file below a folder with the sha256 of its bytes; of a trainer's lock only the name."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def stamps(folder: pathlib.Path, pattern: str) -> dict[str, tuple[int, int]]:
+def file_stamps(folder: pathlib.Path, pattern: str) -> dict[str, tuple[int, int]]:
     """The files and folders of a pattern with what a second writing would change."""
     found = {}
     for path in folder.glob(pattern):
@@ -95,44 +95,44 @@ def stamps(folder: pathlib.Path, pattern: str) -> dict[str, tuple[int, int]]:
     return found
 
 
-def rewritten(safe: dict[str, Any], now: dict[str, Any]) -> str:
+def lost_or_rewritten(saved: dict[str, Any], now: dict[str, Any]) -> str:
     """Which of the safe things are gone or were written again."""
-    return ", ".join(name for name, stamp in safe.items() if now.get(name) != stamp)
+    return ", ".join(name for name, stamp in saved.items() if now.get(name) != stamp)
 
 
 # Training
 
 
-def steps(folder: pathlib.Path) -> list[int]:
+def checkpoint_steps(folder: pathlib.Path) -> list[int]:
     """The checkpoints that are whole."""
     return sorted(int(path.name) for path in (folder / "checkpoints").glob("[0-9]*") if path.name.isdigit())
 
 
-def rows(folder: pathlib.Path) -> list[dict[str, Any]]:
+def log_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
     """The whole lines of metrics.jsonl."""
     path = folder / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
-def newest(folder: pathlib.Path) -> dict[str, Any]:
+def newest_checkpoint(folder: pathlib.Path) -> dict[str, Any]:
     """The newest checkpoint, as what is safe."""
-    return {"newest": max(steps(folder), default=0)}
+    return {"newest": max(checkpoint_steps(folder), default=0)}
 
 
-def fallen_back(safe: dict[str, Any], folder: pathlib.Path, said: str) -> str:
+def find_fallback(saved: dict[str, Any], folder: pathlib.Path, output: str) -> str:
     """What a trainer's first lines say of having gone on at an older step."""
-    found = re.search(r"^run  .*?(?:continued from step (\d+))?$", said, re.MULTILINE)
-    if found and int(found[1] or 0) != safe["newest"]:
-        return f"continued from step {found[1] or 0}, where {safe['newest']} was whole"
-    return "a checkpoint cannot be read" if "cannot be read" in said or "unreadable" in said else ""
+    found = re.search(r"^run  .*?(?:continued from step (\d+))?$", output, re.MULTILINE)
+    if found and int(found[1] or 0) != saved["newest"]:
+        return f"continued from step {found[1] or 0}, where {saved['newest']} was whole"
+    return "a checkpoint cannot be read" if "cannot be read" in output or "unreadable" in output else ""
 
 
-def unsaved(folder: pathlib.Path) -> int:
+def unsaved_steps(folder: pathlib.Path) -> int:
     """Steps in the log beyond the newest checkpoint: those that are taken again."""
-    return max([row["step"] for row in rows(folder)], default=0) - newest(folder)["newest"]
+    return max([row["step"] for row in log_rows(folder)], default=0) - newest_checkpoint(folder)["newest"]
 
 
-def trained(folder: pathlib.Path) -> dict[str, Any]:
+def training_outcome(folder: pathlib.Path) -> dict[str, Any]:
     """Every leaf of the newest checkpoint, the log but for its times, and the bytes of all other files."""
     import jax
 
@@ -145,119 +145,128 @@ def trained(folder: pathlib.Path) -> dict[str, Any]:
         net, optimizer = objects.network(config, 1), objects.optimizer(config)
 
         def fresh(key):
-            return training.init(objects.parameters(config, net, key, (8, 8, 1)), optimizer)
+            return training.init(objects.init_params(config, net, key, (8, 8, 1)), optimizer)
 
         back = saved.restore(jax.eval_shape(fresh, jax.random.key(0)))
-    found: dict[str, Any] = {"checkpoints": steps(folder), "step": back.step}
+    found: dict[str, Any] = {"checkpoints": checkpoint_steps(folder), "step": back.step}
     for path, leaf in jax.tree_util.tree_flatten_with_path(back.tree)[0]:
         array = np.asarray(leaf)
         found[jax.tree_util.keystr(path)] = (array.shape, array.dtype.name, hashlib.sha256(array.tobytes()).hexdigest())
-    log = rows(folder)
+    log = log_rows(folder)
     found["images seen"] = [(row["step"], row["seen"]) for row in log if "seen" in row]
     found["log"] = [{k: v for k, v in row.items() if k not in ("steps_per_s", "images_per_s")} for row in log]
-    others = {k: v for k, v in files(folder).items() if k != "metrics.jsonl" and not k.startswith("checkpoints/")}
+    others = {
+        k: v for k, v in file_digests(folder).items() if k != "metrics.jsonl" and not k.startswith("checkpoints/")
+    }
     return found | others
 
 
-def kinds() -> tuple[Kind, ...]:
+def killed_programs() -> tuple[KilledProgram, ...]:
     """The programs."""
     python = [sys.executable]
     return (
-        Kind(
+        KilledProgram(
             "train", 48,
             lambda home, folder: [
                 *python, "train.py", f"{home}/tiny.py", "--workdir", str(folder), "--devices", "1"
             ],
             (
-                Aim("at any time", 2, at_once, 8),
-                Aim("while stepping", 3, lambda folder, was: newest(folder)["newest"] > was, 0.7),
-                Aim("in a save", 6, lambda folder, was: newest(folder)["newest"] > was and half_saved(folder), 0.06),
-                Aim("in the last samples", 1, lambda folder, was: newest(folder)["newest"] == STEPS > was, 2.5),
+                KillMoment("at any time", 2, at_any_time, 8),
+                KillMoment("while stepping", 3, lambda folder, was: newest_checkpoint(folder)["newest"] > was, 0.7),
+                KillMoment("in a save", 6, lambda folder, was: newest_checkpoint(folder)["newest"] > was
+                     and is_saving_checkpoint(folder), 0.06),
+                KillMoment("in the last samples", 1,
+                     lambda folder, was: newest_checkpoint(folder)["newest"] == STEPS > was, 2.5),
             ),
-            lambda folder: newest(folder)["newest"],
-            half_saved, newest, fallen_back, unsaved, trained,
+            lambda folder: newest_checkpoint(folder)["newest"],
+            is_saving_checkpoint, newest_checkpoint, find_fallback, unsaved_steps, training_outcome,
         ),
-        Kind(
+        KilledProgram(
             "prepare", 18,
             lambda home, folder: [
                 *python, "-m", "ddpm_jax", "prepare", f"folder:{home}/pictures", "--name", "pictures", "--shards",
                 "60", "--out", str(folder),
             ],
             (
-                Aim("at any time", 2, at_once, 0),
-                Aim("between shards", 3, lambda folder, was: len(shards(folder)) > was, 0.1),
-                Aim("in a save", 3, lambda folder, was: len(shards(folder)) > was and half_prepared(folder), 0.003),
-                Aim("in the descriptions", 2, lambda folder, was: bool([*folder.glob("*/*/features.json")]), 0.1),
+                KillMoment("at any time", 2, at_any_time, 0),
+                KillMoment("between shards", 3, lambda folder, was: len(finished_shards(folder)) > was, 0.1),
+                KillMoment("in a save", 3, lambda folder, was: len(finished_shards(folder)) > was
+                     and is_saving_shard(folder), 0.003),
+                KillMoment("in the descriptions", 2,
+                     lambda folder, was: bool([*folder.glob("*/*/features.json")]), 0.1),
             ),
-            lambda folder: len(shards(folder)),
-            half_prepared, shards, lambda safe, folder, said: rewritten(safe, shards(folder)), no_steps, files,
+            lambda folder: len(finished_shards(folder)),
+            is_saving_shard, finished_shards,
+            lambda safe, folder, said: lost_or_rewritten(safe, finished_shards(folder)), no_steps, file_digests,
         ),
-        Kind(
+        KilledProgram(
             "sample", 12,
             lambda home, folder: [
                 *python, "sample.py", f"{home}/run", "--num", "200", "--devices", "1", "--out", str(folder)
             ],
             (
-                Aim("at any time", 3, at_once, 0),
-                Aim("in a save", 2, lambda folder, was: stamps(folder, "*") != was, 0.02),
+                KillMoment("at any time", 3, at_any_time, 0),
+                KillMoment("in a save", 2, lambda folder, was: file_stamps(folder, "*") != was, 0.02),
             ),
-            lambda folder: stamps(folder, "*"),
+            lambda folder: file_stamps(folder, "*"),
             lambda folder: bool([*folder.glob("**/*.part")]),
-            lambda folder: {}, lambda safe, folder, said: "", no_steps, files,
+            lambda folder: {}, lambda safe, folder, said: "", no_steps, file_digests,
         ),
-        Kind(
+        KilledProgram(
             "likelihood", 11,
             lambda home, folder: [
-                *python, "-c", OFTEN, f"{home}/run", "likelihood", "--devices", "1", "--out", str(folder)
+                *python, "-c", SAVE_OFTEN, f"{home}/run", "likelihood", "--devices", "1", "--out", str(folder)
             ],
             (
-                Aim("at any time", 2, at_once, 0),
-                Aim("while measuring", 2, lambda folder, was: measured(folder) > was, 0.5),
-                Aim("in a save", 2, lambda folder, was: stamps(folder, "*.part.npz.new") != {}, 0.0003),
+                KillMoment("at any time", 2, at_any_time, 0),
+                KillMoment("while measuring", 2, lambda folder, was: images_measured(folder) > was, 0.5),
+                KillMoment("in a save", 2, lambda folder, was: file_stamps(folder, "*.part.npz.new") != {}, 0.0003),
             ),
-            measured,
+            images_measured,
             lambda folder: bool([*folder.glob("*.new"), *folder.glob("*.part")]),
-            lambda folder: {"images": measured(folder)}, measured_again, no_steps, files,
+            lambda folder: {"images": images_measured(folder)}, find_remeasured, no_steps, file_digests,
         ),
-        Kind(
+        KilledProgram(
             "samples", 11,
             lambda home, folder: [
-                *python, "-c", OFTEN, f"{home}/run", "samples", "--num", "300", "--devices", "1", "--out", str(folder)
+                *python, "-c", SAVE_OFTEN, f"{home}/run", "samples", "--num", "300", "--devices", "1",
+                "--out", str(folder)
             ],
             (
-                Aim("at any time", 2, at_once, 0),
-                Aim("while drawing", 2, lambda folder, was: len(drawn(folder)) > was, 0.5),
-                Aim("in a save", 2, lambda folder, was: stamps(folder, "**/*.part") != {}, 0.0003),
+                KillMoment("at any time", 2, at_any_time, 0),
+                KillMoment("while drawing", 2, lambda folder, was: len(sample_parts(folder)) > was, 0.5),
+                KillMoment("in a save", 2, lambda folder, was: file_stamps(folder, "**/*.part") != {}, 0.0003),
             ),
-            lambda folder: len(drawn(folder)),
+            lambda folder: len(sample_parts(folder)),
             lambda folder: bool([*folder.rglob("*.part")]),
-            drawn, lambda safe, folder, said: rewritten(safe, drawn(folder)), no_steps, files,
+            sample_parts, lambda safe, folder, said: lost_or_rewritten(safe, sample_parts(folder)), no_steps,
+            file_digests,
         ),
     )  # fmt: skip
 
 
-def half_saved(folder: pathlib.Path) -> bool:
+def is_saving_checkpoint(folder: pathlib.Path) -> bool:
     """Whether a checkpoint is being written."""
     return any((folder / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
 
 
-def shards(folder: pathlib.Path) -> dict[str, Any]:
+def finished_shards(folder: pathlib.Path) -> dict[str, Any]:
     """The shards in the record of a data set, finished or not; their names without their folder's, which changes."""
     for record in folder.glob("*/*/prepare.json"):
         try:
             names = json.loads(record.read_text())["shards"]
         except FileNotFoundError:  # the folder has got its last name meanwhile
             continue
-        return {name: stamp for name, stamp in stamps(record.parent, "*").items() if name in names}
+        return {name: stamp for name, stamp in file_stamps(record.parent, "*").items() if name in names}
     return {}
 
 
-def half_prepared(folder: pathlib.Path) -> bool:
+def is_saving_shard(folder: pathlib.Path) -> bool:
     """Whether a shard or the record of them is being written."""
     return any(any(folder.glob(f"*/*/{name}")) for name in ("unfinished", "prepare.tmp"))
 
 
-def measured(folder: pathlib.Path) -> int:
+def images_measured(folder: pathlib.Path) -> int:
     """How many images' bound is on the disk."""
     for path in folder.glob("likelihood-*.npz"):
         try:
@@ -269,14 +278,16 @@ def measured(folder: pathlib.Path) -> int:
     return 0
 
 
-def measured_again(safe: dict[str, Any], folder: pathlib.Path, said: str) -> str:
+def find_remeasured(saved: dict[str, Any], folder: pathlib.Path, output: str) -> str:
     """What a measurement says of having gone on with fewer images."""
-    found = re.search(r"continued after (\d+) of", said)
+    found = re.search(r"continued after (\d+) of", output)
     before = int(found[1]) if found else 0
-    begun = found or re.search(r"^\d+ of \d+ images", said, re.MULTILINE)
-    return f"continued after {before} images, where {safe['images']} were" if begun and before < safe["images"] else ""
+    begun = found or re.search(r"^\d+ of \d+ images", output, re.MULTILINE)
+    return (
+        f"continued after {before} images, where {saved['images']} were" if begun and before < saved["images"] else ""
+    )
 
 
-def drawn(folder: pathlib.Path) -> dict[str, Any]:
+def sample_parts(folder: pathlib.Path) -> dict[str, Any]:
     """The parts of samples that are whole."""
-    return stamps(folder, "draws/*/*.npy")
+    return file_stamps(folder, "draws/*/*.npy")

@@ -1,6 +1,6 @@
 """A trainer of another library, and its network under our evaluation.
 
-    python -m benchmarks.rival NAME SPEC OUT train        # NAME is of TRAINERS; SPEC is JSON, see `Spec`
+    python -m benchmarks.rival NAME SPEC OUT train        # NAME is of TRAINERS; SPEC is JSON, see `TrainerSpec`
     python -m benchmarks.rival NAME SPEC OUT evaluate
 
 The first trains until it is told to end (SIGTERM) and leaves averaged weights in OUT, trained.pt; the second leaves
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import works
 
-PAUSE = 5.0
+LONGEST_STEP = 5.0
 """Seconds above which a step was not one: the process stood still meanwhile, as others had their turn."""
 
 BATCH = 100
@@ -29,16 +29,16 @@ BATCH = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
+class TrainerSpec:
     """What is to be trained, and how.
 
     Attributes:
-        network: see `works.Spec`.
+        network: see `works.WorkloadSpec`.
         source: of the images, see `config.Data`.
         minutes: of training, over which a falling learning rate falls.
         learning_rate: Adam's.
         seed: of everything random.
-        samples, calls: how many to draw, and of the network for each.
+        samples, nfe: how many to draw, and of the network for each.
     """
 
     network: dict[str, Any]
@@ -47,10 +47,10 @@ class Spec:
     learning_rate: float
     seed: int
     samples: int
-    calls: int
+    nfe: int
 
 
-class Trained(NamedTuple):
+class TrainedWeights(NamedTuple):
     """What evaluation needs, and torch.load opens without running anything.
 
     Attributes:
@@ -70,7 +70,7 @@ Go = Callable[[], bool]
 """Whether there is to be another step."""
 
 
-def network(name: str, spec: Spec) -> Any:
+def build_network(name: str, spec: TrainerSpec) -> Any:
     """Their module, images last in memory by channel."""
     import torch
 
@@ -79,26 +79,26 @@ def network(name: str, spec: Spec) -> Any:
 
         net = UNet2DModel.from_config(spec.network["unet"])
     else:
-        net = works.unet_of_theirs(works.Spec(**spec.network))
+        net = works.lucidrains_unet(works.WorkloadSpec(**spec.network))
     return net.to(memory_format=torch.channels_last)
 
 
-def diffusers(spec: Spec, batches: Callable[[], Any], go: "Clock") -> Trained:
+def diffusers(spec: TrainerSpec, next_batch: Callable[[], Any], clock: "TrainingClock") -> TrainedWeights:
     """As diffusers' example of unconditional training: AdamW, a rate falling as a cosine, an average that warms up."""
     import torch
     from diffusers import DDPMScheduler
     from diffusers.training_utils import EMAModel
 
-    net, noise = network("diffusers", spec), DDPMScheduler()
+    net, noise = build_network("diffusers", spec), DDPMScheduler()
     optimizer = torch.optim.AdamW(
         net.parameters(), lr=spec.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
     )
     average = EMAModel(net.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     step = 0
-    while go():
-        rate = min(1.0, (step + 1) / 500) * 0.5 * (1 + math.cos(math.pi * min(1.0, go.part())))
+    while clock():
+        rate = min(1.0, (step + 1) / 500) * 0.5 * (1 + math.cos(math.pi * min(1.0, clock.fraction())))
         optimizer.param_groups[0]["lr"] = spec.learning_rate * rate
-        x0 = batches()
+        x0 = next_batch()
         eps, t = torch.randn_like(x0), torch.randint(0, 1000, (len(x0),))
         loss = torch.nn.functional.mse_loss(net(noise.add_noise(x0, eps, t), t).sample, eps)
         optimizer.zero_grad()
@@ -108,14 +108,16 @@ def diffusers(spec: Spec, batches: Callable[[], Any], go: "Clock") -> Trained:
         average.step(net.parameters())
         step += 1
     average.copy_to(net.parameters())
-    return Trained(net.state_dict(), "eps", noise.betas.double(), step)
+    return TrainedWeights(net.state_dict(), "eps", noise.betas.double(), step)
 
 
-def denoising_diffusion_pytorch(spec: Spec, batches: Callable[[], Any], go: "Clock") -> Trained:
+def denoising_diffusion_pytorch(
+    spec: TrainerSpec, next_batch: Callable[[], Any], clock: "TrainingClock"
+) -> TrainedWeights:
     """As lucidrains' `Trainer`: Adam at one rate, v under the sigmoid schedule, an average every tenth step."""
     import torch
 
-    net = network("denoising-diffusion-pytorch", spec)
+    net = build_network("denoising-diffusion-pytorch", spec)
     from denoising_diffusion_pytorch import GaussianDiffusion  # pyright: ignore[reportMissingImports]
     from ema_pytorch import EMA  # pyright: ignore[reportMissingImports]
 
@@ -123,14 +125,14 @@ def denoising_diffusion_pytorch(spec: Spec, batches: Callable[[], Any], go: "Clo
     optimizer = torch.optim.Adam(model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.99))
     average = EMA(model, beta=0.995, update_every=10)
     step = 0
-    while go():
+    while clock():
         optimizer.zero_grad()
-        model(batches()).backward()
+        model(next_batch()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update()
         step += 1
-    return Trained(average.ema_model.model.state_dict(), "v", model.betas.double(), step)
+    return TrainedWeights(average.ema_model.model.state_dict(), "v", model.betas.double(), step)
 
 
 TRAINERS = {"diffusers": diffusers, "denoising-diffusion-pytorch": denoising_diffusion_pytorch}
@@ -138,7 +140,7 @@ PACKAGES = {"diffusers": ("diffusers",), "denoising-diffusion-pytorch": ("denois
 """Of each trainer, beside PyTorch."""
 
 
-class Clock:
+class TrainingClock:
     """Whether to go on, and which part of the time is over; what was spent standing still does not count."""
 
     def __init__(self, minutes: float):
@@ -151,14 +153,14 @@ class Clock:
     def __call__(self) -> bool:
         now = time.monotonic()
         taken, self.last = now - self.last, now
-        self.spent += taken if taken < PAUSE else 0.0
+        self.spent += taken if taken < LONGEST_STEP else 0.0
         return not self.stopped
 
-    def part(self) -> float:
+    def fraction(self) -> float:
         return self.spent / self.seconds
 
 
-def train(name: str, spec: Spec, folder: pathlib.Path) -> None:
+def train(name: str, spec: TrainerSpec, folder: pathlib.Path) -> None:
     import numpy as np
     import torch
 
@@ -170,17 +172,17 @@ def train(name: str, spec: Spec, folder: pathlib.Path) -> None:
     pixels = np.asarray(images.train)
     random = np.random.default_rng(spec.seed)
 
-    def batches():
+    def next_batch():
         chosen = random.integers(0, len(pixels), spec.network["batch"])
         x = torch.from_numpy(pixels[chosen].astype(np.float32)) * (2 / (images.levels - 1)) - 1
         return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
-    trained = TRAINERS[name](spec, batches, Clock(spec.minutes))
+    trained = TRAINERS[name](spec, next_batch, TrainingClock(spec.minutes))
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(trained._asdict(), folder / "trained.pt")
 
 
-def evaluate(name: str, spec: Spec, folder: pathlib.Path) -> None:
+def evaluate(name: str, spec: TrainerSpec, folder: pathlib.Path) -> None:
     """Samples and the bound, by this library's sampler and likelihood: only the network is theirs."""
     import jax
     import jax.numpy as jnp
@@ -190,12 +192,12 @@ def evaluate(name: str, spec: Spec, folder: pathlib.Path) -> None:
     from ddpm_jax import data, gaussian, likelihood, samplers, schedules
 
     torch.set_num_threads(1)  # JAX's threads are there as well, and PyTorch's wait for each other by turning round
-    trained, theirs = Trained(**torch.load(folder / "trained.pt")), network(name, spec)
+    trained, theirs = TrainedWeights(**torch.load(folder / "trained.pt")), build_network(name, spec)
     theirs.load_state_dict(trained.weights)
     theirs.eval()
     images = data.load(spec.source)
 
-    def called(x, t):
+    def call_torch(x, t):
         with torch.inference_mode():
             said = torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
             found = theirs(said, torch.from_numpy(np.array(t)).long() - 1)
@@ -203,30 +205,30 @@ def evaluate(name: str, spec: Spec, folder: pathlib.Path) -> None:
         return np.ascontiguousarray(found.permute(0, 2, 3, 1).numpy())
 
     def net(x, t):
-        return jax.pure_callback(called, jax.ShapeDtypeStruct(x.shape, x.dtype), x, t)
+        return jax.pure_callback(call_torch, jax.ShapeDtypeStruct(x.shape, x.dtype), x, t)
 
     schedule = schedules.from_betas(trained.betas.numpy())
     denoise = gaussian.denoiser(schedule, net, predicts=trained.predicts, clip=True)
-    times = samplers.times(len(trained.betas), spec.calls)
+    times = samplers.times(len(trained.betas), spec.nfe)
 
     @jax.jit
-    def drawn(keys):
-        sampler = samplers.ancestral(schedule, denoise, mix=0.0)
+    def draw(keys):
+        sampler = samplers.ancestral(schedule, denoise, variance_mix=0.0)
         return samplers.sample(keys, sampler, samplers.initial_noise(keys, images.train.shape[1:]), times)
 
     @jax.jit
-    def bound(keys, x0):
-        decoder = likelihood.discretized(images.levels)
-        found = likelihood.bound_estimate(keys, schedule, denoise, x0, strata=16, mix=1.0, decoder=decoder)
+    def vlb_bits(keys, x0):
+        decoder = likelihood.discretized_gaussian(images.levels)
+        found = likelihood.estimate_vlb(keys, schedule, denoise, x0, strata=16, variance_mix=1.0, decoder=decoder)
         return likelihood.bits_per_dim(found.total, x0)
 
     keys = samplers.image_keys(spec.seed, range(spec.samples))
-    x = np.concatenate([np.asarray(drawn(keys[i : i + BATCH])) for i in range(0, spec.samples, BATCH)])
-    np.savez(folder / "samples.npz", arr_0=data.from_unit(x, images.levels).astype(images.train.dtype))
-    held = data.to_unit(jnp.asarray(np.asarray(images.test)[: spec.samples]), images.levels)
+    x = np.concatenate([np.asarray(draw(keys[i : i + BATCH])) for i in range(0, spec.samples, BATCH)])
+    np.savez(folder / "samples.npz", arr_0=data.denormalize(x, images.levels).astype(images.train.dtype))
+    held = data.normalize(jnp.asarray(np.asarray(images.test)[: spec.samples]), images.levels)
     keys = samplers.image_keys(spec.seed + 1, range(len(held)))
     bits = np.concatenate(
-        [np.asarray(bound(keys[i : i + BATCH], held[i : i + BATCH])) for i in range(0, len(held), BATCH)]
+        [np.asarray(vlb_bits(keys[i : i + BATCH], held[i : i + BATCH])) for i in range(0, len(held), BATCH)]
     )
     versions = {package: importlib.metadata.version(package) for package in ("torch", *PACKAGES[name])}
     mean, error = float(bits.mean()), float(bits.std(ddof=1) / len(bits) ** 0.5)
@@ -236,4 +238,4 @@ def evaluate(name: str, spec: Spec, folder: pathlib.Path) -> None:
 
 if __name__ == "__main__":
     name, spec, out, what = sys.argv[1:]
-    {"train": train, "evaluate": evaluate}[what](name, Spec(**json.loads(spec)), pathlib.Path(out))
+    {"train": train, "evaluate": evaluate}[what](name, TrainerSpec(**json.loads(spec)), pathlib.Path(out))

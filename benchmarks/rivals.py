@@ -25,10 +25,10 @@ import tyro
 
 from benchmarks import alternating, cells
 from experiments import page
-from experiments.run import measured, program
+from experiments.run import read_numbers, run_program
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RATES = {"diffusers": 1e-4, "denoising-diffusion-pytorch": 1e-4}
+LEARNING_RATES = {"diffusers": 1e-4, "denoising-diffusion-pytorch": 1e-4}
 """Their trainers' own."""
 
 
@@ -44,7 +44,7 @@ class Arguments:
     """All are trained once with each."""
     samples: int = 1000
     """To be drawn of each."""
-    calls: int = 250
+    nfe: int = 250
     """Network calls per sample."""
     rates: tuple[float, ...] = ()
     """At which the others learn as well, beside their own."""
@@ -62,26 +62,26 @@ class Arguments:
 
 def main(argv: list[str]) -> None:
     args = tyro.cli(Arguments, prog="python -m benchmarks.rivals", args=argv)
-    told = [arg for arg in argv if arg not in ("--python", args.python)]  # where that is means nothing elsewhere
+    shown_argv = [arg for arg in argv if arg not in ("--python", args.python)]  # where that is means nothing elsewhere
     path = alternating.RESULTS / "rivals.json"
     for seed in args.seeds:
-        found = trained(args, seed)
+        found = train_and_evaluate(args, seed)
         kept = json.loads(path.read_text()) if path.exists() else {}
         kept.setdefault(f"{args.cell}, {args.minutes:g} minutes", {})[str(seed)] = {
             "made": {
-                "commit": alternating.commit(), **alternating.about("jax", "flax", "optax"),
-                "command": f"python -m benchmarks.rivals {' '.join(told)}",
+                "commit": alternating.commit(), **alternating.environment("jax", "flax", "optax"),
+                "command": f"python -m benchmarks.rivals {' '.join(shown_argv)}",
             },
             "trainers": found,
         }  # fmt: skip
-        alternating.write("rivals", kept)
+        alternating.write_results("rivals", kept)
         for who, numbers in found.items():
             print(seed, who, {key: value[0] if isinstance(value, list) else value for key, value in numbers.items()})
-    for line in page.rivals(json.loads(path.read_text())):
+    for line in page.baseline_table(json.loads(path.read_text())):
         print(line)
 
 
-def trained(args: Arguments, seed: int) -> dict[str, Any]:
+def train_and_evaluate(args: Arguments, seed: int) -> dict[str, Any]:
     """Numbers of each trainer."""
     folder = pathlib.Path(args.runs) / f"{args.cell}-{seed}"
     from ddpm_jax import config as configs
@@ -92,7 +92,7 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
     source = args.source or config.data.source
     images = data.load(source)
     held, shape = min(args.samples, len(images.test)), images.train.shape[1:]
-    network = dataclasses.asdict(cells.spec(path.name, shape, config.batch, 0, 0, cells.Arguments()))
+    network = dataclasses.asdict(cells.workload_spec(path.name, shape, config.batch, 0, 0, cells.Arguments()))
     network["unet"]["out_channels"] = shape[-1]  # theirs learn no variance
     ours = folder / "ours"
     shorter = () if args.steps is None else ("--steps", str(args.steps), "--optim.decay", str(args.steps))
@@ -101,50 +101,50 @@ def trained(args: Arguments, seed: int) -> dict[str, Any]:
                  "--sample-every", "0", "--workdir", str(ours), *shorter],
     }  # fmt: skip
     theirs = {}
-    for name, own in RATES.items():
+    for name, own in LEARNING_RATES.items():
         for rate in (*((own,) if args.own else ()), *args.rates):
             label = name if rate == own else f"{name}, rate {rate:g}"
-            said = {"network": network, "source": source, "minutes": args.minutes, "seed": seed,
-                    "samples": args.samples, "calls": args.calls, "learning_rate": rate}  # fmt: skip
-            theirs[label] = [args.python, "-m", "benchmarks.rival", name, json.dumps(said), str(folder / label)]
+            spec = {"network": network, "source": source, "minutes": args.minutes, "seed": seed,
+                    "samples": args.samples, "nfe": args.nfe, "learning_rate": rate}  # fmt: skip
+            theirs[label] = [args.python, "-m", "benchmarks.rival", name, json.dumps(spec), str(folder / label)]
             commands[label] = [*theirs[label], "train"]
-    once(commands, folder, 60 * args.minutes, args.slice)
+    train_unless_done(commands, folder, 60 * args.minutes, args.slice)
     unmeasured = [name for name in theirs if not (folder / name / "numbers.json").exists()]
-    beside({name: [*theirs[name], "evaluate"] for name in unmeasured}, folder)
+    run_in_parallel({name: [*theirs[name], "evaluate"] for name in unmeasured}, folder)
     how = ("--num", str(args.samples))
     found: dict[str, Any] = {}
     for name in commands:
         out = folder / "measured" / name
         if name == "ours":
             bound = ("likelihood", "--estimate", "16", "--num", str(held))
-            program("-m", "ddpm_jax", "evaluate", str(ours), *bound, "--out", str(out / "bound"))
+            run_program("-m", "ddpm_jax", "evaluate", str(ours), *bound, "--out", str(out / "bound"))
             steps = max(int(path.name) for path in (ours / "checkpoints").iterdir() if path.name.isdigit())
-            numbers = {"steps": steps, **measured("bound", out / "bound")}
-            given = ("--steps", str(args.calls), "--mix", "0")
+            numbers = {"steps": steps, **read_numbers("bound", out / "bound")}
+            given = ("--steps", str(args.nfe), "--variance-mix", "0")
         else:
             numbers = json.loads((folder / name / "numbers.json").read_text())
             given = ("--samples", str(folder / name / "samples.npz"))
-        program("-m", "ddpm_jax", "evaluate", str(ours), "samples", *how, *given, "--out", str(out / "samples"))
-        found[name] = numbers | measured("samples", out / "samples")
+        run_program("-m", "ddpm_jax", "evaluate", str(ours), "samples", *how, *given, "--out", str(out / "samples"))
+        found[name] = numbers | read_numbers("samples", out / "samples")
     return found
 
 
-def once(commands: dict[str, list[str]], folder: pathlib.Path, seconds: float, turn: float) -> None:
+def train_unless_done(commands: dict[str, list[str]], folder: pathlib.Path, seconds: float, turn: float) -> None:
     """Trains by turns, but for what these commands have trained in this folder before.
 
     Raises:
         SystemExit: if the folder holds something else.
     """
-    mark, said = folder / "trained.json", {"commands": commands, "seconds": seconds, "turn": turn}
-    if mark.exists() and json.loads(mark.read_text()) == said:
+    mark, description = folder / "trained.json", {"commands": commands, "seconds": seconds, "turn": turn}
+    if mark.exists() and json.loads(mark.read_text()) == description:
         return
     if folder.exists():
         sys.exit(f"{folder} holds other training, or some that was interrupted: remove it, or choose another --runs")
-    taking_turns(commands, folder, seconds, turn)
-    mark.write_text(json.dumps(said))
+    run_in_turns(commands, folder, seconds, turn)
+    mark.write_text(json.dumps(description))
 
 
-def taking_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: float, turn: float) -> None:
+def run_in_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: float, turn: float) -> None:
     """Runs programs for so many seconds each, one at a time; then tells those that go on to end, which all do at once.
 
     What they print goes to NAME.log in the folder.
@@ -159,11 +159,11 @@ def taking_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: 
                     continue
                 begun = time.monotonic()
                 if name not in running:
-                    running[name] = started(command, folder / f"{name}.log")
+                    running[name] = start(command, folder / f"{name}.log")
                 else:
                     os.killpg(running[name].pid, signal.SIGCONT)
                 try:
-                    ended(name, running[name].wait(min(turn, seconds - used[name])), folder)
+                    check_status(name, running[name].wait(min(turn, seconds - used[name])), folder)
                     used[name] = seconds
                 except subprocess.TimeoutExpired:
                     os.killpg(running[name].pid, signal.SIGSTOP)
@@ -173,35 +173,35 @@ def taking_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: 
                 os.killpg(process.pid, signal.SIGTERM)
                 os.killpg(process.pid, signal.SIGCONT)
         for name, process in running.items():
-            ended(name, process.wait(), folder)
+            check_status(name, process.wait(), folder)
     finally:
-        killed(running)
+        kill_all(running)
 
 
-def beside(commands: dict[str, list[str]], folder: pathlib.Path) -> None:
+def run_in_parallel(commands: dict[str, list[str]], folder: pathlib.Path) -> None:
     """Runs programs at the same time, to their ends."""
-    running = {name: started(command, folder / f"{name}.log") for name, command in commands.items()}
+    running = {name: start(command, folder / f"{name}.log") for name, command in commands.items()}
     try:
         for name, process in running.items():
-            ended(name, process.wait(), folder)
+            check_status(name, process.wait(), folder)
     finally:
-        killed(running)
+        kill_all(running)
 
 
-def started(command: list[str], log: pathlib.Path) -> subprocess.Popen:
+def start(command: list[str], log: pathlib.Path) -> subprocess.Popen:
     """In a session of its own; what it prints is added to a file."""
     with log.open("a") as file:
         return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
 
 
-def killed(running: dict[str, subprocess.Popen]) -> None:
+def kill_all(running: dict[str, subprocess.Popen]) -> None:
     """None of these goes on."""
     for process in running.values():
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def ended(name: str, status: int, folder: pathlib.Path) -> None:
+def check_status(name: str, status: int, folder: pathlib.Path) -> None:
     """A program has ended.
 
     Raises:

@@ -23,11 +23,11 @@ from ddpm_jax.gaussian import Denoiser
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "schedulers.json"
 LAWS = {"Gaussian": GAUSSIAN, "mixture": MIXTURE}
-ROUND = conformance.gaussian_data([0.2, -0.1], 0.25 * np.eye(2))
-TOO_LARGE = 1.05
+ISOTROPIC = conformance.gaussian_data([0.2, -0.1], 0.25 * np.eye(2))
+EPS_FACTOR = 1.05
 
 
-def theirs(scheduler: Any, denoise: Denoiser, x_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def run_diffusers(scheduler: Any, denoise: Denoiser, x_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where a scheduler with its times set leads x_T [B, ...], and these times, counted from 1, with 0 at the end."""
     import torch
 
@@ -42,7 +42,7 @@ def theirs(scheduler: Any, denoise: Denoiser, x_T: np.ndarray) -> tuple[np.ndarr
     return x.numpy(), np.append(np.asarray(scheduler.timesteps) + 1, 0).astype(np.int32)
 
 
-def ours(sampler: samplers.Sampler, x_T: np.ndarray, times: np.ndarray) -> np.ndarray:
+def run_ours(sampler: samplers.Sampler, x_T: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Where a sampler that draws no noise leads x_T."""
     keys = samplers.image_keys(0, range(len(x_T)))
     return np.asarray(jax.jit(lambda x: samplers.sample(keys, sampler, x, times))(x_T))
@@ -55,7 +55,7 @@ def measure() -> list[dict[str, Any]]:
 
     schedule, rows = schedules.linear(1000), []
     x_T = np.random.default_rng(0).standard_normal((64, 2))
-    ends = {name: np.asarray(conformance.flow(schedule, law, x_T, 1000, 0)) for name, law in LAWS.items()}
+    ends = {name: np.asarray(conformance.probability_flow(schedule, law, x_T, 1000, 0)) for name, law in LAWS.items()}
 
     def row(what: str, n: int, data: str, peer: float, own: float) -> None:
         rows.append({"what": what, "steps": n, "data": data, "theirs": float(peer), "ours": float(own)})
@@ -65,12 +65,12 @@ def measure() -> list[dict[str, Any]]:
         what: str, n: int, scheduler: Callable[[], Any], sampler: Callable[[Denoiser], samplers.Sampler]
     ) -> None:
         for name, law in LAWS.items():
-            denoise = conformance.ideal(schedule, law)
-            there, times = theirs(scheduler(), denoise, x_T)
-            here = ours(sampler(denoise), x_T, times)
+            denoise = conformance.ideal_denoiser(schedule, law)
+            there, times = run_diffusers(scheduler(), denoise, x_T)
+            here = run_ours(sampler(denoise), x_T, times)
             row(what, n, name, np.abs(there - ends[name]).max(), np.abs(here - ends[name]).max())
 
-    def made(kind: str, n: int | None = None, chain: np.ndarray | None = None, **config: Any) -> Any:
+    def make_scheduler(kind: str, n: int | None = None, chain: np.ndarray | None = None, **config: Any) -> Any:
         scheduler = getattr(diffusers, f"{kind}Scheduler")(**config)
         if chain is None:
             scheduler.set_timesteps(n)
@@ -81,40 +81,42 @@ def measure() -> list[dict[str, Any]]:
     for n, spacing in ((10, "linspace"), (50, "linspace"), (300, "linspace"), (600, "linspace"), (600, "trailing")):
         compare(
             f"DDIM, {spacing}", n,
-            lambda n=n, spacing=spacing: made("DDIM", n, timestep_spacing=spacing, clip_sample=False),
+            lambda n=n, spacing=spacing: make_scheduler("DDIM", n, timestep_spacing=spacing, clip_sample=False),
             lambda denoise: samplers.ddim(schedule, denoise),
         )  # fmt: skip
     for n in (20, 40):
         chain = samplers.times(schedule, n, spacing="log_snr")
         compare(
             "DPM-Solver++, order 3, log_snr", n,
-            lambda chain=chain: made("DPMSolverMultistep", chain=chain, solver_order=3),
+            lambda chain=chain: make_scheduler("DPMSolverMultistep", chain=chain, solver_order=3),
             lambda denoise: samplers.dpm_solver_pp(schedule, denoise, order=3),
         )  # fmt: skip
     for n in (10, 20):
         compare(
             "UniPC, order 3, trailing", n,
-            lambda n=n: made("UniPCMultistep", n, solver_order=3, timestep_spacing="trailing"),
+            lambda n=n: make_scheduler("UniPCMultistep", n, solver_order=3, timestep_spacing="trailing"),
             lambda denoise: samplers.unipc(schedule, denoise, order=3),
         )  # fmt: skip
 
-    best = conformance.ideal(schedule, MIXTURE)
-    wrong = estimates.scaled(schedule, best, 1 / TOO_LARGE)
-    clipped = estimates.limited(schedule, wrong, estimates.clip)
+    best = conformance.ideal_denoiser(schedule, MIXTURE)
+    wrong = estimates.scale_eps(schedule, best, 1 / EPS_FACTOR)
+    clipped = estimates.limit_x0(schedule, wrong, estimates.clip)
     for n in (10, 50):
-        there, times = theirs(made("DDIM", n, timestep_spacing="leading"), wrong, x_T)
-        here = ours(samplers.ddim(schedule, clipped), x_T, times)
+        there, times = run_diffusers(make_scheduler("DDIM", n, timestep_spacing="leading"), wrong, x_T)
+        here = run_ours(samplers.ddim(schedule, clipped), x_T, times)
         off = [np.linalg.norm(x - ends["mixture"], axis=1).mean() for x in (there, here)]
         row("DDIM, clipped, noise 5 % too large, leading", n, "mixture", *off)
 
     many = np.random.default_rng(1).standard_normal((100_000, 2))
     torch.manual_seed(0)
     for n in (10, 20, 50):
-        denoise = conformance.ideal(schedule, ROUND)
-        scheduler = made("DDPM", n, timestep_spacing="trailing", variance_type="fixed_large", clip_sample=False)
-        there, times = theirs(scheduler, denoise, many)
-        ((_, cov),) = conformance.terminal(
-            lambda schedule, denoise, noise: samplers.ancestral(schedule, denoise, mix=1.0, noise=noise),
+        denoise = conformance.ideal_denoiser(schedule, ISOTROPIC)
+        scheduler = make_scheduler(
+            "DDPM", n, timestep_spacing="trailing", variance_type="fixed_large", clip_sample=False
+        )
+        there, times = run_diffusers(scheduler, denoise, many)
+        ((_, cov),) = conformance.terminal_moments(
+            lambda schedule, denoise, noise: samplers.ancestral(schedule, denoise, variance_mix=1.0, noise=noise),
             schedule, denoise, [times], start=(np.zeros(2), np.eye(2)),
         )  # fmt: skip
         row("DDPM, fixed_large, trailing: std of data of 0.5", n, "Gaussian", there[:, 0].std(), np.sqrt(cov[0, 0]))
@@ -123,7 +125,7 @@ def measure() -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measures, prints and writes."""
-    process.prepare()
+    process.initialize()
     jax.config.update("jax_enable_x64", True)
     import diffusers
 

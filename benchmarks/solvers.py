@@ -20,9 +20,9 @@ import numpy as np
 from ddpm_jax import conformance, process, samplers, schedules
 from ddpm_jax.conformance.checks import GAUSSIAN, MIXTURE
 from ddpm_jax.samplers import Sampler
-from ddpm_jax.schedules import at
+from ddpm_jax.schedules import gather
 
-CALLS = (5, 10, 20, 40)
+NFE = (5, 10, 20, 40)
 RESULTS = pathlib.Path(__file__).parent / "results" / "solvers.json"
 
 
@@ -30,8 +30,8 @@ def heun(schedule, denoise, single) -> Sampler:
     """Heun's method in sigma (Karras et al., arXiv:2206.00364, algorithm 1), but Euler's from time `single` down."""
 
     def step(keys, state, t, s):
-        signal_t, noise_t = at(schedule.signal, t, state.x), at(schedule.noise, t, state.x)
-        signal_s, noise_s = at(schedule.signal, s, state.x), at(schedule.noise, s, state.x)
+        signal_t, noise_t = gather(schedule.signal, t, state.x), gather(schedule.noise, t, state.x)
+        signal_s, noise_s = gather(schedule.signal, s, state.x), gather(schedule.noise, s, state.x)
         found = denoise(state.x, t)
         width = noise_s / signal_s - noise_t / signal_t  # dx/dsigma = eps where x = signal (x_0 + sigma eps)
         euler = state.x / signal_t + width * found.eps
@@ -42,24 +42,24 @@ def heun(schedule, denoise, single) -> Sampler:
     return Sampler(lambda x, t: samplers.State(x, jnp.zeros_like(x), t), step)
 
 
-class Past(NamedTuple):
+class PublishedUniPCState(NamedTuple):
     """A state with lambda, x_0_hat and x of the latest calls, newest first; n of them have been."""
 
     x: jax.Array
     x0: jax.Array
     t: jax.Array
     n: jax.Array
-    at: jax.Array
-    m: jax.Array
+    lambdas: jax.Array
+    x0s: jax.Array
     corrected: jax.Array
 
 
-def as_published(schedule, denoise, *, order) -> Sampler:
+def published_unipc(schedule, denoise, *, order) -> Sampler:
     """UniPC as arXiv:2302.04867 has it: B(h) = expm1(h), coefficients from the linear system, halves where it says."""
 
     def step(keys, state, t, s):
         x0 = denoise(state.x, t).x0
-        now = 0.5 * at(schedule.log_snr, t, state.x)
+        now = 0.5 * gather(schedule.log_snr, t, state.x)
         # the step that led here, once more with what is known of its end
         x = state.x
         for p in range(1, order + 1):
@@ -67,16 +67,16 @@ def as_published(schedule, denoise, *, order) -> Sampler:
             x = jnp.where(jnp.minimum(state.n, order) == p, again, x)
         knots = jnp.concatenate([now[None], state.at[:-1]])
         past = jnp.concatenate([x0[None], state.m[:-1]])
-        end, found = 0.5 * at(schedule.log_snr, s, x), x
+        end, found = 0.5 * gather(schedule.log_snr, s, x), x
         for p in range(1, order + 1):
             there = _solve(schedule, x, knots[:p], past[:p], end, at_end=None, t=s)
             found = jnp.where(jnp.minimum(state.n + 1, order) == p, there, found)
         found = jnp.where(s == 0, x0, found)
-        return Past(found, x0, s, state.n + 1, knots, past, x)
+        return PublishedUniPCState(found, x0, s, state.n + 1, knots, past, x)
 
     def init(x, t):
         none = jnp.arange(order) + 1.0
-        return Past(x, jnp.zeros_like(x), t, jnp.int32(0), none, jnp.zeros((order, *x.shape)), x)
+        return PublishedUniPCState(x, jnp.zeros_like(x), t, jnp.int32(0), none, jnp.zeros((order, *x.shape)), x)
 
     return Sampler(init, step)
 
@@ -105,7 +105,7 @@ def _solve(schedule, x, knots, past, end, *, at_end, t):
     return noise[1] / noise[0] * x + signal[1] * total
 
 
-def grids() -> dict:
+def time_grids() -> dict:
     """Name -> schedule, and times for a number of steps."""
     usual, fine = schedules.linear(1000), schedules.linear(100_000, 1e-6, 2e-4)
     end = int(np.abs(np.asarray(fine.noise) - 0.01).argmin())
@@ -121,25 +121,25 @@ def grids() -> dict:
         for spacing in spacings
     }
     return named | {
-        "even in log SNR, to noise 0.01": (fine, lambda n: conformance.even_in_log_snr(fine, n, end)),
+        "even in log SNR, to noise 0.01": (fine, lambda n: conformance.uniform_log_snr_times(fine, n, end)),
         "even in sigma^(1/7), to noise 0.01": (fine, karras),
     }
 
 
-def of_heun(calls: int, chain_of) -> tuple[np.ndarray, int]:
+def heun_times(nfe: int, times_of) -> tuple[np.ndarray, int]:
     """Times of Heun's steps for so many calls, and from which time on down a step is Euler's and calls once.
 
     The step to the data, where sigma is 0, is Euler's; where the number of calls is then odd, the one before too.
     """
-    to_data = chain_of(1)[-1] == 0
-    last = (1 if calls % 2 else 2) if to_data else calls % 2
-    chain = chain_of((calls - last) // 2 + last)
+    to_data = times_of(1)[-1] == 0
+    last = (1 if nfe % 2 else 2) if to_data else nfe % 2
+    chain = times_of((nfe - last) // 2 + last)
     return chain, int(chain[len(chain) - 1 - last]) if last else -1
 
 
 def solvers() -> dict:
     """Name -> `conformance.SamplerOf`, for those with one call a step."""
-    kinds = {"dpm_solver_pp": samplers.dpm_solver_pp, "unipc": samplers.unipc, "unipc, as published": as_published}
+    kinds = {"dpm_solver_pp": samplers.dpm_solver_pp, "unipc": samplers.unipc, "unipc, as published": published_unipc}
 
     def of(make, order):
         return lambda schedule, denoise, noise: make(schedule, denoise, order=order)
@@ -150,9 +150,9 @@ def solvers() -> dict:
 def measure() -> list[dict]:
     """One row for each grid, solver and law: errors by number of calls."""
     rows = []
-    for grid, (schedule, chain_of) in grids().items():
-        chains = [chain_of(n) for n in CALLS]
-        twice = [of_heun(n, chain_of) for n in CALLS]
+    for grid, (schedule, chain_of) in time_grids().items():
+        chains = [chain_of(n) for n in NFE]
+        twice = [heun_times(n, chain_of) for n in NFE]
         for data, law in {"Gaussian": GAUSSIAN, "mixture": MIXTURE}.items():
             found = {name: conformance.flow_errors(of, schedule, law, chains) for name, of in solvers().items()}
             found["heun, two calls a step"] = np.concatenate(
@@ -174,8 +174,8 @@ def table(rows: list[dict]) -> str:
     for row in rows:
         if (row["grid"], row["solver"]) in errors:
             errors[row["grid"], row["solver"]] += row["errors"]
-    head = ["grid", "solver", *(f"{law}, {n}" if n == CALLS[0] else f"{n}" for law in laws for n in CALLS)]
-    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * len(laws) * len(CALLS)]
+    head = ["grid", "solver", *(f"{law}, {n}" if n == NFE[0] else f"{n}" for law in laws for n in NFE)]
+    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * len(laws) * len(NFE)]
     for (grid, solver), found in errors.items():
         best = np.min([others for (where, _), others in errors.items() if where == grid], axis=0)
         cells = [f"**{e:.1e}**" if e == least else f"{e:.1e}" for e, least in zip(found, best, strict=True)]
@@ -185,10 +185,10 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     """Measures, prints and writes."""
-    process.prepare()
+    process.initialize()
     jax.config.update("jax_enable_x64", True)
     rows = measure()
-    RESULTS.write_text(json.dumps({"calls": CALLS, "rows": rows}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"calls": NFE, "rows": rows}, indent=1) + "\n")
     print(table(rows))
 
 

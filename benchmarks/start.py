@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
         for _ in range(args.runs):
             with tempfile.TemporaryDirectory() as folder:
                 for kind, found in starts.items():
-                    found.append(started(args, config, pathlib.Path(folder), kind))
+                    found.append(time_start(args, config, pathlib.Path(folder), kind))
         for kind, found in starts.items():
             for until in ("first step", "run"):
                 cpu, seconds, programs = (
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
                 print(f"| {name}, {kind} | {until} | {cpu:.1f} | {seconds:.1f} | {programs:g} |", flush=True)
 
 
-def started(args: Arguments, config: str, folder: pathlib.Path, kind: str) -> dict[str, dict[str, float]]:
+def time_start(args: Arguments, config: str, folder: pathlib.Path, kind: str) -> dict[str, dict[str, float]]:
     """What one start took, until its first step and until its end."""
     (folder / "tiny.py").write_text(TINY)
     flags = ["--workdir", str(folder / kind), "--steps", "3", "--log-every", "1", "--sampling.steps", "20"]

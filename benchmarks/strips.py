@@ -22,34 +22,34 @@ CASES = (
 )  # fmt: skip
 """Images, side, channels, type."""
 
-PLACE = "v5e:1x1"
+TOPOLOGY = "v5e:1x1"
 
 
 def main(argv: list[str]) -> None:
     if argv:
         batch, side, channels, dtype = argv
-        print(json.dumps(compiled(int(batch), int(side), int(channels), dtype)))
+        print(json.dumps(compile_blocks(int(batch), int(side), int(channels), dtype)))
         return
     found = {}
     for case in CASES:
         name = f"{case[0]} images, {case[1]}x{case[1]}, {case[2]} channels, {case[3]}"
-        found[name] = {"whole": asked(case, "false"), "strips": asked(case, "true")}
+        found[name] = {"whole": compile_in_subprocess(case, "false"), "strips": compile_in_subprocess(case, "true")}
         print(name, found[name], flush=True)
-    made = {"commit": alternating.commit(), "place": PLACE, **alternating.about("jax", "libtpu")}
-    alternating.write("strips", {"made": made, "blocks": found})
+    made = {"commit": alternating.commit(), "place": TOPOLOGY, **alternating.environment("jax", "libtpu")}
+    alternating.write_results("strips", {"made": made, "blocks": found})
 
 
-def asked(case: tuple[int, int, int, str], strips: str) -> dict[str, Any]:
+def compile_in_subprocess(case: tuple[int, int, int, str], strips: str) -> dict[str, Any]:
     """A case in a process of its own, for libtpu is told once."""
-    told = " ".join(f"--{flag}={strips}" for flag in tpu.OFF)
+    libtpu_args = " ".join(f"--{flag}={strips}" for flag in tpu.DISABLED_FLAGS)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.strips", *map(str, case)], check=True, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"LIBTPU_INIT_ARGS": told},
+        env=os.environ | {"LIBTPU_INIT_ARGS": libtpu_args},
     )  # fmt: skip
     return json.loads(done.stdout)
 
 
-def compiled(batch: int, side: int, channels: int, dtype: str) -> dict[str, Any]:
+def compile_blocks(batch: int, side: int, channels: int, dtype: str) -> dict[str, Any]:
     """Cycles by kind, and bytes of temporaries."""
     topology.set_environment()
     import jax
@@ -57,7 +57,7 @@ def compiled(batch: int, side: int, channels: int, dtype: str) -> dict[str, Any]
 
     from ddpm_jax.unet.layers import ResnetBlock
 
-    blocks = [ResnetBlock(channels, dtype=jnp.dtype(dtype), place=place) for place in range(3)]
+    blocks = [ResnetBlock(channels, dtype=jnp.dtype(dtype), dropout_index=place) for place in range(3)]
 
     def loss(params, x, temb):
         for block, its in zip(blocks, params, strict=True):
@@ -67,11 +67,11 @@ def compiled(batch: int, side: int, channels: int, dtype: str) -> dict[str, Any]
     x = jax.ShapeDtypeStruct((batch, side, side, channels), jnp.dtype(dtype))
     temb = jax.ShapeDtypeStruct((batch, 512), jnp.float32)
     params = [jax.eval_shape(block.init, jax.random.key(0), x, temb) for block in blocks]
-    one = jax.sharding.SingleDeviceSharding(topology.devices(topology.find(PLACE))[0])
+    one = jax.sharding.SingleDeviceSharding(topology.devices(topology.find_slice(TOPOLOGY))[0])
     step = jax.jit(jax.grad(loss, argnums=(0, 1)), in_shardings=one, out_shardings=one)
     done = step.lower(params, x, temb).compile(compiler_options={"exec_time_optimization_effort": 0.0})
-    cycles = cost.cycles(done.as_text() or "")
-    return {"cycles": sum(cycles.values()), "temporaries": facts.memory(done).temporaries, "kinds": cycles}
+    cycles = cost.estimated_cycles(done.as_text() or "")
+    return {"cycles": sum(cycles.values()), "temporaries": facts.compiled_memory(done).temporaries, "kinds": cycles}
 
 
 if __name__ == "__main__":

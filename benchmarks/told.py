@@ -24,7 +24,7 @@ import tyro
 from ddpm_jax import process
 from ddpm_jax.config import flags
 
-TEMPLATES = (
+UNSEEN_TEMPLATES = (
     "a photo of a {}", "somebody wrote a {}", "the {} of a child", "draw the digit {} for me", "number {}",
     "in this picture there is a {}", "a small scan of the handwritten digit {}",
 )  # fmt: skip
@@ -45,7 +45,7 @@ class Arguments:
     """Samples at each place, of each group."""
     seed: int = 1000
     """Of the samples."""
-    sampling: tyro.conf.OmitArgPrefixes[flags.Sampling] = flags.Sampling()
+    sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
 
 
 def main(argv: list[str]) -> None:
@@ -53,9 +53,11 @@ def main(argv: list[str]) -> None:
     from ddpm_jax import runs
 
     args = tyro.cli(Arguments, prog="python -m benchmarks.told", args=argv)
-    process.prepare()
-    model = runs.Model(args.run, step=None, weights="ema", sampling=args.sampling.chosen())
-    measure = {"labels": labels, "texts": texts, "pairs": pairs, "scenes": scenes}[args.kind]
+    process.initialize()
+    model = runs.Pipeline(args.run, step=None, weights="ema", sampling=args.sampling.overrides())
+    measure = {"labels": label_accuracy, "texts": text_accuracy, "pairs": pair_accuracy, "scenes": scene_accuracy}[
+        args.kind
+    ]
     path = RESULTS / f"told-{args.kind}.json"
     made = model.manifest() | {"num": args.num, "seed": args.seed, "command": f"python -m benchmarks.told {args.kind}"}
     del made["sampling"], made["times"], made["asked"]
@@ -73,48 +75,52 @@ def main(argv: list[str]) -> None:
         print(json.dumps(next(row for row in rows if row | one == row)), flush=True)
 
 
-def drawn(model, args: Arguments, scale: float, *, labels: Sequence[int] = (), texts: Sequence[str] = ()) -> np.ndarray:
+def draw_samples(
+    model, args: Arguments, scale: float, *, labels: Sequence[int] = (), texts: Sequence[str] = ()
+) -> np.ndarray:
     """Samples as the data have them, of the labels or texts in turn."""
     from ddpm_jax import runs
 
-    asked = model.asking(runs.Asked(tuple(labels), tuple(texts)), guidance=float(scale))
-    return np.concatenate([asked.images(part.x) for part in asked.draw(seed=args.seed, start=0, num=args.num)])
+    conditioned = model.with_request(runs.ConditionRequest(tuple(labels), tuple(texts)), guidance=float(scale))
+    return np.concatenate(
+        [conditioned.to_pixels(part.x) for part in conditioned.draw(seed=args.seed, start=0, num=args.num)]
+    )
 
 
-def shares(right: np.ndarray) -> dict[str, float]:
+def accuracy(right: np.ndarray) -> dict[str, float]:
     """The share that is right, and its standard error."""
     mean = float(np.mean(right))
     return {"right": round(mean, 4), "error": round((mean * (1 - mean) / len(right)) ** 0.5, 4)}
 
 
-def labels(model, args: Arguments, scale: float) -> dict[str, Any]:
+def label_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
     """How many samples the classifier sees the label in that was asked for."""
     from ddpm_jax.metrics import classifier
 
-    judged = classifier.load("digits")(drawn(model, args, scale, labels=range(10)))
-    right = judged.probabilities.argmax(1) == np.arange(args.num) % 10
-    sure = judged.probabilities.max(1) > classifier.SURE
-    return shares(right) | {"sure": round(float(sure.mean()), 4)}
+    predictions = classifier.load("digits")(draw_samples(model, args, scale, labels=range(10)))
+    right = predictions.probabilities.argmax(1) == np.arange(args.num) % 10
+    sure = predictions.probabilities.max(1) > classifier.CONFIDENT
+    return accuracy(right) | {"sure": round(float(sure.mean()), 4)}
 
 
-def texts(model, args: Arguments, scale: float) -> dict[str, Any]:
-    """As `labels`, of texts from templates in training and of TEMPLATES."""
+def text_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
+    """As `label_accuracy`, of texts from templates in training and of UNSEEN_TEMPLATES."""
     from ddpm_jax.data import sources
     from ddpm_jax.metrics import classifier
 
     def of(templates: Sequence[str]) -> dict[str, float]:
-        asked = [template.format(name) for template in templates for name in sources.DIGITS]
-        judged = classifier.load("digits")(drawn(model, args, scale, texts=asked))
-        return shares(judged.probabilities.argmax(1) == np.arange(args.num) % 10)
+        captions = [template.format(name) for template in templates for name in sources.DIGIT_NAMES]
+        predictions = classifier.load("digits")(draw_samples(model, args, scale, texts=captions))
+        return accuracy(predictions.probabilities.argmax(1) == np.arange(args.num) % 10)
 
     seen = model.config.condition.templates
-    assert not {template.format(name) for template in TEMPLATES for name in sources.DIGITS} & {
-        template.format(name) for template in seen for name in sources.DIGITS
+    assert not {template.format(name) for template in UNSEEN_TEMPLATES for name in sources.DIGIT_NAMES} & {
+        template.format(name) for template in seen for name in sources.DIGIT_NAMES
     }
-    return {"templates of training": of(seen), "other templates": of(TEMPLATES)}
+    return {"templates of training": of(seen), "other templates": of(UNSEEN_TEMPLATES)}
 
 
-def pairs(model, args: Arguments, scale: float) -> dict[str, Any]:
+def pair_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
     """How many samples have both digits of the text, of pairs in training and of those held out."""
     from ddpm_jax.data import pairs, sources
     from ddpm_jax.metrics import attributes
@@ -122,24 +128,24 @@ def pairs(model, args: Arguments, scale: float) -> dict[str, Any]:
     every = [pairs.Pair(left, right) for left in range(10) for right in range(10)]
 
     def of(some: Sequence[pairs.Pair]) -> dict[str, Any]:
-        asked = [(text, pair) for way in (0, 1) for pair in some
-                 for text in [pairs.descriptions(pair, sources.DIGITS)[way]]]  # fmt: skip
-        found = attributes.read_pairs(drawn(model, args, scale, texts=[text for text, _ in asked]))
-        wanted = [asked[i % len(asked)][1] for i in range(args.num)]
+        requests = [(text, pair) for way in (0, 1) for pair in some
+                 for text in [pairs.descriptions(pair, sources.DIGIT_NAMES)[way]]]  # fmt: skip
+        found = attributes.recognise_pairs(draw_samples(model, args, scale, texts=[text for text, _ in requests]))
+        expected = [requests[i % len(requests)][1] for i in range(args.num)]
         return {
-            "both": shares(np.array([one == other for one, other in zip(found, wanted, strict=True)])),
-            "the other way round": shares(
-                np.array([one == other[::-1] and one != other for one, other in zip(found, wanted, strict=True)])
+            "both": accuracy(np.array([one == other for one, other in zip(found, expected, strict=True)])),
+            "the other way round": accuracy(
+                np.array([one == other[::-1] and one != other for one, other in zip(found, expected, strict=True)])
             ),
         }
 
     return {
-        "pairs of training": of([pair for pair in every if pair not in pairs.HELD_OUT]),
-        "held-out pairs": of([pair for pair in every if pair in pairs.HELD_OUT]),
+        "pairs of training": of([pair for pair in every if pair not in pairs.HELD_OUT_PAIRS]),
+        "held-out pairs": of([pair for pair in every if pair in pairs.HELD_OUT_PAIRS]),
     }
 
 
-def scenes(model, args: Arguments, scale: float) -> dict[str, Any]:
+def scene_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
     """What is right of samples, of scenes in training, of both kinds held out, in other phrasings, and by chance.
 
     The control is told the descriptions of other scenes: what is right by chance, and by the data's own habits.
@@ -147,20 +153,20 @@ def scenes(model, args: Arguments, scale: float) -> dict[str, Any]:
     from ddpm_jax.data import scenes
     from ddpm_jax.metrics import attributes
 
-    found = scenes.images()
+    found = scenes.make_dataset()
     train, test = found.train_captions or (), found.test_captions or ()
     of_kind: dict[str, list[scenes.Scene]] = {"seen": [], "pairing": [], "thing": []}
     for caption in (*train[: args.num], *test):
-        scene = scenes.described(caption.splitlines()[0])
+        scene = scenes.parse_description(caption.splitlines()[0])
         of_kind[scenes.novelty(scene)].append(scene)
     draw = np.random.RandomState(args.seed)
 
     def group(some: Sequence[scenes.Scene], phrasings: Sequence[str], other: Callable[[int], int]) -> dict[str, Any]:
         some = [some[i % len(some)] for i in range(args.num)]
-        said = [scenes.descriptions(scene, phrasings) for scene in some]
-        chosen = [lines[draw.randint(len(lines))] for lines in said]
-        told = [chosen[other(i)] for i in range(args.num)]
-        read = attributes.read_scenes(drawn(model, args, scale, texts=told))
+        candidates = [scenes.descriptions(scene, phrasings) for scene in some]
+        chosen = [lines[draw.randint(len(lines))] for lines in candidates]
+        captions = [chosen[other(i)] for i in range(args.num)]
+        read = attributes.recognise_scenes(draw_samples(model, args, scale, texts=captions))
         right = attributes.agreement(some, read.scenes)
         return {name: round(float(np.mean(value)), 4) for name, value in right._asdict().items()} | {
             "distance in levels": round(float(np.median(read.errors)), 1)

@@ -15,7 +15,7 @@ import tempfile
 from typing import Any
 
 from benchmarks import alternating
-from ddpm_jax.preflight.table import SUBJECTS
+from ddpm_jax.preflight.table import TABLE_CONFIGS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = alternating.RESULTS / "tpu.json"
@@ -27,24 +27,24 @@ def main(argv: list[str]) -> None:
     name, *rows = argv
     for row in rows:
         kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        kept.setdefault(name, {})[row] = measured(row)
+        kept.setdefault(name, {})[row] = measure(row)
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-    for line in table(json.loads(RESULTS.read_text())):
+    for line in table_lines(json.loads(RESULTS.read_text())):
         print(line)
 
 
-def measured(row: str) -> dict[str, Any]:
+def measure(row: str) -> dict[str, Any]:
     """The report of one row, made in a process of its own."""
     config, where, batch = row.split("@")
     name, _, variant = config.partition(":")
-    subject = SUBJECTS[name]
+    subject = TABLE_CONFIGS[name]
     path = f"{subject.path}:{variant}" if variant else subject.path
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "report.json"
         subprocess.run(
             [
                 sys.executable, "-m", "ddpm_jax", "preflight", path, "--shape", *map(str, subject.shape),
-                "--images", str(subject.number), "--topology", where, "--batch", batch, "--effort", "0",
+                "--images", str(subject.num_images), "--topology", where, "--batch", batch, "--effort", "0",
                 "--programs", "train", "--out", str(out),
             ],
             cwd=ROOT, check=True,
@@ -59,7 +59,7 @@ def measured(row: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def table(kept: dict[str, dict[str, Any]]):
+def table_lines(kept: dict[str, dict[str, Any]]):
     """Rows to read, of each slice all states of the code one under the other."""
     yield "| config, slice, batch | code | ms per step | of the peak | convolutions | products | sums | copies | rest |"
     yield "|---|---|---|---|---|---|---|---|---|"

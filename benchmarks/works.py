@@ -1,6 +1,6 @@
 """The same network at the same work, by this library and by others, each in a process that takes turns.
 
-    python -m benchmarks.works NAME SPEC        # NAME is of NAMES; SPEC is JSON, see `Spec`
+    python -m benchmarks.works NAME SPEC        # NAME is of LIBRARIES; SPEC is JSON, see `WorkloadSpec`
 
 Works are "train" (training steps), "network" (calls of the network alone), "sample" (a DDIM chain of as many calls),
 "likelihood" (the bound of a chain of as many, of this library's alone) and "product" (matrix products, for the
@@ -18,14 +18,14 @@ import sys
 import types
 from typing import Any
 
-from benchmarks.alternating import Work, serve
+from benchmarks.alternating import Workload, serve
 
-NAMES = ("ours", "diffusers", "diffusers-compiled", "denoising-diffusion-pytorch")
-PRODUCT, PRODUCTS = 1536, 4  # the sides of square matrices, and how many products make a turn
+LIBRARIES = ("ours", "diffusers", "diffusers-compiled", "denoising-diffusion-pytorch")
+MATRIX_SIDE, NUM_MATMULS = 1536, 4  # the sides of square matrices, and how many products make a turn
 
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
+class WorkloadSpec:
     """A cell of a table.
 
     Attributes:
@@ -34,7 +34,7 @@ class Spec:
         batch: images at a time, in training and sampling.
         unet: the network as diffusers' `UNet2DModel` says it.
         parameters: how many it has.
-        steps, calls: in one turn of "train", and of "network" and "sample".
+        steps, nfe: in one turn of "train", and of "network" and "sample".
         dtype: float32, or bfloat16 (of theirs: autocast).
     """
 
@@ -44,15 +44,15 @@ class Spec:
     unet: dict[str, Any]
     parameters: int
     steps: int = 2
-    calls: int = 4
+    nfe: int = 4
     dtype: str = "float32"
 
 
-def ours(spec: Spec) -> dict[str, Work]:
+def ours(spec: WorkloadSpec) -> dict[str, Workload]:
     """This library's, as its programs run it."""
     from ddpm_jax import process
 
-    process.prepare()
+    process.initialize()
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -66,28 +66,30 @@ def ours(spec: Spec) -> dict[str, Work]:
     config = configs.load(spec.config)
     config = dataclasses.replace(
         config, batch=spec.batch, net=dataclasses.replace(config.net, dtype=spec.dtype),
-        sampling=dataclasses.replace(config.sampling, sampler="ddim", steps=spec.calls,
+        sampling=dataclasses.replace(config.sampling, sampler="ddim", steps=spec.nfe,
                                      tile=spec.batch // len(devices), guidance=1.0),
     )  # fmt: skip
-    images = programs.images(config, tuple(spec.shape), max(spec.batch, 256))
+    images = programs.load_images(config, tuple(spec.shape), max(spec.batch, 256))
     images = images._replace(train=np.random.default_rng(0).integers(0, 256, images.train.shape, np.uint8))
     schedule, net = objects.noise_schedule(config), objects.network(config, spec.shape[-1])
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
-    run_key, order_key = runs.keys_of(0)[1:3]
-    run_key, bad = jax.device_put((run_key, np.int32(0)), everywhere)
-    step = programs.train_step(config, images, devices).compile()
-    state = jax.device_put(programs.state(config, images)[0](jax.random.key(0, impl="threefry2x32")), everywhere)
-    fed = data.stream.feed(images.train, data.Order(order_key, len(images.train)), config.batch, devices)
+    run_key, order_key = runs.run_keys(0)[1:3]
+    run_key, bad = jax.device_put((run_key, np.int32(0)), replicated)
+    step = programs.lower_train_step(config, images, devices).compile()
+    state = jax.device_put(programs.train_state(config, images)[0](jax.random.key(0, impl="threefry2x32")), replicated)
+    fed = data.stream.make_device_loader(
+        images.train, data.EpochShuffle(order_key, len(images.train)), config.batch, devices
+    )
     batch = next(fed.batches(0))
-    told = runs.Said(config, images).batch(batch.indices)
-    kept = [state]
+    batch_conditions = runs.DatasetConditions(config, images).device_batch(batch.indices)
+    latest = [state]
 
     def train():
         for _ in range(spec.steps):
-            kept[0] = step(run_key, kept[0], bad, batch.pixels, batch.places, told, None)[0]
-        jax.block_until_ready(kept[0])
+            latest[0] = step(run_key, latest[0], bad, batch.pixels, batch.pixel_indices, batch_conditions, None)[0]
+        jax.block_until_ready(latest[0])
 
     params = jax.tree.map(jnp.array, state.params)
     over = (len(devices), spec.batch // len(devices))
@@ -96,52 +98,54 @@ def ours(spec: Spec) -> dict[str, Work]:
 
     def network():
         out = x
-        for _ in range(spec.calls):
+        for _ in range(spec.nfe):
             out = forward(params, x, t)
         jax.block_until_ready(out)
 
-    def chain(inputs, tile):
-        told = objects.told(config, net, inputs, tile.said, numbers)
+    def sampler_of_tile(inputs, tile):
+        told = objects.conditioned_net(config, net, inputs, tile.condition, numbers)
         return objects.sampler(config, schedule, objects.denoiser(config, schedule, told), numbers), times
 
-    numbers, times = objects.numbers(config), objects.times(config)
-    drawn = generate.over_devices(generate.program(chain, tuple(spec.shape)))
+    numbers, times = objects.sampling_scalars(config), objects.times(config)
+    sample_program = generate.parallelise(generate.tile_function(sampler_of_tile, tuple(spec.shape)))
     indices = np.arange(spec.batch).reshape(over)
-    said = jax.tree.map(lambda a: a.reshape(*over, *a.shape[1:]), objects.blank(config, spec.batch, spec.shape))
-    tile, key = generate.Tile(indices, said), jax.random.key(0, impl="threefry2x32")
+    conditions = jax.tree.map(
+        lambda a: a.reshape(*over, *a.shape[1:]), objects.empty_condition(config, spec.batch, spec.shape)
+    )
+    tile, key = generate.Tile(indices, conditions), jax.random.key(0, impl="threefry2x32")
 
-    x0 = jnp.reshape(data.to_unit(jnp.asarray(images.train[: spec.batch]), 256), (*over, *spec.shape))
+    x0 = jnp.reshape(data.normalize(jnp.asarray(images.train[: spec.batch]), 256), (*over, *spec.shape))
 
-    def bound(params, keys, x0):
-        told = objects.told(config, net, params, said_one, numbers)
-        denoise, decoder = objects.denoiser(config, schedule, told), likelihood.discretized(256)
-        return likelihood.bound(keys, schedule, denoise, x0, mix=1.0, decoder=decoder, times=times).total
+    def vlb(params, keys, x0):
+        told = objects.conditioned_net(config, net, params, empty_conditions, numbers)
+        denoise, decoder = objects.denoiser(config, schedule, told), likelihood.discretized_gaussian(256)
+        return likelihood.vlb(keys, schedule, denoise, x0, variance_mix=1.0, decoder=decoder, times=times).total
 
-    said_one = objects.blank(config, over[1], tuple(spec.shape))
-    bounded = jax.pmap(bound, axis_name="batch", in_axes=(None, 0, 0))
+    empty_conditions = objects.empty_condition(config, over[1], tuple(spec.shape))
+    vlb_program = jax.pmap(vlb, axis_name="batch", in_axes=(None, 0, 0))
     keys = jnp.reshape(jax.random.split(key, spec.batch), over)
 
-    matrix = jnp.ones((len(devices), PRODUCT, PRODUCT))
+    matrix = jnp.ones((len(devices), MATRIX_SIDE, MATRIX_SIDE))
     product = jax.pmap(jnp.matmul)
 
     def products():
         out = matrix
-        for _ in range(PRODUCTS):
+        for _ in range(NUM_MATMULS):
             out = product(matrix, matrix)
         jax.block_until_ready(out)
 
     one = jax.make_jaxpr(lambda p: net.apply({"params": p}, x[0, :1], t[0, :1]))(params)
-    facts = {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params)), "operations": multiplied(one.jaxpr)}
+    facts = {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params)), "operations": count_flops(one.jaxpr)}
     return {
-        "train": Work(train, facts),
-        "network": Work(network, facts),
-        "sample": Work(lambda: jax.block_until_ready(drawn(params, key, tile)), facts),
-        "likelihood": Work(lambda: jax.block_until_ready(bounded(params, keys, x0)), facts),
-        "product": Work(products, {"operations": 2 * PRODUCT**3 * PRODUCTS * len(devices)}),
+        "train": Workload(train, facts),
+        "network": Workload(network, facts),
+        "sample": Workload(lambda: jax.block_until_ready(sample_program(params, key, tile)), facts),
+        "likelihood": Workload(lambda: jax.block_until_ready(vlb_program(params, keys, x0)), facts),
+        "product": Workload(products, {"operations": 2 * MATRIX_SIDE**3 * NUM_MATMULS * len(devices)}),
     }
 
 
-def multiplied(jaxpr: Any) -> int:
+def count_flops(jaxpr: Any) -> int:
     """Operations of the convolutions and matrix products of a program, two for each product of numbers."""
     total = 0
     for equation in jaxpr.eqns:
@@ -149,7 +153,7 @@ def multiplied(jaxpr: Any) -> int:
             # of what depends on the platform, the last is what is done on most
             inner = inner[-1] if isinstance(inner, tuple) and inner and hasattr(inner[-1], "jaxpr") else inner
             inner = getattr(inner, "jaxpr", inner)
-            total += multiplied(inner) if hasattr(inner, "eqns") else 0
+            total += count_flops(inner) if hasattr(inner, "eqns") else 0
         out = equation.outvars[0].aval
         if equation.primitive.name == "conv_general_dilated":
             kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
@@ -160,32 +164,32 @@ def multiplied(jaxpr: Any) -> int:
     return total
 
 
-def diffusers(spec: Spec, *, compiled: bool = False) -> dict[str, Work]:
+def diffusers(spec: WorkloadSpec, *, compiled: bool = False) -> dict[str, Workload]:
     """diffusers' `UNet2DModel` and `DDIMScheduler`, as its example of training has them."""
     from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
     from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
     net, noise, chain = UNet2DModel.from_config(spec.unet), DDPMScheduler(), DDIMScheduler()
-    chain.set_timesteps(spec.calls)
+    chain.set_timesteps(spec.nfe)
 
-    def predicted(net, x, t):
+    def predict(net, x, t):
         return net(x, t, return_dict=False)[0]
 
-    def sampled(net, x):
+    def draw(net, x):
         for t in chain.timesteps:
-            x = chain.step(predicted(net, x, t), t, x, eta=0.0, use_clipped_model_output=True).prev_sample
+            x = chain.step(predict(net, x, t), t, x, eta=0.0, use_clipped_model_output=True).prev_sample
         return x
 
     attentions = [module for module in net.modules() if isinstance(module, Attention)]
     for attention in attentions:
         attention.set_processor(AttnProcessor())  # whose products are counted, as those of the fused one are not
-    operations = counted(spec, net, predicted)
+    operations = count_torch_flops(spec, net, predict)
     for attention in attentions:
         attention.set_processor(AttnProcessor2_0())
-    return in_torch(spec, net, operations, noise.add_noise, predicted, sampled, "diffusers", compiled=compiled)
+    return torch_workloads(spec, net, operations, noise.add_noise, predict, draw, "diffusers", compiled=compiled)
 
 
-def unet_of_theirs(spec: Spec) -> Any:
+def lucidrains_unet(spec: WorkloadSpec) -> Any:
     """denoising-diffusion-pytorch's `Unet`, of so many channels that it has about as many parameters as `spec` says."""
     try:
         import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -198,55 +202,57 @@ def unet_of_theirs(spec: Spec) -> Any:
 
     multipliers = tuple(width // spec.unet["block_out_channels"][0] for width in spec.unet["block_out_channels"])
 
-    def of(channels: int):
+    def unet(channels: int):
         return Unet(channels, dim_mults=multipliers, channels=spec.shape[-1], flash_attn=False)
 
-    return of(min(range(8, 257, 4), key=lambda n: abs(sum(p.numel() for p in of(n).parameters()) - spec.parameters)))
+    return unet(
+        min(range(8, 257, 4), key=lambda n: abs(sum(p.numel() for p in unet(n).parameters()) - spec.parameters))
+    )
 
 
-def denoising_diffusion_pytorch(spec: Spec) -> dict[str, Work]:
+def denoising_diffusion_pytorch(spec: WorkloadSpec) -> dict[str, Workload]:
     """lucidrains' `Unet`: another network."""
-    net = unet_of_theirs(spec)
+    net = lucidrains_unet(spec)
     from denoising_diffusion_pytorch import GaussianDiffusion  # pyright: ignore[reportMissingImports]
 
-    model = GaussianDiffusion(net, image_size=spec.shape[0], timesteps=1000, sampling_timesteps=spec.calls,
+    model = GaussianDiffusion(net, image_size=spec.shape[0], timesteps=1000, sampling_timesteps=spec.nfe,
                               beta_schedule="linear", auto_normalize=False)  # fmt: skip
 
-    def sampled(net, x):
+    def draw(net, x):
         return model.ddim_sample(tuple(x.shape))
 
-    def predicted(net, x, t):
+    def predict(net, x, t):
         return net(x, t.expand(len(x)))
 
     def add_noise(x, eps, t):
         return model.q_sample(x, t, eps)
 
-    operations = counted(spec, net, predicted)
-    return in_torch(spec, net, operations, add_noise, predicted, sampled, "denoising-diffusion-pytorch")
+    operations = count_torch_flops(spec, net, predict)
+    return torch_workloads(spec, net, operations, add_noise, predict, draw, "denoising-diffusion-pytorch")
 
 
-def counted(spec: Spec, net: Any, predicted: Any) -> int:
+def count_torch_flops(spec: WorkloadSpec, net: Any, predict: Any) -> int:
     """Operations of the convolutions and matrix products of one image's call."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     x = torch.zeros(1, spec.shape[-1], *spec.shape[:-1])
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        predicted(net.eval(), x, torch.zeros((), dtype=torch.long))
+        predict(net.eval(), x, torch.zeros((), dtype=torch.long))
     return counter.get_total_flops()
 
 
-def in_torch(
-    spec: Spec, net: Any, operations: int, add_noise: Any, predicted: Any, sampled: Any, *packages: str,
+def torch_workloads(
+    spec: WorkloadSpec, net: Any, flops: int, add_noise: Any, predict: Any, draw: Any, *packages: str,
     compiled: bool = False,
 ):  # fmt: skip
     """The works of a network of PyTorch's.
 
     Args:
-        operations: of one image's call.
+        flops: of one image's call.
         add_noise: (x_0, noise, t) -> x_t.
-        predicted: (net, x_t, t) -> the noise.
-        sampled: (net, x_T) -> x_0.
+        predict: (net, x_t, t) -> the noise.
+        draw: (net, x_T) -> x_0.
         packages: whose versions are told beside PyTorch's.
     """
     import torch
@@ -256,20 +262,20 @@ def in_torch(
     shape = (spec.batch, spec.shape[-1], *spec.shape[:-1])
     net = net.to(memory_format=torch.channels_last)
     versions = {package: importlib.metadata.version(package) for package in ("torch", *packages)}
-    facts = {"parameters": sum(p.numel() for p in net.parameters()), "operations": operations, "versions": versions}
+    facts = {"parameters": sum(p.numel() for p in net.parameters()), "operations": flops, "versions": versions}
     net.train()
-    called = torch.compile(net) if compiled else net
+    model = torch.compile(net) if compiled else net
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-4, fused=True)
     average = [p.detach().clone() for p in net.parameters()]
     x0 = torch.rand(shape).contiguous(memory_format=torch.channels_last) * 2 - 1
-    narrow = torch.autocast("cpu", torch.bfloat16, enabled=spec.dtype == "bfloat16")
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=spec.dtype == "bfloat16")
 
     def train():
         net.train()
         for _ in range(spec.steps):
             eps, t = torch.randn_like(x0), torch.randint(0, 1000, (spec.batch,))
-            with narrow:
-                out = predicted(called, add_noise(x0, eps, t), t)
+            with autocast:
+                out = predict(model, add_noise(x0, eps, t), t)
             loss = torch.nn.functional.mse_loss(out.float(), eps)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -281,36 +287,36 @@ def in_torch(
 
     def network():
         net.eval()
-        with torch.inference_mode(), narrow:
-            for _ in range(spec.calls):
-                predicted(called, x0, t)
+        with torch.inference_mode(), autocast:
+            for _ in range(spec.nfe):
+                predict(model, x0, t)
 
     def sample():
         net.eval()
-        with torch.inference_mode(), narrow:
-            sampled(called, torch.randn(shape).contiguous(memory_format=torch.channels_last))
+        with torch.inference_mode(), autocast:
+            draw(model, torch.randn(shape).contiguous(memory_format=torch.channels_last))
 
-    matrix = torch.ones(PRODUCT, PRODUCT)
+    matrix = torch.ones(MATRIX_SIDE, MATRIX_SIDE)
 
     def products():
-        for _ in range(PRODUCTS):
+        for _ in range(NUM_MATMULS):
             matrix @ matrix
 
     return {
-        "train": Work(train, facts),
-        "network": Work(network, facts),
-        "sample": Work(sample, facts),
-        "product": Work(products, {"operations": 2 * PRODUCT**3 * PRODUCTS}),
+        "train": Workload(train, facts),
+        "network": Workload(network, facts),
+        "sample": Workload(sample, facts),
+        "product": Workload(products, {"operations": 2 * MATRIX_SIDE**3 * NUM_MATMULS}),
     }
 
 
-def main(name: str, said: str) -> None:
-    spec = Spec(**json.loads(said))
-    made = {
+def main(name: str, spec_json: str) -> None:
+    spec = WorkloadSpec(**json.loads(spec_json))
+    makers = {
         "ours": ours, "diffusers": diffusers, "diffusers-compiled": lambda spec: diffusers(spec, compiled=True),
         "denoising-diffusion-pytorch": denoising_diffusion_pytorch,
     }  # fmt: skip
-    serve(made[name](spec))
+    serve(makers[name](spec))
 
 
 if __name__ == "__main__":

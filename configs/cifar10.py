@@ -15,10 +15,10 @@ config = Config(
     batch=128,
     data=Data("npz:cifar10.npz", flip=True),
     schedule=Schedule("linear", T=1000, beta_1=1e-4, beta_T=0.02),
-    net=Net(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention_at=(16,), dropout=0.1),
+    net=Net(channels=128, channel_multipliers=(1, 2, 2, 2), num_res_blocks=2, attention_resolutions=(16,), dropout=0.1),
     loss=Loss("simple", predicts="eps"),
     optim=Optim(learning_rate=2e-4, warmup=5000, clip=1.0, ema_decay=0.9999),
-    sampling=Sampling("ancestral", steps=1000, mix=1.0),
+    sampling=Sampling("ancestral", steps=1000, variance_mix=1.0),
 )
 
 # the same in bfloat16, for accelerators: parameters, optimizer, average, statistics and loss stay in float32

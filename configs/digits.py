@@ -19,7 +19,9 @@ config = Config(
     save_every=2000,
     data=Data("digits"),
     schedule=Schedule("quad", beta_1=3e-4),
-    net=Net(channels=24, multipliers=(1, 2), blocks=1, attention_at=(4,), dropout=0.0, groups=8),
+    net=Net(
+        channels=24, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.0, groups=8
+    ),
     loss=Loss("hybrid", learned_variance=True, stratified=True),
     optim=Optim(learning_rate=4e-3, warmup=100, decay=6000, ema_decay=0.999, ema_warmup=True),
     evaluation=Evaluation(images=297),
@@ -38,7 +40,7 @@ wide = replace(
     log_every=100,
     sample_every=500,
     save_every=500,
-    net=replace(linear.net, channels=32, blocks=2, dropout=0.1),
+    net=replace(linear.net, channels=32, num_res_blocks=2, dropout=0.1),
     loss=Loss(),
     optim=replace(linear.optim, learning_rate=2e-3, decay=0),
 )

@@ -21,7 +21,9 @@ config = Config(
     save_every=3000,
     data=Data("npz:mnist.npz"),
     schedule=Schedule("quad"),
-    net=Net(channels=16, multipliers=(1, 2, 4), blocks=1, attention_at=(7,), dropout=0.0, groups=8),
+    net=Net(
+        channels=16, channel_multipliers=(1, 2, 4), num_res_blocks=1, attention_resolutions=(7,), dropout=0.0, groups=8
+    ),
     loss=Loss("hybrid", learned_variance=True, stratified=True),
     optim=Optim(learning_rate=4e-3, warmup=100, decay=12_000, ema_decay=0.999, ema_warmup=True),
     sampling=Sampling(steps=50),
@@ -37,7 +39,7 @@ wide = replace(
     sample_every=2000,
     save_every=1000,
     schedule=Schedule("linear"),
-    net=replace(config.net, channels=32, blocks=2, dropout=0.1),
+    net=replace(config.net, channels=32, num_res_blocks=2, dropout=0.1),
     loss=Loss(),
     optim=Optim(learning_rate=5e-4, warmup=500, ema_decay=0.9995, ema_warmup=True),
     sampling=Sampling(),

@@ -18,7 +18,7 @@ from ddpm_jax.keys import check_keys
 ConditionalNet = Callable[[jax.Array, jax.Array, Any], jax.Array]
 """(x_t [B, ...], t [B], condition) -> output."""
 
-DROP = 0x64726F70
+DROPOUT_STREAM = 0x64726F70
 """What an example's key is folded with to decide whether its condition is dropped."""
 
 
@@ -26,7 +26,7 @@ class Condition(NamedTuple):
     """What images are to be; a field is None where the network takes none of its kind.
 
     label: [B] integers; num_classes stands for no label.
-    tokens: [B, L] uint8, the bytes of a text, 0 after its end; all 0 is no text (see `text.tokens`).
+    tokens: [B, L] uint8, the bytes of a text, 0 after its end; all 0 is no text (see `text.tokenize`).
     context: [B, L, D] floats, a text that is encoded already, and mask [B, L], True for the tokens that count; none is
         no context.
     mask: see context.
@@ -40,7 +40,7 @@ class Condition(NamedTuple):
     image: Any = None
 
 
-def nothing(condition: Condition, num_classes: int) -> Condition:
+def null_condition(condition: Condition, num_classes: int) -> Condition:
     """The condition of the same shapes that says nothing; an image stays, since no image says "none".
 
     Raises:
@@ -54,12 +54,12 @@ def nothing(condition: Condition, num_classes: int) -> Condition:
     return Condition(label, tokens, condition.context, mask, condition.image)
 
 
-def given(net: ConditionalNet, condition: Any) -> Net:
+def condition_on(net: ConditionalNet, condition: Any) -> Net:
     """The network that is always told this condition."""
     return lambda x_t, t: net(x_t, t, condition)
 
 
-def drop(keys: jax.Array, condition: Any, null: Any, rate: float) -> Any:
+def drop_condition(keys: jax.Array, condition: Any, null: Any, rate: float) -> Any:
     """The condition with, in a share `rate` of the examples, `null` in its place (arXiv:2207.12598, algorithm 1).
 
     Args:
@@ -73,21 +73,23 @@ def drop(keys: jax.Array, condition: Any, null: Any, rate: float) -> Any:
     if not 0 <= rate <= 1:
         raise ValueError(f"rate must lie in [0, 1], got {rate}: it is the share of examples that are not told")
     check_keys("keys", keys)
-    share = np.float32(rate)
-    gone = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, DROP), share))(keys)
-    return where(gone, null, condition)
+    probability = np.float32(rate)
+    dropped = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, DROPOUT_STREAM), probability))(keys)
+    return select_examples(dropped, null, condition)
 
 
-def where(chosen: jax.Array, these: Any, those: Any) -> Any:
+def select_examples(mask: jax.Array, on_true: Any, on_false: Any) -> Any:
     """Example by example, `these` where chosen [B] and `those` elsewhere: pytrees of arrays [B, ...]."""
 
     def pick(this, that):
-        return jnp.where(jnp.expand_dims(chosen, range(1, that.ndim)), this, that)
+        return jnp.where(jnp.expand_dims(mask, range(1, that.ndim)), this, that)
 
-    return jax.tree.map(pick, these, those)
+    return jax.tree.map(pick, on_true, on_false)
 
 
-def guided(net: ConditionalNet, condition: Any, null: Any, scale: float | jax.Array, *, interval: Any = None) -> Net:
+def classifier_free_guidance(
+    net: ConditionalNet, condition: Any, null: Any, scale: float | jax.Array, *, interval: Any = None
+) -> Net:
     """Classifier-free guidance (Ho & Salimans, arXiv:2207.12598, equation 6, with their w = scale - 1):
 
         out = scale out(condition) + (1 - scale) out(null)
@@ -111,30 +113,34 @@ def guided(net: ConditionalNet, condition: Any, null: Any, scale: float | jax.Ar
 
     def predict(x_t: jax.Array, t: jax.Array) -> jax.Array:
         t = jnp.broadcast_to(t, x_t.shape[:1])
-        here = jnp.full(t.shape, scale, x_t.dtype)
+        scales = jnp.full(t.shape, scale, x_t.dtype)
         if interval is not None:
-            here = jnp.where((t >= interval[0]) & (t <= interval[1]), here, 1)
+            scales = jnp.where((t >= interval[0]) & (t <= interval[1]), scales, 1)
 
-        def alone():
+        def unguided():
             return net(x_t, t, condition)
 
-        def both():
+        def with_guidance():
             double = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), (x_t, t, condition), (x_t, t, null))
-            told, free = jnp.split(net(*double), 2)
+            conditional, unconditional = jnp.split(net(*double), 2)
             # twice the channels are a learned variance
-            mean, channels = told, x_t.shape[-1]
-            if told.shape[-1] == 2 * channels:
-                mean, free = told[..., :channels], free[..., :channels]
-            w = jnp.expand_dims(here, range(1, x_t.ndim)).astype(told.dtype)
-            mixed = w * mean + (1 - w) * free
-            return mixed if mixed.shape == told.shape else jnp.concatenate([mixed, told[..., channels:]], axis=-1)
+            mean, channels = conditional, x_t.shape[-1]
+            if conditional.shape[-1] == 2 * channels:
+                mean, unconditional = conditional[..., :channels], unconditional[..., :channels]
+            w = jnp.expand_dims(scales, range(1, x_t.ndim)).astype(conditional.dtype)
+            mixed = w * mean + (1 - w) * unconditional
+            return (
+                mixed
+                if mixed.shape == conditional.shape
+                else jnp.concatenate([mixed, conditional[..., channels:]], axis=-1)
+            )
 
-        return jax.lax.cond((here == 1).all(), alone, both)
+        return jax.lax.cond((scales == 1).all(), unguided, with_guidance)
 
     return predict
 
 
-def coarser(x: jax.Array | np.ndarray, factor: int) -> jax.Array:
+def block_average(x: jax.Array | np.ndarray, factor: int) -> jax.Array:
     """The image with the mean of each square of factor x factor pixels (cube, of volumes) in all of its pixels.
 
     Args:
@@ -152,7 +158,7 @@ def coarser(x: jax.Array | np.ndarray, factor: int) -> jax.Array:
     return jnp.broadcast_to(means, (x.shape[0], *split, x.shape[-1])).reshape(x.shape)
 
 
-def one_text(keys: jax.Array, tokens: jax.Array) -> jax.Array:
+def random_caption(keys: jax.Array, tokens: jax.Array) -> jax.Array:
     """One of each example's texts, all equally likely.
 
     Args:
@@ -163,7 +169,7 @@ def one_text(keys: jax.Array, tokens: jax.Array) -> jax.Array:
         [B, L].
     """
     check_keys("keys", keys)
-    there = jnp.maximum((tokens > 0).any(-1).sum(-1, dtype=jnp.int32), 1)
-    draw = lambda key, n: jax.random.randint(jax.random.fold_in(key, DROP + 1), (), 0, n, jnp.int32)  # noqa: E731
-    drawn = jax.vmap(draw)(keys, there)
+    num_captions = jnp.maximum((tokens > 0).any(-1).sum(-1, dtype=jnp.int32), 1)
+    draw = lambda key, n: jax.random.randint(jax.random.fold_in(key, DROPOUT_STREAM + 1), (), 0, n, jnp.int32)  # noqa: E731
+    drawn = jax.vmap(draw)(keys, num_captions)
     return jnp.take_along_axis(tokens, drawn[:, None, None], axis=1)[:, 0]

@@ -2,10 +2,10 @@
 
 Each is a `Sampler` around a sampler or a `Denoiser` around a denoiser, so each goes with the others and any network:
 
-    inpainting      known pixels written into the chain after every step (RePaint), with times that go back up
-    given_pixels    known pixels as a condition of the denoiser: what it predicts of the others follows from them
-    from_image      a chain that starts from a noised picture instead of from noise (SDEdit)
-    ddim_inverse    the deterministic chain backwards, from a picture to the noise that it comes from
+    inpainting           known pixels written into the chain after every step (RePaint), with times that go back up
+    condition_on_pixels  known pixels as a condition of the denoiser: what it predicts of the others follows from them
+    sdedit               a chain that starts from a noised picture instead of from noise (SDEdit)
+    ddim_inverse         the deterministic chain backwards, from a picture to the noise that it comes from
 
 A mask is True where a pixel is known.  Known pixels come out as they went in, to the bit.
 """
@@ -20,19 +20,21 @@ import numpy as np
 from ddpm_jax import gaussian, samplers
 from ddpm_jax.gaussian import Denoiser, Estimate
 from ddpm_jax.samplers import Sampler
-from ddpm_jax.schedules import Schedule, at
+from ddpm_jax.schedules import Schedule, gather
 
-KNOWN, RISE, AGAIN = 2**32 - 1, 2**32 - 2, 2**32 - 3  # folded into an image's key: no time is one of them
+# folded into an image's key: no time is one of them
+KNOWN_STREAM, FORWARD_STREAM, REPEAT_STREAM = 2**32 - 1, 2**32 - 2, 2**32 - 3
 
 
-class Visited(NamedTuple):
-    """A `State` of a chain that may rise: how often it has, rises [], and the state of the sampler within."""
+class RePaintState(NamedTuple):
+    """A `State` of a chain that may rise: how often it has, forward_steps [], and the inner_state of the
+    sampler within."""
 
     x: jax.Array
     x0: jax.Array
     t: jax.Array
-    rises: jax.Array
-    inner: Any
+    forward_steps: jax.Array
+    inner_state: Any
 
 
 def inpainting(schedule: Schedule, sampler: Sampler, known: jax.Array, mask: jax.Array) -> Sampler:
@@ -42,10 +44,11 @@ def inpainting(schedule: Schedule, sampler: Sampler, known: jax.Array, mask: jax
     step of the forward process, x_s ~ q(x_s | x_t), no network is asked, and the sampler within begins anew.  RePaint
     (Lugmayr et al., arXiv:2201.09865), algorithm 1; as there, the step to s does not know what is written afterwards,
     so that the other pixels fit their surroundings only by being noised and denoised again.  What bias is left where
-    the answer is known is in docs/editing.md; `given_pixels` has none there.
+    the answer is known is in docs/editing.md; `condition_on_pixels` has none there.
 
-    No noise is drawn twice: passes after the n-th rise have keys fold_in(fold_in(key_i, AGAIN), n).  A mask without
-    known pixels leaves a falling chain as it is without `inpainting`.
+    No noise is drawn twice: passes after the n-th rise have keys
+    fold_in(fold_in(key_i, REPEAT_STREAM), n).  A mask without known pixels leaves a falling chain as it is without
+    `inpainting`.
 
     Args:
         known: [B, ...] or [1, ...] images, data units; what is under the rest of the mask does not matter.
@@ -59,27 +62,27 @@ def inpainting(schedule: Schedule, sampler: Sampler, known: jax.Array, mask: jax
     def init(x, t):
         _check_image("known", known, x)
         inner = sampler.init(x, t)
-        return Visited(inner.x, inner.x0, inner.t, jnp.zeros((), jnp.uint32), inner)
+        return RePaintState(inner.x, inner.x0, inner.t, jnp.zeros((), jnp.uint32), inner)
 
     def step(keys, state, t, s):
-        keys = _of_pass(keys, state.rises)
+        keys = _pass_keys(keys, state.forward_steps)
 
-        def fall():
-            inner = sampler.step(keys, state.inner, t, s)
-            eps = samplers.step_noise(_folded(keys, KNOWN), s, inner.x)
-            there = at(schedule.signal, s, inner.x) * known + at(schedule.noise, s, inner.x) * eps
-            return inner._replace(x=jnp.where(mask, there, inner.x))
+        def reverse_step():
+            inner = sampler.step(keys, state.inner_state, t, s)
+            eps = samplers.step_noise(_fold_in(keys, KNOWN_STREAM), s, inner.x)
+            known_s = gather(schedule.signal, s, inner.x) * known + gather(schedule.noise, s, inner.x) * eps
+            return inner._replace(x=jnp.where(mask, known_s, inner.x))
 
-        def rise():
-            kept = at(schedule.signal, s, state.x) / at(schedule.signal, t, state.x)
-            std = at(schedule.noise, s, state.x) * jnp.sqrt(gaussian.fresh_noise(schedule, s, t, state.x))
-            eps = samplers.step_noise(_folded(keys, RISE), s, state.x)
-            return sampler.init(kept * state.x + std * eps, s)
+        def forward_step():
+            scale = gather(schedule.signal, s, state.x) / gather(schedule.signal, t, state.x)
+            std = gather(schedule.noise, s, state.x) * jnp.sqrt(gaussian.one_minus_snr_ratio(schedule, s, t, state.x))
+            eps = samplers.step_noise(_fold_in(keys, FORWARD_STREAM), s, state.x)
+            return sampler.init(scale * state.x + std * eps, s)
 
-        inner = jax.lax.cond(s < t, fall, rise)
-        return Visited(inner.x, inner.x0, inner.t, state.rises + (s > t).astype(jnp.uint32), inner)
+        inner = jax.lax.cond(s < t, reverse_step, forward_step)
+        return RePaintState(inner.x, inner.x0, inner.t, state.forward_steps + (s > t).astype(jnp.uint32), inner)
 
-    return Sampler(init, step, rises=True)
+    return Sampler(init, step, allows_forward_steps=True)
 
 
 def repaint_times(times: np.ndarray, *, jump: int, repeats: int) -> np.ndarray:
@@ -95,7 +98,7 @@ def repaint_times(times: np.ndarray, *, jump: int, repeats: int) -> np.ndarray:
         repeats: 1 is the chain itself.
 
     Returns:
-        Times for a sampler that takes rises; network calls are `network_calls(times)`.
+        Times for a sampler that takes rises; network calls are `num_function_evaluations(times)`.
 
     Raises:
         ValueError: if jump or repeats is below 1.
@@ -112,12 +115,12 @@ def repaint_times(times: np.ndarray, *, jump: int, repeats: int) -> np.ndarray:
     return np.array(visited, np.int32)
 
 
-def network_calls(times: np.ndarray) -> int:
+def num_function_evaluations(times: np.ndarray) -> int:
     """How many of the steps between these times fall: each is a call of the network, a rise is none."""
     return int((np.diff(times) < 0).sum())
 
 
-def given_pixels(
+def condition_on_pixels(
     schedule: Schedule, denoise: Denoiser, known: jax.Array, mask: jax.Array, *, iterations: int = 5, clip: bool = False
 ) -> Denoiser:
     """The denoiser for images of which some pixels are known: E[x_0 | x_t, known] in the place of E[x_0 | x_t].
@@ -149,14 +152,14 @@ def given_pixels(
         _check_image("known", known, x_t)
 
         def predict(x):
-            found = gaussian.denoised(denoise, x, t)
-            return found.x0, found.mix
+            estimate = gaussian.apply_denoiser(denoise, x, t)
+            return estimate.x0, estimate.variance_mix
 
-        x0, pull, mix = jax.vjp(predict, x_t, has_aux=True)
-        signal, noise = at(schedule.signal, t, x_t), at(schedule.noise, t, x_t)
+        x0, vjp_fn, mix = jax.vjp(predict, x_t, has_aux=True)
+        signal, noise = gather(schedule.signal, t, x_t), gather(schedule.noise, t, x_t)
 
         def covariance(v):
-            return pull(v)[0]  # but for noise^2 / signal, which cancels: an infinite one at signal 0 would not
+            return vjp_fn(v)[0]  # but for noise^2 / signal, which cancels: an infinite one at signal 0 would not
 
         missing = jnp.where(mask, known - x0, 0)
         weights = _conjugate_gradients(lambda v: jnp.where(mask, covariance(v), 0), missing, iterations)
@@ -176,11 +179,11 @@ def _conjugate_gradients(operator, b: jax.Array, iterations: int) -> jax.Array:
 
     def iterate(_, carry):
         w, residual, direction, square = carry
-        image = operator(direction)
-        curvature = dot(direction, image)
+        product = operator(direction)
+        curvature = dot(direction, product)
         good = (curvature > 0) & (square > 0)
         length = jnp.where(good, square / jnp.where(good, curvature, 1), 0)
-        w, residual = w + length * direction, residual - length * image
+        w, residual = w + length * direction, residual - length * product
         left = dot(residual, residual)
         direction = residual + jnp.where(good, left / jnp.where(good, square, 1), 0) * direction
         return w, residual, direction, jnp.where(good, left, 0)
@@ -188,11 +191,11 @@ def _conjugate_gradients(operator, b: jax.Array, iterations: int) -> jax.Array:
     return jax.lax.fori_loop(0, iterations, iterate, (jnp.zeros_like(b), b, b, dot(b, b)))[0]
 
 
-def from_image(schedule: Schedule, sampler: Sampler, image: jax.Array) -> Sampler:
+def sdedit(schedule: Schedule, sampler: Sampler, image: jax.Array) -> Sampler:
     """The sampler started at x_t = signal_t image + noise_t eps, eps being the x_T that it is given.
 
-    Run over the times from a strength on (`part_of`).  SDEdit (Meng et al., arXiv:2108.01073), algorithm 1, with the
-    sampler's own reverse process.  From t = T this is sampling from noise, but for the share signal_T of the image.
+    Run over the times from a strength on (`truncate_times`).  SDEdit (Meng et al., arXiv:2108.01073), algorithm 1, with
+    the sampler's own reverse process.  From t = T this is sampling from noise, but for the share signal_T of the image.
 
     Args:
         image: [B, ...] or [1, ...], data units.
@@ -200,13 +203,13 @@ def from_image(schedule: Schedule, sampler: Sampler, image: jax.Array) -> Sample
 
     def init(x, t):
         _check_image("image", image, x)
-        return sampler.init(at(schedule.signal, t, x) * image + at(schedule.noise, t, x) * x, t)
+        return sampler.init(gather(schedule.signal, t, x) * image + gather(schedule.noise, t, x) * x, t)
 
     return sampler._replace(init=init)
 
 
-def part_of(times: np.ndarray, strength: float) -> np.ndarray:
-    """The times not above strength times the first of them: what `from_image` runs over.
+def truncate_times(times: np.ndarray, strength: float) -> np.ndarray:
+    """The times not above strength times the first of them: what `sdedit` runs over.
 
     Args:
         times: [n+1] falling integers.
@@ -247,17 +250,17 @@ def ddim_inverse(schedule: Schedule, denoise: Denoiser, *, iterations: int = 2) 
 
     def step(keys, state, t, s):
         x = state.x
-        kept = at(schedule.signal, s, x) / at(schedule.signal, t, x)
-        gain = at(schedule.noise, s, x) - kept * at(schedule.noise, t, x)
+        scale = gather(schedule.signal, s, x) / gather(schedule.signal, t, x)
+        gain = gather(schedule.noise, s, x) - scale * gather(schedule.noise, t, x)
 
         def iterate(_, carry):
-            found = gaussian.denoised(denoise, carry[0], s)
-            return kept * x + gain * found.eps, found.x0
+            estimate = gaussian.apply_denoiser(denoise, carry[0], s)
+            return scale * x + gain * estimate.eps, estimate.x0
 
-        there, x0 = jax.lax.fori_loop(0, iterations, iterate, (x, state.x0))
-        return samplers.State(there, x0, s)
+        x_s, x0 = jax.lax.fori_loop(0, iterations, iterate, (x, state.x0))
+        return samplers.State(x_s, x0, s)
 
-    return Sampler(lambda x, t: samplers.State(x, jnp.zeros_like(x), t), step, rises=True)
+    return Sampler(lambda x, t: samplers.State(x, jnp.zeros_like(x), t), step, allows_forward_steps=True)
 
 
 def invert(
@@ -269,9 +272,9 @@ def invert(
         x0: [B, ...] images, data units.
         times: [n+1] falling integers, as for the way down.
     """
-    nobody = samplers.image_keys(0, range(x0.shape[0]))  # nothing is drawn
+    unused_keys = samplers.image_keys(0, range(x0.shape[0]))  # nothing is drawn
     inverse = ddim_inverse(schedule, denoise, iterations=iterations)
-    return samplers.sample(nobody, inverse, x0, np.asarray(times)[::-1])
+    return samplers.sample(unused_keys, inverse, x0, np.asarray(times)[::-1])
 
 
 def slerp(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
@@ -307,14 +310,14 @@ def slerp(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
     return of_a * a + of_b * b
 
 
-def _folded(keys: jax.Array, number) -> jax.Array:
+def _fold_in(keys: jax.Array, number) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, jnp.asarray(number, jnp.uint32))
 
 
-def _of_pass(keys: jax.Array, rises: jax.Array) -> jax.Array:
+def _pass_keys(keys: jax.Array, forward_steps: jax.Array) -> jax.Array:
     """The keys before any rise, and others after each: chosen as data, for a choice among keys counts as their use."""
-    again = jax.random.key_data(_folded(_folded(keys, AGAIN), rises))
-    data = jnp.where(rises == 0, jax.random.key_data(keys), again)
+    again = jax.random.key_data(_fold_in(_fold_in(keys, REPEAT_STREAM), forward_steps))
+    data = jnp.where(forward_steps == 0, jax.random.key_data(keys), again)
     return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
 
 

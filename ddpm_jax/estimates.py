@@ -4,8 +4,8 @@ They keep x_t = signal_t x0 + noise_t eps: what changes one of the two derives t
 program applies them is scaling first and a limit last, so that what a sampler meets lies within the limit:
 
     denoise = gaussian.denoiser(schedule, net)
-    denoise = estimates.scaled(schedule, denoise, 1.017)
-    denoise = estimates.limited(schedule, denoise, estimates.threshold(99.5))
+    denoise = estimates.scale_eps(schedule, denoise, 1.017)
+    denoise = estimates.limit_x0(schedule, denoise, estimates.dynamic_threshold(99.5))
 """
 
 from collections.abc import Callable
@@ -14,24 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.gaussian import Denoiser, Estimate, check_times, denoised
-from ddpm_jax.schedules import Schedule, at
+from ddpm_jax.gaussian import Denoiser, Estimate, apply_denoiser, check_times
+from ddpm_jax.schedules import Schedule, gather
 
 Limit = Callable[[jax.Array], jax.Array]
 """x0 [B, ...] -> x0 [B, ...], each example for itself."""
 
 
-def limited(schedule: Schedule, denoise: Denoiser, limit: Limit) -> Denoiser:
+def limit_x0(schedule: Schedule, denoise: Denoiser, limit: Limit) -> Denoiser:
     """The denoiser with x0 brought within a limit, and eps = (x_t - signal_t x0) / noise_t derived again from it."""
 
-    def within(x_t: jax.Array, t: jax.Array) -> Estimate:
+    def limited_denoise(x_t: jax.Array, t: jax.Array) -> Estimate:
         check_times(schedule, t)
-        found = denoised(denoise, x_t, t)
-        x0 = limit(found.x0)
-        eps = (x_t - at(schedule.signal, t, x_t) * x0) / at(schedule.noise, t, x_t)
-        return Estimate(x0, eps, found.mix)
+        estimate = apply_denoiser(denoise, x_t, t)
+        x0 = limit(estimate.x0)
+        eps = (x_t - gather(schedule.signal, t, x_t) * x0) / gather(schedule.noise, t, x_t)
+        return Estimate(x0, eps, estimate.variance_mix)
 
-    return within
+    return limited_denoise
 
 
 def clip(x0: jax.Array) -> jax.Array:
@@ -39,7 +39,7 @@ def clip(x0: jax.Array) -> jax.Array:
     return jnp.clip(x0, -1, 1)
 
 
-def threshold(percentile: float) -> Limit:
+def dynamic_threshold(percentile: float) -> Limit:
     """Dynamic thresholding: x0 clipped to [-s, s] and divided by s, where s is a percentile of |x0|, at least 1.
 
     Imagen (Saharia et al., arXiv:2205.11487, section 2.3), where guidance is strong: an example with many components
@@ -62,7 +62,7 @@ def threshold(percentile: float) -> Limit:
     return limit
 
 
-def scaled(schedule: Schedule, denoise: Denoiser, factor: float | jax.Array) -> Denoiser:
+def scale_eps(schedule: Schedule, denoise: Denoiser, factor: float | jax.Array) -> Denoiser:
     """The denoiser with eps divided by a factor, and x0 = (x_t - noise_t eps) / signal_t derived again from it.
 
     Ning et al. (arXiv:2308.15321): a network meets its own errors in a chain, and there overestimates the noise; at
@@ -78,11 +78,13 @@ def scaled(schedule: Schedule, denoise: Denoiser, factor: float | jax.Array) -> 
     if isinstance(factor, (int, float, np.generic)) and not factor > 0:
         raise ValueError(f"factor must be positive, got {factor}: eps is divided by it")
 
-    def smaller(x_t: jax.Array, t: jax.Array) -> Estimate:
+    def scaled_denoise(x_t: jax.Array, t: jax.Array) -> Estimate:
         check_times(schedule, t)
-        found = denoised(denoise, x_t, t)
-        by = jnp.asarray(factor, x_t.dtype)
-        eps = found.eps / (by if by.ndim == 0 else at(by, t, x_t))
-        return Estimate((x_t - at(schedule.noise, t, x_t) * eps) / at(schedule.signal, t, x_t), eps, found.mix)
+        estimate = apply_denoiser(denoise, x_t, t)
+        divisor = jnp.asarray(factor, x_t.dtype)
+        eps = estimate.eps / (divisor if divisor.ndim == 0 else gather(divisor, t, x_t))
+        return Estimate(
+            (x_t - gather(schedule.noise, t, x_t) * eps) / gather(schedule.signal, t, x_t), eps, estimate.variance_mix
+        )
 
-    return smaller
+    return scaled_denoise

@@ -24,7 +24,7 @@ import numpy as np
 from ddpm_jax.keys import example_keys as example_keys  # of an example's draws, for who has them from here
 from ddpm_jax.keys import split_keys as split_keys
 from ddpm_jax.keys import standard_normal as standard_normal
-from ddpm_jax.schedules import Schedule, at, log_snr_fall
+from ddpm_jax.schedules import Schedule, gather, log_snr_ratio
 
 Predicts = Literal["eps", "x0", "v", "mean"]
 Net = Callable[[jax.Array, jax.Array], jax.Array]
@@ -43,14 +43,14 @@ class Estimate(NamedTuple):
 
     x0: jax.Array
     eps: jax.Array
-    mix: jax.Array | None = None
+    variance_mix: jax.Array | None = None
 
 
 Denoiser = Callable[[jax.Array, jax.Array], Estimate]
 """(x_t [B, ...], t [B]) -> Estimate.  Samplers and likelihood see a network only through this."""
 
 
-def _compiled(*static: str):
+def _jit_checking_times(*static: str):
     """`jax.jit`, after the one check that only concrete times allow: their range."""
 
     def decorate(f):
@@ -59,8 +59,8 @@ def _compiled(*static: str):
 
         @functools.wraps(f)
         def call(*args, **kwargs):
-            given = signature.bind(*args, **kwargs).arguments
-            check_times(given["schedule"], given["t"], given.get("s"))
+            arguments = signature.bind(*args, **kwargs).arguments
+            check_times(arguments["schedule"], arguments["t"], arguments.get("s"))
             return compiled(*args, **kwargs)
 
         return call
@@ -68,7 +68,7 @@ def _compiled(*static: str):
     return decorate
 
 
-@_compiled()
+@_jit_checking_times()
 def q_sample(schedule: Schedule, x0: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
     """x_t = signal_t x_0 + noise_t eps: the data after t steps, in one jump.  DDPM equation 4.
 
@@ -81,11 +81,11 @@ def q_sample(schedule: Schedule, x0: jax.Array, t: jax.Array, eps: jax.Array) ->
         ValueError: if x0 and eps differ in shape, are not float, or t is neither [] nor [B] integers.
     """
     check_batch(t, x0=x0, eps=eps)
-    t = noisy(schedule, t)
-    return at(schedule.signal, t, x0) * x0 + at(schedule.noise, t, x0) * eps
+    t = mask_invalid_times(schedule, t)
+    return gather(schedule.signal, t, x0) * x0 + gather(schedule.noise, t, x0) * eps
 
 
-@_compiled()
+@_jit_checking_times()
 def marginal(schedule: Schedule, x0: jax.Array, t: jax.Array) -> Gaussian:
     """q(x_t | x_0) = N(signal_t x_0, noise_t^2): the law that `q_sample` draws from.  DDPM equation 4.
 
@@ -94,11 +94,11 @@ def marginal(schedule: Schedule, x0: jax.Array, t: jax.Array) -> Gaussian:
         t: [B] or [] integers in 1..T.
     """
     check_batch(t, x0=x0)
-    t = noisy(schedule, t)
-    return Gaussian(at(schedule.signal, t, x0) * x0, at(schedule.noise, t, x0) ** 2)
+    t = mask_invalid_times(schedule, t)
+    return Gaussian(gather(schedule.signal, t, x0) * x0, gather(schedule.noise, t, x0) ** 2)
 
 
-@_compiled()
+@_jit_checking_times()
 def transition(schedule: Schedule, x_s: jax.Array, t: jax.Array, s: jax.Array) -> Gaussian:
     """q(x_t | x_s): the forward process from s to t, which `mean + sqrt(var) * eps` draws from.
 
@@ -118,12 +118,12 @@ def transition(schedule: Schedule, x_s: jax.Array, t: jax.Array, s: jax.Array) -
         ValueError: if x_s is not float, or t or s is neither [] nor [B] integers.
     """
     check_batch(t, s, x_s=x_s)
-    t = noisy(schedule, t, s)
-    var = at(schedule.noise, t, x_s) ** 2 * fresh_noise(schedule, t, s, x_s)
-    return Gaussian(at(schedule.signal, t, x_s) / at(schedule.signal, s, x_s) * x_s, var)
+    t = mask_invalid_times(schedule, t, s)
+    var = gather(schedule.noise, t, x_s) ** 2 * one_minus_snr_ratio(schedule, t, s, x_s)
+    return Gaussian(gather(schedule.signal, t, x_s) / gather(schedule.signal, s, x_s) * x_s, var)
 
 
-@_compiled()
+@_jit_checking_times()
 def posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: jax.Array, s: jax.Array) -> Gaussian:
     """The law of x_s when both its past x_0 and its future x_t are known.
 
@@ -147,16 +147,16 @@ def posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: jax.Array, s
         ValueError: if x0 and x_t differ in shape, or t is neither [] nor [B].
     """
     check_batch(t, s, x0=x0, x_t=x_t)
-    t = noisy(schedule, t, s)
-    fresh = fresh_noise(schedule, t, s, x0)
-    signal_s, noise_s = at(schedule.signal, s, x0), at(schedule.noise, s, x0)
-    kept = at(schedule.signal, t, x0) / signal_s * (noise_s / at(schedule.noise, t, x0)) ** 2
-    return Gaussian(signal_s * fresh * x0 + kept * x_t, noise_s**2 * fresh)
+    t = mask_invalid_times(schedule, t, s)
+    one_minus_r = one_minus_snr_ratio(schedule, t, s, x0)
+    signal_s, noise_s = gather(schedule.signal, s, x0), gather(schedule.noise, s, x0)
+    x_t_coefficient = gather(schedule.signal, t, x0) / signal_s * (noise_s / gather(schedule.noise, t, x0)) ** 2
+    return Gaussian(signal_s * one_minus_r * x0 + x_t_coefficient * x_t, noise_s**2 * one_minus_r)
 
 
-@_compiled()
+@_jit_checking_times()
 def reverse_variance(
-    schedule: Schedule, t: jax.Array, s: jax.Array, like: jax.Array, mix: jax.Array | float = 1.0
+    schedule: Schedule, t: jax.Array, s: jax.Array, like: jax.Array, variance_mix: jax.Array | float = 1.0
 ) -> jax.Array:
     """The variance of p(x_s | x_t): (1 - SNR_t / SNR_s) noise_s^(2 (1 - mix)) noise_t^(2 mix).
 
@@ -167,19 +167,21 @@ def reverse_variance(
     Args:
         t, s: [B] or [] integers with 0 <= s < t <= T.
         like: [B, ...] the array that the result will meet.
-        mix: a number, or an array that broadcasts to `like`.
+        variance_mix: a number, or an array that broadcasts to `like`.
 
     Returns:
         The variance in squared data units, broadcasting to `like`.
     """
     check_batch(t, s, like=like)
-    t = noisy(schedule, t, s)
-    noise_t = at(schedule.noise, t, like)
-    shrink = (at(schedule.noise, s, like) / noise_t) ** 2
-    return fresh_noise(schedule, t, s, like) * noise_t**2 * shrink ** (1 - jnp.asarray(mix, like.dtype))
+    t = mask_invalid_times(schedule, t, s)
+    noise_t = gather(schedule.noise, t, like)
+    shrink = (gather(schedule.noise, s, like) / noise_t) ** 2
+    return (
+        one_minus_snr_ratio(schedule, t, s, like) * noise_t**2 * shrink ** (1 - jnp.asarray(variance_mix, like.dtype))
+    )
 
 
-@_compiled("predicts")
+@_jit_checking_times("predicts")
 def target(schedule: Schedule, predicts: Predicts, x0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
     """What a network that predicts `predicts` should say of x_t = q_sample(x0, t, eps).
 
@@ -194,16 +196,16 @@ def target(schedule: Schedule, predicts: Predicts, x0: jax.Array, eps: jax.Array
         return eps
     if predicts == "x0":
         return x0
-    t = noisy(schedule, t)
+    t = mask_invalid_times(schedule, t)
     if predicts == "v":
-        return at(schedule.signal, t, x0) * eps - at(schedule.noise, t, x0) * x0
+        return gather(schedule.signal, t, x0) * eps - gather(schedule.noise, t, x0) * x0
     if predicts == "mean":
-        x_t = at(schedule.signal, t, x0) * x0 + at(schedule.noise, t, x0) * eps
+        x_t = gather(schedule.signal, t, x0) * x0 + gather(schedule.noise, t, x0) * eps
         return posterior(schedule, x0, x_t, t, t - 1).mean
-    raise _unknown(predicts)
+    raise _unknown_prediction(predicts)
 
 
-@_compiled("predicts")
+@_jit_checking_times("predicts")
 def estimate(schedule: Schedule, predicts: Predicts, out: jax.Array, x_t: jax.Array, t: jax.Array) -> Estimate:
     """The data and the noise in x_t, from a network's output: the inverse of `target`.
 
@@ -215,8 +217,8 @@ def estimate(schedule: Schedule, predicts: Predicts, out: jax.Array, x_t: jax.Ar
         Estimate(x0, eps) with x_t = signal_t x0 + noise_t eps.  From "eps" at a t without signal x0 is not finite.
     """
     check_batch(t, x_t=x_t, out=out)
-    t = noisy(schedule, t)
-    signal, noise = at(schedule.signal, t, x_t), at(schedule.noise, t, x_t)
+    t = mask_invalid_times(schedule, t)
+    signal, noise = gather(schedule.signal, t, x_t), gather(schedule.noise, t, x_t)
     if predicts == "eps":
         return Estimate((x_t - noise * out) / signal, jnp.where(noise > 0, out, jnp.nan))
     if predicts == "x0":
@@ -225,11 +227,11 @@ def estimate(schedule: Schedule, predicts: Predicts, out: jax.Array, x_t: jax.Ar
         return Estimate(signal * x_t - noise * out, noise * x_t + signal * out)
     if predicts == "mean":
         s = t - 1
-        signal_s = at(schedule.signal, s, x_t)
-        kept = signal / signal_s * (at(schedule.noise, s, x_t) / noise) ** 2
-        x0 = (out - kept * x_t) / (signal_s * fresh_noise(schedule, t, s, x_t))
+        signal_s = gather(schedule.signal, s, x_t)
+        x_t_coefficient = signal / signal_s * (gather(schedule.noise, s, x_t) / noise) ** 2
+        x0 = (out - x_t_coefficient * x_t) / (signal_s * one_minus_snr_ratio(schedule, t, s, x_t))
         return Estimate(x0, (x_t - signal * x0) / noise)
-    raise _unknown(predicts)
+    raise _unknown_prediction(predicts)
 
 
 def denoiser(
@@ -253,7 +255,7 @@ def denoiser(
         ValueError: if `predicts` is unknown, or the output's last axis cannot be halved.
     """
     if predicts not in ("eps", "x0", "v", "mean"):
-        raise _unknown(predicts)
+        raise _unknown_prediction(predicts)
 
     def denoise(x_t: jax.Array, t: jax.Array) -> Estimate:
         check_times(schedule, t)
@@ -261,12 +263,12 @@ def denoiser(
         out, mix = net(x_t, t), None
         if learned_variance:
             out, mix = split_variance(out, x_t)
-        found = estimate(schedule, predicts, out, x_t, t)
+        result = estimate(schedule, predicts, out, x_t, t)
         if clip:
-            x0 = jnp.clip(found.x0, -1, 1)
-            eps = (x_t - at(schedule.signal, t, x_t) * x0) / at(schedule.noise, t, x_t)
-            found = Estimate(x0, eps)
-        return found._replace(mix=mix)
+            x0 = jnp.clip(result.x0, -1, 1)
+            eps = (x_t - gather(schedule.signal, t, x_t) * x0) / gather(schedule.noise, t, x_t)
+            result = Estimate(x0, eps)
+        return result._replace(variance_mix=mix)
 
     return denoise
 
@@ -278,26 +280,30 @@ def split_variance(out: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array
         ValueError: if the last axis of `out` is not twice that of `x_t`.
     """
     if out.shape != (*x_t.shape[:-1], 2 * x_t.shape[-1]):
-        wanted = (*x_t.shape[:-1], 2 * x_t.shape[-1])
-        raise ValueError(f"a learned variance doubles the last axis: the network must return {wanted}, got {out.shape}")
+        expected = (*x_t.shape[:-1], 2 * x_t.shape[-1])
+        raise ValueError(
+            f"a learned variance doubles the last axis: the network must return {expected}, got {out.shape}"
+        )
     prediction, v = jnp.split(out, 2, axis=-1)
     return prediction, (v + 1) / 2
 
 
-def denoised(denoise: Denoiser, x_t: jax.Array, t: jax.Array) -> Estimate:
+def apply_denoiser(denoise: Denoiser, x_t: jax.Array, t: jax.Array) -> Estimate:
     """denoise(x_t, t), of which nothing has to broadcast to x_t but for the mix.
 
     Raises:
         ValueError: if x0 or eps have another shape than x_t, or the mix is neither [] nor [B, ...].
     """
-    found, wanted = denoise(x_t, t), x_t.shape
-    for name, shape in (("x0", jnp.shape(found.x0)), ("eps", jnp.shape(found.eps))):
-        if shape != wanted:
-            raise ValueError(f"a denoiser's {name} must have the shape of x_t, {wanted}, got {shape}")
-    mix = () if found.mix is None else jnp.shape(found.mix)
-    if mix and (len(mix) != len(wanted) or any(m not in (1, n) for m, n in zip(mix, wanted, strict=True))):
-        raise ValueError(f"a denoiser's mix must have the shape of x_t, {wanted}, with 1 for what is shared, got {mix}")
-    return found
+    result, expected = denoise(x_t, t), x_t.shape
+    for name, shape in (("x0", jnp.shape(result.x0)), ("eps", jnp.shape(result.eps))):
+        if shape != expected:
+            raise ValueError(f"a denoiser's {name} must have the shape of x_t, {expected}, got {shape}")
+    mix = () if result.variance_mix is None else jnp.shape(result.variance_mix)
+    if mix and (len(mix) != len(expected) or any(m not in (1, n) for m, n in zip(mix, expected, strict=True))):
+        raise ValueError(
+            f"a denoiser's mix must have the shape of x_t, {expected}, with 1 for what is shared, got {mix}"
+        )
+    return result
 
 
 @jax.jit
@@ -318,9 +324,9 @@ def kl(p: Gaussian, q: Gaussian) -> jax.Array:
     return 0.5 * (spread + (p.mean - q.mean) ** 2 / q.var)
 
 
-def fresh_noise(schedule: Schedule, t: jax.Array, s: jax.Array, like: jax.Array) -> jax.Array:
+def one_minus_snr_ratio(schedule: Schedule, t: jax.Array, s: jax.Array, like: jax.Array) -> jax.Array:
     """1 - SNR_t / SNR_s: the share of x_s that x_t does not determine; 1 at s = 0."""
-    return -jnp.expm1(log_snr_fall(schedule, t, s, like))
+    return -jnp.expm1(log_snr_ratio(schedule, t, s, like))
 
 
 def check_batch(*times: jax.Array, **arrays: jax.Array) -> None:
@@ -354,20 +360,20 @@ def check_times(schedule: Schedule, t, s=None) -> None:
         raise ValueError(f"s must be smaller than t, got s = {s} and t = {t}")
 
 
-def noisy(schedule: Schedule, t: jax.Array, s: jax.Array | None = None) -> jax.Array:
+def mask_invalid_times(schedule: Schedule, t: jax.Array, s: jax.Array | None = None) -> jax.Array:
     """The times t, of which those below 1, or not above s, become one that no schedule has: what comes of it is NaN."""
     t = jnp.asarray(t)
     if not jnp.issubdtype(t.dtype, jnp.integer):
         raise ValueError(f"times must be integers, got {t.dtype}")
-    there = t >= 1 if s is None else (t >= 1) & (t > jnp.asarray(s))
-    return jnp.where(there, t.astype(jnp.int32), schedule.T + 1)
+    valid = t >= 1 if s is None else (t >= 1) & (t > jnp.asarray(s))
+    return jnp.where(valid, t.astype(jnp.int32), schedule.T + 1)
 
 
-def check_share(name: str, value: Any) -> None:
+def check_unit_interval(name: str, value: Any) -> None:
     """Refuses a number that is known and lies outside [0, 1]."""
     if isinstance(value, (int, float, np.number)) and not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {value}")
 
 
-def _unknown(predicts: str) -> ValueError:
+def _unknown_prediction(predicts: str) -> ValueError:
     return ValueError(f"predicts must be one of 'eps', 'x0', 'v', 'mean', got {predicts!r}")

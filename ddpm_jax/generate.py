@@ -18,7 +18,7 @@ import numpy as np
 
 from ddpm_jax import keys, process, samplers
 
-Program = Callable[[Any, jax.Array, Any], Any]
+TileFunction = Callable[[Any, jax.Array, Any], Any]
 """(inputs, key, tile) -> results: what one device does with a tile, given what is the same for all, the parameters."""
 
 
@@ -26,7 +26,7 @@ class Tile(NamedTuple):
     """The images of a tile: their indices [n], and a pytree of arrays [n, ...], what is said of each."""
 
     indices: Any
-    said: Any
+    condition: Any
 
 
 class Drawn(NamedTuple):
@@ -36,7 +36,7 @@ class Drawn(NamedTuple):
     x: np.ndarray
 
 
-def over_devices(program: Program) -> Program:
+def parallelise(program: TileFunction) -> TileFunction:
     """A tile's program over all devices, a tile each: (params, key, tiles [devices, ...]).
 
     With several processes each passes and gets the rows of its own devices, see `process.share` and `gathered`.
@@ -46,7 +46,7 @@ def over_devices(program: Program) -> Program:
 
 
 def draw(
-    mapped: Program,
+    mapped: TileFunction,
     inputs: Any,
     *,
     seed: int,
@@ -54,17 +54,17 @@ def draw(
     num: int,
     tile: int,
     batch: int | None = None,
-    said: Callable[[np.ndarray], Any] = lambda indices: None,
+    conditions: Callable[[np.ndarray], Any] = lambda indices: None,
 ) -> Iterator[Drawn]:
     """Images start ... start + num - 1 of a seed, in order, as their tiles are done.
 
     Args:
-        mapped: what `over_devices` made of a `program`.
-        inputs: what `program` passes to its chain, on the host or on the devices.
+        mapped: what `parallelise` made of a `tile_function`.
+        inputs: what `tile_function` passes to its sampler factory, on the host or on the devices.
         seed: image i has the key fold_in(key(seed), i), see `keys`.
         tile: images per device and network call.
         batch: how many images to have in flight; None is two rounds over the devices.
-        said: indices [n] -> arrays [n, ...], what is said of these images: of each by its index alone.
+        conditions: indices [n] -> arrays [n, ...], what is said of these images: of each by its index alone.
 
     Raises:
         ValueError: if start < 0, num < 1, or tile or batch is below 1; or there is no such seed or image.
@@ -72,51 +72,54 @@ def draw(
     if start < 0 or num < 1 or tile < 1 or (batch is not None and batch < 1):
         raise ValueError(f"need start >= 0 and num, tile, batch >= 1, got {start=}, {num=}, {tile=}, {batch=}")
     keys.check_images(seed, start, num)
-    key, everywhere = keys.of_seed(seed), jax.device_count()
+    key, num_devices = keys.from_seed(seed), jax.device_count()
     numbers = np.arange(start // tile, (start + num - 1) // tile + 1)
-    ahead = 2 if batch is None else max(1, batch // (tile * everywhere))
-    flying: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
+    max_in_flight = 2 if batch is None else max(1, batch // (tile * num_devices))
+    in_flight: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
 
-    def landed() -> Iterator[Drawn]:
-        group, x = flying.popleft()
+    def collect() -> Iterator[Drawn]:
+        group, x = in_flight.popleft()
         indices = (group[:, None] * tile + np.arange(tile)).reshape(-1)
         wanted = (indices >= start) & (indices < start + num)
-        flat = np.asarray(process.gathered(x))[: len(group)].reshape(-1, *x.shape[2:])
+        flat = np.asarray(process.all_gather(x))[: len(group)].reshape(-1, *x.shape[2:])
         yield Drawn(indices[wanted], flat[wanted])
 
-    for i in range(0, len(numbers), everywhere):
-        group = numbers[i : i + everywhere]
-        padded = np.pad(group, (0, everywhere - len(group)), mode="edge")
+    for i in range(0, len(numbers), num_devices):
+        group = numbers[i : i + num_devices]
+        padded = np.pad(group, (0, num_devices - len(group)), mode="edge")
         indices = (padded[:, None] * tile + np.arange(tile)).astype(np.uint32)
-        mine = process.share(indices)
-        rows = jax.tree.map(lambda leaf: leaf.reshape(*mine.shape, *leaf.shape[1:]), said(mine.reshape(-1)))
-        flying.append((group, mapped(inputs, key, Tile(mine, rows))))
-        if len(flying) >= ahead:
-            yield from landed()
-    while flying:
-        yield from landed()
+        mine = process.local_shard(indices)
+        rows = jax.tree.map(lambda leaf: leaf.reshape(*mine.shape, *leaf.shape[1:]), conditions(mine.reshape(-1)))
+        in_flight.append((group, mapped(inputs, key, Tile(mine, rows))))
+        if len(in_flight) >= max_in_flight:
+            yield from collect()
+    while in_flight:
+        yield from collect()
 
 
-def program(
-    chain: Callable[[Any, Tile], tuple[samplers.Sampler, Any]], shape: tuple[int, ...], keep: Sequence[int] = ()
-) -> Program:
+def tile_function(
+    sampler_factory: Callable[[Any, Tile], tuple[samplers.Sampler, Any]],
+    shape: tuple[int, ...],
+    save_at: Sequence[int] = (),
+) -> TileFunction:
     """What one device does with one tile: (inputs, key, Tile) -> x [n, *shape].
 
     Args:
-        chain: (inputs, tile) -> the sampler of a network with its parameters, for the images of this tile, and the
-            times to visit, see `samplers.times`: an array, so that others need no compilation, or settled by it.
+        sampler_factory: (inputs, tile) -> the sampler of a network with its parameters, for the images of this tile,
+            and the times to visit, see `samplers.times`: an array, so that others need no compilation, or settled by
+            it.
         shape: of one image, (H, W, C).
-        keep: times to keep, of a chain whose times are settled; with any, the result is [n, 2, len(keep), *shape]:
-            x_t and the x_0 predicted on the way.
+        save_at: times to keep, of a chain whose times are settled; with any, the result is
+            [n, 2, len(save_at), *shape]: x_t and the x_0 predicted on the way.
     """
 
     def tile(inputs: Any, key: jax.Array, tile: Tile) -> jax.Array:
-        own = keys.folded(key, tile.indices)
-        sampler, times = chain(inputs, tile)
+        own = keys.fold_in_each(key, tile.indices)
+        sampler, times = sampler_factory(inputs, tile)
         x_T = samplers.initial_noise(own, shape)
-        if not len(keep):
+        if not len(save_at):
             return samplers.sample(own, sampler, x_T, times)
-        kept = samplers.trajectory(own, sampler, x_T, times, keep=keep)
+        kept = samplers.trajectory(own, sampler, x_T, times, save_at=save_at)
         return jnp.moveaxis(jnp.stack([kept.x, kept.x0]), 2, 0)
 
     return tile

@@ -4,10 +4,11 @@ All keys are of one generator, threefry2x32.  Of the others that JAX has (rbg, u
 first key alone, so that no image would depend on its own key and nothing else.
 
     what                            path of numbers folded into the key of the seed
-    image i                         i, below `IMAGES`; at x_T then 0, and a step that leaves t then t
-    a run's training                TRAINING, split into parameters, steps, order of the data, evaluation
-    noise of the bound, image i     BOUND, i
-    noise of interpolation          ENCODING, i for image i's, DECODING, p for the reverse process of pair p
+    image i                         i, below `MAX_IMAGES`; at x_T then 0, and a step that leaves t then t
+    a run's training                TRAINING_STREAM, split into parameters, steps, order of the data, evaluation
+    noise of the bound, image i     VLB_STREAM, i
+    noise of interpolation          ENCODING_STREAM, i for image i's, DECODING_STREAM, p for the reverse process of
+                                    pair p
 """
 
 import operator
@@ -19,31 +20,31 @@ from jax.core import Tracer
 
 GENERATOR = "threefry2x32"
 
-NUMBERS = 2**32
+SEED_LIMIT = 2**32
 """Seeds, and what is folded into a key, are integers from 0 to below this."""
 
-TRAINING, BOUND, ENCODING, DECODING = (NUMBERS - n for n in (1, 2, 3, 4))
+TRAINING_STREAM, VLB_STREAM, ENCODING_STREAM, DECODING_STREAM = (SEED_LIMIT - n for n in (1, 2, 3, 4))
 
-IMAGES = NUMBERS - 16
+MAX_IMAGES = SEED_LIMIT - 16
 """Images have indices below this; the numbers from here on are for a seed's other streams."""
 
 
-def of_seed(seed: int) -> jax.Array:
+def from_seed(seed: int) -> jax.Array:
     """The key of a seed: `jax.random.key(seed, impl="threefry2x32")`, of 0 <= seed < 2^32.
 
     Raises:
         ValueError: if the seed is no such integer.  A traced one is taken modulo 2^32.
     """
-    words = jnp.asarray([0, number("seed", seed)], jnp.uint32)
+    words = jnp.asarray([0, check_integer("seed", seed)], jnp.uint32)
     return jax.random.wrap_key_data(words, impl=GENERATOR)
 
 
-def folded(key: jax.Array, numbers: jax.Array) -> jax.Array:
+def fold_in_each(key: jax.Array, numbers: jax.Array) -> jax.Array:
     """fold_in(key, n) for each of numbers [B]."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
 
 
-def number(name: str, value: Any, below: int = NUMBERS) -> Any:
+def check_integer(name: str, value: Any, below: int = SEED_LIMIT) -> Any:
     """The value, which must be an integer in 0 .. below - 1; of a traced one only its type is known.
 
     Raises:
@@ -52,12 +53,12 @@ def number(name: str, value: Any, below: int = NUMBERS) -> Any:
     if isinstance(value, Tracer) and jnp.issubdtype(value.dtype, jnp.integer):
         return value
     try:
-        found = -1 if isinstance(value, bool) else operator.index(value)
+        integer = -1 if isinstance(value, bool) else operator.index(value)
     except TypeError:  # not an integer
-        found = -1
-    if not 0 <= found < below:
+        integer = -1
+    if not 0 <= integer < below:
         raise ValueError(f"{name} must be an integer in 0..{below - 1}, got {value}")
-    return found
+    return integer
 
 
 def check_images(seed: int, start: int, num: int) -> None:
@@ -66,11 +67,11 @@ def check_images(seed: int, start: int, num: int) -> None:
     Raises:
         ValueError: naming the value.
     """
-    number("seed", seed)
-    if start < 0 or num < 1 or start + num > IMAGES:
+    check_integer("seed", seed)
+    if start < 0 or num < 1 or start + num > MAX_IMAGES:
         raise ValueError(
-            f"images have indices 0..{IMAGES - 1}: start must be at least 0, num at least 1, and start + num at most "
-            f"{IMAGES}, got {start} and {num}"
+            f"images have indices 0..{MAX_IMAGES - 1}: start must be at least 0, num at least 1, and start + num at "
+            f"most {MAX_IMAGES}, got {start} and {num}"
         )
 
 
@@ -85,7 +86,7 @@ def check_keys(name: str, keys: jax.Array) -> None:
     if str(jax.random.key_impl(keys)) != GENERATOR:
         raise ValueError(
             f"{name} must be of the generator {GENERATOR}, got {keys.dtype}: under vmap others do not give each "
-            f'image a draw of its own; make them by keys.of_seed(seed) or jax.random.key(seed, impl="{GENERATOR}")'
+            f'image a draw of its own; make them by keys.from_seed(seed) or jax.random.key(seed, impl="{GENERATOR}")'
         )
 
 
@@ -100,7 +101,7 @@ def example_keys(key: jax.Array, batch: int) -> jax.Array:
     """
     check_keys("keys", key)
     if key.ndim == 0:
-        return folded(key, jnp.arange(batch, dtype=jnp.uint32))
+        return fold_in_each(key, jnp.arange(batch, dtype=jnp.uint32))
     if key.shape != (batch,):
         raise ValueError(f"keys must be one key or one per example, [] or {(batch,)}, got {key.shape}")
     return key

@@ -24,101 +24,103 @@ from jax.scipy.special import log_ndtr
 
 from ddpm_jax import gaussian
 from ddpm_jax.gaussian import Denoiser, Estimate, Gaussian
-from ddpm_jax.schedules import Schedule, at
+from ddpm_jax.schedules import Schedule, gather
 
 Decoder = Callable[[jax.Array, Gaussian], jax.Array]
 """(x0 [B, ...], p) -> log probability of each component, in nats."""
 
 
-class Bound(NamedTuple):
+class VLB(NamedTuple):
     """The bound of each example, in nats summed over its components.
 
     Attributes:
         total: [B] prior + the sum of terms: an upper bound on -log p(x_0).
         prior: [B] L_T.
         terms: [n, B] one per step of the chain, ascending: L_0 first, then the KL terms.
-        mse: [n, B] mean squared error of the predicted x_0 in that step, in squared data units.
+        x0_mse: [n, B] mean squared error of the predicted x_0 in that step, in squared data units.
     """
 
     total: jax.Array
     prior: jax.Array
     terms: jax.Array
-    mse: jax.Array
+    x0_mse: jax.Array
 
 
-class BoundEstimate(NamedTuple):
+class VLBEstimate(NamedTuple):
     """An unbiased estimate of the bound from a sample of its terms, in nats summed over components.
 
     Attributes:
-        total: [B] estimate of `Bound.total`.
+        total: [B] estimate of `VLB.total`.
         standard_error: [B] of that estimate, for each example alone.
         prior: [B] L_T, exact.
-        decoder: [B] L_0, always evaluated.
-        decoder_mse: [B] mean squared error of the x_0 predicted there, in squared data units.
+        decoder_nll: [B] L_0, always evaluated.
+        decoder_x0_mse: [B] mean squared error of the x_0 predicted there, in squared data units.
     """
 
     total: jax.Array
     standard_error: jax.Array
     prior: jax.Array
-    decoder: jax.Array
-    decoder_mse: jax.Array
+    decoder_nll: jax.Array
+    decoder_x0_mse: jax.Array
 
 
-def bound(
+def vlb(
     key: jax.Array,
     schedule: Schedule,
     denoise: Denoiser,
     x0: jax.Array,
     *,
-    mix: float = 1.0,
+    variance_mix: float = 1.0,
     decoder: Decoder,
     decoder_var: float | None = None,
     times: np.ndarray | None = None,
-) -> Bound:
+) -> VLB:
     """The bound with every term evaluated, one draw of eps each, by a scan over the chain.
 
     Args:
         key: one key, or [B] keys; the eps of example i at t is drawn from its key and t alone.
-        denoise: what predicts x_0; an `Estimate.mix` it returns takes precedence over `mix`.
+        denoise: what predicts x_0; an `Estimate.variance_mix` it returns takes precedence over `variance_mix`.
         x0: [B, ...] data in [-1, 1].
-        mix: the reverse variance, 0 for beta-tilde, 1 for beta.
+        variance_mix: the reverse variance, 0 for beta-tilde, 1 for beta.
         decoder: log p(x_0 | x_1) component by component, e.g. `decoder_8bit`.
         decoder_var: variance of the decoder's Gaussian; None is the original's (see the module).
         times: a falling chain T ... 0 of the times to visit, as `samplers.times` makes; None is all of them.
 
     Returns:
-        Bound, its terms [len(times) - 1, B].
+        VLB, its terms [len(times) - 1, B].
 
     Raises:
         ValueError: if `times` does not fall to 0, or x0 is not a float batch.
     """
     gaussian.check_batch(x0=x0)
-    gaussian.check_share("mix", mix)
+    gaussian.check_unit_interval("variance_mix", variance_mix)
     keys = gaussian.example_keys(key, x0.shape[0])
     chain = np.arange(schedule.T, -1, -1) if times is None else np.asarray(times)
     _check_chain(chain, schedule.T)
     first_var = decoder_variance(schedule, chain) if decoder_var is None else decoder_var
 
     def step(_, ts):
-        return None, term(keys, schedule, denoise, x0, *ts, mix=mix, decoder=decoder, first_var=first_var)
+        return None, vlb_term(
+            keys, schedule, denoise, x0, *ts, variance_mix=variance_mix, decoder=decoder, decoder_var=first_var
+        )
 
     pairs = jnp.asarray(chain[:-1][::-1]), jnp.asarray(chain[1:][::-1])
     _, (terms, mse) = jax.lax.scan(step, None, pairs)
     prior = prior_kl(schedule, x0, int(chain[0]))
-    return Bound(prior + terms.sum(0), prior, terms, mse)
+    return VLB(prior + terms.sum(0), prior, terms, mse)
 
 
-def bound_estimate(
+def estimate_vlb(
     key: jax.Array,
     schedule: Schedule,
     denoise: Denoiser,
     x0: jax.Array,
     *,
     strata: int = 16,
-    mix: float = 1.0,
+    variance_mix: float = 1.0,
     decoder: Decoder,
     decoder_var: float | None = None,
-) -> BoundEstimate:
+) -> VLBEstimate:
     """The bound from at most 2 * strata + 1 network calls an example, with the standard error of each estimate.
 
     L_0 is evaluated.  The steps 2..T are cut into strata, finer at small t where the terms are large; from each
@@ -129,20 +131,22 @@ def bound_estimate(
         key: one key, or [B] keys, one per example.
         strata: how many parts 2..T is cut into (fewer where the smallest would hold no time).
 
-    See `bound` for the other arguments.
+    See `vlb` for the other arguments.
     """
     gaussian.check_batch(x0=x0)
-    gaussian.check_share("mix", mix)
+    gaussian.check_unit_interval("variance_mix", variance_mix)
     keys = gaussian.example_keys(key, x0.shape[0])
     first_var = decoder_variance(schedule) if decoder_var is None else decoder_var
     low, high = _strata(schedule.T, strata)
 
-    def draw(which, lo, hi):
+    def draw(draw_index, lo, hi):
         """The terms at a time of each example's own, uniform on lo..hi."""
-        own = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, lo), which))(keys)
+        own = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, lo), draw_index))(keys)
         time_keys, eps_keys = gaussian.split_keys(own, 2)
         t = jax.vmap(lambda k: jax.random.randint(k, (), lo, hi + 1, jnp.int32))(time_keys)
-        return term(eps_keys, schedule, denoise, x0, t, t - 1, mix=mix, decoder=decoder, first_var=first_var)[0]
+        return vlb_term(
+            eps_keys, schedule, denoise, x0, t, t - 1, variance_mix=variance_mix, decoder=decoder, decoder_var=first_var
+        )[0]
 
     def stratum(_, ends):
         lo, hi = ends
@@ -151,15 +155,17 @@ def bound_estimate(
         return None, (length * (a + b) / 2, (length * (a - b) / 2) ** 2)
 
     one = jnp.ones((), jnp.int32)
-    decoded, mse = term(keys, schedule, denoise, x0, one, one - 1, mix=mix, decoder=decoder, first_var=first_var)
+    decoded, mse = vlb_term(
+        keys, schedule, denoise, x0, one, one - 1, variance_mix=variance_mix, decoder=decoder, decoder_var=first_var
+    )
     prior = prior_kl(schedule, x0, schedule.T)
     if low.size == 0:
-        return BoundEstimate(prior + decoded, jnp.zeros_like(prior), prior, decoded, mse)
+        return VLBEstimate(prior + decoded, jnp.zeros_like(prior), prior, decoded, mse)
     _, (sums, variances) = jax.lax.scan(stratum, None, (jnp.asarray(low), jnp.asarray(high)))
-    return BoundEstimate(prior + decoded + sums.sum(0), jnp.sqrt(variances.sum(0)), prior, decoded, mse)
+    return VLBEstimate(prior + decoded + sums.sum(0), jnp.sqrt(variances.sum(0)), prior, decoded, mse)
 
 
-def term(
+def vlb_term(
     keys: jax.Array,
     schedule: Schedule,
     denoise: Denoiser,
@@ -167,40 +173,42 @@ def term(
     t: jax.Array,
     s: jax.Array,
     *,
-    mix: float = 1.0,
+    variance_mix: float = 1.0,
     decoder: Decoder,
-    first_var: jax.Array | float,
+    decoder_var: jax.Array | float,
 ) -> tuple[jax.Array, jax.Array]:
     """One term of the bound, at an x_t drawn from q(x_t | x_0): L_0 where s is 0, the KL elsewhere.
 
     Args:
         keys: [B]; the eps of example i is drawn from fold_in(keys[i], t).
         t, s: [] or [B] integers, 0 <= s < t.
-        first_var: variance of p(x_0 | x_t), used where s is 0; see `decoder_variance`.
+        decoder_var: variance of p(x_0 | x_t), used where s is 0; see `decoder_variance`.
 
     Returns:
         The term [B] in nats summed over components; the mean squared error of x_0 [B] in squared data units.
     """
     gaussian.check_times(schedule, t, s)
-    t = gaussian.noisy(schedule, t, s)
+    t = gaussian.mask_invalid_times(schedule, t, s)
     own = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(t, x0.shape[:1]))
     x_t = gaussian.q_sample(schedule, x0, t, gaussian.standard_normal(own, x0))
-    found = gaussian.denoised(denoise, x_t, t)
-    nats = term_given(schedule, found, x0, t, s, mix=mix, decoder=decoder, first_var=first_var)
+    estimate = gaussian.apply_denoiser(denoise, x_t, t)
+    nats = vlb_term_from_estimate(
+        schedule, estimate, x0, t, s, variance_mix=variance_mix, decoder=decoder, decoder_var=decoder_var
+    )
     components = tuple(range(1, x0.ndim))
-    return nats.sum(components), ((found.x0 - x0) ** 2).mean(components)
+    return nats.sum(components), ((estimate.x0 - x0) ** 2).mean(components)
 
 
-def term_given(
+def vlb_term_from_estimate(
     schedule: Schedule,
-    found: Estimate,
+    estimate: Estimate,
     x0: jax.Array,
     t: jax.Array,
     s: jax.Array,
     *,
-    mix: jax.Array | float = 1.0,
+    variance_mix: jax.Array | float = 1.0,
     decoder: Decoder,
-    first_var: jax.Array | float,
+    decoder_var: jax.Array | float,
 ) -> jax.Array:
     """The integrand of one term, [B, ...] nats per component, from what was estimated at x_t.
 
@@ -211,22 +219,24 @@ def term_given(
 
     without a difference of nearly equal numbers (cf. arXiv:2107.00630, equation 15, which is mix = 0).
     """
-    mix = mix if found.mix is None else found.mix
+    variance_mix = variance_mix if estimate.variance_mix is None else estimate.variance_mix
     first = jnp.broadcast_to(s, x0.shape[:1]).reshape((-1,) + (1,) * (x0.ndim - 1)) == 0
     later = jnp.where(jnp.equal(s, 0), 1, s)  # the KL's own branch never sees row 0: its SNR is infinite
     from_t = jnp.where(jnp.equal(s, 0), jnp.minimum(later + 1, schedule.T), t)
-    noise_t, noise_s = at(schedule.noise, from_t, x0), at(schedule.noise, later, x0)
-    w = 2 * mix * jnp.log(noise_t / noise_s)
-    snr_s = jnp.exp(at(schedule.log_snr, later, x0))
-    gap = snr_s * gaussian.fresh_noise(schedule, from_t, later, x0)
-    rate = 0.5 * (jnp.expm1(-w) + w) + 0.5 * jnp.exp(-w) * gap * (x0 - found.x0) ** 2
+    noise_t, noise_s = gather(schedule.noise, from_t, x0), gather(schedule.noise, later, x0)
+    w = 2 * variance_mix * jnp.log(noise_t / noise_s)
+    snr_s = jnp.exp(gather(schedule.log_snr, later, x0))
+    gap = snr_s * gaussian.one_minus_snr_ratio(schedule, from_t, later, x0)
+    rate = 0.5 * (jnp.expm1(-w) + w) + 0.5 * jnp.exp(-w) * gap * (x0 - estimate.x0) ** 2
 
-    var = jnp.asarray(first_var, x0.dtype)
-    if found.mix is not None:
-        largest = at(schedule.noise, jnp.where(jnp.equal(s, 0), t, 1), x0)
-        mix = jnp.where(first, mix, 0.0)  # nor does the decoder's see a mix that its range overflows with
-        var = jnp.exp((1 - mix) * jnp.log(var) + 2 * mix * jnp.log(largest))
-    distortion = -decoder(x0, Gaussian(found.x0, var))
+    var = jnp.asarray(decoder_var, x0.dtype)
+    if estimate.variance_mix is not None:
+        largest = gather(schedule.noise, jnp.where(jnp.equal(s, 0), t, 1), x0)
+        variance_mix = jnp.where(
+            first, variance_mix, 0.0
+        )  # nor does the decoder's see a mix that its range overflows with
+        var = jnp.exp((1 - variance_mix) * jnp.log(var) + 2 * variance_mix * jnp.log(largest))
+    distortion = -decoder(x0, Gaussian(estimate.x0, var))
     return jnp.where(first, distortion, rate)
 
 
@@ -254,7 +264,7 @@ def bits_per_dim(nats: jax.Array, x0: jax.Array) -> jax.Array:
     return nats / (np.prod(x0.shape[1:]) * np.log(2))
 
 
-def discretized(levels: int) -> Decoder:
+def discretized_gaussian(levels: int) -> Decoder:
     """The Gaussian's mass on each of `levels` equal bins of [-1, 1], the outer two open: DDPM equation 13.
 
     By the exact normal CDF, without a floor, to full relative precision: as a difference of log CDFs on the side of
@@ -267,7 +277,7 @@ def discretized(levels: int) -> Decoder:
     Raises:
         ValueError: if there are fewer than two levels.
     """
-    width = _bin(levels)
+    width = _bin_width(levels)
 
     def log_prob(x0: jax.Array, p: Gaussian) -> jax.Array:
         std = jnp.sqrt(p.var)
@@ -275,25 +285,25 @@ def discretized(levels: int) -> Decoder:
         # a bin so narrow that the CDF hardly changes across it: the density's second-order Taylor sum
         limit = 0.05 if x0.dtype == jnp.float32 else 1e-3
         narrow = (w < limit) & (jnp.abs(z) * w < 4 * limit)
-        bend = jnp.where(narrow, (z**2 - 1) * w**2 / 24, 0.0)
-        taylor = -0.5 * z**2 - 0.5 * np.log(2 * np.pi) + jnp.log(w) + jnp.log1p(bend)
+        correction = jnp.where(narrow, (z**2 - 1) * w**2 / 24, 0.0)
+        taylor = -0.5 * z**2 - 0.5 * np.log(2 * np.pi) + jnp.log(w) + jnp.log1p(correction)
         # otherwise the difference of the log CDFs, mirrored to the lower tail where they differ most
         log_upper, log_lower = log_ndtr(-jnp.abs(z) + w / 2), log_ndtr(-jnp.abs(z) - w / 2)
-        fall = jnp.where(narrow, -1.0, log_lower - log_upper)
-        inside = jnp.where(narrow, taylor, log_upper + jnp.log(-jnp.expm1(fall)))
+        log_ratio = jnp.where(narrow, -1.0, log_lower - log_upper)
+        inside = jnp.where(narrow, taylor, log_upper + jnp.log(-jnp.expm1(log_ratio)))
         lowest, highest = x0 < -1 + width / 2, x0 > 1 - width / 2
         return jnp.where(lowest, log_ndtr(z + w / 2), jnp.where(highest, log_ndtr(-z + w / 2), inside))
 
     return log_prob
 
 
-def discretized_tanh(levels: int) -> Decoder:
-    """`discretized` as the original computes it, for parity: a tanh for the CDF, probabilities floored at 1e-12.
+def discretized_gaussian_tanh(levels: int) -> Decoder:
+    """`discretized_gaussian` as the original computes it, for parity: tanh for the CDF, floored at 1e-12.
 
     The approximation is off by up to 0.07 nats where log p > -6 and 0.25 where log p > -8, and the floor caps every
     component at 27.6 nats.
     """
-    width = _bin(levels)
+    width = _bin_width(levels)
 
     def cdf(z: jax.Array) -> jax.Array:
         return 0.5 * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
@@ -308,13 +318,13 @@ def discretized_tanh(levels: int) -> Decoder:
     return log_prob
 
 
-def softmax(levels: int, low: float = -1.0, high: float = 1.0) -> Decoder:
+def softmax_decoder(levels: int, low: float = -1.0, high: float = 1.0) -> Decoder:
     """The Gaussian's density at the `levels` values between low and high, normalised over them.
 
     The decoder of Variational Diffusion Models (arXiv:2107.00630), whose own grid is low = 1 / 256 - 1,
     high = 1 - 1 / 256.
     """
-    _bin(levels)
+    _bin_width(levels)
     values = np.linspace(low, high, levels)
 
     def log_prob(x0: jax.Array, p: Gaussian) -> jax.Array:
@@ -327,12 +337,12 @@ def softmax(levels: int, low: float = -1.0, high: float = 1.0) -> Decoder:
     return log_prob
 
 
-def density(x0: jax.Array, p: Gaussian) -> jax.Array:
+def gaussian_density(x0: jax.Array, p: Gaussian) -> jax.Array:
     """The log density of the Gaussian itself: the decoder for data that are continuous."""
     return -0.5 * ((x0 - p.mean) ** 2 / p.var + jnp.log(p.var) + np.log(2 * np.pi))
 
 
-def _bin(levels: int) -> float:
+def _bin_width(levels: int) -> float:
     if isinstance(levels, bool) or not isinstance(levels, (int, np.integer)) or levels < 2:
         raise ValueError(f"levels must be an integer of at least 2, got {levels!r}")
     return 2.0 / (levels - 1)
@@ -358,5 +368,5 @@ def _strata(T: int, strata: int) -> tuple[np.ndarray, np.ndarray]:
     return ends[:-1] + 1, ends[1:]
 
 
-decoder_8bit = discretized(256)
+decoder_8bit = discretized_gaussian(256)
 """The decoder of 8-bit images."""

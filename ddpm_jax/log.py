@@ -26,7 +26,7 @@ class MetricsLog:
         active: whether to touch the file at all: with several processes, only the first does.
 
     Attributes:
-        of_start: the lines of the step `start`, the last one first.
+        start_rows: the lines of the step `start`, the last one first.
 
     Raises:
         ValueError: if a line of those that are read is not a JSON object.
@@ -34,13 +34,16 @@ class MetricsLog:
 
     def __init__(self, path: str | os.PathLike[str], start: int | None = None, *, active: bool = True):
         self.path, self.active = pathlib.Path(path), active
-        self.of_start: list[dict[str, Any]] = []
+        self.start_rows: list[dict[str, Any]] = []
         if not active or not self.path.exists():
             return
         stays, apart = 0, b""  # where what stays ends, and lines behind it that are of no step
         with self.path.open("r+b") as file:
-            for at, line in _from_the_end(file):
-                row, after = _row(line, lambda at=at: f"{path}, line {_number(file, at)}"), at + len(line) + 1
+            for at, line in _lines_from_end(file):
+                row, after = (
+                    _parse_row(line, lambda at=at: f"{path}, line {_line_number(file, at)}"),
+                    at + len(line) + 1,
+                )
                 step = row.get("step", start)
                 if start is None or step < start:
                     stays = stays or after
@@ -49,7 +52,7 @@ class MetricsLog:
                     apart = line + b"\n" + apart
                 elif step == start:
                     stays = stays or after
-                    self.of_start.append(row)
+                    self.start_rows.append(row)
             if stays + len(apart) != file.seek(0, os.SEEK_END):
                 file.truncate(stays)
                 file.seek(stays)
@@ -59,10 +62,10 @@ class MetricsLog:
         """Appends a line: names with numbers, text, None, numpy or jax arrays, or dicts and lists of these."""
         if self.active:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(_line(values))
+                file.write(_format_row(values))
 
 
-def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a metrics file; an incomplete last one is left out.
 
     Raises:
@@ -71,7 +74,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     with pathlib.Path(path).open("rb") as file:
         return [
-            _row(line[:-1], lambda number=number: f"{path}, line {number}")
+            _parse_row(line[:-1], lambda number=number: f"{path}, line {number}")
             for number, line in enumerate(file, 1)
             if line.endswith(b"\n")
         ]
@@ -85,9 +88,9 @@ class Progress:
     Args:
         total: where the loop ends.
         start: where it begins.
-        what: what is counted.
+        unit: what is counted.
         stream: where to write; None is sys.stderr.
-        every: seconds between plain lines; the first and the last update always give one.
+        interval: seconds between plain lines; the first and the last update always give one.
         active: whether to write at all.
     """
 
@@ -96,39 +99,39 @@ class Progress:
         total: int,
         *,
         start: int = 0,
-        what: str = "steps",
+        unit: str = "steps",
         stream: TextIO | None = None,
-        every: float = 10.0,
+        interval: float = 10.0,
         active: bool = True,
     ):
-        self.total, self.what, self.every, self.active = total, what, every, active
+        self.total, self.unit, self.interval, self.active = total, unit, interval, active
         self.stream = sys.stderr if stream is None else stream
-        self.begun, self.said, self.bar = (start, time.monotonic()), -math.inf, None
+        self.started, self.last_printed, self.bar = (start, time.monotonic()), -math.inf, None
         self.updates = 0
         if active and self.stream.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, initial=start, unit=f" {what}", file=self.stream, dynamic_ncols=True)
+            self.bar = tqdm(total=total, initial=start, unit=f" {unit}", file=self.stream, dynamic_ncols=True)
 
     def update(self, done: int, values: Mapping[str, Any]) -> None:
         """Says that `done` of the total are done; of the values, "loss" is shown."""
         loss = values.get("loss")
         shown = [] if loss is None else [f"loss {float(loss):.4f}"]
-        now, (first, then) = time.monotonic(), self.begun
+        now, (first, then) = time.monotonic(), self.started
         rate = (done - first) / (now - then) if now > then else 0.0
         self.updates += 1
         if self.updates == 1:
-            self.begun = done, now
+            self.started = done, now
         if self.bar is not None:
             self.bar.set_postfix_str(", ".join(shown), refresh=False)
             self.bar.update(done - self.bar.n)
-        elif self.active and (done >= self.total or now - self.said >= self.every):
-            self.said = now
+        elif self.active and (done >= self.total or now - self.last_printed >= self.interval):
+            self.last_printed = now
             if rate > 0:
-                shown.append(f"{rate:.3g} {self.what}/s")
+                shown.append(f"{rate:.3g} {self.unit}/s")
             if rate > 0 and done < self.total:
-                shown.append(f"{duration((self.total - done) / rate)} left")
-            print(", ".join([f"{done} of {self.total} {self.what}", *shown]), file=self.stream, flush=True)
+                shown.append(f"{format_duration((self.total - done) / rate)} left")
+            print(", ".join([f"{done} of {self.total} {self.unit}", *shown]), file=self.stream, flush=True)
 
     def close(self) -> None:
         """Leaves the bar as it is and the cursor below it."""
@@ -136,29 +139,31 @@ class Progress:
             self.bar.close()
 
 
-def stages(*, after: float = 2.0, stream: TextIO | None = None, active: bool = True) -> Callable[[str, int, int], None]:
+def stage_progress(
+    *, delay: float = 2.0, stream: TextIO | None = None, active: bool = True
+) -> Callable[[str, int, int], None]:
     """What takes (what, done, total) and shows one `Progress` after the other, as of images "checked", then "loaded".
 
     Args:
-        after: seconds before a stage is shown at all; a short one stays silent.
+        delay: seconds before a stage is shown at all; a short one stays silent.
         stream, active: as of `Progress`.
     """
     seen: dict[str, float] = {}
     shown: dict[str, Progress] = {}
 
-    def told(what: str, done: int, total: int) -> None:
+    def update(what: str, done: int, total: int) -> None:
         begun = seen.setdefault(what, time.monotonic())
-        if what not in shown and done < total and time.monotonic() - begun >= after:
-            shown[what] = Progress(total, what=f"images {what}", stream=stream, active=active)
+        if what not in shown and done < total and time.monotonic() - begun >= delay:
+            shown[what] = Progress(total, unit=f"images {what}", stream=stream, active=active)
         if what in shown:
             shown[what].update(done, {})
         if what in shown and done == total:
             shown[what].close()
 
-    return told
+    return update
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time to read: "42 s", "7 min 05 s", "1 h 03 min", "2 d 05 h".
 
     Raises:
@@ -178,29 +183,29 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24:02d} h"
 
 
-def _from_the_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def _lines_from_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """The complete lines of a file from the last one on, each with the place where it begins."""
-    at, held = file.seek(0, os.SEEK_END), b""
-    while at:
-        size = min(_BLOCK, at)
-        at -= size
-        file.seek(at)
+    offset, held = file.seek(0, os.SEEK_END), b""
+    while offset:
+        size = min(_BLOCK, offset)
+        offset -= size
+        file.seek(offset)
         held = file.read(size) + held
         *lines, _ = held.split(b"\n")  # what follows the last newline is empty or incomplete
-        whole, place = lines[1:] if at else lines, at + sum(len(line) + 1 for line in lines)
+        whole, line_start = lines[1:] if offset else lines, offset + sum(len(line) + 1 for line in lines)
         for line in reversed(whole):
-            place -= len(line) + 1
-            yield place, line
+            line_start -= len(line) + 1
+            yield line_start, line
         held = lines[0] + b"\n" if lines else held
 
 
-def _number(file: BinaryIO, at: int) -> int:
+def _line_number(file: BinaryIO, offset: int) -> int:
     """Which line begins at a place of a file."""
     file.seek(0)
-    return file.read(at).count(b"\n") + 1
+    return file.read(offset).count(b"\n") + 1
 
 
-def _row(line: bytes, where: Callable[[], str]) -> dict[str, Any]:
+def _parse_row(line: bytes, where: Callable[[], str]) -> dict[str, Any]:
     """The object in a line.
 
     Raises:
@@ -218,15 +223,15 @@ def _row(line: bytes, where: Callable[[], str]) -> dict[str, Any]:
     return row
 
 
-def _line(values: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(values), allow_nan=False) + "\n"
+def _format_row(values: Mapping[str, Any]) -> str:
+    return json.dumps(_to_json_value(values), allow_nan=False) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy and jax, without importing either
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(name): _plain(v) for name, v in value.items()}
+        return {str(name): _to_json_value(v) for name, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_to_json_value(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,7 +20,7 @@ from ddpm_jax import gaussian, likelihood
 from ddpm_jax.gaussian import Net, Predicts
 from ddpm_jax.keys import check_keys
 from ddpm_jax.likelihood import Decoder
-from ddpm_jax.schedules import Schedule, at
+from ddpm_jax.schedules import Schedule, gather
 
 Weight = Callable[[jax.Array], jax.Array]
 """log SNR -> the weight of the squared error of x_0."""
@@ -80,7 +80,7 @@ def simple_loss(
     Returns:
         [B], mean over components.
     """
-    t, eps = draw(key, schedule, x0, t, eps)
+    t, eps = draw_times_and_noise(key, schedule, x0, t, eps)
     return denoising_loss(schedule, net, x0, t, eps, predicts=predicts, weight=weight)
 
 
@@ -91,7 +91,7 @@ def variational_loss(
     x0: jax.Array,
     *,
     predicts: Predicts = "eps",
-    mix: float = 1.0,
+    variance_mix: float = 1.0,
     decoder: Decoder = likelihood.decoder_8bit,
     learned_variance: bool = False,
     t: jax.Array | None = None,
@@ -104,16 +104,16 @@ def variational_loss(
 
     Args:
         key: one key, or [B] keys.
-        mix: the reverse variance where it is not learned: 0 beta-tilde, 1 beta.
+        variance_mix: the reverse variance where it is not learned: 0 beta-tilde, 1 beta.
         decoder: for the term at t = 1.
         learned_variance: the network's last axis is doubled, see `gaussian.denoiser`; gradients reach both halves.
         t, eps: times [B] and noise [B, ...] in place of draws.
     """
-    gaussian.check_share("mix", mix)
-    t, eps = draw(key, schedule, x0, t, eps)
+    gaussian.check_unit_interval("variance_mix", variance_mix)
+    t, eps = draw_times_and_noise(key, schedule, x0, t, eps)
     x_t = gaussian.q_sample(schedule, x0, t, eps)
     denoise = gaussian.denoiser(schedule, net, predicts, clip=False, learned_variance=learned_variance)
-    return schedule.T * _bound_term(schedule, denoise(x_t, t), x0, t, mix, decoder)
+    return schedule.T * _vlb_term(schedule, denoise(x_t, t), x0, t, variance_mix, decoder)
 
 
 def hybrid_loss(
@@ -139,11 +139,11 @@ def hybrid_loss(
 
     See `simple_loss` and `variational_loss` for the other arguments.
     """
-    t, eps = draw(key, schedule, x0, t, eps)
+    t, eps = draw_times_and_noise(key, schedule, x0, t, eps)
     x_t = gaussian.q_sample(schedule, x0, t, eps)
     out, mix = gaussian.split_variance(net(x_t, t), x_t)
-    found = gaussian.estimate(schedule, predicts, jax.lax.stop_gradient(out), x_t, t)._replace(mix=mix)
-    vlb = schedule.T * _bound_term(schedule, found, x0, t, 1.0, decoder)
+    estimate = gaussian.estimate(schedule, predicts, jax.lax.stop_gradient(out), x_t, t)._replace(variance_mix=mix)
+    vlb = schedule.T * _vlb_term(schedule, estimate, x0, t, 1.0, decoder)
     return _prediction_loss(schedule, out, x0, t, eps, predicts, weight) + vlb_scale * vlb
 
 
@@ -155,7 +155,7 @@ def weighted_loss(
     eps: jax.Array,
     *,
     predicts: Predicts = "eps",
-    mix: float = 1.0,
+    variance_mix: float = 1.0,
 ) -> jax.Array:
     """The weighted variational loss, DDPM equation 12: `variational_weight` times the squared error of the noise.
 
@@ -168,25 +168,25 @@ def weighted_loss(
         [B], mean over components.
     """
     x_t = gaussian.q_sample(schedule, x0, t, eps)
-    found = gaussian.estimate(schedule, predicts, net(x_t, t), x_t, t)
-    return variational_weight(schedule, t, mix) * _mean((eps - found.eps) ** 2)
+    estimate = gaussian.estimate(schedule, predicts, net(x_t, t), x_t, t)
+    return variational_weight(schedule, t, variance_mix) * _mean((eps - estimate.eps) ** 2)
 
 
-def variational_weight(schedule: Schedule, t: jax.Array, mix: float = 1.0) -> jax.Array:
+def variational_weight(schedule: Schedule, t: jax.Array, variance_mix: float = 1.0) -> jax.Array:
     """1 / (2 std^2) (1 - alpha_t)^2 / ((1 - alpha-bar_t) alpha_t), the weight of the noise's error in the bound.
 
-    std^2 is the reverse variance of `mix`.  For mix = 0 it equals (SNR_{t-1} / SNR_t - 1) / 2, and is infinite at
-    t = 1, where L_0 takes its place.
+    std^2 is the reverse variance of `variance_mix`.  For mix = 0 it equals (SNR_{t-1} / SNR_t - 1) / 2, and is infinite
+    at t = 1, where L_0 takes its place.
 
     Args:
         t: [] or [B] integers in 1..T.
     """
     gaussian.check_times(schedule, t)
-    like, t = schedule.noise[:1], gaussian.noisy(schedule, t)
+    like, t = schedule.noise[:1], gaussian.mask_invalid_times(schedule, t)
     s = t - 1
-    signal = at(schedule.signal, s, like) / at(schedule.signal, t, like)
-    shrink = (at(schedule.noise, s, like) / at(schedule.noise, t, like)) ** 2
-    return 0.5 * gaussian.fresh_noise(schedule, t, s, like) * signal**2 * shrink ** (mix - 1)
+    signal = gather(schedule.signal, s, like) / gather(schedule.signal, t, like)
+    shrink = (gather(schedule.noise, s, like) / gather(schedule.noise, t, like)) ** 2
+    return 0.5 * gaussian.one_minus_snr_ratio(schedule, t, s, like) * signal**2 * shrink ** (variance_mix - 1)
 
 
 def min_snr(gamma: float = 5.0) -> Weight:
@@ -214,7 +214,7 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
     return lambda log_snr: jnp.exp(log_snr - gamma * jnp.log(k + jnp.exp(log_snr)))
 
 
-def draw(
+def draw_times_and_noise(
     key: jax.Array, schedule: Schedule, x0: jax.Array, t: jax.Array | None = None, eps: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Times [B], uniform on 1..T, and standard normal noise [B, ...], each example's from its own key, unless given.
@@ -255,14 +255,14 @@ class LossHistory(NamedTuple):
 
     Attributes:
         losses: [T, n] the latest n losses of each t, oldest first; row t - 1 is time t.
-        seen: [T] how many of them are filled.
+        counts: [T] how many of them are filled.
     """
 
     losses: jax.Array
-    seen: jax.Array
+    counts: jax.Array
 
 
-def loss_history(T: int, length: int = 10) -> LossHistory:
+def empty_loss_history(T: int, length: int = 10) -> LossHistory:
     """An empty history."""
     return LossHistory(jnp.zeros((T, length)), jnp.zeros(T, jnp.int32))
 
@@ -286,7 +286,7 @@ def record_losses(history: LossHistory, t: jax.Array, losses: jax.Array) -> Loss
     return jax.lax.scan(enter, history, (t, losses.astype(history.losses.dtype)))[0]
 
 
-def importance(history: LossHistory, uniform: float = 1e-3) -> jax.Array:
+def importance_probabilities(history: LossHistory, uniform: float = 1e-3) -> jax.Array:
     """Probabilities [T] of drawing t = 1..T in proportion to the root mean square of its losses.
 
     Uniform until every t has a full history; after that mixed with a share `uniform` of the uniform law.  An example
@@ -295,7 +295,7 @@ def importance(history: LossHistory, uniform: float = 1e-3) -> jax.Array:
     T = history.losses.shape[0]
     rms = jnp.sqrt((history.losses**2).mean(-1))
     learned = (1 - uniform) * rms / jnp.maximum(rms.sum(), jnp.finfo(rms.dtype).tiny) + uniform / T
-    return jnp.where((history.seen == history.losses.shape[1]).all(), learned, 1 / T)
+    return jnp.where((history.counts == history.losses.shape[1]).all(), learned, 1 / T)
 
 
 def _prediction_loss(schedule, out, x0, t, eps, predicts: Predicts, weight: Weight | None) -> jax.Array:
@@ -315,13 +315,15 @@ def _x0_factor(schedule: Schedule, predicts: Predicts, t: jax.Array, weight: Wei
     if predicts == "v":
         return weight(log_snr) * jax.nn.sigmoid(-log_snr)
     like = schedule.noise[:1]
-    fresh = gaussian.fresh_noise(schedule, t, t - 1, like)
-    return weight(log_snr) / (schedule.signal[t - 1] * fresh) ** 2
+    one_minus_r = gaussian.one_minus_snr_ratio(schedule, t, t - 1, like)
+    return weight(log_snr) / (schedule.signal[t - 1] * one_minus_r) ** 2
 
 
-def _bound_term(schedule, found, x0, t, mix, decoder) -> jax.Array:
+def _vlb_term(schedule, estimate, x0, t, variance_mix, decoder) -> jax.Array:
     var = likelihood.decoder_variance(schedule)
-    nats = likelihood.term_given(schedule, found, x0, t, t - 1, mix=mix, decoder=decoder, first_var=var)
+    nats = likelihood.vlb_term_from_estimate(
+        schedule, estimate, x0, t, t - 1, variance_mix=variance_mix, decoder=decoder, decoder_var=var
+    )
     return _mean(nats)
 
 

@@ -34,15 +34,15 @@ class Record(NamedTuple):
         images: [batch, ...] as the data have them.
         levels: of the images.
         params: before the step.
-        said: what was said of the images, see `said.Said.rows`.
+        condition: what was said of the images, see `said.DatasetConditions.gather`.
     """
 
     config: configs.Config
     step: int
     images: np.ndarray
-    levels: int | data.Range
+    levels: int | data.ValueRange
     params: Any
-    said: Condition = Condition()
+    condition: Condition = Condition()
 
 
 class Replay(NamedTuple):
@@ -70,7 +70,7 @@ class Replay(NamedTuple):
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def load(path: pathlib.Path) -> Record:
+def load_record(path: pathlib.Path) -> Record:
     """The record in a file, with the config of the run that it lies in.
 
     Raises:
@@ -92,15 +92,15 @@ def load(path: pathlib.Path) -> Record:
             said = {name: kept[f"said.{name}"] for name in Condition._fields if f"said.{name}" in kept.files}
             step, levels, images = int(kept["step"]), kept["levels"].tolist(), kept["images"]
         leaves = {tuple(name.removeprefix("params")[2:-2].split("']['")): leaf for name, leaf in params.items()}
-        levels = levels if isinstance(levels, int) else data.Range(*levels)
+        levels = levels if isinstance(levels, int) else data.ValueRange(*levels)
         record = Record(config, step, images, levels, traverse_util.unflatten_dict(leaves), Condition(**said))
-        check(record)
+        check_record(record)
     except Exception as error:  # an archive may be damaged in any way
         raise ValueError(f"{path} is not a record of a step, or not a whole one: {error}") from error
     return record
 
 
-def check(record: Record) -> None:
+def check_record(record: Record) -> None:
     """Makes sure that a record can be of a step of its run.
 
     Raises:
@@ -109,26 +109,26 @@ def check(record: Record) -> None:
     config, images, shape = record.config, record.images, record.images.shape[1:]
     if record.step < 1 or images.shape[:1] != (config.batch,):
         raise ValueError(f"step {record.step} of images {images.shape}, where the run has a batch of {config.batch}")
-    data.to_unit(images[:1], record.levels)
+    data.normalize(images[:1], record.levels)
     if isinstance(record.levels, int) and images.max() >= record.levels:
         raise ValueError(f"images hold the value {images.max()}, and have levels 0 to {record.levels - 1}")
-    wanted, found = _wanted(config, shape), _shapes(record.params)
+    wanted, found = _expected_params(config, shape), _describe_params(record.params)
     for name in sorted({*wanted, *found}):
         if wanted.get(name) != found.get(name):
             raise ValueError(f"{name} is {found.get(name)}, the run's network has {wanted.get(name)}")
-    told = objects.blank(config, config.batch, shape)._asdict()
-    for name, rows in record.said._asdict().items():
+    told = objects.empty_condition(config, config.batch, shape)._asdict()
+    for name, rows in record.condition._asdict().items():
         if (rows is None) != (told[name] is None) or (rows is not None and len(rows) != config.batch):
             raise ValueError(f"what was said of the images has no {name}, or not of each, or the network is told none")
 
 
 @functools.lru_cache
-def _wanted(config: configs.Config, shape: tuple[int, ...]) -> dict[str, str]:
-    net, key = objects.network(config, shape[-1]), runs.keys_of(config.seed)[0]
-    return _shapes(jax.eval_shape(lambda key: objects.parameters(config, net, key, shape), key))
+def _expected_params(config: configs.Config, shape: tuple[int, ...]) -> dict[str, str]:
+    net, key = objects.network(config, shape[-1]), runs.run_keys(config.seed)[0]
+    return _describe_params(jax.eval_shape(lambda key: objects.init_params(config, net, key, shape), key))
 
 
-def _shapes(params: Any) -> dict[str, str]:
+def _describe_params(params: Any) -> dict[str, str]:
     leaves: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
     return {name: f"{leaf.dtype} {leaf.shape}" for name, leaf in leaves.items()}
 
@@ -136,19 +136,19 @@ def _shapes(params: Any) -> dict[str, str]:
 def replay(record: Record, dtype: str) -> Replay:
     """The step again, its network computed in `dtype`."""
     config = dataclasses.replace(record.config, net=dataclasses.replace(record.config.net, dtype=dtype))
-    size, run_key = len(record.images), runs.keys_of(config.seed)[1]
+    size, run_key = len(record.images), runs.run_keys(config.seed)[1]
 
     def some(first: int, stop: int):
-        """What the functions of `programs` take, for the examples first ... stop - 1."""
+        """What the functions of `loss_and_gradient` take, for the examples first ... stop - 1."""
         places, before = jnp.arange(first, min(stop, size)), record.step - 1
         keys, t = (of(before, places) for of in (step_keys, times_of))
-        rows = jax.tree.map(lambda leaf: leaf[first:stop], record.said)
+        rows = jax.tree.map(lambda leaf: leaf[first:stop], record.condition)
         return record.params, keys, record.images[first:stop], t, rows
 
     step_keys = functools.partial(training.step_keys, run_key)
     times_of = functools.partial(runs.stratified_times, config, run_key)
 
-    total, gradient = programs(config, record.images.shape[-1], record.levels)
+    total, gradient = loss_and_gradient(config, record.images.shape[-1], record.levels)
     grads, found = jax.tree.map(np.zeros_like, record.params), []
     for first in range(0, size, CHUNK):
         more, aux = gradient(*some(first, first + CHUNK))
@@ -161,7 +161,7 @@ def replay(record: Record, dtype: str) -> Replay:
     bad = np.flatnonzero(~np.isfinite(losses))
     spoilt = {name for name, leaf in by_layer(grads) if not np.isfinite(leaf).all()}
     example = int(bad[0]) if len(bad) else 0
-    layers = outputs(lambda: total(*some(example, example + 1))) if len(bad) or spoilt else []
+    layers = layer_outputs(lambda: total(*some(example, example + 1))) if len(bad) or spoilt else []
     forward = next((name for name, output in layers if not np.isfinite(output).all()), "") if len(bad) else ""
     backward = next((name for name, _ in reversed(layers) if name in spoilt), "")
     norm = math.sqrt(sum(float(np.square(leaf, dtype=np.float64).sum()) for leaf in jax.tree.leaves(grads)))
@@ -169,7 +169,7 @@ def replay(record: Record, dtype: str) -> Replay:
 
 
 @functools.lru_cache
-def programs(config: configs.Config, channels: int, levels: int | data.Range):
+def loss_and_gradient(config: configs.Config, channels: int, levels: int | data.ValueRange):
     """The sum of some examples' losses, with loss and time of each, and the compiled gradient of that sum."""
     schedule, net = objects.noise_schedule(config), objects.network(config, channels)
     losses_of = runs.example_losses(config, schedule, net, levels)
@@ -181,7 +181,7 @@ def programs(config: configs.Config, channels: int, levels: int | data.Range):
     return total, jax.jit(jax.grad(total, has_aux=True))
 
 
-def outputs(call) -> list[tuple[str, np.ndarray]]:
+def layer_outputs(call) -> list[tuple[str, np.ndarray]]:
     """The path and the output of every layer that has parameters or sublayers, in the order in which they end."""
     seen: list[tuple[str, np.ndarray]] = []
 
@@ -202,29 +202,29 @@ def by_layer(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
         yield "/".join(path[:-1]), np.asarray(leaf)
 
 
-def spoken(found: Replay, record: Record, dtype: str) -> Iterator[str]:
+def report_lines(result: Replay, record: Record, dtype: str) -> Iterator[str]:
     """What was found, in words."""
-    yield f"in {dtype}: loss {found.loss:.6g}, norm of the gradient {found.grad_norm:.6g}"
-    bad = np.flatnonzero(~np.isfinite(found.losses))
+    yield f"in {dtype}: loss {result.loss:.6g}, norm of the gradient {result.grad_norm:.6g}"
+    bad = np.flatnonzero(~np.isfinite(result.losses))
     if len(bad):
-        worst = ", ".join(f"{i} at t = {found.times[i]}" for i in bad[:5])
+        worst = ", ".join(f"{i} at t = {result.times[i]}" for i in bad[:5])
         yield f"  the loss of {len(bad)} of {len(record.images)} examples is not finite: {worst}"
-        where = found.forward or "no layer: it is the loss itself"
+        where = result.forward or "no layer: it is the loss itself"
         yield f"  forward, the first output that is not finite is that of {where}"
-    if found.backward:
-        yield f"  backward, the first gradient that is not finite is that of {found.backward}"
-    if found.finite:
+    if result.backward:
+        yield f"  backward, the first gradient that is not finite is that of {result.backward}"
+    if result.finite:
         yield "  finite: the step can be taken so"
 
 
-def largest(record: Record) -> str:
+def largest_parameter(record: Record) -> str:
     """The parameter of the largest value, or the first that is not finite."""
-    sizes = {name: float(np.abs(leaf).max()) for name, leaf in by_leaf(record.params)}
+    sizes = {name: float(np.abs(leaf).max()) for name, leaf in by_parameter(record.params)}
     name = next((name for name, size in sizes.items() if not math.isfinite(size)), max(sizes, key=sizes.__getitem__))
     return f"{sizes[name]:.4g} in {name}"
 
 
-def by_leaf(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+def by_parameter(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The path of each parameter, and the parameter."""
     for path, leaf in traverse_util.flatten_dict(tree).items():
         yield "/".join(path), np.asarray(leaf)

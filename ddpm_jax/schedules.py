@@ -49,11 +49,11 @@ class Schedule(NamedTuple):
     def beta(self) -> jax.Array:
         """[T+1] the paper's beta_t, the variance of the noise that step t adds to x_{t-1}; row 0, the data, is 0."""
         t = jnp.arange(1, self.T + 1)
-        added = self.noise[1:] ** 2 * -jnp.expm1(log_snr_fall(self, t, t - 1, self.noise[1:]))
+        added = self.noise[1:] ** 2 * -jnp.expm1(log_snr_ratio(self, t, t - 1, self.noise[1:]))
         return jnp.concatenate([jnp.zeros_like(added[:1]), added])
 
 
-def at(column: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
+def gather(column: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
     """Row t of a column, in the dtype of `like` and shaped to multiply it; NaN where there is no such row.
 
     Args:
@@ -68,15 +68,15 @@ def at(column: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
     return row if row.ndim == 0 else row.reshape(row.shape + (1,) * (like.ndim - 1))
 
 
-def log_snr_fall(schedule: Schedule, t: jax.Array, s: jax.Array, like: jax.Array) -> jax.Array:
+def log_snr_ratio(schedule: Schedule, t: jax.Array, s: jax.Array, like: jax.Array) -> jax.Array:
     """log(SNR_t / SNR_s), negative for s < t, to full precision; -inf at s = 0.
 
     Args:
         t, s: [] or [B] integers in 0..T.
         like: [B, ...] the array that the result will meet.
     """
-    coarse = at(schedule.log_snr, t, like) - at(schedule.log_snr, s, like)
-    return coarse + (at(schedule.log_snr_tail, t, like) - at(schedule.log_snr_tail, s, like))
+    difference = gather(schedule.log_snr, t, like) - gather(schedule.log_snr, s, like)
+    return difference + (gather(schedule.log_snr_tail, t, like) - gather(schedule.log_snr_tail, s, like))
 
 
 def from_betas(betas: np.ndarray) -> Schedule:
@@ -216,12 +216,12 @@ def check_steps(T: int, least: int = 1) -> None:
 def _table(signal: np.ndarray, noise: np.ndarray, log_snr: np.ndarray) -> Schedule:
     """Rows 1..T in float64 -> the whole table, in the precision that JAX keeps."""
     log_snr = np.concatenate([[np.inf], log_snr])
-    kept = log_snr.astype(jax.dtypes.canonicalize_dtype(np.float64))  # by numpy, as this may run inside a jit
+    rounded = log_snr.astype(jax.dtypes.canonicalize_dtype(np.float64))  # by numpy, as this may run inside a jit
     finite = np.isfinite(log_snr)
-    tail = np.where(finite, log_snr, 0.0) - np.where(finite, kept.astype(np.float64), 0.0)
+    tail = np.where(finite, log_snr, 0.0) - np.where(finite, rounded.astype(np.float64), 0.0)
     return Schedule(
         signal=jnp.asarray(np.concatenate([[1.0], signal])),
         noise=jnp.asarray(np.concatenate([[0.0], noise])),
-        log_snr=jnp.asarray(kept),
+        log_snr=jnp.asarray(rounded),
         log_snr_tail=jnp.asarray(tail),
     )

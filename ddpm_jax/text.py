@@ -16,7 +16,7 @@ from ddpm_jax.conditioning import Condition
 from ddpm_jax.unet import UNet, attend
 
 
-def tokens(texts: Sequence[str], length: int) -> np.ndarray:
+def tokenize(texts: Sequence[str], length: int) -> np.ndarray:
     """The bytes of texts: uint8 [len(texts), length], 0 after the end of each.
 
     Texts are normalised first (NFC, Unicode Standard Annex 15): of one look there is one row.
@@ -24,18 +24,18 @@ def tokens(texts: Sequence[str], length: int) -> np.ndarray:
     Raises:
         ValueError: naming the text, if one has more than `length` bytes or holds the character 0.
     """
-    found = np.zeros((len(texts), length), np.uint8)
-    for row, text in zip(found, texts, strict=True):
-        said = unicodedata.normalize("NFC", text).encode()
-        if len(said) > length:
-            raise ValueError(f"a text of {len(said)} bytes where {length} is the most: {text[:80]!r}")
-        if 0 in said:
+    rows = np.zeros((len(texts), length), np.uint8)
+    for row, text in zip(rows, texts, strict=True):
+        encoded = unicodedata.normalize("NFC", text).encode()
+        if len(encoded) > length:
+            raise ValueError(f"a text of {len(encoded)} bytes where {length} is the most: {text[:80]!r}")
+        if 0 in encoded:
             raise ValueError(f"a text with the character 0, which stands for its end: {text[:80]!r}")
-        row[: len(said)] = np.frombuffer(said, np.uint8)
-    return found
+        row[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    return rows
 
 
-class Layer(nn.Module):
+class TransformerLayer(nn.Module):
     """A transformer's layer with the normalisations first (arXiv:2002.04745): attention, then two linear maps.
 
     To each logit is added a number that is learned of each head and distance, whose sign says which comes first
@@ -54,9 +54,9 @@ class Layer(nn.Module):
     def __call__(self, x, mask):
         """x [B, L, D], mask [B, L], True for tokens that count -> [B, L, D]."""
         _, length, width = x.shape
-        by_distance = self.param("distances", _ahead_and_behind, (self.heads, 2 * self.length - 1))
-        places = np.arange(length)  # known when it is traced, so that parameters may be numpy arrays, too
-        bias = by_distance[:, self.length - 1 + places - places[:, None]]
+        by_distance = self.param("distances", _distance_bias_init, (self.heads, 2 * self.length - 1))
+        positions = np.arange(length)  # known when it is traced, so that parameters may be numpy arrays, too
+        bias = by_distance[:, self.length - 1 + positions - positions[:, None]]
         h = nn.LayerNorm(dtype=self.dtype, name="norm1")(x)
         q, k, v = (nn.Dense(width, dtype=self.dtype, name=name)(h) for name in ("q", "k", "v"))
         mixed = attend(q, k, v, self.heads, mask, bias)
@@ -66,7 +66,7 @@ class Layer(nn.Module):
         return x + nn.Dense(width, dtype=self.dtype, name="dense1")(h)
 
 
-def _ahead_and_behind(key, shape, dtype=jnp.float32):
+def _distance_bias_init(key, shape, dtype=jnp.float32):
     """Every other head begins by looking ahead and the others behind, each pair four times as far as the one before.
 
     Heads that all began alike would have to break their symmetry before the order of words can be told.
@@ -77,10 +77,10 @@ def _ahead_and_behind(key, shape, dtype=jnp.float32):
     return jnp.asarray(np.where(ahead < 0, ahead, -ahead * 0.25 ** (1 + heads // 2)), dtype)
 
 
-NEAR = 3
+NEIGHBOUR_RADIUS = 3
 """How many bytes before and after it each byte is read together with: what letters spell is the same wherever it is."""
 
-BYTE = 32
+BYTE_EMBEDDING_DIM = 32
 """Numbers that stand for a byte by itself."""
 
 
@@ -112,25 +112,27 @@ class TextEncoder(nn.Module):
         if tokens.ndim != 2 or tokens.shape[1] > self.length or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}: expected integers [B, L], L <= {self.length}")
         one = nn.initializers.normal(1.0)
-        x = nn.Embed(256, BYTE, embedding_init=one, dtype=self.dtype, name="bytes")(tokens.astype(jnp.int32))
-        x = around(x * (tokens > 0)[..., None].astype(x.dtype), NEAR)
+        x = nn.Embed(256, BYTE_EMBEDDING_DIM, embedding_init=one, dtype=self.dtype, name="bytes")(
+            tokens.astype(jnp.int32)
+        )
+        x = stack_neighbours(x * (tokens > 0)[..., None].astype(x.dtype), NEIGHBOUR_RADIUS)
         x = nn.gelu(nn.Dense(2 * self.width, dtype=self.dtype, name="near0")(x))
         x = nn.Dense(self.width, dtype=self.dtype, name="near1")(x)
         for i in range(self.layers):
-            x = Layer(self.heads, self.length, self.dtype, name=f"layer_{i}")(x, tokens > 0)
+            x = TransformerLayer(self.heads, self.length, self.dtype, name=f"layer_{i}")(x, tokens > 0)
         return nn.LayerNorm(dtype=self.dtype, name="norm_out")(x)
 
 
-def around(x, reach: int):
+def stack_neighbours(x, radius: int):
     """Each place's vector between those of its neighbours, so many to each side: [B, L, D] -> [B, L, (2 reach + 1) D].
 
     Beyond the ends is 0.
     """
-    wide = jnp.pad(x, ((0, 0), (reach, reach), (0, 0)))
-    return jnp.concatenate([wide[:, i : i + x.shape[1]] for i in range(2 * reach + 1)], axis=-1)
+    wide = jnp.pad(x, ((0, 0), (radius, radius), (0, 0)))
+    return jnp.concatenate([wide[:, i : i + x.shape[1]] for i in range(2 * radius + 1)], axis=-1)
 
 
-class Conditional(nn.Module):
+class ConditionalUNet(nn.Module):
     """A U-Net that is told a `Condition`, with its own reader of texts if it is told texts.
 
     Without one its parameters are those of the U-Net, and with one these and `text`.
@@ -144,10 +146,10 @@ class Conditional(nn.Module):
 
     def __call__(self, x, t, condition: Condition | None = None, *, dropout_keys=None):
         """The prediction for x [B, H, W, C] at times t [B], given a condition; see `UNet`."""
-        label, _, context, mask, image = self.read(condition or Condition())
+        label, _, context, mask, image = self.encode_text(condition or Condition())
         return self.unet(x, t, label=label, context=context, mask=mask, image=image, dropout_keys=dropout_keys)
 
-    def read(self, condition):
+    def encode_text(self, condition):
         """The condition with its tokens read: a context in their place.  Once is enough for all steps of a chain.
 
         Raises:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ddpm_jax.keys import check_keys, folded, number
+from ddpm_jax.keys import check_integer, check_keys, fold_in_each
 
 Params = Any
 Metrics = dict[str, jax.Array]
@@ -140,7 +140,7 @@ def make_step(
         size = _batch_size(batch, accumulate)
         first = jax.lax.axis_index(axis_name) * size if axis_name else 0
         keys = step_keys(key, state.step, first + jnp.arange(size))
-        (loss, aux), grads = _accumulated(grad_fn, state.params, keys, batch, accumulate)
+        (loss, aux), grads = _accumulate_gradients(grad_fn, state.params, keys, batch, accumulate)
         if axis_name:
             loss, aux, grads = jax.lax.pmean((loss, aux, grads), axis_name)
 
@@ -150,19 +150,19 @@ def make_step(
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
-        taken = params, ema_update(state.ema, params, decay), opt_state
-        kept = state.params, state.ema, state.opt_state
-        chosen = jax.tree.map(functools.partial(jax.lax.select, finite), taken, kept)
+        updated = params, ema_update(state.ema, params, decay), opt_state
+        unchanged = state.params, state.ema, state.opt_state
+        selected = jax.tree.map(functools.partial(jax.lax.select, finite), updated, unchanged)
         metrics = {"loss": loss, "grad_norm": grad_norm, "skipped": 1 - finite.astype(jnp.int32), **aux}
-        return TrainState(state.step + 1, *chosen), metrics
+        return TrainState(state.step + 1, *selected), metrics
 
     return step
 
 
-def step_keys(key: jax.Array, step: jax.Array | int, places: jax.Array) -> jax.Array:
+def step_keys(key: jax.Array, step: jax.Array | int, indices: jax.Array) -> jax.Array:
     """fold_in(fold_in(key, step), i): the keys of the examples at places i of the whole batch of step 0, 1, ..."""
     check_keys("key", key)
-    return folded(jax.random.fold_in(key, number("step", step)), places)
+    return fold_in_each(jax.random.fold_in(key, check_integer("step", step)), indices)
 
 
 def _batch_size(batch: Any, accumulate: int) -> int:
@@ -175,7 +175,7 @@ def _batch_size(batch: Any, accumulate: int) -> int:
     return size
 
 
-def _accumulated(grad_fn, params, keys, batch, parts: int):
+def _accumulate_gradients(grad_fn, params, keys, batch, parts: int):
     """The mean of loss, aux and gradient over `parts` micro-batches."""
     if parts == 1:
         return grad_fn(params, keys, batch)

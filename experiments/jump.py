@@ -22,15 +22,15 @@ from benchmarks import alternating
 from ddpm_jax import data, edits, gaussian, generate, keys, process, runs, samplers
 from ddpm_jax.evaluate import likelihood, subject
 from ddpm_jax.metrics import classifier, frechet
-from experiments.run import RESULTS, keep, read
+from experiments.run import RESULTS, read_rows, save_row
 
-PARTS = (1.0, 0.75, 0.5, 0.25, 0.1)
+START_FRACTIONS = (1.0, 0.75, 0.5, 0.25, 0.1)
 """Of T: the times t that are started from."""
 
-CALLS = (2, 5, 10, 50, 250, 1000)
+NFE = (2, 5, 10, 50, 250, 1000)
 """Of the network, from t on; those above t are left out."""
 
-SHOWN = 6
+NUM_PICTURES = 6
 """Images of which pictures are kept."""
 
 
@@ -44,7 +44,7 @@ class Arguments:
     """How often each held-out image is noised."""
     num: int | None = None
     """Only the first so many held-out images."""
-    calls: tuple[int, ...] = CALLS
+    nfe: tuple[int, ...] = NFE
     """Network calls of the chains."""
     source: Annotated[str | None, tyro.conf.arg(name="data")] = None
     """Where the images are, if not where the config says."""
@@ -52,54 +52,54 @@ class Arguments:
 
 def main(argv: list[str]) -> None:
     args = tyro.cli(Arguments, prog="python -m experiments.jump", args=argv)
-    process.prepare()
+    process.initialize()
     path = RESULTS / f"{args.name}.json"
     for run in args.run:
-        model = runs.Model(run, step=None, weights="ema", sampling={})
-        which = subject.Which(source=args.source)
-        found = subject.images(subject.Subject(model, which, pathlib.Path(run)))
-        wanted = {f"t={t}, {way}" for t, way, _, _ in ways(model.schedule.T, args.calls)}
-        if wanted <= {name for name, seeds in read(path).items() if str(model.config.seed) in seeds}:
+        model = runs.Pipeline(run, step=None, weights="ema", sampling={})
+        which = subject.CommonFlags(source=args.source)
+        images = subject.load_images(subject.EvaluationContext(model, which, pathlib.Path(run)))
+        expected_rows = {f"t={t}, {way}" for t, way, _, _ in sampler_grid(model.schedule.T, args.nfe)}
+        if expected_rows <= {name for name, seeds in read_rows(path).items() if str(model.config.seed) in seeds}:
             continue
         pictures: dict[str, np.ndarray] = {}
-        for name, row in measured(model, found, args, pictures):
-            keep(path, name, model.config.seed, row)
+        for name, row in measure(model, images, args, pictures):
+            save_row(path, name, model.config.seed, row)
             print(f"{run}, {name}: {row['numbers']}", flush=True)
         if run == args.run[0]:
             np.savez_compressed(path.with_name(f"{args.name}-images.npz"), **pictures)  # pyright: ignore
 
 
-def ways(T: int, calls: tuple[int, ...]):
+def sampler_grid(T: int, nfe: tuple[int, ...]):
     """Start, name, kind of sampler and calls of each row."""
-    for part in PARTS:
+    for part in START_FRACTIONS:
         t = round(part * T)
         yield t, "one jump", "ddim", 1
         for kind in ("ancestral", "ddim"):
-            for n in (n for n in calls if n <= t):
+            for n in (n for n in nfe if n <= t):
                 yield t, f"{kind}, {n} calls", kind, n
 
 
-def measured(model: runs.Model, images: data.Images, args: Arguments, pictures: dict[str, np.ndarray]):
+def measure(model: runs.Pipeline, images: data.Dataset, args: Arguments, pictures: dict[str, np.ndarray]):
     """Rows by name: what became of the images.  The first of them are put into `pictures`, by the same names."""
-    judge = classifier.load(classifier.for_images(model.shape, model.integer_levels))
-    reference = frechet.moments(judge.features(np.asarray(images.train)))
+    extractor = classifier.load(classifier.name_for_images(model.shape, model.integer_levels))
+    reference = frechet.moments(extractor.features(np.asarray(images.train)))
     held = np.asarray(images.test)[: args.num]
     integers = np.concatenate([held] * args.draws)
     facts = {
         "images": len(held), "draws": args.draws, "run": model.fingerprint.removeprefix("sha256:")[:12],
-        "commit": alternating.commit(), **alternating.about("jax", "flax", "numpy"),
+        "commit": alternating.commit(), **alternating.environment("jax", "flax", "numpy"),
     }  # fmt: skip
-    own = frechet.frechet_distance(frechet.moments(judge.features(held)), reference)
+    own = frechet.frechet_distance(frechet.moments(extractor.features(held)), reference)
     yield "held-out images", {"numbers": {"Fréchet distance": own}, **facts}
-    pictures |= {"levels": np.array(model.integer_levels), "held-out images": held[:SHOWN]}
-    pictures |= {f"t={t}": model.images(x) for t, x in noised(model, held[:SHOWN])}
-    programs = {kind: generate.over_devices(program(model, kind)) for kind in ("ancestral", "ddim")}
-    for t, way, kind, n in ways(model.schedule.T, args.calls):
-        x = drawn(model, programs[kind], integers, samplers.times(t, n, spacing="trailing"))
-        squared = ((x - data.to_unit(integers, model.integer_levels)) ** 2).mean()
-        became = model.images(x)
-        features = judge.features(became)
-        pictures[f"t={t}, {way}"] = became[: len(held)][:SHOWN]
+    pictures |= {"levels": np.array(model.integer_levels), "held-out images": held[:NUM_PICTURES]}
+    pictures |= {f"t={t}": model.to_pixels(x) for t, x in noised_images(model, held[:NUM_PICTURES])}
+    programs = {kind: generate.parallelise(tile_function(model, kind)) for kind in ("ancestral", "ddim")}
+    for t, way, kind, n in sampler_grid(model.schedule.T, args.nfe):
+        x = draw_all(model, programs[kind], integers, samplers.times(t, n, spacing="trailing"))
+        squared = ((x - data.normalize(integers, model.integer_levels)) ** 2).mean()
+        denoised = model.to_pixels(x)
+        features = extractor.features(denoised)
+        pictures[f"t={t}, {way}"] = denoised[: len(held)][:NUM_PICTURES]
         numbers = {
             "RMSE, 0..255": 127.5 * float(np.sqrt(squared)),
             "Fréchet distance": frechet.frechet_distance(frechet.moments(features), reference),
@@ -107,34 +107,36 @@ def measured(model: runs.Model, images: data.Images, args: Arguments, pictures: 
         yield f"t={t}, {way}", {"numbers": {name: round(value, 4) for name, value in numbers.items()}, **facts}
 
 
-def program(model: runs.Model, kind: str) -> generate.Program:
+def tile_function(model: runs.Pipeline, kind: str) -> generate.TileFunction:
     """((params, times), key, (indices [b], integers [b, H, W, C])) -> x_0 [b, H, W, C] from the images noised."""
 
     def tile(inputs, key, tile):
         (params, times), (indices, integers) = inputs, tile
         denoise = model.denoiser(params)
-        by = {"ancestral": samplers.ancestral(model.schedule, denoise, mix=0.0),
+        sampler = {"ancestral": samplers.ancestral(model.schedule, denoise, variance_mix=0.0),
               "ddim": samplers.ddim(model.schedule, denoise)}[kind]  # fmt: skip
-        started = edits.from_image(model.schedule, by, data.to_unit(integers, model.integer_levels))
+        partial_sampler = edits.sdedit(model.schedule, sampler, data.normalize(integers, model.integer_levels))
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
-        return samplers.sample(keys, started, samplers.initial_noise(keys, integers.shape[1:]), times)
+        return samplers.sample(keys, partial_sampler, samplers.initial_noise(keys, integers.shape[1:]), times)
 
     return tile
 
 
-def noised(model: runs.Model, integers: np.ndarray):
+def noised_images(model: runs.Pipeline, integers: np.ndarray):
     """The times that are started from, and x_t [n, H, W, C] of the first images there, with the chains' own noise."""
     keys = samplers.image_keys(model.config.seed, range(len(integers)))
-    eps, x0 = samplers.initial_noise(keys, integers.shape[1:]), data.to_unit(integers, model.integer_levels)
-    for t in dict.fromkeys(t for t, *_ in ways(model.schedule.T, ())):
+    eps, x0 = samplers.initial_noise(keys, integers.shape[1:]), data.normalize(integers, model.integer_levels)
+    for t in dict.fromkeys(t for t, *_ in sampler_grid(model.schedule.T, ())):
         yield t, np.asarray(gaussian.q_sample(model.schedule, x0, jnp.asarray(t), eps))
 
 
-def drawn(model: runs.Model, mapped: generate.Program, integers: np.ndarray, times: np.ndarray) -> np.ndarray:
+def draw_all(
+    model: runs.Pipeline, mapped: generate.TileFunction, integers: np.ndarray, times: np.ndarray
+) -> np.ndarray:
     """x_0 [n, H, W, C] of all images; what fills the last tiles is left out."""
-    devices, key, done = jax.device_count(), keys.of_seed(model.config.seed), []
+    devices, key, done = jax.device_count(), keys.from_seed(model.config.seed), []
     for first in range(0, len(integers), model.tile * devices):
-        x = np.asarray(mapped((model.params, times), key, likelihood.group(integers, first, model.tile)))
+        x = np.asarray(mapped((model.params, times), key, likelihood.device_tiles(integers, first, model.tile)))
         done.append(x.reshape(-1, *x.shape[2:]))
     return np.concatenate(done)[: len(integers)]
 

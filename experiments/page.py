@@ -15,9 +15,9 @@ import numpy as np
 from benchmarks import alternating
 from ddpm_jax import data
 from ddpm_jax.evaluate import plots, protocol
-from ddpm_jax.evaluate.plots import Panel, panels
-from experiments.jump import PARTS
-from experiments.run import RESULTS, ROOT, read
+from ddpm_jax.evaluate.plots import Panel, write_panels
+from experiments.jump import START_FRACTIONS
+from experiments.run import RESULTS, ROOT, read_rows
 from experiments.tables import TABLES
 
 PAGE = ROOT / "docs" / "results.md"
@@ -27,69 +27,74 @@ COLUMNS = {"bits/dim": "bits/dim", DISTANCE: DISTANCE, "precision": "precision, 
            "recall": "recall, k=3", "sure": "share with p > 0.9"}  # fmt: skip
 """Of the tables of runs: their heads, and the names of the numbers."""
 
-AT = (0.1, 0.25, 0.5, 0.75)
+X0_ERROR_FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 """Of T: where the tables say the error of x_0."""
 
 
 def main() -> None:
-    made = {name: runs(name) for name in TABLES} | {"jump-digits": jumps("jump-digits")}
-    made["rivals"] = rivals(read(alternating.RESULTS / "rivals.json"))
+    made = {name: run_table(name) for name in TABLES} | {"jump-digits": jump_table("jump-digits")}
+    made["rivals"] = baseline_table(read_rows(alternating.RESULTS / "rivals.json"))
     page = PAGE.read_text()
     for name, lines in made.items():
         if lines:
-            page = filled(page, name, lines)
+            page = fill_table(page, name, lines)
     PAGE.write_text(page)
     for name in TABLES:
-        if name.startswith("targets-") and (found := read(RESULTS / f"{name}.json")):
-            panels(RESULTS / f"{name}.png", targets(found))
-    if found := read(RESULTS / "jump-digits.json"):
-        panels(RESULTS / "jump-digits.png", calls(found))
+        if name.startswith("targets-") and (found := read_rows(RESULTS / f"{name}.json")):
+            write_panels(RESULTS / f"{name}.png", target_panels(found))
+    if found := read_rows(RESULTS / "jump-digits.json"):
+        write_panels(RESULTS / "jump-digits.png", nfe_panels(found))
     if (images := RESULTS / "jump-digits-images.npz").exists():
         with np.load(images) as kept:
-            plots.save(images.with_suffix(".png"), pictures(kept))
+            plots.save_figure(images.with_suffix(".png"), jump_figure(kept))
 
 
-def filled(page: str, name: str, lines: Iterable[str]) -> str:
+def fill_table(page: str, name: str, lines: Iterable[str]) -> str:
     """A page with a table where its marks are.
 
     Raises:
         ValueError: if it has no such marks.
     """
-    marks = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not marks.search(page):
+    markers = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not markers.search(page):
         raise ValueError(f"the page has no place for {name}: a line <!-- {name} --> and a line <!-- end -->")
     body = "".join(f"{line}\n" for line in lines)
-    return marks.sub(lambda found: found[1] + body + found[2], page)
+    return markers.sub(lambda found: found[1] + body + found[2], page)
 
 
-def mean(values: Sequence[float]) -> tuple[float, float]:
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Over seeds, with the standard error of it; nan of one alone."""
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     return statistics.fmean(values), error
 
 
-def runs(name: str) -> list[str]:
+def run_table(name: str) -> list[str]:
     """The table of a table's runs: a row for each cell that has been measured."""
-    found = read(RESULTS / f"{name}.json")
+    found = read_rows(RESULTS / f"{name}.json")
     cells = [cell for cell in TABLES[name].cells if cell.name in found]
     if not cells:
         return []
     timed = ["seconds"] if TABLES[name].timed else []
-    heads = [*COLUMNS, *(f"RMSE at {part:g} T" for part in AT), *timed, "seeds", "commit"]
+    heads = [*COLUMNS, *(f"RMSE at {part:g} T" for part in X0_ERROR_FRACTIONS), *timed, "seeds", "commit"]
     lines = [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     for cell in cells:
         seeds = list(found[cell.name].values())
         numbers = [seed["numbers"] for seed in seeds]
-        values = [protocol.said(*mean([each[key][0] for each in numbers])) for key in COLUMNS.values()]
-        values += [protocol.said(*mean([near(each[BY_T], part * cell.T) for each in numbers])) for part in AT]
+        values = [
+            protocol.format_value(*mean_and_error([each[key][0] for each in numbers])) for key in COLUMNS.values()
+        ]
+        values += [
+            protocol.format_value(*mean_and_error([error_near(each[BY_T], part * cell.T) for each in numbers]))
+            for part in X0_ERROR_FRACTIONS
+        ]
         if timed:
-            values.append(protocol.said(*mean([seed["seconds of training"] for seed in seeds])))
+            values.append(protocol.format_value(*mean_and_error([seed["seconds of training"] for seed in seeds])))
         commits = ", ".join(sorted({seed["commit"] for seed in seeds}))
         lines.append(f"| {cell.name} | {' | '.join(values)} | {len(seeds)} | {commits} |")
     return lines
 
 
-def rivals(kept: Mapping[str, Any]) -> list[str]:
+def baseline_table(kept: Mapping[str, Any]) -> list[str]:
     """The table of what `benchmarks.rivals` has found: a row for each trainer."""
     heads = ["steps", *COLUMNS, "seeds", "commit"] if kept else []
     lines = [f"| | | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"] if kept else []
@@ -97,21 +102,23 @@ def rivals(kept: Mapping[str, Any]) -> list[str]:
         commits = ", ".join(sorted({seed["made"]["commit"] for seed in found.values()}))
         for who in next(iter(found.values()))["trainers"]:
             seeds = [seed["trainers"][who] for seed in found.values()]
-            values = [protocol.said(*mean([seed["steps"] for seed in seeds]))]
-            values += [protocol.said(*mean([seed[key][0] for seed in seeds])) for key in COLUMNS.values()]
+            values = [protocol.format_value(*mean_and_error([seed["steps"] for seed in seeds]))]
+            values += [
+                protocol.format_value(*mean_and_error([seed[key][0] for seed in seeds])) for key in COLUMNS.values()
+            ]
             lines.append(f"| {cell} | {who} | {' | '.join(values)} | {len(seeds)} | {commits} |")
     return lines
 
 
-def near(by_t: Mapping[str, float], t: float) -> float:
+def error_near(by_t: Mapping[str, float], t: float) -> float:
     """The error at the measured time that is nearest to t."""
     return by_t[min(by_t, key=lambda each: abs(int(each) - t))]
 
 
-def targets(found: Mapping[str, Any]) -> list[Panel]:
+def target_panels(found: Mapping[str, Any]) -> list[Panel]:
     """The error of x_0 over t as a ratio to the first cell's: of all under a constant weight, and of x_0 under all."""
     cells = [name for name in found if BY_T in next(iter(found[name].values()))["numbers"]]
-    curves = {name: [by_time(seed["numbers"][BY_T]) for seed in found[name].values()] for name in cells}
+    curves = {name: [error_curve(seed["numbers"][BY_T]) for seed in found[name].values()] for name in cells}
     times = next(iter(curves.values()))[0][0]
     first = np.mean([values for _, values in next(iter(curves.values()))], axis=0)
 
@@ -126,44 +133,46 @@ def targets(found: Mapping[str, Any]) -> list[Panel]:
     return [panel("under a constant weight", constant), panel("x₀ under every weight", weighted)]
 
 
-def by_time(by_t: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+def error_curve(by_t: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
     """Rising times, and the errors at them."""
     times = sorted(map(int, by_t))
     return np.array(times), np.array([by_t[str(t)] for t in times])
 
 
-def jumps(name: str) -> list[str]:
+def jump_table(name: str) -> list[str]:
     """A row for each time that is started from: one jump, then chains of so many calls."""
-    found = read(RESULTS / f"{name}.json")
+    found = read_rows(RESULTS / f"{name}.json")
     if not found:
         return []
-    ways = list(dict.fromkeys(key.partition(", ")[2] for key in found if key.startswith("t=")))
+    samplers = list(dict.fromkeys(key.partition(", ")[2] for key in found if key.startswith("t=")))
     lines = []
     for number in (DISTANCE, ERROR):
-        lines += ["", f"| {number} from | {' | '.join(ways)} |", f"|---|{'---|' * len(ways)}"]
+        lines += ["", f"| {number} from | {' | '.join(samplers)} |", f"|---|{'---|' * len(samplers)}"]
         for start in dict.fromkeys(key.partition(", ")[0] for key in found if key.startswith("t=")):
-            values = [of_seeds(found, f"{start}, {way}", number) for way in ways]
-            said = ["-" if value is None else protocol.said(*value) for value in values]
-            lines.append(f"| {start} | {' | '.join(said)} |")
-    own = of_seeds(found, "held-out images", DISTANCE)
-    return [*lines, "", f"The held-out images themselves: {DISTANCE} {protocol.said(*own)}." if own else "", ""]
+            values = [seed_mean(found, f"{start}, {way}", number) for way in samplers]
+            formatted = ["-" if value is None else protocol.format_value(*value) for value in values]
+            lines.append(f"| {start} | {' | '.join(formatted)} |")
+    own = seed_mean(found, "held-out images", DISTANCE)
+    return [*lines, "", f"The held-out images themselves: {DISTANCE} {protocol.format_value(*own)}." if own else "", ""]
 
 
-def of_seeds(found: Mapping[str, Any], row: str, number: str) -> tuple[float, float] | None:
+def seed_mean(found: Mapping[str, Any], row: str, number: str) -> tuple[float, float] | None:
     """The mean of a number over seeds, and its error; None of a row that is not there."""
-    return mean([seed["numbers"][number] for seed in found[row].values()]) if row in found else None
+    return mean_and_error([seed["numbers"][number] for seed in found[row].values()]) if row in found else None
 
 
-def calls(found: Mapping[str, Any]) -> list[Panel]:
+def nfe_panels(found: Mapping[str, Any]) -> list[Panel]:
     """Fréchet distance and error to the image over the calls of chains, a line for each start."""
-    starts = list(dict.fromkeys(key.partition(", ")[0] for key in found if key.startswith("t=")))[: len(PARTS)]
+    starts = list(dict.fromkeys(key.partition(", ")[0] for key in found if key.startswith("t=")))[
+        : len(START_FRACTIONS)
+    ]
     row = []
     for kind, number in (("ddim", DISTANCE), ("ancestral", DISTANCE), ("ancestral", ERROR)):
         counts = sorted({int(key.split()[-2]) for key in found if f", {kind}, " in key})
         ys, errors = {}, {}
         for start in starts:
             rows = [f"{start}, one jump", *(f"{start}, {kind}, {n} calls" for n in counts)]
-            values = [of_seeds(found, row, number) or (float("nan"), float("nan")) for row in rows]
+            values = [seed_mean(found, row, number) or (float("nan"), float("nan")) for row in rows]
             ys[f"from {start}"], errors[f"from {start}"] = zip(*values, strict=True)
         known = {name: e for name, e in errors.items() if np.isfinite(e).any()}
         yscale = "log" if number == DISTANCE else "linear"
@@ -171,21 +180,21 @@ def calls(found: Mapping[str, Any]) -> list[Panel]:
     return row
 
 
-def pictures(kept: Mapping[str, np.ndarray]) -> Any:
+def jump_figure(kept: Mapping[str, np.ndarray]) -> Any:
     """matplotlib's figure: images, x_t, and what one jump and chains of few, some and many calls made, by start."""
     from matplotlib.figure import Figure
 
     starts = [name for name in kept if name.startswith("t=") and "," not in name]
     figure = Figure(figsize=(2.6 * len(starts), 3.4), dpi=150, layout="constrained")
     for axes, start in zip(figure.subplots(1, len(starts)), starts, strict=True):
-        ways = [name for name in kept if name.startswith(f"{start}, ")]
-        chains = {kind: [way for way in ways if f" {kind}, " in way] for kind in ("ancestral", "ddim")}
+        samplers = [name for name in kept if name.startswith(f"{start}, ")]
+        chains = {kind: [way for way in samplers if f" {kind}, " in way] for kind in ("ancestral", "ddim")}
         picked = [f"{start}, one jump", *dict.fromkeys(c[i] for c in chains.values() for i in (0, len(c) // 2, -1))]
         rows = {"image": kept["held-out images"], "x_t": kept[start]}
         rows |= {name.partition(", ")[2].replace(" calls", ""): kept[name] for name in picked}
         cells = np.concatenate(list(rows.values()))
         axes.imshow(
-            data.grid(cells, int(kept["levels"]), columns=len(kept[start])).squeeze(),
+            data.make_grid(cells, int(kept["levels"]), columns=len(kept[start])).squeeze(),
             cmap="grey",
             interpolation="nearest",
         )

@@ -47,7 +47,7 @@ class Arguments:
     """The folder for the runs."""
 
 
-class Failed(RuntimeError):
+class ProgramFailed(RuntimeError):
     """A program ended with an error: what it printed."""
 
 
@@ -64,12 +64,14 @@ def main(argv: list[str]) -> None:
     def fill(cell: Cell, seed: int) -> None:
         if time.monotonic() - begun > 60 * args.minutes:
             return
-        found = elsewhere(table, cell, seed) or row(table, cell, seed, pathlib.Path(args.runs) / args.table, args)
+        found = find_same_run(table, cell, seed) or train_and_measure(
+            table, cell, seed, pathlib.Path(args.runs) / args.table, args
+        )
         with lock:
-            keep(path, cell.name, seed, found)
-        print(f"{cell.name}, seed {seed}: {said(found)}", flush=True)
+            save_row(path, cell.name, seed, found)
+        print(f"{cell.name}, seed {seed}: {format_row(found)}", flush=True)
 
-    kept = read(path)
+    kept = read_rows(path)
     missing = [
         (cell, seed)
         for seed in args.seeds or table.seeds
@@ -81,43 +83,43 @@ def main(argv: list[str]) -> None:
             done.result()
 
 
-def elsewhere(table: Table, cell: Cell, seed: int) -> dict[str, Any] | None:
+def find_same_run(table: Table, cell: Cell, seed: int) -> dict[str, Any] | None:
     """The same run in another table that has been measured alike."""
     for name, other in TABLES.items():
         if (other.config, other.flags, other.measures) == (table.config, table.flags, table.measures):
             for twin in other.cells:
-                found = read(RESULTS / f"{name}.json").get(twin.name, {}).get(str(seed))
+                found = read_rows(RESULTS / f"{name}.json").get(twin.name, {}).get(str(seed))
                 if twin.flags == cell.flags and found:
                     return found
     return None
 
 
-def row(table: Table, cell: Cell, seed: int, folder: pathlib.Path, args: Arguments) -> dict[str, Any]:
+def train_and_measure(table: Table, cell: Cell, seed: int, folder: pathlib.Path, args: Arguments) -> dict[str, Any]:
     """One run, trained and measured: its numbers, and all that they depend on."""
     run = folder / f"{'_'.join(flag.lstrip('-') for flag in cell.flags) or 'as-configured'}-{seed}"
-    devices = ("--devices", str(max(1, process.cores() // args.jobs))) if args.jobs > 1 else ()
+    devices = ("--devices", str(max(1, process.num_cores() // args.jobs))) if args.jobs > 1 else ()
     data = ("--data.source", args.data) if args.data else ()
-    chosen = (table.config, "--seed", str(seed), *table.flags, *cell.flags)
+    config_args = (table.config, "--seed", str(seed), *table.flags, *cell.flags)
     began = time.monotonic()
-    program("train.py", *chosen, *data, *devices, "--workdir", str(run))
-    taken = time.monotonic() - began
+    run_program("train.py", *config_args, *data, *devices, "--workdir", str(run))
+    seconds = time.monotonic() - began
     numbers: dict[str, Any] = {}
-    measures = {name: fitting(measure, cell.T) for name, measure in table.measures.items()}
+    measures = {name: limit_steps(measure, cell.T) for name, measure in table.measures.items()}
     for name, measure in measures.items():
         out = run / "measured" / name
-        program("-m", "ddpm_jax", "evaluate", str(run), *measure, "--out", str(out), *devices)
-        numbers |= measured(name, out)
+        run_program("-m", "ddpm_jax", "evaluate", str(run), *measure, "--out", str(out), *devices)
+        numbers |= read_numbers(name, out)
     return {
-        "numbers": numbers, "seconds of training": round(taken, 1), "runs beside each other": args.jobs,
-        "commit": alternating.commit(), **alternating.about("jax", "flax", "optax", "numpy"),
+        "numbers": numbers, "seconds of training": round(seconds, 1), "runs beside each other": args.jobs,
+        "commit": alternating.commit(), **alternating.environment("jax", "flax", "optax", "numpy"),
         "commands": [
-            f"python train.py {shlex.join(chosen)}",
+            f"python train.py {shlex.join(config_args)}",
             *(f"ddpm-jax evaluate RUN {shlex.join(measure)}" for measure in measures.values()),
         ],
     }  # fmt: skip
 
 
-def fitting(measure: tuple[str, ...], T: int) -> tuple[str, ...]:
+def limit_steps(measure: tuple[str, ...], T: int) -> tuple[str, ...]:
     """A measurement with at most T steps."""
     return tuple(
         str(min(int(arg), T)) if before == "--steps" else arg
@@ -125,7 +127,7 @@ def fitting(measure: tuple[str, ...], T: int) -> tuple[str, ...]:
     )
 
 
-def program(*args: str) -> None:
+def run_program(*args: str) -> None:
     """Runs a program of the project; what it prints is kept for the case that it fails.
 
     Raises:
@@ -133,11 +135,11 @@ def program(*args: str) -> None:
     """
     done = subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        said = (done.stdout + done.stderr)[-3000:]
-        raise Failed(f"python {shlex.join(args)} ended with status {done.returncode}:\n{said}")
+        output = (done.stdout + done.stderr)[-3000:]
+        raise ProgramFailed(f"python {shlex.join(args)} ended with status {done.returncode}:\n{output}")
 
 
-def measured(name: str, out: pathlib.Path) -> dict[str, Any]:
+def read_numbers(name: str, out: pathlib.Path) -> dict[str, Any]:
     """The numbers of an evaluation: name -> value, standard error; of "errors" the RMSE of x_0 over t instead."""
     (path,) = [path for path in out.glob("*.json") if path.name != "x0_errors.json"]
     if name == "errors":
@@ -149,24 +151,24 @@ def measured(name: str, out: pathlib.Path) -> dict[str, Any]:
     return {n["name"]: [n["value"], n["error"]] for n in json.loads(path.read_text())["numbers"]}
 
 
-def read(path: pathlib.Path) -> dict[str, Any]:
-    """Rows by cell and seed, as `keep` wrote them; none if there is no file."""
+def read_rows(path: pathlib.Path) -> dict[str, Any]:
+    """Rows by cell and seed, as `save_row` wrote them; none if there is no file."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def keep(path: pathlib.Path, cell: str, seed: int, found: dict[str, Any]) -> None:
+def save_row(path: pathlib.Path, cell: str, seed: int, row: dict[str, Any]) -> None:
     """Adds a row to a file."""
-    kept = read(path)
-    kept.setdefault(cell, {})[str(seed)] = found
+    kept = read_rows(path)
+    kept.setdefault(cell, {})[str(seed)] = row
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
     part.replace(path)
 
 
-def said(found: dict[str, Any]) -> str:
+def format_row(row: dict[str, Any]) -> str:
     """A row for a person."""
-    known = {name: value[0] for name, value in found["numbers"].items() if isinstance(value, list)}
+    known = {name: value[0] for name, value in row["numbers"].items() if isinstance(value, list)}
     return ", ".join(f"{name} {value:.4g}" for name, value in known.items() if value is not None)
 
 

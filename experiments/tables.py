@@ -95,7 +95,7 @@ def _training() -> tuple[Cell, ...]:
     )  # fmt: skip
 
 
-def _for(name: str, steps: int, *flags: str, falling: bool = True) -> Cell:
+def _budget_cell(name: str, steps: int, *flags: str, falling: bool = True) -> Cell:
     """So many steps, with a rate that is 0 at their end or stays."""
     decay = ("--optim.decay", str(steps)) if falling else ()
     return Cell(name, ("--steps", str(steps), "--save-every", str(steps), *decay, *flags))
@@ -111,9 +111,9 @@ _HYBRID = ("--loss.kind", "hybrid", "--loss.learned-variance")
 
 def _recipes() -> tuple[Cell, ...]:
     """Settings for a budget of minutes: each has the steps that take as long as the first one's."""
-    cell, rate, best = _for, _rate, _rate("4e-3")
+    cell, rate, best = _budget_cell, _rate, _rate("4e-3")
     helped = ("--batch", "64", "--loss.stratified", "--net.dropout", "0")
-    narrow, shallow = ("--net.channels", "24"), ("--net.blocks", "1")
+    narrow, shallow = ("--net.channels", "24"), ("--net.num-res-blocks", "1")
 
     def quad(name: str, *flags: str) -> Cell:
         flags = (*best, *helped, *narrow, *shallow, *_QUAD, *flags)
@@ -153,12 +153,12 @@ def _recipes_mnist() -> tuple[Cell, ...]:
     helped = ("--optim.warmup", "100", "--optim.ema-decay", "0.999", "--loss.stratified", "--net.dropout", "0")
 
     def cell(steps: int, channels: int, blocks: int, rate: str, batch: int = 64, *flags: str, more: str = "") -> Cell:
-        network = ("--net.channels", str(channels), "--net.blocks", str(blocks), "--batch", str(batch))
+        network = ("--net.channels", str(channels), "--net.num-res-blocks", str(blocks), "--batch", str(batch))
         name = f"{channels} channels, {blocks} block{'s' * (blocks > 1)}, batch {batch}, rate {rate}{more}"
-        return _for(name, steps, *network, *_rate(rate), *helped, *flags)
+        return _budget_cell(name, steps, *network, *_rate(rate), *helped, *flags)
 
     return (
-        _for("as configured: 32 channels, 2 blocks, batch 64, rate 5e-4, kept", 420, falling=False),
+        _budget_cell("as configured: 32 channels, 2 blocks, batch 64, rate 5e-4, kept", 420, falling=False),
         cell(720, 32, 1, "4e-3"), cell(1920, 16, 1, "4e-3"), cell(1200, 16, 2, "4e-3"),
         cell(3840, 16, 1, "4e-3", 32), cell(3840, 16, 1, "2e-3", 32),
         cell(3840, 16, 1, "4e-3", 32, *_QUAD, more=", quad"),
@@ -171,7 +171,7 @@ def _measures(images: int, samples: int, steps: int = 250) -> dict[str, tuple[st
     return {
         "bound": ("likelihood", "--estimate", "16", "--num", str(images)),
         "errors": ("likelihood", "--steps", "50", "--num", str(images)),
-        "samples": ("samples", "--num", str(samples), "--steps", str(steps), "--mix", "0"),
+        "samples": ("samples", "--num", str(samples), "--steps", str(steps), "--variance-mix", "0"),
     }
 
 
@@ -181,7 +181,7 @@ def _steps(steps: int, *flags: str) -> tuple[str, ...]:
 
 
 _SMALL = (
-    "--net.channels", "16", "--net.blocks", "1", "--net.dropout", "0", "--optim.learning-rate", "2e-3",
+    "--net.channels", "16", "--net.num-res-blocks", "1", "--net.dropout", "0", "--optim.learning-rate", "2e-3",
     "--optim.warmup", "100", "--optim.decay", "1000", "--optim.ema-decay", "0.999", "--sampling.steps", "50",
     *_steps(1000),
 )  # fmt: skip

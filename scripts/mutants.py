@@ -31,10 +31,10 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any
 
-HERE = pathlib.Path(__file__).resolve().parents[1]
-LIST = HERE / "tests" / "faults" / "mutants.toml"
-REQUIRED = 0.95
-PASSED = (0, 5)  # 5: no test has this mark
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FAULTS = ROOT / "tests" / "faults" / "mutants.toml"
+REQUIRED_SHARE = 0.95
+PASSING_STATUSES = (0, 5)  # 5: no test has this mark
 FAILURE = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 
 
@@ -51,7 +51,7 @@ class Fault:
     tests: tuple[str, ...] = ()
 
 
-def load(path: pathlib.Path) -> list[Fault]:
+def load_faults(path: pathlib.Path) -> list[Fault]:
     """The faults of a list; the longest entry of its claims that begins a file's path says which tests claim it."""
     content, faults = tomllib.loads(path.read_text()), []
     claims = sorted(content["claims"].items(), key=lambda claim: len(claim[0]))
@@ -66,7 +66,7 @@ def load(path: pathlib.Path) -> list[Fault]:
     return faults
 
 
-def apply(text: str, fault: Fault) -> str:
+def insert_fault(text: str, fault: Fault) -> str:
     """The text of the fault's file with the wrong line in it.
 
     Raises:
@@ -82,12 +82,12 @@ def apply(text: str, fault: Fault) -> str:
     return "".join(lines)
 
 
-def check(root: pathlib.Path, faults: Sequence[Fault]) -> None:
+def check_faults(root: pathlib.Path, faults: Sequence[Fault]) -> None:
     """Raises a ValueError that names every fault which does not fit a tree."""
     wrong = []
     for fault in faults:
         try:
-            compile(apply((root / fault.file).read_text(), fault), fault.file, "exec")
+            compile(insert_fault((root / fault.file).read_text(), fault), fault.file, "exec")
         except (ValueError, OSError, SyntaxError) as error:
             wrong.append(str(error) if isinstance(error, ValueError) else f"{fault.name}: {error}")
         wrong += [f"{fault.name}: no test file {name}" for name in fault.tests if not (root / name).is_file()]
@@ -108,10 +108,10 @@ def copy_tree(root: pathlib.Path, to: pathlib.Path, cache: pathlib.Path) -> path
     return to
 
 
-def pytest(copy: pathlib.Path, tests: Sequence[str], marked: str, timeout: float) -> tuple[int | None, str]:
+def run_pytest(copy: pathlib.Path, tests: Sequence[str], marker: str, timeout: float) -> tuple[int | None, str]:
     """The exit status of the tests in a copy, None after the timeout, and what they print."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider"]
-    command += ["-m", marked, *tests]
+    command += ["-m", marker, *tests]
     env = os.environ | {"PYTHONPATH": str(copy), "OPENBLAS_NUM_THREADS": "1", "COLUMNS": "500"}
     run = subprocess.Popen(
         command, cwd=copy, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
@@ -128,7 +128,7 @@ def pytest(copy: pathlib.Path, tests: Sequence[str], marked: str, timeout: float
         run.wait()
 
 
-def run(faults: Sequence[Fault], args: argparse.Namespace) -> int:
+def run_faults(faults: Sequence[Fault], args: argparse.Namespace) -> int:
     """Runs the faults without a result, prints and keeps each result; returns the exit status."""
     results: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
     copies: queue.SimpleQueue[pathlib.Path] = queue.SimpleQueue()
@@ -138,7 +138,7 @@ def run(faults: Sequence[Fault], args: argparse.Namespace) -> int:
     def fails(name: str, marked: str, copy: pathlib.Path) -> bool:
         with locks[name, marked]:
             if (name, marked) not in failing:  # once for all faults
-                failing[name, marked] = pytest(copy, [name], marked, args.timeout)[0] not in PASSED
+                failing[name, marked] = run_pytest(copy, [name], marked, args.timeout)[0] not in PASSING_STATUSES
         return failing[name, marked]
 
     def one(fault: Fault) -> bool | None:
@@ -151,11 +151,11 @@ def run(faults: Sequence[Fault], args: argparse.Namespace) -> int:
         path = copy / fault.file
         right = path.read_text()
         try:
-            path.write_text(apply(right, fault))
+            path.write_text(insert_fault(right, fault))
             try:
                 for marked in ("not slow", "slow") if args.all else ("not slow",):
-                    status, output = pytest(copy, fault.tests, marked, args.timeout)
-                    if noticed := status not in PASSED:
+                    status, output = run_pytest(copy, fault.tests, marked, args.timeout)
+                    if noticed := status not in PASSING_STATUSES:
                         break
             finally:
                 path.write_text(right)
@@ -188,10 +188,10 @@ def run(faults: Sequence[Fault], args: argparse.Namespace) -> int:
             copies.put(copy_tree(args.root.resolve(), pathlib.Path(scratch, f"copy-{i}"), cache))
         with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
             found = list(pool.map(one, faults))
-    judged = [noticed for noticed in found if noticed is not None]
-    share = sum(judged) / max(1, len(judged))
-    print(f"{sum(judged)} of {len(judged)} noticed ({share:.0%})")
-    return 2 if len(judged) < len(found) else 0 if share >= REQUIRED else 1
+    outcomes = [noticed for noticed in found if noticed is not None]
+    share = sum(outcomes) / max(1, len(outcomes))
+    print(f"{sum(outcomes)} of {len(outcomes)} noticed ({share:.0%})")
+    return 2 if len(outcomes) < len(found) else 0 if share >= REQUIRED_SHARE else 1
 
 
 def table(paths: Sequence[pathlib.Path]) -> str:
@@ -207,8 +207,8 @@ def table(paths: Sequence[pathlib.Path]) -> str:
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/mutants.py", description="Runs the tests against known faults.")
     parser.add_argument("names", nargs="*", help="the faults to run (default: all)")
-    parser.add_argument("--root", type=pathlib.Path, default=HERE, help="the tree (default: this one)")
-    parser.add_argument("--file", type=pathlib.Path, default=LIST, help="the list of faults")
+    parser.add_argument("--root", type=pathlib.Path, default=ROOT, help="the tree (default: this one)")
+    parser.add_argument("--file", type=pathlib.Path, default=FAULTS, help="the list of faults")
     parser.add_argument("--all", action="store_true", help="run slow tests too")
     parser.add_argument("--jobs", type=int, default=2, help="faults at a time, each in a copy of the tree")
     parser.add_argument("--out", type=pathlib.Path, help="a JSON file of results, which is continued")
@@ -221,17 +221,17 @@ def main(argv: Sequence[str]) -> int:
         print(table(args.table))
         return 0
     try:
-        every = {fault.name: fault for fault in load(args.file)}
+        every = {fault.name: fault for fault in load_faults(args.file)}
         unknown = sorted(set(args.names) - set(every))
         if unknown:
             raise ValueError(f"there is no fault {', '.join(unknown)}")
         faults = [every[name] for name in args.names or every]
-        check(args.root, faults)
+        check_faults(args.root, faults)
     except (ValueError, TypeError, KeyError, OSError) as error:
         print(f"{args.file}: {error}", file=sys.stderr)
         return 2
     print(f"{len(faults)} faults fit the tree", flush=True)
-    return 0 if args.check else run(faults, args)
+    return 0 if args.check else run_faults(faults, args)
 
 
 if __name__ == "__main__":

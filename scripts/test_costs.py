@@ -9,7 +9,7 @@ import json
 import pathlib
 
 COLUMNS = ("tests", "CPU s", "child processes", "tracing", "lowering", "compilation", "programs")
-JAX = ("trace", "lower", "compile", "programs")
+JAX_COSTS = ("trace", "lower", "compile", "programs")
 """What `--cost` calls the last four."""
 
 
@@ -38,7 +38,7 @@ def by_file(path: pathlib.Path) -> dict[str, collections.Counter]:
     files: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     for test, cost in json.loads(path.read_text()).items():
         if cost:
-            values = 1, cost["own"] + cost["children"], cost["children"], *(cost[name] for name in JAX)
+            values = 1, cost["own"] + cost["children"], cost["children"], *(cost[name] for name in JAX_COSTS)
             files[pathlib.Path(test.partition("::")[0]).stem].update(dict(zip(COLUMNS, values, strict=True)))
     return files
 

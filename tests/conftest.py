@@ -27,8 +27,8 @@ import jax
 import pytest
 import tiny_run
 
-told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-if os.environ["JAX_PLATFORMS"] == "cpu" and not told:
+has_device_count = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+if os.environ["JAX_PLATFORMS"] == "cpu" and not has_device_count:
     jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", not OPTIMISED)  # tests compile far longer than they compute
 
@@ -41,7 +41,7 @@ def key_reuse():
 
 
 @pytest.fixture
-def strict():
+def strict_promotion():
     """JAX refuses to promote types and ranks, as some users have it."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
@@ -50,7 +50,7 @@ def strict():
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory):
     """A run of `tiny_run.CONFIG` with a checkpoint of random parameters, made once: to be read and never written."""
-    return tiny_run.make(tmp_path_factory.mktemp("shared") / "run")
+    return tiny_run.make_run(tmp_path_factory.mktemp("shared") / "run")
 
 
 def pytest_collection_modifyitems(items):

@@ -12,7 +12,7 @@ SHAPES = [(5,), (4, 3), (4, 2, 3), (2, 3, 2, 2)]
 PREDICTS = ["eps", "x0", "v", "mean"]
 
 
-def ideal(schedule, mean=0.2, std=0.5, mix=None):
+def ideal_denoiser(schedule, mean=0.2, std=0.5, mix=None):
     """E[x_0 | x_t] for data N(mean, std^2); numbers may be traced.
 
     Args:
@@ -20,17 +20,17 @@ def ideal(schedule, mean=0.2, std=0.5, mix=None):
     """
 
     def denoise(x_t, t):
-        signal, noise = schedules.at(schedule.signal, t, x_t), schedules.at(schedule.noise, t, x_t)
+        signal, noise = schedules.gather(schedule.signal, t, x_t), schedules.gather(schedule.noise, t, x_t)
         x0 = mean + std**2 * signal / (signal**2 * std**2 + noise**2) * (x_t - signal * mean)
         if mix is None:
             return Estimate(x0, (x_t - signal * x0) / noise)
-        chosen = jnp.asarray(mix, x_t.dtype) if jnp.ndim(mix) == 0 else schedules.at(mix, t, x_t)
+        chosen = jnp.asarray(mix, x_t.dtype) if jnp.ndim(mix) == 0 else schedules.gather(mix, t, x_t)
         return Estimate(x0, (x_t - signal * x0) / noise, jnp.broadcast_to(chosen, x_t.shape))
 
     return denoise
 
 
-def predicting(schedule, predicts, denoise, mix=None):
+def ideal_net(schedule, predicts, denoise, mix=None):
     """The network that predicts `predicts`, from what `denoise` finds; with a mix, of a learned variance too."""
 
     def net(x_t, t):
@@ -41,7 +41,7 @@ def predicting(schedule, predicts, denoise, mix=None):
     return net
 
 
-def rows(n, dims, mean=0.2, std=0.5, seed=0):
+def gaussian_samples(n, dims, mean=0.2, std=0.5, seed=0):
     """[n, dims] draws of N(mean, std^2), float32."""
     return (mean + std * np.random.default_rng(seed).standard_normal((n, dims))).astype(np.float32)
 
@@ -49,14 +49,14 @@ def rows(n, dims, mean=0.2, std=0.5, seed=0):
 def normals(shape, n=8, count=2, seed=7):
     """Arrays [n, *shape] of standard normal numbers, in the precision that JAX keeps."""
     rng = np.random.default_rng(seed)
-    return [kept(rng.standard_normal((n, *shape))) for _ in range(count)]
+    return [default_precision(rng.standard_normal((n, *shape))) for _ in range(count)]
 
 
-def kept(a) -> np.ndarray:
+def default_precision(a) -> np.ndarray:
     """A numpy array in the precision that JAX keeps: float32, or float64 where 64 bits are enabled."""
     return np.asarray(a).astype(jax.dtypes.canonicalize_dtype(np.float64))
 
 
-def arrays(tree):
+def to_numpy(tree):
     """The leaves as numpy arrays: what is done to them is no program."""
     return jax.tree.map(np.asarray, tree)

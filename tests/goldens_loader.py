@@ -48,7 +48,7 @@ class Golden:
 
     def __getitem__(self, name: str):
         """A numpy array, floats in the precision of the test, integers as int32 (times must be concrete)."""
-        a = exact(self.id, name)
+        a = stored_array(self.id, name)
         return a.astype(self.dtype if a.dtype.kind == "f" else np.int32)
 
     @property
@@ -70,18 +70,18 @@ class Golden:
         Args:
             at: which part of the golden array `ours` is.
         """
-        wanted = exact(self.id, name)[at]
+        wanted = stored_array(self.id, name)[at]
         ours = np.asarray(ours)
         assert ours.dtype == self.dtype, f"{name}: computed in {ours.dtype}"
         assert ours.shape == wanted.shape, f"{name}: shape {ours.shape}, golden {wanted.shape}"
         np.testing.assert_allclose(ours, wanted, **{**self.tolerance(), **tolerance}, err_msg=f"{self.id} {name}")
         self.compared.add(name)
 
-    def left_out(self, *names: str) -> None:
+    def exempt(self, *names: str) -> None:
         """Outputs that this test does not compare; the test says why."""
         self.compared.update(names)
 
-    def finish(self) -> None:
+    def assert_all_compared(self) -> None:
         outputs = {name for name, a in self.case["arrays"].items() if a["role"] == "output"}
         # what a peer gives in float32 tells the rounding of the peer, not ours
         forgotten = {name for name in outputs - self.compared if not name.endswith("_float32")}
@@ -94,24 +94,24 @@ def _file(name: str) -> dict[str, np.ndarray]:
         return dict(stored)
 
 
-def exact(id: str, name: str) -> np.ndarray:
+def stored_array(id: str, name: str) -> np.ndarray:
     """An array as it is stored."""
     case = MANIFEST[id]
     return _file(case["file"])[case["arrays"][name]["key"]]
 
 
-def ids(*patterns: str, but: str | None = None) -> list[str]:
-    """Ids of the manifest that match one of the glob patterns, and not `but`."""
+def ids(*patterns: str, exclude: str | None = None) -> list[str]:
+    """Ids of the manifest that match one of the glob patterns, and not `exclude`."""
     return [
         id
         for id in MANIFEST
-        if any(fnmatch.fnmatchcase(id, p) for p in patterns) and not (but and fnmatch.fnmatchcase(id, but))
+        if any(fnmatch.fnmatchcase(id, p) for p in patterns) and not (exclude and fnmatch.fnmatchcase(id, exclude))
     ]
 
 
-def cases(*patterns: str, but: str | None = None):
+def cases(*patterns: str, exclude: str | None = None):
     """Runs a test, which takes a `Golden`, over the matching cases, each in float64 and in float32."""
-    found = ids(*patterns, but=but)
+    found = ids(*patterns, exclude=exclude)
     assert found, f"no golden case matches {patterns}"
     assert not CLAIMED.intersection(found), f"claimed twice: {sorted(CLAIMED.intersection(found))}"
     CLAIMED.update(found)
@@ -123,7 +123,7 @@ def cases(*patterns: str, but: str | None = None):
             with precision(dtype):
                 golden = Golden(id, dtype)
                 test(golden)
-            golden.finish()
+            golden.assert_all_compared()
 
         run.__name__, run.__doc__ = test.__name__, test.__doc__
         return run
@@ -174,7 +174,9 @@ def first_and_rest(first: jax.Array, rest: jax.Array) -> jax.Array:
     return rest.at[0].set(first)
 
 
-def vary(schedule: Schedule, t: jax.Array, log_var: jax.Array, first_var: jax.Array, *, bound: bool) -> jax.Array:
+def mix_from_log_variance(
+    schedule: Schedule, t: jax.Array, log_var: jax.Array, first_var: jax.Array, *, for_vlb: bool
+) -> jax.Array:
     """An absolute log variance as our mix, in the range between the two fixed variances: [B, ...].
 
     Next to t = T the range is 1e-6 wide: in float32 its logarithm depends on how it is taken, so it is taken here as
@@ -186,24 +188,26 @@ def vary(schedule: Schedule, t: jax.Array, log_var: jax.Array, first_var: jax.Ar
     """
     first = (t == 1).reshape((-1,) + (1,) * (log_var.ndim - 1))
     s = jnp.where(t == 1, 1, t - 1)
-    noise_t, noise_s = schedules.at(schedule.noise, t, log_var), schedules.at(schedule.noise, s, log_var)
-    log_range = 2 * jnp.log(noise_t / noise_s) if bound else -jnp.log((noise_s / noise_t) ** 2)
+    noise_t, noise_s = schedules.gather(schedule.noise, t, log_var), schedules.gather(schedule.noise, s, log_var)
+    log_range = 2 * jnp.log(noise_t / noise_s) if for_vlb else -jnp.log((noise_s / noise_t) ** 2)
     log_range = jnp.where(first, 2 * jnp.log(schedule.noise[1]) - jnp.log(first_var), log_range)
-    log_large = jnp.log(gaussian.fresh_noise(schedule, t, t - 1, log_var) * noise_t**2)
+    log_large = jnp.log(gaussian.one_minus_snr_ratio(schedule, t, t - 1, log_var) * noise_t**2)
     return 1 + (log_var - log_large) / log_range
 
 
-def says(out: jax.Array):
+def constant_net(out: jax.Array):
     """A network that says `out` whatever it is asked."""
     return lambda x_t, t: out
 
 
-def absolute_variance(schedule: Schedule, net, first_var: jax.Array, *, bound: bool):
+def absolute_variance(schedule: Schedule, net, first_var: jax.Array, *, for_vlb: bool):
     """A network whose second half is a log variance, as one whose second half is our v in [-1, 1]."""
 
     def converted(x_t, t):
         out, log_var = jnp.split(net(x_t, t), 2, axis=-1)
-        return jnp.concatenate([out, 2 * vary(schedule, t, log_var, first_var, bound=bound) - 1], axis=-1)
+        return jnp.concatenate(
+            [out, 2 * mix_from_log_variance(schedule, t, log_var, first_var, for_vlb=for_vlb) - 1], axis=-1
+        )
 
     return converted
 
@@ -219,9 +223,9 @@ def net_of(function: str, variance: str, p, schedule: Schedule):
 
     def eps(x, t):
         if function == "tanh":
-            index = schedules.at(jnp.arange(-1.0, schedule.T, dtype=x.dtype), t, x)
+            index = schedules.gather(jnp.arange(-1.0, schedule.T, dtype=x.dtype), t, x)
             return jnp.tanh(p["a"] * x + p["b"] * index / schedule.T + p["c"])
-        signal, noise = schedules.at(schedule.signal, t, x), schedules.at(schedule.noise, t, x)
+        signal, noise = schedules.gather(schedule.signal, t, x), schedules.gather(schedule.noise, t, x)
         return noise * (x - signal * p["m"]) / (signal**2 * p["s"] ** 2 + noise**2)
 
     def net(x, t):
@@ -253,10 +257,10 @@ class Peer(NamedTuple):
     variance: str
     clip: bool
 
-    def denoiser(self, sched: Schedule, net, *, bound: bool = False):
+    def denoiser(self, sched: Schedule, net, *, for_vlb: bool = False):
         """Our denoiser for the peer's network."""
         if self.variance == "learned":
-            net = absolute_variance(sched, net, likelihood.decoder_variance(sched), bound=bound)
+            net = absolute_variance(sched, net, likelihood.decoder_variance(sched), for_vlb=for_vlb)
         learned = self.variance != "fixed"
         return gaussian.denoiser(sched, net, self.predicts, clip=self.clip, learned_variance=learned)
 
@@ -269,7 +273,7 @@ def peer(golden: Golden, clip: bool) -> tuple[Peer, np.ndarray]:
     return Peer(MEAN_TYPE[golden.args["model_mean_type"]], kind, clip), mix
 
 
-def each(f, *arrays):
+def map_examples(f, *arrays):
     """f over single examples, as batches of one: the samplers' step takes one time for the whole batch."""
     return jax.tree.map(lambda a: a[:, 0], jax.vmap(f)(*(jnp.asarray(a)[:, None] for a in arrays)))
 
@@ -282,20 +286,22 @@ def _reverse_step(peer: Peer):
     def steps(sched, mix, x_t, t, out, noise):
         def step(x_t, t, out, noise):
             def with_noise(noise):
-                denoise = peer.denoiser(sched, says(out))
-                sampler = samplers.ancestral(sched, denoise, mix=mix, noise=lambda keys, t, like: noise)
+                denoise = peer.denoiser(sched, constant_net(out))
+                sampler = samplers.ancestral(sched, denoise, variance_mix=mix, noise=lambda keys, t, like: noise)
                 state = sampler.step(None, sampler.init(x_t, t[0]), t[0], t[0] - 1)
                 return state.x, state.x0
 
             (sample, mean), (x0_hat, _) = jax.vmap(with_noise)(jnp.stack([noise, jnp.zeros_like(noise)]))
             return sample, mean, x0_hat
 
-        sample, mean, x0_hat = each(step, x_t, t, out, noise)
-        found = peer.denoiser(sched, says(out))(x_t, t)
-        var = gaussian.reverse_variance(sched, t, t - 1, x_t, mix if found.mix is None else found.mix)
+        sample, mean, x0_hat = map_examples(step, x_t, t, out, noise)
+        found = peer.denoiser(sched, constant_net(out))(x_t, t)
+        var = gaussian.reverse_variance(sched, t, t - 1, x_t, mix if found.variance_mix is None else found.variance_mix)
         first = likelihood.decoder_variance(sched)
-        if found.mix is not None:
-            first = jnp.exp((1 - found.mix[0]) * jnp.log(first) + 2 * found.mix[0] * jnp.log(sched.noise[1]))
+        if found.variance_mix is not None:
+            first = jnp.exp(
+                (1 - found.variance_mix[0]) * jnp.log(first) + 2 * found.variance_mix[0] * jnp.log(sched.noise[1])
+            )
         return mean, first_and_rest(first, var), first_and_rest(jnp.log(first), jnp.log(var)), x0_hat, sample, var
 
     return steps

@@ -6,24 +6,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tiny_run
-from goldens_loader import MANIFEST, Golden, exact
+from goldens_loader import MANIFEST, Golden, stored_array
 
-from ddpm_jax.config import Config, Conventions, Net, objects
-from ddpm_jax.keys import of_seed
+from ddpm_jax.config import CompatOptions, Config, Net, objects
+from ddpm_jax.keys import from_seed
 from ddpm_jax.unet import OPENAI, UNet
 
-TINY = UNet(channels=16, multipliers=(1, 2), blocks=1, attention_at=(4,), dropout=0.5, out_channels=2)
+TINY = UNet(
+    channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.5, out_channels=2
+)
 """The original's kind: every option has its default."""
 
 ADM = UNet(
-    channels=16, multipliers=(1, 2), blocks=1, attention_at=(2,), dropout=0.5, out_channels=2, groups=8, num_classes=3,
-    head_channels=8, attention_by="factor", time_joins="scale_shift", resample_by="block", conventions=OPENAI,
+    channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(2,), dropout=0.5,
+    out_channels=2, groups=8, num_classes=3, head_channels=8, attention_by="factor",
+    time_conditioning="scale_shift", resample="block", compat=OPENAI,
 )  # fmt: skip
 """guided-diffusion's kind: every option is another one than the original's."""
 
 
 @functools.cache
-def applied(net):
+def jitted_apply(net):
     """`net.apply`, compiled once for each kind of arguments that any test has; gives numpy's arrays."""
     compiled = jax.jit(net.apply)
     return lambda *args, **conditions: jax.device_get(compiled(*args, **conditions))
@@ -45,10 +48,10 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 @functools.cache
 def image_keys(n: int, seed: int = 0):
     """One key per image."""
-    return jax.random.split(of_seed(seed), n)
+    return jax.random.split(from_seed(seed), n)
 
 
-def deepened(params):
+def add_kernel_axis(params):
     """The same weights in the middle plane of kernels of one axis more, which are 0 elsewhere."""
 
     def plane(leaf):
@@ -60,23 +63,23 @@ def deepened(params):
 def assert_equal_slices_are_one(net) -> None:
     """Asserts that the network sees sequences of equal slices, of one axis more and of two, as it sees one of them."""
     x, t, params = inputs(net, 4)
-    flat = applied(net)(params, x, t)
+    flat = jitted_apply(net)(params, x, t)
     assert np.std(flat) > 0.01
-    image = applied(net)(deepened(params), np.repeat(x[:, None], 8, axis=1), t)
+    image = jitted_apply(net)(add_kernel_axis(params), np.repeat(x[:, None], 8, axis=1), t)
     np.testing.assert_allclose(image, np.repeat(flat[:, None], 8, axis=1), atol=1e-4)
     volume = np.repeat(np.repeat(x[:1, None, None], 8, axis=2), 4, axis=1)
-    found = applied(net)(deepened(deepened(params)), volume, t[:1])
+    found = jitted_apply(net)(add_kernel_axis(add_kernel_axis(params)), volume, t[:1])
     np.testing.assert_allclose(found, np.repeat(image[:1, None], 4, axis=1), atol=1e-4)
 
 
 @functools.cache
-def shapes(net, *sides: int, channels: int = 3):
+def param_shapes(net, *sides: int, channels: int = 3):
     """The tree of a network's parameters for images of these sides, as shapes and dtypes."""
     x, t = jax.ShapeDtypeStruct((1, *sides, channels), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    return jax.eval_shape(net.init, of_seed(0), x, t)["params"]
+    return jax.eval_shape(net.init, from_seed(0), x, t)["params"]
 
 
-def gradients_agree(f, args, along, *, near=1e-6, rtol=1e-6) -> None:
+def assert_gradients_agree(f, args, along, *, near=1e-6, rtol=1e-6) -> None:
     """Asserts that a function's first derivatives are those of differences, and the second ones those of the first.
 
     In float64, in one program.  The second derivatives are taken in reverse and forward.
@@ -123,10 +126,10 @@ def convolution_by_definition(x, kernel, stride: int, before: int) -> np.ndarray
 
 # --- golden networks
 
-LEAF = {"W": "kernel", "b": "bias", "gamma": "scale", "beta": "bias"}
+LEAF_NAMES = {"W": "kernel", "b": "bias", "gamma": "scale", "beta": "bias"}
 
 
-def originals_tree(tensors) -> dict:
+def original_tree(tensors) -> dict:
     """The original's TF variables, "scope/a/b/W", as our tree {"a": {"b": {"kernel": ...}}}."""
     tree: dict = {}
     for name, tensor in tensors.items():
@@ -134,31 +137,31 @@ def originals_tree(tensors) -> dict:
         node = tree
         for part in path:
             node = node.setdefault(part, {})
-        node[LEAF[leaf]] = tensor
+        node[LEAF_NAMES[leaf]] = tensor
     return tree
 
 
 def tensors(golden: Golden, prefix: str = "param:") -> dict[str, np.ndarray]:
     """A golden network's parameters by the peer's names, in the precision of the test."""
     found = (name for name in golden.names if name.startswith(prefix))
-    return {name.removeprefix(prefix): exact(golden.id, name).astype(golden.dtype) for name in found}
+    return {name.removeprefix(prefix): stored_array(golden.id, name).astype(golden.dtype) for name in found}
 
 
-def openais(args) -> Net:
+def openai_net(args) -> Net:
     """The fields of ours that the arguments of a golden case of OpenAI's ask for."""
     return Net(
         channels=args["model_channels"],
-        multipliers=tuple(args["channel_mult"]),
-        blocks=args["num_res_blocks"],
-        attention_at=tuple(args["attention_resolutions"]),
+        channel_multipliers=tuple(args["channel_mult"]),
+        num_res_blocks=args["num_res_blocks"],
+        attention_resolutions=tuple(args["attention_resolutions"]),
         attention_by="factor",
         heads=args.get("num_heads", 1),
         head_channels=args.get("num_head_channels", 0),
         dropout=args["dropout"],
-        time_joins="scale_shift" if args["use_scale_shift_norm"] else "add",
-        resample_by="block" if args.get("resblock_updown") else "layer",
+        time_conditioning="scale_shift" if args["use_scale_shift_norm"] else "add",
+        resample="block" if args.get("resblock_updown") else "layer",
         num_classes=args["num_classes"],
-        conventions=Conventions(**OPENAI._asdict()),
+        compat=CompatOptions(**OPENAI._asdict()),
     )
 
 
@@ -167,8 +170,8 @@ def unet(golden: Golden, net: Net) -> UNet:
     return objects.network(Config(net=net), golden.args["out_channels"]).unet.clone(dtype=golden.dtype, parent=None)
 
 
-UNET = "h/original_unet_A"
-_ARGS = MANIFEST[UNET]["args"]
+ORIGINAL_GOLDEN = "h/original_unet_A"
+_ARGS = MANIFEST[ORIGINAL_GOLDEN]["args"]
 SHAPE = (16, 16, 3)
 ORIGINAL = Config(
     net=Net(
@@ -178,16 +181,16 @@ ORIGINAL = Config(
 """The original's golden network, for images of `SHAPE`."""
 
 
-def variables() -> dict[str, np.ndarray]:
+def original_variables() -> dict[str, np.ndarray]:
     """Its variables, by the names that its graph gave them."""
-    found = (name for name in MANIFEST[UNET]["arrays"] if name.startswith("var:"))
-    return {name.removeprefix("var:"): exact(UNET, name).astype(np.float32) for name in found}
+    found = (name for name in MANIFEST[ORIGINAL_GOLDEN]["arrays"] if name.startswith("var:"))
+    return {name.removeprefix("var:"): stored_array(ORIGINAL_GOLDEN, name).astype(np.float32) for name in found}
 
 
-def checkpoint() -> dict[str, np.ndarray]:
+def original_checkpoint() -> dict[str, np.ndarray]:
     """As a checkpoint of the original holds them: raw ones other than their averages, and Adam's."""
-    held = {f"{name}/ExponentialMovingAverage": v for name, v in variables().items()}
-    for name, v in variables().items():
+    held = {f"{name}/ExponentialMovingAverage": v for name, v in original_variables().items()}
+    for name, v in original_variables().items():
         held |= {name: v + np.float32(0.25), f"{name}/Adam": v * 0, f"{name}/Adam_1": v * 0}
     return held | {
         "global_step": np.int64(790_000), "beta1_power": np.float32(0), "beta2_power": np.float32(0),

@@ -18,7 +18,7 @@ import numpy as np
 from ddpm_jax import checkpoint, process, runs, training
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 from ddpm_jax.programs import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def on_devices(number: int):
             patches.enter_context(mock.patch.object(jax, name, lambda *_, **__: list(devices)))
         for name in ("device_count", "local_device_count"):
             patches.enter_context(mock.patch.object(jax, name, lambda *_, **__: number))
-        for name in ("_divide_cpu", "keep_memory"):  # what `prepare` does before JAX starts
+        for name in ("_set_cpu_devices", "tune_malloc"):  # what `prepare` does before JAX starts
             patches.enter_context(mock.patch.object(process, name, lambda *_: None))
         yield
 
@@ -68,7 +68,7 @@ def run(*args, status: int = 0, preview: bool = True):
     with (
         contextlib.chdir(ROOT), on_devices(number), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
         warnings.catch_warnings(record=True) as warned,
-        contextlib.nullcontext() if preview else mock.patch.object(runs.Run, "look", lambda *_: {}),
+        contextlib.nullcontext() if preview else mock.patch.object(runs.Run, "sample_and_evaluate", lambda *_: {}),
     ):  # fmt: skip
         warnings.simplefilter("default")
         warnings.filterwarnings("error", category=DeprecationWarning, module="ddpm_jax")
@@ -84,9 +84,10 @@ def run(*args, status: int = 0, preview: bool = True):
 
 # --- processes of their own
 
-STEPS_ALONE = (
+TRAIN_WITHOUT_PREVIEWS = (
     "-c",
-    "from ddpm_jax import runs; from ddpm_jax.programs import cli; runs.Run.look = lambda *_: {}; cli.main('train')",
+    "from ddpm_jax import runs; from ddpm_jax.programs import cli; "
+    "runs.Run.sample_and_evaluate = lambda *_: {}; cli.main('train')",
 )
 """train.py without samples and evaluation, for `command`."""
 
@@ -113,7 +114,7 @@ def run_process(*args, status: int = 0, env=()):
     return done
 
 
-def start(*args, env=()) -> subprocess.Popen:
+def start_process(*args, env=()) -> subprocess.Popen:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command(*args), cwd=ROOT, env=environment() | dict(env), text=True, **pipes)
 
@@ -134,16 +135,16 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
 
 
-def state_of(workdir: pathlib.Path, step: int | None = None):
+def load_state(workdir: pathlib.Path, step: int | None = None):
     """A checkpoint's whole state, of images of 8x8x1: as the config of the run says it is."""
     with checkpoint.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
         config = configs.from_dict(saved.meta(step)["config"])
         net, optimizer = objects.network(config, 1), objects.optimizer(config)
 
         def fresh(key):
-            return training.init(objects.parameters(config, net, key, (8, 8, 1)), optimizer)
+            return training.init(objects.init_params(config, net, key, (8, 8, 1)), optimizer)
 
-        return saved.restore(jax.eval_shape(fresh, of_seed(0)), step=step)
+        return saved.restore(jax.eval_shape(fresh, from_seed(0)), step=step)
 
 
 def assert_same_bytes(a, b) -> None:
@@ -151,6 +152,6 @@ def assert_same_bytes(a, b) -> None:
     assert leaves and all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in leaves)
 
 
-def losses(workdir: pathlib.Path) -> list[float]:
+def logged_losses(workdir: pathlib.Path) -> list[float]:
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if "loss" in row]

@@ -44,7 +44,7 @@ CAT256 = CIFAR10 | {
 }
 """google/ddpm-cat-256: config.json."""
 
-LARGE = {
+DDPM_FIXED_LARGE = {
     "_class_name": "DDPMScheduler",
     "_diffusers_version": "0.1.1",
     "beta_end": 0.02,
@@ -57,7 +57,7 @@ LARGE = {
 }
 """scheduler_config.json of google/ddpm-cifar10-32."""
 
-SMALL = LARGE | {"variance_type": "fixed_small"}
+DDPM_FIXED_SMALL = DDPM_FIXED_LARGE | {"variance_type": "fixed_small"}
 """scheduler_config.json of google/ddpm-cat-256."""
 
 GOLDEN = "h/diffusers_open"
@@ -72,40 +72,40 @@ TINY = CONFIG | {
 }  # fmt: skip
 """The config.json of one of a single level."""
 
-OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+NAMES_OF_2022 = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 """The names in attentions today, and those of 2022."""
 
 
 def tensors() -> dict[str, np.ndarray]:
     """The small network's, in float32."""
     found = (name for name in goldens.MANIFEST[GOLDEN]["arrays"] if name.startswith("param:"))
-    return {name.removeprefix("param:"): goldens.exact(GOLDEN, name).astype(np.float32) for name in found}
+    return {name.removeprefix("param:"): goldens.stored_array(GOLDEN, name).astype(np.float32) for name in found}
 
 
 def tiny_tensors() -> dict[str, np.ndarray]:
     """Some for `TINY`."""
-    read, rng = network.read(TINY), np.random.default_rng(0)
-    target = folders.target(Config(net=read.net), read.shape)
+    read, rng = network.from_diffusers(TINY), np.random.default_rng(0)
+    target = folders.param_shapes(Config(net=read.net), read.shape)
     drawn = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), target)
     return rules.invert(names.rules(target), drawn)
 
 
-def renamed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_names_of_2022(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """With the names of 2022 in attentions."""
 
     def name_of(name):
-        for today, old in OLD.items():
+        for today, old in NAMES_OF_2022.items():
             name = name.replace(f".{today}.", f".{old}.")
         return name
 
     return {name_of(name): tensor for name, tensor in tensors.items()}
 
 
-def write(folder: pathlib.Path, *, config=None, scheduler=None, held=None) -> pathlib.Path:
+def write_pipeline(folder: pathlib.Path, *, config=None, scheduler=None, held=None) -> pathlib.Path:
     """A folder as those of 2022 are: the small network's, unless other things are given."""
     folder.mkdir(parents=True)
     (folder / "model_index.json").write_text('{"_class_name": "DDPMPipeline"}')
     (folder / "config.json").write_text(json.dumps(CONFIG if config is None else config))
-    (folder / "scheduler_config.json").write_text(json.dumps(LARGE if scheduler is None else scheduler))
+    (folder / "scheduler_config.json").write_text(json.dumps(DDPM_FIXED_LARGE if scheduler is None else scheduler))
     save_file(tensors() if held is None else held, folder / "diffusion_pytorch_model.safetensors")
     return folder

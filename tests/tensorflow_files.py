@@ -4,10 +4,10 @@ import importlib.util
 
 import pytest
 
-with_tensorflow = pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="takes the extra [tfds]")
+needs_tensorflow = pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="takes the extra [tfds]")
 
 
-def in_tensorflow(prefix, variables):
+def write_tensorflow_checkpoint(prefix, variables):
     """Writes arrays by the names that the variables of a graph have."""
     import tensorflow
 

@@ -10,12 +10,12 @@ from ddpm_jax.data import pairs, scenes
 from ddpm_jax.metrics import attributes
 
 SCENES = data.load("scenes")
-ASKED = [scenes.described((SCENES.test_captions or ())[i].split("\n")[0]) for i in range(0, 1000, 4)]
+ASKED = [scenes.parse_description((SCENES.test_captions or ())[i].split("\n")[0]) for i in range(0, 1000, 4)]
 SQUARE = "a small red square left of a large blue circle"
 
 
 def scene(text):
-    return scenes.described(text)
+    return scenes.parse_description(text)
 
 
 def agreement(asked, found):
@@ -26,16 +26,16 @@ def agreement(asked, found):
 @pytest.mark.parametrize("std", [0, 10, 20, 40])
 def test_fresh_pictures_of_what_is_held_out_are_read_rightly(std):
     draw = np.random.RandomState(std)
-    fresh = scenes.pictures(draw, ASKED)
+    fresh = scenes.render_scenes(draw, ASKED)
     noisy = np.clip(np.rint(fresh + std * draw.standard_normal(fresh.shape)), 0, 255).astype(np.uint8)
-    assert attributes.read_scenes(noisy).scenes == tuple(ASKED)
+    assert attributes.recognise_scenes(noisy).scenes == tuple(ASKED)
 
 
 def test_the_error_is_the_noise():
     draw = np.random.RandomState(1)
-    fresh = scenes.pictures(draw, ASKED)
-    assert attributes.read_scenes(fresh).errors.max() == 0
-    errors = attributes.read_scenes(fresh + 20 * draw.standard_normal(fresh.shape)).errors
+    fresh = scenes.render_scenes(draw, ASKED)
+    assert attributes.recognise_scenes(fresh).errors.max() == 0
+    errors = attributes.recognise_scenes(fresh + 20 * draw.standard_normal(fresh.shape)).errors
     # The mean of 250 x 768 squares has a standard error of 20 sqrt(2 / 192000) / 2 = 0.032.
     assert abs(np.sqrt(np.mean(errors**2)) - 20) < 4 * 0.032
 
@@ -43,21 +43,21 @@ def test_the_error_is_the_noise():
 def test_the_nearest_picture_is_the_nearest_of_all():
     """All pictures of two things of one look and size each, against noise in which there is nothing."""
     noise = np.random.RandomState(2).uniform(0, 255, (3, 16, 16, 3))
-    found = attributes.read_scenes(noise)
+    found = attributes.recognise_scenes(noise)
     for picture, read, error in zip(noise, found.scenes, found.errors, strict=True):
-        possible = len(scenes.places(read.first.size, read.relation, read.second.size))
-        drawn = scenes.pictures(np.random.RandomState(3), [read] * 20 * possible)
+        possible = len(scenes.object_positions(read.first.size, read.relation, read.second.size))
+        drawn = scenes.render_scenes(np.random.RandomState(3), [read] * 20 * possible)
         assert len(np.unique(drawn, axis=0)) == possible
         distances = np.sqrt(((drawn - picture) ** 2).mean((1, 2, 3)))
         assert distances.min() == pytest.approx(error, rel=1e-12)
         some = [scenes.Scene(one, way, other) for one, way, other in zip(*drawn_things(), strict=True)]
-        others = scenes.pictures(np.random.RandomState(4), some)
+        others = scenes.render_scenes(np.random.RandomState(4), some)
         assert np.sqrt(((others - picture) ** 2).mean((1, 2, 3))).min() >= error
 
 
 def drawn_things():
     """Firsts, relations and seconds of some 1,300 scenes of all kinds."""
-    things = [scenes.Thing(*parts) for parts in itertools.product(scenes.WIDTHS, scenes.COLOURS, scenes.SHAPES)]
+    things = [scenes.SceneObject(*parts) for parts in itertools.product(scenes.WIDTHS, scenes.COLOURS, scenes.SHAPES)]
     every = [*itertools.product(things, scenes.RELATIONS, things)][::7][:1300]
     return zip(*every, strict=True)
 
@@ -88,8 +88,8 @@ def test_pictures_drawn_without_regard_to_the_text_have_the_relation_in_less_tha
 
 def test_pairs_of_held_out_digits_are_read():
     made, names = data.load("pairs"), data.load("digits").label_names
-    asked = [pairs.described(text.split("\n")[0], names) for text in made.test_captions or ()]
-    found = attributes.read_pairs(np.asarray(made.test))
+    asked = [pairs.parse_description(text.split("\n")[0], names) for text in made.test_captions or ()]
+    found = attributes.recognise_pairs(np.asarray(made.test))
     right = np.array(asked) == np.array(found)
     # The classifier is right of 99.33 % of the 297 digits; of 2,000 draws from them the standard error is 0.0018.
     assert abs(right.mean() - 0.9933) < 4 * 0.0018
@@ -98,8 +98,8 @@ def test_pairs_of_held_out_digits_are_read():
 
 def test_what_is_not_such_a_picture_is_refused():
     with pytest.raises(ValueError, match=r"expected pictures \[n, 16, 16, 3\], n at least 1, got shape \(2, 8, 8, 3\)"):
-        attributes.read_scenes(np.zeros((2, 8, 8, 3), np.uint8))
+        attributes.recognise_scenes(np.zeros((2, 8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match=r"expected pictures \[n, 8, 16, 1\], got shape \(2, 8, 8, 1\)"):
-        attributes.read_pairs(np.zeros((2, 8, 8, 1), np.uint8))
+        attributes.recognise_pairs(np.zeros((2, 8, 8, 1), np.uint8))
     with pytest.raises(ValueError, match="as many scenes found as asked for, got 1 and 2"):
         attributes.agreement(ASKED[:2], ASKED[:1])

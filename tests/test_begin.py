@@ -13,7 +13,7 @@ from programs import run
 
 from ddpm_jax import checkpoint, config, runs, training
 from ddpm_jax.config import flags, objects
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 
 NET = config.Net(16, (1, 2), 1, (4,), dropout=0.0, groups=8)
 SMALL = dataclasses.replace(
@@ -25,7 +25,7 @@ SMALL = dataclasses.replace(
 
 def parameters(like: config.Config, shape, seed=0):
     net = objects.network(like, shape[-1])
-    shapes = jax.eval_shape(lambda key: objects.parameters(like, net, key, shape), of_seed(0))
+    shapes = jax.eval_shape(lambda key: objects.init_params(like, net, key, shape), from_seed(0))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
@@ -39,15 +39,15 @@ def names(tree) -> list[str]:
 
 def test_all_parameters_are_taken_by_a_network_of_the_same_form():
     theirs = parameters(SMALL, (8, 8, 1), seed=1)
-    found = runs.adopt(parameters(SMALL, (8, 8, 1)), theirs)
-    assert found.renewed == {} and found.taken == len(jax.tree.leaves(theirs))
+    found = runs.transfer_params(parameters(SMALL, (8, 8, 1)), theirs)
+    assert found.reinitialised == {} and found.num_transferred == len(jax.tree.leaves(theirs))
     assert jax.tree.all(jax.tree.map(np.array_equal, found.params, theirs))
 
 
 def test_other_channels_renew_the_first_and_the_last_convolution_alone():
     own, theirs = parameters(SMALL, (8, 8, 3)), parameters(SMALL, (8, 8, 1), seed=1)
-    found = runs.adopt(own, theirs)
-    assert found.renewed == {
+    found = runs.transfer_params(own, theirs)
+    assert found.reinitialised == {
         "conv_in": "(3, 3, 1, 16) there and (3, 3, 3, 16) here", "conv_out": "(1,) there and (3,) here",
     }  # fmt: skip
     equal = jax.tree.map(lambda a, b: a.shape == b.shape and np.array_equal(a, b), found.params, theirs)
@@ -59,22 +59,24 @@ def test_other_channels_renew_the_first_and_the_last_convolution_alone():
 
 def test_a_learned_variance_renews_the_last_convolution():
     hybrid = dataclasses.replace(SMALL, loss=config.Loss("hybrid"))
-    found = runs.adopt(parameters(hybrid, (8, 8, 1)), parameters(SMALL, (8, 8, 1)))
-    assert list(found.renewed) == ["conv_out"]
+    found = runs.transfer_params(parameters(hybrid, (8, 8, 1)), parameters(SMALL, (8, 8, 1)))
+    assert list(found.reinitialised) == ["conv_out"]
 
 
 def test_labels_and_texts_begin_as_nothing_in_a_network_that_was_told_none():
     told = dataclasses.replace(
         SMALL, net=dataclasses.replace(NET, num_classes=3), text=config.Text(layers=1, width=8, heads=2, length=6)
     )
-    net, key = objects.network(told, 1), of_seed(0)
-    own = jax.jit(lambda key: objects.parameters(told, net, key, (8, 8, 1)))(key)
+    net, key = objects.network(told, 1), from_seed(0)
+    own = jax.jit(lambda key: objects.init_params(told, net, key, (8, 8, 1)))(key)
     theirs = parameters(SMALL, (8, 8, 1), seed=1)
-    found = runs.adopt(own, theirs)
-    assert {"label", "pooled", "text", "mid/cross_1"} <= set(found.renewed)
-    assert set(found.renewed.values()) == {"which is not there"}
+    found = runs.transfer_params(own, theirs)
+    assert {"label", "pooled", "text", "mid/cross_1"} <= set(found.reinitialised)
+    assert set(found.reinitialised.values()) == {"which is not there"}
     x, t = np.ones((2, 8, 8, 1), np.float32), np.array([3, 9], np.int32)
-    condition = objects.blank(told, 2, (8, 8, 1))._replace(label=np.array([0, 2]), tokens=np.full((2, 6), 65, np.uint8))
+    condition = objects.empty_condition(told, 2, (8, 8, 1))._replace(
+        label=np.array([0, 2]), tokens=np.full((2, 6), 65, np.uint8)
+    )
     before = jax.jit(objects.network(SMALL, 1).apply)({"params": theirs}, x, t)
     after = jax.jit(net.apply)({"params": found.params}, x, t, condition)
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)  # whatever it is told
@@ -82,20 +84,20 @@ def test_labels_and_texts_begin_as_nothing_in_a_network_that_was_told_none():
 
 def test_other_labels_renew_the_table_of_labels():
     ten, three = (dataclasses.replace(SMALL, net=dataclasses.replace(NET, num_classes=n)) for n in (10, 3))
-    found = runs.adopt(parameters(three, (8, 8, 1)), parameters(ten, (8, 8, 1)))
-    assert found.renewed == {"label": f"{(11, 64)} there and {(4, 64)} here"}
+    found = runs.transfer_params(parameters(three, (8, 8, 1)), parameters(ten, (8, 8, 1)))
+    assert found.reinitialised == {"label": f"{(11, 64)} there and {(4, 64)} here"}
 
 
 def test_a_network_that_does_not_fit_is_refused_by_the_names_of_its_leaves():
-    wide = dataclasses.replace(SMALL, net=dataclasses.replace(NET, multipliers=(1, 3)))
+    wide = dataclasses.replace(SMALL, net=dataclasses.replace(NET, channel_multipliers=(1, 3)))
     with pytest.raises(ValueError) as raised:
-        runs.adopt(parameters(wide, (8, 8, 1)), parameters(SMALL, (8, 8, 1)), ". Say so")
+        runs.transfer_params(parameters(wide, (8, 8, 1)), parameters(SMALL, (8, 8, 1)), ". Say so")
     said = str(raised.value)
     assert "down_1/attn_0/q/kernel is (32, 32) there and (48, 48) here" in said
     assert re.search(r"; and \d+ more\. Say so$", said)
     told = dataclasses.replace(SMALL, net=dataclasses.replace(NET, num_classes=3))
     with pytest.raises(ValueError, match=re.escape("label/table/embedding (4, 64) is there alone")):
-        runs.adopt(parameters(SMALL, (8, 8, 1)), parameters(told, (8, 8, 1)))
+        runs.transfer_params(parameters(SMALL, (8, 8, 1)), parameters(told, (8, 8, 1)))
 
 
 # --- whole beginnings
@@ -105,11 +107,11 @@ def test_a_network_that_does_not_fit_is_refused_by_the_names_of_its_leaves():
 def home(tmp_path_factory):
     """A run to begin from, images of another size with other channels, and the config's file."""
     home = tmp_path_factory.mktemp("begin")
-    tiny_run.make(home / "source", SMALL, levels=256)
+    tiny_run.make_run(home / "source", SMALL, levels=256)
     images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
     np.savez(home / "mine.npz", train=images)
     other = dataclasses.replace(SMALL, data=config.Data(f"npz:{home / 'mine.npz'}"))
-    text = config.to_json(dataclasses.replace(other, net=dataclasses.replace(NET, attention_at=(8,))))
+    text = config.to_json(dataclasses.replace(other, net=dataclasses.replace(NET, attention_resolutions=(8,))))
     (home / "mine.py").write_text(
         f"import json\nfrom ddpm_jax.config import from_dict\nconfig = from_dict(json.loads('''{text}'''))\n"
     )
@@ -118,14 +120,14 @@ def home(tmp_path_factory):
 
 def begin(home, net=NET, shape=(16, 16, 3), which=None, **change):
     other = dataclasses.replace(SMALL, net=net, **change)
-    which = which or flags.Begin(str(home / "source"))
-    return runs.begin(other, objects.network(other, shape[-1]), of_seed(5), shape, which)
+    which = which or flags.InitFrom(str(home / "source"))
+    return runs.init_from_run(other, objects.network(other, shape[-1]), from_seed(5), shape, which)
 
 
 def test_a_beginning_has_the_others_averages_a_fresh_optimizer_and_says_what_is_new(home, capsys):
-    net = dataclasses.replace(NET, attention_at=(8,), dropout=0.25)
+    net = dataclasses.replace(NET, attention_resolutions=(8,), dropout=0.25)
     state, kept = begin(home, net, schedule=dataclasses.replace(SMALL.schedule, T=30))
-    source = runs.Model(home / "source", step=None, weights="ema", sampling={})
+    source = runs.Pipeline(home / "source", step=None, weights="ema", sampling={})
     for tree in (state.params, state.ema):
         np.testing.assert_array_equal(
             tree["mid"]["attn_1"]["q"]["kernel"], source.params["mid"]["attn_1"]["q"]["kernel"]
@@ -143,7 +145,7 @@ def test_a_beginning_has_the_others_averages_a_fresh_optimizer_and_says_what_is_
         assert part in said, (part, said)
     assert about["fingerprint"] == source.fingerprint and about["image"] == [8, 8, 1]
     assert list(about["renewed"]) == ["conv_in", "conv_out"]
-    raw, _ = begin(home, net, which=flags.Begin(str(home / "source"), "raw", 3))
+    raw, _ = begin(home, net, which=flags.InitFrom(str(home / "source"), "raw", 3))
     assert not np.array_equal(raw.params["mid"]["attn_1"]["q"]["kernel"], state.params["mid"]["attn_1"]["q"]["kernel"])
 
 
@@ -151,19 +153,19 @@ def test_a_beginning_has_the_others_averages_a_fresh_optimizer_and_says_what_is_
     "change, said",
     [
         ({"channels": 32}, "net.channels is 16 there and 32 here"),
-        ({"multipliers": (1, 1)}, "net.multipliers is (1, 2) there and (1, 1) here"),
+        ({"channel_multipliers": (1, 1)}, "net.channel_multipliers is (1, 2) there and (1, 1) here"),
         ({"groups": 4}, "net.groups is 8 there and 4 here"),
         (
-            {"conventions": config.Conventions(padding="both")},
-            "net.conventions is Conventions(eps=1e-06, padding='end'",
+            {"compat": config.CompatOptions(padding="both")},
+            "net.compat is CompatOptions(eps=1e-06, padding='end'",
         ),
-        ({"attention_at": (4,)}, "smaller by 2: --net.attention-by factor --net.attention-at 2"),
+        ({"attention_resolutions": (4,)}, "smaller by 2: --net.attention-by factor --net.attention-resolutions 2"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_networks_of_other_options_are_refused_by_name(home, change, said):
     with pytest.raises(ValueError) as raised:
-        begin(home, dataclasses.replace(dataclasses.replace(NET, attention_at=(8,)), **change))
+        begin(home, dataclasses.replace(dataclasses.replace(NET, attention_resolutions=(8,)), **change))
     assert said in str(raised.value), raised.value
 
 
@@ -174,12 +176,12 @@ def test_images_of_other_dimensions_are_refused(home):
 
 def test_a_run_under_way_does_not_begin_from_elsewhere():
     begun = {"begun_from": {"run": "/runs/one"}, "origin": {"format": "diffusers"}, "step": 3}
-    for which in (flags.Begin(), flags.Begin("/runs/one")):
-        assert runs.kept(begun, which, "mine") == {"begun_from": begun["begun_from"], "origin": begun["origin"]}
+    for which in (flags.InitFrom(), flags.InitFrom("/runs/one")):
+        assert runs.provenance(begun, which, "mine") == {"begun_from": begun["begun_from"], "origin": begun["origin"]}
     with pytest.raises(ValueError, match="mine is under way and began from /runs/one; take a new folder, or leave the"):
-        runs.kept(begun, flags.Begin("/runs/two"), "mine")
+        runs.provenance(begun, flags.InitFrom("/runs/two"), "mine")
     with pytest.raises(ValueError, match="mine is under way and began from no other run"):
-        runs.kept({"step": 3}, flags.Begin("/runs/one"), "mine")
+        runs.provenance({"step": 3}, flags.InitFrom("/runs/one"), "mine")
 
 
 def test_a_run_goes_on_from_there_and_then_needs_the_other_no_more(home):

@@ -14,20 +14,20 @@ from programs import TINY, run
 from ddpm_jax import conditioning, data, runs
 from ddpm_jax import config as configs
 from ddpm_jax.config import flags, objects
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 from ddpm_jax.runs import said
 
-COARSE = dataclasses.replace(tiny_run.CONFIG, condition=configs.Condition(coarse=2))
+COARSE = dataclasses.replace(tiny_run.CONFIG, condition=configs.Condition(super_resolution_factor=2))
 SMALL = np.arange(16, dtype=np.uint8).reshape(4, 4, 1)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("beside")
-    tiny_run.make(folder / "run", COARSE)
-    data.write(folder / "small.png", SMALL, "png")
-    data.write(folder / "other.png", SMALL[::-1], "png")
-    data.write(folder / "large.png", np.zeros((8, 8, 1), np.uint8), "png")
+    tiny_run.make_run(folder / "run", COARSE)
+    data.write_image(folder / "small.png", SMALL, "png")
+    data.write_image(folder / "other.png", SMALL[::-1], "png")
+    data.write_image(folder / "large.png", np.zeros((8, 8, 1), np.uint8), "png")
     train = data.load("digits").train[:40]
     np.savez(folder / "here.npz", train=train, test=train[:8])
     np.savez(folder / "there.npz", train=np.repeat(16 - train, 2, axis=-1), test=np.repeat(16 - train[:8], 2, axis=-1))
@@ -49,20 +49,22 @@ def loaded(config):
 
 @functools.cache
 def model(home):
-    return runs.Model(home / "run", step=None, weights="ema", sampling={"steps": 4})
+    return runs.Pipeline(home / "run", step=None, weights="ema", sampling={"steps": 4})
 
 
 def test_a_coarser_image_has_the_means_of_squares():
-    x = jax.random.normal(of_seed(0), (2, 4, 6, 3))
-    found = conditioning.coarser(x, 2)
+    x = jax.random.normal(from_seed(0), (2, 4, 6, 3))
+    found = conditioning.block_average(x, 2)
     np.testing.assert_allclose(found[:, 2:4, 4:6].std((1, 2)), 0, atol=1e-6)
     np.testing.assert_allclose(found[:, 3, 5], x[:, 2:4, 4:6].mean((1, 2)), atol=1e-6)
-    np.testing.assert_allclose(conditioning.coarser(found, 2), found, atol=1e-6)
+    np.testing.assert_allclose(conditioning.block_average(found, 2), found, atol=1e-6)
     np.testing.assert_allclose(found.mean((1, 2)), x.mean((1, 2)), atol=1e-6)
-    volume = jax.random.normal(of_seed(1), (1, 2, 4, 4, 1))
-    np.testing.assert_allclose(conditioning.coarser(volume, 2)[0, 1, 3, 0, 0], volume[0, :, 2:, :2].mean(), atol=1e-6)
+    volume = jax.random.normal(from_seed(1), (1, 2, 4, 4, 1))
+    np.testing.assert_allclose(
+        conditioning.block_average(volume, 2)[0, 1, 3, 0, 0], volume[0, :, 2:, :2].mean(), atol=1e-6
+    )
     with pytest.raises(ValueError, match=r"a factor of 4 does not divide the image's sizes \(4, 6\)"):
-        conditioning.coarser(x, 4)
+        conditioning.block_average(x, 4)
 
 
 def losses_with(config, images, place):
@@ -74,9 +76,9 @@ def losses_with(config, images, place):
             return 0 * x_t
 
     shown: list = []
-    rows = runs.Said(config, images).rows(np.array([place]))
+    rows = runs.DatasetConditions(config, images).gather(np.array([place]))
     of = runs.example_losses(config, objects.noise_schedule(config), Mirror(), images.levels)
-    keys = jax.random.split(of_seed(place), 1)
+    keys = jax.random.split(from_seed(place), 1)
     of({}, keys, images.train, jnp.array([place]), jnp.array([5]), rows)
     return shown[0], keys
 
@@ -84,10 +86,12 @@ def losses_with(config, images, place):
 def test_in_training_the_network_is_shown_the_image_made_coarser():
     images = data.load("digits")
     shown, _ = losses_with(COARSE, images, 3)
-    x0 = data.to_unit(images.train[3:4], 17)
-    np.testing.assert_allclose(shown, conditioning.coarser(x0, 2), atol=1e-6)
-    held = runs.Said(COARSE, images, held_out=True).first(np.arange(2))
-    np.testing.assert_allclose(held.image, conditioning.coarser(data.to_unit(images.test[:2], 17), 2), atol=1e-6)
+    x0 = data.normalize(images.train[3:4], 17)
+    np.testing.assert_allclose(shown, conditioning.block_average(x0, 2), atol=1e-6)
+    held = runs.DatasetConditions(COARSE, images, held_out=True).gather_first_text(np.arange(2))
+    np.testing.assert_allclose(
+        held.image, conditioning.block_average(data.normalize(images.test[:2], 17), 2), atol=1e-6
+    )
 
 
 def test_pairs_stay_pairs_when_they_are_mirrored(home):
@@ -97,9 +101,9 @@ def test_pairs_stay_pairs_when_they_are_mirrored(home):
     for place in range(12):
         shown, keys = losses_with(config, images, place)
         flip_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 0)
-        x0 = data.examples(flip_keys, images.train, jnp.array([place]), levels=17, flip=True)
+        x0 = data.gather_examples(flip_keys, images.train, jnp.array([place]), levels=17, flip=True)
         np.testing.assert_allclose(shown[..., :1], -x0, atol=1e-6)  # 16 - v
-        seen.add(bool((np.asarray(x0) == np.asarray(data.to_unit(images.train[place : place + 1], 17))).all()))
+        seen.add(bool((np.asarray(x0) == np.asarray(data.normalize(images.train[place : place + 1], 17))).all()))
     assert seen == {True, False}  # some are mirrored, and some not
 
 
@@ -113,14 +117,14 @@ def test_pairs_stay_pairs_when_they_are_mirrored(home):
 def test_what_are_no_pairs_is_refused(home, there, channels, text):
     config = paired(home, there, channels)
     with pytest.raises(ValueError, match=text):
-        runs.Said(config, loaded(config))
+        runs.DatasetConditions(config, loaded(config))
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"condition": {"coarse": 1}}, "condition.coarse must be 0 or at least 2"),
-        ({"condition": {"coarse": 2, "paired": "digits"}}, "there is room for one"),
+        ({"condition": {"super_resolution_factor": 1}}, "condition.super_resolution_factor must be 0 or at least 2"),
+        ({"condition": {"super_resolution_factor": 2, "paired": "digits"}}, "there is room for one"),
     ],
 )
 def test_configs_of_no_other_image_are_refused(change, text):
@@ -130,8 +134,8 @@ def test_configs_of_no_other_image_are_refused(change, text):
 
 def test_an_image_that_is_shown_is_part_of_what_is_drawn(home):
     def drawn(*names, start=0, num=4):
-        wanted = flags.Asked(image=tuple(str(home / name) for name in names))
-        asked = model(home).asking(said.asked(wanted, flags.Sampling(), model(home)))
+        wanted = flags.ConditionOptions(image=tuple(str(home / name) for name in names))
+        asked = model(home).with_request(said.parse_request(wanted, flags.SamplingOptions(), model(home)))
         return np.concatenate([part.x for part in asked.draw(seed=2, start=start, num=num)])
 
     one, both = drawn("small.png"), drawn("small.png", "other.png")
@@ -142,7 +146,7 @@ def test_an_image_that_is_shown_is_part_of_what_is_drawn(home):
 
 def test_other_images_than_the_network_sees_are_refused(home, run_folder):
     def asked(run, name):
-        return said.asked(flags.Asked(image=(str(home / name),)), flags.Sampling(), run)
+        return said.parse_request(flags.ConditionOptions(image=(str(home / name),)), flags.SamplingOptions(), run)
 
     with pytest.raises(ValueError, match=r"--image .*large.png: 8x8x1 uint8; this run has 4x4x1 uint8 there"):
         asked(model(home), "large.png")
@@ -152,7 +156,7 @@ def test_other_images_than_the_network_sees_are_refused(home, run_folder):
         next(model(home).draw(seed=0, start=0, num=1))
     with pytest.raises(ValueError, match="sees another image beside its own: give --image FILE"):
         model(home).denoiser(model(home).params)
-    plain = runs.Model(run_folder, step=None, weights="ema", sampling={})
+    plain = runs.Pipeline(run_folder, step=None, weights="ema", sampling={})
     with pytest.raises(ValueError, match="this run's network sees no other one beside its own"):
         asked(plain, "small.png")
 
@@ -165,13 +169,13 @@ def test_a_run_of_pairs_trains_and_its_samples_are_made_again(home):
     )
     (home / "pairs.py").write_text(text)
     run("train.py", home / "pairs.py", "--workdir", home / "pairs", "--steps", 3)
-    data.write(home / "two.npy", np.full((8, 8, 2), 3, np.uint8), "npy")
+    data.write_image(home / "two.npy", np.full((8, 8, 2), 3, np.uint8), "npy")
     out = home / "out"
     run("sample.py", home / "pairs", "--image", home / "two.npy", "--num", 3, "--steps", 3, "--out", out)
     record = json.loads((out / "manifest.json").read_text())["asked"]["images"]
     assert record[0][0] == str(home / "two.npy") and len(record[0][1]) == 64
     shown = run("sample.py", home / "pairs", "--verify", out / "manifest.json")
     assert "equal: all 3 images" in shown.stdout
-    data.write(home / "two.npy", np.full((8, 8, 2), 4, np.uint8), "npy")
+    data.write_image(home / "two.npy", np.full((8, 8, 2), 4, np.uint8), "npy")
     refused = run("sample.py", home / "pairs", "--verify", out / "manifest.json", status=2)
     assert "two.npy has other pixels than when these images were made" in refused.stderr

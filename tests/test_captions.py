@@ -12,7 +12,7 @@ def images(labels=None, names=(), texts=None):
     part = np.zeros((4, 2, 2, 1), np.uint8)
     train, test = (None, None) if labels is None else (np.array(labels[:4], np.int32), np.array(labels[4:], np.int32))
     said, told = (None, None) if texts is None else (tuple(texts[:4]), tuple(texts[4:]))
-    return data.Images(part, part[:2], train, test, 256, "made", names, said, told)
+    return data.Dataset(part, part[:2], train, test, 256, "made", names, said, told)
 
 
 CATS = images([1, 0, 1, 1, 0, 1], ("cat", "dog"))
@@ -21,62 +21,62 @@ TOLD = images(texts=["a cat", "a dog", "a cat", "", "a dog", "an ant"])
 
 def described(table):
     """The texts of each image."""
-    return [table.texts[row] for row in table.which]
+    return [table.texts[row] for row in table.row_indices]
 
 
 def test_templates_speak_of_every_class_by_its_name():
-    found = captions.table(CATS, ("a {}", "{} of {}s {{x}}"))
+    found = captions.caption_table(CATS, ("a {}", "{} of {}s {{x}}"))
     assert found.texts == (("a cat", "cat of cats {x}"), ("a dog", "dog of dogs {x}"))
-    assert (found.which.tolist(), found.which.dtype) == ([1, 0, 1, 1], np.int32)
-    held = captions.held_out_table(CATS, ("a {}",))
+    assert (found.row_indices.tolist(), found.row_indices.dtype) == ([1, 0, 1, 1], np.int32)
+    held = captions.held_out_caption_table(CATS, ("a {}",))
     assert described(held) == [("a cat",), ("a dog",)]
 
 
 def test_the_classes_of_both_parts_are_in_both_tables():
     found = images([0, 0, 0, 0, 2, 1], ("cat", "dog", "owl"))
-    assert captions.table(found, ("a {}",)).texts == captions.held_out_table(found, ("a {}",)).texts
-    assert captions.held_out_table(found, ("a {}",)).which.tolist() == [2, 1]
+    assert captions.caption_table(found, ("a {}",)).texts == captions.held_out_caption_table(found, ("a {}",)).texts
+    assert captions.held_out_caption_table(found, ("a {}",)).row_indices.tolist() == [2, 1]
 
 
 def test_digits_are_called_by_their_names():
     digits = data.load("digits")
-    found = captions.table(digits, ("a handwritten {}", "the digit {}"))
+    found = captions.caption_table(digits, ("a handwritten {}", "the digit {}"))
     assert found.texts[7] == ("a handwritten seven", "the digit seven")
     assert len(found.texts) == 10 and digits.train_labels is not None
-    np.testing.assert_array_equal(found.which, digits.train_labels)
+    np.testing.assert_array_equal(found.row_indices, digits.train_labels)
 
 
 def test_captions_are_kept_once_each():
-    found = captions.table(TOLD)
-    assert found.texts == captions.table(TOLD, ("{caption}",)).texts
+    found = captions.caption_table(TOLD)
+    assert found.texts == captions.caption_table(TOLD, ("{caption}",)).texts
     assert found.texts == (("a cat",), ("a dog",), ("",))
-    assert found.which.tolist() == [0, 1, 0, 2]
-    assert described(captions.held_out_table(TOLD)) == [("a dog",), ("an ant",)]
+    assert found.row_indices.tolist() == [0, 1, 0, 2]
+    assert described(captions.held_out_caption_table(TOLD)) == [("a dog",), ("an ant",)]
 
 
 def test_the_lines_of_a_caption_are_descriptions_of_one_image():
     several = images(texts=["a cat\n a {} on a mat \n\na cat", "a dog", *"abcd"])
-    assert captions.table(several).texts[0] == ("a cat", "a {} on a mat")
-    drawn = captions.table(several, ("a drawing: {caption}", "{caption}"))
+    assert captions.caption_table(several).texts[0] == ("a cat", "a {} on a mat")
+    drawn = captions.caption_table(several, ("a drawing: {caption}", "{caption}"))
     assert drawn.texts[0] == ("a drawing: a cat", "a drawing: a {} on a mat", "a cat", "a {} on a mat")
 
 
 def test_labels_and_captions_in_one_template():
     both = images([0, 1, 0, 1, 0, 1], ("ink", "oil"), ["a cat", "a cat", "a cat", "a dog", "a", "b"])
-    found = captions.table(both, ("{}: {caption}",))
+    found = captions.caption_table(both, ("{}: {caption}",))
     assert found.texts == (("ink: a cat",), ("oil: a cat",), ("oil: a dog",))
     assert described(found) == [("ink: a cat",), ("oil: a cat",), ("ink: a cat",), ("oil: a dog",)]
-    assert captions.table(both).texts == (("a cat",), ("a dog",))  # captions, where there are both
+    assert captions.caption_table(both).texts == (("a cat",), ("a dog",))  # captions, where there are both
 
 
 def test_labels_without_names_are_called_by_their_numbers():
-    found = captions.table(images([1, 0, 2, 1, 3, 0]))
+    found = captions.caption_table(images([1, 0, 2, 1, 3, 0]))
     assert found.texts == (("0",), ("1",), ("2",), ("3",))
     assert captions.label_names(CATS) == ("cat", "dog") and captions.label_names(TOLD) == ()
 
 
 def test_one_template_is_filled_for_a_prompt():
-    assert captions.filled("a handwritten {}", "seven") == "a handwritten seven"
+    assert captions.fill_template("a handwritten {}", "seven") == "a handwritten seven"
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_one_template_is_filled_for_a_prompt():
 def test_templates_that_cannot_be_filled_are_refused(templates, words):
     pattern = words.replace("{", r"\{")
     with pytest.raises(ValueError, match=pattern):
-        captions.table(CATS, templates)
+        captions.caption_table(CATS, templates)
 
 
 def test_images_of_which_nothing_is_known_are_refused():
     with pytest.raises(ValueError, match="made: images with neither captions nor labels"):
-        captions.table(images(), ("a {}",))
+        captions.caption_table(images(), ("a {}",))
     with pytest.raises(ValueError, match=r"the template 'a \{\}' needs labels, and the images have none"):
-        captions.held_out_table(TOLD, ("a {}",))
+        captions.held_out_caption_table(TOLD, ("a {}",))

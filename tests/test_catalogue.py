@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from ddpm_jax.data import catalogue
-from ddpm_jax.data.images import Range
+from ddpm_jax.data.images import ValueRange
 from ddpm_jax.programs.cli import call as main
 
 # A folder that tensorflow-datasets 4.9.10 wrote with tensorflow 2.21.0 and no option set: tfrecord files.  Image i is
@@ -106,7 +106,7 @@ def test_images_labels_and_captions_are_those_that_tfds_was_given(tmp_path):
         **rgb(), "id": tfds.features.Scalar(np.int64), "text": tfds.features.Text(),
         "label": tfds.features.ClassLabel(names=["cat", "dog", "cow"]),
     }  # fmt: skip
-    train, test = catalogue.parts(prepared(tmp_path, features, train=rows[:8], test=rows[8:]))
+    train, test = catalogue.open_readers(prepared(tmp_path, features, train=rows[:8], test=rows[8:]))
     for part, first in ((train, 0), (test, 8)):
         count = len(part)
         assert (part.shape, part.dtype, part.levels) == ((4, 6, 3), np.uint8, 256)
@@ -119,7 +119,7 @@ def test_images_labels_and_captions_are_those_that_tfds_was_given(tmp_path):
 
 def test_a_part_is_held_out_by_the_rule_of_npz_files_where_there_is_no_test_split(tmp_path):
     rows = [{"image": encoded(np.full((2, 2, 3), i, np.uint8))} for i in range(50)]
-    train, test = catalogue.parts(prepared(tmp_path, rgb((2, 2, 3)), train=rows))
+    train, test = catalogue.open_readers(prepared(tmp_path, rgb((2, 2, 3)), train=rows))
     # The last five of numpy.random.RandomState(0).permutation(50), as in the test of npz files.
     assert [int(test[i][0, 0, 0]) for i in range(len(test))] == [0, 3, 44, 46, 47]
     assert len(train) == 45 and int(train[0][0, 0, 0]) == 1
@@ -133,12 +133,12 @@ def test_a_source_names_its_splits_and_their_slices(tmp_path):
         ("whole,validation", (list(range(6)), [6, 7, 8, 9])),
         ("whole[:50%]+validation[1:3],whole[4:]", ([0, 1, 2, 7, 8], [4, 5])),
     ):
-        parts = catalogue.parts(source.replace("made", f"made#{splits}"))
+        parts = catalogue.open_readers(source.replace("made", f"made#{splits}"))
         assert tuple([int(part[i][0, 0, 0]) for i in range(len(part))] for part in parts) == expected
 
 
 def test_validation_is_held_out_where_there_is_no_test(tmp_path):
-    _, test = catalogue.parts(prepared(tmp_path, rgb(), train=colour(3), validation=colour(2)))
+    _, test = catalogue.open_readers(prepared(tmp_path, rgb(), train=colour(3), validation=colour(2)))
     assert len(test) == 2
 
 
@@ -146,7 +146,7 @@ def test_grey_and_palette_files_of_a_colour_data_set_are_seen_in_colour(tmp_path
     grey = noise(4, 6)
     palette = Image.fromarray(grey).convert("P")
     source = prepared(tmp_path, rgb(), train=[{"image": encoded(grey)}, {"image": encoded(palette)}], test=colour(1))
-    train, _ = catalogue.parts(source)
+    train, _ = catalogue.open_readers(source)
     for i in range(2):
         np.testing.assert_array_equal(train[i], np.repeat(grey[..., None], 3, axis=2))
 
@@ -155,33 +155,33 @@ def test_grey_and_palette_files_of_a_colour_data_set_are_seen_in_colour(tmp_path
 def test_other_numbers_of_channels_are_kept(tmp_path, channels):
     image = noise(4, 6, channels)
     file = encoded(image[..., 0] if channels == 1 else image)
-    train, _ = catalogue.parts(prepared(tmp_path, rgb((4, 6, channels)), train=[{"image": file}] * 2))
+    train, _ = catalogue.open_readers(prepared(tmp_path, rgb((4, 6, channels)), train=[{"image": file}] * 2))
     np.testing.assert_array_equal(train[0], image)
 
 
 def test_sixteen_bits_are_kept(tmp_path):
     deep = noise(4, 6, dtype=np.uint16)
     features = {"image": tfds.features.Image(shape=(4, 6, 1), dtype=np.uint16, encoding_format="png")}
-    train, _ = catalogue.parts(prepared(tmp_path, features, train=[{"image": encoded(deep)}] * 2))
+    train, _ = catalogue.open_readers(prepared(tmp_path, features, train=[{"image": encoded(deep)}] * 2))
     assert (train.dtype, train.levels) == (np.uint16, 65536)
     np.testing.assert_array_equal(train[0][..., 0], deep)
 
 
-@pytest.mark.parametrize(("dtype", "levels"), [(np.uint16, 65536), (np.float32, Range(0, 255))])
+@pytest.mark.parametrize(("dtype", "levels"), [(np.uint16, 65536), (np.float32, ValueRange(0, 255))])
 def test_arrays_called_image_are_images(tmp_path, dtype, levels):
-    given = levels if isinstance(levels, Range) else None
+    given = levels if isinstance(levels, ValueRange) else None
     images = noise(3, 4, 6, 5).astype(dtype)
     features = {"image": tfds.features.Tensor(shape=(4, 6, 5), dtype=dtype, encoding="zlib")}
-    train, _ = catalogue.parts(
+    train, _ = catalogue.open_readers(
         prepared(tmp_path, features, train=[{"image": image} for image in images], test=[{"image": images[0]}]),
-        given=given,
+        value_range=given,
     )
     assert (train.dtype, train.levels) == (dtype, levels)
     np.testing.assert_array_equal([train[i] for i in range(3)], images)
 
 
 def test_where_sizes_are_not_declared_they_are_looked_at(tmp_path):
-    train, _ = catalogue.parts(prepared(tmp_path, rgb((None, None, 3)), train=colour(5)))
+    train, _ = catalogue.open_readers(prepared(tmp_path, rgb((None, None, 3)), train=colour(5)))
     assert train.shape == (4, 6, 3)
 
 
@@ -191,7 +191,7 @@ def test_images_are_brought_to_a_size(tmp_path):
     source = prepared(
         tmp_path, rgb((None, None, 3)), train=[{"image": encoded(ramp)}, {"image": encoded(ramp[:, 8:24])}]
     )
-    train, _ = catalogue.parts(source, size=(8, 8))
+    train, _ = catalogue.open_readers(source, size=(8, 8))
     assert train.shape == (8, 8, 3)
     expected = ramp[:8, 8:24].reshape(8, 8, 2, 3).mean(axis=2)
     np.testing.assert_allclose(train[0][:, 1:-1], expected[:, 1:-1], atol=1)
@@ -199,7 +199,7 @@ def test_images_are_brought_to_a_size(tmp_path):
 
 def test_tfrecord_files_are_read_without_tensorflow(tmp_path):
     source = unzipped(tmp_path)
-    train, test = catalogue.parts(source)
+    train, test = catalogue.open_readers(source)
     for part, ids in ((train, {0, 1, 2, 3, 4}), (test, {5, 6})):
         assert part.labels is not None and part.label_names == ("even", "odd")
         found = {int(part[i][0, 0, 0]) // 10 for i in range(len(part))}
@@ -209,12 +209,14 @@ def test_tfrecord_files_are_read_without_tensorflow(tmp_path):
             np.testing.assert_array_equal(part[i][..., 0], np.array([[0, 1], [2, 3]]) + tens)
             assert part.labels[i] == tens // 10 % 2
     # a slice is the same images as a part of the whole
-    some, _ = catalogue.parts(source.replace("tiny", "tiny#train[1:4]"), held_out=0.4)
+    some, _ = catalogue.open_readers(source.replace("tiny", "tiny#train[1:4]"), held_out=0.4)
     assert {int(some[i][0, 0, 0]) for i in range(2)} <= {int(train[i][0, 0, 0]) for i in (1, 2, 3)}
 
 
 def test_reading_imports_no_tensorflow(tmp_path):
-    lines = "import sys; from ddpm_jax.data import catalogue; a, b = catalogue.parts(sys.argv[1]); a[0], a.labels; "
+    lines = (
+        "import sys; from ddpm_jax.data import catalogue; a, b = catalogue.open_readers(sys.argv[1]); a[0], a.labels; "
+    )
     lines += "print([m for m in ('tensorflow', 'cv2') if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", lines, unzipped(tmp_path)], capture_output=True, text=True, check=True
@@ -228,33 +230,33 @@ def test_reading_imports_no_tensorflow(tmp_path):
 def test_the_environment_says_where_data_sets_lie(tmp_path, monkeypatch):
     unzipped(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    train, _ = catalogue.parts("tfds:tiny")
+    train, _ = catalogue.open_readers("tfds:tiny")
     assert len(train) == 5
     monkeypatch.delenv("TFDS_DATA_DIR")
-    assert catalogue.address("tfds:tiny").home == Path.home() / "tensorflow_datasets"
+    assert catalogue.parse_address("tfds:tiny").data_dir == Path.home() / "tensorflow_datasets"
 
 
 def test_the_newest_version_is_taken_unless_one_is_named(tmp_path):
     for version, count in (("1.9.0", 3), ("1.10.0", 4)):
         prepared(tmp_path, rgb(), version=version, train=colour(count), test=colour(1))
-    assert len(catalogue.parts(f"tfds:made@{tmp_path}")[0]) == 4
-    assert len(catalogue.parts(f"tfds:made:1.9.0@{tmp_path}")[0]) == 3
+    assert len(catalogue.open_readers(f"tfds:made@{tmp_path}")[0]) == 4
+    assert len(catalogue.open_readers(f"tfds:made:1.9.0@{tmp_path}")[0]) == 3
     with pytest.raises(FileNotFoundError, match=r"no version 2\.0\.0; there are 1\.9\.0, 1\.10\.0"):
-        catalogue.parts(f"tfds:made:2.0.0@{tmp_path}")
+        catalogue.open_readers(f"tfds:made:2.0.0@{tmp_path}")
 
 
 def test_a_config_is_named(tmp_path):
     prepared(tmp_path, rgb(), config="small", train=colour(3), test=colour(1))
-    assert len(catalogue.parts(f"tfds:made/small@{tmp_path}")[0]) == 3
+    assert len(catalogue.open_readers(f"tfds:made/small@{tmp_path}")[0]) == 3
     with pytest.raises(ValueError, match=r"made has the configs small: name one, as in tfds:made/small"):
-        catalogue.parts(f"tfds:made@{tmp_path}")
+        catalogue.open_readers(f"tfds:made@{tmp_path}")
 
 
 def test_what_is_being_written_is_not_a_data_set(tmp_path):
     unzipped(tmp_path)
     (tmp_path / "tiny" / "1.0.0").rename(tmp_path / "tiny" / "incomplete.ABC123_1.0.0")
     with pytest.raises(FileNotFoundError, match="no data set tiny"):
-        catalogue.parts(f"tfds:tiny@{tmp_path}")
+        catalogue.open_readers(f"tfds:tiny@{tmp_path}")
 
 
 # What is refused
@@ -266,7 +268,7 @@ def test_a_data_set_of_the_catalogue_that_is_not_prepared_is_answered_by_the_com
     for there, install in ((None, 'pip install "ddpm-jax[tfds]" && '), (object(), "")):
         monkeypatch.setattr(catalogue.importlib.util, "find_spec", lambda name, there=there: there)
         with pytest.raises(FileNotFoundError) as error:
-            catalogue.parts(f"tfds:lsun/church@{tmp_path}")
+            catalogue.open_readers(f"tfds:lsun/church@{tmp_path}")
         assert str(error.value).endswith(
             f"lsun/church is not prepared in {tmp_path}. This prepares it, once: {install}{command}"
         )
@@ -277,7 +279,7 @@ def test_an_unknown_data_set_is_answered_by_what_is_there(tmp_path):
     unzipped(tmp_path)
     command = rf"ddpm-jax prepare folder:PATH --name mine --out {tmp_path}"
     with pytest.raises(FileNotFoundError, match=rf"no data set mine; there are tiny\. .*: {command}"):
-        catalogue.parts(f"tfds:mine@{tmp_path}")
+        catalogue.open_readers(f"tfds:mine@{tmp_path}")
 
 
 def test_formats_that_are_not_read_are_answered_by_the_command(tmp_path):
@@ -286,24 +288,24 @@ def test_formats_that_are_not_read_are_answered_by_the_command(tmp_path):
     info.write_text(info.read_text().replace('"tfrecord"', '"riegeli"'))
     text = rf"prepared as riegeli, which is not read .* data_dir='{tmp_path}-array_record', file_format='array_record'"
     with pytest.raises(ValueError, match=text):
-        catalogue.parts(source)
+        catalogue.open_readers(source)
 
 
 def test_images_of_different_sizes_are_answered_by_a_command_that_mends_it(tmp_path):
     source = prepared(tmp_path, rgb((None, None, 3)), train=colour(3) + colour(2, 5, 7), test=colour(1))
-    train, _ = catalogue.parts(source)
+    train, _ = catalogue.open_readers(source)
     with pytest.raises(ValueError, match=r"different sizes: 4x6 \(3\), 5x7 \(2\) \(height x width\)\. This") as error:
         train.shape  # noqa: B018
     command = str(error.value).partition("ddpm-jax ")[2].split()
     assert main(command) == 0
-    train, _ = catalogue.parts(f"tfds:made_64@{tmp_path}")
+    train, _ = catalogue.open_readers(f"tfds:made_64@{tmp_path}")
     assert (train.shape, len(train), train[4].shape) == ((64, 64, 3), 5, (64, 64, 3))
 
 
 def test_splits_without_labels_are_refused_when_labels_are_asked_for(tmp_path):
     rows = [{**row, "label": label} for row, label in zip(colour(4), (0, 1, -1, -1), strict=True)]
     features = {**rgb(), "label": tfds.features.ClassLabel(num_classes=2)}
-    train, test = catalogue.parts(prepared(tmp_path, features, train=rows[:2], test=rows[2:]))
+    train, test = catalogue.open_readers(prepared(tmp_path, features, train=rows[:2], test=rows[2:]))
     assert train.labels is not None and train.label_names == ()
     assert test[0].shape == (4, 6, 3)
     with pytest.raises(ValueError, match=r"2 images of the split 'test' have no label: name the splits"):
@@ -312,7 +314,7 @@ def test_splits_without_labels_are_refused_when_labels_are_asked_for(tmp_path):
 
 def test_damage_is_told_with_the_image(tmp_path):
     source = prepared(tmp_path, rgb(), train=[{"image": encoded(noise(4, 6, 3))[:-30]}, *colour(1)], test=colour(1))
-    train, _ = catalogue.parts(source)
+    train, _ = catalogue.open_readers(source)
     with pytest.raises(ValueError, match=rf"{re.escape(source)}: image 0 of the split 'train' cannot be read: "):
         train[0]
     (file,) = tmp_path.glob("made/1.0.0/*train.array_record*")
@@ -320,7 +322,7 @@ def test_damage_is_told_with_the_image(tmp_path):
     at = bytes(data).rindex(b"IHDR")
     data[at] ^= 255
     file.write_bytes(data)
-    train, _ = catalogue.parts(source)
+    train, _ = catalogue.open_readers(source)
     with pytest.raises(ValueError, match="image 1 of the split 'train' cannot be read: Corrupted"):
         train[1]
 
@@ -332,7 +334,7 @@ def test_a_tfrecord_file_that_is_cut_off_is_refused(tmp_path):
     for part in (whole[:-1], whole[:-40], whole[: len(whole) // 5 * 4], b""):
         file.write_bytes(part)
         with pytest.raises(ValueError, match=rf"{file.name}: expected 5 whole records in {len(part)} bytes, found "):
-            catalogue.parts(source)
+            catalogue.open_readers(source)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +348,7 @@ def test_a_tfrecord_file_that_is_cut_off_is_refused(tmp_path):
 )
 def test_data_sets_are_refused(tmp_path, features, row, text):
     with pytest.raises(ValueError, match=text):
-        catalogue.parts(prepared(tmp_path, features, train=[row], test=[row]))[0][0]
+        catalogue.open_readers(prepared(tmp_path, features, train=[row], test=[row]))[0][0]
 
 
 @pytest.mark.parametrize(
@@ -361,14 +363,14 @@ def test_data_sets_are_refused(tmp_path, features, row, text):
 def test_sources_and_options_are_refused(tmp_path, source, options, text):
     unzipped(tmp_path)
     with pytest.raises(ValueError, match=text):
-        catalogue.parts(source.replace("HOME", str(tmp_path)), **options)
+        catalogue.open_readers(source.replace("HOME", str(tmp_path)), **options)
 
 
 def test_values_above_the_levels_are_refused(tmp_path):
-    train, _ = catalogue.parts(unzipped(tmp_path), levels=43)
+    train, _ = catalogue.open_readers(unzipped(tmp_path), levels=43)
     with pytest.raises(ValueError, match=r"image \d of the split 'train' holds the value 43, above levels - 1 = 42"):
         [train[i] for i in range(5)]
-    train, _ = catalogue.parts(unzipped(tmp_path), levels=44)
+    train, _ = catalogue.open_readers(unzipped(tmp_path), levels=44)
     assert train.levels == 44 and max(int(train[i].max()) for i in range(5)) == 43
 
 
@@ -377,19 +379,19 @@ def test_floats_have_a_range_and_no_levels(tmp_path):
     ramp = np.linspace(-1, 2, 24, dtype=np.float32).reshape(4, 6, 1)
     source = prepared(tmp_path, features, train=[{"image": ramp}] * 2)
     with pytest.raises(ValueError, match="floating-point images have no levels, got levels=256"):
-        catalogue.parts(source, levels=256)
+        catalogue.open_readers(source, levels=256)
     with pytest.raises(ValueError, match=r"floating-point images; say which values become -1 and 1.* --data.range 0 1"):
-        catalogue.parts(source)
+        catalogue.open_readers(source)
     with pytest.raises(ValueError, match=r"image \d of the split 'train': the value -1 is outside of the range 0 2"):
-        _ = catalogue.parts(source, given=Range(0, 2))[0][0]
-    small = catalogue.parts(source, given=Range(-1, 2), size=(2, 3))[0][0]
+        _ = catalogue.open_readers(source, value_range=ValueRange(0, 2))[0][0]
+    small = catalogue.open_readers(source, value_range=ValueRange(-1, 2), size=(2, 3))[0][0]
     # an antialiased filter keeps the mean of a ramp, and its result the data's range
     assert small.mean() == pytest.approx(ramp.mean(), abs=0.02) and small.min() >= -1 and small.max() <= 2
 
 
 def test_integers_have_levels_and_no_range(tmp_path):
     with pytest.raises(ValueError, match="images of type uint8 have levels; a range is for floating-point images"):
-        catalogue.parts(unzipped(tmp_path), given=Range(0, 1))
+        catalogue.open_readers(unzipped(tmp_path), value_range=ValueRange(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -424,7 +426,7 @@ def test_a_data_set_cannot_name_code_to_execute(tmp_path, monkeypatch, file, for
         said["features"] = {"pythonClassName": own, "featuresDict": {"features": {"image": form}}}
     path.write_text(json.dumps(said))
     with pytest.raises(ValueError) as error:
-        catalogue.parts(source)
+        catalogue.open_readers(source)
     assert not ran.exists()
     assert re.search(rf"1\.0\.0: .*{file} names the class 'hostile\.Feature'.* only TFDS's own", str(error.value))
 
@@ -435,11 +437,11 @@ def test_a_pipe_among_its_files_is_not_waited_for(tmp_path):
     with pytest.raises(
         ValueError, match=r"1\.0\.0: not a data set .*: pipes or devices among its files: label\.labels"
     ):
-        catalogue.parts(source)
+        catalogue.open_readers(source)
 
 
 def test_a_folder_that_tfds_cannot_read_is_refused(tmp_path):
     source = unzipped(tmp_path)
     (tmp_path / "tiny" / "1.0.0" / "dataset_info.json").write_text("{")
     with pytest.raises(ValueError, match=r"1\.0\.0: not a data set as TFDS prepares them: "):
-        catalogue.parts(source)
+        catalogue.open_readers(source)

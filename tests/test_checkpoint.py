@@ -24,7 +24,7 @@ import pytest
 
 from ddpm_jax import checkpoint
 from ddpm_jax.checkpoint import CheckpointError, Checkpoints, CheckpointWarning, records
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 
 HERE = pathlib.Path(__file__).parents[1]
 
@@ -167,7 +167,7 @@ def test_what_is_saved_is_a_copy():
     """Whether or not a view, which this machine may allow, would keep an array from being donated."""
     host = np.arange(4.0)
     for array in (host, jnp.asarray(host)):
-        found = records.on_host({"w": array}, "params")["w"]
+        found = records.to_host({"w": array}, "params")["w"]
         assert found.flags.owndata and not np.shares_memory(found, np.asarray(array))
 
 
@@ -326,7 +326,7 @@ def test_a_reader_sees_what_is_written_meanwhile(two):
 
 def test_a_step_removed_while_it_is_read_gives_way_to_the_newest(two, monkeypatch):
     """A trainer that keeps one step saves the next while a reader is at it."""
-    record, last = Checkpoints._record, 4
+    record, last = Checkpoints._read_record, 4
     with Checkpoints(two, keep=1) as writer, Checkpoints(two, read_only=True) as reader:
 
         def removed_meanwhile(self, step):
@@ -335,7 +335,7 @@ def test_a_step_removed_while_it_is_read_gives_way_to_the_newest(two, monkeypatc
                 writer.wait()
             return record(self, step)
 
-        monkeypatch.setattr(Checkpoints, "_record", removed_meanwhile)
+        monkeypatch.setattr(Checkpoints, "_read_record", removed_meanwhile)
         assert reader.restore(TARGET).step == 4
         last = 5
         with pytest.raises(FileNotFoundError, match=r"checkpoint 4 .* was removed while it was read; without a step"):
@@ -590,7 +590,7 @@ def test_dtype_and_missing_parts_are_mismatches_and_the_list_is_short(two):
 @pytest.mark.parametrize(
     "state, words",
     [
-        ({"params": {"w": np.ones(2), "key": of_seed(0)}}, "params/key is a PRNG key: keep the seed instead"),
+        ({"params": {"w": np.ones(2), "key": from_seed(0)}}, "params/key is a PRNG key: keep the seed instead"),
         ({"params": {"w": None}}, "params/w must be an array of numbers, got NoneType"),
         ({"params": {"w": "text"}}, "params/w must be an array of numbers, got str"),
         ({"params": {"w": np.array(["text"])}}, "params/w must be an array of numbers, got ndarray"),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax import data
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 from ddpm_jax.metrics import classifier, make_classifier
 from ddpm_jax.metrics.frechet import frechet_distance, moments
 
@@ -54,9 +54,9 @@ each = pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_held_out_digits_are_recognised_and_noise_is_nothing_to_be_sure_of(digits, judge):
     probabilities = judge(digits.test).probabilities
     assert (probabilities.argmax(1) == digits.test_labels).mean() > 0.97
-    assert (probabilities.max(1) > classifier.SURE).mean() > 0.9
+    assert (probabilities.max(1) > classifier.CONFIDENT).mean() > 0.9
     noise = np.random.default_rng(0).integers(0, 17, digits.test.shape).astype(np.uint8)
-    assert (judge(noise).probabilities.max(1) > classifier.SURE).mean() < 0.5
+    assert (judge(noise).probabilities.max(1) > classifier.CONFIDENT).mean() < 0.5
 
 
 def test_mnist_recognises_the_digits_of_another_data_set(digits):
@@ -73,8 +73,8 @@ def test_the_file_says_what_the_docstring_says(name):
 
 
 def test_it_was_trained_on_the_digits_of_the_package(digits, judge):
-    own = make_classifier.sha256(digits.train, digits.train_labels)
-    assert judge.record["data_sha256"] == own != make_classifier.sha256(digits.test, digits.test_labels)
+    own = make_classifier.data_sha256(digits.train, digits.train_labels)
+    assert judge.record["data_sha256"] == own != make_classifier.data_sha256(digits.test, digits.test_labels)
 
 
 # Features
@@ -172,18 +172,18 @@ def test_the_distance_sees_blur_shifts_and_a_missing_class(digits, judge, refere
 def test_held_out_digits_cover_the_classes_and_a_dropped_class_is_noticed(digits, judge, reference):
     probabilities = judge(digits.test).probabilities
     found = classifier.class_coverage(probabilities, reference.probabilities)
-    assert (found.classes, found.present, found.half) == (10, 10, 10)
-    assert found.total_variation < 0.02 and found.sure > 0.9  # the division is by class
+    assert (found.classes, found.present, found.half_present) == (10, 10, 10)
+    assert found.total_variation < 0.02 and found.confident > 0.9  # the division is by class
     assert found.counts.sum() == 297 and found.reference_counts.sum() == 1500
 
     threes = probabilities.argmax(1) == 3
     found = classifier.class_coverage(probabilities[~threes], reference.probabilities)
-    assert (found.classes, found.present, found.half, found.counts[3]) == (10, 9, 9, 0)
+    assert (found.classes, found.present, found.half_present, found.counts[3]) == (10, 9, 9, 0)
     assert found.total_variation == pytest.approx(threes.mean(), abs=0.02)
 
     few = ~threes | (np.cumsum(threes) <= threes.sum() // 3)
     found = classifier.class_coverage(probabilities[few], reference.probabilities)
-    assert (found.present, found.half) == (10, 9)
+    assert (found.present, found.half_present) == (10, 9)
 
 
 def test_two_draws_of_one_law_are_as_far_apart_as_the_docstring_says():
@@ -200,9 +200,9 @@ def test_two_draws_of_one_law_are_as_far_apart_as_the_docstring_says():
 def test_disjoint_classes_are_one_apart_and_classes_without_reference_are_not_asked_for():
     one, two = np.eye(4, dtype=np.float32)[[0, 0, 1]], np.eye(4, dtype=np.float32)[[2, 3]]
     found = classifier.class_coverage(one, two)
-    assert (found.total_variation, found.classes, found.present, found.half) == (1, 2, 0, 0)
+    assert (found.total_variation, found.classes, found.present, found.half_present) == (1, 2, 0, 0)
     unsure = np.full((2, 4), 0.25)
-    assert classifier.class_coverage(np.concatenate([one, unsure]), one).sure == 3 / 5
+    assert classifier.class_coverage(np.concatenate([one, unsure]), one).confident == 3 / 5
 
 
 @pytest.mark.parametrize(
@@ -253,13 +253,13 @@ def test_other_images_are_refused(name, images, text):
 
 
 def test_a_data_set_finds_its_classifier_or_hears_which_there_are(digits):
-    assert classifier.for_images(digits.train.shape[1:], digits.levels) == "digits"
-    assert classifier.for_images((28, 28, 1), 256) == "mnist"
+    assert classifier.name_for_images(digits.train.shape[1:], digits.levels) == "digits"
+    assert classifier.name_for_images((28, 28, 1), 256) == "mnist"
     there_are = r"there are digits \(8x8x1, 17 levels\) and mnist \(28x28x1, 256 levels\)"
     with pytest.raises(ValueError, match=f"no classifier for images 32x32x3 of 256 levels; {there_are}; give feat"):
-        classifier.for_images((32, 32, 3), 256)
+        classifier.name_for_images((32, 32, 3), 256)
     with pytest.raises(ValueError, match="no classifier for images 8x8x1 of 256 levels"):
-        classifier.for_images((8, 8, 1), 256)
+        classifier.name_for_images((8, 8, 1), 256)
     with pytest.raises(ValueError, match=f"load: no classifier 'cifar'; {there_are}"):
         classifier.load("cifar")
 
@@ -281,10 +281,10 @@ def test_the_fingerprint_is_of_the_weights_alone(judge):
 def test_a_file_holds_what_was_measured_and_is_made_twice_alike(tmp_path, digits):
     recipe = make_classifier.RECIPES["digits"]._replace(epochs=1)
     for i in range(2):
-        made = make_classifier.made("digits", digits, recipe)
-        make_classifier.write(tmp_path / f"{i}.npz", made)
+        made = make_classifier.make_classifier("digits", digits, recipe)
+        make_classifier.save_file(tmp_path / f"{i}.npz", made)
     assert (tmp_path / "0.npz").read_bytes() == (tmp_path / "1.npz").read_bytes()
-    back = classifier.read(tmp_path / "0.npz")
+    back = classifier.load_file(tmp_path / "0.npz")
     assert (back.fingerprint, back.record) == (made.fingerprint, made.record)
     np.testing.assert_array_equal(back.features(digits.test), made.features(digits.test))
     right = (back(digits.test).probabilities.argmax(1) == digits.test_labels).mean()
@@ -292,7 +292,7 @@ def test_a_file_holds_what_was_measured_and_is_made_twice_alike(tmp_path, digits
 
 
 def test_the_ends_of_the_levels_come_to_the_first_layer_as_minus_one_and_one():
-    network, seen = classifier.Network(levels=17, convolutions=((1, 1),), features=2), []
+    network, seen = classifier.ClassifierNetwork(levels=17, convolutions=((1, 1),), features=2), []
 
     def watch(layer, args, kwargs, context):
         seen.append(args[0])
@@ -300,7 +300,7 @@ def test_the_ends_of_the_levels_come_to_the_first_layer_as_minus_one_and_one():
 
     def look(images):
         with nn.intercept_methods(watch):
-            network.init(of_seed(0), images)
+            network.init(from_seed(0), images)
         return seen[1]  # after the network's own
 
     found = jax.jit(look)(np.float32([0, 8, 16, 4]).reshape(1, 2, 2, 1))
@@ -310,7 +310,7 @@ def test_the_ends_of_the_levels_come_to_the_first_layer_as_minus_one_and_one():
 @pytest.mark.slow
 def test_another_seed_makes_another_classifier(digits):
     recipe = make_classifier.RECIPES["digits"]._replace(epochs=1)
-    one, other = (make_classifier.made("digits", digits, recipe._replace(seed=seed)) for seed in (0, 1))
+    one, other = (make_classifier.make_classifier("digits", digits, recipe._replace(seed=seed)) for seed in (0, 1))
     assert one.fingerprint != other.fingerprint
 
 
@@ -318,7 +318,7 @@ def test_another_seed_makes_another_classifier(digits):
 def test_the_script_makes_the_classifier_that_is_in_the_package(tmp_path, digits, judge, capsys):
     """To the bit only where versions and machine are the same; that two such classifiers agree is another matter."""
     assert make_classifier.main(["digits", "--out", str(tmp_path / "again.npz")]) == 0
-    again = classifier.read(tmp_path / "again.npz")
+    again = classifier.load_file(tmp_path / "again.npz")
     assert again.fingerprint in capsys.readouterr().out
     found, expected = again(digits.test).probabilities, judge(digits.test).probabilities
     assert (found.argmax(1) == expected.argmax(1)).mean() > 0.98
@@ -330,21 +330,21 @@ def test_images_move_by_a_pixel_as_often_as_told_and_black_comes_in():
     share, n = 0.2, 4000
     images = np.zeros((n, 5, 5, 1), np.float32)
     images[:, 2, 2] = 1
-    moved = np.asarray(make_classifier.moved(of_seed(0), jnp.asarray(images), share))
+    moved = np.asarray(make_classifier.random_shift(from_seed(0), jnp.asarray(images), share))
     assert moved.sum() == n
     for found in (moved.sum((0, 1, 3)) / n, moved.sum((0, 2, 3)) / n):
         np.testing.assert_allclose(found, [0, share, 1 - 2 * share, share, 0], atol=4 * (0.24 / n) ** 0.5)
     edge = np.ones((n, 3, 3, 1), np.float32)
-    sums = np.asarray(make_classifier.moved(of_seed(0), jnp.asarray(edge), share)).sum((1, 2, 3))
+    sums = np.asarray(make_classifier.random_shift(from_seed(0), jnp.asarray(edge), share)).sum((1, 2, 3))
     assert set(sums.tolist()) == {9, 6, 4}
 
 
 def test_it_is_not_trained_on_other_images_or_without_labels(digits, capsys):
     recipe = make_classifier.RECIPES["mnist"]
     with pytest.raises(ValueError, match=r"mnist: expected images \(28, 28, 1\) of 256 levels, got \(8, 8, 1\) of 17"):
-        make_classifier.made("mnist", digits, recipe)
+        make_classifier.make_classifier("mnist", digits, recipe)
     with pytest.raises(ValueError, match="digits: expected images with labels, digits has none"):
-        make_classifier.made("digits", digits._replace(train_labels=None, test_labels=None), recipe)
+        make_classifier.make_classifier("digits", digits._replace(train_labels=None, test_labels=None), recipe)
     with pytest.raises(SystemExit):
         make_classifier.main(["mnist"])
     assert "mnist needs --source npz:PATH" in capsys.readouterr().err

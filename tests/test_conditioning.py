@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gaussian_data import arrays
+from gaussian_data import to_numpy
 
 from ddpm_jax import conditioning, conformance, gaussian, samplers, schedules
 from ddpm_jax.conditioning import Condition
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 
 SCHEDULE = schedules.linear(100, 1e-3, 0.1)
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
@@ -32,10 +32,10 @@ def guided(with_interval=False):
     @jax.jit
     def outputs(scale, first, last):
         interval = (first, last) if with_interval else None
-        found = conditioning.guided(net, TOLD, FREE, scale, interval=interval)(X, T)
+        found = conditioning.classifier_free_guidance(net, TOLD, FREE, scale, interval=interval)(X, T)
         return found, net(X, T, TOLD), net(X, T, FREE)
 
-    return lambda scale, first=0, last=0: arrays(outputs(np.float32(scale), first, last))
+    return lambda scale, first=0, last=0: to_numpy(outputs(np.float32(scale), first, last))
 
 
 def test_guidance_of_1_is_the_conditional_network_and_of_0_the_other_one():
@@ -57,7 +57,7 @@ def test_a_learned_variance_stays_that_of_the_condition():
     def doubled(x_t, t, condition):
         return jnp.concatenate([net(x_t, t, condition), x_t * condition[:, None]], axis=-1)
 
-    found = np.asarray(jax.jit(lambda: conditioning.guided(doubled, TOLD, FREE, 2.0)(X, T))())
+    found = np.asarray(jax.jit(lambda: conditioning.classifier_free_guidance(doubled, TOLD, FREE, 2.0)(X, T))())
     np.testing.assert_allclose(found[:, :4], guided()(2.0)[0], rtol=1e-6)
     np.testing.assert_allclose(found[:, 4:], X * TOLD[:, None], rtol=1e-6)
 
@@ -68,7 +68,7 @@ def test_another_scale_or_interval_is_no_other_program():
     @jax.jit
     def some(scale, interval):
         traced.append(scale)
-        return conditioning.guided(net, TOLD, FREE, scale, interval=interval)(X, T)
+        return conditioning.classifier_free_guidance(net, TOLD, FREE, scale, interval=interval)(X, T)
 
     for scale, interval in ((1.0, (1, 100)), (0.0, (5, 9)), (7.5, (2, 2))):
         some(jnp.float32(scale), jnp.array(interval))
@@ -77,7 +77,7 @@ def test_another_scale_or_interval_is_no_other_program():
 
 def test_guidance_must_be_one_number():
     with pytest.raises(ValueError, match=r"scale must be a single number, got an array \(2,\)"):
-        conditioning.guided(net, TOLD, FREE, np.ones(2))
+        conditioning.classifier_free_guidance(net, TOLD, FREE, np.ones(2))
 
 
 def test_guided_normal_data_are_those_of_the_guided_mean():
@@ -87,7 +87,7 @@ def test_guided_normal_data_are_those_of_the_guided_mean():
 
     def eps_of(mean, x_t, t):
         law = conformance.gaussian_data(mean, cov)
-        return conformance.ideal(SCHEDULE, law)(x_t, t).eps
+        return conformance.ideal_denoiser(SCHEDULE, law)(x_t, t).eps
 
     def normal(x_t, t, told):
         exact = jnp.stack([eps_of(mean, x_t, t) for mean in (*means, np.zeros(3))])
@@ -95,18 +95,20 @@ def test_guided_normal_data_are_those_of_the_guided_mean():
 
     told, nothing = np.array([0, 1, 0, 1]), np.full(4, 2)
     x_T = np.random.default_rng(3).normal(size=(4, 3)).astype(np.float32)
-    chain = conformance.even_in_log_snr(SCHEDULE, 30, 5)
+    chain = conformance.uniform_log_snr_times(SCHEDULE, 30, 5)
 
     @jax.jit
     def images(keys, scale):
-        denoise = gaussian.denoiser(SCHEDULE, conditioning.guided(normal, told, nothing, scale), clip=False)
+        denoise = gaussian.denoiser(
+            SCHEDULE, conditioning.classifier_free_guidance(normal, told, nothing, scale), clip=False
+        )
         return samplers.sample(keys, samplers.dpm_solver_pp(SCHEDULE, denoise, order=3), x_T, chain)
 
     for scale in (0.0, 1.0, 2.5):
         x = np.asarray(images(samplers.image_keys(0, range(4)), np.float32(scale)))
         for i, k in enumerate([0, 1, 0, 1]):
             law = conformance.gaussian_data(scale * means[k], cov)
-            wanted = conformance.flow(SCHEDULE, law, x_T[i : i + 1], int(chain[0]), int(chain[-1]))[0]
+            wanted = conformance.probability_flow(SCHEDULE, law, x_T[i : i + 1], int(chain[0]), int(chain[-1]))[0]
             np.testing.assert_allclose(x[i], wanted, atol=5e-3, err_msg=f"scale {scale}")
 
 
@@ -114,7 +116,7 @@ def test_guided_normal_data_are_those_of_the_guided_mean():
 
 
 def keys(n):
-    return jax.random.split(of_seed(5), n)
+    return jax.random.split(from_seed(5), n)
 
 
 def condition(n):
@@ -125,8 +127,10 @@ def condition(n):
 def test_so_many_examples_are_told_nothing_and_each_of_them_nothing_at_all():
     n, rate = 4000, 0.2
     some = condition(n)._replace(tokens=np.ones((n, 7), np.uint8), image=np.ones((n, 2, 2, 1), np.float32))
-    drop = jax.jit(lambda keys, given: conditioning.drop(keys, given, conditioning.nothing(given, n), rate))
-    found = arrays(drop(keys(n), some))
+    drop = jax.jit(
+        lambda keys, given: conditioning.drop_condition(keys, given, conditioning.null_condition(given, n), rate)
+    )
+    found = to_numpy(drop(keys(n), some))
     gone = found.label == n
     assert abs(gone.mean() - rate) < 4 * (rate * (1 - rate) / n) ** 0.5
     np.testing.assert_array_equal(found.tokens.any(-1), ~gone)
@@ -142,7 +146,7 @@ def test_so_many_examples_are_told_nothing_and_each_of_them_nothing_at_all():
 def test_a_share_outside_of_0_to_1_is_refused(rate):
     some = condition(3)
     with pytest.raises(ValueError, match=rf"rate must lie in \[0, 1\], got {rate}"):
-        conditioning.drop(keys(3), some, some, rate)
+        conditioning.drop_condition(keys(3), some, some, rate)
 
 
 def test_each_text_of_an_example_is_as_likely_and_what_is_not_there_never_comes():
@@ -150,14 +154,14 @@ def test_each_text_of_an_example_is_as_likely_and_what_is_not_there_never_comes(
     texts = np.zeros((n, 4, 5), np.uint8)
     texts[:, 0, :2], texts[:, 1, :3], texts[:, 2, :1] = 1, 2, 3
     texts[::2, 1:] = 0
-    found = np.asarray(jax.jit(conditioning.one_text)(keys(n), texts))[:, 0]
+    found = np.asarray(jax.jit(conditioning.random_caption)(keys(n), texts))[:, 0]
     np.testing.assert_array_equal(found[::2], 1)
     shares = np.bincount(found[1::2], minlength=4)[1:] / (n / 2)
     assert found.min() == 1 and np.abs(shares - 1 / 3).max() < 4 * (2 / 9 / (n / 2)) ** 0.5
 
 
 def test_an_example_of_the_empty_text_alone_is_told_nothing():
-    found = np.asarray(jax.jit(conditioning.one_text)(keys(3), np.zeros((3, 2, 5), np.uint8)))
+    found = np.asarray(jax.jit(conditioning.random_caption)(keys(3), np.zeros((3, 2, 5), np.uint8)))
     assert found.shape == (3, 5) and not found.any()
 
 
@@ -166,10 +170,10 @@ def test_given_is_the_network_with_its_condition():
 
     @jax.jit
     def outputs():
-        chosen = conditioning.where(first, (TOLD, X), (FREE, -X))
-        return conditioning.given(net, TOLD)(X, T), net(X, T, TOLD), chosen
+        chosen = conditioning.select_examples(first, (TOLD, X), (FREE, -X))
+        return conditioning.condition_on(net, TOLD)(X, T), net(X, T, TOLD), chosen
 
-    given, told, chosen = arrays(outputs())
+    given, told, chosen = to_numpy(outputs())
     np.testing.assert_array_equal(given, told)
     np.testing.assert_array_equal(chosen[0], np.where(first, TOLD, FREE))
     np.testing.assert_array_equal(chosen[1], np.concatenate([X[:3], -X[3:]]))

@@ -19,8 +19,8 @@ import tyro
 import ddpm_jax
 from ddpm_jax import config as configs
 from ddpm_jax import samplers, schedules
-from ddpm_jax.config import flags, objects
-from ddpm_jax.keys import of_seed
+from ddpm_jax.config import flags, objects, old_names
+from ddpm_jax.keys import from_seed
 from ddpm_jax.programs import cli
 from ddpm_jax.programs.convert import COMMANDS as CONVERT
 from ddpm_jax.programs.evaluate import COMMANDS as EVALUATE
@@ -37,15 +37,17 @@ def load(name):
 ORIGINAL = {
     "cifar10.py": {
         "steps": 800_000, "batch": 128, "data.flip": True,
-        "net.channels": 128, "net.multipliers": (1, 2, 2, 2), "net.blocks": 2, "net.attention_at": (16,),
+        "net.channels": 128, "net.channel_multipliers": (1, 2, 2, 2), "net.num_res_blocks": 2,
+        "net.attention_resolutions": (16,),
         "net.dropout": 0.1, "net.heads": 1, "net.groups": 32, "net.resample_with_conv": True,
-        "optim.learning_rate": 2e-4, "sampling.mix": 1.0,
+        "optim.learning_rate": 2e-4, "sampling.variance_mix": 1.0,
     },
     "celebahq256.py": {
         "steps": 500_000, "batch": 64, "data.flip": True,
-        "net.channels": 128, "net.multipliers": (1, 1, 2, 2, 4, 4), "net.blocks": 2, "net.attention_at": (16,),
+        "net.channels": 128, "net.channel_multipliers": (1, 1, 2, 2, 4, 4), "net.num_res_blocks": 2,
+        "net.attention_resolutions": (16,),
         "net.dropout": 0.0, "net.heads": 1, "net.groups": 32, "net.resample_with_conv": True,
-        "optim.learning_rate": 2e-5, "sampling.mix": 0.0,
+        "optim.learning_rate": 2e-5, "sampling.variance_mix": 0.0,
     },
 }  # fmt: skip
 ORIGINAL["lsun_church256.py"] = ORIGINAL["celebahq256.py"] | {"steps": 1_200_000}
@@ -86,7 +88,7 @@ def test_the_defaults_are_those_of_cifar10():
 def test_the_original_networks_have_the_original_size(name, count):
     net = objects.network(load(name), channels=3)
     x = jax.ShapeDtypeStruct((1, 32, 32, 3) if "cifar" in name else (1, 256, 256, 3), jnp.float32)
-    params = jax.eval_shape(net.init, of_seed(0), x, jax.ShapeDtypeStruct((1,), jnp.int32))["params"]
+    params = jax.eval_shape(net.init, from_seed(0), x, jax.ShapeDtypeStruct((1,), jnp.int32))["params"]
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)) == count
 
 
@@ -117,7 +119,7 @@ def test_differences_name_the_fields():
         ({"net": 3}, "net must be an object with fields, got 3"),
         ({"loss": {"predicts": "noise"}}, r"loss\.predicts must be one of 'eps', 'x0', 'v', 'mean', got 'noise'"),
         ([], r"a config must be an object with fields, got \[\]"),
-        ({"net": {"multipliers": 2}}, r"net\.multipliers must be a list, got 2"),
+        ({"net": {"channel_multipliers": 2}}, r"net\.channel_multipliers must be a list, got 2"),
         ({"optim": {"clip": "hard"}}, r"optim\.clip must be float \| None, got 'hard'"),
     ],
 )
@@ -175,7 +177,7 @@ def test_a_prediction_is_scaled_before_it_is_clipped():
         ),
         ({"loss": {"learned_variance": True}}, "learned_variance needs loss.kind 'hybrid' or 'variational'"),
         ({"loss": {"kind": "variational", "weight": "p2"}}, "'p2' has no meaning for loss.kind 'variational'"),
-        ({"sampling": {"mix": 1.5}}, r"must lie in \[0, 1\], got 1.5"),
+        ({"sampling": {"variance_mix": 1.5}}, r"must lie in \[0, 1\], got 1.5"),
         ({"sampling": {"steps": 2000}}, "steps must be an integer in 1..T = 1000, got 2000"),
         ({"sampling": {"threshold": 101.0}}, r"sampling.threshold must lie in \[0, 100\], got 101.0"),
         ({"sampling": {"eps_scale": 0.0}}, r"sampling.eps_scale must lie in \(0, 1000\], got 0.0"),
@@ -207,14 +209,14 @@ def test_what_cannot_be_trained_is_refused_before_it_is_compiled(changes, text):
     ],
 )  # fmt: skip
 def test_tiles_suit_the_device_unless_they_are_said(shape, platform, tile):
-    assert objects.tile(configs.Config(), shape, platform) == tile
-    assert objects.tile(configs.Config(sampling=configs.Sampling(tile=7)), shape, platform) == 7
+    assert objects.tile_size(configs.Config(), shape, platform) == tile
+    assert objects.tile_size(configs.Config(sampling=configs.Sampling(tile=7)), shape, platform) == 7
 
 
 def test_results_of_other_refinements_have_other_names():
     # by these a results folder tells apart what must not be taken for one another; the default's name stays as it was
     said = [
-        objects.refinements(configs.from_dict({"sampling": changes}))
+        objects.denoiser_options(configs.from_dict({"sampling": changes}))
         for changes in (
             {},
             {"clip": False},
@@ -240,7 +242,7 @@ def test_every_spacing_can_be_said_in_a_config_and_to_a_program(spacing):
     schedule = configs.Schedule("cosine", T=20)
     found = objects.times(configs.Config(schedule=schedule, sampling=sampling))
     np.testing.assert_array_equal(found, samplers.times(schedules.cosine(20), 10, spacing=spacing))
-    assert tyro.cli(flags.Sampling, args=["--spacing", spacing]).chosen() == {"spacing": spacing}
+    assert tyro.cli(flags.SamplingOptions, args=["--spacing", spacing]).overrides() == {"spacing": spacing}
 
 
 def test_files_that_are_no_config(tmp_path):
@@ -334,8 +336,8 @@ def test_help_lists_every_field_with_its_default_and_without_jax():
         (("train.py", "configs/digits.py", "--workdir", "x", "--init-from="), "--init-from"),
         (("sample.py", ""), "an argument"),
         (("sample.py", "run", "--inpaint", "", "--mask", "m.png"), "--inpaint"),
-        (("sample.py", "run", "--init="), "--init"),
-        (("sample.py", "run", "--between", "a.png", " "), "--between"),
+        (("sample.py", "run", "--init-image="), "--init-image"),
+        (("sample.py", "run", "--interpolate", "a.png", " "), "--interpolate"),
         (("sample.py", "run", "--verify", ""), "--verify"),
         (("-m", "ddpm_jax", "evaluate", "", "report"), "an argument"),
         (("-m", "ddpm_jax", "evaluate", "run", "samples", "--samples", ""), "--samples"),
@@ -410,15 +412,15 @@ def test_help_can_be_printed_in_ascii():
 
 
 def test_a_command_before_its_run_is_said():
-    shown = programs.run("-m", "ddpm_jax", "evaluate", "likelihood", "runs/a", "--mix", "0", status=2)
-    assert "evaluate: the run comes first: runs/a likelihood --mix 0" in shown.stderr
+    shown = programs.run("-m", "ddpm_jax", "evaluate", "likelihood", "runs/a", "--variance-mix", "0", status=2)
+    assert "evaluate: the run comes first: runs/a likelihood --variance-mix 0" in shown.stderr
     shown = programs.run("-m", "ddpm_jax", "evaluate", "runs/a", "likelyhood", status=2)
     assert "evaluate: there is no command 'likelyhood'" in shown.stderr
 
 
 def test_an_empty_text_is_one_that_tells_nothing():
     words = ["run", "--text", "", "a cat", "--out", "x"]
-    assert flags.checked(words) == words
+    assert flags.check_words(words) == words
 
 
 def test_a_typing_error_gets_a_hint():
@@ -430,3 +432,33 @@ def test_a_missing_config_is_named():
     wrong = programs.run("train.py", "configs/nothing.py", "--workdir", "x", status=2)
     assert "no config file configs/nothing.py" in wrong.stderr and "digits.py" in wrong.stderr
     assert "name a config first" in programs.run("train.py", "--workdir", "x", status=2).stderr
+
+
+def test_fields_are_read_under_their_former_names(tmp_path):
+    """As the config.json of an older run has them."""
+    net = {"multipliers": [1, 2], "blocks": 1, "attention_at": [4], "time_joins": "scale_shift", "resample_by": "block"}
+    old = {
+        "net": {**net, "conventions": {"eps": 1e-5}},
+        "condition": {"drop": 0.2, "coarse": 2},
+        "sampling": {"mix": 0.5},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    compat = configs.CompatOptions(eps=1e-5)
+    assert configs.read(tmp_path / "config.json") == configs.Config(
+        net=configs.Net(
+            channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), time_conditioning="scale_shift",
+            resample="block", compat=compat,
+        ),
+        condition=configs.Condition(dropout=0.2, super_resolution_factor=2),
+        sampling=configs.Sampling(variance_mix=0.5),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="'blocks' is the former name of 'num_res_blocks', and both are given"):
+        configs.from_dict({"net": {"blocks": 1, "num_res_blocks": 2}})
+
+
+def test_former_names_stand_for_fields_that_there_are_and_are_none_themselves():
+    classes = (configs.Net, configs.Condition, configs.Sampling, flags.EditOptions)
+    assert {cls.__name__ for cls in classes} == set(old_names.OLD_NAMES)
+    for cls in classes:
+        fields, renamed = {field.name for field in dataclasses.fields(cls)}, old_names.OLD_NAMES[cls.__name__]
+        assert set(renamed.values()) <= fields and not fields & set(renamed)

@@ -11,7 +11,7 @@ from scipy import stats
 
 from ddpm_jax import conformance, gaussian, likelihood, samplers, schedules
 from ddpm_jax.conformance.checks import GAUSSIAN, MIXTURE
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 
 LINE = conformance.mixture_data([0.3, 0.7], [[-0.8], [0.5]], [[[0.01]], [[0.09]]])
 CHAINS = [samplers.times(schedules.linear(1000), 10, spacing=spacing) for spacing in samplers.Spacing.__args__]
@@ -24,7 +24,7 @@ def test_the_flow_of_a_mixture_on_a_line_carries_quantiles():
     with jax.enable_x64(True):
         schedule = schedules.linear(1000)
         x_T = np.array([[-2.0], [-0.4], [0.1], [1.7]])
-        x_0 = conformance.flow(schedule, LINE, x_T, 1000, 0)
+        x_0 = conformance.probability_flow(schedule, LINE, x_T, 1000, 0)
         signal, noise = float(schedule.signal[1000]), float(schedule.noise[1000])
 
         def below(x, signal, noise):
@@ -34,14 +34,14 @@ def test_the_flow_of_a_mixture_on_a_line_carries_quantiles():
             )
 
         np.testing.assert_allclose(below(x_0, 1.0, 0.0), below(x_T, signal, noise), atol=1e-8)
-        np.testing.assert_allclose(conformance.flow(schedule, LINE, x_0, 0, 1000), x_T, atol=1e-7)
+        np.testing.assert_allclose(conformance.probability_flow(schedule, LINE, x_0, 0, 1000), x_T, atol=1e-7)
 
 
 def test_a_mixture_of_one_gaussian_twice_flows_as_the_closed_form():
-    (mean,), (cov,) = GAUSSIAN.means, GAUSSIAN.axes @ (GAUSSIAN.spreads[..., None] * GAUSSIAN.axes.swapaxes(1, 2))
+    (mean,), (cov,) = GAUSSIAN.means, GAUSSIAN.axes @ (GAUSSIAN.variances[..., None] * GAUSSIAN.axes.swapaxes(1, 2))
     twice = conformance.mixture_data([0.4, 0.6], [mean, mean], [cov, cov])
     x_T, schedule = np.array([[0.3, -1.2], [2.0, 0.5]]), schedules.linear(1000)
-    ends = [conformance.flow(schedule, law, x_T, 1000, 0) for law in (GAUSSIAN, twice)]
+    ends = [conformance.probability_flow(schedule, law, x_T, 1000, 0) for law in (GAUSSIAN, twice)]
     # the tables' float32 rows are no exact sines and cosines
     np.testing.assert_allclose(ends[0], ends[1], atol=1e-6)
 
@@ -50,8 +50,8 @@ def test_the_ideal_denoiser_is_the_score_of_the_mixture():
     # Tweedie: E[eps | x] = -noise * gradient of log p(x_t); the gradient of scipy's density, by central differences
     with jax.enable_x64(True):
         schedule = schedules.linear(1000)
-        ideal = jax.jit(conformance.ideal(schedule, MIXTURE))
-        covs = MIXTURE.axes @ (MIXTURE.spreads[..., None] * MIXTURE.axes.swapaxes(1, 2))
+        ideal = jax.jit(conformance.ideal_denoiser(schedule, MIXTURE))
+        covs = MIXTURE.axes @ (MIXTURE.variances[..., None] * MIXTURE.axes.swapaxes(1, 2))
         x, h = np.random.default_rng(0).normal(size=(5, 2)) * 0.7, 1e-5
         for t in (1, 300, 1000):
             signal, noise = float(schedule.signal[t]), float(schedule.noise[t])
@@ -71,8 +71,8 @@ def test_the_ideal_denoiser_is_the_score_of_the_mixture():
 
 def test_draws_have_the_moments_of_the_law():
     n = 40_000
-    x = np.asarray(jax.jit(lambda keys: conformance.draw(keys, MIXTURE))(samplers.image_keys(0, range(n))))
-    mean, cov = conformance.moments(schedules.linear(10), MIXTURE, 0)
+    x = np.asarray(jax.jit(lambda keys: conformance.sample_data(keys, MIXTURE))(samplers.image_keys(0, range(n))))
+    mean, cov = conformance.marginal_moments(schedules.linear(10), MIXTURE, 0)
     assert (abs(x.mean(0) - mean) < 4 * np.sqrt(np.diag(cov) / n)).all()
     # no fourth moment of these data exceeds that of a Gaussian
     assert (abs(np.cov(x.T) - cov) < 4 * np.sqrt(2 / n) * np.sqrt(np.outer(np.diag(cov), np.diag(cov)))).all()
@@ -84,7 +84,7 @@ def test_draws_have_the_moments_of_the_law():
 def closed_form(schedule, times, sampler, option, law=GAUSSIAN):
     """Terminal mean and covariance for one Gaussian from N(0, I): recursions of numbers along the axes of the data."""
     alpha_bar = np.asarray(schedule.signal, np.float64) ** 2
-    (mean,), (variances,), (axes,) = law.means, law.spreads, law.axes
+    (mean,), (variances,), (axes,) = law.means, law.variances, law.axes
     # along an axis x = m + A u + noise: m and A of the mean, A A of the variance
     m, root, var = np.zeros(2), np.ones(2), np.zeros(2)
     for t, s in itertools.pairwise(times):
@@ -110,7 +110,7 @@ def closed_form(schedule, times, sampler, option, law=GAUSSIAN):
 def closed_form_of_a_solver(schedule, times, sampler, order):
     """The same of those that remember: x [2, D] is offset and slope in u, and so is each x_0_hat."""
     alpha_bar = np.asarray(schedule.signal, np.float64) ** 2
-    (mean,), (variances,), (axes,) = GAUSSIAN.means, GAUSSIAN.spreads, GAUSSIAN.axes
+    (mean,), (variances,), (axes,) = GAUSSIAN.means, GAUSSIAN.variances, GAUSSIAN.axes
     c, x, past = axes.T @ mean, np.stack([np.zeros(2), np.ones(2)]), []  # past: (lambda, x_0_hat)
     before = None  # x and alpha_bar where the last step began, and what was known there
     for t, s in itertools.pairwise(times):
@@ -151,7 +151,7 @@ KINDS = [
 
 def make(kind, option):
     if kind == "ancestral":
-        return lambda schedule, denoise, noise: samplers.ancestral(schedule, denoise, mix=option, noise=noise)
+        return lambda schedule, denoise, noise: samplers.ancestral(schedule, denoise, variance_mix=option, noise=noise)
     if kind == "ddim":
         return lambda schedule, denoise, noise: samplers.ddim(schedule, denoise, eta=option, noise=noise)
     return lambda schedule, denoise, noise: SOLVERS[kind](schedule, denoise, order=option)
@@ -159,7 +159,7 @@ def make(kind, option):
 
 def predicting(schedule, predicts, law=GAUSSIAN):
     """The ideal denoiser by way of a network that predicts this."""
-    best = conformance.ideal(schedule, law)
+    best = conformance.ideal_denoiser(schedule, law)
 
     def net(x_t, t):
         found = best(x_t, t)
@@ -185,7 +185,9 @@ def test_terminal_moments_are_the_closed_form_with_every_spacing(kind, option, p
     # an x_0 from a mean at T is 7000 times a difference of numbers of order 1: in float32 that leaves three digits
     with jax.enable_x64(predicts == "mean"):
         schedule, start = schedules.linear(1000), (np.zeros(2), np.eye(2))
-        found = conformance.terminal(make(kind, option), schedule, predicting(schedule, predicts), CHAINS, start=start)
+        found = conformance.terminal_moments(
+            make(kind, option), schedule, predicting(schedule, predicts), CHAINS, start=start
+        )
     truth = closed_form_of_a_solver if kind in SOLVERS else closed_form
     near_the_closed_form(found, [truth(schedule, chain, kind, option) for chain in CHAINS])
 
@@ -198,7 +200,7 @@ def test_terminal_moments_of_the_analytic_variance_are_the_closed_form_with_ever
         signal, noise = (np.asarray(column) for column in schedule[:2])
         errors = 0.25 * noise**2 / (0.25 * signal**2 + noise**2)
         of = lambda schedule, denoise, noise: samplers.analytic(schedule, denoise, errors, noise=noise)  # noqa: E731
-        found = conformance.terminal(of, schedule, predicting(schedule, predicts, law), CHAINS, start=start)
+        found = conformance.terminal_moments(of, schedule, predicting(schedule, predicts, law), CHAINS, start=start)
     near_the_closed_form(found, [closed_form(schedule, chain, "analytic", None, law) for chain in CHAINS])
 
 
@@ -211,10 +213,10 @@ def test_the_analytic_variance_draws_gaussian_data_exactly_in_any_number_of_step
     of = lambda schedule, denoise, noise: samplers.analytic(schedule, denoise, errors, noise=noise)  # noqa: E731
     cases = [(steps, end) for steps in (1, 2, 10) for end in (1, 200)]
     chains = [np.append(np.linspace(1000, end, steps + 1)[:-1].astype(int), end) for steps, end in cases]
-    start = conformance.moments(schedule, law, 1000)
-    found = conformance.terminal(of, schedule, conformance.ideal(schedule, law), chains, start=start)
+    start = conformance.marginal_moments(schedule, law, 1000)
+    found = conformance.terminal_moments(of, schedule, conformance.ideal_denoiser(schedule, law), chains, start=start)
     for (steps, end), moments in zip(cases, found, strict=True):
-        for ours, true in zip(moments, conformance.moments(schedule, law, end), strict=True):
+        for ours, true in zip(moments, conformance.marginal_moments(schedule, law, end), strict=True):
             np.testing.assert_allclose(ours, true, rtol=0, atol=1e-5, err_msg=f"{steps} steps to {end}")
 
 
@@ -224,10 +226,10 @@ def test_the_bound_measures_the_errors_that_the_analytic_variance_asks_for():
 
     @jax.jit
     def errors(keys, key):
-        given = schedule, conformance.ideal(schedule, law), conformance.draw(keys, law)
-        return likelihood.bound(key, *given, decoder=likelihood.density).mse.mean(1)
+        given = schedule, conformance.ideal_denoiser(schedule, law), conformance.sample_data(keys, law)
+        return likelihood.vlb(key, *given, decoder=likelihood.gaussian_density).x0_mse.mean(1)
 
-    found = np.asarray(errors(samplers.image_keys(0, range(n)), of_seed(1)))
+    found = np.asarray(errors(samplers.image_keys(0, range(n)), from_seed(1)))
     signal, noise = (np.asarray(column)[1:] for column in schedule[:2])
     truth = 0.25 * noise**2 / (0.25 * signal**2 + noise**2)
     np.testing.assert_array_less(abs(found / truth - 1), 4 * np.sqrt(2 / (2 * n)))
@@ -246,14 +248,14 @@ def sound(name, steps=(40, 80, 160)):
         report = conformance.check(name, conformance.BUILT_IN[name], steps=steps)
     order = ORDERS.get(name) or ORDERS[name.partition(",")[0]]
     assert report.name == name and report.steps.tolist() == list(steps)
-    assert report.calls == 1 and report.repeats and report.apart < 1e-6
+    assert report.nfe_per_step == 1 and report.is_reproducible and report.batch_difference < 1e-6
     assert report.deterministic == (not name.startswith("ancestral") and name != "ddim, eta 1")
-    assert np.isnan(report.flow).all() == np.isnan(report.order) == (not report.deterministic)
+    assert np.isnan(report.flow_error).all() == np.isnan(report.flow_order) == (not report.deterministic)
     if report.deterministic:
-        assert abs(report.order - order) < 0.25 and report.flow[0] < 0.1
+        assert abs(report.flow_order - order) < 0.25 and report.flow_error[0] < 0.1
     # the moments of Gaussian data may converge one order faster
-    assert report.law_order > order - 0.15 and report.mean.max() < 1e-9
-    text = conformance.table([report])
+    assert report.cov_order > order - 0.15 and report.mean_error.max() < 1e-9
+    text = conformance.format_table([report])
     assert name in text and len({len(line) for line in text.splitlines()}) == 1
 
 
@@ -280,7 +282,7 @@ def test_a_sampler_that_is_wrong_is_found():
         return samplers.Sampler(right.init, step)
 
     report = conformance.check("mixed", mixed, steps=(20, 40))
-    assert not report.deterministic and report.law_order < 0 and report.apart > 1e-3
+    assert not report.deterministic and report.cov_order < 0 and report.batch_difference > 1e-3
     # and one whose images know their place in the batch
     repeats, _ = conformance.reproducibility(placed)
     assert not repeats
@@ -310,10 +312,10 @@ def placed(schedule, denoise, noise):
         ),
         (
             lambda: samplers.analytic(schedules.linear(10), predicting(schedules.linear(10), "eps"), np.ones(10)),
-            "x0_errors must have a row for each t in 0..T, (11,): (10,)",
+            "x0_mse must have a row for each t in 0..T, (11,): (10,)",
         ),
         (
-            lambda: conformance.even_in_log_snr(schedules.linear(100), 90, 1),
+            lambda: conformance.uniform_log_snr_times(schedules.linear(100), 90, 1),
             "90 steps, even in log SNR from 100 to 1, would visit a time twice",
         ),
     ],

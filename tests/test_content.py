@@ -4,12 +4,12 @@ import shutil
 
 import numpy as np
 import pytest
-from image_files import noise
+from image_files import random_pixels
 from programs import run, saved_steps
 
 from ddpm_jax import checkpoint
 from ddpm_jax.data import content
-from ddpm_jax.data.reader import Unread
+from ddpm_jax.data.reader import LazyImages
 
 SMALL = """
 from ddpm_jax.config import Config, Data, Evaluation, Net, Optim, Sampling, Schedule
@@ -28,7 +28,7 @@ def pictures(folder, *classes, side=8, dtype=np.uint8, seed=0):
     for k, name in enumerate(classes, seed):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(8):
-            np.save(folder / name / f"{i}.npy", noise(side, side, 1, dtype=dtype, seed=100 * k + i))
+            np.save(folder / name / f"{i}.npy", random_pixels(side, side, 1, dtype=dtype, seed=100 * k + i))
 
 
 def another_class(folder):
@@ -129,7 +129,7 @@ class Counted:
     labels, label_names, captions = None, (), None
 
     def __init__(self, count):
-        self.images, self.read = noise(count, 4, 4, 1), []
+        self.images, self.read = random_pixels(count, 4, 4, 1), []
 
     def __len__(self):
         return len(self.images)
@@ -141,7 +141,7 @@ class Counted:
 
 def test_of_images_that_are_not_in_memory_a_hundred_are_read():
     reader = Counted(12_345)
-    found = content.digests(Unread(reader))
+    found = content.digests(LazyImages(reader))
     assert len(reader.read) == 100 and (reader.read[0], reader.read[-1]) == (0, 12_344)
     assert np.ptp(np.diff(reader.read)) <= 1  # evenly spaced
     assert set(found) == {"some"} and content.digests(reader.images)["some"] == found["some"]

@@ -61,7 +61,7 @@ def apart(theirs, net, run: pathlib.Path, batch: int = 2) -> float:
     Of networks with labels, the batch's are the last.
     """
     _, torch = theirs
-    model = runs.Model(run, step=None, weights="ema", sampling={})
+    model = runs.Pipeline(run, step=None, weights="ema", sampling={})
     count = net.config.num_class_embeds
     label = count and np.arange(count)[-batch:]
     x = np.random.default_rng(0).normal(size=(batch, *model.shape)).astype(np.float32)
@@ -71,7 +71,7 @@ def apart(theirs, net, run: pathlib.Path, batch: int = 2) -> float:
         output = net(torch.from_numpy(x.transpose(0, 3, 1, 2)), torch.from_numpy(t), class_labels=told).sample
         wanted = output.numpy().transpose(0, 2, 3, 1)
     apply = jax.jit(objects.network(model.config, model.shape[-1]).apply)
-    condition = objects.blank(model.config, batch, model.shape)
+    condition = objects.empty_condition(model.config, batch, model.shape)
     condition = condition if label is None else condition._replace(label=label.astype(np.int32))
     found = np.asarray(apply({"params": model.params}, jnp.asarray(x), t + 1, condition))
     assert found.shape == wanted.shape
@@ -89,7 +89,7 @@ def apart(theirs, net, run: pathlib.Path, batch: int = 2) -> float:
 )  # fmt: skip
 def test_every_field_that_is_read_means_there_what_it_means_here(theirs, tmp_path, change):
     variance = {"variance_type": "learned_range"} if change.get("out_channels") == 6 else {}
-    net = made_there(theirs, tmp_path / "there", SMALL | change, published.LARGE | variance)
+    net = made_there(theirs, tmp_path / "there", SMALL | change, published.DDPM_FIXED_LARGE | variance)
     assert cli.call(["convert", "from", "diffusers", str(tmp_path / "there"), "--workdir", str(tmp_path / "run")]) == 0
     assert apart(theirs, net, tmp_path / "run") < 2e-5
     # and the way back
@@ -101,7 +101,7 @@ def test_every_field_that_is_read_means_there_what_it_means_here(theirs, tmp_pat
 
 
 def test_a_file_of_pytorchs_is_read_too(theirs, tmp_path):
-    net = made_there(theirs, tmp_path / "there", SMALL, published.SMALL, safe=False)
+    net = made_there(theirs, tmp_path / "there", SMALL, published.DDPM_FIXED_SMALL, safe=False)
     assert (tmp_path / "there" / "unet" / "diffusion_pytorch_model.bin").exists()
     assert cli.call(["convert", "from", "diffusers", str(tmp_path / "there"), "--workdir", str(tmp_path / "run")]) == 0
     assert apart(theirs, net, tmp_path / "run") < 2e-5
@@ -111,7 +111,7 @@ def test_a_file_of_pytorchs_is_read_too(theirs, tmp_path):
     "config, count, batch", [(published.CIFAR10, 35_746_307, 2), (published.CAT256, 113_673_219, 1)]
 )
 def test_the_published_networks_at_their_full_size(theirs, tmp_path, config, count, batch):
-    net = made_there(theirs, tmp_path / "there", config, published.LARGE)
+    net = made_there(theirs, tmp_path / "there", config, published.DDPM_FIXED_LARGE)
     assert sum(parameter.numel() for parameter in net.parameters()) == count
     assert cli.call(["convert", "from", "diffusers", str(tmp_path / "there"), "--workdir", str(tmp_path / "run")]) == 0
     assert apart(theirs, net, tmp_path / "run", batch) < 2e-5
@@ -122,9 +122,10 @@ def ours(tmp_path_factory):
     """A run of ours with random weights, and its folder there."""
     home = tmp_path_factory.mktemp("ours")
     config = configs.Config(
-        net=configs.Net(32, (1, 2), 1, (8,), dropout=0.0), sampling=configs.Sampling(steps=1000, mix=1.0, tile=4)
+        net=configs.Net(32, (1, 2), 1, (8,), dropout=0.0),
+        sampling=configs.Sampling(steps=1000, variance_mix=1.0, tile=4),
     )
-    tiny_run.make(home / "run", config, shape=(16, 16, 3), levels=256)
+    tiny_run.make_run(home / "run", config, shape=(16, 16, 3), levels=256)
     ddim = ["--sampler", "ddim", "--steps", "50", "--spacing", "leading"]
     assert cli.call(["convert", "to", "diffusers", str(home / "run"), str(home / "ddim"), *ddim]) == 0
     assert cli.call(["convert", "to", "diffusers", str(home / "run"), str(home / "ddpm")]) == 0
@@ -134,7 +135,7 @@ def ours(tmp_path_factory):
 def test_their_ddim_pipeline_draws_our_images_from_our_noise(theirs, ours, monkeypatch):
     diffusers, torch = theirs
     asked = {"sampler": "ddim", "steps": 50, "spacing": "leading"}
-    model = runs.Model(ours / "run", step=None, weights="ema", sampling=asked)
+    model = runs.Pipeline(ours / "run", step=None, weights="ema", sampling=asked)
     wanted = np.concatenate([part.x for part in model.draw(seed=3, start=0, num=4)])
     noise = np.asarray(samplers.initial_noise(samplers.image_keys(3, range(4)), model.shape))
     assert wanted.std() > 0.1

@@ -40,8 +40,8 @@ def convert(*args) -> int:
     return cli.call(["convert", *map(str, args)])
 
 
-def model(run, weights="ema") -> runs.Model:
-    return runs.Model(run, step=None, weights=weights, sampling={})
+def model(run, weights="ema") -> runs.Pipeline:
+    return runs.Pipeline(run, step=None, weights=weights, sampling={})
 
 
 def meta(run) -> dict:
@@ -59,7 +59,7 @@ def same_bytes(one, two) -> bool:
 def home(tmp_path_factory):
     """A folder of diffusers, the run that was made of it, what was said and the network there."""
     home = tmp_path_factory.mktemp("convert")
-    source, run = published.write(home / "source"), home / "run"
+    source, run = published.write_pipeline(home / "source"), home / "run"
     with contextlib.redirect_stdout(io.StringIO()) as said:
         assert convert("from", "diffusers", source, "--workdir", run) == 0
     return types.SimpleNamespace(source=source, run=run, said=said.getvalue(), model=model(run))
@@ -69,7 +69,7 @@ def home(tmp_path_factory):
 def small(tmp_path_factory):
     """A folder of diffusers that holds a network of a single level."""
     folder = tmp_path_factory.mktemp("convert") / "small"
-    return published.write(folder, config=published.TINY, held=published.tiny_tensors())
+    return published.write_pipeline(folder, config=published.TINY, held=published.tiny_tensors())
 
 
 def test_a_full_disk_is_said_with_the_folder_and_nothing_is_left(run_folder, tmp_path):
@@ -90,7 +90,7 @@ def test_what_a_killed_conversion_has_left_goes_with_the_next_one(tmp_path):
     dead, alive = (tmp_path / f".out.{socket.gethostname()}.{number}.part" for number in (ended.pid, os.getppid()))
     for left in (dead, alive):
         (left / "checkpoints").mkdir(parents=True)
-    with files.appearing(tmp_path / "out"):
+    with files.atomic_folder(tmp_path / "out"):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == [alive.name, "out"]
 
@@ -130,7 +130,7 @@ def test_what_files_do_not_say_is_asked_by_flags(small, tmp_path, capsys):
 
 
 def test_the_originals_checkpoint_is_a_run_with_raw_and_averaged_weights(tmp_path, capsys):
-    np.savez(tmp_path / "weights.npz", **networks.checkpoint())
+    np.savez(tmp_path / "weights.npz", **networks.original_checkpoint())
     (tmp_path / "small.py").write_text(
         "from ddpm_jax.config import Config, Data, Net\n"
         "config = Config(data=Data('npz:mine.npz'), net=Net(32, (1, 2), 1, (8,), dropout=0.1))\n"
@@ -169,7 +169,7 @@ def test_a_run_of_ours_goes_to_diffusers_and_comes_back_as_it_was_and_can_be_use
         schedule=configs.Schedule("cosine", T=20), loss=configs.Loss(predicts="v"),
         net=configs.Net(16, (1,), 1, (), groups=8, head_channels=8), sampling=configs.Sampling(steps=20),
     )  # fmt: skip
-    run = tiny_run.make(tmp_path / "ours", config, shape=(8, 8, 1), levels=256)
+    run = tiny_run.make_run(tmp_path / "ours", config, shape=(8, 8, 1), levels=256)
     np.savez(tmp_path / "mine.npz", train=np.random.default_rng(0).integers(0, 256, (200, 8, 8, 1), np.uint8))
     data = f"npz:{tmp_path / 'mine.npz'}"
     assert convert("to", "diffusers", run, tmp_path / "raw", "--weights", "raw") == 0
@@ -263,7 +263,7 @@ def test_tensors_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path, ca
     del held["conv_norm_out.bias"]
     held["class_embedding.weight"] = np.zeros((10, 64), np.float32)
     held["conv_out.weight"] = held["conv_out.weight"].astype(np.int32)
-    said = refused(capsys, tmp_path, published.write(tmp_path / "spoilt", config=published.TINY, held=held))
+    said = refused(capsys, tmp_path, published.write_pipeline(tmp_path / "spoilt", config=published.TINY, held=held))
     for part in (
         "2 tensors are missing: ",
         "mid_block.resnets.0.conv1.weight (16, 16, 3, 3)",
@@ -278,7 +278,7 @@ def test_tensors_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path, ca
 
     held = published.tiny_tensors()
     held["conv_out.bias"][1] = np.nan
-    source = published.write(tmp_path / "nan", config=published.TINY, held=held)
+    source = published.write_pipeline(tmp_path / "nan", config=published.TINY, held=held)
     assert "conv_out.bias holds NaN or infinity" in refused(capsys, tmp_path, source)
 
 
@@ -288,7 +288,7 @@ def test_a_damaged_folder_is_refused_and_nothing_is_written(small, tmp_path, cap
 
     says("there is no folder")
     config = published.TINY | {"surprise": 1}
-    source = published.write(tmp_path / "source", config=config, held=load_file(small / WEIGHTS))
+    source = published.write_pipeline(tmp_path / "source", config=config, held=load_file(small / WEIGHTS))
     says("surprise = 1 is a field that is not known here")
     (source / "config.json").write_text(json.dumps(published.TINY))
     says("--levels must lie in [2, 65536], got 1", "--levels", 1)
@@ -303,7 +303,7 @@ def test_a_damaged_folder_is_refused_and_nothing_is_written(small, tmp_path, cap
     (source / "scheduler_config.json").unlink()
     says("holds no scheduler_config.json")
     (source / "config.json").write_text('{"_class_name": ')
-    (source / "scheduler_config.json").write_text(json.dumps(published.LARGE))
+    (source / "scheduler_config.json").write_text(json.dumps(published.DDPM_FIXED_LARGE))
     says("config.json is not JSON, or damaged")
 
 
@@ -334,7 +334,7 @@ def test_calls_without_a_command_say_which_there_are(capsys):
 def test_labels_come_along_and_go_back(small, tmp_path, capsys, null_label):
     held = load_file(small / WEIGHTS)
     held["class_embedding.weight"] = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
-    source = published.write(tmp_path / "source", config=published.TINY | {"num_class_embeds": 4}, held=held)
+    source = published.write_pipeline(tmp_path / "source", config=published.TINY | {"num_class_embeds": 4}, held=held)
     run, classes = tmp_path / "run", 4 - null_label
     flag = ["--null-label"] if null_label else []
     names = ["--label-names", *"abcd"[:classes]]
@@ -342,7 +342,7 @@ def test_labels_come_along_and_go_back(small, tmp_path, capsys, null_label):
     made = model(run)
     assert made.config.net.num_classes == classes and made.label_names == tuple("abcd"[:classes])
     # without a row for none, the network was told a label always, and images of none are refused
-    assert (made.config.condition.drop > 0) == null_label
+    assert (made.config.condition.dropout > 0) == null_label
     table = np.asarray(made.params["label"]["table"]["embedding"])
     np.testing.assert_array_equal(table[:4], held["class_embedding.weight"])
     assert null_label or (table.shape == (5, 64) and not table[4].any())
@@ -356,7 +356,7 @@ def test_labels_come_along_and_go_back(small, tmp_path, capsys, null_label):
 def test_where_the_folders_own_sampler_draws_other_images_is_said(small, home, tmp_path, capsys):
     assert "note:" not in home.said
     settings = {"_class_name": "DDIMScheduler", "timestep_spacing": "linspace"}
-    source = published.write(
+    source = published.write_pipeline(
         tmp_path / "source", config=published.TINY, scheduler=settings, held=load_file(small / WEIGHTS)
     )
     run = tmp_path / "run"
@@ -372,7 +372,7 @@ def test_where_the_folders_own_sampler_draws_other_images_is_said(small, home, t
 def test_a_checkpoint_of_guided_diffusion_is_a_run_that_is_told_labels(tmp_path, capsys):
     case = "h/guided_open_0"
     held = {
-        name.removeprefix("param:"): goldens.exact(case, name).astype(np.float32)
+        name.removeprefix("param:"): goldens.stored_array(case, name).astype(np.float32)
         for name in goldens.MANIFEST[case]["arrays"]
         if name.startswith("param:")
     }
@@ -394,8 +394,8 @@ def test_a_checkpoint_of_guided_diffusion_is_a_run_that_is_told_labels(tmp_path,
     made = model(tmp_path / "run")
     assert made.step == 7 and made.label_names == tuple("0123456789") and made.config.data.source == "unknown"
     # the network and the parameters that test_goldens_networks compares with what theirs gives
-    net = networks.openais(goldens.MANIFEST[case]["args"])
-    assert made.config.net == net and objects.learned_variance(made.config)
+    net = networks.openai_net(goldens.MANIFEST[case]["args"])
+    assert made.config.net == net and objects.has_learned_variance(made.config)
     assert same_bytes(made.params, rules.apply(openai.rules(made.params, net, "legacy"), held, made.params))
 
 

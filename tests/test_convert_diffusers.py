@@ -10,7 +10,7 @@ import published
 import pytest
 
 from ddpm_jax import config as configs
-from ddpm_jax.config import Config, Conventions, Net, Sampling, objects
+from ddpm_jax.config import CompatOptions, Config, Net, Sampling, objects
 from ddpm_jax.convert import folder, rules
 from ddpm_jax.convert.diffusers import names, network, scheduler
 
@@ -20,17 +20,17 @@ ROOT = goldens.FOLDER.parents[1]
 @functools.cache
 def target():
     """The small network's parameters, as shapes."""
-    read = network.read(published.CONFIG)
-    return folder.target(Config(net=read.net), read.shape)
+    read = network.from_diffusers(published.CONFIG)
+    return folder.param_shapes(Config(net=read.net), read.shape)
 
 
 def output(given: dict, tensors: dict) -> np.ndarray:
     """What our network gives for the small network's input, read from a configuration and tensors."""
-    read = network.read(given)
+    read = network.from_diffusers(given)
     config = Config(net=read.net)
-    wanted = folder.target(config, read.shape)
+    wanted = folder.param_shapes(config, read.shape)
     params = rules.apply(names.rules(wanted), tensors, wanted)
-    x, t = goldens.exact(published.GOLDEN, "x"), goldens.exact(published.GOLDEN, "t")
+    x, t = goldens.stored_array(published.GOLDEN, "x"), goldens.stored_array(published.GOLDEN, "t")
     with jax.default_matmul_precision("highest"):
         apply = jax.jit(objects.network(config, 3).apply)
         return np.asarray(apply({"params": params}, x, t.astype(np.int32) + 1))
@@ -42,29 +42,29 @@ def output(given: dict, tensors: dict) -> np.ndarray:
 @pytest.mark.parametrize(
     "given, variance, file, mix",
     [
-        (published.CIFAR10, published.LARGE, "cifar10", 1.0),
-        (published.CAT256, published.SMALL, "lsun_church256", 0.0),
-        (published.CAT256, published.SMALL, "celebahq256", 0.0),
+        (published.CIFAR10, published.DDPM_FIXED_LARGE, "cifar10", 1.0),
+        (published.CAT256, published.DDPM_FIXED_SMALL, "lsun_church256", 0.0),
+        (published.CAT256, published.DDPM_FIXED_SMALL, "celebahq256", 0.0),
     ],
     ids=["cifar10", "cat256", "celebahq256"],
 )
 def test_the_published_networks_are_those_of_the_recipes(given, variance, file, mix):
     ours = configs.load(ROOT / "configs" / f"{file}.py")
-    read = network.read(given)
-    chain = scheduler.read(variance, doubled=read.doubled)
+    read = network.from_diffusers(given)
+    chain = scheduler.from_diffusers(variance, learned_variance=read.learned_variance)
     # dropout is of training, which the files no longer know
     assert read.net == dataclasses.replace(ours.net, dropout=0.0)
     assert (chain.schedule, chain.loss) == (ours.schedule, ours.loss)
     assert (chain.sampling.sampler, chain.sampling.steps, chain.sampling.clip) == ("ancestral", 1000, True)
-    assert chain.sampling.mix == mix == ours.sampling.mix
+    assert chain.sampling.variance_mix == mix == ours.sampling.variance_mix
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("given, count", [(published.CIFAR10, 35_746_307), (published.CAT256, 113_673_219)])
 def test_the_published_networks_have_the_sizes_of_ours(given, count):
     """Which test_unet counts."""
-    read = network.read(given)
-    leaves = jax.tree.leaves(folder.target(Config(net=read.net), read.shape))
+    read = network.from_diffusers(given)
+    leaves = jax.tree.leaves(folder.param_shapes(Config(net=read.net), read.shape))
     assert sum(int(np.prod(leaf.shape)) for leaf in leaves) == count
 
 
@@ -72,12 +72,12 @@ def test_the_published_networks_have_the_sizes_of_ours(given, count):
 
 
 def test_the_small_network_is_read_as_itself_and_gives_what_diffusers_gives():
-    wanted = goldens.exact(published.GOLDEN, "out")
+    wanted = goldens.stored_array(published.GOLDEN, "out")
     np.testing.assert_allclose(output(published.CONFIG, published.tensors()), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_both_names_of_attentions_are_the_same_parameters():
-    today, old = published.tensors(), published.renamed(published.tensors())
+    today, old = published.tensors(), published.with_names_of_2022(published.tensors())
     assert "mid_block.attentions.0.query.weight" in old and "up_blocks.0.attentions.1.proj_attn.bias" in old
     one, other = (
         rules.apply(names.rules(target(), names.attention_names(tensors)), tensors, target())
@@ -87,7 +87,7 @@ def test_both_names_of_attentions_are_the_same_parameters():
 
 
 def test_a_file_with_both_names_is_refused_by_the_tensors():
-    mixed = published.renamed(published.tensors())
+    mixed = published.with_names_of_2022(published.tensors())
     mixed["mid_block.attentions.0.to_q.weight"] = mixed.pop("mid_block.attentions.0.query.weight")
     with pytest.raises(ValueError) as raised:
         rules.apply(names.rules(target(), names.attention_names(mixed)), mixed, target())
@@ -108,11 +108,11 @@ def test_a_file_with_both_names_is_refused_by_the_tensors():
     ],
 )
 def test_a_convention_is_read_and_a_missing_one_is_diffusers_own_and_not_ours(field, value, ours):
-    here = network.read(published.CONFIG).net.conventions
-    assert here == Conventions()
-    assert network.read(published.CONFIG | {field: value}).net.conventions == dataclasses.replace(here, **ours)
+    here = network.from_diffusers(published.CONFIG).net.compat
+    assert here == CompatOptions()
+    assert network.from_diffusers(published.CONFIG | {field: value}).net.compat == dataclasses.replace(here, **ours)
     without = {name: said for name, said in published.CONFIG.items() if name != field}
-    assert network.read(without).net.conventions == dataclasses.replace(here, **ours)
+    assert network.from_diffusers(without).net.compat == dataclasses.replace(here, **ours)
 
 
 @pytest.mark.slow
@@ -125,15 +125,18 @@ def test_a_convention_is_read_and_a_missing_one_is_diffusers_own_and_not_ours(fi
     ids=str,
 )  # fmt: skip
 def test_a_convention_that_is_another_gives_other_images(change, least):
-    wanted = goldens.exact(published.GOLDEN, "out")
+    wanted = goldens.stored_array(published.GOLDEN, "out")
     assert np.abs(output(published.CONFIG | change, published.tensors()) - wanted).max() > least
 
 
 def test_head_dim_is_the_size_of_a_head_and_its_absence_means_eight():
-    assert network.read(published.CONFIG).net.head_channels == 0 and network.read(published.CONFIG).net.heads == 1
+    assert (
+        network.from_diffusers(published.CONFIG).net.head_channels == 0
+        and network.from_diffusers(published.CONFIG).net.heads == 1
+    )
     without = {name: said for name, said in published.CONFIG.items() if name != "attention_head_dim"}
-    assert network.read(without).net.head_channels == 8
-    other = network.read(published.CONFIG | {"attention_head_dim": 16, "norm_num_groups": 16}).net
+    assert network.from_diffusers(without).net.head_channels == 8
+    other = network.from_diffusers(published.CONFIG | {"attention_head_dim": 16, "norm_num_groups": 16}).net
     assert (other.head_channels, other.heads, other.groups) == (16, 1, 16)
 
 
@@ -141,14 +144,19 @@ def test_head_dim_is_the_size_of_a_head_and_its_absence_means_eight():
     "variance, mix", [("fixed_small", 0.0), ("fixed_small_log", 0.0), ("fixed_large", 1.0), (None, 0.0)]
 )
 def test_the_variance_is_read_and_a_missing_one_is_the_small_one(variance, mix):
-    given = {name: said for name, said in published.LARGE.items() if name != "variance_type"}
+    given = {name: said for name, said in published.DDPM_FIXED_LARGE.items() if name != "variance_type"}
     given |= {"variance_type": variance} if variance else {}
-    assert scheduler.read(given, doubled=False).sampling.mix == mix
+    assert scheduler.from_diffusers(given, learned_variance=False).sampling.variance_mix == mix
 
 
 @pytest.mark.parametrize("clip", [True, False])
 def test_clipping_is_read(clip):
-    assert scheduler.read(published.LARGE | {"clip_sample": clip}, doubled=False).sampling.clip is clip
+    assert (
+        scheduler.from_diffusers(
+            published.DDPM_FIXED_LARGE | {"clip_sample": clip}, learned_variance=False
+        ).sampling.clip
+        is clip
+    )
 
 
 # --- other networks and chains that can be had
@@ -161,13 +169,15 @@ def test_scale_and_shift_with_changes_of_size_in_residual_blocks_are_read():
         "downsample_type": "resnet", "upsample_type": "resnet", "resnet_time_scale_shift": "scale_shift",
         "attn_norm_num_groups": 32, "attention_head_dim": 32, "out_channels": 6,
     }  # fmt: skip
-    read = network.read(given)
-    assert (read.net.resample_by, read.net.time_joins, read.net.head_channels) == ("block", "scale_shift", 32)
-    assert read.doubled and read.net.attention_at == (4,)
+    read = network.from_diffusers(given)
+    assert (read.net.resample, read.net.time_conditioning, read.net.head_channels) == ("block", "scale_shift", 32)
+    assert read.learned_variance and read.net.attention_resolutions == (4,)
 
 
 def test_a_learned_variance_is_a_hybrid_loss():
-    chain = scheduler.read(published.LARGE | {"variance_type": "learned_range"}, doubled=True)
+    chain = scheduler.from_diffusers(
+        published.DDPM_FIXED_LARGE | {"variance_type": "learned_range"}, learned_variance=True
+    )
     assert chain.loss.kind == "hybrid"
 
 
@@ -176,10 +186,15 @@ def test_ddim_of_any_prediction_and_schedule_is_read():
         "_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction",
         "timestep_spacing": "trailing", "num_train_timesteps": 500, "clip_sample": False,
     }  # fmt: skip
-    chain = scheduler.read(given, doubled=False)
+    chain = scheduler.from_diffusers(given, learned_variance=False)
     assert (chain.schedule.kind, chain.schedule.T, chain.loss.predicts) == ("cosine", 500, "v")
     assert chain.sampling == Sampling("ddim", steps=50, spacing="trailing", clip=False)
-    assert scheduler.read(published.LARGE | {"predict_epsilon": False}, doubled=False).loss.predicts == "x0"
+    assert (
+        scheduler.from_diffusers(
+            published.DDPM_FIXED_LARGE | {"predict_epsilon": False}, learned_variance=False
+        ).loss.predicts
+        == "x0"
+    )
 
 
 # --- what is refused, by name
@@ -233,13 +248,13 @@ def test_ddim_of_any_prediction_and_schedule_is_read():
 )  # fmt: skip
 def test_a_network_that_cannot_be_had_is_refused_by_the_name_of_its_field(change, said):
     with pytest.raises(ValueError) as raised:
-        network.read(published.CONFIG | change)
+        network.from_diffusers(published.CONFIG | change)
     assert said in str(raised.value), raised.value
 
 
 def test_all_fields_that_stand_in_the_way_are_named_at_once():
     with pytest.raises(ValueError) as raised:
-        network.read(published.CONFIG | {"act_fn": "relu", "unheard_of": [], "freq_shift": "1"})
+        network.from_diffusers(published.CONFIG | {"act_fn": "relu", "unheard_of": [], "freq_shift": "1"})
     assert all(name in str(raised.value) for name in ("act_fn", "unheard_of", "freq_shift"))
 
 
@@ -278,17 +293,17 @@ def test_all_fields_that_stand_in_the_way_are_named_at_once():
 )
 def test_a_chain_that_cannot_be_had_is_refused_by_the_name_of_its_field(change, said):
     with pytest.raises(ValueError) as raised:
-        scheduler.read(published.LARGE | change, doubled=False)
+        scheduler.from_diffusers(published.DDPM_FIXED_LARGE | change, learned_variance=False)
     assert said in str(raised.value), raised.value
 
 
 def test_a_variance_that_the_scheduler_does_not_take_is_refused():
     with pytest.raises(ValueError, match="variance_type = 'fixed_large', but the network gives twice as many channels"):
-        scheduler.read(published.LARGE, doubled=True)
+        scheduler.from_diffusers(published.DDPM_FIXED_LARGE, learned_variance=True)
     with pytest.raises(ValueError, match="a DDIMScheduler takes no learned variance"):
-        scheduler.read({"_class_name": "DDIMScheduler"}, doubled=True)
+        scheduler.from_diffusers({"_class_name": "DDIMScheduler"}, learned_variance=True)
     with pytest.raises(ValueError, match="set_alpha_to_one = False: only True can be had"):
-        scheduler.read({"_class_name": "DDIMScheduler", "set_alpha_to_one": False}, doubled=False)
+        scheduler.from_diffusers({"_class_name": "DDIMScheduler", "set_alpha_to_one": False}, learned_variance=False)
 
 
 # --- the way back
@@ -299,60 +314,63 @@ def test_a_variance_that_the_scheduler_does_not_take_is_refused():
     [
         Net(32, (1, 2), 1, (8,), dropout=0.0),
         Net(32, (1, 2, 2), 2, (16, 4), heads=1, head_channels=16, dropout=0.1, groups=16),
-        Net(32, (1, 2), 1, (1, 2), attention_by="factor", dropout=0.0, resample_by="block", time_joins="scale_shift",
-            conventions=Conventions(eps=1e-5, padding="both", time_order="cos_sin", time_shift=0)),
+        Net(32, (1, 2), 1, (1, 2), attention_by="factor", dropout=0.0, resample="block",
+            time_conditioning="scale_shift",
+            compat=CompatOptions(eps=1e-5, padding="both", time_order="cos_sin", time_shift=0)),
         Net(64, (1, 1), 1, (), heads=2, dropout=0.0),
     ],
     ids=["original", "heads", "openai", "two heads"],
 )  # fmt: skip
 def test_a_network_that_was_written_is_read_as_itself(net):
     config = Config(net=net)
-    read = network.read(network.write(config, (16, 16, 1)))
-    assert read.shape == (16, 16, 1) and not read.doubled
+    read = network.from_diffusers(network.to_diffusers(config, (16, 16, 1)))
+    assert read.shape == (16, 16, 1) and not read.learned_variance
     if net.heads > 1 or net.attention_by == "factor":  # what is read is said in other words
-        one, again = (folder.target(Config(net=n), (16, 16, 1)) for n in (net, read.net))
+        one, again = (folder.param_shapes(Config(net=n), (16, 16, 1)) for n in (net, read.net))
         assert jax.tree.map(lambda leaf: leaf.shape, one) == jax.tree.map(lambda leaf: leaf.shape, again)
     if net.heads > 1:  # so many heads of so many channels are as many of half of them
         net = dataclasses.replace(net, head_channels=net.channels // net.heads, heads=1)
-    sizes = tuple(16 // f for f in net.attention_at) if net.attention_by == "factor" else net.attention_at
-    assert read.net == dataclasses.replace(net, attention_by="size", attention_at=sizes)
+    sizes = (
+        tuple(16 // f for f in net.attention_resolutions) if net.attention_by == "factor" else net.attention_resolutions
+    )
+    assert read.net == dataclasses.replace(net, attention_by="size", attention_resolutions=sizes)
 
 
 @pytest.mark.parametrize("kind", ["linear", "quad", "cosine"])
 @pytest.mark.parametrize(
-    "sampling", [Sampling(steps=60, mix=0.0), Sampling("ddim", steps=50, spacing="leading", clip=False)]
+    "sampling", [Sampling(steps=60, variance_mix=0.0), Sampling("ddim", steps=50, spacing="leading", clip=False)]
 )
 def test_a_chain_that_was_written_is_read_as_itself(kind, sampling):
     config = Config(schedule=configs.Schedule(kind, T=60), loss=configs.Loss(predicts="v"), sampling=sampling)
-    chain = scheduler.read(scheduler.write(config), doubled=False)
+    chain = scheduler.from_diffusers(scheduler.to_diffusers(config), learned_variance=False)
     assert (chain.schedule, chain.loss) == (config.schedule, config.loss)
     spacing = "leading" if sampling.spacing == "uniform" else sampling.spacing  # all 60 are all 60
-    mix = sampling.mix if sampling.sampler == "ancestral" else 1.0
-    kept = dataclasses.replace(sampling, spacing=spacing, mix=mix)
+    mix = sampling.variance_mix if sampling.sampler == "ancestral" else 1.0
+    kept = dataclasses.replace(sampling, spacing=spacing, variance_mix=mix)
     assert chain.sampling == kept
 
 
 def test_a_schedule_without_signal_at_its_end_is_read_and_written():
-    given = published.LARGE | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
-    chain = scheduler.read(given, doubled=False)
+    given = published.DDPM_FIXED_LARGE | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    chain = scheduler.from_diffusers(given, learned_variance=False)
     assert chain.schedule == configs.Schedule("linear", T=1000, zero_terminal_snr=True)
     config = Config(schedule=chain.schedule, loss=chain.loss, sampling=chain.sampling)
-    assert scheduler.write(config)["rescale_betas_zero_snr"] is True
+    assert scheduler.to_diffusers(config)["rescale_betas_zero_snr"] is True
     # betas that have no name there are the rescaled ones already
     other = dataclasses.replace(config, schedule=configs.Schedule("const", T=1000, zero_terminal_snr=True))
-    written = scheduler.write(other)
+    written = scheduler.to_diffusers(other)
     assert written["rescale_betas_zero_snr"] is False and written["trained_betas"][-1] == 1
 
 
 def test_labels_that_were_written_are_read_as_themselves():
     net = Net(32, (1, 2), 1, (8,), dropout=0.0, num_classes=10)
     for drop, count in ((0.0, 10), (0.1, 11)):  # a network trained to do without has a row for none
-        config = Config(net=net, condition=configs.Condition(drop=drop))
-        written = network.write(config, (16, 16, 1))
+        config = Config(net=net, condition=configs.Condition(dropout=drop))
+        written = network.to_diffusers(config, (16, 16, 1))
         assert written["num_class_embeds"] == count
-        assert network.read(written, null_label=network.null_label(config)).net == net
+        assert network.from_diffusers(written, null_label=network.null_label(config)).net == net
     with pytest.raises(ValueError, match="num_class_embeds = None: at least 2, the last of which stands for none"):
-        network.read(published.CONFIG, null_label=True)
+        network.from_diffusers(published.CONFIG, null_label=True)
 
 
 @pytest.mark.parametrize(
@@ -365,9 +383,9 @@ def test_labels_that_were_written_are_read_as_themselves():
         (Sampling("ddim", steps=30, spacing="trailing", clip=False), ["every step of diffusers' DDIM is 33 "]),
         (Sampling("ddim", steps=50, spacing="trailing", clip=False), []),
         (Sampling("ddim", steps=1000, spacing="linspace", clip=False), []),
-        (Sampling(spacing="trailing", mix=1.0), ["the last step of diffusers' DDPM adds noise"]),
-        (Sampling(spacing="trailing", mix=0.0), []),
-        (Sampling(spacing="leading", mix=1.0), []),
+        (Sampling(spacing="trailing", variance_mix=1.0), ["the last step of diffusers' DDPM adds noise"]),
+        (Sampling(spacing="trailing", variance_mix=0.0), []),
+        (Sampling(spacing="leading", variance_mix=1.0), []),
     ],
     ids=str,
 )  # fmt: skip
@@ -378,16 +396,21 @@ def test_where_diffusers_draws_other_images_is_said(sampling, said):
 
 def test_a_learned_variance_that_was_written_is_read_as_itself():
     config = Config(net=Net(32, (1, 2), 1, (8,), dropout=0.0), loss=configs.Loss("hybrid", predicts="v"))
-    written = network.write(config, (16, 16, 1))
-    read, chain = network.read(written), scheduler.read(scheduler.write(config), doubled=True)
-    assert written["out_channels"] == 2 and read.doubled and read.shape == (16, 16, 1) and read.net == config.net
+    written = network.to_diffusers(config, (16, 16, 1))
+    read, chain = (
+        network.from_diffusers(written),
+        scheduler.from_diffusers(scheduler.to_diffusers(config), learned_variance=True),
+    )
+    assert (
+        written["out_channels"] == 2 and read.learned_variance and read.shape == (16, 16, 1) and read.net == config.net
+    )
     assert (chain.schedule, chain.loss) == (config.schedule, config.loss)
-    assert scheduler.write(config)["variance_type"] == "learned_range"
+    assert scheduler.to_diffusers(config)["variance_type"] == "learned_range"
 
 
 def test_schedules_that_diffusers_has_no_name_for_are_written_as_their_betas():
     config = Config(schedule=configs.Schedule("warmup10", T=50, beta_1=1e-4, beta_T=0.2), sampling=Sampling(steps=50))
-    betas = np.asarray(scheduler.write(config)["trained_betas"])
+    betas = np.asarray(scheduler.to_diffusers(config)["trained_betas"])
     np.testing.assert_allclose(betas, np.r_[np.linspace(1e-4, 0.2, 5), np.full(45, 0.2)], rtol=1e-12)
 
 
@@ -399,17 +422,17 @@ def test_schedules_that_diffusers_has_no_name_for_are_written_as_their_betas():
         (Net(resample_with_conv=False), (32, 32, 3), "net.resample_with_conv = False"),
         (Net(48), (32, 32, 3), "net.groups = 32: there they divide the channels of every level, and not [48]"),
         (
-            Net(heads=2, attention_at=(32, 16)),
+            Net(heads=2, attention_resolutions=(32, 16)),
             (32, 32, 3),
             "net.heads = 2 over [128, 256] channels: there, heads have one",
         ),
-        (Net(conventions=Conventions(time_scale=0.25)), (32, 32, 3), "net.conventions.time_scale = 0.25"),
-        (Net(conventions=Conventions(time_dim=64)), (32, 32, 3), "net.conventions.time_dim = 64: there it is"),
+        (Net(compat=CompatOptions(time_scale=0.25)), (32, 32, 3), "net.compat.time_scale = 0.25"),
+        (Net(compat=CompatOptions(time_dim=64)), (32, 32, 3), "net.compat.time_dim = 64: there it is"),
     ],
 )
 def test_a_network_that_diffusers_cannot_express_is_refused_by_name(net, shape, said):
     with pytest.raises(ValueError) as raised:
-        network.write(Config(net=net), shape)
+        network.to_diffusers(Config(net=net), shape)
     assert said in str(raised.value), raised.value
 
 
@@ -417,7 +440,10 @@ def test_a_network_that_diffusers_cannot_express_is_refused_by_name(net, shape, 
     "change, said",
     [
         ({"sampling": Sampling("unipc")}, "sampling.sampler = 'unipc': give --sampler ancestral or ddim"),
-        ({"sampling": Sampling(mix=0.5)}, "sampling.mix = 0.5: its variances are those of 0 and 1, give --mix"),
+        (
+            {"sampling": Sampling(variance_mix=0.5)},
+            "sampling.variance_mix = 0.5: its variances are those of 0 and 1, give --variance-mix",
+        ),
         ({"sampling": Sampling(threshold=99.5)}, "sampling.threshold = 99.5"),
         ({"sampling": Sampling(eps_scale=1.01)}, "sampling.eps_scale = 1.01: give --eps-scale 1"),
         ({"sampling": Sampling("ddim", steps=50)}, "sampling.spacing = 'uniform': give --spacing leading, trailing"),
@@ -436,5 +462,5 @@ def test_a_network_that_diffusers_cannot_express_is_refused_by_name(net, shape, 
 )
 def test_a_chain_that_diffusers_cannot_express_is_refused_by_name(change, said):
     with pytest.raises(ValueError) as raised:
-        scheduler.write(Config(**change))
+        scheduler.to_diffusers(Config(**change))
     assert said in str(raised.value), raised.value

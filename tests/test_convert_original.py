@@ -5,8 +5,8 @@ import functools
 import jax
 import numpy as np
 import pytest
-from networks import ORIGINAL, SHAPE, checkpoint, originals_tree, variables
-from tensorflow_files import in_tensorflow, with_tensorflow
+from networks import ORIGINAL, SHAPE, original_checkpoint, original_tree, original_variables
+from tensorflow_files import needs_tensorflow, write_tensorflow_checkpoint
 
 from ddpm_jax import runs
 from ddpm_jax.convert import commands, files, folder, original, rules
@@ -14,7 +14,7 @@ from ddpm_jax.convert import commands, files, folder, original, rules
 
 @functools.cache
 def target():
-    return folder.target(ORIGINAL, SHAPE)
+    return folder.param_shapes(ORIGINAL, SHAPE)
 
 
 def in_pytorch(held: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -39,41 +39,41 @@ def in_pytorch(held: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def test_tensorflows_variables_become_the_parameters_that_give_what_the_original_gives(tmp_path):
     """As test_unet has them, which compares what the network makes of them."""
-    np.savez(tmp_path / "weights.npz", **checkpoint())
-    found = original.source(files.read(tmp_path / "weights.npz"))
-    assert found.both and found.step == 790_000
-    assert len(found.aside) == 2 * len(variables()) + 3
+    np.savez(tmp_path / "weights.npz", **original_checkpoint())
+    found = original.from_tensors(files.read_tensors(tmp_path / "weights.npz"))
+    assert found.has_both and found.step == 790_000
+    assert len(found.unused) == 2 * len(original_variables()) + 3
     ema, raw = (rules.apply(found.rules(target()), tensors, target()) for tensors in (found.ema, found.raw))
-    wanted = originals_tree(variables())
+    wanted = original_tree(original_variables())
     jax.tree.map(np.testing.assert_array_equal, ema, wanted)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b + np.float32(0.25)), raw, wanted)
 
 
-@with_tensorflow
+@needs_tensorflow
 def test_a_tensorflow_checkpoint_becomes_a_run_that_names_its_files(tmp_path):
-    in_tensorflow(tmp_path / "model.ckpt-790000", checkpoint())
+    write_tensorflow_checkpoint(tmp_path / "model.ckpt-790000", original_checkpoint())
     (tmp_path / "small.py").write_text(f"from ddpm_jax.config import *\nconfig = {ORIGINAL!r}\n")
     options = commands.FromOriginal(
         str(tmp_path / "model.ckpt-790000"), str(tmp_path / "small.py"), SHAPE, str(tmp_path / "run")
     )
     commands.from_original(options)
-    model = runs.Model(tmp_path / "run", step=None, weights="ema", sampling={})
+    model = runs.Pipeline(tmp_path / "run", step=None, weights="ema", sampling={})
     assert model.step == 790_000
     assert sorted(model.origin["files"]) == [f"model.ckpt-790000.{part}" for part in ("data-00000-of-00001", "index")]
-    wanted = rules.apply(original.tensorflow_rules(model.params), variables(), model.params)
+    wanted = rules.apply(original.tensorflow_rules(model.params), original_variables(), model.params)
     assert jax.tree.all(jax.tree.map(np.array_equal, model.params, wanted))
 
 
 def test_pytorchs_conversion_gives_the_same_parameters():
-    held = in_pytorch(variables())
+    held = in_pytorch(original_variables())
     # names of the published file
     for name in ("down.0.block.0.norm1.weight", "mid.attn_1.q.weight", "mid.block_2.conv1.bias", "temb.dense.1.weight"):
         assert name in held
     assert held["mid.attn_1.q.weight"].shape == (64, 64, 1, 1)
-    wanted = rules.apply(original.tensorflow_rules(target()), variables(), target())
+    wanted = rules.apply(original.tensorflow_rules(target()), original_variables(), target())
     for tensors in (held, {f"module.{name}": t for name, t in held.items()}):
-        found = original.source(tensors)
-        assert not found.both and found.step == 0
+        found = original.from_tensors(tensors)
+        assert not found.has_both and found.step == 0
         params = rules.apply(found.rules(target()), found.ema, target())
         assert jax.tree.all(jax.tree.map(np.array_equal, params, wanted))
     back = rules.invert(original.torch_rules(target()), wanted)
@@ -81,9 +81,9 @@ def test_pytorchs_conversion_gives_the_same_parameters():
 
 
 def test_variables_of_another_network_are_refused_by_name():
-    held = variables() | {"model/down_2/block_0/conv1/W": np.zeros((3, 3, 64, 64), np.float32)}
+    held = original_variables() | {"model/down_2/block_0/conv1/W": np.zeros((3, 3, 64, 64), np.float32)}
     del held["model/mid/attn_1/q/b"]
-    found = original.source(held)
+    found = original.from_tensors(held)
     with pytest.raises(ValueError) as raised:
         rules.apply(found.rules(target()), found.raw, target())
     assert "1 tensors are missing: model/mid/attn_1/q/b (64,)" in str(raised.value)
@@ -91,14 +91,14 @@ def test_variables_of_another_network_are_refused_by_name():
 
 
 def test_averages_or_raw_ones_alone_stand_for_both():
-    averages = {name: v for name, v in checkpoint().items() if name.endswith("Average")}
-    for held in (averages, variables(), {f"{name}:0": v for name, v in variables().items()}):
-        found = original.source(held)
-        assert not found.both and set(found.raw) == set(found.ema) == set(variables())
+    averages = {name: v for name, v in original_checkpoint().items() if name.endswith("Average")}
+    for held in (averages, original_variables(), {f"{name}:0": v for name, v in original_variables().items()}):
+        found = original.from_tensors(held)
+        assert not found.has_both and set(found.raw) == set(found.ema) == set(original_variables())
 
 
 def test_other_names_are_refused():
     with pytest.raises(ValueError, match=r"not the original's weights.*but time_embed\.0\.weight"):
-        original.source({"time_embed.0.weight": np.zeros(1)})
+        original.from_tensors({"time_embed.0.weight": np.zeros(1)})
     with pytest.raises(ValueError, match="but nothing"):
-        original.source({})
+        original.from_tensors({})

@@ -34,7 +34,7 @@ def three_in_one() -> rules.Rule:
 
 RULES = [
     rules.conv(("conv", "kernel"), "c.weight"),
-    rules.same(("conv", "bias"), "c.bias"),
+    rules.identity(("conv", "bias"), "c.bias"),
     three_in_one(),
     rules.pointwise(("nin", "kernel"), "n.weight", 2),
     rules.dense(("dense", "kernel"), "d.weight"),
@@ -64,7 +64,7 @@ def test_each_number_lands_where_the_layouts_say():
     assert params["dense"]["kernel"][4, 6] == t["d.weight"][6, 4]
     assert params["nin"]["kernel"][1, 3] == t["n.weight"][3, 1, 0, 0]
     assert params["attn"]["v"]["kernel"][1, 2] == t["qkv"][8 + 2, 1]
-    assert all(leaf.flags.c_contiguous and leaf.flags.owndata for leaf in rules.flatten(params).values())
+    assert all(leaf.flags.c_contiguous and leaf.flags.owndata for leaf in rules.flatten_dict(params).values())
 
 
 def test_everything_that_is_wrong_is_said_at_once():
@@ -119,7 +119,7 @@ def test_rules_that_leave_a_leaf_out_or_name_one_twice_are_refused():
     with pytest.raises(ValueError, match=r"(?s)tensors have two rules: c.bias.*leaves have two rules: conv/bias"):
         rules.invert([*RULES, RULES[1]], rules.apply(RULES, tensors(), TARGET))
     with pytest.raises(ValueError, match="1 rules name leaves that the network does not have: gone/bias"):
-        rules.apply([*RULES, rules.same(("gone", "bias"), "g.bias")], tensors(), TARGET)
+        rules.apply([*RULES, rules.identity(("gone", "bias"), "g.bias")], tensors(), TARGET)
 
 
 def test_parameters_that_are_not_finite_do_not_leave():

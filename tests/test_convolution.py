@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from goldens_loader import precision
-from networks import convolution_by_definition, gradients_agree
+from networks import assert_gradients_agree, convolution_by_definition
 
 from ddpm_jax.unet import convolution
-from ddpm_jax.unet.convolution import convolved
+from ddpm_jax.unet.convolution import convolve
 
 
 def random(*shape):
@@ -25,7 +25,7 @@ def by_lax(x, kernel, stride, padding):
 
 def pieces_of(monkeypatch, images: int, dy: tuple[int, ...], bytes_each: int = 8) -> None:
     """So many images of a result's gradient [B, ...] are a piece."""
-    monkeypatch.setattr(convolution, "_AT_ONCE", images * int(np.prod(dy[1:])) * bytes_each)
+    monkeypatch.setattr(convolution, "_PIECE_BYTES", images * int(np.prod(dy[1:])) * bytes_each)
 
 
 KINDS = [(1, "end", 1), (1, "both", 1), (2, "end", 0), (2, "both", 1)]
@@ -38,7 +38,7 @@ def test_a_convolution_is_its_definition():
 
     @jax.jit
     def outputs(given):
-        return [[convolved(x, kernel, stride, padding) for stride, padding, _ in KINDS] for x, kernel in given]
+        return [[convolve(x, kernel, stride, padding) for stride, padding, _ in KINDS] for x, kernel in given]
 
     with precision("float64"):
         found = outputs(given)
@@ -63,7 +63,7 @@ def test_gradients_are_lax_s_own(shape, monkeypatch):
             return jax.grad(lambda x, kernel: jnp.sin(f(x, kernel, stride, padding)).sum(), (0, 1))(x, kernel)
 
         return {
-            f"stride {stride}, {padding}": [of(f, stride, padding) for f in (convolved, by_lax)]
+            f"stride {stride}, {padding}": [of(f, stride, padding) for f in (convolve, by_lax)]
             for stride, padding in ((1, "end"), (2, "end"), (2, "both"))
         }
 
@@ -76,13 +76,13 @@ def test_gradients_are_lax_s_own(shape, monkeypatch):
 def test_a_gradient_may_be_differentiated_either_way():
     x, kernel, along = random(2, 4, 4, 3), random(3, 3, 3, 4), random(3, 3, 3, 4)
     with precision("float64"):
-        gradients_agree(lambda kernel: jnp.sin(convolved(x, kernel)).sum(), (kernel,), (along,))
+        assert_gradients_agree(lambda kernel: jnp.sin(convolve(x, kernel)).sum(), (kernel,), (along,))
 
 
 def test_only_a_cpu_makes_the_gradient_of_a_kernel_in_pieces():
     """For others, the program is that of lax: one convolution forward, one for each gradient."""
     sides, kernel = (64, 64, 4), jax.ShapeDtypeStruct((3, 3, 4, 16), np.float32)  # a quarter of a MiB an image
-    gradients = jax.jit(jax.grad(lambda x, kernel: jnp.sin(convolved(x, kernel)).sum(), argnums=(0, 1)))
+    gradients = jax.jit(jax.grad(lambda x, kernel: jnp.sin(convolve(x, kernel)).sum(), argnums=(0, 1)))
 
     def convolutions(platform, images):
         traced = gradients.trace(jax.ShapeDtypeStruct((images, *sides), np.float32), kernel)
@@ -103,7 +103,7 @@ def test_pieces_of_half_precision_are_summed_in_single(monkeypatch):
     dy[:, 9, 9, 0] = 1
     dy[0, 9, 9, 0] = 256
     kernel = np.zeros((3, 3, 1, 1), jnp.bfloat16)
-    (made,) = jax.jit(lambda kernel: jax.vjp(lambda kernel: convolved(x, kernel), kernel)[1](dy))(kernel)
+    (made,) = jax.jit(lambda kernel: jax.vjp(lambda kernel: convolve(x, kernel), kernel)[1](dy))(kernel)
     assert made[1, 1, 0, 0] == 272  # 271, rounded once; each 1 alone would be lost beside 256
 
 
@@ -113,7 +113,7 @@ def test_doubling_and_convolving_may_be_one(sides):
     def outputs_and_gradients(*args):
         return [
             (f(*args), jax.grad(lambda *args, f=f: jnp.sin(f(*args)).sum(), argnums=(0, 1))(*args))
-            for f in (convolution.doubled_in_one, convolution.doubled_in_two)
+            for f in (convolution.fused_upsample_convolve, convolution.upsample_then_convolve)
         ]
 
     with precision("float64"):

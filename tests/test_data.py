@@ -17,7 +17,7 @@ import pytest
 
 from ddpm_jax import data
 from ddpm_jax.data import batches, make_digits
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 
 # Sources: the digits
 
@@ -58,7 +58,7 @@ def test_the_digits_look_like_their_labels():
 def test_the_file_of_digits_can_be_remade(tmp_path):
     pytest.importorskip("sklearn")
     digits = data.load("digits")
-    for name, array in make_digits.digits().items():
+    for name, array in make_digits.make_arrays().items():
         shipped = getattr(digits, name)
         assert (shipped.dtype, shipped.shape, shipped.tobytes()) == (array.dtype, array.shape, array.tobytes()), name
     assert make_digits.main([str(tmp_path / "made.npz")]) == 0
@@ -328,7 +328,7 @@ FLOATS = np.linspace(-3, 7, 120).reshape(10, 2, 3, 2)
 def test_floats_come_with_the_range_that_they_are_given(tmp_path, dtype):
     stored = FLOATS.astype(dtype)
     found = data.load(saved(tmp_path / "a.npz", images=stored), value_range=(-3, 7))
-    assert found.levels == data.Range(-3, 7) and found.train.dtype == np.float32
+    assert found.levels == data.ValueRange(-3, 7) and found.train.dtype == np.float32
     together = np.concatenate([found.train, found.test])
     np.testing.assert_array_equal(np.sort(together.ravel()), np.float32(stored).ravel())
     assert "2x3x2 float32, -3 to 7, no labels" in data.summary(found)
@@ -509,34 +509,34 @@ def running(order, batch, steps):
 
 @pytest.mark.parametrize(("size", "batch"), [(10, 5), (10, 4), (10, 10), (10, 23), (10, 1), (1, 5)])
 def test_every_epoch_sees_every_example_once(size, batch):
-    epochs = running(data.Order(of_seed(0), size), batch, 6 * size)[: 6 * batch * size].reshape(-1, size)
+    epochs = running(data.EpochShuffle(from_seed(0), size), batch, 6 * size)[: 6 * batch * size].reshape(-1, size)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(size), (len(epochs), 1)))
 
 
 def test_an_epoch_is_the_permutation_of_its_own_key():
-    key = of_seed(3)
-    epochs = running(data.Order(key, 10), 4, 10).reshape(4, 10)
+    key = from_seed(3)
+    epochs = running(data.EpochShuffle(key, 10), 4, 10).reshape(4, 10)
     own = jax.jit(lambda e: jax.random.permutation(jax.random.fold_in(key, e), 10))
     np.testing.assert_array_equal(epochs, [own(epoch) for epoch in range(4)])
 
 
 def test_the_stream_does_not_depend_on_how_it_is_cut():
-    streams = [running(data.Order(of_seed(1), 10), batch, 60 // batch) for batch in (1, 4, 6, 10, 30, 60)]
+    streams = [running(data.EpochShuffle(from_seed(1), 10), batch, 60 // batch) for batch in (1, 4, 6, 10, 30, 60)]
     for stream in streams[1:]:
         np.testing.assert_array_equal(stream, streams[0])
 
 
 def test_resuming_and_going_back_see_what_a_straight_run_saw():
-    straight = data.Order(of_seed(2), 10)
+    straight = data.EpochShuffle(from_seed(2), 10)
     batches = [straight.indices(step, 4) for step in range(30)]
     for step in (29, 13, 2, 14, 0):
-        np.testing.assert_array_equal(data.Order(of_seed(2), 10).indices(step, 4), batches[step])
+        np.testing.assert_array_equal(data.EpochShuffle(from_seed(2), 10).indices(step, 4), batches[step])
         np.testing.assert_array_equal(straight.indices(step, 4), batches[step])
 
 
 def test_epochs_and_seeds_have_different_orders():
-    first, second = running(data.Order(of_seed(0), 100), 100, 2).reshape(2, 100)
-    other = data.Order(of_seed(1), 100).indices(0, 100)
+    first, second = running(data.EpochShuffle(from_seed(0), 100), 100, 2).reshape(2, 100)
+    other = data.EpochShuffle(from_seed(1), 100).indices(0, 100)
     # Two random orders of 100 agree in about one place (Poisson): more than seven is one chance in 10^5.
     assert max(np.sum(first == second), np.sum(first == other)) <= 7
 
@@ -546,19 +546,25 @@ def test_a_permutation_is_made_once_per_epoch(monkeypatch):
     monkeypatch.setattr(
         batches, "_permutation", lambda key, epoch, size: made.append(epoch) or permutation(key, epoch, size)
     )
-    running(data.Order(of_seed(0), 10), 7, 10)  # 70 examples: seven epochs, most batches in the midst of one
+    running(data.EpochShuffle(from_seed(0), 10), 7, 10)  # 70 examples: seven epochs, most batches in the midst of one
     assert made == [*range(7)]
 
 
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: data.Order(jax.random.PRNGKey(0), 5), r"Order: keys must be typed \(jax.random.key\), got uint32"),
-        (lambda: data.Order(NOT_A_KEY, 5), "Order: keys must be typed .*got int"),
-        (lambda: data.Order(jax.random.split(of_seed(0)), 5), r"Order: expected keys of shape \(\), got \(2,\)"),
-        (lambda: data.Order(of_seed(0), 0), r"a size of 1 to 2\^31 - 1 examples, got 0"),
-        (lambda: data.Order(of_seed(0), 5).indices(-1, 2), "step >= 0 and batch >= 1, got step=-1, batch=2"),
-        (lambda: data.Order(of_seed(0), 5).indices(0, 0), "step >= 0 and batch >= 1, got step=0, batch=0"),
+        (
+            lambda: data.EpochShuffle(jax.random.PRNGKey(0), 5),
+            r"EpochShuffle: keys must be typed \(jax.random.key\), got uint32",
+        ),
+        (lambda: data.EpochShuffle(NOT_A_KEY, 5), "EpochShuffle: keys must be typed .*got int"),
+        (
+            lambda: data.EpochShuffle(jax.random.split(from_seed(0)), 5),
+            r"EpochShuffle: expected keys of shape \(\), got \(2,\)",
+        ),
+        (lambda: data.EpochShuffle(from_seed(0), 0), r"a size of 1 to 2\^31 - 1 examples, got 0"),
+        (lambda: data.EpochShuffle(from_seed(0), 5).indices(-1, 2), "step >= 0 and batch >= 1, got step=-1, batch=2"),
+        (lambda: data.EpochShuffle(from_seed(0), 5).indices(0, 0), "step >= 0 and batch >= 1, got step=0, batch=0"),
     ],
 )
 def test_orders_refuse(call, text):
@@ -571,7 +577,7 @@ def test_orders_refuse(call, text):
 
 @functools.partial(jax.jit, static_argnums=1)
 def image_keys(seed, count):
-    return jax.vmap(lambda i: jax.random.fold_in(of_seed(seed), i))(jnp.arange(count))
+    return jax.vmap(lambda i: jax.random.fold_in(from_seed(seed), i))(jnp.arange(count))
 
 
 SLOPES = np.tile(np.array([0, 100, 255], np.uint8)[:, None], (5, 2, 1, 1))  # [5, 2, 3, 1], dark on the left
@@ -581,14 +587,14 @@ MANY = 4000
 def test_examples_are_the_scaled_images_at_the_indices():
     digits = data.load("digits")
     indices = np.array([5, 5, 1499, 0])
-    found = data.examples(image_keys(0, 4), digits.train, indices, levels=17, flip=False)
+    found = data.gather_examples(image_keys(0, 4), digits.train, indices, levels=17, flip=False)
     np.testing.assert_array_equal(data.to_integer(found, 17), digits.train[indices])
 
 
 @pytest.fixture(scope="module")
 def flipped():
     """The first image of SLOPES many times, as it comes out."""
-    return np.asarray(data.examples(image_keys(1, MANY), SLOPES, np.zeros(MANY, int), levels=256, flip=True))
+    return np.asarray(data.gather_examples(image_keys(1, MANY), SLOPES, np.zeros(MANY, int), levels=256, flip=True))
 
 
 def test_flips_mirror_left_and_right_half_of_the_time(flipped):
@@ -602,25 +608,27 @@ def test_flips_mirror_left_and_right_half_of_the_time(flipped):
 def test_volumes_are_mirrored_along_their_width_and_floats_scaled():
     volumes = np.linspace(-2, 6, 48, dtype=np.float32).reshape(2, 2, 3, 4, 1)
     which = np.arange(64) % 2
-    found = np.asarray(data.examples(image_keys(1, 64), volumes, which, levels=data.Range(-2, 6), flip=True))
+    found = np.asarray(
+        data.gather_examples(image_keys(1, 64), volumes, which, levels=data.ValueRange(-2, 6), flip=True)
+    )
     assert (found[0].min(), found[1].max()) == (-1, 1)
-    unit = np.asarray(data.to_unit(volumes, data.Range(-2, 6)))[which]
+    unit = np.asarray(data.normalize(volumes, data.ValueRange(-2, 6)))[which]
     kinds = [np.all(found == unit[..., ::way, :], axis=(1, 2, 3, 4)) for way in (1, -1)]
     assert np.all(kinds[0] ^ kinds[1]) and 0 < kinds[1].sum() < 64
 
 
 def test_the_flip_of_an_example_is_its_keys_alone():
     keys, indices = image_keys(2, 64), np.arange(64) % 5
-    whole = np.asarray(data.examples(keys, SLOPES, indices, levels=256, flip=True))
+    whole = np.asarray(data.gather_examples(keys, SLOPES, indices, levels=256, flip=True))
     assert len(np.unique(whole[:, 0, 0, 0])) == 2  # some are flipped and some are not
 
     @jax.jit
     def alone(keys, indices, i):
-        return data.examples(keys[i][None], SLOPES, indices[i][None], levels=256, flip=True)[0]
+        return data.gather_examples(keys[i][None], SLOPES, indices[i][None], levels=256, flip=True)[0]
 
     np.testing.assert_array_equal([alone(keys, indices, i) for i in range(64)], whole)
     order = np.random.RandomState(0).permutation(64)
-    shuffled = data.examples(keys[order], SLOPES, indices[order], levels=256, flip=True)
+    shuffled = data.gather_examples(keys[order], SLOPES, indices[order], levels=256, flip=True)
     np.testing.assert_array_equal(shuffled, whole[order])
 
 
@@ -639,11 +647,11 @@ def test_examples_are_the_same_on_any_number_of_devices():
     digits = data.load("digits").train
     devices = jax.local_device_count()
     batch = 4 * devices
-    keys, indices = image_keys(4, batch), data.Order(of_seed(4), len(digits)).indices(9, batch)
-    whole = np.asarray(data.examples(keys, digits, indices, levels=17, flip=True))
+    keys, indices = image_keys(4, batch), data.EpochShuffle(from_seed(4), len(digits)).indices(9, batch)
+    whole = np.asarray(data.gather_examples(keys, digits, indices, levels=17, flip=True))
 
     def of_device(keys, images, indices):
-        return data.examples(keys, images, indices, levels=17, flip=True)
+        return data.gather_examples(keys, images, indices, levels=17, flip=True)
 
     split = (keys.reshape(devices, 4), digits, indices.reshape(devices, 4))
     for mapped in (jax.pmap(of_device, in_axes=(0, None, 0)), jax.jit(jax.vmap(of_device, in_axes=(0, None, 0)))):
@@ -653,8 +661,8 @@ def test_examples_are_the_same_on_any_number_of_devices():
 @pytest.mark.parametrize(
     ("keys", "images", "indices", "text"),
     [
-        (jnp.zeros((2, 2), jnp.uint32), SLOPES, np.arange(2), "examples: keys must be typed .*got uint32"),
-        (of_seed(0), SLOPES, np.arange(2), r"expected keys of shape \(2,\), got \(\)"),
+        (jnp.zeros((2, 2), jnp.uint32), SLOPES, np.arange(2), "gather_examples: keys must be typed .*got uint32"),
+        (from_seed(0), SLOPES, np.arange(2), r"expected keys of shape \(2,\), got \(\)"),
         (image_keys(0, 2), SLOPES[0], np.arange(2), r"images \[N, H, W, C\], got shape \(2, 3, 1\)"),
         (image_keys(0, 2), SLOPES / 255, np.arange(2), "uint8 or uint16, got float32; to_integer makes them"),
         (image_keys(0, 2), SLOPES, np.arange(2.0), r"integer indices \[b\], got float32 \(2,\)"),
@@ -663,7 +671,7 @@ def test_examples_are_the_same_on_any_number_of_devices():
 )
 def test_examples_refuse(keys, images, indices, text):
     with pytest.raises(ValueError, match=text):
-        data.examples(keys, images, indices, levels=256, flip=True)
+        data.gather_examples(keys, images, indices, levels=256, flip=True)
 
 
 # The package

@@ -6,7 +6,7 @@ import shutil
 import evaluation
 import numpy as np
 import pytest
-from image_files import animation, converted, cut_off, encoded, noise
+from image_files import animation, converted, encoded, random_pixels, truncated
 from PIL import Image
 from programs import run, saved_steps
 
@@ -30,11 +30,14 @@ BAD = {
         "mode CMYK: convert it to one of L, LA, RGB, RGBA, I;16, or save it as a .npy file",
     ),
     "deep/er/empty.png": (b"", "empty: 0 bytes"),
-    "deep/er/gray.png": (encoded(noise(8, 8), "PNG"), "mode L, where RGB is the most frequent"),
-    "deep/er/sixteen.png": (encoded(noise(8, 8, dtype=np.uint16), "PNG"), "mode I;16, where RGB is the most frequent"),
+    "deep/er/gray.png": (encoded(random_pixels(8, 8), "PNG"), "mode L, where RGB is the most frequent"),
+    "deep/er/sixteen.png": (
+        encoded(random_pixels(8, 8, dtype=np.uint16), "PNG"),
+        "mode I;16, where RGB is the most frequent",
+    ),
     "deep/er/text.png": (b"hello", "not an image, or a damaged one (none of PNG, JPEG, WEBP, BMP, TIFF, GIF)"),
     "deep/er/truncated.JPG": (
-        cut_off(noise(64, 64, 3), "JPEG"),
+        truncated(random_pixels(64, 64, 3), "JPEG"),
         "cannot be decoded, damaged or cut off: image file is truncated (",
     ),
 }
@@ -42,7 +45,7 @@ BAD = {
 
 @pytest.fixture(scope="module", autouse=True)
 def shared():
-    with evaluation.shared():
+    with evaluation.share_programs():
         yield
 
 
@@ -53,7 +56,7 @@ def home(tmp_path_factory):
     for i in range(9):
         path = home / "pictures" / ("a", "b/c")[i % 2] / f"{i}{('.JPG', '.webp', '.png')[i % 3]}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(noise(8, 8, 3, seed=i)).save(path, format=("JPEG", "WEBP", "PNG")[i % 3])
+        Image.fromarray(random_pixels(8, 8, 3, seed=i)).save(path, format=("JPEG", "WEBP", "PNG")[i % 3])
     for name, (content, _) in BAD.items():
         (home / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
         (home / "pictures" / name).write_bytes(content)
@@ -111,7 +114,7 @@ def test_with_leave_to_skip_it_trains_and_samples(home, trained):
 
 @pytest.mark.parametrize("count", [1, 6])
 def test_a_few_images_are_enough_to_try_a_set_up(tmp_path, count):
-    np.save(tmp_path / "few.npy", noise(count, 8, 8, 3))
+    np.save(tmp_path / "few.npy", random_pixels(count, 8, 8, 3))
     (tmp_path / "few.py").write_text(SMALL.format(folder="").replace("folder:", f"npy:{tmp_path / 'few.npy'}"))
     flags = ("--workdir", tmp_path / "run", "--sample-every", 2, "--data.held-out", 0.1)
     shown = run("train.py", tmp_path / "few.py", *flags)
@@ -122,11 +125,11 @@ def test_a_few_images_are_enough_to_try_a_set_up(tmp_path, count):
 
 def test_a_log_that_a_kill_tore_is_mended_and_another_damage_is_named(home, trained):
     path = home / "run" / "metrics.jsonl"
-    whole = log.read(path)
+    whole = log.read_metrics(path)
     with path.open("a") as file:
         file.write('{"step": 3, "lo')
     assert "the run is complete: 2 steps" in train(home, "--data.skip-bad").stdout
-    assert log.read(path) == whole and path.read_bytes().endswith(b"}\n")
+    assert log.read_metrics(path) == whole and path.read_bytes().endswith(b"}\n")
     text = path.read_text()
     path.write_text(text + "?\n")
     said = f"train.py: {path}, line {len(whole) + 1}: not a JSON object: '?'"
@@ -175,5 +178,5 @@ def test_a_run_that_was_killed_at_its_first_moment_is_taken_up(tmp_path):
         folder.mkdir()
         for name in left:
             (folder / name).write_text(configs.to_json(configs.Config()) if name == "config.json" else "{")
-        with runs.claim(folder, configs.Config(steps=7)):
+        with runs.lock_run(folder, configs.Config(steps=7)):
             assert configs.read(folder / "config.json").steps == 7 and (folder / "samples").is_dir()

@@ -34,20 +34,21 @@ time.sleep(0.2)
 
 def test_a_program_that_forgets_is_noticed(tmp_path, monkeypatch):
     """It writes again what was safe, and leaves another result than undisturbed."""
-    monkeypatch.setattr(drill, "pictures", lambda folder: None)
+    monkeypatch.setattr(drill, "write_digits", lambda folder: None)
     (tmp_path / "forgetful.py").write_text(FORGETFUL)
 
     def safe(folder: pathlib.Path):
-        return drilled.stamps(folder, "done")
+        return drilled.file_stamps(folder, "done")
 
-    kind = drilled.Kind(
+    kind = drilled.KilledProgram(
         "forgetful", 1, lambda home, folder: [sys.executable, str(home / "forgetful.py"), str(folder)],
-        (drilled.Aim("at its start", 1, lambda folder, marks: (folder / "done").exists(), 0.1),),
+        (drilled.KillMoment("at its start", 1, lambda folder, marks: (folder / "done").exists(), 0.1),),
         lambda folder: None, lambda folder: False, safe,
-        lambda before, folder, said: drilled.rewritten(before, safe(folder)), drilled.no_steps, drilled.files,
+        lambda before, folder, said: drilled.lost_or_rewritten(before, safe(folder)),
+        drilled.no_steps, drilled.file_digests,
     )  # fmt: skip
-    one = drill.Drill(tmp_path, tmp_path / "cache")
-    one.straight(kind)
-    (blow,) = drill.work(one, kind, 0, 1, seed=0)
+    one = drill.KillTest(tmp_path, tmp_path / "cache")
+    one.run_undisturbed(kind)
+    (blow,) = drill.run_kills(one, kind, 0, 1, seed=0)
     forgotten, differs = blow["lost"]
     assert forgotten == "done" and differs.endswith("other than undisturbed: result")

@@ -22,7 +22,7 @@ def ideal(schedule):
     """E[x_0 | x_t] for data N(MEAN, COV)."""
 
     def denoise(x_t, t):
-        signal, noise = schedules.at(schedule.signal, t, x_t), schedules.at(schedule.noise, t, x_t)
+        signal, noise = schedules.gather(schedule.signal, t, x_t), schedules.gather(schedule.noise, t, x_t)
         values, vectors = (jnp.asarray(part, x_t.dtype) for part in np.linalg.eigh(COV))
         mean = jnp.asarray(MEAN, x_t.dtype)
         gain = signal * values / (signal**2 * values + noise**2)
@@ -86,8 +86,8 @@ def test_the_inpainted_chain_has_the_law_that_its_steps_say(corrected):
     schedule, n, seen = schedules.linear(100, 1e-3, 0.2), 8192, SEEN[None].astype("f4")
     denoise = ideal(schedule)
     if corrected:
-        denoise = edits.given_pixels(schedule, denoise, seen, MASK, iterations=2, clip=False)
-    sampler = edits.inpainting(schedule, samplers.ancestral(schedule, denoise, mix=0.5), seen, MASK)
+        denoise = edits.condition_on_pixels(schedule, denoise, seen, MASK, iterations=2, clip=False)
+    sampler = edits.inpainting(schedule, samplers.ancestral(schedule, denoise, variance_mix=0.5), seen, MASK)
     step, keys = jax.jit(sampler.step), samplers.image_keys(1, range(n))
     for jump, repeats in ((1, 1),) if corrected else ((1, 1), (4, 3)):
         chain, keys = (
@@ -150,7 +150,7 @@ def test_times_go_back_up_where_the_paper_s_do(steps, jump, repeats):
     ours = [ours[0], *(b for a, b, c in zip(ours, ours[1:], ours[2:], strict=False) if (b > a) != (c > b)), 0]
     assert ours == [t + 1 for t in turns]
     # the paper's starts at the highest time, before which there is nothing to fall from
-    assert edits.network_calls(found) == sum(b < a for a, b in itertools.pairwise(paper))
+    assert edits.num_function_evaluations(found) == sum(b < a for a, b in itertools.pairwise(paper))
 
 
 @pytest.mark.parametrize("solver", ["ancestral", "dpm_solver_pp"])
@@ -158,7 +158,7 @@ def test_a_mask_without_known_pixels_changes_nothing_and_one_of_all_gives_the_im
     schedule, chain, keys = schedules.linear(100), samplers.times(100, 12), samplers.image_keys(0, range(3))
     known = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
     x_T = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    plain = samplers.ancestral(schedule, ideal(schedule), mix=0.5)
+    plain = samplers.ancestral(schedule, ideal(schedule), variance_mix=0.5)
     if solver == "dpm_solver_pp":
         plain = samplers.dpm_solver_pp(schedule, ideal(schedule), order=3)
     step, painted = (
@@ -216,8 +216,8 @@ def test_another_image_and_mask_are_no_other_program():
     @jax.jit
     def draw(known, mask):
         traced.append(known)
-        denoise = edits.given_pixels(schedule, ideal(schedule), known, mask)
-        inner = edits.from_image(schedule, samplers.ancestral(schedule, denoise), known)
+        denoise = edits.condition_on_pixels(schedule, ideal(schedule), known, mask)
+        inner = edits.sdedit(schedule, samplers.ancestral(schedule, denoise), known)
         return samplers.sample(keys, edits.inpainting(schedule, inner, known, mask), x_T, chain)
 
     for value, count in ((0.1, 1), (0.9, 4), (-0.3, 0)):
@@ -234,7 +234,7 @@ def test_given_pixels_is_the_conditional_mean_of_gaussian_data():
     known = SEEN + np.arange(5)[:, None] / 10
     with jax.enable_x64(True):
         schedule = schedules.linear(1000)
-        denoise = jax.jit(edits.given_pixels(schedule, ideal(schedule), known, MASK, iterations=2, clip=False))
+        denoise = jax.jit(edits.condition_on_pixels(schedule, ideal(schedule), known, MASK, iterations=2, clip=False))
         for t in (1, 30, 300, 1000):
             x_t = np.random.default_rng(t).normal(size=(5, 4))
             found = jax.tree.map(np.asarray, denoise(x_t, t))
@@ -255,7 +255,7 @@ def test_samplers_of_given_pixels_end_in_the_conditional_law():
     with jax.enable_x64(True):
         schedule, keys = schedules.linear(1000), samplers.image_keys(0, range(5))
         points = np.concatenate([np.zeros((1, 4)), np.eye(4)])
-        denoise = edits.given_pixels(schedule, ideal(schedule), SEEN[None], MASK, iterations=2, clip=False)
+        denoise = edits.condition_on_pixels(schedule, ideal(schedule), SEEN[None], MASK, iterations=2, clip=False)
 
         def errors(sampler, *numbers):
             step = jax.jit(sampler.step)
@@ -280,12 +280,12 @@ def test_a_chain_from_an_image_keeps_more_of_it_the_later_it_begins():
     x_T = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
     image = np.array([[0.9, -0.9, 0.9, -0.9]], np.float32)
     plain = samplers.ddim(schedule, ideal(schedule))
-    from_image, step = edits.from_image(schedule, plain, image), jax.jit(plain.step)
+    from_image, step = edits.sdedit(schedule, plain, image), jax.jit(plain.step)
     assert from_image.step is plain.step
-    np.testing.assert_array_equal(edits.part_of(chain, 1.0), chain)
+    np.testing.assert_array_equal(edits.truncate_times(chain, 1.0), chain)
     off = []
     for strength in (0.02, 0.3, 1.0):
-        part = edits.part_of(chain, strength)
+        part = edits.truncate_times(chain, strength)
         assert part[0] <= strength * 1000 < chain[len(chain) - len(part) - 1] or strength == 1
         x = np.asarray(walk(step, keys, from_image.init(jnp.asarray(x_T), jnp.int32(part[0])), part).x)
         off.append(np.sqrt(np.mean((x - image) ** 2)))
@@ -355,15 +355,15 @@ def test_wrong_requests_are_refused():
     soft = np.full(4, 0.5, np.float32)
     cases = [
         (lambda: edits.inpainting(schedule, plain, x, soft), "mask must be bool, True where a pixel is known"),
-        (lambda: edits.given_pixels(schedule, ideal(schedule), x, soft), "no soft masks), got float32"),
-        (lambda: edits.given_pixels(schedule, ideal(schedule), x, MASK, iterations=0), "at least 1, got 0"),
+        (lambda: edits.condition_on_pixels(schedule, ideal(schedule), x, soft), "no soft masks), got float32"),
+        (lambda: edits.condition_on_pixels(schedule, ideal(schedule), x, MASK, iterations=0), "at least 1, got 0"),
         (lambda: edits.ddim_inverse(schedule, ideal(schedule), iterations=0), "iterations must be at least 1, got 0"),
         (
             lambda: edits.repaint_times(chain, jump=0, repeats=2),
             "jump and repeats must be integers of at least 1, got 0 and 2",
         ),
-        (lambda: edits.part_of(chain, 1.5), "strength must lie in (0, 1], got 1.5"),
-        (lambda: edits.part_of(chain, 0.001), "strength 0.001 leaves no step of 10: take 0.01 or more"),
+        (lambda: edits.truncate_times(chain, 1.5), "strength must lie in (0, 1], got 1.5"),
+        (lambda: edits.truncate_times(chain, 0.001), "strength 0.001 leaves no step of 10: take 0.01 or more"),
         (lambda: samplers.sample(samplers.image_keys(0, [0]), plain, x, [5, 7, 0]), "times must be a falling vector"),
     ]
     for call, text in cases:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gaussian_data import arrays
+from gaussian_data import to_numpy
 
 from ddpm_jax import estimates, gaussian, samplers, schedules
 
@@ -21,7 +21,7 @@ COLUMN = np.where(np.arange(101) == 60, 1.1, 1).astype(np.float32)
 @functools.cache
 def found(t):
     """The estimate at t as it is, clipped by the denoiser, by a limit and by a percentile, and scaled."""
-    return arrays(_found(np.int32(t)))
+    return to_numpy(_found(np.int32(t)))
 
 
 @jax.jit
@@ -29,11 +29,11 @@ def _found(t):
     denoisers = {
         "free": FREE,
         "clipped": gaussian.denoiser(SCHEDULE, NET, "v", clip=True),
-        "limited": estimates.limited(SCHEDULE, FREE, estimates.clip),
-        "threshold": estimates.limited(SCHEDULE, FREE, estimates.threshold(80)),
-        "scaled": estimates.scaled(SCHEDULE, FREE, 1.05),
-        "scaled by 1": estimates.scaled(SCHEDULE, FREE, 1.0),
-        "column": estimates.scaled(SCHEDULE, FREE, COLUMN),
+        "limited": estimates.limit_x0(SCHEDULE, FREE, estimates.clip),
+        "threshold": estimates.limit_x0(SCHEDULE, FREE, estimates.dynamic_threshold(80)),
+        "scaled": estimates.scale_eps(SCHEDULE, FREE, 1.05),
+        "scaled by 1": estimates.scale_eps(SCHEDULE, FREE, 1.0),
+        "column": estimates.scale_eps(SCHEDULE, FREE, COLUMN),
     }
     return {name: denoise(X, t) for name, denoise in denoisers.items()}
 
@@ -48,7 +48,7 @@ def test_a_threshold_divides_by_its_percentile_and_never_by_less_than_1():
     # of 0, 1, ..., 100 hundredths times 4 the 75th percentile is 3; of an example within [-1, 1] nothing changes
     far = (np.linspace(0, 4, 101) * np.where(np.arange(101) % 2, 1, -1)).astype(np.float32)
     near = far / 5
-    by_75, by_100 = jax.jit(lambda x: [estimates.threshold(percentile)(x) for percentile in (75, 100)])(
+    by_75, by_100 = jax.jit(lambda x: [estimates.dynamic_threshold(percentile)(x) for percentile in (75, 100)])(
         np.stack([far, near])
     )
     np.testing.assert_allclose(by_75[0], np.clip(far / 3, -1, 1), rtol=1e-6)
@@ -58,7 +58,7 @@ def test_a_threshold_divides_by_its_percentile_and_never_by_less_than_1():
 
 
 def test_an_image_s_threshold_is_its_own():
-    limit = jax.jit(estimates.threshold(90))
+    limit = jax.jit(estimates.dynamic_threshold(90))
     together, alone = limit(X), np.concatenate([limit(x[None]) for x in X])
     np.testing.assert_allclose(together, alone, rtol=1e-6)  # batches are programs of their own
 
@@ -85,8 +85,8 @@ def test_scaling_repairs_a_network_that_overestimates_the_noise():
     @jax.jit
     def end(keys, factor):
         denoise = gaussian.denoiser(SCHEDULE, lambda x, t: factor * 0.5 * jnp.sin(x), clip=False)
-        denoise = estimates.scaled(SCHEDULE, denoise, factor)
-        denoise = estimates.limited(SCHEDULE, denoise, estimates.threshold(95))
+        denoise = estimates.scale_eps(SCHEDULE, denoise, factor)
+        denoise = estimates.limit_x0(SCHEDULE, denoise, estimates.dynamic_threshold(95))
         return samplers.sample(keys, samplers.ddim(SCHEDULE, denoise), X, chain)
 
     loud, plain = (np.asarray(end(samplers.image_keys(0, range(4)), np.float32(factor))) for factor in (1.03, 1.0))
@@ -97,4 +97,4 @@ def test_scaling_repairs_a_network_that_overestimates_the_noise():
 @pytest.mark.parametrize("percentile", [0, -1, 100.5])
 def test_a_percentile_is_one(percentile):
     with pytest.raises(ValueError, match=re.escape(f"percentile must lie in (0, 100], got {percentile}")):
-        estimates.threshold(percentile)
+        estimates.dynamic_threshold(percentile)

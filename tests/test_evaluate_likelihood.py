@@ -15,36 +15,36 @@ import tyro
 from ddpm_jax import data, gaussian, likelihood, log, schedules
 from ddpm_jax.evaluate import draws, protocol
 from ddpm_jax.evaluate import likelihood as evaluated
-from ddpm_jax.evaluate.likelihood import Likelihood
-from ddpm_jax.evaluate.subject import Subject, images, split
-from ddpm_jax.keys import of_seed
+from ddpm_jax.evaluate.likelihood import LikelihoodOptions
+from ddpm_jax.evaluate.subject import EvaluationContext, load_images, select_split
+from ddpm_jax.keys import from_seed
 from ddpm_jax.programs.evaluate import COMMANDS
 from ddpm_jax.unet import UNet
 
 
 @pytest.fixture(scope="module", autouse=True)
 def shared():
-    with evaluation.shared():
+    with evaluation.share_programs():
         yield
 
 
-def of(folder, out, mix=0.0, **sampling) -> Subject:
-    return evaluation.subject(folder, out, mix=mix, **sampling)
+def of(folder, out, mix=0.0, **sampling) -> EvaluationContext:
+    return evaluation.evaluation_context(folder, out, mix=mix, **sampling)
 
 
-def measured(run: Subject, options: Likelihood):
-    chosen = split(images(run), options.split, options.num)
-    found = evaluated.bound(run, chosen, options)
+def measured(run: EvaluationContext, options: LikelihoodOptions):
+    chosen = select_split(load_images(run), options.split, options.num)
+    found = evaluated.load_or_measure(run, chosen, options)
     assert found is not None
     return found
 
 
-def numbers(run: Subject, options: Likelihood):
-    chosen = split(images(run), options.split, options.num)
-    return {number.name: number for number in evaluated.numbers(run, chosen, options, measured(run, options))}
+def numbers(run: EvaluationContext, options: LikelihoodOptions):
+    chosen = select_split(load_images(run), options.split, options.num)
+    return {number.name: number for number in evaluated.measurements(run, chosen, options, measured(run, options))}
 
 
-HUNDRED = {estimate: Likelihood(num=100, estimate=estimate) for estimate in (None, 2)}
+HUNDRED = {estimate: LikelihoodOptions(num=100, estimate=estimate) for estimate in (None, 2)}
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +58,20 @@ def straight(run_folder, tmp_path_factory):
 
 def test_the_command_says_what_the_function_says(run_folder, tmp_path):
     """Over devices, in tiles, the last of them not full: each image's bound is that of the plain function."""
-    run, options = of(run_folder, tmp_path), Likelihood(num=45)
+    run, options = of(run_folder, tmp_path), LikelihoodOptions(num=45)
     found = numbers(run, options)
     model = run.model
 
     @jax.jit
     def plain(key, integers):
-        x0 = data.to_unit(integers, 17)
+        x0 = data.normalize(integers, 17)
         key = jax.random.fold_in(key, 2**32 - 2)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(45))
-        denoise, decoder = model.denoiser(model.params), likelihood.discretized(17)
-        found = likelihood.bound(keys, model.schedule, denoise, x0, mix=0.0, decoder=decoder)
-        return *(likelihood.bits_per_dim(nats, x0) for nats in (found.total, found.terms)), found.mse[0]
+        denoise, decoder = model.denoiser(model.params), likelihood.discretized_gaussian(17)
+        found = likelihood.vlb(keys, model.schedule, denoise, x0, variance_mix=0.0, decoder=decoder)
+        return *(likelihood.bits_per_dim(nats, x0) for nats in (found.total, found.terms)), found.x0_mse[0]
 
-    total, terms, mse = (np.asarray(part, np.float64) for part in plain(of_seed(0), data.load("digits").test[:45]))
+    total, terms, mse = (np.asarray(part, np.float64) for part in plain(from_seed(0), data.load("digits").test[:45]))
     (path,) = tmp_path.glob("likelihood-*.npz")
     kept = evaluated.load(path)
     np.testing.assert_allclose(kept.total, total, rtol=2e-5)
@@ -117,13 +117,13 @@ def test_a_number_that_is_there_is_not_measured_again(run_folder, straight, monk
 
 
 def test_changing_any_field_changes_the_line(run_folder, tmp_path):
-    plain = Likelihood(num=16, estimate=2)
+    plain = LikelihoodOptions(num=16, estimate=2)
 
     def line(options=plain, fingerprint=None, **flags):
-        run = evaluation.subject(run_folder, tmp_path, **flags)
+        run = evaluation.evaluation_context(run_folder, tmp_path, **flags)
         run.model.fingerprint = fingerprint or run.model.fingerprint
-        facts = evaluated.fields(run, split(images(run), options.split, options.num), options)
-        return protocol.line(protocol.Number("bits/dim", 3.75, 0.01, facts))
+        facts = evaluated.protocol_fields(run, select_split(load_images(run), options.split, options.num), options)
+        return protocol.format_line(protocol.Measurement("bits/dim", 3.75, 0.01, facts))
 
     lines = [
         line(),
@@ -137,8 +137,8 @@ def test_changing_any_field_changes_the_line(run_folder, tmp_path):
                 {"num": 17}, {"seed": 1}, {"estimate": 3}, {"estimate": None}, {"split": "train"}, {"decoder": "tanh"},
             )
         ),
-        line(Likelihood(num=16), steps=10),
-        line(Likelihood(num=16), steps=10, spacing="quadratic"),
+        line(LikelihoodOptions(num=16), steps=10),
+        line(LikelihoodOptions(num=16), steps=10, spacing="quadratic"),
     ]  # fmt: skip
     assert len(set(lines)) == len(lines)
     assert lines[0].startswith("bits/dim 3.750 ± 0.010 | ") and "mix=1" in lines[0]
@@ -147,14 +147,14 @@ def test_changing_any_field_changes_the_line(run_folder, tmp_path):
 
 def test_every_field_of_a_protocol_is_in_its_line():
     facts = {"n": 3, "data": "a", "clip": True, "mix": 0.5, "method": "exact", "anything": "else"}
-    base = protocol.Number("bits/dim", 3.75, 0.01, facts)
-    assert protocol.line(base) == "bits/dim 3.750 ± 0.010 | n=3 | a | clip | mix=0.5 | exact | anything=else"
+    base = protocol.Measurement("bits/dim", 3.75, 0.01, facts)
+    assert protocol.format_line(base) == "bits/dim 3.750 ± 0.010 | n=3 | a | clip | mix=0.5 | exact | anything=else"
     for name, value in facts.items():
         other = {**facts, name: not value if isinstance(value, bool) else value * 2}
-        assert protocol.line(base._replace(protocol=other)) != protocol.line(base)
-        assert protocol.identity(other) != protocol.identity(facts)
+        assert protocol.format_line(base._replace(protocol=other)) != protocol.format_line(base)
+        assert protocol.short_hash(other) != protocol.short_hash(facts)
     close = {**facts, "mix": 0.5000000001}  # digits that a shorter form would drop
-    assert protocol.line(base._replace(protocol=close)) != protocol.line(base)
+    assert protocol.format_line(base._replace(protocol=close)) != protocol.format_line(base)
 
 
 @pytest.mark.parametrize(
@@ -168,16 +168,16 @@ def test_every_field_of_a_protocol_is_in_its_line():
     ],
 )
 def test_a_value_has_the_digits_that_its_error_leaves(value, error, text):
-    assert protocol.said(value, error) == text
+    assert protocol.format_value(value, error) == text
 
 
 def test_the_json_is_the_line(run_folder, straight):
     run, options = of(run_folder, straight), HUNDRED[2]
     found = numbers(run, options)
-    path = evaluated.result(run, split(images(run), "test", 100), options).with_suffix(".json")
-    assert protocol.read(path) == list(found.values())
+    path = evaluated.result_path(run, select_split(load_images(run), "test", 100), options).with_suffix(".json")
+    assert protocol.read_measurements(path) == list(found.values())
     written = json.loads(path.read_text())
-    assert [row["line"] for row in written["numbers"]] == [protocol.line(number) for number in found.values()]
+    assert [row["line"] for row in written["numbers"]] == [protocol.format_line(number) for number in found.values()]
     assert written["made_with"]["versions"]["jax"] == jax.__version__
 
 
@@ -190,7 +190,7 @@ def test_the_estimates_over_twenty_seeds_cover_the_closed_form():
     schedule, mean, std, n, dims = schedules.linear(1000), 0.2, 0.5, 256, 16
 
     def net(x, t):
-        signal, noise = (schedules.at(column, t, x) for column in (schedule.signal, schedule.noise))
+        signal, noise = (schedules.gather(column, t, x) for column in (schedule.signal, schedule.noise))
         return noise * (x - signal * mean) / (signal**2 * std**2 + noise**2)
 
     denoise = gaussian.denoiser(schedule, net, clip=False)
@@ -199,10 +199,10 @@ def test_the_estimates_over_twenty_seeds_cover_the_closed_form():
     def nats(key):
         data_key, key = jax.random.split(key)
         x0 = mean + std * jax.random.normal(data_key, (n, dims))
-        found = likelihood.bound_estimate(key, schedule, denoise, x0, strata=16, decoder=likelihood.density)
+        found = likelihood.estimate_vlb(key, schedule, denoise, x0, strata=16, decoder=likelihood.gaussian_density)
         return found.total / dims
 
-    keys = jax.jit(jax.random.split, static_argnums=1)(of_seed(0), 20)
+    keys = jax.jit(jax.random.split, static_argnums=1)(from_seed(0), 20)
     seeds = [np.asarray(nats(key), np.float64) for key in keys]
     off = np.array([(x.mean() - 0.840462) / (x.std(ddof=1) / n**0.5) for x in seeds])
     assert (abs(off) < 2).sum() >= 16
@@ -214,16 +214,16 @@ def test_the_exact_bound_of_the_large_net_does_not_store_the_activations_of_its_
     """35.7M parameters: 1000 steps take no more working memory than 10, but for the terms themselves."""
     net = UNet()
     x0 = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
-    params = jax.eval_shape(net.init, of_seed(0), x0, jax.ShapeDtypeStruct((4,), jnp.int32))
+    params = jax.eval_shape(net.init, from_seed(0), x0, jax.ShapeDtypeStruct((4,), jnp.int32))
 
     def working_memory(T):
         schedule = schedules.cosine(T)
 
         def bound(params, key, x0):
             denoise = gaussian.denoiser(schedule, lambda x, t: net.apply(params, x, t), clip=True)
-            return likelihood.bound(key, schedule, denoise, x0, decoder=likelihood.decoder_8bit)
+            return likelihood.vlb(key, schedule, denoise, x0, decoder=likelihood.decoder_8bit)
 
-        compiled = jax.jit(bound).lower(params, of_seed(0), x0).compile()
+        compiled = jax.jit(bound).lower(params, from_seed(0), x0).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     few, many = working_memory(10), working_memory(1000)
@@ -237,9 +237,9 @@ def test_the_exact_bound_of_the_large_net_does_not_store_the_activations_of_its_
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (Likelihood(num=298), r"--num must be 1 to 297, the images in digits's test split, got 298"),
-        (Likelihood(num=0), r"--num must be 1 to 297"),
-        (Likelihood(estimate=0), r"--estimate must be at least 1 stratum, got 0"),
+        (LikelihoodOptions(num=298), r"--num must be 1 to 297, the images in digits's test split, got 298"),
+        (LikelihoodOptions(num=0), r"--num must be 1 to 297"),
+        (LikelihoodOptions(estimate=0), r"--estimate must be at least 1 stratum, got 0"),
     ],
 )
 def test_wrong_requests_are_refused(run_folder, tmp_path, options, text):
@@ -249,19 +249,21 @@ def test_wrong_requests_are_refused(run_folder, tmp_path, options, text):
 
 def test_an_estimate_of_a_strided_chain_is_refused(run_folder, tmp_path):
     with pytest.raises(ValueError, match="--estimate draws from all 20 steps of the chain: leave out --steps 10"):
-        numbers(of(run_folder, tmp_path, steps=10), Likelihood(estimate=4))
+        numbers(of(run_folder, tmp_path, steps=10), LikelihoodOptions(estimate=4))
 
 
 def test_the_bound_is_of_the_whole_chain_where_samples_take_strides(run_folder, straight):
     run, options = of(run_folder, straight), HUNDRED[None]
-    fewer = run._replace(model=run.model.asking(run.model.asked, steps=5))  # as a config with sampling.steps = 5 does
+    fewer = run._replace(
+        model=run.model.with_request(run.model.request, steps=5)
+    )  # as a config with sampling.steps = 5 does
     kept = {path: path.stat().st_mtime_ns for path in straight.iterdir()}
     assert evaluated.run(fewer, options) == 0
     assert {path: path.stat().st_mtime_ns for path in straight.iterdir()} == kept  # the bound that is there
 
     def method(run):
-        run = evaluated.of_the_chain(run)
-        return evaluated.fields(run, split(images(run), "test", 100), options)["method"]
+        run = evaluated.with_full_chain(run)
+        return evaluated.protocol_fields(run, select_split(load_images(run), "test", 100), options)["method"]
 
     assert method(run) == method(fewer) == "exact T=20"
     assert method(of(run_folder, straight, steps=5)) == "exact 5 of T=20 uniform"
@@ -269,15 +271,15 @@ def test_the_bound_is_of_the_whole_chain_where_samples_take_strides(run_folder, 
 
 def test_images_of_another_kind_are_refused(run_folder, tmp_path):
     np.savez(tmp_path / "other.npz", train=np.zeros((9, 8, 8, 3), np.uint8), test=np.zeros((9, 8, 8, 3), np.uint8))
-    run = evaluation.subject(run_folder, source=f"npz:{tmp_path / 'other.npz'}")
+    run = evaluation.evaluation_context(run_folder, source=f"npz:{tmp_path / 'other.npz'}")
     with pytest.raises(ValueError, match=r"images 8x8x3 of 256 levels, but .* makes images 8x8x1 of 17 levels"):
-        images(run)
+        load_images(run)
 
 
 def test_a_part_of_something_else_is_not_taken_up(run_folder, tmp_path):
-    run, options = of(run_folder, tmp_path), Likelihood(num=10)
-    name = evaluated.result(run, split(images(run), "test", 10), options)
-    evaluated.save(name.with_suffix(".part.npz"), evaluated.blank(run.model, options, 12))
+    run, options = of(run_folder, tmp_path), LikelihoodOptions(num=10)
+    name = evaluated.result_path(run, select_split(load_images(run), "test", 10), options)
+    evaluated.save(name.with_suffix(".part.npz"), evaluated.empty_result(run.model, options, 12))
     with pytest.raises(ValueError, match="is not what this measurement would have left: remove it"):
         numbers(run, options)
 
@@ -289,17 +291,17 @@ def test_damaged_measurements_and_samples_are_named(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK\3\4")
     with pytest.raises(ValueError, match=r"a\.npz is not an \.npz file, or damaged \(.*\): remove it, and what it"):
         evaluated.load(tmp_path / "a.npz")
-    draws.store(tmp_path, 0, np.zeros((4, 2, 2, 1), np.uint8))
+    draws.write_part(tmp_path, 0, np.zeros((4, 2, 2, 1), np.uint8))
     (path,) = tmp_path.glob("*.npy")
     np.save(path, np.zeros((3, 2, 2, 1), np.uint8))
     with pytest.raises(ValueError, match=r"00000004\.npy holds \(3, 2, 2, 1\), not 4 images: remove it"):
-        list(draws.chunks(tmp_path, 0, 4))
+        list(draws.read_chunks(tmp_path, 0, 4))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"00000004\.npy is damaged: remove it, and its images are drawn anew"):
-        list(draws.chunks(tmp_path, 0, 4))
+        list(draws.read_chunks(tmp_path, 0, 4))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_flags_of_every_command_can_be_parsed(command):
     options = COMMANDS[command]
-    assert tyro.cli(options, args=["--tile", "3"]).which.sampling.tile == 3
+    assert tyro.cli(options, args=["--tile", "3"]).common.sampling.tile == 3

@@ -16,8 +16,8 @@ from ddpm_jax import config as configs
 from ddpm_jax import data, log
 from ddpm_jax.evaluate import calls, draws, protocol, samples, table
 from ddpm_jax.evaluate import likelihood as bounds
-from ddpm_jax.evaluate.samples import Samples
-from ddpm_jax.evaluate.subject import Subject, images, split
+from ddpm_jax.evaluate.samples import SamplesOptions
+from ddpm_jax.evaluate.subject import EvaluationContext, load_images, select_split
 from ddpm_jax.metrics import classifier, frechet, manifold
 from ddpm_jax.programs import cli
 from ddpm_jax.programs.evaluate import COMMANDS
@@ -27,7 +27,7 @@ DIGITS = data.load("digits")
 
 @pytest.fixture(scope="module", autouse=True)
 def shared():
-    with evaluation.shared():
+    with evaluation.share_programs():
         yield
 
 
@@ -35,7 +35,7 @@ def shared():
 def drawn(run_folder, tmp_path_factory):
     """Samples of four steps, 132 of seed 3, once."""
     run = of(run_folder, tmp_path_factory.mktemp("drawn"))
-    assert draws.ensure(run, 132, 3, "integer") is not None
+    assert draws.ensure_samples(run, 132, 3, "integer") is not None
     return run
 
 
@@ -45,15 +45,15 @@ def small(tmp_path_factory):
     home = tmp_path_factory.mktemp("small")
     np.savez(home / "few.npz", train=DIGITS.train[:400], test=DIGITS.test[:70])
     config = dataclasses.replace(tiny_run.CONFIG, data=configs.Data(f"npz:{home / 'few.npz'}", levels=17))
-    return tiny_run.make(home / "run", config), home / "results"
+    return tiny_run.make_run(home / "run", config), home / "results"
 
 
-def asked(num, **options) -> Samples:
-    return Samples(num=num, seed=3, **options)
+def asked(num, **options) -> SamplesOptions:
+    return SamplesOptions(num=num, seed=3, **options)
 
 
-def of(folder, out, **sampling) -> Subject:
-    return evaluation.subject(folder, out, **{"sampler": "ddim", "steps": 4} | sampling)
+def of(folder, out, **sampling) -> EvaluationContext:
+    return evaluation.evaluation_context(folder, out, **{"sampler": "ddim", "steps": 4} | sampling)
 
 
 def values(found):
@@ -61,7 +61,7 @@ def values(found):
 
 
 def lines_of(found):
-    return [protocol.line(number) for number in found]
+    return [protocol.format_line(number) for number in found]
 
 
 # --- numbers
@@ -69,13 +69,13 @@ def lines_of(found):
 
 def test_the_numbers_are_those_of_the_images_that_sample_draws(run_folder, drawn):
     """Drawn here, or by sample.py into a file: the same images, and the distance of their features by hand."""
-    file = evaluation.by_sample_py(run_folder) / "samples.npz"
+    file = evaluation.samples_of_sample_py(run_folder) / "samples.npz"
     images = np.load(file)["arr_0"]
     (kept,) = (drawn.out / "draws").iterdir()
-    np.testing.assert_array_equal(np.concatenate(list(draws.chunks(kept, 0, 80))), images)
+    np.testing.assert_array_equal(np.concatenate(list(draws.read_chunks(kept, 0, 80))), images)
 
-    found = values(samples.measured(drawn, asked(80)))
-    filed = values(samples.measured(drawn, asked(80, samples=str(file))))
+    found = values(samples.measure_and_write(drawn, asked(80)))
+    filed = values(samples.measure_and_write(drawn, asked(80, samples=str(file))))
     assert repr(filed) == repr(found)
     judge = classifier.load("digits")
     ours, theirs = judge(images), judge(DIGITS.train)
@@ -88,7 +88,7 @@ def test_the_numbers_are_those_of_the_images_that_sample_draws(run_folder, drawn
 
 def test_the_reference_against_itself_is_nothing(drawn, tmp_path):
     np.savez(tmp_path / "train.npz", arr_0=DIGITS.train)
-    found = values(samples.measured(drawn, Samples(num=1500, samples=str(tmp_path / "train.npz"))))
+    found = values(samples.measure_and_write(drawn, SamplesOptions(num=1500, samples=str(tmp_path / "train.npz"))))
     assert abs(found["Fréchet distance"]) < 1e-3
     assert found["precision, k=3"] == found["recall, k=3"] == found["coverage, k=5"] == 1
     assert found["distance of class shares"] == 0
@@ -103,7 +103,7 @@ def test_one_half_of_the_data_against_the_other_is_positive_and_stable():
     eye = samples.Extractor("eye", "distance", judge.dimension, judge, lambda a, b: [])
     for batch in (60, 749):
         parts = [
-            samples.look([half[i : i + batch] for i in range(0, 750, batch)], eye, 750).moments()
+            samples.accumulate([half[i : i + batch] for i in range(0, 750, batch)], eye, 750).moments()
             for half in (DIGITS.train[:750], DIGITS.train[750:])
         ]
         assert frechet.frechet_distance(*parts) == pytest.approx(distance, rel=1e-5)
@@ -114,8 +114,8 @@ def test_one_half_of_the_data_against_the_other_is_positive_and_stable():
 
 
 def test_held_out_images_are_the_floor(drawn):
-    floor = values(samples.floor(drawn, asked(80)))
-    noise = values(samples.measured(drawn, asked(80)))  # of a network that has learnt nothing
+    floor = values(samples.held_out_baseline(drawn, asked(80)))
+    noise = values(samples.measure_and_write(drawn, asked(80)))  # of a network that has learnt nothing
     assert floor["Fréchet distance"] < 0.5 * noise["Fréchet distance"]
     assert floor["precision, k=3"] > 0.8 > noise["precision, k=3"]
     assert floor["share with p > 0.9"] > 0.9
@@ -123,20 +123,20 @@ def test_held_out_images_are_the_floor(drawn):
 
 def test_training_images_left_out_are_held_against_the_others(drawn):
     """The first of the sets by hand: seventy at random, and the moments of the rest."""
-    found = values(samples.left_out(drawn, Samples(num=70)))
+    found = values(samples.train_baseline(drawn, SamplesOptions(num=70)))
     order = np.random.RandomState(0).permutation(1500)
     features = classifier.load("digits")(DIGITS.train).features
     parts = [frechet.moments(features[places]) for places in (order[:70], order[70:])]
     assert found["Fréchet distance"] == pytest.approx(frechet.frechet_distance(*parts), rel=1e-9)
     with pytest.raises(ValueError, match="--num 751 of 1500 training images cannot be held against the others"):
-        samples.left_out(drawn, Samples(num=751))
+        samples.train_baseline(drawn, SamplesOptions(num=751))
 
 
 def test_sets_give_a_mean_and_its_error(drawn):
     """Two sets of 66 of one seed: their mean is what each alone gives, and half their difference is the error."""
-    both = samples.measured(drawn, asked(66, sets=2))
+    both = samples.measure_and_write(drawn, asked(66, sets=2))
     (kept,) = (drawn.out / "draws").iterdir()
-    images = np.concatenate(list(draws.chunks(kept, 0, 132)))
+    images = np.concatenate(list(draws.read_chunks(kept, 0, 132)))
     judge = classifier.load("digits")
     reference = frechet.moments(judge(DIGITS.train).features)
     parts = [images[:66], images[66:]]
@@ -146,14 +146,14 @@ def test_sets_give_a_mean_and_its_error(drawn):
 
 
 def test_few_images_are_warned_of_with_the_bias(drawn, capsys):
-    samples.measured(drawn, asked(80))
+    samples.measure_and_write(drawn, asked(80))
     assert (
         "80 images are fewer than 10,000: their Fréchet distance is too large by an unknown" in capsys.readouterr().err
     )
-    samples.floor(drawn, Samples(num=297))
+    samples.held_out_baseline(drawn, SamplesOptions(num=297))
     said = capsys.readouterr().err
     bias = float(said.split("too large by about ")[1].split(";")[0])
-    held = values(samples.floor(drawn, Samples(num=297)))
+    held = values(samples.held_out_baseline(drawn, SamplesOptions(num=297)))
     assert bias == pytest.approx(held["bias of the Fréchet distance at this n"], rel=1e-2)
     assert bias > 0
 
@@ -162,30 +162,31 @@ def test_few_images_are_warned_of_with_the_bias(drawn, capsys):
 
 
 def test_an_interrupted_drawing_goes_on_to_the_same_samples(run_folder, drawn, tmp_path, monkeypatch, capsys):
-    expected = samples.measured(drawn, asked(100))
+    expected = samples.measure_and_write(drawn, asked(100))
     run, update = of(run_folder, tmp_path), log.Progress.update
     monkeypatch.setattr(log.Progress, "update", lambda *args: (os.kill(os.getpid(), signal.SIGINT), update(*args)))
     assert samples.run(run, asked(100)) == 4
     assert "interrupted: 8 of 100 images are kept" in capsys.readouterr().out
     monkeypatch.undo()
-    assert lines_of(samples.measured(run, asked(100))) == lines_of(expected)
+    assert lines_of(samples.measure_and_write(run, asked(100))) == lines_of(expected)
 
 
 def test_more_samples_are_drawn_on(run_folder, tmp_path):
     run = of(run_folder, tmp_path)
-    first = draws.ensure(run, 10, 0, "float")
-    before = np.concatenate(list(draws.chunks(first, 0, 10)))
-    assert draws.ensure(run, 25, 0, "float") == first
-    assert [stop for _, stop, _ in draws.parts(first)] == [10, 25]
-    np.testing.assert_array_equal(np.concatenate(list(draws.chunks(first, 0, 10))), before)
-    assert sum(len(part) for part in draws.chunks(first, 4, 21)) == 17
-    assert draws.ensure(run, 10, 1, "float") != first
+    first = draws.ensure_samples(run, 10, 0, "float")
+    before = np.concatenate(list(draws.read_chunks(first, 0, 10)))
+    assert draws.ensure_samples(run, 25, 0, "float") == first
+    assert [stop for _, stop, _ in draws.list_parts(first)] == [10, 25]
+    np.testing.assert_array_equal(np.concatenate(list(draws.read_chunks(first, 0, 10))), before)
+    assert sum(len(part) for part in draws.read_chunks(first, 4, 21)) == 17
+    assert draws.ensure_samples(run, 10, 1, "float") != first
 
 
 def test_floats_are_the_integers_unrounded(run_folder, tmp_path):
     run = of(run_folder, tmp_path)
     integers, floats = (
-        np.concatenate(list(draws.chunks(draws.ensure(run, 9, 0, form), 0, 9))) for form in ("integer", "float")
+        np.concatenate(list(draws.read_chunks(draws.ensure_samples(run, 9, 0, form), 0, 9)))
+        for form in ("integer", "float")
     )
     assert integers.dtype == np.uint8 and floats.dtype == np.float32
     np.testing.assert_array_equal(np.rint(floats), integers)
@@ -200,8 +201,8 @@ def test_the_reference_is_seen_once_and_again_when_it_changes(run_folder, tmp_pa
         return images.reshape(len(images), -1)[:, :3].astype(np.float32), np.ones((len(images), 1), np.float32)
 
     eye = samples.Extractor("eye 1", "distance", 3, judge, lambda a, b: [])
-    train = split(DIGITS, "train")
-    first, again = samples.remembered(run, train, eye), samples.remembered(run, train, eye)
+    train = select_split(DIGITS, "train")
+    first, again = samples.cached_reference(run, train, eye), samples.cached_reference(run, train, eye)
     assert sum(seen) == 1500
     for a, b in zip(first.halves, again.halves, strict=True):
         assert a.n == b.n and a.mean.tobytes() == b.mean.tobytes() and a.scatter.tobytes() == b.scatter.tobytes()
@@ -210,16 +211,18 @@ def test_the_reference_is_seen_once_and_again_when_it_changes(run_folder, tmp_pa
     np.testing.assert_allclose(first.moments().covariance, whole, rtol=1e-9, atol=1e-12)
     changed = DIGITS.train.copy()
     changed[1400, 0, 0] ^= 1  # a thousand are hashed at a time
-    samples.remembered(run, split(DIGITS._replace(train=changed), "train"), eye)
-    samples.remembered(run, train, eye._replace(name="eye 2"))
+    samples.cached_reference(run, select_split(DIGITS._replace(train=changed), "train"), eye)
+    samples.cached_reference(run, train, eye._replace(name="eye 2"))
     assert sum(seen) == 4500
 
 
 def test_changing_any_field_changes_the_line(run_folder, drawn, tmp_path):
     def line(run, **options):
-        options = dataclasses.asdict(Samples()) | {"num": 80} | options
-        facts = draws.fields(run, options["seed"], options["format"])
-        return protocol.line(protocol.Number("x", 1.0, 0.1, {"n": options["num"], "sets": options["sets"], **facts}))
+        options = dataclasses.asdict(SamplesOptions()) | {"num": 80} | options
+        facts = draws.protocol_fields(run, options["seed"], options["format"])
+        return protocol.format_line(
+            protocol.Measurement("x", 1.0, 0.1, {"n": options["num"], "sets": options["sets"], **facts})
+        )
 
     lines = [
         line(drawn),
@@ -245,7 +248,7 @@ def test_fifty_thousand_images_are_seen_in_less_than_a_gigabyte():
     eye = samples.Extractor("eye", "FID", 2048, lambda x: (block[: len(x)], block[: len(x), :1008]), lambda a, b: [])
     images = (np.zeros((1024, 1, 1, 1), np.uint8)[: 50_000 - first] for first in range(0, 50_000, 1024))
     tracemalloc.start()
-    seen = samples.look(images, eye, 50_000)
+    seen = samples.accumulate(images, eye, 50_000)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert seen.moments().n == 50_000 and len(seen.features) == 10_000 and len(seen.scores) == 50_000
@@ -266,7 +269,7 @@ def test_the_table_has_a_row_for_each_sampler_and_the_floor(small):
     cells = {row[0].strip(): dict(zip(map(str.strip, rows[0]), map(str.strip, row), strict=True)) for row in rows[2:]}
     assert cells["DDIM, 4 steps"]["bits/dim"] == "-"
     model = of(folder, out, sampler="ancestral", steps=20, mix=0.0)
-    again = bounds.bound(model, split(images(model), "test"), bounds.Likelihood())
+    again = bounds.load_or_measure(model, select_split(load_images(model), "test"), bounds.LikelihoodOptions())
     assert float(cells["ancestral, mix 0"]["bits/dim"].split()[0]) == pytest.approx(again.total.mean(), abs=1e-2)
     assert " ± " in cells["ancestral, mix 1"]["Fréchet distance"]
     floor, noise = (
@@ -280,17 +283,17 @@ def test_the_table_of_a_learned_variance_has_one_chain(drawn, tmp_path, monkeypa
     asked = {}
 
     def row(run, options, _):
-        of_all = {"n": options.num, **draws.fields(run, 0, "integer")}
+        of_all = {"n": options.num, **draws.protocol_fields(run, 0, "integer")}
         if run.model.config.sampling.sampler == "ancestral":
-            of_all |= bounds.fields(run, split(DIGITS, "test"), bounds.Likelihood())
-        asked[run.model.config.sampling.sampler] = protocol.line(protocol.Number("x", 1.0, 0.1, of_all))
-        return [protocol.Number("x", 1.0, 0.1, of_all)]
+            of_all |= bounds.protocol_fields(run, select_split(DIGITS, "test"), bounds.LikelihoodOptions())
+        asked[run.model.config.sampling.sampler] = protocol.format_line(protocol.Measurement("x", 1.0, 0.1, of_all))
+        return [protocol.Measurement("x", 1.0, 0.1, of_all)]
 
-    run = evaluation.changed(drawn, loss=configs.Loss("hybrid"))
-    monkeypatch.setattr(table, "replaced", lambda old, sampling: old._replace(
-        model=run.model.asking(run.model.asked, **sampling)))  # fmt: skip
-    monkeypatch.setattr(table, "row", row)
-    assert table.run(run._replace(out=tmp_path), table.Table(num=70, sets=1, ddim=(2,))) == 0
+    run = evaluation.replace_config(drawn, loss=configs.Loss("hybrid"))
+    monkeypatch.setattr(table, "with_sampling", lambda old, sampling: old._replace(
+        model=run.model.with_request(run.model.request, **sampling)))  # fmt: skip
+    monkeypatch.setattr(table, "measure_row", row)
+    assert table.run(run._replace(out=tmp_path), table.TableOptions(num=70, sets=1, ddim=(2,))) == 0
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert list(rows) == [
         "held-out images", "training images, left out", "ancestral, learned variance", "DDIM, 2 steps",
@@ -300,7 +303,7 @@ def test_the_table_of_a_learned_variance_has_one_chain(drawn, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_the_whole_table_of_a_learned_variance(tmp_path):
-    folder = tiny_run.make(tmp_path / "run", dataclasses.replace(tiny_run.CONFIG, loss=configs.Loss("hybrid")))
+    folder = tiny_run.make_run(tmp_path / "run", dataclasses.replace(tiny_run.CONFIG, loss=configs.Loss("hybrid")))
     arguments = [folder, "table", "--num", "70", "--sets", "1", "--ddim", "2", "--out", tmp_path]
     assert cli.call(["evaluate", *map(str, arguments)]) == 0
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
@@ -326,15 +329,15 @@ def test_calls_measures_each_sampler_at_each_number_of_steps(small, capsys):
     assert [*found] == [*(f"{label}, {n} calls" for label, n, *_ in rows[2:-1]), "held-out images"]
     assert "| dpm_solver_pp 4 of 20 steps quadratic order=2" in found["DPM-Solver++, quadratic, 4 calls"][0]
     alone = of(folder, out, sampler="ddim", steps=4, spacing="quadratic")
-    again = samples.measured(alone, Samples(which=alone.which, num=66, sets=2))
-    assert protocol.line(again[0]) == found["DDIM, quadratic, 4 calls"][0]
+    again = samples.measure_and_write(alone, SamplesOptions(common=alone.flags, num=66, sets=2))
+    assert protocol.format_line(again[0]) == found["DDIM, quadratic, 4 calls"][0]
     assert data.read_png(out / "calls.png").text["legend"] == calls.LEGEND
     assert "the figure in calls.png" in capsys.readouterr().out
 
 
 def test_calls_goes_from_few_steps_to_many_and_once_through_the_complete_chain():
-    options = calls.Calls(ancestral=(20,), ddim=(20, 4, 2, 4), dpm_solver_pp=(), unipc=(2,))
-    found = [(label, *chosen.values()) for label, chosen in calls.ways(options, 20)]
+    options = calls.NfeOptions(ancestral=(20,), ddim=(20, 4, 2, 4), dpm_solver_pp=(), unipc=(2,))
+    found = [(label, *chosen.values()) for label, chosen in calls.sampler_grid(options, 20)]
     assert found == [
         ("ancestral", "ancestral", 20, "uniform"),
         ("DDIM, uniform", "ddim", 2, "uniform"),
@@ -362,7 +365,7 @@ def test_calls_refuses_before_anything_is_drawn(run_folder, tmp_path, capsys, fl
 
 def test_the_curves_of_calls_have_their_own_points_alone():
     def row(label, n, value):
-        return calls.Row(label, n, [protocol.Number("Fréchet distance", value, 0.1, {"n": 70})])
+        return calls.Row(label, n, [protocol.Measurement("Fréchet distance", value, 0.1, {"n": 70})])
 
     panel = calls.panel([row("ancestral", 20, 1.0), row("DDIM", 2, 4.0), row("DDIM", 5, 2.0)])
     assert panel.x == [2, 5, 20]
@@ -376,7 +379,7 @@ def test_the_curves_of_calls_have_their_own_points_alone():
 def test_too_few_images_are_refused_before_anything_is_drawn(drawn):
     before = list((drawn.out / "draws").rglob("*"))
     with pytest.raises(ValueError, match="--num must be above 64, the dimension of the features of digits-classifier"):
-        samples.measure(drawn, Samples(num=64))
+        samples.measure(drawn, SamplesOptions(num=64))
     assert list((drawn.out / "draws").rglob("*")) == before
 
 
@@ -393,13 +396,13 @@ def test_too_few_images_are_refused_before_anything_is_drawn(drawn):
 def test_files_of_other_images_are_refused(drawn, tmp_path, array, text):
     np.savez(tmp_path / "s.npz", arr_0=array)
     with pytest.raises(ValueError, match=text):
-        samples.measure(drawn, Samples(num=80, samples=str(tmp_path / "s.npz")))
+        samples.measure(drawn, SamplesOptions(num=80, samples=str(tmp_path / "s.npz")))
 
 
 def test_a_file_without_samples_is_refused(drawn, tmp_path):
     np.savez(tmp_path / "s.npz", images=np.zeros(3))
     with pytest.raises(ValueError, match="expected images under the name arr_0, found images"):
-        samples.measure(drawn, Samples(num=80, samples=str(tmp_path / "s.npz")))
+        samples.measure(drawn, SamplesOptions(num=80, samples=str(tmp_path / "s.npz")))
 
 
 def test_features_that_are_not_finite_are_refused():
@@ -410,13 +413,13 @@ def test_features_that_are_not_finite_are_refused():
 
     eye = samples.Extractor("eye", "distance", 2, judge, lambda a, b: [])
     with pytest.raises(ValueError, match="1 of 4 rows of features are not finite"):
-        samples.look([np.zeros((9, 1, 1, 1), np.uint8)], eye, 9)
+        samples.accumulate([np.zeros((9, 1, 1, 1), np.uint8)], eye, 9)
 
 
 def test_images_without_a_classifier_are_told_what_there_is(drawn):
-    run = evaluation.changed(drawn, shape=(8, 8, 3), levels=256)
+    run = evaluation.replace_config(drawn, shape=(8, 8, 3), levels=256)
     with pytest.raises(ValueError, match="no classifier for images 8x8x3 of 256 levels; there are digits"):
-        samples.measure(run, Samples(num=80))
+        samples.measure(run, SamplesOptions(num=80))
 
 
 def test_a_missing_extra_is_named(run_folder, tmp_path, monkeypatch, capsys):
@@ -429,8 +432,8 @@ def test_the_reference_warns_where_the_classifier_knows_nothing(drawn, tmp_path,
     """Noise in the shape of digits is not digits."""
     noise = np.random.default_rng(0).integers(0, 17, (200, 8, 8, 1)).astype(np.uint8)
     np.savez(tmp_path / "noise.npz", train=noise, test=noise[:90])
-    run = evaluation.changed(drawn, data=configs.Data(f"npz:{tmp_path / 'noise.npz'}", levels=17))
-    samples.floor(run._replace(out=tmp_path), Samples(num=80))
+    run = evaluation.replace_config(drawn, data=configs.Data(f"npz:{tmp_path / 'noise.npz'}", levels=17))
+    samples.held_out_baseline(run._replace(out=tmp_path), SamplesOptions(num=80))
     assert "of the reference images: are they of what it knows?" in capsys.readouterr().err
 
 
@@ -456,6 +459,6 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
 
 
 def test_the_table_asks_for_the_settings_of_each_row(run_folder, tmp_path):
-    other = table.replaced(of(run_folder, tmp_path), {"sampler": "ddim", "steps": 3, "eta": 0.0})
+    other = table.with_sampling(of(run_folder, tmp_path), {"sampler": "ddim", "steps": 3, "eta": 0.0})
     assert other.model.config.sampling.steps == 3 and other.model.step == 3
-    assert draws.fields(other, 0, "integer")["samples"] == "ddim 3 of 20 steps uniform eta=0"
+    assert draws.protocol_fields(other, 0, "integer")["samples"] == "ddim 3 of 20 steps uniform eta=0"

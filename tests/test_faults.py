@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from programs import (
     ROOT,
-    STEPS_ALONE,
     TINY,
+    TRAIN_WITHOUT_PREVIEWS,
     command,
     environment,
+    load_state,
     run,
     run_process,
     saved_steps,
-    start,
-    state_of,
+    start_process,
     wait_for,
 )
 
@@ -31,7 +31,7 @@ def home(tmp_path_factory):
 def test_a_second_trainer_is_refused_until_the_first_is_gone(home):
     workdir = home / "two"
     args = (home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps")
-    first = start(*STEPS_ALONE, *args, 100_000)
+    first = start_process(*TRAIN_WITHOUT_PREVIEWS, *args, 100_000)
     try:
         wait_for(lambda: (workdir / "checkpoints" / "10").is_dir(), first)
         refused = run("train.py", *args, 100_000, status=2)
@@ -59,11 +59,11 @@ def test_a_full_or_read_only_disk_ends_the_run_and_spares_what_was_saved(home, d
     workdir = disk / "run"
     args = (home / "tiny.py", "--workdir", workdir, "--devices", 1, "--save-every", 1, "--keep", 1000)
     # in a process of its own: what orbax was doing when the disk was full goes with it
-    shown = run_process(*STEPS_ALONE, *args, "--steps", 1000, status=6)
+    shown = run_process(*TRAIN_WITHOUT_PREVIEWS, *args, "--steps", 1000, status=6)
     said = re.search(r"No space left on device\. Step (\d+) was saved last; the same command continues", shown.stderr)
     assert said and f"train.py: {workdir} cannot be written" in shown.stderr
     steps = saved_steps(workdir)
-    assert int(said[1]) == steps[-1] == state_of(workdir).tree.step
+    assert int(said[1]) == steps[-1] == load_state(workdir).tree.step
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == sorted(map(str, steps))  # no half ones
 
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
@@ -101,7 +101,7 @@ def test_files_of_limited_size_end_the_run_too(home, tmp_path):
     done = subprocess.run(command("-c", limited, *args), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 6, done.stderr
     assert "File too large. Step 2 was saved last" in done.stderr
-    assert saved_steps(workdir) == [1, 2] and state_of(workdir).tree.step == 2
+    assert saved_steps(workdir) == [1, 2] and load_state(workdir).tree.step == 2
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]
 
 

@@ -14,25 +14,25 @@ import pytest
 
 from ddpm_jax import data, samplers
 from ddpm_jax.evaluate import figures, interpolation, predictions, progressive, protocol, samples, stochastic
-from ddpm_jax.evaluate.interpolation import Interpolation
-from ddpm_jax.evaluate.predictions import Predictions
-from ddpm_jax.evaluate.progressive import Progressive
-from ddpm_jax.evaluate.stochastic import Stochastic
-from ddpm_jax.evaluate.subject import Subject, Which
-from ddpm_jax.keys import of_seed
+from ddpm_jax.evaluate.interpolation import InterpolationOptions
+from ddpm_jax.evaluate.predictions import PredictionsOptions
+from ddpm_jax.evaluate.progressive import ProgressiveOptions
+from ddpm_jax.evaluate.stochastic import StochasticOptions
+from ddpm_jax.evaluate.subject import CommonFlags, EvaluationContext
+from ddpm_jax.keys import from_seed
 
 TEST = data.load("digits").test
 
 
 @pytest.fixture(scope="module", autouse=True)
 def shared():
-    with evaluation.shared():
+    with evaluation.share_programs():
         yield
 
 
 def exact(folder, **sampling):
     """Of data N(0, I)."""
-    return evaluation.ideal(folder, **sampling)
+    return evaluation.ideal_model(folder, **sampling)
 
 
 def columns(path, which):
@@ -45,10 +45,10 @@ def columns(path, which):
 
 
 def test_the_last_column_is_the_image_that_sample_py_draws(run_folder, tmp_path, capsys):
-    run = evaluation.subject(run_folder, tmp_path, sampler="ddim", steps=4)
-    assert progressive.run(run, Progressive(num=5, start=2, seed=3, frames=3)) == 0
+    run = evaluation.evaluation_context(run_folder, tmp_path, sampler="ddim", steps=4)
+    assert progressive.run(run, ProgressiveOptions(num=5, start=2, seed=3, frames=3)) == 0
     assert "images 2..6 of seed 3; columns: x_t at t = 20, 7, 0" in capsys.readouterr().out
-    drawn = evaluation.by_sample_py(run_folder)
+    drawn = evaluation.samples_of_sample_py(run_folder)
     (name,) = tmp_path.glob("progressive-*.json")
     ours, theirs = (json.loads(path.read_text()) for path in (name, drawn / "manifest.json"))
     assert ours["sha256"] == theirs["sha256"][2:7] and len(set(ours["sha256"])) == 5
@@ -62,21 +62,21 @@ def test_the_last_column_is_the_image_that_sample_py_draws(run_folder, tmp_path,
 
 
 def test_a_chain_continued_from_its_beginning_is_the_image_that_sample_py_draws(run_folder):
-    model = evaluation.subject(run_folder, sampler="ddim", steps=4).model
+    model = evaluation.evaluation_context(run_folder, sampler="ddim", steps=4).model
     i = np.array([3, 0, 11], np.uint32)
     x_T = np.asarray(samplers.initial_noise(samplers.image_keys(3, i), model.shape))
-    found = figures.continued(model, 3, i[:, None], x_T, np.full(3, 20))
-    images = np.load(evaluation.by_sample_py(run_folder) / "samples.npz")["arr_0"]
+    found = figures.continue_sampling(model, 3, i[:, None], x_T, np.full(3, 20))
+    images = np.load(evaluation.samples_of_sample_py(run_folder) / "samples.npz")["arr_0"]
     off = data.to_integer(found, 17).astype(int) - images[i]
     assert abs(off).max() <= 1 and (off != 0).mean() < 0.01  # in tiles of another size
 
 
 def test_times_are_spread_over_the_chain_with_both_ends():
     chain = samplers.times(1000, 50, spacing="ddim")
-    kept = figures.spread(chain, 11)
+    kept = figures.evenly_spaced(chain, 11)
     assert (kept[0], kept[-1], len(kept)) == (981, 0, 11) and set(kept) <= set(chain)
     assert np.ptp(np.diff(kept)) <= 20
-    np.testing.assert_array_equal(figures.spread(chain, 99), chain)
+    np.testing.assert_array_equal(figures.evenly_spaced(chain, 99), chain)
 
 
 # --- predictions
@@ -85,27 +85,29 @@ def test_times_are_spread_over_the_chain_with_both_ends():
 def test_predictions_are_labelled_with_the_time_they_are_made_from(run_folder, tmp_path):
     """At every time of the chain x_0 is signal_t x_t, and its error has the variance of x_0 given x_t."""
     model = exact(run_folder)
-    chain = progressive.chains(model, Progressive(num=40, frames=21))
-    found = predictions.measure(Subject(model, Which(), tmp_path), Predictions(num=40, frames=20))
+    chain = progressive.sample_trajectories(model, ProgressiveOptions(num=40, frames=21))
+    found = predictions.measure(
+        EvaluationContext(model, CommonFlags(), tmp_path), PredictionsOptions(num=40, frames=20)
+    )
     np.testing.assert_array_equal(found.times, np.arange(20, 0, -1))
     signal = np.asarray(model.schedule.signal)
     expected = signal[found.times][:, None, None, None] * chain.x[:, :-1]
-    np.testing.assert_allclose(found.shown, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.x0, expected, rtol=1e-5, atol=1e-6)
     for k, t in enumerate(found.times):
-        value, error = figures.rmse(found.squared[:, k])
+        value, error = figures.rmse(found.squared_error[:, k])
         assert abs(value - 127.5 * np.sqrt(signal[1] ** 2 - signal[t] ** 2)) <= 4 * (0 if t == 1 else error)
 
 
 def test_the_last_prediction_is_the_image(run_folder, tmp_path, capsys):
-    run = Subject(exact(run_folder), Which(), tmp_path)
-    assert predictions.run(run, Predictions(num=3, frames=5)) == 0
+    run = EvaluationContext(exact(run_folder), CommonFlags(), tmp_path)
+    assert predictions.run(run, PredictionsOptions(num=3, frames=5)) == 0
     out = capsys.readouterr().out
     assert "x_0 predicted from x_t at t = 20, 15, 10, 6, 1" in out
     (path,) = tmp_path.glob("predictions-*.csv")
     header, *rows = [line.split(",") for line in path.read_text().splitlines()]
     assert [int(row[0]) for row in rows] == [20, 15, 10, 6, 1] and header[0] == "t"
     assert float(rows[-1][-2]) == 0 < float(rows[0][-2])
-    numbers = protocol.read(path.with_suffix(".json"))
+    numbers = protocol.read_measurements(path.with_suffix(".json"))
     assert [number.value for number in numbers] == pytest.approx([float(row[-2]) for row in rows], rel=1e-6)
     (image,) = run.model.draw(seed=0, start=0, num=3)
     np.testing.assert_array_equal(columns(path.with_suffix(".png"), 4), data.to_integer(image.x, 256)[..., 0])
@@ -114,14 +116,14 @@ def test_the_last_prediction_is_the_image(run_folder, tmp_path, capsys):
 
 def test_the_last_distance_is_that_of_the_samples(run_folder, tmp_path):
     """The images that the last predictions are have the Fréchet distance that the samples of that seed have."""
-    run = Subject(exact(run_folder), Which(), tmp_path)
-    asked = samples.Samples(num=160)
+    run = EvaluationContext(exact(run_folder), CommonFlags(), tmp_path)
+    asked = samples.SamplesOptions(num=160)
     expected = {number.name: number.value for number in samples.measure(run, asked)}
-    found = predictions.measure(run, Predictions(num=2, frames=5, quality=160))
-    assert len(found.shown) == 2 and found.squared.shape == (160, 5)
+    found = predictions.measure(run, PredictionsOptions(num=2, frames=5, quality=160))
+    assert len(found.x0) == 2 and found.squared_error.shape == (160, 5)
     distance, bias = found.quality[-1]
     assert distance.value == pytest.approx(expected["Fréchet distance"], rel=1e-5)
-    assert distance.protocol["features"] == samples.extractor(run.model, asked).name
+    assert distance.protocol["features"] == samples.load_extractor(run.model, asked).name
     assert bias.name == "its bias" and found.quality[0][0].value != distance.value
 
 
@@ -130,8 +132,8 @@ def test_the_last_distance_is_that_of_the_samples(run_folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def continued(run_folder):
-    model, options = exact(run_folder), Stochastic(num=64, continuations=4)
-    return model, options, stochastic.continuations(model, options)
+    model, options = exact(run_folder), StochasticOptions(num=64, continuations=4)
+    return model, options, stochastic.sample_continuations(model, options)
 
 
 def test_continuations_differ_by_the_variance_that_x_t_leaves_open(continued, tmp_path):
@@ -139,7 +141,7 @@ def test_continuations_differ_by_the_variance_that_x_t_leaves_open(continued, tm
     model, options, found = continued
     assert found.times == [20, 15, 10, 5]
     signal = np.asarray(model.schedule.signal)
-    numbers = stochastic.numbers(Subject(model, Which(), tmp_path), options, found)
+    numbers = stochastic.measurements(EvaluationContext(model, CommonFlags(), tmp_path), options, found)
     assert [number.protocol["t"] for number in numbers] == found.times
     for number, t in zip(numbers, found.times, strict=True):
         assert abs(number.value - 127.5 * np.sqrt(2 * (signal[1] ** 2 - signal[t] ** 2))) < 4 * number.error
@@ -148,15 +150,18 @@ def test_continuations_differ_by_the_variance_that_x_t_leaves_open(continued, tm
 
 def test_numbers_of_a_volume_are_those_of_the_same_pixels_in_an_image(continued, tmp_path):
     model, options, found = continued
-    run, volumes = Subject(model, Which(), tmp_path), found.ends.reshape(*found.ends.shape[:3], 2, 4, 8, 1)
-    as_volumes = stochastic.numbers(run, options, found._replace(ends=volumes))
-    for one, other in zip(stochastic.numbers(run, options, found), as_volumes, strict=True):
+    run, volumes = (
+        EvaluationContext(model, CommonFlags(), tmp_path),
+        found.ends.reshape(*found.ends.shape[:3], 2, 4, 8, 1),
+    )
+    as_volumes = stochastic.measurements(run, options, found._replace(ends=volumes))
+    for one, other in zip(stochastic.measurements(run, options, found), as_volumes, strict=True):
         assert one.value == pytest.approx(other.value, rel=1e-12) and one.error == pytest.approx(other.error, rel=1e-9)
 
 
 def test_the_first_continuation_is_the_chain_itself(continued):
     model, _, found = continued
-    chain = progressive.chains(model, Progressive(num=64, frames=5))
+    chain = progressive.sample_trajectories(model, ProgressiveOptions(num=64, frames=5))
     np.testing.assert_array_equal(chain.x[:, :-1], found.shared)
     for k in range(4):
         np.testing.assert_array_equal(found.ends[:, k, 0], chain.x[:, -1])
@@ -176,30 +181,33 @@ def test_continuations_share_the_mean_and_no_noise(continued):
 
 
 def test_continuations_are_shown_and_written_down(run_folder, tmp_path, capsys):
-    run, options = Subject(exact(run_folder, steps=5), Which(), tmp_path), Stochastic(num=2, times=(1, 20))
+    run, options = (
+        EvaluationContext(exact(run_folder, steps=5), CommonFlags(), tmp_path),
+        StochasticOptions(num=2, times=(1, 20)),
+    )
     assert stochastic.run(run, options) == 0
     assert "t = 20, 1; in a block: x_t, the chain's own x_0, then 2 others" in capsys.readouterr().out
     (path,) = tmp_path.glob("stochastic-*.json")
-    first, last = protocol.read(path)
+    first, last = protocol.read_measurements(path)
     assert (first.protocol["t"], last.protocol["t"]) == (20, 1)
     assert first.value > 10 and last.value < 1e-3  # from t = 1 one step is left, and it adds no noise
     (image,) = run.model.draw(seed=0, start=0, num=2)
     np.testing.assert_array_equal(columns(path.with_suffix(".png"), 1), data.to_integer(image.x, 256)[..., 0])
 
 
-@pytest.mark.parametrize("sampling", [{"mix": 0.5}, {"sampler": "ddim", "eta": 0.3}])
+@pytest.mark.parametrize("sampling", [{"variance_mix": 0.5}, {"sampler": "ddim", "eta": 0.3}])
 def test_an_image_that_waits_goes_the_way_of_one_that_begins_there(run_folder, sampling):
     """Whatever their times, images in one program end where a chain from each one's time ends."""
     model = exact(run_folder, steps=6, **sampling)
     rng, start = np.random.default_rng(0), np.array([20, 12, 0, 5, 12, 1, 20])
     x = rng.normal(size=(7, 8, 8, 1)).astype(np.float32)
     paths = rng.integers(0, 99, (7, 2))
-    found = figures.continued(model, 3, paths, x, start)
+    found = figures.continue_sampling(model, 3, paths, x, start)
     sampler = model.sampler(model.params)
 
     @jax.jit
     def plain(paths, x, chain):
-        keys = jax.vmap(lambda p: jax.random.fold_in(jax.random.fold_in(of_seed(3), p[0]), p[1]))(paths)
+        keys = jax.vmap(lambda p: jax.random.fold_in(jax.random.fold_in(from_seed(3), p[0]), p[1]))(paths)
         return samplers.sample(keys, sampler, x, chain)
 
     for t in (12, 1):
@@ -221,9 +229,9 @@ def test_noise_and_steps_are_those_of_t_with_none_missing(run_folder):
     signal, noise = np.asarray(model.schedule.signal, np.float64), np.asarray(model.schedule.noise, np.float64)
     drawn = []
     for t in (12, 20):
-        found = interpolation.interpolated(model, TEST, Interpolation(t=t, pairs=100, columns=2))
+        found = interpolation.interpolate(model, TEST, InterpolationOptions(t=t, pairs=100, columns=2))
         s = np.arange(t)
-        x_t = found.between / np.prod(signal[s] * signal[s + 1] + noise[s] * noise[s + 1])
+        x_t = found.decoded / np.prod(signal[s] * signal[s + 1] + noise[s] * noise[s + 1])
         drawn.append((x_t - signal[t] * found.sources) / noise[t])
         deviates = drawn[-1].ravel()
         assert abs(deviates.mean()) < 4 / np.sqrt(deviates.size)
@@ -236,58 +244,60 @@ def test_noise_and_steps_are_those_of_t_with_none_missing(run_folder):
 def test_reconstructions_are_off_by_what_the_chain_forgets_and_adds(run_folder, tmp_path):
     """x_0 is left with weight alpha-bar_t; the noise of x_t and of the reverse process comes on top."""
     model = exact(run_folder)
-    options = Interpolation(t=5, pairs=120, columns=2, seed=1)
-    found = interpolation.interpolated(model, TEST, options)
+    options = InterpolationOptions(t=5, pairs=120, columns=2, seed=1)
+    found = interpolation.interpolate(model, TEST, options)
     alpha_bar = np.asarray(model.schedule.signal, np.float64) ** 2
-    squared = ((found.between - found.sources).astype(np.float64) ** 2).mean(axis=(2, 3, 4))
+    squared = ((found.decoded - found.sources).astype(np.float64) ** 2).mean(axis=(2, 3, 4))
     fading = (1 - alpha_bar[5]) ** 2 * (found.sources.astype(np.float64) ** 2).mean(axis=(2, 3, 4))
     off = squared - fading - alpha_bar[5] * (1 - alpha_bar[5]) - (alpha_bar[1] - alpha_bar[5])
     assert abs(off.mean()) < 4 * off.mean(1).std(ddof=1) / np.sqrt(len(off))
-    run = Subject(model, Which(), tmp_path)
-    numbers = interpolation.numbers(run, interpolation.split(interpolation.images(run), "test"), options, found)
+    run = EvaluationContext(model, CommonFlags(), tmp_path)
+    numbers = interpolation.measurements(
+        run, interpolation.select_split(interpolation.load_images(run), "test"), options, found
+    )
     assert [number.value for number in numbers] == pytest.approx(127.5 * np.sqrt(squared.mean(0)))
 
 
 def test_all_lambda_have_the_same_noise(run_folder):
     """An exact chain is linear in x_t: with the same noise everything in between is a mixture of the ends."""
-    found = interpolation.interpolated(exact(run_folder), TEST, Interpolation(t=12, pairs=3, columns=5))
+    found = interpolation.interpolate(exact(run_folder), TEST, InterpolationOptions(t=12, pairs=3, columns=5))
     to_b = np.linspace(0, 1, 5).reshape(1, -1, 1, 1, 1)
-    straight = (1 - to_b) * found.between[:, :1] + to_b * found.between[:, -1:]
-    np.testing.assert_allclose(found.between, straight, atol=1e-5)
+    straight = (1 - to_b) * found.decoded[:, :1] + to_b * found.decoded[:, -1:]
+    np.testing.assert_allclose(found.decoded, straight, atol=1e-5)
     np.testing.assert_array_equal(found.pairs, [[0, 1], [2, 3], [4, 5]])
     np.testing.assert_array_equal(data.to_integer(found.sources, 17).reshape(TEST[:6].shape), TEST[:6])
 
 
 def test_a_pair_the_other_way_round_is_mirrored(run_folder):
     there, back = (
-        interpolation.interpolated(exact(run_folder), TEST, Interpolation(first=a, second=b, t=9))
+        interpolation.interpolate(exact(run_folder), TEST, InterpolationOptions(first=a, second=b, t=9))
         for a, b in ((3, 7), (7, 3))
     )
-    np.testing.assert_array_equal(there.between, back.between[:, ::-1])
+    np.testing.assert_array_equal(there.decoded, back.decoded[:, ::-1])
     np.testing.assert_array_equal(there.sources, back.sources[:, ::-1])
 
 
 def test_lambda_0_is_the_reconstruction_of_a_whatever_b_is(run_folder, tmp_path, capsys):
-    run = Subject(exact(run_folder, steps=6), Which(), tmp_path)
-    one, other = (interpolation.interpolated(run.model, TEST, Interpolation(second=b, columns=4)) for b in (1, 9))
-    np.testing.assert_array_equal(one.between[:, 0], other.between[:, 0])
-    assert abs(one.between[:, -1] - other.between[:, -1]).max() > 0.1
-    assert interpolation.run(run, Interpolation(second=9, columns=4)) == 0
+    run = EvaluationContext(exact(run_folder, steps=6), CommonFlags(), tmp_path)
+    one, other = (interpolation.interpolate(run.model, TEST, InterpolationOptions(second=b, columns=4)) for b in (1, 9))
+    np.testing.assert_array_equal(one.decoded[:, 0], other.decoded[:, 0])
+    assert abs(one.decoded[:, -1] - other.decoded[:, -1]).max() > 0.1
+    assert interpolation.run(run, InterpolationOptions(second=9, columns=4)) == 0
     out = capsys.readouterr().out
     assert "rows: test images 0 and 9 at t = 9; columns: image a, lambda = 0, 0.333, 0.667, 1, image b" in out
     (path,) = tmp_path.glob("interpolation-*.png")
     for column, image in ((0, TEST[0]), (5, TEST[9])):
-        np.testing.assert_array_equal(columns(path, column), data.grid(image[None], 17, padding=0)[None, ..., 0])
-    np.testing.assert_array_equal(columns(path, 2), data.to_integer(other.between[:, 1], 256)[..., 0])
+        np.testing.assert_array_equal(columns(path, column), data.make_grid(image[None], 17, padding=0)[None, ..., 0])
+    np.testing.assert_array_equal(columns(path, 2), data.to_integer(other.decoded[:, 1], 256)[..., 0])
 
 
 def test_coarse_to_fine_ends_in_a_mixture_of_pixels(run_folder):
-    found = interpolation.interpolated(exact(run_folder), TEST, Interpolation(coarse_to_fine=True))
+    found = interpolation.interpolate(exact(run_folder), TEST, InterpolationOptions(coarse_to_fine=True))
     np.testing.assert_array_equal(found.times, [20, 18, 15, 13, 10, 8, 5, 3, 0])
-    a, b = np.asarray(data.to_unit(TEST[:2], 17))
-    for weight, between in zip(np.linspace(0, 1, 11), found.between[-1], strict=True):
+    a, b = np.asarray(data.normalize(TEST[:2], 17))
+    for weight, between in zip(np.linspace(0, 1, 11), found.decoded[-1], strict=True):
         np.testing.assert_allclose(between, (1 - weight) * a + weight * b, atol=1e-6)
-    error = ((found.between[:, 0] - a) ** 2).mean(axis=(1, 2, 3))
+    error = ((found.decoded[:, 0] - a) ** 2).mean(axis=(1, 2, 3))
     assert error[-1] == 0 and (error[:-1] > 0.01).all()
 
 
@@ -297,15 +307,23 @@ def test_coarse_to_fine_ends_in_a_mixture_of_pixels(run_folder):
 @pytest.mark.parametrize(
     ("options", "sampling", "text"),
     [
-        (Stochastic(times=(12,)), {"steps": 4}, r"--times: the chain of 4 steps does not visit t = 12; .* 14 and 7"),
-        (Stochastic(times=(21,)), {}, r"--times: the chain of 20 steps does not visit t = 21; .* visited 20$"),
-        (Stochastic(times=(5, 0)), {}, r"--times must be one or more times above 0, the data, got \(5, 0\)"),
-        (Stochastic(times=()), {}, r"--times must be one or more times above 0"),
-        (Stochastic(continuations=1), {}, "--continuations must be at least 2, or nothing can differ, got 1"),
-        (Stochastic(), {"sampler": "dpm_solver_pp"}, "DPM-Solver\\+\\+ adds no noise: .* take --sampler ancestral"),
-        (Stochastic(), {"sampler": "unipc"}, "UniPC adds no noise: .* take --sampler ancestral"),
         (
-            Stochastic(),
+            StochasticOptions(times=(12,)),
+            {"steps": 4},
+            r"--times: the chain of 4 steps does not visit t = 12; .* 14 and 7",
+        ),
+        (StochasticOptions(times=(21,)), {}, r"--times: the chain of 20 steps does not visit t = 21; .* visited 20$"),
+        (StochasticOptions(times=(5, 0)), {}, r"--times must be one or more times above 0, the data, got \(5, 0\)"),
+        (StochasticOptions(times=()), {}, r"--times must be one or more times above 0"),
+        (StochasticOptions(continuations=1), {}, "--continuations must be at least 2, or nothing can differ, got 1"),
+        (
+            StochasticOptions(),
+            {"sampler": "dpm_solver_pp"},
+            "DPM-Solver\\+\\+ adds no noise: .* take --sampler ancestral",
+        ),
+        (StochasticOptions(), {"sampler": "unipc"}, "UniPC adds no noise: .* take --sampler ancestral"),
+        (
+            StochasticOptions(),
             {"sampler": "ddim"},
             "DDIM with eta 0 adds no noise: .* take --sampler ancestral, or DDIM with an --eta",
         ),
@@ -313,34 +331,37 @@ def test_coarse_to_fine_ends_in_a_mixture_of_pixels(run_folder):
 )
 def test_wrong_continuations_are_refused(run_folder, options, sampling, text):
     with pytest.raises(ValueError, match=text):
-        stochastic.continuations(exact(run_folder, **sampling), options)
+        stochastic.sample_continuations(exact(run_folder, **sampling), options)
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         (
-            Interpolation(t=12),
+            InterpolationOptions(t=12),
             r"--t: the chain of 4 steps does not visit t = 12; nearest to it are the visited 14 and 7",
         ),
-        (Interpolation(t=5, coarse_to_fine=True), "--coarse-to-fine has times of its own and one pair: leave out --t"),
-        (Interpolation(pairs=2, coarse_to_fine=True), "--coarse-to-fine has times of its own and one pair"),
-        (Interpolation(columns=1), "--columns must be at least 2 and --pairs at least 1, got 1 and 1"),
-        (Interpolation(pairs=0), "--columns must be at least 2 and --pairs at least 1, got 11 and 0"),
-        (Interpolation(pairs=149), "must stay within images 0 to 296 of the test split, got 0, 1 and 149"),
-        (Interpolation(first=-1), "must stay within images 0 to 296 of the test split, got -1, 1 and 1"),
+        (
+            InterpolationOptions(t=5, coarse_to_fine=True),
+            "--coarse-to-fine has times of its own and one pair: leave out --t",
+        ),
+        (InterpolationOptions(pairs=2, coarse_to_fine=True), "--coarse-to-fine has times of its own and one pair"),
+        (InterpolationOptions(columns=1), "--columns must be at least 2 and --pairs at least 1, got 1 and 1"),
+        (InterpolationOptions(pairs=0), "--columns must be at least 2 and --pairs at least 1, got 11 and 0"),
+        (InterpolationOptions(pairs=149), "must stay within images 0 to 296 of the test split, got 0, 1 and 149"),
+        (InterpolationOptions(first=-1), "must stay within images 0 to 296 of the test split, got -1, 1 and 1"),
     ],
 )
 def test_wrong_interpolations_are_refused(run_folder, options, text):
     with pytest.raises(ValueError, match=text):
-        interpolation.interpolated(exact(run_folder, steps=4), TEST, options)
+        interpolation.interpolate(exact(run_folder, steps=4), TEST, options)
 
 
 def test_wrong_pictures_are_refused(run_folder, tmp_path):
     model = exact(run_folder)
     with pytest.raises(ValueError, match="--frames must be at least 2, the ends of the chain, got 1"):
-        progressive.chains(model, Progressive(frames=1))
+        progressive.sample_trajectories(model, ProgressiveOptions(frames=1))
     with pytest.raises(ValueError, match="--quality must be 0 or at least --num, 8, got 3"):
-        predictions.measure(Subject(model, Which(), tmp_path), Predictions(quality=3))
+        predictions.measure(EvaluationContext(model, CommonFlags(), tmp_path), PredictionsOptions(quality=3))
     with pytest.raises(ValueError, match="--quality must be above 64, the dimension of the features of digits-"):
-        predictions.measure(Subject(model, Which(), tmp_path), Predictions(quality=64))
+        predictions.measure(EvaluationContext(model, CommonFlags(), tmp_path), PredictionsOptions(quality=64))

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
-from image_files import animation, converted, cut_off, encoded, noise
+from image_files import animation, converted, encoded, random_pixels, truncated
 from PIL import Image
 
 from ddpm_jax import config as configs
 from ddpm_jax import data
 from ddpm_jax.data import records
-from ddpm_jax.data.files import decoded, fitted
-from ddpm_jax.data.survey import survey
+from ddpm_jax.data.files import decode, resize_center_crop
+from ddpm_jax.data.survey import make_folder_report
 
 
 def put(path: Path, pixels: np.ndarray, **options) -> Path:
@@ -58,10 +58,10 @@ EXACT = [
 
 @pytest.mark.parametrize(("name", "channels", "dtype", "options"), EXACT, ids=[case[0] for case in EXACT])
 def test_pixels_survive_exactly(tmp_path, name, channels, dtype, options):
-    pixels = [noise(9, 7, channels, dtype=dtype, seed=i) for i in range(3)]
+    pixels = [random_pixels(9, 7, channels, dtype=dtype, seed=i) for i in range(3)]
     for i in range(3):
         put(tmp_path / f"{i}{name}", pixels[i], **options)
-    train, test = data.parts(f"folder:{tmp_path}")
+    train, test = data.open_readers(f"folder:{tmp_path}")
     assert (train.shape, train.dtype, train.levels) == ((9, 7, channels), dtype, np.iinfo(dtype).max + 1)
     found = sorted([train[0].tobytes(), train[1].tobytes(), test[0].tobytes()])
     assert found == sorted(image.tobytes() for image in pixels)
@@ -71,7 +71,7 @@ def test_pixels_survive_exactly(tmp_path, name, channels, dtype, options):
 def test_every_one_of_sixteen_bits_survives(tmp_path, name):
     ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
     options = {"compression": "tiff_adobe_deflate"} if name == "a.tiff" else {}
-    image = decoded(put(tmp_path / name, ramp, **options))
+    image = decode(put(tmp_path / name, ramp, **options))
     assert (image.mode, image.pixels.dtype) == ("I;16", np.uint16)
     np.testing.assert_array_equal(image.pixels, ramp)
 
@@ -86,7 +86,7 @@ def test_big_endian_tiffs_and_arrays_are_the_same_numbers(tmp_path):
     (tmp_path / "a.tif").write_bytes(tiff)
     np.save(tmp_path / "a.npy", ramp.astype(">u2"))
     for name, mode in [("a.tif", "I;16"), ("a.npy", "uint16 x 1")]:
-        image = decoded(tmp_path / name)
+        image = decode(tmp_path / name)
         assert (image.mode, image.pixels.dtype.isnative) == (mode, True)
         np.testing.assert_array_equal(image.pixels[..., 0], ramp)
 
@@ -105,7 +105,7 @@ def test_arrays_may_have_any_number_of_channels(tmp_path, shape, dtype):
 def test_lossy_formats_are_close(tmp_path):
     slope = np.broadcast_to(np.arange(0, 250, 5, dtype=np.uint8)[:, None, None], (50, 40, 3))
     for name in ("a.jpg", "b.JPEG", "c.webp"):
-        image = decoded(put(tmp_path / name, slope, quality=95)).pixels
+        image = decode(put(tmp_path / name, slope, quality=95)).pixels
         assert np.abs(image.astype(int) - slope).max() <= 8
 
 
@@ -116,14 +116,14 @@ def test_of_a_cameras_file_of_several_pictures_the_first_is_read(tmp_path):
     )
     with Image.open(tmp_path / "a.jpg") as file:
         assert (file.format, file.n_frames) == ("MPO", 2)
-    image = decoded(tmp_path / "a.jpg")
+    image = decode(tmp_path / "a.jpg")
     assert (image.format, image.mode) == ("JPEG", "RGB") and np.abs(image.pixels.astype(int) - 40).max() <= 2
 
 
 def test_the_content_counts_and_not_the_extension(tmp_path):
-    pixels = noise(5, 5, 3)
+    pixels = random_pixels(5, 5, 3)
     (tmp_path / "a.jpg").write_bytes(encoded(pixels, "PNG"))
-    image = decoded(tmp_path / "a.jpg")
+    image = decode(tmp_path / "a.jpg")
     assert image.format == "PNG"
     np.testing.assert_array_equal(image.pixels, pixels)
 
@@ -132,7 +132,7 @@ def test_the_content_counts_and_not_the_extension(tmp_path):
 
 
 def test_the_order_and_the_division_are_those_of_an_npz_file(tmp_path):
-    pixels = noise(60, 4, 4, 3)
+    pixels = random_pixels(60, 4, 4, 3)
     names = sorted(f"{'ab'[i % 2]}{'/-'[i % 3 == 0]}{i}.png" for i in range(60))  # "-" comes before "/"
     for i in np.random.RandomState(1).permutation(60):  # files are made in another order than that of their names
         put(tmp_path / "images" / names[i], pixels[i])
@@ -188,7 +188,7 @@ def test_folders_that_divide_are_no_labels(tmp_path, train, held):
 
 
 def test_a_folder_that_may_be_a_split_is_not_taken_for_a_label(tmp_path):
-    pixels = noise(2, 2, 3)
+    pixels = random_pixels(2, 2, 3)
     for top in ("train", "Lernen"):
         for name in ("cat", "dog", "cow"):
             put(tmp_path / top / name / "a.png", pixels)
@@ -210,15 +210,15 @@ def test_a_folder_that_may_be_a_split_is_not_taken_for_a_label(tmp_path):
 def test_labels_are_found_in_the_one_split_that_there_is(tmp_path):
     for name in ("cat", "dog"):
         for i in range(4):
-            put(tmp_path / "train" / name / f"{i}.png", noise(2, 2, 3))
+            put(tmp_path / "train" / name / f"{i}.png", random_pixels(2, 2, 3))
     assert data.load(f"folder:{tmp_path}").label_names == ("cat", "dog")
     for name in ("training", "express"):  # kinds of trains, beside none that is held out
-        put(tmp_path / "trains" / name / "0.png", noise(2, 2, 3))
+        put(tmp_path / "trains" / name / "0.png", random_pixels(2, 2, 3))
     assert data.load(f"folder:{tmp_path / 'trains'}").label_names == ("express", "training")
 
 
 def test_splits_that_are_not_clear_are_refused(tmp_path):
-    pixels = noise(2, 2, 3)
+    pixels = random_pixels(2, 2, 3)
     put(tmp_path / "train" / "a.png", pixels)
     put(tmp_path / "bus" / "a.png", pixels)
     assert data.load(f"folder:{tmp_path}").label_names == ("bus", "train")  # no test: these are classes
@@ -241,7 +241,7 @@ COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 
 def test_names_that_look_alike_are_one_label(tmp_path):
     for part, name in (("train", COMPOSED), ("test", DECOMPOSED), ("train", "tea"), ("test", "tea")):
-        put(tmp_path / part / name / "0.png", noise(2, 2, 3))
+        put(tmp_path / part / name / "0.png", random_pixels(2, 2, 3))
     images, report = reported(tmp_path)
     assert images.label_names == (COMPOSED, "tea") and f"by sub-folder: 2 ({COMPOSED}, tea)" in report
     assert images.train_labels is not None and images.test_labels is not None
@@ -251,19 +251,19 @@ def test_names_that_look_alike_are_one_label(tmp_path):
 @pytest.mark.parametrize(("on_disk", "in_table"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
 def test_a_table_names_a_file_in_either_form(tmp_path, on_disk, in_table):
     for name in (on_disk, "tea"):
-        put(tmp_path / f"{name}.png", noise(2, 2, 3))
+        put(tmp_path / f"{name}.png", random_pixels(2, 2, 3))
     (tmp_path / "a.csv").write_text(f"file,label\n{in_table}.png,hot {in_table}\ntea.png,hot {on_disk}\n", "utf-8")
     assert data.load(f"folder:{tmp_path}").label_names == (f"hot {COMPOSED}",)
     if on_disk == COMPOSED:  # two files of names that look alike are told apart by their bytes
-        put(tmp_path / f"{in_table}.png", noise(2, 2, 3))
+        put(tmp_path / f"{in_table}.png", random_pixels(2, 2, 3))
         with pytest.raises(ValueError, match=f"1 images have no label in any table.*\n  {COMPOSED}.png"):
             data.load(f"folder:{tmp_path}")
 
 
 def test_what_moves_a_cursor_is_escaped_wherever_a_folder_is_spoken_of(tmp_path):
     escape = "\x1b[31m"
-    put(tmp_path / "pictures" / f"cat{escape}" / "0.png", noise(2, 2, 3))
-    put(tmp_path / "pictures" / "dog" / "0.png", noise(2, 2, 3))
+    put(tmp_path / "pictures" / f"cat{escape}" / "0.png", random_pixels(2, 2, 3))
+    put(tmp_path / "pictures" / "dog" / "0.png", random_pixels(2, 2, 3))
     _, report = reported(tmp_path / "pictures")
     assert escape not in report and r"'cat\x1b[31m'" in report
     for header, row in ((f"fil{escape},label", "0.png,a"), ("file,label", f"{escape}.png,a"), ("file,label", "a,b,c")):
@@ -294,17 +294,17 @@ def array(pixels):
     return file.getvalue()
 
 
-SMALL = noise(8, 8, 3)
+SMALL = random_pixels(8, 8, 3)
 GOOD = {
     "one/a.JPG": encoded(SMALL, "JPEG"),
     "one/b.webp": encoded(SMALL, "WEBP"),
     "two/deep/c.PNG": encoded(SMALL, "PNG"),
 }
 BAD = {
-    "cut.jpg": (cut_off(noise(64, 64, 3), "JPEG"), "cannot be decoded, damaged or cut off: .*truncated"),
-    "cut.png": (cut_off(noise(64, 64, 3), "PNG"), "cannot be decoded, damaged or cut off: "),
-    "cut.webp": (cut_off(noise(64, 64, 3), "WEBP"), "(cannot be decoded, damaged or cut off|not an image)"),
-    "cut.tif": (cut_off(noise(64, 64, 3), "TIFF"), "(cannot be decoded, damaged or cut off|not an image)"),
+    "cut.jpg": (truncated(random_pixels(64, 64, 3), "JPEG"), "cannot be decoded, damaged or cut off: .*truncated"),
+    "cut.png": (truncated(random_pixels(64, 64, 3), "PNG"), "cannot be decoded, damaged or cut off: "),
+    "cut.webp": (truncated(random_pixels(64, 64, 3), "WEBP"), "(cannot be decoded, damaged or cut off|not an image)"),
+    "cut.tif": (truncated(random_pixels(64, 64, 3), "TIFF"), "(cannot be decoded, damaged or cut off|not an image)"),
     "cut.npy": (array(SMALL)[:-20], "not a .npy file, or not a whole one"),
     "empty.png": (b"", "empty: 0 bytes"),
     "empty.npy": (b"", "empty: 0 bytes"),
@@ -321,9 +321,12 @@ BAD = {
     "bits.png": (converted("1", "PNG"), "mode 1, one bit per pixel: convert it to L"),
     "float.tif": (converted("F", "TIFF"), "mode F: convert it to one of"),
     "key.png": (converted("RGB", "PNG", transparency=(1, 2, 3)), "mode RGB with one transparent colour"),
-    "deep.png": (encoded(noise(8, 8, dtype=np.uint16), "PNG"), "mode I;16, where RGB"),
-    "deeper.png": (sixteen_bit_colour_png(noise(8, 8, 3, dtype=np.uint16)), "16 bits in each of 3 channels, .*npy"),
-    "array.npy": (array(noise(8, 8, 5)), "mode uint8 x 5, where RGB"),
+    "deep.png": (encoded(random_pixels(8, 8, dtype=np.uint16), "PNG"), "mode I;16, where RGB"),
+    "deeper.png": (
+        sixteen_bit_colour_png(random_pixels(8, 8, 3, dtype=np.uint16)),
+        "16 bits in each of 3 channels, .*npy",
+    ),
+    "array.npy": (array(random_pixels(8, 8, 5)), "mode uint8 x 5, where RGB"),
     "float.npy": (array(SMALL / 255), r"mode float64 x 3, where RGB"),
     "nan.npy": (array(SMALL * np.nan), r"an array float64 \(8, 8, 3\); 192 of 192 values are not finite"),
     "long.npy": (
@@ -357,7 +360,7 @@ def test_a_dirty_folder_is_reported_by_name_and_the_rest_loads(dirty):
     with pytest.raises(ValueError, match=f"{len(BAD) + 1} of {len(BAD) + 4} image files cannot be used; .*--data.skip"):
         data.load(f"folder:{dirty}")
     images, report = reported(dirty, skip_bad=True)
-    found = survey(dirty, "dirty")
+    found = make_folder_report(dirty, "dirty")
     why = {file.path: file.bad for file in found.bad()}
     assert set(why) == {f"two/{name}" for name in BAD} | {"two/folder.png"}
     assert why["two/folder.png"] == "a folder, named like an image"
@@ -391,7 +394,7 @@ def test_twenty_bad_files_are_named_and_the_others_counted(tmp_path):
 
 def test_without_a_majority_no_mode_is_chosen(tmp_path):
     for i in range(4):
-        put(tmp_path / f"{i}.png", noise(2, 2, (1, 3)[i % 2]))
+        put(tmp_path / f"{i}.png", random_pixels(2, 2, (1, 3)[i % 2]))
     with pytest.raises(
         ValueError, match=r"none of 4 .*\n  0.png: mode L: no mode has a majority\n  1.png: mode RGB: no"
     ):
@@ -417,7 +420,7 @@ def test_links_lead_nowhere_out_or_in_circles(tmp_path):
     put(elsewhere / "secret.png", np.zeros((2, 2, 3), np.uint8))
     (root / "linked").symlink_to(root / "here")
     (root / "one.png").symlink_to(root / "here" / "0.png")
-    assert len(survey(root, "links").good()) == 7
+    assert len(make_folder_report(root, "links").good()) == 7
     (root / "here" / "up").symlink_to(root)
     (root / "out").symlink_to(elsewhere)
     (root / "out.png").symlink_to(elsewhere / "secret.png")
@@ -427,7 +430,7 @@ def test_links_lead_nowhere_out_or_in_circles(tmp_path):
     (root / "broken").symlink_to(tmp_path / "nothing")
     os.mkfifo(root / "pipe.png")  # to open it would be to wait for ever
     os.mkfifo(root / "pipe.csv")
-    found = survey(root, "links")
+    found = make_folder_report(root, "links")
     assert {file.path: file.bad.split(":")[0] for file in found.bad()} == {
         "broken.png": "a link that leads nowhere",
         "self.png": "a link that leads nowhere",
@@ -450,14 +453,14 @@ def test_links_lead_nowhere_out_or_in_circles(tmp_path):
     with pytest.raises(ValueError, match=r"no images: .*; skipped were\n  images: a link out of the folder, to "):
         data.load(f"folder:{tmp_path / 'all'}")
     (tmp_path / "link").symlink_to(root / "here")  # the folder itself may be one
-    assert len(survey(tmp_path / "link", "link").good()) == 3
+    assert len(make_folder_report(tmp_path / "link", "link").good()) == 3
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_what_may_not_be_read_is_named(tmp_path):
     put(tmp_path / "a.png", SMALL).chmod(0)
     put(tmp_path / "b" / "c.png", SMALL).parent.chmod(0)
-    found = {file.path: file.bad for file in survey(tmp_path, "closed").bad()}
+    found = {file.path: file.bad for file in make_folder_report(tmp_path, "closed").bad()}
     (tmp_path / "b").chmod(0o700)
     assert found == {
         "a.png": "cannot be opened: Permission denied",
@@ -470,7 +473,7 @@ def test_files_that_fail_while_they_are_read_are_named(tmp_path):
     for name in ("a.png", "a.npy"):
         (tmp_path / name).symlink_to("/proc/self/mem")
         with pytest.raises(ValueError, match=r"empty|cannot be opened|not an image"):
-            decoded(tmp_path / name)
+            decode(tmp_path / name)
 
 
 def test_names_that_are_no_text_can_be_printed(tmp_path):
@@ -486,7 +489,9 @@ def test_names_that_are_no_text_can_be_printed(tmp_path):
 
 @pytest.mark.parametrize(("form", "extension"), [("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"), ("TIFF", "tif")])
 def test_damaged_files_are_bad_or_load_and_nothing_else_happens(tmp_path, form, extension):
-    original = bytearray(encoded(noise(24, 24, 3), form, **({"compression": "tiff_lzw"} if form == "TIFF" else {})))
+    original = bytearray(
+        encoded(random_pixels(24, 24, 3), form, **({"compression": "tiff_lzw"} if form == "TIFF" else {}))
+    )
     random = np.random.RandomState(sum(map(ord, form)))
     (tmp_path / f"whole.{extension}").write_bytes(original)
     for i in range(100):
@@ -502,7 +507,7 @@ def test_damaged_files_are_bad_or_load_and_nothing_else_happens(tmp_path, form, 
             for place in random.randint(0, (64, len(damaged))[i % 2], 1 + i % 4):
                 damaged[place] = random.randint(256)
         (tmp_path / f"{i:02}.{extension}").write_bytes(damaged)
-    found = survey(tmp_path, "damaged")
+    found = make_folder_report(tmp_path, "damaged")
     assert len(found.files) == 101
     assert 20 < len(found.bad()) <= 100  # checksums, ends and headers say much; the whole one is not among them
     assert found.files[-1].bad == ""
@@ -517,8 +522,8 @@ def test_damaged_files_are_bad_or_load_and_nothing_else_happens(tmp_path, form, 
 def test_too_many_pixels_are_bad_and_no_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for side in (10, 12, 20):
-        put(tmp_path / f"{side}.png", noise(side, side, 3))
-    found = survey(tmp_path, "large")
+        put(tmp_path / f"{side}.png", random_pixels(side, side, 3))
+    found = make_folder_report(tmp_path, "large")
     assert [(file.path, file.bad.split(":")[0]) for file in found.bad()] == [
         ("12.png", "too large to be decoded"),
         ("20.png", "too large to be decoded"),
@@ -532,10 +537,10 @@ def test_images_that_are_too_large_are_not_decoded(tmp_path, side):
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     (tmp_path / "a.png").write_bytes(png)
-    assert "too large to be decoded" in survey(tmp_path, "large").bad()[0].bad
+    assert "too large to be decoded" in make_folder_report(tmp_path, "large").bad()[0].bad
     with pytest.raises(ValueError if side == 12_000 else Image.DecompressionBombError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        records.decoded(png, 3, np.dtype(np.uint8))
+        records.decode(png, 3, np.dtype(np.uint8))
 
 
 def test_a_header_that_claims_much_costs_nothing(tmp_path):
@@ -545,14 +550,14 @@ def test_a_header_that_claims_much_costs_nothing(tmp_path):
     )
     huge = array(SMALL).replace(b"(8, 8, 3), }", b"(8, 8, 3000000000), }")
     (tmp_path / "a.npy").write_bytes(huge)
-    assert len(survey(tmp_path, "claims").bad()) == 2
+    assert len(make_folder_report(tmp_path, "claims").bad()) == 2
 
 
 def test_damaged_metadata_are_in_the_report_and_the_pixels_are_used(tmp_path):
     exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack("<HHII", 0x110, 2, 100, 5000)
     for i in range(3):
         (tmp_path / f"{i}.jpg").write_bytes(
-            encoded(noise(8, 8, 3, seed=i), "JPEG", **({"exif": exif} if i == 1 else {}))
+            encoded(random_pixels(8, 8, 3, seed=i), "JPEG", **({"exif": exif} if i == 1 else {}))
         )
     images, report = reported(tmp_path)
     assert len(images.train) == 2
@@ -587,13 +592,13 @@ def test_images_are_turned_upright_as_exif_says(tmp_path, extension):
             exif=exif,
             **({"lossless": True} if extension == "webp" else {}),
         )
-        image = decoded(path)
+        image = decode(path)
         edges = {"top": image.pixels[4, 10:-10], "bottom": image.pixels[-5, 10:-10]}
         edges |= {"left": image.pixels[10:-10, 4], "right": image.pixels[10:-10, -5]}
         strongest = {name: edge.mean(0).argmax() for name, edge in edges.items() if edge.mean(0).max() > 200}
         row, column = sides.split()
         assert strongest == {row: 0, column: 1}, orientation
-        assert image.turned == (orientation != 1)
+        assert image.exif_transposed == (orientation != 1)
     if extension == "png":
         _, report = reported(tmp_path, resolution=(24, 24))
         assert "turned    7 upright, as their Exif orientation says: 2.png, 3.png, 4.png and 4 more" in report
@@ -618,27 +623,29 @@ def lanczos(size, begin, end, out):
 )
 @pytest.mark.parametrize(("levels", "dtype"), [(256, np.uint8), (65536, np.uint16)])
 def test_all_bits_are_kept_through_resizing(stored, size, levels, dtype):
-    pixels = noise(*stored, 3, dtype=dtype)
+    pixels = random_pixels(*stored, 3, dtype=dtype)
     height, width = stored
     tall, wide = min(height, width * size[0] / size[1]), min(width, height * size[1] / size[0])
     down = lanczos(height, (height - tall) / 2, (height + tall) / 2, size[0])
     across = lanczos(width, (width - wide) / 2, (width + wide) / 2, size[1])
     exact = np.clip(np.einsum("yh,xw,hwc->yxc", down, across, pixels.astype(float)), 0, levels - 1)
-    found = fitted(pixels, f"{np.dtype(dtype)} x 3", size, levels)
+    found = resize_center_crop(pixels, f"{np.dtype(dtype)} x 3", size, levels)
     assert found.dtype == dtype
     assert np.abs(found - exact).max() < 0.5 + 0.05  # half a level of rounding, and float32
 
 
 def test_the_middle_is_taken_and_not_squeezed(tmp_path):
-    pixels = noise(10, 20, 3)
+    pixels = random_pixels(10, 20, 3)
     # The middle square at its own size: nothing is scaled.
-    np.testing.assert_array_equal(fitted(pixels, "RGB", (10, 10), 256), pixels[:, 5:15])
-    np.testing.assert_array_equal(fitted(pixels.swapaxes(0, 1), "RGB", (10, 10), 256), pixels.swapaxes(0, 1)[5:15])
-    np.testing.assert_array_equal(fitted(pixels, "RGB", (10, 20), 256), pixels)
+    np.testing.assert_array_equal(resize_center_crop(pixels, "RGB", (10, 10), 256), pixels[:, 5:15])
+    np.testing.assert_array_equal(
+        resize_center_crop(pixels.swapaxes(0, 1), "RGB", (10, 10), 256), pixels.swapaxes(0, 1)[5:15]
+    )
+    np.testing.assert_array_equal(resize_center_crop(pixels, "RGB", (10, 20), 256), pixels)
     # A disc stays a disc.
     y, x = np.mgrid[:60, :120]
     disc = (255 * ((y - 29.5) ** 2 + (x - 59.5) ** 2 < 20**2)).astype(np.uint8)[..., None]
-    small = fitted(disc, "L", (30, 30), 256)[..., 0]
+    small = resize_center_crop(disc, "L", (30, 30), 256)[..., 0]
     assert abs(small.sum() / 255 - np.pi * 10**2) < 3
     np.testing.assert_array_equal(small, small.T)
 
@@ -646,14 +653,14 @@ def test_the_middle_is_taken_and_not_squeezed(tmp_path):
 def test_reducing_averages_and_does_not_drop_pixels():
     stripes = np.zeros((64, 64, 1), np.uint8)
     stripes[:, ::2] = 255
-    inner = fitted(stripes, "L", (16, 16), 256)[:, 3:-3]
+    inner = resize_center_crop(stripes, "L", (16, 16), 256)[:, 3:-3]
     assert np.abs(inner.astype(int) - 127.5).max() < 5  # taking every fourth pixel would give 0 or 255
 
 
 def test_the_colour_of_invisible_pixels_is_not_mixed_in():
     pixels = np.zeros((8, 8, 4), np.uint8)
     pixels[:, :4], pixels[:, 4:] = (200, 0, 0, 255), (0, 200, 0, 0)
-    found = fitted(pixels, "RGBA", (1, 1), 256)[0, 0]
+    found = resize_center_crop(pixels, "RGBA", (1, 1), 256)[0, 0]
     assert found[:3].tolist() == [200, 0, 0]
     assert abs(int(found[3]) - 128) <= 1
 
@@ -663,10 +670,10 @@ def test_resized_images_stay_within_their_levels_and_flat_ones_flat(levels, dtyp
     edge = np.zeros((40, 40, 1), dtype)
     edge[:, 20:] = levels - 1  # where the filter swings over
     mode = "L" if dtype == np.uint8 else "I;16"
-    found = fitted(edge, mode, (13, 13), levels)
+    found = resize_center_crop(edge, mode, (13, 13), levels)
     assert (found.min(), found.max()) == (0, levels - 1)
     flat = np.full((40, 30, 1), levels - 2, dtype)
-    np.testing.assert_array_equal(fitted(flat, mode, (13, 7), levels), levels - 2)
+    np.testing.assert_array_equal(resize_center_crop(flat, mode, (13, 7), levels), levels - 2)
 
 
 def test_different_sizes_need_a_resolution(tmp_path):
@@ -694,10 +701,10 @@ def test_what_does_not_fit_is_left_where_it_is(tmp_path):
     for i in range(4):
         put(tmp_path / f"{i}.png", SMALL)
     large = data.load(f"folder:{tmp_path}", resolution=(16384,))  # 3 GiB
-    assert isinstance(large.train, data.Unread) and isinstance(large.test, data.Unread)
+    assert isinstance(large.train, data.LazyImages) and isinstance(large.test, data.LazyImages)
     assert large.train.nbytes == 3 * 16384**2 * 3 and "3221.2 MB, read when needed" in data.summary(large)
     asked = data.load(f"folder:{tmp_path}", stream=True)
-    assert isinstance(asked.train, data.Unread)
+    assert isinstance(asked.train, data.LazyImages)
     np.testing.assert_array_equal(asked.train[:], data.load(f"folder:{tmp_path}", stream=False).train)
 
 
@@ -798,8 +805,10 @@ def test_sources_that_are_no_folders_are_not_resized(tmp_path):
         ValueError, match="resolution and skip_bad are for folder: and tfds: sources; 'digits' is taken as it is"
     ):
         data.load("digits", resolution=(4,))
-    with pytest.raises(ValueError, match=r"parts: expected a source .folder:PATH. or .tfds:NAME., .* got 'digits'"):
-        data.parts("digits")
+    with pytest.raises(
+        ValueError, match=r"open_readers: expected a source .folder:PATH. or .tfds:NAME., .* got 'digits'"
+    ):
+        data.open_readers("digits")
     with pytest.raises(ValueError, match=f'expected "digits", .* or "tfds:NAME"; did you mean "folder:{tmp_path}"'):
         data.load(str(tmp_path))
 
@@ -819,7 +828,7 @@ def test_arrays_of_floats_come_in_their_range(tmp_path, dtype):
     for i, image in enumerate(values):
         np.save(tmp_path / f"{i}.npy", image if i % 2 else image[..., 0])
     found = data.load(f"folder:{tmp_path}", value_range=(0, 1))
-    assert (found.levels, found.train.dtype, found.format) == (data.Range(0, 1), np.float32, "npy")
+    assert (found.levels, found.train.dtype, found.format) == (data.ValueRange(0, 1), np.float32, "npy")
     np.testing.assert_array_equal(np.sort(together(found), axis=0), values.astype(np.float32))
     with pytest.raises(ValueError, match=r"floating-point values from 0 to 1; .* as --data.range 0 1$"):
         data.load(f"folder:{tmp_path}")
@@ -846,7 +855,7 @@ def test_resized_floats_stay_in_their_range(tmp_path):
 
 
 def test_arrays_may_be_volumes(tmp_path):
-    volumes = noise(6, 5, 8, 9, 2)
+    volumes = random_pixels(6, 5, 8, 9, 2)
     for i, volume in enumerate(volumes):
         np.save(tmp_path / f"{i}.npy", volume)
     found, report = reported(tmp_path)
@@ -858,7 +867,7 @@ def test_arrays_may_be_volumes(tmp_path):
     with pytest.raises(ValueError, match="volumes of different sizes: 6 5x8x9, 1 4x8x9; cut them to one size"):
         data.load(f"folder:{tmp_path}")
     with pytest.raises(ValueError, match=r"volumes are not resized, got \(5, 8, 9, 2\) for \(4, 4\)"):
-        fitted(volumes[0], "uint8 x 2", (4, 4), 256)
+        resize_center_crop(volumes[0], "uint8 x 2", (4, 4), 256)
 
 
 # What is written is what was read
@@ -876,16 +885,16 @@ def test_files_give_back_every_number_that_was_written(tmp_path, form, channels,
     """A ramp through all values of the type, with transparent pixels that have a colour, and a size that is odd."""
     top = 65535 if dtype == np.uint16 else 255
     image = (np.arange(257 * 511 * channels) % (top + 1)).astype(dtype).reshape(257, 511, channels)
-    data.write(tmp_path / f"a.{form}", image, form)
-    found = decoded(tmp_path / f"a.{form}")
+    data.write_image(tmp_path / f"a.{form}", image, form)
+    found = decode(tmp_path / f"a.{form}")
     assert found.pixels.dtype == dtype and len(np.unique(found.pixels)) == top + 1
     np.testing.assert_array_equal(found.pixels, image)
 
 
 def test_volumes_are_written_as_arrays(tmp_path):
-    volume = noise(3, 4, 5, 1, dtype=np.uint16)
-    data.write(tmp_path / "a.npy", volume, "npy")
-    np.testing.assert_array_equal(decoded(tmp_path / "a.npy").pixels, volume)
+    volume = random_pixels(3, 4, 5, 1, dtype=np.uint16)
+    data.write_image(tmp_path / "a.npy", volume, "npy")
+    np.testing.assert_array_equal(decode(tmp_path / "a.npy").pixels, volume)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -893,8 +902,8 @@ def test_a_jpeg_is_near_and_keeps_its_colours_sharp(tmp_path, channels):
     """Columns of saturated colours: with halved chroma, neighbours would mix by a hundred levels."""
     image = np.zeros((16, 16, channels), np.uint8)
     image[:, ::2, 0], image[:, 1::2, -1] = 255, 255
-    data.write(tmp_path / "a.jpg", image, "jpg")
-    assert np.abs(decoded(tmp_path / "a.jpg").pixels.astype(int) - image).max() < 30
+    data.write_image(tmp_path / "a.jpg", image, "jpg")
+    assert np.abs(decode(tmp_path / "a.jpg").pixels.astype(int) - image).max() < 30
 
 
 @pytest.mark.parametrize(
@@ -914,8 +923,8 @@ def test_a_jpeg_is_near_and_keeps_its_colours_sharp(tmp_path, channels):
     ],
 )  # fmt: skip
 def test_files_that_would_lose_something_are_not_written(tmp_path, form, shape, dtype, text):
-    with pytest.raises(ValueError, match=f"write: .*{text}$"):
-        data.write(tmp_path / "a", np.zeros(shape, dtype), form)
+    with pytest.raises(ValueError, match=f"write_image: .*{text}$"):
+        data.write_image(tmp_path / "a", np.zeros(shape, dtype), form)
     assert not list(tmp_path.iterdir())
 
 
@@ -940,15 +949,15 @@ def test_progress_is_told_after_each_image(tmp_path):
 def test_a_file_that_changes_is_noticed(tmp_path):
     for i in range(5):
         put(tmp_path / f"{i}.png", SMALL)
-    train, test = data.parts(f"folder:{tmp_path}")
+    train, test = data.open_readers(f"folder:{tmp_path}")
     for i in range(5):
-        put(tmp_path / f"{i}.png", noise(8, 9, 3))
+        put(tmp_path / f"{i}.png", random_pixels(8, 9, 3))
     with pytest.raises(ValueError, match=r"\d\.png: was RGB \(8, 8, 3\) when .*is RGB \(8, 9, 3\)"):
         train[0]
     for i in range(5):
         (tmp_path / f"{i}.png").unlink()
     with pytest.raises(ValueError, match=r"\d\.png: cannot be opened: No such file"):
-        data.gathered(train, test)
+        data.load_into_memory(train, test)
     with pytest.raises(IndexError):
         train[4]
 
@@ -976,7 +985,7 @@ class Numbers:
 def test_any_reader_can_be_read_whole_and_is_held_once():
     tracemalloc.start()
     try:
-        images = data.whole(Numbers(), held_out=0.1)
+        images = data.load_split_into_memory(Numbers(), held_out=0.1)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -1003,16 +1012,16 @@ read: list[int] = []
 def test_an_error_ends_the_reading_at_once():
     read.clear()
     with pytest.raises(ValueError, match=r"3\.png: damaged"):
-        data.whole(Failing(), held_out=0.1)
+        data.load_split_into_memory(Failing(), held_out=0.1)
     assert len(read) < 100
 
 
 def test_readers_that_are_not_alike_are_not_put_together():
     other = dataclasses.replace(Numbers(), shape=(32, 32, 3))
     with pytest.raises(ValueError, match=r"numbers: .* must have one shape, got \(64, 64, 3\), \(32, 32, 3\)"):
-        data.gathered(Numbers(), other)
+        data.load_into_memory(Numbers(), other)
     with pytest.raises(ValueError, match="numbers: expected labels of both training and held-out images or of neither"):
-        data.gathered(Numbers(), dataclasses.replace(Numbers(), labels=np.zeros(200, np.int32)))
+        data.load_into_memory(Numbers(), dataclasses.replace(Numbers(), labels=np.zeros(200, np.int32)))
 
 
 def test_the_options_go_through_flags_and_files():

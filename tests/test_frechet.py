@@ -58,11 +58,11 @@ def test_batches_of_any_size_have_the_moments_of_the_whole():
     whole = frechet.moments(features)
     for cuts in ([1], [1, 2, 3], [0, 0, 400, 1000], [7, 500, 501, 999], list(range(0, 1000, 37))):
         parts = [frechet.moments(part) for part in np.split(features, cuts)]
-        close(functools.reduce(frechet.merge, parts), whole, 1e-13)
-        close(functools.reduce(frechet.merge, reversed(parts)), whole, 1e-13)
+        close(functools.reduce(frechet.merge_moments, parts), whole, 1e-13)
+        close(functools.reduce(frechet.merge_moments, reversed(parts)), whole, 1e-13)
     tree = [frechet.moments(part) for part in np.split(features, 8)]
     while len(tree) > 1:
-        tree = [frechet.merge(a, b) for a, b in zip(tree[::2], tree[1::2], strict=True)]
+        tree = [frechet.merge_moments(a, b) for a, b in zip(tree[::2], tree[1::2], strict=True)]
     close(tree[0], whole, 1e-13)
 
 
@@ -75,8 +75,12 @@ def test_a_batch_of_many_blocks_has_the_moments_of_its_blocks(monkeypatch):
 
 def test_no_images_change_nothing():
     some, none = frechet.moments(correlated(3, 9, 4)), frechet.moments(np.zeros((0, 4)))
-    assert none.n == 0 and frechet.merge(none, frechet.empty(4)).n == 0
-    for found in (frechet.merge(some, none), frechet.merge(none, some), frechet.merge(frechet.empty(4), some)):
+    assert none.n == 0 and frechet.merge_moments(none, frechet.empty_moments(4)).n == 0
+    for found in (
+        frechet.merge_moments(some, none),
+        frechet.merge_moments(none, some),
+        frechet.merge_moments(frechet.empty_moments(4), some),
+    ):
         assert found.n == 9
         np.testing.assert_array_equal(found.mean, some.mean)
         np.testing.assert_array_equal(found.scatter, some.scatter)
@@ -87,7 +91,7 @@ def test_a_mean_large_against_the_spread_costs_the_spread_no_digits():
     far = np.random.default_rng(4).normal(size=(4000, 12)) @ rotation(4, 12) + 1e8
     wanted = frechet.moments(far - 1e8)
     batches = [frechet.moments(part) for part in np.split(far, [5, 700, 701, 2500])]
-    for found in (frechet.moments(far), functools.reduce(frechet.merge, batches)):
+    for found in (frechet.moments(far), functools.reduce(frechet.merge_moments, batches)):
         np.testing.assert_allclose(found.mean - 1e8, wanted.mean, rtol=0, atol=6e-8)
         close(found._replace(mean=wanted.mean), wanted, 1e-9)
 
@@ -104,9 +108,9 @@ def test_fifty_thousand_inception_features_stream_through_less_than_a_gigabyte()
     """Two thousand and forty-eight features in batches of 500, each batch the one before with its columns turned."""
     block = correlated(6, 500, 2048)
     tracemalloc.start()
-    total = frechet.empty(2048)
+    total = frechet.empty_moments(2048)
     for i in range(100):
-        total = frechet.merge(total, frechet.moments(np.roll(block, i, axis=1)))
+        total = frechet.merge_moments(total, frechet.moments(np.roll(block, i, axis=1)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert total.n == 50_000
@@ -186,7 +190,7 @@ def test_moving_and_turning_both_sets_changes_nothing_and_scaling_them_squares()
 
 def test_features_are_no_distance_from_themselves():
     features = correlated(24, 300, 128)
-    in_parts = frechet.merge(frechet.moments(features[:100]), frechet.moments(features[100:]))
+    in_parts = frechet.merge_moments(frechet.moments(features[:100]), frechet.moments(features[100:]))
     assert 0 <= frechet.frechet_distance(frechet.moments(features), in_parts) < 1e-9
 
 
@@ -194,7 +198,7 @@ def test_features_are_no_distance_from_themselves():
 def test_two_thousand_features_are_no_distance_from_themselves():
     features = correlated(25, 3000, 2048)
     whole = frechet.moments(features)
-    in_parts = frechet.merge(frechet.moments(features[:1100]), frechet.moments(features[1100:]))
+    in_parts = frechet.merge_moments(frechet.moments(features[:1100]), frechet.moments(features[1100:]))
     assert 0 <= frechet.frechet_distance(whole, in_parts) < 1e-9 * np.trace(whole.covariance)
 
 
@@ -228,7 +232,7 @@ def test_without_its_bias_the_distance_is_that_of_endlessly_many_images():
     limit = (mean**2).sum() + ((std - 1) ** 2).sum()
     standard, biased, corrected = law(np.zeros(4), np.eye(4)), [], []
     for halves in draws(600, 60, 60, mean, std):
-        biased.append(frechet.frechet_distance(frechet.merge(*halves), standard))
+        biased.append(frechet.frechet_distance(frechet.merge_moments(*halves), standard))
         corrected.append(biased[-1] - frechet.sampling_bias(*halves, standard))
     standard_error = np.std(corrected, ddof=1) / np.sqrt(600)
     bias = np.mean(biased) - limit
@@ -249,8 +253,14 @@ def test_without_its_bias_the_distance_is_that_of_endlessly_many_images():
             lambda: frechet.moments(np.array([[1, np.nan], [np.inf, np.nan], [0, 0]])),
             r"moments: 2 of 3 rows of features are not finite",
         ),
-        (lambda: frechet.merge(frechet.empty(2), frechet.empty(3)), "merge: .* on both sides, got 2 and 3"),
-        (lambda: frechet.frechet_distance(law([0], [[1]]), frechet.empty(3)), "frechet_distance: .*, got 1 and 3"),
+        (
+            lambda: frechet.merge_moments(frechet.empty_moments(2), frechet.empty_moments(3)),
+            "merge_moments: .* on both sides, got 2 and 3",
+        ),
+        (
+            lambda: frechet.frechet_distance(law([0], [[1]]), frechet.empty_moments(3)),
+            "frechet_distance: .*, got 1 and 3",
+        ),
         (
             lambda: frechet.frechet_distance(frechet.moments(np.eye(5)), law(np.zeros(5), np.eye(5))),
             "a covariance of 5 features needs more than 5 images, got 5",
@@ -265,7 +275,7 @@ def test_without_its_bias_the_distance_is_that_of_endlessly_many_images():
             lambda: frechet.frechet_distance(law([0, 0], [[1, 0], [0, -1]]), law([0, 0], np.eye(2))),
             "without negative eigenvalues, got a covariance's -1 to 1",
         ),
-        (lambda: frechet.empty(3).covariance, "covariance: expected moments of at least 2 images, got 0"),
+        (lambda: frechet.empty_moments(3).covariance, "covariance: expected moments of at least 2 images, got 0"),
     ],
 )
 def test_refusals(call, text):
@@ -276,6 +286,6 @@ def test_refusals(call, text):
 def test_a_half_needs_as_many_images_as_a_whole():
     features, standard = correlated(30, 12, 6), law(np.zeros(6), np.eye(6))
     halves = frechet.moments(features[:6]), frechet.moments(features[6:])
-    assert frechet.frechet_distance(frechet.merge(*halves), standard) > 0
+    assert frechet.frechet_distance(frechet.merge_moments(*halves), standard) > 0
     with pytest.raises(ValueError, match="a covariance of 6 features needs more than 6 images, got 6"):
         frechet.sampling_bias(*halves, standard)

@@ -176,8 +176,8 @@ def read_metrics(folder: pathlib.Path, odd: bool) -> tuple[Any, bool]:
         copy.parent.mkdir(exist_ok=True)
         shutil.copy(folder / "metrics.jsonl", copy)
         log.MetricsLog(copy, 30)
-        return log.read(copy), False
-    return log.read(folder / "metrics.jsonl"), False
+        return log.read_metrics(copy), False
+    return log.read_metrics(folder / "metrics.jsonl"), False
 
 
 # Checkpoints
@@ -218,17 +218,17 @@ def read_checkpoints(folder: pathlib.Path, odd: bool) -> tuple[Any, bool]:
 
 def make_evaluation(folder: pathlib.Path) -> None:
     random = np.random.RandomState(0)
-    likelihood.save(folder / "likelihood-1.npz", likelihood.Found(*random.normal(size=(10, 30))))
-    numbers = [protocol.Number("bits/dim", 3.5, 0.1, {"n": 10, "data": "a"})]
-    protocol.write(folder / "likelihood-1.json", numbers, {"jax": "0"})
+    likelihood.save(folder / "likelihood-1.npz", likelihood.VlbResult(*random.normal(size=(10, 30))))
+    numbers = [protocol.Measurement("bits/dim", 3.5, 0.1, {"n": 10, "data": "a"})]
+    protocol.write_measurements(folder / "likelihood-1.json", numbers, {"jax": "0"})
     for first in (0, 8):
-        draws.store(folder, first, random.randint(0, 256, (8, 6, 6, 3)).astype(np.uint8))
+        draws.write_part(folder, first, random.randint(0, 256, (8, 6, 6, 3)).astype(np.uint8))
 
 
 def read_evaluation(folder: pathlib.Path, odd: bool) -> tuple[Any, bool]:
     if odd:  # samples have no checksum, and a part that is gone is drawn again
-        return [digest(part) for part in draws.chunks(folder, 0, 16)], False
-    numbers = [number.name for number in protocol.read(folder / "likelihood-1.json")]
+        return [digest(part) for part in draws.read_chunks(folder, 0, 16)], False
+    numbers = [number.name for number in protocol.read_measurements(folder / "likelihood-1.json")]
     return [numbers, *map(digest, likelihood.load(folder / "likelihood-1.npz"))], False
 
 

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gaussian_data import PREDICTS, SHAPES, arrays, normals
+from gaussian_data import PREDICTS, SHAPES, normals, to_numpy
 from jax.test_util import check_grads
 
 from ddpm_jax import edits, gaussian, samplers, schedules
 from ddpm_jax.gaussian import Gaussian
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 
 TIMES = np.array([1, 2, 3, 10, 300, 500, 999, 1000], np.int32)
 JUMPS = np.array([(1000, 999), (1000, 500), (1000, 1), (500, 499), (500, 20), (3, 2), (3, 1), (2, 1)], np.int32)
@@ -29,7 +29,7 @@ def found(shape, wide=False) -> dict:
     with jax.enable_x64(wide):
         linear = schedules.linear(1000)
         # jsd has no signal at T
-        return arrays(_found(linear, [schedules.cosine(1000), schedules.jsd(1000)], *normals(shape)))
+        return to_numpy(_found(linear, [schedules.cosine(1000), schedules.jsd(1000)], *normals(shape)))
 
 
 @jax.jit
@@ -58,7 +58,7 @@ def _found(linear, others, x0, eps):
         for clip in (False, True):
             denoised = gaussian.denoiser(linear, lambda x, t: x0, predicts, clip=clip)(eps, t)
             plain = gaussian.estimate(linear, predicts, x0, eps, t)
-            signal = schedules.at(linear.signal, t, x0)
+            signal = schedules.gather(linear.signal, t, x0)
             out["denoiser", predicts, clip] = (
                 denoised.x0, gaussian.q_sample(linear, denoised.x0, t, denoised.eps), plain.x0, signal,
             )  # fmt: skip
@@ -147,7 +147,7 @@ def test_posterior_is_the_chain_conditioned_by_linear_algebra():
     x_t, pairs = -0.3, [(t, s) for t in range(1, T + 1) for s in range(t)]
     with jax.enable_x64(True):
         schedule, (t, s) = schedules.from_betas(betas), np.array(pairs).T
-        law = arrays(gaussian.posterior(schedule, np.full(len(t), x0), np.full(len(t), x_t), t, s))
+        law = to_numpy(gaussian.posterior(schedule, np.full(len(t), x0), np.full(len(t), x_t), t, s))
     for (t, s), found_mean, found_var in zip(pairs, law.mean, law.var, strict=True):
         expected = mean[s] + cov[s, t] / cov[t, t] * (x_t - mean[t])
         assert found_mean == pytest.approx(expected, abs=1e-12), (t, s)
@@ -240,9 +240,9 @@ def test_targets_are_what_they_are_called():
         return gaussian.target(schedule, "v", x0, eps, t), gaussian.q_sample(schedule, x0, t, eps), mean
 
     # v is the tangent of the circle that x_t draws: orthogonal to x_t, of its length
-    v, x_t, mean = arrays(v_and_x(x0, eps))
+    v, x_t, mean = to_numpy(v_and_x(x0, eps))
     np.testing.assert_allclose(v**2 + x_t**2, x0**2 + eps**2, rtol=1e-5)
-    ends = [arrays(v_and_x(*pair)) for pair in ((np.ones_like(x0), 0 * x0), (0 * x0, np.ones_like(x0)))]
+    ends = [to_numpy(v_and_x(*pair)) for pair in ((np.ones_like(x0), 0 * x0), (0 * x0, np.ones_like(x0)))]
     np.testing.assert_allclose(sum(v * x_t for v, x_t, _ in ends), 0, atol=1e-7)
     # at t = 1 the mean of what came before is the data
     np.testing.assert_array_equal(mean, x0)
@@ -256,7 +256,7 @@ def test_a_last_step_without_signal_still_has_its_data():
         outs = {predicts: gaussian.target(schedule, predicts, x0, eps, 50) for predicts in ("x0", "v", "mean")}
         return {predicts: gaussian.estimate(schedule, predicts, out, eps, 50) for predicts, out in outs.items()}
 
-    for predicts, estimate in arrays(back()).items():
+    for predicts, estimate in to_numpy(back()).items():
         np.testing.assert_allclose(estimate.x0, x0, atol=1e-5, err_msg=predicts)
         np.testing.assert_array_equal(estimate.eps, eps, err_msg=predicts)
         assert estimate.mix is None
@@ -288,7 +288,7 @@ def test_denoiser_halves_a_learned_variance(shape):
 def test_data_beyond_1_are_kept_unless_clipping_is_asked_for():
     schedule, x_t, t = schedules.linear(1000), np.array([[0.2, -1.5], [1.0, 0.4]], np.float32), np.array([5, 900])
     denoiser = functools.partial(gaussian.denoiser, schedule, lambda x, t: 3 * x, "x0")
-    given = functools.partial(edits.given_pixels, schedule, denoiser(), x_t, np.zeros(x_t.shape, bool))
+    given = functools.partial(edits.condition_on_pixels, schedule, denoiser(), x_t, np.zeros(x_t.shape, bool))
     for of in (denoiser, given):
         np.testing.assert_array_equal(of()(x_t, t).x0, 3 * x_t)
         np.testing.assert_array_equal(of(clip=True)(x_t, t).x0, np.clip(3 * x_t, -1, 1))
@@ -389,7 +389,7 @@ def test_jit_vmap_and_pmap_change_nothing():
     x0, x_t, mix = normals((4, 3), 8, 3)
     given = (x0, x_t, TIMES, np.array([0, 1, 0, 9, 20, 499, 1, 999], np.int32), 1 / (1 + np.exp(-mix)))
     one_each = [a[:, None] for a in given]
-    plain = arrays(all_laws(*given))
+    plain = to_numpy(all_laws(*given))
     jitted = jax.jit(all_laws)(*given)
     mapped, spread = (
         jax.tree.map(lambda a: np.asarray(a)[:, 0], of(all_laws)(*one_each))
@@ -417,7 +417,7 @@ def test_no_derivative_is_nan_at_either_end():
         for (predicts, learned), raw in zip(cases, raws, strict=True):
             out = jnp.concatenate([raw, jnp.tanh(raw)], -1) if learned else raw
             found = gaussian.denoiser(schedule, lambda x, t: out, predicts, learned_variance=learned, clip=True)(x_t, t)
-            chosen = found.mix if learned else mix
+            chosen = found.variance_mix if learned else mix
             reverse = Gaussian(
                 gaussian.posterior(schedule, found.x0, x_t, t, s).mean,
                 gaussian.reverse_variance(schedule, t, s, x_t, chosen),
@@ -435,7 +435,7 @@ def test_no_derivative_is_nan_at_either_end():
         for t, s in ((1, 0), (2, 1), (1000, 999), (1000, 0)):
             for scale in (0.0, 1.0, 1e4):
                 raws = [np.float32(scale) * raw] * len(cases)
-                *others, on_raws, on_mix = arrays(grad(x0, x_t, raws, np.full_like(x0, 0.3), make(1000), t, s))
+                *others, on_raws, on_mix = to_numpy(grad(x0, x_t, raws, np.full_like(x0, 0.3), make(1000), t, s))
                 for case, found in zip(cases, on_raws, strict=True):
                     assert np.isfinite(found).all(), (make.__name__, case, t, s, scale)
                 assert all(np.isfinite(g).all() for g in (*others, on_mix)), (make.__name__, t, s, scale)
@@ -446,10 +446,10 @@ def test_no_derivative_is_nan_at_either_end():
 
 def test_a_key_for_each_example():
     several = jax.jit(lambda key: (gaussian.example_keys(key, 4), gaussian.example_keys(key, 9)))
-    keys, again = (np.asarray(jax.random.key_data(keys)) for keys in several(of_seed(3)))
+    keys, again = (np.asarray(jax.random.key_data(keys)) for keys in several(from_seed(3)))
     np.testing.assert_array_equal(keys, again[:4])
     assert len(np.unique(again, axis=0)) == 9
-    held = jax.random.split(of_seed(5), 4)
+    held = jax.random.split(from_seed(5), 4)
     np.testing.assert_array_equal(jax.random.key_data(gaussian.example_keys(held, 4)), jax.random.key_data(held))
 
 
@@ -458,7 +458,7 @@ def test_noise_of_an_example_is_its_keys_alone():
         lambda keys: {s: gaussian.standard_normal(keys, jnp.zeros((len(keys), *s))) for s in (SHAPES[0], SHAPES[3])}
     )
     order = [4, 1, 5]
-    whole, some = (arrays(noise(samplers.image_keys(0, indices))) for indices in (range(6), order))
+    whole, some = (to_numpy(noise(samplers.image_keys(0, indices))) for indices in (range(6), order))
     for shape, z in whole.items():
         np.testing.assert_array_equal(some[shape], z[order], err_msg=f"{shape}")
 
@@ -539,7 +539,7 @@ def test_errors_name_the_value(function, wrong):
         (lambda: gaussian.example_keys(jax.random.PRNGKey(0), 2), "keys must be typed (jax.random.key), got uint32"),
         (lambda: gaussian.example_keys(0, 2), "keys must be typed (jax.random.key), got int"),
         (
-            lambda: gaussian.example_keys(jax.random.split(of_seed(0), 3), 2),
+            lambda: gaussian.example_keys(jax.random.split(from_seed(0), 3), 2),
             "keys must be one key or one per example, [] or (2,), got (3,)",
         ),
     ],

@@ -13,7 +13,7 @@ from ddpm_jax.unet import UNet
 
 SCHEDULE = schedules.linear(20, 0.005, 0.5)
 TIMES = samplers.times(20, 4)
-NET = UNet(channels=8, multipliers=(1,), blocks=1, attention_at=(), out_channels=1)
+NET = UNet(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), out_channels=1)
 
 
 @functools.cache
@@ -24,7 +24,7 @@ def tiles(keep=()):
         net = functools.partial(NET.apply, params)
         return samplers.ancestral(SCHEDULE, gaussian.denoiser(SCHEDULE, net, clip=True)), TIMES
 
-    return generate.over_devices(generate.program(chain, (8, 8, 1), keep))
+    return generate.parallelise(generate.tile_function(chain, (8, 8, 1), keep))
 
 
 @functools.cache
@@ -64,11 +64,11 @@ def test_what_is_said_of_an_image_comes_to_it_whatever_its_tile():
     """The images are their indices and what is said of them; over eight devices, in two rounds and a part of one."""
 
     def program(inputs, key, tile):
-        return jnp.stack([tile.indices, tile.said["twice"]], axis=1)
+        return jnp.stack([tile.indices, tile.condition["twice"]], axis=1)
 
-    mapped = generate.over_devices(program)
+    mapped = generate.parallelise(program)
     said = lambda indices: {"twice": 2 * indices}  # noqa: E731
-    parts = list(generate.draw(mapped, np.zeros(1), seed=0, start=5, num=37, tile=2, said=said))
+    parts = list(generate.draw(mapped, np.zeros(1), seed=0, start=5, num=37, tile=2, conditions=said))
     np.testing.assert_array_equal(np.concatenate([part.x for part in parts]), [[i, 2 * i] for i in range(5, 42)])
 
 
@@ -85,7 +85,7 @@ def test_requests_for_nothing_are_refused(wrong):
 
 def test_what_was_compiled_serves_other_numbers_and_no_other_kind_of_sampling(run_folder):
     def drawn(**sampling):
-        model = evaluation.ideal(run_folder, steps=4, **sampling)
+        model = evaluation.ideal_model(run_folder, steps=4, **sampling)
         images = np.concatenate([part.x for part in model.draw(seed=0, start=0, num=4)])
         return images, len(model._programs)
 

@@ -10,11 +10,11 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from goldens_loader import Golden, cases, exact, first_and_rest, net_of, schedule, vary
+from goldens_loader import Golden, cases, first_and_rest, mix_from_log_variance, net_of, schedule, stored_array
 
 from ddpm_jax import gaussian, likelihood, losses, samplers, schedules, training
 from ddpm_jax.gaussian import Gaussian
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 
 NODES = np.polynomial.hermite_e.hermegauss(2)[0]
 """-1 and 1: the mean over them is that over a standard normal, for polynomials up to the third degree."""
@@ -36,7 +36,7 @@ def test_gaussian_data_in_closed_form(golden: Golden):
     rounding = {"rtol": 1e-5, "atol": 2e-6} if golden.single else {}
     amplified = {"rtol": 3e-4, "atol": 2e-6} if golden.single else {}  # 2e-4 with jaxlib 0.10.0
     m, s = (np.asarray(golden.args[name], golden.dtype) for name in "ms")
-    log_var = np.log(np.asarray(exact(golden.id, "optimal/sigma2"), golden.dtype))[:, None]
+    log_var = np.log(np.asarray(stored_array(golden.id, "optimal/sigma2"), golden.dtype))[:, None]
     assert golden.args["denoise_fn"] == "gauss"
     for name, ours in pipeline(schedule(golden), m, s, log_var).items():
         golden.close(name, ours, **(amplified if name in ("x0_mse", "v_mse") else rounding))
@@ -78,7 +78,7 @@ def pipeline(sched, m, s, optimal_log_var) -> dict[str, jax.Array]:
     marginal = Gaussian(q.mean * m, (q.mean * s) ** 2 + q.var)
     data, standard = Gaussian(m, s**2), Gaussian(jnp.zeros((), dtype), jnp.ones((), dtype))
     prior = found["prior_kl"] = over_data(lambda x0: likelihood.prior_kl(sched, x0, T))
-    entropy = found["data_entropy"] = over_data(lambda x0: -likelihood.density(x0, data))
+    entropy = found["data_entropy"] = over_data(lambda x0: -likelihood.gaussian_density(x0, data))
     found["marginal_var"] = marginal.var
     found["kl_qxT_to_prior"] = gaussian.kl(Gaussian(*(x[-1] for x in marginal)), standard)
 
@@ -88,7 +88,8 @@ def pipeline(sched, m, s, optimal_log_var) -> dict[str, jax.Array]:
         if mix is None:
             sigma2 = post.var + post.mean**2 * x0_mse
             bound_mix, chain_mix = (
-                vary(sched, jnp.asarray(t), optimal_log_var, first, bound=bound) for bound in (True, False)
+                mix_from_log_variance(sched, jnp.asarray(t), optimal_log_var, first, for_vlb=bound)
+                for bound in (True, False)
             )
         else:
             sigma2 = first_and_rest(first, gaussian.reverse_variance(sched, t, t - 1, one, mix))
@@ -98,9 +99,9 @@ def pipeline(sched, m, s, optimal_log_var) -> dict[str, jax.Array]:
         def term(x0, eps, mix=mix, bound_mix=bound_mix):
             found = estimate(x0, eps)
             if mix is None:
-                found, mix = found._replace(mix=bound_mix), 1.0
-            return likelihood.term_given(
-                sched, found, x0, t, t - 1, mix=mix, decoder=likelihood.density, first_var=first
+                found, mix = found._replace(variance_mix=bound_mix), 1.0
+            return likelihood.vlb_term_from_estimate(
+                sched, found, x0, t, t - 1, variance_mix=mix, decoder=likelihood.gaussian_density, decoder_var=first
             )
 
         terms = found[f"{name}/terms"] = mean(term)
@@ -113,7 +114,7 @@ def pipeline(sched, m, s, optimal_log_var) -> dict[str, jax.Array]:
         variances = variances.at[0].add(sigma2[0])  # the closed form adds noise in the last step, as samplers do not
         found[f"{name}/model_var_by_t"] = variances
         model = Gaussian(means[0], variances[0])
-        nll = found[f"{name}/model_nll"] = over_data(lambda x0: -likelihood.density(x0, model))
+        nll = found[f"{name}/model_nll"] = over_data(lambda x0: -likelihood.gaussian_density(x0, model))
         found[f"{name}/bound_gap"] = nelbo - nll
         found[f"{name}/kl_data_to_model"] = gaussian.kl(data, model)
 
@@ -138,7 +139,7 @@ def chain_law(sched, denoise, mix: jax.Array) -> tuple[jax.Array, jax.Array]:
         def at(x, noise):
             sampler = samplers.ancestral(
                 sched,
-                lambda x, t: denoise(x, t)._replace(mix=mix[0]),
+                lambda x, t: denoise(x, t)._replace(variance_mix=mix[0]),
                 noise=lambda keys, t, like: jnp.full_like(like, noise),
             )
             return sampler.step(None, sampler.init(jnp.full((1, 1), x, dtype), t), t, t - 1).x[0, 0]
@@ -169,28 +170,30 @@ def test_variational_diffusion_models(golden: Golden):
 
     def net(sched):
         def exact_eps(x, t):
-            signal, noise = (schedules.at(column, t, x) for column in (sched.signal, sched.noise))
+            signal, noise = (schedules.gather(column, t, x) for column in (sched.signal, sched.noise))
             return noise * (x - signal * args["m"]) / (signal**2 * args["s"] ** 2 + noise**2)
 
         return exact_eps
 
     sched = schedules.from_log_snr(log_snr, T + 1)
-    k = np.ceil(exact(golden.id, "u") * T)
+    k = np.ceil(stored_array(golden.id, "u") * T)
     golden.close("t_discrete", np.asarray(k / T, dtype), **rounding)
     # continuous time: the noise error at the drawn times themselves, as rows of a schedule made of them
-    order = np.argsort(exact(golden.id, "u"))
-    drawn = schedules.from_log_snr(lambda u: log_snr(exact(golden.id, "u")[order]), len(order))
+    order = np.argsort(stored_array(golden.id, "u"))
+    drawn = schedules.from_log_snr(lambda u: log_snr(stored_array(golden.id, "u")[order]), len(order))
 
     @jax.jit
     def terms(f, eps_0, eps):
         z = gaussian.q_sample(sched, f, 1, eps_0)
         p = Gaussian(z / sched.signal[1], (sched.noise[1] / sched.signal[1]) ** 2)
-        recon = -likelihood.softmax(256, 1 / 256 - 1, 1 - 1 / 256)(f, p).sum((1, 2, 3))
+        recon = -likelihood.softmax_decoder(256, 1 / 256 - 1, 1 - 1 / 256)(f, p).sum((1, 2, 3))
 
         t = k.astype(np.int32) + 1
-        weighted = T * dims * losses.weighted_loss(sched, net(sched), f, t, eps, mix=0.0)
+        weighted = T * dims * losses.weighted_loss(sched, net(sched), f, t, eps, variance_mix=0.0)
         found = gaussian.denoiser(sched, net(sched), clip=False)(gaussian.q_sample(sched, f, t, eps), t)
-        rate = likelihood.term_given(sched, found, f, t, t - 1, mix=0.0, decoder=likelihood.density, first_var=1.0)
+        rate = likelihood.vlb_term_from_estimate(
+            sched, found, f, t, t - 1, variance_mix=0.0, decoder=likelihood.gaussian_density, decoder_var=1.0
+        )
 
         t = np.argsort(order).astype(np.int32) + 1
         continuous = (high - low) / 2 * dims * losses.denoising_loss(drawn, net(drawn), f, t, eps)
@@ -208,10 +211,10 @@ def test_variational_diffusion_models(golden: Golden):
     t = np.arange(2, fine.T + 1)
 
     def loss(x0, eps):
-        return losses.weighted_loss(fine, net(fine), x0, t, eps, mix=0.0)
+        return losses.weighted_loss(fine, net(fine), x0, t, eps, variance_mix=0.0)
 
     total = jax.jit(lambda: expectation(loss, args["m"], args["s"], len(t), dtype).sum())()
-    limit = exact(golden.id, "expected_continuous_per_dim")
+    limit = stored_array(golden.id, "expected_continuous_per_dim")
     assert limit < total < 1.005 * limit
 
 
@@ -263,7 +266,7 @@ def test_clipped_adam_with_warm_up(golden: Golden):
         step = training.make_step(lambda params, keys, batch: (params * batch[0]).sum(), optimizer)
 
         def advance(state, grad):
-            state, metrics = step(of_seed(0), state, grad[None])
+            state, metrics = step(from_seed(0), state, grad[None])
             return state, (state.params, metrics["grad_norm"])
 
         return jax.lax.scan(advance, training.init(start, optimizer), grads)[1]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import gaussian, likelihood, losses, schedules
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 from ddpm_jax.metrics import held_out
 
 X0 = np.random.default_rng(0).normal(0, 0.5, (23, 4, 4, 1)).astype(np.float32)
@@ -22,8 +22,8 @@ def examine(keys, x0):
 
 @pytest.mark.parametrize("batch", [1, 4, 8, 23])
 def test_every_image_counts_once_whatever_the_batch(batch):
-    found = held_out.held_out(examine, of_seed(0), X0, batch)
-    whole = held_out.held_out(examine, of_seed(0), X0, len(X0))
+    found = held_out.evaluate_held_out(examine, from_seed(0), X0, batch)
+    whole = held_out.evaluate_held_out(examine, from_seed(0), X0, len(X0))
     np.testing.assert_array_equal(found.times, np.round(100 * X0[:, 0, 0, 0]))
     np.testing.assert_allclose(found.losses, X0.mean((1, 2, 3)), atol=1e-6)
     np.testing.assert_allclose(found[:3], whole[:3], rtol=1e-6)
@@ -32,7 +32,7 @@ def test_every_image_counts_once_whatever_the_batch(batch):
 
 def test_the_error_is_that_of_a_mean():
     """Uniform numbers have a standard deviation of 12^-1/2; that of 400 such errors is known to 5 %."""
-    found = held_out.held_out(examine, of_seed(1), np.zeros((400, 2, 2, 1), np.float32), 100)
+    found = held_out.evaluate_held_out(examine, from_seed(1), np.zeros((400, 2, 2, 1), np.float32), 100)
     assert found.standard_error == pytest.approx(12**-0.5 / 20, rel=4 * 0.05)
     assert abs(found.bits_per_dim - 0.5) < 4 * found.standard_error
 
@@ -44,16 +44,18 @@ def test_a_model_that_knows_the_data_has_the_bits_of_the_data():
     x0 = (np.rint((x0 + 1) * (levels - 1) / 2) * 2 / (levels - 1) - 1).astype(np.float32)
 
     def net(x, t):
-        signal, noise = (schedules.at(column, t, x) for column in (schedule.signal, schedule.noise))
+        signal, noise = (schedules.gather(column, t, x) for column in (schedule.signal, schedule.noise))
         return noise * x / (signal**2 / 64 + noise**2)
 
     def loss(keys, schedule, net, x0, t):
         return losses.simple_loss(keys, schedule, net, x0, t=t)
 
     denoise = gaussian.denoiser(schedule, net, clip=True)
-    decoder = likelihood.discretized(levels)
-    examination = held_out.examination(schedule, net, denoise, loss, mix=1.0, decoder=decoder, strata=32)
-    found = held_out.held_out(jax.jit(examination), of_seed(2), x0, 64)
+    decoder = likelihood.discretized_gaussian(levels)
+    examination = held_out.make_evaluate_batch(
+        schedule, net, denoise, loss, variance_mix=1.0, decoder=decoder, strata=32
+    )
+    found = held_out.evaluate_held_out(jax.jit(examination), from_seed(2), x0, 64)
     entropy = 0.5 * np.log2(2 * np.pi * np.e / 64) + np.log2((levels - 1) / 2)
     # mix 1 is not the best variance for data as narrow as this, which costs some tenths of a bit
     assert entropy - 4 * found.standard_error < found.bits_per_dim < entropy + 0.6
@@ -63,5 +65,5 @@ def test_a_model_that_knows_the_data_has_the_bits_of_the_data():
 def test_one_image_has_no_error_bar():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = held_out.held_out(examine, of_seed(0), X0[:1], 4)
+        found = held_out.evaluate_held_out(examine, from_seed(0), X0[:1], 4)
     assert np.isfinite(found.bits_per_dim) and np.isnan(found.standard_error)

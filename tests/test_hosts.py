@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 from programs import (
     ROOT,
-    STEPS_ALONE,
     TINY,
+    TRAIN_WITHOUT_PREVIEWS,
     command,
     environment,
-    losses,
+    load_state,
+    logged_losses,
     run,
     run_process,
     saved_steps,
-    state_of,
     wait_for,
 )
 
 from ddpm_jax import runs
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 
 
 class Together:
@@ -74,7 +74,7 @@ def train(home, workdir, *, processes=1, devices=1, steps=3, **flags):
     """In this process, or in several; without previews."""
     given = {"workdir": workdir, "steps": steps, **flags}
     if processes > 1:
-        return Together(*STEPS_ALONE, home / "tiny.py", processes=processes, devices=devices, **given)
+        return Together(*TRAIN_WITHOUT_PREVIEWS, home / "tiny.py", processes=processes, devices=devices, **given)
     told = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
     return run("train.py", home / "tiny.py", "--devices", devices, *told, preview=False)
 
@@ -94,7 +94,7 @@ def pair(home):
 
 
 def test_two_processes_take_the_steps_of_one(pair, straight):
-    np.testing.assert_allclose(losses(pair[0]), losses(straight)[:3], atol=1e-5)
+    np.testing.assert_allclose(logged_losses(pair[0]), logged_losses(straight)[:3], atol=1e-5)
 
 
 def test_only_the_first_of_them_speaks(pair):
@@ -107,12 +107,12 @@ def test_a_word_of_one_device_is_heard_by_all():
     def step(key, state, bad, pixels, places, rows):
         return state + places.sum(), {"skipped": places[0]}
 
-    steps, places = runs.over_devices(step, None, jax.devices()[:2]), np.zeros((2, 1, 3), np.int32)
+    steps, places = runs.parallelise(step, None, jax.devices()[:2]), np.zeros((2, 1, 3), np.int32)
     pixels, word = np.zeros(1), np.array([0, 1], np.float32)
     told, silent = (
-        steps(of_seed(0), np.int32(0), np.int32(0), pixels, places, places, said)[2] for said in (word, None)
+        steps(from_seed(0), np.int32(0), np.int32(0), pixels, places, places, said)[2] for said in (word, None)
     )
-    assert told["word"] == 1 and "word" not in silent
+    assert told["stop"] == 1 and "stop" not in silent
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_how_many_there_are_changes_no_batch(home, straight, processes, devices,
     done = train(home, workdir, processes=processes, devices=devices, **{"data.stream": stream})
     if isinstance(done, Together):
         done.ended(0, 0)
-    np.testing.assert_allclose(losses(workdir), losses(straight)[:3], atol=1e-5)
+    np.testing.assert_allclose(logged_losses(workdir), logged_losses(straight)[:3], atol=1e-5)
 
 
 @pytest.mark.slow
@@ -161,8 +161,8 @@ def test_a_run_moves_from_two_to_one_and_back(home, pair, straight):
     assert "continued from step 3" in train(home, workdir, steps=6).stdout
     (out, _), _ = train(home, workdir, steps=9, processes=2).ended(0, 0)
     assert "continued from step 6" in out
-    assert state_of(workdir).step == 9
-    np.testing.assert_allclose(losses(workdir), losses(straight), atol=1e-5)
+    assert load_state(workdir).step == 9
+    np.testing.assert_allclose(logged_losses(workdir), logged_losses(straight), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -173,7 +173,7 @@ def test_sigterm_to_one_stops_both_at_the_same_step_and_saves(home):
     both[1].send_signal(signal.SIGTERM)
     (out, _), _ = both.ended(0, 0)
     (step,) = saved_steps(workdir)
-    assert f"saved step {step}" in out and state_of(workdir).tree.step == step
+    assert f"saved step {step}" in out and load_state(workdir).tree.step == step
     assert json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"] == step
 
 

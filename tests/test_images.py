@@ -25,7 +25,7 @@ def ramp(count, height, width, channels, levels=256):
 @pytest.mark.parametrize(("levels", "dtype"), LEVELS)
 def test_every_level_survives_the_round_trip(levels, dtype):
     every = np.arange(levels).astype(dtype)
-    x = data.to_unit(every, levels)
+    x = data.normalize(every, levels)
     assert (x[0], x[-1], x.dtype) == (-1, 1, jnp.float32)
     np.testing.assert_array_equal(x, -x[::-1])  # no level is favoured over its mirror image
     back = data.to_integer(x, levels)
@@ -35,20 +35,20 @@ def test_every_level_survives_the_round_trip(levels, dtype):
 
 def test_eight_bits_are_scaled_as_published_weights_expect():
     every = np.arange(256, dtype=np.uint8)
-    np.testing.assert_allclose(data.to_unit(every, 256), every / 127.5 - 1, rtol=0, atol=2**-23)
+    np.testing.assert_allclose(data.normalize(every, 256), every / 127.5 - 1, rtol=0, atol=2**-23)
 
 
 @pytest.mark.parametrize(("levels", "dtype"), LEVELS)
 def test_compiled_scaling_has_the_same_bits(levels, dtype):
     every = np.arange(levels).astype(dtype)
-    compiled = jax.jit(data.to_unit, static_argnums=1)(every, levels)
-    np.testing.assert_array_equal(compiled, data.to_unit(every, levels))
+    compiled = jax.jit(data.normalize, static_argnums=1)(every, levels)
+    np.testing.assert_array_equal(compiled, data.normalize(every, levels))
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256, 65536])
 def test_the_nearest_level_is_taken(levels):
     x = np.random.RandomState(0).uniform(-1, 1, 4000)
-    error = data.to_unit(data.to_integer(x, levels), levels) - x
+    error = data.normalize(data.to_integer(x, levels), levels) - x
     assert np.abs(error).max() <= 1 / (levels - 1) + 1e-6
     # Truncation would leave a mean error of minus half a level; rounding leaves none.
     standard_error = 2 / (levels - 1) / np.sqrt(12 * x.size)
@@ -65,48 +65,54 @@ def test_low_precision_images_have_levels_too():
     np.testing.assert_array_equal(data.to_integer(jnp.array([-1, 0.5, 1], jnp.bfloat16), 17), [0, 12, 16])
 
 
-RANGES = [data.Range(0, 1), data.Range(-3, 7), data.Range(1000, 1000.5), data.Range(-1e-6, 1e6)]
+RANGES = [data.ValueRange(0, 1), data.ValueRange(-3, 7), data.ValueRange(1000, 1000.5), data.ValueRange(-1e-6, 1e6)]
 
 
 @pytest.mark.parametrize("ends", RANGES)
 def test_floats_survive_the_round_trip_to_the_last_digits_of_their_range(ends):
     values = np.random.RandomState(0).uniform(*ends, 4000).astype(np.float32)
     values[:2] = ends
-    x = data.to_unit(values, ends)
+    x = data.normalize(values, ends)
     assert x.dtype == jnp.float32 and jnp.abs(x).max() <= 1 + 2**-22
     np.testing.assert_allclose(x[:2], (-1, 1), rtol=0, atol=2**-22)
-    back = data.from_unit(x, ends)
+    back = data.denormalize(x, ends)
     assert back.dtype == np.float32 and back.min() >= ends.low and back.max() <= ends.high
     np.testing.assert_allclose(back, values, rtol=0, atol=2**-22 * max(map(abs, ends)))
-    compiled = jax.jit(data.to_unit, static_argnums=1)(values, ends)
+    compiled = jax.jit(data.normalize, static_argnums=1)(values, ends)
     np.testing.assert_array_equal(compiled, x)
 
 
 def test_floats_outside_are_clipped_to_the_range():
-    assert data.from_unit(np.array([-9, -1, 0, 1, 1.001]), data.Range(2, 4)).tolist() == [2, 2, 3, 4, 4]
+    assert data.denormalize(np.array([-9, -1, 0, 1, 1.001]), data.ValueRange(2, 4)).tolist() == [2, 2, 3, 4, 4]
 
 
 def test_from_unit_of_levels_is_to_integer():
     x = np.linspace(-1.2, 1.2, 999)
-    np.testing.assert_array_equal(data.from_unit(x, 4096), data.to_integer(x, 4096))
+    np.testing.assert_array_equal(data.denormalize(x, 4096), data.to_integer(x, 4096))
 
 
 @pytest.mark.parametrize(
     ("call", "text"),
     [
         (
-            lambda: data.to_unit(np.zeros(3, np.uint8), data.Range(0, 1)),
-            r"to_unit: expected float32 images for a range \(0, 1\), got uint8",
+            lambda: data.normalize(np.zeros(3, np.uint8), data.ValueRange(0, 1)),
+            r"normalize: expected float32 images for a range \(0, 1\), got uint8",
         ),
-        (lambda: data.from_unit(np.array([np.nan, 0]), data.Range(0, 1)), "from_unit: 1 of 2 values are non-finite"),
-        (lambda: data.from_unit(np.zeros(3, int), data.Range(0, 1)), "from_unit: expected floating point .*got int64"),
         (
-            lambda: data.to_unit(np.zeros(3, np.float32), 256),
-            "to_unit: .*uint8 or uint16, got float32; to_integer makes",
+            lambda: data.denormalize(np.array([np.nan, 0]), data.ValueRange(0, 1)),
+            "denormalize: 1 of 2 values are non-finite",
         ),
-        (lambda: data.to_unit(np.zeros(3, np.int32), 256), "to_unit: .*uint8 or uint16, got int32$"),
-        (lambda: data.to_unit(np.zeros(3, np.uint8), 65536), "levels=65536 do not fit in images of type uint8"),
-        (lambda: data.to_unit(np.zeros(3, np.uint8), 1), "to_unit: expected 2 to 65536 levels, got levels=1"),
+        (
+            lambda: data.denormalize(np.zeros(3, int), data.ValueRange(0, 1)),
+            "denormalize: expected floating point .*got int64",
+        ),
+        (
+            lambda: data.normalize(np.zeros(3, np.float32), 256),
+            "normalize: .*uint8 or uint16, got float32; to_integer makes",
+        ),
+        (lambda: data.normalize(np.zeros(3, np.int32), 256), "normalize: .*uint8 or uint16, got int32$"),
+        (lambda: data.normalize(np.zeros(3, np.uint8), 65536), "levels=65536 do not fit in images of type uint8"),
+        (lambda: data.normalize(np.zeros(3, np.uint8), 1), "normalize: expected 2 to 65536 levels, got levels=1"),
         (lambda: data.to_integer(np.zeros(3), 65537), "to_integer: expected 2 to 65536 levels, got levels=65537"),
         (lambda: data.to_integer(np.zeros(3, np.uint8), 256), r"floating point in \[-1, 1\], got uint8: are these int"),
         (lambda: data.to_integer(np.array([0, np.nan, np.inf]), 256), "to_integer: 2 of 3 values are non-finite"),
@@ -120,7 +126,7 @@ def test_conversions_refuse(call, text):
 @pytest.mark.parametrize("levels", [2, 3, 10, 42, 56, 1000, 4096])
 def test_unusual_numbers_of_levels_stay_in_range_and_come_back(levels):
     every = np.arange(levels).astype(np.uint16)
-    x = data.to_unit(every, levels)
+    x = data.normalize(every, levels)
     assert 1 - 2**-24 <= jnp.abs(x).max() <= 1
     np.testing.assert_array_equal(data.to_integer(x, levels), every)
 
@@ -130,7 +136,7 @@ def test_unusual_numbers_of_levels_stay_in_range_and_come_back(levels):
 
 def test_a_grid_is_filled_row_by_row():
     cells = ramp(5, 2, 3, 1)
-    picture = data.grid(cells, 256, columns=2, padding=1)
+    picture = data.make_grid(cells, 256, columns=2, padding=1)
     rows = [picture[1:3], picture[4:6], picture[7:9]]
     found = [row[:, left : left + 3] for row in rows for left in (1, 5)]
     np.testing.assert_array_equal(np.stack(found[:5]), cells)
@@ -141,25 +147,25 @@ def test_a_grid_is_filled_row_by_row():
 
 def test_a_grid_without_padding_is_the_images_and_nothing_else():
     cells = ramp(4, 3, 3, 3)
-    picture = data.grid(cells, 256, padding=0)
+    picture = data.make_grid(cells, 256, padding=0)
     np.testing.assert_array_equal(picture, np.block([[[cells[0]], [cells[1]]], [[cells[2]], [cells[3]]]]))
 
 
 @pytest.mark.parametrize(("levels", "dtype"), LEVELS)
 def test_black_is_black_and_white_is_white_at_any_depth(levels, dtype):
     cells = np.array([0, levels - 1], dtype).reshape(2, 1, 1, 1)
-    assert data.grid(cells, levels, columns=2, padding=0).ravel().tolist() == [0, 255]
+    assert data.make_grid(cells, levels, columns=2, padding=0).ravel().tolist() == [0, 255]
 
 
 def test_sixteen_bits_are_reduced_to_the_nearest_of_eight():
     cells = np.array([128, 129, 257 * 77], np.uint16).reshape(3, 1, 1, 1)  # 257 / 2 = 128.5 is half a level
-    assert data.grid(cells, 65536, columns=3, padding=0).ravel().tolist() == [0, 1, 77]
+    assert data.make_grid(cells, 65536, columns=3, padding=0).ravel().tolist() == [0, 1, 77]
 
 
 @pytest.mark.parametrize(("channels", "shown"), [(1, 1), (2, 1), (3, 3), (4, 4), (5, 1)])
 def test_every_channel_is_shown(channels, shown):
     cells = ramp(2, 2, 3, channels)
-    picture = data.grid(cells, 256, columns=1, padding=0)
+    picture = data.make_grid(cells, 256, columns=1, padding=0)
     assert picture.shape[-1] == shown
     if channels == shown:
         np.testing.assert_array_equal(picture, cells.reshape(4, 3, channels))
@@ -170,7 +176,7 @@ def test_every_channel_is_shown(channels, shown):
 
 
 def test_the_padding_of_translucent_images_is_opaque():
-    picture = data.grid(np.zeros((1, 2, 2, 4), np.uint8), 256)
+    picture = data.make_grid(np.zeros((1, 2, 2, 4), np.uint8), 256)
     assert picture[0, 0].tolist() == [128, 128, 128, 255]
     assert picture[1, 1].tolist() == [0, 0, 0, 0]
 
@@ -178,7 +184,7 @@ def test_the_padding_of_translucent_images_is_opaque():
 def test_a_strip_shows_time_from_left_to_right_and_clips_noise():
     x_t = np.stack([np.full((2, 2, 1), value, np.float32) for value in (9, 1, -1, -9)])
     x0 = jnp.zeros((4, 2, 2, 1)) + 1 / 255
-    picture = data.strip([x_t, x0], padding=1)[..., 0]
+    picture = data.make_trajectory_grid([x_t, x0], padding=1)[..., 0]
     assert picture[1, 1::3].tolist() == [255, 255, 0, 0]
     assert picture[4, 1::3].tolist() == [128] * 4
 
@@ -186,40 +192,43 @@ def test_a_strip_shows_time_from_left_to_right_and_clips_noise():
 @pytest.mark.parametrize(("depth", "shown"), [(1, [0]), (3, [0, 1, 2]), (8, range(8)), (15, range(0, 15, 2))])
 def test_slices_of_a_volume_stand_side_by_side(depth, shown):
     volumes = (np.arange(2 * depth).reshape(2, depth, 1, 1, 1) + np.zeros((3, 4, 1))).astype(np.uint8)
-    picture = data.grid(volumes, 256, columns=1, padding=0)
+    picture = data.make_grid(volumes, 256, columns=1, padding=0)
     assert picture[::3, ::4, 0].tolist() == [[i * depth + k for k in shown] for i in range(2)]
     assert picture.shape == (6, 4 * len(shown), 1)
 
 
 def test_a_grid_of_floats_is_that_of_their_eight_bits():
     values = np.linspace(-3, 7, 256, dtype=np.float32).reshape(1, 16, 16, 1)
-    picture = data.grid(values, data.Range(-3, 7), padding=0)
+    picture = data.make_grid(values, data.ValueRange(-3, 7), padding=0)
     assert picture.ravel().tolist() == list(range(256))
 
 
 def test_strips_show_volumes():
     row = np.zeros((4, 3, 5, 6, 1))
-    assert data.strip([row, row], padding=0).shape == (2 * 5, 4 * 3 * 6, 1)
+    assert data.make_trajectory_grid([row, row], padding=0).shape == (2 * 5, 4 * 3 * 6, 1)
 
 
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: data.grid(np.zeros((1, 2, 2, 1)), 256), "uint8 or uint16, got float64; to_integer makes them"),
-        (lambda: data.grid(ramp(1, 2, 2, 1)[0], 256), r"images \[N, H, W, C\], none of them 0, got shape \(2, 2, 1\)"),
-        (lambda: data.grid(ramp(1, 2, 2, 1)[:0], 256), r"got shape \(0, 2, 2, 1\)"),
-        (lambda: data.grid(ramp(1, 5, 5, 1), 17), r"value 24, above levels - 1 = 16"),
+        (lambda: data.make_grid(np.zeros((1, 2, 2, 1)), 256), "uint8 or uint16, got float64; to_integer makes them"),
         (
-            lambda: data.grid(ramp(1, 2, 2, 1), 256, columns=0),
+            lambda: data.make_grid(ramp(1, 2, 2, 1)[0], 256),
+            r"images \[N, H, W, C\], none of them 0, got shape \(2, 2, 1\)",
+        ),
+        (lambda: data.make_grid(ramp(1, 2, 2, 1)[:0], 256), r"got shape \(0, 2, 2, 1\)"),
+        (lambda: data.make_grid(ramp(1, 5, 5, 1), 17), r"value 24, above levels - 1 = 16"),
+        (
+            lambda: data.make_grid(ramp(1, 2, 2, 1), 256, columns=0),
             "columns >= 1 and padding >= 0, got columns=0, padding=1",
         ),
-        (lambda: data.grid(ramp(1, 2, 2, 1), 256, padding=-1), "got columns=1, padding=-1"),
-        (lambda: data.strip([]), r"rows \[frames, H, W, C\] of one shape, got shapes \[\]"),
+        (lambda: data.make_grid(ramp(1, 2, 2, 1), 256, padding=-1), "got columns=1, padding=-1"),
+        (lambda: data.make_trajectory_grid([]), r"rows \[frames, H, W, C\] of one shape, got shapes \[\]"),
         (
-            lambda: data.strip([np.zeros((2, 2, 2, 1)), np.zeros((3, 2, 2, 1))]),
+            lambda: data.make_trajectory_grid([np.zeros((2, 2, 2, 1)), np.zeros((3, 2, 2, 1))]),
             r"one shape, got shapes \[\(2, 2, 2, 1\)",
         ),
-        (lambda: data.strip([np.full((1, 2, 2, 1), np.nan)]), "4 of 4 values are non-finite"),
+        (lambda: data.make_trajectory_grid([np.full((1, 2, 2, 1), np.nan)]), "4 of 4 values are non-finite"),
     ],
 )
 def test_grids_refuse(call, text):
@@ -252,7 +261,7 @@ def test_scaling_makes_squares_of_pixels(tmp_path):
 
 def test_digits_can_be_read_back_from_a_picture_of_them(tmp_path):
     digits = data.load("digits").test[:9]
-    data.write_png(tmp_path / "a.png", data.grid(digits, 17, columns=3, padding=0))
+    data.write_png(tmp_path / "a.png", data.make_grid(digits, 17, columns=3, padding=0))
     found = data.read_png(tmp_path / "a.png").image.reshape(3, 8, 3, 8, 1).swapaxes(1, 2).reshape(9, 8, 8, 1)
     np.testing.assert_array_equal(np.rint(found / 255 * 16), digits)
 
@@ -306,7 +315,7 @@ def test_one_frame_is_a_gif_too(tmp_path):
     [
         (
             lambda p: data.write_png(p, np.zeros((2, 2, 1), np.uint16)),
-            "write_png: .*uint8.*as `grid` makes it, got uint16",
+            "write_png: .*uint8.*as `make_grid` makes it, got uint16",
         ),
         (lambda p: data.write_png(p, np.zeros((2, 2), np.uint8)), r"got uint8 \(2, 2\)"),
         (lambda p: data.write_png(p, np.zeros((2, 2, 2), np.uint8)), r"got uint8 \(2, 2, 2\)"),

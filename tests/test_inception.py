@@ -10,7 +10,7 @@ import tiny_run
 from ddpm_jax import data
 from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate import samples as evaluated
-from ddpm_jax.evaluate.subject import Which, subject
+from ddpm_jax.evaluate.subject import CommonFlags, open_context
 from ddpm_jax.metrics import frechet, inception, manifold
 
 N, BATCH = 12, 5
@@ -271,32 +271,35 @@ def test_images_that_are_not_as_described_are_refused(network, images, text):
 
 def test_a_run_is_measured_by_inception(weights, tmp_path):
     """FID, Inception score, KID and the neighbours of samples, on twenty of the features so that they span a space."""
-    run = tiny_run.make(tmp_path / "run")
-    model = subject(str(run), Which(out=str(tmp_path))).model
-    eye = evaluated.extractor(model, evaluated.Samples(features="inception", inception_weights=weights))
+    run = tiny_run.make_run(tmp_path / "run")
+    model = open_context(str(run), CommonFlags(out=str(tmp_path))).model
+    eye = evaluated.load_extractor(model, evaluated.SamplesOptions(features="inception", inception_weights=weights))
     assert eye.dimension == 2048 and eye.name.startswith("inception-v3-compat ")
 
     def judge(images):
-        features, logits = eye.judge(images)
+        features, logits = eye.extract(images)
         return features[:, :20].astype(np.float64), logits
 
     digits = data.load("digits")
-    few = eye._replace(judge=judge, dimension=20)
-    train, held = (evaluated.look([images[:30]], few, 30) for images in (digits.train, digits.test))
-    found = {n.name: n for n in evaluated.summary([evaluated.compare(held, train, few)], {"n": 30, "format": "uint8"})}
+    few = eye._replace(extract=judge, dimension=20)
+    train, held = (evaluated.accumulate([images[:30]], few, 30) for images in (digits.train, digits.test))
+    found = {
+        n.name: n
+        for n in evaluated.mean_over_sets([evaluated.compare_features(held, train, few)], {"n": 30, "format": "uint8"})
+    }
     whole = [frechet.moments(judge(images[:30])[0]) for images in (digits.test, digits.train)]
     assert found["FID"].value == pytest.approx(frechet.frechet_distance(*whole), rel=1e-5)
-    score = inception.inception_score(eye.judge(digits.test[:30])[1])
+    score = inception.inception_score(eye.extract(digits.test[:30])[1])
     assert found["inception score"].value == pytest.approx(score.mean)
     assert {"KID", "precision, k=3", "recall, k=3", "coverage, k=5"} <= set(found)
-    assert protocol.line(found["FID"]).startswith("FID ")
+    assert protocol.format_line(found["FID"]).startswith("FID ")
 
 
 def test_integers_of_other_levels_are_rounded_to_8_bits_and_floats_are_not():
     values = np.arange(17).reshape(1, 1, 17, 1)  # 8 is 127.5, 1 is 15.9375
-    whole = inception._planes(values.astype(np.uint8), 17)
+    whole = inception._to_channels_first(values.astype(np.uint8), 17)
     assert whole.dtype == np.uint8 and whole.shape == (1, 3, 1, 17)
     np.testing.assert_array_equal(whole[0, 0, 0, [0, 1, 2, 3, 16]], [0, 16, 32, 48, 255])
-    fine = inception._planes(values.astype(np.float32), 17)
+    fine = inception._to_channels_first(values.astype(np.float32), 17)
     assert fine.dtype == np.float32
     np.testing.assert_allclose(fine[0, 2, 0, [1, 16]], [15.9375, 255], rtol=1e-6)

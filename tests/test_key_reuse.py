@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from gaussian_data import ideal
+from gaussian_data import ideal_denoiser
 
 from ddpm_jax import (
     conditioning,
@@ -28,19 +28,19 @@ from ddpm_jax import (
     training,
 )
 from ddpm_jax import config as configs
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 from ddpm_jax.metrics import held_out, make_classifier
-from ddpm_jax.metrics.classifier import Network
+from ddpm_jax.metrics.classifier import ClassifierNetwork
 from ddpm_jax.preflight import programs
 from ddpm_jax.unet import UNet
 
-pytestmark = pytest.mark.usefixtures("key_reuse", "strict")
+pytestmark = pytest.mark.usefixtures("key_reuse", "strict_promotion")
 
 SCHEDULE, TIMES = schedules.linear(20, 5e-3, 0.6), samplers.times(20, 5)
 X = np.zeros((4, 8, 8, 1), np.float32)
 MASK = np.arange(8) < 4
-KEY = jax.eval_shape(lambda: of_seed(0))
-KEYS = jax.eval_shape(lambda: jax.random.split(of_seed(0), 4))
+KEY = jax.eval_shape(lambda: from_seed(0))
+KEYS = jax.eval_shape(lambda: jax.random.split(from_seed(0), 4))
 
 
 def net(x, t):
@@ -111,27 +111,30 @@ def test_times_of_a_batch():
 
 
 @pytest.mark.parametrize("keys", [KEY, KEYS], ids=["one key", "keys"])
-@pytest.mark.parametrize("of", [likelihood.bound, likelihood.bound_estimate])
+@pytest.mark.parametrize("of", [likelihood.vlb, likelihood.estimate_vlb])
 def test_the_bound_and_its_estimate(of, keys):
     options = {"decoder": likelihood.decoder_8bit}
-    assert not refused(lambda keys: of(keys, SCHEDULE, ideal(SCHEDULE), X, **options), keys)
+    assert not refused(lambda keys: of(keys, SCHEDULE, ideal_denoiser(SCHEDULE), X, **options), keys)
 
 
 def test_held_out_evaluation():
     def loss(keys, schedule, net, x0, t):
         return losses.simple_loss(keys, schedule, net, x0, t=t)
 
-    denoise, options = gaussian.denoiser(SCHEDULE, net), {"mix": 1.0, "decoder": likelihood.decoder_8bit, "strata": 4}
-    assert not refused(held_out.examination(SCHEDULE, net, denoise, loss, **options), KEYS, X)
+    denoise, options = (
+        gaussian.denoiser(SCHEDULE, net),
+        {"variance_mix": 1.0, "decoder": likelihood.decoder_8bit, "strata": 4},
+    )
+    assert not refused(held_out.make_evaluate_batch(SCHEDULE, net, denoise, loss, **options), KEYS, X)
 
 
 # --- chains
 
 
-DENOISE = ideal(SCHEDULE)
+DENOISE = ideal_denoiser(SCHEDULE)
 SAMPLERS = {
-    "ancestral": samplers.ancestral(SCHEDULE, DENOISE, mix=0.5),
-    "learned": samplers.ancestral(SCHEDULE, ideal(SCHEDULE, mix=0.5)),
+    "ancestral": samplers.ancestral(SCHEDULE, DENOISE, variance_mix=0.5),
+    "learned": samplers.ancestral(SCHEDULE, ideal_denoiser(SCHEDULE, mix=0.5)),
     "analytic": samplers.analytic(SCHEDULE, DENOISE, np.full(21, 0.1, np.float32)),
     "ddim": samplers.ddim(SCHEDULE, DENOISE, eta=0.5),
     **{f"dpm_solver_pp {n}": samplers.dpm_solver_pp(SCHEDULE, DENOISE, order=n) for n in (1, 2, 3)},
@@ -148,7 +151,7 @@ def test_samplers_and_trajectories(name):
 
     def frames(keys):
         x_T = samplers.initial_noise(keys, X.shape[1:])
-        return samplers.trajectory(keys, sampler, x_T, TIMES, keep=TIMES.tolist())
+        return samplers.trajectory(keys, sampler, x_T, TIMES, save_at=TIMES.tolist())
 
     assert not refused(images, KEYS) and not refused(frames, KEYS)
     assert not refused(lambda keys: sampler.step(keys, sampler.init(X, jnp.int32(20)), 20, 10).x, KEYS)
@@ -156,8 +159,8 @@ def test_samplers_and_trajectories(name):
 
 EDITS = {
     "inpainting": lambda sampler: edits.inpainting(SCHEDULE, sampler, X, MASK[:, None]),
-    "from_image": lambda sampler: edits.from_image(SCHEDULE, sampler, X),
-    "both": lambda sampler: edits.inpainting(SCHEDULE, edits.from_image(SCHEDULE, sampler, X), X, MASK[:, None]),
+    "from_image": lambda sampler: edits.sdedit(SCHEDULE, sampler, X),
+    "both": lambda sampler: edits.inpainting(SCHEDULE, edits.sdedit(SCHEDULE, sampler, X), X, MASK[:, None]),
 }
 
 
@@ -165,21 +168,21 @@ EDITS = {
 @pytest.mark.parametrize("edit", EDITS)
 def test_chains_from_images(edit, name):
     sampler = EDITS[edit](SAMPLERS[name])
-    times = edits.repaint_times(TIMES, jump=2, repeats=3) if sampler.rises else TIMES
+    times = edits.repaint_times(TIMES, jump=2, repeats=3) if sampler.allows_forward_steps else TIMES
     assert not refused(
         lambda keys: samplers.sample(keys, sampler, samplers.initial_noise(keys, X.shape[1:]), times), KEYS
     )
 
 
 def test_pixels_as_a_condition_and_inversion():
-    denoise = edits.given_pixels(SCHEDULE, DENOISE, X, MASK[:, None])
+    denoise = edits.condition_on_pixels(SCHEDULE, DENOISE, X, MASK[:, None])
     sampler = samplers.ancestral(SCHEDULE, denoise)
     assert not refused(lambda keys: samplers.sample(keys, sampler, X, TIMES), KEYS)
     assert not refused(lambda x0: edits.invert(SCHEDULE, DENOISE, x0, TIMES), X)
 
 
 def test_draws_of_a_law_and_the_samplers_under_test():
-    assert not refused(lambda keys: conformance.draw(keys, conformance.checks.MIXTURE), KEYS)
+    assert not refused(lambda keys: conformance.sample_data(keys, conformance.checks.MIXTURE), KEYS)
 
 
 def test_the_program_of_a_tile():
@@ -188,7 +191,7 @@ def test_the_program_of_a_tile():
 
     tile = generate.Tile(jax.ShapeDtypeStruct((4,), jnp.uint32), None)
     for keep in ((), (20, 0)):
-        assert not refused(generate.program(chain, X.shape[1:], keep), None, KEY, tile)
+        assert not refused(generate.tile_function(chain, X.shape[1:], keep), None, KEY, tile)
 
 
 # --- conditions and data
@@ -199,21 +202,21 @@ def test_conditions_that_are_dropped_and_texts_that_are_chosen():
 
     def told(keys):
         drop_keys, text_keys = gaussian.split_keys(keys, 2)
-        condition = conditioning.Condition(np.arange(4), conditioning.one_text(text_keys, texts))
-        return conditioning.drop(drop_keys, condition, conditioning.nothing(condition, 4), 0.1)
+        condition = conditioning.Condition(np.arange(4), conditioning.random_caption(text_keys, texts))
+        return conditioning.drop_condition(drop_keys, condition, conditioning.null_condition(condition, 4), 0.1)
 
     assert not refused(told, KEYS)
 
     def same_keys(keys):  # as a training step does: each folds a number of its own into them
-        condition = conditioning.Condition(np.arange(4), conditioning.one_text(keys, texts))
-        return conditioning.drop(keys, condition, conditioning.nothing(condition, 4), 0.1)
+        condition = conditioning.Condition(np.arange(4), conditioning.random_caption(keys, texts))
+        return conditioning.drop_condition(keys, condition, conditioning.null_condition(condition, 4), 0.1)
 
     assert not refused(same_keys, KEYS)
 
 
 def test_examples_and_their_mirror_images():
     def examples(keys, pixels):
-        return data.examples(keys, pixels, np.arange(4), levels=256, flip=True), data.mirrored(keys, X)
+        return data.gather_examples(keys, pixels, np.arange(4), levels=256, flip=True), data.random_flip(keys, X)
 
     assert not refused(examples, KEYS, np.zeros((9, 8, 8, 1), np.uint8))
 
@@ -222,8 +225,15 @@ def test_examples_and_their_mirror_images():
 
 
 def test_dropout():
-    unet = UNet(channels=8, multipliers=(1, 2), blocks=1, attention_at=(4,), out_channels=1, dropout=0.1)
-    params = jax.eval_shape(lambda: unet.init(of_seed(0), X, np.ones(4, np.int32)))
+    unet = UNet(
+        channels=8,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        attention_resolutions=(4,),
+        out_channels=1,
+        dropout=0.1,
+    )
+    params = jax.eval_shape(lambda: unet.init(from_seed(0), X, np.ones(4, np.int32)))
     apply = functools.partial(unet.apply, dropout_keys=None)
     assert not refused(apply, params, X, np.ones(4, np.int32))
     assert not refused(lambda params, keys: unet.apply(params, X, np.ones(4, int), dropout_keys=keys), params, KEYS)
@@ -258,8 +268,8 @@ RUNS = {
     ),
     "a coarser image, in micro-batches": dataclasses.replace(
         CONFIG,
-        net=dataclasses.replace(CONFIG.net, attention_at=()),
-        condition=configs.Condition(coarse=2),
+        net=dataclasses.replace(CONFIG.net, attention_resolutions=()),
+        condition=configs.Condition(super_resolution_factor=2),
         loss=configs.Loss("hybrid"),
         optim=configs.Optim(accumulate=2),
     ),
@@ -269,14 +279,14 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_the_programs_of_a_run(name):
     """The step over two devices, the sampler and the evaluation, as `train.py` has them."""
-    config, images = RUNS[name], programs.images(RUNS[name], (8, 8, 1), 16)
-    programs.train_step(config, images, jax.devices()[:2])
-    programs.sampler(config, images, jax.devices()[:2])
-    programs.evaluation(config, images, jax.devices()[:1])
+    config, images = RUNS[name], programs.load_images(RUNS[name], (8, 8, 1), 16)
+    programs.lower_train_step(config, images, jax.devices()[:2])
+    programs.lower_sampler(config, images, jax.devices()[:2])
+    programs.lower_evaluation(config, images, jax.devices()[:1])
 
 
 def test_the_classifiers_own_training():
-    images, network = np.zeros((4, 8, 8, 1), np.float32), Network(256, ((8, 1),), features=8, classes=4)
-    params = jax.eval_shape(lambda: network.init(of_seed(0), images)["params"])
+    images, network = np.zeros((4, 8, 8, 1), np.float32), ClassifierNetwork(256, ((8, 1),), features=8, classes=4)
+    params = jax.eval_shape(lambda: network.init(from_seed(0), images)["params"])
     loss = lambda params, key: make_classifier._loss(params, network, key, images, np.zeros(4, int), 0.1)  # noqa: E731
     assert not refused(jax.grad(loss), params, KEY)

@@ -8,7 +8,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from programs import TINY, assert_same_bytes, run, run_process, state_of
+from programs import TINY, assert_same_bytes, load_state, run, run_process
 
 from ddpm_jax import (
     conditioning,
@@ -57,19 +57,19 @@ SETTINGS = {
 def drawn():
     """What is drawn of a seed, by name."""
     own = samplers.image_keys(3, range(4))
-    run_key, order_key = runs.keys_of(2**31 + 5)[1:3]
-    dropped = conditioning.drop(own, np.arange(4), np.full(4, 9), 0.5)
+    run_key, order_key = runs.run_keys(2**31 + 5)[1:3]
+    dropped = conditioning.drop_condition(own, np.arange(4), np.full(4, 9), 0.5)
     return {
         "x_T": samplers.initial_noise(own, (3,)),
-        "one of eight": samplers.initial_noise(samplers.image_keys(3, [keys.IMAGES - 1]), (3,)),
+        "one of eight": samplers.initial_noise(samplers.image_keys(3, [keys.MAX_IMAGES - 1]), (3,)),
         "times": losses.uniform_times(own, 1000),
         "stratified": losses.stratified_times(run_key, 1000, np.arange(4), 4),
         "examples": samplers.initial_noise(training.step_keys(run_key, 7, np.arange(4)), (3,)),
-        "order": data.Order(order_key, 50).indices(2, 40),
-        "mirrored": data.mirrored(own, X[:, :, None]),
+        "order": data.EpochShuffle(order_key, 50).indices(2, 40),
+        "mirrored": data.random_flip(own, X[:, :, None]),
         "dropped": dropped,
-        "text": conditioning.one_text(own, TEXTS),
-        "law": conformance.draw(own, conformance.checks.MIXTURE),
+        "text": conditioning.random_caption(own, TEXTS),
+        "law": conformance.sample_data(own, conformance.checks.MIXTURE),
     }
 
 
@@ -92,8 +92,8 @@ def test_draws_of_a_seed_do_not_depend_on_settings(setting):
 def test_the_key_of_a_seed_is_that_of_jax():
     for seed in (0, 1, 2**31, 2**32 - 1):
         same = jax.random.key(seed, impl="threefry2x32")
-        assert keys.of_seed(seed).dtype == same.dtype
-        np.testing.assert_array_equal(*map(jax.random.key_data, (keys.of_seed(seed), same)))
+        assert keys.from_seed(seed).dtype == same.dtype
+        np.testing.assert_array_equal(*map(jax.random.key_data, (keys.from_seed(seed), same)))
     traced = jax.jit(lambda seed, i: jax.random.key_data(samplers.image_keys(seed, i)))(3, np.arange(4))
     np.testing.assert_array_equal(traced, jax.random.key_data(samplers.image_keys(3, range(4))))
 
@@ -122,17 +122,17 @@ OTHERS = {
     "standard_normal": lambda own, key: gaussian.standard_normal(own, X),
     "simple_loss": lambda own, key: losses.simple_loss(key, SCHEDULE, net, X),
     "uniform_times": lambda own, key: losses.uniform_times(own, 20),
-    "bound": lambda own, key: likelihood.bound(own, SCHEDULE, denoise, X, decoder=likelihood.density),
+    "bound": lambda own, key: likelihood.vlb(own, SCHEDULE, denoise, X, decoder=likelihood.gaussian_density),
     "initial_noise": lambda own, key: samplers.initial_noise(own, (3,)),
     "step_noise": lambda own, key: samplers.step_noise(own, 5, X),
     "sample": lambda own, key: samplers.sample(own, samplers.ddim(SCHEDULE, denoise), X, samplers.times(20, 2)),
-    "drop": lambda own, key: conditioning.drop(own, X, X, 0.5),
-    "one_text": lambda own, key: conditioning.one_text(own, TEXTS),
+    "drop": lambda own, key: conditioning.drop_condition(own, X, X, 0.5),
+    "one_text": lambda own, key: conditioning.random_caption(own, TEXTS),
     "step_keys": lambda own, key: training.step_keys(key, 0, np.arange(4)),
-    "Order": lambda own, key: data.Order(key, 5),
-    "examples": lambda own, key: data.examples(own, PIXELS, np.arange(4), levels=2, flip=True),
-    "mirrored": lambda own, key: data.mirrored(own, X[:, :, None]),
-    "law": lambda own, key: conformance.draw(own, conformance.checks.MIXTURE),
+    "Order": lambda own, key: data.EpochShuffle(key, 5),
+    "examples": lambda own, key: data.gather_examples(own, PIXELS, np.arange(4), levels=2, flip=True),
+    "mirrored": lambda own, key: data.random_flip(own, X[:, :, None]),
+    "law": lambda own, key: conformance.sample_data(own, conformance.checks.MIXTURE),
 }
 
 
@@ -140,7 +140,7 @@ OTHERS = {
 def test_keys_of_another_generator_are_refused_where_an_image_would_depend_on_its_neighbours(name):
     for kind in ("rbg", "unsafe_rbg"):
         key = jax.random.key(0, impl=kind)
-        with pytest.raises(ValueError, match=r"of the generator threefry2x32, got key<[a-z_]*rbg>: .*keys.of_seed"):
+        with pytest.raises(ValueError, match=r"of the generator threefry2x32, got key<[a-z_]*rbg>: .*keys.from_seed"):
             OTHERS[name](jax.random.split(key, 4), key)
 
 
@@ -149,7 +149,7 @@ def test_keys_of_another_generator_are_refused_where_an_image_would_depend_on_it
 
 @pytest.mark.parametrize("wrong", [-1, 2**32, 2**63, 1.5, 0.0, True, "0", None, np.int64(-1), np.float32(1)])
 def test_seeds_are_integers_below_2_to_the_32(wrong):
-    for of in (keys.of_seed, runs.keys_of, lambda seed: samplers.image_keys(seed, [0])):
+    for of in (keys.from_seed, runs.run_keys, lambda seed: samplers.image_keys(seed, [0])):
         with pytest.raises(ValueError, match=r"seed must be an integer in 0\.\.4294967295, got "):
             of(wrong)
 
@@ -163,15 +163,15 @@ def test_indices_are_integers_that_no_other_stream_has(wrong):
 def test_a_step_and_an_epoch_are_numbers_that_a_key_can_be_folded_with():
     for wrong in (-1, 2**32):
         with pytest.raises(ValueError, match=r"step must be an integer in 0\.\.4294967295, got "):
-            training.step_keys(keys.of_seed(0), wrong, np.arange(2))
+            training.step_keys(keys.from_seed(0), wrong, np.arange(2))
     with pytest.raises(ValueError, match=r"epoch must be an integer in 0\.\.4294967295, got 4294967296"):
-        data.Order(keys.of_seed(0), 1).indices(2**32, 1)
-    assert data.Order(keys.of_seed(0), 1).indices(2**32 - 1, 1).tolist() == [0]
+        data.EpochShuffle(keys.from_seed(0), 1).indices(2**32, 1)
+    assert data.EpochShuffle(keys.from_seed(0), 1).indices(2**32 - 1, 1).tolist() == [0]
 
 
 def test_no_stream_of_a_seed_has_an_images_index():
-    streams = keys.TRAINING, keys.BOUND, keys.ENCODING, keys.DECODING
-    assert len(set(streams)) == 4 and min(streams) >= keys.IMAGES and max(streams) < keys.NUMBERS
+    streams = keys.TRAINING_STREAM, keys.VLB_STREAM, keys.ENCODING_STREAM, keys.DECODING_STREAM
+    assert len(set(streams)) == 4 and min(streams) >= keys.MAX_IMAGES and max(streams) < keys.SEED_LIMIT
 
 
 WRONG = {
@@ -204,11 +204,11 @@ def test_a_config_refuses_a_seed():
 
 
 def test_the_programs_settle_what_would_change_draws(monkeypatch):
-    monkeypatch.setattr(process, "_divide_cpu", lambda devices: None)
-    monkeypatch.setattr(process, "keep_memory", lambda: None)
+    monkeypatch.setattr(process, "_set_cpu_devices", lambda devices: None)
+    monkeypatch.setattr(process, "tune_malloc", lambda: None)
     jax.config.update("jax_threefry_partitionable", False)
     jax.config.update("jax_enable_x64", True)
-    process.prepare(keep_compiled=False)
+    process.initialize(compilation_cache_dir=False)
     assert jax.config.jax_threefry_partitionable and not jax.config.jax_enable_x64
 
 
@@ -225,7 +225,7 @@ def test_sampling_training_and_resume_are_the_same_whatever_the_environment_says
         seen = [
             row["seen"] for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "seen" in row
         ]
-        return state_of(folder).tree, seen, np.load(folder / "out" / "samples.npz")["arr_0"]
+        return load_state(folder).tree, seen, np.load(folder / "out" / "samples.npz")["arr_0"]
 
     state, seen, images = everything("default", {})
     environments = {

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from gaussian_data import arrays, ideal, kept, rows
+from gaussian_data import default_precision, gaussian_samples, ideal_denoiser, to_numpy
 
 from ddpm_jax import gaussian, likelihood, samplers, schedules
 from ddpm_jax.gaussian import Estimate, Gaussian
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 
 
 def known_terms(alpha_bar, chain, mean, std, mix, first_var, x0=None):
@@ -51,9 +51,12 @@ def alpha_bars(make, *args):
 def test_the_bound_of_standard_normal_data_is_its_entropy(T, dims):
     # with mix 1 the model is the true reverse process: the bound of each x_0 is -log N(x_0; 0, 1), exactly
     n, schedule = 16, schedules.linear(T, 0.1 / T, 20 / T)
-    x0, options = rows(n, dims, 0, 1), {"mix": 1.0, "decoder": likelihood.density, "decoder_var": 0.1 / T}
-    found = arrays(
-        jax.jit(lambda key: likelihood.bound(key, schedule, ideal(schedule, 0, 1), x0, **options))(of_seed(0))
+    x0, options = (
+        gaussian_samples(n, dims, 0, 1),
+        {"variance_mix": 1.0, "decoder": likelihood.gaussian_density, "decoder_var": 0.1 / T},
+    )
+    found = to_numpy(
+        jax.jit(lambda key: likelihood.vlb(key, schedule, ideal_denoiser(schedule, 0, 1), x0, **options))(from_seed(0))
     )
     # the data's own fluctuation is known, and taken out: the standard error is that of eps, as the images tell
     surprise = (0.5 * x0**2).mean(1) - 0.5
@@ -78,9 +81,9 @@ def bound_of(learned: bool):
 
     @jax.jit
     def found(key, schedule, mean, std, mix, x0):
-        denoise = ideal(schedule, mean, std, mix if learned else None)
+        denoise = ideal_denoiser(schedule, mean, std, mix if learned else None)
         fixed = 0.5 if learned else mix
-        return likelihood.bound(key, schedule, denoise, x0, mix=fixed, decoder=likelihood.density)
+        return likelihood.vlb(key, schedule, denoise, x0, variance_mix=fixed, decoder=likelihood.gaussian_density)
 
     return found
 
@@ -106,30 +109,30 @@ def test_the_bound_of_gaussian_data_is_the_known_one(name, which):
 
     # and of the images at hand, eps alone being random
     n, dims = (16, 128) if T == 1000 else (32, 1024)
-    x0 = rows(n, dims, *data)
-    given = schedule, *kept(data), kept(mixes), x0
-    found = arrays(bound_of(mix == "best")(of_seed(1), *given))
+    x0 = gaussian_samples(n, dims, *data)
+    given = schedule, *default_precision(data), default_precision(mixes), x0
+    found = to_numpy(bound_of(mix == "best")(from_seed(1), *given))
     here, prior_here = known_terms(alpha_bar, chain, *data, mix, first_var, np.asarray(x0, np.float64))
     np.testing.assert_allclose(found.prior, prior_here.sum(-1), rtol=1e-4, atol=1e-5)
     off = np.asarray(found.terms, np.float64) - here.sum(-1)
     spread = off.std(axis=1, ddof=1) / np.sqrt(n)
     assert (abs(off.mean(1)) < 6 * spread + 1e-3).all()  # each term; of `n` images, so with the tails of Student's law
     assert abs(off.sum(0).mean()) < 4 * off.sum(0).std(ddof=1) / np.sqrt(n)
-    np.testing.assert_allclose(found.mse.mean(1), ideal_error[1:], rtol=6 * np.sqrt(2 / (n * dims)))
+    np.testing.assert_allclose(found.x0_mse.mean(1), ideal_error[1:], rtol=6 * np.sqrt(2 / (n * dims)))
 
 
 @pytest.mark.parametrize("spacing", ["ddim", "quadratic"])
 def test_the_bound_of_a_strided_chain(spacing):
     schedule, chain, data = schedules.linear(1000), samplers.times(1000, 20, spacing=spacing), (0.2, 0.5)
-    x0, alpha_bar = rows(32, 1024, *data), alpha_bars(schedules.linear, 1000)
+    x0, alpha_bar = gaussian_samples(32, 1024, *data), alpha_bars(schedules.linear, 1000)
 
     @jax.jit
     def bound(key, mix):
-        options = {"mix": mix, "decoder": likelihood.density, "decoder_var": 1e-3, "times": chain}
-        return likelihood.bound(key, schedule, ideal(schedule, *data), x0, **options)
+        options = {"variance_mix": mix, "decoder": likelihood.gaussian_density, "decoder_var": 1e-3, "times": chain}
+        return likelihood.vlb(key, schedule, ideal_denoiser(schedule, *data), x0, **options)
 
     for mix in (0.0, 1.0):
-        found = arrays(bound(of_seed(2), np.float32(mix)))
+        found = to_numpy(bound(from_seed(2), np.float32(mix)))
         terms, prior = known_terms(alpha_bar, chain, *data, mix, 1e-3, np.asarray(x0, np.float64))
         off = np.asarray(found.total, np.float64) - (terms.sum(0) + prior).sum(-1)
         assert found.terms.shape == (20, 32)
@@ -151,12 +154,12 @@ def test_the_bound_of_an_image_does_not_depend_on_its_batch():
 
     @jax.jit
     def bounds(keys, x0):
-        given, options = (schedule, ideal(schedule, 0, 0.5), x0), {"decoder": likelihood.density}
-        return likelihood.bound(keys, *given, **options), likelihood.bound_estimate(keys, *given, **options)
+        given, options = (schedule, ideal_denoiser(schedule, 0, 0.5), x0), {"decoder": likelihood.gaussian_density}
+        return likelihood.vlb(keys, *given, **options), likelihood.estimate_vlb(keys, *given, **options)
 
-    whole = arrays(bounds(samplers.image_keys(0, range(6)), x0))
-    one_key = arrays(bounds(of_seed(0), x0))
-    some = arrays(bounds(samplers.image_keys(0, [4, 1]), x0[[4, 1]]))
+    whole = to_numpy(bounds(samplers.image_keys(0, range(6)), x0))
+    one_key = to_numpy(bounds(from_seed(0), x0))
+    some = to_numpy(bounds(samplers.image_keys(0, [4, 1]), x0[[4, 1]]))
     for a, b, c in zip(*map(jax.tree.leaves, (whole, one_key, some)), strict=True):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_allclose(c, a[..., [4, 1]], rtol=1e-5)
@@ -172,12 +175,12 @@ def test_terms_are_sums_over_the_components_of_any_shape(shape):
     @jax.jit
     def terms(keys, x0):
         first_var = likelihood.decoder_variance(schedule)
-        options = {"mix": 0.5, "decoder": likelihood.density, "first_var": first_var}
-        found = likelihood.term(keys, schedule, ideal(schedule, 0, 0.5), x0, t, t - 1, **options)
+        options = {"variance_mix": 0.5, "decoder": likelihood.gaussian_density, "decoder_var": first_var}
+        found = likelihood.vlb_term(keys, schedule, ideal_denoiser(schedule, 0, 0.5), x0, t, t - 1, **options)
         return found, likelihood.prior_kl(schedule, x0, 20)
 
     keys = samplers.image_keys(0, range(n))
-    flat, shaped = (arrays(terms(keys, x)) for x in (x0, x0.reshape(n, *shape)))
+    flat, shaped = (to_numpy(terms(keys, x)) for x in (x0, x0.reshape(n, *shape)))
     for a, b in zip(jax.tree.leaves(flat), jax.tree.leaves(shaped), strict=True):
         assert b.shape == (n,)
         np.testing.assert_allclose(b, a, rtol=1e-5)
@@ -189,14 +192,16 @@ def test_terms_are_sums_over_the_components_of_any_shape(shape):
 def test_the_estimate_is_unbiased_and_knows_its_error():
     schedule, data, images, seeds, dims = schedules.linear(1000), (0.2, 0.5), 8, 64, 16
     alpha_bar = alpha_bars(schedules.linear, 1000)
-    x0 = np.repeat(rows(images, dims, *data), seeds, axis=0)
-    options = {"mix": 1.0, "decoder": likelihood.density, "decoder_var": 1e-4}
-    estimate = jax.jit(lambda key: likelihood.bound_estimate(key, schedule, ideal(schedule, *data), x0, **options))
-    found = arrays(estimate(of_seed(0)))
+    x0 = np.repeat(gaussian_samples(images, dims, *data), seeds, axis=0)
+    options = {"variance_mix": 1.0, "decoder": likelihood.gaussian_density, "decoder_var": 1e-4}
+    estimate = jax.jit(
+        lambda key: likelihood.estimate_vlb(key, schedule, ideal_denoiser(schedule, *data), x0, **options)
+    )
+    found = to_numpy(estimate(from_seed(0)))
     terms, prior = known_terms(alpha_bar, np.arange(1000, -1, -1), *data, 1.0, 1e-4, np.asarray(x0, np.float64))
     np.testing.assert_allclose(found.prior, prior.sum(-1), rtol=1e-4)
     # L_0 is always evaluated, so its own eps is no part of the standard error of the sampled terms
-    off = np.asarray(found.total - found.decoder - found.prior, np.float64) - terms[1:].sum((0, 2))
+    off = np.asarray(found.total - found.decoder_nll - found.prior, np.float64) - terms[1:].sum((0, 2))
     errors = np.asarray(found.standard_error, np.float64)
     n = images * seeds
     assert abs(off.mean()) < 4 * off.std() / np.sqrt(n)
@@ -214,17 +219,15 @@ def test_the_estimate_is_unbiased_and_knows_its_error():
 @pytest.mark.parametrize("T", [1, 2, 7])
 def test_the_estimate_of_a_short_chain_is_nearly_the_bound(T):
     # with a stratum for each step the times are certain: what is left is eps, of which it draws two
-    schedule, data, x0 = schedules.linear(T, 0.05, 0.6), (0.0, 0.5), rows(64, 512, 0.0, 0.5)
+    schedule, data, x0 = schedules.linear(T, 0.05, 0.6), (0.0, 0.5), gaussian_samples(64, 512, 0.0, 0.5)
 
     @jax.jit
     def both(key, other):
-        given = schedule, ideal(schedule, *data), x0
-        options = {"mix": 1.0, "decoder": likelihood.density}
-        return likelihood.bound(key, *given, **options), likelihood.bound_estimate(
-            other, *given, strata=4096, **options
-        )
+        given = schedule, ideal_denoiser(schedule, *data), x0
+        options = {"variance_mix": 1.0, "decoder": likelihood.gaussian_density}
+        return likelihood.vlb(key, *given, **options), likelihood.estimate_vlb(other, *given, strata=4096, **options)
 
-    exact, found = arrays(both(*jax.random.split(of_seed(0))))
+    exact, found = to_numpy(both(*jax.random.split(from_seed(0))))
     gap = np.asarray(found.total - exact.total, np.float64)
     assert abs(gap.mean()) < 4 * gap.std(ddof=1) / np.sqrt(64)
     np.testing.assert_array_equal(found.prior, exact.prior)
@@ -243,21 +246,23 @@ def test_the_strata_are_all_of_the_later_steps_once(T, strata):
 
 
 def test_a_constant_learned_variance_is_the_fixed_one_but_for_the_last_step():
-    schedule, data, x0 = schedules.linear(30, 3e-3, 0.5), (0.2, 0.5), rows(4, 8)
+    schedule, data, x0 = schedules.linear(30, 3e-3, 0.5), (0.2, 0.5), gaussian_samples(4, 8)
 
     @jax.jit
     def bounds(mix, first_var):
         def bound(denoise, mix, **options):
-            key = of_seed(0)
-            return likelihood.bound(key, schedule, denoise, x0, mix=mix, decoder=likelihood.density, **options)
+            key = from_seed(0)
+            return likelihood.vlb(
+                key, schedule, denoise, x0, variance_mix=mix, decoder=likelihood.gaussian_density, **options
+            )
 
-        fixed, learned = ideal(schedule, *data), ideal(schedule, *data, jnp.full(31, mix))
+        fixed, learned = ideal_denoiser(schedule, *data), ideal_denoiser(schedule, *data, jnp.full(31, mix))
         return bound(fixed, mix), bound(learned, 0.5), bound(fixed, mix, decoder_var=first_var)
 
     smallest = likelihood.decoder_variance(schedule)
     for mix in (0.0, 1.0):
         first_var = smallest if mix == 0 else np.float32(3e-3)  # it runs from beta-tilde_2 to beta_1
-        fixed, learned, same = arrays(bounds(np.float32(mix), first_var))
+        fixed, learned, same = to_numpy(bounds(np.float32(mix), first_var))
         np.testing.assert_array_equal(learned.terms[1:], fixed.terms[1:], err_msg=f"mix {mix}")
         np.testing.assert_allclose(learned.terms[0], same.terms[0], rtol=1e-5, err_msg=f"mix {mix}")
         assert (mix == 0) == np.allclose(fixed.terms[0], learned.terms[0]), mix
@@ -273,8 +278,8 @@ def test_terms_keep_their_digits_in_float32():
 
     @jax.jit
     def terms(schedule, x0, guess, x_t, mix):
-        options = {"decoder": likelihood.density, "first_var": 1e-3, "mix": mix}
-        found = likelihood.term_given(schedule, Estimate(guess, guess), x0, t, t - 1, **options)
+        options = {"decoder": likelihood.gaussian_density, "decoder_var": 1e-3, "variance_mix": mix}
+        found = likelihood.vlb_term_from_estimate(schedule, Estimate(guess, guess), x0, t, t - 1, **options)
         # and the divergence of the two laws
         law, reverse = (gaussian.posterior(schedule, x[1:], x_t, t[1:], t[1:] - 1) for x in (x0, guess))
         var = gaussian.reverse_variance(schedule, t[1:], t[1:] - 1, x0[1:], mix)
@@ -283,9 +288,11 @@ def test_terms_keep_their_digits_in_float32():
     for make in (schedules.linear, schedules.cosine):
         for mix in (0.0, 0.3, 1.0):
             name = f"{make.__name__}, mix {mix}"
-            single = arrays(terms(make(1000), x0, guess, kept(x_t), np.float32(mix)))[0]
+            single = to_numpy(terms(make(1000), x0, guess, default_precision(x_t), np.float32(mix)))[0]
             with jax.enable_x64(True):
-                exact, divergence = arrays(terms(make(1000), *map(kept, (x0, guess, x_t)), np.float64(mix)))
+                exact, divergence = to_numpy(
+                    terms(make(1000), *map(default_precision, (x0, guess, x_t)), np.float64(mix))
+                )
             # an error of 5e-9 in each of a thousand steps is one of 5e-6 in a bound of about 1
             np.testing.assert_allclose(single, exact, rtol=1e-5, atol=5e-9, err_msg=name)
             np.testing.assert_allclose(exact[1:], divergence, rtol=1e-6, err_msg=name)
@@ -293,9 +300,9 @@ def test_terms_keep_their_digits_in_float32():
 
 DECODERS = {
     "discretized": likelihood.decoder_8bit,
-    "tanh": likelihood.discretized_tanh(256),
-    "softmax": likelihood.softmax(256),
-    "density": likelihood.density,
+    "tanh": likelihood.discretized_gaussian_tanh(256),
+    "softmax": likelihood.softmax_decoder(256),
+    "density": likelihood.gaussian_density,
 }
 
 
@@ -306,11 +313,13 @@ def test_no_derivative_of_a_term_is_nan():
 
     def total(given, t, s):
         """Each case has variables of its own, so that the derivative says which one is wrong."""
-        options = {"mix": 0.3, "first_var": likelihood.decoder_variance(schedule)}
+        options = {"variance_mix": 0.3, "decoder_var": likelihood.decoder_variance(schedule)}
         terms = []
         for (name, learned), (guess, raw) in zip(cases, given, strict=True):
             found = Estimate(guess, guess, (raw + 1) / 2 if learned else None)
-            terms.append(likelihood.term_given(schedule, found, data, t, s, decoder=DECODERS[name], **options).sum())
+            terms.append(
+                likelihood.vlb_term_from_estimate(schedule, found, data, t, s, decoder=DECODERS[name], **options).sum()
+            )
         return sum(terms)
 
     guesses = [data, data + 0.01, 0 * data + 3, 0 * data - 30, -data]
@@ -318,7 +327,7 @@ def test_no_derivative_of_a_term_is_nan():
     stacked = tuple(map(np.stack, zip(*given, strict=True)))
     grad = jax.jit(jax.vmap(jax.grad(total), in_axes=(0, None, None)))
     for t, s in ((1, 0), (2, 1), (1000, 999), (1000, 0), (500, 0)):
-        for case, found in zip(cases, arrays(grad([stacked] * len(cases), t, s)), strict=True):
+        for case, found in zip(cases, to_numpy(grad([stacked] * len(cases), t, s)), strict=True):
             for i, (guess, raw) in enumerate(given):
                 assert all(np.isfinite(g[i]).all() for g in found), (case, t, s, guess, raw[0, 0])
 
@@ -328,7 +337,8 @@ def test_no_derivative_of_a_term_is_nan():
 MEANS = [-3.0, -1.4, -1.0, -0.3, 0.0, 0.111, 0.437, 0.99, 1.05, 20.0, 50.0]
 STDS = [1e-5, 1e-3, 7.4e-3, 0.02, 0.1, 0.5, 2.0, 30.0]
 MAKERS = {
-    "discretized": likelihood.discretized, "tanh": likelihood.discretized_tanh, "softmax": likelihood.softmax,
+    "discretized": likelihood.discretized_gaussian, "tanh": likelihood.discretized_gaussian_tanh,
+    "softmax": likelihood.softmax_decoder,
 }  # fmt: skip
 
 
@@ -340,9 +350,9 @@ def table(levels: int, wide: bool):
     """
     many = levels > 256
     with jax.enable_x64(wide):
-        means = kept([-1.0, 0.111, 20.0] if many else MEANS)[:, None, None]
-        var = kept(np.square([1e-5, 7.4e-3, 0.5] if many else STDS))[:, None]
-        grid, decoders = kept(np.linspace(-1, 1, levels)), dict(list(MAKERS.items())[: 2 if many else 3])
+        means = default_precision([-1.0, 0.111, 20.0] if many else MEANS)[:, None, None]
+        var = default_precision(np.square([1e-5, 7.4e-3, 0.5] if many else STDS))[:, None]
+        grid, decoders = default_precision(np.linspace(-1, 1, levels)), dict(list(MAKERS.items())[: 2 if many else 3])
 
         @jax.jit
         def all_of_them(mean, var):
@@ -409,7 +419,7 @@ def test_the_originals_decoder_is_near_where_it_matters():
         x0, means = np.linspace(-1, 1, 256), np.linspace(-1, 1, 33)[:, None]
         both = jax.jit(lambda std: [DECODERS[name](x0, Gaussian(means, std**2)) for name in ("discretized", "tanh")])
         for std in (1e-3, 7.4e-3, 0.03, 0.3):
-            exact, near = arrays(both(std))
+            exact, near = to_numpy(both(std))
             apart = np.abs(near - exact)
             assert apart[exact > -6].max() < 0.07 and apart[exact > -8].max() < 0.25, std
             assert near.min() >= np.log(1e-12), std
@@ -422,10 +432,10 @@ def test_a_wide_softmax_is_the_discretised_gaussian():
     @jax.jit
     def log_probs(x0, values):
         law = Gaussian(jnp.full_like(x0, 0.05), jnp.full_like(x0, 0.1**2))
-        own = likelihood.softmax(256, 1 / 256 - 1, 1 - 1 / 256)(values, law)
+        own = likelihood.softmax_decoder(256, 1 / 256 - 1, 1 - 1 / 256)(values, law)
         return DECODERS["softmax"](x0, law), DECODERS["discretized"](x0, law), own
 
-    a, b, own = arrays(log_probs(x0, values))
+    a, b, own = to_numpy(log_probs(x0, values))
     near = np.abs(x0 - 0.05) < 0.3
     np.testing.assert_allclose(a[near], b[near], rtol=0, atol=3e-3)
     assert np.exp(own).sum() == pytest.approx(1, abs=1e-5)
@@ -436,7 +446,7 @@ def test_derivatives_far_off_are_those_of_the_density(levels):
     # far out in the tail the mass of a bin falls as its nearer edge does: d log p / d mean = (edge - mean) / var
     std, half = 0.01, 1 / (levels - 1)
     x0 = np.linspace(-1, 1, levels)[[levels // 3]].astype(np.float32)
-    log_prob = likelihood.discretized(levels)
+    log_prob = likelihood.discretized_gaussian(levels)
     grad = jax.jit(jax.grad(lambda mean: log_prob(x0, Gaussian(mean, jnp.float32(std**2))).sum()))
     for mean, apart in ((-2.0, 0.01), (2.0, 0.01), (-40.0, 0.5), (40.0, 0.5)):
         towards = (float(x0[0]) + np.sign(mean) * half - mean) / std**2
@@ -446,7 +456,7 @@ def test_derivatives_far_off_are_those_of_the_density(levels):
 
 
 def test_the_density_integrates_to_one():
-    x, density = np.linspace(-12, 12, 4001).astype(np.float32), jax.jit(likelihood.density)
+    x, density = np.linspace(-12, 12, 4001).astype(np.float32), jax.jit(likelihood.gaussian_density)
     for mean, var in ((0.0, 1.0), (1.0, 0.01), (-2.0, 2.0)):
         mass = np.trapezoid(np.exp(np.asarray(density(x, Gaussian(np.float32(mean), np.float32(var))))), x)
         assert mass == pytest.approx(1, abs=1e-5), (mean, var)
@@ -460,7 +470,7 @@ def test_the_prior_is_the_integral():
     both = jax.jit(lambda t: (gaussian.marginal(schedule, x0, t), likelihood.prior_kl(schedule, x0, t)))
     z = np.linspace(-15, 15, 60_001)
     for t in (1, 300, 1000):
-        law, found = arrays(both(t))
+        law, found = to_numpy(both(t))
         exact = np.zeros(2)
         for i in range(2):
             for j in range(2):
@@ -488,9 +498,9 @@ S10, X = schedules.linear(10), np.zeros((3, 2), np.float32)
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: likelihood.discretized(1), "levels must be an integer of at least 2, got 1"),
-        (lambda: likelihood.discretized_tanh(2.5), "levels must be an integer of at least 2, got 2.5"),
-        (lambda: likelihood.softmax(True), "levels must be an integer of at least 2, got True"),
+        (lambda: likelihood.discretized_gaussian(1), "levels must be an integer of at least 2, got 1"),
+        (lambda: likelihood.discretized_gaussian_tanh(2.5), "levels must be an integer of at least 2, got 2.5"),
+        (lambda: likelihood.softmax_decoder(True), "levels must be an integer of at least 2, got True"),
         (
             lambda: bound(times=np.array([10, 5, 1])),
             "fall from at most T = 10 to 0, got [10  5  1]",
@@ -515,10 +525,12 @@ def test_errors_name_the_value(call, text):
 
 
 def bound(x0=X, key=None, **options):
-    key = of_seed(0) if key is None else key
-    return likelihood.bound(key, S10, ideal(S10, 0, 1), x0, decoder=likelihood.density, **options)
+    key = from_seed(0) if key is None else key
+    return likelihood.vlb(key, S10, ideal_denoiser(S10, 0, 1), x0, decoder=likelihood.gaussian_density, **options)
 
 
 def estimate(x0=X, key=None, **options):
-    key = of_seed(0) if key is None else key
-    return likelihood.bound_estimate(key, S10, ideal(S10, 0, 1), x0, decoder=likelihood.density, **options)
+    key = from_seed(0) if key is None else key
+    return likelihood.estimate_vlb(
+        key, S10, ideal_denoiser(S10, 0, 1), x0, decoder=likelihood.gaussian_density, **options
+    )

@@ -19,7 +19,7 @@ def test_lines_come_back_and_every_line_is_strict_json(tmp_path):
     path = tmp_path / "metrics.jsonl"
     file = log.MetricsLog(path)
     file.write({"step": 1, "loss": 0.25, "name": "a\nb", "none": None, "yes": True})
-    assert log.read(path) == [
+    assert log.read_metrics(path) == [
         {"step": 1, "loss": 0.25, "name": "a\nb", "none": None, "yes": True}
     ]  # nothing is held back
     file.write(
@@ -31,7 +31,7 @@ def test_lines_come_back_and_every_line_is_strict_json(tmp_path):
         raise AssertionError(word)
 
     rows = [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
-    assert rows == log.read(path)
+    assert rows == log.read_metrics(path)
     assert rows[1:] == [
         {"step": 2, "loss": 0.5, "row": [1.0, None], "in": {"x": [None, [1]]}},
         {"step": 3, "loss": None, "other": None},
@@ -41,7 +41,7 @@ def test_lines_come_back_and_every_line_is_strict_json(tmp_path):
 def test_floats_come_back_exactly(tmp_path):
     values = np.random.default_rng(0).normal(size=100) * 10.0 ** np.arange(-50, 50)
     log.MetricsLog(tmp_path / "m").write({"x": values})
-    assert log.read(tmp_path / "m")[0]["x"] == values.tolist()
+    assert log.read_metrics(tmp_path / "m")[0]["x"] == values.tolist()
 
 
 def test_a_resumed_run_writes_no_step_twice(tmp_path):
@@ -53,20 +53,20 @@ def test_a_resumed_run_writes_no_step_twice(tmp_path):
     again = log.MetricsLog(path, 20)
     again.write({"step": 30, "run": 2})
     want = [{"step": 10, "run": 1}, {"step": 20, "run": 1}, {"note": "no step"}, {"step": 30, "run": 2}]
-    assert log.read(path) == want
+    assert log.read_metrics(path) == want
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
     log.MetricsLog(path)
-    assert log.read(path) == want
+    assert log.read_metrics(path) == want
     log.MetricsLog(path, 0)
-    assert log.read(path) == [{"note": "no step"}]
+    assert log.read_metrics(path) == [{"note": "no step"}]
 
 
 def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2, "lo')
-    assert log.read(path) == [{"step": 1}]
+    assert log.read_metrics(path) == [{"step": 1}]
     log.MetricsLog(path).write({"step": 2})
-    assert log.read(path) == [{"step": 1}, {"step": 2}]
+    assert log.read_metrics(path) == [{"step": 1}, {"step": 2}]
 
 
 def test_only_the_end_of_a_long_file_is_read(tmp_path, monkeypatch):
@@ -82,7 +82,7 @@ def test_only_the_end_of_a_long_file_is_read(tmp_path, monkeypatch):
         seen.reset_mock()
         again = log.MetricsLog(path, 20)
         assert path.read_bytes() == begin + b"".join(steps[:21] + noted)
-        assert [sorted(row) for row in again.of_start] == [["held_out_loss", "step"], ["loss", "step"]]
+        assert [sorted(row) for row in again.start_rows] == [["held_out_loss", "step"], ["loss", "step"]]
         assert seen.call_count == 9 + 2 + 2  # the steps above 20, the two notes, and 20 and 19
         log.MetricsLog(path)
         assert path.read_bytes() == begin + b"".join(steps[:21] + noted)
@@ -102,14 +102,14 @@ def test_another_bad_line_is_an_error_that_names_it(tmp_path):
     with pytest.raises(ValueError, match=r"metrics.jsonl, line 1: its step is not a number: '\{\"step\": \"1\"\}'"):
         log.MetricsLog(path, 1)
     with pytest.raises(FileNotFoundError):
-        log.read(tmp_path / "none")
+        log.read_metrics(tmp_path / "none")
 
 
 def test_an_inactive_log_touches_nothing(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 9}\n')
     log.MetricsLog(path, 1, active=False).write({"step": 2})
-    assert log.read(path) == [{"step": 1}, {"step": 9}]
+    assert log.read_metrics(path) == [{"step": 1}, {"step": 9}]
 
 
 @pytest.mark.parametrize(
@@ -121,13 +121,13 @@ def test_an_inactive_log_touches_nothing(tmp_path):
     ],
 )  # fmt: skip
 def test_durations_can_be_read(seconds, text):
-    assert log.duration(seconds) == text
+    assert log.format_duration(seconds) == text
 
 
 @pytest.mark.parametrize("seconds", [-1, math.nan, math.inf])
 def test_durations_that_are_none(seconds):
     with pytest.raises(ValueError, match=f"seconds must be finite and not negative, got {seconds}"):
-        log.duration(seconds)
+        log.format_duration(seconds)
 
 
 class Clock:
@@ -154,7 +154,7 @@ def test_plain_lines_come_now_and_then_with_rate_and_time_left(monkeypatch):
 
 def test_a_program_without_loss_counts_what_it_counts(monkeypatch):
     clock, stream = Clock(monkeypatch), io.StringIO()
-    progress = log.Progress(64, what="images", stream=stream)
+    progress = log.Progress(64, unit="images", stream=stream)
     progress.update(0, {})
     clock.now += 4
     progress.update(64, {})
@@ -163,7 +163,7 @@ def test_a_program_without_loss_counts_what_it_counts(monkeypatch):
 
 def test_stages_follow_each_other_and_short_ones_are_silent(monkeypatch):
     clock, stream = Clock(monkeypatch), io.StringIO()
-    told = log.stages(stream=stream)
+    told = log.stage_progress(stream=stream)
     for done in range(1, 5):
         told("checked", done, 4)
         clock.now += 1

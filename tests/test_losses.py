@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gaussian_data import PREDICTS, SHAPES, arrays, ideal, kept, predicting, rows
+from gaussian_data import PREDICTS, SHAPES, default_precision, gaussian_samples, ideal_denoiser, ideal_net, to_numpy
 
 from ddpm_jax import gaussian, likelihood, losses, samplers, schedules
 from ddpm_jax.gaussian import Gaussian
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 
 WEIGHTS = {
     "min_snr": losses.min_snr(5.0),
@@ -25,7 +25,7 @@ WEIGHTS = {
 def batch(shape, n, seed=0):
     """Data in [-1, 1] and noise, [n, *shape]."""
     rng = np.random.default_rng(seed)
-    return kept(rng.uniform(-1, 1, (n, *shape))), kept(rng.standard_normal((n, *shape)))
+    return default_precision(rng.uniform(-1, 1, (n, *shape))), default_precision(rng.standard_normal((n, *shape)))
 
 
 # --- L_simple
@@ -34,20 +34,22 @@ def batch(shape, n, seed=0):
 def test_the_simple_loss_of_the_ideal_network_is_what_cannot_be_known():
     # Var(eps | x_t) = SNR s^2 / (1 + SNR s^2), averaged over t
     def loss(key, schedule):
-        return losses.simple_loss(key, schedule, predicting(schedule, "eps", ideal(schedule)), rows(4096, 16))
+        return losses.simple_loss(
+            key, schedule, ideal_net(schedule, "eps", ideal_denoiser(schedule)), gaussian_samples(4096, 16)
+        )
 
     for T in (10, 1000):
         schedule = schedules.linear(T)
         snr = np.exp(np.asarray(schedule.log_snr, np.float64)[1:])
         expected = (0.25 * snr / (0.25 * snr + 1)).mean()
-        found = np.asarray(jax.jit(loss)(of_seed(0), schedule))
+        found = np.asarray(jax.jit(loss)(from_seed(0), schedule))
         assert abs(found.mean() - expected) < 4 * found.std() / np.sqrt(found.size), T
 
 
 def test_a_network_that_says_nothing_has_the_noise_as_its_loss():
     schedule = schedules.linear()
-    found = jax.jit(lambda key: losses.simple_loss(key, schedule, lambda x, t: 0 * x, rows(2048, 16)))
-    assert abs(np.mean(found(of_seed(1))) - 1) < 4 * np.sqrt(2 / (2048 * 16))
+    found = jax.jit(lambda key: losses.simple_loss(key, schedule, lambda x, t: 0 * x, gaussian_samples(2048, 16)))
+    assert abs(np.mean(found(from_seed(1))) - 1) < 4 * np.sqrt(2 / (2048 * 16))
 
 
 def all_losses(schedule, key, x0):
@@ -56,9 +58,9 @@ def all_losses(schedule, key, x0):
     return jnp.stack([
         losses.simple_loss(key, schedule, net, x0),
         losses.simple_loss(key, schedule, net, x0, predicts="v", weight=losses.min_snr()),
-        losses.variational_loss(key, schedule, net, x0, predicts="x0", decoder=likelihood.density),
-        losses.variational_loss(key, schedule, wide, x0, learned_variance=True, decoder=likelihood.density),
-        losses.hybrid_loss(key, schedule, wide, x0, decoder=likelihood.density),
+        losses.variational_loss(key, schedule, net, x0, predicts="x0", decoder=likelihood.gaussian_density),
+        losses.variational_loss(key, schedule, wide, x0, learned_variance=True, decoder=likelihood.gaussian_density),
+        losses.hybrid_loss(key, schedule, wide, x0, decoder=likelihood.gaussian_density),
     ])  # fmt: skip
 
 
@@ -66,7 +68,7 @@ def test_the_loss_of_an_example_depends_on_its_key_alone():
     schedule, (x0, _) = schedules.linear(1000), batch((4, 3), 16)
     call = jax.jit(functools.partial(all_losses, schedule))
     whole = np.asarray(call(samplers.image_keys(0, range(16)), x0))
-    np.testing.assert_array_equal(call(of_seed(0), x0), whole)
+    np.testing.assert_array_equal(call(from_seed(0), x0), whole)
     order = np.random.default_rng(0).permutation(16)
     np.testing.assert_array_equal(call(samplers.image_keys(0, order), x0[order]), whole[:, order])
     halves = [call(samplers.image_keys(0, range(i, i + 8)), x0[i : i + 8]) for i in (0, 8)]
@@ -82,8 +84,8 @@ def test_a_loss_is_a_mean_over_components_of_any_shape(shape):
     @jax.jit
     def each(x0, eps):
         """All of them, at given times and noise."""
-        options = {"decoder": likelihood.density, "t": t, "eps": eps}
-        key = of_seed(0)
+        options = {"decoder": likelihood.gaussian_density, "t": t, "eps": eps}
+        key = from_seed(0)
         return jnp.stack([
             losses.denoising_loss(schedule, net, x0, t, eps, predicts="v", weight=losses.min_snr()),
             losses.denoising_loss(schedule, wide, x0, t, eps, learned_variance=True),
@@ -117,9 +119,14 @@ def test_given_times_and_noise_replace_the_draws():
     def found(key):
         fixed = losses.denoising_loss(schedule, net, x0, t, eps)
         given = losses.simple_loss(key, schedule, net, x0, t=t, eps=eps)
-        return fixed, given, losses.draw(key, schedule, x0), losses.draw(key, schedule, x0, t=t)
+        return (
+            fixed,
+            given,
+            losses.draw_times_and_noise(key, schedule, x0),
+            losses.draw_times_and_noise(key, schedule, x0, t=t),
+        )
 
-    fixed, given, (own_t, own_eps), (same_t, same_eps) = arrays(found(of_seed(0)))
+    fixed, given, (own_t, own_eps), (same_t, same_eps) = to_numpy(found(from_seed(0)))
     np.testing.assert_array_equal(given, fixed)
     np.testing.assert_array_equal(same_eps, own_eps)
     np.testing.assert_array_equal(same_t, t)
@@ -128,7 +135,9 @@ def test_given_times_and_noise_replace_the_draws():
 
 def test_drawn_times_are_uniform():
     schedule = schedules.linear(10)
-    t = np.asarray(jax.jit(lambda key: losses.draw(key, schedule, np.zeros((20_000, 1), "f4"))[0])(of_seed(0)))
+    t = np.asarray(
+        jax.jit(lambda key: losses.draw_times_and_noise(key, schedule, np.zeros((20_000, 1), "f4"))[0])(from_seed(0))
+    )
     counts = np.bincount(t, minlength=11)
     assert counts[0] == 0 and counts.size == 11
     assert (abs(counts[1:] - 2000) < 4 * np.sqrt(20_000 * 0.1 * 0.9)).all()
@@ -154,11 +163,11 @@ def weighted():
                     for weight in weights.values()
                 ]
                 for predicts in PREDICTS
-                for net in [predicting(schedule, predicts, ideal(schedule, 0.0, 0.3))]
+                for net in [ideal_net(schedule, predicts, ideal_denoiser(schedule, 0.0, 0.3))]
             }
 
         snr = np.exp(np.asarray(schedule.log_snr)[1:])
-        each = {(p, w): loss for p, row in arrays(found()).items() for w, loss in zip(weights, row, strict=True)}
+        each = {(p, w): loss for p, row in to_numpy(found()).items() for w, loss in zip(weights, row, strict=True)}
     return each, snr
 
 
@@ -227,7 +236,7 @@ def test_the_variational_weight_is_finite_at_the_first_step_for_beta_alone():
 def test_the_weighted_loss_is_the_networks_part_of_the_divergence():
     with jax.enable_x64(True):
         schedule, t, (x0, eps) = schedules.linear(1000), np.arange(2, 1001, dtype=np.int32), batch((3,), 999)
-        denoise = ideal(schedule, 0.0, 0.3)
+        denoise = ideal_denoiser(schedule, 0.0, 0.3)
 
         @jax.jit
         def both(mix):
@@ -236,14 +245,14 @@ def test_the_weighted_loss_is_the_networks_part_of_the_divergence():
             mean = gaussian.posterior(schedule, denoise(x_t, t).x0, x_t, t, t - 1).mean
             var = gaussian.reverse_variance(schedule, t, t - 1, x0, mix)
             part = gaussian.kl(law, Gaussian(mean, var)) - gaussian.kl(law, Gaussian(law.mean, var))
-            nets = {predicts: predicting(schedule, predicts, denoise) for predicts in PREDICTS}
+            nets = {predicts: ideal_net(schedule, predicts, denoise) for predicts in PREDICTS}
             return part.mean(1), {
-                predicts: losses.weighted_loss(schedule, net, x0, t, eps, predicts=predicts, mix=mix)
+                predicts: losses.weighted_loss(schedule, net, x0, t, eps, predicts=predicts, variance_mix=mix)
                 for predicts, net in nets.items()
             }
 
         for mix in (0.0, 0.5, 1.0):
-            part, found = arrays(both(mix))
+            part, found = to_numpy(both(mix))
             for predicts, loss in found.items():
                 np.testing.assert_allclose(loss, part, rtol=1e-6, err_msg=f"{predicts}, mix {mix}")
 
@@ -255,16 +264,20 @@ def test_the_weighted_loss_is_the_networks_part_of_the_divergence():
 def test_the_variational_loss_averages_to_the_bound(learned):
     # N(0.2, 0.5^2), 50 steps with the known bound 2.719203 or 0.755722, less L_T; learned, beta_1 in the last step
     T, each, dims = 50, 64, 256
-    schedule, x0, t = schedules.linear(T, 2e-3, 0.4), rows(T * each, dims), np.tile(np.arange(1, T + 1), each)
+    schedule, x0, t = (
+        schedules.linear(T, 2e-3, 0.4),
+        gaussian_samples(T * each, dims),
+        np.tile(np.arange(1, T + 1), each),
+    )
 
     @jax.jit
     def loss(key, mix):
-        net = predicting(schedule, "v", ideal(schedule), mix if learned else None)
-        options = {"predicts": "v", "decoder": likelihood.density, "learned_variance": learned, "t": t}
-        return losses.variational_loss(key, schedule, net, x0, mix=0.7 if learned else mix, **options)
+        net = ideal_net(schedule, "v", ideal_denoiser(schedule), mix if learned else None)
+        options = {"predicts": "v", "decoder": likelihood.gaussian_density, "learned_variance": learned, "t": t}
+        return losses.variational_loss(key, schedule, net, x0, variance_mix=0.7 if learned else mix, **options)
 
     for mix in (0.0, 1.0):
-        found = np.asarray(loss(of_seed(0), np.float32(mix)), np.float64).reshape(each, T).mean(1)
+        found = np.asarray(loss(from_seed(0), np.float32(mix)), np.float64).reshape(each, T).mean(1)
         alpha_bar = np.asarray(schedule.signal, np.float64)[-1] ** 2
         known = {0.0: 2.719203, 1.0: 0.755722}[mix]
         known -= 0.5 * (alpha_bar * (0.2**2 + 0.5**2) - alpha_bar - np.log(1 - alpha_bar))
@@ -299,7 +312,7 @@ def test_the_hybrid_loss_teaches_the_mean_by_the_simple_loss_and_the_variance_by
         return *gradients, hybrid(params), parts + 0.25 * bound(params)
 
     params = {"mean": np.float32(0.3), "variance": np.float32(0.2)}
-    hybrid, bound, simple, whole, parts = arrays(found(params, of_seed(0)))
+    hybrid, bound, simple, whole, parts = to_numpy(found(params, from_seed(0)))
     np.testing.assert_allclose(hybrid["mean"], simple["mean"], rtol=1e-6)
     assert bound["mean"] != 0 and abs(bound["mean"]) > 1e-3 * abs(simple["mean"])
     np.testing.assert_allclose(hybrid["variance"], 0.25 * bound["variance"], rtol=1e-5)
@@ -317,17 +330,17 @@ def test_no_derivative_is_nan_at_either_end():
             net, wide = lambda x, t, a=a: a * x, lambda x, t, a=a, b=b, c=c: jnp.concatenate([a * x, b + c * x], -1)
             given = {"predicts": predicts, "t": t, "eps": eps}
             parts += [losses.simple_loss(key, schedule, net, x0, weight=w, **given) for w in (None, *WEIGHTS.values())]
-            parts += [losses.weighted_loss(schedule, net, x0, t, eps, predicts=predicts, mix=1.0)]
+            parts += [losses.weighted_loss(schedule, net, x0, t, eps, predicts=predicts, variance_mix=1.0)]
             # the decoder's derivatives, which do not know what is predicted, are long to compile
-            given["decoder"] = likelihood.decoder_8bit if predicts == "eps" else likelihood.density
-            parts += [losses.variational_loss(key, schedule, net, x0, mix=0.5, **given)]
+            given["decoder"] = likelihood.decoder_8bit if predicts == "eps" else likelihood.gaussian_density
+            parts += [losses.variational_loss(key, schedule, net, x0, variance_mix=0.5, **given)]
             parts += [losses.variational_loss(key, schedule, wide, x0, learned_variance=True, **given)]
             parts += [losses.hybrid_loss(key, schedule, wide, x0, weight=losses.min_snr(), **given)]
         return jnp.stack(parts).sum(), jnp.stack(parts)
 
     value_and_grad = jax.jit(jax.value_and_grad(total, has_aux=True))
     for w in ([0.0, 0.0, 0.0], [0.3, -1.0, 0.0], [1.0, 1.0, 0.5], [-2.0, 0.0, 1.0]):
-        (_, parts), gradients = value_and_grad(np.tile(np.float32(w), (4, 1)), of_seed(0))
+        (_, parts), gradients = value_and_grad(np.tile(np.float32(w), (4, 1)), from_seed(0))
         assert np.isfinite(parts).all(), w
         for predicts, gradient in zip(PREDICTS, gradients, strict=True):
             assert np.isfinite(gradient).all(), (predicts, w)
@@ -346,7 +359,7 @@ def test_a_last_step_without_signal_has_finite_losses():
         ])  # fmt: skip
 
     ws = np.full(len(cases), 0.3, np.float32)
-    value, gradient = arrays(jax.jit(lambda ws: (each(ws), jax.grad(lambda ws: each(ws).sum())(ws)))(ws))
+    value, gradient = to_numpy(jax.jit(lambda ws: (each(ws), jax.grad(lambda ws: each(ws).sum())(ws)))(ws))
     wrong = [case for case, a, b in zip(cases, value, gradient, strict=True) if not np.isfinite([a, b]).all()]
     assert not wrong
 
@@ -355,7 +368,7 @@ def test_a_last_step_without_signal_has_finite_losses():
 
 
 def test_stratified_times_cover_the_steps_evenly():
-    seeds = jax.random.split(of_seed(0), 20)
+    seeds = jax.random.split(from_seed(0), 20)
     for T, size in ((1000, 64), (1000, 1000), (10, 64), (7, 3)):
         # of each seed, for the whole batch and, if there are as many as that, for the parts of 8 devices
         draw = jax.jit(jax.vmap(losses.stratified_times, in_axes=(0, None, None, None)), static_argnums=(1, 3))
@@ -371,7 +384,7 @@ def test_stratified_times_cover_the_steps_evenly():
 
 
 def test_each_stratified_time_is_uniform():
-    keys = jax.random.split(of_seed(0), 20_000)
+    keys = jax.random.split(from_seed(0), 20_000)
     t = np.asarray(jax.jit(jax.vmap(lambda key: losses.stratified_times(key, 10, jnp.arange(4), 4)))(keys))
     for place in range(4):
         counts = np.bincount(t[:, place], minlength=11)[1:]
@@ -379,15 +392,15 @@ def test_each_stratified_time_is_uniform():
 
 
 def test_stratified_times_take_the_noise_out_of_a_batchs_loss():
-    schedule, x0 = schedules.linear(1000), rows(64, 64)
-    net = predicting(schedule, "eps", ideal(schedule))
+    schedule, x0 = schedules.linear(1000), gaussian_samples(64, 64)
+    net = ideal_net(schedule, "eps", ideal_denoiser(schedule))
 
     def means(key):
         t = losses.stratified_times(jax.random.fold_in(key, 1), 1000, jnp.arange(64), 64)
         simple = losses.simple_loss(key, schedule, net, x0).mean()
         return simple, losses.simple_loss(key, schedule, net, x0, t=t).mean()
 
-    simple, even = map(np.asarray, jax.jit(jax.vmap(means))(jax.random.split(of_seed(0), 200)))
+    simple, even = map(np.asarray, jax.jit(jax.vmap(means))(jax.random.split(from_seed(0), 200)))
     assert even.std() < 0.5 * simple.std()
     assert abs(even.mean() - simple.mean()) < 4 * simple.std() / np.sqrt(200)
 
@@ -402,11 +415,11 @@ def record():
 
 @functools.cache
 def importance():
-    return jax.jit(losses.importance)
+    return jax.jit(losses.importance_probabilities)
 
 
 def test_importance_is_uniform_until_every_time_has_been_seen_often_enough():
-    history = losses.loss_history(4, 2)
+    history = losses.empty_loss_history(4, 2)
     np.testing.assert_allclose(importance()(history), 0.25)
     history = record()(history, np.array([1, 2, 3, 4, 1, 2, 3]), np.arange(7, dtype=np.float32) + 1)
     np.testing.assert_allclose(importance()(history), 0.25)
@@ -420,21 +433,21 @@ def test_importance_is_uniform_until_every_time_has_been_seen_often_enough():
 
 def test_a_history_holds_the_latest_losses_of_each_time():
     rng, T, length = np.random.default_rng(0), 5, 3
-    history, told = losses.loss_history(T, length), {t: [] for t in range(1, T + 1)}
+    history, told = losses.empty_loss_history(T, length), {t: [] for t in range(1, T + 1)}
     for _ in range(6):
         t, loss = rng.integers(1, T + 1, 8), rng.uniform(size=8).astype(np.float32)
-        history = arrays(record()(history, t, loss))
+        history = to_numpy(record()(history, t, loss))
         for a, b in zip(t, loss, strict=True):
             told[int(a)].append(b)
         for t, seen in told.items():
-            assert history.seen[t - 1] == min(len(seen), length)
+            assert history.counts[t - 1] == min(len(seen), length)
             kept = seen[-length:]
             np.testing.assert_array_equal(history.losses[t - 1][: len(kept)], np.array(kept, np.float32))
 
 
 def test_importance_leaves_the_mean_and_lowers_the_variance():
     means = np.array([8.0, 3.0, 1.0, 0.5, 0.1])
-    history = losses.loss_history(5, 1)
+    history = losses.empty_loss_history(5, 1)
     history = record()(history, np.arange(1, 6), means.astype(np.float32))
     p = np.asarray(importance()(history), np.float64)
     weighted = means / (5 * p)
@@ -477,11 +490,11 @@ def loss(x0=X, t=T3, eps=X, **options):
             "a learned variance doubles the last axis: the network must return (3, 4)",
         ),
         (
-            lambda: losses.hybrid_loss(of_seed(0), S10, same, X),
+            lambda: losses.hybrid_loss(from_seed(0), S10, same, X),
             "a learned variance doubles the last axis: the network must return (3, 4), got (3, 2)",
         ),
         (
-            lambda: losses.simple_loss(of_seed(0), S10, same, X.astype(jnp.bfloat16)),
+            lambda: losses.simple_loss(from_seed(0), S10, same, X.astype(jnp.bfloat16)),
             "x0 must be float32 or float64, got bfloat16: cast it up first",
         ),
         (
@@ -493,7 +506,7 @@ def loss(x0=X, t=T3, eps=X, **options):
             "keys must be one key or one per example, [] or (3,), got (2,)",
         ),
         (
-            lambda: losses.variational_loss(of_seed(0), S10, same, X, predicts="x"),
+            lambda: losses.variational_loss(from_seed(0), S10, same, X, predicts="x"),
             "predicts must be one of 'eps', 'x0', 'v', 'mean', got 'x'",
         ),
     ],

@@ -152,7 +152,7 @@ def test_blocks_leave_no_trace(monkeypatch, block, order):
         references = references[far if order == "going farther" else far[::-1]]
     whole = precision_recall(queries, references), density_coverage(queries, references)
     monkeypatch.setattr(manifold, "BLOCK", block)
-    monkeypatch.setattr(manifold, "ROWS", 7)
+    monkeypatch.setattr(manifold, "QUERY_ROWS", 7)
     for k in (1, 3, 30):
         same_as_brute(queries, references, k)
     assert (precision_recall(queries, references), density_coverage(queries, references)) == whole

@@ -55,17 +55,17 @@ LOSSES = {
     "denoiser": lambda net: gaussian.denoiser(SCHEDULE, net)(X, T2),
 }
 USES = {
-    "bound": lambda of: likelihood.bound(KEYS, SCHEDULE, of, X, decoder=likelihood.density),
-    "bound_estimate": lambda of: likelihood.bound_estimate(KEYS, SCHEDULE, of, X, decoder=likelihood.density),
+    "bound": lambda of: likelihood.vlb(KEYS, SCHEDULE, of, X, decoder=likelihood.gaussian_density),
+    "bound_estimate": lambda of: likelihood.estimate_vlb(KEYS, SCHEDULE, of, X, decoder=likelihood.gaussian_density),
     "ancestral": chain(lambda of: samplers.ancestral(SCHEDULE, of)),
     "analytic": chain(lambda of: samplers.analytic(SCHEDULE, of, np.full(T + 1, 0.1, np.float32))),
     "ddim": chain(lambda of: samplers.ddim(SCHEDULE, of, eta=0.5)),
     "dpm_solver_pp": chain(lambda of: samplers.dpm_solver_pp(SCHEDULE, of)),
     "unipc": chain(lambda of: samplers.unipc(SCHEDULE, of)),
     "ddim_inverse": lambda of: edits.invert(SCHEDULE, of, X, TIMES),
-    "given_pixels": lambda of: edits.given_pixels(SCHEDULE, of, X, X > 0)(X, T2),
-    "limited": lambda of: estimates.limited(SCHEDULE, of, estimates.clip)(X, T2),
-    "scaled": lambda of: estimates.scaled(SCHEDULE, of, 1.1)(X, T2),
+    "given_pixels": lambda of: edits.condition_on_pixels(SCHEDULE, of, X, X > 0)(X, T2),
+    "limited": lambda of: estimates.limit_x0(SCHEDULE, of, estimates.clip)(X, T2),
+    "scaled": lambda of: estimates.scale_eps(SCHEDULE, of, 1.1)(X, T2),
 }
 
 
@@ -90,9 +90,9 @@ def test_noise_times_and_images_of_another_shape_are_refused():
         lambda: losses.variational_loss(KEYS, SCHEDULE, same, X, t=np.array([[3], [10]])),
         lambda: edits.slerp(X, X[..., :1], 0.5),
         lambda: edits.slerp(X, X, np.ones((3, 3), np.float32)),
-        lambda: chain(lambda of: edits.from_image(SCHEDULE, samplers.ddim(SCHEDULE, of), X[..., :1]))(denoise),
+        lambda: chain(lambda of: edits.sdedit(SCHEDULE, samplers.ddim(SCHEDULE, of), X[..., :1]))(denoise),
         lambda: chain(lambda of: edits.inpainting(SCHEDULE, samplers.ddim(SCHEDULE, of), X[0], X > 0))(denoise),
-        lambda: edits.given_pixels(SCHEDULE, denoise, X[..., :1], X > 0)(X, T2),
+        lambda: edits.condition_on_pixels(SCHEDULE, denoise, X[..., :1], X > 0)(X, T2),
     ):
         with pytest.raises(ValueError, match="shape"):
             wrong()
@@ -118,16 +118,20 @@ OF_T = {
     "target mean": lambda t: gaussian.target(SCHEDULE, "mean", X, X, t),
     "denoiser": lambda t: gaussian.denoiser(SCHEDULE, same)(X, t),
     "clipped": lambda t: gaussian.denoiser(SCHEDULE, same, "x0", clip=True)(X, t),
-    "limited": lambda t: estimates.limited(SCHEDULE, gaussian.denoiser(SCHEDULE, same), estimates.clip)(X, t),
+    "limited": lambda t: estimates.limit_x0(SCHEDULE, gaussian.denoiser(SCHEDULE, same), estimates.clip)(X, t),
     "denoising_loss": lambda t: losses.denoising_loss(SCHEDULE, same, X, t, X),
     "simple_loss": lambda t: losses.simple_loss(KEYS, SCHEDULE, same, X, predicts="x0", weight=losses.snr, t=t),
     "variational_loss": lambda t: losses.variational_loss(KEYS, SCHEDULE, same, X, t=t),
     "hybrid_loss": lambda t: losses.hybrid_loss(KEYS, SCHEDULE, wide, X, t=t),
     "weighted_loss": lambda t: losses.weighted_loss(SCHEDULE, same, X, t, X),
     "variational_weight": lambda t: losses.variational_weight(SCHEDULE, t),
-    "term": lambda t: likelihood.term(KEYS, SCHEDULE, denoise, X, t, t - 1, decoder=likelihood.density, first_var=0.1),
+    "term": lambda t: likelihood.vlb_term(
+        KEYS, SCHEDULE, denoise, X, t, t - 1, decoder=likelihood.gaussian_density, decoder_var=0.1
+    ),
     "prior_kl": lambda t: likelihood.prior_kl(SCHEDULE, X, t),
-    "ideal": lambda t: conformance.ideal(SCHEDULE, conformance.gaussian_data(np.zeros(3), np.eye(3)))(X[0, :2], t),
+    "ideal": lambda t: conformance.ideal_denoiser(SCHEDULE, conformance.gaussian_data(np.zeros(3), np.eye(3)))(
+        X[0, :2], t
+    ),
 }
 
 
@@ -173,20 +177,22 @@ def test_a_chain_from_beyond_the_schedule_ends_in_nan(name):
 
 
 def test_a_loss_at_no_time_shows_in_the_history():
-    history = losses.loss_history(3, 1)
+    history = losses.empty_loss_history(3, 1)
     for t in (0, -1, 4):
         wrong = losses.record_losses(history, jnp.array([1, 2, 3, t]), jnp.ones(4))
-        assert np.isnan(losses.importance(wrong)).all(), t
-    assert np.isfinite(losses.importance(losses.record_losses(history, jnp.array([1, 2, 3]), jnp.ones(3)))).all()
+        assert np.isnan(losses.importance_probabilities(wrong)).all(), t
+    assert np.isfinite(
+        losses.importance_probabilities(losses.record_losses(history, jnp.array([1, 2, 3]), jnp.ones(3)))
+    ).all()
 
 
 def test_moments_and_flow_know_their_times():
     law = conformance.gaussian_data(np.zeros(2), np.eye(2))
     for wrong in (-1, T + 1):
         with pytest.raises(ValueError, match=rf"a time must lie in 0\.\.{T}, got {wrong}"):
-            conformance.moments(SCHEDULE, law, wrong)
+            conformance.marginal_moments(SCHEDULE, law, wrong)
         with pytest.raises(ValueError, match=rf"a time must lie in 0\.\.{T}, got {wrong}"):
-            conformance.flow(SCHEDULE, law, np.ones((1, 2)), 5, wrong)
+            conformance.probability_flow(SCHEDULE, law, np.ones((1, 2)), 5, wrong)
 
 
 # --- options
@@ -195,19 +201,25 @@ def test_moments_and_flow_know_their_times():
 NAN = float("nan")
 OPTIONS = {
     "eta": (lambda v: samplers.ddim(SCHEDULE, denoise, eta=v), (2, -0.1, NAN), r"eta must lie in \[0, 1\]"),
-    "mix": (lambda v: samplers.ancestral(SCHEDULE, denoise, mix=v), (2, -0.1, NAN), r"mix must lie in \[0, 1\]"),
+    "mix": (
+        lambda v: samplers.ancestral(SCHEDULE, denoise, variance_mix=v), (2, -0.1, NAN),
+        r"mix must lie in \[0, 1\]",
+    ),
     "mix of the bound": (
-        lambda v: likelihood.bound(KEYS, SCHEDULE, denoise, X, mix=v, decoder=likelihood.density),
+        lambda v: likelihood.vlb(KEYS, SCHEDULE, denoise, X, variance_mix=v, decoder=likelihood.gaussian_density),
         (2, -0.1, NAN), r"mix must lie in \[0, 1\]",
     ),
     "mix of its estimate": (
-        lambda v: likelihood.bound_estimate(KEYS, SCHEDULE, denoise, X, mix=v, decoder=likelihood.density),
+        lambda v: likelihood.estimate_vlb(
+            KEYS, SCHEDULE, denoise, X, variance_mix=v, decoder=likelihood.gaussian_density
+        ),
         (2, -0.1, NAN), r"mix must lie in \[0, 1\]",
     ),
     "mix of the loss": (
-        lambda v: losses.variational_loss(KEYS, SCHEDULE, same, X, mix=v), (2, -0.1, NAN), r"mix must lie in \[0, 1\]",
+        lambda v: losses.variational_loss(KEYS, SCHEDULE, same, X, variance_mix=v), (2, -0.1, NAN),
+        r"mix must lie in \[0, 1\]",
     ),
-    "factor": (lambda v: estimates.scaled(SCHEDULE, denoise, v), (0, -1, NAN), "factor must be positive"),
+    "factor": (lambda v: estimates.scale_eps(SCHEDULE, denoise, v), (0, -1, NAN), "factor must be positive"),
     "sections": (lambda v: samplers.section_times(T, v), ([-1, 3], [1.5, 3], [True, 3], []), "counts must"),
     "T of times": (lambda v: samplers.times(v, 2), (0, 2.5, True), "T must be an integer"),
     "T of sections": (lambda v: samplers.section_times(v, [1]), (0, 2.5, True), "T must be an integer"),

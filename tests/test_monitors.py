@@ -27,7 +27,9 @@ def to_bytes(x):
 
 
 def shift(samples, images, levels=256):
-    return monitors.shift(monitors.palette(samples, levels), monitors.palette(images, levels))
+    return monitors.colour_shift(
+        monitors.colour_statistics(samples, levels), monitors.colour_statistics(images, levels)
+    )
 
 
 # Colours
@@ -40,15 +42,15 @@ def test_a_shift_of_one_channel_is_flagged_and_honest_samples_are_not():
     scatter is 0.03, it is 6 on average.
     """
     rng = np.random.default_rng(0)
-    known = monitors.palette(photos(rng, 1000), 256)
+    known = monitors.colour_statistics(photos(rng, 1000), 256)
     false = 0
     for seed in range(200):
         samples = photos(rng, 64)
-        false += monitors.shift(monitors.palette(samples, 256), known).off.any()
+        false += monitors.colour_shift(monitors.colour_statistics(samples, 256), known).is_off.any()
         if seed < 20:
             red = to_bytes(samples + np.array([0.03 * 255, 0, 0]))
-            found = monitors.shift(monitors.palette(red, 256), known)
-            assert found.off[0] and np.argmax(np.abs(found.tint.mean_z)) == 0
+            found = monitors.colour_shift(monitors.colour_statistics(red, 256), known)
+            assert found.is_off[0] and np.argmax(np.abs(found.tint.mean_z)) == 0
             assert found.tint.mean[0] == pytest.approx(0.02, abs=4 * 0.03 / 8)
     assert false <= 1
 
@@ -60,7 +62,7 @@ def test_honest_digits_are_not_flagged_however_few_there_are():
     for _ in range(100):
         order = rng.permutation(len(ALL))
         for samples, images in ((order[:16], order[16:]), (order[:64], order[64:80])):
-            false += shift(ALL[samples], ALL[images], 17).off.any()
+            false += shift(ALL[samples], ALL[images], 17).is_off.any()
     assert false <= 1
 
 
@@ -69,7 +71,7 @@ def test_rare_images_do_not_raise_false_alarms():
     rng = np.random.default_rng(2)
     images = np.where(rng.random((400, 80)) < 0.05, 255, rng.integers(0, 3, (400, 80))).astype(np.uint8)
     images = images.reshape(400, 80, 1, 1, 1)
-    assert sum(shift(row[:64], row[64:]).off.any() for row in images) <= 4
+    assert sum(shift(row[:64], row[64:]).is_off.any() for row in images) <= 4
 
 
 def test_a_change_of_contrast_is_flagged_by_the_standard_deviation_alone():
@@ -79,7 +81,7 @@ def test_a_change_of_contrast_is_flagged_by_the_standard_deviation_alone():
     hard = to_bytes(128 + 1.5 * (photos(rng, 256) - 128.0))
     for changed, images, levels, sign in ((flat, DIGITS.train, 17, -1), (hard, photos(rng, 1000), 256, 1)):
         found = shift(changed, images, levels).channels
-        assert found.std_off.all() and np.all(np.sign(found.std_z) == sign) and not found.mean_off.any()
+        assert found.std_is_off.all() and np.all(np.sign(found.std_z) == sign) and not found.mean_is_off.any()
 
 
 def test_tints_that_differ_from_image_to_image_and_paleness_are_flagged():
@@ -89,15 +91,15 @@ def test_tints_that_differ_from_image_to_image_and_paleness_are_flagged():
     pale = to_bytes(samples.mean(-1, keepdims=True) + 0.5 * (samples - samples.mean(-1, keepdims=True)))
     for changed, sign in ((tinted, 1), (pale, -1)):
         found = shift(changed, known)
-        assert found.tint.std_off.all() and np.all(np.sign(found.tint.std) == sign)
-        assert not found.channels.mean_off.any() and found.off.all()
+        assert found.tint.std_is_off.all() and np.all(np.sign(found.tint.std) == sign)
+        assert not found.channels.mean_is_off.any() and found.is_off.all()
 
 
 def test_the_errors_are_those_of_means_over_images():
     """400 draws of 64 digits: the scatter of their means and standard deviations, itself known to 3.5 %."""
     rng = np.random.default_rng(4)
-    known = monitors.palette(ALL, 17).channels
-    draws = [monitors.palette(ALL[rng.integers(0, len(ALL), 64)], 17).channels for _ in range(400)]
+    known = monitors.colour_statistics(ALL, 17).channels
+    draws = [monitors.colour_statistics(ALL[rng.integers(0, len(ALL), 64)], 17).channels for _ in range(400)]
     error = 1 / np.sqrt(2 * 400)
     assert np.std([d.mean for d in draws]) == pytest.approx(known.mean_error[0] / 8, rel=4 * error)
     assert np.std([d.std for d in draws]) == pytest.approx(known.std_error[0] / 8, rel=4 * error)
@@ -136,7 +138,7 @@ def test_sixteen_bits_of_the_same_images_have_the_same_numbers():
 
 def test_images_taken_in_many_parts_are_all_counted():
     images = np.random.default_rng(8).integers(0, 256, (20, 256, 256, 2), np.uint8)  # 2^21 values and more
-    found = monitors.palette(images, 256)
+    found = monitors.colour_statistics(images, 256)
     np.testing.assert_allclose(found.channels.mean, images.mean((0, 1, 2)) / 255, rtol=1e-12)
     np.testing.assert_array_equal(found.histogram.sum(1), [20 * 256 * 256] * 2)
 
@@ -144,25 +146,25 @@ def test_images_taken_in_many_parts_are_all_counted():
 def test_constant_images_are_equal_or_not_at_all():
     grey = np.full((20, 4, 4, 3), 77, np.uint8)
     same = shift(grey, grey[:, :2])
-    assert not same.off.any() and np.all(same.channels.mean_z == 0) and np.all(same.channels.std_z == 0)
+    assert not same.is_off.any() and np.all(same.channels.mean_z == 0) and np.all(same.channels.std_z == 0)
     other = shift(grey + np.array([0, 0, 1], np.uint8), grey)
-    assert other.off.tolist() == [False, False, True] and other.channels.mean_z[2] == np.inf
+    assert other.is_off.tolist() == [False, False, True] and other.channels.mean_z[2] == np.inf
     # a sixteen-bit level is nothing that anyone sees
     deep = np.full((20, 4, 4, 1), 40000, np.uint16)
     found = shift(deep + np.uint16(1), deep, 65536)
-    assert found.channels.mean_z[0] == np.inf and not found.off.any()
+    assert found.channels.mean_z[0] == np.inf and not found.is_off.any()
 
 
 def test_few_images_are_not_judged():
     dark = np.zeros_like(DIGITS.test)
-    assert shift(dark[:16], DIGITS.train, 17).off.all()
+    assert shift(dark[:16], DIGITS.train, 17).is_off.all()
     for samples, images, text in (
         (dark[:15], DIGITS.train, "only 15 samples"),
         (dark, DIGITS.train[:3], "only 3 data"),
         (dark[:1], DIGITS.train[:1], "only 1 samples and 1 data"),
     ):
         found = shift(samples, images, 17)
-        assert not found.off.any() and found.unjudged == text
+        assert not found.is_off.any() and found.not_judged_because == text
     assert np.isnan(found.channels.mean_z[0])  # one image against one: nothing is known of their scatter
 
 
@@ -170,7 +172,7 @@ def test_few_images_are_not_judged():
 
 
 def verdict(samples, train, held_out):
-    return monitors.memorisation(samples, monitors.yardstick(train, held_out))
+    return monitors.memorisation(samples, monitors.distance_reference(train, held_out))
 
 
 def test_half_of_the_held_out_digits_are_new_to_the_training_images():
@@ -213,7 +215,7 @@ def test_training_images_are_copies_of_themselves_and_repetitions_change_nothing
     assert verdict(noisy, np.concatenate([DIGITS.train[:200]] * 2), DIGITS.test).verdict == "copies"
     # and given distances alone, an image at no distance from two is a copy
     known = np.array([[2.0, 2.1]] * 100)
-    assert monitors.copying(np.zeros((64, 2)), known).verdict == "copies"
+    assert monitors.memorisation_from_distances(np.zeros((64, 2)), known).verdict == "copies"
 
 
 def test_one_copy_in_four_is_enough():
@@ -248,14 +250,14 @@ def test_what_cannot_be_judged_is_called_unknown():
     ):
         found = verdict(samples, train, known)
         assert found.verdict == "unknown" and found.reason.endswith(text)
-    none = monitors.copying(np.array([[1.0, 2.0]] * 64), np.zeros((0, 2)))
+    none = monitors.memorisation_from_distances(np.array([[1.0, 2.0]] * 64), np.zeros((0, 2)))
     assert none.verdict == "unknown" and np.isnan(none.held_out).all()
 
 
 @pytest.mark.parametrize(("hits", "n", "known", "m"), [(0, 5, 0, 5), (3, 64, 1, 100), (20, 64, 5, 100), (5, 5, 40, 40)])
 def test_the_probability_of_chance_is_that_of_fishers_exact_test(hits, n, known, m):
     _, want = scipy.stats.fisher_exact([[hits, n - hits], [known, m - known]], alternative="greater")
-    assert neighbours._chance(hits, n, known, m) == pytest.approx(want, rel=1e-9)
+    assert neighbours._fisher_p_value(hits, n, known, m) == pytest.approx(want, rel=1e-9)
 
 
 def test_sixteen_bits_of_the_same_images_are_as_near():
@@ -274,9 +276,9 @@ def test_sixteen_bits_of_the_same_images_are_as_near():
 
 def test_each_tenth_of_the_times_has_its_own_mean():
     t = np.arange(1, 1001)
-    tenths = monitors.by_tenth(t, t.astype(np.float32), 1000)
+    tenths = monitors.loss_by_tenth(t, t.astype(np.float32), 1000)
     np.testing.assert_allclose(tenths, 50.5 + 100 * np.arange(10))
-    few = monitors.by_tenth(np.array([1, 1, 4]), np.array([1.0, 3.0, 5.0]), 4)
+    few = monitors.loss_by_tenth(np.array([1, 1, 4]), np.array([1.0, 3.0, 5.0]), 4)
     assert few[0] == 2 and few[7] == 5 and np.isnan(few[[1, 2, 3, 4, 5, 6, 8, 9]]).all()
 
 
@@ -324,7 +326,9 @@ def test_colour_has_a_line_per_channel_and_many_channels_have_the_worst():
 
 def test_losses_of_any_size_can_be_read():
     tenths = np.array([123.4, 12.3, 9.99, 1.23, 0.41, 0.0996, 0.0456, 0.00789, 0, np.nan])
-    assert monitors.line_by_tenth(tenths) == "loss by t  123 12 10 1.2 0.41 0.10 0.046 0.0079 0.0 - (tenths of 1..T)"
+    assert (
+        monitors.loss_by_tenth_line(tenths) == "loss by t  123 12 10 1.2 0.41 0.10 0.046 0.0079 0.0 - (tenths of 1..T)"
+    )
 
 
 GREY, COLOUR = DIGITS.test[:2], np.zeros((2, 8, 8, 3), np.uint8)
@@ -334,36 +338,60 @@ PAIRS = np.ones((3, 2))
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: monitors.palette(GREY / 16, 17), "palette: expected images uint8 or uint16 .* got float64"),
-        (lambda: monitors.palette(GREY[0], 17), r"palette: expected images .*\[n, H, W, C\].* got uint8 \(8, 8, 1\)"),
-        (lambda: monitors.palette(GREY[:0], 17), r"palette: .*none of them 0, got uint8 \(0, 8, 8, 1\)"),
-        (lambda: monitors.palette(GREY, 65536), "palette: expected 2 to 256 levels, got levels=65536"),
-        (lambda: monitors.palette(GREY, 8), "palette: images hold the value 16, above levels - 1 = 7"),
-        (lambda: shift(COLOUR, GREY), r"shift: .*\(channels, levels\) \(3, 256\) and \(1, 256\)"),
         (
-            lambda: monitors.shift(monitors.palette(GREY, 17), monitors.palette(GREY, 256)),
-            r"shift: samples and data must be alike, .*\(1, 17\) and \(1, 256\)",
+            lambda: monitors.colour_statistics(GREY / 16, 17),
+            "colour_statistics: expected images uint8 or uint16 .* got float64",
         ),
-        (lambda: monitors.yardstick(GREY[:0], GREY), r"yardstick: .*got uint8 \(0, 8, 8, 1\)"),
         (
-            lambda: monitors.yardstick(GREY, COLOUR),
-            r"yardstick: .*must be alike, got uint8 \(2, 8, 8, 1\) and uint8 \(2, 8, 8, 3\)",
+            lambda: monitors.colour_statistics(GREY[0], 17),
+            r"colour_statistics: expected images .*\[n, H, W, C\].* got uint8 \(8, 8, 1\)",
+        ),
+        (
+            lambda: monitors.colour_statistics(GREY[:0], 17),
+            r"colour_statistics: .*none of them 0, got uint8 \(0, 8, 8, 1\)",
+        ),
+        (
+            lambda: monitors.colour_statistics(GREY, 65536),
+            "colour_statistics: expected 2 to 256 levels, got levels=65536",
+        ),
+        (
+            lambda: monitors.colour_statistics(GREY, 8),
+            "colour_statistics: images hold the value 16, above levels - 1 = 7",
+        ),
+        (lambda: shift(COLOUR, GREY), r"colour_shift: .*\(channels, levels\) \(3, 256\) and \(1, 256\)"),
+        (
+            lambda: monitors.colour_shift(monitors.colour_statistics(GREY, 17), monitors.colour_statistics(GREY, 256)),
+            r"colour_shift: samples and data must be alike, .*\(1, 17\) and \(1, 256\)",
+        ),
+        (lambda: monitors.distance_reference(GREY[:0], GREY), r"distance_reference: .*got uint8 \(0, 8, 8, 1\)"),
+        (
+            lambda: monitors.distance_reference(GREY, COLOUR),
+            r"distance_reference: .*must be alike, got uint8 \(2, 8, 8, 1\) and uint8 \(2, 8, 8, 3\)",
         ),
         (
             lambda: verdict(COLOUR, GREY, GREY),
             "memorisation: expected samples like the training images, 64 values of type uint8 each, got 192 of type",
         ),
         (lambda: verdict(GREY[:0], GREY, GREY), r"memorisation: expected images .*got uint8 \(0, 8, 8, 1\)"),
-        (lambda: monitors.copying(PAIRS[:, :1], PAIRS), r"copying: expected samples \[n, 2\] .*got shape \(3, 1\)"),
-        (lambda: monitors.copying(PAIRS, PAIRS * np.nan), r"copying: expected held_out \[n, 2\] with d1 >= 0"),
-        (lambda: monitors.copying(PAIRS[:0], PAIRS), "copying: expected at least one sample, got none"),
         (
-            lambda: monitors.by_tenth(np.ones(3, int), np.ones(2), 4),
-            r"by_tenth: expected t \[n\] and loss \[n\], got shapes \(3,\) and \(2,\)",
+            lambda: monitors.memorisation_from_distances(PAIRS[:, :1], PAIRS),
+            r"memorisation_from_distances: expected samples \[n, 2\] .*got shape \(3, 1\)",
         ),
         (
-            lambda: monitors.by_tenth(np.array([0, 3]), np.ones(2), 4),
-            r"by_tenth: expected times 1 .. T = 4, got 0 .. 3",
+            lambda: monitors.memorisation_from_distances(PAIRS, PAIRS * np.nan),
+            r"memorisation_from_distances: expected held_out \[n, 2\] with d1 >= 0",
+        ),
+        (
+            lambda: monitors.memorisation_from_distances(PAIRS[:0], PAIRS),
+            "memorisation_from_distances: expected at least one sample, got none",
+        ),
+        (
+            lambda: monitors.loss_by_tenth(np.ones(3, int), np.ones(2), 4),
+            r"loss_by_tenth: expected t \[n\] and loss \[n\], got shapes \(3,\) and \(2,\)",
+        ),
+        (
+            lambda: monitors.loss_by_tenth(np.array([0, 3]), np.ones(2), 4),
+            r"loss_by_tenth: expected times 1 .. T = 4, got 0 .. 3",
         ),
     ],
 )

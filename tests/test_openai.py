@@ -10,28 +10,28 @@ from goldens_loader import Golden, precision, synthetic_net
 
 from ddpm_jax import config as configs
 from ddpm_jax import likelihood, losses, samplers
-from ddpm_jax.config import Config, Conventions, Net, objects
+from ddpm_jax.config import CompatOptions, Config, Net, objects
 from ddpm_jax.convert import openai, rules
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 from ddpm_jax.unet import OPENAI
 
 
 @functools.cache
 def shapes(config: Config):
     """The tree of parameters, of a network for images of the least size that it takes."""
-    net, side = objects.network(config, 3), 2 ** (len(config.net.multipliers) - 1)
+    net, side = objects.network(config, 3), 2 ** (len(config.net.channel_multipliers) - 1)
     x, t = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    return jax.eval_shape(net.init, of_seed(0), x, t)["params"]
+    return jax.eval_shape(net.init, from_seed(0), x, t)["params"]
 
 
-def size(model: openai.Model) -> int:
+def size(model: openai.ModelSpec) -> int:
     """Parameters in the file, which has no row for no label."""
     target = shapes(model.config)
     zeros = {
-        path: np.broadcast_to(np.zeros((), np.float32), leaf.shape) for path, leaf in rules.flatten(target).items()
+        path: np.broadcast_to(np.zeros((), np.float32), leaf.shape) for path, leaf in rules.flatten_dict(target).items()
     }
     found = model.rules(target)
-    given = (rule.give(*(zeros[path] for path in rule.paths)) for rule in found)
+    given = (rule.to_theirs(*(zeros[path] for path in rule.paths)) for rule in found)
     assert {path for rule in found for path in rule.paths} == set(zeros)
     return sum(tensor.size for tensors in given for tensor in tensors)
 
@@ -59,7 +59,7 @@ LONG = {"128x128_diffusion", "lsun_bedroom"}
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in SIZES]
 )
 def test_a_published_checkpoint_has_its_size(name):
-    found, wanted = size(openai.published(name)), SIZES[name]
+    found, wanted = size(openai.published_model(name)), SIZES[name]
     assert (f"{found / 1e6:.1f}M" if isinstance(wanted, str) else found) == wanted
 
 
@@ -72,7 +72,7 @@ def test_others_have_the_networks_of_these():
         ("lsun_cat", "lsun_bedroom"),
         ("lsun_horse", "lsun_bedroom"),
     ]:
-        nets = [openai.published(name).config.net for name in (one, other)]
+        nets = [openai.published_model(name).config.net for name in (one, other)]
         assert configs.differences(Config(net=nets[0]), Config(net=nets[1])) in ([], ["net.dropout: 0.0 -> 0.1"])
 
 
@@ -80,15 +80,15 @@ def test_others_have_the_networks_of_these():
 def test_the_network_that_others_took_for_cifar10_has_its_size():
     flags = "--image_size 32 --channel_mult 1,2,2,2 --num_channels 128 --num_res_blocks 3 --learn_sigma True"
     flags += " --attention_resolutions 16,8 --num_head_channels 64 --resblock_updown True"
-    assert size(openai.model("guided", flags)) == 57_094_662
+    assert size(openai.model_from_flags("guided", flags)) == 57_094_662
 
 
 @pytest.mark.parametrize("name", openai.PRESETS)
 def test_what_made_a_published_checkpoint_can_be_run(name):
-    model = openai.published(name)
+    model = openai.published_model(name)
     configs.check(model.config)
-    assert objects.learned_variance(model.config) and model.config.loss.predicts == "eps"
-    side, factors = model.shape[0], model.config.net.attention_at
+    assert objects.has_learned_variance(model.config) and model.config.loss.predicts == "eps"
+    side, factors = model.shape[0], model.config.net.attention_resolutions
     attended = {side // factor for factor in factors}
     # the papers: at 16 and 8, at 32, 16 and 8, and at 16 for LSUN by the first of the two
     improved = openai.PRESETS[name].family == "improved"
@@ -96,14 +96,14 @@ def test_what_made_a_published_checkpoint_can_be_run(name):
 
 
 def test_times_are_rescaled_for_4000_steps_but_for_the_network_with_labels():
-    scale = {name: openai.published(name).config.net.conventions.time_scale for name in openai.PRESETS}
+    scale = {name: openai.published_model(name).config.net.compat.time_scale for name in openai.PRESETS}
     assert {name for name, value in scale.items() if value != 1} == {
         "cifar10_uncond_50M_500K", "cifar10_uncond_vlb_50M_500K", "imagenet64_uncond_100M_1500K",
         "imagenet64_uncond_vlb_100M_1500K",
     }  # fmt: skip
     assert scale["cifar10_uncond_50M_500K"] == 0.25
-    T = {openai.published(name).config.schedule.T for name, value in scale.items() if value != 1}
-    assert T == {openai.published("imagenet64_cond_270M_250K").config.schedule.T} == {4000}
+    T = {openai.published_model(name).config.schedule.T for name, value in scale.items() if value != 1}
+    assert T == {openai.published_model("imagenet64_cond_270M_250K").config.schedule.T} == {4000}
 
 
 # --- what flags mean, by golden data of theirs
@@ -118,7 +118,7 @@ def test_times_are_rescaled_for_4000_steps_but_for_the_network_with_labels():
 )
 def test_a_respaced_chain_with_learned_variance_by_its_flags_is_theirs(id, flags):
     """Schedule, kind of variance, clipping and times, as a config has them: any other of these gives other images."""
-    config = openai.model("improved", f"--learn_sigma True {flags}").config
+    config = openai.model_from_flags("improved", f"--learn_sigma True {flags}").config
     with precision("float64"):
         golden = Golden(id, "float64")
         schedule, times = objects.noise_schedule(config), objects.times(config)
@@ -128,7 +128,9 @@ def test_a_respaced_chain_with_learned_variance_by_its_flags_is_theirs(id, flags
 
         @jax.jit
         def chain(x, by_time):
-            sampler = samplers.ancestral(schedule, denoise, mix=config.sampling.mix, noise=lambda k, t, _: by_time[t])
+            sampler = samplers.ancestral(
+                schedule, denoise, variance_mix=config.sampling.variance_mix, noise=lambda k, t, _: by_time[t]
+            )
             return samplers.sample(samplers.image_keys(0, range(len(x))), sampler, x, times)
 
         golden.close("final", chain(golden["x_T"], by_time))
@@ -145,25 +147,25 @@ def test_a_respaced_chain_with_learned_variance_by_its_flags_is_theirs(id, flags
     ],
 )
 def test_the_bound_has_the_share_in_the_hybrid_loss_that_flags_give_it(id, flags):
-    golden, config = Golden(id, "float32"), openai.model("improved", f"--learn_sigma True {flags}").config
+    golden, config = Golden(id, "float32"), openai.model_from_flags("improved", f"--learn_sigma True {flags}").config
     schedule, t = objects.noise_schedule(config), golden["t"] + 1
 
     @jax.jit
     def loss(x_start, output, noise):
         return losses.hybrid_loss(
-            of_seed(0), schedule, lambda x, t: output, x_start,
-            vlb_scale=config.loss.vlb_scale, decoder=likelihood.discretized_tanh(256), t=t, eps=noise,
+            from_seed(0), schedule, lambda x, t: output, x_start,
+            vlb_scale=config.loss.vlb_scale, decoder=likelihood.discretized_gaussian_tanh(256), t=t, eps=noise,
         )  # fmt: skip
 
     golden.close("loss", loss(golden["x_start"], golden["model_output"], golden["noise"]))
 
 
 def test_the_linear_schedule_ends_at_the_same_noise_whatever_T_is():
-    made = [openai.model("improved", f"--diffusion_steps {T}").config for T in (1000, 4000)]
+    made = [openai.model_from_flags("improved", f"--diffusion_steps {T}").config for T in (1000, 4000)]
     ends = [objects.noise_schedule(config).signal[-1] for config in made]
     np.testing.assert_allclose(ends[0], ends[1], rtol=0.05)  # but for how long the steps are
-    assert openai.model("improved", "--sigma_small True").config.sampling.mix == 0
-    assert openai.model("improved", "").config.sampling.mix == 1
+    assert openai.model_from_flags("improved", "--sigma_small True").config.sampling.variance_mix == 0
+    assert openai.model_from_flags("improved", "").config.sampling.variance_mix == 1
 
 
 @pytest.mark.parametrize(
@@ -204,23 +206,24 @@ def test_the_linear_schedule_ends_at_the_same_noise_whatever_T_is():
 )
 def test_flags_that_cannot_be_are_refused_in_words(family, flags, text):
     with pytest.raises(ValueError, match=text):
-        openai.model(family, flags)
+        openai.model_from_flags(family, flags)
 
 
 def test_checkpoints_that_there_are_not_are_refused_with_those_that_there_are():
     with pytest.raises(ValueError, match="no published checkpoint 'cifar10'; there are: cifar10_uncond_50M_500K, "):
-        openai.published("cifar10")
+        openai.published_model("cifar10")
 
 
 # --- tensors
 
 TINY = Net(
-    channels=32, multipliers=(1, 2), blocks=1, attention_at=(2,), attention_by="factor", heads=2, num_classes=3,
-    resample_by="block", time_joins="scale_shift", conventions=Conventions(**OPENAI._asdict()),
+    channels=32, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(2,),
+    attention_by="factor", heads=2, num_classes=3,
+    resample="block", time_conditioning="scale_shift", compat=CompatOptions(**OPENAI._asdict()),
 )  # fmt: skip
 
 
-def random_tensors(net: Net, order: openai.Order):
+def random_tensors(net: Net, order: openai.QKVOrder):
     target, rng = shapes(Config(net=net)), np.random.default_rng(0)
     found = openai.rules(target, net, order)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), target)
@@ -229,9 +232,9 @@ def random_tensors(net: Net, order: openai.Order):
 
 
 @pytest.mark.parametrize("order", ["legacy", "new"])
-@pytest.mark.parametrize("resample_by", ["layer", "block"])
-def test_there_and_back_is_bit_equal_and_leaves_nothing_over(order, resample_by):
-    net = Net(**{**vars(TINY), "resample_by": resample_by})
+@pytest.mark.parametrize("resample", ["layer", "block"])
+def test_there_and_back_is_bit_equal_and_leaves_nothing_over(order, resample):
+    net = Net(**{**vars(TINY), "resample": resample})
     target, found, drawn = random_tensors(net, order)
     params = rules.apply(found, drawn, target)
     back = rules.invert(found, params)
@@ -265,15 +268,15 @@ def test_no_label_adds_nothing_and_cannot_be_given_back_once_it_does():
     table[-1, 5] = 1
     with pytest.raises(ValueError, match=r"embedding: the row of no label is not 0, and label_emb\.weight has"):
         rules.invert(found, params)
-    model = openai.published("64x64_diffusion")
-    assert model.config.condition.drop == 0  # so that nobody samples, or guides, by what was never trained
+    model = openai.published_model("64x64_diffusion")
+    assert model.config.condition.dropout == 0  # so that nobody samples, or guides, by what was never trained
 
 
 def test_networks_that_theirs_cannot_be_are_refused():
     target = shapes(Config(net=TINY))
     with pytest.raises(ValueError, match="order must be 'legacy' or 'new', got 'old'"):
         openai.rules(target, TINY, "old")
-    ours = Net(**{**vars(TINY), "conventions": Conventions(), "groups": 8})
+    ours = Net(**{**vars(TINY), "compat": CompatOptions(), "groups": 8})
     with pytest.raises(ValueError) as refused:
         openai.rules(target, ours, "legacy")
     for said in ("eps = 1e-06 where 1e-05", "padding = 'end' where 'both'", "time_order = 'sin_cos' where 'cos_sin'",
@@ -281,6 +284,8 @@ def test_networks_that_theirs_cannot_be_are_refused():
         assert said in str(refused.value)
     text = Config(net=TINY, text=configs.Text(layers=1, width=8, heads=1, length=4))
     net, x = objects.network(text, 3), jnp.zeros((1, 4, 4, 3))
-    told = jax.eval_shape(net.init, of_seed(0), x, jnp.ones(1, int), objects.blank(text, 1, (4, 4, 3)))["params"]
+    told = jax.eval_shape(net.init, from_seed(0), x, jnp.ones(1, int), objects.empty_condition(text, 1, (4, 4, 3)))[
+        "params"
+    ]
     with pytest.raises(ValueError, match=r"leaves of ours have no rule in this format: .*pooled/proj/kernel"):
         rules.apply(openai.rules(told, TINY, "legacy"), {}, told)

@@ -43,7 +43,7 @@ def test_both_halves_are_digits_of_this_part_and_as_the_caption_says(part, kinds
 
 def test_no_training_picture_has_a_pair_held_out_but_each_the_other_way_round():
     trained, tested = set(shown("train")), set(shown("test"))
-    assert not trained & tested and len(trained | tested) == 100 and tested == set(pairs.HELD_OUT)
+    assert not trained & tested and len(trained | tested) == 100 and tested == set(pairs.HELD_OUT_PAIRS)
     assert {(right, left) for left, right in tested} <= trained
     for side in range(2):
         assert sorted(pair[side] for pair in tested) == sorted(2 * [*range(10)])
@@ -56,12 +56,12 @@ def test_many_different_digits_are_in_the_pictures():
 
 
 def test_both_descriptions_are_in_the_table_and_understood():
-    table = captions.table(PAIRS)
+    table = captions.caption_table(PAIRS)
     assert len(table.texts) == 80
-    row = table.texts[table.which[0]]
+    row = table.texts[table.row_indices[0]]
     for text in row:
-        assert pairs.described(text, DIGITS.label_names) == shown("train")[0]
+        assert pairs.parse_description(text, DIGITS.label_names) == shown("train")[0]
     with pytest.raises(ValueError, match="no description of a pair as 'a three left of a five' is one: 'a three'"):
-        pairs.described("a three", DIGITS.label_names)
+        pairs.parse_description("a three", DIGITS.label_names)
     with pytest.raises(ValueError, match="the pairs have 17 levels, got levels=256"):
         data.load("pairs", levels=256)

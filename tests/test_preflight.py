@@ -73,8 +73,8 @@ def preflight(*args, status=0):
     ],
 )
 def test_products_are_the_slices_that_their_maker_says_they_are(name, topology_name, chips):
-    found = topology.find(name)
-    assert found.name == topology_name and topology.find(topology_name) == found
+    found = topology.find_slice(name)
+    assert found.name == topology_name and topology.find_slice(topology_name) == found
     assert math.prod(map(int, found.name.split(":")[1].split("x"))) == chips
 
 
@@ -82,28 +82,28 @@ def test_every_grid_has_as_many_chips_as_its_product_says_and_the_next_one_more(
     for generation, kind in topology.GENERATIONS.items():
         for chips, grid in kind.grids.items():
             assert math.prod(map(int, grid.split("x"))) == chips
-            which = topology.find(f"{generation}:{grid}")
+            which = topology.find_slice(f"{generation}:{grid}")
             assert which.product == f"{kind.product}-{chips * kind.cores}"
-            after = topology.larger(which)
+            after = topology.next_larger(which)
             assert after is None or int(after.partition("-")[2]) > chips * kind.cores
             assert (after is None) == (chips == max(kind.grids))
 
 
 def test_unusual_grids_have_no_product():
-    assert topology.find("v5p:4x4x12") == topology.Slice("v5p:4x4x12", None, {})
+    assert topology.find_slice("v5p:4x4x12") == topology.Slice("v5p:4x4x12", None, {})
 
 
 @pytest.mark.parametrize("name", ["v5litepod-17", "v3-7", "v4-9", "h100-8", "v5e:4", "v5e:axb", "v9:2x2", "v5e", ""])
 def test_unknown_slices_are_refused_and_the_known_ones_listed(name):
     with pytest.raises(ValueError, match=rf"unknown topology '{name}'; known are v2-8\|32.*v4:2x2x4"):
-        topology.find(name)
+        topology.find_slice(name)
 
 
 def test_without_the_compiler_it_is_said_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r"libtpu .*pip install 'ddpm-jax\[tpu\]'"):
-        topology.devices(topology.find("v5e:2x2"))
+        topology.devices(topology.find_slice("v5e:2x2"))
 
 
 # Wrong requests
@@ -143,7 +143,7 @@ def test_operations_between_devices_are_counted_with_their_groups():
         return jax.lax.psum(jnp.sin(whole) * x, "d", axis_index_groups=pairs), jax.lax.all_gather(x * 3, "d")
 
     text = jax.pmap(body, axis_name="d").lower(jnp.ones((devices, 4))).compile().as_text()
-    assert set(facts.collectives_in(text, devices)) == {
+    assert set(facts.find_collectives(text, devices)) == {
         facts.Collective("all-reduce", 1, 1, devices),
         facts.Collective("all-reduce", 1, devices // 2, 2),
         facts.Collective("all-gather", 1, 1, devices),
@@ -157,7 +157,7 @@ def test_operations_between_devices_are_counted_with_their_groups():
 def test_every_way_to_write_groups_is_read(groups, found):
     text = f"  %all-reduce.1 = (f32[3], f32[2]) all-reduce-start(%a, %b), replica_groups={groups}, to_apply=%add\n"
     text += "  ROOT %all-reduce-done.1 = (f32[3], f32[2]) all-reduce-done(%all-reduce.1)\n"
-    assert facts.collectives_in(text, 16) == [facts.Collective("all-reduce", 1, *found)]
+    assert facts.find_collectives(text, 16) == [facts.Collective("all-reduce", 1, *found)]
 
 
 @pytest.mark.parametrize(
@@ -169,15 +169,15 @@ def test_every_way_to_write_groups_is_read(groups, found):
     ],
 )
 def test_a_refusal_says_how_much_would_be_needed(said, needed, available):
-    found = facts.overflow(f"RESOURCE_EXHAUSTED: Ran out of memory on HBM, the {said}")
+    found = facts.parse_out_of_memory(f"RESOURCE_EXHAUSTED: Ran out of memory on HBM, the {said}")
     for value, gib in zip(found, (needed, available), strict=True):
         assert value == (None if gib is None else round(gib * 2**30))
 
 
 def test_a_training_step_is_about_three_forward_passes(tiny):
     config = configs.load(tiny)
-    images = programs.images(config, (), None)
-    params = programs.state(config, images)[1].params
+    images = programs.load_images(config, (), None)
+    params = programs.train_state(config, images)[1].params
     forward = jax.jit(lambda params, x, t: objects.network(config, 1).apply({"params": params}, x, t))
     x, t = jax.ShapeDtypeStruct((128, 8, 8, 1), jnp.float32), jax.ShapeDtypeStruct((128,), jnp.int32)
     once = forward.lower(params, x, t).cost_analysis()["flops"]
@@ -189,8 +189,8 @@ def test_a_training_step_is_about_three_forward_passes(tiny):
 def test_a_checkpoint_takes_what_is_said_on_the_disk(tmp_path):
     """Random numbers compress as trained parameters and their moments do; zeros would not."""
     config = configs.load(ROOT / "configs" / "digits.py")
-    images, rng = programs.images(config, (), None), np.random.default_rng(0)
-    shapes = programs.state(config, images)[1]
+    images, rng = programs.load_images(config, (), None), np.random.default_rng(0)
+    shapes = programs.train_state(config, images)[1]
     state = jax.tree.map(lambda leaf: np.asarray(rng.normal(size=leaf.shape) + 1).astype(leaf.dtype), shapes)
     with checkpoint.Checkpoints(tmp_path) as saved:
         saved.save(1, state, {})
@@ -200,7 +200,7 @@ def test_a_checkpoint_takes_what_is_said_on_the_disk(tmp_path):
 
 def test_a_run_takes_the_disk_of_the_checkpoints_it_keeps_and_of_the_one_being_written(tiny):
     config = dataclasses.replace(configs.load(tiny), steps=100, save_every=10, sample_every=0)
-    images = programs.images(config, (), None)
+    images = programs.load_images(config, (), None)
     one, few, many = (
         here.disk_bytes(dataclasses.replace(config, keep=keep), images) / here.checkpoint_bytes(config, images)
         for keep in (1, 3, 50)
@@ -249,7 +249,7 @@ def test_the_report_of_a_local_run_is_consistent(local):
     assert train["collectives"] == [{"kind": "all-reduce", "count": 1, "groups": 1, "size": 2}]
     assert train["donated"] and "the state is donated" in shown
     # a device is given the state and the images: no more, and donates the state
-    state = programs.state_bytes(config, programs.images(config, (), None))
+    state = programs.state_bytes(config, programs.load_images(config, (), None))
     assert memory["donated"] == state
     assert memory["arguments"] == pytest.approx(state + report["images"]["number"] * 64, rel=0.02, abs=4 * 64)
     for name in ("sampler", "evaluation"):
@@ -284,7 +284,7 @@ def test_gradients_are_averaged_over_all_devices_of_a_slice(tiny, name, devices,
     assert train["collectives"] == [{"kind": "all-reduce", "count": 1, "groups": 1, "size": devices}]
     assert train["donated"] and train["fits"]
     config = configs.from_dict(report["settings"])
-    state = programs.state_bytes(config, programs.images(config, (), None))
+    state = programs.state_bytes(config, programs.load_images(config, (), None))
     assert state <= train["memory"]["donated"] <= train["memory"]["arguments"] <= train["memory"]["peak"]
     assert report["programs"]["sampler"]["collectives"] == []
     assert f"over all {devices} devices" in shown
@@ -308,9 +308,21 @@ def test_a_few_large_images_are_not_cut_into_strips(tiny, monkeypatch):
     """Which would take more memory, and several times as long; see `process.tpu`."""
     pytest.importorskip("libtpu")
     flags = (tiny, "--topology", "v5e:1x1", "--programs", "train", "--batch", 4, "--net.channels", 64)
-    images = ("--shape", 64, 64, 1, "--images", 100, "--net.multipliers", 1, 1, 1, "--net.attention-at")
+    images = (
+        "--shape",
+        64,
+        64,
+        1,
+        "--images",
+        100,
+        "--net.channel-multipliers",
+        1,
+        1,
+        1,
+        "--net.attention-resolutions",
+    )
     whole = preflight(*flags, *images)[0]["programs"]["train"]["memory"]["temporaries"]
-    monkeypatch.setenv("LIBTPU_INIT_ARGS", " ".join(f"--{flag}=true" for flag in tpu.OFF))
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", " ".join(f"--{flag}=true" for flag in tpu.DISABLED_FLAGS))
     assert whole < 0.8 * preflight(*flags, *images)[0]["programs"]["train"]["memory"]["temporaries"]
 
 
@@ -346,7 +358,7 @@ def test_the_recipes_of_the_paper_fit_on_sixteen_chips(tmp_path, name, shape, wh
 @pytest.mark.slow
 def test_remat_takes_less_memory_on_a_slice(tiny):
     pytest.importorskip("libtpu")
-    flags = ("--topology", "v5e:2x2", "--programs", "train", "--batch", 4096, "--net.blocks", 3)
+    flags = ("--topology", "v5e:2x2", "--programs", "train", "--batch", 4096, "--net.num-res-blocks", 3)
     whole, again = (preflight(tiny, *flags, flag)[0]["programs"]["train"] for flag in ("--net.no-remat", "--net.remat"))
     assert again["memory"]["peak"] < 0.75 * whole["memory"]["peak"]
 
@@ -368,7 +380,7 @@ def test_images_that_fill_a_device_are_noticed_before_anything_is_compiled(tiny)
 def test_a_slice_that_its_compiler_refuses(tiny):
     pytest.importorskip("libtpu")
     with pytest.raises(ValueError, match=r"libtpu refuses the topology 'v5e:3x3': INVALID_ARGUMENT.*known are v2-8"):
-        topology.devices(topology.find("v5e:3x3"))
+        topology.devices(topology.find_slice("v5e:3x3"))
 
 
 # The table
@@ -396,7 +408,7 @@ def test_the_page_is_what_its_reports_say(tmp_path, monkeypatch):
     assert table.main([str(tmp_path / "preflight.md")]) == 0
     page = (tmp_path / "preflight.md").read_text()
     assert page == (ROOT / "docs" / "preflight.md").read_text()
-    rows = table.read(tmp_path / "preflight.md")
-    assert len(rows) + page.count("\nddpm-jax preflight configs/") >= len(table.SUBJECTS) * len(table.SLICES)
+    rows = table.read_reports(tmp_path / "preflight.md")
+    assert len(rows) + page.count("\nddpm-jax preflight configs/") >= len(table.TABLE_CONFIGS) * len(table.SLICES)
     for made in rows.values():
         assert made["batch"] % made["place"]["devices"] == 0

@@ -59,7 +59,7 @@ def noisy(tmp_path_factory):
 def test_prepared_digits_are_the_digits(tmp_path, capsys):
     assert main(["prepare", "digits", "--name", "figures", "--out", str(tmp_path), "--shards", "3"]) == 0
     assert f"read it as tfds:figures@{tmp_path}" in capsys.readouterr().out
-    train, test = catalogue.parts(f"tfds:figures@{tmp_path}")
+    train, test = catalogue.open_readers(f"tfds:figures@{tmp_path}")
     digits = data.load("digits")
     for part, images, labels in ((train, digits.train, digits.train_labels), (test, digits.test, digits.test_labels)):
         assert (part.shape, part.dtype, part.levels, part.label_names) == ((8, 8, 1), np.uint8, 17, digits.label_names)
@@ -70,7 +70,7 @@ def test_prepared_digits_are_the_digits(tmp_path, capsys):
 
 def test_captions_of_several_lines_stay_as_they_are(tmp_path):
     assert main(["prepare", "pairs", "--name", "pairs", "--out", str(tmp_path)]) == 0
-    train, test = catalogue.parts(f"tfds:pairs@{tmp_path}")
+    train, test = catalogue.open_readers(f"tfds:pairs@{tmp_path}")
     pairs = data.load("pairs")
     assert (train.captions, test.captions) == (pairs.train_captions, pairs.test_captions)
 
@@ -103,7 +103,7 @@ def test_every_kind_of_image_comes_back(tmp_path, shape, dtype, kind):
     np.savez(tmp_path / "a.npz", images=noise(12, *shape, dtype=dtype))
     source, home = f"npz:{tmp_path / 'a.npz'}", tmp_path / r"sets[1]\a"  # a pattern to some libraries
     assert main(["prepare", source, "--name", "mine", "--out", str(home), "--held-out", "0.25"]) == 0
-    train, test = catalogue.parts(f"tfds:mine@{home}")
+    train, test = catalogue.open_readers(f"tfds:mine@{home}")
     expected = data.load(source, held_out=0.25)
     np.testing.assert_array_equal(stack(train), expected.train)
     np.testing.assert_array_equal(stack(test), expected.test)
@@ -116,7 +116,7 @@ def test_floating_point_volumes_come_back_with_their_range(tmp_path):
     np.savez(tmp_path / "a.npz", images=volumes)
     command = ["prepare", f"npz:{tmp_path / 'a.npz'}", "--name", "mine", "--out", str(tmp_path)]
     assert main([*command, "--range", "-3", "7"]) == 0
-    train, test = catalogue.parts(f"tfds:mine@{tmp_path}")
+    train, test = catalogue.open_readers(f"tfds:mine@{tmp_path}")
     assert train.levels == (-3, 7) and train.shape == (2, 4, 4, 1)
     np.testing.assert_array_equal(np.sort(np.concatenate([stack(train), stack(test)]), axis=0), volumes)
 
@@ -130,8 +130,8 @@ def test_a_folder_keeps_its_names_captions_and_resized_images(tmp_path):
     (folder / "table.csv").write_text("\n".join(rows))
     arguments = [f"folder:{folder}", "--name", "pets", "--out", str(tmp_path), "--resolution", "8"]
     assert main(["prepare", *arguments]) == 0
-    expected = sources.parts(f"folder:{folder}", resolution=(8,))
-    for part, other in zip(catalogue.parts(f"tfds:pets@{tmp_path}"), expected, strict=True):
+    expected = sources.open_readers(f"folder:{folder}", resolution=(8,))
+    for part, other in zip(catalogue.open_readers(f"tfds:pets@{tmp_path}"), expected, strict=True):
         np.testing.assert_array_equal(stack(part), stack(other))
         np.testing.assert_array_equal(part.labels, other.labels)
         assert (part.captions, part.label_names) == (other.captions, other.label_names)
@@ -156,7 +156,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(noisy, tmp_path, kill
         process.wait()
         assert not whole.exists()
         with pytest.raises(FileNotFoundError, match="no data set noisy; there are noisy"):
-            catalogue.parts(f"tfds:noisy@{tmp_path}")
+            catalogue.open_readers(f"tfds:noisy@{tmp_path}")
         kept = sorted(path for path in part.iterdir() if "array_record" in path.name)
     # what is kept is used, unless it was damaged
     before = [path.stat().st_mtime_ns for path in kept]
@@ -226,7 +226,7 @@ def test_bad_images_are_named_and_can_be_left_out(tmp_path, capsys):
     assert main([*arguments[:2], "--name", "less", *arguments[4:], "--skip-bad"]) == 0
     said = capsys.readouterr().out
     assert "left out: " in said and "image 9 of the split 'train'" in said and "; 1 left out" in said
-    train, _ = catalogue.parts(f"tfds:less@{tmp_path}")
+    train, _ = catalogue.open_readers(f"tfds:less@{tmp_path}")
     np.testing.assert_array_equal(stack(train), np.delete(noise(30, 6, 6, 3), 9, axis=0))
 
 
@@ -244,31 +244,31 @@ def test_a_data_set_is_sealed_and_damage_is_named_before_it_is_read(tmp_path):
         whole = path.read_bytes()
         path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
         with pytest.raises(ValueError, match=f"{path.name} is not what was prepared: it is damaged; prepare the data"):
-            sources.parts(f"tfds:figures@{tmp_path}")
+            sources.open_readers(f"tfds:figures@{tmp_path}")
         path.write_bytes(whole)
     contents = first.read_bytes(), second.read_bytes()
     first.write_bytes(contents[1])
     second.write_bytes(contents[0])
     with pytest.raises(ValueError, match=f"{first.name} is not what was prepared"):
-        sources.parts(f"tfds:figures@{tmp_path}")
+        sources.open_readers(f"tfds:figures@{tmp_path}")
     first.unlink()
     with pytest.raises(ValueError, match=f"{first.name} is not there: prepare the data set anew"):
-        sources.parts(f"tfds:figures@{tmp_path}")
+        sources.open_readers(f"tfds:figures@{tmp_path}")
     first.write_bytes(contents[0])
     second.write_bytes(contents[1])
-    assert len(sources.parts(f"tfds:figures@{tmp_path}")[0]) == 1500
+    assert len(sources.open_readers(f"tfds:figures@{tmp_path}")[0]) == 1500
     for text in ('{"seal": [1]}', "[]", "{", '{"seal": 3}'):
         (folder / "prepare.json").write_text(text)
         with pytest.raises(ValueError, match=r"prepare\.json: damaged: "):
-            sources.parts(f"tfds:figures@{tmp_path}")
+            sources.open_readers(f"tfds:figures@{tmp_path}")
 
 
 def test_of_a_large_file_size_and_ends_are_sealed(tmp_path):
     (tmp_path / "a").write_bytes(bytes(3 << 20))
-    before = seal.seal(tmp_path)
+    before = seal.folder_checksums(tmp_path)
     for content in (bytes(3 << 20)[1:], b"1" + bytes(3 << 20)[1:], bytes(3 << 20)[1:] + b"1"):
         (tmp_path / "a").write_bytes(content)
-        assert seal.seal(tmp_path) != before
+        assert seal.folder_checksums(tmp_path) != before
 
 
 # What is refused
@@ -336,7 +336,7 @@ def test_a_full_disk_ends_it_in_good_order_and_it_goes_on_with_more_room(tmp_pat
         assert not (part / "unfinished").exists() and 0 < shards_in(part) < 5
         subprocess.run(["mount", "-o", "remount,size=9m", str(disk)], check=True)
         assert main(arguments) == 0
-        assert len(sources.parts(f"tfds:figures@{disk}")[0]) == 1500
+        assert len(sources.open_readers(f"tfds:figures@{disk}")[0]) == 1500
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -346,8 +346,8 @@ def test_other_images_under_the_same_name_are_noticed(tmp_path):
     np.savez(tmp_path / "a.npz", images=noise(60, 6, 6, 3))
     wanted = options(tmp_path, f"npz:{tmp_path / 'a.npz'}", "noisy")
     part.mkdir(parents=True)
-    splits = dict(zip(("train", "test"), prepare.readers(wanted), strict=True))
-    (part / "prepare.json").write_text(json.dumps(prepare.begun(part, wanted, splits)))
+    splits = dict(zip(("train", "test"), prepare.open_readers(wanted), strict=True))
+    (part / "prepare.json").write_text(json.dumps(prepare.resume_record(part, wanted, splits)))
     np.savez(tmp_path / "a.npz", images=255 - noise(60, 6, 6, 3))
     with pytest.raises(ValueError, match=r"1\.0\.0\.part was begun with other images than npz:.*a\.npz has now; rem"):
         prepare.run(wanted)

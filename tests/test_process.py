@@ -55,33 +55,35 @@ def test_importing_brings_nothing_but_the_standard_library():
 
 @pytest.mark.parametrize("cores, devices", [(1, 1), (2, 2), (6, 4), (8, 8), (100, 16)])
 def test_a_cpu_is_divided_into_a_power_of_two(cores, devices):
-    assert told("process.prepare()" + SAY, cores=cores, JAX_PLATFORMS="cpu") == devices
+    assert told("process.initialize()" + SAY, cores=cores, JAX_PLATFORMS="cpu") == devices
 
 
 def test_what_is_asked_for_or_has_been_said_before_counts():
-    assert told("process.prepare(devices=3)" + SAY, cores=2, JAX_PLATFORMS="cpu") == 3
-    assert told("process.prepare(devices=1)" + SAY, cores=2, JAX_PLATFORMS="cpu") == 1
+    assert told("process.initialize(devices=3)" + SAY, cores=2, JAX_PLATFORMS="cpu") == 3
+    assert told("process.initialize(devices=1)" + SAY, cores=2, JAX_PLATFORMS="cpu") == 1
     flag = "--xla_force_host_platform_device_count=5"
-    assert told("process.prepare()" + SAY, cores=2, JAX_PLATFORMS="cpu", XLA_FLAGS=flag) == 5
+    assert told("process.initialize()" + SAY, cores=2, JAX_PLATFORMS="cpu", XLA_FLAGS=flag) == 5
     before = "import jax; jax.config.update('jax_num_cpu_devices', 5)\n"
-    assert told(before + "process.prepare(); process.prepare(devices=5)" + SAY, cores=2, JAX_PLATFORMS="cpu") == 5
+    assert told(before + "process.initialize(); process.initialize(devices=5)" + SAY, cores=2, JAX_PLATFORMS="cpu") == 5
 
 
 @pytest.mark.parametrize(
     "code, env, words",
     [
-        ("process.prepare(devices=0)", {}, "ValueError: devices must be at least 1, got 0"),
+        ("process.initialize(devices=0)", {}, "ValueError: devices must be at least 1, got 0"),
         (
-            "process.prepare(devices=2)", {"XLA_FLAGS": "--xla_force_host_platform_device_count=5"},
+            "process.initialize(devices=2)", {"XLA_FLAGS": "--xla_force_host_platform_device_count=5"},
             "ValueError: devices = 2, but JAX has been told 5 (XLA_FLAGS or jax_num_cpu_devices)",
         ),
         (
-            "process.prepare(devices=2)", {"JAX_PLATFORMS": "tpu"},
+            "process.initialize(devices=2)", {"JAX_PLATFORMS": "tpu"},
             "ValueError: devices = 2 divides a CPU, but JAX will run on tpu: leave it out",
         ),
         (
-            "import jax; jax.devices(); process.prepare(); process.prepare(devices=1); process.prepare(devices=2)", {},
-            "RuntimeError: JAX has already started: call prepare(devices=2) before its first use",
+            "import jax; jax.devices(); process.initialize(); process.initialize(devices=1); "
+            "process.initialize(devices=2)",
+            {},
+            "RuntimeError: JAX has already started: call initialize(devices=2) before its first use",
         ),
     ],
 )  # fmt: skip
@@ -92,7 +94,7 @@ def test_what_is_refused(code, env, words):
 
 @pytest.mark.parametrize("platform", ["cuda", "gpu"])
 def test_an_accelerator_that_is_not_there_is_said(platform):
-    done = run_python("process.prepare()", JAX_PLATFORMS=platform)
+    done = run_python("process.initialize()", JAX_PLATFORMS=platform)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"ValueError: JAX cannot run on {platform} here (")
 
@@ -103,7 +105,7 @@ import os, pwd
 def unknown(uid): raise KeyError(uid)
 pwd.getpwuid = unknown
 del os.environ["HOME"]
-process.prepare()"""
+process.initialize()"""
     done = run_python(code, JAX_PLATFORMS="cpu", JAX_COMPILATION_CACHE_DIR="", XDG_CACHE_HOME="")
     assert done.returncode == 0, done.stderr
     assert done.stderr == "compiled programs are not kept for the next time: Could not determine home directory.\n"
@@ -135,16 +137,20 @@ def test_a_plugin_counts_only_with_its_device(monkeypatch):
     assert process.platform() == "cpu"
 
 
-PLAIN, NEW = (f"--{flag}=false" for flag in tpu.OFF)
+PLAIN, NEW = (f"--{flag}=false" for flag in tpu.DISABLED_FLAGS)
 
 
 @pytest.mark.parametrize(
     "has, said, told",
     [
-        (tpu.OFF, None, f"{PLAIN} {NEW}"),
-        (tpu.OFF, "--xla_other=1", f"--xla_other=1 {PLAIN} {NEW}"),
-        (tpu.OFF, f"--{tpu.OFF[0]}=true --xla_other=1", f"--{tpu.OFF[0]}=true --xla_other=1 {NEW}"),
-        (tpu.OFF[1:], None, NEW),  # part of whose name is the other's: that alone does not make it known
+        (tpu.DISABLED_FLAGS, None, f"{PLAIN} {NEW}"),
+        (tpu.DISABLED_FLAGS, "--xla_other=1", f"--xla_other=1 {PLAIN} {NEW}"),
+        (
+            tpu.DISABLED_FLAGS,
+            f"--{tpu.DISABLED_FLAGS[0]}=true --xla_other=1",
+            f"--{tpu.DISABLED_FLAGS[0]}=true --xla_other=1 {NEW}",
+        ),
+        (tpu.DISABLED_FLAGS[1:], None, NEW),  # part of whose name is the other's: that alone does not make it known
         ((), None, None),
         ((), "--xla_other=1", "--xla_other=1"),
     ],
@@ -156,9 +162,9 @@ def test_libtpu_is_told_only_what_it_knows_and_nobody_has_said(monkeypatch, tmp_
     monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
     if said is not None:
         monkeypatch.setenv("LIBTPU_INIT_ARGS", said)
-    tpu.tell()
+    tpu.set_libtpu_flags()
     assert os.environ.get("LIBTPU_INIT_ARGS") == told
-    tpu.tell()
+    tpu.set_libtpu_flags()
     assert os.environ.get("LIBTPU_INIT_ARGS") == told
 
 
@@ -166,7 +172,7 @@ def test_without_libtpu_nothing_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("TPU_LIBRARY_PATH", str(tmp_path / "none.so"))
     monkeypatch.setattr(tpu.importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
-    tpu.tell()
+    tpu.set_libtpu_flags()
     assert "LIBTPU_INIT_ARGS" not in os.environ
 
 
@@ -182,7 +188,7 @@ def faults():
         block[::4096] = bytes(len(block) // 4096)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 first = faults()
-kept = process.keep_memory()
+kept = process.tune_malloc()
 faults()
 print(json.dumps([kept, first, faults()]))"""
     kept, before, after = told(code)
@@ -198,19 +204,19 @@ jax.jit(lambda x: x * 2)(1.0).block_until_ready(); print(json.dumps(jax.config.j
 
 
 def test_compiled_programs_are_kept_in_the_folder_that_is_named(tmp_path):
-    code = f"process.prepare(keep_compiled={str(tmp_path / 'cache')!r})" + COMPILES
+    code = f"process.initialize(compilation_cache_dir={str(tmp_path / 'cache')!r})" + COMPILES
     told(code, JAX_PLATFORMS="cpu", JAX_COMPILATION_CACHE_DIR="")
     assert any((tmp_path / "cache").iterdir())
 
 
 def test_compiled_programs_are_kept_in_the_users_cache_and_once_for_each_kind_of_processor(tmp_path):
     settings = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path)}
-    (folder,) = {told("process.prepare()" + COMPILES, **settings) for _ in range(2)}
+    (folder,) = {told("process.initialize()" + COMPILES, **settings) for _ in range(2)}
     assert folder == str(compiled_folder(tmp_path)) and any(pathlib.Path(folder).iterdir())
     before = set(pathlib.Path(folder).iterdir())
-    assert not told("process.prepare(keep_compiled=False)" + COMPILES, **settings)
+    assert not told("process.initialize(compilation_cache_dir=False)" + COMPILES, **settings)
     given = settings | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine")}
-    assert told("process.prepare()" + COMPILES, **given) == str(tmp_path / "mine")
+    assert told("process.initialize()" + COMPILES, **given) == str(tmp_path / "mine")
     assert set(pathlib.Path(folder).iterdir()) == before and any((tmp_path / "mine").iterdir())
 
 
@@ -222,7 +228,7 @@ def compiled_folder(caches):
 def test_where_nothing_can_be_kept_that_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     settings = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "file")}
-    done = run_python("process.prepare()" + SAY, **settings)
+    done = run_python("process.initialize()" + SAY, **settings)
     assert done.returncode == 0 and "compiled programs are not kept for the next time" in done.stderr
 
 
@@ -236,11 +242,11 @@ def test_a_folder_that_others_can_write_keeps_no_compiled_programs(tmp_path, mon
     monkeypatch.setattr(os, "getuid", lambda: owner)
     monkeypatch.setattr(jax, "config", types.SimpleNamespace(
         jax_compilation_cache_dir=None, update=lambda *setting: uses.append(setting)))  # fmt: skip
-    compiled.keep(str(folder))
+    compiled.enable_compilation_cache(str(folder))
     assert said in capsys.readouterr().err and not uses
     owner -= uid
     folder.chmod(0o755)
-    compiled.keep(str(folder))
+    compiled.enable_compilation_cache(str(folder))
     assert ("jax_compilation_cache_dir", str(folder)) in uses
 
 
@@ -248,7 +254,7 @@ def test_a_folder_for_compiled_programs_is_made_for_its_user_alone(tmp_path, mon
     monkeypatch.setattr(jax, "config", types.SimpleNamespace(jax_compilation_cache_dir=None, update=lambda *_: None))
     before = os.umask(0)
     try:
-        compiled.keep(str(tmp_path / "cache"))
+        compiled.enable_compilation_cache(str(tmp_path / "cache"))
     finally:
         os.umask(before)
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
@@ -279,7 +285,7 @@ def test_of_too_many_compiled_programs_those_go_that_were_written_first(tmp_path
 )
 def test_flags_that_do_not_say_who_is_where_are_refused(flags, words):
     with pytest.raises(ValueError, match=re.escape(words)):
-        hosts.check(process.Hosts(**flags))
+        hosts.check_options(process.DistributedOptions(**flags))
 
 
 @pytest.mark.parametrize(
@@ -329,7 +335,7 @@ def test_a_cluster_is_known_by_its_environment(monkeypatch, env, platform, found
             monkeypatch.delenv(name)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert hosts.surroundings(platform) == found
+    assert hosts.detect_cluster(platform) == found
 
 
 def test_a_tpu_asks_the_metadata_server_how_many_hosts_its_slice_has(monkeypatch):
@@ -351,17 +357,17 @@ def test_a_tpu_asks_the_metadata_server_how_many_hosts_its_slice_has(monkeypatch
     with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
         monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
         threading.Thread(target=server.serve_forever).start()
-        assert hosts.surroundings("tpu") == "TPU"
+        assert hosts.detect_cluster("tpu") == "TPU"
         answers.clear()
-        assert hosts.surroundings("tpu") is None
+        assert hosts.detect_cluster("tpu") is None
         server.shutdown()
-    assert hosts.surroundings("tpu") is None  # there is no server at all
+    assert hosts.detect_cluster("tpu") is None  # there is no server at all
 
 
 def test_results_of_all_processes_come_in_the_order_of_the_processes(monkeypatch):
-    monkeypatch.setattr(hosts, "_several", lambda: True)
-    monkeypatch.setattr(hosts, "_from_all", lambda mine: np.stack([mine, mine + 10, mine + 20]))
-    np.testing.assert_array_equal(hosts.gathered(np.array([[1], [2]])), [[1], [2], [11], [12], [21], [22]])
+    monkeypatch.setattr(hosts, "_is_distributed", lambda: True)
+    monkeypatch.setattr(hosts, "_allgather", lambda mine: np.stack([mine, mine + 10, mine + 20]))
+    np.testing.assert_array_equal(hosts.all_gather(np.array([[1], [2]])), [[1], [2], [11], [12], [21], [22]])
 
 
 # --- the lock
@@ -369,7 +375,7 @@ def test_results_of_all_processes_come_in_the_order_of_the_processes(monkeypatch
 
 HOLD = """
 import pathlib, time
-with process.Lock(pathlib.Path({folder!r})):
+with process.FolderLock(pathlib.Path({folder!r})):
     print("held", flush=True)
     time.sleep(100)"""
 
@@ -379,13 +385,13 @@ def test_a_lock_says_whose_it_is_and_goes_with_its_process(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     whose = f"{tmp_path} is in use by process {holder.pid} on {socket.gethostname()}, since "
-    with pytest.raises(ValueError, match=re.escape(whose)), process.Lock(tmp_path):
+    with pytest.raises(ValueError, match=re.escape(whose)), process.FolderLock(tmp_path):
         pass
     holder.kill()
     holder.communicate()
     for _ in range(2):
-        with process.Lock(tmp_path), pytest.raises(ValueError, match="only one process can train in it"):
-            process.Lock(tmp_path).__enter__()
+        with process.FolderLock(tmp_path), pytest.raises(ValueError, match="only one process can train in it"):
+            process.FolderLock(tmp_path).__enter__()
 
 
 # --- outputs
@@ -399,7 +405,7 @@ def main(argv):
         print(f"9.9 ± 0.1 bits/dim {i}", flush=i < 2)
     print("done", file=sys.stderr)
     return 3
-process.run(main)
+process.run_main(main)
 """
 FULL = "standard output cannot be written (No space left on device): going on without it\n"
 
@@ -431,10 +437,10 @@ def test_what_cannot_be_written_is_named_where_the_error_names_nothing(tmp_path)
     """As numpy's own of a full disk, or the system's while a file is written."""
     for error in (OSError("65536 requested and 57216 written"), OSError(28, "No space left on device")):
         with pytest.raises(OSError, match=f"^{tmp_path} cannot be written: .*(57216|No space)"):
-            with process.writing(tmp_path):
+            with process.explain_write_errors(tmp_path):
                 raise error
     for error in (FileNotFoundError("no file x: see y"), OSError(13, "Permission denied", "z")):
-        with pytest.raises(OSError) as raised, process.writing(tmp_path):
+        with pytest.raises(OSError) as raised, process.explain_write_errors(tmp_path):
             raise error
         assert raised.value is error
 

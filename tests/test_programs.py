@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 from programs import (
     OPTIMISED,
-    STEPS_ALONE,
     TINY,
+    TRAIN_WITHOUT_PREVIEWS,
     assert_same_bytes,
-    losses,
+    load_state,
+    logged_losses,
     run,
     run_process,
     saved_steps,
-    start,
-    state_of,
+    start_process,
     wait_for,
 )
 
 from ddpm_jax import checkpoint, data, log, process, runs
 from ddpm_jax import config as configs
 from ddpm_jax.evaluate import draws
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 from ddpm_jax.programs import train
 
 SIXTY = TINY.replace("steps=3", "steps=60").replace("log_every=1", "log_every=10")
@@ -98,7 +98,7 @@ def test_a_run_says_what_it_is_and_leaves_what_it_says(straight):
 
 
 def test_the_log_witnesses_which_images_were_seen(straight):
-    order = data.Order(runs.keys_of(0)[2], 1500)
+    order = data.EpochShuffle(runs.run_keys(0)[2], 1500)
     rows = [json.loads(line) for line in (straight[0] / "metrics.jsonl").read_text().splitlines()]
     batches = [np.concatenate([order.indices(n, 16) for n in range(first, first + 10)]) for first in range(0, 60, 10)]
     expected = [hashlib.sha256(batch.astype("<i4").tobytes()).hexdigest()[:16] for batch in batches]
@@ -116,9 +116,9 @@ def test_the_step_is_compiled_once(straight):
 def test_killed_and_resumed_is_straight_to_the_last_bit(home, tmp_path, env):
     """In processes of their own: one of eight devices has more threads, which may sum in another order."""
     workdir = tmp_path / "killed"
-    args = (*STEPS_ALONE, home / "tiny.py", "--devices", 1, "--workdir")
+    args = (*TRAIN_WITHOUT_PREVIEWS, home / "tiny.py", "--devices", 1, "--workdir")
     run_process(*args, tmp_path / "undisturbed", env=env)
-    process = start(*args, workdir, env=env)
+    process = start_process(*args, workdir, env=env)
     wait_for(lambda: (workdir / "checkpoints" / "30").exists(), process)
     process.kill()
     process.communicate()
@@ -126,7 +126,7 @@ def test_killed_and_resumed_is_straight_to_the_last_bit(home, tmp_path, env):
     shown = run_process(*args, workdir, env=env).stdout
     resumed = re.search(r"continued from step (\d+)", shown)
     assert resumed and 30 <= int(resumed[1]) < 60
-    a, b = state_of(tmp_path / "undisturbed"), state_of(workdir)
+    a, b = load_state(tmp_path / "undisturbed"), load_state(workdir)
     assert a.step == b.step == 60
     assert_same_bytes(a.tree, b.tree)
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -139,7 +139,7 @@ def test_a_run_may_stream_its_images_from_any_step_on(home, straight):
     workdir = copied(straight, home / "streamed", 30)
     shown = run("train.py", home / "tiny.py", "--workdir", workdir, "--data.stream", "True", preview=False).stdout
     assert "continued from step 30" in shown
-    assert_same_bytes(state_of(workdir).tree, state_of(straight[0]).tree)
+    assert_same_bytes(load_state(workdir).tree, load_state(straight[0]).tree)
 
 
 def test_samples_that_a_kill_prevented_are_drawn_when_the_run_is_continued(home, straight):
@@ -157,9 +157,9 @@ def test_samples_that_a_kill_prevented_are_drawn_when_the_run_is_continued(home,
 
 
 def test_the_next_batch_of_a_resumed_run_is_the_straight_one():
-    key = of_seed(7)
-    straight = [data.Order(key, 1500).indices(n, 128) for n in range(40)]
-    resumed = data.Order(key, 1500)
+    key = from_seed(7)
+    straight = [data.EpochShuffle(key, 1500).indices(n, 128) for n in range(40)]
+    resumed = data.EpochShuffle(key, 1500)
     np.testing.assert_array_equal(resumed.indices(31, 128), straight[31])
 
 
@@ -169,7 +169,7 @@ def test_eight_devices_may_be_followed_by_one_and_streamed_images_by_resident_on
     flags = ("train.py", home / "tiny.py", "--workdir", workdir)
     run(*flags, "--devices", 8, "--steps", 20, "--data.stream", "True", preview=False)
     run(*flags, "--steps", 40, preview=False)
-    np.testing.assert_allclose(losses(workdir), losses(straight[0])[:4], atol=1e-5)
+    np.testing.assert_allclose(logged_losses(workdir), logged_losses(straight[0])[:4], atol=1e-5)
 
 
 @pytest.mark.slow
@@ -179,8 +179,10 @@ def test_several_steps_at_a_call_are_the_steps_that_they_are_one_by_one(home, st
     run(*pairs, home / "pairs", preview=False)
     parted = copied((home / "pairs",), home / "parted", 30)
     run(*pairs, parted, preview=False)
-    assert_same_bytes(state_of(parted).tree, state_of(home / "pairs").tree)
-    one, two = ([row for row in log.read(w / "metrics.jsonl") if "seen" in row] for w in (straight[0], home / "pairs"))
+    assert_same_bytes(load_state(parted).tree, load_state(home / "pairs").tree)
+    one, two = (
+        [row for row in log.read_metrics(w / "metrics.jsonl") if "seen" in row] for w in (straight[0], home / "pairs")
+    )
     for a, b in zip(one, two, strict=True):
         assert a["step"] == b["step"] and a["seen"] == b["seen"]
         for name in ("loss", "grad_norm"):
@@ -190,7 +192,7 @@ def test_several_steps_at_a_call_are_the_steps_that_they_are_one_by_one(home, st
 def test_sigterm_finishes_the_step_saves_and_exits_with_0(home):
     workdir = home / "stopped"
     flags = ("--devices", 1, "--steps", 100_000, "--save-every", 100_000)
-    process = start("train.py", home / "tiny.py", "--workdir", workdir, *flags)
+    process = start_process("train.py", home / "tiny.py", "--workdir", workdir, *flags)
     wait_for(lambda: (workdir / "metrics.jsonl").exists(), process)
     process.send_signal(signal.SIGTERM)
     shown, _ = process.communicate(timeout=120)
@@ -200,7 +202,7 @@ def test_sigterm_finishes_the_step_saves_and_exits_with_0(home):
 
 
 def test_a_run_says_that_it_has_saved_when_it_has_and_no_signal_ends_it_before(home, monkeypatch):
-    workdir, add, close, said = home / "told", runs.Watch.add, checkpoint.Checkpoints.close, []
+    workdir, add, close, said = home / "told", runs.StepMetrics.add, checkpoint.Checkpoints.close, []
 
     def stopped(self, step, *rest):
         signal.raise_signal(signal.SIGTERM)
@@ -210,7 +212,7 @@ def test_a_run_says_that_it_has_saved_when_it_has_and_no_signal_ends_it_before(h
         said.append(getattr(signal.getsignal(signal.SIGTERM), "__self__", None))
         close(self)
 
-    monkeypatch.setattr(runs.Watch, "add", stopped)
+    monkeypatch.setattr(runs.StepMetrics, "add", stopped)
     monkeypatch.setattr(checkpoint.Checkpoints, "close", closed)
     monkeypatch.setattr(train, "print", lambda *words, **_: said.append((*words, saved_steps(workdir))), raising=False)
     run("train.py", home / "tiny.py", "--workdir", workdir, preview=False)
@@ -223,7 +225,7 @@ def test_a_closed_terminal_does_not_keep_a_run_from_saving(home):
     """Nobody reads what it prints any more, then the signal comes."""
     workdir = home / "hung"
     flags = ("--devices", 1, "--steps", 100_000, "--save-every", 100_000)
-    process = start("train.py", home / "tiny.py", "--workdir", workdir, *flags)
+    process = start_process("train.py", home / "tiny.py", "--workdir", workdir, *flags)
     wait_for(lambda: (workdir / "metrics.jsonl").exists(), process)
     process.stdout.close()
     process.send_signal(signal.SIGHUP)
@@ -258,9 +260,9 @@ def taken_again(workdir, state, images):
     config = configs.from_dict(json.loads((workdir / "config.json").read_text()))
     net, schedule = objects.network(config, 1), objects.noise_schedule(config)
     body = runs.train_step(config, schedule, net, objects.optimizer(config), levels=17)
-    step = runs.over_devices(body, None, jax.devices()[:1])
+    step = runs.parallelise(body, None, jax.devices()[:1])
     places = np.arange(len(images))[None, None]
-    metrics = step(runs.keys_of(config.seed)[1], state, np.int32(0), images, places, Condition(), None)[2]
+    metrics = step(runs.run_keys(config.seed)[1], state, np.int32(0), images, places, Condition(), None)[2]
     return jax.tree.map(lambda leaf: leaf[0], metrics)
 
 
@@ -285,7 +287,7 @@ def test_steps_that_are_not_finite_stop_the_run(burnt):
         assert kept["step"] == step and kept["indices"].shape == (16,) and kept["images"].shape == (16, 8, 8, 1)
         indices, images = kept["indices"], kept["images"]
         # the parameters are those that the last good step left behind
-        good = state_of(workdir, step - 1).tree
+        good = load_state(workdir, step - 1).tree
         for where, leaf in jax.tree_util.tree_flatten_with_path(good.params)[0]:
             np.testing.assert_array_equal(kept["params" + jax.tree_util.keystr(where)], leaf)
     assert taken_again(workdir, good, images)["skipped"] == 1
@@ -321,9 +323,9 @@ def test_bad_steps_in_a_row_are_counted_on_the_devices():
     def step(key, state, bad, pixels, places, rows):
         return state + 1, {"skipped": places[0], "before": bad}
 
-    steps = runs.over_devices(step, None, device)
+    steps = runs.parallelise(step, None, device)
     skipped = np.array([1, 1, 0, 1, 1, 1], np.int32).reshape(1, 6, 1)
-    state, bad, metrics = steps(of_seed(0), np.int32(0), np.int32(2), np.zeros(1), skipped, np.zeros((1, 6)), None)
+    state, bad, metrics = steps(from_seed(0), np.int32(0), np.int32(2), np.zeros(1), skipped, np.zeros((1, 6)), None)
     assert state == 6 and bad == 3
     np.testing.assert_array_equal(metrics["before"], [2, 3, 4, 0, 1, 2])
 
@@ -415,14 +417,14 @@ def test_an_interrupted_call_keeps_its_images_and_goes_on_where_it_was(run_folde
         signal.raise_signal(signal.SIGTERM)
 
     drawn("whole")
-    store = draws.store
-    monkeypatch.setattr(draws, "PART", 4)
-    monkeypatch.setattr(draws, "store", stopping)
+    store = draws.write_part
+    monkeypatch.setattr(draws, "PART_SIZE", 4)
+    monkeypatch.setattr(draws, "write_part", stopping)
     for out in ("same", "other"):
         assert "interrupted: 8 of 16 images are kept; the same command continues" in drawn(out, status=4).stdout
         assert kept(out) == ["00000000-00000004.npy", "00000004-00000008.npy"]
         assert not (tmp_path / out / "manifest.json").exists()
-    monkeypatch.setattr(draws, "store", store)
+    monkeypatch.setattr(draws, "write_part", store)
     shown = drawn("same")
     assert "12 of 16 images" in shown.stderr and "4 of 16 images" not in shown.stderr.splitlines()[0]
     drawn("other", "--seed", 1)
@@ -446,7 +448,7 @@ def test_raw_weights_and_other_samplers_make_other_images(home, straight, sixtee
         (("--checkpoint", 55), "55"),
         (("--start", -1), "start must be at least 0"),
         (("--steps", 21), r"steps must be an integer in 1..T = 20, got 21"),
-        (("--mix", 3.0), r"must lie in [0, 1], got 3.0"),
+        (("--variance-mix", 3.0), r"must lie in [0, 1], got 3.0"),
     ],
 )
 def test_wrong_requests_are_refused(run_folder, flags, text):
@@ -464,8 +466,8 @@ def test_a_broken_newest_checkpoint_falls_back_with_a_warning(home, straight):
     largest = max(files, key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     # in a process of its own: what orbax was reading goes with it
-    shown = run_process(*STEPS_ALONE, home / "tiny.py", "--workdir", workdir, "--devices", 1)
+    shown = run_process(*TRAIN_WITHOUT_PREVIEWS, home / "tiny.py", "--workdir", workdir, "--devices", 1)
     assert "continued from step 50" in shown.stdout
     assert "60" in shown.stderr and "Warning" in shown.stderr
-    assert saved_steps(workdir)[-1] == state_of(workdir).step == 60
-    np.testing.assert_allclose(losses(workdir), losses(straight[0]), atol=1e-5)
+    assert saved_steps(workdir)[-1] == load_state(workdir).step == 60
+    np.testing.assert_allclose(logged_losses(workdir), logged_losses(straight[0]), atol=1e-5)

@@ -43,10 +43,10 @@ def test_a_replay_is_the_step_that_training_takes(params):
     config = STRATIFIED
     schedule, net, optimizer = objects.noise_schedule(config), objects.network(config, 1), objects.optimizer(config)
     kept = record(params, config)
-    step = runs.over_devices(runs.train_step(config, schedule, net, optimizer, 17), None, jax.devices()[:4])
+    step = runs.parallelise(runs.train_step(config, schedule, net, optimizer, 17), None, jax.devices()[:4])
     state = training.init(params, optimizer)._replace(step=np.int32(kept.step - 1))
     places = np.arange(20, dtype=np.int32).reshape(4, 1, 5)
-    metrics = step(runs.keys_of(config.seed)[1], state, np.int32(0), kept.images, places, Condition(), None)[2]
+    metrics = step(runs.run_keys(config.seed)[1], state, np.int32(0), kept.images, places, Condition(), None)[2]
     metrics = jax.tree.map(lambda leaf: leaf[0], metrics)
     found = replay.replay(kept, "float32")
     assert found.finite and not found.forward and not found.backward
@@ -89,9 +89,9 @@ def test_bfloat16_is_taken_again_in_both_precisions(params):
 def test_the_program_reads_what_training_leaves(params, tmp_path):
     kept = record(spoilt(params, "down_0/block_0/conv1/kernel"))
     path = written(tmp_path, arrays_of(kept))
-    read = replay.load(path)
+    read = replay.load_record(path)
     assert jax.tree.all(jax.tree.map(np.array_equal, read.params, kept.params)) and read.step == 7
-    lines = list(replay.spoken(replay.replay(read, "float32"), read, "float32"))
+    lines = list(replay.report_lines(replay.replay(read, "float32"), read, "float32"))
     assert "in float32: loss nan" in lines[0]
     assert re.search(r"the loss of 16 of 16 examples is not finite: 0 at t = \d+, 1 at", lines[1])
     assert "forward, the first output that is not finite is that of down_0/block_0/conv1" in lines[2]
@@ -137,7 +137,7 @@ def test_a_record_that_is_damaged_or_another_runs_is_named(params, tmp_path, cha
     arrays = {name: leaf for name, leaf in {**arrays_of(record(params)), **change}.items() if leaf is not None}
     path = written(tmp_path, arrays)
     with pytest.raises(ValueError, match=rf"{path} is not a record of a step, or not a whole one: .*{text}"):
-        replay.load(path)
+        replay.load_record(path)
 
 
 def test_a_record_that_is_cut_or_has_one_other_byte_is_named(params, tmp_path):
@@ -147,7 +147,7 @@ def test_a_record_that_is_cut_or_has_one_other_byte_is_named(params, tmp_path):
         for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :]):
             path.write_bytes(damaged)
             try:
-                replay.load(path)  # a byte of no meaning, such as a time of the archive's, may be another
+                replay.load_record(path)  # a byte of no meaning, such as a time of the archive's, may be another
             except ValueError as error:
                 assert str(path) in str(error)
 
@@ -157,7 +157,7 @@ def test_the_config_of_a_record_that_is_damaged_is_named(params, tmp_path, text)
     path = written(tmp_path, arrays_of(record(params)))
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=rf"{tmp_path / 'config.json'} is not "):
-        replay.load(path)
+        replay.load_record(path)
 
 
 @pytest.mark.parametrize(
@@ -173,4 +173,4 @@ def test_what_is_no_record_is_refused(tmp_path, content, text):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError), match=text):
-        replay.load(path)
+        replay.load_record(path)

@@ -15,12 +15,12 @@ from ddpm_jax import config as configs
 from ddpm_jax import data, log
 from ddpm_jax.config import flags
 from ddpm_jax.evaluate import draws, likelihood, neighbours, plots, progressive, protocol, rate_distortion, report
-from ddpm_jax.evaluate.likelihood import Likelihood
-from ddpm_jax.evaluate.neighbours import Neighbours
-from ddpm_jax.evaluate.progressive import Progressive
-from ddpm_jax.evaluate.rate_distortion import RateDistortion
-from ddpm_jax.evaluate.report import Report
-from ddpm_jax.evaluate.subject import Subject, Which, subject
+from ddpm_jax.evaluate.likelihood import LikelihoodOptions
+from ddpm_jax.evaluate.neighbours import NeighboursOptions
+from ddpm_jax.evaluate.progressive import ProgressiveOptions
+from ddpm_jax.evaluate.rate_distortion import RateDistortionOptions
+from ddpm_jax.evaluate.report import ReportOptions
+from ddpm_jax.evaluate.subject import CommonFlags, EvaluationContext, open_context
 from ddpm_jax.programs import evaluate as program
 
 DIGITS = data.load("digits")
@@ -28,11 +28,11 @@ DIGITS = data.load("digits")
 
 @pytest.fixture(scope="module", autouse=True)
 def shared():
-    with evaluation.shared():
+    with evaluation.share_programs():
         yield
 
 
-of = evaluation.subject
+of = evaluation.evaluation_context
 
 
 # --- rate and distortion
@@ -44,11 +44,11 @@ def test_rate_and_distortion_of_gaussian_data_are_the_known_ones(run_folder, tmp
     x0 = np.random.default_rng(0).normal(0, var**0.5, (n, 8, 8, 1))
     test = np.rint((x0 + 1) * (levels - 1) / 2).astype(np.uint16)
     np.savez(tmp_path / "gauss.npz", train=test[:2], test=test)
-    which = Which(source=f"npz:{tmp_path / 'gauss.npz'}")
-    ideal = Subject(evaluation.ideal(run_folder, evaluation.Narrow, tile=25), which, tmp_path)
+    which = CommonFlags(source=f"npz:{tmp_path / 'gauss.npz'}")
+    ideal = EvaluationContext(evaluation.ideal_model(run_folder, evaluation.Narrow, tile=25), which, tmp_path)
     # so many levels that rounding to them is no matter
-    ideal = evaluation.changed(ideal, levels=levels, data=configs.Data(levels=levels))
-    assert rate_distortion.run(ideal, RateDistortion()) == 0
+    ideal = evaluation.replace_config(ideal, levels=levels, data=configs.Data(levels=levels))
+    assert rate_distortion.run(ideal, RateDistortionOptions()) == 0
     (path,) = tmp_path.glob("rate_distortion-*.csv")
     found = rate_distortion.read_csv(path)
 
@@ -70,13 +70,13 @@ def test_rate_and_distortion_of_gaussian_data_are_the_known_ones(run_folder, tmp
 
 @pytest.mark.parametrize(("sampling", "ten"), [({}, range(20, 0, -2)), ({"steps": 7, "spacing": "quadratic"}, None)])
 def test_the_last_row_is_the_bound_without_the_decoder(run_folder, tmp_path, capsys, monkeypatch, sampling, ten):
-    run = of(run_folder, tmp_path, **sampling)._replace(model=evaluation.ideal(run_folder, **sampling))
-    assert likelihood.run(run, Likelihood(num=5)) == 0
+    run = of(run_folder, tmp_path, **sampling)._replace(model=evaluation.ideal_model(run_folder, **sampling))
+    assert likelihood.run(run, LikelihoodOptions(num=5)) == 0
     monkeypatch.setattr(likelihood, "measure", None)  # the number is there: it is not measured again
-    assert rate_distortion.run(run, RateDistortion(num=5)) == 0
+    assert rate_distortion.run(run, RateDistortionOptions(num=5)) == 0
     (path,) = tmp_path.glob("rate_distortion-*.csv")
     (kept,) = tmp_path.glob("likelihood-*.json")
-    bound = {number.name: number for number in protocol.read(kept)}
+    bound = {number.name: number for number in protocol.read_measurements(kept)}
     total = bound["bits/dim"].value - bound["distortion, bits/dim"].value
     found = rate_distortion.read_csv(path)
     assert found.rate[-1] == pytest.approx(total, rel=1e-6)
@@ -84,7 +84,7 @@ def test_the_last_row_is_the_bound_without_the_decoder(run_folder, tmp_path, cap
     assert found.rmse[-1] == pytest.approx(bound["RMSE of x_0, 0..255"].value, rel=1e-6)
     assert (np.diff(found.rate) >= 0).all()
     np.testing.assert_array_equal(found.times, run.model.times[:-1])
-    rate, rmse = protocol.read(path.with_suffix(".json"))
+    rate, rmse = protocol.read_measurements(path.with_suffix(".json"))
     assert rate.value == pytest.approx(total, rel=1e-6) and rmse == bound["RMSE of x_0, 0..255"]._replace(
         name=rmse.name
     )
@@ -98,16 +98,18 @@ def test_the_last_row_is_the_bound_without_the_decoder(run_folder, tmp_path, cap
 def test_what_the_csv_holds_comes_back(tmp_path):
     values = np.random.default_rng(0).uniform(0, 1, (4, 3)) * [[1e-6], [1], [1e2], [1e5]]
     values[1] = np.nan  # as errors are where there is one image
-    rate_distortion.write_csv(tmp_path / "a.csv", rate_distortion.Found(np.array([9, 4, 1], np.int32), *values), 9)
+    rate_distortion.write_csv(
+        tmp_path / "a.csv", rate_distortion.RateDistortion(np.array([9, 4, 1], np.int32), *values), 9
+    )
     back = rate_distortion.read_csv(tmp_path / "a.csv")
     np.testing.assert_array_equal(back.times, [9, 4, 1])
     np.testing.assert_allclose(back[1:], values, rtol=1e-6)
 
 
 def test_an_estimate_has_no_rate_and_distortion(run_folder, tmp_path):
-    estimate = likelihood.blank(of(run_folder, tmp_path).model, Likelihood(estimate=2), 3)
+    estimate = likelihood.empty_result(of(run_folder, tmp_path).model, LikelihoodOptions(estimate=2), 3)
     with pytest.raises(ValueError, match="an estimate does not have the term of every step"):
-        rate_distortion.of(estimate)
+        rate_distortion.from_vlb(estimate)
 
 
 # --- neighbours
@@ -118,9 +120,11 @@ def drawn(run_folder, tmp_path_factory):
     """Eight samples, where the command looks for them before it draws any, and those samples."""
     out = tmp_path_factory.mktemp("drawn")
     run = of(run_folder, out, steps=4)
-    model = evaluation.ideal(run_folder, steps=4)  # the network says nothing here, and to compile it takes seconds
-    kept = draws.ensure(run._replace(model=model), 8, 0, "integer")
-    return out, np.concatenate(list(draws.chunks(kept, 0, 8)))
+    model = evaluation.ideal_model(
+        run_folder, steps=4
+    )  # the network says nothing here, and to compile it takes seconds
+    kept = draws.ensure_samples(run._replace(model=model), 8, 0, "integer")
+    return out, np.concatenate(list(draws.read_chunks(kept, 0, 8)))
 
 
 def planted(folder, out, drawn, train, flip=False):
@@ -128,7 +132,7 @@ def planted(folder, out, drawn, train, flip=False):
     shutil.copytree(drawn[0], out, dirs_exist_ok=True)
     np.savez(out / "planted.npz", train=train, test=DIGITS.test)
     run = of(folder, out, source=f"npz:{out / 'planted.npz'}", steps=4)
-    return evaluation.changed(run, data=configs.Data(levels=17, flip=flip))
+    return evaluation.replace_config(run, data=configs.Data(levels=17, flip=flip))
 
 
 def result(out):
@@ -141,7 +145,7 @@ def test_a_planted_copy_comes_first(run_folder, tmp_path, drawn, flip):
     samples, train = drawn[1], DIGITS.train[:90].copy()
     train[37] = samples[5][:, ::-1] if flip else samples[5]
     run = planted(run_folder, tmp_path, drawn, train, flip)
-    assert neighbours.run(run, Neighbours(num=8, rows=3, k=2)) == 0
+    assert neighbours.run(run, NeighboursOptions(num=8, rows=3, k=2)) == 0
     found, picture = result(tmp_path)
     first, second, *_ = found["neighbours"]
     assert (first["sample"], first["train"][0], first["mirrored"][0], first["distance"][0]) == (5, 37, flip, 0)
@@ -163,7 +167,7 @@ def test_a_planted_copy_comes_first(run_folder, tmp_path, drawn, flip):
 
 def test_copies_of_everything_are_called_copies(run_folder, tmp_path, drawn, capsys):
     run = planted(run_folder, tmp_path, drawn, np.concatenate([DIGITS.train[:40], drawn[1]]))
-    assert neighbours.run(run, Neighbours(num=8, rows=8, k=1, features="classifier")) == 0
+    assert neighbours.run(run, NeighboursOptions(num=8, rows=8, k=1, features="classifier")) == 0
     found, _ = result(tmp_path)
     assert found["verdict"] == "copies" and f"verdict in pixels: {found['reason']}\n" in capsys.readouterr().out
     for row in found["neighbours"]:  # in the classifier's features as well, to the rounding of its batches
@@ -173,8 +177,8 @@ def test_copies_of_everything_are_called_copies(run_folder, tmp_path, drawn, cap
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (Neighbours(num=4, rows=5), "--rows must be 1 to --num, 4, got 5"),
-        (Neighbours(num=4, rows=1, k=1501), "--k must be 1 to 1500, the number of training images, got 1501"),
+        (NeighboursOptions(num=4, rows=5), "--rows must be 1 to --num, 4, got 5"),
+        (NeighboursOptions(num=4, rows=1, k=1501), "--k must be 1 to 1500, the number of training images, got 1501"),
     ],
 )
 def test_rows_that_cannot_be_shown_are_refused(run_folder, tmp_path, options, text):
@@ -199,13 +203,13 @@ def finished(run_folder, tmp_path_factory):
     metrics.write({"step": 3, **held_out})
     (folder / "samples").mkdir()
     for step in (3, 20):
-        data.write_png(folder / "samples" / f"{step}.png", data.grid(DIGITS.test[:step], 17))
-    run = subject(str(folder), Which())
-    likelihood.run(run, Likelihood(num=3))
-    rate_distortion.run(run, RateDistortion(num=3))
-    neighbours.run(run._replace(model=evaluation.ideal(folder)), Neighbours(num=4, rows=2, k=2))
-    raw = Subject(evaluation.ideal(folder, weights="raw"), Which(flags.Weights("raw")), run.out)
-    progressive.run(raw, Progressive(num=1, frames=2))
+        data.write_png(folder / "samples" / f"{step}.png", data.make_grid(DIGITS.test[:step], 17))
+    run = open_context(str(folder), CommonFlags())
+    likelihood.run(run, LikelihoodOptions(num=3))
+    rate_distortion.run(run, RateDistortionOptions(num=3))
+    neighbours.run(run._replace(model=evaluation.ideal_model(folder)), NeighboursOptions(num=4, rows=2, k=2))
+    raw = EvaluationContext(evaluation.ideal_model(folder, weights="raw"), CommonFlags(flags.Weights("raw")), run.out)
+    progressive.run(raw, ProgressiveOptions(num=1, frames=2))
     return folder
 
 
@@ -213,7 +217,7 @@ def finished(run_folder, tmp_path_factory):
 def card(finished, tmp_path_factory):
     """A copy of that folder, which is another place, and the report that was written there."""
     folder = shutil.copytree(finished, tmp_path_factory.mktemp("card") / "moved")
-    assert report.run(subject(str(folder), Which()), Report()) == 0
+    assert report.run(open_context(str(folder), CommonFlags()), ReportOptions()) == 0
     return folder, (folder / "report.md").read_text()
 
 
@@ -231,7 +235,7 @@ def test_every_number_is_in_the_report_with_its_protocol(card):
     assert "4.321 ± 0.012, estimated bound at step 3" in text and "| steps skipped | 3 |" in text
     verdict = next(json.loads(path.read_text())["reason"] for path in paths if path.stem.startswith("neighbours"))
     assert verdict in text
-    model = subject(str(folder), Which()).model
+    model = open_context(str(folder), CommonFlags()).model
     for fact in (model.fingerprint, "step 3 of 3", "1,500 training and 297 held-out", "| `schedule.T` | 1000 | 20 |"):
         assert fact in text
 
@@ -259,14 +263,14 @@ def test_what_was_not_measured_is_named_with_its_command(card):
 def test_a_report_elsewhere_takes_the_runs_pictures_along(finished, tmp_path):
     out = tmp_path / "results of mine"
     shutil.copytree(finished / "evaluation", out)
-    assert report.run(of(finished, out), Report()) == 0
+    assert report.run(of(finished, out), ReportOptions()) == 0
     found = links((out / "report.md").read_text())
     assert "report/samples-20.png" in found and all((out / link).is_file() for link in found)
     assert not (finished / "report.md").exists()
 
 
 def test_a_run_without_anything_says_what_it_lacks(run_folder, tmp_path, capsys):
-    assert report.run(of(run_folder, tmp_path, source="npz:gone.npz"), Report()) == 0
+    assert report.run(of(run_folder, tmp_path, source="npz:gone.npz"), ReportOptions()) == 0
     text, out = (tmp_path / "report.md").read_text(), capsys.readouterr().out
     for lacking in (
         "not there: the data, so that their number and hashes are not said: load: no file gone.npz",
@@ -278,63 +282,65 @@ def test_a_run_without_anything_says_what_it_lacks(run_folder, tmp_path, capsys)
 
 
 def test_a_bar_does_not_end_a_cell(tmp_path):
-    card = report.Card(tmp_path)
-    card.table(("field", "here"), [("data.source", "npz:a|b.npz"), ("steps", 3)])
+    card = report.ModelCard(tmp_path)
+    card.add_table(("field", "here"), [("data.source", "npz:a|b.npz"), ("steps", 3)])
     assert card.parts == ["| field | here |\n|---|---|\n| data.source | npz:a\\|b.npz |\n| steps | 3 |"]
 
 
 def test_names_and_texts_are_neither_markup_nor_code(tmp_path):
-    card = report.Card(tmp_path)
-    card.table(("name",), [("<img src=x onerror=y>|\x1b[2J\n# b",)])
+    card = report.ModelCard(tmp_path)
+    card.add_table(("name",), [("<img src=x onerror=y>|\x1b[2J\n# b",)])
     data.write_png(tmp_path / "a.png", np.zeros((1, 1, 1), np.uint8))
-    card.picture(tmp_path / "a.png", "<b>: ```c")
+    card.add_image(tmp_path / "a.png", "<b>: ```c")
     assert card.parts == [
         "| name |\n|---|\n| '&lt;img src=x onerror=y&gt;\\|\\x1b[2J\\n# b' |",
         "![&lt;b&gt;](a.png)",
         "&lt;b&gt;: ```c",
     ]
-    assert report.fenced("text", "a\n```\n<b>\n````\n") == "`````text\na\n```\n<b>\n````\n`````"
-    line = protocol.line(protocol.Number("x", 1.0, math.nan, {"asked": "labels a | n=9", "data": "b | n=8", "n": 7}))
+    assert report.code_block("text", "a\n```\n<b>\n````\n") == "`````text\na\n```\n<b>\n````\n`````"
+    line = protocol.format_line(
+        protocol.Measurement("x", 1.0, math.nan, {"asked": "labels a | n=9", "data": "b | n=8", "n": 7})
+    )
     assert line == "x 1 | asked=labels a \\| n=9 | b \\| n=8 | n=7"
 
 
 def test_a_bound_of_one_image_has_no_error_bar():
     row = {"step": 3, "held_out_loss": 0.25, "held_out_bits_per_dim": 4.321, "held_out_bits_per_dim_se": None}
-    assert ("held-out bits/dim", "4.321, estimated bound at step 3") in report.summary([row])
+    assert ("held-out bits/dim", "4.321, estimated bound at step 3") in report.training_summary([row])
 
 
 def test_without_matplotlib_the_report_is_written_and_says_so(finished, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     shutil.copy(*finished.glob("evaluation/likelihood-*.npz"), tmp_path)
     shutil.copy(*finished.glob("evaluation/likelihood-*.json"), tmp_path)
-    assert report.run(of(finished, tmp_path), Report()) == 0
+    assert report.run(of(finished, tmp_path), ReportOptions()) == 0
     said = "not drawn: training curves: curves need matplotlib, which is not installed: pip install 'ddpm-jax[figures]'"
     assert said in capsys.readouterr().out and said in (tmp_path / "report.md").read_text()
-    assert rate_distortion.run(of(finished, tmp_path), RateDistortion(num=3)) == 0
+    assert rate_distortion.run(of(finished, tmp_path), RateDistortionOptions(num=3)) == 0
     assert "no curves: curves need matplotlib" in capsys.readouterr().out
     assert list(tmp_path.glob("rate_distortion-*.csv")) and not list(tmp_path.glob("rate_distortion-*.png"))
 
 
 def test_a_file_that_is_no_result_is_named(finished, tmp_path, capsys):
     (tmp_path / "notes.json").write_text("{}")
-    assert report.run(of(finished, tmp_path), Report()) == 0
+    assert report.run(of(finished, tmp_path), ReportOptions()) == 0
     assert f"left out: {tmp_path / 'notes.json'} holds no numbers" in capsys.readouterr().out
     (tmp_path / "notes.json").write_text("{")
     with pytest.raises(ValueError, match=r"notes\.json is not JSON \(.*\): remove it"):
-        report.run(of(finished, tmp_path), Report())
+        report.run(of(finished, tmp_path), ReportOptions())
     (tmp_path / "notes.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"notes\.json is no result, but \[1\]: remove it"):
-        report.run(of(finished, tmp_path), Report())
+        report.run(of(finished, tmp_path), ReportOptions())
     (tmp_path / "notes.json").write_text('{"numbers": [{}]}')
     with pytest.raises(ValueError, match=r"notes\.json is damaged \(KeyError: 'name'\): remove it"):
-        report.run(of(finished, tmp_path), Report())
+        report.run(of(finished, tmp_path), ReportOptions())
 
 
 # --- curves
 
 
 def plotted(path, *args, **options):
-    plots.curve(path, *args, xlabel="step", ylabel="loss", **options)
+    plots.write_curve(path, *args, xlabel="step", ylabel="loss", **options)
     return path.read_bytes()
 
 
@@ -351,7 +357,7 @@ def test_only_several_lines_have_a_legend():
 
     for lines, named in ((["loss"], None), (["a", "b"], ["a", "b"])):
         axes = Figure().subplots()
-        plots.draw(axes, plots.Panel([1, 2], {line: [3, 4] for line in lines}, "step", "loss"))
+        plots.draw_panel(axes, plots.Panel([1, 2], {line: [3, 4] for line in lines}, "step", "loss"))
         legend = axes.get_legend()
         assert named == (legend and [text.get_text() for text in legend.get_texts()])
 
@@ -375,9 +381,9 @@ def test_a_curve_keeps_text_and_leaves_the_state_of_pyplot_alone(tmp_path):
 )
 def test_what_cannot_be_drawn_is_refused(tmp_path, panel, text):
     with pytest.raises(ValueError, match=text):
-        plots.panels(tmp_path / "a.png", [panel])
+        plots.write_panels(tmp_path / "a.png", [panel])
 
 
 def test_no_panels_are_refused(tmp_path):
     with pytest.raises(ValueError, match="panels: expected at least one panel, got none"):
-        plots.panels(tmp_path / "a.png", [])
+        plots.write_panels(tmp_path / "a.png", [])

@@ -42,14 +42,14 @@ def test_the_noise_predicting_row_comes_out_again_and_one_jump_from_it(tmp_path,
     """Question 1's, and the run whose images question 2 finds in one jump."""
     check(trained(*TARGETS, tmp_path / "runs"), *TARGETS)
     (again,) = (tmp_path / "runs").iterdir()
-    kept = run.read(run.RESULTS / "jump-digits.json")
+    kept = run.read_rows(run.RESULTS / "jump-digits.json")
     monkeypatch.setattr(jump, "RESULTS", tmp_path)
-    jump.main(["jump-digits", str(again), "--calls", "2"])
-    found = run.read(tmp_path / "jump-digits.json")
+    jump.main(["jump-digits", str(again), "--nfe", "2"])
+    found = run.read_rows(tmp_path / "jump-digits.json")
     rows = [row for row in found if row.endswith("one jump")]
-    assert len(rows) == len(jump.PARTS)
+    assert len(rows) == len(jump.START_FRACTIONS)
     for row in rows:
-        mean, error = page.of_seeds(kept, row, page.ERROR)
+        mean, error = page.seed_mean(kept, row, page.ERROR)
         assert found[row]["0"]["numbers"][page.ERROR] == pytest.approx(mean, abs=10 * error), row
 
 
@@ -57,20 +57,20 @@ def test_the_recipe_that_became_the_config_comes_out_again_and_draws_new_digits_
     """Noise, or a network that ignores the time, gets nowhere near the bounds of its samples."""
     check(trained(*RECIPE, tmp_path), *RECIPE)
     (folder,) = tmp_path.iterdir()
-    rows = log.read(folder / "metrics.jsonl")
+    rows = log.read_metrics(folder / "metrics.jsonl")
     quarters = [row["loss_by_quarter_of_t"] for row in rows if "loss" in row][-1]
     assert quarters == sorted(quarters, reverse=True)  # noise is easier to tell the more of it there is
     assert rows[-1]["copying"] == "new" and rows[-1]["channels_off"] == []
 
     drawn = ("--num", "128", "--sampler", "ddim", "--steps", "50")
-    run.program("-m", "ddpm_jax", "evaluate", str(folder), "samples", *drawn)
+    run.run_program("-m", "ddpm_jax", "evaluate", str(folder), "samples", *drawn)
     (path,) = (folder / "evaluation").glob("samples-*.json")
-    found = {number.name: number.value for number in protocol.read(path)}
+    found = {number.name: number.value for number in protocol.read_measurements(path)}
     # an untrained network, by 100 steps: a distance of 180, a precision of 0.01 and a share of 0.25
     assert found["Fréchet distance"] < 25
     assert found["precision, k=3"] > 0.7 and found["share with p > 0.9"] > 0.85
     assert found["classes present, of 10"] == 10
-    run.program("-m", "ddpm_jax", "evaluate", str(folder), "neighbours", *drawn)
+    run.run_program("-m", "ddpm_jax", "evaluate", str(folder), "neighbours", *drawn)
     (path,) = (folder / "evaluation").glob("neighbours-*.json")
     assert json.loads(path.read_text())["verdict"] == "new"
 
@@ -79,7 +79,7 @@ def trained(name: str, row: str, folder: pathlib.Path) -> dict[str, Any]:
     """The numbers of a row, but for those of samples."""
     measures = {measure: TABLES[name].measures[measure] for measure in ("bound", "errors")}
     table = TABLES[name]._replace(measures=measures)
-    return run.row(table, cell(name, row), 0, folder, run.Arguments(name))["numbers"]
+    return run.train_and_measure(table, cell(name, row), 0, folder, run.Arguments(name))["numbers"]
 
 
 def cell(name: str, row: str):
@@ -89,23 +89,23 @@ def cell(name: str, row: str):
 
 def check(numbers: dict[str, Any], name: str, row: str) -> None:
     """Within four standard deviations over seeds of their mean; on another processor the same seed is another run."""
-    table, kept = TABLES[name], run.read(run.RESULTS / f"{name}.json")
+    table, kept = TABLES[name], run.read_rows(run.RESULTS / f"{name}.json")
     known, T = [seed["numbers"] for seed in kept[row].values()], cell(name, row).T
     assert len(known) == len(table.seeds)
-    for what in ("bits/dim", *page.AT):
-        mean, _ = page.mean([value(each, what, T) for each in known])
+    for what in ("bits/dim", *page.X0_ERROR_FRACTIONS):
+        mean, _ = page.mean_and_error([value(each, what, T) for each in known])
         allowed = 4 * (1 + 1 / len(known)) ** 0.5 * deviation(kept, row, what, table)
         assert abs(value(numbers, what, T) - mean) < allowed, (what, value(numbers, what, T), mean, allowed)
 
 
 def value(numbers, what: str | float, T: int) -> float:
     """bits/dim, or the error of x_0 at a part of T."""
-    return numbers[what][0] if isinstance(what, str) else page.near(numbers[page.BY_T], what * T)
+    return numbers[what][0] if isinstance(what, str) else page.error_near(numbers[page.BY_T], what * T)
 
 
 def deviation(kept, row: str, what: str | float, table) -> float:
     """Of one seed: the row's own, and at least the median of those of the table's rows, for three seeds may agree."""
     lengths = {cell.name: cell.T for cell in table.cells}
     values = {name: [value(seed["numbers"], what, lengths[name]) for seed in kept[name].values()] for name in kept}
-    found = {name: page.mean(each)[1] * len(each) ** 0.5 for name, each in values.items() if len(each) > 1}
+    found = {name: page.mean_and_error(each)[1] * len(each) ** 0.5 for name, each in values.items() if len(each) > 1}
     return max(found[row], sorted(found.values())[len(found) // 2])

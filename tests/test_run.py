@@ -9,7 +9,7 @@ import tiny_run
 from ddpm_jax import config as configs
 from ddpm_jax import data, runs
 from ddpm_jax.config import objects
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 from ddpm_jax.metrics import monitors
 
 
@@ -17,6 +17,8 @@ from ddpm_jax.metrics import monitors
 def test_mirrored_training_images_are_copies_where_training_mirrors(flip, copied, tmp_path):
     config = dataclasses.replace(tiny_run.CONFIG, data=configs.Data(flip=flip))
     net, schedule, images = objects.network(config, channels=1), objects.noise_schedule(config), data.load("digits")
-    run = runs.Run(config, tmp_path, images, schedule, net, of_seed(0), None)
+    run = runs.Run(config, tmp_path, images, schedule, net, from_seed(0), None)
     report = monitors.report(np.ascontiguousarray(images.train[:40, :, ::-1]), run.reference)
-    assert report.copying.copied == pytest.approx(copied, abs=0.2)  # a few digits are their own mirror image, nearly
+    assert report.memorisation.copied == pytest.approx(
+        copied, abs=0.2
+    )  # a few digits are their own mirror image, nearly

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
-from programs import TINY, assert_same_bytes, losses, run, saved_steps, state_of
+from programs import TINY, assert_same_bytes, load_state, logged_losses, run, saved_steps
 
 from ddpm_jax import config as configs
 from ddpm_jax import data, runs
@@ -34,12 +34,12 @@ def digits():
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    return tiny_run.make(tmp_path_factory.mktemp("said") / "run", TOLD, label_names=NAMES)
+    return tiny_run.make_run(tmp_path_factory.mktemp("said") / "run", TOLD, label_names=NAMES)
 
 
 @functools.cache
 def model(home):
-    return runs.Model(home, step=None, weights="ema", sampling={"steps": 4})
+    return runs.Pipeline(home, step=None, weights="ema", sampling={"steps": 4})
 
 
 def drawn(model, start=0, num=6, **more):
@@ -50,22 +50,22 @@ def drawn(model, start=0, num=6, **more):
 
 
 def test_an_image_is_told_its_label_and_the_texts_of_its_class():
-    told = runs.Said(TOLD, digits())
+    told = runs.DatasetConditions(TOLD, digits())
     places = np.array([[5, 900], [31, 7]])
-    rows = told.rows(places)
+    rows = told.gather(places)
     labels = digits().train_labels[places]
     np.testing.assert_array_equal(rows.label, labels)
     assert rows.tokens.shape == (2, 2, 2, 24)
     for label, texts in zip(labels.reshape(-1), rows.tokens.reshape(-1, 2, 24), strict=True):
         words = [bytes(text).rstrip(b"\0").decode() for text in texts]
         assert words == [f"a {NAMES[label]}", f"the digit {NAMES[label]}"]
-    held = runs.Said(TOLD, digits(), held_out=True).first(np.arange(3))
+    held = runs.DatasetConditions(TOLD, digits(), held_out=True).gather_first_text(np.arange(3))
     np.testing.assert_array_equal(held.label, digits().test_labels[:3])
     assert held.tokens.shape == (3, 24)
 
 
 def test_a_network_that_is_told_nothing_has_nothing_to_be_told():
-    rows = runs.Said(tiny_run.CONFIG, digits()).rows(np.arange(4))
+    rows = runs.DatasetConditions(tiny_run.CONFIG, digits()).gather(np.arange(4))
     assert not jax.tree.leaves(rows)
 
 
@@ -82,7 +82,7 @@ def test_a_network_that_is_told_nothing_has_nothing_to_be_told():
 )  # fmt: skip
 def test_data_that_do_not_say_what_the_network_is_told_are_refused(config, change, text):
     with pytest.raises(ValueError, match=text):
-        runs.Said(config, digits()._replace(**change))
+        runs.DatasetConditions(config, digits()._replace(**change))
 
 
 @pytest.mark.parametrize(
@@ -90,11 +90,14 @@ def test_data_that_do_not_say_what_the_network_is_told_are_refused(config, chang
     [
         ({"net": {"num_classes": -1}}, r"net.num_classes must lie in \[0, 1000000\], got -1"),
         ({"text": {"layers": 1, "width": 10, "heads": 4}}, "text.width must be a multiple of text.heads"),
-        ({"condition": {"drop": 1.0}}, r"condition.drop must lie in \[0, 1\), got 1.0"),
+        ({"condition": {"dropout": 1.0}}, r"condition.dropout must lie in \[0, 1\), got 1.0"),
         ({"condition": {"templates": ["a {}"]}}, "condition.templates are texts, and text.layers 0 reads none"),
         ({"sampling": {"guidance": 2.0}}, "guidance 2 needs a network that is told labels or texts"),
         ({"sampling": {"guidance": float("inf")}}, r"guidance must lie in \[-1e6, 1e6\], got inf"),
-        ({"sampling": {"guidance": 2.0}, "net": {"num_classes": 3}, "condition": {"drop": 0.0}}, "condition.drop 0"),
+        (
+            {"sampling": {"guidance": 2.0}, "net": {"num_classes": 3}, "condition": {"dropout": 0.0}},
+            "condition.dropout 0",
+        ),
         ({"sampling": {"guidance_interval": [5, 2]}}, "guidance_interval must be two times"),
         ({"sampling": {"guidance_interval": [1, 2000]}}, "guidance_interval must be two times"),
     ],
@@ -109,25 +112,25 @@ def test_configs_that_cannot_be_told_are_refused(change, text):
 
 def test_labels_are_asked_for_by_name_or_number(home, run_folder):
     def ask(*args, **kinds):
-        return said.asked(flags.Asked(*args, **kinds), flags.Sampling(), model(home))
+        return said.parse_request(flags.ConditionOptions(*args, **kinds), flags.SamplingOptions(), model(home))
 
     assert ask("three").labels == ask("3").labels == (3,)
     assert ask(labels="seven, 0,2").labels == (7, 0, 2) and ask(labels="all").labels == tuple(range(10))
-    assert ask(text=("a", "b")) == runs.Asked((), ("a", "b"))
+    assert ask(text=("a", "b")) == runs.ConditionRequest((), ("a", "b"))
     with pytest.raises(ValueError, match=r"no label 'ten': this run's are 0 to 9 \(zero, one"):
         ask("ten")
     with pytest.raises(ValueError, match="--label is one for all images and --labels several"):
         ask("1", "2,3")
     with pytest.raises(ValueError, match="this run's network was not told any"):
-        plain = runs.Model(run_folder, step=None, weights="ema", sampling={})
-        said.asked(flags.Asked("1"), flags.Sampling(), plain)
+        plain = runs.Pipeline(run_folder, step=None, weights="ema", sampling={})
+        said.parse_request(flags.ConditionOptions("1"), flags.SamplingOptions(), plain)
     with pytest.raises(ValueError, match="--guidance 2 needs something to go for"):
-        said.asked(flags.Asked(), flags.Sampling(guidance=2.0), model(home))
+        said.parse_request(flags.ConditionOptions(), flags.SamplingOptions(guidance=2.0), model(home))
 
 
 def asked_of(label_names, untrained=(), **wanted):
-    few = types.SimpleNamespace(label_names=label_names, untrained=untrained, config=TOLD)
-    return said.asked(flags.Asked(**wanted), flags.Sampling(), few).labels
+    few = types.SimpleNamespace(label_names=label_names, untrained_labels=untrained, config=TOLD)
+    return said.parse_request(flags.ConditionOptions(**wanted), flags.SamplingOptions(), few).labels
 
 
 def test_where_names_are_numbers_names_alone_are_meant():
@@ -153,7 +156,7 @@ def test_a_name_is_found_in_either_form_of_its_accents():
 
 
 def test_what_moves_a_cursor_is_escaped_where_it_is_said():
-    asked = runs.Asked((0, 1), ("x\x1b[2J",), (said.Shown("a\x1b.png", "", None),))
+    asked = runs.ConditionRequest((0, 1), ("x\x1b[2J",), (said.ConditioningImage("a\x1b.png", "", None),))
     told = asked.describe(("a\x1b[31m", "caf\u00e9"))
     assert told == r"labels 'a\x1b[31m', caf\u00e9 and texts 'x\x1b[2J' and beside 'a\x1b.png'".replace(
         "\\u00e9", "\u00e9"
@@ -173,12 +176,13 @@ def test_labels_that_no_training_image_had_are_refused():
 @pytest.mark.parametrize(
     ("asked", "config", "text"),
     [
-        (runs.Asked((1,)), tiny_run.CONFIG, "labels are asked for, and this run's network was not told any"),
-        (runs.Asked((), ("x",)), tiny_run.CONFIG, "a text is given, and this run's network was not told any"),
-        (runs.Asked((10,)), TOLD, "label 10 is asked for, and this run knows 0 to 9"),
-        (runs.Asked((), ("x" * 30,)), TOLD, "a text of 30 bytes where 24 is the most"),
+        (runs.ConditionRequest((1,)), tiny_run.CONFIG, "labels are asked for, and this run's network was not told any"),
+        (runs.ConditionRequest((), ("x",)), tiny_run.CONFIG,
+         "a text is given, and this run's network was not told any"),
+        (runs.ConditionRequest((10,)), TOLD, "label 10 is asked for, and this run knows 0 to 9"),
+        (runs.ConditionRequest((), ("x" * 30,)), TOLD, "a text of 30 bytes where 24 is the most"),
         (
-            runs.Asked(), dataclasses.replace(TOLD, condition=configs.Condition(drop=0.0)),
+            runs.ConditionRequest(), dataclasses.replace(TOLD, condition=configs.Condition(dropout=0.0)),
             "always told something .*say which images to draw",
         ),
     ],
@@ -189,50 +193,50 @@ def test_what_a_network_cannot_be_told_is_not_asked_of_it(asked, config, text):
 
 
 def test_image_i_is_told_the_label_and_the_text_of_its_turn(home):
-    asked = runs.Asked((4, 1, 7), ("a four", "a one"))
-    rows = asked.rows(TOLD, (8, 8, 1), np.array([5, 6, 7, 8]))
+    asked = runs.ConditionRequest((4, 1, 7), ("a four", "a one"))
+    rows = asked.gather(TOLD, (8, 8, 1), np.array([5, 6, 7, 8]))
     np.testing.assert_array_equal(rows.label, [7, 4, 1, 7])
     assert [bytes(row).rstrip(b"\0") for row in rows.tokens] == [b"a one", b"a four", b"a one", b"a four"]
-    whole = drawn(model(home).asking(asked, guidance=2.0))
-    np.testing.assert_array_equal(drawn(model(home).asking(asked, guidance=2.0), 3, 2), whole[3:5])
+    whole = drawn(model(home).with_request(asked, guidance=2.0))
+    np.testing.assert_array_equal(drawn(model(home).with_request(asked, guidance=2.0), 3, 2), whole[3:5])
     # which is image 3 of a call that asks for its label and text alone
-    alone = drawn(model(home).asking(runs.Asked((4,), ("a one",)), guidance=2.0))
+    alone = drawn(model(home).with_request(runs.ConditionRequest((4,), ("a one",)), guidance=2.0))
     np.testing.assert_array_equal(alone[3], whole[3])
     assert np.abs(alone - whole)[[0, 1, 2, 4, 5]].max() > 1e-3
 
 
 def test_keeping_the_way_or_other_batches_change_no_image(home):
-    asked = model(home).asking(runs.Asked((2, 3)), guidance=1.5)
+    asked = model(home).with_request(runs.ConditionRequest((2, 3)), guidance=1.5)
     whole = drawn(asked)
     np.testing.assert_array_equal(drawn(asked, batch=1), whole)
-    kept = drawn(asked, keep=[20, 0])
+    kept = drawn(asked, save_at=[20, 0])
     np.testing.assert_allclose(kept[:, 0, 1], whole, atol=1e-5)
 
 
 def test_guidance_of_1_is_the_condition_and_of_0_nothing_and_nothing_needs_no_guidance(home):
     nothing = drawn(model(home))
-    asked = runs.Asked((2,), ("a two",))
-    told, free = (drawn(model(home).asking(asked, guidance=scale)) for scale in (1.0, 0.0))
+    asked = runs.ConditionRequest((2,), ("a two",))
+    told, free = (drawn(model(home).with_request(asked, guidance=scale)) for scale in (1.0, 0.0))
     np.testing.assert_allclose(free, nothing, atol=1e-4)
     assert np.abs(told - nothing).max() > 1e-3
-    np.testing.assert_array_equal(drawn(model(home).asking(runs.Asked(), guidance=3.0)), nothing)
+    np.testing.assert_array_equal(drawn(model(home).with_request(runs.ConditionRequest(), guidance=3.0)), nothing)
     # guidance at no visited time is guidance of 1
-    never = model(home).asking(asked, guidance=3.0, guidance_interval=[2, 3])
+    never = model(home).with_request(asked, guidance=3.0, guidance_interval=[2, 3])
     assert not {2, 3} & set(never.times.tolist())
     np.testing.assert_array_equal(drawn(never), told)
 
 
 def test_no_label_text_guidance_eta_seed_or_spacing_is_compiled_anew(home, caplog):
     def draw(asked, seed, **sampling):
-        return [*model(home).asking(asked, sampler="ddim", **sampling).draw(seed=seed, start=0, num=3)]
+        return [*model(home).with_request(asked, sampler="ddim", **sampling).draw(seed=seed, start=0, num=3)]
 
-    draw(runs.Asked(), 0)
+    draw(runs.ConditionRequest(), 0)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        draw(runs.Asked((3,)), 1, guidance=2.0)
-        draw(runs.Asked((1, 2), ("a one", "the digit two", "x")), 2, guidance=0.5, eta=0.7)
-        draw(runs.Asked((), ("y",)), 3, guidance=4.0, guidance_interval=[1, 9], spacing="quadratic")
+        draw(runs.ConditionRequest((3,)), 1, guidance=2.0)
+        draw(runs.ConditionRequest((1, 2), ("a one", "the digit two", "x")), 2, guidance=0.5, eta=0.7)
+        draw(runs.ConditionRequest((), ("y",)), 3, guidance=4.0, guidance_interval=[1, 9], spacing="quadratic")
         assert not [line for line in caplog.messages if line.startswith("Compiling")]
-        draw(runs.Asked((3,)), 1, guidance=2.0, steps=5)
+        draw(runs.ConditionRequest((3,)), 1, guidance=2.0, steps=5)
         assert len([line for line in caplog.messages if line.startswith("Compiling")]) == 1
 
 
@@ -241,7 +245,7 @@ def test_the_bound_is_of_the_network_that_is_told_nothing(home):
     found = jax.eval_shape(denoise, np.zeros((2, 8, 8, 1), np.float32), np.int32(5))
     assert found.x0.shape == (2, 8, 8, 1)
     with pytest.raises(ValueError, match="network that is told nothing, and images are asked for"):
-        model(home).asking(runs.Asked((1,))).denoiser(model(home).params)
+        model(home).with_request(runs.ConditionRequest((1,))).denoiser(model(home).params)
 
 
 # --- the programs
@@ -268,7 +272,7 @@ def test_a_told_run_goes_on_where_it_was(trained):
     shutil.rmtree(trained / "twice" / "checkpoints" / "6")
     again = ("train.py", trained / "told.py", "--save-every", 3, "--workdir", trained / "twice", "--steps", 6)
     assert "continued from step 3" in run(*again, preview=False).stdout
-    once, twice = (state_of(trained / name).tree for name in ("once", "twice"))
+    once, twice = (load_state(trained / name).tree for name in ("once", "twice"))
     assert_same_bytes(once, twice)
     assert "text" in once.params and "label" in once.params
     assert (trained / "once" / "samples" / "6.png").exists() and saved_steps(trained / "once") == [3, 6]
@@ -278,7 +282,7 @@ def test_a_told_run_goes_on_where_it_was(trained):
 def test_a_told_run_takes_the_same_steps_on_two_devices(trained):
     wide = ("--workdir", trained / "wide", "--steps", 6, "--devices", 2)
     run("train.py", trained / "told.py", *wide, preview=False)
-    np.testing.assert_allclose(losses(trained / "wide"), losses(trained / "once"), atol=1e-5)
+    np.testing.assert_allclose(logged_losses(trained / "wide"), logged_losses(trained / "once"), atol=1e-5)
 
 
 def test_asked_images_are_made_again_from_their_manifest(trained):

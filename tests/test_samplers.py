@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gaussian_data import SHAPES, arrays, ideal, kept
+from gaussian_data import SHAPES, default_precision, ideal_denoiser, to_numpy
 
 from ddpm_jax import conformance, data, gaussian, samplers, schedules
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 
 POINTS = np.array([[0.5, -1.0], [2.0, 0.0]])
 
@@ -31,7 +31,7 @@ def stepping(*solvers):
     """Several samplers in one compiled step: (init, step) for `walk`, states in a tuple."""
 
     def init(x, t):
-        return tuple(solver.init(jnp.asarray(kept(x)), jnp.int32(t)) for solver in solvers)
+        return tuple(solver.init(jnp.asarray(default_precision(x)), jnp.int32(t)) for solver in solvers)
 
     @jax.jit
     def step(states, t, s):
@@ -64,11 +64,15 @@ def affine(kind: str):
                 return jnp.array([[0.0], [0.0], [1.0]], like.dtype)
 
             if kind == "ddim":
-                sampler = samplers.ddim(schedule, ideal(schedule, mean, std), eta=option, noise=noise)
+                sampler = samplers.ddim(schedule, ideal_denoiser(schedule, mean, std), eta=option, noise=noise)
             elif kind == "learned":
-                sampler = samplers.ancestral(schedule, ideal(schedule, mean, std, option), mix=0.3, noise=noise)
+                sampler = samplers.ancestral(
+                    schedule, ideal_denoiser(schedule, mean, std, option), variance_mix=0.3, noise=noise
+                )
             else:
-                sampler = samplers.ancestral(schedule, ideal(schedule, mean, std), mix=option, noise=noise)
+                sampler = samplers.ancestral(
+                    schedule, ideal_denoiser(schedule, mean, std), variance_mix=option, noise=noise
+                )
             x = jnp.array([[0.0], [1.0], [0.0]], schedule.signal.dtype)
             x = sampler.step(None, sampler.init(x, t), t, s).x[:, 0]
             return x[0], x[1] - x[0], x[2] - x[0]
@@ -81,7 +85,7 @@ def affine(kind: str):
 def push(schedule, kind, option, chain, mean=0.2, std=0.5):
     """Mean and variance at every time of the chain for x_T ~ N(0, 1)."""
     t, s = (np.pad(side, (0, 30 - side.size), constant_values=end) for side, end in ((chain[:-1], 1), (chain[1:], 0)))
-    steps = affine(kind)(schedule, *kept([mean, std]), kept(np.full(30, option)), t, s)
+    steps = affine(kind)(schedule, *default_precision([mean, std]), default_precision(np.full(30, option)), t, s)
     m, v, moments = 0.0, 1.0, [(0.0, 1.0)]
     for offset, slope, spread in np.asarray(steps, np.float64).T[: len(chain) - 1]:
         m, v = offset + slope * m, slope**2 * v + spread**2
@@ -159,7 +163,7 @@ def test_samples_of_gaussian_data_have_its_moments_whatever_is_predicted():
 
     def denoiser(predicts):
         def net(x_t, t):
-            found = ideal(schedule)(x_t, t)
+            found = ideal_denoiser(schedule)(x_t, t)
             return gaussian.target(schedule, predicts, found.x0, found.eps, t)
 
         return gaussian.denoiser(schedule, net, predicts, clip=False)
@@ -171,7 +175,7 @@ def test_samples_of_gaussian_data_have_its_moments_whatever_is_predicted():
     @jax.jit
     def draw(keys):
         x_T = samplers.initial_noise(keys, (4,))
-        return samplers.sample(keys, samplers.ancestral(schedule, denoise, mix=0.0), x_T, chain)
+        return samplers.sample(keys, samplers.ancestral(schedule, denoise, variance_mix=0.0), x_T, chain)
 
     images = np.asarray(draw(samplers.image_keys(0, range(4 * n)))).reshape(4, n, 4)
     with jax.enable_x64(True):
@@ -198,14 +202,14 @@ def test_solvers_have_their_order():
         def quantiles(t):
             return signal[t] * 0.2 + np.sqrt(signal[t] ** 2 * 0.25 + noise[t] ** 2) * u
 
-        denoise = ideal(schedule)
+        denoise = ideal_denoiser(schedule)
         solvers = [samplers.ddim(schedule, denoise)]
         solvers += [samplers.dpm_solver_pp(schedule, denoise, order=order) for order in (1, 2, 3)]
         solvers += [samplers.unipc(schedule, denoise, order=order) for order in (1, 2)]
         init, step = stepping(*solvers)
         errors = []
         for steps in (20, 40, 80):
-            times = conformance.even_in_log_snr(schedule, steps, end)
+            times = conformance.uniform_log_snr_times(schedule, steps, end)
             states = walk(step, init(quantiles(100_000), 100_000), times)
             errors.append([np.abs(np.asarray(state.x) - quantiles(end)).max() for state in states])
     errors = np.array(errors)
@@ -220,7 +224,7 @@ def test_ddim_is_a_first_order_solver_of_the_probability_flow():
         schedule, u = schedules.linear(1000), np.array([[-1.5], [0.3], [1.0]])
         signal, noise = float(schedule.signal[1000]), float(schedule.noise[1000])
         x_T = signal * 0.2 + np.sqrt(signal**2 * 0.25 + noise**2) * u
-        init, step = stepping(samplers.ddim(schedule, ideal(schedule)))
+        init, step = stepping(samplers.ddim(schedule, ideal_denoiser(schedule)))
         errors = []
         for steps in (20, 40, 80, 160):
             (state,) = walk(step, init(x_T, 1000), samplers.times(1000, steps))
@@ -244,7 +248,7 @@ def test_solvers_end_at_what_the_network_last_predicts(solver):
 
     betas = np.append(np.linspace(1e-4, 0.02, 99), 1.0)
     for schedule in (schedules.linear(100), schedules.from_betas(betas)):
-        start = [sampler.init(jnp.asarray(kept(POINTS)), jnp.int32(100)) for sampler in solvers(schedule)]
+        start = [sampler.init(jnp.asarray(default_precision(POINTS)), jnp.int32(100)) for sampler in solvers(schedule)]
         for steps in (1, 2, 3, 10):
             last = walk(functools.partial(step, schedule), start, samplers.times(100, steps))
             for order, state in enumerate(last, 1):
@@ -279,12 +283,14 @@ def test_a_thousand_short_steps_lose_no_digits_in_float32():
     @jax.jit
     def images(schedule, x):
         keys, times = samplers.image_keys(0, range(8)), np.arange(1000, 0, -1)
-        solvers = [solver(schedule, ideal(schedule), order=3) for solver in (samplers.dpm_solver_pp, samplers.unipc)]
+        solvers = [
+            solver(schedule, ideal_denoiser(schedule), order=3) for solver in (samplers.dpm_solver_pp, samplers.unipc)
+        ]
         return [samplers.sample(keys, sampler, x, times) for sampler in solvers]
 
-    single = arrays(images(schedules.linear(1000), kept(x_T)))
+    single = to_numpy(images(schedules.linear(1000), default_precision(x_T)))
     with jax.enable_x64(True):
-        np.testing.assert_allclose(single, arrays(images(schedules.linear(1000), x_T)), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(single, to_numpy(images(schedules.linear(1000), x_T)), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("solver", [samplers.dpm_solver_pp, samplers.unipc])
@@ -294,14 +300,14 @@ def test_solvers_refuse_other_orders(solver):
 
 
 def test_dpm_solver_pp_refuses_another_second_order():
-    with pytest.raises(ValueError, match="second must be 'midpoint' or 'integral', got 'heun'"):
-        samplers.dpm_solver_pp(schedules.linear(10), lambda x, t: x, second="heun")
+    with pytest.raises(ValueError, match="solver_type must be 'midpoint' or 'integral', got 'heun'"):
+        samplers.dpm_solver_pp(schedules.linear(10), lambda x, t: x, solver_type="heun")
 
 
 def test_ddim_goes_back_to_the_noise_that_it_came_from():
     with jax.enable_x64(True):
         schedule, x_T = schedules.linear(1000), np.array([[-1.2, 0.4, 2.0]])
-        init, step = stepping(samplers.ddim(schedule, ideal(schedule)))
+        init, step = stepping(samplers.ddim(schedule, ideal_denoiser(schedule)))
         down = samplers.times(1000, 500)[:-1]  # to t = 1
         (bottom,) = walk(step, init(x_T, 1000), down)
         (top,) = walk(step, init(bottom.x, 1), down[::-1])
@@ -321,10 +327,13 @@ def test_ddim_with_eta_1_is_ancestral_with_mix_0_path_by_path():
             @jax.jit
             def paths(keys, denoise=denoise, chain=chain, shape=shape):
                 x_T = samplers.initial_noise(keys, shape, jnp.float64)
-                both = samplers.ddim(schedule, denoise, eta=1.0), samplers.ancestral(schedule, denoise, mix=0.0)
-                return [samplers.trajectory(keys, sampler, x_T, chain, keep=chain) for sampler in both]
+                both = (
+                    samplers.ddim(schedule, denoise, eta=1.0),
+                    samplers.ancestral(schedule, denoise, variance_mix=0.0),
+                )
+                return [samplers.trajectory(keys, sampler, x_T, chain, save_at=chain) for sampler in both]
 
-            one, other = arrays(paths(keys))
+            one, other = to_numpy(paths(keys))
             np.testing.assert_allclose(one.x, other.x, rtol=0, atol=1e-11, err_msg=f"{shape}")
             np.testing.assert_allclose(one.x0, other.x0, rtol=0, atol=1e-11, err_msg=f"{shape}")
 
@@ -335,7 +344,7 @@ def test_one_program_serves_all_seeds_images_etas_and_times():
     @jax.jit
     def draw(keys, eta, times):
         traced.append(eta)
-        return samplers.sample(keys, samplers.ddim(schedule, ideal(schedule), eta=eta), x_T, times)
+        return samplers.sample(keys, samplers.ddim(schedule, ideal_denoiser(schedule), eta=eta), x_T, times)
 
     def run(seed, eta, indices=(3, 4), spacing="uniform"):
         return np.asarray(draw(samplers.image_keys(seed, indices), eta, samplers.times(100, 5, spacing=spacing)))
@@ -347,7 +356,7 @@ def test_one_program_serves_all_seeds_images_etas_and_times():
     np.testing.assert_array_equal(run(1, 1.0), images[3])
     assert len(traced) == 1
     # and it draws what one draws that knows them
-    sampler = samplers.ddim(schedule, ideal(schedule), eta=0.7)
+    sampler = samplers.ddim(schedule, ideal_denoiser(schedule), eta=0.7)
     plain = samplers.sample(samplers.image_keys(0, [3, 4]), sampler, jnp.asarray(x_T), samplers.times(100, 5))
     np.testing.assert_allclose(images[0], plain, rtol=1e-5, atol=1e-6)
 
@@ -358,13 +367,13 @@ def test_the_last_step_gives_the_predicted_data_without_noise():
 
     @jax.jit
     def last(option, t):
-        denoise, times = ideal(schedule), jnp.stack([t, 0])
-        made = samplers.ancestral(schedule, denoise, mix=option), samplers.ddim(schedule, denoise, eta=option)
+        denoise, times = ideal_denoiser(schedule), jnp.stack([t, 0])
+        made = samplers.ancestral(schedule, denoise, variance_mix=option), samplers.ddim(schedule, denoise, eta=option)
         return [samplers.sample(keys, sampler, x_T, times) for sampler in made], denoise(x_T, t).x0
 
     for option in (0.0, 0.5, 1.0):
         for t in (1, 50, 100):
-            images, x0 = arrays(last(np.float32(option), np.int32(t)))
+            images, x0 = to_numpy(last(np.float32(option), np.int32(t)))
             for name, x in zip(("ancestral", "ddim"), images, strict=True):
                 np.testing.assert_allclose(x, x0, rtol=1e-6, err_msg=f"{name}, {option}, t = {t}")
 
@@ -375,12 +384,12 @@ def test_a_learned_mix_takes_precedence():
 
     @jax.jit
     def both(mix):
-        learned = samplers.ancestral(schedule, ideal(schedule, mix=mix), mix=0.1)
-        fixed = samplers.ancestral(schedule, ideal(schedule), mix=mix)
+        learned = samplers.ancestral(schedule, ideal_denoiser(schedule, mix=mix), variance_mix=0.1)
+        fixed = samplers.ancestral(schedule, ideal_denoiser(schedule), variance_mix=mix)
         return [samplers.sample(keys, sampler, x_T, chain) for sampler in (learned, fixed)]
 
     for mix in (0.0, 0.5, 1.0, 1.3):
-        learned, fixed = arrays(both(np.float32(mix)))
+        learned, fixed = to_numpy(both(np.float32(mix)))
         np.testing.assert_allclose(learned, fixed, rtol=1e-6, err_msg=f"mix {mix}")
         assert np.isfinite(learned).all(), mix
 
@@ -398,7 +407,7 @@ def test_a_start_without_signal():
 def test_an_image_depends_on_its_key_alone():
     schedule, chain = schedules.linear(100), samplers.times(100, 5)
     denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * x, "v", clip=True)
-    ancestral, ddim = samplers.ancestral(schedule, denoise, mix=0.5), samplers.ddim(schedule, denoise, eta=0.5)
+    ancestral, ddim = samplers.ancestral(schedule, denoise, variance_mix=0.5), samplers.ddim(schedule, denoise, eta=0.5)
     kinds = [(f"ancestral, {shape}", ancestral, shape) for shape in SHAPES] + [("ddim", ddim, SHAPES[1])]
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -410,15 +419,15 @@ def test_an_image_depends_on_its_key_alone():
         like = jnp.zeros((keys.shape[0], *SHAPES[1]))
         return images, [samplers.step_noise(keys, jnp.int32(t), like) for t in (0, 1, 57)]
 
-    whole, noise = arrays(draw(samplers.image_keys(7, range(16)), tuple(kinds)))
+    whole, noise = to_numpy(draw(samplers.image_keys(7, range(16)), tuple(kinds)))
     shuffled = np.random.default_rng(0).permutation(16)
-    again, _ = arrays(draw(samplers.image_keys(7, shuffled), tuple(kinds)))
+    again, _ = to_numpy(draw(samplers.image_keys(7, shuffled), tuple(kinds)))
     for name, x in whole.items():
         assert len(np.unique(x.reshape(16, -1)[:, 0])) == 16, name
         np.testing.assert_array_equal(again[name], x[shuffled], err_msg=name)
     # another size of batch is another program, whose last bits are its own; what is drawn is the same to the bit
     for order in ([5], [3, 0, 15, 8]):
-        some, own = arrays(draw(samplers.image_keys(7, order), (kinds[1], kinds[4])))
+        some, own = to_numpy(draw(samplers.image_keys(7, order), (kinds[1], kinds[4])))
         for name, x in some.items():
             np.testing.assert_allclose(x, whole[name][order], rtol=0, atol=1e-6, err_msg=name)
         for few, all_of_them in zip(own, noise, strict=True):
@@ -438,10 +447,10 @@ def test_an_image_is_the_same_on_any_number_of_devices():
     drawn = {}
     for devices in (1, 2, 8):
         program = jax.pmap(draw, devices=jax.devices()[:devices])
-        tiles = [arrays(program(tile)) for tile in samplers.image_keys(7, range(16)).reshape(-1, devices, 2)]
+        tiles = [to_numpy(program(tile)) for tile in samplers.image_keys(7, range(16)).reshape(-1, devices, 2)]
         drawn[devices] = [np.concatenate([x.reshape(-1, 4, 3) for x in part]) for part in zip(*tiles, strict=True)]
     np.testing.assert_array_equal(drawn[1][0], drawn[8][0])
-    tile = arrays(jax.jit(draw)(samplers.image_keys(7, [4, 5])))
+    tile = to_numpy(jax.jit(draw)(samplers.image_keys(7, [4, 5])))
     for one, two, eight, alone in zip(drawn[1], drawn[2], drawn[8], tile, strict=True):
         np.testing.assert_array_equal(two, eight)
         # the program for one device is compiled apart, and may contract a product and a sum where the other does not
@@ -468,17 +477,17 @@ def test_the_noise_of_steps_images_and_the_start_is_independent():
 @pytest.mark.parametrize(("make", "shape"), [(samplers.ancestral, (2, 3, 2, 2)), (samplers.ddim, (8,))])
 def test_kept_frames_are_those_of_a_run_that_keeps_all_and_end_in_the_sample(make, shape):
     schedule, chain = schedules.linear(100), samplers.times(100, 6)
-    denoise, keys = ideal(schedule), samplers.image_keys(0, range(2))
+    denoise, keys = ideal_denoiser(schedule), samplers.image_keys(0, range(2))
     keep, x_T = [0, int(chain[3]), 100], np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
 
     @jax.jit
     def run(x_T):
         sampler = make(schedule, denoise)
-        everything, some = (samplers.trajectory(keys, sampler, x_T, chain, keep=times) for times in (chain, keep))
+        everything, some = (samplers.trajectory(keys, sampler, x_T, chain, save_at=times) for times in (chain, keep))
         expected = denoise(everything.x[2], jnp.int32(chain[2])).x0
         return everything, some, samplers.sample(keys, sampler, x_T, chain), expected
 
-    everything, some, end, expected = arrays(run(x_T))
+    everything, some, end, expected = to_numpy(run(x_T))
     np.testing.assert_array_equal(some.t, keep)
     np.testing.assert_array_equal(some.x, everything.x[[6, 3, 0]])
     np.testing.assert_array_equal(some.x0, everything.x0[[6, 3, 0]])
@@ -491,13 +500,13 @@ def test_kept_frames_are_those_of_a_run_that_keeps_all_and_end_in_the_sample(mak
 
 def test_memory_grows_with_keep_and_not_with_the_steps():
     schedule, keys = schedules.linear(1000), samplers.image_keys(0, range(2))
-    sampler = samplers.ancestral(schedule, ideal(schedule))
+    sampler = samplers.ancestral(schedule, ideal_denoiser(schedule))
     image = 2 * 64 * 64 * 4
 
     def needed(steps, count):
         chain = samplers.times(1000, steps)
         keep = chain[np.linspace(0, steps, count).astype(int)]
-        run = jax.jit(lambda x: samplers.trajectory(keys, sampler, x, chain, keep=keep))
+        run = jax.jit(lambda x: samplers.trajectory(keys, sampler, x, chain, save_at=keep))
         compiled = run.lower(jax.ShapeDtypeStruct((2, 64, 64), jnp.float32)).compile().memory_analysis()
         return compiled.temp_size_in_bytes + compiled.output_size_in_bytes
 
@@ -597,7 +606,10 @@ def test_no_derivative_of_a_step_is_nan_at_either_end():
         ends = []
         for (predicts, learned), out in zip(cases, outs, strict=True):
             denoise = gaussian.denoiser(schedule, lambda x, t: out, predicts, learned_variance=learned, clip=True)
-            both = samplers.ancestral(schedule, denoise, mix=option), samplers.ddim(schedule, denoise, eta=option)
+            both = (
+                samplers.ancestral(schedule, denoise, variance_mix=option),
+                samplers.ddim(schedule, denoise, eta=option),
+            )
             ends += [sampler.step(keys, sampler.init(x, t), t, s).x.sum() for sampler in both]
         return sum(ends)
 
@@ -620,10 +632,10 @@ S10, X = schedules.linear(10), np.zeros((2, 3), np.float32)
 
 
 def run(x=X, times=(10, 5, 0), keys=None, keep=None):
-    keys, sampler = samplers.image_keys(0, range(2)) if keys is None else keys, samplers.ddim(S10, ideal(S10))
+    keys, sampler = samplers.image_keys(0, range(2)) if keys is None else keys, samplers.ddim(S10, ideal_denoiser(S10))
     if keep is None:
         return samplers.sample(keys, sampler, x, np.array(times))
-    return samplers.trajectory(keys, sampler, x, np.array(times), keep=keep)
+    return samplers.trajectory(keys, sampler, x, np.array(times), save_at=keep)
 
 
 @pytest.mark.parametrize(
@@ -645,10 +657,10 @@ def run(x=X, times=(10, 5, 0), keys=None, keep=None):
         (lambda: run(times=(10,)), "times must be a falling vector of at least two integers, got [10]"),
         (lambda: run(times=(10, -1)), "times must be a falling vector of at least two integers, got [10 -1]"),
         (lambda: run(times=((10, 0),)), "times must be a falling vector of at least two integers, got [[10  0]]"),
-        (lambda: run(keep=(0, 3, 4)), "keep asks for times that the chain does not visit: [3, 4]"),
+        (lambda: run(keep=(0, 3, 4)), "save_at asks for times that the chain does not visit: [3, 4]"),
         (lambda: run(X.astype(jnp.uint8)), "x_T must be float32 or float64, got uint8"),
         (lambda: run(X.astype(jnp.bfloat16)), "x_T must be float32 or float64, got bfloat16: cast it up first"),
-        (lambda: run(keys=of_seed(0)), "keys must be one per image, shape (2,) (see image_keys), got ()"),
+        (lambda: run(keys=from_seed(0)), "keys must be one per image, shape (2,) (see image_keys), got ()"),
         (
             lambda: run(keys=samplers.image_keys(0, range(3))),
             "one key or one per example, [] or (2,), got (3,)",

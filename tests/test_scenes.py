@@ -71,26 +71,26 @@ def test_things_have_their_size_and_are_apart():
 
 def test_shapes_of_one_size_can_be_told_apart():
     for size in scenes.WIDTHS:
-        masks = [scenes.mask(shape, size) for shape in scenes.SHAPES]
+        masks = [scenes.object_mask(shape, size) for shape in scenes.SHAPES]
         assert min(np.sum(a != b) for a, b in itertools.combinations(masks, 2)) >= 4
 
 
 def test_no_training_picture_has_what_is_held_out():
     named = {look for pair in pairs("train") for look in pair}
     every = set(itertools.product(scenes.COLOURS, scenes.SHAPES))
-    assert every - named == set(scenes.HELD_OUT) and len(scenes.HELD_OUT) == 4
+    assert every - named == set(scenes.HELD_OUT_LOOKS) and len(scenes.HELD_OUT_LOOKS) == 4
     # 152 of the 190 pairs of 20 are trained on, and all 38 others are tested.
     assert len(pairs("train")) == 152
-    tested = {pair for pair in pairs("test") if not pair & set(scenes.HELD_OUT)}
+    tested = {pair for pair in pairs("test") if not pair & set(scenes.HELD_OUT_LOOKS)}
     assert len(tested) == 38 and not tested & pairs("train")
-    kinds = [scenes.novelty(scenes.described(lines[0])) for part in ("train", "test") for lines in SAID[part]]
+    kinds = [scenes.novelty(scenes.parse_description(lines[0])) for part in ("train", "test") for lines in SAID[part]]
     assert kinds == ["seen"] * 6000 + ["pairing"] * 500 + ["thing"] * 500
 
 
 def test_what_is_trained_on_has_every_part_of_what_is_held_out():
     """Each colour and shape of a held-out thing, and each thing of a held-out pairing, with each relation and size."""
     texts = [lines[0] for lines in SAID["train"]]
-    for size, (colour, shape), way in itertools.product(scenes.WIDTHS, scenes.SEEN, scenes.RELATIONS):
+    for size, (colour, shape), way in itertools.product(scenes.WIDTHS, scenes.SEEN_LOOKS, scenes.RELATIONS):
         assert any(f"{size} {colour} {shape} {way}" in text for text in texts)
     shares = [np.mean([word in text for text in texts]) for word in ("left of", "above", "a small", "large")]
     # two of size 6000 with p = 1/2 have a standard error of 0.0065; a thing of the two is small in 3 of 4 scenes
@@ -99,48 +99,48 @@ def test_what_is_trained_on_has_every_part_of_what_is_held_out():
 
 def test_every_description_is_understood_and_means_one_scene():
     meant: dict[str, scenes.Scene] = {}
-    things = [scenes.Thing(*parts) for parts in itertools.product(scenes.WIDTHS, ("red", "white"), scenes.SHAPES)]
+    things = [scenes.SceneObject(*parts) for parts in itertools.product(scenes.WIDTHS, ("red", "white"), scenes.SHAPES)]
     for first, second, way in itertools.product(things, things, scenes.RELATIONS):
         scene = scenes.Scene(first, way, second)
         texts = scenes.descriptions(scene) + scenes.descriptions(scene, scenes.HELD_OUT_PHRASINGS)
         assert len(set(texts)) == 14
         for text in texts:
-            assert scenes.described(text) == scene == meant.setdefault(text, scene)
+            assert scenes.parse_description(text) == scene == meant.setdefault(text, scene)
 
 
 def test_held_out_phrasings_are_in_no_caption():
     trained = {text for lines in SAID["train"] for text in lines}
-    scene = scenes.described("a small red square left of a large blue circle")
+    scene = scenes.parse_description("a small red square left of a large blue circle")
     assert set(scenes.descriptions(scene)) <= trained
     assert "a large blue circle right of a small red square" in trained
     held = {
         text
         for lines in SAID["train"]
-        for text in scenes.descriptions(scenes.described(lines[0]), scenes.HELD_OUT_PHRASINGS)
+        for text in scenes.descriptions(scenes.parse_description(lines[0]), scenes.HELD_OUT_PHRASINGS)
     }
     assert len(held) > 10000 and not held & trained
     assert max(map(len, trained | held)) <= 64  # what a text encoder of 64 bytes reads
 
 
 def test_the_captions_of_scenes_make_a_table_of_all_their_descriptions():
-    table = captions.table(SCENES)
+    table = captions.caption_table(SCENES)
     assert {len(row) for row in table.texts} == {8}
-    assert table.texts[table.which[17]] == tuple(SAID["train"][17])
+    assert table.texts[table.row_indices[17]] == tuple(SAID["train"][17])
     assert len(table.texts) == len({text for text in SCENES.train_captions or ()})
 
 
 def test_fresh_pictures_of_a_scene_use_every_place():
-    scene = scenes.described("a large red square left of a large blue circle")
-    made = scenes.pictures(np.random.RandomState(5), [scene] * 3000)
+    scene = scenes.parse_description("a large red square left of a large blue circle")
+    made = scenes.render_scenes(np.random.RandomState(5), [scene] * 3000)
     # 3 ways across; 10 + 9 + 9 + 8 + 8 ways down, 0, 1 or 2 askew
-    assert len(np.unique(made, axis=0)) == 3 * 44 == len(scenes.places("large", "left of", "large"))
+    assert len(np.unique(made, axis=0)) == 3 * 44 == len(scenes.object_positions("large", "left of", "large"))
 
 
 def test_texts_and_options_that_mean_nothing_are_refused():
     with pytest.raises(
         ValueError, match=r"^no description of a scene as 'a small red square above a large blue circle' is one: 'a red"
     ):
-        scenes.described("a red square above a blue circle")
+        scenes.parse_description("a red square above a blue circle")
     with pytest.raises(ValueError, match="the scenes have 256 levels, got levels=17"):
         data.load("scenes", levels=17)
     with pytest.raises(ValueError, match=r"the scenes have 256 levels, got levels=None, range=\(0, 1\)"):

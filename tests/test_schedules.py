@@ -139,7 +139,7 @@ def test_float32_keeps_the_differences_of_neighbouring_rows(make):
         exact = np.diff(columns(make(1000))[2][1:])
     schedule = make(1000)
     t = np.arange(2, 1001)
-    fall = schedules.log_snr_fall(schedule, t, t - 1, np.zeros(999, np.float32))
+    fall = schedules.log_snr_ratio(schedule, t, t - 1, np.zeros(999, np.float32))
     assert fall.dtype == jnp.float32
     np.testing.assert_allclose(np.asarray(fall, np.float64), exact, rtol=1e-6)
 
@@ -154,11 +154,11 @@ def test_dtype_is_what_jax_keeps(make):
 @pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 2, 4), (3, 2, 4, 1), (3, 2, 4, 1, 2)])
 def test_a_row_meets_each_example_of_a_batch(shape):
     schedule, x, t = schedules.linear(10), np.ones(shape, np.float32), np.array([1, 5, 10])
-    noise, scaled = np.asarray(schedule.noise), np.asarray(schedules.at(schedule.noise, t, x)) * x
+    noise, scaled = np.asarray(schedule.noise), np.asarray(schedules.gather(schedule.noise, t, x)) * x
     assert scaled.shape == shape
     for i, k in enumerate(t):
         assert (scaled[i] == noise[k]).all()
-    row = schedules.at(schedule.noise, 5, x)
+    row = schedules.gather(schedule.noise, 5, x)
     assert row.shape == () and row == noise[5] and row.dtype == np.float32
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from programs import run
 
 from ddpm_jax import data
-from ddpm_jax.data.files import decoded
+from ddpm_jax.data.files import decode
 from ddpm_jax.programs import sample
 
 TINY = """
@@ -110,7 +110,7 @@ def test_it_trains_and_draws_what_came_in(home, name):
         return
     assert [path.name for path in written] == [f"00000{i}.{extension}" for i in (7, 8, 9)]
     for path, image in zip(written, found, strict=True):
-        back = decoded(path).pixels
+        back = decode(path).pixels
         assert (back.shape, back.dtype) == (shape, dtype)
         if extension != "jpg":
             np.testing.assert_array_equal(back, image)
@@ -126,7 +126,7 @@ def test_samples_of_a_folder_are_a_folder_to_train_on(home):
 def test_another_format_holds_the_same_images(home):
     said(home, "grey16")
     for i in (7, 8, 9):
-        png, tiff = decoded(home / "grey16-out/images" / f"00000{i}.png"), decoded(home / f"tiffs/images/00000{i}.tiff")
+        png, tiff = decode(home / "grey16-out/images" / f"00000{i}.png"), decode(home / f"tiffs/images/00000{i}.tiff")
         np.testing.assert_array_equal(png.pixels, tiff.pixels)
 
 
@@ -136,7 +136,7 @@ def test_floating_point_volumes_are_in_their_range_drawn_on_their_way_and_made_a
     assert found.min() >= -3 and found.max() <= 7 and "float32, -3 to 7, " in out
     assert "equal: all 3 images, bit for bit" in out and "the way there at t = [8, " in out
     picture = data.read_png(home / "volume-out" / "grid.png").image  # three volumes of six slices, two in a row
-    np.testing.assert_array_equal(picture[1:9, 1:49], data.grid(found[:1], data.Range(-3, 7), padding=0))
+    np.testing.assert_array_equal(picture[1:9, 1:49], data.make_grid(found[:1], data.ValueRange(-3, 7), padding=0))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 
 from ddpm_jax import data
 from ddpm_jax.data import catalogue
-from ddpm_jax.data.stream import AHEAD, feed, read_ahead, streams
-from ddpm_jax.keys import of_seed
+from ddpm_jax.data.stream import READ_AHEAD_BYTES, is_streamed, make_device_loader, read_ahead
+from ddpm_jax.keys import from_seed
 from ddpm_jax.programs.cli import call as main
 
 BATCH = 24
@@ -50,7 +50,7 @@ class Slow:
 
 
 def order(size=1500, seed=0):
-    return data.Order(of_seed(seed), size)
+    return data.EpochShuffle(from_seed(seed), size)
 
 
 def take(count, generator):
@@ -78,7 +78,7 @@ def test_training_sees_the_images_that_it_sees_when_all_are_in_memory(unread, pr
     pixels, steps, each = data.load("digits").train, range(60, 66), BATCH // processes  # an epoch ends in step 62
     shares = [slice(i * each, (i + 1) * each) for i in range(processes)]
     with contextlib.ExitStack() as stack:
-        read = [read_ahead(unread, order(), BATCH, steps.start, share=share) for share in shares]
+        read = [read_ahead(unread, order(), BATCH, steps.start, batch_slice=share) for share in shares]
         for one in read:
             stack.enter_context(contextlib.closing(one))
         for step in steps:
@@ -91,23 +91,25 @@ def test_both_ways_give_each_device_the_same_examples(unread, devices, together)
     """As the compiled step takes them: by `places` out of the device's `pixels`."""
     found = {}
     for streamed in (False, True):
-        fed = feed(unread, order(), BATCH, jax.devices()[:devices], stream=streamed, together=together)
-        assert fed.axis == (0 if streamed else None)
+        fed = make_device_loader(
+            unread, order(), BATCH, jax.devices()[:devices], stream=streamed, steps_per_call=together
+        )
+        assert fed.in_axis == (0 if streamed else None)
 
         def examples(pixels, places):
-            return [(pixels[j] if fed.axis == 0 else pixels)[places[j]] for j in range(len(places))]
+            return [(pixels[j] if fed.in_axis == 0 else pixels)[places[j]] for j in range(len(places))]
 
         if (devices, together) == (8, 3):
-            mapped = jax.pmap(examples, in_axes=(fed.axis, 0), devices=jax.devices()[:devices])
+            mapped = jax.pmap(examples, in_axes=(fed.in_axis, 0), devices=jax.devices()[:devices])
         else:  # the same of numpy's arrays
 
             def mapped(pixels, places):
-                own = np.asarray(pixels) if fed.axis == 0 else [jax.tree.map(np.asarray, pixels)] * devices
+                own = np.asarray(pixels) if fed.in_axis == 0 else [jax.tree.map(np.asarray, pixels)] * devices
                 return zip(*map(examples, own, np.asarray(places)), strict=True)
 
         found[streamed] = []
         for batch in take(4, fed.batches(61)):  # an epoch ends in step 62
-            steps = mapped(batch.pixels, batch.places)
+            steps = mapped(batch.pixels, batch.pixel_indices)
             found[streamed] += zip(batch.indices, map(np.asarray, steps), strict=True)
     assert len(found[False]) == (-61 % together or together) + 3 * together
     images = data.load("digits").train
@@ -151,7 +153,7 @@ def test_images_that_are_not_in_memory_are_indexed_as_arrays_are(unread):
 
 def test_more_than_two_gib_are_streamed_unless_told_otherwise():
     small, large = (np.broadcast_to(np.uint8(0), (n, 1024, 1024, 1)) for n in (2048, 2049))
-    assert [streams(pixels, told) for pixels in (small, large) for told in (None, True, False)] == [
+    assert [is_streamed(pixels, told) for pixels in (small, large) for told in (None, True, False)] == [
         False, True, False, True, True, False,
     ]  # fmt: skip
 
@@ -162,8 +164,8 @@ def test_more_than_two_gib_are_streamed_unless_told_otherwise():
 def test_only_so_much_is_read_ahead():
     """Batches of 8 images that count as 2^25 bytes each: four of them are ahead beside the one that is taken."""
     slow = Slow()
-    unread = data.Unread(slow)
-    unread.nbytes = len(slow) * AHEAD // 32
+    unread = data.LazyImages(slow)
+    unread.nbytes = len(slow) * READ_AHEAD_BYTES // 32
     batches = read_ahead(unread, order(10_000), 8, 0)
     with contextlib.closing(batches):
         for taken in (1, 2):
@@ -177,7 +179,7 @@ def test_only_so_much_is_read_ahead():
 
 def test_images_are_read_while_the_step_is_at_work():
     # 32 images of 20 ms, and steps of 100 ms: one after the other, a step takes 740 ms; at the same time, about 100.
-    batches = read_ahead(data.Unread(Slow(0.02)), order(10_000), 32, 0)
+    batches = read_ahead(data.LazyImages(Slow(0.02)), order(10_000), 32, 0)
     with contextlib.closing(batches):
         next(batches)
         begun = time.monotonic()
@@ -193,7 +195,7 @@ def test_images_are_read_while_the_step_is_at_work():
 @pytest.mark.parametrize("taken", [0, 1, 3])
 def test_no_thread_is_left_after_closing(taken):
     assert gone()  # those of other tests
-    batches = read_ahead(data.Unread(Slow(0.001)), order(10_000), 16, 0)
+    batches = read_ahead(data.LazyImages(Slow(0.001)), order(10_000), 16, 0)
     for _ in range(taken):
         next(batches)
     assert bool(threads()) == bool(taken)
@@ -206,7 +208,7 @@ def test_no_thread_is_left_after_closing(taken):
 
 
 def test_no_thread_is_left_when_it_is_forgotten():
-    batches = read_ahead(data.Unread(Slow()), order(10_000), 16, 0)
+    batches = read_ahead(data.LazyImages(Slow()), order(10_000), 16, 0)
     next(batches)
     del batches
     assert gone()
@@ -225,7 +227,7 @@ def damaged(home, tmp_path, image):
         at = bytes(content).index(b"IHDR", at + 1)
     content[at] ^= 255
     file.write_bytes(content)
-    return data.Unread(catalogue.parts(f"tfds:figures@{tmp_path}")[0])
+    return data.LazyImages(catalogue.open_readers(f"tfds:figures@{tmp_path}")[0])
 
 
 def test_a_bad_image_ends_the_step_that_needs_it_and_no_other(home, tmp_path):
@@ -254,7 +256,7 @@ def test_a_batch_that_does_not_divide_is_refused(unread, batch, devices):
     with pytest.raises(
         ValueError, match=f"batch must be divisible by the number of devices, got {batch} over {devices}"
     ):
-        feed(unread, order(), batch, jax.devices()[:devices])
+        make_device_loader(unread, order(), batch, jax.devices()[:devices])
 
 
 @pytest.mark.parametrize("image", [np.zeros((1, 1, 1), np.uint16), np.zeros((2, 1, 1), np.uint8)])
@@ -264,4 +266,4 @@ def test_an_image_of_another_kind_is_refused(image):
             return image
 
     with pytest.raises(ValueError, match=r"slow: image \d+ is uint(8|16) \([12], 1, 1\), expected uint8 \(1, 1, 1\)"):
-        take(1, read_ahead(data.Unread(Odd()), order(10_000), 4, 0))
+        take(1, read_ahead(data.LazyImages(Odd()), order(10_000), 4, 0))

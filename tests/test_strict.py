@@ -27,7 +27,7 @@ from ddpm_jax import (
 from ddpm_jax.text import TextEncoder
 from ddpm_jax.unet import UNet
 
-pytestmark = pytest.mark.usefixtures("strict")
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 SCHEDULE = schedules.linear(10, 5e-3, 0.6)
 X, T2 = jnp.linspace(-1, 1, 18).reshape(2, 3, 3), jnp.array([3, 10], jnp.int32)
@@ -52,9 +52,9 @@ CLIPPED = gaussian.denoiser(SCHEDULE, net, "v", clip=True)
 LEARNED = gaussian.denoiser(SCHEDULE, wide, learned_variance=True)
 DECODERS = {
     "discretized": likelihood.decoder_8bit,
-    "tanh": likelihood.discretized_tanh(256),
-    "softmax": likelihood.softmax(8),
-    "density": likelihood.density,
+    "tanh": likelihood.discretized_gaussian_tanh(256),
+    "softmax": likelihood.softmax_decoder(8),
+    "density": likelihood.gaussian_density,
 }
 WEIGHTS = {"snr": losses.snr, "min_snr": losses.min_snr(), "truncated": losses.truncated_snr(), "p2": losses.p2()}
 FUNCTIONS = {
@@ -62,10 +62,10 @@ FUNCTIONS = {
     "kl": lambda x: gaussian.kl(gaussian.posterior(SCHEDULE, x, x, T2, T2 - 1), gaussian.marginal(SCHEDULE, x, T2)),
     "beta": lambda x: (SCHEDULE.beta, SCHEDULE.alpha_bar),
     **{
-        f"bound, {name}": lambda x, of=of: likelihood.bound(KEYS, SCHEDULE, CLIPPED, x, decoder=of)
+        f"bound, {name}": lambda x, of=of: likelihood.vlb(KEYS, SCHEDULE, CLIPPED, x, decoder=of)
         for name, of in DECODERS.items()
     },
-    "estimate": lambda x: likelihood.bound_estimate(KEYS, SCHEDULE, LEARNED, x, decoder=likelihood.decoder_8bit),
+    "estimate": lambda x: likelihood.estimate_vlb(KEYS, SCHEDULE, LEARNED, x, decoder=likelihood.decoder_8bit),
     "bits": lambda x: likelihood.bits_per_dim(jnp.ones(2), x),
     **{
         f"loss, {name}, {of}": lambda x, w=w, of=of: losses.simple_loss(KEYS, SCHEDULE, net, x, predicts=of, weight=w)
@@ -75,18 +75,20 @@ FUNCTIONS = {
     "equation 12": lambda x: losses.weighted_loss(SCHEDULE, net, x, T2, x),
     "learned": lambda x: losses.variational_loss(KEYS, SCHEDULE, wide, x, learned_variance=True),
     "hybrid": lambda x: losses.hybrid_loss(KEYS, SCHEDULE, wide, x),
-    "history": lambda x: losses.importance(losses.record_losses(losses.loss_history(10), T2, x[:, 0, 0])),
-    "threshold": lambda x: estimates.limited(SCHEDULE, CLIPPED, estimates.threshold(99.5))(x, T2),
-    "scaled": lambda x: estimates.scaled(SCHEDULE, CLIPPED, jnp.ones(11))(x, T2),
+    "history": lambda x: losses.importance_probabilities(
+        losses.record_losses(losses.empty_loss_history(10), T2, x[:, 0, 0])
+    ),
+    "threshold": lambda x: estimates.limit_x0(SCHEDULE, CLIPPED, estimates.dynamic_threshold(99.5))(x, T2),
+    "scaled": lambda x: estimates.scale_eps(SCHEDULE, CLIPPED, jnp.ones(11))(x, T2),
     "slerp": lambda x: (edits.slerp(x, 2 * x, T2 / 10), edits.slerp(x, 2 * x, 0.5)),
     "third order": lambda x: samplers.sample(KEYS, samplers.unipc(SCHEDULE, CLIPPED, order=3), x, TIMES),
     "inversion": lambda x: edits.invert(SCHEDULE, CLIPPED, x, TIMES),
-    "guided": lambda x: conditioning.guided(labelled, LABELS, LABELS, 2.0, interval=(2, 8))(x, T2),
-    "coarser": lambda x: conditioning.coarser(x[..., None], 3),
-    "ideal": lambda x: conformance.ideal(SCHEDULE, conformance.checks.MIXTURE)(x[:, 0, :2], T2),
-    "law": lambda x: conformance.draw(KEYS, conformance.checks.MIXTURE),
-    "16 bits": lambda x: data.to_unit(jnp.ones((2, 2), jnp.uint16), 65536),
-    "a range": lambda x: data.to_unit(x, data.Range(0.0, 1.0)),
+    "guided": lambda x: conditioning.classifier_free_guidance(labelled, LABELS, LABELS, 2.0, interval=(2, 8))(x, T2),
+    "coarser": lambda x: conditioning.block_average(x[..., None], 3),
+    "ideal": lambda x: conformance.ideal_denoiser(SCHEDULE, conformance.checks.MIXTURE)(x[:, 0, :2], T2),
+    "law": lambda x: conformance.sample_data(KEYS, conformance.checks.MIXTURE),
+    "16 bits": lambda x: data.normalize(jnp.ones((2, 2), jnp.uint16), 65536),
+    "a range": lambda x: data.normalize(x, data.ValueRange(0.0, 1.0)),
 }
 
 
@@ -102,7 +104,7 @@ NETWORKS = {
     "a sequence": ((8, 3), {}, {}),
     "volumes": ((8, 8, 8, 3), {}, {}),
     "half precision": ((8, 8, 3), {"dtype": jnp.bfloat16}, {}),
-    "blocks": ((8, 8, 3), {"resample_by": "block", "time_joins": "scale_shift", "heads": 2}, {}),
+    "blocks": ((8, 8, 3), {"resample": "block", "time_conditioning": "scale_shift", "heads": 2}, {}),
     "without convolutions": ((8, 8, 3), {"resample_with_conv": False}, {}),
     "labels": ((8, 8, 3), {"num_classes": 3}, {"label": jnp.zeros(2, jnp.int32)}),
     "a context": (
@@ -114,7 +116,9 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_and_their_gradients(name):
     shape, options, told = NETWORKS[name]
-    unet = UNet(channels=8, multipliers=(1, 2), blocks=1, attention_at=(4,), out_channels=3, **options)
+    unet = UNet(
+        channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), out_channels=3, **options
+    )
 
     def gradient(key, x):
         params = unet.init(key, x, T2, **told)

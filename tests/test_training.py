@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from ddpm_jax import losses, schedules, training
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 
 SCHEDULE = schedules.linear(100)
 X0 = np.tanh(np.random.default_rng(0).normal(size=(16, 4, 4, 1))).astype(np.float32)
@@ -74,7 +74,7 @@ def run(steps, accumulate=1):
     """Final state and the metrics of each step."""
     state, rows = training.init(PARAMS, optimizer()), []
     for _ in range(steps):
-        state, metrics = jitted(accumulate)[0](of_seed(3), state, BATCH)
+        state, metrics = jitted(accumulate)[0](from_seed(3), state, BATCH)
         rows.append(metrics)
     return jax.tree.map(np.asarray, (state, rows))
 
@@ -84,7 +84,7 @@ def run_on(devices, steps, poison=None):
     state, rows = copies(training.init(PARAMS, optimizer()), devices), []
     batch = spread(BATCH | {"poison": np.zeros(16, np.int32) if poison is None else poison}, devices)
     for _ in range(steps):
-        state, metrics = mapped(devices)(of_seed(3), state, batch)
+        state, metrics = mapped(devices)(from_seed(3), state, batch)
         rows.append(metrics)
     return jax.tree.map(np.asarray, (state, rows))
 
@@ -105,7 +105,7 @@ def test_any_number_of_devices_sees_the_same_training(devices):
 def test_without_the_mean_over_devices_the_replicas_part():
     """The control of the test above: the same comparison notices a step that forgets its `pmean`."""
     state = copies(training.init(PARAMS, optimizer()), 8)
-    state, _ = mapped(8, loss_fn, None)(of_seed(3), state, spread(BATCH, 8))
+    state, _ = mapped(8, loss_fn, None)(from_seed(3), state, spread(BATCH, 8))
     moments = np.asarray(state.opt_state[1][0].mu["w"])
     assert any(moments[0].tobytes() != other.tobytes() for other in moments)
 
@@ -119,11 +119,11 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
 
 def test_steps_differ_in_what_they_draw_and_a_repeated_step_does_not():
     step, start = jitted()[0], lambda: training.init(PARAMS, optimizer())
-    first, metrics = step(of_seed(3), start(), BATCH)
-    _, again = step(of_seed(3), start(), BATCH)
+    first, metrics = step(from_seed(3), start(), BATCH)
+    _, again = step(from_seed(3), start(), BATCH)
     # the warm-up's first step has the rate 0: the parameters are those of the beginning
     np.testing.assert_array_equal(first.params["w"], PARAMS["w"])
-    _, other = step(of_seed(3), first, BATCH)
+    _, other = step(from_seed(3), first, BATCH)
     assert metrics["loss"] == again["loss"]
     assert metrics["loss"] != other["loss"]
 
@@ -134,7 +134,7 @@ def test_a_step_that_is_not_finite_on_one_device_changes_nothing_on_any_but_the_
     before, _ = run_on(devices, 3)
     fine = spread(BATCH | {"poison": 0 * wrong}, devices)
     state, metrics = jax.tree.map(
-        np.asarray, mapped(devices)(of_seed(3), before, spread(BATCH | {"poison": wrong}, devices))
+        np.asarray, mapped(devices)(from_seed(3), before, spread(BATCH | {"poison": wrong}, devices))
     )
     assert metrics["skipped"].tolist() == [1] * devices
     finite = [np.isfinite(metrics[name]).all() for name in ("loss", "grad_norm")]
@@ -142,7 +142,7 @@ def test_a_step_that_is_not_finite_on_one_device_changes_nothing_on_any_but_the_
     assert (state.step == before.step + 1).all() and (before.ema["w"] != before.params["w"]).any()
     for got, was in zip(jax.tree.leaves(state[1:]), jax.tree.leaves(before[1:]), strict=True):
         np.testing.assert_array_equal(got, was)
-    after, metrics = jax.tree.map(np.asarray, mapped(devices)(of_seed(3), state, fine))
+    after, metrics = jax.tree.map(np.asarray, mapped(devices)(from_seed(3), state, fine))
     assert (metrics["skipped"] == 0).all() and np.isfinite(metrics["loss"]).all()
     assert (after.params["w"] != before.params["w"]).any()
 
@@ -162,7 +162,7 @@ def test_the_state_owns_its_buffers():
     given = jax.tree.map(jnp.asarray, PARAMS)
     state = training.init(given, optimizer())
     for _ in range(2):
-        state, _ = jitted()[0](of_seed(3), state, BATCH)
+        state, _ = jitted()[0](from_seed(3), state, BATCH)
     assert not given["w"].is_deleted()
     assert np.isfinite(state.ema["w"]).all()
 
@@ -216,7 +216,7 @@ def test_batches_that_cannot_be_cut_are_refused():
     step = training.make_step(loss_fn, optax.sgd(0.1), accumulate=3)
     state = training.init(PARAMS, optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"batch of 16 cannot be cut into accumulate = 3 equal parts"):
-        step(of_seed(3), state, BATCH)
+        step(from_seed(3), state, BATCH)
     ragged = {"image": X0, "label": np.zeros(3)}
     with pytest.raises(ValueError, match="same first axis"):
-        training.make_step(loss_fn, optax.sgd(0.1))(of_seed(3), state, ragged)
+        training.make_step(loss_fn, optax.sgd(0.1))(from_seed(3), state, ragged)

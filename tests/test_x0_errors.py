@@ -12,14 +12,14 @@ import pytest
 from ddpm_jax import runs, samplers
 from ddpm_jax.config import flags
 from ddpm_jax.evaluate import likelihood
-from ddpm_jax.evaluate.likelihood import Likelihood
-from ddpm_jax.evaluate.subject import images, split
+from ddpm_jax.evaluate.likelihood import LikelihoodOptions
+from ddpm_jax.evaluate.subject import load_images, select_split
 from ddpm_jax.programs import sample
 
 
 @pytest.fixture(scope="module", autouse=True)
 def shared():
-    with evaluation.shared():
+    with evaluation.share_programs():
         yield
 
 
@@ -27,7 +27,7 @@ def shared():
 def measured(run_folder, tmp_path_factory):
     """A run of random parameters with the errors of five images."""
     folder = shutil.copytree(run_folder, tmp_path_factory.mktemp("analytic") / "run")
-    assert likelihood.run(evaluation.subject(folder), Likelihood(num=5)) == 0
+    assert likelihood.run(evaluation.evaluation_context(folder), LikelihoodOptions(num=5)) == 0
     return folder
 
 
@@ -41,7 +41,7 @@ def home(measured):
 
 
 def model(folder, weights="ema", **sampling):
-    return evaluation.model(folder, weights=weights, sampling={"sampler": "analytic", "steps": 5} | sampling)
+    return evaluation.shared_model(folder, weights=weights, sampling={"sampler": "analytic", "steps": 5} | sampling)
 
 
 def drawn(model):
@@ -58,8 +58,8 @@ def test_a_runs_images_are_those_of_the_sampler_with_the_errors_that_were_measur
     # of five images by hand: the results that the command leaves beside hold the sums of each step
     (path,) = (home / "evaluation").glob("likelihood-*.npz")
     errors = np.append(0, likelihood.load(path).errors / 5)
-    assert run.x0_errors is not None
-    np.testing.assert_allclose(run.x0_errors, errors, rtol=1e-6)
+    assert run.x0_mse is not None
+    np.testing.assert_allclose(run.x0_mse, errors, rtol=1e-6)
 
     @jax.jit
     def plain(errors):
@@ -72,20 +72,20 @@ def test_a_runs_images_are_those_of_the_sampler_with_the_errors_that_were_measur
     # and errors are an argument of what was compiled
     compiled = len(run._programs)
     rewrite(home, x0_errors=[0.5] * 21)
-    doubting = run.asking(run.asked)
+    doubting = run.with_request(run.request)
     np.testing.assert_allclose(drawn(doubting), plain(np.full(21, 0.5, np.float32)), rtol=0, atol=1e-5)
-    assert (drawn(doubting) != drawn(run)).any() and doubting.errors_hash != run.errors_hash
+    assert (drawn(doubting) != drawn(run)).any() and doubting.x0_mse_digest != run.x0_mse_digest
     assert len(run._programs) == compiled
 
 
 def test_errors_of_more_images_stay_and_those_of_fewer_go(home):
     run = model(home)
-    first = run.errors_hash
-    runs.errors.keep(home, run.fingerprint, run.config, np.full(20, 0.1), 4)
-    assert model(home).errors_hash == first
-    runs.errors.keep(home, run.fingerprint, run.config, np.full(20, 0.1), 6)
-    assert model(home).errors_hash != first
-    runs.errors.keep(home, "sha256:0", run.config, np.full(20, 0.1), 1)
+    first = run.x0_mse_digest
+    runs.errors.save(home, run.fingerprint, run.config, np.full(20, 0.1), 4)
+    assert model(home).x0_mse_digest == first
+    runs.errors.save(home, run.fingerprint, run.config, np.full(20, 0.1), 6)
+    assert model(home).x0_mse_digest != first
+    runs.errors.save(home, "sha256:0", run.config, np.full(20, 0.1), 1)
     with pytest.raises(ValueError, match=re.escape("has the errors of sha256:0, not of sha256:")):
         model(home)
 
@@ -93,11 +93,11 @@ def test_errors_of_more_images_stay_and_those_of_fewer_go(home):
 def test_an_evaluation_of_a_strided_chain_or_for_another_folder_leaves_the_run_alone(home, tmp_path):
     home = shutil.copytree(home, tmp_path / "run")
     (home / "x0_errors.json").unlink()
-    aside = evaluation.subject(home, home / "evaluation")
-    assert likelihood.run(aside, Likelihood(num=5)) == 0  # measured before
-    run, options = evaluation.subject(home, steps=10), Likelihood(num=5)
-    name = likelihood.result(run, split(images(run), "test", 5), options)
-    likelihood.save(name.with_suffix(".npz"), likelihood.blank(run.model, options, 5))
+    aside = evaluation.evaluation_context(home, home / "evaluation")
+    assert likelihood.run(aside, LikelihoodOptions(num=5)) == 0  # measured before
+    run, options = evaluation.evaluation_context(home, steps=10), LikelihoodOptions(num=5)
+    name = likelihood.result_path(run, select_split(load_images(run), "test", 5), options)
+    likelihood.save(name.with_suffix(".npz"), likelihood.empty_result(run.model, options, 5))
     name.with_suffix(".json").touch()
     assert likelihood.run(run, options) == 0
     assert not (home / "x0_errors.json").exists()
@@ -124,7 +124,7 @@ def test_what_is_missing_or_of_another_network_is_said_with_the_command_that_mea
 
 
 def test_a_manifest_rests_on_the_errors(home, tmp_path, capsys):
-    chosen = flags.Sampling(sampler="analytic", steps=5)
+    chosen = flags.SamplingOptions(sampler="analytic", steps=5)
     asked = sample.Arguments(str(home), num=4, out=str(tmp_path / "out"), sampling=chosen)
     assert sample.draw(asked) == 0
     again = sample.Arguments(str(home), verify=str(tmp_path / "out" / "manifest.json"))

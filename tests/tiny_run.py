@@ -12,7 +12,7 @@ import numpy as np
 from ddpm_jax import checkpoint, training
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
-from ddpm_jax.keys import of_seed
+from ddpm_jax.keys import from_seed
 
 CONFIG = configs.Config(
     steps=3,
@@ -22,16 +22,16 @@ CONFIG = configs.Config(
 )
 
 
-def make(
+def make_run(
     folder: pathlib.Path, config: configs.Config = CONFIG, *, shape=(8, 8, 1), levels=17, seed=0, label_names=()
 ) -> pathlib.Path:
     """Writes config.json and checkpoint 3 with random parameters, the raw ones other than the averaged ones."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(configs.to_json(config))
     net, optimizer = objects.network(config, shape[-1]), objects.optimizer(config)
-    shapes = jax.eval_shape(lambda key: objects.parameters(config, net, key, shape), of_seed(0))
+    shapes = jax.eval_shape(lambda key: objects.init_params(config, net, key, shape), from_seed(0))
     rng = np.random.default_rng(seed)
-    params, ema = (_drawn(rng, shapes) for _ in range(2))
+    params, ema = (_random_like(rng, shapes) for _ in range(2))
     state = training.init(params, optimizer)._replace(step=np.int32(3), ema=ema)
     meta = {
         "step": 3,
@@ -46,11 +46,11 @@ def make(
 
 def random_params(net, *inputs, seed=2, **conditions):
     """Parameters of ordinary size everywhere: at the start half of the network is silent, so it would hide a defect."""
-    shapes = jax.eval_shape(lambda: net.init(of_seed(0), *inputs, **conditions))
-    return jax.tree.map(jnp.asarray, _drawn(np.random.default_rng(seed), shapes))
+    shapes = jax.eval_shape(lambda: net.init(from_seed(0), *inputs, **conditions))
+    return jax.tree.map(jnp.asarray, _random_like(np.random.default_rng(seed), shapes))
 
 
-def _drawn(rng: np.random.Generator, shapes):
+def _random_like(rng: np.random.Generator, shapes):
     """Drawn by numpy: what draws a network's own takes seconds to compile."""
 
     def draw(path, leaf):

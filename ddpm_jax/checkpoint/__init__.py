@@ -26,8 +26,8 @@ from ddpm_jax.checkpoint.records import fingerprint
 __all__ = ["CheckpointError", "CheckpointWarning", "Checkpoints", "Restored", "fingerprint"]
 
 _T = TypeVar("_T")
-_TRIES = 20
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
+_MAX_TRIES = 20
+_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 
 
 class CheckpointError(ValueError):
@@ -38,7 +38,7 @@ class CheckpointWarning(UserWarning):
     """The newest checkpoint cannot be read, and an older one was taken."""
 
 
-class _Removed(Exception):
+class _StepRemoved(Exception):
     """A trainer that keeps only so many steps has removed one while it was read."""
 
 
@@ -83,14 +83,14 @@ class Checkpoints:
         self.read_only = read_only
         if read_only and not self.folder.is_dir():
             raise FileNotFoundError(f"there is no folder of checkpoints {self.folder}")
-        self._saved, self._unread = False, None  # what was saved first, until it has been read back
+        self._has_saved, self._unverified = False, None  # what was saved first, until it has been read back
         with contextlib.ExitStack() as opened:
-            path = opened.enter_context(manager.plain_path(self.folder))
-            self._manager = self._listed(lambda: manager.make(path, keep, keep_every, read_only))
+            path = opened.enter_context(manager.orbax_safe_path(self.folder))
+            self._manager = self._retry_if_removed(lambda: manager.make_manager(path, keep, keep_every, read_only))
             opened.callback(self._manager.close)
             if read_only and not self.steps():
                 raise FileNotFoundError(f"{self.folder} holds no checkpoint")
-            self._opened = opened.pop_all()
+            self._resources = opened.pop_all()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -106,7 +106,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps whose checkpoints are complete on the disk, in rising order; waits for a save under way."""
         self.wait()
-        self._listed(self._manager.reload)
+        self._retry_if_removed(self._manager.reload)
         return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
@@ -140,19 +140,19 @@ class Checkpoints:
             raise ValueError(f"cannot save step {step}: {self.folder} already holds step {latest}, and steps only rise")
         if meta.get("step", step) != step:
             raise ValueError(f"cannot save step {step} with a meta that says step {meta['step']}")
-        if self._unread is not None:
+        if self._unverified is not None:
             self.wait()
-        parts = {name: records.on_host(part, name) for name, part in records.parts_of(state).items()}
+        parts = {name: records.to_host(part, name) for name, part in records.named_parts(state).items()}
         items: dict[str, Any] = {name: ocp.args.StandardSave(p) for name, p in parts.items() if jax.tree.leaves(p)}
         items["meta"] = ocp.args.JsonSave(records.make_record(parts, meta))
         try:
             saved = self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
-            raise self._failed(error) from error
+            raise self._save_error(error) from error
         if not saved:
             raise OSError(f"orbax did not save step {step} to {self.folder}")
-        if not self._saved:
-            self._saved, self._unread = True, (step, jax.tree.map(_placeholder, parts))
+        if not self._has_saved:
+            self._has_saved, self._unverified = True, (step, jax.tree.map(_placeholder, parts))
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """What was saved with a step (None: the newest one that can be read), without reading any array.
@@ -161,7 +161,7 @@ class Checkpoints:
             FileNotFoundError: if there is no such step, or it is removed while it is read.
             CheckpointError: if it cannot be read.
         """
-        return self._read(step, lambda step: records.public(self._record(step)))
+        return self._read_step(step, lambda step: records.public_meta(self._read_record(step)))
 
     def restore(self, target: Any, *, step: int | None = None) -> Restored:
         """A whole state.
@@ -180,26 +180,28 @@ class Checkpoints:
         """
 
         def read(step: int) -> Restored:
-            record, parts = self._record(step), records.parts_of(target)
-            records.compare(record["parts"], {name: records.layout(part, name) for name, part in parts.items()}, step)
-            arrays = [self._arrays(step, name, part, record) for name, part in parts.items()]
+            record, parts = self._read_record(step), records.named_parts(target)
+            records.check_layout(
+                record["parts"], {name: records.layout(part, name) for name, part in parts.items()}, step
+            )
+            arrays = [self._read_part(step, name, part, record) for name, part in parts.items()]
             leaves = dict(zip(parts, arrays, strict=True))
             tree = leaves if isinstance(target, Mapping) else type(target)(**leaves)
-            return Restored(step, tree, records.public(record))
+            return Restored(step, tree, records.public_meta(record))
 
-        return self._read(step, read, set_aside=not self.read_only)
+        return self._read_step(step, read, set_aside=not self.read_only)
 
     def restore_part(self, name: str, target: Any, *, step: int | None = None) -> Restored:
         """One part of the state, such as "ema"; the files of the others are not opened.  Otherwise as `restore`."""
 
         def read(step: int) -> Restored:
-            record = self._record(step)
+            record = self._read_record(step)
             if name not in record["parts"]:
                 raise ValueError(f"checkpoint {step} has no part {name!r}; it has {', '.join(record['parts'])}")
-            records.compare({name: record["parts"][name]}, {name: records.layout(target, name)}, step)
-            return Restored(step, self._arrays(step, name, target, record), records.public(record))
+            records.check_layout({name: record["parts"][name]}, {name: records.layout(target, name)}, step)
+            return Restored(step, self._read_part(step, name, target, record), records.public_meta(record))
 
-        return self._read(step, read)
+        return self._read_step(step, read)
 
     def check(self) -> None:
         """Waits for nothing.
@@ -210,7 +212,7 @@ class Checkpoints:
         try:
             self._manager.check_for_errors()
         except Exception as error:
-            raise self._failed(error) from error
+            raise self._save_error(error) from error
 
     def wait(self) -> None:
         """Waits until the last save is complete.
@@ -221,8 +223,8 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._failed(error) from error
-        self._read_back()
+            raise self._save_error(error) from error
+        self._verify_first_save()
 
     def close(self) -> None:
         """Waits until the last save is complete and gives back threads; nothing can be done afterwards.
@@ -234,24 +236,24 @@ class Checkpoints:
             self.wait()
         finally:
             try:
-                self._opened.close()
+                self._resources.close()
             except Exception as error:
-                raise self._failed(error) from error
+                raise self._save_error(error) from error
 
-    def _read_back(self) -> None:
+    def _verify_first_save(self) -> None:
         """Reads what was saved first, once: a folder that loses what is written shows then, and not a day later."""
-        unread, self._unread = self._unread, None
+        unread, self._unverified = self._unverified, None
         if unread is None:
             return
         step, parts = unread
         try:
-            record = self._record(step)
+            record = self._read_record(step)
             for name, part in parts.items():
-                self._arrays(step, name, part, record)
+                self._read_part(step, name, part, record)
         except CheckpointError as error:
             raise OSError(f"what was saved does not come back: {error} (renamed to {self._set_aside(step)})") from error
 
-    def _failed(self, error: Exception) -> OSError:
+    def _save_error(self, error: Exception) -> OSError:
         """What to raise when a save failed; what it has left half-written is removed."""
         if not self.read_only and jax.process_index() == 0:
             for _ in range(10):  # another part of the checkpoint may still be written
@@ -262,29 +264,31 @@ class Checkpoints:
                     break
                 time.sleep(0.1)
         text = str(error)  # page-long; the system's own word is somewhere in it
-        said = [os.strerror(number) for number in _DISK if os.strerror(number) in text]
-        return OSError(f"saving to {self.folder} failed: {said[0] if said else _first_line(error)}")
+        reasons = [os.strerror(number) for number in _DISK_ERRNOS if os.strerror(number) in text]
+        return OSError(f"saving to {self.folder} failed: {reasons[0] if reasons else _first_line(error)}")
 
-    def _listed(self, look: Callable[[], _T]) -> _T:
+    def _retry_if_removed(self, scan: Callable[[], _T]) -> _T:
         """look(), which goes through the folder; for a reader once more if a step that it has seen is removed."""
-        for _ in range(_TRIES if self.read_only else 0):
+        for _ in range(_MAX_TRIES if self.read_only else 0):
             try:
-                return look()
+                return scan()
             except (FileNotFoundError, NotADirectoryError):  # orbax: there, and then not a folder
                 continue
-        return look()
+        return scan()
 
-    def _read(self, step: int | None, read: Callable[[int], _T], set_aside: bool = False) -> _T:
+    def _read_step(self, step: int | None, read: Callable[[int], _T], set_aside: bool = False) -> _T:
         """read(step), or read of the newest step for which it raises no CheckpointError."""
-        for _ in range(_TRIES):
+        for _ in range(_MAX_TRIES):
             try:
-                return self._read_once(step, read, set_aside)
-            except _Removed as removed:
+                return self._try_read_step(step, read, set_aside)
+            except _StepRemoved as removed:
                 if step is not None:
                     raise FileNotFoundError(f"{removed}; without a step the newest is read") from removed
-        raise FileNotFoundError(f"the newest checkpoint in {self.folder} was removed {_TRIES} times while it was read")
+        raise FileNotFoundError(
+            f"the newest checkpoint in {self.folder} was removed {_MAX_TRIES} times while it was read"
+        )
 
-    def _read_once(self, step: int | None, read: Callable[[int], _T], set_aside: bool) -> _T:
+    def _try_read_step(self, step: int | None, read: Callable[[int], _T], set_aside: bool) -> _T:
         steps = self.steps()
         if not steps:
             raise FileNotFoundError(f"{self.folder} holds no checkpoint")
@@ -300,7 +304,7 @@ class Checkpoints:
                 result = read(each)
             except CheckpointError as error:
                 if self.read_only and not (self.folder / str(each)).exists():
-                    raise _Removed(f"checkpoint {each} in {self.folder} was removed while it was read") from error
+                    raise _StepRemoved(f"checkpoint {each} in {self.folder} was removed while it was read") from error
                 unreadable[each] = error
                 continue
             for other, error in unreadable.items():
@@ -322,23 +326,23 @@ class Checkpoints:
         self._manager.reload()
         return name
 
-    def _record(self, step: int) -> dict[str, Any]:
+    def _read_record(self, step: int) -> dict[str, Any]:
         """The JSON record of a step, verified."""
         import orbax.checkpoint as ocp
 
         try:
             record = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            written = record["sha256"] == records.digest({name: record[name] for name in ("meta", "parts")})
+            written = record["sha256"] == records.json_digest({name: record[name] for name in ("meta", "parts")})
             said = record["meta"].get("step", step)
         except Exception as error:
-            raise self._unreadable(step, f"its record meta: {_first_line(error)}") from error
+            raise self._unreadable_error(step, f"its record meta: {_first_line(error)}") from error
         if not written:
-            raise self._unreadable(step, "its record meta is not what was written")
+            raise self._unreadable_error(step, "its record meta is not what was written")
         if said != step:
-            raise self._unreadable(step, f"its record meta is that of step {said}")
+            raise self._unreadable_error(step, f"its record meta is that of step {said}")
         return record
 
-    def _arrays(self, step: int, name: str, target: Any, record: dict[str, Any]) -> Any:
+    def _read_part(self, step: int, name: str, target: Any, record: dict[str, Any]) -> Any:
         """One part of a step, verified, in the structure of its target."""
         import orbax.checkpoint as ocp
 
@@ -351,12 +355,12 @@ class Checkpoints:
             except MemoryError:
                 raise
             except Exception as error:
-                raise self._unreadable(step, f"its part {name!r}: {_first_line(error)}") from error
+                raise self._unreadable_error(step, f"its part {name!r}: {_first_line(error)}") from error
         if fingerprint(tree) != record["parts"][name]["fingerprint"]:
-            raise self._unreadable(step, f"its part {name!r} is not what was written: the fingerprint differs")
+            raise self._unreadable_error(step, f"its part {name!r} is not what was written: the fingerprint differs")
         return tree
 
-    def _unreadable(self, step: int, why: str) -> CheckpointError:
+    def _unreadable_error(self, step: int, why: str) -> CheckpointError:
         return CheckpointError(f"checkpoint {step} in {self.folder} cannot be read: {why}")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def orbax_safe_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """The folder's path as orbax can take it: a link to it where there is more in its name than letters and the like.
 
     Brackets are a pattern to orbax, which then saves what nothing can read; a backslash and "gs:" are not taken as they
@@ -27,8 +27,8 @@ def plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         yield link
 
 
-def make(folder: pathlib.Path, keep: int, keep_every: int | None, read_only: bool) -> Any:
-    """The manager of a folder's checkpoints, see `Checkpoints`; the folder's path is a `plain_path`."""
+def make_manager(folder: pathlib.Path, keep: int, keep_every: int | None, read_only: bool) -> Any:
+    """The manager of a folder's checkpoints, see `Checkpoints`; the folder's path is a `orbax_safe_path`."""
     import orbax.checkpoint as ocp
     from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 

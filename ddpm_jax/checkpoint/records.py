@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-_SHOWN = 5  # how many differing paths an error lists
+_MAX_SHOWN = 5  # how many differing paths an error lists
 
 
 def fingerprint(tree: Any) -> str:
@@ -26,7 +26,7 @@ def fingerprint(tree: Any) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def parts_of(state: Any) -> dict[str, Any]:
+def named_parts(state: Any) -> dict[str, Any]:
     """The named parts of a state, a NamedTuple or a dict."""
     parts = state._asdict() if hasattr(state, "_asdict") else state
     if not isinstance(parts, Mapping) or not all(isinstance(name, str) for name in parts):
@@ -68,7 +68,7 @@ def layout(tree: Any, name: str) -> dict[str, str]:
     return {path: _describe(leaf) for path, leaf in _leaves(tree, name)}
 
 
-def on_host(part: Any, name: str) -> Any:
+def to_host(part: Any, name: str) -> Any:
     """The part as numpy arrays of its own.
 
     Copies, because a numpy view of an array on the CPU keeps its buffer from being donated; and numpy, because orbax
@@ -96,29 +96,29 @@ def make_record(parts: dict[str, Any], meta: Mapping[str, Any]) -> dict[str, Any
         record = json.loads(json.dumps({"meta": dict(meta), "parts": described}, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(f"meta must be what JSON can hold: {error}") from error
-    return record | {"sha256": digest(record)}
+    return record | {"sha256": json_digest(record)}
 
 
-def digest(record: dict[str, Any]) -> str:
+def json_digest(record: dict[str, Any]) -> str:
     """sha256 of what JSON makes of a record."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def public(record: dict[str, Any]) -> dict[str, Any]:
+def public_meta(record: dict[str, Any]) -> dict[str, Any]:
     """What was saved with a checkpoint, and the fingerprint of every part."""
     prints = {name: part["fingerprint"] for name, part in record["parts"].items()}
     return record["meta"] | {"fingerprint": prints}
 
 
-def compare(stored: dict[str, Any], wanted: dict[str, dict[str, str]], step: int) -> None:
+def check_layout(stored: dict[str, Any], expected: dict[str, dict[str, str]], step: int) -> None:
     """Raises a ValueError that names the first paths at which a checkpoint is not what is wanted."""
     has = {path: d for part in stored.values() for path, d in part["arrays"].items()}
-    wants = {path: d for part in wanted.values() for path, d in part.items()}
+    wants = {path: d for part in expected.values() for path, d in part.items()}
     paths = [path for path in {**wants, **has} if has.get(path) != wants.get(path)]
     lines = [
         f"{path}: the checkpoint has {has.get(path, 'nothing')}, the configuration wants {wants.get(path, 'nothing')}"
         for path in paths
     ]
     if lines:
-        more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-        raise ValueError(f"checkpoint {step} does not fit the configuration. " + "; ".join(lines[:_SHOWN]) + more)
+        more = f"; and {len(lines) - _MAX_SHOWN} more" if len(lines) > _MAX_SHOWN else ""
+        raise ValueError(f"checkpoint {step} does not fit the configuration. " + "; ".join(lines[:_MAX_SHOWN]) + more)

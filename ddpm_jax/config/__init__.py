@@ -23,9 +23,9 @@ from typing import Any, Literal
 
 from ddpm_jax.config.checks import check, check_trained
 from ddpm_jax.config.fields import (
+    CompatOptions,
     Condition,
     Config,
-    Conventions,
     Data,
     Evaluation,
     Loss,
@@ -35,10 +35,11 @@ from ddpm_jax.config.fields import (
     Schedule,
     Text,
 )
+from ddpm_jax.config.old_names import current_names
 
 __all__ = [
-    "Condition", "Config", "Conventions", "Data", "Evaluation", "Loss", "Net", "Optim", "Sampling", "Schedule", "Text",
-    "check", "check_trained", "differences", "from_dict", "load", "read", "to_json",
+    "CompatOptions", "Condition", "Config", "Data", "Evaluation", "Loss", "Net", "Optim", "Sampling", "Schedule",
+    "Text", "check", "check_trained", "differences", "from_dict", "load", "read", "to_json",
 ]  # fmt: skip
 
 
@@ -127,13 +128,15 @@ def read(path: str | pathlib.Path) -> Config:
 
 
 def from_dict(values: dict[str, Any], cls: type = Config, where: str = "") -> Any:
-    """The config that `dataclasses.asdict` or `to_json` wrote.
+    """The config that `dataclasses.asdict` or `to_json` wrote, now or in an older version.
 
     Raises:
-        ValueError: for a field that does not exist, naming the nearest one, or a value of another type.
+        ValueError: for a field that does not exist, naming the nearest one, one that is given by two names, or a value
+            of another type.
     """
     if not isinstance(values, dict):
         raise ValueError(f"a config must be an object with fields, got {str(values)[:60]}")
+    values = current_names(values, cls)
     hints = typing.get_type_hints(cls)
     unknown = [name for name in values if name not in hints]
     if unknown:

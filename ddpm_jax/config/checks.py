@@ -18,7 +18,7 @@ def check(config: Config) -> None:
     from ddpm_jax import keys  # which imports JAX: a program's --help must not
 
     ranges.check(config)
-    keys.number("seed", config.seed)
+    keys.check_integer("seed", config.seed)
     for name in ("steps", "log_every", "save_every", "sample_every"):
         every, together = getattr(config, name), config.steps_per_call
         if every % together:
@@ -71,16 +71,18 @@ def _check_condition(config: Config) -> None:
         raise ValueError(f"text.width must be a multiple of text.heads, got {text.width} and {text.heads}")
     if c.templates and not text.layers:
         raise ValueError("condition.templates are texts, and text.layers 0 reads none; --text.layers 2 does")
-    if c.coarse == 1:
-        raise ValueError("condition.coarse must be 0 or at least 2, got 1: the same image")
-    if c.coarse and c.paired:
-        raise ValueError("condition.coarse and condition.paired are two other images, and there is room for one")
+    if c.super_resolution_factor == 1:
+        raise ValueError("condition.super_resolution_factor must be 0 or at least 2, got 1: the same image")
+    if c.super_resolution_factor and c.paired:
+        raise ValueError(
+            "condition.super_resolution_factor and condition.paired are two other images, and there is room for one"
+        )
     if sampling.guidance != 1 and not (net.num_classes or text.layers):
         raise ValueError(f"sampling.guidance {sampling.guidance:g} needs a network that is told labels or texts")
-    if sampling.guidance != 1 and not c.drop:
+    if sampling.guidance != 1 and not c.dropout:
         raise ValueError(
             f"sampling.guidance {sampling.guidance:g} compares with a network that is told nothing, which "
-            "condition.drop 0 did not train"
+            "condition.dropout 0 did not train"
         )
     interval = sampling.guidance_interval
     if interval and (len(interval) != 2 or not 1 <= interval[0] <= interval[1] <= config.schedule.T):

@@ -44,7 +44,7 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Conventions:
+class CompatOptions:
     eps: float = 1e-6
     """Added to the variance in every normalisation; 1e-5 in networks made with PyTorch."""
     padding: Literal["end", "both"] = "end"
@@ -63,14 +63,14 @@ class Conventions:
 class Net:
     channels: int = 128
     """Channels at full resolution."""
-    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
     """Channels of each level as multiples; each level halves the resolution."""
-    blocks: int = 2
+    num_res_blocks: int = 2
     """Residual blocks per level."""
-    attention_at: tuple[int, ...] = (16,)
+    attention_resolutions: tuple[int, ...] = (16,)
     """Resolutions with self-attention; the middle always has it."""
     attention_by: Literal["size", "factor"] = "size"
-    """Whether attention_at lists resolutions, or the factors by which levels are smaller than the image."""
+    """Whether attention_resolutions lists resolutions, or the factors by which levels are smaller than the image."""
     heads: int = 1
     """Attention heads."""
     head_channels: int = 0
@@ -81,9 +81,9 @@ class Net:
     """Groups of the normalisations; levels of no more channels than this do not feel the time."""
     resample_with_conv: bool = True
     """Convolve when changing resolution; otherwise average and repeat."""
-    resample_by: Literal["layer", "block"] = "layer"
+    resample: Literal["layer", "block"] = "layer"
     """Change the resolution in a layer of its own, or in a residual block that averages or repeats."""
-    time_joins: Literal["add", "scale_shift"] = "add"
+    time_conditioning: Literal["add", "scale_shift"] = "add"
     """Add the time in each block, or let it scale and shift what the second normalisation gives."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation; parameters, statistics and losses are float32."""
@@ -91,7 +91,7 @@ class Net:
     """Keep less for the gradient and compute it again: much less memory, about a third more work."""
     num_classes: int = 0
     """Tell the network the label of each image: how many labels there are; 0 does not."""
-    conventions: Conventions = Conventions()
+    compat: CompatOptions = CompatOptions()
     """In what else published networks of this form differ from the original."""
 
 
@@ -109,11 +109,11 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    drop: float = 0.1
+    dropout: float = 0.1
     """Share of examples that are told nothing, so that guidance has something to compare with."""
     templates: tuple[str, ...] = ()
     """Texts with {} for the name of an image's label, or {caption} for its caption; () is captions, or names."""
-    coarse: int = 0
+    super_resolution_factor: int = 0
     """Show the network each image made coarser by this factor, for it to refine (super-resolution); 0 does not."""
     paired: str = ""
     """A source of as many other images, in the same order, each shown to the network beside its own; "" shows none."""
@@ -179,7 +179,7 @@ class Sampling:
     """Network calls per image."""
     spacing: Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic", "log_snr", "karras"] = "uniform"
     """How the visited times are spread over 1..T."""
-    mix: float = 1.0
+    variance_mix: float = 1.0
     """Reverse variance of ancestral sampling: 1 is beta (the original's CIFAR-10), 0 is beta-tilde (its 256x256); a
     learned variance takes its place."""
     eta: float = 0.0

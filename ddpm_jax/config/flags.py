@@ -9,10 +9,10 @@ import tyro
 from ddpm_jax.config import ranges
 
 T = TypeVar("T")
-Given = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
+OptionalFlag = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
 """An optional flag whose help text states its default itself."""
 
-EMPTY = ("--text", "--condition.paired", "--condition.templates", "--flags")
+MAY_BE_EMPTY = ("--text", "--condition.paired", "--condition.templates", "--flags")
 """Flags whose empty value means something."""
 
 
@@ -20,14 +20,14 @@ def parse(options: type[T], argv: Sequence[str], *, prog: str) -> T:
     """The options that a command line gives; a word that is none of them ends the process, with status 2.
 
     Raises:
-        ValueError: as `checked` and `ranges.check_flags`.
+        ValueError: as `check_words` and `ranges.check_flags`.
     """
-    chosen = tyro.cli(options, prog=prog, args=checked(argv), config=(tyro.conf.DisallowNone,))
+    chosen = tyro.cli(options, prog=prog, args=check_words(argv), config=(tyro.conf.DisallowNone,))
     ranges.check_flags(chosen)
     return chosen
 
 
-def checked(argv: Sequence[str]) -> list[str]:
+def check_words(argv: Sequence[str]) -> list[str]:
     """A command line without empty words, which a shell makes of variables that are not set.
 
     Raises:
@@ -38,7 +38,7 @@ def checked(argv: Sequence[str]) -> list[str]:
         name, equals, value = word.partition("=")
         flag = name if name.startswith("--") else flag
         empty = not (value if equals and word.startswith("--") else word).strip()
-        if empty and flag not in EMPTY:
+        if empty and flag not in MAY_BE_EMPTY:
             raise ValueError(f"{flag or 'an argument'} is empty: leave it out, or see whether its variable is set")
     return list(argv)
 
@@ -47,22 +47,22 @@ def checked(argv: Sequence[str]) -> list[str]:
 class Weights:
     weights: Literal["ema", "raw"] = "ema"
     """The moving average of the parameters, or the parameters as training has them."""
-    checkpoint: Given[int] = None
+    checkpoint: OptionalFlag[int] = None
     """The checkpoint's step (default: the newest)."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Begin:
+class InitFrom:
     init_from: str | None = None
     """Begin from the parameters of the run in this folder, to train them further on other images."""
     init_weights: Literal["ema", "raw"] = "ema"
     """With --init-from: the moving average of its parameters, or the parameters as its training has them."""
-    init_checkpoint: Given[int] = None
+    init_checkpoint: OptionalFlag[int] = None
     """With --init-from: the checkpoint's step (default: the newest)."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class ConditionOptions:
     label: str | None = None
     """Images of this label, a name or a number."""
     labels: str | None = None
@@ -74,8 +74,8 @@ class Asked:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
-    sampler: Given[Literal["ancestral", "analytic", "ddim", "dpm_solver_pp", "unipc"]] = None
+class SamplingOptions:
+    sampler: OptionalFlag[Literal["ancestral", "analytic", "ddim", "dpm_solver_pp", "unipc"]] = None
     """The reverse process (default for this and the following: what the config says)."""
     steps: int | None = None
     """Network calls per image."""
@@ -83,7 +83,7 @@ class Sampling:
         None
     )
     """How the visited times are spread over 1..T."""
-    mix: float | None = None
+    variance_mix: float | None = None
     """Reverse variance of ancestral sampling: 1 is beta, 0 is beta-tilde."""
     eta: float | None = None
     """Noise of DDIM: 0 is deterministic, 1 ancestral."""
@@ -102,28 +102,28 @@ class Sampling:
     tile: int | None = None
     """Images per device and network call: part of what an image is, to the bit.  0 is as many as suit the device."""
 
-    def chosen(self) -> dict[str, Any]:
+    def overrides(self) -> dict[str, Any]:
         """The fields of `config.Sampling` that were given, with their values."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
-class Edits:
+class EditOptions:
     inpaint: str | None = None
     """An image as those of the run: keep its pixels where --mask is not 0, to the bit, and make the others."""
     mask: str | None = None
     """An image of one channel: 0 where pixels are to be made, any one other value where they are known."""
-    resample: Given[int] = None
+    resample: OptionalFlag[int] = None
     """How often inpainting comes down each stretch of the chain, for new pixels that fit (default: 1)."""
-    jump: Given[int] = None
+    jump: OptionalFlag[int] = None
     """Steps in such a stretch (default: 10)."""
-    correct: Given[int] = None
+    cg_steps: OptionalFlag[int] = None
     """Bring each prediction in line with the known pixels by this many derivatives of the network (default: 0)."""
-    init: str | None = None
+    init_image: str | None = None
     """An image as those of the run: begin from it, noised, instead of from noise."""
-    strength: Given[float] = None
-    """How much of the chain --init goes through, in (0, 1]: 1 leaves next to nothing of the image (default: 0.6)."""
-    between: tuple[str, str] | None = None
+    strength: OptionalFlag[float] = None
+    """How much of the chain --init-image goes through, in (0, 1]: 1 leaves next to nothing of it (default: 0.6)."""
+    interpolate: tuple[str, str] | None = None
     """Two images as those of the run: --num images from the first to the second, with --sampler ddim."""
 
 
@@ -142,7 +142,7 @@ class Prepare:
     """The folder that it goes into, for `tfds:NAME@OUT`; TFDS's own is ~/tensorflow_datasets."""
     resolution: int | None = None
     """Bring images to this height and width: cut to the middle, scaled with an antialiased filter."""
-    shards: Given[int] = None
+    shards: OptionalFlag[int] = None
     """Files of the training split (default: about 256 MB of decoded images in each)."""
     held_out: float = 0.1
     """The part of the images that becomes the split test, if the source has none."""

@@ -1,9 +1,10 @@
 """Samplers where the answer is known: data whose denoiser, flow and moments have closed forms, and checks against them.
 
-`gaussian_data` and `mixture_data` are laws of x_0 in D dimensions.  `ideal` is the denoiser that knows the law, `flow`
-carries a point along the exact probability flow, `moments` are those of x_t.  `terminal` propagates mean and covariance
-exactly through a sampler, without Monte Carlo; `check` measures a sampler's orders, its terminal moments and what its
-images depend on; `ddpm-jax conformance` prints this for the samplers of the library.
+`gaussian_data` and `mixture_data` are laws of x_0 in D dimensions.  `ideal_denoiser` is the denoiser that knows the
+law, `probability_flow` carries a point along the exact probability flow, `marginal_moments` are those of x_t.
+`terminal_moments` propagates mean and covariance exactly through a sampler, without Monte Carlo; `check` measures a
+sampler's orders, its terminal moments and what its images depend on;
+ `ddpm-jax conformance` prints this for the samplers of the library.
 
 A sampler under test is given as `(schedule, denoise, noise) -> Sampler`, where noise is a `samplers.Noise`:
 
@@ -12,32 +13,40 @@ A sampler under test is given as `(schedule, denoise, noise) -> Sampler`, where 
 
 from ddpm_jax.conformance.checks import (
     BUILT_IN,
-    Report,
-    SamplerOf,
+    ConformanceReport,
+    SamplerFactory,
     check,
-    even_in_log_snr,
     flow_errors,
+    format_table,
     reproducibility,
-    table,
-    terminal,
+    terminal_moments,
+    uniform_log_snr_times,
 )
-from ddpm_jax.conformance.laws import Law, draw, flow, gaussian_data, ideal, mixture_data, moments
+from ddpm_jax.conformance.laws import (
+    GaussianMixture,
+    gaussian_data,
+    ideal_denoiser,
+    marginal_moments,
+    mixture_data,
+    probability_flow,
+    sample_data,
+)
 
 __all__ = [
     "BUILT_IN",
-    "Law",
-    "Report",
-    "SamplerOf",
+    "ConformanceReport",
+    "GaussianMixture",
+    "SamplerFactory",
     "check",
-    "draw",
-    "even_in_log_snr",
-    "flow",
     "flow_errors",
+    "format_table",
     "gaussian_data",
-    "ideal",
+    "ideal_denoiser",
+    "marginal_moments",
     "mixture_data",
-    "moments",
+    "probability_flow",
     "reproducibility",
-    "table",
-    "terminal",
+    "sample_data",
+    "terminal_moments",
+    "uniform_log_snr_times",
 ]

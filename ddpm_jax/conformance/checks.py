@@ -10,17 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import samplers, schedules
-from ddpm_jax.conformance.laws import Law, flow, gaussian_data, ideal, mixture_data, moments
+from ddpm_jax.conformance.laws import (
+    GaussianMixture,
+    gaussian_data,
+    ideal_denoiser,
+    marginal_moments,
+    mixture_data,
+    probability_flow,
+)
 from ddpm_jax.gaussian import Denoiser
 from ddpm_jax.samplers import Noise, Sampler
 from ddpm_jax.schedules import Schedule
 
-SamplerOf = Callable[[Schedule, Denoiser, Noise], Sampler]
+SamplerFactory = Callable[[Schedule, Denoiser, Noise], Sampler]
 """(schedule, denoise, noise) -> the sampler under test; one that is deterministic makes no use of the noise."""
 
-BUILT_IN: Mapping[str, SamplerOf] = {
-    "ancestral, mix 0": lambda schedule, denoise, noise: samplers.ancestral(schedule, denoise, mix=0.0, noise=noise),
-    "ancestral, mix 1": lambda schedule, denoise, noise: samplers.ancestral(schedule, denoise, mix=1.0, noise=noise),
+BUILT_IN: Mapping[str, SamplerFactory] = {
+    "ancestral, mix 0": lambda schedule, denoise, noise: samplers.ancestral(
+        schedule, denoise, variance_mix=0.0, noise=noise
+    ),
+    "ancestral, mix 1": lambda schedule, denoise, noise: samplers.ancestral(
+        schedule, denoise, variance_mix=1.0, noise=noise
+    ),
     "ddim, eta 1": lambda schedule, denoise, noise: samplers.ddim(schedule, denoise, eta=1.0, noise=noise),
     "ddim, eta 0": lambda schedule, denoise, noise: samplers.ddim(schedule, denoise),
     "dpm_solver_pp, order 1": lambda schedule, denoise, noise: samplers.dpm_solver_pp(schedule, denoise, order=1),
@@ -40,42 +51,42 @@ MIXTURE = mixture_data(
 )
 
 
-class Report(NamedTuple):
+class ConformanceReport(NamedTuple):
     """What `check` found; an order is the slope of log error against log of the number of steps.
 
     Attributes:
         name: as given.
-        calls: of the network in each step.
+        nfe_per_step: of the network in each step.
         deterministic: whether x_T alone decides the result.
         steps: [n] the numbers of steps.
-        flow: [n] largest distance to the exact flow of a mixture, data units; NaN where not deterministic.
-        mean, cov: [n] largest error of the terminal mean and covariance for Gaussian data.
-        repeats: whether the same keys give the same bits, also in another order.
-        apart: largest difference of an image drawn in a smaller batch, or with frames kept, data units.
+        flow_error: [n] largest distance to the exact flow of a mixture, data units; NaN where not deterministic.
+        mean_error, cov_error: [n] largest error of the terminal mean and covariance for Gaussian data.
+        is_reproducible: whether the same keys give the same bits, also in another order.
+        batch_difference: largest difference of an image drawn in a smaller batch, or with frames kept, data units.
     """
 
     name: str
-    calls: int
+    nfe_per_step: int
     deterministic: bool
     steps: np.ndarray
-    flow: np.ndarray
-    mean: np.ndarray
-    cov: np.ndarray
-    repeats: bool
-    apart: float
+    flow_error: np.ndarray
+    mean_error: np.ndarray
+    cov_error: np.ndarray
+    is_reproducible: bool
+    batch_difference: float
 
     @property
-    def order(self) -> float:
+    def flow_order(self) -> float:
         """Of the flow, over the last two numbers of steps; NaN where not deterministic."""
-        return float(_slopes(self.steps, self.flow)[-1])
+        return float(_convergence_orders(self.steps, self.flow_error)[-1])
 
     @property
-    def law_order(self) -> float:
+    def cov_order(self) -> float:
         """Of the terminal covariance, over the last two numbers of steps."""
-        return float(_slopes(self.steps, self.cov)[-1])
+        return float(_convergence_orders(self.steps, self.cov_error)[-1])
 
 
-def check(name: str, sampler_of: SamplerOf, *, steps: Sequence[int] = (40, 80, 160)) -> Report:
+def check(name: str, make_sampler: SamplerFactory, *, steps: Sequence[int] = (40, 80, 160)) -> ConformanceReport:
     """A sampler's orders, terminal moments and reproducibility.
 
     Orders are measured from T = 100,000 down to a hundredth of the noise, on times about even in log SNR, so that
@@ -84,18 +95,18 @@ def check(name: str, sampler_of: SamplerOf, *, steps: Sequence[int] = (40, 80, 1
     """
     schedule = schedules.linear(100_000, 1e-6, 2e-4)
     end = int(np.abs(np.asarray(schedule.noise) - 0.01).argmin())
-    chains = [even_in_log_snr(schedule, n, end) for n in steps]
-    calls, deterministic = _tell(sampler_of)
-    off = flow_errors(sampler_of, schedule, MIXTURE, chains) if deterministic else np.full(len(chains), np.nan)
-    start, truth = moments(schedule, GAUSSIAN, schedule.T), moments(schedule, GAUSSIAN, end)
-    found = terminal(sampler_of, schedule, ideal(schedule, GAUSSIAN), chains, start=start)
+    chains = [uniform_log_snr_times(schedule, n, end) for n in steps]
+    calls, deterministic = _probe_step(make_sampler)
+    off = flow_errors(make_sampler, schedule, MIXTURE, chains) if deterministic else np.full(len(chains), np.nan)
+    start, truth = marginal_moments(schedule, GAUSSIAN, schedule.T), marginal_moments(schedule, GAUSSIAN, end)
+    found = terminal_moments(make_sampler, schedule, ideal_denoiser(schedule, GAUSSIAN), chains, start=start)
     mean, cov = (np.array([np.abs(f[i] - truth[i]).max() for f in found]) for i in range(2))
-    repeats, apart = reproducibility(sampler_of)
-    return Report(name, calls, deterministic, np.asarray(steps), off, mean, cov, repeats, apart)
+    repeats, apart = reproducibility(make_sampler)
+    return ConformanceReport(name, calls, deterministic, np.asarray(steps), off, mean, cov, repeats, apart)
 
 
-def terminal(
-    sampler_of: SamplerOf,
+def terminal_moments(
+    make_sampler: SamplerFactory,
     schedule: Schedule,
     denoise: Denoiser,
     chains: Sequence[np.ndarray],
@@ -123,7 +134,7 @@ def terminal(
         def noise(keys, t, like):
             return jnp.where((owner == t)[:, None], jnp.asarray(unit, like.dtype), 0)
 
-        return sampler_of(schedule, denoise, noise).step(keys, state, t, s)
+        return make_sampler(schedule, denoise, noise).step(keys, state, t, s)
 
     found = []
     for chain in chains:
@@ -131,8 +142,8 @@ def terminal(
         leaves = np.pad(np.asarray(chain[:-1]), (0, longest - len(chain)), constant_values=-1)
         owner = np.concatenate([[-1], np.repeat([0, *leaves], dims)])
         x_T = np.where((owner == 0)[:, None], unit, 0)
-        sampler = sampler_of(schedule, denoise, samplers.step_noise)
-        end = _arrive(sampler, functools.partial(step, jnp.asarray(owner)), schedule, x_T, chain)
+        sampler = make_sampler(schedule, denoise, samplers.step_noise)
+        end = _run_chain(sampler, functools.partial(step, jnp.asarray(owner)), schedule, x_T, chain)
         slopes = end[1:] - end[0]
         of_start, of_noise = slopes[:dims], slopes[dims:]
         found.append((end[0] + mean @ of_start, of_start.T @ cov @ of_start + of_noise.T @ of_noise))
@@ -140,22 +151,29 @@ def terminal(
 
 
 def flow_errors(
-    sampler_of: SamplerOf, schedule: Schedule, law: Law, chains: Sequence[np.ndarray], *, num: int = 64
+    make_sampler: SamplerFactory,
+    schedule: Schedule,
+    mixture: GaussianMixture,
+    chains: Sequence[np.ndarray],
+    *,
+    num: int = 64,
 ) -> np.ndarray:
     """The largest distance to the exact flow, over `num` standard normal points to start from, for each chain [n].
 
     Args:
         chains: n vectors of falling times, of any start and end.
     """
-    x_t = np.random.default_rng(0).standard_normal((num, law.dims))
-    sampler = sampler_of(schedule, ideal(schedule, law), samplers.step_noise)
+    x_t = np.random.default_rng(0).standard_normal((num, mixture.dims))
+    sampler = make_sampler(schedule, ideal_denoiser(schedule, mixture), samplers.step_noise)
     step = jax.jit(lambda state, t, s: sampler.step(samplers.image_keys(0, range(num)), state, t, s))
-    ends = [_arrive(sampler, step, schedule, x_t, chain) for chain in chains]
-    truth = {between: flow(schedule, law, x_t, *between) for between in {_ends(chain) for chain in chains}}
+    ends = [_run_chain(sampler, step, schedule, x_t, chain) for chain in chains]
+    truth = {
+        between: probability_flow(schedule, mixture, x_t, *between) for between in {_ends(chain) for chain in chains}
+    }
     return np.array([np.abs(x - truth[_ends(chain)]).max() for x, chain in zip(ends, chains, strict=True)])
 
 
-def reproducibility(sampler_of: SamplerOf, *, num: int = 8) -> tuple[bool, float]:
+def reproducibility(make_sampler: SamplerFactory, *, num: int = 8) -> tuple[bool, float]:
     """Whether the same keys give the same bits, and by how much an image differs that another program draws.
 
     The same program draws `num` images again, and in another order; other programs, whose last bits are their own,
@@ -163,10 +181,12 @@ def reproducibility(sampler_of: SamplerOf, *, num: int = 8) -> tuple[bool, float
     """
     schedule = schedules.linear(100, 1e-3, 0.2)
     chain = samplers.times(100, 10)
-    sampler = sampler_of(schedule, ideal(schedule, MIXTURE), samplers.step_noise)
+    sampler = make_sampler(schedule, ideal_denoiser(schedule, MIXTURE), samplers.step_noise)
     images = jax.jit(lambda keys: samplers.sample(keys, sampler, samplers.initial_noise(keys, (2,)), chain))
     frames = jax.jit(
-        lambda keys: samplers.trajectory(keys, sampler, samplers.initial_noise(keys, (2,)), chain, keep=chain.tolist())
+        lambda keys: samplers.trajectory(
+            keys, sampler, samplers.initial_noise(keys, (2,)), chain, save_at=chain.tolist()
+        )
     )
     keys = samplers.image_keys(0, range(num))
     whole, order = np.asarray(images(keys)), np.roll(np.arange(num), 3)[::-1]
@@ -175,7 +195,7 @@ def reproducibility(sampler_of: SamplerOf, *, num: int = 8) -> tuple[bool, float
     return repeats, float(max(apart))
 
 
-def even_in_log_snr(schedule: Schedule, steps: int, end: int) -> np.ndarray:
+def uniform_log_snr_times(schedule: Schedule, steps: int, end: int) -> np.ndarray:
     """Times from T to `end`, as even in log SNR as integers can be: int32 [steps + 1].
 
     A smooth grid, as the order of a solver is defined on.  The signal at T must not be 0.
@@ -191,39 +211,39 @@ def even_in_log_snr(schedule: Schedule, steps: int, end: int) -> np.ndarray:
     return times
 
 
-def table(reports: Sequence[Report]) -> str:
+def format_table(reports: Sequence[ConformanceReport]) -> str:
     """The reports as lines of text, one below the other; errors are those of each report's last number of steps."""
     lines = [
         f"{'sampler':<24}{'calls':>6}{'steps':>7}{'flow error':>12}{'order':>7}"
         f"{'mean':>10}{'cov':>10}{'order':>7}{'same bits':>11}{'other batch':>13}"
     ]
     for r in reports:
-        along = f"{r.flow[-1]:>12.1e}{r.order:>7.2f}" if r.deterministic else f"{'random':>12}{'':>7}"
+        along = f"{r.flow_error[-1]:>12.1e}{r.flow_order:>7.2f}" if r.deterministic else f"{'random':>12}{'':>7}"
         lines.append(
-            f"{r.name:<24}{r.calls:>6}{r.steps[-1]:>7}{along}{r.mean[-1]:>10.1e}{r.cov[-1]:>10.1e}"
-            f"{r.law_order:>7.2f}{'yes' if r.repeats else 'NO':>11}{r.apart:>13.0e}"
+            f"{r.name:<24}{r.nfe_per_step:>6}{r.steps[-1]:>7}{along}{r.mean_error[-1]:>10.1e}{r.cov_error[-1]:>10.1e}"
+            f"{r.cov_order:>7.2f}{'yes' if r.is_reproducible else 'NO':>11}{r.batch_difference:>13.0e}"
         )
     return "\n".join(lines)
 
 
-def _tell(sampler_of: SamplerOf) -> tuple[int, bool]:
+def _probe_step(make_sampler: SamplerFactory) -> tuple[int, bool]:
     """How often a step calls the network, and whether its result is without noise."""
     schedule, calls = schedules.linear(100), 0
-    best = ideal(schedule, GAUSSIAN)
+    best = ideal_denoiser(schedule, GAUSSIAN)
 
     def denoise(x_t, t):
         nonlocal calls
         calls += 1
         return best(x_t, t)
 
-    sampler = sampler_of(schedule, denoise, samplers.step_noise)
+    sampler = make_sampler(schedule, denoise, samplers.step_noise)
     x_T = jnp.array([[0.5, -1.0], [1.5, 0.2]])
     step = jax.jit(lambda keys, x: sampler.step(keys, sampler.init(x, 60), 60, 30).x)
     one, two = (step(samplers.image_keys(seed, range(2)), x_T) for seed in (1, 2))
     return calls, bool(np.array_equal(one, two))
 
 
-def _arrive(sampler: Sampler, step: Callable, schedule: Schedule, x, chain: np.ndarray) -> np.ndarray:
+def _run_chain(sampler: Sampler, step: Callable, schedule: Schedule, x, chain: np.ndarray) -> np.ndarray:
     """x at the end of the chain, float64: step by step, as a scan would be another program for each length."""
     state = sampler.init(jnp.asarray(x, schedule.signal.dtype), jnp.asarray(chain[0], jnp.int32))
     for t, s in itertools.pairwise(np.asarray(chain, np.int32)):
@@ -235,5 +255,5 @@ def _ends(chain: np.ndarray) -> tuple[int, int]:
     return int(chain[0]), int(chain[-1])
 
 
-def _slopes(steps: np.ndarray, errors: np.ndarray) -> np.ndarray:
+def _convergence_orders(steps: np.ndarray, errors: np.ndarray) -> np.ndarray:
     return -np.diff(np.log(errors)) / np.diff(np.log(steps))

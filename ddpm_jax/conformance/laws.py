@@ -16,22 +16,22 @@ import numpy as np
 
 from ddpm_jax import gaussian
 from ddpm_jax.gaussian import Denoiser, Estimate
-from ddpm_jax.schedules import Schedule, at
+from ddpm_jax.schedules import Schedule, gather
 
 
-class Law(NamedTuple):
+class GaussianMixture(NamedTuple):
     """A mixture of K normal laws in D dimensions, each by the eigenvalues and eigenvectors of its covariance.
 
     Attributes:
         weights: [K] positive, of sum 1.
         means: [K, D].
-        spreads: [K, D] the eigenvalues, variances in squared data units; they may be 0.
+        variances: [K, D] the eigenvalues, variances in squared data units; they may be 0.
         axes: [K, D, D] the eigenvectors, as columns.
     """
 
     weights: np.ndarray
     means: np.ndarray
-    spreads: np.ndarray
+    variances: np.ndarray
     axes: np.ndarray
 
     @property
@@ -40,7 +40,7 @@ class Law(NamedTuple):
         return self.means.shape[-1]
 
 
-def gaussian_data(mean, cov) -> Law:
+def gaussian_data(mean, cov) -> GaussianMixture:
     """The law N(mean, cov) of x_0.
 
     Args:
@@ -52,7 +52,7 @@ def gaussian_data(mean, cov) -> Law:
     return mixture_data([1.0], np.asarray(mean)[None], np.asarray(cov)[None])
 
 
-def mixture_data(weights, means, covs) -> Law:
+def mixture_data(weights, means, covs) -> GaussianMixture:
     """The law of x_0 that is N(means[k], covs[k]) with probability weights[k].
 
     Args:
@@ -72,46 +72,46 @@ def mixture_data(weights, means, covs) -> Law:
     spreads, axes = np.linalg.eigh(covs)
     if not np.allclose(covs, covs.swapaxes(1, 2)) or spreads.min() < -1e-9 * max(spreads.max(), 1):
         raise ValueError(f"covariances must be symmetric, without negative eigenvalues, got {covs.tolist()}")
-    return Law(weights, means, np.maximum(spreads, 0), axes)
+    return GaussianMixture(weights, means, np.maximum(spreads, 0), axes)
 
 
-def ideal(schedule: Schedule, law: Law) -> Denoiser:
+def ideal_denoiser(schedule: Schedule, mixture: GaussianMixture) -> Denoiser:
     """The best of all denoisers: (x_t [B, D], t) -> Estimate(E[x_0 | x_t], E[eps | x_t])."""
 
     def denoise(x_t: jax.Array, t: jax.Array) -> Estimate:
         gaussian.check_batch(x_t=x_t)
         gaussian.check_times(schedule, t)
-        t = jnp.broadcast_to(gaussian.noisy(schedule, t), x_t.shape[:1])
-        return _expected(jnp, law, x_t, at(schedule.signal, t, x_t), at(schedule.noise, t, x_t))
+        t = jnp.broadcast_to(gaussian.mask_invalid_times(schedule, t), x_t.shape[:1])
+        return _posterior_mean(jnp, mixture, x_t, gather(schedule.signal, t, x_t), gather(schedule.noise, t, x_t))
 
     return denoise
 
 
-def moments(schedule: Schedule, law: Law, t: int) -> tuple[np.ndarray, np.ndarray]:
+def marginal_moments(schedule: Schedule, mixture: GaussianMixture, t: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean [D] and covariance [D, D] of x_t, float64; t = 0 is the data.
 
     Raises:
         ValueError: if t is not in 0..T.
     """
-    signal, noise = _row(schedule, t)
-    mean = law.weights @ law.means
-    apart = law.means - mean
-    within = np.einsum("kij,kj,klj->kil", law.axes, law.spreads, law.axes)
-    cov = np.einsum("k,kij->ij", law.weights, within + apart[:, :, None] * apart[:, None, :])
-    return signal * mean, signal**2 * cov + noise**2 * np.eye(law.dims)
+    signal, noise = _schedule_row(schedule, t)
+    mean = mixture.weights @ mixture.means
+    apart = mixture.means - mean
+    within = np.einsum("kij,kj,klj->kil", mixture.axes, mixture.variances, mixture.axes)
+    cov = np.einsum("k,kij->ij", mixture.weights, within + apart[:, :, None] * apart[:, None, :])
+    return signal * mean, signal**2 * cov + noise**2 * np.eye(mixture.dims)
 
 
-def draw(keys: jax.Array, law: Law) -> jax.Array:
+def sample_data(keys: jax.Array, mixture: GaussianMixture) -> jax.Array:
     """x_0 [B, D] of the law, float32, one from each of keys [B]."""
     which, spread = gaussian.split_keys(gaussian.example_keys(keys, keys.shape[0]), 2)
-    log_p = jnp.log(jnp.asarray(law.weights, jnp.float32))
+    log_p = jnp.log(jnp.asarray(mixture.weights, jnp.float32))
     k = jax.vmap(lambda key: jax.random.categorical(key, log_p))(which)
-    z = gaussian.standard_normal(spread, jnp.zeros((keys.shape[0], law.dims), jnp.float32))
-    means, roots, axes = (jnp.asarray(a, z.dtype)[k] for a in (law.means, np.sqrt(law.spreads), law.axes))
+    z = gaussian.standard_normal(spread, jnp.zeros((keys.shape[0], mixture.dims), jnp.float32))
+    means, roots, axes = (jnp.asarray(a, z.dtype)[k] for a in (mixture.means, np.sqrt(mixture.variances), mixture.axes))
     return means + jnp.einsum("bij,bj->bi", axes, roots * z)
 
 
-def flow(schedule: Schedule, law: Law, x: np.ndarray, t: int, s: int) -> np.ndarray:
+def probability_flow(schedule: Schedule, mixture: GaussianMixture, x: np.ndarray, t: int, s: int) -> np.ndarray:
     """Where the probability flow carries x_t: x_s [B, D], float64.
 
         dx / dtheta = E[v | x],    signal = cos theta, noise = sin theta
@@ -128,24 +128,24 @@ def flow(schedule: Schedule, law: Law, x: np.ndarray, t: int, s: int) -> np.ndar
         RuntimeError: if 2^14 steps are not enough (components much narrower than 0.01).
     """
     x = np.asarray(x, np.float64)
-    (signal_t, noise_t), (signal_s, noise_s) = _row(schedule, t), _row(schedule, s)
-    if len(law.weights) == 1:
-        (mean,), (spread,), (axes,) = law.means, law.spreads, law.axes
+    (signal_t, noise_t), (signal_s, noise_s) = _schedule_row(schedule, t), _schedule_row(schedule, s)
+    if len(mixture.weights) == 1:
+        (mean,), (spread,), (axes,) = mixture.means, mixture.variances, mixture.axes
         stretch = np.sqrt((signal_s**2 * spread + noise_s**2) / (signal_t**2 * spread + noise_t**2))
         return signal_s * mean + ((x - signal_t * mean) @ axes * stretch) @ axes.T
     start, end = np.arctan2(noise_t, signal_t), np.arctan2(noise_s, signal_s)
-    before = _runge_kutta(law, x, start, end, 128)
+    before = _runge_kutta(mixture, x, start, end, 128)
     for steps in 2 ** np.arange(8, 15):
-        found = _runge_kutta(law, x, start, end, int(steps))
+        found = _runge_kutta(mixture, x, start, end, int(steps))
         if np.abs(found - before).max() < 1e-9:
             return found
         before = found
     raise RuntimeError(f"2^14 steps from t = {t} to s = {s} do not settle the flow to 1e-9")
 
 
-def _runge_kutta(law: Law, x: np.ndarray, start: float, end: float, steps: int) -> np.ndarray:
+def _runge_kutta(mixture: GaussianMixture, x: np.ndarray, start: float, end: float, steps: int) -> np.ndarray:
     def velocity(x, theta):
-        found = _expected(np, law, x, np.cos(theta), np.sin(theta))
+        found = _posterior_mean(np, mixture, x, np.cos(theta), np.sin(theta))
         return np.cos(theta) * found.eps - np.sin(theta) * found.x0
 
     grid = np.linspace(start, end, steps + 1)
@@ -158,10 +158,12 @@ def _runge_kutta(law: Law, x: np.ndarray, start: float, end: float, steps: int) 
     return x
 
 
-def _expected(xp, law: Law, x, signal, noise) -> Estimate:
+def _posterior_mean(xp, mixture: GaussianMixture, x, signal, noise) -> Estimate:
     """E[x_0 | x] and E[eps | x] for x [B, D]; xp is numpy or jax.numpy, signal and noise [] or [B, 1]."""
-    weights, means, spreads = (xp.asarray(a, x.dtype)[None] for a in (law.weights, law.means, law.spreads))
-    axes = xp.asarray(law.axes, x.dtype)
+    weights, means, spreads = (
+        xp.asarray(a, x.dtype)[None] for a in (mixture.weights, mixture.means, mixture.variances)
+    )
+    axes = xp.asarray(mixture.axes, x.dtype)
     signal, noise = (xp.reshape(a, (-1, 1, 1)) for a in (signal, noise))
     off = xp.einsum("bki,kij->bkj", x[:, None] - signal * means, axes)  # along the axes of each component
     whole = signal**2 * spreads + noise**2
@@ -173,7 +175,7 @@ def _expected(xp, law: Law, x, signal, noise) -> Estimate:
     return Estimate(x0, (p * back(noise / whole * off)).sum(1))
 
 
-def _row(schedule: Schedule, t: int) -> tuple[float, float]:
+def _schedule_row(schedule: Schedule, t: int) -> tuple[float, float]:
     """signal and noise of row t, float64."""
     if not 0 <= t <= schedule.T:
         raise ValueError(f"a time must lie in 0..{schedule.T}, got {t}")

@@ -11,160 +11,167 @@ from ddpm_jax import runs
 from ddpm_jax.config import flags, objects
 from ddpm_jax.convert import diffusers, files, folder, openai, options, original, plain
 
-ONE_SET = "one set of weights, which stands for raw and averaged ones"
+ONE_SET_OF_WEIGHTS = "one set of weights, which stands for raw and averaged ones"
 
-UNKNOWN = "unknown"
+UNKNOWN_SOURCE = "unknown"
 """The source of data of weights that do not say of which they are: nothing is loaded from it."""
 
-SMALL = 64 * 64 * 3
+LARGE_IMAGE = 64 * 64 * 3
 """Numbers of an image from which on training draws fewer of them."""
 
 
-def from_diffusers(chosen: options.FromDiffusers) -> None:
+def from_diffusers(args: options.FromDiffusers) -> None:
     """Reads a folder of diffusers and writes a run.
 
     Raises:
-        FileNotFoundError, ValueError, ModuleNotFoundError: as `diffusers.source` and `folder.write`.
+        FileNotFoundError, ValueError, ModuleNotFoundError: as `diffusers.read_pipeline` and `folder.write_run`.
     """
-    found = diffusers.source(pathlib.Path(chosen.path), null_label=chosen.null_label)
-    network, chain = found.network, found.chain
-    always_told = network.net.num_classes and not chosen.null_label
+    pipeline = diffusers.read_pipeline(pathlib.Path(args.path), null_label=args.null_label)
+    network, scheduler = pipeline.network, pipeline.scheduler
+    always_labelled = network.net.num_classes and not args.null_label
     config = configs.Config(
-        data=configs.Data(UNKNOWN),
-        schedule=chain.schedule,
+        data=configs.Data(UNKNOWN_SOURCE),
+        schedule=scheduler.schedule,
         net=network.net,
-        condition=configs.Condition(drop=0.0) if always_told else configs.Condition(),
-        loss=chain.loss,
-        sampling=_fewer_shown(chain.sampling, network.shape),
+        condition=configs.Condition(dropout=0.0) if always_labelled else configs.Condition(),
+        loss=scheduler.loss,
+        sampling=_with_fewer_previews(scheduler.sampling, network.shape),
     )
-    config = chosen.unsaid.applied(config)
-    origin = folder.origin("diffusers", found.files, found.tensors)
-    image = chosen.unsaid.image(config, network.shape)
-    imported = folder.Imported(config, image, found.tensors, found.tensors, found.rules, 0, origin, found.fingerprint)
-    _written(chosen.workdir, imported, ONE_SET)
-    _tell_differences(config)
+    config = args.images.apply_to(config)
+    origin = folder.describe_origin("diffusers", pipeline.files, pipeline.tensors)
+    image = args.images.image_metadata(config, network.shape)
+    imported = folder.ImportedModel(
+        config, image, pipeline.tensors, pipeline.tensors, pipeline.rules, 0, origin, pipeline.fingerprint
+    )
+    _write_run(args.workdir, imported, ONE_SET_OF_WEIGHTS)
+    _print_differences(config)
 
 
-def from_original(chosen: options.FromOriginal) -> None:
+def from_original(args: options.FromOriginal) -> None:
     """Reads the original's weights and writes a run.
 
     Raises:
-        FileNotFoundError, ValueError, ModuleNotFoundError: as `files.read`, `original.source` and `folder.write`.
+        FileNotFoundError, ValueError, ModuleNotFoundError: as `files.read_tensors`, `original.from_tensors` and
+            `folder.write_run`.
     """
-    path, unsaid = pathlib.Path(chosen.path), chosen.unsaid
-    config = unsaid.applied(configs.load(chosen.config))
-    found = original.source(files.read(path))
-    step = found.step if chosen.step is None else chosen.step
-    averaged = {f"{name}{original.AVERAGE}": tensor for name, tensor in found.ema.items()} if found.both else {}
-    read = {**found.raw, **averaged}
-    origin = folder.origin("original", files.parts(path), read, aside=list(found.aside))
-    image = unsaid.image(config, chosen.shape)
-    imported = folder.Imported(config, image, found.raw, found.ema, found.rules, step, origin)
-    sets = "raw and averaged weights" if found.both else ONE_SET
-    _written(chosen.workdir, imported, sets)
+    path, images = pathlib.Path(args.path), args.images
+    config = images.apply_to(configs.load(args.config))
+    weights = original.from_tensors(files.read_tensors(path))
+    step = weights.step if args.step is None else args.step
+    averaged = (
+        {f"{name}{original.EMA_SUFFIX}": tensor for name, tensor in weights.ema.items()} if weights.has_both else {}
+    )
+    tensors = {**weights.raw, **averaged}
+    origin = folder.describe_origin("original", files.checkpoint_files(path), tensors, aside=list(weights.unused))
+    image = images.image_metadata(config, args.shape)
+    imported = folder.ImportedModel(config, image, weights.raw, weights.ema, weights.rules, step, origin)
+    sets = "raw and averaged weights" if weights.has_both else ONE_SET_OF_WEIGHTS
+    _write_run(args.workdir, imported, sets)
 
 
-def from_openai(chosen: options.FromOpenAI) -> None:
+def from_openai(args: options.FromOpenAI) -> None:
     """Reads a checkpoint of OpenAI's and writes a run.
 
     Raises:
-        FileNotFoundError, ValueError, ModuleNotFoundError: as `files.read`, `openai.published`, `openai.model` and
-            `folder.write`.
+        FileNotFoundError, ValueError, ModuleNotFoundError: as `files.read_tensors`, `openai.published_model`,
+            `openai.model_from_flags` and `folder.write_run`.
     """
-    path = pathlib.Path(chosen.path)
-    if chosen.family is not None and chosen.published is not None:
+    path = pathlib.Path(args.path)
+    if args.family is not None and args.published is not None:
         raise ValueError("--published says which network it is, and so do --family and --flags: give one of them")
-    if chosen.family is None and chosen.flags:
+    if args.family is None and args.flags:
         raise ValueError("--flags are those of a project: say which by --family improved or --family guided")
-    if chosen.family is not None:
-        model = openai.model(chosen.family, chosen.flags, num_classes=chosen.num_classes)
-        said = {"family": chosen.family, "flags": chosen.flags}
+    if args.family is not None:
+        model = openai.model_from_flags(args.family, args.flags, num_classes=args.num_classes)
+        provenance = {"family": args.family, "flags": args.flags}
     else:
-        name = chosen.published or path.stem
-        model = openai.published(name)
-        said = {"published": name, "trained": openai.PRESETS[name].trained}
-    config = chosen.unsaid.applied(
-        dataclasses.replace(model.config, data=configs.Data(UNKNOWN, model.config.data.flip))
+        name = args.published or path.stem
+        model = openai.published_model(name)
+        provenance = {"published": name, "trained": openai.PRESETS[name].trained_on}
+    config = args.images.apply_to(
+        dataclasses.replace(model.config, data=configs.Data(UNKNOWN_SOURCE, model.config.data.flip))
     )
-    config = dataclasses.replace(config, sampling=_fewer_shown(config.sampling, model.shape))
-    tensors = files.read(path)
-    origin = folder.origin("openai", [path], tensors, **said)
-    image = chosen.unsaid.image(config, model.shape)
-    imported = folder.Imported(config, image, tensors, tensors, model.rules, chosen.step, origin)
-    _written(chosen.workdir, imported, ONE_SET)
+    config = dataclasses.replace(config, sampling=_with_fewer_previews(config.sampling, model.shape))
+    tensors = files.read_tensors(path)
+    origin = folder.describe_origin("openai", [path], tensors, **provenance)
+    image = args.images.image_metadata(config, model.shape)
+    imported = folder.ImportedModel(config, image, tensors, tensors, model.rules, args.step, origin)
+    _write_run(args.workdir, imported, ONE_SET_OF_WEIGHTS)
 
 
-def from_plain(chosen: options.FromPlain) -> None:
+def from_plain(args: options.FromPlain) -> None:
     """Reads what `to_plain` wrote and writes a run.
 
     Raises:
-        FileNotFoundError, ValueError: as `plain.read` and `folder.write`.
+        FileNotFoundError, ValueError: as `plain.read_folder` and `folder.write_run`.
     """
-    source = pathlib.Path(chosen.path)
-    config, said, tensors = plain.read(source)
-    read = [source / name for name in ("weights.safetensors", "config.json", "model.json")]
-    origin = folder.origin("plain", read, tensors)
-    step = said["step"] if isinstance(said.get("step"), int) else 0
-    imported = folder.Imported(config, said["image"], tensors, tensors, plain.rules, step, origin, said["fingerprint"])
-    _written(chosen.workdir, imported, f"the {said.get('weights')} weights, which stand for both")
+    source = pathlib.Path(args.path)
+    config, metadata, tensors = plain.read_folder(source)
+    paths = [source / name for name in ("weights.safetensors", "config.json", "model.json")]
+    origin = folder.describe_origin("plain", paths, tensors)
+    step = metadata["step"] if isinstance(metadata.get("step"), int) else 0
+    imported = folder.ImportedModel(
+        config, metadata["image"], tensors, tensors, plain.rules, step, origin, metadata["fingerprint"]
+    )
+    _write_run(args.workdir, imported, f"the {metadata.get('weights')} weights, which stand for both")
 
 
-def to_diffusers(chosen: options.ToDiffusers) -> None:
+def to_diffusers(args: options.ToDiffusers) -> None:
     """Writes a run's weights as diffusers reads them.
 
     Raises:
-        FileNotFoundError, ValueError: as `runs.Model` and `diffusers.write`.
+        FileNotFoundError, ValueError: as `runs.Pipeline` and `diffusers.write_pipeline`.
     """
-    model = _model(chosen.run, chosen.model, chosen.sampling)
-    with files.appearing(pathlib.Path(chosen.out)) as part:
-        said = {"fingerprint": model.fingerprint, "step": str(model.step), "weights": model.weights}
-        diffusers.write(part, model.config, model.shape, model.params, said)
+    model = _load_model(args.run, args.model, args.sampling)
+    with files.atomic_folder(pathlib.Path(args.out)) as part:
+        metadata = {"fingerprint": model.fingerprint, "step": str(model.step), "weights": model.weights}
+        diffusers.write_pipeline(part, model.config, model.shape, model.params, metadata)
     print(f"{model.describe()}")
-    print(f"written   {chosen.out}: diffusers.DiffusionPipeline.from_pretrained({chosen.out!r})")
-    _tell_differences(model.config)
+    print(f"written   {args.out}: diffusers.DiffusionPipeline.from_pretrained({args.out!r})")
+    _print_differences(model.config)
     if model.config.net.num_classes:
         none = f", {model.config.net.num_classes} for none" if diffusers.null_label(model.config) else ""
         print(f"note: its pipelines pass no labels; call unet(x, t, class_labels=...) in a loop of your own{none}")
 
 
-def to_plain(chosen: options.ToPlain) -> None:
+def to_plain(args: options.ToPlain) -> None:
     """Writes a run's weights, schedule and config for anyone.
 
     Raises:
-        FileNotFoundError, ValueError: as `runs.Model`.
+        FileNotFoundError, ValueError: as `runs.Pipeline`.
     """
-    model = _model(chosen.run, chosen.model, flags.Sampling())
-    with files.appearing(pathlib.Path(chosen.out)) as part:
-        plain.write(part, model.config, model.params, folder.said_of(model))
+    model = _load_model(args.run, args.model, flags.SamplingOptions())
+    with files.atomic_folder(pathlib.Path(args.out)) as part:
+        plain.write_folder(part, model.config, model.params, folder.weights_metadata(model))
     print(f"{model.describe()}")
-    print(f"written   {chosen.out}: weights.safetensors, schedule.safetensors, config.json, model.json")
+    print(f"written   {args.out}: weights.safetensors, schedule.safetensors, config.json, model.json")
 
 
-def _fewer_shown(sampling: configs.Sampling, shape: Sequence[int]) -> configs.Sampling:
+def _with_fewer_previews(sampling: configs.Sampling, shape: Sequence[int]) -> configs.Sampling:
     """The same, but for how many images of this shape training draws if they are large."""
-    return dataclasses.replace(sampling, num=16) if math.prod(shape) > SMALL else sampling
+    return dataclasses.replace(sampling, num=16) if math.prod(shape) > LARGE_IMAGE else sampling
 
 
-def _tell_differences(config: configs.Config) -> None:
+def _print_differences(config: configs.Config) -> None:
     for line in diffusers.differences(config):
         print(f"note: {line}")
 
 
-def _model(run: str, which: flags.Weights, sampling: flags.Sampling) -> Any:
-    return runs.Model(run, step=which.checkpoint, weights=which.weights, sampling=sampling.chosen())
+def _load_model(run: str, weights: flags.Weights, sampling: flags.SamplingOptions) -> Any:
+    return runs.Pipeline(run, step=weights.checkpoint, weights=weights.weights, sampling=sampling.overrides())
 
 
-def _written(workdir: str, imported: folder.Imported, sets: str) -> None:
+def _write_run(workdir: str, imported: folder.ImportedModel, weights: str) -> None:
     """Writes a run and says what it is."""
-    parameters = folder.write(pathlib.Path(workdir), imported)
-    image, chain = imported.image, imported.config.sampling
+    parameters = folder.write_run(pathlib.Path(workdir), imported)
+    image, sampling = imported.image, imported.config.sampling
     size, origin = "x".join(map(str, image["shape"])), imported.origin
-    print(f"read      {', '.join(origin['files'])}: {len(origin['tensors'])} tensors, all used; {sets}")
+    print(f"read      {', '.join(origin['files'])}: {len(origin['tensors'])} tensors, all used; {weights}")
     if origin.get("aside"):
         print(f"          {len(origin['aside'])} variables of its training are left aside")
     print(f"network   {parameters:,} parameters for images {size} of {image['levels']} levels")
-    fixed = f"mix {chain.mix:g}" if chain.sampler == "ancestral" else f"eta {chain.eta:g}"
-    variance = "learned variance" if objects.learned_variance(imported.config) else fixed
-    clipped = "clipped" if chain.clip else "not clipped"
-    print(f"sampling  {chain.sampler}, {chain.steps} steps, {variance}, {clipped}")
+    fixed = f"mix {sampling.variance_mix:g}" if sampling.sampler == "ancestral" else f"eta {sampling.eta:g}"
+    variance = "learned variance" if objects.has_learned_variance(imported.config) else fixed
+    clipped = "clipped" if sampling.clip else "not clipped"
+    print(f"sampling  {sampling.sampler}, {sampling.steps} steps, {variance}, {clipped}")
     print(f"written   {workdir}, step {imported.step}: python sample.py {workdir}")

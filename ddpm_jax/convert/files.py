@@ -16,11 +16,13 @@ import numpy as np
 
 from ddpm_jax import process
 
-ARCHIVE = "numpy.savez('weights.npz', **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})"
+NPZ_RECIPE = (
+    "numpy.savez('weights.npz', **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})"
+)
 """What makes an .npz archive of TensorFlow's reader of checkpoints, `tensorflow.train.load_checkpoint(PREFIX)`."""
 
 
-def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors of a file, by name: .safetensors, .npz, PyTorch's .bin, .pt, .pth, .ckpt, or TensorFlow's .ckpt-STEP.
 
     Nothing in it is executed: safetensors and TensorFlow's checkpoints hold no code, arrays of objects are refused, and
@@ -34,16 +36,16 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         ValueError: naming the file, if it is damaged, of another kind, or holds something other than named tensors.
         ModuleNotFoundError: if it takes PyTorch or TensorFlow, which is not there.
     """
-    kind, first = path.suffix, parts(path)[0]
+    suffix, first = path.suffix, checkpoint_files(path)[0]
     if not first.is_file():
         raise FileNotFoundError(f"there is no file {first}")
     readers = {".safetensors": _safetensors, ".npz": _npz}
-    readers |= dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _pickled)
-    reader = readers.get(kind) if _prefix(path) is None else _tensorflow
+    readers |= dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _torch)
+    reader = readers.get(suffix) if _tensorflow_prefix(path) is None else _tensorflow
     if reader is None:
         raise ValueError(
             f"{path}: tensors are read from {', '.join(readers)} and TensorFlow's checkpoints, not from "
-            f"{kind or 'a file without a suffix'}"
+            f"{suffix or 'a file without a suffix'}"
         )
     try:
         return reader(path)
@@ -53,15 +55,15 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} cannot be read, it is damaged or of another kind: {_first_line(error)}") from error
 
 
-def parts(path: pathlib.Path) -> list[pathlib.Path]:
-    """The files that `read` reads: the one of this name, or of a TensorFlow checkpoint its index and then its data."""
-    prefix = _prefix(path)
+def checkpoint_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files that `read_tensors` reads: the one of this name, or a TensorFlow checkpoint's index and its data."""
+    prefix = _tensorflow_prefix(path)
     if prefix is None:
         return [path]
     return [path.with_name(f"{prefix}.index"), *sorted(path.parent.glob(f"{glob.escape(prefix)}.data-*"))]
 
 
-def header(path: pathlib.Path) -> dict[str, str]:
+def safetensors_metadata(path: pathlib.Path) -> dict[str, str]:
     """The metadata of a .safetensors file; {} of another kind of file."""
     if path.suffix != ".safetensors":
         return {}
@@ -81,32 +83,32 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        found = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # of what JSON nests too deeply
         raise ValueError(f"{path} is not JSON, or damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold an object with fields, got {str(found)[:60]}")
-    return found
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold an object with fields, got {str(values)[:60]}")
+    return values
 
 
-def fingerprint(path: pathlib.Path) -> dict[str, Any]:
+def file_digest(path: pathlib.Path) -> dict[str, Any]:
     """What names a file's content: its length in bytes and its sha256."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
-def shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
+def describe_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
     """Shape and dtype of each tensor, in words."""
     return {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in sorted(tensors.items())}
 
 
-def write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], said: Mapping[str, str]) -> None:
+def write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes tensors with what is said of them, the same bytes for the same content."""
     from safetensors.numpy import save
 
     # not its save_file, whose files nobody else may read
-    path.write_bytes(save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, dict(said)))
+    path.write_bytes(save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, dict(metadata)))
 
 
 def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
@@ -115,7 +117,7 @@ def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def atomic_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder to fill, which gets its name when all went well and is removed when not.
 
     What a process that was killed has left of it is removed by the next one.
@@ -128,13 +130,13 @@ def appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         raise ValueError(f"{folder} is there already: take a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     stem = f".{folder.name}.{socket.gethostname()}"  # beside it, where a new name is all that it takes
-    for left in folder.parent.glob(f"{glob.escape(stem)}.*.part"):
-        if not _alive(left.suffixes[-2].removeprefix(".")):
-            shutil.rmtree(left, ignore_errors=True)
+    for abandoned in folder.parent.glob(f"{glob.escape(stem)}.*.part"):
+        if not _is_running(abandoned.suffixes[-2].removeprefix(".")):
+            shutil.rmtree(abandoned, ignore_errors=True)
     part = folder.with_name(f"{stem}.{os.getpid()}.part")
     part.mkdir()
     try:
-        with process.writing(folder):
+        with process.explain_write_errors(folder):
             yield part
             if folder.exists():
                 folder.rmdir()
@@ -143,12 +145,12 @@ def appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _alive(number: str) -> bool:
+def _is_running(pid: str) -> bool:
     """False if no process of this number runs on this machine; True also where that cannot be told."""
-    if os.name != "posix" or not number.isdigit():
+    if os.name != "posix" or not pid.isdigit():
         return True
     try:
-        os.kill(int(number), 0)
+        os.kill(int(pid), 0)
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
@@ -167,14 +169,14 @@ def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         stored = np.load(file, allow_pickle=False)
         if isinstance(stored, np.ndarray):
             raise ValueError("it holds one array without a name")
-        found = {name: stored[name] for name in stored.files}
-    odd = [name for name, held in found.items() if not isinstance(held, np.ndarray)]
-    if odd:  # which numpy gives as bytes
-        raise ValueError(f"{odd[0]} is no array")
-    return found
+        arrays = {name: stored[name] for name in stored.files}
+    not_arrays = [name for name, held in arrays.items() if not isinstance(held, np.ndarray)]
+    if not_arrays:  # which numpy gives as bytes
+        raise ValueError(f"{not_arrays[0]} is no array")
+    return arrays
 
 
-def _prefix(path: pathlib.Path) -> str | None:
+def _tensorflow_prefix(path: pathlib.Path) -> str | None:
     """What the files of a TensorFlow checkpoint are named by, such as model.ckpt-790000; None of other files."""
     found = re.fullmatch(r"(.+?)(\.index|\.meta|\.data-\d+-of-\d+)?", path.name)
     return found[1] if found and (found[2] or re.search(r"\.ckpt-\d+$", found[1])) else None
@@ -186,13 +188,13 @@ def _tensorflow(path: pathlib.Path) -> dict[str, np.ndarray]:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{path} is TensorFlow's and takes TensorFlow to read: pip install 'ddpm-jax[tfds]'; or make an archive in "
-            f"another environment, {ARCHIVE}"
+            f"another environment, {NPZ_RECIPE}"
         ) from error
-    reader = tensorflow.train.load_checkpoint(str(path.with_name(_prefix(path) or path.name)))
+    reader = tensorflow.train.load_checkpoint(str(path.with_name(_tensorflow_prefix(path) or path.name)))
     return {name: np.asarray(reader.get_tensor(name)) for name in sorted(reader.get_variable_to_shape_map())}
 
 
-def _pickled(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
@@ -200,20 +202,20 @@ def _pickled(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{path} is PyTorch's and takes PyTorch to read: pip install 'ddpm-jax[convert]'; a .safetensors file of "
             "the same weights, where there is one, takes nothing"
         ) from error
-    held = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(held, Mapping) or not all(isinstance(value, torch.Tensor) for value in held.values()):
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         inside = (
-            f"a dict of {', '.join(map(str, list(held)[:5]))}"
-            if isinstance(held, Mapping)
-            else f"a {type(held).__name__}"
+            f"a dict of {', '.join(map(str, list(loaded)[:5]))}"
+            if isinstance(loaded, Mapping)
+            else f"a {type(loaded).__name__}"
         )
         raise ValueError(
             f"named tensors are expected, and it holds {inside}: save the part that is the network's alone"
         )
-    return {str(name): _as_numpy(tensor.detach()) for name, tensor in held.items()}
+    return {str(name): _to_numpy(tensor.detach()) for name, tensor in loaded.items()}
 
 
-def _as_numpy(tensor) -> np.ndarray:
+def _to_numpy(tensor) -> np.ndarray:
     import torch  # pyright: ignore[reportMissingImports]
 
     if tensor.dtype != torch.bfloat16:

@@ -18,7 +18,7 @@ from ddpm_jax.convert import files
 from ddpm_jax.convert.rules import Rule, Tensors, apply
 
 
-class Imported(NamedTuple):
+class ImportedModel(NamedTuple):
     """What becomes a run.
 
     Attributes:
@@ -41,60 +41,62 @@ class Imported(NamedTuple):
     fingerprint: str | None = None
 
 
-def origin(format: str, read: Sequence[pathlib.Path], tensors: Tensors, **more: Any) -> dict[str, Any]:
+def describe_origin(format: str, paths: Sequence[pathlib.Path], tensors: Tensors, **more: Any) -> dict[str, Any]:
     """What a run keeps of where its weights came from: files with their hashes, tensors with shapes and dtypes."""
-    named = {path.name: files.fingerprint(path) for path in read}
-    return {"format": format, "files": named, "tensors": files.shapes(tensors), **more}
+    digests = {path.name: files.file_digest(path) for path in paths}
+    return {"format": format, "files": digests, "tensors": files.describe_tensors(tensors), **more}
 
 
-def target(config: configs.Config, shape: Sequence[int]) -> Any:
+def param_shapes(config: configs.Config, shape: Sequence[int]) -> Any:
     """Our tree of parameters, as shapes and dtypes.
 
     Raises:
         ValueError: if the network's options cannot be right.
     """
     net = objects.network(config, shape[-1])
-    return jax.eval_shape(lambda key: objects.parameters(config, net, key, tuple(shape)), keys.of_seed(0))
+    return jax.eval_shape(lambda key: objects.init_params(config, net, key, tuple(shape)), keys.from_seed(0))
 
 
-def write(workdir: pathlib.Path, found: Imported) -> int:
+def write_run(workdir: pathlib.Path, imported: ImportedModel) -> int:
     """Writes a run's folder with one checkpoint, whose optimizer is fresh; returns how many parameters there are.
 
     Raises:
         ValueError: if anything is wrong with config or weights, or there is such a folder; nothing is written then.
     """
-    configs.check(found.config)
-    wanted = target(found.config, found.image["shape"])
-    rules = found.rules(wanted)
-    params = apply(rules, found.raw, wanted)
-    if found.fingerprint not in (None, has := checkpoint.fingerprint(params)):
+    configs.check(imported.config)
+    shapes = param_shapes(imported.config, imported.image["shape"])
+    rules = imported.rules(shapes)
+    params = apply(rules, imported.raw, shapes)
+    if imported.fingerprint not in (None, actual := checkpoint.fingerprint(params)):
         raise ValueError(
-            f"the weights in {', '.join(found.origin['files'])} are damaged, or others than were written: their "
-            f"fingerprint is {has}, and {found.fingerprint} is said of them"
+            f"the weights in {', '.join(imported.origin['files'])} are damaged, or others than were written: their "
+            f"fingerprint is {actual}, and {imported.fingerprint} is said of them"
         )
-    ema = params if found.ema is found.raw else apply(rules, found.ema, wanted)
-    state = training.TrainState(jnp.int32(found.step), params, ema, _fresh(objects.optimizer(found.config), wanted))
+    ema = params if imported.ema is imported.raw else apply(rules, imported.ema, shapes)
+    state = training.TrainState(
+        jnp.int32(imported.step), params, ema, _initial_opt_state(objects.optimizer(imported.config), shapes)
+    )
     meta = {
-        "step": found.step,
-        "config": dataclasses.asdict(found.config),
-        "image": found.image,
-        "origin": found.origin,
+        "step": imported.step,
+        "config": dataclasses.asdict(imported.config),
+        "image": imported.image,
+        "origin": imported.origin,
         "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
     }
-    with files.appearing(workdir) as part:
-        (part / "config.json").write_text(configs.to_json(found.config), encoding="utf-8")
+    with files.atomic_folder(workdir) as part:
+        (part / "config.json").write_text(configs.to_json(imported.config), encoding="utf-8")
         (part / "samples").mkdir()
-        with checkpoint.Checkpoints(part / "checkpoints", keep=found.config.keep) as saved:
-            saved.save(found.step, state, json.loads(json.dumps(meta)))
+        with checkpoint.Checkpoints(part / "checkpoints", keep=imported.config.keep) as saved:
+            saved.save(imported.step, state, json.loads(json.dumps(meta)))
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _fresh(optimizer: Any, wanted: Any) -> Any:
+def _initial_opt_state(optimizer: Any, shapes: Any) -> Any:
     """The state of an optimizer that has taken no step: all of it zeros, which as numpy's take no memory yet."""
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, wanted))
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, shapes))
 
 
-def said_of(model: Any) -> Mapping[str, Any]:
+def weights_metadata(model: Any) -> Mapping[str, Any]:
     """What is said of a run's weights where they go elsewhere."""
     return {
         "fingerprint": model.fingerprint,
@@ -106,7 +108,7 @@ def said_of(model: Any) -> Mapping[str, Any]:
             "dtype": str(model.dtype),
             "format": model.format,
             "label_names": list(model.label_names),
-            "untrained": list(model.untrained),
+            "untrained": list(model.untrained_labels),
         },
         "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
     }

@@ -10,19 +10,19 @@ from ddpm_jax.config import Config, flags
 
 
 @dataclasses.dataclass(frozen=True)
-class Unsaid:
+class ImageOptions:
     """What weights do not say of the images that they make."""
 
     source: str | None = None
     """Where images to train on or compare with are, as train.py's --data.source; evaluate's --data replaces it."""
-    levels: flags.Given[int] = None
+    levels: flags.OptionalFlag[int] = None
     """Values that a number of an image can take (default: 256, of 8 bits)."""
     range: tuple[float, float] | None = None
     """Instead of levels: the values of floating-point images that -1 and 1 stand for."""
     label_names: tuple[str, ...] = ()
     """Names of the labels that the network is told, the first of label 0 (default: their numbers)."""
 
-    def applied(self, config: Config) -> Config:
+    def apply_to(self, config: Config) -> Config:
         """The config with what is said here of the data in place of its own.
 
         Raises:
@@ -40,7 +40,7 @@ class Unsaid:
             data = dataclasses.replace(data, levels=None if self.levels == 256 else self.levels, range=())
         return dataclasses.replace(config, data=data)
 
-    def image(self, config: Config, shape: Sequence[int]) -> dict[str, Any]:
+    def image_metadata(self, config: Config, shape: Sequence[int]) -> dict[str, Any]:
         """What a checkpoint says of the images of a config's data.
 
         Raises:
@@ -68,7 +68,7 @@ class FromDiffusers:
     """The run's folder, which is made."""
     null_label: bool = False
     """The last of num_class_embeds stands for no label, as in networks that were trained for guidance."""
-    unsaid: tyro.conf.OmitArgPrefixes[Unsaid] = Unsaid()
+    images: tyro.conf.OmitArgPrefixes[ImageOptions] = ImageOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +83,9 @@ class FromOriginal:
     """Height, width and channels of an image."""
     workdir: str
     """The run's folder, which is made."""
-    step: flags.Given[int] = None
+    step: flags.OptionalFlag[int] = None
     """The training step of the weights (default: what the file says, else 0)."""
-    unsaid: tyro.conf.OmitArgPrefixes[Unsaid] = Unsaid()
+    images: tyro.conf.OmitArgPrefixes[ImageOptions] = ImageOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class FromOpenAI:
     """The file: with PyTorch .pt, or .safetensors, .npz."""
     workdir: str
     """The run's folder, which is made."""
-    published: flags.Given[str] = None
+    published: flags.OptionalFlag[str] = None
     """Which published checkpoint it is: the name of its file without .pt (default: the name that this file has)."""
     family: Literal["improved", "guided"] | None = None
     """Instead of a published one: of which project it is."""
@@ -106,7 +106,7 @@ class FromOpenAI:
     """With --family, and --class_cond True among its flags: how many labels there are."""
     step: int = 0
     """The training step of the weights."""
-    unsaid: tyro.conf.OmitArgPrefixes[Unsaid] = Unsaid()
+    images: tyro.conf.OmitArgPrefixes[ImageOptions] = ImageOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ class ToDiffusers:
     out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
     """The folder, which is made."""
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
-    sampling: tyro.conf.OmitArgPrefixes[flags.Sampling] = flags.Sampling()
+    sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
 
 
 @dataclasses.dataclass(frozen=True)

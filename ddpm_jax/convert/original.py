@@ -9,48 +9,48 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.convert.rules import Path, Rule, flatten, from_torch, same
+from ddpm_jax.convert.rules import Path, Rule, flatten_dict, from_torch, identity
 
-AVERAGE = "/ExponentialMovingAverage"
+EMA_SUFFIX = "/ExponentialMovingAverage"
 """What TensorFlow appends to the name of a variable whose moving average it keeps."""
 
-_TRAINING = re.compile(r"global_step|beta[12]_power|.*/(Adam|Adam_1|Momentum|RMSProp|RMSProp_1)")
+_OPTIMIZER_VARIABLES = re.compile(r"global_step|beta[12]_power|.*/(Adam|Adam_1|Momentum|RMSProp|RMSProp_1)")
 """Variables of the optimizer, which no network has."""
 
-_ON_PIXELS = ("q", "k", "v", "proj_out", "nin_shortcut")
+_CONV1X1 = ("q", "k", "v", "proj_out", "nin_shortcut")
 
 
-class Source(NamedTuple):
+class OriginalWeights(NamedTuple):
     """What a file holds.
 
     Attributes:
         raw, ema: tensors by name, the parameters as training left them and their average; the same where there is one.
-        both: whether there are two.
+        has_both: whether there are two.
         step: of training; 0 if the file does not say.
-        aside: names of what belongs to training alone and is not used.
+        unused: names of what belongs to training alone and is not used.
         rules: of our tree of parameters.
     """
 
     raw: Mapping[str, np.ndarray]
     ema: Mapping[str, np.ndarray]
-    both: bool
+    has_both: bool
     step: int
-    aside: tuple[str, ...]
+    unused: tuple[str, ...]
     rules: Callable[[Any], list[Rule]]
 
 
-def source(tensors: Mapping[str, np.ndarray]) -> Source:
+def from_tensors(tensors: Mapping[str, np.ndarray]) -> OriginalWeights:
     """What these tensors are: TensorFlow's (`model/conv_in/W`, ...) or PyTorch's (`down.0.block.0.conv1.weight`, ...).
 
     Raises:
         ValueError: if they bear the names of neither.
     """
     if any(name.startswith("model/") for name in tensors):
-        return _of_tensorflow(tensors)
+        return _from_tensorflow(tensors)
     if any(name.removeprefix("module.").startswith("down.0.") for name in tensors):
         parallel = all(name.startswith("module.") for name in tensors)  # as PyTorch's DataParallel has them
         named = {name.removeprefix("module.") if parallel else name: tensor for name, tensor in tensors.items()}
-        return Source(named, named, False, 0, (), torch_rules)
+        return OriginalWeights(named, named, False, 0, (), torch_rules)
     raise ValueError(
         f"these are not the original's weights, nor PyTorch's conversion of them: they have no model/conv_in/W and no "
         f"down.0.block.0.conv1.weight, but {', '.join(list(tensors)[:3]) or 'nothing'}"
@@ -59,31 +59,31 @@ def source(tensors: Mapping[str, np.ndarray]) -> Source:
 
 def tensorflow_rules(target: Any) -> list[Rule]:
     """Our leaf down_0/block_0/conv1/kernel is the variable model/down_0/block_0/conv1/W, and so on: none is turned."""
-    leaves = flatten(target)
+    leaves = flatten_dict(target)
 
     def variable(path: Path) -> str | None:
         normalisation = (*path[:-1], "scale") in leaves
         names = {"kernel": "W", "scale": "gamma", "bias": "beta" if normalisation else "b"}
         return "/".join(("model", *path[:-1], names[path[-1]])) if path[-1] in names else None
 
-    return [same(path, name) for path in leaves if (name := variable(path))]
+    return [identity(path, name) for path in leaves if (name := variable(path))]
 
 
 def torch_rules(target: Any) -> list[Rule]:
     """Our leaf down_0/block_0/conv1/kernel is the tensor down.0.block.0.conv1.weight, and so on."""
-    found = []
-    for path, leaf in flatten(target).items():
+    rules = []
+    for path, leaf in flatten_dict(target).items():
         module = ".".join(path[:-1])
         if path[0] != "mid":  # whose modules are numbered by name
             module = re.sub(r"(down|up|block|attn|dense)_?(\d+)", r"\1.\2", module)
-        found.append(from_torch(path, leaf, module, pixels=path[-2] in _ON_PIXELS))
-    return [rule for rule in found if rule]
+        rules.append(from_torch(path, leaf, module, conv1x1=path[-2] in _CONV1X1))
+    return [rule for rule in rules if rule]
 
 
-def _of_tensorflow(tensors: Mapping[str, np.ndarray]) -> Source:
+def _from_tensorflow(tensors: Mapping[str, np.ndarray]) -> OriginalWeights:
     named = {name.removesuffix(":0"): tensor for name, tensor in tensors.items()}
-    aside = tuple(name for name in named if _TRAINING.fullmatch(name))
-    ema = {name.removesuffix(AVERAGE): tensor for name, tensor in named.items() if name.endswith(AVERAGE)}
-    raw = {name: t for name, t in named.items() if name not in aside and not name.endswith(AVERAGE)}
+    unused = tuple(name for name in named if _OPTIMIZER_VARIABLES.fullmatch(name))
+    ema = {name.removesuffix(EMA_SUFFIX): tensor for name, tensor in named.items() if name.endswith(EMA_SUFFIX)}
+    raw = {name: t for name, t in named.items() if name not in unused and not name.endswith(EMA_SUFFIX)}
     step = int(named["global_step"]) if "global_step" in named and named["global_step"].shape == () else 0
-    return Source(raw or ema, ema or raw, bool(raw and ema), step, aside, tensorflow_rules)
+    return OriginalWeights(raw or ema, ema or raw, bool(raw and ema), step, unused, tensorflow_rules)

@@ -12,8 +12,8 @@ from typing import Any
 
 from ddpm_jax import config as configs
 from ddpm_jax.convert import files
-from ddpm_jax.convert.rules import Path, Rule, Tensors, flatten, invert, same
-from ddpm_jax.convert.tables import table
+from ddpm_jax.convert.rules import Path, Rule, Tensors, flatten_dict, identity, invert
+from ddpm_jax.convert.tables import schedule_table
 
 NOTES = {
     "images": "float32 [B, H, W, C] in [-1, 1]",
@@ -25,36 +25,36 @@ NOTES = {
 
 def rules(target: Any) -> list[Rule]:
     """Every leaf is a tensor of its path."""
-    return [same(path, name(path)) for path in flatten(target)]
+    return [identity(path, tensor_name(path)) for path in flatten_dict(target)]
 
 
-def name(path: Path) -> str:
+def tensor_name(path: Path) -> str:
     """The tensor's name of a leaf."""
     return "/".join(path)
 
 
-def write(folder: pathlib.Path, config: configs.Config, params: Any, said: Mapping[str, Any]) -> None:
+def write_folder(folder: pathlib.Path, config: configs.Config, params: Any, metadata: Mapping[str, Any]) -> None:
     """Fills a folder.
 
     Args:
-        said: of the model, see `Run.meta`: at least "image".
+        metadata: of the model, see `Run.meta`: at least "image".
     """
     tensors = invert(rules(params), params)
     files.write_safetensors(folder / "weights.safetensors", tensors, {})
-    files.write_safetensors(folder / "schedule.safetensors", table(config), {})
+    files.write_safetensors(folder / "schedule.safetensors", schedule_table(config), {})
     (folder / "config.json").write_text(configs.to_json(config), encoding="utf-8")
-    files.write_json(folder / "model.json", {**said, "notes": NOTES})
+    files.write_json(folder / "model.json", {**metadata, "notes": NOTES})
 
 
-def read(folder: pathlib.Path) -> tuple[configs.Config, dict[str, Any], Tensors]:
-    """The config, what is said of the model, and its tensors, of a folder that `write` filled.
+def read_folder(folder: pathlib.Path) -> tuple[configs.Config, dict[str, Any], Tensors]:
+    """The config, what is said of the model, and its tensors, of a folder that `write_folder` filled.
 
     Raises:
         FileNotFoundError, ValueError: if a file is missing or damaged.
     """
-    said = files.read_json(folder / "model.json")
-    if not isinstance(said.get("image"), dict) or not isinstance(said["image"].get("shape"), list):
+    metadata = files.read_json(folder / "model.json")
+    if not isinstance(metadata.get("image"), dict) or not isinstance(metadata["image"].get("shape"), list):
         raise ValueError(f"{folder / 'model.json'} does not say what images are")
-    if not isinstance(said.get("fingerprint"), str):
+    if not isinstance(metadata.get("fingerprint"), str):
         raise ValueError(f"{folder / 'model.json'} does not say the fingerprint of the weights")
-    return configs.read(folder / "config.json"), said, files.read(folder / "weights.safetensors")
+    return configs.read(folder / "config.json"), metadata, files.read_tensors(folder / "weights.safetensors")

@@ -18,23 +18,24 @@ Tensors = Mapping[str, np.ndarray]
 class Rule(NamedTuple):
     """Leaves of ours that tensors of the source make, and the way back.
 
-    Most are one and one (see `same`, `dense`, `conv`, `pointwise`).  Several leaves come of one tensor where the source
-    keeps queries, keys and values in one.
+    Most are one and one (see `identity`, `dense`, `conv`, `pointwise`).  Several leaves come of one tensor where the
+    source keeps queries, keys and values in one.
 
     Attributes:
         paths: of our leaves, each the keys from the top of the tree, such as ("mid", "attn_1", "q", "bias").
         names: of the source's tensors.
-        take: (*tensors) -> the leaves, in the order of `paths`.
-        give: (*leaves) -> the tensors, in the order of `names`: the inverse of `take`.  Both only move numbers about.
+        to_ours: (*tensors) -> the leaves, in the order of `paths`.
+        to_theirs: (*leaves) -> the tensors, in the order of `names`: the inverse of `to_ours`.  Both only
+            move numbers about.
     """
 
     paths: tuple[Path, ...]
     names: tuple[str, ...]
-    take: Callable[..., tuple[np.ndarray, ...]]
-    give: Callable[..., tuple[np.ndarray, ...]]
+    to_ours: Callable[..., tuple[np.ndarray, ...]]
+    to_theirs: Callable[..., tuple[np.ndarray, ...]]
 
 
-def same(path: Path, name: str) -> Rule:
+def identity(path: Path, name: str) -> Rule:
     """The tensor as it is: biases, and the scales of normalisations."""
     return Rule((path,), (name,), lambda tensor: (tensor,), lambda leaf: (leaf,))
 
@@ -47,56 +48,56 @@ def dense(path: Path, name: str) -> Rule:
 def conv(path: Path, name: str) -> Rule:
     """A convolution's kernel [out, in, ...sides], as PyTorch has it, as ours [...sides, in, out]."""
 
-    def take(tensor):
+    def to_ours(tensor):
         return (np.moveaxis(tensor, (0, 1), (-1, -2)),)
 
-    def give(leaf):
+    def to_theirs(leaf):
         return (np.moveaxis(leaf, (-1, -2), (0, 1)),)
 
-    return Rule((path,), (name,), take, give)
+    return Rule((path,), (name,), to_ours, to_theirs)
 
 
 def pointwise(path: Path, name: str, axes: int) -> Rule:
     """A convolution of 1 along each of `axes` sides, [out, in, 1, ...], as our matrix [in, out]."""
 
-    def take(tensor):
+    def to_ours(tensor):
         return (tensor.reshape(tensor.shape[:2]).T,)
 
-    def give(leaf):
+    def to_theirs(leaf):
         return (leaf.T.reshape(*leaf.shape[::-1], *(1,) * axes),)
 
-    return Rule((path,), (name,), take, give)
+    return Rule((path,), (name,), to_ours, to_theirs)
 
 
-def labels(path: Path, name: str) -> Rule:
+def label_embedding(path: Path, name: str) -> Rule:
     """A table of labels, which there has no row for none: here it is 0, as if none were added to the time."""
 
-    def give(leaf):
+    def to_theirs(leaf):
         if np.any(leaf[-1]):
             raise ValueError(
                 f"{'/'.join(path)}: the row of no label is not 0, and {name} has none: networks that were trained "
-                "without their labels at times (condition.drop) cannot be had there"
+                "without their labels at times (condition.dropout) cannot be had there"
             )
         return (leaf[:-1],)
 
-    return Rule((path,), (name,), lambda tensor: (np.concatenate([tensor, np.zeros_like(tensor[:1])]),), give)
+    return Rule((path,), (name,), lambda tensor: (np.concatenate([tensor, np.zeros_like(tensor[:1])]),), to_theirs)
 
 
-def from_torch(path: Path, leaf: Any, module: str, *, pixels: bool = False) -> Rule | None:
+def from_torch(path: Path, leaf: Any, module: str, *, conv1x1: bool = False) -> Rule | None:
     """The rule for one leaf of ours that is a PyTorch module's: its `weight` or its `bias`; None for other leaves.
 
     Args:
         leaf: what has the shape of ours.
         module: the dotted name of PyTorch's.
-        pixels: a matrix of ours is a convolution of 1 there, of images, and not a Linear.
+        conv1x1: a matrix of ours is a convolution of 1 there, of images, and not a Linear.
     """
     if path[-1] in ("bias", "scale"):
-        return same(path, f"{module}.bias" if path[-1] == "bias" else f"{module}.weight")
+        return identity(path, f"{module}.bias" if path[-1] == "bias" else f"{module}.weight")
     if path[-1] != "kernel":
         return None
     if len(leaf.shape) > 2:
         return conv(path, f"{module}.weight")
-    return pointwise(path, f"{module}.weight", 2) if pixels else dense(path, f"{module}.weight")
+    return pointwise(path, f"{module}.weight", 2) if conv1x1 else dense(path, f"{module}.weight")
 
 
 def apply(rules: Sequence[Rule], tensors: Tensors, target: Any) -> dict[str, Any]:
@@ -110,24 +111,28 @@ def apply(rules: Sequence[Rule], tensors: Tensors, target: Any) -> dict[str, Any
         ValueError: one, which lists by name whatever is missing, unused, of another shape, transposed by the look of
             it, not of floats, not finite, or not to be had exactly in the target's dtype.
     """
-    leaves = flatten(target)
+    leaves = flatten_dict(target)
     _check_rules(rules, leaves)
-    wanted = {name: shape for rule in rules for name, shape in _shapes_wanted(rule, leaves).items()}
+    expected = {name: shape for rule in rules for name, shape in _expected_shapes(rule, leaves).items()}
     problems = [
-        *_listed("tensors are missing", (f"{name} {shape}" for name, shape in wanted.items() if name not in tensors)),
-        *_listed("tensors are unused", (f"{name} {np.shape(t)}" for name, t in tensors.items() if name not in wanted)),
-        *_listed(
-            "tensors have another shape",
-            (_misshapen(name, tensors[name].shape, shape) for name, shape in wanted.items() if name in tensors),
+        *_summary(
+            "tensors are missing", (f"{name} {shape}" for name, shape in expected.items() if name not in tensors)
         ),
-        *_listed("tensors are not of floats", (_not_floats(n, tensors[n]) for n in wanted if n in tensors)),
+        *_summary(
+            "tensors are unused", (f"{name} {np.shape(t)}" for name, t in tensors.items() if name not in expected)
+        ),
+        *_summary(
+            "tensors have another shape",
+            (_shape_error(name, tensors[name].shape, shape) for name, shape in expected.items() if name in tensors),
+        ),
+        *_summary("tensors are not of floats", (_dtype_error(n, tensors[n]) for n in expected if n in tensors)),
     ]
-    _raise(problems)
+    _raise_if_any(problems)
     filled: dict[Path, np.ndarray] = {}
     inexact = []
     for rule in rules:
-        taken = rule.take(*(tensors[name] for name in rule.names))
-        for path, leaf in zip(rule.paths, taken, strict=True):
+        ours = rule.to_ours(*(tensors[name] for name in rule.names))
+        for path, leaf in zip(rule.paths, ours, strict=True):
             dtype = np.dtype(leaves[path].dtype)
             with np.errstate(over="ignore"):
                 filled[path] = np.array(leaf, dtype, order="C")
@@ -137,8 +142,8 @@ def apply(rules: Sequence[Rule], tensors: Tensors, target: Any) -> dict[str, Any
                 inexact.append(
                     f"{', '.join(rule.names)}, {leaf.dtype}, cannot be had exactly in {dtype}: cast it first"
                 )
-    _raise(_listed("tensors hold no usable numbers", dict.fromkeys(inexact)))
-    return nest(filled)
+    _raise_if_any(_summary("tensors hold no usable numbers", dict.fromkeys(inexact)))
+    return unflatten_dict(filled)
 
 
 def invert(rules: Sequence[Rule], params: Any) -> dict[str, np.ndarray]:
@@ -148,28 +153,28 @@ def invert(rules: Sequence[Rule], params: Any) -> dict[str, np.ndarray]:
         ValueError: one, which lists by name the leaves that no rule speaks of, those that are missing, and those that
             are not finite.
     """
-    leaves = flatten(params)
+    leaves = flatten_dict(params)
     _check_rules(rules, leaves)
-    wrong = (f"{'/'.join(path)} holds NaN or infinity" for path, x in leaves.items() if not np.isfinite(x).all())
-    _raise(_listed("leaves hold no usable numbers", wrong))
-    given: dict[str, np.ndarray] = {}
+    not_finite = (f"{'/'.join(path)} holds NaN or infinity" for path, x in leaves.items() if not np.isfinite(x).all())
+    _raise_if_any(_summary("leaves hold no usable numbers", not_finite))
+    tensors: dict[str, np.ndarray] = {}
     for rule in rules:
-        made = rule.give(*(np.asarray(leaves[path]) for path in rule.paths))
-        given.update({name: np.array(t, order="C") for name, t in zip(rule.names, made, strict=True)})
-    return given
+        theirs = rule.to_theirs(*(np.asarray(leaves[path]) for path in rule.paths))
+        tensors.update({name: np.array(t, order="C") for name, t in zip(rule.names, theirs, strict=True)})
+    return tensors
 
 
-def flatten(tree: Any) -> dict[Path, Any]:
+def flatten_dict(tree: Any) -> dict[Path, Any]:
     """The leaves of a nested dict, each by the keys that lead to it."""
-    found: dict[Path, Any] = {}
+    leaves: dict[Path, Any] = {}
     for key, value in tree.items():
-        below = {(): value} if not isinstance(value, Mapping) else flatten(value)
-        found.update({(key, *path): leaf for path, leaf in below.items()})
-    return found
+        below = {(): value} if not isinstance(value, Mapping) else flatten_dict(value)
+        leaves.update({(key, *path): leaf for path, leaf in below.items()})
+    return leaves
 
 
-def nest(leaves: Mapping[Path, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+def unflatten_dict(leaves: Mapping[Path, Any]) -> dict[str, Any]:
+    """The inverse of `flatten_dict`."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         branch = tree
@@ -182,46 +187,46 @@ def nest(leaves: Mapping[Path, Any]) -> dict[str, Any]:
 def _check_rules(rules: Sequence[Rule], leaves: Mapping[Path, Any]) -> None:
     paths = collections.Counter(path for rule in rules for path in rule.paths)
     names = collections.Counter(name for rule in rules for name in rule.names)
-    _raise([
-        *_listed("tensors have two rules", (name for name, n in names.items() if n > 1)),
-        *_listed("leaves have two rules", ("/".join(path) for path, n in paths.items() if n > 1)),
-        *_listed("leaves of ours have no rule in this format", ("/".join(p) for p in leaves if p not in paths)),
-        *_listed("rules name leaves that the network does not have", ("/".join(p) for p in paths if p not in leaves)),
+    _raise_if_any([
+        *_summary("tensors have two rules", (name for name, n in names.items() if n > 1)),
+        *_summary("leaves have two rules", ("/".join(path) for path, n in paths.items() if n > 1)),
+        *_summary("leaves of ours have no rule in this format", ("/".join(p) for p in leaves if p not in paths)),
+        *_summary("rules name leaves that the network does not have", ("/".join(p) for p in paths if p not in leaves)),
     ])  # fmt: skip
 
 
-def _shapes_wanted(rule: Rule, leaves: Mapping[Path, Any]) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(rule: Rule, leaves: Mapping[Path, Any]) -> dict[str, tuple[int, ...]]:
     """The shape of each of the rule's tensors, by name, from those of its leaves."""
     # one zero, repeated, has the shape and takes no memory
     zeros = (np.broadcast_to(np.zeros((), np.float32), leaves[path].shape) for path in rule.paths)
-    return {name: np.shape(t) for name, t in zip(rule.names, rule.give(*zeros), strict=True)}
+    return {name: np.shape(t) for name, t in zip(rule.names, rule.to_theirs(*zeros), strict=True)}
 
 
-def _misshapen(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> str | None:
-    if shape == wanted:
+def _shape_error(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> str | None:
+    if shape == expected:
         return None
-    turned = sorted(shape) == sorted(wanted)
+    transposed = sorted(shape) == sorted(expected)
     hint = (
         ", which looks transposed"
-        if turned
+        if transposed
         else ", of as many numbers"
-        if math.prod(shape) == math.prod(wanted)
+        if math.prod(shape) == math.prod(expected)
         else ""
     )
-    return f"{name} {shape} where {wanted} is right{hint}"
+    return f"{name} {shape} where {expected} is right{hint}"
 
 
-def _not_floats(name: str, tensor: np.ndarray) -> str | None:
+def _dtype_error(name: str, tensor: np.ndarray) -> str | None:
     # the narrow floats that numpy does not know itself are of kind V
     floating = tensor.dtype.kind == "f" or tensor.dtype.name.startswith(("bfloat", "float"))
     return None if floating else f"{name} is {tensor.dtype}"
 
 
-def _listed(what: str, found: Iterable[str | None]) -> list[str]:
-    said = [one for one in found if one]
-    return [f"{len(said)} {what}: {'; '.join(said)}"] if said else []
+def _summary(what: str, items: Iterable[str | None]) -> list[str]:
+    listed = [one for one in items if one]
+    return [f"{len(listed)} {what}: {'; '.join(listed)}"] if listed else []
 
 
-def _raise(problems: list[str]) -> None:
+def _raise_if_any(problems: list[str]) -> None:
     if problems:
         raise ValueError("the weights do not fit.\n  " + "\n  ".join(problems))

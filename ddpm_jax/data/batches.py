@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.data.images import Range, to_unit
-from ddpm_jax.keys import check_keys, number
+from ddpm_jax.data.images import ValueRange, normalize
+from ddpm_jax.keys import check_integer, check_keys
 
 # "flip" in ASCII.  An image's key also serves its timestep, its noise and its dropout: what is drawn here must not
 # repeat what is drawn there.
 FLIP = 0x666C6970
 
 
-class Order:
+class EpochShuffle:
     """The order in which training sees `size` examples: shuffled epochs, without replacement, one after the other.
 
     Epoch e is `jax.random.permutation(jax.random.fold_in(key, e), size)`, made once when it is first needed; the two
@@ -37,9 +37,9 @@ class Order:
     """
 
     def __init__(self, key: jax.Array, size: int) -> None:
-        _check_keys("Order", key, ())
+        _check_keys("EpochShuffle", key, ())
         if not 1 <= size < 2**31:
-            raise ValueError(f"Order: expected a size of 1 to 2^31 - 1 examples, got {size}")
+            raise ValueError(f"EpochShuffle: expected a size of 1 to 2^31 - 1 examples, got {size}")
         self._key = key
         self._size = size
         self._epochs: dict[int, np.ndarray] = {}
@@ -56,7 +56,7 @@ class Order:
         """
         step, batch = operator.index(step), operator.index(batch)
         if step < 0 or batch < 1:
-            raise ValueError(f"Order.indices: expected step >= 0 and batch >= 1, got step={step}, batch={batch}")
+            raise ValueError(f"EpochShuffle.indices: expected step >= 0 and batch >= 1, got step={step}, batch={batch}")
         start, stop = step * batch, (step + 1) * batch
         parts = []
         for epoch in range(start // self._size, (stop - 1) // self._size + 1):
@@ -69,8 +69,8 @@ class Order:
             if epoch not in self._epochs:
                 if len(self._epochs) == 2:
                     del self._epochs[next(iter(self._epochs))]
-                found = _permutation(self._key, np.uint32(number("epoch", epoch)), self._size)
-                self._epochs[epoch] = np.asarray(found)
+                permutation = _permutation(self._key, np.uint32(check_integer("epoch", epoch)), self._size)
+                self._epochs[epoch] = np.asarray(permutation)
             return self._epochs[epoch]
 
 
@@ -81,7 +81,7 @@ def _permutation(key: jax.Array, epoch: jax.Array, size: int) -> jax.Array:
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["flat"], meta_fields=["shape"])
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class FlatImages:
     """Images on a device that is to take some of them out, each a row of numbers.
 
     A TPU would lay [N, H, W, C] out with N along its lanes, and copy all of them in every step to take out a few.
@@ -95,7 +95,7 @@ class Rows:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, images: np.ndarray) -> "Rows":
+    def from_images(cls, images: np.ndarray) -> "FlatImages":
         """Images [N, H, W, C] in host memory."""
         return cls(images.reshape(len(images), -1), images.shape[1:])
 
@@ -104,8 +104,8 @@ class Rows:
 
 
 @functools.partial(jax.jit, static_argnames=("levels", "flip"))
-def examples(
-    keys: jax.Array, images: jax.Array | Rows, indices: jax.Array, *, levels: int | Range, flip: bool
+def gather_examples(
+    keys: jax.Array, images: jax.Array | FlatImages, indices: jax.Array, *, levels: int | ValueRange, flip: bool
 ) -> jax.Array:
     """The images at `indices` as the network sees them: in [-1, 1], mirrored left to right half of the time.
 
@@ -126,20 +126,20 @@ def examples(
         ValueError: if keys are not typed keys [b], images not integers [N, H, W, C], or indices not integers [b].
     """
     if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise ValueError(f"examples: expected integer indices [b], got {indices.dtype} {indices.shape}")
-    _check_keys("examples", keys, indices.shape)
-    chosen = images[indices]
-    if chosen.ndim not in (4, 5):
-        raise ValueError(f"examples: expected images [N, H, W, C], got shape {images.shape}")
-    return to_unit(mirrored(keys, chosen) if flip else chosen, levels)
+        raise ValueError(f"gather_examples: expected integer indices [b], got {indices.dtype} {indices.shape}")
+    _check_keys("gather_examples", keys, indices.shape)
+    gathered = images[indices]
+    if gathered.ndim not in (4, 5):
+        raise ValueError(f"gather_examples: expected images [N, H, W, C], got shape {images.shape}")
+    return normalize(random_flip(keys, gathered) if flip else gathered, levels)
 
 
-def mirrored(keys: jax.Array, images: jax.Array) -> jax.Array:
+def random_flip(keys: jax.Array, images: jax.Array) -> jax.Array:
     """Images [b, ..., W, C] mirrored left to right half of the time, as `examples` does with these keys [b]."""
     check_keys("keys", keys)
     half = np.float32(0.5)
-    which = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, FLIP), half))(keys)
-    return jnp.where(jnp.expand_dims(which, range(1, images.ndim)), images[..., ::-1, :], images)
+    flipped = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, FLIP), half))(keys)
+    return jnp.where(jnp.expand_dims(flipped, range(1, images.ndim)), images[..., ::-1, :], images)
 
 
 def _check_keys(caller: str, keys: jax.Array, shape: tuple[int, ...]) -> None:

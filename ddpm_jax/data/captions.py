@@ -14,28 +14,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.reader import Images
+from ddpm_jax.data.reader import Dataset
 
-FIELDS = ("", "caption")
+TEMPLATE_FIELDS = ("", "caption")
 
 
-class Table(NamedTuple):
-    """Image i is described by every one of texts[which[i]].
+class CaptionTable(NamedTuple):
+    """Image i is described by every one of texts[row_indices[i]].
 
     Attributes:
         texts: rows of one or more texts, none twice in a row.  The rows of templates over labels are the classes 0, 1,
             ..., and all others are in the order in which images first need them.
-        which: int32 [N], the row of each image.
+        row_indices: int32 [N], the row of each image.
     """
 
     texts: tuple[tuple[str, ...], ...]
-    which: np.ndarray
+    row_indices: np.ndarray
 
 
-def table(images: Images, templates: Sequence[str] = ()) -> Table:
+def caption_table(dataset: Dataset, templates: Sequence[str] = ()) -> CaptionTable:
     """The texts of the training images: all that the templates make, one after the other.
 
-        table(data.load("digits"), ("a handwritten {}", "the digit {}"))    # which is the labels, of ten rows of two
+        table(data.load("digits"), ("a handwritten {}", "the digit {}"))   # row_indices: the labels, of ten rows of two
 
     Without templates they are the images' captions, or else the names of their labels.  Where labels have no names but
     numbers, as those of most .npz files, a number is its name.
@@ -43,29 +43,29 @@ def table(images: Images, templates: Sequence[str] = ()) -> Table:
     Raises:
         ValueError: if templates are not as the module says, or the images have nothing for them to speak of.
     """
-    return _table(images, images.train_captions, images.train_labels, templates)
+    return _caption_table(dataset, dataset.train_captions, dataset.train_labels, templates)
 
 
-def held_out_table(images: Images, templates: Sequence[str] = ()) -> Table:
+def held_out_caption_table(dataset: Dataset, templates: Sequence[str] = ()) -> CaptionTable:
     """The texts of the held-out images; as `table`, and the rows of templates over labels are the same."""
-    return _table(images, images.test_captions, images.test_labels, templates)
+    return _caption_table(dataset, dataset.test_captions, dataset.test_labels, templates)
 
 
-def label_names(images: Images) -> tuple[str, ...]:
+def label_names(dataset: Dataset) -> tuple[str, ...]:
     """What the labels are called, by number; the numbers themselves where they have no names; () without labels."""
-    if images.train_labels is None or images.test_labels is None or images.label_names:
-        return images.label_names
-    return tuple(map(str, range(1 + max(int(images.train_labels.max()), int(images.test_labels.max())))))
+    if dataset.train_labels is None or dataset.test_labels is None or dataset.label_names:
+        return dataset.label_names
+    return tuple(map(str, range(1 + max(int(dataset.train_labels.max()), int(dataset.test_labels.max())))))
 
 
-def filled(template: str, name: str, caption: str = "") -> str:
+def fill_template(template: str, name: str, caption: str = "") -> str:
     """A template with a label's name and a caption in their places.
 
     Raises:
         ValueError: if the template is not as the module says.
     """
     check_templates((template,))
-    return _filled(template, name, caption)
+    return _fill_template(template, name, caption)
 
 
 def check_templates(templates: Sequence[str]) -> None:
@@ -73,57 +73,57 @@ def check_templates(templates: Sequence[str]) -> None:
     if isinstance(templates, str):
         raise ValueError(f"templates: expected a sequence of texts, got the text {templates!r}")
     for template in templates:
-        fields = _fields(template)
+        fields = _template_fields(template)
         if not fields:
             raise ValueError(f"the template {template!r} says the same of every image; expected {{}} or {{caption}}")
         if templates.count(template) > 1:
             raise ValueError(f"the template {template!r} is there {templates.count(template)} times")
 
 
-def _fields(template: str) -> set[str]:
+def _template_fields(template: str) -> set[str]:
     """The fields of a template, of "" and "caption"."""
     try:
         parsed = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise ValueError(f"the template {template!r} is not one: {error}; a brace is written twice") from None
     for field, form, conversion in parsed:
-        if field not in FIELDS or form or conversion:
+        if field not in TEMPLATE_FIELDS or form or conversion:
             written = f"{field}{'!' * bool(conversion)}{conversion or ''}{':' * bool(form)}{form}"
             raise ValueError(f"the template {template!r} has a field {{{written}}}; there are {{}} and {{caption}}")
     return {field or "" for field, *_ in parsed}
 
 
-def _table(
-    images: Images, captions: Sequence[str] | None, labels: np.ndarray | None, templates: Sequence[str]
-) -> Table:
+def _caption_table(
+    dataset: Dataset, captions: Sequence[str] | None, labels: np.ndarray | None, templates: Sequence[str]
+) -> CaptionTable:
     check_templates(templates)
     if captions is None and labels is None:
-        raise ValueError(f"{images.name}: images with neither captions nor labels, so there is nothing to say of them")
+        raise ValueError(f"{dataset.name}: images with neither captions nor labels, so there is nothing to say of them")
     templates = templates or ("{}" if captions is None else "{caption}",)
-    fields = {field for template in templates for field in _fields(template)}
-    for field, there in zip(FIELDS, (labels, captions), strict=True):
-        if field in fields and there is None:
+    fields = {field for template in templates for field in _template_fields(template)}
+    for field, values in zip(TEMPLATE_FIELDS, (labels, captions), strict=True):
+        if field in fields and values is None:
             missing = "labels" if field == "" else "captions"
-            template = next(template for template in templates if field in _fields(template))
-            raise ValueError(f"{images.name}: the template {template!r} needs {missing}, and the images have none")
-    names = label_names(images)
+            template = next(template for template in templates if field in _template_fields(template))
+            raise ValueError(f"{dataset.name}: the template {template!r} needs {missing}, and the images have none")
+    names = label_names(dataset)
     if captions is None or "caption" not in fields:
         assert labels is not None
-        return Table(tuple(_texts(templates, name, "") for name in names), labels.astype(np.int32))
+        return CaptionTable(tuple(_expand_templates(templates, name, "") for name in names), labels.astype(np.int32))
     numbers = np.zeros(len(captions), int) if labels is None or "" not in fields else labels
     rows: dict[tuple[int, str], int] = {}
-    said = zip(numbers.tolist(), captions, strict=True)
-    which = np.array([rows.setdefault(key, len(rows)) for key in said], np.int32)
-    texts = tuple(_texts(templates, names[number] if names else "", caption) for number, caption in rows)
-    return Table(texts, which)
+    pairs = zip(numbers.tolist(), captions, strict=True)
+    row_indices = np.array([rows.setdefault(key, len(rows)) for key in pairs], np.int32)
+    texts = tuple(_expand_templates(templates, names[number] if names else "", caption) for number, caption in rows)
+    return CaptionTable(texts, row_indices)
 
 
-def _filled(template: str, name: str, caption: str) -> str:
+def _fill_template(template: str, name: str, caption: str) -> str:
     value = {"": name, "caption": caption, None: ""}
     return "".join(literal + value[field] for literal, field, *_ in string.Formatter().parse(template))
 
 
-def _texts(templates: Sequence[str], name: str, caption: str) -> tuple[str, ...]:
+def _expand_templates(templates: Sequence[str], name: str, caption: str) -> tuple[str, ...]:
     """Each template with each line of the caption, none twice; an empty caption is one empty line."""
     lines = [line.strip() for line in caption.splitlines() if line.strip()] or [""]
-    return tuple(dict.fromkeys(_filled(template, name, line) for template in templates for line in lines))
+    return tuple(dict.fromkeys(_fill_template(template, name, line) for template in templates for line in lines))

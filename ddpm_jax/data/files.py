@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.images import Range
+from ddpm_jax.data.images import ValueRange
 
 if TYPE_CHECKING:
     from numpy.lib.npyio import NpzFile
     from PIL import Image
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow's names
-TYPES = ("u1", "u2", "f2", "f4", "f8")  # numpy's, of arrays that are images
+READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow's names
+ARRAY_TYPES = ("u1", "u2", "f2", "f4", "f8")  # numpy's, of arrays that are images
 MODES = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "I;16": 1}  # the modes that are read, and their channels
-SIXTEEN = "which would be cut to 8 bits: save it as a .npy file, uint16 [H, W, C]"
+SIXTEEN_BIT_HINT = "which would be cut to 8 bits: save it as a .npy file, uint16 [H, W, C]"
 
-WRITTEN = {
+WRITE_FORMATS = {
     "png": ("png", {"L", "LA", "RGB", "RGBA", "I;16"}, {}),
     "jpg": ("jpeg", {"L", "RGB"}, {"quality": 95, "subsampling": 0}),
     "webp": ("webp", {"RGB", "RGBA"}, {"lossless": True, "exact": True}),
@@ -35,14 +35,14 @@ WRITTEN = {
 }
 """Formats by their extension: Pillow's name, the modes that come back as they were written, Pillow's options."""
 
-NAMES = {"L": "grey", "LA": "grey with alpha", "I;16": "16-bit grey"}
+MODE_NAMES = {"L": "grey", "LA": "grey with alpha", "I;16": "16-bit grey"}
 
 # TIFF 6.0: bits of each sample, what zero means, how many samples
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL = 258, 262, 277
 
 # Exif 2.3, 4.6.4 A: where row 0 and column 0 of the stored image belong
-ORIENTATION = 274
-TURNS = {
+EXIF_ORIENTATION = 274
+EXIF_TRANSFORMS = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
     4: lambda pixels: pixels[::-1],
@@ -53,22 +53,22 @@ TURNS = {
 }
 
 
-class Decoded(NamedTuple):
+class DecodedImage(NamedTuple):
     """What a file holds.
 
     format: "PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF" (by its content, whatever its name) or "NPY".
     mode: "L" (grey), "LA", "RGB", "RGBA", "I;16" (16-bit grey), or of arrays "uint8 x C", "float64 x C".
-    turned: whether it was turned or mirrored as its Exif orientation asks.
+    exif_transposed: whether it was turned or mirrored as its Exif orientation asks.
     pixels: uint8, uint16 or float32 (which other floats are brought to) [H, W, C]; arrays may be [D, H, W, C].
     """
 
     format: str
     mode: str
-    turned: bool
+    exif_transposed: bool
     pixels: np.ndarray
 
 
-def decoded(path: Path) -> Decoded:
+def decode(path: Path) -> DecodedImage:
     """The image in a file.
 
     Raises:
@@ -78,29 +78,29 @@ def decoded(path: Path) -> Decoded:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise ValueError("empty: 0 bytes")
-            return _array(file) if path.suffix.lower() == ".npy" else _picture(file)
+            return _decode_array(file) if path.suffix.lower() == ".npy" else _decode_picture(file)
     except OSError as error:
         raise ValueError(f"cannot be opened: {error.strerror or error}") from error
 
 
-def unwritable(format: str, shape: Sequence[int], dtype: np.dtype) -> str:
+def unwritable_reason(format: str, shape: Sequence[int], dtype: np.dtype) -> str:
     """Why images of this shape and type cannot be files of a format, "" if they can.
 
     Args:
         format: "png", "jpg", "webp", "bmp", "tiff" or "npy".
     """
-    mode = _written_mode(shape, dtype)
-    if format == "npy" or mode in WRITTEN[format][1]:
+    mode = _mode_of_array(shape, dtype)
+    if format == "npy" or mode in WRITE_FORMATS[format][1]:
         return ""
-    held = ", ".join(NAMES.get(mode, mode) for mode in MODES if mode in WRITTEN[format][1])
-    able = [other for other, (_, modes, _) in WRITTEN.items() if other != "jpg" and mode in modes]
+    held = ", ".join(MODE_NAMES.get(mode, mode) for mode in MODES if mode in WRITE_FORMATS[format][1])
+    able = [other for other, (_, modes, _) in WRITE_FORMATS.items() if other != "jpg" and mode in modes]
     return (
         f"{'x'.join(map(str, shape))} {np.dtype(dtype)} cannot be {format}, which holds {held}; "
         f"take {' or '.join([*able, 'npy'])}"
     )
 
 
-def write(path: Path, image: np.ndarray, format: str) -> None:
+def write_image(path: Path, image: np.ndarray, format: str) -> None:
     """Writes an image, so that `decoded` reads the same numbers; but for "jpg", which is lossy.
 
     Args:
@@ -112,16 +112,16 @@ def write(path: Path, image: np.ndarray, format: str) -> None:
     """
     from PIL import Image
 
-    refusal = unwritable(format, image.shape, image.dtype)
+    refusal = unwritable_reason(format, image.shape, image.dtype)
     if refusal:
-        raise ValueError(f"write: {refusal}")
+        raise ValueError(f"write_image: {refusal}")
     if format == "npy":
         return np.save(path, image, allow_pickle=False)
-    name, _, options = WRITTEN[format]
+    name, _, options = WRITE_FORMATS[format]
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path, format=name, **options)
 
 
-def _written_mode(shape: Sequence[int], dtype: np.dtype) -> str:
+def _mode_of_array(shape: Sequence[int], dtype: np.dtype) -> str:
     """Pillow's mode of an array, "" if it has none."""
     if len(shape) != 3:
         return ""
@@ -130,7 +130,7 @@ def _written_mode(shape: Sequence[int], dtype: np.dtype) -> str:
     )
 
 
-def fitted(pixels: np.ndarray, mode: str, size: tuple[int, ...], levels: int | Range) -> np.ndarray:
+def resize_center_crop(pixels: np.ndarray, mode: str, size: tuple[int, ...], levels: int | ValueRange) -> np.ndarray:
     """The image at another size: scaled until it covers that, and cut to its middle.
 
     Scaling is Pillow's Lanczos filter, which widens as it reduces (antialiasing), channel by channel in float32:
@@ -166,39 +166,39 @@ def fitted(pixels: np.ndarray, mode: str, size: tuple[int, ...], levels: int | R
     if translucent:
         alpha = result[..., -1:]
         result[..., :-1] = np.where(alpha >= 0.5, result[..., :-1] / np.maximum(alpha, 0.5), 0)
-    if isinstance(levels, Range):
+    if isinstance(levels, ValueRange):
         return np.clip(result, *levels)
     return np.clip(np.rint(result), 0, levels - 1).astype(pixels.dtype)
 
 
-_ONE_HEADER = threading.Lock()
+_HEADER_LOCK = threading.Lock()
 """numpy has Python parse the header, and some versions of Python cannot do that in two threads at once."""
 
 
-def _array(file: BinaryIO) -> Decoded:
+def _decode_array(file: BinaryIO) -> DecodedImage:
     content = io.BytesIO(file.read())
     try:
-        with _ONE_HEADER:
+        with _HEADER_LOCK:
             pixels = np.lib.format.read_array(content, allow_pickle=False)
     except Exception as error:  # a damaged header is read as Python and fails as Python does, in any way
         raise ValueError(f"not a .npy file, or not a whole one: {_one_line(error)}") from error
     what = f"an array {pixels.dtype} {pixels.shape}"
-    if pixels.dtype.str[1:] not in TYPES:
-        raise ValueError(f"{what}; expected uint8, uint16 or floating point: {retyped(pixels.dtype)}")
+    if pixels.dtype.str[1:] not in ARRAY_TYPES:
+        raise ValueError(f"{what}; expected uint8, uint16 or floating point: {conversion_hint(pixels.dtype)}")
     if pixels.ndim not in (2, 3, 4) or pixels.size == 0:
         raise ValueError(
             f"{what}; expected one image, [H, W, C], or [H, W] for one channel, or one volume, [D, H, W, C]"
         )
-    if pixels.ndim > 2 and channels_first(pixels.shape):
+    if pixels.ndim > 2 and is_channels_first(pixels.shape):
         raise ValueError(f"{what}, channels first; expected [H, W, C]: save numpy.moveaxis(image, 0, -1)")
     pixels = pixels if pixels.ndim > 2 else pixels[..., None]
     mode = f"{pixels.dtype.name} x {pixels.shape[-1]}"
     if pixels.dtype.kind == "f":
-        return Decoded("NPY", mode, False, finite(what, pixels))
-    return Decoded("NPY", mode, False, np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")))
+        return DecodedImage("NPY", mode, False, to_finite_float32(what, pixels))
+    return DecodedImage("NPY", mode, False, np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")))
 
 
-def finite(what: str, array: np.ndarray) -> np.ndarray:
+def to_finite_float32(what: str, array: np.ndarray) -> np.ndarray:
     """An array of any floating-point type in float32.
 
     Raises:
@@ -212,7 +212,7 @@ def finite(what: str, array: np.ndarray) -> np.ndarray:
     return floats
 
 
-def retyped(dtype: np.dtype) -> str:
+def conversion_hint(dtype: np.dtype) -> str:
     """What to do with an array of a type that is not read, so that it keeps its values."""
     if dtype.kind not in "biu":
         return "array.astype(numpy.float32) of real numbers"
@@ -222,7 +222,7 @@ def retyped(dtype: np.dtype) -> str:
     )
 
 
-def declared(archive: "Mapping[str, np.ndarray] | NpzFile", key: str) -> tuple[tuple[int, ...], np.dtype]:
+def read_array_header(archive: "Mapping[str, np.ndarray] | NpzFile", key: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of an array, in an .npz file from its header: nothing of it is decompressed.
 
     Raises:
@@ -240,14 +240,14 @@ def declared(archive: "Mapping[str, np.ndarray] | NpzFile", key: str) -> tuple[t
     return shape, dtype
 
 
-def check_room(what: str, size: int) -> None:
+def check_memory(what: str, size: int) -> None:
     """Raises a ValueError if so many bytes are more than this machine has memory; the text begins with `what`."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > memory:
         raise ValueError(f"{what}: {size / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB of memory")
 
 
-def too_large(sides: Sequence[int]) -> str:
+def too_large_reason(sides: Sequence[int]) -> str:
     """Why an image of this height and width is not decoded: Pillow's limit against decompression bombs; "" if it is."""
     from PIL import Image
 
@@ -257,24 +257,26 @@ def too_large(sides: Sequence[int]) -> str:
     return f"too large to be decoded: {'x'.join(map(str, sides))}, and {most:,} pixels are the most"
 
 
-def channels_first(shape: Sequence[int]) -> bool:
+def is_channels_first(shape: Sequence[int]) -> bool:
     """Whether an image of this shape, [a, b, c] or [a, b, c, d], is likely to have its channels in front."""
     return shape[0] in (1, 3) and min(shape[1:]) > 5
 
 
-def _picture(file: BinaryIO) -> Decoded:
+def _decode_picture(file: BinaryIO) -> DecodedImage:
     from PIL import Image, UnidentifiedImageError
 
     head = file.read(26)
     file.seek(0)
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            refusal = _refusal(image, head)
+        with Image.open(file, formats=READ_FORMATS) as image:
+            refusal = _refusal_reason(image, head)
             if not refusal:
-                turned, pixels = _upright(image)
-                return Decoded((image.format or "").replace("MPO", "JPEG"), _mode(image), turned, pixels)
+                turned, pixels = _apply_exif_orientation(image)
+                return DecodedImage(
+                    (image.format or "").replace("MPO", "JPEG"), _mode_of_picture(image), turned, pixels
+                )
     except UnidentifiedImageError:
-        refusal = f"not an image, or a damaged one (none of {', '.join(FORMATS)})"
+        refusal = f"not an image, or a damaged one (none of {', '.join(READ_FORMATS)})"
     except Image.DecompressionBombError as error:
         refusal = f"too large to be decoded: {_one_line(error)}"
     except Exception as error:  # on damaged bytes, Pillow's decoders raise nearly every type there is
@@ -282,9 +284,9 @@ def _picture(file: BinaryIO) -> Decoded:
     raise ValueError(refusal)
 
 
-def _refusal(image: "Image.Image", head: bytes) -> str:
+def _refusal_reason(image: "Image.Image", head: bytes) -> str:
     """Why a picture that Pillow can read is not taken; "" if it is."""
-    refusal = too_large((image.height, image.width))
+    refusal = too_large_reason((image.height, image.width))
     if refusal:
         return refusal
     frames, tags, channels = getattr(image, "n_frames", 1), getattr(image, "tag_v2", {}), len(image.getbands())
@@ -297,10 +299,10 @@ def _refusal(image: "Image.Image", head: bytes) -> str:
         return f"mode {image.mode}, a palette: convert it to RGB (or L, if it is grey)"
     if image.mode == "1":
         return "mode 1, one bit per pixel: convert it to L, or save it as a .npy file with --data.levels 2"
-    if _mode(image) not in MODES:
+    if _mode_of_picture(image) not in MODES:
         return f"mode {image.mode}: convert it to one of {', '.join(MODES)}, or save it as a .npy file"
-    if bits > 8 and _mode(image) != "I;16":
-        return f"{bits} bits in each of {channels} channels, {SIXTEEN}"
+    if bits > 8 and _mode_of_picture(image) != "I;16":
+        return f"{bits} bits in each of {channels} channels, {SIXTEEN_BIT_HINT}"
     if "transparency" in image.info:
         return f"mode {image.mode} with one transparent colour, which would be lost: convert it to RGBA (or LA)"
     if tags.get(SAMPLES_PER_PIXEL, channels) != channels:
@@ -310,17 +312,17 @@ def _refusal(image: "Image.Image", head: bytes) -> str:
     return ""
 
 
-def _mode(image: "Image.Image") -> str:
+def _mode_of_picture(image: "Image.Image") -> str:
     return "I;16" if image.mode.startswith("I;16") else image.mode  # the others differ in byte order alone
 
 
-def _upright(image: "Image.Image") -> tuple[bool, np.ndarray]:
-    told = image.getexif().get(ORIENTATION, 1)
+def _apply_exif_orientation(image: "Image.Image") -> tuple[bool, np.ndarray]:
+    stored = image.getexif().get(EXIF_ORIENTATION, 1)
     image.load()
-    left = image.getexif().get(ORIENTATION, 1)  # Pillow turns a TIFF when it loads it, and forgets the tag
+    remaining = image.getexif().get(EXIF_ORIENTATION, 1)  # Pillow turns a TIFF when it loads it, and forgets the tag
     pixels = np.asarray(image)
-    pixels = TURNS.get(left, lambda pixels: pixels)(pixels if pixels.ndim == 3 else pixels[..., None])
-    return told in TURNS, np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
+    pixels = EXIF_TRANSFORMS.get(remaining, lambda pixels: pixels)(pixels if pixels.ndim == 3 else pixels[..., None])
+    return stored in EXIF_TRANSFORMS, np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
 
 
 def _one_line(error: Exception) -> str:

@@ -16,25 +16,36 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_jax.data import labels
-from ddpm_jax.data.files import EXTENSIONS, decoded, fitted
-from ddpm_jax.data.images import Range, range_of
-from ddpm_jax.data.reader import Part, Progress, Reader, checked_range, divided
-from ddpm_jax.data.survey import File, Survey, counted, indented, listed, reasons, role, shown, sized, survey
+from ddpm_jax.data.files import EXTENSIONS, decode, resize_center_crop
+from ddpm_jax.data.images import ValueRange, to_value_range
+from ddpm_jax.data.reader import ImageReader, ProgressCallback, Subset, check_range, train_test_split
+from ddpm_jax.data.survey import (
+    FolderReport,
+    ImageFile,
+    format_counts,
+    format_reasons,
+    format_sizes,
+    indent_lines,
+    join_first,
+    make_folder_report,
+    printable,
+    split_role,
+)
 
 
-class Split(NamedTuple):
+class SplitFolders(NamedTuple):
     """Sub-folders that divide the images into those to train on and those held out, "" where there is none.
 
-    named: whether the sub-folders of all images are named after splits, and so are no labels.
+    only_splits: whether the sub-folders of all images are named after splits, and so are no labels.
     """
 
     train: str = ""
     held_out: str = ""
-    named: bool = False
+    only_splits: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Folder:
+class FolderReader:
     """Image files as a `Reader`: each is decoded when it is asked for.
 
     root: the folder.
@@ -43,10 +54,10 @@ class Folder:
 
     name: str
     root: Path
-    files: tuple[File, ...]
+    files: tuple[ImageFile, ...]
     shape: tuple[int, ...]
     dtype: np.dtype
-    levels: int | Range
+    levels: int | ValueRange
     labels: np.ndarray | None
     label_names: tuple[str, ...]
     captions: tuple[str, ...] | None
@@ -57,9 +68,9 @@ class Folder:
 
     def __getitem__(self, i: int) -> np.ndarray:
         file = self.files[i]
-        where = shown(str(self.root / file.path))
+        where = printable(str(self.root / file.path))
         try:
-            image = decoded(self.root / file.path)
+            image = decode(self.root / file.path)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         if (image.mode, image.pixels.shape) != (file.mode, file.shape):
@@ -67,10 +78,10 @@ class Folder:
                 f"{where}: was {file.mode} {file.shape} when the folder was looked through, and is {image.mode} "
                 f"{image.pixels.shape}; do not change files that are in use"
             )
-        return fitted(image.pixels, image.mode, self.shape[:-1], self.levels)
+        return resize_center_crop(image.pixels, image.mode, self.shape[:-1], self.levels)
 
 
-def parts(
+def open_readers(
     path: Path,
     name: str,
     *,
@@ -80,8 +91,8 @@ def parts(
     resolution: Sequence[int] = (),
     skip_bad: bool = False,
     report: Callable[[str], None] | None = None,
-    progress: Progress | None = None,
-) -> tuple[Reader, Reader]:
+    progress: ProgressCallback | None = None,
+) -> tuple[ImageReader, ImageReader]:
     """The training and the held-out images of a folder, as readers.
 
     Args:
@@ -94,46 +105,54 @@ def parts(
         ValueError: if it holds no images, or bad ones and not `skip_bad`, or images of several sizes and no resolution
             is given; if labels are not as described, or an option is out of range.
     """
-    size = size_of(resolution)
-    found = survey(path, name, size, progress)
-    _say(report, found.lines())
-    _check(found, path, skip_bad)
-    split = _split(found)
-    good = found.good()
-    told = labels.of_files(path, [f.path for f in good], [f.path for f in found.files], found.tables, split.named)
+    size = parse_resolution(resolution)
+    folder_report = make_folder_report(path, name, size, progress)
+    _report_lines(report, folder_report.lines())
+    _check_usable(folder_report, path, skip_bad)
+    split = _find_split(folder_report)
+    good = folder_report.good()
+    annotations = labels.read_annotations(
+        path, [f.path for f in good], [f.path for f in folder_report.files], folder_report.tables, split.only_splits
+    )
     shape, dtype = (*(size or good[0].shape[:-1]), good[0].shape[-1]), np.dtype(good[0].dtype)
-    scale = _range(path, good, levels, range_of(value_range)) if dtype.kind == "f" else _levels(good, dtype, levels)
+    scale = (
+        _check_value_range(path, good, levels, to_value_range(value_range))
+        if dtype.kind == "f"
+        else _check_levels(good, dtype, levels)
+    )
     if dtype.kind != "f" and len(value_range):
         raise ValueError(f"{path}: images of type {dtype} have levels; a range is for floating-point images")
     format = Counter(file.format for file in good).most_common(1)[0][0].lower().replace("jpeg", "jpg")
-    every = Folder(name, path, good, shape, dtype, scale, told.labels, told.names, told.captions, format)
+    reader = FolderReader(
+        name, path, good, shape, dtype, scale, annotations.labels, annotations.label_names, annotations.captions, format
+    )
     if split.held_out:
         first = np.array([file.path.startswith(f"{split.train}/") for file in good])
-        train, test = Part(every, np.flatnonzero(first)), Part(every, np.flatnonzero(~first))
+        train, test = Subset(reader, np.flatnonzero(first)), Subset(reader, np.flatnonzero(~first))
         if not len(train) or not len(test):
-            raise ValueError(f"{path}: no usable images in {shown(split.held_out if len(train) else split.train)}/")
+            raise ValueError(f"{path}: no usable images in {printable(split.held_out if len(train) else split.train)}/")
     else:
-        train, test = divided(every, held_out)
-    how = "the one image is both" if len(every) == 1 else f"held_out={held_out} of a fixed permutation"
-    how = f"{shown(split.train)}/ and {shown(split.held_out)}/" if split.held_out else how
-    _say(
+        train, test = train_test_split(reader, held_out)
+    how = "the one image is both" if len(reader) == 1 else f"held_out={held_out} of a fixed permutation"
+    how = f"{printable(split.train)}/ and {printable(split.held_out)}/" if split.held_out else how
+    _report_lines(
         report,
         [
-            *told.lines,
-            *_doubts(found, split),
+            *annotations.lines,
+            *_split_hints(folder_report, split),
             f"split     {len(train):,} training and {len(test):,} held-out images: {how}",
         ],
     )
     return train, test
 
 
-def _say(report: Callable[[str], None] | None, lines: Sequence[str]) -> None:
+def _report_lines(report: Callable[[str], None] | None, lines: Sequence[str]) -> None:
     if report is not None:
         for line in lines:
             report(line)
 
 
-def size_of(resolution: Sequence[int]) -> tuple[int, int] | None:
+def parse_resolution(resolution: Sequence[int]) -> tuple[int, int] | None:
     """(H, W) of a resolution; None for as stored.
 
     Raises:
@@ -146,101 +165,111 @@ def size_of(resolution: Sequence[int]) -> tuple[int, int] | None:
     return (resolution[0], resolution[-1]) if resolution else None
 
 
-def _check(found: Survey, path: Path, skip_bad: bool) -> None:
+def _check_usable(report: FolderReport, path: Path, skip_bad: bool) -> None:
     """Raises a ValueError if the files cannot be used together."""
-    good, bad = found.good(), found.bad()
-    if not found.files:
-        there = f"; found {counted(Counter(found.others))}" if found.others else ", and no other files"
-        there += f"; skipped were{indented(found.skipped)}" if found.skipped else ""
+    good, bad = report.good(), report.bad()
+    if not report.files:
+        there = f"; found {format_counts(Counter(report.others))}" if report.others else ", and no other files"
+        there += f"; skipped were{indent_lines(report.skipped)}" if report.skipped else ""
         raise ValueError(f"{path}: no images: looked for {', '.join(EXTENSIONS)} in it and its sub-folders{there}")
     if bad and not skip_bad:
         raise ValueError(
-            f"{path}: {len(bad):,} of {len(found.files):,} image files cannot be used; mend or remove them, or go on "
-            f"without them with --data.skip-bad:{indented(reasons(bad))}"
+            f"{path}: {len(bad):,} of {len(report.files):,} image files cannot be used; mend or remove them, or go on "
+            f"without them with --data.skip-bad:{indent_lines(format_reasons(bad))}"
         )
     if not good:
-        raise ValueError(f"{path}: none of {len(bad):,} image files can be used:{indented(reasons(bad))}")
-    sizes = found.sizes()
+        raise ValueError(f"{path}: none of {len(bad):,} image files can be used:{indent_lines(format_reasons(bad))}")
+    sizes = report.sizes()
     deep = next((file for file in good if len(file.shape) == 4), None)
-    if deep and found.size:
+    if deep and report.size:
         raise ValueError(
-            f"{path}: {shown(deep.path)} is a volume {'x'.join(map(str, deep.shape))}, and these are not resized"
+            f"{path}: {printable(deep.path)} is a volume {'x'.join(map(str, deep.shape))}, and these are not resized"
         )
     if deep and len(sizes) > 1:
-        raise ValueError(f"{path}: volumes of different sizes: {counted(sized(sizes))}; cut them to one size")
-    if found.size is None and len(sizes) > 1:
+        raise ValueError(
+            f"{path}: volumes of different sizes: {format_counts(format_sizes(sizes))}; cut them to one size"
+        )
+    if report.size is None and len(sizes) > 1:
         side = min(min(size) for size in sizes)
         side = 1 << side.bit_length() - 1
         raise ValueError(
-            f"{path}: images of different sizes: {counted(sized(sizes))} (height x width); --data.resolution {side} "
-            f"would cut each to its middle and scale it to {side}x{side}"
+            f"{path}: images of different sizes: {format_counts(format_sizes(sizes))} (height x width); "
+            f"--data.resolution {side} would cut each to its middle and scale it to {side}x{side}"
         )
 
 
-def _split(found: Survey) -> Split:
+def _find_split(report: FolderReport) -> SplitFolders:
     """How sub-folders divide the images.
 
     Raises:
         ValueError: if their names leave that open; or if one of them is a split's, and another one, which is not, has
             the same sub-folders, so that a split would be taken for a label.
     """
-    inner = _inner(found)
-    train, held = ([top for top in inner if role(top) == part] for part in ("train", "held out"))
+    inner = _subfolders(report)
+    train, held = ([top for top in inner if split_role(top) == part] for part in ("train", "held out"))
     if train and held:
         if len(train + held) > 2:
-            both = f"{'/, '.join(map(shown, held))}/ beside {'/, '.join(map(shown, train))}/"
-            raise ValueError(f"{found.name}: {both}; keep one of them to train on and one to be held out")
-        outside = [f.path for f in found.good() if not f.path.startswith((f"{train[0]}/", f"{held[0]}/"))]
+            both = f"{'/, '.join(map(printable, held))}/ beside {'/, '.join(map(printable, train))}/"
+            raise ValueError(f"{report.name}: {both}; keep one of them to train on and one to be held out")
+        outside = [f.path for f in report.good() if not f.path.startswith((f"{train[0]}/", f"{held[0]}/"))]
         if outside:
             raise ValueError(
-                f"{found.name}: {len(outside):,} images lie outside of {shown(train[0])}/ and {shown(held[0])}/: "
-                f"{listed(outside)}; move them into one of the two, or out of the folder"
+                f"{report.name}: {len(outside):,} images lie outside of "
+                f"{printable(train[0])}/ and {printable(held[0])}/: "
+                f"{join_first(outside)}; move them into one of the two, or out of the folder"
             )
-        return Split(train[0], held[0], True)
+        return SplitFolders(train[0], held[0], True)
     for top in train + held:
         for other in inner:
             if other != top and inner[other] & inner[top]:
-                same = listed(sorted(inner[top] & inner[other]), 6)
+                same = join_first(sorted(inner[top] & inner[other]), 6)
                 raise ValueError(
-                    f"{found.name}: {shown(top)}/ and {shown(other)}/ both have sub-folders {same}: if the two divide "
-                    f"the images, call them train/ and test/; if they are labels, call {shown(top)}/ something else"
+                    f"{report.name}: {printable(top)}/ and {printable(other)}/ both have sub-folders {same}: "
+                    "if the two divide "
+                    f"the images, call them train/ and test/; if they are labels, call {printable(top)}/ something else"
                 )
-    alone = len(inner) == 1 and all("/" in file.path for file in found.files)
-    return Split(named=alone and bool(train + held))
+    alone = len(inner) == 1 and all("/" in file.path for file in report.files)
+    return SplitFolders(only_splits=alone and bool(train + held))
 
 
-def _doubts(found: Survey, split: Split) -> list[str]:
+def _split_hints(report: FolderReport, split: SplitFolders) -> list[str]:
     """A line of the report where labels may be splits in another language: all have the same sub-folders."""
-    first, *others = [*_inner(found).values()] or [set()]
-    if split.named or found.tables or len(first) < 2 or not others or any(inner != first for inner in others):
+    first, *others = [*_subfolders(report).values()] or [set()]
+    if split.only_splits or report.tables or len(first) < 2 or not others or any(inner != first for inner in others):
         return []
-    same = listed(sorted(first), 6)
+    same = join_first(sorted(first), 6)
     return [f"          all have the sub-folders {same}: if they divide the images, call them train/ and test/"]
 
 
-def _inner(found: Survey) -> dict[str, set[str]]:
+def _subfolders(report: FolderReport) -> dict[str, set[str]]:
     """The sub-folders with images, and what sub-folders with images they have."""
     inner: dict[str, set[str]] = {}
-    for top, *deeper, _ in (file.path.split("/") for file in found.files if "/" in file.path):
+    for top, *deeper, _ in (file.path.split("/") for file in report.files if "/" in file.path):
         inner.setdefault(top, set()).update(deeper[:1])
     return inner
 
 
-def _range(path: Path, files: Sequence[File], levels: int | None, given: Range | None) -> Range:
-    if given is not None:
+def _check_value_range(
+    path: Path, files: Sequence[ImageFile], levels: int | None, value_range: ValueRange | None
+) -> ValueRange:
+    if value_range is not None:
         for file in files:
-            checked_range(f"{path / shown(file.path)}", file.least, file.peak, levels=levels, given=given)
-    least, most = min(file.least for file in files), max(file.peak for file in files)
-    return checked_range(str(path), least, most, levels=levels, given=given)
+            check_range(
+                f"{path / printable(file.path)}", file.minimum, file.maximum, levels=levels, value_range=value_range
+            )
+    least, most = min(file.minimum for file in files), max(file.maximum for file in files)
+    return check_range(str(path), least, most, levels=levels, value_range=value_range)
 
 
-def _levels(files: Sequence[File], dtype: np.dtype, levels: int | None) -> int:
+def _check_levels(files: Sequence[ImageFile], dtype: np.dtype, levels: int | None) -> int:
     most = int(np.iinfo(dtype).max) + 1
     if levels is None:
         return most
     if not 2 <= levels <= most:
         raise ValueError(f"load: images of type {dtype} have 2 to {most} levels, got levels={levels}")
-    highest = max(files, key=lambda file: file.peak)
-    if highest.peak >= levels:
-        raise ValueError(f"{shown(highest.path)} holds the value {highest.peak}, above levels - 1 = {levels - 1}")
+    highest = max(files, key=lambda file: file.maximum)
+    if highest.maximum >= levels:
+        raise ValueError(
+            f"{printable(highest.path)} holds the value {highest.maximum}, above levels - 1 = {levels - 1}"
+        )
     return levels

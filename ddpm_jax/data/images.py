@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     from PIL import Image
 
 BACKGROUND = 128  # mid grey: neither the black nor the white that images end in
-LAST_FRAME = 1500  # milliseconds
+LAST_FRAME_MS = 1500  # milliseconds
 
 
-SLICES = 8  # of a volume, that are shown
+MAX_SLICES = 8  # of a volume, that are shown
 
 
-class Range(NamedTuple):
+class ValueRange(NamedTuple):
     """The values of floating-point images that become -1 and 1; it stands where integer images have their levels."""
 
     low: float
     high: float
 
 
-class Picture(NamedTuple):
+class PngImage(NamedTuple):
     """What a PNG file holds: image uint8 [H, W, 1 | 3 | 4], and the text written into it."""
 
     image: np.ndarray
     text: dict[str, str]
 
 
-def range_of(ends: Sequence[float]) -> Range | None:
+def to_value_range(ends: Sequence[float]) -> ValueRange | None:
     """The range from a low to a high end; None for no ends.
 
     Raises:
@@ -50,10 +50,10 @@ def range_of(ends: Sequence[float]) -> Range | None:
         low, high = (float(np.float32(end)) for end in ends) if len(ends) == 2 else (math.nan, math.nan)
     if not (math.isfinite(low) and math.isfinite(high) and 1e-37 < high - low < 1e38):
         raise ValueError(f"range must be the lowest and the highest value, as 0 1, got {' '.join(map(str, ends))}")
-    return Range(low, high)
+    return ValueRange(low, high)
 
 
-def to_unit(images: np.ndarray | jax.Array, levels: int | Range) -> Any:
+def normalize(images: np.ndarray | jax.Array, levels: int | ValueRange) -> Any:
     """Images as float32 in [-1, 1]:  x = 2 v / (levels - 1) - 1,  or  x = 2 (v - low) / (high - low) - 1 in a range.
 
     For 8 bits this is v / 127.5 - 1.  Level v and its mirror image levels - 1 - v differ in sign alone, and the ends of
@@ -67,28 +67,28 @@ def to_unit(images: np.ndarray | jax.Array, levels: int | Range) -> Any:
     Raises:
         ValueError: if images are of another type, or their type does not hold so many levels.
     """
-    if isinstance(levels, Range):
+    if isinstance(levels, ValueRange):
         if images.dtype != np.float32:
-            raise ValueError(f"to_unit: expected float32 images for a range {levels[:]}, got {images.dtype}")
+            raise ValueError(f"normalize: expected float32 images for a range {levels[:]}, got {images.dtype}")
         # Again a difference, then a product, which no compiler joins.
         middle, scale = np.float32((levels.low + levels.high) / 2), np.float32(2 / (levels.high - levels.low))
         return (images - middle) * scale
-    _check_integers("to_unit", images, levels)
+    _check_integers("normalize", images, levels)
     # A single product of exact integers.  Compilers turn a division by a constant into a product with its reciprocal
     # and fuse a product with the - 1 after it: an image's last bits would depend on the program that scales it.
     twice = 2 * images.astype(np.int32) - (levels - 1)
     return twice.astype(np.float32) * (1 / (levels - 1))
 
 
-def from_unit(x: np.ndarray | jax.Array, levels: int | Range) -> np.ndarray:
+def denormalize(x: np.ndarray | jax.Array, levels: int | ValueRange) -> np.ndarray:
     """Images in [-1, 1] as data have them: `to_integer`, or float32 from low to high; what lies outside is clipped.
 
     Raises:
         ValueError: as `to_integer`.
     """
-    if not isinstance(levels, Range):
+    if not isinstance(levels, ValueRange):
         return to_integer(x, levels)
-    x, (low, high) = _finite("from_unit", x), levels
+    x, (low, high) = _finite("denormalize", x), levels
     return np.clip((low + high) / 2 + x.astype(np.float64) * ((high - low) / 2), low, high).astype(np.float32)
 
 
@@ -116,8 +116,8 @@ def to_integer(x: np.ndarray | jax.Array, levels: int) -> np.ndarray:
     return np.rint(y, out=y).astype(np.uint8 if levels <= 256 else np.uint16)
 
 
-def grid(
-    images: np.ndarray | jax.Array, levels: int | Range, *, columns: int | None = None, padding: int = 1
+def make_grid(
+    images: np.ndarray | jax.Array, levels: int | ValueRange, *, columns: int | None = None, padding: int = 1
 ) -> np.ndarray:
     """One picture of many images, filled row by row.
 
@@ -140,7 +140,7 @@ def grid(
     count, height, width, channels = cells.shape
     columns = math.ceil(math.sqrt(count)) if columns is None else columns
     if columns < 1 or padding < 0:
-        raise ValueError(f"grid: expected columns >= 1 and padding >= 0, got columns={columns}, padding={padding}")
+        raise ValueError(f"make_grid: expected columns >= 1 and padding >= 0, got columns={columns}, padding={padding}")
     down, right = height + padding, width + padding
     canvas = np.full((-(-count // columns) * down + padding, columns * right + padding, channels), BACKGROUND, np.uint8)
     if channels == 4:
@@ -153,10 +153,10 @@ def grid(
 
 def preview_scale(shape: Sequence[int]) -> int:
     """The scale at which eight images of shape (H, W, C) or (D, H, W, C) are about 512 pixels wide, at least 1."""
-    return max(1, 512 // 8 // (shape[-2] * (min(shape[0], SLICES) if len(shape) == 4 else 1)))
+    return max(1, 512 // 8 // (shape[-2] * (min(shape[0], MAX_SLICES) if len(shape) == 4 else 1)))
 
 
-def strip(rows: Sequence[np.ndarray | jax.Array], *, padding: int = 1) -> np.ndarray:
+def make_trajectory_grid(rows: Sequence[np.ndarray | jax.Array], *, padding: int = 1) -> np.ndarray:
     """One picture of trajectories: a line for each row, time from left to right.
 
         strip([x[:, i], x0[:, i]])      # x_t of image i above what the network makes of it
@@ -174,8 +174,8 @@ def strip(rows: Sequence[np.ndarray | jax.Array], *, padding: int = 1) -> np.nda
     """
     shapes = [row.shape for row in rows]
     if not shapes or len(set(shapes)) != 1 or len(shapes[0]) not in (4, 5):
-        raise ValueError(f"strip: expected rows [frames, H, W, C] of one shape, got shapes {shapes}")
-    return grid(np.concatenate([to_integer(row, 256) for row in rows]), 256, columns=shapes[0][0], padding=padding)
+        raise ValueError(f"make_trajectory_grid: expected rows [frames, H, W, C] of one shape, got shapes {shapes}")
+    return make_grid(np.concatenate([to_integer(row, 256) for row in rows]), 256, columns=shapes[0][0], padding=padding)
 
 
 def write_png(path: str | Path, image: np.ndarray, *, scale: int = 1, text: Mapping[str, str] | None = None) -> None:
@@ -201,7 +201,7 @@ def write_png(path: str | Path, image: np.ndarray, *, scale: int = 1, text: Mapp
     _pillow(image, scale).save(path, format="PNG", pnginfo=chunks)
 
 
-def read_png(path: str | Path) -> Picture:
+def read_png(path: str | Path) -> PngImage:
     """The picture in a PNG file and the text written with it.
 
     Raises:
@@ -219,7 +219,7 @@ def read_png(path: str | Path) -> Picture:
             text = {str(name): str(value) for name, value in getattr(file, "text", {}).items()}
     except UnidentifiedImageError:
         raise ValueError(f"{path}: not a PNG file") from None
-    return Picture(pixels if pixels.ndim == 3 else pixels[..., None], text)
+    return PngImage(pixels if pixels.ndim == 3 else pixels[..., None], text)
 
 
 def write_gif(path: str | Path, frames: Sequence[np.ndarray], *, scale: int = 1, duration: int = 100) -> None:
@@ -243,7 +243,7 @@ def write_gif(path: str | Path, frames: Sequence[np.ndarray], *, scale: int = 1,
     for frame in frames:
         _check_picture("write_gif", frame, scale)
     first, *rest = [_paletted(_pillow(frame, scale)) for frame in frames]
-    durations = [duration] * len(rest) + [max(LAST_FRAME, duration)]
+    durations = [duration] * len(rest) + [max(LAST_FRAME_MS, duration)]
     first.save(path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=False)
 
 
@@ -266,19 +266,19 @@ def _paletted(picture: "Image.Image") -> "Image.Image":
     return picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
 
 
-def _cells(images: np.ndarray | jax.Array, levels: int | Range) -> np.ndarray:
+def _cells(images: np.ndarray | jax.Array, levels: int | ValueRange) -> np.ndarray:
     """Images or volumes as uint8 [N, H, W', 1 | 3 | 4] over the full range of 8 bits."""
-    if isinstance(levels, Range):
-        images, levels = to_integer(to_unit(images, levels), 256), 256
-    _check_integers("grid", images, levels)
+    if isinstance(levels, ValueRange):
+        images, levels = to_integer(normalize(images, levels), 256), 256
+    _check_integers("make_grid", images, levels)
     images = np.asarray(images)
     if images.ndim not in (4, 5) or images.size == 0:
-        raise ValueError(f"grid: expected images [N, H, W, C], none of them 0, got shape {images.shape}")
+        raise ValueError(f"make_grid: expected images [N, H, W, C], none of them 0, got shape {images.shape}")
     if images.max() >= levels:
-        raise ValueError(f"grid: images hold the value {images.max()}, above levels - 1 = {levels - 1}")
+        raise ValueError(f"make_grid: images hold the value {images.max()}, above levels - 1 = {levels - 1}")
     if images.ndim == 5:
         depth = images.shape[1]
-        shown = images[:, np.linspace(0, depth - 1, min(depth, SLICES)).round().astype(int)]
+        shown = images[:, np.linspace(0, depth - 1, min(depth, MAX_SLICES)).round().astype(int)]
         images = np.concatenate(np.moveaxis(shown, 1, 0), axis=2)
     if levels != 256:
         images = np.rint(images * (255 / (levels - 1)))
@@ -316,7 +316,8 @@ def _check_integers(caller: str, images: np.ndarray | jax.Array, levels: int) ->
 def _check_picture(caller: str, image: np.ndarray, scale: int) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3, 4) or image.size == 0:
         raise ValueError(
-            f"{caller}: expected a picture uint8 [H, W, 1 | 3 | 4] as `grid` makes it, got {image.dtype} {image.shape}"
+            f"{caller}: expected a picture uint8 [H, W, 1 | 3 | 4] as `make_grid` makes it, "
+            f"got {image.dtype} {image.shape}"
         )
     if scale < 1:
         raise ValueError(f"{caller}: expected scale >= 1, got {scale}")

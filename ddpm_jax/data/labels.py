@@ -12,22 +12,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.survey import indented, listed, shown
+from ddpm_jax.data.survey import indent_lines, join_first, printable
 
 COLUMNS = ("label", "caption")
 
 
-class Labels(NamedTuple):
+class Annotations(NamedTuple):
     """What is said of images.
 
     labels: int32 [N], or None.
-    names: what the labels 0, 1, ... are called; () without labels.
+    label_names: what the labels 0, 1, ... are called; () without labels.
     captions: a text for each image, or None.
     lines: where all this was found, for the report.
     """
 
     labels: np.ndarray | None
-    names: tuple[str, ...]
+    label_names: tuple[str, ...]
     captions: tuple[str, ...] | None
     lines: tuple[str, ...]
 
@@ -35,11 +35,13 @@ class Labels(NamedTuple):
 class Cell(NamedTuple):
     """A value of a table, and where it is."""
 
-    where: str
+    location: str
     value: str
 
 
-def of_files(root: Path, paths: Sequence[str], known: Sequence[str], tables: Sequence[str], split: bool) -> Labels:
+def read_annotations(
+    root: Path, paths: Sequence[str], known: Sequence[str], tables: Sequence[str], only_splits: bool
+) -> Annotations:
     """The labels and captions of the images at `paths`.
 
     Labels are those of the tables; if no table has any, an image's label is its first-level sub-folder.  They are
@@ -51,56 +53,56 @@ def of_files(root: Path, paths: Sequence[str], known: Sequence[str], tables: Seq
         paths: the images that are used, below it.
         known: the images that a table may name: also those that are left out.
         tables: the .csv files, below it.
-        split: whether the first-level sub-folders divide the images, as train and test, and are no labels.
+        only_splits: whether the first-level sub-folders divide the images, as train and test, and are no labels.
 
     Raises:
         ValueError: if a table cannot be read, names a file that is not there or an image twice, or misses one.
     """
-    columns = _columns(root, tables, set(known))
-    lines = [f"tables    {listed(tables)}"] if tables else []
-    texts = _values("caption", columns, paths)
+    columns = _read_tables(root, tables, set(known))
+    lines = [f"tables    {join_first(tables)}"] if tables else []
+    texts = _column_values("caption", columns, paths)
     captions = None if texts is None else tuple(texts)
-    words = _values("label", columns, paths)
-    if words is None:
-        words, line = _by_folder(paths, split)
+    label_texts = _column_values("label", columns, paths)
+    if label_texts is None:
+        label_texts, line = _labels_by_folder(paths, only_splits)
         lines.append(line)
     else:
-        lines.append(f"labels    of the column 'label': {_classes(words)}")
-    if words is None:
-        return Labels(None, (), captions, tuple(lines))
-    names = tuple(dict.fromkeys(map(_normal, _ordered(words))))
+        lines.append(f"labels    of the column 'label': {_format_classes(label_texts)}")
+    if label_texts is None:
+        return Annotations(None, (), captions, tuple(lines))
+    names = tuple(dict.fromkeys(map(_nfc, _sorted_names(label_texts))))
     number = {name: i for i, name in enumerate(names)}
-    return Labels(np.array([number[_normal(word)] for word in words], np.int32), names, captions, tuple(lines))
+    return Annotations(np.array([number[_nfc(word)] for word in label_texts], np.int32), names, captions, tuple(lines))
 
 
-def _by_folder(paths: Sequence[str], split: bool) -> tuple[list[str] | None, str]:
-    inner = [path.split("/", 1)[1] if split else path for path in paths]
+def _labels_by_folder(paths: Sequence[str], only_splits: bool) -> tuple[list[str] | None, str]:
+    inner = [path.split("/", 1)[1] if only_splits else path for path in paths]
     loose = [path for path, rest in zip(paths, inner, strict=True) if "/" not in rest]
     if len(loose) == len(paths):
         return None, "labels    none: no sub-folders"
     if loose:
-        return None, f"labels    none: {len(loose):,} images lie outside of the sub-folders ({listed(loose, 3)})"
-    words = [rest.split("/", 1)[0] for rest in inner]
-    return words, f"labels    by sub-folder: {_classes(words)}"
+        return None, f"labels    none: {len(loose):,} images lie outside of the sub-folders ({join_first(loose, 3)})"
+    label_texts = [rest.split("/", 1)[0] for rest in inner]
+    return label_texts, f"labels    by sub-folder: {_format_classes(label_texts)}"
 
 
-def _classes(words: Sequence[str]) -> str:
-    names = list(dict.fromkeys(map(_normal, _ordered(words))))
-    return f"{len(names):,} ({listed(names, 6)})"
+def _format_classes(label_texts: Sequence[str]) -> str:
+    names = list(dict.fromkeys(map(_nfc, _sorted_names(label_texts))))
+    return f"{len(names):,} ({join_first(names, 6)})"
 
 
-def _normal(text: str) -> str:
+def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _ordered(words: Sequence[str]) -> tuple[str, ...]:
-    names = set(words)
+def _sorted_names(label_texts: Sequence[str]) -> tuple[str, ...]:
+    names = set(label_texts)
     if all(name.isascii() and name.isdecimal() and len(name) < 19 for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
 
 
-def _values(column: str, columns: dict[str, dict[str, Cell]], paths: Sequence[str]) -> list[str] | None:
+def _column_values(column: str, columns: dict[str, dict[str, Cell]], paths: Sequence[str]) -> list[str] | None:
     """The value of each image in a column, or None if no table has it."""
     cells = columns.get(column)
     if cells is None:
@@ -109,35 +111,37 @@ def _values(column: str, columns: dict[str, dict[str, Cell]], paths: Sequence[st
     if missing:
         raise ValueError(
             f"{len(missing):,} images have no {column} in any table; add rows for them:"
-            f"{indented([*map(shown, missing)])}"
+            f"{indent_lines([*map(printable, missing)])}"
         )
     return [cells[path].value for path in paths]
 
 
-def _columns(root: Path, tables: Sequence[str], known: set[str]) -> dict[str, dict[str, Cell]]:
+def _read_tables(root: Path, tables: Sequence[str], known: set[str]) -> dict[str, dict[str, Cell]]:
     """By column and path, what all tables say."""
     columns: dict[str, dict[str, Cell]] = {}
-    absent, twice, alike = [], [], {_normal(path): path for path in known}
+    absent, twice, alike = [], [], {_nfc(path): path for path in known}
     for table in tables:
         folder = table.rpartition("/")[0]
-        for where, row in _rows(root, table):
+        for where, row in _read_rows(root, table):
             path = str(Path(folder, row["file"]).as_posix())
-            path = path if path in known else alike.get(_normal(path), path)
+            path = path if path in known else alike.get(_nfc(path), path)
             if path not in known:
-                absent.append(f"{where}: {shown(row['file'][:200])}")
+                absent.append(f"{where}: {printable(row['file'][:200])}")
             for column in COLUMNS:
                 if column in row:
                     before = columns.setdefault(column, {}).setdefault(path, Cell(where, row[column]))
-                    if before.where != where:
-                        twice.append(f"{where}: {shown(row['file'][:200])}, which has its {column} from {before.where}")
+                    if before.location != where:
+                        twice.append(
+                            f"{where}: {printable(row['file'][:200])}, which has its {column} from {before.location}"
+                        )
     if absent:
-        raise ValueError(f"{len(absent):,} rows name files that are no images of this folder:{indented(absent)}")
+        raise ValueError(f"{len(absent):,} rows name files that are no images of this folder:{indent_lines(absent)}")
     if twice:
-        raise ValueError(f"{len(twice):,} rows name images for the second time:{indented(twice)}")
+        raise ValueError(f"{len(twice):,} rows name images for the second time:{indent_lines(twice)}")
     return columns
 
 
-def _rows(root: Path, table: str) -> list[tuple[str, dict[str, str]]]:
+def _read_rows(root: Path, table: str) -> list[tuple[str, dict[str, str]]]:
     """("labels.csv, line 2", {"file": ..., "label": ...}) for each row."""
     try:
         with (root / table).open(encoding="utf-8-sig", newline="") as file:
@@ -147,20 +151,20 @@ def _rows(root: Path, table: str) -> list[tuple[str, dict[str, str]]]:
             if "file" not in named or len(named) < 2 or any(header.count(name) > 1 for name in ("file", *COLUMNS)):
                 raise ValueError(
                     "expected a header with the columns file and label, file and caption, or all three, found "
-                    f"{shown(','.join(header)[:80]) or 'none'}; if it is not about these images, put it elsewhere"
+                    f"{printable(','.join(header)[:80]) or 'none'}; if it is not about these images, put it elsewhere"
                 )
-            rows = [(f"{shown(table)}, line {lines.line_num}", row) for row in lines if row]
+            rows = [(f"{printable(table)}, line {lines.line_num}", row) for row in lines if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{shown(str(root / table))}: cannot be read as a table in UTF-8: {error}") from error
+        raise ValueError(f"{printable(str(root / table))}: cannot be read as a table in UTF-8: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{shown(str(root / table))}: {error}") from None
+        raise ValueError(f"{printable(str(root / table))}: {error}") from None
     for where, row in rows:
         if len(row) != len(header):
             raise ValueError(
                 f"{where}: {len(row)} values under {len(header)} columns; a value with a comma must stand in quotes"
             )
-    found = [(where, {name: row[header.index(name)].strip() for name in named}) for where, row in rows]
-    for where, row in found:
+    result = [(where, {name: row[header.index(name)].strip() for name in named}) for where, row in rows]
+    for where, row in result:
         if not row.get("label", "-") or not row["file"]:
             raise ValueError(f"{where}: an empty {'label' if row['file'] else 'file'}")
-    return found
+    return result

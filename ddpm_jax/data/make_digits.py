@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-HELD_OUT = 297
+NUM_HELD_OUT = 297
 
 
 def main(argv: list[str]) -> int:
@@ -22,14 +22,14 @@ def main(argv: list[str]) -> int:
         print("usage: python -m ddpm_jax.data.make_digits [PATH]", file=sys.stderr)
         return 2
     path = Path(argv[0]) if argv else Path(__file__).with_name("digits.npz")
-    arrays: dict[str, Any] = digits()
+    arrays: dict[str, Any] = make_arrays()
     with path.open("wb") as file:
         np.savez_compressed(file, **arrays)
     print(f"{path}: {path.stat().st_size:,} bytes; " + ", ".join(f"{k} {v.shape}" for k, v in arrays.items()))
     return 0
 
 
-def digits() -> dict[str, np.ndarray]:
+def make_arrays() -> dict[str, np.ndarray]:
     """The arrays of `digits.npz`.
 
     Returns:
@@ -41,7 +41,7 @@ def digits() -> dict[str, np.ndarray]:
     values, classes = load_digits(return_X_y=True)
     images = np.asarray(values, np.uint8).reshape(-1, 8, 8, 1)
     labels = np.asarray(classes, np.int32)
-    held = held_out(labels, HELD_OUT)
+    held = stratified_mask(labels, NUM_HELD_OUT)
     return {
         "train": images[~held],
         "test": images[held],
@@ -50,7 +50,7 @@ def digits() -> dict[str, np.ndarray]:
     }
 
 
-def held_out(labels: np.ndarray, count: int) -> np.ndarray:
+def stratified_mask(labels: np.ndarray, count: int) -> np.ndarray:
     """A mask, bool [N], of `count` examples whose classes are shared out as in `labels`, by largest remainder."""
     sizes = np.bincount(labels)
     exact = sizes * count / len(labels)

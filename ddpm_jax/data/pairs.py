@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.reader import Images
+from ddpm_jax.data.reader import Dataset
 
-HELD_OUT = tuple((left, (left + gap) % 10) for left in range(10) for gap in (3, 4))
-TRAIN, TEST = 4000, 1000  # pictures
+HELD_OUT_PAIRS = tuple((left, (left + gap) % 10) for left in range(10) for gap in (3, 4))
+NUM_TRAIN, NUM_TEST = 4000, 1000  # pictures
 
 
 class Pair(NamedTuple):
@@ -24,7 +24,7 @@ class Pair(NamedTuple):
     right: int
 
 
-def of(digits: Images) -> Images:
+def make_dataset(digits: Dataset) -> Dataset:
     """4,000 training and 1,000 test pictures uint8 [8, 16, 1] of 17 levels; always the same.
 
     A caption has a line for each of the two `descriptions`.
@@ -33,11 +33,11 @@ def of(digits: Images) -> Images:
         digits: as `load("digits")`, with labels and their names.
     """
     every = [Pair(left, right) for left in range(10) for right in range(10)]
-    seen, held = ([pair for pair in every if (pair in HELD_OUT) == out] for out in (False, True))
+    seen, held = ([pair for pair in every if (pair in HELD_OUT_PAIRS) == out] for out in (False, True))
     names = digits.label_names
-    train, captions = _part(np.random.RandomState(0), digits.train, digits.train_labels, seen, TRAIN, names)
-    test, test_captions = _part(np.random.RandomState(1), digits.test, digits.test_labels, held, TEST, names)
-    return Images(
+    train, captions = _make_split(np.random.RandomState(0), digits.train, digits.train_labels, seen, NUM_TRAIN, names)
+    test, test_captions = _make_split(np.random.RandomState(1), digits.test, digits.test_labels, held, NUM_TEST, names)
+    return Dataset(
         train, test, None, None, digits.levels, "pairs", train_captions=captions, test_captions=test_captions
     )  # fmt: skip
 
@@ -48,7 +48,7 @@ def descriptions(pair: Pair, names: tuple[str, ...]) -> tuple[str, str]:
     return f"{left} left of {right}", f"{right} right of {left}"
 
 
-def described(text: str, names: tuple[str, ...]) -> Pair:
+def parse_description(text: str, names: tuple[str, ...]) -> Pair:
     """The pair of which a text is one of the `descriptions`.
 
     Raises:
@@ -60,8 +60,8 @@ def described(text: str, names: tuple[str, ...]) -> Pair:
     raise ValueError(f"no description of a pair as {descriptions(Pair(3, 5), names)[0]!r} is one: {text!r}")
 
 
-def _part(
-    draw: np.random.RandomState,
+def _make_split(
+    rng: np.random.RandomState,
     images,
     labels: np.ndarray | None,
     pairs: list[Pair],
@@ -70,10 +70,10 @@ def _part(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Pictures of pairs of random digits, all pairs equally often, and their captions."""
     assert labels is not None
-    chosen = [pairs[i] for i in draw.permutation(np.arange(count) % len(pairs))]
+    chosen = [pairs[i] for i in rng.permutation(np.arange(count) % len(pairs))]
     halves = []
     for digits in np.array(chosen).T:
-        places = draw.random_sample(count)
+        uniforms = rng.random_sample(count)
         kinds = [np.flatnonzero(labels == digit) for digit in range(10)]
-        halves.append(images[[kinds[d][int(u * len(kinds[d]))] for d, u in zip(digits, places, strict=True)]])
+        halves.append(images[[kinds[d][int(u * len(kinds[d]))] for d, u in zip(digits, uniforms, strict=True)]])
     return np.concatenate(halves, axis=2), tuple("\n".join(descriptions(pair, names)) for pair in chosen)

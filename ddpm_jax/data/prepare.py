@@ -26,17 +26,17 @@ from tqdm import tqdm
 from ddpm_jax import process
 from ddpm_jax.config.flags import Prepare
 from ddpm_jax.data import catalogue, seal, shards, sources
-from ddpm_jax.data.images import Range, range_of
-from ddpm_jax.data.reader import Reader
-from ddpm_jax.data.seal import RECORD
+from ddpm_jax.data.images import ValueRange, to_value_range
+from ddpm_jax.data.reader import ImageReader
+from ddpm_jax.data.seal import RECORD_FILE
 from ddpm_jax.data.shards import Shard
 
 VERSION = "1.0.0"
-SHARD = 256 << 20  # bytes of decoded images in a shard, about
+SHARD_BYTES = 256 << 20  # bytes of decoded images in a shard, about
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Resident:
+class InMemoryReader:
     """Images in memory as a `Reader`."""
 
     name: str
@@ -44,7 +44,7 @@ class Resident:
     labels: np.ndarray | None
     label_names: tuple[str, ...]
     captions: tuple[str, ...] | None
-    levels: int | Range
+    levels: int | ValueRange
     format: str = ""
 
     @property
@@ -70,37 +70,39 @@ def run(options: Prepare) -> int:
     Raises:
         FileNotFoundError, ValueError: if the source, an option or what is in the folder is not as described.
     """
-    whole = checked(options)
-    part = whole.with_name(VERSION + ".part")
-    if whole.exists():
-        agreed(whole, options)
-        print(f"{whole} is there already, made by the same command")
+    target = target_folder(options)
+    partial = target.with_name(VERSION + ".part")
+    if target.exists():
+        read_record(target, options)
+        print(f"{target} is there already, made by the same command")
         return 0
-    part.mkdir(parents=True, exist_ok=True)
-    with owned(part):
-        splits: dict[str, Reader] = dict(zip(("train", "test"), readers(options), strict=True))
-        planned = plan(options, splits)
-        record = begun(part, options, splits)
+    partial.mkdir(parents=True, exist_ok=True)
+    with lock_folder(partial):
+        splits: dict[str, ImageReader] = dict(zip(("train", "test"), open_readers(options), strict=True))
+        planned = plan_shards(options, splits)
+        record = resume_record(partial, options, splits)
         with process.Interrupt() as interrupt:
-            complete = write(part, record, planned, splits, options.skip_bad, lambda: interrupt.requested)
+            complete = write_shards(partial, record, planned, splits, options.skip_bad, lambda: interrupt.requested)
         kept = sum(shard["examples"] for shard in record["shards"].values())
         if not complete:
-            print(f"interrupted: {kept} images are in {part}; the same command goes on")
+            print(f"interrupted: {kept} images are in {partial}; the same command goes on")
             return 4
-        (part / "unfinished").unlink(missing_ok=True)
-        shards.describe(part, record["shards"], planned, splits, version=VERSION, said=record["request"])
-        _write_json(part / RECORD, record | {"seal": seal.seal(part)})
-        part.rename(whole)
+        (partial / "unfinished").unlink(missing_ok=True)
+        shards.write_descriptions(
+            partial, record["shards"], planned, splits, version=VERSION, metadata=record["request"]
+        )
+        _write_json(partial / RECORD_FILE, record | {"seal": seal.folder_checksums(partial)})
+        partial.rename(target)
     skipped = [line for shard in record["shards"].values() for line in shard["skipped"]]
     for line in skipped:
         print(f"left out: {line}")
     size = sum(shard["bytes"] for shard in record["shards"].values()) / 1e6
-    print(f"{whole}: {kept} images in {len(planned)} shards, {size:.1f} MB; {len(skipped)} left out")
+    print(f"{target}: {kept} images in {len(planned)} shards, {size:.1f} MB; {len(skipped)} left out")
     print(f"read it as {shlex.quote(f'tfds:{options.name}@{options.out}')}")
     return 0
 
 
-def checked(options: Prepare) -> Path:
+def target_folder(options: Prepare) -> Path:
     """The folder that the data set is to be in.
 
     Raises:
@@ -114,20 +116,20 @@ def checked(options: Prepare) -> Path:
         raise ValueError(f"--out {options.out}: {error}") from error
 
 
-def agreed(folder: Path, options: Prepare) -> dict[str, Any]:
+def read_record(folder: Path, options: Prepare) -> dict[str, Any]:
     """The record of a folder that this command made.
 
     Raises:
         ValueError: if another command, or something else, made it.
     """
     try:
-        record = json.loads((folder / RECORD).read_bytes())
+        record = json.loads((folder / RECORD_FILE).read_bytes())
         ours, theirs = _request(options), {"range": [], **record["request"]}
         _ = str(record["images"]), [shard["sha256"] for shard in record["shards"].values()]
     except (FileNotFoundError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise ValueError(
             f"{folder} holds a data set that something else made; take another --name, or remove the folder if it is "
-            f"its {RECORD} that is missing or damaged"
+            f"its {RECORD_FILE} that is missing or damaged"
         ) from None
     changed = [f"--{key.replace('_', '-')} was {theirs.get(key)}, is {ours[key]}" for key in ours]
     changed = [line for key, line in zip(ours, changed, strict=True) if theirs.get(key) != ours[key]]
@@ -139,7 +141,7 @@ def agreed(folder: Path, options: Prepare) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """While it is entered, no other process can.
 
     Raises:
@@ -157,22 +159,24 @@ def owned(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def readers(options: Prepare) -> tuple[Reader, Reader]:
+def open_readers(options: Prepare) -> tuple[ImageReader, ImageReader]:
     """The images to train on and those held out."""
     source, side, levels, held_out = options.source, options.resolution, options.levels, options.held_out
     kind = source.partition(":")[0]
     if kind == "folder":
         resolution = () if side is None else (side,)
-        return sources.parts(
+        return sources.open_readers(
             source, held_out=held_out, levels=levels, value_range=options.range, resolution=resolution,
             skip_bad=options.skip_bad, report=print,
         )  # fmt: skip
     if kind == "tfds":
-        seal.check_descriptions(
-            catalogue.located(catalogue.address(source))
+        seal.verify_descriptions(
+            catalogue.find_folder(catalogue.parse_address(source))
         )  # images that are damaged are named one by one
         size = None if side is None else (side, side)
-        return catalogue.parts(source, held_out=held_out, levels=levels, given=range_of(options.range), size=size)
+        return catalogue.open_readers(
+            source, held_out=held_out, levels=levels, value_range=to_value_range(options.range), size=size
+        )
     images = sources.load(source, held_out=held_out, levels=levels, value_range=options.range)
     sides = images.train.shape[1:-1]
     if side is not None and sides != (side, side):
@@ -180,12 +184,12 @@ def readers(options: Prepare) -> tuple[Reader, Reader]:
         raise ValueError(f"{source}: images {shown} are not resized; --resolution is for folder: and tfds:")
     names, scale = images.label_names, images.levels
     return (
-        Resident(source, np.asarray(images.train), images.train_labels, names, images.train_captions, scale),
-        Resident(source, np.asarray(images.test), images.test_labels, names, images.test_captions, scale),
+        InMemoryReader(source, np.asarray(images.train), images.train_labels, names, images.train_captions, scale),
+        InMemoryReader(source, np.asarray(images.test), images.test_labels, names, images.test_captions, scale),
     )
 
 
-def plan(options: Prepare, splits: Mapping[str, Reader]) -> list[Shard]:
+def plan_shards(options: Prepare, splits: Mapping[str, ImageReader]) -> list[Shard]:
     """Which images go into which file.
 
     Raises:
@@ -193,7 +197,7 @@ def plan(options: Prepare, splits: Mapping[str, Reader]) -> list[Shard]:
     """
     train, planned = splits["train"], []
     one = math.prod(train.shape) * train.dtype.itemsize
-    count = options.shards or math.ceil(len(train) * one / SHARD)
+    count = options.shards or math.ceil(len(train) * one / SHARD_BYTES)
     for split, reader in splits.items():
         files = max(1, round(count * len(reader) / len(train)))
         if files > len(reader):
@@ -205,16 +209,16 @@ def plan(options: Prepare, splits: Mapping[str, Reader]) -> list[Shard]:
     return planned
 
 
-def begun(folder: Path, options: Prepare, splits: Mapping[str, Reader]) -> dict[str, Any]:
+def resume_record(folder: Path, options: Prepare, splits: Mapping[str, ImageReader]) -> dict[str, Any]:
     """What has been done in a folder: a new record, or that of an interrupted run, less the shards that are damaged.
 
     Raises:
         ValueError: if another command began there, or the images are others now.
     """
     seen = fingerprint(splits)
-    if not (folder / RECORD).exists():
+    if not (folder / RECORD_FILE).exists():
         return {"request": _request(options), "images": seen, "shards": {}}
-    record = agreed(folder, options)
+    record = read_record(folder, options)
     if record["images"] != seen:
         raise ValueError(f"{folder} was begun with other images than {options.source} has now; remove the folder")
     for file, shard in list(record["shards"].items()):
@@ -223,37 +227,37 @@ def begun(folder: Path, options: Prepare, splits: Mapping[str, Reader]) -> dict[
     return record
 
 
-def write(
+def write_shards(
     folder: Path,
     record: dict[str, Any],
     planned: Sequence[Shard],
-    splits: Mapping[str, Reader],
+    splits: Mapping[str, ImageReader],
     skip_bad: bool,
-    stopping: Callable[[], bool],
+    should_stop: Callable[[], bool],
 ) -> bool:
     """Writes the shards that are not yet in the record; False if it is stopped before the last."""
-    left = [shard for shard in planned if shard.file not in record["shards"]]
-    total, ahead = (sum(shard.stop - shard.start for shard in some) for some in (planned, left))
+    remaining = [shard for shard in planned if shard.file not in record["shards"]]
+    total, ahead = (sum(shard.stop - shard.start for shard in some) for some in (planned, remaining))
     every = 0.1 if sys.stderr.isatty() else 10.0
-    examples, unfinished = shards.examples(splits), folder / "unfinished"
+    examples, unfinished = shards.example_serializers(splits), folder / "unfinished"
     with (
         ThreadPoolExecutor() as pool,
         tqdm(total=total, initial=total - ahead, unit=" images", mininterval=every) as bar,
     ):
-        for shard in left:
-            found = shards.write(
-                unfinished, shard, examples[shard.split], skip_bad=skip_bad, stopping=stopping, pool=pool,
-                done=bar.update,
+        for shard in remaining:
+            shard_record = shards.write_shard(
+                unfinished, shard, examples[shard.split], skip_bad=skip_bad, should_stop=should_stop, pool=pool,
+                on_images=bar.update,
             )  # fmt: skip
-            if found is None:
+            if shard_record is None:
                 return False
             unfinished.replace(folder / shard.file)
-            record["shards"][shard.file] = {**found, "sha256": _sha256(folder / shard.file)}
-            _write_json(folder / RECORD, record)
+            record["shards"][shard.file] = {**shard_record, "sha256": _sha256(folder / shard.file)}
+            _write_json(folder / RECORD_FILE, record)
     return True
 
 
-def fingerprint(splits: Mapping[str, Reader]) -> str:
+def fingerprint(splits: Mapping[str, ImageReader]) -> str:
     """Of sizes, labels, captions and a few images: what a source has to have in common with itself."""
     digest = hashlib.sha256()
     for reader in splits.values():
@@ -267,8 +271,8 @@ def fingerprint(splits: Mapping[str, Reader]) -> str:
 
 def _request(options: Prepare) -> dict[str, Any]:
     """The options that decide what is in the data set, as JSON has them."""
-    said = dataclasses.asdict(options) | {"range": list(options.range)}
-    return {key: value for key, value in sorted(said.items()) if key not in ("name", "out")}
+    fields = dataclasses.asdict(options) | {"range": list(options.range)}
+    return {key: value for key, value in sorted(fields.items()) if key not in ("name", "out")}
 
 
 def _sha256(path: Path) -> str:

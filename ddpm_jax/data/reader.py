@@ -13,19 +13,19 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from ddpm_jax.data.images import Range
+from ddpm_jax.data.images import ValueRange
 
-Progress = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """(what, done, total): told after each image that it is "checked" or "loaded"."""
 
-IN_MEMORY = 2 << 30
+MAX_BYTES_IN_MEMORY = 2 << 30
 """Bytes of images up to which they are held in memory, the host's and each device's, unless told otherwise."""
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 
-class Images(NamedTuple):
+class Dataset(NamedTuple):
     """A data set.
 
     train, test: uint8 or uint16, values 0 .. levels - 1, or float32 in a range: [N, H, W, C], or volumes
@@ -44,7 +44,7 @@ class Images(NamedTuple):
     test: "Pixels"
     train_labels: np.ndarray | None
     test_labels: np.ndarray | None
-    levels: int | Range
+    levels: int | ValueRange
     name: str
     label_names: tuple[str, ...] = ()
     train_captions: tuple[str, ...] | None = None
@@ -52,7 +52,7 @@ class Images(NamedTuple):
     format: str = ""
 
 
-class Reader(Protocol):
+class ImageReader(Protocol):
     """Images that are read one by one.  Many threads may read at once."""
 
     @property
@@ -71,7 +71,7 @@ class Reader(Protocol):
         ...
 
     @property
-    def levels(self) -> int | Range:
+    def levels(self) -> int | ValueRange:
         """Values are 0 .. levels - 1, or lie in a range."""
         ...
 
@@ -102,10 +102,10 @@ class Reader(Protocol):
         ...
 
 
-class Part:
+class Subset:
     """Some images of a reader, in the order of `indices`: a `Reader` itself."""
 
-    def __init__(self, reader: Reader, indices: np.ndarray) -> None:
+    def __init__(self, reader: ImageReader, indices: np.ndarray) -> None:
         self.reader, self.indices = reader, indices
         self.name, self.shape, self.dtype, self.levels = reader.name, reader.shape, reader.dtype, reader.levels
         self.labels = None if reader.labels is None else reader.labels[indices]
@@ -119,13 +119,13 @@ class Part:
         return self.reader[int(self.indices[i])]
 
 
-class Unread:
+class LazyImages:
     """The images of a reader as an array [N, H, W, C] that is read where it is indexed, several at a time.
 
     It is indexed by one integer, a slice or an array of integers, and gives arrays.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: ImageReader) -> None:
         self.reader, self.dtype = reader, reader.dtype
         self.shape = (len(reader), *reader.shape)
         self.ndim, self.nbytes = len(self.shape), nbytes(reader)
@@ -133,21 +133,23 @@ class Unread:
     def __len__(self) -> int:
         return len(self.reader)
 
-    def __getitem__(self, which: "int | slice | np.ndarray") -> np.ndarray:
-        places = np.arange(len(self))[which]
-        found = np.empty((places.size, *self.reader.shape), self.dtype)
-        _fill(found, self.reader, places.reshape(-1))
-        return found.reshape(*places.shape, *self.reader.shape)
+    def __getitem__(self, index: "int | slice | np.ndarray") -> np.ndarray:
+        indices = np.arange(len(self))[index]
+        images = np.empty((indices.size, *self.reader.shape), self.dtype)
+        _read_into(images, self.reader, indices.reshape(-1))
+        return images.reshape(*indices.shape, *self.reader.shape)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self[:], dtype)
 
 
-Pixels = np.ndarray | Unread
+Pixels = np.ndarray | LazyImages
 """Images [N, H, W, C] in memory, or read where they are indexed."""
 
 
-def division(what: str, count: int, held_out: float, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def train_test_indices(
+    what: str, count: int, held_out: float, labels: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Which of `count` images are trained on and which are held out, each in ascending order.
 
     Held out are the last ones of a fixed permutation, at least one.  The last that training has of a label is not held
@@ -172,17 +174,19 @@ def division(what: str, count: int, held_out: float, labels: np.ndarray | None =
     return np.delete(np.arange(count), out), out
 
 
-def divided(reader: Reader, held_out: float) -> tuple[Part, Part]:
+def train_test_split(reader: ImageReader, held_out: float) -> tuple[Subset, Subset]:
     """The images to train on and those held out, by the rule of `division`; both keep their order.
 
     Raises:
         ValueError: if none would be left to train on.
     """
-    train, out = division(reader.name, len(reader), held_out, reader.labels)
-    return Part(reader, train), Part(reader, out)
+    train, out = train_test_indices(reader.name, len(reader), held_out, reader.labels)
+    return Subset(reader, train), Subset(reader, out)
 
 
-def checked_range(what: str, least: float, most: float, *, levels: int | None, given: Range | None) -> Range:
+def check_range(
+    what: str, least: float, most: float, *, levels: int | None, value_range: ValueRange | None
+) -> ValueRange:
     """The range of floating-point images whose values go from `least` to `most`.
 
     Raises:
@@ -190,7 +194,7 @@ def checked_range(what: str, least: float, most: float, *, levels: int | None, g
     """
     if levels is not None:
         raise ValueError(f"{what}: floating-point images have no levels, got levels={levels}")
-    if given is None:
+    if value_range is None:
         usual = [(low, high) for low, high in ((0, 1), (-1, 1), (0, 255)) if low <= least and most <= high]
         low, high = usual[0] if usual else (least, most)
         raise ValueError(
@@ -198,10 +202,10 @@ def checked_range(what: str, least: float, most: float, *, levels: int | None, g
             f"lowest and the highest that images can have, as --data.range {_short(low)} {_short(high)}"
         )
     for value in (least, most):
-        if not given.low <= value <= given.high:
-            ends = f"{_short(given.low)} {_short(given.high)}"
+        if not value_range.low <= value <= value_range.high:
+            ends = f"{_short(value_range.low)} {_short(value_range.high)}"
             raise ValueError(f"{what}: the value {_short(value)} is outside of the range {ends}")
-    return given
+    return value_range
 
 
 def _short(value: float) -> str:
@@ -209,67 +213,71 @@ def _short(value: float) -> str:
     return f"{float(str(np.float32(value))):.9g}"
 
 
-def nbytes(reader: Reader) -> int:
+def nbytes(reader: ImageReader) -> int:
     """The memory that all its images would take."""
     return len(reader) * math.prod(reader.shape) * reader.dtype.itemsize
 
 
-def whole(reader: Reader, *, held_out: float, progress: Progress | None = None) -> Images:
+def load_split_into_memory(
+    reader: ImageReader, *, held_out: float, progress: ProgressCallback | None = None
+) -> Dataset:
     """All images of a reader in memory, the fraction `held_out` of them held out as in `load`.
 
     Raises:
         ValueError: if none would be left to train on, or an image cannot be read.
     """
-    return gathered(*divided(reader, held_out), progress=progress)
+    return load_into_memory(*train_test_split(reader, held_out), progress=progress)
 
 
-def gathered(train: Reader, test: Reader, *, progress: Progress | None = None) -> Images:
+def load_into_memory(train: ImageReader, test: ImageReader, *, progress: ProgressCallback | None = None) -> Dataset:
     """All images of two readers in memory, each of them once; several are read at a time.
 
     Raises:
         ValueError: if the two are not of one kind, or an image cannot be read.
     """
-    _check_alike(train, test)
+    _check_same_kind(train, test)
     arrays = np.empty((len(train), *train.shape), train.dtype), np.empty((len(test), *test.shape), test.dtype)
     done, every = 0, len(train) + len(test)
     for reader, array in zip((train, test), arrays, strict=True):
-        so_far = None if progress is None else functools.partial(_further, progress, done, every)
-        _fill(array, reader, np.arange(len(array)), so_far)
+        so_far = None if progress is None else functools.partial(_offset_progress, progress, done, every)
+        _read_into(array, reader, np.arange(len(array)), so_far)
         done += len(array)
-    return _images(train, test, *arrays)
+    return _dataset(train, test, *arrays)
 
 
-def unread(train: Reader, test: Reader) -> Images:
+def load_lazily(train: ImageReader, test: ImageReader) -> Dataset:
     """The images of two readers, left where they are until they are indexed."""
-    _check_alike(train, test)
-    return _images(train, test, Unread(train), Unread(test))
+    _check_same_kind(train, test)
+    return _dataset(train, test, LazyImages(train), LazyImages(test))
 
 
-def _images(train: Reader, test: Reader, pixels: "Pixels", test_pixels: "Pixels") -> Images:
-    return Images(
+def _dataset(train: ImageReader, test: ImageReader, pixels: "Pixels", test_pixels: "Pixels") -> Dataset:
+    return Dataset(
         pixels, test_pixels, train.labels, test.labels, train.levels, train.name, train.label_names,
         train.captions, test.captions, train.format,
     )  # fmt: skip
 
 
-def _further(progress: Progress, before: int, every: int, what: str, done: int, total: int) -> None:
+def _offset_progress(progress: ProgressCallback, before: int, every: int, what: str, done: int, total: int) -> None:
     progress(what, before + done, every)
 
 
-def _fill(array: np.ndarray, reader: Reader, places: np.ndarray, progress: Progress | None = None) -> None:
+def _read_into(
+    array: np.ndarray, reader: ImageReader, indices: np.ndarray, progress: ProgressCallback | None = None
+) -> None:
     """array[k] = reader[places[k]] for all k, several at a time."""
 
     def read(k: int) -> None:
-        array[k] = reader[int(places[k])]
+        array[k] = reader[int(indices[k])]
 
     # What Pillow thinks of metadata is in the report of a folder, by name, and here it would be noise.  Filters are
     # the whole process's, so they are set around all threads and not in each.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        in_threads(read, range(len(array)), progress, "loaded")
+        map_in_threads(read, range(len(array)), progress, "loaded")
 
 
-def _check_alike(train: Reader, test: Reader) -> None:
+def _check_same_kind(train: ImageReader, test: ImageReader) -> None:
     """Raises a ValueError if the images of two readers are not of one kind."""
     for field in ("shape", "dtype", "levels", "label_names"):
         ours, theirs = getattr(train, field), getattr(test, field)
@@ -280,7 +288,9 @@ def _check_alike(train: Reader, test: Reader) -> None:
             raise ValueError(f"{train.name}: expected {field} of both training and held-out images or of neither")
 
 
-def in_threads(function: Callable[[A], B], items: Sequence[A], progress: Progress | None, what: str) -> list[B]:
+def map_in_threads(
+    function: Callable[[A], B], items: Sequence[A], progress: ProgressCallback | None, what: str
+) -> list[B]:
     """function(item) of every item, in order; an error or an interrupt ends it without beginning further ones."""
     pool, results = ThreadPoolExecutor(), []
     try:

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ddpm_jax.data.files import too_large
-from ddpm_jax.data.survey import listed
+from ddpm_jax.data.files import too_large_reason
+from ddpm_jax.data.survey import join_first
 
 MODES = {("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4), ("I;16", 1)}  # Pillow's mode, and its channels
 
@@ -38,35 +38,35 @@ class TFRecords:
 
     def __init__(self, files: Sequence[tuple[Path, int, int, int]]) -> None:
         self._paths = [path for path, *_ in files]
-        every = [_places(path, count)[skip : skip + take] for path, skip, take, count in files]
+        every = [_record_positions(path, count)[skip : skip + take] for path, skip, take, count in files]
         self._file = np.repeat(np.arange(len(files)), [len(places) for places in every])
-        self._places = np.concatenate(every)
+        self._positions = np.concatenate(every)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
     def __getitem__(self, i: int) -> bytes:
-        start, length = map(int, self._places[i])
+        start, length = map(int, self._positions[i])
         with self._paths[self._file[i]].open("rb") as file:
             file.seek(start)
             return file.read(length)
 
 
-def _places(path: Path, count: int) -> np.ndarray:
+def _record_positions(path: Path, count: int) -> np.ndarray:
     """Where the records of a tfrecord file begin and how long they are, int64 [N, 2]."""
-    places, at, size = [], 0, path.stat().st_size
+    positions, offset, size = [], 0, path.stat().st_size
     with path.open("rb") as file:
-        while at + 16 <= size:
-            file.seek(at)
+        while offset + 16 <= size:
+            file.seek(offset)
             length = int.from_bytes(file.read(8), "little")
-            places.append((at + 12, length))
-            at += 12 + length + 4
-    if at != size or len(places) != count:
-        raise ValueError(f"{path}: expected {count} whole records in {size} bytes, found {len(places)} in {at}")
-    return np.array(places, np.int64).reshape(-1, 2)
+            positions.append((offset + 12, length))
+            offset += 12 + length + 4
+    if offset != size or len(positions) != count:
+        raise ValueError(f"{path}: expected {count} whole records in {size} bytes, found {len(positions)} in {offset}")
+    return np.array(positions, np.int64).reshape(-1, 2)
 
 
-def decoded(encoded: bytes, channels: int, dtype: np.dtype) -> np.ndarray:
+def decode(encoded: bytes, channels: int, dtype: np.dtype) -> np.ndarray:
     """The image in a PNG, JPEG or other file, [H, W, channels] of dtype, as the data set declares it.
 
     Raises:
@@ -75,7 +75,7 @@ def decoded(encoded: bytes, channels: int, dtype: np.dtype) -> np.ndarray:
     from PIL import Image
 
     with Image.open(io.BytesIO(encoded)) as file:
-        refusal = too_large((file.height, file.width))
+        refusal = too_large_reason((file.height, file.width))
         if refusal:
             raise ValueError(refusal)
         # as TFDS does: a colour data set may hold files that are grey or have a palette
@@ -86,7 +86,7 @@ def decoded(encoded: bytes, channels: int, dtype: np.dtype) -> np.ndarray:
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def image_feature(source: str, features: Mapping[str, Any]) -> str:
+def find_image_feature(source: str, features: Mapping[str, Any]) -> str:
     """Which feature of TFDS holds the images.
 
     Raises:
@@ -104,14 +104,16 @@ def image_feature(source: str, features: Mapping[str, Any]) -> str:
         return len(shape) in (3, 4) and None not in shape
 
     pictures = [key for key, feature in features.items() if picture(feature)]
-    found = only(pictures, "image") or only([key for key, f in features.items() if key == "image" and array(f)])
+    found = choose_name(pictures, "image") or choose_name(
+        [key for key, f in features.items() if key == "image" and array(f)]
+    )
     if found is None:
         shown = ", ".join(f"{key}: {type(feature).__name__}" for key, feature in sorted(features.items()))
         raise ValueError(f"{source}: expected one feature of images, or one called 'image'; it has {shown}")
     return found
 
 
-def check_described(folder: Path) -> None:
+def check_feature_classes(folder: Path) -> None:
     """Makes sure that a data set's descriptions name no classes but TFDS's own: TFDS imports what they name.
 
     Raises:
@@ -121,7 +123,7 @@ def check_described(folder: Path) -> None:
 
     odd = [path.name for path in sorted(folder.iterdir()) if path.exists() and not (path.is_file() or path.is_dir())]
     if odd:  # to open one would be to wait for ever
-        raise ValueError(f"pipes or devices among its files: {listed(odd)}")
+        raise ValueError(f"pipes or devices among its files: {join_first(odd)}")
     known = set()
     for feature in (getattr(tfds.features, name) for name in tfds.features.__all__):
         if isinstance(feature, type) and issubclass(feature, tfds.features.FeatureConnector):
@@ -129,8 +131,8 @@ def check_described(folder: Path) -> None:
     for file in ("dataset_info.json", "features.json"):
         if not (folder / file).exists():
             continue
-        said = json.loads((folder / file).read_text(encoding="utf-8"))
-        for name in _classes(said.get("features") if file == "dataset_info.json" else said):
+        description = json.loads((folder / file).read_text(encoding="utf-8"))
+        for name in _named_classes(description.get("features") if file == "dataset_info.json" else description):
             if name not in known:
                 raise ValueError(
                     f"{file} names the class {name!r}, whose module reading would import and so execute; only TFDS's "
@@ -138,24 +140,24 @@ def check_described(folder: Path) -> None:
                 )
 
 
-def _classes(said: Any) -> Iterator[str]:
+def _named_classes(description: Any) -> Iterator[str]:
     """The classes that a description of features names, in any of the forms that TFDS has had, JSON in a text too."""
-    if isinstance(said, dict):
-        for key, value in said.items():
+    if isinstance(description, dict):
+        for key, value in description.items():
             if key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str):
                 yield value
-            yield from _classes(value)
-    elif isinstance(said, list):
-        for value in said:
-            yield from _classes(value)
-    elif isinstance(said, str) and said.lstrip().startswith("{"):
+            yield from _named_classes(value)
+    elif isinstance(description, list):
+        for value in description:
+            yield from _named_classes(value)
+    elif isinstance(description, str) and description.lstrip().startswith("{"):
         try:
-            within = json.loads(said)
+            within = json.loads(description)
         except ValueError:
             return
-        yield from _classes(within)
+        yield from _named_classes(within)
 
 
-def only(names: Sequence[str], favourite: str = "") -> str | None:
+def choose_name(names: Sequence[str], preferred: str = "") -> str | None:
     """The favourite of some names if it is among them, or the one that there is."""
-    return favourite if favourite in names else names[0] if len(names) == 1 else None
+    return preferred if preferred in names else names[0] if len(names) == 1 else None

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.reader import Images
+from ddpm_jax.data.reader import Dataset
 
 SIDE = 16
 COLOURS = {
@@ -33,7 +33,7 @@ COLOURS = {
     "white": (240, 240, 240),
 }
 WIDTHS = {"small": 5, "large": 7}
-ROWS = {
+ROW_WIDTHS = {
     ("square", "small"): (5, 5, 5, 5, 5),
     ("circle", "small"): (3, 5, 5, 5, 3),
     ("triangle", "small"): (1, 1, 3, 3, 5),
@@ -47,7 +47,7 @@ ROWS = {
 SHAPES = ("square", "circle", "triangle", "cross")
 RELATIONS = ("left of", "above")
 OPPOSITE = {"left of": "right of", "above": "below"}
-ASKEW = 2
+MAX_OFFSET = 2
 """Pixels by which the middles of two things may differ, at most, across the direction in which they lie."""
 
 PHRASINGS = (
@@ -61,12 +61,12 @@ HELD_OUT_PHRASINGS = (
     "{relation} {second} lies {first}",
     "{second} with {first} {relation} it",
 )
-HELD_OUT = (("red", "triangle"), ("green", "circle"), ("blue", "cross"), ("yellow", "square"))
-SEEN = tuple(look for look in itertools.product(COLOURS, SHAPES) if look not in HELD_OUT)
-TRAIN, TEST = 6000, 500  # pictures; to test, so many of each kind
+HELD_OUT_LOOKS = (("red", "triangle"), ("green", "circle"), ("blue", "cross"), ("yellow", "square"))
+SEEN_LOOKS = tuple(look for look in itertools.product(COLOURS, SHAPES) if look not in HELD_OUT_LOOKS)
+NUM_TRAIN, NUM_TEST = 6000, 500  # pictures; to test, so many of each kind
 
 
-class Thing(NamedTuple):
+class SceneObject(NamedTuple):
     """One of two in a picture."""
 
     size: str
@@ -77,12 +77,12 @@ class Thing(NamedTuple):
 class Scene(NamedTuple):
     """What is in a picture: first is `relation` second, "left of" or "above", never the other way round."""
 
-    first: Thing
+    first: SceneObject
     relation: str
-    second: Thing
+    second: SceneObject
 
 
-def images() -> Images:
+def make_dataset() -> Dataset:
     """6,000 training pictures uint8 [16, 16, 3] and 1,000 test pictures, 500 of each kind; always the same.
 
     A caption has a line for each of the `descriptions` of a scene.  In a second picture of it, its things may lie
@@ -91,69 +91,78 @@ def images() -> Images:
     looks = itertools.permutations(itertools.product(COLOURS, SHAPES), 2)
     kinds: dict[str, list[tuple]] = {"seen": [], "pairing": [], "thing": []}
     for pair in looks:
-        kinds[_novelty(*pair)].append(pair)
-    train = _scenes(np.random.RandomState(0), kinds["seen"], TRAIN)
-    test = [scene for kind in ("pairing", "thing") for scene in _scenes(np.random.RandomState(1), kinds[kind], TEST)]
+        kinds[_novelty_of_looks(*pair)].append(pair)
+    train = _random_scenes(np.random.RandomState(0), kinds["seen"], NUM_TRAIN)
+    test = [
+        scene
+        for kind in ("pairing", "thing")
+        for scene in _random_scenes(np.random.RandomState(1), kinds[kind], NUM_TEST)
+    ]
     captions, test_captions = (tuple("\n".join(descriptions(scene)) for scene in part) for part in (train, test))
-    return Images(
-        pictures(np.random.RandomState(2), train), pictures(np.random.RandomState(3), test), None, None, 256, "scenes",
+    return Dataset(
+        render_scenes(np.random.RandomState(2), train), render_scenes(np.random.RandomState(3), test),
+        None, None, 256, "scenes",
         train_captions=captions, test_captions=test_captions,
     )  # fmt: skip
 
 
 def novelty(scene: Scene) -> str:
     """What of a scene is held out: "thing", if one of the two or both are; "pairing"; or "seen", if nothing is."""
-    return _novelty(scene.first[1:], scene.second[1:])
+    return _novelty_of_looks(scene.first[1:], scene.second[1:])
 
 
 def descriptions(scene: Scene, phrasings: Sequence[str] = PHRASINGS) -> tuple[str, ...]:
     """A scene in words: in every phrasing, once from the first thing and once from the second."""
     first, second = f"a {' '.join(scene.first)}", f"a {' '.join(scene.second)}"
-    ways = (first, scene.relation, second), (second, OPPOSITE[scene.relation], first)
+    orders = (first, scene.relation, second), (second, OPPOSITE[scene.relation], first)
     return tuple(
         phrasing.format(first=one, relation=relation, second=other)
         for phrasing in phrasings
-        for one, relation, other in ways
+        for one, relation, other in orders
     )
 
 
-def described(text: str) -> Scene:
+def parse_description(text: str) -> Scene:
     """The scene that a text describes in one of the phrasings, held out or not: its `descriptions` have the text.
 
     Raises:
         ValueError: if it is in none of them.
     """
-    for pattern in _patterns():
-        found = pattern.fullmatch(text)
-        if found is not None:
-            first, second = (Thing(*found[name].split()) for name in ("first", "second"))
-            if found["relation"] in RELATIONS:
-                return Scene(first, found["relation"], second)
-            return Scene(second, next(way for way, back in OPPOSITE.items() if back == found["relation"]), first)
-    example = descriptions(Scene(Thing("small", "red", "square"), "above", Thing("large", "blue", "circle")))[0]
+    for pattern in _phrasing_patterns():
+        match = pattern.fullmatch(text)
+        if match is not None:
+            first, second = (SceneObject(*match[name].split()) for name in ("first", "second"))
+            if match["relation"] in RELATIONS:
+                return Scene(first, match["relation"], second)
+            return Scene(second, next(way for way, back in OPPOSITE.items() if back == match["relation"]), first)
+    example = descriptions(
+        Scene(SceneObject("small", "red", "square"), "above", SceneObject("large", "blue", "circle"))
+    )[0]
     raise ValueError(f"no description of a scene as {example!r} is one: {text!r}")
 
 
-def pictures(draw: np.random.RandomState, scenes: Sequence[Scene]) -> np.ndarray:
+def render_scenes(rng: np.random.RandomState, scenes: Sequence[Scene]) -> np.ndarray:
     """A picture of each scene on black, uint8 [N, 16, 16, 3], its things at random places of all those `places` has."""
-    found = np.zeros((len(scenes), SIDE, SIDE, 3), np.uint8)
-    for picture, scene, where in zip(found, scenes, draw.random_sample(len(scenes)), strict=True):
-        possible = places(scene.first.size, scene.relation, scene.second.size)
+    images = np.zeros((len(scenes), SIDE, SIDE, 3), np.uint8)
+    for picture, scene, where in zip(images, scenes, rng.random_sample(len(scenes)), strict=True):
+        possible = object_positions(scene.first.size, scene.relation, scene.second.size)
         for thing, (top, left) in zip((scene.first, scene.second), possible[int(where * len(possible))], strict=True):
             width = WIDTHS[thing.size]
-            picture[top : top + width, left : left + width][mask(thing.shape, thing.size)] = COLOURS[thing.colour]
-    return found
+            picture[top : top + width, left : left + width][object_mask(thing.shape, thing.size)] = COLOURS[
+                thing.colour
+            ]
+    return images
 
 
 @functools.cache
-def mask(shape: str, size: str) -> np.ndarray:
+def object_mask(shape: str, size: str) -> np.ndarray:
     """The pixels of a thing, bool [width, width]."""
-    rows = np.array(ROWS[shape, size])[:, None]
+    rows = np.array(ROW_WIDTHS[shape, size])[:, None]
     return np.abs(np.arange(WIDTHS[size]) - WIDTHS[size] // 2) <= rows // 2
 
 
 @functools.cache
-def places(first: str, relation: str, second: str) -> np.ndarray:
+def object_positions(first: str, relation: str, second: str) -> np.ndarray:
     """Where two things of these sizes can lie: rows of two corners (top, left), int [N, 2, 2].
 
     There is a row or a column of black between them, and they are not askew by more than `ASKEW`.
@@ -162,30 +171,30 @@ def places(first: str, relation: str, second: str) -> np.ndarray:
     ends = [range(SIDE - width + 1) for width in widths]
     apart = [(a, b) for a, b in itertools.product(*ends) if a + widths[0] < b]
     off = (widths[1] - widths[0]) // 2
-    beside = [(a, b) for a, b in itertools.product(*ends) if abs(b + off - a) <= ASKEW]
+    beside = [(a, b) for a, b in itertools.product(*ends) if abs(b + off - a) <= MAX_OFFSET]
     corners = [((a, c), (b, d)) for (a, b), (c, d) in itertools.product(apart, beside)]
     return np.array(corners)[..., :: 1 if relation == "above" else -1]
 
 
-def _scenes(draw: np.random.RandomState, looks: Sequence[tuple], count: int) -> list[Scene]:
-    chosen = draw.randint(len(looks), size=count)
-    sizes, relations = draw.randint(2, size=(count, 2)), draw.randint(2, size=count)
+def _random_scenes(rng: np.random.RandomState, looks: Sequence[tuple], count: int) -> list[Scene]:
+    chosen = rng.randint(len(looks), size=count)
+    sizes, relations = rng.randint(2, size=(count, 2)), rng.randint(2, size=count)
     names = tuple(WIDTHS)
     return [
-        Scene(Thing(names[one], *looks[i][0]), RELATIONS[relation], Thing(names[other], *looks[i][1]))
+        Scene(SceneObject(names[one], *looks[i][0]), RELATIONS[relation], SceneObject(names[other], *looks[i][1]))
         for i, (one, other), relation in zip(chosen, sizes, relations, strict=True)
     ]
 
 
-def _novelty(look: tuple, other: tuple) -> str:
-    if look in HELD_OUT or other in HELD_OUT:
+def _novelty_of_looks(look: tuple, other: tuple) -> str:
+    if look in HELD_OUT_LOOKS or other in HELD_OUT_LOOKS:
         return "thing"
     # Of two looks of one kind there is no picture; and each look is in three or four of the pairings held out.
-    return "seen" if look != other and (SEEN.index(look) + SEEN.index(other)) % 5 else "pairing"
+    return "seen" if look != other and (SEEN_LOOKS.index(look) + SEEN_LOOKS.index(other)) % 5 else "pairing"
 
 
 @functools.cache
-def _patterns() -> tuple[re.Pattern[str], ...]:
+def _phrasing_patterns() -> tuple[re.Pattern[str], ...]:
     thing = rf"({'|'.join(WIDTHS)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
     fields = {"first": f"a (?P<first>{thing})", "second": f"a (?P<second>{thing})"}
     relation = f"(?P<relation>{'|'.join([*RELATIONS, *OPPOSITE.values()])})"

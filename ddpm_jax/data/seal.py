@@ -9,34 +9,38 @@ import hashlib
 import json
 from pathlib import Path
 
-RECORD = "prepare.json"
-WHOLE, END = 1 << 20, 1 << 16  # bytes
+RECORD_FILE = "prepare.json"
+MAX_WHOLE_BYTES, END_BYTES = 1 << 20, 1 << 16  # bytes
 
 
-def seal(folder: Path) -> dict[str, str]:
+def folder_checksums(folder: Path) -> dict[str, str]:
     """For each file of a folder but the record: sha256 of its size and of its content, or of its ends."""
-    return {path.name: _seal(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD}
+    return {
+        path.name: _file_checksum(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != RECORD_FILE
+    }
 
 
-def check(folder: Path) -> None:
+def verify(folder: Path) -> None:
     """Makes sure that the files of a data set are those that were sealed; without a record, or a seal in it, does not.
 
     Raises:
         ValueError: naming the file that is damaged or gone.
     """
-    for name, wanted in _sealed(folder).items():
-        _check(folder / name, wanted)
+    for name, expected in _recorded_checksums(folder).items():
+        _verify_file(folder / name, expected)
 
 
-def check_descriptions(folder: Path) -> None:
+def verify_descriptions(folder: Path) -> None:
     """The same of all files but those of the images, whose records can be read one by one and the damaged left out."""
-    for name, wanted in _sealed(folder).items():
+    for name, expected in _recorded_checksums(folder).items():
         if ".array_record-" not in name:
-            _check(folder / name, wanted)
+            _verify_file(folder / name, expected)
 
 
-def _sealed(folder: Path) -> dict[str, str]:
-    record = folder / RECORD
+def _recorded_checksums(folder: Path) -> dict[str, str]:
+    record = folder / RECORD_FILE
     if not record.exists():
         return {}
     try:
@@ -45,24 +49,24 @@ def _sealed(folder: Path) -> dict[str, str]:
         raise ValueError(f"{record}: damaged: {error}") from error
 
 
-def _check(path: Path, wanted: str) -> None:
+def _verify_file(path: Path, expected: str) -> None:
     if not path.is_file():
         raise ValueError(f"{path} is not there: prepare the data set anew")
-    if _seal(path) != wanted:
+    if _file_checksum(path) != expected:
         raise ValueError(
             f"{path} is not what was prepared: it is damaged; prepare the data set anew, or of what is left of it, "
             "with --skip-bad"
         )
 
 
-def _seal(path: Path) -> str:
+def _file_checksum(path: Path) -> str:
     size = path.stat().st_size
     digest = hashlib.sha256(f"{size} ".encode())
     with path.open("rb") as file:
-        if size <= WHOLE:
+        if size <= MAX_WHOLE_BYTES:
             digest.update(file.read())
         else:
-            digest.update(file.read(END))
-            file.seek(size - END)
-            digest.update(file.read(END))
+            digest.update(file.read(END_BYTES))
+            file.seek(size - END_BYTES)
+            digest.update(file.read(END_BYTES))
     return digest.hexdigest()

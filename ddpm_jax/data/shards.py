@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.data import catalogue
-from ddpm_jax.data.reader import Reader
+from ddpm_jax.data.reader import ImageReader
 
-TOGETHER = 64  # images between two looks at whether to stop
-CHANNELS = {np.dtype(np.uint8): (1, 2, 3, 4), np.dtype(np.uint16): (1,)}  # what a PNG file holds and Pillow writes
+IMAGES_PER_CHECK = 64  # images between two looks at whether to stop
+PNG_CHANNELS = {np.dtype(np.uint8): (1, 2, 3, 4), np.dtype(np.uint16): (1,)}  # what a PNG file holds and Pillow writes
 
 
 class Shard(NamedTuple):
@@ -29,15 +29,15 @@ class Shard(NamedTuple):
     file: str
 
 
-def write(
+def write_shard(
     path: Path,
     shard: Shard,
     example: Callable[[int], bytes],
     *,
     skip_bad: bool,
-    stopping: Callable[[], bool],
+    should_stop: Callable[[], bool],
     pool: ThreadPoolExecutor,
-    done: Callable[[int], object],
+    on_images: Callable[[int], object],
 ) -> dict[str, Any] | None:
     """Writes a shard's file and says what is in it; None if it is stopped before the end.
 
@@ -45,9 +45,9 @@ def write(
         path: the file, whatever the shard's own is called.
         example: image i of the split, serialized.
         skip_bad: whether to leave out images that cannot be read.
-        stopping: asked now and then.
+        should_stop: asked now and then.
         pool: what reads and compresses images.
-        done: told the number of images that are done, again and again.
+        on_images: told the number of images that are done, again and again.
 
     Returns:
         "examples", their "bytes", and "skipped": what was said of each image that was left out.
@@ -72,16 +72,16 @@ def write(
         with contextlib.closing(
             array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
         ) as writer:
-            for start in range(shard.start, shard.stop, TOGETHER):
-                if stopping():
+            for start in range(shard.start, shard.stop, IMAGES_PER_CHECK):
+                if should_stop():
                     return None
-                for found in pool.map(attempt, range(start, min(start + TOGETHER, shard.stop))):
-                    if isinstance(found, str):
-                        skipped.append(found)
+                for encoded in pool.map(attempt, range(start, min(start + IMAGES_PER_CHECK, shard.stop))):
+                    if isinstance(encoded, str):
+                        skipped.append(encoded)
                         continue
-                    writer.write(found)
-                    count, size = count + 1, size + len(found)
-                done(min(TOGETHER, shard.stop - start))
+                    writer.write(encoded)
+                    count, size = count + 1, size + len(encoded)
+                on_images(min(IMAGES_PER_CHECK, shard.stop - start))
     except RuntimeError as error:  # so array_record says that a disk is full
         path.unlink(missing_ok=True)
         raise OSError(f"{path} cannot be written: {error}. Whole shards are kept, the same command goes on") from error
@@ -90,19 +90,21 @@ def write(
     return {"examples": count, "bytes": size, "skipped": skipped}
 
 
-def examples(splits: Mapping[str, Reader]) -> dict[str, Callable[[int], bytes]]:
+def example_serializers(splits: Mapping[str, ImageReader]) -> dict[str, Callable[[int], bytes]]:
     """For each split a function that gives image i, its label and its caption as TFDS serializes them."""
     import tensorflow_datasets as tfds
 
     # Serialized messages end to end are one message.  In a message of its own, each feature has its place; in one of
     # them all, protocol buffers would order them differently in each process.
-    features = {key: tfds.features.FeaturesDict({key: feature}) for key, feature in described(splits).items()}
+    features = {key: tfds.features.FeaturesDict({key: feature}) for key, feature in tfds_features(splits).items()}
 
-    def of(reader: Reader) -> Callable[[int], bytes]:
+    def of(reader: ImageReader) -> Callable[[int], bytes]:
         labels, captions = reader.labels, reader.captions
 
         def example(i: int) -> bytes:
-            value: dict[str, Any] = {"image": io.BytesIO(png(reader[i])) if pictures(reader) else reader[i]}
+            value: dict[str, Any] = {
+                "image": io.BytesIO(encode_png(reader[i])) if is_png_compatible(reader) else reader[i]
+            }
             if labels is not None:
                 value["label"] = int(labels[i])
             if captions is not None:
@@ -114,7 +116,7 @@ def examples(splits: Mapping[str, Reader]) -> dict[str, Callable[[int], bytes]]:
     return {split: of(reader) for split, reader in splits.items()}
 
 
-def described(splits: Mapping[str, Reader]) -> dict[str, Any]:
+def tfds_features(splits: Mapping[str, ImageReader]) -> dict[str, Any]:
     """What TFDS is told of an example: its image, and its label and caption if there are any.
 
     Raises:
@@ -125,27 +127,27 @@ def described(splits: Mapping[str, Reader]) -> dict[str, Any]:
     train = splits["train"]
     shape, dtype = train.shape, train.dtype
     image = tfds.features.Tensor(shape=shape, dtype=dtype, encoding="zlib")
-    if pictures(train):
+    if is_png_compatible(train):
         image = tfds.features.Image(shape=shape, dtype=dtype, encoding_format="png")
-    found: dict[str, Any] = {"image": image}
+    features: dict[str, Any] = {"image": image}
     if train.labels is not None:
         highest = max(int(np.max(reader.labels, initial=0)) for reader in splits.values() if reader.labels is not None)
         names = train.label_names or [str(i) for i in range(highest + 1)]
         bad = [name for name in names if not name or name != name.strip() or len(name.splitlines()) != 1]
         if bad:
             raise ValueError(f"TFDS keeps the names of labels one to a line; rename {', '.join(map(repr, bad[:5]))}")
-        found["label"] = tfds.features.ClassLabel(names=list(names))
+        features["label"] = tfds.features.ClassLabel(names=list(names))
     if train.captions is not None:
-        found["caption"] = tfds.features.Text()
-    return found
+        features["caption"] = tfds.features.Text()
+    return features
 
 
-def pictures(reader: Reader) -> bool:
+def is_png_compatible(reader: ImageReader) -> bool:
     """Whether the images can be PNG files; otherwise they are kept as compressed arrays."""
-    return len(reader.shape) == 3 and reader.shape[-1] in CHANNELS.get(reader.dtype, ())
+    return len(reader.shape) == 3 and reader.shape[-1] in PNG_CHANNELS.get(reader.dtype, ())
 
 
-def png(image: np.ndarray) -> bytes:
+def encode_png(image: np.ndarray) -> bytes:
     """The PNG file of an image, uint8 [H, W, 1 ... 4] or uint16 [H, W, 1]."""
     from PIL import Image
 
@@ -154,20 +156,20 @@ def png(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def describe(
+def write_descriptions(
     folder: Path,
-    written: Mapping[str, dict[str, Any]],
+    shard_records: Mapping[str, dict[str, Any]],
     shards: Sequence[Shard],
-    splits: Mapping[str, Reader],
+    splits: Mapping[str, ImageReader],
     *,
     version: str,
-    said: dict[str, Any],
+    metadata: dict[str, Any],
 ) -> None:
     """Writes TFDS's descriptions of a folder of shards, and looks whether what is there can be read.
 
     Args:
-        written: for each shard's file, what `write` said.
-        said: kept in the data set's metadata, beside the number of levels.
+        shard_records: for each shard's file, what `write` said.
+        metadata: kept in the data set's metadata, beside the number of levels.
 
     Raises:
         ValueError: if it cannot be read.
@@ -176,16 +178,16 @@ def describe(
 
     train, infos = splits["train"], []
     for split in splits:
-        found = [written[shard.file] for shard in shards if shard.split == split]
+        found = [shard_records[shard.file] for shard in shards if shard.split == split]
         lengths, size = [shard["examples"] for shard in found], sum(shard["bytes"] for shard in found)
         infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
     tfds.folder_dataset.write_metadata(
-        data_dir=str(folder), features=described(splits), split_infos=infos, version=version, check_data=False,
+        data_dir=str(folder), features=tfds_features(splits), split_infos=infos, version=version, check_data=False,
         description=f"Images of {train.name}, prepared by ddpm_jax.", disable_shuffling=True,
-        metadata=tfds.core.MetadataDict({"ddpm_jax": {**said, "levels": train.levels}}),
+        metadata=tfds.core.MetadataDict({"ddpm_jax": {**metadata, "levels": train.levels}}),
     )  # fmt: skip
     builder = tfds.builder_from_directory(str(folder))
     for info in infos:
-        split = catalogue.Split(builder, train.name, info.name, None)
+        split = catalogue.TfdsReader(builder, train.name, info.name, None)
         if len(split) != info.num_examples or split[0].shape != splits[info.name].shape:
             raise ValueError(f"{folder}: what was written cannot be read back; remove the folder and begin again")

@@ -12,20 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from ddpm_jax.data import arrays, catalogue, folder, pairs, scenes, seal
-from ddpm_jax.data.images import Range, range_of
+from ddpm_jax.data.images import ValueRange, to_value_range
 from ddpm_jax.data.reader import (
-    IN_MEMORY,
-    Images,
-    Progress,
-    Reader,
-    Unread,
-    gathered,
+    MAX_BYTES_IN_MEMORY,
+    Dataset,
+    ImageReader,
+    LazyImages,
+    ProgressCallback,
+    load_into_memory,
+    load_lazily,
     nbytes,
-    unread,
 )
 
-OWN = {"digits": 17, "pairs": 17, "scenes": 256}  # what is in the package or made by it, and its levels
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+BUILT_IN = {"digits": 17, "pairs": 17, "scenes": 256}  # what is in the package or made by it, and its levels
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def load(
@@ -38,8 +38,8 @@ def load(
     skip_bad: bool = False,
     stream: bool | None = None,
     report: Callable[[str], None] | None = None,
-    progress: Progress | None = None,
-) -> Images:
+    progress: ProgressCallback | None = None,
+) -> Dataset:
     """The images of a source: "digits", "pairs", "scenes", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME".
 
     The digits are in the package; `pairs` and `scenes` say what those two are, which are generated with captions.
@@ -72,24 +72,30 @@ def load(
     _check_held_out(held_out)
     kind, _, path = source.partition(":")
     if kind in ("folder", "tfds") and path:
-        train, test = parts(
+        train, test = open_readers(
             source, held_out=held_out, levels=levels, value_range=value_range, resolution=resolution,
             skip_bad=skip_bad, report=report, progress=progress,
         )  # fmt: skip
-        streamed = nbytes(train) + nbytes(test) > IN_MEMORY if stream is None else stream
-        return unread(train, test) if streamed else gathered(train, test, progress=progress)
+        streamed = nbytes(train) + nbytes(test) > MAX_BYTES_IN_MEMORY if stream is None else stream
+        return load_lazily(train, test) if streamed else load_into_memory(train, test, progress=progress)
     if resolution or skip_bad:
         raise ValueError(
             f"load: resolution and skip_bad are for folder: and tfds: sources; {source!r} is taken as it is"
         )
-    if source in OWN:
-        if levels not in (None, OWN[source]) or len(value_range):
+    if source in BUILT_IN:
+        if levels not in (None, BUILT_IN[source]) or len(value_range):
             got = f"levels={levels}, range={tuple(value_range)}"
-            raise ValueError(f"load: the {source} have {OWN[source]} levels, got {got}")
-        return scenes.images() if source == "scenes" else pairs.of(_digits()) if source == "pairs" else _digits()
+            raise ValueError(f"load: the {source} have {BUILT_IN[source]} levels, got {got}")
+        return (
+            scenes.make_dataset()
+            if source == "scenes"
+            else pairs.make_dataset(_load_digits())
+            if source == "pairs"
+            else _load_digits()
+        )
     if kind in ("npz", "npy") and path:
-        read, file = arrays.npz if kind == "npz" else arrays.npy, Path(os.path.expanduser(path))
-        return read(file, source, held_out, levels, range_of(value_range))._replace(format="npz")
+        read, file = arrays.load_npz if kind == "npz" else arrays.load_npy, Path(os.path.expanduser(path))
+        return read(file, source, held_out, levels, to_value_range(value_range))._replace(format="npz")
     ends = next((end for end in ("npz", "npy") if source.endswith(f".{end}") and not kind.startswith("np")), "")
     hint = f'; did you mean "{ends}:{source}"?' if ends else ""
     hint = f'; did you mean "folder:{source}"?' if not hint and source and Path(source).is_dir() else hint
@@ -97,7 +103,7 @@ def load(
     raise ValueError(f"load: unknown source {source!r}: expected {expected}{hint}")
 
 
-def parts(
+def open_readers(
     source: str,
     *,
     held_out: float = 0.1,
@@ -106,8 +112,8 @@ def parts(
     resolution: Sequence[int] = (),
     skip_bad: bool = False,
     report: Callable[[str], None] | None = None,
-    progress: Progress | None = None,
-) -> tuple[Reader, Reader]:
+    progress: ProgressCallback | None = None,
+) -> tuple[ImageReader, ImageReader]:
     """The training and the held-out images of a source whose images are read one by one: "folder:PATH", "tfds:NAME".
 
     A folder holds image files in any sub-folders: png, jpg, jpeg, webp, bmp, tif, tiff, gif, and npy for arrays uint8,
@@ -137,40 +143,47 @@ def parts(
     kind, _, path = source.partition(":")
     if kind == "tfds" and path:
         if skip_bad:
-            raise ValueError(f"parts: {source!r} is taken whole; ddpm-jax prepare has --skip-bad")
-        seal.check(catalogue.located(catalogue.address(source)))
-        return catalogue.parts(
-            source, held_out=held_out, levels=levels, given=range_of(value_range), size=folder.size_of(resolution)
+            raise ValueError(f"open_readers: {source!r} is taken whole; ddpm-jax prepare has --skip-bad")
+        seal.verify(catalogue.find_folder(catalogue.parse_address(source)))
+        return catalogue.open_readers(
+            source,
+            held_out=held_out,
+            levels=levels,
+            value_range=to_value_range(value_range),
+            size=folder.parse_resolution(resolution),
         )
     if kind != "folder" or not path:
         raise ValueError(
-            f'parts: expected a source "folder:PATH" or "tfds:NAME", whose images are read one by one, got {source!r}'
+            f'open_readers: expected a source "folder:PATH" or "tfds:NAME", whose images are read one by one, '
+            f"got {source!r}"
         )
-    return folder.parts(
+    return folder.open_readers(
         Path(os.path.expanduser(path)), source, held_out=held_out, levels=levels, value_range=value_range,
         resolution=resolution, skip_bad=skip_bad, report=report, progress=progress,
     )  # fmt: skip
 
 
-def summary(images: Images) -> str:
+def summary(dataset: Dataset) -> str:
     """One line: how many images of what size and depth, labels, memory."""
-    levels = images.levels
-    values = f"{levels.low:g} to {levels.high:g}" if isinstance(levels, Range) else f"{levels} levels"
+    levels = dataset.levels
+    values = f"{levels.low:g} to {levels.high:g}" if isinstance(levels, ValueRange) else f"{levels} levels"
     labels = "no labels"
-    if images.train_labels is not None and images.test_labels is not None:
-        labels = f"{len(np.union1d(images.train_labels, images.test_labels))} classes"
-    left = isinstance(images.train, Unread)
-    one = len(images.train) == len(images.test) == 1 and np.array_equal(images.train[0], images.test[0])
+    if dataset.train_labels is not None and dataset.test_labels is not None:
+        labels = f"{len(np.union1d(dataset.train_labels, dataset.test_labels))} classes"
+    left = isinstance(dataset.train, LazyImages)
+    one = len(dataset.train) == len(dataset.test) == 1 and np.array_equal(dataset.train[0], dataset.test[0])
     return (
-        f"{images.name}: {len(images.train):,} training and {len(images.test):,} held-out images, "
-        f"{'x'.join(map(str, images.train.shape[1:]))} {images.train.dtype}, {values}, {labels}, "
-        f"{(images.train.nbytes + images.test.nbytes) / 1e6:.1f} MB{', read when needed' * left}"
+        f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} held-out images, "
+        f"{'x'.join(map(str, dataset.train.shape[1:]))} {dataset.train.dtype}, {values}, {labels}, "
+        f"{(dataset.train.nbytes + dataset.test.nbytes) / 1e6:.1f} MB{', read when needed' * left}"
         f"{'; the one image is both' * one}"
     )
 
 
-def _digits() -> Images:
-    return arrays.npz(Path(__file__).with_name("digits.npz"), "digits", 0.1, 17, None)._replace(label_names=DIGITS)
+def _load_digits() -> Dataset:
+    return arrays.load_npz(Path(__file__).with_name("digits.npz"), "digits", 0.1, 17, None)._replace(
+        label_names=DIGIT_NAMES
+    )
 
 
 def _check_held_out(held_out: float) -> None:

@@ -17,15 +17,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.files import EXTENSIONS, decoded
-from ddpm_jax.data.reader import Progress, in_threads
+from ddpm_jax.data.files import EXTENSIONS, decode
+from ddpm_jax.data.reader import ProgressCallback, map_in_threads
 
-TRAINING = ("train", "training")
-HELD_OUT = ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "holdout", "heldout")
-SHOWN = 20  # names in a list; what follows is counted
+TRAIN_NAMES = ("train", "training")
+HELD_OUT_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "holdout", "heldout")
+MAX_LISTED = 20  # names in a list; what follows is counted
 
 
-class File(NamedTuple):
+class ImageFile(NamedTuple):
     """An image file.
 
     path: below the folder, with "/".
@@ -33,8 +33,8 @@ class File(NamedTuple):
     format, mode: as in `files.Decoded`; "" if bad.
     shape: (H, W, C), upright, or (D, H, W, C).
     dtype: "uint8", "uint16" or "float32".
-    least, peak: the smallest and the largest value.
-    turned: whether its Exif orientation was applied.
+    minimum, maximum: the smallest and the largest value.
+    exif_transposed: whether its Exif orientation was applied.
     warning: what Pillow warns of, as damaged metadata; the pixels are used.
     bad: why it cannot be used; "" if it can.
     """
@@ -45,14 +45,14 @@ class File(NamedTuple):
     mode: str = ""
     shape: tuple[int, ...] = (0, 0, 0)
     dtype: str = ""
-    least: float = 0
-    peak: float = 0
-    turned: bool = False
+    minimum: float = 0
+    maximum: float = 0
+    exif_transposed: bool = False
     warning: str = ""
     bad: str = ""
 
 
-class Survey(NamedTuple):
+class FolderReport(NamedTuple):
     """What a folder holds.
 
     name: the source.
@@ -65,18 +65,18 @@ class Survey(NamedTuple):
     """
 
     name: str
-    files: tuple[File, ...]
+    files: tuple[ImageFile, ...]
     others: dict[str, int]
     hidden: int
     tables: tuple[str, ...]
     skipped: tuple[str, ...]
     size: tuple[int, int] | None
 
-    def good(self) -> tuple[File, ...]:
+    def good(self) -> tuple[ImageFile, ...]:
         """The files that can be used."""
         return tuple(file for file in self.files if not file.bad)
 
-    def bad(self) -> tuple[File, ...]:
+    def bad(self) -> tuple[ImageFile, ...]:
         """The files that cannot."""
         return tuple(file for file in self.files if file.bad)
 
@@ -91,26 +91,28 @@ class Survey(NamedTuple):
         lines = [f"{self.name}: {len(self.files):,} image files, {disk / 1e6:,.1f} MB on disk; {len(good):,} usable"]
         if good:
             lines += [
-                f"formats   {counted(Counter(file.format for file in good))}",
-                f"modes     {counted(Counter(file.mode for file in good))}",
-                f"sizes     {counted(sized(self.sizes()))} (height x width)",
+                f"formats   {format_counts(Counter(file.format for file in good))}",
+                f"modes     {format_counts(Counter(file.mode for file in good))}",
+                f"sizes     {format_counts(format_sizes(self.sizes()))} (height x width)",
                 f"resizing  {self._resizing()}",
                 f"memory    {self._memory()}",
             ]
-        turned = [file.path for file in good if file.turned]
+        turned = [file.path for file in good if file.exif_transposed]
         if turned:
-            lines.append(f"turned    {len(turned):,} upright, as their Exif orientation says: {listed(turned, 3)}")
-        odd = [f"{shown(file.path)}: {shown(file.warning)}" for file in good if file.warning]
+            lines.append(f"turned    {len(turned):,} upright, as their Exif orientation says: {join_first(turned, 3)}")
+        odd = [f"{printable(file.path)}: {printable(file.warning)}" for file in good if file.warning]
         if odd:
-            lines.append(f"warnings  {len(odd):,} files have damaged metadata; their pixels are used{indented(odd)}")
+            lines.append(
+                f"warnings  {len(odd):,} files have damaged metadata; their pixels are used{indent_lines(odd)}"
+            )
         if bad:
-            lines.append(f"bad       {len(bad):,} files cannot be used{indented(reasons(bad))}")
+            lines.append(f"bad       {len(bad):,} files cannot be used{indent_lines(format_reasons(bad))}")
         if self.skipped:
-            lines.append(f"skipped   {len(self.skipped):,} that are no files of the folder{indented(self.skipped)}")
+            lines.append(f"skipped   {len(self.skipped):,} that are no files of the folder{indent_lines(self.skipped)}")
         if self.others or self.hidden:
             hidden = [f"{self.hidden:,} hidden"] if self.hidden else []
             count = sum(self.others.values())
-            kinds = [f"{count:,} other files ({counted(Counter(self.others))})"] if count else []
+            kinds = [f"{count:,} other files ({format_counts(Counter(self.others))})"] if count else []
             lines.append(f"ignored   {', '.join(kinds + hidden)}")
         return lines
 
@@ -137,20 +139,22 @@ class Survey(NamedTuple):
         return f"{total / 1e6:,.1f} MB when decoded"
 
 
-class Found(NamedTuple):
+class FoundFiles(NamedTuple):
     """The files below a folder: images with their bytes on disk, what only bears an image's name, the rest."""
 
     root: str  # without links
 
     images: dict[str, int]
-    bad: list[File]
+    bad: list[ImageFile]
     others: Counter[str]
     hidden: int
     tables: list[str]
     skipped: list[str]
 
 
-def survey(root: Path, name: str, size: tuple[int, int] | None = None, progress: Progress | None = None) -> Survey:
+def make_folder_report(
+    root: Path, name: str, size: tuple[int, int] | None = None, progress: ProgressCallback | None = None
+) -> FolderReport:
     """The survey of a folder: each image file is decoded, several at a time.
 
     Args:
@@ -166,16 +170,16 @@ def survey(root: Path, name: str, size: tuple[int, int] | None = None, progress:
         raise FileNotFoundError(f"load: no folder {root}")
     if not root.is_dir():
         raise ValueError(f"{root}: not a folder; folder:PATH names the folder that images are in")
-    found = find(root)
-    files = _one_mode([*found.bad, *_examined(root, found.images, progress)])
+    found = find_files(root)
+    files = _reject_other_modes([*found.bad, *_decode_files(root, found.images, progress)])
     files.sort(key=lambda file: file.path)
     tables, skipped = tuple(sorted(found.tables)), tuple(sorted(found.skipped))
-    return Survey(name, tuple(files), dict(found.others), found.hidden, tables, skipped, size)
+    return FolderReport(name, tuple(files), dict(found.others), found.hidden, tables, skipped, size)
 
 
-def find(root: Path) -> Found:
+def find_files(root: Path) -> FoundFiles:
     """All files below a folder; links are followed within it, but not in circles, and hidden ones are left out."""
-    found, hidden = Found(os.path.realpath(root), {}, [], Counter(), 0, [], []), 0
+    found, hidden = FoundFiles(os.path.realpath(root), {}, [], Counter(), 0, [], []), 0
     folders: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while folders:
         prefix, above = folders.pop()
@@ -183,59 +187,59 @@ def find(root: Path) -> Found:
             place = os.stat(root / prefix)
             entries = sorted(os.scandir(root / prefix), key=lambda entry: entry.name)
         except OSError as error:
-            found.bad.append(File(prefix or ".", bad=f"a folder that cannot be listed: {error.strerror}"))
+            found.bad.append(ImageFile(prefix or ".", bad=f"a folder that cannot be listed: {error.strerror}"))
             continue
         here = above | {(place.st_dev, place.st_ino)}
         for entry in entries:
             if entry.name.startswith("."):
                 hidden += 1
-            elif _add(entry, prefix + entry.name, here, found):
+            elif _add_entry(entry, prefix + entry.name, here, found):
                 folders.append((f"{prefix}{entry.name}/", here))
     return found._replace(hidden=hidden)
 
 
-def role(folder: str) -> str:
+def split_role(folder: str) -> str:
     """ "train" or "held out" for a folder that is named as a split, such as Train, test_images or val2017; else ""."""
     words = re.findall(r"[^\W\d_]+", folder.casefold())
     word = "".join(word for word in words if word not in ("data", "images", "split")).removesuffix("set")
-    return "train" if word in TRAINING else "held out" if word in HELD_OUT else ""
+    return "train" if word in TRAIN_NAMES else "held out" if word in HELD_OUT_NAMES else ""
 
 
-def counted(counts: Counter[str]) -> str:
+def format_counts(counts: Counter[str]) -> str:
     """ "1,200 RGB, 3 L", the most frequent first, and how many more kinds there are."""
     kinds = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     more = f" and {len(kinds) - 6:,} others" if len(kinds) > 6 else ""
     return ", ".join(f"{count:,} {kind}" for kind, count in kinds[:6]) + more
 
 
-def sized(sizes: Counter[tuple[int, ...]]) -> Counter[str]:
+def format_sizes(sizes: Counter[tuple[int, ...]]) -> Counter[str]:
     """Counts of (H, W), as counts of "HxW"."""
     return Counter({"x".join(map(str, size)): count for size, count in sizes.items()})
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """A path, a name or a text as it can be printed: escaped if it holds what moves a cursor, or bytes of no text."""
     return text if text.isprintable() else ascii(text)
 
 
-def reasons(bad: Sequence[File]) -> list[str]:
+def format_reasons(bad: Sequence[ImageFile]) -> list[str]:
     """ "PATH: why" for each file."""
-    return [f"{shown(file.path)}: {shown(file.bad)}" for file in bad]
+    return [f"{printable(file.path)}: {printable(file.bad)}" for file in bad]
 
 
-def listed(paths: Sequence[str], most: int = SHOWN) -> str:
+def join_first(paths: Sequence[str], limit: int = MAX_LISTED) -> str:
     """The first paths on one line, and how many more there are."""
-    more = f" and {len(paths) - most:,} more" if len(paths) > most else ""
-    return ", ".join(map(shown, paths[:most])) + more
+    more = f" and {len(paths) - limit:,} more" if len(paths) > limit else ""
+    return ", ".join(map(printable, paths[:limit])) + more
 
 
-def indented(items: Sequence[str]) -> str:
+def indent_lines(items: Sequence[str]) -> str:
     """The first items on lines of their own, and how many more there are."""
-    more = [f"and {len(items) - SHOWN:,} more"] if len(items) > SHOWN else []
-    return "".join(f"\n  {item}" for item in [*items[:SHOWN], *more])
+    more = [f"and {len(items) - MAX_LISTED:,} more"] if len(items) > MAX_LISTED else []
+    return "".join(f"\n  {item}" for item in [*items[:MAX_LISTED], *more])
 
 
-def _add(entry: os.DirEntry[str], path: str, above: frozenset[tuple[int, int]], found: Found) -> bool:
+def _add_entry(entry: os.DirEntry[str], path: str, above: frozenset[tuple[int, int]], found: FoundFiles) -> bool:
     """Notes an entry of a folder; True if it is a folder to enter."""
     extension = PurePosixPath(entry.name).suffix.lower()
     about, wrong = None, ""
@@ -244,9 +248,9 @@ def _add(entry: os.DirEntry[str], path: str, above: frozenset[tuple[int, int]], 
     except OSError as error:
         wrong = f"a link that leads nowhere: {error.strerror}" if entry.is_symlink() else f"{error.strerror}"
     if about is not None:
-        skipped = _skipped(entry, about, above, found.root)
+        skipped = _skip_reason(entry, about, above, found.root)
         if skipped:
-            found.skipped.append(f"{shown(path)}: {skipped}")
+            found.skipped.append(f"{printable(path)}: {skipped}")
             return False
     if about is not None and stat.S_ISDIR(about.st_mode):
         if extension not in EXTENSIONS:
@@ -254,66 +258,66 @@ def _add(entry: os.DirEntry[str], path: str, above: frozenset[tuple[int, int]], 
         wrong = "a folder, named like an image"
     if extension not in EXTENSIONS:
         folder = path.rpartition("/")[0]
-        if extension == ".csv" and not wrong and (not folder or ("/" not in folder and role(folder))):
+        if extension == ".csv" and not wrong and (not folder or ("/" not in folder and split_role(folder))):
             found.tables.append(path)
         else:
             found.others[extension or "without extension"] += 1
     elif wrong:
-        found.bad.append(File(path, bad=wrong))
+        found.bad.append(ImageFile(path, bad=wrong))
     elif about is not None:
         found.images[path] = about.st_size
     return False
 
 
-def _skipped(entry: os.DirEntry[str], about: os.stat_result, above: frozenset[tuple[int, int]], root: str) -> str:
+def _skip_reason(entry: os.DirEntry[str], about: os.stat_result, above: frozenset[tuple[int, int]], root: str) -> str:
     """Why an entry of a folder is not looked into; "" if it is."""
     if entry.is_symlink():
         real = os.path.realpath(entry.path)
         if os.path.commonpath([real, root]) != root:
-            return f"a link out of the folder, to {shown(real)}; a copy in its place would be read"
+            return f"a link out of the folder, to {printable(real)}; a copy in its place would be read"
     if stat.S_ISDIR(about.st_mode):
         return "a link to a folder that it is in" if (about.st_dev, about.st_ino) in above else ""
     return "" if stat.S_ISREG(about.st_mode) else "a pipe, a socket or a device"
 
 
-def _examined(root: Path, images: dict[str, int], progress: Progress | None) -> list[File]:
+def _decode_files(root: Path, images: dict[str, int], progress: ProgressCallback | None) -> list[ImageFile]:
     """What decoding says of each file; a warning is noted with the file whose decoding gave it."""
     from PIL import Image
 
     Image.init()  # now, and not in several threads at once
     current = threading.local()
-    warned: defaultdict[str, list[str]] = defaultdict(list)
+    messages: defaultdict[str, list[str]] = defaultdict(list)
 
-    def note(message, category, filename, lineno, file=None, line=None):
+    def record_warning(message, category, filename, lineno, file=None, line=None):
         path = getattr(current, "path", None)
         if path is None:  # another thread of the program, which is not our concern
             return before(message, category, filename, lineno, file, line)
-        warned[path].append(" ".join(str(message).split()))
+        messages[path].append(" ".join(str(message).split()))
 
-    def look(path: str) -> File:
+    def examine(path: str) -> ImageFile:
         current.path = path
         try:
-            image = decoded(root / path)
+            image = decode(root / path)
         except ValueError as error:
-            return File(path, images[path], bad=str(error))
+            return ImageFile(path, images[path], bad=str(error))
         pixels = image.pixels
-        return File(
+        return ImageFile(
             path, images[path], image.format, image.mode, pixels.shape, str(pixels.dtype),
-            pixels.min().item(), pixels.max().item(), image.turned,
+            pixels.min().item(), pixels.max().item(), image.exif_transposed,
         )  # fmt: skip
 
     # Filters and `showwarning` are the whole process's, so they are set around all threads and not in each.
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        before, warnings.showwarning = warnings.showwarning, note
-        files = in_threads(look, list(images), progress, "checked")
+        before, warnings.showwarning = warnings.showwarning, record_warning
+        files = map_in_threads(examine, list(images), progress, "checked")
     for i, file in enumerate(files):
-        if warned[file.path]:
-            files[i] = file._replace(warning=warned[file.path][0])
+        if messages[file.path]:
+            files[i] = file._replace(warning=messages[file.path][0])
     return files
 
 
-def _one_mode(files: list[File]) -> list[File]:
+def _reject_other_modes(files: list[ImageFile]) -> list[ImageFile]:
     """The same files, of which those are bad that are not of the most frequent mode."""
     modes = Counter(file.mode for file in files if not file.bad).most_common()
     if len(modes) < 2:

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import data, generate, keys, log, runs, samplers
-from ddpm_jax.evaluate.subject import Subject
+from ddpm_jax.evaluate.subject import EvaluationContext
 
 
-def spread(times: np.ndarray, frames: int) -> np.ndarray:
+def evenly_spaced(times: np.ndarray, frames: int) -> np.ndarray:
     """So many of the times, at evenly spread places of the chain, both ends among them; all, if it has no more.
 
     Raises:
@@ -26,14 +26,14 @@ def spread(times: np.ndarray, frames: int) -> np.ndarray:
     return times[np.linspace(0, len(times) - 1, min(frames, len(times))).round().astype(int)]
 
 
-def nearest(times: np.ndarray, wanted: Sequence[float]) -> list[int]:
+def nearest_times(times: np.ndarray, targets: Sequence[float]) -> list[int]:
     """The visited time nearest to each wanted one, falling, none of them twice."""
-    return sorted({int(times[np.argmin(np.abs(times - t))]) for t in wanted}, reverse=True)
+    return sorted({int(times[np.argmin(np.abs(times - t))]) for t in targets}, reverse=True)
 
 
-def check_visited(flag: str, asked: Sequence[int], times: np.ndarray) -> None:
+def check_visited(flag: str, requested: Sequence[int], times: np.ndarray) -> None:
     """Raises a ValueError that names the nearest visited times if the chain does not visit all those asked for."""
-    for t in asked:
+    for t in requested:
         if t not in times:
             near = [*map(str, times[times > t][-1:]), *map(str, times[times < t][:1])]
             raise ValueError(
@@ -42,7 +42,7 @@ def check_visited(flag: str, asked: Sequence[int], times: np.ndarray) -> None:
             )
 
 
-def waiting(sampler: samplers.Sampler, start: jax.Array) -> samplers.Sampler:
+def with_start_times(sampler: samplers.Sampler, start: jax.Array) -> samplers.Sampler:
     """The sampler for images that each begin at a time of their own: until then an image stays as it is.
 
     Args:
@@ -60,7 +60,9 @@ def waiting(sampler: samplers.Sampler, start: jax.Array) -> samplers.Sampler:
     return samplers.Sampler(sampler.init, step)
 
 
-def continued(model: runs.Model, seed: int, paths: np.ndarray, x: np.ndarray, start: np.ndarray) -> np.ndarray:
+def continue_sampling(
+    model: runs.Pipeline, seed: int, paths: np.ndarray, x: np.ndarray, start: np.ndarray
+) -> np.ndarray:
     """x_0 [n, H, W, C] of images x at times of their own, by the reverse process from there on.
 
     Image i is x[i] at time start[i] and goes through every visited time below it.  There is one program whatever the
@@ -81,10 +83,10 @@ def continued(model: runs.Model, seed: int, paths: np.ndarray, x: np.ndarray, st
     def program(params, key, tile):
         paths, x, start = tile
         own = jax.vmap(lambda path: functools.reduce(jax.random.fold_in, path, key))(paths)
-        return samplers.sample(own, waiting(model.sampler(params), start), x, chain)
+        return samplers.sample(own, with_start_times(model.sampler(params), start), x, chain)
 
-    mapped, key, parts = generate.over_devices(program), keys.of_seed(seed), []
-    progress = log.Progress(n, what="images", active=rounds > 1)
+    mapped, key, parts = generate.parallelise(program), keys.from_seed(seed), []
+    progress = log.Progress(n, unit="images", active=rounds > 1)
     for first in range(0, n, size * everywhere):
         rows = np.minimum(first + np.arange(size * everywhere), n - 1).reshape(everywhere, size)
         tile = paths[rows].astype(np.uint32), x[rows], start[rows].astype(np.int32)
@@ -106,23 +108,23 @@ def rmse(squared: np.ndarray) -> tuple[float, float]:
     return value, error
 
 
-def save(subject: Subject, name: str, picture: np.ndarray, legend: str) -> None:
+def save_image(context: EvaluationContext, name: str, picture: np.ndarray, legend: str) -> None:
     """Writes NAME.png, with what it shows and what it was made from in the file, and says both."""
-    model = subject.model
-    subject.out.mkdir(parents=True, exist_ok=True)
-    path = subject.out / f"{name}.png"
+    model = context.model
+    context.out.mkdir(parents=True, exist_ok=True)
+    path = context.out / f"{name}.png"
     sampling = json.dumps(model.manifest()["sampling"])
     text = {"run": f"{model.fingerprint} step {model.step}", "sampling": sampling, "legend": legend}
     data.write_png(path, picture, scale=data.preview_scale(model.shape), text=text)
     print(f"{path}\n  {legend}")
 
 
-def listed(times: Sequence[int] | np.ndarray) -> str:
+def format_times(times: Sequence[int] | np.ndarray) -> str:
     """Times for a legend: "1000, 900, 800"."""
     return ", ".join(str(int(t)) for t in times)
 
 
-def written(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
     """Writes values as JSON, a line each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

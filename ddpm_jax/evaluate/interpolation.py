@@ -8,51 +8,58 @@ import numpy as np
 
 from ddpm_jax import data, gaussian, keys, runs
 from ddpm_jax.evaluate import draws, figures, protocol
-from ddpm_jax.evaluate.options import Interpolation
-from ddpm_jax.evaluate.protocol import Number
-from ddpm_jax.evaluate.subject import Split, Subject, images, split
+from ddpm_jax.evaluate.options import InterpolationOptions
+from ddpm_jax.evaluate.protocol import Measurement
+from ddpm_jax.evaluate.subject import EvaluationContext, Split, load_images, select_split
 
 
-class Found(NamedTuple):
+class Interpolations(NamedTuple):
     """Interpolations, row by row.
 
     Attributes:
         times: [r] of each row's mixture.
         pairs: [r, 2] indices of each row's images.
         sources: [r, 2, H, W, C] the images, data units.
-        between: [r, columns, H, W, C] the decoded mixtures, from lambda 0 to lambda 1.
+        decoded: [r, columns, H, W, C] the decoded mixtures, from lambda 0 to lambda 1.
     """
 
     times: np.ndarray
     pairs: np.ndarray
     sources: np.ndarray
-    between: np.ndarray
+    decoded: np.ndarray
 
 
-def run(subject: Subject, options: Interpolation) -> int:
+def run(context: EvaluationContext, options: InterpolationOptions) -> int:
     """Writes the picture and the numbers, and says them and where they are."""
-    chosen = split(images(subject), options.split)
-    found = interpolated(subject.model, chosen.images, options)
-    measured = numbers(subject, chosen, options, found)
-    name = f"interpolation-{protocol.identity(fields(subject, chosen, options, found))}"
-    rows = [np.concatenate([s[:1], x, s[1:]]) for s, x in zip(found.sources, found.between, strict=True)]
-    pairs = [f"{a} and {b}" for a, b in found.pairs]
+    split = select_split(load_images(context), options.split)
+    interpolations = interpolate(context.model, split.images, options)
+    measured = measurements(context, split, options, interpolations)
+    name = f"interpolation-{protocol.short_hash(protocol_fields(context, split, options, interpolations))}"
+    rows = [
+        np.concatenate([s[:1], x, s[1:]]) for s, x in zip(interpolations.sources, interpolations.decoded, strict=True)
+    ]
+    pairs = [f"{a} and {b}" for a, b in interpolations.pairs]
     rows_are = (
-        f"{options.split} images {pairs[0]} at t = {figures.listed(found.times)}"
+        f"{options.split} images {pairs[0]} at t = {figures.format_times(interpolations.times)}"
         if options.coarse_to_fine
-        else f"{options.split} images {', '.join(pairs)} at t = {found.times[0]}"
+        else f"{options.split} images {', '.join(pairs)} at t = {interpolations.times[0]}"
     )
     lambdas = ", ".join(f"{w:.3g}" for w in np.linspace(0, 1, options.columns))
-    figures.save(subject, name, data.strip(rows), f"rows: {rows_are}; columns: image a, lambda = {lambdas}, image b")
+    figures.save_image(
+        context,
+        name,
+        data.make_trajectory_grid(rows),
+        f"rows: {rows_are}; columns: image a, lambda = {lambdas}, image b",
+    )
     for left, right in zip(measured[::2], measured[1::2], strict=True):
-        a, b = (protocol.said(number.value, number.error) for number in (left, right))
+        a, b = (protocol.format_value(number.value, number.error) for number in (left, right))
         print(f"  t = {left.protocol['t']:>5}: reconstructions are off by {a} (a), {b} (b) of 0..255")
-    protocol.write(subject.out / f"{name}.json", measured, subject.made_with())
+    protocol.write_measurements(context.out / f"{name}.json", measured, context.made_with())
     print(f"numbers in {name}.json")
     return 0
 
 
-def interpolated(model: runs.Model, integers: data.Pixels, options: Interpolation) -> Found:
+def interpolate(model: runs.Pipeline, integers: data.Pixels, options: InterpolationOptions) -> Interpolations:
     """The interpolations asked for.
 
     An image's noise has a key of its own and is the same at every t; each pair has one key for the reverse process.
@@ -63,11 +70,11 @@ def interpolated(model: runs.Model, integers: data.Pixels, options: Interpolatio
     Raises:
         ValueError: if there is no such image, a time is not visited, or the options contradict one another.
     """
-    times, pairs = rows(model, len(integers), options)
+    times, pairs = row_times_and_pairs(model, len(integers), options)
     x0, eps = {}, {}
     for i in {int(i) for i in pairs.flat}:
-        key = jax.random.fold_in(jax.random.fold_in(keys.of_seed(options.seed), keys.ENCODING), i)
-        x0[i] = data.to_unit(integers[i : i + 1], model.levels)
+        key = jax.random.fold_in(jax.random.fold_in(keys.from_seed(options.seed), keys.ENCODING_STREAM), i)
+        x0[i] = data.normalize(integers[i : i + 1], model.levels)
         eps[i] = gaussian.standard_normal(key[None], x0[i])
 
     def encoded(i: int, t: int) -> np.ndarray:
@@ -77,16 +84,16 @@ def interpolated(model: runs.Model, integers: data.Pixels, options: Interpolatio
     to_b = np.linspace(0, 1, options.columns, dtype=np.float32).reshape(1, -1, *(1 for _ in model.shape))
     x_t = to_b[:, ::-1] * ends[:, :1] + to_b * ends[:, 1:]  # reversed, so that a pair the other way round is mirrored
     numbered = np.zeros(len(times)) if options.coarse_to_fine else np.arange(options.pairs)
-    paths = np.stack([np.full(len(times), keys.DECODING), numbered], axis=1).astype(np.uint32)
+    paths = np.stack([np.full(len(times), keys.DECODING_STREAM), numbered], axis=1).astype(np.uint32)
     n = options.columns
-    flat = figures.continued(
+    flat = figures.continue_sampling(
         model, options.seed, np.repeat(paths, n, 0), x_t.reshape(-1, *model.shape), np.repeat(times, n)
     )
     sources = np.stack([[np.asarray(x0[i])[0] for i in pair] for pair in pairs.tolist()])
-    return Found(times, pairs, sources, flat.reshape(x_t.shape))
+    return Interpolations(times, pairs, sources, flat.reshape(x_t.shape))
 
 
-def rows(model: runs.Model, n: int, options: Interpolation) -> tuple[np.ndarray, np.ndarray]:
+def row_times_and_pairs(model: runs.Pipeline, n: int, options: InterpolationOptions) -> tuple[np.ndarray, np.ndarray]:
     """The time [r] and the images [r, 2] of each row."""
     T, count, last = model.config.schedule.T, options.pairs, max(options.first, options.second) + 2 * options.pairs - 2
     if options.columns < 2 or count < 1:
@@ -100,34 +107,38 @@ def rows(model: runs.Model, n: int, options: Interpolation) -> tuple[np.ndarray,
     if options.coarse_to_fine:
         if options.t is not None or count != 1:
             raise ValueError("--coarse-to-fine has times of its own and one pair: leave out --t and --pairs")
-        times = np.array(figures.nearest(model.times, np.linspace(T, 0, 9).tolist()))
+        times = np.array(figures.nearest_times(model.times, np.linspace(T, 0, 9).tolist()))
         return times, np.repeat(pairs, len(times), 0)
-    t = figures.nearest(model.times[:-1], [T / 2])[0] if options.t is None else options.t
+    t = figures.nearest_times(model.times[:-1], [T / 2])[0] if options.t is None else options.t
     figures.check_visited("--t", [t], model.times)
     return np.full(count, t), pairs
 
 
-def fields(subject: Subject, chosen: Split, options: Interpolation, found: Found) -> protocol.Protocol:
+def protocol_fields(
+    context: EvaluationContext, split: Split, options: InterpolationOptions, interpolations: Interpolations
+) -> protocol.Protocol:
     """What the numbers depend on, but for the t of each."""
     return {
-        "data": chosen.name,
-        "pairs": " ".join(sorted({f"{a}-{b}" for a, b in found.pairs})),
-        "times": figures.listed(found.times),
+        "data": split.name,
+        "pairs": " ".join(sorted({f"{a}-{b}" for a, b in interpolations.pairs})),
+        "times": figures.format_times(interpolations.times),
         "columns": options.columns,
-        **draws.fields(subject, options.seed, "float"),
+        **draws.protocol_fields(context, options.seed, "float"),
     }
 
 
-def numbers(subject: Subject, chosen: Split, options: Interpolation, found: Found) -> list[Number]:
+def measurements(
+    context: EvaluationContext, split: Split, options: InterpolationOptions, interpolations: Interpolations
+) -> list[Measurement]:
     """For each t the errors of the reconstructions at lambda 0 and at lambda 1, over the pairs."""
-    facts = fields(subject, chosen, options, found)
-    ends = found.between[:, [0, -1]].astype(np.float64)
-    squared = ((ends - found.sources) ** 2).reshape(*ends.shape[:2], -1).mean(-1)  # [r, 2]
+    fields = protocol_fields(context, split, options, interpolations)
+    ends = interpolations.decoded[:, [0, -1]].astype(np.float64)
+    squared = ((ends - interpolations.sources) ** 2).reshape(*ends.shape[:2], -1).mean(-1)  # [r, 2]
     measured = []
-    for t in sorted({int(t) for t in found.times}, reverse=True):
+    for t in sorted({int(t) for t in interpolations.times}, reverse=True):
         for end in (0, 1):
-            value, error = figures.rmse(squared[found.times == t, end])
+            value, error = figures.rmse(squared[interpolations.times == t, end])
             measured.append(
-                Number(f"RMSE of the reconstruction at lambda {end}, 0..255", value, error, {"t": t, **facts})
+                Measurement(f"RMSE of the reconstruction at lambda {end}, 0..255", value, error, {"t": t, **fields})
             )
     return measured

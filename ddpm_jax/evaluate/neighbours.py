@@ -10,83 +10,86 @@ import numpy as np
 
 from ddpm_jax import data
 from ddpm_jax.evaluate import draws, figures, protocol, samples
-from ddpm_jax.evaluate.options import Neighbours, Samples
-from ddpm_jax.evaluate.protocol import Number
-from ddpm_jax.evaluate.subject import Split, Subject, images, split
+from ddpm_jax.evaluate.options import NeighboursOptions, SamplesOptions
+from ddpm_jax.evaluate.protocol import Measurement
+from ddpm_jax.evaluate.subject import EvaluationContext, Split, load_images, select_split
 from ddpm_jax.metrics import manifold, monitors
 
 QUANTILES = {"5 % quantile": 0.05, "median": 0.5, "95 % quantile": 0.95}
 
 
-class Space(NamedTuple):
+class FeatureSpace(NamedTuple):
     """Where distances are measured.
 
     Attributes:
         name: what it is.
         unit: of the distances, in words.
-        place: integer images [n, H, W, C] -> vectors [n, d].
+        embed: integer images [n, H, W, C] -> vectors [n, d].
         scale: what Euclidean distances of these are divided by.
     """
 
     name: str
     unit: str
-    place: Callable[[np.ndarray], np.ndarray]
+    embed: Callable[[np.ndarray], np.ndarray]
     scale: float
 
 
-class Found(NamedTuple):
+class Neighbours(NamedTuple):
     """Neighbours among the training images.
 
     Attributes:
         distances: [n, k] of each sample, ascending.
         indices: [n, k] rows of the reference.
         held_out: [h] distances of the held-out images to the nearest.
-        copying: the verdict, in pixels.
+        memorisation: the verdict, in pixels.
     """
 
     distances: np.ndarray
     indices: np.ndarray
     held_out: np.ndarray
-    copying: monitors.Copying
+    memorisation: monitors.MemorisationReport
 
-    def order(self) -> np.ndarray:
+    def nearest_first(self) -> np.ndarray:
         """[n] the samples, the one nearest to a training image first."""
         return np.argsort(self.distances[:, 0], kind="stable")
 
 
-def run(subject: Subject, options: Neighbours) -> int:
+def run(context: EvaluationContext, options: NeighboursOptions) -> int:
     """Writes the picture, the numbers and the neighbours, and says the verdict; status 4 if it is interrupted."""
-    loaded = images(subject, stream=False)  # every sample is compared with all of them
-    train, held = split(loaded, "train"), split(loaded, "test")
-    check(options, len(train.images))
-    space = where(subject, options)
-    folder = draws.ensure(subject, options.num, options.seed, "integer")
+    loaded = load_images(context, stream=False)  # every sample is compared with all of them
+    train, held = select_split(loaded, "train"), select_split(loaded, "test")
+    check_options(options, len(train.images))
+    space = feature_space(context, options)
+    folder = draws.ensure_samples(context, options.num, options.seed, "integer")
     if folder is None:
         return 4
-    drawn = np.concatenate(list(draws.chunks(folder, 0, options.num)))
-    compared = reference(np.asarray(train.images), subject.model.config.data.flip)
-    found = measure(drawn, compared, np.asarray(loaded.test), space, options.k)
-    facts = fields(subject, options, train, space)
-    counted = numbers(found, held, space, facts)
-    name = f"neighbours-{protocol.identity({**facts, 'rows': options.rows, 'k': options.k})}"
-    first = found.order()[: options.rows]
+    drawn = np.concatenate(list(draws.read_chunks(folder, 0, options.num)))
+    reference = reference_images(np.asarray(train.images), context.model.config.data.flip)
+    neighbours = find_neighbours(drawn, reference, np.asarray(loaded.test), space, options.k)
+    fields = protocol_fields(context, options, train, space)
+    measured = measurements(neighbours, held, space, fields)
+    name = f"neighbours-{protocol.short_hash({**fields, 'rows': options.rows, 'k': options.k})}"
+    first = neighbours.nearest_first()[: options.rows]
     legend = (
         f"rows: the {options.rows} of {options.num} samples of seed {options.seed} that are nearest to a training "
-        f"image, nearest first: {figures.listed(first)}; columns: the sample, then its {options.k} nearest training "
+        f"image, nearest first: {figures.format_times(first)}; columns: the sample, then its {options.k} nearest "
+        f"training "
         f"images by {space.name}"
     )
-    beside = data.grid(compared[found.indices[first]].reshape(-1, *drawn.shape[1:]), loaded.levels, columns=options.k)
-    alone = data.grid(drawn[first], loaded.levels, columns=1)
-    figures.save(subject, name, np.concatenate([alone, beside], axis=1), legend)
-    write(subject.out / f"{name}.json", subject, found, counted, len(train.images))
-    for number in counted:
-        print(protocol.line(number))
-    print(f"verdict in pixels: {found.copying.reason}")
+    beside = data.make_grid(
+        reference[neighbours.indices[first]].reshape(-1, *drawn.shape[1:]), loaded.levels, columns=options.k
+    )
+    alone = data.make_grid(drawn[first], loaded.levels, columns=1)
+    figures.save_image(context, name, np.concatenate([alone, beside], axis=1), legend)
+    write_results(context.out / f"{name}.json", context, neighbours, measured, len(train.images))
+    for number in measured:
+        print(protocol.format_line(number))
+    print(f"verdict in pixels: {neighbours.memorisation.reason}")
     print(f"numbers, verdict and the neighbours of each sample in {name}.json")
     return 0
 
 
-def check(options: Neighbours, references: int) -> None:
+def check_options(options: NeighboursOptions, references: int) -> None:
     """Refuses what cannot be shown, before anything is drawn."""
     if not 1 <= options.rows <= options.num:
         raise ValueError(f"--rows must be 1 to --num, {options.num}, got {options.rows}")
@@ -94,85 +97,96 @@ def check(options: Neighbours, references: int) -> None:
         raise ValueError(f"--k must be 1 to {references}, the number of training images, got {options.k}")
 
 
-def reference(train: np.ndarray, flip: bool) -> np.ndarray:
+def reference_images(train: np.ndarray, flip: bool) -> np.ndarray:
     """The training images, and after them their mirror images where training mirrors."""
     return np.concatenate([train, train[:, :, ::-1]]) if flip else train
 
 
-def where(subject: Subject, options: Neighbours) -> Space:
+def feature_space(context: EvaluationContext, options: NeighboursOptions) -> FeatureSpace:
     """The space that distances are measured in."""
     if options.features == "pixels":
-        return pixels(subject.model.shape)
-    asked = Samples(features=options.features, inception_weights=options.inception_weights)
-    eye = samples.extractor(subject.model, asked)
+        return pixel_space(context.model.shape)
+    sample_options = SamplesOptions(features=options.features, inception_weights=options.inception_weights)
+    extractor = samples.load_extractor(context.model, sample_options)
 
     def features(integers: np.ndarray) -> np.ndarray:
-        parts = range(0, len(integers), samples.BATCH)
-        return np.concatenate([eye.judge(integers[i : i + samples.BATCH])[0] for i in parts])
+        parts = range(0, len(integers), samples.BATCH_SIZE)
+        return np.concatenate([extractor.extract(integers[i : i + samples.BATCH_SIZE])[0] for i in parts])
 
-    return Space(eye.name, "feature units", features, 1.0)
+    return FeatureSpace(extractor.name, "feature units", features, 1.0)
 
 
-def pixels(shape: Sequence[int]) -> Space:
+def pixel_space(shape: Sequence[int]) -> FeatureSpace:
     """Root mean square over the pixels of images of this shape, as the verdict has it."""
-    return Space(
+    return FeatureSpace(
         "pixels", "RMS in levels", lambda integers: integers.reshape(len(integers), -1), math.prod(shape) ** 0.5
     )
 
 
-def measure(drawn: np.ndarray, compared: np.ndarray, held_out: np.ndarray, space: Space, k: int) -> Found:
+def find_neighbours(
+    drawn: np.ndarray, reference: np.ndarray, held_out: np.ndarray, space: FeatureSpace, k: int
+) -> Neighbours:
     """The k nearest of the images compared with, for each sample, and how far held-out images are from theirs.
 
     Args:
-        drawn, compared, held_out: integer images [n, H, W, C], alike; only `held_out` may be empty.
+        drawn, reference, held_out: integer images [n, H, W, C], alike; only `held_out` may be empty.
     """
-    places = space.place(compared)
-    near = manifold.nearest(space.place(drawn), places, k)
-    known = manifold.nearest(space.place(held_out), places).distances[:, 0] if len(held_out) else np.zeros(0)
-    verdict = monitors.memorisation(drawn, monitors.yardstick(compared, held_out))
-    return Found(near.distances / space.scale, near.indices, known / space.scale, verdict)
+    embedded = space.embed(reference)
+    near = manifold.nearest(space.embed(drawn), embedded, k)
+    known = manifold.nearest(space.embed(held_out), embedded).distances[:, 0] if len(held_out) else np.zeros(0)
+    verdict = monitors.memorisation(drawn, monitors.distance_reference(reference, held_out))
+    return Neighbours(near.distances / space.scale, near.indices, known / space.scale, verdict)
 
 
-def fields(subject: Subject, options: Neighbours, train: Split, space: Space) -> protocol.Protocol:
+def protocol_fields(
+    context: EvaluationContext, options: NeighboursOptions, train: Split, space: FeatureSpace
+) -> protocol.Protocol:
     """What the samples' numbers depend on."""
-    mirrored = " and mirrored" if subject.model.config.data.flip else ""
+    mirrored = " and mirrored" if context.model.config.data.flip else ""
     return {
         "n": options.num,
         "reference": f"{train.name} n={len(train.images)}{mirrored}",
         "features": space.name,
-        **draws.fields(subject, options.seed, "integer"),
+        **draws.protocol_fields(context, options.seed, "integer"),
     }
 
 
-def numbers(found: Found, held: Split, space: Space, facts: protocol.Protocol) -> list[Number]:
+def measurements(
+    neighbours: Neighbours, held: Split, space: FeatureSpace, fields: protocol.Protocol
+) -> list[Measurement]:
     """Of samples and of held-out images: quantiles of the distance to the nearest training image, shares of copies."""
-    of_held = {"n": len(held.images), "data": held.name, "reference": facts["reference"]}
-    judged, nan, rows = found.copying, math.nan, []
-    for who, distances, known in (("samples", found.distances[:, 0], facts), ("held-out", found.held_out, of_held)):
+    of_held = {"n": len(held.images), "data": held.name, "reference": fields["reference"]}
+    memorisation, nan, rows = neighbours.memorisation, math.nan, []
+    for who, distances, known in (
+        ("samples", neighbours.distances[:, 0], fields),
+        ("held-out", neighbours.held_out, of_held),
+    ):
         for name, q in QUANTILES.items():
             value = float(np.quantile(distances, q)) if len(distances) else nan
             what = f"nearest training image, {who}, {name}, {space.unit}"
-            rows.append(Number(what, value, nan, {**known, "features": space.name}))
+            rows.append(Measurement(what, value, nan, {**known, "features": space.name}))
     for name, value, known in (
-        ("share of samples as near as the nearest 5 % of held-out images", judged.near, facts),
-        ("share of samples like copies of one training image", judged.copied, facts),
-        ("share of held-out images like copies of one training image", judged.held_out_copied, of_held),
+        ("share of samples as near as the nearest 5 % of held-out images", memorisation.near, fields),
+        ("share of samples like copies of one training image", memorisation.copied, fields),
+        ("share of held-out images like copies of one training image", memorisation.held_out_copied, of_held),
     ):
-        rows.append(Number(name, value, nan, {**known, "features": "pixels"}))
+        rows.append(Measurement(name, value, nan, {**known, "features": "pixels"}))
     return rows
 
 
-def write(path: pathlib.Path, subject: Subject, found: Found, counted: list[Number], m: int) -> None:
+def write_results(
+    path: pathlib.Path, context: EvaluationContext, neighbours: Neighbours, measured: list[Measurement], num_train: int
+) -> None:
     """Writes the numbers, and beside them the verdict and each sample's neighbours, the nearest sample first."""
-    protocol.write(path, counted, subject.made_with())
+    protocol.write_measurements(path, measured, context.made_with())
     rows: list[dict[str, Any]] = [
         {
             "sample": int(i),
-            "train": (found.indices[i] % m).tolist(),
-            "mirrored": (found.indices[i] >= m).tolist(),
-            "distance": found.distances[i].tolist(),
+            "train": (neighbours.indices[i] % num_train).tolist(),
+            "mirrored": (neighbours.indices[i] >= num_train).tolist(),
+            "distance": neighbours.distances[i].tolist(),
         }
-        for i in found.order()
+        for i in neighbours.nearest_first()
     ]
-    verdict = {"verdict": found.copying.verdict, "reason": found.copying.reason, "neighbours": rows}
-    figures.written(path, json.loads(path.read_text(encoding="utf-8")) | verdict)
+    verdict = {"verdict": neighbours.memorisation.verdict, "reason": neighbours.memorisation.reason, "neighbours": rows}
+    figures.write_json(path, json.loads(path.read_text(encoding="utf-8")) | verdict)

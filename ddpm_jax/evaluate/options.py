@@ -15,23 +15,23 @@ Spacing = Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadrat
 
 
 @dataclasses.dataclass(frozen=True)
-class Which:
+class CommonFlags:
     """Flags that every evaluation has."""
 
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
-    asked: tyro.conf.OmitArgPrefixes[flags.Asked] = flags.Asked()
-    sampling: tyro.conf.OmitArgPrefixes[flags.Sampling] = flags.Sampling()
+    condition_request: tyro.conf.OmitArgPrefixes[flags.ConditionOptions] = flags.ConditionOptions()
+    sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
     source: Annotated[str | None, tyro.conf.arg(name="data")] = None
     """Where the images are, if not where the config says: "digits" or "npz:PATH"."""
-    out: flags.Given[str] = None
+    out: flags.OptionalFlag[str] = None
     """Folder for the results (default: evaluation in the run)."""
-    devices: flags.Given[int] = None
+    devices: flags.OptionalFlag[int] = None
     """On a CPU: into how many JAX devices to divide it (default: one per core)."""
-    hosts: tyro.conf.OmitArgPrefixes[process.Hosts] = process.Hosts()
+    hosts: tyro.conf.OmitArgPrefixes[process.DistributedOptions] = process.DistributedOptions()
 
 
 @dataclasses.dataclass(frozen=True)
-class Likelihood:
+class LikelihoodOptions:
     """Bits per dimension of a split by the variational bound, with rate, distortion and prior.
 
     The exact bound has every term of the chain, one network call per image and step.  --estimate draws two times from
@@ -40,12 +40,12 @@ class Likelihood:
     The exact bound of all steps also leaves x0_errors.json in the run, for --sampler analytic, unless --out is given.
     """
 
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     split: Literal["train", "test"] = "test"
     """The images to code."""
     num: int | None = None
     """Only the first so many of them."""
-    estimate: flags.Given[int] = None
+    estimate: flags.OptionalFlag[int] = None
     """Strata of the estimate (default: the exact bound)."""
     decoder: Literal["discretized", "tanh"] = "discretized"
     """L_0's decoder: the exact normal CDF, or the original's approximation with its floor of 1e-12."""
@@ -54,7 +54,7 @@ class Likelihood:
 
 
 @dataclasses.dataclass(frozen=True)
-class Samples:
+class SamplesOptions:
     """Fréchet distance, precision and recall, density and coverage, and classes of samples against the training images.
 
     Features are those of the classifier that comes with the package, for digits and MNIST, or of Inception (the extra
@@ -62,7 +62,7 @@ class Samples:
     sets of --num samples, with the standard error of these means.
     """
 
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     num: int = 10_000
     """Samples in a set."""
     sets: int = 1
@@ -77,12 +77,12 @@ class Samples:
     """Samples rounded to levels, as files have them, or as floats, as the original measured."""
     samples: str | None = None
     """An .npz file with images `arr_0` to measure instead of drawing."""
-    inception_weights: flags.Given[str] = None
+    inception_weights: flags.OptionalFlag[str] = None
     """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class TableOptions:
     """The likelihood and the sample metrics of several samplers in one table, with held-out images as the floor.
 
     Ancestral sampling over all steps with both fixed variances or the learned one, and DDIM with few steps.  Rate and
@@ -91,8 +91,8 @@ class Table:
     images against the others.
     """
 
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
-    num: flags.Given[int] = None
+    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
+    num: flags.OptionalFlag[int] = None
     """Samples in a set (default: as many as there are held-out images)."""
     sets: int = 3
     """Disjoint sets of samples, for the error of each number."""
@@ -100,18 +100,18 @@ class Table:
     """Steps of the DDIM rows."""
     seed: int = 0
     """The seed of the samples, and of the bound's noise."""
-    estimate: flags.Given[int] = None
+    estimate: flags.OptionalFlag[int] = None
     """Strata for an estimate of the bound (default: exact)."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Calls:
+class NfeOptions:
     """Sample metrics of several samplers against the network calls that an image takes: a table and a figure.
 
     Each sampler calls the network once a step.  The floor is held-out images, as many as there are.
     """
 
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     num: int = 1000
     """Samples in a set."""
     sets: int = 3
@@ -131,13 +131,13 @@ class Calls:
 
 
 @dataclasses.dataclass(frozen=True)
-class Progressive:
+class ProgressiveOptions:
     """The way from noise to image: x_t of some images at evenly spread times, as a picture and an animation.
 
     The images are those that sample.py draws; the JSON file has their hashes, as its manifest has.
     """
 
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     num: int = 8
     """Images, a row each."""
     start: int = 0
@@ -149,14 +149,14 @@ class Progressive:
 
 
 @dataclasses.dataclass(frozen=True)
-class Predictions:
+class PredictionsOptions:
     """The x_0 predicted from x_t over time, and how far it is from the image (figures 6, 10 and 14 of the paper).
 
     The last prediction, from the last time above 0, is the image itself.  With --quality also the Fréchet distance
     of the predictions at each time to the training images.
     """
 
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     num: int = 8
     """Images in the picture, a row each; the errors are means over them, or over those of --quality."""
     start: int = 0
@@ -169,33 +169,33 @@ class Predictions:
     """Images for the Fréchet distance at each time; 0 leaves it out."""
     features: Literal["classifier", "inception"] = "classifier"
     """What sees the images of --quality."""
-    inception_weights: flags.Given[str] = None
+    inception_weights: flags.OptionalFlag[str] = None
     """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Stochastic:
+class StochasticOptions:
     """Several images that share one x_t, for falling t, and how much they differ (figure 7 of the paper).
 
     From each x_t of an image's chain the reverse process runs several times.  The first time it is the chain itself and
     ends in the image that sample.py draws; the others have noise of their own from t on.
     """
 
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     num: int = 4
     """Images, a row each."""
     start: int = 0
     """The first image's index."""
     seed: int = 0
     """The seed of the images."""
-    times: flags.Given[tuple[int, ...]] = None
+    times: flags.OptionalFlag[tuple[int, ...]] = None
     """The shared times, in any order (default: the visited times nearest to T, 3T/4, T/2 and T/4)."""
     continuations: int = 3
     """Images from each x_t, the chain's own among them."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Interpolation:
+class InterpolationOptions:
     """Between two images in the space of x_t (figure 8 of the paper; figure 9 with --coarse-to-fine).
 
     Images a and b are noised to x_t and x_t', mixed as (1 - lambda) x_t + lambda x_t', and decoded by the reverse
@@ -203,7 +203,7 @@ class Interpolation:
     x_t.  The noise, of both images and of the reverse process, is the same for all lambda.
     """
 
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     split: Literal["train", "test"] = "test"
     """Where the images are from."""
     first: int = 0
@@ -212,7 +212,7 @@ class Interpolation:
     """Index of image b."""
     pairs: int = 1
     """Pairs, a row each; every further pair has both indices two higher."""
-    t: flags.Given[int] = None
+    t: flags.OptionalFlag[int] = None
     """The time of the mixture (default: the visited time nearest to T/2); images of few pixels want a smaller one."""
     coarse_to_fine: bool = False
     """One pair at falling times instead: a row for each of those nearest to T, 7T/8, ... T/8, and 0, the pixels."""
@@ -223,7 +223,7 @@ class Interpolation:
 
 
 @dataclasses.dataclass(frozen=True)
-class RateDistortion:
+class RateDistortionOptions:
     """Rate and distortion along the chain, from the exact bound (section 4.3, figure 5 and table 4 of the paper).
 
     A codec is no part of this: the rates are what an ideal one would need, given a procedure that sends a sample of q
@@ -231,7 +231,7 @@ class RateDistortion:
     images is read, not measured again.
     """
 
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     split: Literal["train", "test"] = "test"
     """The images to code."""
     num: int | None = None
@@ -241,7 +241,7 @@ class RateDistortion:
 
 
 @dataclasses.dataclass(frozen=True)
-class Neighbours:
+class NeighboursOptions:
     """Samples beside their nearest training images, and whether they are copies (the figures of the paper's appendix).
 
     Of --num samples the picture shows the --rows that are nearest to a training image, nearest first: copies would be
@@ -249,7 +249,7 @@ class Neighbours:
     neighbours are searched for the picture and its distances.  Where training mirrors images, mirror images count.
     """
 
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     num: int = 256
     """Samples to look through."""
     rows: int = 8
@@ -260,12 +260,12 @@ class Neighbours:
     """The seed of the samples."""
     features: Literal["pixels", "classifier", "inception"] = "pixels"
     """Where distances are measured: root mean squares over pixels, or Euclidean between features."""
-    inception_weights: flags.Given[str] = None
+    inception_weights: flags.OptionalFlag[str] = None
     """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class ReportOptions:
     """A model card of the run: report.md with curves, pictures and every number that was measured, and what was not.
 
     Only what the files of the run and of its evaluation say is in it; nothing is measured.  It goes into the run's
@@ -273,4 +273,4 @@ class Report:
     `report` next to it, so that all of it can be moved.
     """
 
-    which: tyro.conf.OmitArgPrefixes[Which] = Which()
+    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()

@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-MISSING = "curves need matplotlib, which is not installed: pip install 'ddpm-jax[figures]'"
-POINTS = 40  # up to so many are marked, for a line alone does not tell where they are
+MISSING_MESSAGE = "curves need matplotlib, which is not installed: pip install 'ddpm-jax[figures]'"
+MAX_MARKED_POINTS = 40  # up to so many are marked, for a line alone does not tell where they are
 
 Scale = Literal["linear", "log"]
 
@@ -43,7 +43,7 @@ class Panel(NamedTuple):
     yscale: Scale = "linear"
 
 
-def curve(
+def write_curve(
     path: str | pathlib.Path,
     x: ArrayLike,
     ys: Mapping[str, ArrayLike],
@@ -56,11 +56,11 @@ def curve(
     yscale: Scale = "linear",
     text: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes one panel; see `Panel` and `panels`."""
-    panels(path, [Panel(x, ys, xlabel, ylabel, title, errors or {}, xscale, yscale)], text=text)
+    """Writes one panel; see `Panel` and `write_panels`."""
+    write_panels(path, [Panel(x, ys, xlabel, ylabel, title, errors or {}, xscale, yscale)], text=text)
 
 
-def panels(path: str | pathlib.Path, row: Sequence[Panel], *, text: Mapping[str, str] | None = None) -> None:
+def write_panels(path: str | pathlib.Path, panels: Sequence[Panel], *, text: Mapping[str, str] | None = None) -> None:
     """Writes panels side by side to a PNG file; a panel of more than one line gets a legend.
 
     Args:
@@ -71,22 +71,22 @@ def panels(path: str | pathlib.Path, row: Sequence[Panel], *, text: Mapping[str,
         ValueError: if there is nothing to draw, lengths differ, an error belongs to no line, or a value on a
             logarithmic axis is not positive.
     """
-    if not row:
+    if not panels:
         raise ValueError("panels: expected at least one panel, got none")
-    for panel in row:
-        check(panel)
+    for panel in panels:
+        check_panel(panel)
     try:
         import matplotlib.figure
     except ImportError:
-        raise MissingExtra(MISSING) from None
-    figure = matplotlib.figure.Figure(figsize=(1 + 4.2 * len(row), 3.6), dpi=150, layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(row), squeeze=False)[0], row, strict=True):
-        draw(axes, panel)
-    save(path, figure, text)
+        raise MissingExtra(MISSING_MESSAGE) from None
+    figure = matplotlib.figure.Figure(figsize=(1 + 4.2 * len(panels), 3.6), dpi=150, layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        draw_panel(axes, panel)
+    save_figure(path, figure, text)
 
 
-def save(path: str | pathlib.Path, figure: Any, text: Mapping[str, str] | None = None) -> None:
-    """Writes matplotlib's figure to a PNG file, whole or not at all; text as in `panels`."""
+def save_figure(path: str | pathlib.Path, figure: Any, text: Mapping[str, str] | None = None) -> None:
+    """Writes matplotlib's figure to a PNG file, whole or not at all; text as in `write_panels`."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -95,7 +95,7 @@ def save(path: str | pathlib.Path, figure: Any, text: Mapping[str, str] | None =
     part.replace(path)
 
 
-def training(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
+def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
     """Loss, loss by quarter of t, and held-out bits/dim over the steps, as far as the lines of metrics have them."""
     row, over = [], "training step"
     steps, loss = column(rows, "loss")
@@ -122,13 +122,13 @@ def scale(values: np.ndarray) -> Scale:
     return "log" if np.nanmin(values) > 0 and np.nanmax(values) > 10 * np.nanmin(values) else "linear"
 
 
-def draw(axes: Any, panel: Panel) -> None:
+def draw_panel(axes: Any, panel: Panel) -> None:
     """Draws a panel on matplotlib's axes."""
     x = np.asarray(panel.x, np.float64)
     for i, (name, values) in enumerate(panel.ys.items()):
         y = np.asarray(values, np.float64)
         seen = np.isfinite(x) & np.isfinite(y)
-        marker = "o" if seen.sum() <= POINTS else ""
+        marker = "o" if seen.sum() <= MAX_MARKED_POINTS else ""
         axes.plot(x[seen], y[seen], color=f"C{i}", label=name, linewidth=1.5, marker=marker, markersize=3.5)
         if name in panel.errors:
             error = np.asarray(panel.errors[name], np.float64)[seen]
@@ -137,7 +137,7 @@ def draw(axes: Any, panel: Panel) -> None:
     axes.set_yscale(panel.yscale)
     for axis, scale in ((axes.xaxis, panel.xscale), (axes.yaxis, panel.yscale)):
         if scale == "log":
-            plain(axis)
+            plain_log_labels(axis)
     axes.set_xlabel(panel.xlabel)
     axes.set_ylabel(panel.ylabel)
     if panel.title:
@@ -150,7 +150,7 @@ def draw(axes: Any, panel: Panel) -> None:
         axes.legend(frameon=False, fontsize="small")
 
 
-def plain(axis: Any) -> None:
+def plain_log_labels(axis: Any) -> None:
     """Writes the numbers of a logarithmic axis as they are, and those between powers of ten where these are few."""
     from matplotlib import ticker
 
@@ -162,7 +162,7 @@ def plain(axis: Any) -> None:
     axis.set_minor_formatter(Few(labelOnlyBase=False, minor_thresholds=(1.5, 0.7)))
 
 
-def check(panel: Panel) -> None:
+def check_panel(panel: Panel) -> None:
     """Refuses a panel that cannot be drawn as it is meant."""
     x, named = np.asarray(panel.x, np.float64), f"panel {panel.ylabel!r}"
     if not panel.ys or x.ndim != 1:

@@ -18,11 +18,11 @@ from ddpm_jax.data import files
 Protocol = Mapping[str, str | int | float | bool]
 """What a number depends on, by name, in the order in which the line says it."""
 
-_BARE = ("data", "reference", "samples", "method", "variance", "decoder", "features", "weights")
+_UNLABELLED_FIELDS = ("data", "reference", "samples", "method", "variance", "decoder", "features", "weights")
 """Fields whose values speak for themselves."""
 
 
-class Number(NamedTuple):
+class Measurement(NamedTuple):
     """A measured number.
 
     Attributes:
@@ -38,12 +38,17 @@ class Number(NamedTuple):
     protocol: Protocol
 
 
-def line(number: Number) -> str:
+def format_line(measurement: Measurement) -> str:
     """The number and its protocol: "bits/dim 3.750 ± 0.010 | n=10000 | exact T=1000 | ..."; each field is in it."""
-    return " | ".join([f"{number.name} {said(number.value, number.error)}", *map(_field, number.protocol.items())])
+    return " | ".join(
+        [
+            f"{measurement.name} {format_value(measurement.value, measurement.error)}",
+            *map(_format_field, measurement.protocol.items()),
+        ]
+    )
 
 
-def said(value: float, error: float = math.nan) -> str:
+def format_value(value: float, error: float = math.nan) -> str:
     """A value to five digits, or to the second digit of its error."""
     if not (math.isfinite(error) and error > 0 and math.isfinite(value)):
         return f"{value:.5g}"
@@ -53,22 +58,22 @@ def said(value: float, error: float = math.nan) -> str:
     return f"{value:.{places}f} ± {error:.{places}f}"
 
 
-def identity(protocol: Protocol) -> str:
+def short_hash(protocol: Protocol) -> str:
     """Ten hexadecimal digits that name a protocol, for files."""
     return hashlib.sha256(json.dumps(dict(protocol)).encode()).hexdigest()[:10]
 
 
-def write(path: pathlib.Path, numbers: Sequence[Number], made_with: Mapping[str, Any]) -> None:
+def write_measurements(path: pathlib.Path, measurements: Sequence[Measurement], made_with: Mapping[str, Any]) -> None:
     """Writes numbers as JSON: each with its line, its protocol field by field, and what it was made with."""
     rows = [
         {
             "name": n.name,
-            "value": _finite(n.value),
-            "error": _finite(n.error),
+            "value": _finite_or_none(n.value),
+            "error": _finite_or_none(n.error),
             "protocol": dict(n.protocol),
-            "line": line(n),
+            "line": format_line(n),
         }
-        for n in numbers
+        for n in measurements
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -79,8 +84,8 @@ def write(path: pathlib.Path, numbers: Sequence[Number], made_with: Mapping[str,
     part.replace(path)
 
 
-def read(path: pathlib.Path) -> list[Number]:
-    """The numbers that `write` wrote.
+def read_measurements(path: pathlib.Path) -> list[Measurement]:
+    """The numbers that `write_measurements` wrote.
 
     Raises:
         ValueError: naming the file, if it is damaged.
@@ -89,15 +94,15 @@ def read(path: pathlib.Path) -> list[Number]:
     try:
         rows = json.loads(path.read_bytes())["numbers"]
         return [
-            Number(r["name"], nan if r["value"] is None else r["value"], nan if r["error"] is None else r["error"],
+            Measurement(r["name"], nan if r["value"] is None else r["value"], nan if r["error"] is None else r["error"],
                    r["protocol"])
             for r in rows
         ]  # fmt: skip
     except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({_said(error)}): remove it") from error
+        raise ValueError(f"{path} is damaged ({_describe_error(error)}): remove it") from error
 
 
-def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+def load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays in an .npz file that an evaluation left.
 
     Raises:
@@ -108,12 +113,13 @@ def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         try:
             with np.load(file, allow_pickle=False) as archive:
                 for name in archive.files:
-                    shape, dtype = files.declared(archive, name)
-                    files.check_room(f"{name} {shape}", math.prod(shape) * dtype.itemsize)
+                    shape, dtype = files.read_array_header(archive, name)
+                    files.check_memory(f"{name} {shape}", math.prod(shape) * dtype.itemsize)
                 return {name: archive[name] for name in archive.files}
         except Exception as error:  # an archive may be damaged in any way
             raise ValueError(
-                f"{path} is not an .npz file, or damaged ({_said(error)}): remove it, and what it held is made anew"
+                f"{path} is not an .npz file, or damaged ({_describe_error(error)}): remove it, and what it held is "
+                "made anew"
             ) from error
 
 
@@ -125,19 +131,19 @@ def data_hash(array: data.Pixels) -> str:
     return digest.hexdigest()[:12]
 
 
-def _said(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 
 
-def _field(item: tuple[str, Any]) -> str:
+def _format_field(item: tuple[str, Any]) -> str:
     name, value = item
     if isinstance(value, bool):
         return name if value else f"no {name}"
-    if name in _BARE:
+    if name in _UNLABELLED_FIELDS:
         return str(value).replace("|", "\\|")
     value = value.replace("|", "\\|") if isinstance(value, str) else value
     return f"{name}={value:g}" if isinstance(value, float) and float(f"{value:g}") == value else f"{name}={value}"
 
 
-def _finite(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None

@@ -12,18 +12,18 @@ import numpy as np
 
 from ddpm_jax import runs
 from ddpm_jax.evaluate import draws, protocol
-from ddpm_jax.evaluate.options import Samples
-from ddpm_jax.evaluate.protocol import Number
-from ddpm_jax.evaluate.subject import Split, Subject, check_alike, images, split
+from ddpm_jax.evaluate.options import SamplesOptions
+from ddpm_jax.evaluate.protocol import Measurement
+from ddpm_jax.evaluate.subject import EvaluationContext, Split, check_comparable, load_images, select_split
 from ddpm_jax.metrics import classifier, frechet, inception, manifold
 
-BATCH = 1024
-MANIFOLD = 10_000  # the nearest-neighbour metrics take at most so many images of each side
-ENOUGH = 10_000
+BATCH_SIZE = 1024
+MANIFOLD_IMAGES = 10_000  # the nearest-neighbour metrics take at most so many images of each side
+RECOMMENDED_NUM = 10_000
 PRECISION_K, COVERAGE_K = 3, 5  # as in the papers
 
 
-class Seen(NamedTuple):
+class FeatureStatistics(NamedTuple):
     """What an extractor makes of a set of images.
 
     Attributes:
@@ -38,7 +38,7 @@ class Seen(NamedTuple):
 
     def moments(self) -> frechet.Moments:
         """Of the whole set."""
-        return frechet.merge(*self.halves)
+        return frechet.merge_moments(*self.halves)
 
 
 class Extractor(NamedTuple):
@@ -46,116 +46,127 @@ class Extractor(NamedTuple):
 
     Attributes:
         name: what it is, with the fingerprint of its weights.
-        distance: what the Fréchet distance of its features is called.
+        distance_name: what the Fréchet distance of its features is called.
         dimension: of its features.
-        judge: images [n, H, W, C] -> features [n, d], scores [n, c].
-        also: (samples, reference) -> further numbers: name, value, error.
+        extract: images [n, H, W, C] -> features [n, d], scores [n, c].
+        extra_metrics: (samples, reference) -> further numbers: name, value, error.
     """
 
     name: str
-    distance: str
+    distance_name: str
     dimension: int
-    judge: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-    also: Callable[[Seen, Seen], list[tuple[str, float, float]]]
+    extract: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    extra_metrics: Callable[[FeatureStatistics, FeatureStatistics], list[tuple[str, float, float]]]
 
 
-def run(subject: Subject, options: Samples) -> int:
+def run(context: EvaluationContext, options: SamplesOptions) -> int:
     """Says the numbers and where they are; status 4 if it is interrupted."""
-    found = measured(subject, options)
+    found = measure_and_write(context, options)
     if found is None:
         return 4
     for number in found:
-        print(protocol.line(number))
-    print(f"written to {result(subject, found)}")
+        print(protocol.format_line(number))
+    print(f"written to {result_path(context, found)}")
     return 0
 
 
-def measured(subject: Subject, options: Samples) -> list[Number] | None:
+def measure_and_write(context: EvaluationContext, options: SamplesOptions) -> list[Measurement] | None:
     """The numbers of samples, also written to the results folder; None if drawing them was interrupted."""
-    found = measure(subject, options)
+    found = measure(context, options)
     if found is not None:
-        protocol.write(result(subject, found), found, subject.made_with())
+        protocol.write_measurements(result_path(context, found), found, context.made_with())
     return found
 
 
-def result(subject: Subject, found: Sequence[Number]) -> pathlib.Path:
+def result_path(context: EvaluationContext, found: Sequence[Measurement]) -> pathlib.Path:
     """Where numbers of samples belong."""
-    return subject.out / f"samples-{protocol.identity(found[0].protocol)}.json"
+    return context.out / f"samples-{protocol.short_hash(found[0].protocol)}.json"
 
 
-def measure(subject: Subject, options: Samples) -> list[Number] | None:
+def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measurement] | None:
     """The numbers of samples; None if drawing them was interrupted.
 
     Raises:
         ValueError: before anything is drawn, if there would be too few samples for the features, or nothing to compare.
     """
-    eye = extractor(subject.model, options)
-    check_counts(eye, options)
-    compared = split(images(subject), options.reference)
+    extractor = load_extractor(context.model, options)
+    check_counts(extractor, options)
+    reference_split = select_split(load_images(context), options.reference)
     if options.samples is not None:
-        sets, facts = written(subject, pathlib.Path(options.samples), options)
+        sets, fields = load_samples(context, pathlib.Path(options.samples), options)
     else:
-        folder = draws.ensure(subject, options.num * options.sets, options.seed, options.format)
+        folder = draws.ensure_samples(context, options.num * options.sets, options.seed, options.format)
         if folder is None:
             return None
         edges = [options.num * i for i in range(options.sets + 1)]
-        sets = [draws.chunks(folder, first, stop) for first, stop in itertools.pairwise(edges)]
-        facts = draws.fields(subject, options.seed, options.format)
-    reference = remembered(subject, compared, eye)
-    facts = {
+        sets = [draws.read_chunks(folder, first, stop) for first, stop in itertools.pairwise(edges)]
+        fields = draws.protocol_fields(context, options.seed, options.format)
+    reference = cached_reference(context, reference_split, extractor)
+    fields = {
         "n": options.num,
         "sets": options.sets,
-        "reference": f"{compared.name} n={len(compared.images)}",
-        "features": eye.name,
-        **facts,
+        "reference": f"{reference_split.name} n={len(reference_split.images)}",
+        "features": extractor.name,
+        **fields,
     }
-    return summary([compare(look(chunks, eye, options.num), reference, eye) for chunks in sets], facts)
+    return mean_over_sets(
+        [compare_features(accumulate(chunks, extractor, options.num), reference, extractor) for chunks in sets], fields
+    )
 
 
-def floor(subject: Subject, options: Samples) -> list[Number]:
+def held_out_baseline(context: EvaluationContext, options: SamplesOptions) -> list[Measurement]:
     """The same numbers for held-out images: what a perfect model could reach with as many samples."""
-    eye, found = extractor(subject.model, options), images(subject)
-    held, compared = split(found, "test"), split(found, options.reference)
+    extractor, found = load_extractor(context.model, options), load_images(context)
+    held, reference_split = select_split(found, "test"), select_split(found, options.reference)
     n = min(options.num, len(held.images))
-    check_counts(eye, dataclasses.replace(options, num=n))
-    facts = {
-        "n": n, "sets": 1, "reference": f"{compared.name} n={len(compared.images)}", "features": eye.name,
-        "data": held.name,
+    check_counts(extractor, dataclasses.replace(options, num=n))
+    fields = {
+        "n": n, "sets": 1, "reference": f"{reference_split.name} n={len(reference_split.images)}",
+        "features": extractor.name, "data": held.name,
     }  # fmt: skip
-    return summary([compare(look([held.images[:n]], eye, n), remembered(subject, compared, eye), eye)], facts)
+    return mean_over_sets(
+        [
+            compare_features(
+                accumulate([held.images[:n]], extractor, n),
+                cached_reference(context, reference_split, extractor),
+                extractor,
+            )
+        ],
+        fields,
+    )
 
 
-def left_out(subject: Subject, options: Samples) -> list[Number]:
+def train_baseline(context: EvaluationContext, options: SamplesOptions) -> list[Measurement]:
     """The same numbers for random training images against all others: a floor whatever held-out images were chosen by.
 
     Raises:
         ValueError: if what is left does not outnumber what is taken out.
     """
-    eye, compared = extractor(subject.model, options), split(images(subject), "train")
-    check_counts(eye, options)
-    total = len(compared.images)
+    extractor, train = load_extractor(context.model, options), select_split(load_images(context), "train")
+    check_counts(extractor, options)
+    total = len(train.images)
     if total < 2 * options.num:
         raise ValueError(f"--num {options.num} of {total} training images cannot be held against the others")
-    judged = [eye.judge(compared.images[i : i + BATCH]) for i in range(0, total, BATCH)]
-    features, scores = (np.concatenate(parts) for parts in zip(*judged, strict=True))
-    known = eye._replace(judge=lambda places: (features[places], scores[places]))
+    extracted = [extractor.extract(train.images[i : i + BATCH_SIZE]) for i in range(0, total, BATCH_SIZE)]
+    features, scores = (np.concatenate(parts) for parts in zip(*extracted, strict=True))
+    precomputed = extractor._replace(extract=lambda places: (features[places], scores[places]))
     found = []
     for i in range(options.sets):
         order = np.random.RandomState(i).permutation(total)
-        out, others = (look([part], known, len(part)) for part in np.split(order, [options.num]))
-        found.append(compare(out, others, eye))
-    reference = f"{compared.name} n={total - options.num}, the others"
-    facts = {"n": options.num, "sets": options.sets, "reference": reference, "features": eye.name,
-             "data": f"{compared.name}, left out"}  # fmt: skip
-    return summary(found, facts)
+        out, others = (accumulate([part], precomputed, len(part)) for part in np.split(order, [options.num]))
+        found.append(compare_features(out, others, extractor))
+    reference = f"{train.name} n={total - options.num}, the others"
+    fields = {"n": options.num, "sets": options.sets, "reference": reference, "features": extractor.name,
+             "data": f"{train.name}, left out"}  # fmt: skip
+    return mean_over_sets(found, fields)
 
 
-def extractor(model: runs.Model, options: Samples) -> Extractor:
+def load_extractor(model: runs.Pipeline, options: SamplesOptions) -> Extractor:
     """What is to see the images of a model."""
     if options.features == "inception":
         net = inception.load(model.integer_levels, weights=options.inception_weights)
 
-        def scores(seen: Seen, reference: Seen) -> list[tuple[str, float, float]]:
+        def scores(seen: FeatureStatistics, reference: FeatureStatistics) -> list[tuple[str, float, float]]:
             kid, score = (
                 inception.kernel_distance(seen.features, reference.features),
                 inception.inception_score(seen.scores),
@@ -168,96 +179,102 @@ def extractor(model: runs.Model, options: Samples) -> Extractor:
             ]
 
         return Extractor(f"{net.name} {net.fingerprint}", "FID", net.dimension, net, scores)
-    judge = classifier.load(classifier.for_images(model.shape, model.integer_levels))
+    network = classifier.load(classifier.name_for_images(model.shape, model.integer_levels))
 
-    def classes(seen: Seen, reference: Seen) -> list[tuple[str, float, float]]:
+    def classes(seen: FeatureStatistics, reference: FeatureStatistics) -> list[tuple[str, float, float]]:
         found = classifier.class_coverage(seen.scores, reference.scores)
-        known, nan = float((reference.scores.max(1) > classifier.SURE).mean()), math.nan
+        known, nan = float((reference.scores.max(1) > classifier.CONFIDENT).mean()), math.nan
         if known < 0.5:
-            print(f"warning: the {judge.name} classifier is sure of {known:.0%} of the reference images: are they of "
+            print(f"warning: the {network.name} classifier is sure of {known:.0%} of the reference images: are they of "
                   "what it knows?", file=sys.stderr)  # fmt: skip
         return [
             (f"classes present, of {found.classes}", found.present, nan),
             ("distance of class shares", found.total_variation, nan),
-            ("share with p > 0.9", found.sure, nan),
+            ("share with p > 0.9", found.confident, nan),
         ]
 
     return Extractor(
-        f"{judge.name}-classifier {judge.fingerprint}", "Fréchet distance", judge.dimension, judge, classes
+        f"{network.name}-classifier {network.fingerprint}", "Fréchet distance", network.dimension, network, classes
     )
 
 
-def check_counts(eye: Extractor, options: Samples) -> None:
+def check_counts(extractor: Extractor, options: SamplesOptions) -> None:
     """Refuses what cannot be measured; warns of what is measured with a bias."""
-    if options.num <= eye.dimension:
+    if options.num <= extractor.dimension:
         raise ValueError(
-            f"--num must be above {eye.dimension}, the dimension of the features of {eye.name}: fewer images have no "
+            f"--num must be above {extractor.dimension}, the dimension of the features of {extractor.name}: fewer "
+            f"images have no "
             f"covariance of full rank, and a Fréchet distance from them means nothing; got {options.num}"
         )
 
 
-def look(chunks: Iterable[np.ndarray], eye: Extractor, n: int) -> Seen:
+def accumulate(chunks: Iterable[np.ndarray], extractor: Extractor, n: int) -> FeatureStatistics:
     """What an extractor makes of n images, in memory that does not grow with them but for MANIFOLD features."""
-    halves, features, scores, done = [frechet.empty(eye.dimension)] * 2, [], [], 0
+    halves, features, scores, done = [frechet.empty_moments(extractor.dimension)] * 2, [], [], 0
     for chunk in chunks:
-        edges = sorted({0, len(chunk), *range(BATCH, len(chunk), BATCH), min(max(n // 2 - done, 0), len(chunk))})
+        edges = sorted(
+            {0, len(chunk), *range(BATCH_SIZE, len(chunk), BATCH_SIZE), min(max(n // 2 - done, 0), len(chunk))}
+        )
         for first, stop in itertools.pairwise(edges):
-            seen, marks = eye.judge(np.asarray(chunk[first:stop]))
+            seen, marks = extractor.extract(np.asarray(chunk[first:stop]))
             half = int(done + first >= n // 2)
-            halves[half] = frechet.merge(halves[half], frechet.moments(seen))
-            features.append(seen[: max(0, MANIFOLD - done - first)])
+            halves[half] = frechet.merge_moments(halves[half], frechet.moments(seen))
+            features.append(seen[: max(0, MANIFOLD_IMAGES - done - first)])
             scores.append(marks)
         done += len(chunk)
-    return Seen((halves[0], halves[1]), np.concatenate(features), np.concatenate(scores))
+    return FeatureStatistics((halves[0], halves[1]), np.concatenate(features), np.concatenate(scores))
 
 
-def compare(seen: Seen, reference: Seen, eye: Extractor) -> list[tuple[str, float, float]]:
+def compare_features(
+    samples: FeatureStatistics, reference: FeatureStatistics, extractor: Extractor
+) -> list[tuple[str, float, float]]:
     """Name, value and error of each number of one set against the reference."""
     whole = reference.moments()
-    near = manifold.precision_recall(seen.features, reference.features, k=PRECISION_K)
-    dense = manifold.density_coverage(seen.features, reference.features, k=COVERAGE_K)
-    few = min(half.n for half in seen.halves) <= eye.dimension
-    bias = math.nan if few else frechet.sampling_bias(*seen.halves, whole)
+    near = manifold.precision_recall(samples.features, reference.features, k=PRECISION_K)
+    dense = manifold.density_coverage(samples.features, reference.features, k=COVERAGE_K)
+    few = min(half.n for half in samples.halves) <= extractor.dimension
+    bias = math.nan if few else frechet.sampling_bias(*samples.halves, whole)
     nan = math.nan
     return [
-        (eye.distance, frechet.frechet_distance(seen.moments(), whole), nan),
-        (f"bias of the {eye.distance} at this n", bias, nan),
+        (extractor.distance_name, frechet.frechet_distance(samples.moments(), whole), nan),
+        (f"bias of the {extractor.distance_name} at this n", bias, nan),
         (f"precision, k={PRECISION_K}", near.precision, nan),
         (f"recall, k={PRECISION_K}", near.recall, nan),
         (f"density, k={COVERAGE_K}", dense.density, nan),
         (f"coverage, k={COVERAGE_K}", dense.coverage, nan),
-        *eye.also(seen, reference),
+        *extractor.extra_metrics(samples, reference),
     ]
 
 
-def summary(found: Sequence[list[tuple[str, float, float]]], facts: protocol.Protocol) -> list[Number]:
+def mean_over_sets(sets: Sequence[list[tuple[str, float, float]]], fields: protocol.Protocol) -> list[Measurement]:
     """Means over sets, and their standard errors; of a single set, its own."""
     numbers = []
-    for same in zip(*found, strict=True):
+    for same in zip(*sets, strict=True):
         values = np.array([value for _, value, _ in same])
         error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else same[0][2]
-        numbers.append(Number(same[0][0], float(values.mean()), error, facts))
-    n, bias = facts["n"], numbers[1].value
-    if isinstance(n, int) and n < ENOUGH:
+        numbers.append(Measurement(same[0][0], float(values.mean()), error, fields))
+    n, bias = fields["n"], numbers[1].value
+    if isinstance(n, int) and n < RECOMMENDED_NUM:
         size = "an unknown amount" if math.isnan(bias) else f"about {bias:.3g}"
-        print(f"warning: {n} images are fewer than {ENOUGH:,}: their Fréchet distance is too large by {size}; compare "
+        print(f"warning: {n} images are fewer than {RECOMMENDED_NUM:,}: their Fréchet distance is too large by {size}; "
+              "compare "
               "it only with others of the same n", file=sys.stderr)  # fmt: skip
     return numbers
 
 
-def remembered(subject: Subject, compared: Split, eye: Extractor) -> Seen:
+def cached_reference(context: EvaluationContext, split: Split, extractor: Extractor) -> FeatureStatistics:
     """What an extractor makes of a complete split, kept in a file named by the hashes of both."""
-    name = f"{eye.name}-{compared.name}".replace(" ", "-")
-    path = subject.out / "references" / f"{name}.npz"
+    name = f"{extractor.name}-{split.name}".replace(" ", "-")
+    path = context.out / "references" / f"{name}.npz"
     if path.exists():
-        kept = protocol.arrays(path)
+        kept = protocol.load_npz(path)
         halves = tuple(frechet.Moments(int(kept[f"n{i}"]), kept[f"mean{i}"], kept[f"scatter{i}"]) for i in (0, 1))
-        return Seen((halves[0], halves[1]), kept["features"], kept["scores"])
-    print(f"reference: {compared.name}, {len(compared.images)} images, through {eye.name}", file=sys.stderr)
+        return FeatureStatistics((halves[0], halves[1]), kept["features"], kept["scores"])
+    print(f"reference: {split.name}, {len(split.images)} images, through {extractor.name}", file=sys.stderr)
     # its first images stand for it where not all are taken: they must be of every kind
-    order = np.random.RandomState(0).permutation(len(compared.images))
-    parts = (compared.images[np.sort(order[i : i + BATCH])] for i in range(0, len(order), BATCH))
-    seen = look(parts, eye, len(order))
+    order = np.random.RandomState(0).permutation(len(split.images))
+    parts = (split.images[np.sort(order[i : i + BATCH_SIZE])] for i in range(0, len(order), BATCH_SIZE))
+    seen = accumulate(parts, extractor, len(order))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with part.open("wb") as file:
@@ -267,23 +284,25 @@ def remembered(subject: Subject, compared: Split, eye: Extractor) -> Seen:
     return seen
 
 
-def written(subject: Subject, path: pathlib.Path, options: Samples) -> tuple[list[list[np.ndarray]], protocol.Protocol]:
+def load_samples(
+    context: EvaluationContext, path: pathlib.Path, options: SamplesOptions
+) -> tuple[list[list[np.ndarray]], protocol.Protocol]:
     """Sets of images from a file, and what is known of them.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it holds no images such as the model makes, or too few.
     """
-    arrays = protocol.arrays(path)
+    arrays = protocol.load_npz(path)
     if "arr_0" not in arrays:
         raise ValueError(f"{path}: expected images under the name arr_0, found {', '.join(arrays) or 'none'}")
     found = arrays["arr_0"]
     if found.dtype not in (np.uint8, np.uint16) or found.ndim != 4:
         raise ValueError(f"{path}: expected integer images [n, H, W, C], got {found.dtype} {found.shape}")
-    levels = subject.model.integer_levels
+    levels = context.model.integer_levels
     if found.size and found.max() >= levels:
         levels = int(found.max()) + 1
-    check_alike(str(path), found.shape[1:], levels, subject.model)
+    check_comparable(str(path), found.shape[1:], levels, context.model)
     if len(found) < options.num * options.sets:
         raise ValueError(f"{path} holds {len(found)} images, --num {options.num} --sets {options.sets} ask for more")
     sets = [[found[options.num * i : options.num * (i + 1)]] for i in range(options.sets)]

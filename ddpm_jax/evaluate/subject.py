@@ -9,14 +9,14 @@ import jax
 import ddpm_jax
 from ddpm_jax import data, runs
 from ddpm_jax.evaluate import protocol
-from ddpm_jax.evaluate.options import Which
+from ddpm_jax.evaluate.options import CommonFlags
 
 
-class Subject(NamedTuple):
+class EvaluationContext(NamedTuple):
     """A model, and where what is found out about it goes."""
 
-    model: runs.Model
-    which: Which
+    model: runs.Pipeline
+    flags: CommonFlags
     out: pathlib.Path
 
     def made_with(self) -> dict[str, Any]:
@@ -33,7 +33,7 @@ class Subject(NamedTuple):
             "tile": self.model.tile,
         }
 
-    def weights(self) -> protocol.Protocol:
+    def weights_fields(self) -> protocol.Protocol:
         """The fields of a protocol that name the weights."""
         return {
             "weights": self.model.weights,
@@ -48,51 +48,58 @@ class Split(NamedTuple):
     images: data.Pixels
 
 
-def subject(run: str, which: Which) -> Subject:
+def open_context(run: str, flags_given: CommonFlags) -> EvaluationContext:
     """The subject that flags name.
 
     Raises:
-        FileNotFoundError, ValueError: as `runs.Model`; or if its images are floating-point ones.
+        FileNotFoundError, ValueError: as `runs.Pipeline`; or if its images are floating-point ones.
     """
-    model = runs.Model(run, step=which.model.checkpoint, weights=which.model.weights, sampling=which.sampling.chosen())
-    model = model.asking(runs.asked(which.asked, which.sampling, model))
+    model = runs.Pipeline(
+        run,
+        step=flags_given.model.checkpoint,
+        weights=flags_given.model.weights,
+        sampling=flags_given.sampling.overrides(),
+    )
+    model = model.with_request(runs.parse_request(flags_given.condition_request, flags_given.sampling, model))
     _ = model.integer_levels  # no evaluation is of anything else
-    return Subject(model, which, pathlib.Path(which.out) if which.out else model.workdir / "evaluation")
+    return EvaluationContext(
+        model, flags_given, pathlib.Path(flags_given.out) if flags_given.out else model.workdir / "evaluation"
+    )
 
 
-def images(subject: Subject, stream: bool | None = None) -> data.Images:
+def load_images(context: EvaluationContext, stream: bool | None = None) -> data.Dataset:
     """The data set of the run, as it was divided for training; `stream` as in `data.load`.
 
     Raises:
         FileNotFoundError, ValueError: as `data.load`, or if its images are not such as the model makes.
     """
-    config, model = subject.model.config.data, subject.model
-    found = data.load(
-        subject.which.source or config.source, held_out=config.held_out, levels=config.levels,
+    config, model = context.model.config.data, context.model
+    loaded = data.load(
+        context.flags.source or config.source, held_out=config.held_out, levels=config.levels,
         value_range=config.range, resolution=config.resolution, skip_bad=config.skip_bad, stream=stream,
     )  # fmt: skip
-    check_alike(found.name, found.train.shape[1:], found.levels, model)
-    return found
+    check_comparable(loaded.name, loaded.train.shape[1:], loaded.levels, model)
+    return loaded
 
 
-def check_alike(what: str, shape: tuple[int, ...], levels: int | data.Range, model: runs.Model) -> None:
+def check_comparable(name: str, shape: tuple[int, ...], levels: int | data.ValueRange, model: runs.Pipeline) -> None:
     """Raises a ValueError if images of this shape and number of levels cannot be compared with the model's."""
     if tuple(shape) != model.shape or levels != model.levels:
         ours, theirs = "x".join(map(str, model.shape)), "x".join(map(str, shape))
         raise ValueError(
-            f"{what} has images {theirs} of {levels} levels, but {model.workdir} makes images {ours} of "
+            f"{name} has images {theirs} of {levels} levels, but {model.workdir} makes images {ours} of "
             f"{model.levels} levels: sets of different sizes, channels or levels cannot be compared"
         )
 
 
-def split(found: data.Images, which: Literal["train", "test"], num: int | None = None) -> Split:
+def select_split(images: data.Dataset, side: Literal["train", "test"], num: int | None = None) -> Split:
     """One side of a data set, complete, or its first `num` images.
 
     Raises:
         ValueError: if it has fewer images.
     """
-    whole = found.train if which == "train" else found.test
+    whole = images.train if side == "train" else images.test
     if num is not None and not 1 <= num <= len(whole):
-        raise ValueError(f"--num must be 1 to {len(whole)}, the images in {found.name}'s {which} split, got {num}")
-    stem = "digits" if found.name == "digits" else pathlib.PurePath(found.name.partition(":")[2]).stem
-    return Split(f"{stem}-{which} sha {protocol.data_hash(whole)}", whole if num is None else whole[:num])
+        raise ValueError(f"--num must be 1 to {len(whole)}, the images in {images.name}'s {side} split, got {num}")
+    stem = "digits" if images.name == "digits" else pathlib.PurePath(images.name.partition(":")[2]).stem
+    return Split(f"{stem}-{side} sha {protocol.data_hash(whole)}", whole if num is None else whole[:num])

@@ -26,11 +26,11 @@ from ddpm_jax.unet import dropout
 TILE = 256
 """Images that are computed together, always: a convolution's bits depend on its batch."""
 
-SURE = 0.9
+CONFIDENT = 0.9
 """The probability from which on a classifier is sure."""
 
 
-class Network(nn.Module):
+class ClassifierNetwork(nn.Module):
     """3x3 convolutions, one dense layer whose output is the features, one more to the classes.
 
     The features are the dense layer's output *before* its nonlinearity: a sum of many terms, nearer to a normal law
@@ -69,21 +69,21 @@ class Network(nn.Module):
         return features, nn.Dense(self.classes, precision=exact, name="logits")(x)
 
 
-class Kind(NamedTuple):
+class ClassifierSpec(NamedTuple):
     """The images that a classifier is for, [n, *shape] of values 0 .. levels - 1, and its network without weights."""
 
     shape: tuple[int, int, int]
     levels: int
-    network: Network
+    network: ClassifierNetwork
 
 
-KINDS = {
-    "digits": Kind((8, 8, 1), 17, Network(17, ((32, 1), (64, 2)))),
-    "mnist": Kind((28, 28, 1), 256, Network(256, ((16, 1), (32, 2), (64, 2)))),
+CLASSIFIERS = {
+    "digits": ClassifierSpec((8, 8, 1), 17, ClassifierNetwork(17, ((32, 1), (64, 2)))),
+    "mnist": ClassifierSpec((28, 28, 1), 256, ClassifierNetwork(256, ((16, 1), (32, 2), (64, 2)))),
 }
 
 
-class Judged(NamedTuple):
+class ClassifierOutput(NamedTuple):
     """What a classifier makes of n images.
 
     Attributes:
@@ -97,7 +97,7 @@ class Judged(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classifier:
-    """Images -> `Judged`; made by `load`.
+    """Images -> `ClassifierOutput`; made by `load`.
 
         judged = classifier.load("digits")(images)
 
@@ -124,22 +124,22 @@ class Classifier:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C) of the images."""
-        return KINDS[self.name].shape
+        return CLASSIFIERS[self.name].shape
 
     @property
     def levels(self) -> int:
         """The images hold values 0 .. levels - 1."""
-        return KINDS[self.name].levels
+        return CLASSIFIERS[self.name].levels
 
     @property
     def classes(self) -> int:
         """How many classes there are."""
-        return KINDS[self.name].network.classes
+        return CLASSIFIERS[self.name].network.classes
 
     @property
     def dimension(self) -> int:
         """Of the features."""
-        return KINDS[self.name].network.features
+        return CLASSIFIERS[self.name].network.features
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -150,7 +150,7 @@ class Classifier:
             digest.update(weight.astype("<f4").tobytes())
         return digest.hexdigest()[:12]
 
-    def __call__(self, images: np.ndarray) -> Judged:
+    def __call__(self, images: np.ndarray) -> ClassifierOutput:
         """Features and class probabilities, `TILE` images at a time, the last tile filled up with black ones.
 
         What is found of an image depends on it and on its place in its tile, not on how many images there are nor on
@@ -171,9 +171,9 @@ class Classifier:
             rows = slice(first, min(first + TILE, n))
             tile = np.zeros((TILE, *self.shape), np.float32)
             tile[: rows.stop - first] = images[rows]
-            found = jax.device_get(_judge(KINDS[self.name].network, params, tile))
+            found = jax.device_get(_extract(CLASSIFIERS[self.name].network, params, tile))
             features[rows], probabilities[rows] = (part[: rows.stop - first] for part in found)
-        return Judged(features, probabilities)
+        return ClassifierOutput(features, probabilities)
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """The features alone, float32 [n, dimension]; see `__call__`."""
@@ -188,12 +188,12 @@ def load(name: str) -> Classifier:
     Raises:
         ValueError: if there is no classifier of that name.
     """
-    if name not in KINDS:
-        raise ValueError(f"load: no classifier {name!r}; there are {_listed()}")
-    return read(Path(__file__).with_name(f"{name}.npz"))
+    if name not in CLASSIFIERS:
+        raise ValueError(f"load: no classifier {name!r}; there are {_list_classifiers()}")
+    return load_file(Path(__file__).with_name(f"{name}.npz"))
 
 
-def read(path: Path) -> Classifier:
+def load_file(path: Path) -> Classifier:
     """The classifier in a file that `make_classifier` wrote."""
     with np.load(path, allow_pickle=False) as archive:
         arrays = {key: archive[key] for key in archive.files}
@@ -202,7 +202,7 @@ def read(path: Path) -> Classifier:
     return Classifier(record["name"], weights, record)
 
 
-def for_images(shape: Sequence[int], levels: int) -> str:
+def name_for_images(shape: Sequence[int], levels: int) -> str:
     """The name of the classifier for images of shape (H, W, C) and values 0 .. levels - 1.
 
     It knows the ten digits and nothing else: that the images are of digits is for the caller to know.
@@ -210,12 +210,13 @@ def for_images(shape: Sequence[int], levels: int) -> str:
     Raises:
         ValueError: if there is none, with a list of those that there are.
     """
-    for name, kind in KINDS.items():
+    for name, kind in CLASSIFIERS.items():
         if (kind.shape, kind.levels) == (tuple(shape), levels):
             return name
     size = "x".join(map(str, shape))
     raise ValueError(
-        f"no classifier for images {size} of {levels} levels; there are {_listed()}; give features of your own"
+        f"no classifier for images {size} of {levels} levels; there are {_list_classifiers()}"
+        "; give features of your own"
     )
 
 
@@ -226,18 +227,18 @@ class ClassCoverage(NamedTuple):
         counts, reference_counts: int64 [classes], images by their most probable class.
         classes: how many classes the reference has at all.
         present: how many of those have a sample.
-        half: how many of those have at least half of their share of the reference.
+        half_present: how many of those have at least half of their share of the reference.
         total_variation: half the sum of the absolute differences of the shares, 0 (alike) to 1 (disjoint).
-        sure: share of the samples of whose class the classifier is sure, p > 0.9.
+        confident: share of the samples of whose class the classifier is sure, p > 0.9.
     """
 
     counts: np.ndarray
     reference_counts: np.ndarray
     classes: int
     present: int
-    half: int
+    half_present: int
     total_variation: float
-    sure: float
+    confident: float
 
 
 def class_coverage(probabilities: np.ndarray, reference: np.ndarray) -> ClassCoverage:
@@ -250,7 +251,7 @@ def class_coverage(probabilities: np.ndarray, reference: np.ndarray) -> ClassCov
     apart in total variation on average: 0.04 for ten classes, n = 1000 and m = 10,000.
 
     Args:
-        probabilities: of the samples, floating point [n, classes], as `Judged` has them.
+        probabilities: of the samples, floating point [n, classes], as `ClassifierOutput` has them.
         reference: of the reference, [m, classes].
 
     Raises:
@@ -271,21 +272,21 @@ def class_coverage(probabilities: np.ndarray, reference: np.ndarray) -> ClassCov
         reference_counts,
         classes=int(known.sum()),
         present=int((counts[known] > 0).sum()),
-        half=int((share >= reference_share / 2)[known].sum()),
+        half_present=int((share >= reference_share / 2)[known].sum()),
         total_variation=float(np.abs(share - reference_share).sum() / 2),
-        sure=float((probabilities.max(axis=1) > SURE).mean()),
+        confident=float((probabilities.max(axis=1) > CONFIDENT).mean()),
     )
 
 
 @functools.partial(jax.jit, static_argnames="network")
-def _judge(network: Network, params: Mapping[str, Any], images: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _extract(network: ClassifierNetwork, params: Mapping[str, Any], images: jax.Array) -> tuple[jax.Array, jax.Array]:
     found: Any = network.apply({"params": params}, images)
     features, logits = found
     return features, nn.softmax(logits)
 
 
-def _listed() -> str:
-    described = (f"{name} ({'x'.join(map(str, k.shape))}, {k.levels} levels)" for name, k in KINDS.items())
+def _list_classifiers() -> str:
+    described = (f"{name} ({'x'.join(map(str, k.shape))}, {k.levels} levels)" for name, k in CLASSIFIERS.items())
     return " and ".join(described)
 
 

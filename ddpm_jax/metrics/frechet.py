@@ -37,7 +37,7 @@ class Moments(NamedTuple):
         return self.scatter / (self.n - 1)
 
 
-def empty(d: int) -> Moments:
+def empty_moments(d: int) -> Moments:
     """The moments of no images with d features: merged with others it changes nothing."""
     return Moments(0, np.zeros(d), np.zeros((d, d)))
 
@@ -63,10 +63,12 @@ def moments(features: np.ndarray) -> Moments:
     bad = n - sum(np.count_nonzero(np.isfinite(block).all(axis=1)) for block in blocks)
     if bad:
         raise ValueError(f"moments: {bad} of {n} rows of features are not finite (nan or inf)")
-    return functools.reduce(merge, (_block_moments(block.astype(np.float64)) for block in blocks), empty(d))
+    return functools.reduce(
+        merge_moments, (_block_moments(block.astype(np.float64)) for block in blocks), empty_moments(d)
+    )
 
 
-def merge(a: Moments, b: Moments) -> Moments:
+def merge_moments(a: Moments, b: Moments) -> Moments:
     """The moments of two disjoint sets together, from those of each.
 
         mean    = m_a + (n_b / n) (m_b - m_a)
@@ -78,7 +80,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     Raises:
         ValueError: if they have different numbers of features.
     """
-    _check_dimensions("merge", a, b)
+    _check_dimensions("merge_moments", a, b)
     if a.n == 0 or b.n == 0:
         return b if a.n == 0 else a
     n, apart = a.n + b.n, b.mean - a.mean
@@ -103,7 +105,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
             scatter is not that of finite features.
     """
     _check_dimensions("frechet_distance", a, b)
-    root_a, root_b = _root(a), _root(b)
+    root_a, root_b = _covariance_root(a), _covariance_root(b)
     # Not the eigenvalues of C_a C_b, whose square roots turn a rounding of 1e-16 into 1e-8 each.
     cross = np.linalg.svd(root_a.T @ root_b, compute_uv=False).sum()
     apart = a.mean - b.mean
@@ -132,7 +134,7 @@ def sampling_bias(first_half: Moments, second_half: Moments, reference: Moments)
         ValueError: as `frechet_distance`, so also where a half has no more than d images: whether there is an estimate
             is known from n and d before anything is computed, and a nan would go unnoticed into a table.
     """
-    whole = merge(first_half, second_half)
+    whole = merge_moments(first_half, second_half)
     halves = [frechet_distance(half, reference) for half in (first_half, second_half)]
     excess = (whole.n / first_half.n + whole.n / second_half.n) / 2 - 1
     return (sum(halves) / 2 - frechet_distance(whole, reference)) / excess
@@ -147,14 +149,14 @@ def _block_moments(block: np.ndarray) -> Moments:
     return Moments(len(block), mean + rest, block.T @ block)
 
 
-def _root(of: Moments) -> np.ndarray:
+def _covariance_root(moments: Moments) -> np.ndarray:
     """A matrix R with R R^T the covariance: its eigenvectors, each as long as the standard deviation along it."""
-    d = len(of.mean)
-    if of.n <= d:
-        raise ValueError(f"frechet_distance: a covariance of {d} features needs more than {d} images, got {of.n}")
-    if not (np.isfinite(of.mean).all() and np.isfinite(of.scatter).all()):
+    d = len(moments.mean)
+    if moments.n <= d:
+        raise ValueError(f"frechet_distance: a covariance of {d} features needs more than {d} images, got {moments.n}")
+    if not (np.isfinite(moments.mean).all() and np.isfinite(moments.scatter).all()):
         raise ValueError("frechet_distance: the moments are not finite (nan or inf)")
-    values, vectors = np.linalg.eigh(of.covariance)
+    values, vectors = np.linalg.eigh(moments.covariance)
     # Where the features lie on a plane, rounding makes eigenvalues of either sign of what is 0.
     if values[0] < -1e-8 * max(values[-1], 0.0):
         found = f"{values[0]:.3g} to {values[-1]:.3g}"

@@ -28,8 +28,8 @@ class HeldOut(NamedTuple):
     losses: np.ndarray
 
 
-def held_out(
-    examine: Callable[[jax.Array, Any], tuple[jax.Array, jax.Array, jax.Array]],
+def evaluate_held_out(
+    evaluate_batch: Callable[[jax.Array, Any], tuple[jax.Array, jax.Array, jax.Array]],
     key: jax.Array,
     x0: Any,
     batch: int,
@@ -37,8 +37,9 @@ def held_out(
     """Loss and bits/dim over x0, batch after batch; the same key gives the same times and noise.
 
     Args:
-        examine: (keys [b], x0 [b, ...]) -> each image's time, its loss there, and its bits/dim, see `examination`.
-        x0: [n, ...] data in [-1, 1]; or any pytree of arrays [n, ...] that `examine` takes.
+        evaluate_batch: (keys [b], x0 [b, ...]) -> each image's time, its loss there, and its
+            bits/dim, see `make_evaluate_batch`.
+        x0: [n, ...] data in [-1, 1]; or any pytree of arrays [n, ...] that `evaluate_batch` takes.
         batch: images at a time; the last batch is filled up with images that do not count.
     """
     n = len(jax.tree.leaves(x0)[0])
@@ -46,33 +47,38 @@ def held_out(
     for first in range(0, n, batch):
         places = np.arange(first, first + batch) % n
         some = jax.tree.map(lambda leaf, places=places: leaf[places], x0)
-        rows.append(np.stack(jax.device_get(examine(_keys(key, n, places), some)))[:, : n - first])
+        rows.append(np.stack(jax.device_get(evaluate_batch(_example_keys(key, n, places), some)))[:, : n - first])
     times, loss, bits = np.concatenate(rows, axis=1).astype(np.float64)
     error = float(bits.std(ddof=1) / n**0.5) if n > 1 else math.nan
     return HeldOut(float(loss.mean()), float(bits.mean()), error, times.astype(np.int64), loss)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _keys(key: jax.Array, n: int, places: np.ndarray) -> jax.Array:
+def _example_keys(key: jax.Array, n: int, places: np.ndarray) -> jax.Array:
     return gaussian.example_keys(key, n)[places]
 
 
-def examination(schedule, net, denoise, example_loss, *, mix: float, decoder: likelihood.Decoder, strata: int):
-    """(keys [b], x0 [b, ...]) -> times [b], loss [b], bits/dim [b]: what `held_out` compiles and applies.
+def make_evaluate_batch(
+    schedule, net, denoise, example_loss, *, variance_mix: float, decoder: likelihood.Decoder, strata: int
+):
+    """(keys [b], x0 [b, ...]) -> times [b], loss [b], bits/dim [b]: what `evaluate_held_out` compiles and applies.
 
     Args:
         net, denoise: of the parameters under examination.
         example_loss: (keys, schedule, net, x0, t) -> [b].
-        mix: the reverse variance (a learned one takes precedence).
-        decoder: of the data.  Bits/dim by `likelihood.density` are those of a density in [-1, 1]: they may be negative.
-        strata: of `likelihood.bound_estimate`.
+        variance_mix: the reverse variance (a learned one takes precedence).
+        decoder: of the data.  Bits/dim by `likelihood.gaussian_density` are those of a density in [-1, 1]:
+            they may be negative.
+        strata: of `likelihood.estimate_vlb`.
     """
 
-    def examine(keys: jax.Array, x0: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def evaluate_batch(keys: jax.Array, x0: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         time_keys, draw_keys, bound_keys = gaussian.split_keys(keys, 3)
         t = losses.uniform_times(time_keys, schedule.T)
         loss = example_loss(draw_keys, schedule, net, x0, t)
-        found = likelihood.bound_estimate(bound_keys, schedule, denoise, x0, strata=strata, mix=mix, decoder=decoder)
+        found = likelihood.estimate_vlb(
+            bound_keys, schedule, denoise, x0, strata=strata, variance_mix=variance_mix, decoder=decoder
+        )
         return t, loss, likelihood.bits_per_dim(found.total, x0)
 
-    return examine
+    return evaluate_batch

@@ -20,7 +20,7 @@ import numpy as np
 SHUFFLE_SEED = 2020  # torch-fidelity's own, so that its command line finds the same scores
 
 
-class Judged(NamedTuple):
+class InceptionOutput(NamedTuple):
     """What Inception makes of n images.
 
     Attributes:
@@ -40,7 +40,7 @@ class Score(NamedTuple):
 
 
 class Inception:
-    """Images -> `Judged`; made by `load`.
+    """Images -> `InceptionOutput`; made by `load`.
 
     Attributes:
         name: of the network, as torch-fidelity calls it.
@@ -58,7 +58,7 @@ class Inception:
         self._network = network
         self._batch = batch
 
-    def __call__(self, images: np.ndarray) -> Judged:
+    def __call__(self, images: np.ndarray) -> InceptionOutput:
         """Features and logits of images, batch after batch; one channel is shown to the network as grey.
 
         Values are scaled to 0 .. 255: 8-bit integers are left as they are, those of other levels rounded to 8 bits
@@ -75,12 +75,12 @@ class Inception:
         logits = np.empty((len(images), self._network.fc.out_features), np.float32)
         for first in range(0, len(images), self._batch):
             rows = slice(first, first + self._batch)
-            features[rows], logits[rows] = self._judge(_planes(images[rows], self.levels))
-        return Judged(features, logits)
+            features[rows], logits[rows] = self._extract(_to_channels_first(images[rows], self.levels))
+        return InceptionOutput(features, logits)
 
-    def _judge(self, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _extract(self, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Features and logits of one batch [b, 3, H, W] over 0 .. 255, uint8 or float32."""
-        torch = _of_the_extra("torch")
+        torch = _import_optional("torch")
         network = self._network
         x = torch.from_numpy(planes).to(network.fc.weight.device)
         with torch.no_grad():
@@ -89,7 +89,7 @@ class Inception:
             else:
                 # The network's entrance takes uint8 alone: something else of that type goes in, and the first
                 # convolution is given what the entrance would have made of the floats.
-                entered = _enter(x, network.INPUT_IMAGE_SIZE)
+                entered = _preprocess(x, network.INPUT_IMAGE_SIZE)
                 hook = network.Conv2d_1a_3x3.register_forward_pre_hook(lambda *_: (entered,))
                 try:
                     found = network(torch.zeros((len(x), 3, 1, 1), dtype=torch.uint8, device=x.device))
@@ -126,8 +126,8 @@ def load(
         raise ValueError(f"load: expected batch >= 1, got {batch}")
     if device not in (None, "cpu", "cuda"):
         raise ValueError(f"load: expected device 'cpu', 'cuda' or None, got {device!r}")
-    extractor = _of_the_extra("torch_fidelity").FeatureExtractorInceptionV3
-    gpu = _of_the_extra("torch").cuda.is_available()
+    extractor = _import_optional("torch_fidelity").FeatureExtractorInceptionV3
+    gpu = _import_optional("torch").cuda.is_available()
     if device == "cuda" and not gpu:
         raise ValueError("load: device='cuda', but torch finds no GPU; device=None takes one where there is one")
     network = extractor(Inception.name, ["2048", "logits_unbiased"], feature_extractor_weights_path=weights)
@@ -152,7 +152,7 @@ def inception_score(logits: np.ndarray, *, splits: int = 10) -> Score:
     _check_rows("inception_score", "logits", logits)
     if not 1 <= splits <= len(logits):
         raise ValueError(f"inception_score: expected splits in 1 .. {len(logits)}, the images, got {splits}")
-    metric = _of_the_extra("torch_fidelity.metric_isc")
+    metric = _import_optional("torch_fidelity.metric_isc")
     found = metric.isc_features_to_metric(_tensor(logits), splits=splits, shuffle=True, rng_seed=SHUFFLE_SEED)
     return Score(found[metric.KEY_METRIC_ISC_MEAN], found[metric.KEY_METRIC_ISC_STD])
 
@@ -185,7 +185,7 @@ def kernel_distance(
             "kernel_distance: expected subsets >= 1 and subsets of at least 2 rows, got "
             f"subsets={subsets}, subset_size={subset_size}, {len(features)} and {len(reference)} rows"
         )
-    metric = _of_the_extra("torch_fidelity.metric_kid")
+    metric = _import_optional("torch_fidelity.metric_kid")
     found = metric.kid_features_to_metric(
         _tensor(features),
         _tensor(reference),
@@ -197,7 +197,7 @@ def kernel_distance(
     return Score(found[metric.KEY_METRIC_KID_MEAN], found[metric.KEY_METRIC_KID_STD])
 
 
-def _of_the_extra(name: str) -> ModuleType:
+def _import_optional(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as missing:
@@ -207,13 +207,13 @@ def _of_the_extra(name: str) -> ModuleType:
         ) from missing
 
 
-def _enter(x: Any, size: int) -> Any:
+def _preprocess(x: Any, size: int) -> Any:
     """What the network's entrance makes of images [b, 3, H, W] over 0 .. 255: resized as by TensorFlow 1, scaled."""
-    resize = _of_the_extra("torch_fidelity.interpolate_compat_tensorflow").interpolate_bilinear_2d_like_tensorflow1x
+    resize = _import_optional("torch_fidelity.interpolate_compat_tensorflow").interpolate_bilinear_2d_like_tensorflow1x
     return (resize(x, size=(size, size), align_corners=False) - 128) / 128
 
 
-def _planes(images: np.ndarray, levels: int) -> np.ndarray:
+def _to_channels_first(images: np.ndarray, levels: int) -> np.ndarray:
     """Images [b, H, W, 1 | 3] as a new array [b, 3, H, W] over 0 .. 255: float32 of floats, uint8 of integers."""
     kind = np.float32 if images.dtype == np.float32 else np.uint8
     if levels != 256:
@@ -233,7 +233,7 @@ def _fingerprint(network: Any) -> str:
 
 def _tensor(rows: np.ndarray) -> Any:
     # torch warns of arrays that it may not write to, such as files that numpy maps: those are copied
-    return _of_the_extra("torch").from_numpy(np.require(rows, requirements=["C", "W"]))
+    return _import_optional("torch").from_numpy(np.require(rows, requirements=["C", "W"]))
 
 
 def _check_images(images: np.ndarray, levels: int) -> None:

@@ -29,7 +29,7 @@ import optax
 from flax import traverse_util
 
 from ddpm_jax import data, keys
-from ddpm_jax.metrics.classifier import KINDS, Classifier, Network, read
+from ddpm_jax.metrics.classifier import CLASSIFIERS, Classifier, ClassifierNetwork, load_file
 
 
 class Recipe(NamedTuple):
@@ -65,21 +65,21 @@ RECIPES = {
 def main(argv: list[str]) -> int:
     """Trains, writes the file and says what is in it; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ddpm_jax.metrics.make_classifier")
-    parser.add_argument("name", choices=sorted(KINDS))
+    parser.add_argument("name", choices=sorted(CLASSIFIERS))
     parser.add_argument("--source", help='where the images come from, as data.load takes it; "digits" for the digits')
     parser.add_argument("--out", type=Path, help="the file to write; by default the package's own")
     given = parser.parse_args(argv)
     if given.source is None and given.name != "digits":
         parser.error(f"{given.name} needs --source npz:PATH")
     path = given.out or Path(__file__).with_name(f"{given.name}.npz")
-    write(path, made(given.name, data.load(given.source or "digits"), RECIPES[given.name]))
-    classifier = read(path)
+    save_file(path, make_classifier(given.name, data.load(given.source or "digits"), RECIPES[given.name]))
+    classifier = load_file(path)
     print(f"{path}: {path.stat().st_size:,} bytes, fingerprint {classifier.fingerprint}")
     print(json.dumps(classifier.record, indent=2))
     return 0
 
 
-def made(name: str, images: data.Images, recipe: Recipe) -> Classifier:
+def make_classifier(name: str, images: data.Dataset, recipe: Recipe) -> Classifier:
     """A classifier trained on images.train, its weights rounded to float16, with its record.
 
     Args:
@@ -89,14 +89,14 @@ def made(name: str, images: data.Images, recipe: Recipe) -> Classifier:
     Raises:
         ValueError: if images are of another kind, or have no labels.
     """
-    kind = KINDS[name]
+    kind = CLASSIFIERS[name]
     found = (images.train.shape[1:], images.levels)
     if found != (kind.shape, kind.levels):
         raise ValueError(f"{name}: expected images {kind.shape} of {kind.levels} levels, got {found[0]} of {found[1]}")
     if images.train_labels is None or images.test_labels is None:
         raise ValueError(f"{name}: expected images with labels, {images.name} has none")
     train, test = np.asarray(images.train), np.asarray(images.test)
-    params = trained(kind.network, train, images.train_labels, recipe)
+    params = train_network(kind.network, train, images.train_labels, recipe)
     flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
     weights = {path: np.asarray(weight, np.float16).astype(np.float32) for path, weight in flat.items()}
     classifier = Classifier(name, weights, {})
@@ -106,16 +106,18 @@ def made(name: str, images: data.Images, recipe: Recipe) -> Classifier:
         "train_accuracy": _accuracy(classifier, train, images.train_labels),
         "held_out_images": len(test),
         "held_out_accuracy": _accuracy(classifier, test, images.test_labels),
-        "data_sha256": sha256(train, images.train_labels),
+        "data_sha256": data_sha256(train, images.train_labels),
         "recipe": recipe._asdict(),
         "versions": {package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "flax", "optax")},
     }
     return dataclasses.replace(classifier, record=record)
 
 
-def trained(network: Network, images: np.ndarray, labels: np.ndarray, recipe: Recipe) -> Mapping[str, Any]:
+def train_network(
+    network: ClassifierNetwork, images: np.ndarray, labels: np.ndarray, recipe: Recipe
+) -> Mapping[str, Any]:
     """The parameters after training on images [N, H, W, C] and labels [N]."""
-    init_key, order_key, step_key = jax.random.split(keys.of_seed(recipe.seed), 3)
+    init_key, order_key, step_key = jax.random.split(keys.from_seed(recipe.seed), 3)
     params = network.init(init_key, jnp.zeros((1, *images.shape[1:])))["params"]
     steps = recipe.epochs * len(images) // recipe.batch
     rates = optax.cosine_onecycle_schedule(steps, recipe.learning_rate, pct_start=0.1)
@@ -128,22 +130,24 @@ def trained(network: Network, images: np.ndarray, labels: np.ndarray, recipe: Re
         updates, moments = optimizer.update(grads, moments, params)
         return optax.apply_updates(params, updates), moments
 
-    state, order = (params, optimizer.init(params)), data.Order(order_key, len(images))
+    state, order = (params, optimizer.init(params)), data.EpochShuffle(order_key, len(images))
     for n in range(steps):
         chosen = order.indices(n, recipe.batch)
         state = step(state, images[chosen].astype(np.float32), labels[chosen], n)
     return state[0]
 
 
-def _loss(params, network: Network, key: jax.Array, images: jax.Array, labels: jax.Array, share: float) -> jax.Array:
+def _loss(
+    params, network: ClassifierNetwork, key: jax.Array, images: jax.Array, labels: jax.Array, share: float
+) -> jax.Array:
     shift_key, dropout_key = jax.random.split(key)
     dropout_keys = jax.random.split(dropout_key, len(images))
-    found: Any = network.apply({"params": params}, moved(shift_key, images, share), dropout_keys)
+    found: Any = network.apply({"params": params}, random_shift(shift_key, images, share), dropout_keys)
     _, logits = found
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def moved(key: jax.Array, images: jax.Array, share: float) -> jax.Array:
+def random_shift(key: jax.Array, images: jax.Array, share: float) -> jax.Array:
     """Images [b, H, W, C], each moved by -1, 0 or 1 pixels down and across, with probabilities share, rest, share."""
     draw = jax.random.uniform(key, (len(images), 2), jnp.float32)
     corners = 1 + (draw > 1 - share).astype(jnp.int32) - (draw < share).astype(jnp.int32)
@@ -152,7 +156,7 @@ def moved(key: jax.Array, images: jax.Array, share: float) -> jax.Array:
     return cut(padded, corners)
 
 
-def write(path: Path, classifier: Classifier) -> None:
+def save_file(path: Path, classifier: Classifier) -> None:
     """Writes weights and record, without a date."""
     arrays: dict[str, Any] = {key: weight.astype(np.float16) for key, weight in sorted(classifier.weights.items())}
     with path.open("wb") as file:
@@ -163,7 +167,7 @@ def _accuracy(classifier: Classifier, images: np.ndarray, labels: np.ndarray) ->
     return round(float((classifier(images).probabilities.argmax(axis=1) == labels).mean()), 5)
 
 
-def sha256(images: np.ndarray, labels: np.ndarray) -> str:
+def data_sha256(images: np.ndarray, labels: np.ndarray) -> str:
     """Of images uint8 or uint16 and labels int32, little-endian."""
     digest = hashlib.sha256(images.astype(images.dtype.newbyteorder("<")).tobytes())
     digest.update(labels.astype("<i4").tobytes())

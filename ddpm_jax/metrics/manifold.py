@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 BLOCK = 2**21  # numbers in a temporary array: 16 MiB, of which there are at most about ten at a time
-ROWS = 512  # queries at a time: enough to pay for reading the references once more
+QUERY_ROWS = 512  # queries at a time: enough to pay for reading the references once more
 
 
 class PrecisionRecall(NamedTuple):
@@ -68,11 +68,11 @@ def precision_recall(samples: np.ndarray, reference: np.ndarray, k: int = 3) -> 
     Raises:
         ValueError: if the sets are empty, of different d or not finite, or k is not in 1 .. min(n, m) - 1.
     """
-    samples, reference = _sets("precision_recall", samples=samples, reference=reference)
+    samples, reference = _check_sets("precision_recall", samples=samples, reference=reference)
     of_samples = _radii("precision_recall", "samples", samples, k)
     of_reference = _radii("precision_recall", "reference", reference, k)
-    precision = float((_balls_around(samples, reference, of_reference) > 0).mean())
-    recall = float((_balls_around(reference, samples, of_samples) > 0).mean())
+    precision = float((_count_balls(samples, reference, of_reference) > 0).mean())
+    recall = float((_count_balls(reference, samples, of_samples) > 0).mean())
     return PrecisionRecall(precision, recall)
 
 
@@ -92,9 +92,9 @@ def density_coverage(samples: np.ndarray, reference: np.ndarray, k: int = 5) -> 
     Raises:
         ValueError: if the sets are empty, of different d or not finite, or k is not in 1 .. m - 1.
     """
-    samples, reference = _sets("density_coverage", samples=samples, reference=reference)
+    samples, reference = _check_sets("density_coverage", samples=samples, reference=reference)
     radii = _radii("density_coverage", "reference", reference, k)
-    density = float(_balls_around(samples, reference, radii).mean()) / k
+    density = float(_count_balls(samples, reference, radii).mean()) / k
     coverage = float((nearest(reference, samples).distances[:, 0] <= radii).mean())
     return DensityCoverage(density, coverage)
 
@@ -112,22 +112,22 @@ def nearest(queries: np.ndarray, references: np.ndarray, k: int = 1) -> Nearest:
     Raises:
         ValueError: if the sets are empty, of different d or not finite, or k is not in 1 .. m.
     """
-    queries, references = _sets("nearest", queries=queries, references=references)
+    queries, references = _check_sets("nearest", queries=queries, references=references)
     if not 1 <= k <= len(references):
         raise ValueError(f"nearest: expected k in 1 .. {len(references)}, the number of references, got k={k}")
     squares = np.full((len(queries), k), np.inf)
     indices = np.full((len(queries), k), len(references))
-    for rows, columns, low, _ in _blocks(queries, references):
+    for rows, columns, low, _ in _distance_blocks(queries, references):
         limit = squares[rows, -1].copy()
         crowded = np.flatnonzero(np.count_nonzero(low <= limit[:, None], axis=1) > 4 * k)
         if crowded.size:  # k of the block lower the limit for the rest of it
             near = np.argpartition(low[crowded], k - 1, axis=1)[:, :k]
             i, j = np.repeat(crowded, k) + rows.start, near.ravel() + columns.start
-            within = _squares(queries, references, i, j).reshape(-1, k).max(axis=1)
+            within = _squared_distances(queries, references, i, j).reshape(-1, k).max(axis=1)
             limit[crowded] = np.minimum(limit[crowded], within)
         i, j = np.nonzero(low <= limit[:, None])
         if i.size:
-            found = _squares(queries, references, i + rows.start, j + columns.start)
+            found = _squared_distances(queries, references, i + rows.start, j + columns.start)
             squares[rows], indices[rows] = _smallest(squares[rows], indices[rows], i, j + columns.start, found)
     return Nearest(np.sqrt(squares), indices)
 
@@ -150,10 +150,10 @@ def _radii(caller: str, name: str, points: np.ndarray, k: int) -> np.ndarray:
     return nearest(points, points, k + 1).distances[:, k]
 
 
-def _balls_around(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
+def _count_balls(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
     """How many of the balls each point lies in, [n] integers."""
     counts = np.zeros(len(points), np.int64)
-    for rows, columns, low, width in _blocks(points, centres):
+    for rows, columns, low, width in _distance_blocks(points, centres):
         limit = radii[columns] ** 2
         possible = low <= limit
         low += width
@@ -161,25 +161,27 @@ def _balls_around(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) ->
         counts[rows] += np.count_nonzero(certain, axis=1)
         i, j = np.nonzero(possible & ~certain)
         i, j = i + rows.start, j + columns.start
-        inside = np.sqrt(_squares(points, centres, i, j)) <= radii[j]
+        inside = np.sqrt(_squared_distances(points, centres, i, j)) <= radii[j]
         counts += np.bincount(i[inside], minlength=len(points))
     return counts
 
 
-def _blocks(queries: np.ndarray, references: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray]]:
+def _distance_blocks(
+    queries: np.ndarray, references: np.ndarray
+) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray]]:
     """All pairs, block by block, the references of a block of queries in ascending order.
 
     Yields:
         rows, columns: which queries and which references.
-        low, width: [rows, columns], so that low <= |q - r|^2 <= low + width, as `_squares` computes it.
+        low, width: [rows, columns], so that low <= |q - r|^2 <= low + width, as `_squared_distances` computes it.
     """
     d = queries.shape[1]
-    # Sums of d products are off by less than d / 2 roundings of |q|^2 + |r|^2 each; there are three of them, `_squares`
-    # has its own, and the differences from the centre are rounded too.
+    # Sums of d products are off by less than d / 2 roundings of |q|^2 + |r|^2 each; there are three of them,
+    # `_squared_distances` has its own, and the differences from the centre are rounded too.
     slack = 4 * (d + 8) * np.finfo(np.float64).eps
     # Far from 0 the three terms would cancel, and no pair could be decided by them.
     centre = references[0].astype(np.float64)
-    at_once = max(1, min(ROWS, BLOCK // d))
+    at_once = max(1, min(QUERY_ROWS, BLOCK // d))
     for rows in _slices(len(queries), at_once):
         q = np.subtract(queries[rows], centre, dtype=np.float64)
         for columns in _slices(len(references), max(1, min(BLOCK // d, BLOCK // at_once))):
@@ -194,7 +196,7 @@ def _blocks(queries: np.ndarray, references: np.ndarray) -> Iterator[tuple[slice
             yield rows, columns, low, size
 
 
-def _squares(queries: np.ndarray, references: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+def _squared_distances(queries: np.ndarray, references: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """|q_i - r_j|^2 of pairs, [pairs] float64."""
     squares = np.empty(len(i))
     for part in _slices(len(i), max(1, BLOCK // queries.shape[1])):
@@ -208,7 +210,7 @@ def _slices(n: int, length: int) -> Iterator[slice]:
     return (slice(first, min(first + length, n)) for first in range(0, n, length))
 
 
-def _sets(caller: str, **sets: np.ndarray) -> list[np.ndarray]:
+def _check_sets(caller: str, **sets: np.ndarray) -> list[np.ndarray]:
     """The two sets as numpy arrays, checked."""
     (first, a), (second, b) = ((name, np.asarray(points)) for name, points in sets.items())
     for name, points in ((first, a), (second, b)):

@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-CLOCK = {"v3": 0.94e9, "v4": 1.05e9, "v5e": 1.5e9, "v5p": 1.75e9}
+CLOCK_HZ = {"v3": 0.94e9, "v4": 1.05e9, "v5e": 1.5e9, "v5p": 1.75e9}
 """Cycles per second, where it is published."""
 
-PEAK = {"v2": 22.5e12, "v3": 61.5e12, "v4": 275e12, "v5e": 197e12, "v5p": 459e12, "v6e": 918e12}
+PEAK_BFLOAT16_FLOPS = {"v2": 22.5e12, "v3": 61.5e12, "v4": 275e12, "v5e": 197e12, "v5p": 459e12, "v6e": 918e12}
 """Operations per second of bfloat16 products, of what is a device here, as published."""
 
 KINDS = ("convolutions", "matrix products", "sums", "copies", "between devices", "the rest")
@@ -24,58 +24,60 @@ _CALLS = re.compile(r"(?:calls|to_apply|body)=%?([^\s,)}]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _NAME = re.compile(r'op_name="([^"]*)"')
-_BETWEEN = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 class Instruction(NamedTuple):
     """A line of a program: its operation, the computation that it calls, its estimate, how often, and its name."""
 
     operation: str
-    calls: str
+    called: str
     cycles: int
-    times: int
+    trip_count: int
     name: str
 
 
-def cycles(text: str) -> dict[str, int]:
+def estimated_cycles(text: str) -> dict[str, int]:
     """Estimated cycles of a compiled program by kind, the most first; empty where the compiler gives no estimate.
 
     Args:
         text: the program as the compiler prints it.
     """
-    program, entry = computations(text)
+    program, entry = parse_computations(text)
     found: collections.Counter[str] = collections.Counter()
-    for instruction, times in scheduled(program, entry):
+    for instruction, times in iterate_scheduled(program, entry):
         if instruction.cycles:
-            found[kind(program, instruction)] += times * instruction.cycles
+            found[classify(program, instruction)] += times * instruction.cycles
     return dict(found.most_common())
 
 
-def scheduled(program: dict[str, list[Instruction]], name: str, times: int = 1) -> Iterator[tuple[Instruction, int]]:
+def iterate_scheduled(
+    program: dict[str, list[Instruction]], name: str, repeats: int = 1
+) -> Iterator[tuple[Instruction, int]]:
     """The instructions that are scheduled one by one, those of loops too, and how often each is done."""
     for instruction in program.get(name, []):
         if instruction.operation in ("while", "call"):
-            yield from scheduled(program, instruction.calls, times * instruction.times)
+            yield from iterate_scheduled(program, instruction.called, repeats * instruction.trip_count)
         else:
-            yield instruction, times
+            yield instruction, repeats
 
 
-def kind(program: dict[str, list[Instruction]], instruction: Instruction) -> str:
+def classify(program: dict[str, list[Instruction]], instruction: Instruction) -> str:
     """What an instruction is, by what is fused into it: a convolution or product decides, then a sum."""
-    inside = [instruction, *_within(program, instruction.calls)]
+    inside = [instruction, *_nested_instructions(program, instruction.called)]
     operations = {one.operation for one in inside}
     if operations & {"convolution", "dot"}:
         named = [one.name for one in inside if one.operation in ("convolution", "dot")]
         return KINDS[0] if any("conv_general_dilated" in name for name in named) else KINDS[1]
     if operations & {"reduce", "reduce-window"}:
         return KINDS[2]
-    if any(operation.startswith(_BETWEEN) for operation in operations):
+    if any(operation.startswith(_COLLECTIVES) for operation in operations):
         return KINDS[4]
     moves = {"copy", "transpose", "bitcast", "fusion", "parameter", "tuple", "get-tuple-element", "reshape", "convert"}
     return KINDS[3] if operations <= moves else KINDS[5]
 
 
-def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
+def parse_computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
     """The computations of a program by name, and the name of the one that it begins with."""
     program: dict[str, list[Instruction]] = {}
     entry = current = ""
@@ -96,8 +98,8 @@ def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
     return program, entry
 
 
-def _within(program: dict[str, list[Instruction]], name: str) -> Iterator[Instruction]:
+def _nested_instructions(program: dict[str, list[Instruction]], name: str) -> Iterator[Instruction]:
     for instruction in program.get(name, []):
         yield instruction
-        if instruction.calls:
-            yield from _within(program, instruction.calls)
+        if instruction.called:
+            yield from _nested_instructions(program, instruction.called)

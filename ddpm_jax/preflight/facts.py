@@ -46,14 +46,14 @@ class Collective(NamedTuple):
     size: int
 
 
-class Overflow(NamedTuple):
+class OutOfMemory(NamedTuple):
     """What a compiler says that a program needs and that there is, in bytes; None where it does not say."""
 
     needed: int | None
     available: int | None
 
 
-class Facts(NamedTuple):
+class CompileStats(NamedTuple):
     """What is known of a program.
 
     Attributes:
@@ -61,9 +61,9 @@ class Facts(NamedTuple):
         needed: bytes that it needs on each device, as far as they are known.
         limit: bytes that each device has for programs, as far as they are known.
         collectives: operations between devices.
-        cycles: the compiler's estimate by kind of work, see `cost.cycles`; empty where it gives none.
+        cycles: the compiler's estimate by kind of work, see `cost.estimated_cycles`; empty where it gives none.
         seconds: what compiling took; 0 if nothing had to be compiled to see that it does not fit.
-        said: what the compiler said if it did not fit.
+        error: what the compiler said if it did not fit.
     """
 
     memory: Memory | None
@@ -72,16 +72,16 @@ class Facts(NamedTuple):
     collectives: list[Collective]
     cycles: dict[str, int]
     seconds: float
-    said: str
+    error: str
 
     @property
     def fits(self) -> bool:
         return self.memory is not None and (self.limit is None or self.memory.peak <= self.limit)
 
 
-def examine(
+def compile_and_analyse(
     lowered: jax.stages.Lowered, devices: int, limit: int | None, options: dict[str, Any]
-) -> tuple[Facts, jax.stages.Compiled | None]:
+) -> tuple[CompileStats, jax.stages.Compiled | None]:
     """Compiles a program: what is known of it, and the compiled program, if it fits.
 
     Args:
@@ -92,43 +92,45 @@ def examine(
     begun = time.perf_counter()
     least = argument_bytes(lowered)
     if limit is not None and least > limit:
-        return Facts(None, least, limit, [], {}, 0.0, "its arguments alone are more than there is"), None
+        return CompileStats(None, least, limit, [], {}, 0.0, "its arguments alone are more than there is"), None
     try:
         compiled = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        seconds, over = time.perf_counter() - begun, overflow(str(error))
+        seconds, over = time.perf_counter() - begun, parse_out_of_memory(str(error))
         available = limit if over.available is None else over.available
-        return Facts(None, over.needed, available, [], {}, seconds, str(error).splitlines()[0]), None
-    seconds, found, text = time.perf_counter() - begun, memory(compiled), compiled.as_text() or ""
-    between, cycles = collectives_in(text, devices), cost.cycles(text)
-    return Facts(found, found.peak, limit, between, cycles, seconds, ""), compiled
+        return CompileStats(None, over.needed, available, [], {}, seconds, str(error).splitlines()[0]), None
+    seconds, found, text = time.perf_counter() - begun, compiled_memory(compiled), compiled.as_text() or ""
+    between, cycles = find_collectives(text, devices), cost.estimated_cycles(text)
+    return CompileStats(found, found.peak, limit, between, cycles, seconds, ""), compiled
 
 
-def memory(compiled: jax.stages.Compiled) -> Memory:
+def compiled_memory(compiled: jax.stages.Compiled) -> Memory:
     """The memory of a compiled program."""
-    said: Any = compiled.memory_analysis()
-    results = said.output_size_in_bytes - said.alias_size_in_bytes
+    analysis: Any = compiled.memory_analysis()
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     # only the TPU's compiler knows of the most at one time; elsewhere all temporaries are set aside together
-    together = said.argument_size_in_bytes + results + said.temp_size_in_bytes
-    peak = said.peak_memory_in_bytes if "TPU" in _kind(compiled) else together
-    return Memory(said.argument_size_in_bytes, said.temp_size_in_bytes, results, said.alias_size_in_bytes, peak)
+    together = analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes
+    peak = analysis.peak_memory_in_bytes if "TPU" in _device_kind(compiled) else together
+    return Memory(
+        analysis.argument_size_in_bytes, analysis.temp_size_in_bytes, results, analysis.alias_size_in_bytes, peak
+    )
 
 
-def collectives_in(text: str, devices: int) -> list[Collective]:
+def find_collectives(text: str, devices: int) -> list[Collective]:
     """The operations between devices in a program's text, the same ones counted together."""
     found: collections.Counter[tuple[str, int, int]] = collections.Counter()
     for line in text.splitlines():
         kind = _COLLECTIVE.search(line)
         if kind:
-            found[kind[1], *_groups(line, devices)] += 1
+            found[kind[1], *_replica_groups(line, devices)] += 1
     return [Collective(kind, count, groups, size) for (kind, groups, size), count in found.items()]
 
 
-def overflow(said: str) -> Overflow:
+def parse_out_of_memory(message: str) -> OutOfMemory:
     """What a compiler's RESOURCE_EXHAUSTED says that is needed and available."""
-    return Overflow(*(_bytes(pattern.search(said)) for pattern in (_NEEDED, _AVAILABLE)))
+    return OutOfMemory(*(_parse_bytes(pattern.search(message)) for pattern in (_NEEDED, _AVAILABLE)))
 
 
 def argument_bytes(lowered: jax.stages.Lowered) -> int:
@@ -138,12 +140,12 @@ def argument_bytes(lowered: jax.stages.Lowered) -> int:
     return sum(sizes)
 
 
-def _kind(compiled: jax.stages.Compiled) -> str:
+def _device_kind(compiled: jax.stages.Compiled) -> str:
     shardings = jax.tree.leaves(compiled.input_shardings)
     return next(iter(shardings[0].device_set)).device_kind
 
 
-def _groups(line: str, devices: int) -> tuple[int, int]:
+def _replica_groups(line: str, devices: int) -> tuple[int, int]:
     """How many groups of how many devices: {{0,1},{2,3}}, or [groups,size]<=..., or {} for one of all."""
     found = _GROUPS.search(line)
     if found is None or found[1] == "{}":
@@ -155,7 +157,7 @@ def _groups(line: str, devices: int) -> tuple[int, int]:
     return len(groups), len(groups[0].split(","))
 
 
-def _bytes(found: re.Match[str] | None) -> int | None:
+def _parse_bytes(found: re.Match[str] | None) -> int | None:
     if found is None:
         return None
     return round(float(found["size"]) * 1024 ** " KMGTP".index(found["size_unit"] or " "))

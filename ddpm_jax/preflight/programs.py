@@ -14,13 +14,13 @@ import numpy as np
 from ddpm_jax import config as configs
 from ddpm_jax import data, generate, keys, runs, training
 from ddpm_jax.config import objects
-from ddpm_jax.data.stream import streams
+from ddpm_jax.data.stream import is_streamed
 
-IMAGES = 50_000
+DEFAULT_NUM_IMAGES = 50_000
 """Training images, where only their shape is given."""
 
 
-def images(config: configs.Config, shape: tuple[int, ...], number: int | None) -> data.Images:
+def load_images(config: configs.Config, shape: tuple[int, ...], number: int | None) -> data.Dataset:
     """The training images as the config's source has them, or stand-ins that take no memory.
 
     Args:
@@ -31,14 +31,14 @@ def images(config: configs.Config, shape: tuple[int, ...], number: int | None) -
         ValueError: if the source cannot be read and there is no shape, or the shape is not one.
     """
     if shape:
-        count, held = IMAGES if number is None else number, config.evaluation.images
+        count, held = DEFAULT_NUM_IMAGES if number is None else number, config.evaluation.images
         if len(shape) not in (3, 4):
             raise ValueError(f"--shape must be H W C, or D H W C of volumes, got {' '.join(map(str, shape))}")
         levels = 256 if config.data.levels is None else config.data.levels
         one = np.zeros((), np.uint8 if levels <= 256 else np.uint16)
         train, test = np.broadcast_to(one, (count, *shape)), np.broadcast_to(one, (held, *shape))
         # with labels and captions for a network that is told something
-        return data.Images(
+        return data.Dataset(
             train, test, np.zeros(count, np.int32), np.zeros(held, np.int32), levels,
             f"{count:,} images that stand in for {config.data.source}",
             train_captions=("",) * count, test_captions=("",) * held,
@@ -54,28 +54,28 @@ def images(config: configs.Config, shape: tuple[int, ...], number: int | None) -
     except FileNotFoundError as error:
         raise ValueError(
             f"{error}: say what its images are with --shape H W C, such as --shape 32 32 3, and how many there are "
-            f"with --images N (default {IMAGES:,})"
+            f"with --images N (default {DEFAULT_NUM_IMAGES:,})"
         ) from error
 
 
-def state(config: configs.Config, images: data.Images) -> tuple[Any, Any]:
+def train_state(config: configs.Config, images: data.Dataset) -> tuple[Any, Any]:
     """What makes the state of a run from a key, compiled at its first call, and that state's shapes."""
     shape = images.train.shape[1:]
     net, optimizer = objects.network(config, channels=shape[-1]), objects.optimizer(config)
 
     @jax.jit
     def fresh(key):
-        return training.init(objects.parameters(config, net, key, shape), optimizer)
+        return training.init(objects.init_params(config, net, key, shape), optimizer)
 
-    return fresh, jax.eval_shape(fresh, _key())
+    return fresh, jax.eval_shape(fresh, _key_shape())
 
 
-def state_bytes(config: configs.Config, images: data.Images) -> int:
+def state_bytes(config: configs.Config, images: data.Dataset) -> int:
     """Bytes of the state's arrays, as they are in host memory."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state(config, images)[1]))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(train_state(config, images)[1]))
 
 
-def train_step(config: configs.Config, images: data.Images, devices: Sequence[Any]) -> jax.stages.Lowered:
+def lower_train_step(config: configs.Config, images: data.Dataset, devices: Sequence[Any]) -> jax.stages.Lowered:
     """The training step, lowered as `train.py` has it: the state whole on each device, the batch spread.
 
     Raises:
@@ -92,60 +92,64 @@ def train_step(config: configs.Config, images: data.Images, devices: Sequence[An
         config, schedule, objects.network(config, channels), objects.optimizer(config), images.levels
     )
     places = jax.ShapeDtypeStruct((len(devices), config.steps_per_call, config.batch // len(devices)), jnp.int32)
-    streamed = streams(images.train, config.data.stream)
-    step = runs.over_devices(body, 0 if streamed else None, devices)
+    streamed = is_streamed(images.train, config.data.stream)
+    step = runs.parallelise(body, 0 if streamed else None, devices)
     one, dtype = images.train.shape[1:], images.train.dtype
     pixels: Any = jax.ShapeDtypeStruct((*places.shape, *one), dtype)
     if not streamed:
-        pixels = data.Rows(jax.ShapeDtypeStruct((len(images.train), math.prod(one)), dtype), one)
+        pixels = data.FlatImages(jax.ShapeDtypeStruct((len(images.train), math.prod(one)), dtype), one)
     several = len({device.process_index for device in devices}) > 1
     word, bad = jax.ShapeDtypeStruct(places.shape[:1], jnp.float32) if several else None, jnp.int32(0)
     # what decides whether micro-batches and steps are loops asks for the default back end: answer for the devices
     with mock.patch.object(jax, "default_backend", lambda: devices[0].platform):
-        rows = _rows(runs.Said(config, images).rows(np.zeros(1, int)), places.shape)
-        return step.lower(_key(), state(config, images)[1], bad, pixels, places, rows, word)
+        rows = _batched_shapes(runs.DatasetConditions(config, images).gather(np.zeros(1, int)), places.shape)
+        return step.lower(_key_shape(), train_state(config, images)[1], bad, pixels, places, rows, word)
 
 
-def device_pixels(config: configs.Config, images: data.Images, devices: int) -> int:
+def device_pixel_bytes(config: configs.Config, images: data.Dataset, devices: int) -> int:
     """Bytes of images on each device: all of them, or its share of the batch in use and of the next."""
-    if not streams(images.train, config.data.stream):
+    if not is_streamed(images.train, config.data.stream):
         return images.train.nbytes
     return 2 * config.batch // devices * images.train.nbytes // len(images.train)
 
 
-def sampler(config: configs.Config, images: data.Images, devices: Sequence[Any]) -> jax.stages.Lowered:
+def lower_sampler(config: configs.Config, images: data.Dataset, devices: Sequence[Any]) -> jax.stages.Lowered:
     """The sampler, lowered as training and `sample.py` have it: a tile of images on each device."""
     schedule, shape = objects.noise_schedule(config), images.train.shape[1:]
     net = objects.network(config, shape[-1])
 
     def chain(inputs, tile):
         params, times, numbers = inputs
-        told = objects.told(config, net, params, tile.said, numbers)
+        told = objects.conditioned_net(config, net, params, tile.condition, numbers)
         return objects.sampler(config, schedule, objects.denoiser(config, schedule, told), numbers), times
 
-    program = generate.program(chain, shape)
-    tiles = jax.ShapeDtypeStruct((len(devices), objects.tile(config, shape, devices[0].platform)), jnp.uint32)
+    program = generate.tile_function(chain, shape)
+    tiles = jax.ShapeDtypeStruct((len(devices), objects.tile_size(config, shape, devices[0].platform)), jnp.uint32)
     mapped = jax.pmap(program, axis_name="tiles", in_axes=(None, None, 0), devices=devices)
-    inputs = state(config, images)[1].params, objects.times(config), objects.numbers(config)
-    return mapped.lower(inputs, _key(), generate.Tile(tiles, _rows(objects.blank(config, 1, shape), tiles.shape)))
+    inputs = train_state(config, images)[1].params, objects.times(config), objects.sampling_scalars(config)
+    return mapped.lower(
+        inputs,
+        _key_shape(),
+        generate.Tile(tiles, _batched_shapes(objects.empty_condition(config, 1, shape), tiles.shape)),
+    )
 
 
-def evaluation(config: configs.Config, images: data.Images, devices: Sequence[Any]) -> jax.stages.Lowered:
+def lower_evaluation(config: configs.Config, images: data.Dataset, devices: Sequence[Any]) -> jax.stages.Lowered:
     """The held-out evaluation, lowered as training has it: each device computes the same whole batch."""
     schedule, shape = objects.noise_schedule(config), images.train.shape[1:]
     net, nothing = objects.network(config, shape[-1]), None
     run = runs.Run(config, pathlib.Path(), images, schedule, net, nothing, nothing)
     here = jax.sharding.SingleDeviceSharding(devices[0])
-    count = min(config.batch, run.count)
+    count = min(config.batch, run.num_held_out)
     params = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state(config, images)[1].params
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), train_state(config, images)[1].params
     )
-    own = jax.eval_shape(lambda: jax.random.split(keys.of_seed(0), count))
-    examples = jax.ShapeDtypeStruct((count, *shape), jnp.float32), objects.blank(config, count, shape)
-    return run.examine.lower(params, own, examples)
+    own = jax.eval_shape(lambda: jax.random.split(keys.from_seed(0), count))
+    examples = jax.ShapeDtypeStruct((count, *shape), jnp.float32), objects.empty_condition(config, count, shape)
+    return run.evaluate.lower(params, own, examples)
 
 
-def step_flops(config: configs.Config, images: data.Images, devices: int) -> float:
+def step_flops(config: configs.Config, images: data.Dataset, devices: int) -> float:
     """Floating-point operations of a training step on each of so many devices.
 
     They are counted in the program before the compiler changes it, as a CPU has it, and without loops over
@@ -157,13 +161,13 @@ def step_flops(config: configs.Config, images: data.Images, devices: int) -> flo
         steps_per_call=1,
         optim=dataclasses.replace(config.optim, accumulate=1),
     )
-    return (train_step(alone, images, jax.local_devices()[:1]).cost_analysis() or {}).get("flops", float("nan"))
+    return (lower_train_step(alone, images, jax.local_devices()[:1]).cost_analysis() or {}).get("flops", float("nan"))
 
 
-def _rows(one: Any, shape: tuple[int, ...]) -> Any:
+def _batched_shapes(one: Any, shape: tuple[int, ...]) -> Any:
     """What is said of images [*shape], as shapes, given what is said of one [1]."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*shape, *leaf.shape[1:]), leaf.dtype), one)
 
 
-def _key() -> Any:
-    return jax.eval_shape(lambda: keys.of_seed(0))
+def _key_shape() -> Any:
+    return jax.eval_shape(lambda: keys.from_seed(0))

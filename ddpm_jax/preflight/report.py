@@ -11,14 +11,14 @@ import ddpm_jax
 from ddpm_jax import config as configs
 from ddpm_jax import data, log, runs
 from ddpm_jax.config import objects
-from ddpm_jax.data.stream import streams
+from ddpm_jax.data.stream import is_streamed
 from ddpm_jax.preflight import cost, facts, here, programs, topology
 
-NAMES = {"train": "training step", "sampler": "sampler", "evaluation": "held-out evaluation"}
+PROGRAM_NAMES = {"train": "training step", "sampler": "sampler", "evaluation": "held-out evaluation"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Target:
     """Where the programs are to run.
 
     Attributes:
@@ -35,11 +35,13 @@ class Place:
     limit: int | None
     effort: float | None
 
-    def line(self) -> str:
+    def describe(self) -> str:
         """How many devices of what kind, on how many hosts, with how much memory."""
         kind = f"{len(self.devices)} x {self.devices[0].device_kind}, {self.hosts} host{'s' * (self.hosts > 1)}"
         where = "" if self.slice is None else f" ({', '.join(filter(None, (self.slice.product, self.slice.name)))})"
-        return f"{kind}{where}, " + ("memory unknown" if self.limit is None else f"{size(self.limit)} of memory each")
+        return f"{kind}{where}, " + (
+            "memory unknown" if self.limit is None else f"{format_bytes(self.limit)} of memory each"
+        )
 
 
 @dataclasses.dataclass
@@ -55,34 +57,34 @@ class Report:
 
     name: str
     config: configs.Config
-    images: data.Images
-    place: Place
+    images: data.Dataset
+    target: Target
     flops: float
-    programs: dict[str, facts.Facts]
-    measured: here.Here | None = None
+    programs: dict[str, facts.CompileStats]
+    measured: here.LocalMeasurement | None = None
 
     @property
-    def share(self) -> int:
+    def batch_per_device(self) -> int:
         """Images of a step on each device."""
-        return self.config.batch // len(self.place.devices)
+        return self.config.batch // len(self.target.devices)
 
     @property
     def generation(self) -> str:
         """Of the slice; empty for the devices at hand."""
-        return "" if self.place.slice is None else self.place.slice.name.partition(":")[0]
+        return "" if self.target.slice is None else self.target.slice.name.partition(":")[0]
 
-    def estimate(self, name: str) -> float | None:
+    def estimated_seconds(self, name: str) -> float | None:
         """Seconds of a program by the compiler's estimate, where there is one and the clock is known."""
-        clock, cycles = cost.CLOCK.get(self.generation), self.programs[name].cycles
+        clock, cycles = cost.CLOCK_HZ.get(self.generation), self.programs[name].cycles
         return sum(cycles.values()) / clock if clock and cycles else None
 
     @property
     def utilisation(self) -> float | None:
         """The training step's operations by the most that the device could do in the estimated time."""
-        seconds = self.estimate("train")
-        return None if seconds is None else self.flops / seconds / cost.PEAK[self.generation]
+        seconds = self.estimated_seconds("train")
+        return None if seconds is None else self.flops / seconds / cost.PEAK_BFLOAT16_FLOPS[self.generation]
 
-    def beside(self, name: str) -> int | None:
+    def bytes_during_training(self, name: str) -> int | None:
         """Bytes on each device if a program runs while state and images of the training are there too."""
         train, other = self.programs.get("train"), self.programs[name]
         if name == "train" or train is None or train.memory is None or other.memory is None:
@@ -91,11 +93,11 @@ class Report:
 
     def fits(self, name: str) -> bool:
         """Whether a program fits, beside what training has on the device."""
-        needed, limit = self.beside(name), self.place.limit
+        needed, limit = self.bytes_during_training(name), self.target.limit
         return self.programs[name].fits and (limit is None or needed is None or needed <= limit)
 
 
-def size(number: float) -> str:
+def format_bytes(number: float) -> str:
     """Bytes to read: "15.75 GiB"."""
     for unit in ("B", "KiB", "MiB"):
         if abs(number) < 1024:
@@ -104,53 +106,58 @@ def size(number: float) -> str:
     return f"{number:,.2f} GiB"
 
 
-def count(number: float) -> str:
+def format_flops(number: float) -> str:
     """Operations to read: "281.7 GFLOP"."""
     power = min(4, int(math.log10(max(number, 1)) // 3))
     return f"{number / 1000**power:.4g} {['', 'K', 'M', 'G', 'T'][power]}FLOP"
 
 
-def head(report: Report) -> Iterator[str]:
+def header_lines(report: Report) -> Iterator[str]:
     """The first lines: what is to run where."""
     config, train = report.config, report.images.train
     shape = "x".join(map(str, train.shape[1:]))
-    batch = f"batch {config.batch:,}: {report.share:,} on each device"
+    batch = f"batch {config.batch:,}: {report.batch_per_device:,} on each device"
     yield f"config     {report.name}, compute in {config.net.dtype}, {batch}"
-    yield f"devices    {report.place.line()}"
-    there = size(programs.device_pixels(config, report.images, len(report.place.devices)))
-    how = "read ahead of each step, with " if streams(train, config.data.stream) else ""
+    yield f"devices    {report.target.describe()}"
+    there = format_bytes(programs.device_pixel_bytes(config, report.images, len(report.target.devices)))
+    how = "read ahead of each step, with " if is_streamed(train, config.data.stream) else ""
     yield f"data       {len(train):,} images {shape} {train.dtype}, {how}{there} on each device"
 
 
-def program(report: Report, name: str) -> Iterator[str]:
+def program_lines(report: Report, name: str) -> Iterator[str]:
     """The lines about one program."""
-    found, limit = report.programs[name], report.place.limit
-    of = "" if limit is None else f" of {size(limit)}"
-    yield f"\n{NAMES[name]}" + ("" if found.memory is None else f", compiled in {log.duration(found.seconds)}")
+    found, limit = report.programs[name], report.target.limit
+    of = "" if limit is None else f" of {format_bytes(limit)}"
+    yield f"\n{PROGRAM_NAMES[name]}" + (
+        "" if found.memory is None else f", compiled in {log.format_duration(found.seconds)}"
+    )
     if found.memory is None:
-        needed = "more" if found.needed is None else size(found.needed)
-        yield f"  does not fit: it needs {'at least ' * (not found.seconds)}{needed}{of} ({found.said})"
+        needed = "more" if found.needed is None else format_bytes(found.needed)
+        yield f"  does not fit: it needs {'at least ' * (not found.seconds)}{needed}{of} ({found.error})"
     else:
         memory = found.memory
-        yield (f"  arguments {size(memory.arguments)}, temporaries {size(memory.temporaries)}, at most "
-               f"{size(memory.peak)} at one time")  # fmt: skip
-        beside, needed = report.beside(name) or memory.peak, "" if name == "train" else ", beside state and images"
+        yield (f"  arguments {format_bytes(memory.arguments)}, temporaries {format_bytes(memory.temporaries)}, at most "
+               f"{format_bytes(memory.peak)} at one time")  # fmt: skip
+        beside, needed = (
+            report.bytes_during_training(name) or memory.peak,
+            "" if name == "train" else ", beside state and images",
+        )
         share = "" if limit is None else f", {beside / limit:.1%}"
-        yield f"  {'fits' if report.fits(name) else 'does not fit'}: {size(beside)}{of}{share}{needed}"
+        yield f"  {'fits' if report.fits(name) else 'does not fit'}: {format_bytes(beside)}{of}{share}{needed}"
     if not report.fits(name):
         yield from (f"  try {proposal}" for proposal in proposals(report, name))
-    if found.cycles and report.place.effort is not None and report.place.effort >= 0:
-        yield f"  {estimated(report, name)}"
+    if found.cycles and report.target.effort is not None and report.target.effort >= 0:
+        yield f"  {format_estimate(report, name)}"
     if name == "train":
-        yield f"  {count(report.flops)} per step and device"
+        yield f"  {format_flops(report.flops)} per step and device"
         if found.memory is not None:
-            yield f"  {spoken(found.collectives, len(report.place.devices))}"
-            yield f"  {'the state is donated' if donated(report) else 'the state is NOT donated'}"
+            yield f"  {format_collectives(found.collectives, len(report.target.devices))}"
+            yield f"  {'the state is donated' if is_state_donated(report) else 'the state is NOT donated'}"
 
 
-def estimated(report: Report, name: str) -> str:
+def format_estimate(report: Report, name: str) -> str:
     """The compiler's estimate of a program's time in words."""
-    found, seconds = report.programs[name], report.estimate(name)
+    found, seconds = report.programs[name], report.estimated_seconds(name)
     total = sum(found.cycles.values())
     kinds = ", ".join(f"{kind} {part / total:.0%}" for kind, part in found.cycles.items())
     words = f"{total / 1e6:.1f} M cycles by the compiler's estimate ({kinds})"
@@ -160,24 +167,24 @@ def estimated(report: Report, name: str) -> str:
     return words + (f": {report.utilisation:.0%} of the peak in bfloat16" if name == "train" else "")
 
 
-def spoken(found: Sequence[facts.Collective], devices: int) -> str:
+def format_collectives(found: Sequence[facts.Collective], devices: int) -> str:
     """The operations between devices in words."""
     if not found:
         return "no operation between devices"
     one = f"all {devices} devices" if devices > 1 else "the one device"
     return ", ".join(
         f"{each.count} {each.kind} "
-        + (f"over {one}" if spans(each, devices) else f"in {each.groups} groups of {each.size}")
+        + (f"over {one}" if spans_all_devices(each, devices) else f"in {each.groups} groups of {each.size}")
         for each in found
     )
 
 
-def spans(found: facts.Collective, devices: int) -> bool:
+def spans_all_devices(found: facts.Collective, devices: int) -> bool:
     """Whether it is one operation among all devices."""
     return found.groups == 1 and found.size == devices
 
 
-def donated(report: Report) -> bool:
+def is_state_donated(report: Report) -> bool:
     """Whether the new state takes the old one's memory: what is not donated must be less than the metrics could be."""
     memory = report.programs["train"].memory
     return memory is not None and memory.donated > 0 and memory.results < max(2**16, memory.donated / 100)
@@ -185,90 +192,99 @@ def donated(report: Report) -> bool:
 
 def proposals(report: Report, name: str) -> list[str]:
     """What to try for a program that does not fit, the mildest change first."""
-    config, limit = report.config, report.place.limit
+    config, limit = report.config, report.target.limit
     if name == "sampler":
-        tile = objects.tile(config, report.images.train.shape[1:], report.place.devices[0].platform)
+        tile = objects.tile_size(config, report.images.train.shape[1:], report.target.devices[0].platform)
         return [f"--sampling.tile {tile // 2}"] if tile > 1 else ["a smaller network"]
     if name == "evaluation":
         now = min(config.batch, config.evaluation.images)
         return [f"--evaluation.images {now // 2}"] if now > 1 else ["a smaller network"]
-    devices, streamed = len(report.place.devices), streams(report.images.train, config.data.stream)
-    pixels, needed = programs.device_pixels(config, report.images, devices), report.programs[name].needed
+    devices, streamed = len(report.target.devices), is_streamed(report.images.train, config.data.stream)
+    pixels, needed = programs.device_pixel_bytes(config, report.images, devices), report.programs[name].needed
     whole = pixels + programs.state_bytes(config, report.images)
     if limit is not None and whole > limit:
         if not streamed:
-            return [f"--data.stream True: now all images ({size(pixels)}) lie on each device, beside the state"]
+            return [f"--data.stream True: now all images ({format_bytes(pixels)}) lie on each device, beside the state"]
         return ["devices with more memory: the state lies on each, however many there are"]
     # what is not images and state is taken to grow with the images that a device has in work
     room = 0.5 if limit is None or needed is None else min(0.99, (limit - whole) / max(needed - whole, 1))
-    found = runs.lighter_step(config, devices, 0 if streamed else pixels, room)
-    more = None if report.place.slice is None or report.share == 1 else topology.larger(report.place.slice)
+    found = runs.step_oom_hints(config, devices, 0 if streamed else pixels, room)
+    more = (
+        None
+        if report.target.slice is None or report.batch_per_device == 1
+        else topology.next_larger(report.target.slice)
+    )
     found += [f"--topology {more}: the same batch over more devices"] if more else []
     return found or ["devices with more memory: there is one image on each already"]
 
 
-def disk(report: Report) -> str:
+def disk_line(report: Report) -> str:
     """The line about the disk."""
     one = here.checkpoint_bytes(report.config, report.images)
-    return (f"disk       {size(one)} a checkpoint, {size(here.disk_bytes(report.config, report.images))} the whole run "
+    return (f"disk       {format_bytes(one)} a checkpoint, "
+            f"{format_bytes(here.disk_bytes(report.config, report.images))} the whole run "
             f"({report.config.keep} checkpoints kept, and samples)")  # fmt: skip
 
 
-def measurements(report: Report) -> Iterator[str]:
+def measurement_lines(report: Report) -> Iterator[str]:
     """The lines about what was measured here."""
     found = report.measured
     if found is None:
         return
     yield ""
     if found.used is None:
-        yield f"memory     {size(found.analysis)} by analysis; not measured: {found.how}"
+        yield f"memory     {format_bytes(found.analysis)} by analysis; not measured: {found.how}"
     else:
-        yield (f"memory     {size(found.analysis)} by analysis, {size(found.used)} measured: "
+        yield (f"memory     {format_bytes(found.analysis)} by analysis, {format_bytes(found.used)} measured: "
                f"{found.used / found.analysis - 1:+.1%} ({found.how})")  # fmt: skip
     if found.process is not None:
-        yield f"           {size(found.process)} was the most that this process had, libraries and compilation included"
+        yield (
+            f"           {format_bytes(found.process)} was the most that this process had, "
+            "libraries and compilation included"
+        )
     yield (f"speed      {found.steps_per_s:.3g} steps/s over {found.timed} steps: {report.config.steps:,} steps take "
-           f"{log.duration(report.config.steps / found.steps_per_s)}, without samples and evaluations")  # fmt: skip
+           f"{log.format_duration(report.config.steps / found.steps_per_s)}, without samples "
+           "and evaluations")  # fmt: skip
 
 
 def to_json(report: Report) -> dict[str, Any]:
     """All of it as JSON can hold it."""
-    place, which = report.place, report.place.slice
+    target, tpu_slice = report.target, report.target.slice
     found = {
         "config": report.name,
         "settings": dataclasses.asdict(report.config),
         "images": {"number": len(report.images.train), "shape": list(report.images.train.shape[1:])},
         "place": {
-            "topology": None if which is None else which.name,
-            "product": None if which is None else which.product,
-            "devices": len(place.devices),
-            "kind": place.devices[0].device_kind,
-            "hosts": place.hosts,
-            "limit": place.limit,
-            "effort": place.effort,
+            "topology": None if tpu_slice is None else tpu_slice.name,
+            "product": None if tpu_slice is None else tpu_slice.product,
+            "devices": len(target.devices),
+            "kind": target.devices[0].device_kind,
+            "hosts": target.hosts,
+            "limit": target.limit,
+            "effort": target.effort,
         },
         "flops": None if math.isnan(report.flops) else report.flops,
         "checkpoint_bytes": here.checkpoint_bytes(report.config, report.images),
         "disk_bytes": here.disk_bytes(report.config, report.images),
-        "programs": {name: _facts(report, name) for name in report.programs},
+        "programs": {name: _program_json(report, name) for name in report.programs},
         "measured": None if report.measured is None else report.measured._asdict(),
         "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
     }
     return found
 
 
-def _facts(report: Report, name: str) -> dict[str, Any]:
+def _program_json(report: Report, name: str) -> dict[str, Any]:
     found = report.programs[name]
     return {
         "fits": report.fits(name),
         "memory": None if found.memory is None else found.memory._asdict(),
-        "needed": report.beside(name),
+        "needed": report.bytes_during_training(name),
         "cycles": found.cycles,
-        "estimated_seconds": report.estimate(name),
+        "estimated_seconds": report.estimated_seconds(name),
         "utilisation": report.utilisation if name == "train" else None,
         "collectives": [each._asdict() for each in found.collectives],
-        "collectives_span_all": all(spans(each, len(report.place.devices)) for each in found.collectives),
-        "donated": donated(report) if name == "train" else None,
+        "collectives_span_all": all(spans_all_devices(each, len(report.target.devices)) for each in found.collectives),
+        "donated": is_state_donated(report) if name == "train" else None,
         "seconds": round(found.seconds, 1),
-        "said": found.said,
+        "said": found.error,
     }

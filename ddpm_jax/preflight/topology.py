@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from ddpm_jax.process import tpu
 
-_FLAT = {
+_GRIDS_2D = {
     1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",
 }  # fmt: skip
-_EVEN = {4: "2x2", 16: "4x4", 64: "8x8", 128: "8x16", 256: "16x16"}
-_DEEP = {
+_SQUARE_GRIDS = {4: "2x2", 16: "4x4", 64: "8x8", 128: "8x16", 256: "16x16"}
+_GRIDS_3D = {
     4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8",
 }  # fmt: skip
 
@@ -33,16 +33,16 @@ class Generation(NamedTuple):
 
 
 GENERATIONS = {
-    "v2": Generation("v2", 2, _EVEN, {}),
-    "v3": Generation("v3", 2, _EVEN, {}),
+    "v2": Generation("v2", 2, _SQUARE_GRIDS, {}),
+    "v3": Generation("v3", 2, _SQUARE_GRIDS, {}),
     # the two cores of a v4 chip are one device on a real machine, but not to libtpu unless it is told
-    "v4": Generation("v4", 2, _DEEP, {"chip_config_name": "megacore"}),
-    "v5e": Generation("v5litepod", 1, _FLAT, {}),
-    "v5p": Generation("v5p", 2, _DEEP, {}),
-    "v6e": Generation("v6e", 1, _FLAT, {}),
+    "v4": Generation("v4", 2, _GRIDS_3D, {"chip_config_name": "megacore"}),
+    "v5e": Generation("v5litepod", 1, _GRIDS_2D, {}),
+    "v5p": Generation("v5p", 2, _GRIDS_3D, {}),
+    "v6e": Generation("v6e", 1, _GRIDS_2D, {}),
 }
 
-_ONE_HOST = {"1x1": [1, 1, 1], "2x4": [2, 4, 1]}
+_SINGLE_HOST_GRIDS = {"1x1": [1, 1, 1], "2x4": [2, 4, 1]}
 """Grids of the v5e and v6e that are one host, which libtpu would not guess."""
 
 
@@ -60,7 +60,7 @@ class Slice(NamedTuple):
     options: dict[str, Any]
 
 
-def find(name: str) -> Slice:
+def find_slice(name: str) -> Slice:
     """The slice of a name: a product such as v5litepod-16, v4-32 or v6e-4, or generation and grid, such as v5e:4x4.
 
     Raises:
@@ -68,18 +68,18 @@ def find(name: str) -> Slice:
     """
     generation, colon, grid = name.partition(":")
     if not colon:
-        generation, grid = _of_product(name)
+        generation, grid = _parse_product(name)
     if generation not in GENERATIONS or not re.fullmatch(r"\d+(x\d+){1,2}", grid):
-        raise ValueError(f"unknown topology {name!r}; known are {known()}")
+        raise ValueError(f"unknown topology {name!r}; known are {known_names()}")
     kind = GENERATIONS[generation]
     chips = {grid: chips for chips, grid in kind.grids.items()}.get(grid)
     options = dict(kind.options)
-    if kind.grids is _FLAT and grid in _ONE_HOST:
-        options["chips_per_host_bounds"] = _ONE_HOST[grid]
+    if kind.grids is _GRIDS_2D and grid in _SINGLE_HOST_GRIDS:
+        options["chips_per_host_bounds"] = _SINGLE_HOST_GRIDS[grid]
     return Slice(f"{generation}:{grid}", f"{kind.product}-{chips * kind.cores}" if chips else None, options)
 
 
-def known() -> str:
+def known_names() -> str:
     """The products, and how grids are named, as one line."""
     products = [
         f"{kind.product}-{'|'.join(str(chips * kind.cores) for chips in kind.grids)}" for kind in GENERATIONS.values()
@@ -101,10 +101,10 @@ def set_environment() -> None:
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    tpu.tell()
+    tpu.set_libtpu_flags()
 
 
-def devices(which: Slice) -> list[Any]:
+def devices(tpu_slice: Slice) -> list[Any]:
     """The devices of a slice: programs can be compiled for them, and nothing can be put on them.
 
     Raises:
@@ -119,10 +119,12 @@ def devices(which: Slice) -> list[Any]:
     from jax.experimental import topologies
 
     try:
-        return list(topologies.get_topology_desc(which.name, platform="tpu", **which.options).devices)
+        return list(topologies.get_topology_desc(tpu_slice.name, platform="tpu", **tpu_slice.options).devices)
     except jax.errors.JaxRuntimeError as error:
         said = str(error).splitlines()[0]
-        raise ValueError(f"libtpu refuses the topology {which.name!r}: {said}; known are {known()}") from error
+        raise ValueError(
+            f"libtpu refuses the topology {tpu_slice.name!r}: {said}; known are {known_names()}"
+        ) from error
 
 
 def memory_limit(devices: list[Any]) -> int | None:
@@ -139,20 +141,20 @@ def memory_limit(devices: list[Any]) -> int | None:
     try:
         jax.pmap(lambda x: x + 1, devices=devices).lower(huge).compile()
     except jax.errors.JaxRuntimeError as error:
-        return facts.overflow(str(error)).available
+        return facts.parse_out_of_memory(str(error)).available
     return None
 
 
-def larger(which: Slice) -> str | None:
+def next_larger(tpu_slice: Slice) -> str | None:
     """The next larger slice of the same generation, as it is sold; None if there is none."""
-    generation, _, grid = which.name.partition(":")
+    generation, _, grid = tpu_slice.name.partition(":")
     kind = GENERATIONS[generation]
     grids = list(kind.grids.items())
     after = [chips for place, (chips, _) in enumerate(grids) if place and grids[place - 1][1] == grid]
     return f"{kind.product}-{after[0] * kind.cores}" if after else None
 
 
-def _of_product(name: str) -> tuple[str, str]:
+def _parse_product(name: str) -> tuple[str, str]:
     """Generation and grid of a product; empty, if there is no such product."""
     product, _, number = name.partition("-")
     for generation, kind in GENERATIONS.items():

@@ -17,31 +17,54 @@ import threading
 
 from ddpm_jax.process import compiled, tpu
 from ddpm_jax.process.hosts import (
-    LOST,
-    TOO_LARGE,
-    UNWRITABLE,
-    Hosts,
-    agree,
-    as_one,
-    check_same,
-    first,
-    gathered,
-    join,
-    leave,
-    share,
+    EXIT_OUT_OF_MEMORY,
+    EXIT_PROCESS_LOST,
+    EXIT_UNWRITABLE,
+    DistributedOptions,
+    abort_together,
+    all_gather,
+    any_process,
+    check_equal_across_processes,
+    connect_processes,
+    exit_process,
+    is_main_process,
+    local_shard,
 )
-from ddpm_jax.process.lock import Lock
-from ddpm_jax.process.output import run, writing
+from ddpm_jax.process.lock import FolderLock
+from ddpm_jax.process.output import explain_write_errors, run_main
 
 __all__ = [
-    "LOST", "TOO_LARGE", "UNWRITABLE", "Hosts", "Interrupt", "Lock", "agree", "as_one", "check_same",
-    "cores", "first", "gathered", "keep_memory", "leave", "platform", "prepare", "run", "share", "start", "writing",
-]  # fmt: skip
+    "EXIT_OUT_OF_MEMORY",
+    "EXIT_PROCESS_LOST",
+    "EXIT_UNWRITABLE",
+    "DistributedOptions",
+    "FolderLock",
+    "Interrupt",
+    "abort_together",
+    "all_gather",
+    "any_process",
+    "check_equal_across_processes",
+    "exit_process",
+    "explain_write_errors",
+    "initialize",
+    "is_main_process",
+    "local_shard",
+    "num_cores",
+    "platform",
+    "run_main",
+    "start_jax",
+    "tune_malloc",
+]
 
-_MOST_DEVICES = 16  # each holds the whole train state
+_MAX_CPU_DEVICES = 16  # each holds the whole train state
 
 
-def prepare(*, devices: int | None = None, keep_compiled: str | bool = True, hosts: Hosts | None = None) -> None:
+def initialize(
+    *,
+    devices: int | None = None,
+    compilation_cache_dir: str | bool = True,
+    distributed: DistributedOptions | None = None,
+) -> None:
     """Makes ready a process that is about to use JAX.
 
     On a CPU, one JAX device for each core is faster than one device with all of them, and memory that is not handed
@@ -56,9 +79,9 @@ def prepare(*, devices: int | None = None, keep_compiled: str | bool = True, hos
 
     Args:
         devices: into how many devices to divide the CPU; None is what is said above.
-        keep_compiled: keep compiled programs in this folder for the next process; True is one in the user's cache, see
-            `compiled.keep`.
-        hosts: meet the other processes that these flags, or a cluster, speak of; None is a process of its own.
+        compilation_cache_dir: keep compiled programs in this folder for the next process; True is one in the user's
+            cache, see `compiled.enable_compilation_cache`.
+        distributed: meet the other processes that these flags, or a cluster, speak of; None is a process of its own.
 
     Raises:
         ValueError: if devices is below 1, or not what JAX has been told before, or JAX will not run on a CPU; if the
@@ -67,22 +90,22 @@ def prepare(*, devices: int | None = None, keep_compiled: str | bool = True, hos
     """
     if devices is not None and devices < 1:
         raise ValueError(f"devices must be at least 1, got {devices}")
-    where = platform()
-    if where == "cpu":
-        keep_memory()
-        _divide_cpu(devices)
+    backend = platform()
+    if backend == "cpu":
+        tune_malloc()
+        _set_cpu_devices(devices)
     elif devices is not None:
-        raise ValueError(f"devices = {devices} divides a CPU, but JAX will run on {where}: leave it out")
-    elif where == "tpu":
-        tpu.tell()
-    _settle_draws()
-    compiled.keep(keep_compiled)
-    if hosts is not None:
-        join(hosts, where)
-    start()
+        raise ValueError(f"devices = {devices} divides a CPU, but JAX will run on {backend}: leave it out")
+    elif backend == "tpu":
+        tpu.set_libtpu_flags()
+    _pin_jax_config()
+    compiled.enable_compilation_cache(compilation_cache_dir)
+    if distributed is not None:
+        connect_processes(distributed, backend)
+    start_jax()
 
 
-def start() -> None:
+def start_jax() -> None:
     """Starts JAX, which until then is only told things.
 
     Raises:
@@ -120,7 +143,7 @@ def platform() -> str:
     return plugins[0]
 
 
-def keep_memory() -> bool:
+def tune_malloc() -> bool:
     """Lets glibc keep freed memory instead of giving it back to the kernel; False where there is no glibc.
 
     XLA's large temporaries otherwise go back after every step and are paged in again, zeroed, in the next.  Each thread
@@ -155,18 +178,18 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: dict[int, object] = {}
+        self._previous_handlers: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("Interrupt handles signals: only the main thread can enter it")
         before = {number: signal.getsignal(number) for number in self.SIGNALS}
         heeded = [n for n, was in before.items() if was is not signal.SIG_IGN or n in (signal.SIGINT, signal.SIGTERM)]
-        self._before = {number: signal.signal(number, self._handle) for number in heeded}
+        self._previous_handlers = {number: signal.signal(number, self._handle) for number in heeded}
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # pyright: ignore[reportArgumentType]
 
     def _handle(self, number: int, frame: object) -> None:
@@ -178,42 +201,42 @@ class Interrupt:
             os.write(2, b"\nstopping in good order; Ctrl-C again stops at once\n")
 
 
-def cores() -> int:
+def num_cores() -> int:
     """CPU cores that this process may run on: those of the machine, or as many as it is bound to."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _settle_draws() -> None:
+def _pin_jax_config() -> None:
     import jax
 
     jax.config.update("jax_threefry_partitionable", True)
     jax.config.update("jax_enable_x64", False)
 
 
-def _divide_cpu(devices: int | None) -> None:
+def _set_cpu_devices(devices: int | None) -> None:
     import jax
 
-    told = _devices_told()
-    if told is not None and devices not in (None, told):
-        raise ValueError(f"devices = {devices}, but JAX has been told {told} (XLA_FLAGS or jax_num_cpu_devices)")
-    number = told or devices or min(_MOST_DEVICES, 2 ** (cores().bit_length() - 1))
-    if told is None:
+    configured = _configured_devices()
+    if configured is not None and devices not in (None, configured):
+        raise ValueError(f"devices = {devices}, but JAX has been told {configured} (XLA_FLAGS or jax_num_cpu_devices)")
+    number = configured or devices or min(_MAX_CPU_DEVICES, 2 ** (num_cores().bit_length() - 1))
+    if configured is None:
         try:
             jax.config.update("jax_num_cpu_devices", number)
         except RuntimeError:
             if devices not in (None, jax.local_device_count("cpu")):
                 raise RuntimeError(
-                    f"JAX has already started: call prepare(devices={devices}) before its first use"
+                    f"JAX has already started: call initialize(devices={devices}) before its first use"
                 ) from None
 
 
-def _devices_told() -> int | None:
+def _configured_devices() -> int | None:
     """The number of CPU devices that the environment or the program has already set."""
     import jax
 
     flag = re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    told = int(flag.group(1)) if flag else jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
-    return told if told and told > 0 else None
+    configured = int(flag.group(1)) if flag else jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
+    return configured if configured and configured > 0 else None
 
 
 def _device_files() -> list[str]:

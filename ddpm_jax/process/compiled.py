@@ -6,11 +6,11 @@ import pathlib
 import platform
 import sys
 
-MOST = 4 << 30
+MAX_CACHE_BYTES = 4 << 30
 """Bytes of compiled programs to keep; beyond, those go that were written first."""
 
 
-def keep(folder: str | bool) -> None:
+def enable_compilation_cache(folder: str | bool) -> None:
     """Keeps compiled programs in a folder, and takes them from there.
 
     A place that the user has given to JAX (JAX_COMPILATION_CACHE_DIR) stays, and JAX_ENABLE_COMPILATION_CACHE=0 keeps
@@ -25,47 +25,47 @@ def keep(folder: str | bool) -> None:
     if not folder or jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         return
     try:
-        place = default_folder() if folder is True else pathlib.Path(folder).absolute()
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_own(place)
-        prune(place, MOST)
+        cache = default_folder() if folder is True else pathlib.Path(folder).absolute()
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_ownership(cache)
+        prune(cache, MAX_CACHE_BYTES)
     except (OSError, RuntimeError) as error:  # the second of a user without a home
         print(f"compiled programs are not kept for the next time: {error}", file=sys.stderr)
         return
-    jax.config.update("jax_compilation_cache_dir", str(place))
+    jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def _check_own(folder: pathlib.Path) -> None:
+def _check_ownership(folder: pathlib.Path) -> None:
     """Raises a PermissionError if others could have put something into a folder."""
     if not hasattr(os, "getuid"):
         return
-    found = folder.stat()
-    if found.st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to another user (uid {found.st_uid})")
-    if found.st_mode & 0o022:
+    status = folder.stat()
+    if status.st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to another user (uid {status.st_uid})")
+    if status.st_mode & 0o022:
         raise PermissionError(f"others can write {folder}: chmod go-w it, and see what is in it")
 
 
 def default_folder() -> pathlib.Path:
     """In the user's cache, a folder for each kind of processor: a CPU's programs are made of its own instructions."""
     caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return caches / "ddpm_jax" / "compiled" / _processor()
+    return caches / "ddpm_jax" / "compiled" / _processor_id()
 
 
-def prune(folder: pathlib.Path, most: int) -> None:
+def prune(folder: pathlib.Path, max_bytes: int) -> None:
     """Deletes the files of a folder that were written first, until the others have at most so many bytes."""
     files = [(path.stat(), path) for path in folder.iterdir() if path.is_file()]
     total = sum(stat.st_size for stat, _ in files)
     for stat, path in sorted(files, key=lambda each: each[0].st_mtime):
-        if total <= most:
+        if total <= max_bytes:
             return
         path.unlink(missing_ok=True)
         total -= stat.st_size
 
 
-def _processor() -> str:
-    told = pathlib.Path("/proc/cpuinfo")
-    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
+def _processor_id() -> str:
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     instructions = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
     return f"{platform.machine()}-{hashlib.sha256(instructions.encode()).hexdigest()[:12]}"

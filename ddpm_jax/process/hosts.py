@@ -15,15 +15,17 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
-LOST, UNWRITABLE, TOO_LARGE = 5, 6, 7
+EXIT_PROCESS_LOST, EXIT_UNWRITABLE, EXIT_OUT_OF_MEMORY = 5, 6, 7
 """Exit statuses that all programs share."""
 
-_MEETING = 300  # seconds to wait for the others at the start
-_PARTING = 7 * 24 * 3600  # and at the end, where the first process may still be writing; a dead one is noticed earlier
+_CONNECT_TIMEOUT = 300  # seconds to wait for the others at the start
+_SHUTDOWN_TIMEOUT = (
+    7 * 24 * 3600
+)  # and at the end, where the first process may still be writing; a dead one is noticed earlier
 
 
 @dataclasses.dataclass(frozen=True)
-class Hosts:
+class DistributedOptions:
     coordinator: str | None = None
     """HOST:PORT at process 0, for one of several processes that nothing else has introduced to each other."""
     processes: int | None = None
@@ -34,25 +36,25 @@ class Hosts:
     """With several processes: seconds after which one that no longer answers is given up, and with it the others."""
 
 
-def check(hosts: Hosts) -> None:
+def check_options(options: DistributedOptions) -> None:
     """Refuses flags that do not say who is where.
 
     Raises:
         ValueError: naming the flag, its value and what would be right.
     """
-    given = {"--coordinator": hosts.coordinator, "--processes": hosts.processes, "--process": hosts.process}
+    given = {"--coordinator": options.coordinator, "--processes": options.processes, "--process": options.process}
     if any(value is None for value in given.values()) and any(value is not None for value in given.values()):
-        told = " ".join(f"{name} {value}" for name, value in given.items() if value is not None)
-        raise ValueError(f"--coordinator, --processes and --process go together, got only {told}")
-    if hosts.coordinator is not None and not _address(hosts.coordinator):
-        raise ValueError(f"--coordinator must be HOST:PORT, got {hosts.coordinator!r}")
-    if hosts.processes is not None and hosts.process is not None and not 0 <= hosts.process < hosts.processes:
-        raise ValueError(f"--process must be 0 to --processes - 1 = {hosts.processes - 1}, got {hosts.process}")
-    if hosts.heartbeat < 5:
-        raise ValueError(f"--heartbeat must be at least 5 seconds, got {hosts.heartbeat}")
+        got = " ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+        raise ValueError(f"--coordinator, --processes and --process go together, got only {got}")
+    if options.coordinator is not None and not _is_address(options.coordinator):
+        raise ValueError(f"--coordinator must be HOST:PORT, got {options.coordinator!r}")
+    if options.processes is not None and options.process is not None and not 0 <= options.process < options.processes:
+        raise ValueError(f"--process must be 0 to --processes - 1 = {options.processes - 1}, got {options.process}")
+    if options.heartbeat < 5:
+        raise ValueError(f"--heartbeat must be at least 5 seconds, got {options.heartbeat}")
 
 
-def join(hosts: Hosts, platform: str) -> None:
+def connect_processes(options: DistributedOptions, platform: str) -> None:
     """Meets the other processes, if flags or surroundings say that there are any: see `surroundings`.
 
     From then on only the first process prints: standard output of the others leads nowhere.
@@ -63,29 +65,31 @@ def join(hosts: Hosts, platform: str) -> None:
     Raises:
         ValueError: see `check`; or if the others do not come.
     """
-    check(hosts)
-    flags = hosts.coordinator, hosts.processes, hosts.process
-    if hosts.processes == 1 or (hosts.coordinator is None and not surroundings(platform)):
+    check_options(options)
+    flags = options.coordinator, options.processes, options.process
+    if options.processes == 1 or (options.coordinator is None and not detect_cluster(platform)):
         return
     import jax
 
     # it would take SIGTERM away from Interrupt
     jax.config.update("jax_enable_preemption_service", False)
     # flags are the whole truth: JAX would add what Slurm says of devices
-    method = None if hosts.coordinator is None else "deactivate"
+    method = None if options.coordinator is None else "deactivate"
     try:
         jax.distributed.initialize(
-            *flags, cluster_detection_method=method, heartbeat_timeout_seconds=hosts.heartbeat,
-            shutdown_timeout_seconds=_PARTING, initialization_timeout=_MEETING,
-            coordinator_bind_address=bind_address(hosts.coordinator),
+            *flags, cluster_detection_method=method, heartbeat_timeout_seconds=options.heartbeat,
+            shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT, initialization_timeout=_CONNECT_TIMEOUT,
+            coordinator_bind_address=bind_address(options.coordinator),
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
-        where = hosts.coordinator or "the first process"
-        raise ValueError(f"the processes did not meet at {where} in {_MEETING} s: {_first_line(error)}") from error
+        where = options.coordinator or "the first process"
+        raise ValueError(
+            f"the processes did not meet at {where} in {_CONNECT_TIMEOUT} s: {_first_line(error)}"
+        ) from error
     counts = {len(jax.local_devices(i)) for i in range(jax.process_count())}
     if len(counts) > 1:
         raise ValueError(f"every process must have the same number of devices, got {sorted(counts)}")
-    if not first():
+    if not is_main_process():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
@@ -106,7 +110,7 @@ def bind_address(coordinator: str | None) -> str | None:
     return f"[{address}]:{port}" if family == socket.AF_INET6 else f"{address}:{port}"
 
 
-def surroundings(platform: str) -> str | None:
+def detect_cluster(platform: str) -> str | None:
     """What has started several processes, such that JAX finds them by itself: "Slurm", "Open MPI" or "TPU".
 
     None on a single machine, and for a single task.  A host of a TPU slice learns from its environment, or else from
@@ -120,42 +124,42 @@ def surroundings(platform: str) -> str | None:
         return "Slurm" if tasks > 1 and int(env["SLURM_NTASKS"]) > 1 else None
     if "OMPI_MCA_orte_hnp_uri" in env:
         return "Open MPI" if int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1 else None
-    return "TPU" if platform == "tpu" and _tpu_hosts() > 1 else None
+    return "TPU" if platform == "tpu" and _num_tpu_hosts() > 1 else None
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes and prints."""
     import jax
 
     return jax.process_index() == 0
 
 
-def agree(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether any process says so; all ask, and wait for each other."""
     import numpy as np
 
-    return bool(np.any(_from_all(np.array(flag)))) if _several() else flag
+    return bool(np.any(_allgather(np.array(flag)))) if _is_distributed() else flag
 
 
-def share(rows: Any) -> Any:
+def local_shard(arrays: Any) -> Any:
     """Of rows for all devices, [devices, ...], those of this process's: [local devices, ...]."""
     import jax
 
     size, index = jax.local_device_count(), jax.process_index()
-    return jax.tree.map(lambda a: a[index * size : (index + 1) * size], rows) if _several() else rows
+    return jax.tree.map(lambda a: a[index * size : (index + 1) * size], arrays) if _is_distributed() else arrays
 
 
-def gathered(rows: Any) -> Any:
+def all_gather(arrays: Any) -> Any:
     """The inverse of `share`: results of this process's devices, [local devices, ...], joined by all others'."""
     import jax
     import numpy as np
 
-    if not _several():
-        return rows
-    return jax.tree.map(lambda a: _from_all(np.asarray(a)).reshape(-1, *a.shape[1:]), rows)
+    if not _is_distributed():
+        return arrays
+    return jax.tree.map(lambda a: _allgather(np.asarray(a)).reshape(-1, *a.shape[1:]), arrays)
 
 
-def check_same(values: Mapping[str, bytes]) -> None:
+def check_equal_across_processes(values: Mapping[str, bytes]) -> None:
     """Makes sure that every process has the same.
 
     Raises:
@@ -163,10 +167,10 @@ def check_same(values: Mapping[str, bytes]) -> None:
     """
     import numpy as np
 
-    if not _several():
+    if not _is_distributed():
         return
     digests = [np.frombuffer(hashlib.sha256(value).digest()[:16], np.uint32) for value in values.values()]
-    seen = _from_all(np.stack(digests))
+    seen = _allgather(np.stack(digests))
     for name, column in zip(values, np.moveaxis(seen, 1, 0), strict=True):
         others = [str(i) for i in range(len(column)) if (column[i] != column[0]).any()]
         if others:
@@ -174,7 +178,7 @@ def check_same(values: Mapping[str, bytes]) -> None:
 
 
 @contextlib.contextmanager
-def as_one(program: str, standing: Callable[[], str] = lambda: "") -> Iterator[None]:
+def abort_together(program: str, details: Callable[[], str] = lambda: "") -> Iterator[None]:
     """Around what several processes do together: whatever ends one of them early ends it at once.
 
     A process that waited in good order for the others, at its exit or for a checkpoint under way, would wait for those
@@ -185,23 +189,23 @@ def as_one(program: str, standing: Callable[[], str] = lambda: "") -> Iterator[N
 
     Args:
         program: who speaks.
-        standing: what to add, such as which step was saved last.
+        details: what to add, such as which step was saved last.
     """
     try:
         yield
     except SystemExit:  # in good order
         raise
     except BaseException as error:
-        if not _several():
+        if not _is_distributed():
             raise
         with contextlib.suppress(Exception):
-            _say_why(program, error, standing())
-        leave(_status(error))
+            _print_reason(program, error, details())
+        exit_process(_exit_status(error))
 
 
-def leave(status: int) -> int:
+def exit_process(status: int) -> int:
     """Ends one of several processes at once, without waiting for the others; a single one just gets its status."""
-    if _several():
+    if _is_distributed():
         _exit(status)
     return status
 
@@ -213,71 +217,71 @@ def _exit(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _say_why(program: str, error: BaseException, standing: str) -> None:
+def _print_reason(program: str, error: BaseException, details: str) -> None:
     import jax
 
     me = f"{program}, process {jax.process_index()} of {jax.process_count()}"
-    if _status(error) == LOST:
-        print(f"{me}: another process was lost ({_first_line(error)}). {standing}", file=sys.stderr)
-    elif _status(error) == 1:
+    if _exit_status(error) == EXIT_PROCESS_LOST:
+        print(f"{me}: another process was lost ({_first_line(error)}). {details}", file=sys.stderr)
+    elif _exit_status(error) == 1:
         traceback.print_exception(error)
         print(f"{me}: stopped, and with it the others", file=sys.stderr)
     else:
-        print(f"{me}: {error}. {standing}", file=sys.stderr)
+        print(f"{me}: {error}. {details}", file=sys.stderr)
 
 
-def _status(error: BaseException) -> int:
+def _exit_status(error: BaseException) -> int:
     import jax
 
-    chain, at = [], error
-    while at is not None and at not in chain:
-        chain.append(at)
-        at = at.__cause__ or at.__context__
+    chain, cause = [], error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
     if isinstance(error, MemoryError):
-        return TOO_LARGE
+        return EXIT_OUT_OF_MEMORY
     if any(isinstance(e, jax.errors.JaxRuntimeError) for e in chain):
-        return LOST
+        return EXIT_PROCESS_LOST
     if isinstance(error, KeyboardInterrupt):
         return 130
-    return UNWRITABLE if isinstance(error, OSError) else 2 if isinstance(error, ValueError) else 1
+    return EXIT_UNWRITABLE if isinstance(error, OSError) else 2 if isinstance(error, ValueError) else 1
 
 
-def _several() -> bool:
+def _is_distributed() -> bool:
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def _from_all(value: Any) -> Any:
+def _allgather(value: Any) -> Any:
     """[processes, ...]: each one's value."""
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(value)
 
 
-def _address(text: str) -> bool:
+def _is_address(text: str) -> bool:
     host, _, port = text.rpartition(":")
     return bool(host) and port.isdigit() and 0 < int(port) < 65536
 
 
-def _tpu_hosts() -> int:
+def _num_tpu_hosts() -> int:
     """How many hosts take part in this one's TPU job."""
     env = os.environ
     names = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
     if names is None and "TPU_SKIP_MDS_QUERY" not in env:
-        names = _metadata("worker-network-endpoints")
+        names = _gce_metadata("worker-network-endpoints")
     return len((names or "").split(",")) * int(env.get("MEGASCALE_NUM_SLICES") or 1)
 
 
-def _metadata(name: str) -> str | None:
+def _gce_metadata(name: str) -> str | None:
     """An attribute of a virtual machine of Google's; None where there is no such server."""
     import urllib.request  # which costs more to import than all else here
 
     server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
     address = f"http://{server}/computeMetadata/v1/instance/attributes/{name}"
-    ask = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})
+    request = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with direct.open(ask, timeout=5) as answer:
+        with direct.open(request, timeout=5) as answer:
             return answer.read().decode()
     except OSError:
         return None

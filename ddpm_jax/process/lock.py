@@ -7,7 +7,7 @@ import sys
 import time
 
 
-class Lock:
+class FolderLock:
     """While it is entered, no other process can enter one of the same folder.
 
     The kernel holds the lock (flock) and releases it with the process, however that ends: no stale lock remains.  The
@@ -23,7 +23,7 @@ class Lock:
         self.path = folder / ".lock"
         self._file: int | None = None
 
-    def __enter__(self) -> "Lock":
+    def __enter__(self) -> "FolderLock":
         try:
             import fcntl
         except ImportError:  # not on Windows

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 
-class Output(io.TextIOWrapper):
+class SafeStream(io.TextIOWrapper):
     """A stream like the given one that never fails.
 
     A character that its encoding lacks is written as an escape, `\\xb1`.  From the first error on it leads nowhere: of
@@ -27,16 +27,16 @@ class Output(io.TextIOWrapper):
         try:
             return super().write(text)
         except OSError as error:
-            self._leave(error)
+            self._redirect_to_null(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             super().flush()
         except OSError as error:
-            self._leave(error)
+            self._redirect_to_null(error)
 
-    def _leave(self, error: OSError) -> None:
+    def _redirect_to_null(self, error: OSError) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
@@ -45,7 +45,7 @@ class Output(io.TextIOWrapper):
 
 
 @contextlib.contextmanager
-def writing(folder: str | os.PathLike[str]) -> Iterator[None]:
+def explain_write_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Around what writes into a folder.
 
     Raises:
@@ -60,12 +60,12 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[None]:
         raise OSError(f"{os.fspath(folder)} cannot be written: {error}") from error
 
 
-def run(main: Callable[[list[str]], int]) -> NoReturn:
+def run_main(main: Callable[[list[str]], int]) -> NoReturn:
     """Runs a program on the command line and ends the process with the status that it returns."""
     for name, title in {"stdout": "standard output", "stderr": "standard error"}.items():
         stream = getattr(sys, name)
         if stream is None:  # the process was started without it
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         elif isinstance(stream, io.TextIOWrapper):
-            setattr(sys, name, Output(stream, title))
+            setattr(sys, name, SafeStream(stream, title))
     sys.exit(main(sys.argv[1:]))

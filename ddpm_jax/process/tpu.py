@@ -5,34 +5,34 @@ import mmap
 import os
 import pathlib
 
-OFF = ("xla_tpu_run_space_to_batch", "xla_tpu_run_space_to_batch_on_new_platforms")
+DISABLED_FLAGS = ("xla_tpu_run_space_to_batch", "xla_tpu_run_space_to_batch_on_new_platforms")
 """Of fewer than 8 images a chip the compiler otherwise cuts every image into strips, which it takes for images of a
 larger batch, and makes their edges anew between any two convolutions: up to three times the step (docs/performance.md).
 """
 
 
-def tell() -> None:
+def set_libtpu_flags() -> None:
     """Adds to LIBTPU_INIT_ARGS what serves these networks, unless something is said there about the same already.
 
     libtpu ends a process that names a flag it does not know, so only those are named that its file has.
     """
-    said = os.environ.get("LIBTPU_INIT_ARGS", "")
-    unsaid = [flag for flag in OFF if f"--{flag}" not in said.replace("=", " ").split()]
-    told = [f"--{flag}=false" for flag in known(unsaid)]
-    if told:
-        os.environ["LIBTPU_INIT_ARGS"] = " ".join([said, *told]).strip()
+    current = os.environ.get("LIBTPU_INIT_ARGS", "")
+    missing = [flag for flag in DISABLED_FLAGS if f"--{flag}" not in current.replace("=", " ").split()]
+    added = [f"--{flag}=false" for flag in supported_flags(missing)]
+    if added:
+        os.environ["LIBTPU_INIT_ARGS"] = " ".join([current, *added]).strip()
 
 
-def known(flags: list[str]) -> list[str]:
+def supported_flags(flags: list[str]) -> list[str]:
     """Those of the flags whose names are in libtpu's file; none if there is no such file."""
-    path = library()
+    path = libtpu_path()
     if path is None or not flags:
         return []
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return [flag for flag in flags if content.find(flag.encode() + b"\0") >= 0]
 
 
-def library() -> pathlib.Path | None:
+def libtpu_path() -> pathlib.Path | None:
     """libtpu's file, where JAX looks for it; None if there is none."""
     named = os.environ.get("TPU_LIBRARY_PATH")
     if named and pathlib.Path(named).is_file():

@@ -41,11 +41,11 @@ def call(argv: list[str]) -> int:
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         failure, status = error, 2
     except OSError as error:  # a full disk, a folder that is not ours to write
-        failure, status = error, process.UNWRITABLE
+        failure, status = error, process.EXIT_UNWRITABLE
     except MemoryError as error:
-        failure, status = error, process.TOO_LARGE
+        failure, status = error, process.EXIT_OUT_OF_MEMORY
     print(f"{name}: {failure}", file=sys.stderr)
-    return process.leave(status)
+    return process.exit_process(status)
 
 
 def usage() -> str:
@@ -56,4 +56,4 @@ def usage() -> str:
 
 def main(*command: str) -> NoReturn:
     """The console script; with a command's name, a program of this name."""
-    process.run(lambda argv: call([*command, *argv]))
+    process.run_main(lambda argv: call([*command, *argv]))

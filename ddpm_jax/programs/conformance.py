@@ -17,12 +17,12 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Measures in float64 and prints; exit status 0, or 2 for a wrong request."""
     flags.parse(Arguments, argv, prog="ddpm-jax conformance")
-    process.prepare()  # which keeps what is compiled
+    process.initialize()  # which keeps what is compiled
 
     import jax
 
     from ddpm_jax import conformance
 
     jax.config.update("jax_enable_x64", True)
-    print(conformance.table([conformance.check(name, of) for name, of in conformance.BUILT_IN.items()]))
+    print(conformance.format_table([conformance.check(name, of) for name, of in conformance.BUILT_IN.items()]))
     return 0

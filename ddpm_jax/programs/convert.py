@@ -30,17 +30,17 @@ COMMANDS = {
 
 def main(argv: list[str]) -> int:
     """Runs one command; exit status 0, or 2 for what is refused, or 6 for what cannot be written."""
-    which = (argv[0], argv[1]) if len(argv) > 1 else ("", "")
-    if which not in COMMANDS:
+    command = (argv[0], argv[1]) if len(argv) > 1 else ("", "")
+    if command not in COMMANDS:
         is_help = bool({"-h", "--help"} & set(argv))
         print(usage(), file=sys.stdout if is_help else sys.stderr)
         return 0 if is_help else 2
-    chosen = flags.parse(COMMANDS[which], argv[2:], prog=f"ddpm-jax convert {which[0]} {which[1]}")
+    args = flags.parse(COMMANDS[command], argv[2:], prog=f"ddpm-jax convert {command[0]} {command[1]}")
 
     from ddpm_jax.convert import commands
 
-    process.start()
-    getattr(commands, "_".join(which))(chosen)
+    process.start_jax()
+    getattr(commands, "_".join(command))(args)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Evaluates a run.
 
-    ddpm-jax evaluate RUN likelihood [--split test --mix 0 ...]
+    ddpm-jax evaluate RUN likelihood [--split test --variance-mix 0 ...]
 
 The first argument is the run's folder, the second what to do; `RUN COMMAND --help` lists a command's flags.
 """
@@ -13,17 +13,17 @@ from ddpm_jax.config import flags
 from ddpm_jax.evaluate import options
 
 COMMANDS = {
-    "likelihood": options.Likelihood,
-    "samples": options.Samples,
-    "table": options.Table,
-    "calls": options.Calls,
-    "progressive": options.Progressive,
-    "predictions": options.Predictions,
-    "stochastic": options.Stochastic,
-    "interpolation": options.Interpolation,
-    "rate_distortion": options.RateDistortion,
-    "neighbours": options.Neighbours,
-    "report": options.Report,
+    "likelihood": options.LikelihoodOptions,
+    "samples": options.SamplesOptions,
+    "table": options.TableOptions,
+    "calls": options.NfeOptions,
+    "progressive": options.ProgressiveOptions,
+    "predictions": options.PredictionsOptions,
+    "stochastic": options.StochasticOptions,
+    "interpolation": options.InterpolationOptions,
+    "rate_distortion": options.RateDistortionOptions,
+    "neighbours": options.NeighboursOptions,
+    "report": options.ReportOptions,
 }
 """Each is done by `run` of the module of `evaluate` that has its name."""
 
@@ -41,27 +41,27 @@ def main(argv: list[str]) -> int:
         elif len(argv) > 1 and not is_help:
             print(f"\nevaluate: there is no command {argv[1]!r}", file=sys.stderr)
         return 0 if is_help else 2
-    flags.checked(argv)
-    chosen = flags.parse(COMMANDS[argv[1]], argv[2:], prog=f"ddpm-jax evaluate RUN {argv[1]}")
-    process.prepare(devices=chosen.which.devices, hosts=chosen.which.hosts)
+    flags.check_words(argv)
+    parsed = flags.parse(COMMANDS[argv[1]], argv[2:], prog=f"ddpm-jax evaluate RUN {argv[1]}")
+    process.initialize(devices=parsed.common.devices, distributed=parsed.common.hosts)
 
     import jax
 
     from ddpm_jax import keys, runs
-    from ddpm_jax.evaluate.subject import subject
+    from ddpm_jax.evaluate.subject import open_context
 
     command = importlib.import_module(f"ddpm_jax.evaluate.{argv[1]}")
     if jax.process_count() > 1 and argv[1] not in ON_SEVERAL:
         raise ValueError(f"{argv[1]} runs in one process; {' and '.join(ON_SEVERAL)} run in several")
-    if hasattr(chosen, "seed"):
-        keys.number("--seed", chosen.seed)
-    with process.as_one("evaluate"):
-        evaluated = subject(argv[0], chosen.which)
+    if hasattr(parsed, "seed"):
+        keys.check_integer("--seed", parsed.seed)
+    with process.abort_together("evaluate"):
+        context = open_context(argv[0], parsed.common)
         with (
-            process.writing(evaluated.out),
-            runs.fitting("a tile of images", lambda: runs.lighter_samples(evaluated.model.tile)),
+            process.explain_write_errors(context.out),
+            runs.explain_oom("a tile of images", lambda: runs.sampling_oom_hints(context.model.tile)),
         ):
-            return command.run(evaluated, chosen)
+            return command.run(context, parsed)
 
 
 def usage() -> str:

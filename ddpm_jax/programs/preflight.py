@@ -24,19 +24,19 @@ QUICK = -1.0
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     config: Annotated[configs.Config, tyro.conf.arg(name="")]
-    topology: flags.Given[str] = None
+    topology: flags.OptionalFlag[str] = None
     """A slice of TPUs to compile for, such as v5litepod-16, v4-32 or v5e:4x4 (default: the devices at hand)."""
     shape: tuple[int, ...] = ()
     """Height, width and channels of integer images (default: those of the config's source, which is read)."""
-    images: flags.Given[int] = None
+    images: flags.OptionalFlag[int] = None
     """With --shape: how many training images there are, all of which lie on each device (default: 50,000)."""
     programs: tuple[Literal["train", "sampler", "evaluation"], ...] = ("train", "sampler", "evaluation")
     """Which programs to compile."""
-    effort: flags.Given[float] = None
+    effort: flags.OptionalFlag[float] = None
     """With --topology: the compiler's effort from -1 (default: quick) over 0 (as a run is compiled) to 1.
 
     From 0 on, its estimate of the time is worth something and is printed."""
-    devices: flags.Given[int] = None
+    devices: flags.OptionalFlag[int] = None
     """On a CPU: into how many JAX devices to divide it (default: one per core)."""
     out: str | None = None
     """A JSON file for the report."""
@@ -63,14 +63,14 @@ def parse(argv: list[str]) -> tuple[str, Arguments]:
 
 def main(argv: list[str]) -> int:
     """Compiles, measures and prints; the exit status says whether everything fits."""
-    name, args = parse(flags.checked(argv))
+    name, args = parse(flags.check_words(argv))
     if args.topology is None:
-        process.prepare(devices=args.devices)
+        process.initialize(devices=args.devices)
     else:
         topology.set_environment()
-        process.start()
+        process.start_jax()
     configs.check(args.config)
-    with process.writing(args.out or args.text or "."):
+    with process.explain_write_errors(args.out or args.text or "."):
         return run(name, args)
 
 
@@ -78,26 +78,32 @@ def run(name: str, args: Arguments) -> int:
     """The report, line by line as it becomes known."""
     from ddpm_jax.preflight import facts, here, programs, report
 
-    where = place(args)
-    images = programs.images(args.config, args.shape, args.images)
-    lower = {"train": programs.train_step, "sampler": programs.sampler, "evaluation": programs.evaluation}
-    first = lower["train"](args.config, images, where.devices)
-    flops = programs.step_flops(args.config, images, len(where.devices))
-    found = report.Report(name, args.config, images, where, flops, {})
-    say(report.head(found))
-    options = {} if where.effort is None else {"exec_time_optimization_effort": where.effort}
+    target = place(args)
+    images = programs.load_images(args.config, args.shape, args.images)
+    lower = {
+        "train": programs.lower_train_step,
+        "sampler": programs.lower_sampler,
+        "evaluation": programs.lower_evaluation,
+    }
+    first = lower["train"](args.config, images, target.devices)
+    flops = programs.step_flops(args.config, images, len(target.devices))
+    found = report.Report(name, args.config, images, target, flops, {})
+    say(report.header_lines(found))
+    options = {} if target.effort is None else {"exec_time_optimization_effort": target.effort}
     for program in args.programs:
-        lowered = first if program == "train" else lower[program](args.config, images, where.devices)
-        found.programs[program], compiled = facts.examine(lowered, len(where.devices), where.limit, options)
+        lowered = first if program == "train" else lower[program](args.config, images, target.devices)
+        found.programs[program], compiled = facts.compile_and_analyse(
+            lowered, len(target.devices), target.limit, options
+        )
         if args.text is not None and compiled is not None:
             folder = pathlib.Path(args.text)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{program}.txt").write_text(compiled.as_text() or "", encoding="utf-8")
-        say(report.program(found, program))
-        if program == "train" and where.slice is None and compiled is not None and found.fits("train"):
-            found.measured = here.measure(args.config, images, compiled, where.devices)
-    say(report.measurements(found))
-    say([report.disk(found)])
+        say(report.program_lines(found, program))
+        if program == "train" and target.slice is None and compiled is not None and found.fits("train"):
+            found.measured = here.measure(args.config, images, compiled, target.devices)
+    say(report.measurement_lines(found))
+    say([report.disk_line(found)])
     if args.out is not None:
         pathlib.Path(args.out).write_text(json.dumps(report.to_json(found), indent=1) + "\n", encoding="utf-8")
     return 0 if all(map(found.fits, found.programs)) else 1
@@ -111,14 +117,14 @@ def place(args: Arguments):
 
     if args.topology is None:
         devices = jax.local_devices()
-        return report.Place(devices, 1, None, here.memory_limit(), None)
+        return report.Target(devices, 1, None, here.memory_limit(), None)
     jax.config.update(
         "jax_enable_compilation_cache", False
     )  # what is compiled for devices elsewhere cannot be read back
-    which = topology.find(args.topology)
+    which = topology.find_slice(args.topology)
     devices = topology.devices(which)
     hosts = len({device.process_index for device in devices})
-    return report.Place(
+    return report.Target(
         devices, hosts, which, topology.memory_limit(devices), QUICK if args.effort is None else args.effort
     )
 

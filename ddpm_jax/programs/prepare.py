@@ -13,5 +13,5 @@ def main(argv: list[str]) -> int:
 
     from ddpm_jax.data import prepare
 
-    with process.writing(options.out):
+    with process.explain_write_errors(options.out):
         return prepare.run(options)

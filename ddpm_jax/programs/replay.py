@@ -27,15 +27,16 @@ def main(argv: list[str]) -> int:
 
     import jax
 
-    from ddpm_jax.replay import largest, load, replay, spoken
+    from ddpm_jax.replay import largest_parameter, load_record, replay, report_lines
 
     jax.config.update("jax_platforms", "cpu")
-    process.prepare(devices=1)
-    record = load(path)
-    print(f"step {record.step} of {path.parent}: {len(record.images)} images, largest parameter {largest(record)}")
+    process.initialize(devices=1)
+    record = load_record(path)
+    largest = largest_parameter(record)
+    print(f"step {record.step} of {path.parent}: {len(record.images)} images, largest parameter {largest}")
     first = replay(record, "float32")
-    print(*spoken(first, record, "float32"), sep="\n", flush=True)
+    print(*report_lines(first, record, "float32"), sep="\n", flush=True)
     if record.config.net.dtype != "float32":
         own = replay(record, record.config.net.dtype)
-        print(*spoken(own, record, record.config.net.dtype), sep="\n")
+        print(*report_lines(own, record, record.config.net.dtype), sep="\n")
     return 0 if first.finite else 1

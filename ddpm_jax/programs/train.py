@@ -24,10 +24,10 @@ class Arguments:
     workdir: str
     """The run's folder: config.json, metrics.jsonl, checkpoints/STEP, samples/."""
     config: Annotated[configs.Config, tyro.conf.arg(name="")]
-    begin: tyro.conf.OmitArgPrefixes[flags.Begin] = flags.Begin()
-    devices: flags.Given[int] = None
+    init: tyro.conf.OmitArgPrefixes[flags.InitFrom] = flags.InitFrom()
+    devices: flags.OptionalFlag[int] = None
     """On a CPU: into how many JAX devices to divide it (default: one per core)."""
-    hosts: tyro.conf.OmitArgPrefixes[process.Hosts] = process.Hosts()
+    hosts: tyro.conf.OmitArgPrefixes[process.DistributedOptions] = process.DistributedOptions()
 
 
 def parse(argv: list[str]) -> Arguments:
@@ -44,31 +44,31 @@ def parse(argv: list[str]) -> Arguments:
 
 def main(argv: list[str]) -> int:
     """Runs or continues a training run; the exit status says how it ended (see README)."""
-    args = parse(flags.checked(argv))
+    args = parse(flags.check_words(argv))
     ranges.check_flags(args)
-    process.prepare(devices=args.devices, hosts=args.hosts)
-    with process.as_one("train"):
+    process.initialize(devices=args.devices, distributed=args.hosts)
+    with process.abort_together("train"):
         configs.check(args.config)
-        return train(args.config, pathlib.Path(args.workdir), args.begin)
+        return train(args.config, pathlib.Path(args.workdir), args.init)
 
 
-def train(config: configs.Config, workdir: pathlib.Path, begin: flags.Begin) -> int:
+def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom) -> int:
     """Sets the stage: data, network, optimizer, devices, and the state of the newest checkpoint, if there is one."""
     import jax
     import numpy as np
 
     from ddpm_jax import checkpoint, data, log, runs, training
     from ddpm_jax.config import objects
-    from ddpm_jax.data.stream import feed
+    from ddpm_jax.data.stream import make_device_loader
 
     images = data.load(
         config.data.source, held_out=config.data.held_out, levels=config.data.levels,
         value_range=config.data.range, resolution=config.data.resolution, skip_bad=config.data.skip_bad,
-        stream=config.data.stream, report=print, progress=log.stages(active=process.first()),
+        stream=config.data.stream, report=print, progress=log.stage_progress(active=process.is_main_process()),
     )  # fmt: skip
 
     # what is trained, and how
-    init_key, run_key, order_key, eval_key = runs.keys_of(config.seed)
+    init_key, run_key, order_key, eval_key = runs.run_keys(config.seed)
     schedule, shape = objects.noise_schedule(config), images.train.shape[1:]
     net, optimizer = objects.network(config, channels=shape[-1]), objects.optimizer(config)
     cpu = jax.default_backend() == "cpu"
@@ -76,93 +76,101 @@ def train(config: configs.Config, workdir: pathlib.Path, begin: flags.Begin) -> 
     # runs once: a CPU's compiler leaves out of it what takes longer than it saves, and changes no bit
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1} if cpu else None)
     def fresh_state(key):
-        return training.init(objects.parameters(config, net, key, shape), optimizer)
+        return training.init(objects.init_params(config, net, key, shape), optimizer)
 
     # where: the state whole on every device, the batch spread over them
     devices = jax.local_devices()
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    order = data.Order(order_key, len(images.train))
-    fed = feed(images.train, order, config.batch, devices, stream=config.data.stream, together=config.steps_per_call)
-    steps = runs.over_devices(runs.train_step(config, schedule, net, optimizer, images.levels), fed.axis)
-    run_key = jax.device_put(run_key, everywhere)
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    order = data.EpochShuffle(order_key, len(images.train))
+    loader = make_device_loader(
+        images.train, order, config.batch, devices, stream=config.data.stream, steps_per_call=config.steps_per_call
+    )
+    steps = runs.parallelise(runs.train_step(config, schedule, net, optimizer, images.levels), loader.in_axis)
+    run_key = jax.device_put(run_key, replicated)
 
     # before anything is written, as what does not fit is refused
-    begun = runs.begin(config, net, init_key, shape, begin) if begin.init_from and not runs.under_way(workdir) else None
+    finetuned = (
+        runs.init_from_run(config, net, init_key, shape, init)
+        if init.init_from and not runs.has_checkpoints(workdir)
+        else None
+    )
 
     with (
         process.Interrupt() as interrupt,  # first, so that the last save is complete before a signal can end it
-        runs.claim(workdir, config),
+        runs.lock_run(workdir, config),
         checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep) as saved,
     ):
         run = runs.Run(config, workdir, images, schedule, net, eval_key, interrupt)
-        with process.as_one("train", lambda: runs.standing(workdir)):
+        with process.abort_together("train", lambda: runs.describe_last_checkpoint(workdir)):
             start, state, meta = 0, jax.eval_shape(fresh_state, init_key), {}
             if saved.latest() is not None:
                 start, state, meta = saved.restore(state)
-                run.kept = runs.kept(meta, begin, workdir)
-            elif begin.init_from is not None:
-                state, run.kept = begun or runs.begin(config, net, init_key, shape, begin)
+                run.provenance = runs.provenance(meta, init, workdir)
+            elif init.init_from is not None:
+                state, run.provenance = finetuned or runs.init_from_run(config, net, init_key, shape, init)
             else:
                 state = fresh_state(init_key)
-            run.check_same(start, meta)
-            state = jax.device_put(state, everywhere)
-            run.introduce(state, start)
+            run.check_consistent(start, meta)
+            state = jax.device_put(state, replicated)
+            run.print_summary(state, start)
 
             def take_steps(state, bad, batch):
-                rows, word = run.said.batch(batch.indices), runs.word(interrupt.requested)
-                return steps(run_key, state, bad, batch.pixels, batch.places, rows, word)
+                rows, word = run.train_conditions.device_batch(batch.indices), runs.stop_flag(interrupt.requested)
+                return steps(run_key, state, bad, batch.pixels, batch.pixel_indices, rows, word)
 
-            resident = images.train.nbytes if fed.axis is None else 0
+            resident = images.train.nbytes if loader.in_axis is None else 0
             with (
-                runs.fitting(
+                runs.explain_oom(
                     f"a training step of {config.batch // jax.device_count()} images per device",
-                    lambda: runs.lighter_step(config, jax.device_count(), resident),
+                    lambda: runs.step_oom_hints(config, jax.device_count(), resident),
                 ),
-                contextlib.closing(fed.batches(start)) as batches,
+                contextlib.closing(loader.batches(start)) as batches,
             ):
-                bad = jax.device_put(np.int32(0), everywhere)  # steps in a row that were skipped, of what follows
+                bad = jax.device_put(np.int32(0), replicated)  # steps in a row that were skipped, of what follows
                 return loop(config, run, saved, start, (state, bad), take_steps, batches)
 
 
-def loop(config: configs.Config, run, saved, start: int, carried, take_steps, batches) -> int:
+def loop(config: configs.Config, run, saved, start: int, carry, take_steps, batches) -> int:
     """Steps start + 1 ... config.steps; what is written after each call, and what ends them early."""
     from ddpm_jax import log, runs
 
-    state, bad = carried
-    begun, watch = time.monotonic(), runs.Watch(config, run.workdir, start)
-    progress = log.Progress(config.steps, start=start, active=process.first())
+    state, bad = carry
+    begun, step_metrics = time.monotonic(), runs.StepMetrics(config, run.workdir, start)
+    progress = log.Progress(config.steps, start=start, active=process.is_main_process())
 
     def due(step, every):
         return step == config.steps or (every and step % every == 0)
 
     # what was saved, and ended before its samples
-    if start and due(start, config.sample_every) and process.agree(not watch.noted):
-        watch.note(start, run.look(start, state.ema))
+    if start and due(start, config.sample_every) and process.any_process(not step_metrics.has_evaluation):
+        step_metrics.write_evaluation(start, run.sample_and_evaluate(start, state.ema))
     done = start
     while done < config.steps:
         batch = next(batches)
         state, bad, metrics = take_steps(state, bad, batch)
         done += len(batch.indices)
-        watch.add(done, metrics, batch.indices)
-        stopping = run.stopping(watch.word)
+        step_metrics.add(done, metrics, batch.indices)
+        stopping = run.should_stop(step_metrics.stop_received)
         often = config.log_every, config.save_every, config.sample_every
-        logging, saving, looking = (due(done, every) for every in often)
-        if stopping or logging or saving or looking:
-            watch.settle()
-        if watch.bad:  # the parameters are still those before the first bad step
+        logging, saving, evaluating = (due(done, every) for every in often)
+        if stopping or logging or saving or evaluating:
+            step_metrics.flush()
+        if step_metrics.too_many_skipped:  # the parameters are still those before the first bad step
             progress.close()
-            return watch.give_up(state, run.images, run.said.rows)
+            return step_metrics.dump_nonfinite(state, run.images, run.train_conditions.gather)
 
         if stopping or logging:
-            progress.update(done, watch.line(done))
+            progress.update(done, step_metrics.write_metrics(done))
             saved.check()
         if stopping or saving:
             saved.save(done, state, run.meta(done))
-        if looking:
-            with runs.fitting("what draws samples and evaluates", lambda: runs.lighter_look(config, run.tile)):
-                watch.note(done, run.look(done, state.ema))
-        if stopping or (looking and process.agree(run.interrupt.requested)):
+        if evaluating:
+            with runs.explain_oom(
+                "what draws samples and evaluates", lambda: runs.evaluation_oom_hints(config, run.tile)
+            ):
+                step_metrics.write_evaluation(done, run.sample_and_evaluate(done, state.ema))
+        if stopping or (evaluating and process.any_process(run.interrupt.requested)):
             if not stopping and saved.latest() != done:
                 saved.save(done, state, run.meta(done))
             saved.wait()
@@ -173,5 +181,5 @@ def loop(config: configs.Config, run, saved, start: int, carried, take_steps, ba
     if start >= config.steps:
         print(f"the run is complete: {start} steps; raise --steps to go on")
     else:
-        print(f"steps {start + 1} to {config.steps} took {log.duration(time.monotonic() - begun)}, all included")
+        print(f"steps {start + 1} to {config.steps} took {log.format_duration(time.monotonic() - begun)}, all included")
     return 0

@@ -4,20 +4,21 @@ config.json   metrics.jsonl   checkpoints/STEP   samples/STEP.png   x0_errors.js
 """
 
 from ddpm_jax.runs import errors
-from ddpm_jax.runs.begin import adopt, begin, kept, under_way
-from ddpm_jax.runs.edits import Edit, edit, repeated
+from ddpm_jax.runs.begin import has_checkpoints, init_from_run, provenance, transfer_params
+from ddpm_jax.runs.edits import Edit, edit_from_manifest, make_edit
 from ddpm_jax.runs.manifest import read_manifest
-from ddpm_jax.runs.memory import fitting, lighter_look, lighter_samples, lighter_step
-from ddpm_jax.runs.model import Model
+from ddpm_jax.runs.memory import evaluation_oom_hints, explain_oom, sampling_oom_hints, step_oom_hints
+from ddpm_jax.runs.model import Pipeline
 from ddpm_jax.runs.pictures import image_hash
-from ddpm_jax.runs.run import Run, claim, standing
-from ddpm_jax.runs.said import Asked, Said, asked, asked_again
-from ddpm_jax.runs.step import example_losses, keys_of, over_devices, stratified_times, train_step, word
-from ddpm_jax.runs.watch import Watch
+from ddpm_jax.runs.run import Run, describe_last_checkpoint, lock_run
+from ddpm_jax.runs.said import ConditionRequest, DatasetConditions, parse_request, request_from_manifest
+from ddpm_jax.runs.step import example_losses, parallelise, run_keys, stop_flag, stratified_times, train_step
+from ddpm_jax.runs.watch import StepMetrics
 
 __all__ = [
-    "Asked", "Edit", "Model", "Run", "Said", "Watch", "adopt", "asked", "asked_again", "begin", "claim", "edit",
-    "errors", "example_losses", "fitting", "image_hash", "kept", "keys_of", "lighter_look", "lighter_samples",
-    "lighter_step", "over_devices", "read_manifest", "repeated", "standing", "stratified_times", "train_step",
-    "under_way", "word",
+    "ConditionRequest", "DatasetConditions", "Edit", "Pipeline", "Run", "StepMetrics", "describe_last_checkpoint",
+    "edit_from_manifest", "errors", "evaluation_oom_hints", "example_losses", "explain_oom", "has_checkpoints",
+    "image_hash", "init_from_run", "lock_run", "make_edit", "parallelise", "parse_request", "provenance",
+    "read_manifest", "request_from_manifest", "run_keys", "sampling_oom_hints", "step_oom_hints", "stop_flag",
+    "stratified_times", "train_step", "transfer_params",
 ]  # fmt: skip

@@ -13,21 +13,21 @@ import numpy as np
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 
-FILE = "x0_errors.json"
+FILE_NAME = "x0_errors.json"
 
 
-def keep(
-    workdir: pathlib.Path, fingerprint: str, config: configs.Config, x0_errors: np.ndarray, images: int
+def save(
+    workdir: pathlib.Path, fingerprint: str, config: configs.Config, x0_mse: np.ndarray, images: int
 ) -> pathlib.Path:
     """Writes the mean squared errors of x_0_hat at t = 1..T, and returns where; those of more images stay.
 
     Args:
         fingerprint: of the weights.
-        x0_errors: [T] per component, squared data units.
+        x0_mse: [T] per component, squared data units.
         images: how many they are means over.
     """
-    path = workdir / FILE
-    found = {"fingerprint": fingerprint, "denoiser": objects.refinements(config), "images": images}
+    path = workdir / FILE_NAME
+    found = {"fingerprint": fingerprint, "denoiser": objects.denoiser_options(config), "images": images}
     try:
         before = _content(path)
     except (FileNotFoundError, ValueError):
@@ -35,20 +35,20 @@ def keep(
     if any(before.get(name) != found[name] for name in ("fingerprint", "denoiser")) or before["images"] < images:
         part = path.with_name(path.name + ".new")
         part.write_text(
-            json.dumps(found | {"x0_errors": [0.0, *map(float, x0_errors)]}, indent=1) + "\n", encoding="utf-8"
+            json.dumps(found | {"x0_errors": [0.0, *map(float, x0_mse)]}, indent=1) + "\n", encoding="utf-8"
         )
         os.replace(part, path)
     return path
 
 
-def read(workdir: pathlib.Path, fingerprint: str, config: configs.Config) -> np.ndarray:
+def load(workdir: pathlib.Path, fingerprint: str, config: configs.Config) -> np.ndarray:
     """The errors, float32 [T+1], row 0 being 0.
 
     Raises:
         FileNotFoundError: if they have not been measured.
         ValueError: naming the file, if it is damaged, or about other weights or another clipping.
     """
-    path, T = workdir / FILE, config.schedule.T
+    path, T = workdir / FILE_NAME, config.schedule.T
     measure = (
         f"ddpm-jax evaluate {workdir} likelihood --steps {T}, with the same --checkpoint, --weights, --clip, "
         "--threshold and --eps-scale, measures them"
@@ -58,16 +58,18 @@ def read(workdir: pathlib.Path, fingerprint: str, config: configs.Config) -> np.
     found = _content(path)
     if found["fingerprint"] != fingerprint:
         raise ValueError(f"{path} has the errors of {found['fingerprint']}, not of {fingerprint}: {measure}")
-    if found["denoiser"] != objects.refinements(config):
-        raise ValueError(f"{path} has errors with {found['denoiser']}, not {objects.refinements(config)}: {measure}")
+    if found["denoiser"] != objects.denoiser_options(config):
+        raise ValueError(
+            f"{path} has errors with {found['denoiser']}, not {objects.denoiser_options(config)}: {measure}"
+        )
     if len(found["x0_errors"]) != T + 1:
         raise ValueError(f"{path} is damaged: {len(found['x0_errors'])} errors, not {T + 1}; remove it, and {measure}")
     return np.asarray(found["x0_errors"], np.float32)
 
 
-def digest(x0_errors: np.ndarray | None) -> str | None:
+def digest(x0_mse: np.ndarray | None) -> str | None:
     """What names these errors, for a manifest; None if there are none."""
-    return None if x0_errors is None else f"sha256:{hashlib.sha256(x0_errors.tobytes()).hexdigest()}"
+    return None if x0_mse is None else f"sha256:{hashlib.sha256(x0_mse.tobytes()).hexdigest()}"
 
 
 def _content(path: pathlib.Path) -> dict:

@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-KINDS = {
+FIELD_TYPES = {
     "fingerprint": str, "step": int, "weights": str, "sampling": dict, "machine": dict, "seed": int, "start": int,
     "num": int, "sha256": list,
 }  # fmt: skip
@@ -24,7 +24,7 @@ def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a manifest, or damaged: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} is not a manifest: expected an object with fields, got {str(found)[:60]}")
-    for name, kind in KINDS.items():
+    for name, kind in FIELD_TYPES.items():
         if type(found.get(name)) is not kind:
             raise ValueError(
                 f"{path} is not a manifest, or damaged: {name} must be {kind.__name__}, got {str(found.get(name))[:60]}"

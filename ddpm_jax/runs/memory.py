@@ -9,12 +9,12 @@ from ddpm_jax import config as configs
 
 
 @contextlib.contextmanager
-def fitting(what: str, lighter: Callable[[], list[str]]) -> Iterator[None]:
+def explain_oom(what: str, hints: Callable[[], list[str]]) -> Iterator[None]:
     """Around what may need more memory than a device has, when it is compiled or when it runs.
 
     Args:
         what: it is.
-        lighter: flags to try, the mildest first.
+        hints: flags to try, the mildest first.
 
     Raises:
         MemoryError: if it does, with what to try.
@@ -25,13 +25,13 @@ def fitting(what: str, lighter: Callable[[], list[str]]) -> Iterator[None]:
         lines = str(error).splitlines()
         if "RESOURCE_EXHAUSTED" not in lines[0] and "Out of memory" not in lines[0]:
             raise
-        tries = "".join(f"\n  {one}" for one in lighter() or ["a device with more memory"])
+        tries = "".join(f"\n  {one}" for one in hints() or ["a device with more memory"])
         raise MemoryError(
             f"{what} does not fit into a device's memory: {lines[0][:300]}\nTry one of:{tries}"
         ) from error
 
 
-def lighter_step(config: configs.Config, devices: int, resident: int, room: float = 0.5) -> list[str]:
+def step_oom_hints(config: configs.Config, devices: int, resident: int, room: float = 0.5) -> list[str]:
     """Flags for a training step that needs less memory, the mildest first, each with what it does.
 
     Args:
@@ -55,13 +55,13 @@ def lighter_step(config: configs.Config, devices: int, resident: int, room: floa
     return found
 
 
-def lighter_samples(tile: int, flag: str = "--tile") -> list[str]:
+def sampling_oom_hints(tile: int, flag: str = "--tile") -> list[str]:
     """Flags for sampling that needs less memory than tiles of so many images; `flag` is what sets them."""
     return [f"{flag} {tile // 2}: images of a device at a time; to the last bit, it makes them others"] * (tile > 1)
 
 
-def lighter_look(config: configs.Config, tile: int) -> list[str]:
+def evaluation_oom_hints(config: configs.Config, tile: int) -> list[str]:
     """Flags for training whose samples, so many at a time, and held-out evaluations need less memory."""
     count = min(config.batch, config.evaluation.images)
     fewer = [f"--evaluation.images {count // 2}: held-out images at a time"] * (count > 1)
-    return lighter_samples(tile, "--sampling.tile") + fewer
+    return sampling_oom_hints(tile, "--sampling.tile") + fewer

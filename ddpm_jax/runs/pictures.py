@@ -10,18 +10,21 @@ from ddpm_jax import data
 from ddpm_jax.data import files
 
 
-def read(model: Any, flag: str, path: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+def read_image(model: Any, flag: str, path: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """The image in a file, which must be one of the run's: its type, its levels, and its shape or another one.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: naming the flag and the file, if it is not.
     """
-    image, its = pixels(flag, path), model.shape if shape is None else shape
+    image, its = read_pixels(flag, path), model.shape if shape is None else shape
     if image.shape != its or image.dtype != model.dtype:
-        wanted = f"this run has {form(its, model.dtype)}" + (" there" if its != model.shape else "")
-        raise ValueError(f"{flag} {path}: {form(image.shape, image.dtype)}; {wanted}{_advice(model, image, path, its)}")
-    if isinstance(model.levels, data.Range):
+        wanted = f"this run has {describe_format(its, model.dtype)}" + (" there" if its != model.shape else "")
+        raise ValueError(
+            f"{flag} {path}: {describe_format(image.shape, image.dtype)}; {wanted}"
+            f"{_conversion_hint(model, image, path, its)}"
+        )
+    if isinstance(model.levels, data.ValueRange):
         low, high = model.levels
         if image.min() < low or image.max() > high:
             raise ValueError(f"{flag} {path}: values from {image.min():g} to {image.max():g}; this run has {low:g} to "
@@ -29,12 +32,12 @@ def read(model: Any, flag: str, path: str, shape: tuple[int, ...] | None = None)
     elif image.max() >= model.levels:
         raise ValueError(
             f"{flag} {path}: holds the value {image.max()}; this run has levels 0 to {model.levels - 1}"
-            f"{_advice(model, image, path, its)}"
+            f"{_conversion_hint(model, image, path, its)}"
         )
     return image
 
 
-def _advice(model: Any, image: np.ndarray, path: str, its: tuple[int, ...]) -> str:
+def _conversion_hint(model: Any, image: np.ndarray, path: str, its: tuple[int, ...]) -> str:
     """How an ordinary picture of 8 bits becomes one of the run's; "" of anything else."""
     if image.dtype != np.uint8 or model.dtype != np.uint8 or image.ndim != 3 or its[-1] not in (1, 3) or len(its) != 3:
         return ""
@@ -45,7 +48,7 @@ def _advice(model: Any, image: np.ndarray, path: str, its: tuple[int, ...]) -> s
     return f'. Of an ordinary picture, with Pillow: Image.open("{path}"){"".join(steps)}.save("other.png")'
 
 
-def pixels(flag: str, path: str) -> np.ndarray:
+def read_pixels(flag: str, path: str) -> np.ndarray:
     """The image in a file, as it is.
 
     Raises:
@@ -55,12 +58,12 @@ def pixels(flag: str, path: str) -> np.ndarray:
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"{flag}: there is no file {path}")
     try:
-        return files.decoded(pathlib.Path(path)).pixels
+        return files.decode(pathlib.Path(path)).pixels
     except ValueError as error:
         raise ValueError(f"{flag} {path}: {error}") from error
 
 
-def form(shape: tuple[int, ...], dtype: np.dtype) -> str:
+def describe_format(shape: tuple[int, ...], dtype: np.dtype) -> str:
     """A shape and a type in words."""
     return f"{'x'.join(map(str, shape))} {dtype}"
 

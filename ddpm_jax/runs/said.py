@@ -12,11 +12,11 @@ from ddpm_jax import config as configs
 from ddpm_jax.conditioning import Condition
 from ddpm_jax.config import flags, objects
 from ddpm_jax.data import captions, survey
-from ddpm_jax.data.stream import by_device
+from ddpm_jax.data.stream import split_by_device
 from ddpm_jax.runs import pictures
 
 
-class Said:
+class DatasetConditions:
     """What is said of each image of a data set, as the network of a config takes it.
 
     Args:
@@ -27,49 +27,49 @@ class Said:
             or a text is too long.
     """
 
-    def __init__(self, config: configs.Config, images: data.Images, *, held_out: bool = False) -> None:
+    def __init__(self, config: configs.Config, images: data.Dataset, *, held_out: bool = False) -> None:
         self.images = images.test if held_out else images.train
-        self.coarse, self.levels = config.condition.coarse if held_out else 0, images.levels
-        if config.condition.coarse:
-            conditioning.coarser(np.zeros((1, *images.train.shape[1:])), config.condition.coarse)
+        self.factor, self.levels = config.condition.super_resolution_factor if held_out else 0, images.levels
+        if config.condition.super_resolution_factor:
+            conditioning.block_average(np.zeros((1, *images.train.shape[1:])), config.condition.super_resolution_factor)
         if config.condition.paired:
-            other = _paired(config, images)
+            other = _load_paired(config, images)
             self.images, self.levels = other.test if held_out else other.train, other.levels
-        self.shown = bool(config.condition.paired or self.coarse)
+        self.has_images = bool(config.condition.paired or self.factor)
         self.labels: np.ndarray | None = None
-        self.which: np.ndarray | None = None
+        self.text_rows: np.ndarray | None = None
         if config.net.num_classes:
-            self.labels = _labels(config, images)[held_out]
+            self.labels = _checked_labels(config, images)[held_out]
         if config.text.layers:
-            of = captions.held_out_table if held_out else captions.table
-            self.texts, self.which = of(images, config.condition.templates)
-            self.tokens = _table(self.texts, config.text.length)
+            of = captions.held_out_caption_table if held_out else captions.caption_table
+            self.texts, self.text_rows = of(images, config.condition.templates)
+            self.tokens = _token_table(self.texts, config.text.length)
 
-    def rows(self, indices: np.ndarray) -> Condition:
+    def gather(self, indices: np.ndarray) -> Condition:
         """What is said of the images at `indices` [...]: labels [...], and tokens [..., K, L] of all texts of each.
 
         And the images beside them [..., H, W, C] in [-1, 1]; a coarser one in training is made there, of the image.
         """
         label = None if self.labels is None else self.labels[indices]
-        tokens = None if self.which is None else self.tokens[self.which[indices]]
-        return Condition(label, tokens, image=self._beside(indices) if self.shown else None)
+        tokens = None if self.text_rows is None else self.tokens[self.text_rows[indices]]
+        return Condition(label, tokens, image=self._conditioning_images(indices) if self.has_images else None)
 
-    def _beside(self, indices: np.ndarray) -> np.ndarray:
-        x = np.asarray(data.to_unit(np.asarray(self.images[indices.reshape(-1)]), self.levels))
-        x = np.asarray(conditioning.coarser(x, self.coarse)) if self.coarse else x
+    def _conditioning_images(self, indices: np.ndarray) -> np.ndarray:
+        x = np.asarray(data.normalize(np.asarray(self.images[indices.reshape(-1)]), self.levels))
+        x = np.asarray(conditioning.block_average(x, self.factor)) if self.factor else x
         return x.reshape(*indices.shape, *x.shape[1:])
 
-    def first(self, indices: np.ndarray) -> Condition:
-        """As `rows`, but the first text alone, tokens [..., L]."""
-        rows = self.rows(indices)
+    def gather_first_text(self, indices: np.ndarray) -> Condition:
+        """As `gather`, but the first text alone, tokens [..., L]."""
+        rows = self.gather(indices)
         return rows if rows.tokens is None else rows._replace(tokens=rows.tokens[..., 0, :])
 
-    def batch(self, indices: np.ndarray) -> Condition:
-        """As `rows`, of the images of k steps [k, batch], on this process's devices: [devices, k, b, ...]."""
-        return self.rows(process.share(by_device(indices, jax.device_count())))
+    def device_batch(self, indices: np.ndarray) -> Condition:
+        """As `gather`, of the images of k steps [k, batch], on this process's devices: [devices, k, b, ...]."""
+        return self.gather(process.local_shard(split_by_device(indices, jax.device_count())))
 
 
-class Shown(NamedTuple):
+class ConditioningImage(NamedTuple):
     """An image that the network sees beside: the file it came from, the sha256 of its numbers, and these in [-1, 1].
 
     Two are equal if their hashes are.
@@ -80,7 +80,7 @@ class Shown(NamedTuple):
     x: Any
 
     def __eq__(self, other) -> bool:
-        return isinstance(other, Shown) and self.sha256 == other.sha256
+        return isinstance(other, ConditioningImage) and self.sha256 == other.sha256
 
     def __ne__(self, other) -> bool:
         return not self == other
@@ -89,20 +89,20 @@ class Shown(NamedTuple):
         return hash(self.sha256)
 
 
-class Asked(NamedTuple):
+class ConditionRequest(NamedTuple):
     """What images to draw: image i is told labels[i % len(labels)] and texts[i % len(texts)]; () is told nothing.
 
-    images: `Shown` of the shape that the network sees, images[i % len(images)] beside image i.
+    images: `ConditioningImage` of the shape that the network sees, images[i % len(images)] beside image i.
     """
 
     labels: tuple[int, ...] = ()
     texts: tuple[str, ...] = ()
-    images: tuple[Shown, ...] = ()
+    images: tuple[ConditioningImage, ...] = ()
 
     def check(self, config: configs.Config) -> None:
         """Raises a ValueError if the network of the config cannot be told this."""
         classes, length = config.net.num_classes, config.text.length
-        sees = bool(config.condition.coarse or config.condition.paired)
+        sees = bool(config.condition.super_resolution_factor or config.condition.paired)
         if self.images and not sees:
             raise ValueError("an image is given, and this run's network sees no other one beside its own")
         if sees and not self.images:
@@ -114,52 +114,52 @@ class Asked(NamedTuple):
         for label in self.labels:
             if not 0 <= label < classes:
                 raise ValueError(f"label {label} is asked for, and this run knows 0 to {classes - 1}")
-        text.tokens(self.texts, length)
-        if objects.conditional(config) and not (self.labels or self.texts) and not config.condition.drop:
+        text.tokenize(self.texts, length)
+        if objects.is_conditional(config) and not (self.labels or self.texts) and not config.condition.dropout:
             raise ValueError(
-                "this run's network was always told something (condition.drop is 0): say which images to draw"
+                "this run's network was always told something (condition.dropout is 0): say which images to draw"
             )
 
-    def rows(self, config: configs.Config, shape: tuple[int, ...], indices: np.ndarray) -> Condition:
+    def gather(self, config: configs.Config, shape: tuple[int, ...], indices: np.ndarray) -> Condition:
         """What the images at `indices` [n] of this shape are told."""
-        found, places = objects.blank(config, len(indices), shape), np.asarray(indices, np.int64)
+        found, places = objects.empty_condition(config, len(indices), shape), np.asarray(indices, np.int64)
         if self.images:
             found = found._replace(image=np.stack([shown.x for shown in self.images])[places % len(self.images)])
         if self.labels:
             found = found._replace(label=np.asarray(self.labels, np.int32)[places % len(self.labels)])
         if self.texts:
-            found = found._replace(tokens=text.tokens(self.texts, config.text.length)[places % len(self.texts)])
+            found = found._replace(tokens=text.tokenize(self.texts, config.text.length)[places % len(self.texts)])
         return found
 
-    def record(self) -> dict[str, list]:
+    def to_record(self) -> dict[str, list]:
         """As a manifest has it."""
         images = [[shown.path, shown.sha256] for shown in self.images]
         return {"labels": list(self.labels), "texts": list(self.texts), "images": images}
 
     def describe(self, names: Sequence[str]) -> str:
         """In words."""
-        labels = ", ".join(survey.shown(names[i]) if i < len(names) else str(i) for i in self.labels)
-        beside = ", ".join(survey.shown(image.path) for image in self.images)
-        said = {"labels": labels, "texts": "; ".join(map(survey.shown, self.texts)), "beside": beside}
+        labels = ", ".join(survey.printable(names[i]) if i < len(names) else str(i) for i in self.labels)
+        beside = ", ".join(survey.printable(image.path) for image in self.images)
+        said = {"labels": labels, "texts": "; ".join(map(survey.printable, self.texts)), "beside": beside}
         return " and ".join(f"{name} {what}" for name, what in said.items() if what) or "told nothing"
 
 
-NOTHING = Asked()
+UNCONDITIONAL = ConditionRequest()
 """Images of nothing in particular."""
 
 
-def in_training(config: configs.Config, keys, rows: Condition) -> Condition:
-    """What training tells of examples with these keys [b], given `Said.rows`: one text of each, or nothing."""
-    if not objects.conditional(config):
-        return rows
-    if rows.tokens is not None:
-        rows = rows._replace(tokens=conditioning.one_text(keys, rows.tokens))
-    null = conditioning.nothing(rows, config.net.num_classes)
-    return conditioning.drop(keys, rows, null, config.condition.drop)
+def training_condition(config: configs.Config, keys, condition: Condition) -> Condition:
+    """What training tells of examples with keys [b], given `DatasetConditions.gather`: one text of each, or nothing."""
+    if not objects.is_conditional(config):
+        return condition
+    if condition.tokens is not None:
+        condition = condition._replace(tokens=conditioning.random_caption(keys, condition.tokens))
+    null = conditioning.null_condition(condition, config.net.num_classes)
+    return conditioning.drop_condition(keys, condition, null, config.condition.dropout)
 
 
-def asked(wanted: flags.Asked, sampling: flags.Sampling, model: Any) -> Asked:
-    """What the flags ask of a `runs.Model`.
+def parse_request(options: flags.ConditionOptions, sampling: flags.SamplingOptions, model: Any) -> ConditionRequest:
+    """What the flags ask of a `runs.Pipeline`.
 
     Raises:
         FileNotFoundError: if an image is not there.
@@ -168,24 +168,28 @@ def asked(wanted: flags.Asked, sampling: flags.Sampling, model: Any) -> Asked:
             and nothing to go for.
     """
     names, num_classes = model.label_names, model.config.net.num_classes
-    images = tuple(shown(model, path) for path in wanted.image)
-    if sampling.guidance is not None and not (wanted.label or wanted.labels or wanted.text):
+    images = tuple(read_conditioning_image(model, path) for path in options.image)
+    if sampling.guidance is not None and not (options.label or options.labels or options.text):
         raise ValueError(f"--guidance {sampling.guidance:g} needs something to go for: a label or a text")
-    if wanted.label is not None and wanted.labels is not None:
+    if options.label is not None and options.labels is not None:
         raise ValueError("--label is one for all images and --labels several: say one of them")
-    words = [wanted.label] if wanted.label is not None else [] if wanted.labels is None else wanted.labels.split(",")
+    words = (
+        [options.label] if options.label is not None else [] if options.labels is None else options.labels.split(",")
+    )
     if not num_classes and words:
         raise ValueError("labels are asked for, and this run's network was not told any (net.num_classes is 0)")
-    if wanted.label is None and words == ["all"]:
-        return Asked(tuple(i for i in range(num_classes) if i not in model.untrained), wanted.text, images)
-    labels = tuple(_label(word, names, num_classes) for word in words)
+    if options.label is None and words == ["all"]:
+        return ConditionRequest(
+            tuple(i for i in range(num_classes) if i not in model.untrained_labels), options.text, images
+        )
+    labels = tuple(_parse_label(word, names, num_classes) for word in words)
     for label, word in zip(labels, words, strict=True):
-        if label in model.untrained:
+        if label in model.untrained_labels:
             raise ValueError(f"the label {word!r} is asked for, and none of this run's training images had it")
-    return Asked(labels, wanted.text, images)
+    return ConditionRequest(labels, options.text, images)
 
 
-def _label(word: str, names: Sequence[str], num_classes: int) -> int:
+def _parse_label(word: str, names: Sequence[str], num_classes: int) -> int:
     """The label that a name or a number means; where names are numbers, names alone mean one."""
     word = unicodedata.normalize("NFC", word)
     for name in (word, word.strip()):
@@ -194,12 +198,16 @@ def _label(word: str, names: Sequence[str], num_classes: int) -> int:
     numbers = any(name.isdecimal() for name in names)
     if not numbers and word.strip().isdecimal() and int(word) < num_classes:
         return int(word)
-    known = f"are called {survey.listed(names)}" if numbers else f"are 0 to {num_classes - 1} ({survey.listed(names)})"
+    known = (
+        f"are called {survey.join_first(names)}"
+        if numbers
+        else f"are 0 to {num_classes - 1} ({survey.join_first(names)})"
+    )
     raise ValueError(f"no label {word.strip()!r}: this run's {known}")
 
 
-def asked_again(record: dict[str, Any], model: Any) -> Asked:
-    """What a manifest's record of `Asked` asks, its images being read again.
+def request_from_manifest(record: dict[str, Any], model: Any) -> ConditionRequest:
+    """What a manifest's record of a `ConditionRequest` asks, its images being read again.
 
     Raises:
         FileNotFoundError: if an image is no longer there.
@@ -207,37 +215,40 @@ def asked_again(record: dict[str, Any], model: Any) -> Asked:
     """
     images = []
     for path, sha256 in record.get("images", []):
-        images.append(shown(model, path))
+        images.append(read_conditioning_image(model, path))
         if images[-1].sha256 != sha256:
             raise ValueError(f"{path} has other pixels than when these images were made")
-    return Asked(tuple(record["labels"]), tuple(record["texts"]), tuple(images))
+    return ConditionRequest(tuple(record["labels"]), tuple(record["texts"]), tuple(images))
 
 
-def shown(model: Any, path: str) -> Shown:
-    """The image in a file, as the network of a `runs.Model` sees it beside its own; a coarser one is a small one.
+def read_conditioning_image(model: Any, path: str) -> ConditioningImage:
+    """The image in a file, as the network of a `runs.Pipeline` sees it beside its own; a coarser one is a small one.
 
     Raises:
-        FileNotFoundError, ValueError: as `pictures.read`; or if the network sees no other image.
+        FileNotFoundError, ValueError: as `pictures.read_image`; or if the network sees no other image.
     """
-    shape, coarse = objects.beside(model.config, model.shape), model.config.condition.coarse
+    shape, coarse = (
+        objects.conditioning_image_shape(model.config, model.shape),
+        model.config.condition.super_resolution_factor,
+    )
     if shape is None:
         raise ValueError("an image is given, and this run's network sees no other one beside its own")
     if coarse:
         shape = (*(side // coarse for side in shape[:-1]), shape[-1])
-    image = pictures.read(model, "--image", path, shape)
-    x = np.asarray(data.to_unit(image[None], model.levels))[0]
+    image = pictures.read_image(model, "--image", path, shape)
+    x = np.asarray(data.normalize(image[None], model.levels))[0]
     for axis in range(len(shape) - 1 if coarse else 0):
         x = x.repeat(coarse, axis)
-    return Shown(path, pictures.image_hash(image), x)
+    return ConditioningImage(path, pictures.image_hash(image), x)
 
 
-def _paired(config: configs.Config, images: data.Images) -> data.Images:
+def _load_paired(config: configs.Config, images: data.Dataset) -> data.Dataset:
     c = config.data
     other = data.load(
         config.condition.paired, held_out=c.held_out, resolution=c.resolution, value_range=c.range,
-        levels=None if isinstance(images.levels, data.Range) else c.levels, stream=c.stream,
+        levels=None if isinstance(images.levels, data.ValueRange) else c.levels, stream=c.stream,
     )  # fmt: skip
-    wanted = objects.beside(config, images.train.shape[1:])
+    wanted = objects.conditioning_image_shape(config, images.train.shape[1:])
     if other.train.shape[1:] != wanted:
         raise ValueError(
             f"{other.name} has images {other.train.shape[1:]}, and {wanted} are to be shown beside those of "
@@ -256,7 +267,7 @@ def _paired(config: configs.Config, images: data.Images) -> data.Images:
     return other
 
 
-def _labels(config: configs.Config, images: data.Images) -> tuple[Any, Any]:
+def _checked_labels(config: configs.Config, images: data.Dataset) -> tuple[Any, Any]:
     classes = config.net.num_classes
     if images.train_labels is None or images.test_labels is None:
         raise ValueError(f"{images.name} has no labels, and net.num_classes = {classes} tells the network the labels")
@@ -268,11 +279,11 @@ def _labels(config: configs.Config, images: data.Images) -> tuple[Any, Any]:
     return images.train_labels, images.test_labels
 
 
-def _table(texts: Sequence[Sequence[str]], length: int) -> np.ndarray:
+def _token_table(texts: Sequence[Sequence[str]], length: int) -> np.ndarray:
     """The tokens of rows of texts, uint8 [rows, K, length], 0 where a row has fewer than K."""
     most = max(map(len, texts))
     try:
-        flat = text.tokens([text for row in texts for text in (*row, *[""] * (most - len(row)))], length)
+        flat = text.tokenize([text for row in texts for text in (*row, *[""] * (most - len(row)))], length)
     except ValueError as error:
         raise ValueError(f"{error}; --text.length sets how many bytes a text may have") from None
     return flat.reshape(len(texts), most, length)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ddpm_jax import gaussian
-from ddpm_jax.keys import IMAGES, folded, number, of_seed
+from ddpm_jax.keys import MAX_IMAGES, check_integer, fold_in_each, from_seed
 
 Noise = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(keys [B], t [], like [B, ...]) -> standard normal [B, ...] for the step that leaves t."""
@@ -26,15 +26,15 @@ class State(NamedTuple):
 class Sampler(NamedTuple):
     """init(x, t) -> state; step(keys [B], state, t, s) -> state.  The state has at least the fields of `State`.
 
-    rises: whether it also steps to an s > t, as what is built around samplers may; else times must fall.
+    allows_forward_steps: whether it also steps to an s > t, as what is built around samplers may; else times must fall.
     """
 
     init: Callable
     step: Callable
-    rises: bool = False
+    allows_forward_steps: bool = False
 
 
-def begin(x: jax.Array, t: jax.Array) -> State:
+def init_state(x: jax.Array, t: jax.Array) -> State:
     """The `init` of a sampler that remembers nothing."""
     return State(x, jnp.zeros_like(x), t)
 
@@ -43,10 +43,11 @@ def image_keys(seed: int, indices: Iterable[int]) -> jax.Array:
     """[B] keys, the one of image i being fold_in(key(seed), i), of the generator threefry2x32.
 
     Raises:
-        ValueError: if the seed is not an integer in 0..2^32 - 1, or an index not one below `keys.IMAGES`, 2^32 - 16.
+        ValueError: if the seed is not an integer in 0..2^32 - 1, or an index not one below
+            `keys.MAX_IMAGES`, 2^32 - 16.
     """
-    rows = jnp.asarray([number("an image's index", i, IMAGES) for i in indices], jnp.uint32)
-    return folded(of_seed(seed), rows)
+    rows = jnp.asarray([check_integer("an image's index", i, MAX_IMAGES) for i in indices], jnp.uint32)
+    return fold_in_each(from_seed(seed), rows)
 
 
 def step_noise(keys: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
@@ -75,60 +76,60 @@ def sample(keys: jax.Array, sampler: Sampler, x_T: jax.Array, times: np.ndarray 
 
 
 def trajectory(
-    keys: jax.Array, sampler: Sampler, x_T: jax.Array, times: np.ndarray | jax.Array, *, keep: Sequence[int]
+    keys: jax.Array, sampler: Sampler, x_T: jax.Array, times: np.ndarray | jax.Array, *, save_at: Sequence[int]
 ) -> State:
-    """The chain at the times in `keep`: x and the x_0 predicted on the way there, [len(keep), B, ...].
+    """The chain at the times in `save_at`: x and the x_0 predicted on the way there, [len(save_at), B, ...].
 
-    Memory grows with `keep`, not with the number of steps.  At the first time nothing has been predicted yet and x0
+    Memory grows with `save_at`, not with the number of steps.  At the first time nothing has been predicted yet and x0
     is 0, the mean of standardised data.  The images are those of `sample`.
 
     Args:
-        keep: which of `times` to keep, in any order; the result is in this order.
+        save_at: which of `times` to keep, in any order; the result is in this order.
 
     Raises:
-        ValueError: if a time in `keep` is not visited.
+        ValueError: if a time in `save_at` is not visited.
     """
     chain = np.asarray(times)
-    missing = [int(t) for t in keep if t not in chain]
+    missing = [int(t) for t in save_at if t not in chain]
     if missing:
-        raise ValueError(f"keep asks for times that the chain does not visit: {missing}")
-    return _scan(keys, sampler, x_T, chain, tuple(int(t) for t in keep))[1]
+        raise ValueError(f"save_at asks for times that the chain does not visit: {missing}")
+    return _scan(keys, sampler, x_T, chain, tuple(int(t) for t in save_at))[1]
 
 
-def _scan(keys, sampler: Sampler, x_T, times, keep: tuple[int, ...]):
-    """The one scan over reversed times: the last state, and the kept states [len(keep), B, ...]."""
+def _scan(keys, sampler: Sampler, x_T, times, save_at: tuple[int, ...]):
+    """The one scan over reversed times: the last state, and the kept states [len(save_at), B, ...]."""
     gaussian.check_batch(x_T=x_T)
-    chain = jnp.asarray(_check_times(times, sampler.rises), jnp.int32)
+    chain = jnp.asarray(_check_times(times, sampler.allows_forward_steps), jnp.int32)
     if keys.ndim != 1:
         raise ValueError(f"keys must be one per image, shape {x_T.shape[:1]} (see image_keys), got {keys.shape}")
     keys = gaussian.example_keys(keys, x_T.shape[0])
 
-    def record(album: State, state) -> State:
-        slots = jnp.asarray(keep, jnp.int32) == state.t
+    def record(saved: State, state) -> State:
+        is_saved = jnp.asarray(save_at, jnp.int32) == state.t
 
-        def put(pages, value):
-            return jnp.where(slots.reshape((-1,) + (1,) * value.ndim), value, pages)
+        def put(old, value):
+            return jnp.where(is_saved.reshape((-1,) + (1,) * value.ndim), value, old)
 
-        return State(put(album.x, state.x), put(album.x0, state.x0), album.t)
+        return State(put(saved.x, state.x), put(saved.x0, state.x0), saved.t)
 
     def step(carry, ts):
         state, album = carry
         state = sampler.step(keys, state, *ts)
-        return (state, record(album, state) if keep else album), None
+        return (state, record(album, state) if save_at else album), None
 
     state = sampler.init(x_T, chain[0])
-    blank = jnp.zeros((len(keep), *x_T.shape), x_T.dtype)
-    album = State(blank, blank, jnp.asarray(keep, jnp.int32))
-    carry = state, record(album, state) if keep else album
+    zeros = jnp.zeros((len(save_at), *x_T.shape), x_T.dtype)
+    album = State(zeros, zeros, jnp.asarray(save_at, jnp.int32))
+    carry = state, record(album, state) if save_at else album
     return jax.lax.scan(step, carry, (chain[:-1], chain[1:]))[0]
 
 
-def _check_times(times, rises: bool):
+def _check_times(times, allows_forward_steps: bool):
     if isinstance(times, Tracer):
         return times
     chain = np.asarray(times)
     vector = chain.ndim == 1 and len(chain) >= 2 and np.issubdtype(chain.dtype, np.integer)
-    if rises:
+    if allows_forward_steps:
         if not vector or (np.diff(chain) == 0).any() or chain.min() < 0:
             raise ValueError(f"times must be a vector of at least two integers, no two neighbours equal, got {chain}")
     elif not vector or (np.diff(chain) >= 0).any() or chain[-1] < 0:

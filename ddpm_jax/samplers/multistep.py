@@ -6,7 +6,9 @@ Both solve the deterministic flow from t to s, with lambda = log(signal / noise)
 
 where p is the polynomial through the x_0_hat of the latest calls, t's at u = 0.  In Newton's form
 
-    p(u) = x_0_hat_t + slope u + bend u (u + width),    width = lambda_t - lambda of the call before
+    p(u) = x_0_hat_t + first_difference u + second_difference u (u + step_size)
+
+with step_size = lambda_t - lambda of the call before
 
 whose differences are 0 where they would reach back to calls that there were not.
 """
@@ -20,42 +22,43 @@ import numpy as np
 from ddpm_jax import gaussian
 from ddpm_jax.gaussian import Denoiser
 from ddpm_jax.samplers.chain import Sampler
-from ddpm_jax.schedules import Schedule, at
+from ddpm_jax.schedules import Schedule, gather
 
 QUADRATURE = [((1 + float(y)) / 2, float(m) / 2) for y, m in zip(*np.polynomial.legendre.leggauss(8), strict=True)]
 """Nodes and masses on [0, 1]: polynomials up to degree 15 are exact, and exp to the last digit."""
 
 
-class Multistep(NamedTuple):
+class MultistepState(NamedTuple):
     """A `State` with what earlier steps have left; widths [] are in half log SNR, infinite where there is no step.
 
     x, x0, t: as in `State`.
-    width: of the step to t.
-    before, width_before: the x_0 predicted one step earlier [B, ...], and the width of that step.
+    step_size: of the step to t.
+    previous_x0, previous_step_size: the x_0 predicted one step earlier [B, ...], and the width of that step.
     """
 
     x: jax.Array
     x0: jax.Array
     t: jax.Array
-    width: jax.Array
-    before: jax.Array
-    width_before: jax.Array
+    step_size: jax.Array
+    previous_x0: jax.Array
+    previous_step_size: jax.Array
 
 
-class Expecting(NamedTuple):
-    """A `Multistep` that the next call of the network corrects: x moves by weight (x_0_hat_t - expected).
+class UniPCState(NamedTuple):
+    """A `MultistepState` that the next call of the network corrects: x moves by
+    correction_weight (x_0_hat_t - expected_x0).
 
-    expected: [B, ...]; weight: [].
+    expected_x0: [B, ...]; correction_weight: [].
     """
 
     x: jax.Array
     x0: jax.Array
     t: jax.Array
-    width: jax.Array
-    before: jax.Array
-    width_before: jax.Array
-    expected: jax.Array
-    weight: jax.Array
+    step_size: jax.Array
+    previous_x0: jax.Array
+    previous_step_size: jax.Array
+    expected_x0: jax.Array
+    correction_weight: jax.Array
 
 
 def dpm_solver_pp(
@@ -63,7 +66,7 @@ def dpm_solver_pp(
     denoise: Denoiser,
     *,
     order: Literal[1, 2, 3] = 2,
-    second: Literal["midpoint", "integral"] = "midpoint",
+    solver_type: Literal["midpoint", "integral"] = "midpoint",
 ) -> Sampler:
     """DPM-Solver++ (Lu et al., arXiv:2211.01095), multistep: the deterministic flow, x_0_hat going on as it came.
 
@@ -72,26 +75,26 @@ def dpm_solver_pp(
     order that they can.
 
     Args:
-        second: what order 2 takes for the integral of u: "midpoint" h / 2 for u, as the paper does, "integral" the
+        solver_type: what order 2 takes for the integral of u: "midpoint" h / 2 for u, as the paper does, "integral" the
             integral itself, as order 3 does and diffusers with solver_type "heun".
 
     Raises:
-        ValueError: if the order is not 1, 2 or 3, or `second` has another value.
+        ValueError: if the order is not 1, 2 or 3, or `solver_type` has another value.
     """
     _check_order(order)
-    if second not in ("midpoint", "integral"):
-        raise ValueError(f"second must be 'midpoint' or 'integral', got {second!r}")
+    if solver_type not in ("midpoint", "integral"):
+        raise ValueError(f"solver_type must be 'midpoint' or 'integral', got {solver_type!r}")
 
     def step(keys, state, t, s):
-        x0 = gaussian.denoised(denoise, state.x, t).x0
+        x0 = gaussian.apply_denoiser(denoise, state.x, t).x0
         h, integrals = _integrals(schedule, t, s, state.x)
-        slope, bend = _differences(state, x0, order)
-        if order == 2 and second == "midpoint":
+        first_difference, second_difference = _differences(state, x0, order)
+        if order == 2 and solver_type == "midpoint":
             integrals = _midpoint(h, integrals)
-        x = _predicted(schedule, state, state.x, x0, s, integrals, slope, bend)
-        return Multistep(x, x0, s, h, state.x0, state.width)
+        x = _polynomial_step(schedule, state, state.x, x0, s, integrals, first_difference, second_difference)
+        return MultistepState(x, x0, s, h, state.x0, state.step_size)
 
-    return Sampler(_forgetful, step)
+    return Sampler(_init_multistep, step)
 
 
 def unipc(schedule: Schedule, denoise: Denoiser, *, order: Literal[1, 2, 3] = 2) -> Sampler:
@@ -115,20 +118,20 @@ def unipc(schedule: Schedule, denoise: Denoiser, *, order: Literal[1, 2, 3] = 2)
     _check_order(order)
 
     def init(x, t):
-        return Expecting(*_forgetful(x, t), jnp.zeros_like(x), jnp.zeros((), x.dtype))
+        return UniPCState(*_init_multistep(x, t), jnp.zeros_like(x), jnp.zeros((), x.dtype))
 
     def step(keys, state, t, s):
-        x0 = gaussian.denoised(denoise, state.x, t).x0
-        x_t = state.x + state.weight * (x0 - state.expected)
+        x0 = gaussian.apply_denoiser(denoise, state.x, t).x0
+        x_t = state.x + state.correction_weight * (x0 - state.expected_x0)
         h, integrals = _integrals(schedule, t, s, x_t)
-        slope, bend = _differences(state, x0, order)
-        used = _midpoint(h, integrals) if order == 2 else integrals
-        x = _predicted(schedule, state, x_t, x0, s, used, slope, bend)
+        first_difference, second_difference = _differences(state, x0, order)
+        predictor_integrals = _midpoint(h, integrals) if order == 2 else integrals
+        x = _polynomial_step(schedule, state, x_t, x0, s, predictor_integrals, first_difference, second_difference)
         width = jnp.where(jnp.isfinite(h), h, 1.0)  # the step to the data is corrected by nothing: it has no weight
-        weight = _weight(state, width, integrals, order)
-        expected = x0 + width * slope + width * (width + _reach(state)) * bend
-        expected -= jnp.where(weight > 0, (integrals[1] - used[1]) / weight, 0.0) * slope
-        return Expecting(x, x0, s, h, state.x0, state.width, expected, at(schedule.signal, s, x0) * weight)
+        weight = _corrector_weight(state, width, integrals, order)
+        expected = x0 + width * first_difference + width * (width + _finite_step_size(state)) * second_difference
+        expected -= jnp.where(weight > 0, (integrals[1] - predictor_integrals[1]) / weight, 0.0) * first_difference
+        return UniPCState(x, x0, s, h, state.x0, state.step_size, expected, gather(schedule.signal, s, x0) * weight)
 
     return Sampler(init, step)
 
@@ -138,21 +141,21 @@ def _check_order(order: int) -> None:
         raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
 
 
-def _forgetful(x: jax.Array, t: jax.Array) -> Multistep:
-    nothing, never = jnp.zeros_like(x), jnp.full((), jnp.inf, x.dtype)
-    return Multistep(x, nothing, t, never, nothing, never)
+def _init_multistep(x: jax.Array, t: jax.Array) -> MultistepState:
+    zeros, infinite = jnp.zeros_like(x), jnp.full((), jnp.inf, x.dtype)
+    return MultistepState(x, zeros, t, infinite, zeros, infinite)
 
 
 def _integrals(schedule: Schedule, t, s, like: jax.Array):
     """h, and int_0^h exp(u - h) u^k du for k = 0..3: where h is infinite 1, 0, 0, 0."""
-    h = -0.5 * gaussian.log_snr_fall(schedule, t, s, like)
-    found = [-jnp.expm1(-h)]
+    h = -0.5 * gaussian.log_snr_ratio(schedule, t, s, like)
+    integrals = [-jnp.expm1(-h)]
     for k in (1, 2, 3):
         # in parts; of a short step that would be a difference of nearly equal numbers, and quadrature is exact
         short = jnp.minimum(h, 1.0)
         by_nodes = short ** (k + 1) * sum(m * y**k * jnp.exp(short * (y - 1)) for y, m in QUADRATURE)
-        found.append(jnp.where(h < 1, by_nodes, jnp.where(jnp.isfinite(h), h**k - k * found[-1], 0.0)))
-    return h, tuple(found)
+        integrals.append(jnp.where(h < 1, by_nodes, jnp.where(jnp.isfinite(h), h**k - k * integrals[-1], 0.0)))
+    return h, tuple(integrals)
 
 
 def _midpoint(h: jax.Array, integrals):
@@ -163,28 +166,35 @@ def _midpoint(h: jax.Array, integrals):
 
 def _differences(state, x0: jax.Array, order: int):
     """Newton's divided differences: the slope, and the bend; 0 beyond the order."""
-    slope = (x0 - state.x0) / state.width
-    bend = (slope - (state.x0 - state.before) / state.width_before) / (state.width + state.width_before)
-    return slope if order > 1 else jnp.zeros_like(x0), bend if order > 2 else jnp.zeros_like(x0)
+    first_difference = (x0 - state.x0) / state.step_size
+    second_difference = (first_difference - (state.x0 - state.previous_x0) / state.previous_step_size) / (
+        state.step_size + state.previous_step_size
+    )
+    return first_difference if order > 1 else jnp.zeros_like(x0), second_difference if order > 2 else jnp.zeros_like(x0)
 
 
-def _predicted(schedule: Schedule, state, x_t, x0, s, integrals, slope, bend) -> jax.Array:
+def _polynomial_step(
+    schedule: Schedule, state, x_t, x0, s, integrals, first_difference, second_difference
+) -> jax.Array:
     """x_s, by the polynomial through what has been predicted."""
     u0, u1, u2, _ = integrals
-    found = u0 * x0 + u1 * slope + (u2 + _reach(state) * u1) * bend
-    return at(schedule.noise, s, x_t) / at(schedule.noise, state.t, x_t) * x_t + at(schedule.signal, s, x_t) * found
+    integral = u0 * x0 + u1 * first_difference + (u2 + _finite_step_size(state) * u1) * second_difference
+    return (
+        gather(schedule.noise, s, x_t) / gather(schedule.noise, state.t, x_t) * x_t
+        + gather(schedule.signal, s, x_t) * integral
+    )
 
 
-def _weight(state, h: jax.Array, integrals, order: int) -> jax.Array:
+def _corrector_weight(state, h: jax.Array, integrals, order: int) -> jax.Array:
     """int_0^h exp(u - h) prod_k (u - u_k) / (h - u_k) du: the knots of p are 0, and the order - 1 calls before."""
     _, u1, u2, u3 = integrals
     # a factor of an earlier knot is a u + b; 1 where there was no such call
-    a = 1 / (h + state.width) if order > 1 else jnp.zeros_like(h)
-    c = 1 / (h + state.width + state.width_before) if order > 2 else jnp.zeros_like(h)
+    a = 1 / (h + state.step_size) if order > 1 else jnp.zeros_like(h)
+    c = 1 / (h + state.step_size + state.previous_step_size) if order > 2 else jnp.zeros_like(h)
     b, d = 1 - h * a, 1 - h * c
     return (a * c * u3 + (a * d + b * c) * u2 + b * d * u1) / h
 
 
-def _reach(state) -> jax.Array:
+def _finite_step_size(state) -> jax.Array:
     """The width of the step to t; 0 where there was none and the bend is 0."""
-    return jnp.where(jnp.isfinite(state.width), state.width, 0.0)
+    return jnp.where(jnp.isfinite(state.step_size), state.step_size, 0.0)

@@ -8,72 +8,74 @@ import numpy as np
 
 from ddpm_jax import gaussian
 from ddpm_jax.gaussian import Denoiser
-from ddpm_jax.samplers.chain import Noise, Sampler, State, begin, step_noise
-from ddpm_jax.schedules import Schedule, at
+from ddpm_jax.samplers.chain import Noise, Sampler, State, init_state, step_noise
+from ddpm_jax.schedules import Schedule, gather
 
 
-def ancestral(schedule: Schedule, denoise: Denoiser, *, mix: float = 1.0, noise: Noise = step_noise) -> Sampler:
+def ancestral(
+    schedule: Schedule, denoise: Denoiser, *, variance_mix: float = 1.0, noise: Noise = step_noise
+) -> Sampler:
     """The reverse process of DDPM, algorithm 2: x_s = mean of q(x_s | x_t, x_0_hat) + std noise.
 
     Args:
-        mix: the reverse variance, 0 for beta-tilde, 1 for beta; an `Estimate.mix` takes precedence.  The last step
-            adds no noise, whatever the mix.
+        variance_mix: the reverse variance, 0 for beta-tilde, 1 for beta; an `Estimate.variance_mix` takes precedence.
+            The last step adds no noise, whatever the mix.
         noise: where a step's noise comes from.
 
     Raises:
         ValueError: if the mix is a number outside [0, 1].
     """
-    gaussian.check_share("mix", mix)
+    gaussian.check_unit_interval("variance_mix", variance_mix)
 
-    def variance(found, state, t, s):
+    def variance(estimate, state, t, s):
         # at the data a mix below 1 gives 0, whose root has no derivative, and one above 1 infinity: keep them out
-        chosen = jnp.where(s > 0, mix if found.mix is None else found.mix, 1.0)
-        return gaussian.reverse_variance(schedule, t, s, state.x, chosen)
+        mix = jnp.where(s > 0, variance_mix if estimate.variance_mix is None else estimate.variance_mix, 1.0)
+        return gaussian.reverse_variance(schedule, t, s, state.x, mix)
 
-    return _reverse(schedule, denoise, variance, noise)
+    return _reverse_process(schedule, denoise, variance, noise)
 
 
 def analytic(
-    schedule: Schedule, denoise: Denoiser, x0_errors: np.ndarray | jax.Array, *, noise: Noise = step_noise
+    schedule: Schedule, denoise: Denoiser, x0_mse: np.ndarray | jax.Array, *, noise: Noise = step_noise
 ) -> Sampler:
     """The reverse process with the best variance there is for a mean: that of x_s given x_t, on average.
 
-        noise_s^2 (1 - r) + (signal_s (1 - r))^2 x0_errors_t,    r = SNR_t / SNR_s
+        noise_s^2 (1 - r) + (signal_s (1 - r))^2 x0_mse_t,    r = SNR_t / SNR_s
 
     The law of total variance: beta-tilde, and what is not known of x_0 (Bao et al., arXiv:2201.06503, theorem 1, with
     the error measured instead of derived from E|eps_hat|^2).  Exact for data that are one Gaussian with equal
     variances.  The last step adds no noise.
 
     Args:
-        x0_errors: [T+1] mean squared error of x_0_hat at each t, per component, squared data units; row 0 is not
-            read.  `likelihood.bound(...).mse.mean(1)` are the rows 1..T, for the same denoiser.
+        x0_mse: [T+1] mean squared error of x_0_hat at each t, per component, squared data units; row 0 is
+            not read.  `likelihood.vlb(...).x0_mse.mean(1)` are the rows 1..T, for the same denoiser.
         noise: where a step's noise comes from.
 
     Raises:
-        ValueError: if x0_errors has another shape.
+        ValueError: if x0_mse has another shape.
     """
-    if jnp.shape(x0_errors) != (schedule.T + 1,):
-        raise ValueError(f"x0_errors must have a row for each t in 0..T, {(schedule.T + 1,)}: {jnp.shape(x0_errors)}")
-    errors = jnp.asarray(x0_errors)
+    if jnp.shape(x0_mse) != (schedule.T + 1,):
+        raise ValueError(f"x0_mse must have a row for each t in 0..T, {(schedule.T + 1,)}: {jnp.shape(x0_mse)}")
+    mse = jnp.asarray(x0_mse)
 
-    def variance(found, state, t, s):
-        fresh = gaussian.fresh_noise(schedule, t, s, state.x)
-        signal_s, noise_s = at(schedule.signal, s, state.x), at(schedule.noise, s, state.x)
-        return noise_s**2 * fresh + (signal_s * fresh) ** 2 * at(errors, t, state.x)
+    def variance(estimate, state, t, s):
+        one_minus_r = gaussian.one_minus_snr_ratio(schedule, t, s, state.x)
+        signal_s, noise_s = gather(schedule.signal, s, state.x), gather(schedule.noise, s, state.x)
+        return noise_s**2 * one_minus_r + (signal_s * one_minus_r) ** 2 * gather(mse, t, state.x)
 
-    return _reverse(schedule, denoise, variance, noise)
+    return _reverse_process(schedule, denoise, variance, noise)
 
 
-def _reverse(schedule: Schedule, denoise: Denoiser, variance: Callable, noise: Noise) -> Sampler:
+def _reverse_process(schedule: Schedule, denoise: Denoiser, variance: Callable, noise: Noise) -> Sampler:
     """x_s = mean of q(x_s | x_t, x_0_hat) + std noise, with variance(found, state, t, s)."""
 
     def step(keys, state, t, s):
-        found = gaussian.denoised(denoise, state.x, t)
-        mean, _ = gaussian.posterior(schedule, found.x0, state.x, t, s)
-        std = jnp.where(s > 0, jnp.sqrt(variance(found, state, t, s)), 0.0)
-        return State(mean + std * noise(keys, t, state.x), found.x0, s)
+        estimate = gaussian.apply_denoiser(denoise, state.x, t)
+        mean, _ = gaussian.posterior(schedule, estimate.x0, state.x, t, s)
+        std = jnp.where(s > 0, jnp.sqrt(variance(estimate, state, t, s)), 0.0)
+        return State(mean + std * noise(keys, t, state.x), estimate.x0, s)
 
-    return Sampler(begin, step)
+    return Sampler(init_state, step)
 
 
 def ddim(schedule: Schedule, denoise: Denoiser, *, eta: float | jax.Array = 0.0, noise: Noise = step_noise) -> Sampler:
@@ -91,18 +93,18 @@ def ddim(schedule: Schedule, denoise: Denoiser, *, eta: float | jax.Array = 0.0,
     Raises:
         ValueError: if eta is a number outside [0, 1].
     """
-    gaussian.check_share("eta", eta)
+    gaussian.check_unit_interval("eta", eta)
     if isinstance(eta, jax.Array):
         eta = jnp.where((eta >= 0) & (eta <= 1), eta, jnp.nan)
 
     def step(keys, state, t, s):
-        found = gaussian.denoised(denoise, state.x, t)
-        signal_s, noise_s = at(schedule.signal, s, state.x), at(schedule.noise, s, state.x)
-        fresh = gaussian.fresh_noise(schedule, t, s, state.x)
-        random = noise_s * jnp.asarray(eta, state.x.dtype)
+        estimate = gaussian.apply_denoiser(denoise, state.x, t)
+        signal_s, noise_s = gather(schedule.signal, s, state.x), gather(schedule.noise, s, state.x)
+        one_minus_r = gaussian.one_minus_snr_ratio(schedule, t, s, state.x)
+        z_std = noise_s * jnp.asarray(eta, state.x.dtype)
         # at the data it meets noise_s = 0, and for eta 1 would be 0 itself, whose root has no derivative
-        kept = jnp.where(jnp.equal(s, 0), 1.0, 1 - eta**2 * fresh)
-        x = signal_s * found.x0 + noise_s * jnp.sqrt(kept) * found.eps
-        return State(x + random * jnp.sqrt(jnp.maximum(fresh, 0)) * noise(keys, t, state.x), found.x0, s)
+        eps_fraction = jnp.where(jnp.equal(s, 0), 1.0, 1 - eta**2 * one_minus_r)
+        x = signal_s * estimate.x0 + noise_s * jnp.sqrt(eps_fraction) * estimate.eps
+        return State(x + z_std * jnp.sqrt(jnp.maximum(one_minus_r, 0)) * noise(keys, t, state.x), estimate.x0, s)
 
-    return Sampler(begin, step)
+    return Sampler(init_state, step)

@@ -10,12 +10,12 @@ of), `norm` (group normalisation), `conventions` (in what published networks dif
 """
 
 from ddpm_jax.unet.attention import AttentionBlock, CrossAttention, attend
-from ddpm_jax.unet.conventions import OPENAI, Conventions
+from ddpm_jax.unet.conventions import OPENAI, CompatOptions
 from ddpm_jax.unet.layers import Downsample, ResnetBlock, Upsample, dropout, timestep_embedding
 from ddpm_jax.unet.network import UNet
 from ddpm_jax.unet.norm import GroupNorm
 
 __all__ = [
-    "OPENAI", "AttentionBlock", "Conventions", "CrossAttention", "Downsample", "GroupNorm", "ResnetBlock", "UNet",
+    "OPENAI", "AttentionBlock", "CompatOptions", "CrossAttention", "Downsample", "GroupNorm", "ResnetBlock", "UNet",
     "Upsample", "attend", "dropout", "timestep_embedding",
 ]  # fmt: skip

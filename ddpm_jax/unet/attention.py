@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.unet.layers import NEAR_ZERO, Dense
 from ddpm_jax.unet.norm import GroupNorm
-from ddpm_jax.unet.parameters import widened
+from ddpm_jax.unet.parameters import at_least_float32
 
 
 def head_count(channels: int, heads: int, head_channels: int) -> int:
@@ -65,28 +65,30 @@ class CrossAttention(nn.Module):
         pixels, heads = math.prod(sides), head_count(c, self.heads, self.head_channels)
         norm = GroupNorm(dtype=self.dtype, groups=self.groups, eps=self.eps, name="norm")
         normed = jnp.reshape(norm(x), (b, pixels, c))
-        where = nn.Dense(c, use_bias=False, dtype=self.dtype, name="where")(waves(sides, self.dtype))
-        q = Dense(c, name="q", dtype=self.dtype)(normed) + jnp.reshape(where, (1, pixels, c))
+        position = nn.Dense(c, use_bias=False, dtype=self.dtype, name="where")(position_features(sides, self.dtype))
+        q = Dense(c, name="q", dtype=self.dtype)(normed) + jnp.reshape(position, (1, pixels, c))
         k, v = (Dense(c, name=name, dtype=self.dtype)(context) for name in ("k", "v"))
         mixed = jnp.reshape(attend(q, k, v, heads, mask), x.shape)
         out = nn.Dense(c, kernel_init=nn.initializers.zeros_init(), dtype=self.dtype, name="proj_out")(mixed)
         return x + jnp.where(jnp.expand_dims(mask.any(-1), range(1, x.ndim)), out, jnp.zeros((), out.dtype))
 
 
-WAVES = 4
+POSITION_FREQUENCIES = 4
 """Numbers that say where a pixel is along each side."""
 
 
-def waves(sides: Sequence[int], dtype) -> jax.Array:
+def position_features(sides: Sequence[int], dtype) -> jax.Array:
     """Where each pixel is, whatever their number: cosines of 1, 2, ... half waves along each side.
 
     Returns:
-        [*sides, WAVES * len(sides)] in [-1, 1].
+        [*sides, POSITION_FREQUENCIES * len(sides)] in [-1, 1].
     """
-    halves = jnp.arange(1, WAVES + 1, dtype=float)
+    halves = jnp.arange(1, POSITION_FREQUENCIES + 1, dtype=float)
     along = [jnp.cos(jnp.pi * jnp.outer((jnp.arange(side, dtype=float) + 0.5) / side, halves)) for side in sides]
     spread = [jnp.expand_dims(wave, [j for j in range(len(sides)) if j != i]) for i, wave in enumerate(along)]
-    return jnp.concatenate([jnp.broadcast_to(wave, (*sides, WAVES)) for wave in spread], axis=-1).astype(dtype)
+    return jnp.concatenate([jnp.broadcast_to(wave, (*sides, POSITION_FREQUENCIES)) for wave in spread], axis=-1).astype(
+        dtype
+    )
 
 
 def attend(q, k, v, heads: int, mask=None, bias=None) -> jax.Array:
@@ -105,11 +107,11 @@ def attend(q, k, v, heads: int, mask=None, bias=None) -> jax.Array:
     Returns:
         As q.
     """
-    apart = heads > 1 or bias is not None
-    n, shape = ("n" if apart else ""), q.shape
-    if apart:
+    split_heads = heads > 1 or bias is not None
+    n, shape = ("n" if split_heads else ""), q.shape
+    if split_heads:
         q, k, v = (jnp.reshape(x, (*x.shape[:2], heads, -1)) for x in (q, k, v))
-    wide = widened(q.dtype)
+    wide = at_least_float32(q.dtype)
     logits = jnp.einsum(f"bq{n}c,bk{n}c->b{n}qk", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
     logits = logits if bias is None else logits + bias[None].astype(logits.dtype)
     if mask is None:

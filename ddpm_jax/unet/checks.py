@@ -5,25 +5,25 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.unet.conventions import AttentionBy, Padding, ResampleBy, TimeJoins, TimeOrder
+from ddpm_jax.unet.conventions import AttentionBy, Padding, Resample, TimeConditioning, TimeOrder
 from ddpm_jax.unet.layers import DROPOUT_STEP
 from ddpm_jax.unet.norm import group_count
 
 
 def check_options(net: Any) -> None:
-    if len(net.multipliers) == 0:
-        raise ValueError("multipliers is empty: give one integer per level, such as (1, 2, 2, 2)")
+    if len(net.channel_multipliers) == 0:
+        raise ValueError("channel_multipliers is empty: give one integer per level, such as (1, 2, 2, 2)")
     _check_heads(net)
     _check_choices(net)
     if net.groups < 1:
         raise ValueError(f"groups = {net.groups}: a normalisation needs at least one")
     # weights that are there already are what they are; a time that comes after the normalisation is felt
-    fresh = net.is_initializing() and net.time_joins == "add"
-    if fresh and all(group_count(net.channels * m, net.groups) == net.channels * m for m in net.multipliers):
+    fresh = net.is_initializing() and net.time_conditioning == "add"
+    if fresh and all(group_count(net.channels * m, net.groups) == net.channels * m for m in net.channel_multipliers):
         raise ValueError(
-            f"channels = {net.channels}, multipliers = {tuple(net.multipliers)}: every channel would be a group of the"
-            " normalisation by itself and forget the time that is added to it; some level needs more than"
-            f" groups = {net.groups} channels"
+            f"channels = {net.channels}, channel_multipliers = {tuple(net.channel_multipliers)}: every channel would"
+            " be a group of the normalisation by itself and forget the time that is added to it;"
+            f" some level needs more than groups = {net.groups} channels"
         )
     if net.num_classes < 0 or net.context_dim < 0:
         raise ValueError(
@@ -39,7 +39,7 @@ def _check_heads(net: Any) -> None:
             f"heads = {net.heads}, head_channels = {net.head_channels}: say how many heads there are, or how many"
             " channels each has (heads = 1), and not both"
         )
-    for m in net.multipliers:
+    for m in net.channel_multipliers:
         if net.channels * m % net.heads:
             raise ValueError(
                 f"heads = {net.heads} does not divide the {net.channels * m} channels of the level with multiplier {m}"
@@ -53,30 +53,28 @@ def _check_heads(net: Any) -> None:
 
 
 def _check_choices(net: Any) -> None:
-    said = net.conventions
+    compat = net.compat
     choices = {
         "attention_by": (net.attention_by, AttentionBy),
-        "time_joins": (net.time_joins, TimeJoins),
-        "resample_by": (net.resample_by, ResampleBy),
-        "conventions.padding": (said.padding, Padding),
-        "conventions.time_order": (said.time_order, TimeOrder),
+        "time_conditioning": (net.time_conditioning, TimeConditioning),
+        "resample": (net.resample, Resample),
+        "compat.padding": (compat.padding, Padding),
+        "compat.time_order": (compat.time_order, TimeOrder),
     }
     for name, (value, literal) in choices.items():
         if value not in get_args(literal):
             raise ValueError(f"{name} = {value!r} is not one of {', '.join(map(repr, get_args(literal)))}")
-    factors = [2**i for i in range(len(net.multipliers))]
-    if net.attention_by == "factor" and not set(net.attention_at) <= set(factors):
+    factors = [2**i for i in range(len(net.channel_multipliers))]
+    if net.attention_by == "factor" and not set(net.attention_resolutions) <= set(factors):
         raise ValueError(
-            f"attention_at = {tuple(net.attention_at)} with attention_by = 'factor': the levels are smaller than the"
-            f" image by {', '.join(map(str, factors))}"
+            f"attention_resolutions = {tuple(net.attention_resolutions)} with attention_by = 'factor': the levels are"
+            f" smaller than the image by {', '.join(map(str, factors))}"
         )
-    if not said.eps > 0 or not said.time_scale > 0:
+    if not compat.eps > 0 or not compat.time_scale > 0:
+        raise ValueError(f"compat.eps = {compat.eps}, compat.time_scale = {compat.time_scale}: both must be positive")
+    if compat.time_shift not in (0, 1) or compat.time_dim < 0:
         raise ValueError(
-            f"conventions.eps = {said.eps}, conventions.time_scale = {said.time_scale}: both must be positive"
-        )
-    if said.time_shift not in (0, 1) or said.time_dim < 0:
-        raise ValueError(
-            f"conventions.time_shift = {said.time_shift}, conventions.time_dim = {said.time_dim}: the first is 0 or 1,"
+            f"compat.time_shift = {compat.time_shift}, compat.time_dim = {compat.time_dim}: the first is 0 or 1,"
             " the second how many numbers a time becomes, 0 for as many as channels"
         )
 

@@ -3,12 +3,12 @@
 from typing import Literal, NamedTuple
 
 AttentionBy = Literal["size", "factor"]
-"""Whether `attention_at` lists sizes of the image, or the factors by which a level is smaller than it."""
+"""Whether `attention_resolutions` lists sizes of the image, or the factors by which a level is smaller than it."""
 
-TimeJoins = Literal["add", "scale_shift"]
+TimeConditioning = Literal["add", "scale_shift"]
 """Whether a block adds the time before its second normalisation, or scales and shifts what comes out of that."""
 
-ResampleBy = Literal["layer", "block"]
+Resample = Literal["layer", "block"]
 """Whether a layer of its own changes the size, or a residual block that halves or doubles within."""
 
 Padding = Literal["end", "both"]
@@ -18,7 +18,7 @@ TimeOrder = Literal["sin_cos", "cos_sin"]
 """What comes first in the embedding of a time."""
 
 
-class Conventions(NamedTuple):
+class CompatOptions(NamedTuple):
     """What two authors do differently where neither had a reason to; the defaults are the original's.
 
     They change no shape, but for `time_dim`: weights of one convention give no error under another, only other images.
@@ -39,5 +39,5 @@ class Conventions(NamedTuple):
     time_dim: int = 0
 
 
-OPENAI = Conventions(eps=1e-5, padding="both", time_order="cos_sin", time_shift=0)
+OPENAI = CompatOptions(eps=1e-5, padding="both", time_order="cos_sin", time_shift=0)
 """Those of improved-diffusion (arXiv:2102.09672) and guided-diffusion (arXiv:2105.05233)."""

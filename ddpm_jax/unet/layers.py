@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.unet.conventions import Padding, TimeJoins
-from ddpm_jax.unet.convolution import Conv, DoublingConv, doubled, spatial
-from ddpm_jax.unet.norm import GroupNorm, ends
-from ddpm_jax.unet.parameters import biased, fan_average, parameter, widened
+from ddpm_jax.unet.conventions import Padding, TimeConditioning
+from ddpm_jax.unet.convolution import Conv, UpsampleConv, num_spatial_axes, upsample_nearest
+from ddpm_jax.unet.norm import GroupNorm, split_indices
+from ddpm_jax.unet.parameters import add_bias, at_least_float32, fan_average, parameter
 
 NEAR_ZERO = 1e-10
 """Scale of the initial variance where a branch should start as nothing (the original's TF refused an exact 0)."""
@@ -35,7 +35,7 @@ def timestep_embedding(t, dim: int, *, cos_first: bool = False, shift: int = 1) 
         [B, dim], float32, or float64 if `t` is.
     """
     t = jnp.asarray(t)
-    dtype = widened(t.dtype) if jnp.issubdtype(t.dtype, jnp.floating) else jnp.float32
+    dtype = at_least_float32(t.dtype) if jnp.issubdtype(t.dtype, jnp.floating) else jnp.float32
     half = dim // 2
     frequency = np.exp(-math.log(10000) * np.arange(half) / max(half - shift, 1))
     angle = t.astype(dtype)[:, None] * jnp.asarray(frequency, dtype)[None]
@@ -62,21 +62,21 @@ class Dense(nn.Module):
         channels = sum(part.shape[-1] for part in parts)
         kernel = parameter(self, "kernel", fan_average(self.scale), (channels, self.features))
         bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
-        kernels = jnp.split(kernel.astype(self.dtype), ends(parts))
+        kernels = jnp.split(kernel.astype(self.dtype), split_indices(parts))
         products = (part.astype(self.dtype) @ of for part, of in zip(parts, kernels, strict=True))
-        return biased(functools.reduce(jnp.add, products), bias)
+        return add_bias(functools.reduce(jnp.add, products), bias)
 
 
-def dropout(x, keys, rate: float, place: int) -> jax.Array:
+def dropout(x, keys, rate: float, index: int) -> jax.Array:
     """x with a share `rate` of its numbers at 0 and the rest divided by what is kept on average, exactly.
 
-    The mask of image i is drawn from key i and `place` alone, so it does not depend on who else is in the batch or on
+    The mask of image i is drawn from key i and `index` alone, so it does not depend on who else is in the batch or on
     how the batch lies over devices.  `rate` is rounded to a multiple of 2^-16.
 
     Args:
         x: [B, ...].
         keys: [B] typed keys, one per image; None leaves x as it is.
-        place: which of the network's dropouts this is.
+        index: which of the network's dropouts this is.
     """
     threshold = round(rate / DROPOUT_STEP)
     if keys is None or threshold == 0:
@@ -85,7 +85,7 @@ def dropout(x, keys, rate: float, place: int) -> jax.Array:
     # the first half of the rows, the other the second: side by side they would have to be woven into each other.  And
     # the masks are made apart from what they are put to, which the compiler else does in one place, and not with it.
     half = (x.shape[1] + 1) // 2
-    draw = lambda key: jax.random.bits(jax.random.fold_in(key, place), (half, *x.shape[2:]), jnp.uint32)  # noqa: E731
+    draw = lambda key: jax.random.bits(jax.random.fold_in(key, index), (half, *x.shape[2:]), jnp.uint32)  # noqa: E731
     words = jax.vmap(draw)(keys)
     halves = jax.lax.optimization_barrier(
         ((words & 0xFFFF) >= np.uint32(threshold), words >> 16 >= np.uint32(threshold))
@@ -94,9 +94,9 @@ def dropout(x, keys, rate: float, place: int) -> jax.Array:
     return jnp.where(kept, x / (1 - threshold * DROPOUT_STEP), jnp.zeros((), x.dtype))
 
 
-def halved(x) -> jax.Array:
+def average_pool(x) -> jax.Array:
     """[B, H, W, C] -> [B, H/2, W/2, C]: the mean of each 2x2 square, for H and W even; of any spatial axes."""
-    twos = (2,) * spatial(x)
+    twos = (2,) * num_spatial_axes(x)
     with jax.numpy_dtype_promotion("standard"):  # which flax takes for granted
         return nn.avg_pool(x, twos, twos)
 
@@ -112,7 +112,7 @@ class Downsample(nn.Module):
     def __call__(self, x):
         """[B, H, W, C] -> [B, H/2, W/2, C], for H and W even; likewise of one or three spatial axes."""
         if not self.with_conv:
-            return halved(x)
+            return average_pool(x)
         return Conv(x.shape[-1], stride=2, padding=self.padding, dtype=self.dtype, name="conv")(x)
 
 
@@ -125,7 +125,7 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x):
         """[B, H, W, C] -> [B, 2H, 2W, C], likewise of one or three spatial axes."""
-        return DoublingConv(x.shape[-1], self.dtype, name="conv")(x) if self.with_conv else doubled(x)
+        return UpsampleConv(x.shape[-1], self.dtype, name="conv")(x) if self.with_conv else upsample_nearest(x)
 
 
 class ResnetBlock(nn.Module):
@@ -133,22 +133,22 @@ class ResnetBlock(nn.Module):
 
     Attributes:
         conv_shortcut: where the channels change, the input is brought there by a convolution of 3, not of 1.
-        place: this block's number in the network, from 0: its dropout draws by it.
+        dropout_index: this block's number in the network, from 0: its dropout draws by it.
         eps: of both normalisations.
-        time_joins: "add" adds the time to the first convolution's result; "scale_shift" multiplies the second
+        time_conditioning: "add" adds the time to the first convolution's result; "scale_shift" multiplies the second
             normalisation's by 1 plus a scale that it makes of the time, and adds a shift (arXiv:2102.09672).
-        resize: `halved` or `doubled`, for both the input and what the first convolution sees of it (arXiv:1809.11096);
-            None keeps the size.
+        resize: `average_pool` or `upsample_nearest`, for both the input and what the first convolution sees of it
+            (arXiv:1809.11096); None keeps the size.
     """
 
     out_channels: int
     dropout: float = 0.0
     conv_shortcut: bool = False
-    place: int = 0
+    dropout_index: int = 0
     dtype: Any = jnp.float32
     groups: int = 32
     eps: float = 1e-6
-    time_joins: TimeJoins = "add"
+    time_conditioning: TimeConditioning = "add"
     resize: Callable[[Any], jax.Array] | None = None
 
     @nn.compact
@@ -158,18 +158,18 @@ class ResnetBlock(nn.Module):
         A tuple for x is its arrays one after the other along C.
         """
         parts = x if isinstance(x, tuple) else (x,)
-        c, axes, dtype = self.out_channels, spatial(parts[0]), self.dtype
+        c, axes, dtype = self.out_channels, num_spatial_axes(parts[0]), self.dtype
         norm = functools.partial(GroupNorm, swish=True, dtype=dtype, groups=self.groups, eps=self.eps)
         h = norm(name="norm1")(parts)
         if self.resize is not None:
             h, parts = self.resize(h), tuple(map(self.resize, parts))
         h = Conv(c, dtype=dtype, name="conv1")(h)
-        if self.time_joins == "add":
+        if self.time_conditioning == "add":
             h = h + jnp.expand_dims(Dense(c, name="temb_proj", dtype=dtype)(nn.swish(temb)), range(1, axes + 1))
             h = norm(name="norm2")(h)
         else:
             h = norm(name="norm2")(h, Dense(2 * c, name="temb_proj", dtype=dtype)(nn.swish(temb)))
-        h = dropout(h, dropout_keys, self.dropout, self.place)
+        h = dropout(h, dropout_keys, self.dropout, self.dropout_index)
         h = Conv(c, scale=NEAR_ZERO, dtype=dtype, name="conv2")(h)
         if sum(part.shape[-1] for part in parts) == c:
             return jnp.concatenate(parts, axis=-1) + h

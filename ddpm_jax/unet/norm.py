@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.unet.parameters import parameter, widened
+from ddpm_jax.unet.parameters import at_least_float32, parameter
 
 
 def group_count(channels: int, groups: int = 32) -> int:
@@ -23,19 +23,19 @@ def group_count(channels: int, groups: int = 32) -> int:
     return next(n for n in range(most, 0, -1) if channels % n == 0)
 
 
-def _over_groups(per_channel, groups: int):
+def _group_mean(per_channel, groups: int):
     """[B, C] -> the mean over each group of consecutive channels, written back to its channels, [B, C]."""
     grouped = per_channel.reshape(per_channel.shape[0], groups, -1)
     return jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape).reshape(per_channel.shape)
 
 
-def _wide(x):
-    return x.astype(widened(x.dtype))
+def _upcast(x):
+    return x.astype(at_least_float32(x.dtype))
 
 
-def _own(x):
+def _channel_moments(x):
     """The mean and variance of each channel of each image, [B, C], in float32 or wider and in two passes."""
-    x, inner = _wide(x), tuple(range(1, x.ndim - 1))
+    x, inner = _upcast(x), tuple(range(1, x.ndim - 1))
     mean = x.mean(inner)
     return mean, jnp.square(x - jnp.expand_dims(mean, inner)).mean(inner)
 
@@ -47,11 +47,11 @@ def _moments(parts, groups: int):
     nothing.  So a part that has been normalised elsewhere too, as what the way up takes from the way down, is measured
     once: the compiler sees the same sums twice.
     """
-    own_mean, own_var = (_along(each) for each in zip(*map(_own, parts), strict=True))
-    return _together(own_mean, own_var, groups)
+    own_mean, own_var = (_concatenate(each) for each in zip(*map(_channel_moments, parts), strict=True))
+    return _group_moments(own_mean, own_var, groups)
 
 
-MOST = 1e4
+MAX_SQUARED_MEAN_TO_VARIANCE = 1e4
 """How far a squared mean may exceed the variance for E[x^2] - E[x]^2 in float32 to have three digits of it left."""
 
 
@@ -60,24 +60,27 @@ def _moments_in_one_pass(parts, groups: int):
 
     Where that has fewer digits, x is read again.  For x of bfloat16, which has two digits and a half.
     """
-    wide = [_wide(part) for part in parts]
+    wide = [_upcast(part) for part in parts]
     inner = tuple(range(1, parts[0].ndim - 1))
-    own_mean, square = _along([x.mean(inner) for x in wide]), _along([jnp.square(x).mean(inner) for x in wide])
-    mean, var = _together(own_mean, square - jnp.square(own_mean), groups)
-    lost = jnp.any(jnp.square(own_mean) > MOST * var)
+    own_mean, square = (
+        _concatenate([x.mean(inner) for x in wide]),
+        _concatenate([jnp.square(x).mean(inner) for x in wide]),
+    )
+    mean, var = _group_moments(own_mean, square - jnp.square(own_mean), groups)
+    lost = jnp.any(jnp.square(own_mean) > MAX_SQUARED_MEAN_TO_VARIANCE * var)
     return jax.lax.cond(lost, lambda: _moments(parts, groups), lambda: (mean, var))
 
 
-def _along(parts):
+def _concatenate(parts):
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
-def _together(own_mean, own_var, groups: int):
-    mean = _over_groups(own_mean, groups)
-    return mean, _over_groups(own_var + jnp.square(own_mean - mean), groups)
+def _group_moments(own_mean, own_var, groups: int):
+    mean = _group_mean(own_mean, groups)
+    return mean, _group_mean(own_var + jnp.square(own_mean - mean), groups)
 
 
-def _standard(parts, groups: int, eps: float):
+def _mean_and_inverse_std(parts, groups: int, eps: float):
     """The mean and 1 / std of the groups of what the parts are together, [B, C]."""
     if parts[0].dtype.itemsize == 2:
         # a GPU asks its host which way a condition goes, and a CPU reads what is in its caches twice without noticing
@@ -91,63 +94,63 @@ def _standard(parts, groups: int, eps: float):
     return mean, jax.lax.rsqrt(var + eps)
 
 
-def ends(parts) -> list[int]:
+def split_indices(parts) -> list[int]:
     """Where arrays [..., C_i] end that lie one after the other along C, all but the last."""
     return list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
 
 
-def _each(parts, *of_channels):
+def _split_channels(parts, *of_channels):
     """Each part in float32 or wider, with its share of arrays [B, C] or [1, C], which are to broadcast to it."""
-    cut = [jnp.split(each, ends(parts), axis=-1) for each in of_channels]
+    cut = [jnp.split(each, split_indices(parts), axis=-1) for each in of_channels]
     for part, *its in zip(parts, *cut, strict=True):
         inner = tuple(range(1, part.ndim - 1))
-        yield _wide(part), *(jnp.expand_dims(each, inner) for each in its)
+        yield _upcast(part), *(jnp.expand_dims(each, inner) for each in its)
 
 
-def _written(parts):
-    """As `_along`, of parts that are still to be computed and are large."""
+def _materialise(parts):
+    """As `_concatenate`, of parts that are still to be computed and are large."""
     if len(parts) == 1:
         return parts[0]
-    return jax.lax.platform_dependent(parts, cpu=_one_by_one, default=_along)
+    return jax.lax.platform_dependent(parts, cpu=_write_one_by_one, default=_concatenate)
 
 
-def _one_by_one(parts):
-    """As `_along`: on a CPU, what is computed inside of a concatenation takes more than twice the time."""
+def _write_one_by_one(parts):
+    """As `_concatenate`: on a CPU, what is computed inside of a concatenation takes more than twice the time."""
     channels = sum(part.shape[-1] for part in parts)
     # unseen by the compiler, which makes one padded array of a part in zeros, as slow as a concatenation
     y = jax.lax.optimization_barrier(jnp.zeros((*parts[0].shape[:-1], channels), parts[0].dtype))
-    for part, at in zip(parts, [0, *ends(parts)], strict=True):
+    for part, at in zip(parts, [0, *split_indices(parts)], strict=True):
         y = jax.lax.dynamic_update_slice_in_dim(y, part, at, axis=-1)
     return y
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _with_gradient(parts, scale, bias, groups, eps, swish, dtype):
+def _group_norm_with_vjp(parts, scale, bias, groups, eps, swish, dtype):
     return _group_norm_forward(parts, scale, bias, groups, eps, swish, dtype)[0]
 
 
 def _group_norm_forward(parts, scale, bias, groups, eps, swish, dtype):
-    mean, inverse = _standard(parts, groups, eps)
-    ys = [(x - m) * gain + b for x, m, gain, b in _each(parts, mean, inverse * scale, bias)]
+    mean, inverse = _mean_and_inverse_std(parts, groups, eps)
+    ys = [(x - m) * gain + b for x, m, gain, b in _split_channels(parts, mean, inverse * scale, bias)]
     ys = [y * jax.nn.sigmoid(y) if swish else y for y in ys]
-    return _written([y.astype(dtype) for y in ys]), (parts, mean, inverse, scale, bias)
+    return _materialise([y.astype(dtype) for y in ys]), (parts, mean, inverse, scale, bias)
 
 
 def _group_norm_backward(groups, eps, swish, dtype, saved, dy):
     """One pass over x and dy for the sums, one to write dx; y is computed again rather than kept."""
     parts, mean, inverse, scale, bias = saved
     inner = tuple(range(1, dy.ndim - 1))
-    dys = [part.astype(mean.dtype) for part in jnp.split(dy, ends(parts), axis=-1)]
-    units = [(x - m) * i for x, m, i in _each(parts, mean, inverse)]
+    dys = [part.astype(mean.dtype) for part in jnp.split(dy, split_indices(parts), axis=-1)]
+    units = [(x - m) * i for x, m, i in _split_channels(parts, mean, inverse)]
     if swish:
-        ys = [unit * s + b for unit, s, b in _each(units, scale, bias)]
+        ys = [unit * s + b for unit, s, b in _split_channels(units, scale, bias)]
         gates = [jax.nn.sigmoid(y) for y in ys]
         dys = [dy * (gate * (1 + y * (1 - gate))) for dy, gate, y in zip(dys, gates, ys, strict=True)]
     pixels = math.prod(dy.shape[1:-1])
-    d_bias = _along([dy.sum(inner) for dy in dys])
-    d_scale = _along([(dy * unit).sum(inner) for dy, unit in zip(dys, units, strict=True)])
-    along_one, along_unit = (_over_groups(each * scale, groups) / pixels for each in (d_bias, d_scale))
-    small = _each(dys, scale, inverse, along_one, along_unit)
+    d_bias = _concatenate([dy.sum(inner) for dy in dys])
+    d_scale = _concatenate([(dy * unit).sum(inner) for dy, unit in zip(dys, units, strict=True)])
+    along_one, along_unit = (_group_mean(each * scale, groups) / pixels for each in (d_bias, d_scale))
+    small = _split_channels(dys, scale, inverse, along_one, along_unit)
     d_parts = tuple(
         (i * (dy * s - one - unit * along)).astype(part.dtype)
         for part, unit, (dy, s, i, one, along) in zip(parts, units, small, strict=True)
@@ -157,8 +160,8 @@ def _group_norm_backward(groups, eps, swish, dtype, saved, dy):
     return d_parts, d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
 
 
-_with_gradient.defvjp(_group_norm_forward, _group_norm_backward)
-_group_norm = jax.jit(_with_gradient, static_argnums=(3, 4, 5, 6))  # so traced once for each shape
+_group_norm_with_vjp.defvjp(_group_norm_forward, _group_norm_backward)
+_group_norm = jax.jit(_group_norm_with_vjp, static_argnums=(3, 4, 5, 6))  # so traced once for each shape
 
 
 class GroupNorm(nn.Module):
@@ -189,7 +192,7 @@ class GroupNorm(nn.Module):
         scale = parameter(self, "scale", nn.initializers.ones, (channels,))[None]
         bias = parameter(self, "bias", nn.initializers.zeros, (channels,))[None]
         if modulation is not None:  # both are lines, so what is applied is one, of each image's own
-            wide = widened(modulation.dtype)
+            wide = at_least_float32(modulation.dtype)
             factor, shift = jnp.split(modulation.astype(wide), 2, axis=-1)
             scale, bias = scale * (1 + factor), bias * (1 + factor) + shift
         dtype = jnp.dtype(parts[0].dtype if self.dtype is None else self.dtype)

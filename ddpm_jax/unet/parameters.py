@@ -19,12 +19,12 @@ def parameter(module: nn.Module, name: str, init: Callable[..., Any], shape: tup
     return module.param(name, init, shape, jnp.float32)
 
 
-def widened(dtype: Any) -> Any:
+def at_least_float32(dtype: Any) -> Any:
     """What sums are in, and statistics: float32, or float64 for float64."""
     return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
 
-def biased(x: Any, bias: Any) -> Any:
+def add_bias(x: Any, bias: Any) -> Any:
     """x [..., C] + bias [C], in the dtype of x."""
     return x + jnp.expand_dims(bias.astype(x.dtype), range(x.ndim - 1))
 

@@ -18,29 +18,29 @@ from ddpm_jax.convert.diffusers.network import null_label
 from ddpm_jax.convert.diffusers.scheduler import differences
 from ddpm_jax.convert.rules import Rule, invert
 
-__all__ = ["WEIGHTS", "Source", "differences", "null_label", "source", "write"]
+__all__ = ["WEIGHTS", "DiffusersPipeline", "differences", "null_label", "read_pipeline", "write_pipeline"]
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 """The files that hold weights, the one that takes no PyTorch first."""
 
 
-class Source(NamedTuple):
+class DiffusersPipeline(NamedTuple):
     """What a folder holds.
 
     Attributes:
-        network, chain: what its configuration says.
+        network, scheduler: what its configuration says.
         tensors: the network's.
         files: those that were read.
         attention: the names in its attentions.
-        fingerprint: of the tensors as our parameters, if `write` wrote them; else None.
+        fingerprint: of the tensors as our parameters, if `write_pipeline` wrote them; else None.
         null_label: whether the last of its labels stands for none.
     """
 
-    network: network.Network
-    chain: scheduler.Chain
+    network: network.NetworkConfig
+    scheduler: scheduler.SchedulerConfig
     tensors: Mapping[str, np.ndarray]
     files: tuple[pathlib.Path, ...]
-    attention: names.Attention
+    attention: names.AttentionNames
     fingerprint: str | None
     null_label: bool
 
@@ -49,7 +49,7 @@ class Source(NamedTuple):
         return names.rules(target, self.attention, null_label=self.null_label)
 
 
-def source(folder: pathlib.Path, *, null_label: bool = False) -> Source:
+def read_pipeline(folder: pathlib.Path, *, null_label: bool = False) -> DiffusersPipeline:
     """What a pipeline's folder holds, with its parts in `unet` and `scheduler` or side by side, as of 2022.
 
     Args:
@@ -58,7 +58,7 @@ def source(folder: pathlib.Path, *, null_label: bool = False) -> Source:
     Raises:
         FileNotFoundError: if a file is missing, saying which.
         ValueError: if a file is damaged, or a field of a configuration stands in the way.
-        ModuleNotFoundError: as `files.read`.
+        ModuleNotFoundError: as `files.read_tensors`.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
@@ -70,37 +70,40 @@ def source(folder: pathlib.Path, *, null_label: bool = False) -> Source:
             f"{folder} holds no scheduler_config.json, neither itself nor in scheduler: without it nobody knows the "
             "noise that the network was trained with"
         )
-    read = network.read(files.read_json(unet / "config.json"), null_label=null_label)
-    chain = scheduler.read(files.read_json(settings), doubled=read.doubled)
+    read = network.from_diffusers(files.read_json(unet / "config.json"), null_label=null_label)
+    chain = scheduler.from_diffusers(files.read_json(settings), learned_variance=read.learned_variance)
     weights = _weights(unet)
-    tensors = files.read(weights)
-    read_from, said = (unet / "config.json", settings, weights), files.header(weights).get("fingerprint")
-    return Source(read, chain, tensors, read_from, names.attention_names(tensors), said, null_label)
+    tensors = files.read_tensors(weights)
+    paths, fingerprint = (
+        (unet / "config.json", settings, weights),
+        files.safetensors_metadata(weights).get("fingerprint"),
+    )
+    return DiffusersPipeline(read, chain, tensors, paths, names.attention_names(tensors), fingerprint, null_label)
 
 
-def write(
-    folder: pathlib.Path, config: configs.Config, shape: tuple[int, ...], params: Any, said: Mapping[str, str]
+def write_pipeline(
+    folder: pathlib.Path, config: configs.Config, shape: tuple[int, ...], params: Any, metadata: Mapping[str, str]
 ) -> None:
     """Fills a folder that diffusers' `DDPMPipeline.from_pretrained` (for a DDIM, `DDIMPipeline`) opens.
 
     Args:
         shape: of an image, (H, W, C).
-        said: what is said in the header of the weights' file.
+        metadata: what is said in the header of the weights' file.
 
     Raises:
         ValueError: naming everything that diffusers cannot express; nothing is written then.
     """
-    about = {"_diffusers_version": "0.30.0"}
-    unet, chain = network.write(config, shape), scheduler.write(config)
+    version = {"_diffusers_version": "0.30.0"}
+    unet, chain = network.to_diffusers(config, shape), scheduler.to_diffusers(config)
     tensors = invert(names.rules(params, null_label=network.null_label(config)), params)
     pipeline = chain["_class_name"].replace("Scheduler", "Pipeline")
     for part in ("unet", "scheduler"):
         (folder / part).mkdir()
-    index = {"_class_name": pipeline, **about, "unet": ["diffusers", "UNet2DModel"]}
+    index = {"_class_name": pipeline, **version, "unet": ["diffusers", "UNet2DModel"]}
     files.write_json(folder / "model_index.json", index | {"scheduler": ["diffusers", chain["_class_name"]]})
-    files.write_json(folder / "unet" / "config.json", unet | about)
-    files.write_json(folder / "scheduler" / "scheduler_config.json", chain | about)
-    header = {"format": "pt", "ddpm_jax": ddpm_jax.__version__, **said}
+    files.write_json(folder / "unet" / "config.json", unet | version)
+    files.write_json(folder / "scheduler" / "scheduler_config.json", chain | version)
+    header = {"format": "pt", "ddpm_jax": ddpm_jax.__version__, **metadata}
     files.write_safetensors(folder / "unet" / WEIGHTS[0], tensors, header)
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from ddpm_jax.convert.rules import Path, Rule, flatten, from_torch, labels, same
+from ddpm_jax.convert.rules import Path, Rule, flatten_dict, from_torch, identity, label_embedding
 
-Attention = Literal["old", "today"]
+AttentionNames = Literal["old", "today"]
 """The names in attentions: those of the files of 2022 (query, key, value, proj_attn), or today's (to_q, ...)."""
 
 _ATTENTION = {
@@ -17,16 +17,16 @@ _MODULES = {
     "dense0": "linear_1", "dense1": "linear_2",
 }  # fmt: skip
 
-LABELS = ("label", "table", "embedding")
+LABEL_TABLE = ("label", "table", "embedding")
 """The path of our table of labels."""
 
 
-def attention_names(names: Iterable[str]) -> Attention:
+def attention_names(names: Iterable[str]) -> AttentionNames:
     """Which names the attentions of these tensors have."""
     return "old" if any(".attentions." in name and ".query." in name for name in names) else "today"
 
 
-def rules(target: Any, attention: Attention = "today", *, null_label: bool = False) -> list[Rule]:
+def rules(target: Any, attention: AttentionNames = "today", *, null_label: bool = False) -> list[Rule]:
     """Our leaf down_0/block_0/conv1/kernel is the tensor down_blocks.0.resnets.0.conv1.weight, and so on.
 
     Levels of the way up are numbered from the smallest there, and from the largest here.
@@ -34,23 +34,25 @@ def rules(target: Any, attention: Attention = "today", *, null_label: bool = Fal
     Args:
         null_label: whether their table of labels has a row for none, its last, as ours has.
     """
-    leaves = flatten(target)
-    table = leaves.pop(LABELS, None) is not None
+    leaves = flatten_dict(target)
+    table = leaves.pop(LABEL_TABLE, None) is not None
     levels = 1 + max(int(path[0].removeprefix("down_")) for path in leaves if path[0].startswith("down_"))
-    found = (
-        from_torch(path, leaf, module(path[:-1], levels, attention), pixels=path[-2] == "nin_shortcut")
+    converted = (
+        from_torch(path, leaf, module_name(path[:-1], levels, attention), conv1x1=path[-2] == "nin_shortcut")
         for path, leaf in leaves.items()
     )
-    told = [(same if null_label else labels)(LABELS, "class_embedding.weight")] if table else []
-    return [*(rule for rule in found if rule), *told]
+    label_rules = (
+        [(identity if null_label else label_embedding)(LABEL_TABLE, "class_embedding.weight")] if table else []
+    )
+    return [*(rule for rule in converted if rule), *label_rules]
 
 
-def module(path: Path, levels: int, attention: Attention) -> str:
+def module_name(path: Path, levels: int, attention: AttentionNames) -> str:
     """The name there of one of our modules."""
-    return ".".join(_part(name, levels, _ATTENTION[attention], i == 0, path) for i, name in enumerate(path))
+    return ".".join(_component_name(name, levels, _ATTENTION[attention], i == 0, path) for i, name in enumerate(path))
 
 
-def _part(name: str, levels: int, attention: dict[str, str], top: bool, path: Path) -> str:
+def _component_name(name: str, levels: int, attention: dict[str, str], top: bool, path: Path) -> str:
     kind, _, number = name.partition("_")
     if top and kind in ("down", "up"):
         return f"{kind}_blocks.{number if kind == 'down' else levels - 1 - int(number)}"

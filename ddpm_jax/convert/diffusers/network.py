@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 from ddpm_jax.convert.diffusers import blocks
-from ddpm_jax.convert.diffusers.fields import Only, mistyped, problems, unlike
+from ddpm_jax.convert.diffusers.fields import Supported, mistyped, outside_choices, unsupported
 
-READ = {
+DEFAULTS = {
     "sample_size": None,
     "in_channels": 3,
     "out_channels": 3,
@@ -32,18 +32,18 @@ READ = {
 }
 """The fields that say which network, and what diffusers takes where they are missing: not what the original has."""
 
-ONLY = {
-    "center_input_sample": Only(False, (False,), "images in [-1, 1]"),
-    "time_embedding_type": Only("positional", ("positional",), "sines and cosines"),
-    "time_embedding_dim": Only(None, (None,), "four times the first level's channels"),
-    "mid_block_type": Only("UNetMidBlock2D", ("UNetMidBlock2D",), "a middle with attention"),
-    "mid_block_scale_factor": Only(1, (1,), "residuals as they are"),
-    "act_fn": Only("silu", ("silu", "swish"), "two names of one function"),
-    "add_attention": Only(True, (True,), "a middle with attention"),
-    "class_embed_type": Only(None, (None,), "labels of a table (num_class_embeds), or none"),
-    "num_train_timesteps": Only(None, (None,), "no table of times"),
+SUPPORTED = {
+    "center_input_sample": Supported(False, (False,), "images in [-1, 1]"),
+    "time_embedding_type": Supported("positional", ("positional",), "sines and cosines"),
+    "time_embedding_dim": Supported(None, (None,), "four times the first level's channels"),
+    "mid_block_type": Supported("UNetMidBlock2D", ("UNetMidBlock2D",), "a middle with attention"),
+    "mid_block_scale_factor": Supported(1, (1,), "residuals as they are"),
+    "act_fn": Supported("silu", ("silu", "swish"), "two names of one function"),
+    "add_attention": Supported(True, (True,), "a middle with attention"),
+    "class_embed_type": Supported(None, (None,), "labels of a table (num_class_embeds), or none"),
+    "num_train_timesteps": Supported(None, (None,), "no table of times"),
 }
-KINDS = {
+TYPES = {
     "sample_size": (int, list, tuple, type(None)), "in_channels": int, "out_channels": int,
     "down_block_types": (list, tuple), "up_block_types": (list, tuple), "block_out_channels": (list, tuple),
     "layers_per_block": int, "dropout": (int, float), "attention_head_dim": (int, type(None)), "norm_num_groups": int,
@@ -51,26 +51,26 @@ KINDS = {
     "downsample_type": str, "upsample_type": str, "num_class_embeds": (int, type(None)),
 }  # fmt: skip
 
-JOINS: dict[Any, Any] = {"default": "add", "scale_shift": "scale_shift"}
+TIME_CONDITIONING: dict[Any, Any] = {"default": "add", "scale_shift": "scale_shift"}
 PADDING: dict[Any, Any] = {0: "end", 1: "both"}
-ORDER: dict[Any, Any] = {False: "sin_cos", True: "cos_sin"}
+TIME_ORDER: dict[Any, Any] = {False: "sin_cos", True: "cos_sin"}
 
 
-class Network(NamedTuple):
+class NetworkConfig(NamedTuple):
     """What a configuration says.
 
     Attributes:
         net: the fields of ours.
         shape: of an image, (H, W, C).
-        doubled: whether twice as many channels come out as go in, as with a learned variance.
+        learned_variance: whether twice as many channels come out as go in, as with a learned variance.
     """
 
     net: configs.Net
     shape: tuple[int, int, int]
-    doubled: bool
+    learned_variance: bool
 
 
-def read(given: Mapping[str, Any], *, null_label: bool = False) -> Network:
+def from_diffusers(given: Mapping[str, Any], *, null_label: bool = False) -> NetworkConfig:
     """Our network that computes what a `UNet2DModel` of this configuration computes.
 
     Args:
@@ -80,122 +80,122 @@ def read(given: Mapping[str, Any], *, null_label: bool = False) -> Network:
         ValueError: naming every field that stands in the way, its value and what would be right.
     """
     if given.get("_class_name") != "UNet2DModel":
-        _refuse([f"_class_name = {given.get('_class_name')!r}: only 'UNet2DModel' can be had"])
-    c = {name: given.get(name, default) for name, default in READ.items()}
+        _raise_if_any([f"_class_name = {given.get('_class_name')!r}: only 'UNet2DModel' can be had"])
+    c = {name: given.get(name, default) for name, default in DEFAULTS.items()}
     choices = {
-        "resnet_time_scale_shift": JOINS, "downsample_padding": PADDING, "flip_sin_to_cos": ORDER,
+        "resnet_time_scale_shift": TIME_CONDITIONING, "downsample_padding": PADDING, "flip_sin_to_cos": TIME_ORDER,
         "freq_shift": (0, 1),
     }  # fmt: skip
-    _refuse([*problems(given, READ, ONLY), *mistyped(given, KINDS), *unlike(c, choices)])
-    levels, wrong = blocks.read(c)
+    _raise_if_any([*unsupported(given, DEFAULTS, SUPPORTED), *mistyped(given, TYPES), *outside_choices(c, choices)])
+    levels, errors = blocks.from_diffusers(c)
     sides = [c["sample_size"]] * 2 if isinstance(c["sample_size"], int) else list(c["sample_size"] or [])
-    _refuse(wrong + _numbers(c, sides) + _labels(c["num_class_embeds"], null_label))
+    _raise_if_any(errors + _size_errors(c, sides) + _label_errors(c["num_class_embeds"], null_label))
     widths = list(c["block_out_channels"])
     net = configs.Net(
         channels=widths[0],
-        multipliers=tuple(width // widths[0] for width in widths),
-        blocks=c["layers_per_block"],
-        attention_at=tuple(min(sides) // 2**i for i in levels.attended),
+        channel_multipliers=tuple(width // widths[0] for width in widths),
+        num_res_blocks=c["layers_per_block"],
+        attention_resolutions=tuple(min(sides) // 2**i for i in levels.attention_levels),
         head_channels=c["attention_head_dim"] or 0,
         dropout=float(c["dropout"]),
         groups=c["norm_num_groups"],
         num_classes=(c["num_class_embeds"] or 0) - null_label,
-        resample_by=levels.resample_by,
-        time_joins=JOINS[c["resnet_time_scale_shift"]],
-        conventions=configs.Conventions(
+        resample=levels.resample,
+        time_conditioning=TIME_CONDITIONING[c["resnet_time_scale_shift"]],
+        compat=configs.CompatOptions(
             eps=float(c["norm_eps"]),
             padding=PADDING[c["downsample_padding"]],
-            time_order=ORDER[c["flip_sin_to_cos"]],
+            time_order=TIME_ORDER[c["flip_sin_to_cos"]],
             time_shift=c["freq_shift"],
         ),
     )
-    return Network(net, (sides[0], sides[1], c["in_channels"]), c["out_channels"] == 2 * c["in_channels"])
+    return NetworkConfig(net, (sides[0], sides[1], c["in_channels"]), c["out_channels"] == 2 * c["in_channels"])
 
 
-def write(config: configs.Config, shape: tuple[int, ...]) -> dict[str, Any]:
+def to_diffusers(config: configs.Config, shape: tuple[int, ...]) -> dict[str, Any]:
     """The configuration of the `UNet2DModel` that computes what our network computes.
 
     Raises:
         ValueError: naming everything that diffusers cannot express.
     """
-    wrong = _beyond(config, shape)
-    if wrong:
-        raise ValueError("diffusers' UNet2DModel cannot be this network: " + "; ".join(wrong))
-    net, said, (height, width, channels) = config.net, config.net.conventions, shape
-    widths = [net.channels * m for m in net.multipliers]
-    one_size = widths[-1] // net.heads if net.heads > 1 else None
+    errors = _unsupported(config, shape)
+    if errors:
+        raise ValueError("diffusers' UNet2DModel cannot be this network: " + "; ".join(errors))
+    net, conventions, (height, width, channels) = config.net, config.net.compat, shape
+    widths = [net.channels * m for m in net.channel_multipliers]
+    head_size = widths[-1] // net.heads if net.heads > 1 else None
     return {
         "_class_name": "UNet2DModel",
         "sample_size": height if height == width else [height, width],
         "in_channels": channels,
-        "out_channels": channels * (2 if objects.learned_variance(config) else 1),
+        "out_channels": channels * (2 if objects.has_learned_variance(config) else 1),
         "block_out_channels": widths,
-        **blocks.write(net, _attended(net, shape)),
-        "layers_per_block": net.blocks,
+        **blocks.to_diffusers(net, _has_attention(net, shape)),
+        "layers_per_block": net.num_res_blocks,
         "dropout": net.dropout,
-        "attention_head_dim": net.head_channels or one_size,
+        "attention_head_dim": net.head_channels or head_size,
         "norm_num_groups": net.groups,
         "attn_norm_num_groups": net.groups,
-        "norm_eps": said.eps,
-        "downsample_padding": {ours: theirs for theirs, ours in PADDING.items()}[said.padding],
-        "flip_sin_to_cos": said.time_order == "cos_sin",
-        "freq_shift": said.time_shift,
-        "resnet_time_scale_shift": {ours: theirs for theirs, ours in JOINS.items()}[net.time_joins],
+        "norm_eps": conventions.eps,
+        "downsample_padding": {ours: theirs for theirs, ours in PADDING.items()}[conventions.padding],
+        "flip_sin_to_cos": conventions.time_order == "cos_sin",
+        "freq_shift": conventions.time_shift,
+        "resnet_time_scale_shift": {ours: theirs for theirs, ours in TIME_CONDITIONING.items()}[net.time_conditioning],
         "num_class_embeds": net.num_classes + null_label(config) or None,
-        **{name: field.values[0] for name, field in ONLY.items() if field.default is not None},
+        **{name: field.values[0] for name, field in SUPPORTED.items() if field.default is not None},
     }
 
 
 def null_label(config: configs.Config) -> bool:
-    """True if diffusers' table of labels gets a last row for no label: of networks trained with condition.drop."""
-    return bool(config.net.num_classes and config.condition.drop)
+    """True if diffusers' table of labels gets a last row for no label: of networks trained with condition.dropout."""
+    return bool(config.net.num_classes and config.condition.dropout)
 
 
-def _numbers(c: Mapping[str, Any], sides: list[Any]) -> list[str]:
+def _size_errors(c: Mapping[str, Any], sides: list[Any]) -> list[str]:
     """What is wrong with the numbers of channels, pixels, layers and groups."""
-    levels, wrong, widths = len(c["down_block_types"]), [], list(c["block_out_channels"])
+    levels, errors, widths = len(c["down_block_types"]), [], list(c["block_out_channels"])
     if not levels:
         return ["down_block_types is empty: at least one block is right"]
     if len(widths) != levels or not all(isinstance(w, int) and w > 0 and w % widths[0] == 0 for w in widths):
-        wrong.append(
+        errors.append(
             f"block_out_channels = {widths}: only multiples of the first, one for each of {levels} blocks, fit"
         )
     if len(sides) != 2 or not all(isinstance(n, int) and n > 0 and n % 2 ** (levels - 1) == 0 for n in sides):
-        wrong.append(f"sample_size = {c['sample_size']!r}: only multiples of {2 ** (levels - 1)} fit {levels} blocks")
+        errors.append(f"sample_size = {c['sample_size']!r}: only multiples of {2 ** (levels - 1)} fit {levels} blocks")
     if c["in_channels"] < 1:
-        wrong.append(f"in_channels = {c['in_channels']}: at least 1 is right")
+        errors.append(f"in_channels = {c['in_channels']}: at least 1 is right")
     if c["out_channels"] not in (c["in_channels"], 2 * c["in_channels"]):
-        wrong.append(
+        errors.append(
             f"out_channels = {c['out_channels']}: only in_channels = {c['in_channels']} or twice that can be had"
         )
     if c["layers_per_block"] < 1 or c["norm_num_groups"] < 1:
-        wrong.append(
+        errors.append(
             f"layers_per_block = {c['layers_per_block']}, norm_num_groups = {c['norm_num_groups']}: at least 1"
         )
     elif any(isinstance(w, int) and w % c["norm_num_groups"] for w in widths):
-        wrong.append(f"norm_num_groups = {c['norm_num_groups']} does not divide block_out_channels = {widths}")
+        errors.append(f"norm_num_groups = {c['norm_num_groups']} does not divide block_out_channels = {widths}")
     elif c["resnet_time_scale_shift"] == "default" and set(widths) == {c["norm_num_groups"]}:
-        wrong.append(
+        errors.append(
             f"norm_num_groups = {c['norm_num_groups']}, as many as block_out_channels = {widths}: each channel is "
             "normalised by itself and forgets the time that was added to it; fewer groups can be had"
         )
     if not 0 < c["norm_eps"] < math.inf:
-        wrong.append(f"norm_eps = {c['norm_eps']}: only a positive number can be had")
+        errors.append(f"norm_eps = {c['norm_eps']}: only a positive number can be had")
     if not 0 <= c["dropout"] < 1:
-        wrong.append(f"dropout = {c['dropout']}: only in [0, 1)")
+        errors.append(f"dropout = {c['dropout']}: only in [0, 1)")
     # the middle's own: left out where scale and shift are on, it has no normalisation at all
     usual = (None, c["norm_num_groups"]) if c["resnet_time_scale_shift"] == "default" else (c["norm_num_groups"],)
     if c["attn_norm_num_groups"] not in usual:
-        wrong.append(
+        errors.append(
             f"attn_norm_num_groups = {c['attn_norm_num_groups']}: only {usual[-1]}, as norm_num_groups, can be had"
         )
     size = c["attention_head_dim"]  # the channels of a head, not how many heads there are
     if size is not None and (size < 1 or any(isinstance(w, int) and w % size for w in widths)):
-        wrong.append(f"attention_head_dim = {size} does not divide block_out_channels = {widths}")
-    return wrong
+        errors.append(f"attention_head_dim = {size} does not divide block_out_channels = {widths}")
+    return errors
 
 
-def _labels(count: int | None, null_label: bool) -> list[str]:
+def _label_errors(count: int | None, null_label: bool) -> list[str]:
     """Errors of num_class_embeds, in words."""
     least = 2 if null_label else 1
     if not null_label if count is None else count >= least:
@@ -204,41 +204,46 @@ def _labels(count: int | None, null_label: bool) -> list[str]:
     return [f"num_class_embeds = {count}: at least {least}{why} is right"]
 
 
-def _attended(net: configs.Net, shape: tuple[int, ...]) -> list[bool]:
+def _has_attention(net: configs.Net, shape: tuple[int, ...]) -> list[bool]:
     """Whether each level attends."""
-    factors = [2**i for i in range(len(net.multipliers))]
+    factors = [2**i for i in range(len(net.channel_multipliers))]
     side = min(shape[:-1])
-    return [(side // factor if net.attention_by == "size" else factor) in net.attention_at for factor in factors]
+    return [
+        (side // factor if net.attention_by == "size" else factor) in net.attention_resolutions for factor in factors
+    ]
 
 
-def _beyond(config: configs.Config, shape: tuple[int, ...]) -> list[str]:
+def _unsupported(config: configs.Config, shape: tuple[int, ...]) -> list[str]:
     """What of our network diffusers cannot express."""
-    net, said, c = config.net, config.net.conventions, config.condition
-    told = {
-        "text.layers": config.text.layers, "condition.coarse": c.coarse, "condition.paired": c.paired,
+    net, conventions, c = config.net, config.net.compat, config.condition
+    other_conditions = {
+        "text.layers": config.text.layers, "condition.super_resolution_factor": c.super_resolution_factor,
+        "condition.paired": c.paired,
     }  # fmt: skip
-    wrong = [f"{name} = {value!r}: there it is told labels at most" for name, value in told.items() if value]
+    errors = [
+        f"{name} = {value!r}: there it is told labels at most" for name, value in other_conditions.items() if value
+    ]
     if len(shape) != 3:
-        return [*wrong, f"images {shape}: there they are [H, W, C]"]
-    fewest, widths = 2 ** (len(net.multipliers) - 1), [net.channels * m for m in net.multipliers]
+        return [*errors, f"images {shape}: there they are [H, W, C]"]
+    fewest, widths = 2 ** (len(net.channel_multipliers) - 1), [net.channels * m for m in net.channel_multipliers]
     if any(side % fewest for side in shape[:-1]):
-        wrong.append(f"images {shape}: there, sides are multiples of {fewest}")
-    if not net.resample_with_conv and net.resample_by == "layer":
-        wrong.append("net.resample_with_conv = False: there, layers that change the size convolve")
+        errors.append(f"images {shape}: there, sides are multiples of {fewest}")
+    if not net.resample_with_conv and net.resample == "layer":
+        errors.append("net.resample_with_conv = False: there, layers that change the size convolve")
     odd = sorted({width for width in widths if width % net.groups})
     if odd:  # where ours takes fewer groups, see `group_count`
-        wrong.append(f"net.groups = {net.groups}: there they divide the channels of every level, and not {odd}")
-    attended = [*_attended(net, shape)[:-1], True]
-    attending = {width for width, attends in zip(widths, attended, strict=True) if attends}
-    if net.heads > 1 and len(attending) > 1:
-        wrong.append(f"net.heads = {net.heads} over {sorted(attending)} channels: there, heads have one size")
-    if said.time_scale != 1:
-        wrong.append(f"net.conventions.time_scale = {said.time_scale}: there, times are not scaled")
-    if said.time_dim not in (0, net.channels):
-        wrong.append(f"net.conventions.time_dim = {said.time_dim}: there it is net.channels = {net.channels}")
-    return wrong
+        errors.append(f"net.groups = {net.groups}: there they divide the channels of every level, and not {odd}")
+    has_attention = [*_has_attention(net, shape)[:-1], True]
+    attention_widths = {width for width, attends in zip(widths, has_attention, strict=True) if attends}
+    if net.heads > 1 and len(attention_widths) > 1:
+        errors.append(f"net.heads = {net.heads} over {sorted(attention_widths)} channels: there, heads have one size")
+    if conventions.time_scale != 1:
+        errors.append(f"net.compat.time_scale = {conventions.time_scale}: there, times are not scaled")
+    if conventions.time_dim not in (0, net.channels):
+        errors.append(f"net.compat.time_dim = {conventions.time_dim}: there it is net.channels = {net.channels}")
+    return errors
 
 
-def _refuse(wrong: list[str]) -> None:
-    if wrong:
-        raise ValueError("the network's config: " + "; ".join(wrong))
+def _raise_if_any(errors: list[str]) -> None:
+    if errors:
+        raise ValueError("the network's config: " + "; ".join(errors))

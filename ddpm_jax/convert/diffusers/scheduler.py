@@ -7,10 +7,10 @@ import numpy as np
 
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
-from ddpm_jax.convert.diffusers.fields import Only, mistyped, problems, unlike
-from ddpm_jax.convert.tables import table
+from ddpm_jax.convert.diffusers.fields import Supported, mistyped, outside_choices, unsupported
+from ddpm_jax.convert.tables import schedule_table
 
-READ = {
+DEFAULTS = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
     "beta_end": 0.02,
@@ -23,21 +23,22 @@ READ = {
 }
 """The fields that say how to sample, and what diffusers takes where they are missing."""
 
-SHARED = {
-    "trained_betas": Only(None, (None,), "betas of a formula"),
-    "thresholding": Only(False, (False,), "clipping (sample.py --threshold is another thresholding)"),
-    "dynamic_thresholding_ratio": Only(0.995, (0.995,), "as thresholding is off"),
-    "sample_max_value": Only(1.0, (1.0,), "as thresholding is off"),
-    "clip_sample_range": Only(1.0, (1.0,), "images in [-1, 1]"),
-    "steps_offset": Only(0, (0,), "times from the first"),
-    "timestep_values": Only(None, (None,), "all times"),
-    "tensor_format": Only("pt", ("pt", "np"), "arrays"),
+SUPPORTED_BY_BOTH = {
+    "trained_betas": Supported(None, (None,), "betas of a formula"),
+    "thresholding": Supported(False, (False,), "clipping (sample.py --threshold is another thresholding)"),
+    "dynamic_thresholding_ratio": Supported(0.995, (0.995,), "as thresholding is off"),
+    "sample_max_value": Supported(1.0, (1.0,), "as thresholding is off"),
+    "clip_sample_range": Supported(1.0, (1.0,), "images in [-1, 1]"),
+    "steps_offset": Supported(0, (0,), "times from the first"),
+    "timestep_values": Supported(None, (None,), "all times"),
+    "tensor_format": Supported("pt", ("pt", "np"), "arrays"),
 }  # fmt: skip
-ONLY = {
-    "DDPMScheduler": SHARED,
-    "DDIMScheduler": SHARED | {"set_alpha_to_one": Only(True, (True,), "a last step that ends at the data")},
+SUPPORTED = {
+    "DDPMScheduler": SUPPORTED_BY_BOTH,
+    "DDIMScheduler": SUPPORTED_BY_BOTH
+    | {"set_alpha_to_one": Supported(True, (True,), "a last step that ends at the data")},
 }
-KINDS = {
+TYPES = {
     "num_train_timesteps": int, "beta_start": (int, float), "beta_end": (int, float), "clip_sample": bool,
     "predict_epsilon": bool, "rescale_betas_zero_snr": bool,
 }  # fmt: skip
@@ -52,7 +53,7 @@ DDIM_STEPS = 50
 """What diffusers' DDIM pipeline takes where nobody says how many."""
 
 
-class Chain(NamedTuple):
+class SchedulerConfig(NamedTuple):
     """What a configuration says: the noise, what the network predicts, and how images are drawn."""
 
     schedule: configs.Schedule
@@ -60,27 +61,32 @@ class Chain(NamedTuple):
     sampling: configs.Sampling
 
 
-def read(given: Mapping[str, Any], *, doubled: bool) -> Chain:
+def from_diffusers(given: Mapping[str, Any], *, learned_variance: bool) -> SchedulerConfig:
     """Our chain that draws what a scheduler of this configuration draws.
 
     Args:
-        doubled: whether the network gives twice as many channels as it takes.
+        learned_variance: whether the network gives twice as many channels as it takes.
 
     Raises:
         ValueError: naming every field that stands in the way, its value and what would be right.
     """
     kind = given.get("_class_name")
-    if kind not in ONLY:
+    if kind not in SUPPORTED:
         raise ValueError(
-            f"the scheduler's config: _class_name = {kind!r}: only {' and '.join(map(repr, ONLY))} can be had"
+            f"the scheduler's config: _class_name = {kind!r}: only {' and '.join(map(repr, SUPPORTED))} can be had"
         )
-    fields = READ | ({"variance_type": "fixed_small"} if kind == "DDPMScheduler" else {})
+    fields = DEFAULTS | ({"variance_type": "fixed_small"} if kind == "DDPMScheduler" else {})
     c = {name: given.get(name, default) for name, default in fields.items()}
     choices = {"beta_schedule": SCHEDULES, "prediction_type": PREDICTS, "timestep_spacing": SPACINGS}
-    found = [*problems(given, fields, ONLY[kind]), *mistyped(given, KINDS), *unlike(c, choices), *_variance(c, doubled)]
-    found = found or _betas(c)  # which rest on numbers
-    if found:
-        raise ValueError("the scheduler's config: " + "; ".join(found))
+    errors = [
+        *unsupported(given, fields, SUPPORTED[kind]),
+        *mistyped(given, TYPES),
+        *outside_choices(c, choices),
+        *_variance_errors(c, learned_variance),
+    ]
+    errors = errors or _beta_errors(c)  # which rest on numbers
+    if errors:
+        raise ValueError("the scheduler's config: " + "; ".join(errors))
     T, predicts = c["num_train_timesteps"], PREDICTS[c["prediction_type"]] if c["predict_epsilon"] else "x0"
     schedule = configs.Schedule(
         SCHEDULES[c["beta_schedule"]],
@@ -94,30 +100,32 @@ def read(given: Mapping[str, Any], *, doubled: bool) -> Chain:
         "ancestral" if ancestral else "ddim",
         steps=T if ancestral else min(DDIM_STEPS, T),
         spacing=c["timestep_spacing"],
-        mix=VARIANCES[c["variance_type"]] if ancestral else 1.0,
+        variance_mix=VARIANCES[c["variance_type"]] if ancestral else 1.0,
         clip=c["clip_sample"],
     )
-    return Chain(schedule, configs.Loss("hybrid" if doubled else "simple", predicts=predicts), sampling)
+    return SchedulerConfig(
+        schedule, configs.Loss("hybrid" if learned_variance else "simple", predicts=predicts), sampling
+    )
 
 
-def write(config: configs.Config) -> dict[str, Any]:
+def to_diffusers(config: configs.Config) -> dict[str, Any]:
     """The configuration of the scheduler that draws what our config draws.
 
     Raises:
         ValueError: naming everything that diffusers cannot express.
     """
     c, schedule = config.sampling, config.schedule
-    wrong = _beyond(config)
-    if wrong:
-        raise ValueError("diffusers' schedulers cannot be this chain: " + "; ".join(wrong))
-    named = {ours: theirs for theirs, ours in SCHEDULES.items()}
-    betas = {} if schedule.kind in named else {"trained_betas": table(config)["betas"].tolist()}
+    errors = _unsupported(config)
+    if errors:
+        raise ValueError("diffusers' schedulers cannot be this chain: " + "; ".join(errors))
+    beta_schedules = {ours: theirs for theirs, ours in SCHEDULES.items()}
+    betas = {} if schedule.kind in beta_schedules else {"trained_betas": schedule_table(config)["betas"].tolist()}
     shared = {
         "num_train_timesteps": schedule.T,
         "beta_start": schedule.beta_1,
         "beta_end": schedule.beta_T,
-        "beta_schedule": named.get(schedule.kind, "linear"),
-        "rescale_betas_zero_snr": schedule.zero_terminal_snr and schedule.kind in named,
+        "beta_schedule": beta_schedules.get(schedule.kind, "linear"),
+        "rescale_betas_zero_snr": schedule.zero_terminal_snr and schedule.kind in beta_schedules,
         **betas,
         "clip_sample": c.clip,
         "prediction_type": {ours: theirs for theirs, ours in PREDICTS.items()}[config.loss.predicts],
@@ -125,86 +133,92 @@ def write(config: configs.Config) -> dict[str, Any]:
     }
     if c.sampler == "ddim":
         return {"_class_name": "DDIMScheduler", **shared, "set_alpha_to_one": True, "steps_offset": 0}
-    fixed = "fixed_large" if c.mix == 1 else "fixed_small"
-    variance = "learned_range" if objects.learned_variance(config) else fixed
+    fixed = "fixed_large" if c.variance_mix == 1 else "fixed_small"
+    variance = "learned_range" if objects.has_learned_variance(config) else fixed
     return {"_class_name": "DDPMScheduler", **shared, "variance_type": variance}
 
 
 def differences(config: configs.Config) -> list[str]:
     """Notes on where diffusers' own sampler with the same settings draws other images, and how to call it for ours."""
-    c, T, found = config.sampling, config.schedule.T, []
+    c, T, notes = config.sampling, config.schedule.T, []
     if c.sampler == "ddim" and c.clip:
-        found.append(
+        notes.append(
             "clip_sample = True: diffusers' DDIM clips x_0 and goes on from the noise that the unclipped one implied; "
             "call its pipeline with use_clipped_model_output=True"
         )
     times, stride = objects.times(config), T // c.steps
     if c.sampler == "ddim" and (np.maximum(times[:-1] - stride, 0) != times[1:]).any():
-        found.append(
+        notes.append(
             f"timestep_spacing = {c.spacing!r}: every step of diffusers' DDIM is {stride} long, {T} // {c.steps}, and "
             "does not end at the next of its times; with 'leading' it does"
         )
-    if c.sampler == "ancestral" and c.spacing == "trailing" and (c.mix or objects.learned_variance(config)):
-        found.append(
+    if (
+        c.sampler == "ancestral"
+        and c.spacing == "trailing"
+        and (c.variance_mix or objects.has_learned_variance(config))
+    ):
+        notes.append(
             f"timestep_spacing = 'trailing': in fewer steps than {T}, the last step of diffusers' DDPM adds noise to "
             "the image; with 'leading' and 'linspace' it does not"
         )
-    return found
+    return notes
 
 
-def _betas(c: Mapping[str, Any]) -> list[str]:
+def _beta_errors(c: Mapping[str, Any]) -> list[str]:
     """Errors of the noise schedule's numbers, in words."""
     T, first, last = c["num_train_timesteps"], c["beta_start"], c["beta_end"]
     least = 2 if c["rescale_betas_zero_snr"] else 1
-    wrong = [] if T >= least else [f"num_train_timesteps = {T}: at least {least} is right"]
-    none_left = c["rescale_betas_zero_snr"]
+    errors = [] if T >= least else [f"num_train_timesteps = {T}: at least {least} is right"]
+    zero_snr = c["rescale_betas_zero_snr"]
     if c["beta_schedule"] != "squaredcos_cap_v2":
         if not (0 < first < 1 and 0 < last <= 1):
-            wrong.append(f"beta_start = {first}, beta_end = {last}: only positive numbers below 1 can be had")
-        none_left = none_left or last == 1
-    if none_left and c["predict_epsilon"] and c["prediction_type"] == "epsilon":
-        wrong.append(
+            errors.append(f"beta_start = {first}, beta_end = {last}: only positive numbers below 1 can be had")
+        zero_snr = zero_snr or last == 1
+    if zero_snr and c["predict_epsilon"] and c["prediction_type"] == "epsilon":
+        errors.append(
             f"rescale_betas_zero_snr = {c['rescale_betas_zero_snr']}, beta_end = {last}: no signal is left at the last "
             "time, and no x_0 can be had there of prediction_type = 'epsilon', but of 'sample' or 'v_prediction'"
         )
-    return wrong
+    return errors
 
 
-def _variance(c: Mapping[str, Any], doubled: bool) -> list[str]:
+def _variance_errors(c: Mapping[str, Any], learned_variance: bool) -> list[str]:
     """What is wrong with the reverse variance."""
     kind = c.get("variance_type")
-    if kind is None and doubled:
+    if kind is None and learned_variance:
         return ["a DDIMScheduler takes no learned variance, and the network gives one: a DDPMScheduler is right"]
     if kind is not None and kind not in VARIANCES:
         return [f"variance_type = {kind!r}: only {', '.join(map(repr, VARIANCES))} can be had"]
-    if kind is not None and doubled != (kind == "learned_range"):
-        channels = "twice as many channels as it takes" if doubled else "as many channels as it takes"
+    if kind is not None and learned_variance != (kind == "learned_range"):
+        channels = "twice as many channels as it takes" if learned_variance else "as many channels as it takes"
         return [f"variance_type = {kind!r}, but the network gives {channels}"]
     return []
 
 
-def _beyond(config: configs.Config) -> list[str]:
+def _unsupported(config: configs.Config) -> list[str]:
     """What of our chain diffusers cannot express."""
-    c, schedule, wrong = config.sampling, config.schedule, []
-    learned = objects.learned_variance(config)
+    c, schedule, errors = config.sampling, config.schedule, []
+    learned = objects.has_learned_variance(config)
     if c.sampler not in ("ancestral", "ddim"):
-        wrong.append(f"sampling.sampler = {c.sampler!r}: give --sampler ancestral or ddim")
-    if c.sampler == "ancestral" and not learned and c.mix not in (0, 1):
-        wrong.append(f"sampling.mix = {c.mix}: its variances are those of 0 and 1, give --mix")
+        errors.append(f"sampling.sampler = {c.sampler!r}: give --sampler ancestral or ddim")
+    if c.sampler == "ancestral" and not learned and c.variance_mix not in (0, 1):
+        errors.append(
+            f"sampling.variance_mix = {c.variance_mix}: its variances are those of 0 and 1, give --variance-mix"
+        )
     if c.sampler == "ddim" and learned:
-        wrong.append("sampling.sampler = 'ddim' of a network with a learned variance: give --sampler ancestral")
+        errors.append("sampling.sampler = 'ddim' of a network with a learned variance: give --sampler ancestral")
     if c.sampler == "ddim" and c.eta:
-        wrong.append(f"sampling.eta = {c.eta}: it is an argument of its pipeline's call, give --eta 0")
+        errors.append(f"sampling.eta = {c.eta}: it is an argument of its pipeline's call, give --eta 0")
     if c.steps < schedule.T and c.spacing not in SPACINGS:
-        wrong.append(f"sampling.spacing = {c.spacing!r}: give --spacing {', '.join(SPACINGS)}")
+        errors.append(f"sampling.spacing = {c.spacing!r}: give --spacing {', '.join(SPACINGS)}")
     if config.loss.predicts not in PREDICTS.values():
-        wrong.append(f"loss.predicts = {config.loss.predicts!r}: its networks predict eps, x0 or v")
+        errors.append(f"loss.predicts = {config.loss.predicts!r}: its networks predict eps, x0 or v")
     if c.threshold:
-        wrong.append(f"sampling.threshold = {c.threshold}: its thresholding is another one, give --threshold 0")
+        errors.append(f"sampling.threshold = {c.threshold}: its thresholding is another one, give --threshold 0")
     if c.eps_scale != 1:
-        wrong.append(f"sampling.eps_scale = {c.eps_scale}: give --eps-scale 1")
+        errors.append(f"sampling.eps_scale = {c.eps_scale}: give --eps-scale 1")
     if schedule.kind == "cosine" and (schedule.offset, schedule.max_beta) != (0.008, 0.999):
-        wrong.append(
+        errors.append(
             f"schedule.offset = {schedule.offset}, max_beta = {schedule.max_beta}: its cosine has 0.008 and 0.999"
         )
-    return wrong
+    return errors

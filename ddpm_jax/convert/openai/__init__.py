@@ -3,8 +3,8 @@
 `flags`: what their commands say, as a config; `presets`: those of the published checkpoints; `names`: their tensors.
 """
 
-from ddpm_jax.convert.openai.flags import Family, Model, model
-from ddpm_jax.convert.openai.names import Order, rules
-from ddpm_jax.convert.openai.presets import PRESETS, Preset, published
+from ddpm_jax.convert.openai.flags import Family, ModelSpec, model_from_flags
+from ddpm_jax.convert.openai.names import QKVOrder, rules
+from ddpm_jax.convert.openai.presets import PRESETS, Preset, published_model
 
-__all__ = ["PRESETS", "Family", "Model", "Order", "Preset", "model", "published", "rules"]
+__all__ = ["PRESETS", "Family", "ModelSpec", "Preset", "QKVOrder", "model_from_flags", "published_model", "rules"]

@@ -15,7 +15,7 @@ from ddpm_jax.unet import OPENAI
 
 Family = Literal["improved", "guided"]
 
-_BOTH: dict[str, Any] = {
+_COMMON_DEFAULTS: dict[str, Any] = {
     "image_size": 64, "num_channels": 128, "num_res_blocks": 2, "num_heads": 4, "num_heads_upsample": -1,
     "attention_resolutions": "16,8", "dropout": 0.0, "class_cond": False, "use_scale_shift_norm": True,
     "learn_sigma": False, "diffusion_steps": 1000, "noise_schedule": "linear", "timestep_respacing": "",
@@ -23,15 +23,15 @@ _BOTH: dict[str, Any] = {
     "lr": 1e-4, "batch_size": 128,
 }  # fmt: skip
 DEFAULTS: dict[Family, dict[str, Any]] = {
-    "improved": _BOTH | {"sigma_small": False, "rescale_timesteps": True, "rescale_learned_sigmas": True},
-    "guided": _BOTH | {
+    "improved": _COMMON_DEFAULTS | {"sigma_small": False, "rescale_timesteps": True, "rescale_learned_sigmas": True},
+    "guided": _COMMON_DEFAULTS | {
         "num_head_channels": -1, "channel_mult": "", "resblock_updown": False, "use_new_attention_order": False,
         "use_fp16": False, "rescale_timesteps": False, "rescale_learned_sigmas": False,
     },
 }  # fmt: skip
 """The flags of each family that are known here, with the values that they have where they are not given."""
 
-_MULTIPLIERS: dict[Family, dict[int, tuple[float, ...]]] = {
+_CHANNEL_MULT: dict[Family, dict[int, tuple[float, ...]]] = {
     "improved": {256: (1, 1, 2, 2, 4, 4), 64: (1, 2, 3, 4), 32: (1, 2, 2, 2)},
     "guided": {
         512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4),
@@ -39,24 +39,24 @@ _MULTIPLIERS: dict[Family, dict[int, tuple[float, ...]]] = {
 }  # fmt: skip
 
 
-class Model(NamedTuple):
+class ModelSpec(NamedTuple):
     """What a command says of the network that it trained.
 
     config: ours.  Its data are of no source that would be there.
     shape: of an image, (H, W, C).
-    order: of queries, keys and values in the file.
+    qkv_order: of queries, keys and values in the file.
     """
 
     config: configs.Config
     shape: tuple[int, int, int]
-    order: names.Order
+    qkv_order: names.QKVOrder
 
     def rules(self, target: Any) -> list[Rule]:
         """The rules of our tree of parameters."""
-        return names.rules(target, self.config.net, self.order)
+        return names.rules(target, self.config.net, self.qkv_order)
 
 
-def model(family: Family, flags: str, *, num_classes: int = 1000) -> Model:
+def model_from_flags(family: Family, flags: str, *, num_classes: int = 1000) -> ModelSpec:
     """The model that these flags make, such as "--image_size 64 --num_res_blocks 3 --learn_sigma True".
 
     The flags are those of the model, of the diffusion, of training (`lr` and `batch_size` alone) and of sampling.
@@ -70,37 +70,37 @@ def model(family: Family, flags: str, *, num_classes: int = 1000) -> Model:
     """
     if family not in DEFAULTS:
         raise ValueError(f"family must be one of {', '.join(map(repr, DEFAULTS))}, got {family!r}")
-    f = DEFAULTS[family] | _parsed(flags, DEFAULTS[family])
+    f = DEFAULTS[family] | _parse(flags, DEFAULTS[family])
     side, T = f["image_size"], f["diffusion_steps"]
-    wrong = _wrong(f)
-    if wrong:
-        raise ValueError(f"{family}-diffusion's flags: " + "; ".join(wrong))
+    errors = _unsupported(f)
+    if errors:
+        raise ValueError(f"{family}-diffusion's flags: " + "; ".join(errors))
     config = configs.Config(
         batch=f["batch_size"],
         data=configs.Data(flip=family == "guided"),
         schedule=_schedule(f["noise_schedule"], T),
         net=_net(family, f, num_classes),
-        condition=configs.Condition(drop=0.0 if f["class_cond"] else configs.Condition().drop),
+        condition=configs.Condition(dropout=0.0 if f["class_cond"] else configs.Condition().dropout),
         loss=_loss(f),
         optim=configs.Optim(learning_rate=f["lr"], warmup=0, clip=None),
         sampling=_sampling(f, T),
     )
-    return Model(config, (side, side, 3), "new" if f.get("use_new_attention_order") else "legacy")
+    return ModelSpec(config, (side, side, 3), "new" if f.get("use_new_attention_order") else "legacy")
 
 
-def _parsed(flags: str, known: dict[str, Any]) -> dict[str, Any]:
-    words, found = flags.replace("=", " ").split(), {}
+def _parse(flags: str, known: dict[str, Any]) -> dict[str, Any]:
+    words, values = flags.replace("=", " ").split(), {}
     if len(words) % 2:
         raise ValueError(f"flags are pairs such as '--image_size 64', and {words[-1]!r} is left over")
     for name, value in zip(words[::2], words[1::2], strict=True):
         if not name.startswith("--") or name[2:] not in known:
             near = difflib.get_close_matches(name.removeprefix("--"), known, 1)
             raise ValueError(f"unknown flag {name!r}" + (f"; did you mean '--{near[0]}'?" if near else ""))
-        found[name[2:]] = _value(name, value, known[name[2:]])
-    return found
+        values[name[2:]] = _parse_value(name, value, known[name[2:]])
+    return values
 
 
-def _value(name: str, value: str, default: Any) -> Any:
+def _parse_value(name: str, value: str, default: Any) -> Any:
     kind = type(default)
     try:
         if kind is bool:
@@ -110,45 +110,45 @@ def _value(name: str, value: str, default: Any) -> Any:
         raise ValueError(f"{name} must be {kind.__name__}, got {value!r}") from None
 
 
-def _wrong(f: dict[str, Any]) -> list[str]:
+def _unsupported(f: dict[str, Any]) -> list[str]:
     """What of the flags cannot be had here."""
     counts = ("image_size", "num_channels", "num_res_blocks", "num_heads", "diffusion_steps", "batch_size")
-    wrong = [f"{name} = {f[name]}: at least 1 is right" for name in counts if f[name] < 1]
+    errors = [f"{name} = {f[name]}: at least 1 is right" for name in counts if f[name] < 1]
     if not 0 <= f["dropout"] < 1:
-        wrong.append(f"dropout = {f['dropout']}: only in [0, 1)")
+        errors.append(f"dropout = {f['dropout']}: only in [0, 1)")
     if f["num_heads_upsample"] not in (-1, f["num_heads"]):
-        wrong.append(f"num_heads_upsample = {f['num_heads_upsample']}: as many heads as on the way down can be had")
+        errors.append(f"num_heads_upsample = {f['num_heads_upsample']}: as many heads as on the way down can be had")
     if f["noise_schedule"] not in ("linear", "cosine"):
-        wrong.append(f"noise_schedule = {f['noise_schedule']!r}: 'linear' and 'cosine' are theirs")
+        errors.append(f"noise_schedule = {f['noise_schedule']!r}: 'linear' and 'cosine' are theirs")
     T, respacing = f["diffusion_steps"], f["timestep_respacing"]
     if f["noise_schedule"] == "linear" and 1 <= T < 20 + (not f["predict_xstart"]):
-        wrong.append(
+        errors.append(
             f"diffusion_steps = {T}: the 'linear' noise_schedule, whose last beta is 20 / {T}, takes more than 20"
         )
     if "," in respacing:
-        wrong.append(
+        errors.append(
             f"timestep_respacing = {respacing!r}: sections are samplers.section_times, for programs of "
             "one's own; 'N' and 'ddimN' can be had"
         )
     elif not respacing.removeprefix("ddim").isdecimal() and respacing:
-        wrong.append(f"timestep_respacing = {respacing!r}: 'N' and 'ddimN' can be had")
+        errors.append(f"timestep_respacing = {respacing!r}: 'N' and 'ddimN' can be had")
     elif respacing and not 1 <= int(respacing.removeprefix("ddim")) <= T:
-        wrong.append(f"timestep_respacing = {respacing!r}: 1 to diffusion_steps = {T} times can be had")
+        errors.append(f"timestep_respacing = {respacing!r}: 1 to diffusion_steps = {T} times can be had")
     elif respacing.startswith("ddim") and all(
         len(range(0, T, stride)) != int(respacing[4:]) for stride in range(1, T + 1)
     ):
-        wrong.append(f"timestep_respacing = {respacing!r}: no stride over diffusion_steps = {T} gives as many times")
-    return wrong
+        errors.append(f"timestep_respacing = {respacing!r}: no stride over diffusion_steps = {T} gives as many times")
+    return errors
 
 
 def _net(family: Family, f: dict[str, Any], num_classes: int) -> configs.Net:
     side, width = f["image_size"], f["num_channels"]
-    multipliers = _multipliers(family, side, f.get("channel_mult", ""))
+    multipliers = _channel_multipliers(family, side, f.get("channel_mult", ""))
     channels, first = int(multipliers[0] * width), multipliers[0]
     if channels < 1 or any(m % first for m in multipliers):
         raise ValueError(f"channel_mult = {multipliers}: multiples of the first can be had")
     factors = [2**i for i in range(len(multipliers))]
-    asked = {side // size for size in _integers("attention_resolutions", f["attention_resolutions"])}
+    attention_factors = {side // size for size in _parse_integers("attention_resolutions", f["attention_resolutions"])}
     head_channels = max(f.get("num_head_channels", -1), 0)
     widths = [int(m * width) for m in multipliers]
     if any(w % (head_channels or f["num_heads"]) for w in widths):
@@ -158,18 +158,18 @@ def _net(family: Family, f: dict[str, Any], num_classes: int) -> configs.Net:
         raise ValueError(f"num_channels = {width}: with as many channels as the 32 groups the time would be forgotten")
     return configs.Net(
         channels=channels,
-        multipliers=tuple(int(m // first) for m in multipliers),
-        blocks=f["num_res_blocks"],
-        attention_at=tuple(factor for factor in factors if factor in asked),
+        channel_multipliers=tuple(int(m // first) for m in multipliers),
+        num_res_blocks=f["num_res_blocks"],
+        attention_resolutions=tuple(factor for factor in factors if factor in attention_factors),
         attention_by="factor",
         heads=1 if head_channels else f["num_heads"],
         head_channels=head_channels,
         dropout=f["dropout"],
-        resample_by="block" if f.get("resblock_updown") else "layer",
-        time_joins="scale_shift" if f["use_scale_shift_norm"] else "add",
+        resample="block" if f.get("resblock_updown") else "layer",
+        time_conditioning="scale_shift" if f["use_scale_shift_norm"] else "add",
         remat=f["use_checkpoint"],
         num_classes=num_classes if f["class_cond"] else 0,
-        conventions=configs.Conventions(
+        compat=configs.CompatOptions(
             **OPENAI._replace(
                 time_scale=1000 / f["diffusion_steps"] if f["rescale_timesteps"] else 1.0,
                 time_dim=0 if channels == width else width,
@@ -178,16 +178,16 @@ def _net(family: Family, f: dict[str, Any], num_classes: int) -> configs.Net:
     )
 
 
-def _multipliers(family: Family, side: int, said: str) -> tuple[float, ...]:
-    if said:
-        return _integers("channel_mult", said)
-    if side not in _MULTIPLIERS[family]:
-        legal = ", ".join(map(str, _MULTIPLIERS[family]))
+def _channel_multipliers(family: Family, side: int, channel_mult: str) -> tuple[float, ...]:
+    if channel_mult:
+        return _parse_integers("channel_mult", channel_mult)
+    if side not in _CHANNEL_MULT[family]:
+        legal = ", ".join(map(str, _CHANNEL_MULT[family]))
         raise ValueError(f"image_size = {side}: {family}-diffusion has networks for {legal}")
-    return _MULTIPLIERS[family][side]
+    return _CHANNEL_MULT[family][side]
 
 
-def _integers(name: str, text: str) -> tuple[int, ...]:
+def _parse_integers(name: str, text: str) -> tuple[int, ...]:
     if not all(word.isdecimal() and int(word) for word in text.split(",")):
         raise ValueError(f"--{name} must be positive integers with commas between, got {text!r}")
     return tuple(int(word) for word in text.split(","))
@@ -217,6 +217,6 @@ def _sampling(f: dict[str, Any], T: int) -> configs.Sampling:
         sampler="ddim" if f["use_ddim"] else "ancestral",
         steps=int(respacing.removeprefix("ddim") or T),
         spacing="ddim" if respacing.startswith("ddim") else "uniform",
-        mix=0.0 if f.get("sigma_small") else 1.0,
+        variance_mix=0.0 if f.get("sigma_small") else 1.0,
         clip=f["clip_denoised"],
     )

@@ -6,11 +6,11 @@ from typing import Any, Literal
 import numpy as np
 
 from ddpm_jax.config import Net
-from ddpm_jax.convert.rules import Path, Rule, flatten, from_torch, labels, pointwise
+from ddpm_jax.convert.rules import Path, Rule, flatten_dict, from_torch, label_embedding, pointwise
 from ddpm_jax.unet import OPENAI
 from ddpm_jax.unet.attention import head_count
 
-Order = Literal["legacy", "new"]
+QKVOrder = Literal["legacy", "new"]
 """How queries, keys and values of several heads lie in one tensor: those of the first head, then of the next ("legacy":
 improved-diffusion, and guided-diffusion as a rule), or the queries of all heads, then the keys, then the values ("new":
 guided-diffusion with use_new_attention_order).  The shapes are the same, so a file does not tell."""
@@ -19,14 +19,14 @@ _IN_BLOCK = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "temb_proj": "emb_layers.1", "norm2": "out_layers.0",
     "conv2": "out_layers.3", "nin_shortcut": "skip_connection",
 }  # fmt: skip
-_ALONE = {
+_TOP_LEVEL = {
     ("temb", "dense0"): "time_embed.0", ("temb", "dense1"): "time_embed.2", ("conv_in",): "input_blocks.0.0",
     ("norm_out",): "out.0", ("conv_out",): "out.2",
 }  # fmt: skip
 _MIDDLE = {"block_1": "middle_block.0", "attn_1": "middle_block.1", "block_2": "middle_block.2"}
 
 
-def rules(target: Any, net: Net, order: Order) -> list[Rule]:
+def rules(target: Any, net: Net, order: QKVOrder) -> list[Rule]:
     """Our leaf down_0/block_0/conv1/kernel is the tensor input_blocks.1.0.in_layers.2.weight, and so on.
 
     Args:
@@ -36,31 +36,33 @@ def rules(target: Any, net: Net, order: Order) -> list[Rule]:
     Raises:
         ValueError: naming each option by which the network computes what theirs cannot.
     """
-    _check(net, order)
-    leaves, found = flatten(target), []
+    _check_supported(net, order)
+    leaves, converted = flatten_dict(target), []
     for path, leaf in leaves.items():
         if path[:2] == ("label", "table"):
-            found.append(labels(path, "label_emb.weight"))
+            converted.append(label_embedding(path, "label_emb.weight"))
             continue
-        module = _module(path[:-1], leaves)
+        module = _module_name(path[:-1], leaves)
         if module is None or path[-2] in ("k", "v"):  # which come with the queries
             continue
         if path[-2] == "q":
-            found.append(_attention(path, f"{module}.{_kind(path)}", head_count(leaf.shape[-1], *_heads(net)), order))
+            converted.append(
+                _qkv_rule(path, f"{module}.{_leaf_name(path)}", head_count(leaf.shape[-1], *_heads(net)), order)
+            )
         elif path[-2:] == ("proj_out", "kernel"):
-            found.append(pointwise(path, f"{module}.weight", 1))
+            converted.append(pointwise(path, f"{module}.weight", 1))
         else:
-            found.append(from_torch(path, leaf, module, pixels=path[-2] == "nin_shortcut"))
-    return [rule for rule in found if rule]
+            converted.append(from_torch(path, leaf, module, conv1x1=path[-2] == "nin_shortcut"))
+    return [rule for rule in converted if rule]
 
 
-def _module(path: Path, leaves: Mapping[Path, Any]) -> str | None:
+def _module_name(path: Path, leaves: Mapping[Path, Any]) -> str | None:
     """The name there of one of our modules; None if there is none, as for what is told of texts."""
-    if path in _ALONE:
-        return _ALONE[path]
+    if path in _TOP_LEVEL:
+        return _TOP_LEVEL[path]
     kind, _, number = path[0].partition("_")
     if path[0] == "mid" and path[1] in _MIDDLE:
-        return f"{_MIDDLE[path[1]]}.{_inner(path)}"
+        return f"{_MIDDLE[path[1]]}.{_layer_name(path)}"
     if kind not in ("down", "up") or path[1].startswith("cross"):
         return None
     # their list has every block of every level and, on the way down, every change of size
@@ -71,55 +73,55 @@ def _module(path: Path, leaves: Mapping[Path, Any]) -> str | None:
     part, _, index = path[1].partition("_")
     if kind == "down":
         if part == "downsample":
-            return f"input_blocks.{place + stride}.0.{'op' if path[2] == 'conv' else _inner(path)}"
-        return f"input_blocks.{place + 1 + int(index)}.{int(part == 'attn')}.{_inner(path)}"
+            return f"input_blocks.{place + stride}.0.{'op' if path[2] == 'conv' else _layer_name(path)}"
+        return f"input_blocks.{place + 1 + int(index)}.{int(part == 'attn')}.{_layer_name(path)}"
     if part == "upsample":
-        return f"output_blocks.{place + stride - 1}.{1 + attends}.{_inner(path)}"
-    return f"output_blocks.{place + int(index)}.{int(part == 'attn')}.{_inner(path)}"
+        return f"output_blocks.{place + stride - 1}.{1 + attends}.{_layer_name(path)}"
+    return f"output_blocks.{place + int(index)}.{int(part == 'attn')}.{_layer_name(path)}"
 
 
-def _inner(path: Path) -> str:
+def _layer_name(path: Path) -> str:
     """The name there of a layer within a block or an attention."""
     return "qkv" if path[2] in ("q", "k", "v") else _IN_BLOCK.get(path[2], path[2])
 
 
-def _kind(path: Path) -> str:
+def _leaf_name(path: Path) -> str:
     return "bias" if path[-1] == "bias" else "weight"
 
 
-def _attention(path: Path, name: str, heads: int, order: Order) -> Rule:
+def _qkv_rule(path: Path, name: str, heads: int, order: QKVOrder) -> Rule:
     """Queries, keys and values, three matrices [in, out] or biases, as one tensor [3 out, in, 1] or [3 out]."""
     paths = tuple((*path[:-2], part, path[-1]) for part in ("q", "k", "v"))
     axis = 1 if order == "legacy" else 0  # of the three, where the outputs are [heads, 3, ...] or [3, heads, ...]
 
-    def take(tensor):
+    def to_ours(tensor):
         outs, rest = len(tensor) // 3, tensor.shape[1:2]
         split = (heads, 3) if order == "legacy" else (3, heads)
         parts = np.moveaxis(tensor.reshape(*split, outs // heads, *rest), axis, 0)
         return tuple(part.reshape(outs, *rest).T for part in parts)
 
-    def give(*leaves):
+    def to_theirs(*leaves):
         parts = [leaf.T.reshape(heads, leaf.shape[-1] // heads, *leaf.shape[:-1]) for leaf in leaves]
         joined = np.stack(parts, axis).reshape(3 * leaves[0].shape[-1], *leaves[0].shape[:-1])
         return (joined[..., None] if joined.ndim == 2 else joined,)
 
-    return Rule(paths, (name,), take, give)
+    return Rule(paths, (name,), to_ours, to_theirs)
 
 
 def _heads(net: Net) -> tuple[int, int]:
     return net.heads, net.head_channels
 
 
-def _check(net: Net, order: Order) -> None:
+def _check_supported(net: Net, order: QKVOrder) -> None:
     if order not in ("legacy", "new"):
         raise ValueError(f"order must be 'legacy' or 'new', got {order!r}")
-    said = net.conventions
-    wrong = [
-        f"net.conventions.{name} = {getattr(said, name)!r} where {getattr(OPENAI, name)!r} is right"
+    conventions = net.compat
+    errors = [
+        f"net.compat.{name} = {getattr(conventions, name)!r} where {getattr(OPENAI, name)!r} is right"
         for name in ("eps", "padding", "time_order", "time_shift")
-        if getattr(said, name) != getattr(OPENAI, name)
+        if getattr(conventions, name) != getattr(OPENAI, name)
     ]
     if net.groups != 32:
-        wrong.append(f"net.groups = {net.groups} where 32 is right")
-    if wrong:
-        raise ValueError("OpenAI's UNetModel cannot be this network: " + "; ".join(wrong))
+        errors.append(f"net.groups = {net.groups} where 32 is right")
+    if errors:
+        raise ValueError("OpenAI's UNetModel cannot be this network: " + "; ".join(errors))

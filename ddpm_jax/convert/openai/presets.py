@@ -6,19 +6,19 @@ these are among them.  Not here: the upsamplers, which see their small image enl
 
 from typing import NamedTuple
 
-from ddpm_jax.convert.openai.flags import Family, Model, model
+from ddpm_jax.convert.openai.flags import Family, ModelSpec, model_from_flags
 
 
 class Preset(NamedTuple):
     """A published checkpoint: what made it.
 
-    family, flags: see `flags.model`.
-    trained: on which images, by which loss.
+    family, flags: see `flags.model_from_flags`.
+    trained_on: which images, by which loss.
     """
 
     family: Family
     flags: str
-    trained: str
+    trained_on: str
 
 
 _IMAGENET = "--image_size 64 --num_channels 128 --num_res_blocks 3 --learn_sigma True"
@@ -80,7 +80,7 @@ PRESETS: dict[str, Preset] = {
 }  # fmt: skip
 
 
-def published(name: str) -> Model:
+def published_model(name: str) -> ModelSpec:
     """The model of a published checkpoint, by its file's name without .pt.
 
     Raises:
@@ -89,4 +89,4 @@ def published(name: str) -> Model:
     if name not in PRESETS:
         raise ValueError(f"no published checkpoint {name!r}; there are: {', '.join(PRESETS)}")
     preset = PRESETS[name]
-    return model(preset.family, preset.flags)
+    return model_from_flags(preset.family, preset.flags)

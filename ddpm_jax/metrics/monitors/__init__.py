@@ -16,32 +16,46 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.metrics.monitors.colours import ENOUGH, Difference, Moments, Palette, Shift, palette, shift
-from ddpm_jax.metrics.monitors.neighbours import Copying, Yardstick, copying, memorisation, yardstick
+from ddpm_jax.metrics.monitors.colours import (
+    MIN_IMAGES,
+    ChannelMoments,
+    ColourShift,
+    ColourStatistics,
+    Difference,
+    colour_shift,
+    colour_statistics,
+)
+from ddpm_jax.metrics.monitors.neighbours import (
+    DistanceReference,
+    MemorisationReport,
+    distance_reference,
+    memorisation,
+    memorisation_from_distances,
+)
 
 __all__ = [
-    "Copying",
+    "ChannelMoments",
+    "ColourShift",
+    "ColourStatistics",
     "Difference",
-    "Moments",
-    "Palette",
+    "DistanceReference",
+    "MemorisationReport",
     "Reference",
     "Report",
-    "Shift",
-    "Yardstick",
-    "by_tenth",
-    "copying",
-    "line_by_tenth",
+    "colour_shift",
+    "colour_statistics",
+    "distance_reference",
     "lines",
+    "loss_by_tenth",
+    "loss_by_tenth_line",
     "memorisation",
+    "memorisation_from_distances",
     "metrics",
-    "palette",
     "reference",
     "report",
-    "shift",
-    "yardstick",
 ]
 
-AT_MOST = 50_000
+MAX_COLOUR_IMAGES = 50_000
 """How many training images the reference's colours are taken from."""
 
 
@@ -49,17 +63,17 @@ class Reference(NamedTuple):
     """What samples are compared with; `reference` makes it."""
 
     levels: int
-    palette: Palette
-    yardstick: Yardstick
+    colours: ColourStatistics
+    distances: DistanceReference
 
 
 class Report(NamedTuple):
     """Samples and data; `lines` and `metrics` say it in words and numbers."""
 
-    samples: Palette
-    data: Palette
-    shift: Shift
-    copying: Copying
+    samples: ColourStatistics
+    data: ColourStatistics
+    colour_shift: ColourShift
+    memorisation: MemorisationReport
 
 
 def reference(train: np.ndarray, held_out: np.ndarray, levels: int) -> Reference:
@@ -71,23 +85,23 @@ def reference(train: np.ndarray, held_out: np.ndarray, levels: int) -> Reference
             evenly spaced.
 
     Raises:
-        ValueError: as `palette` and `yardstick`.
+        ValueError: as `colour_statistics` and `distance_reference`.
     """
-    every = max(1, -(-len(train) // AT_MOST))
-    return Reference(levels, palette(train[::every], levels), yardstick(train, held_out))
+    every = max(1, -(-len(train) // MAX_COLOUR_IMAGES))
+    return Reference(levels, colour_statistics(train[::every], levels), distance_reference(train, held_out))
 
 
 def report(samples: np.ndarray, reference: Reference) -> Report:
     """Samples, uint8 or uint16 [n, H, W, C] of the reference's kind, against it.
 
     Raises:
-        ValueError: as `palette`, `shift` and `memorisation`.
+        ValueError: as `colour_statistics`, `colour_shift` and `memorisation`.
     """
-    found, data = palette(samples, reference.levels), reference.palette
-    return Report(found, data, shift(found, data), memorisation(samples, reference.yardstick))
+    found, data = colour_statistics(samples, reference.levels), reference.colours
+    return Report(found, data, colour_shift(found, data), memorisation(samples, reference.distances))
 
 
-def by_tenth(t: np.ndarray, loss: np.ndarray, T: int) -> np.ndarray:
+def loss_by_tenth(t: np.ndarray, loss: np.ndarray, T: int) -> np.ndarray:
     """[10] mean loss in each tenth of 1 .. T, nan where there is none.
 
     Args:
@@ -97,9 +111,9 @@ def by_tenth(t: np.ndarray, loss: np.ndarray, T: int) -> np.ndarray:
         ValueError: if they are not [n], or a time is outside 1 .. T.
     """
     if t.ndim != 1 or t.shape != loss.shape:
-        raise ValueError(f"by_tenth: expected t [n] and loss [n], got shapes {t.shape} and {loss.shape}")
+        raise ValueError(f"loss_by_tenth: expected t [n] and loss [n], got shapes {t.shape} and {loss.shape}")
     if t.size and not 1 <= t.min() <= t.max() <= T:
-        raise ValueError(f"by_tenth: expected times 1 .. T = {T}, got {t.min()} .. {t.max()}")
+        raise ValueError(f"loss_by_tenth: expected times 1 .. T = {T}, got {t.min()} .. {t.max()}")
     tenth = (t.astype(np.int64) - 1) * 10 // T
     count = np.bincount(tenth, minlength=10)
     sums = np.bincount(tenth, weights=loss, minlength=10)
@@ -111,58 +125,58 @@ def lines(report: Report) -> list[str]:
 
     What is flagged stands behind "<-".
     """
-    count, off = len(report.shift.off), np.flatnonzero(report.shift.off)
+    count, off = len(report.colour_shift.is_off), np.flatnonzero(report.colour_shift.is_off)
     if count == 1:
-        said = [f"samples   {_colours(report, 0)}"]
+        said = [f"samples   {_describe_colours(report, 0)}"]
     elif count <= 4:
-        said = [f"samples {c} {_colours(report, c)}" for c in range(count)]
+        said = [f"samples {c} {_describe_colours(report, c)}" for c in range(count)]
     else:
         among = off if len(off) else np.arange(count)
-        worst = among[np.argmax(np.nan_to_num(np.max(np.abs(_all_z(report.shift)), 0))[among])]
-        said = [f"samples   {count} channels, {len(off)} off; channel {worst}: {_colours(report, worst)}"]
-    if report.shift.unjudged:
-        said.append(f"          colours not judged: {report.shift.unjudged}, {ENOUGH} are needed")
-    found = report.copying
-    distances = ["/".join(_short(x, 3) for x in row) for row in (found.samples, found.held_out)]
+        worst = among[np.argmax(np.nan_to_num(np.max(np.abs(_all_z(report.colour_shift)), 0))[among])]
+        said = [f"samples   {count} channels, {len(off)} off; channel {worst}: {_describe_colours(report, worst)}"]
+    if report.colour_shift.not_judged_because:
+        said.append(f"          colours not judged: {report.colour_shift.not_judged_because}, {MIN_IMAGES} are needed")
+    found = report.memorisation
+    distances = ["/".join(_format_number(x, 3) for x in row) for row in (found.samples, found.held_out)]
     mark = "<- " if found.verdict in ("near", "copies") else ""
     said.append(
         f"neighbours  nearest training image, in levels, 5 %/median/95 %: {distances[0]} "
-        f"({found.of} {distances[1]}): {mark}{found.reason}"
+        f"({found.held_out_kind} {distances[1]}): {mark}{found.reason}"
     )
     return said
 
 
-def line_by_tenth(tenths: np.ndarray) -> str:
-    """The line of what `by_tenth` returns."""
-    return f"loss by t  {' '.join(_short(x, 2) for x in tenths)} (tenths of 1..T)"
+def loss_by_tenth_line(tenths: np.ndarray) -> str:
+    """The line of what `loss_by_tenth` returns."""
+    return f"loss by t  {' '.join(_format_number(x, 2) for x in tenths)} (tenths of 1..T)"
 
 
 def metrics(report: Report) -> dict[str, Any]:
     """A report in numbers, for a line of metrics: floats, text and lists of a number for each channel."""
-    shift, copying = report.shift, report.copying
+    colour_shift, memorisation = report.colour_shift, report.memorisation
     values = {
         "sample_mean": report.samples.channels.mean.tolist(),
         "sample_std": report.samples.channels.std.tolist(),
-        "sample_mean_z": shift.channels.mean_z.tolist(),
-        "sample_std_z": shift.channels.std_z.tolist(),
-        "sample_tint": shift.tint.mean.tolist(),
-        "sample_tint_z": shift.tint.mean_z.tolist(),
-        "sample_tint_spread_z": shift.tint.std_z.tolist(),
-        "histogram_distance": shift.distance.tolist(),
-        "channels_off": np.flatnonzero(shift.off).tolist(),
+        "sample_mean_z": colour_shift.channels.mean_z.tolist(),
+        "sample_std_z": colour_shift.channels.std_z.tolist(),
+        "sample_tint": colour_shift.tint.mean.tolist(),
+        "sample_tint_z": colour_shift.tint.mean_z.tolist(),
+        "sample_tint_spread_z": colour_shift.tint.std_z.tolist(),
+        "histogram_distance": colour_shift.distance.tolist(),
+        "channels_off": np.flatnonzero(colour_shift.is_off).tolist(),
     }
     names = ("nearest_train_5_percent", "nearest_train_median", "nearest_train_95_percent")
-    values |= dict(zip(names, copying.samples.tolist(), strict=True))
-    return values | {"copying": copying.verdict, "copied_share": copying.copied}
+    values |= dict(zip(names, memorisation.samples.tolist(), strict=True))
+    return values | {"copying": memorisation.verdict, "copied_share": memorisation.copied}
 
 
-def _all_z(shift: Shift) -> np.ndarray:
+def _all_z(shift: ColourShift) -> np.ndarray:
     return np.stack([shift.channels.mean_z, shift.channels.std_z, shift.tint.mean_z, shift.tint.std_z])
 
 
-def _colours(report: Report, c: int) -> str:
+def _describe_colours(report: Report, c: int) -> str:
     """The colours of one channel, and what of them is off."""
-    samples, data, shift = report.samples.channels, report.data.channels, report.shift
+    samples, data, shift = report.samples.channels, report.data.channels, report.colour_shift
     said = [
         f"{name} {values[c]:.3f} (data {of_data[c]:.3f}, z {z[c]:+.1f})"
         for name, values, of_data, z in (
@@ -173,16 +187,16 @@ def _colours(report: Report, c: int) -> str:
     if len(data.mean) > 1:
         said.append(f"tint {shift.tint.mean[c]:+.3f} (z {shift.tint.mean_z[c]:+.1f})")
     said.append(f"histogram distance {shift.distance[c]:.3f}")
-    if shift.off[c]:
-        parts = {"mean": shift.channels.mean_off, "std": shift.channels.std_off, "tint": shift.tint.mean_off}
+    if shift.is_off[c]:
+        parts = {"mean": shift.channels.mean_is_off, "std": shift.channels.std_is_off, "tint": shift.tint.mean_is_off}
         wrong = [name for name, off in parts.items() if off[c]]
-        if shift.tint.std_off[c]:
+        if shift.tint.std_is_off[c]:
             wrong.append(f"spread of tints {shift.tint.std[c]:+.3f} (z {shift.tint.std_z[c]:+.1f})")
         said.append(f"<- off: {', '.join(wrong)}")
     return "  ".join(said)
 
 
-def _short(x: float, digits: int) -> str:
+def _format_number(x: float, digits: int) -> str:
     """So many digits, more where they stand before the point, and no exponent; "-" for nan."""
     if not np.isfinite(x):
         return "-"

@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-LIMIT = 4.0
+MAX_Z = 4.0
 """Standard errors from which on a difference is not chance: 1 in 16,000 for normal errors."""
-UNSEEN = 0.002
+INVISIBLE_DIFFERENCE = 0.002
 """Differences of colours up to this, half a level of 8 bits, are never flagged: nobody sees them."""
-ENOUGH = 16
+MIN_IMAGES = 16
 """How many samples and how many data a verdict takes."""
 
 
-class Moments(NamedTuple):
+class ChannelMoments(NamedTuple):
     """Mean and standard deviation of pixel values, all [C], and how far those of one single image scatter about them.
 
     The standard error of n images' mean is mean_error / sqrt(n): pixels of one image are not independent, images are.
@@ -29,7 +29,7 @@ class Moments(NamedTuple):
     std_error: np.ndarray
 
 
-class Palette(NamedTuple):
+class ColourStatistics(NamedTuple):
     """The colours of a set of images, in units of the full range.
 
     Attributes:
@@ -42,8 +42,8 @@ class Palette(NamedTuple):
     """
 
     images: int
-    channels: Moments
-    tint: Moments
+    channels: ChannelMoments
+    tint: ChannelMoments
     histogram: np.ndarray
 
 
@@ -56,49 +56,51 @@ class Difference(NamedTuple):
     std_z: np.ndarray
 
     @property
-    def mean_off(self) -> np.ndarray:
+    def mean_is_off(self) -> np.ndarray:
         """[C] which means are off: by more than chance and by more than nobody sees."""
-        return (np.abs(self.mean_z) > LIMIT) & (np.abs(self.mean) > UNSEEN)
+        return (np.abs(self.mean_z) > MAX_Z) & (np.abs(self.mean) > INVISIBLE_DIFFERENCE)
 
     @property
-    def std_off(self) -> np.ndarray:
+    def std_is_off(self) -> np.ndarray:
         """[C] which standard deviations are off."""
-        return (np.abs(self.std_z) > LIMIT) & (np.abs(self.std) > UNSEEN)
+        return (np.abs(self.std_z) > MAX_Z) & (np.abs(self.std) > INVISIBLE_DIFFERENCE)
 
 
-class Shift(NamedTuple):
+class ColourShift(NamedTuple):
     """Samples against data.
 
     Attributes:
-        channels, tint: differences of the `Moments` of that name.
+        channels, tint: differences of the `ChannelMoments` of that name.
         distance: [C] 1-Wasserstein distance of the pixel values: how far a pixel value must move on average to make one
             histogram the other.  At least as large as the difference of means; not judged.
-        unjudged: why nothing is flagged, or "".
+        not_judged_because: why nothing is flagged, or "".
     """
 
     channels: Difference
     tint: Difference
     distance: np.ndarray
-    unjudged: str
+    not_judged_because: str
 
     @property
-    def off(self) -> np.ndarray:
+    def is_off(self) -> np.ndarray:
         """[C] the channels of which anything is off."""
-        parts = self.channels.mean_off | self.channels.std_off | self.tint.mean_off | self.tint.std_off
-        return parts & (self.unjudged == "")
+        parts = self.channels.mean_is_off | self.channels.std_is_off | self.tint.mean_is_off | self.tint.std_is_off
+        return parts & (self.not_judged_because == "")
 
 
-def palette(images: np.ndarray, levels: int) -> Palette:
+def colour_statistics(images: np.ndarray, levels: int) -> ColourStatistics:
     """The colours of images, uint8 or uint16 [n, H, W, C] or [n, D, H, W, C] with values 0 .. levels - 1.
 
     Raises:
         ValueError: if the images are not as described, or there are none.
     """
-    check_images("palette", images)
+    check_images("colour_statistics", images)
     if not 2 <= levels <= np.iinfo(images.dtype).max + 1:
-        raise ValueError(f"palette: expected 2 to {np.iinfo(images.dtype).max + 1} levels, got levels={levels}")
+        raise ValueError(
+            f"colour_statistics: expected 2 to {np.iinfo(images.dtype).max + 1} levels, got levels={levels}"
+        )
     if images.max() >= levels:
-        raise ValueError(f"palette: images hold the value {images.max()}, above levels - 1 = {levels - 1}")
+        raise ValueError(f"colour_statistics: images hold the value {images.max()}, above levels - 1 = {levels - 1}")
     count, channels = len(images), images.shape[-1]
     pixels = images.reshape(count, -1, channels)
     means = np.empty((4, count, channels))  # over an image's pixels: of value, value^2, tint, tint^2
@@ -114,10 +116,12 @@ def palette(images: np.ndarray, levels: int) -> Palette:
             histogram[channel] += np.bincount(part[:, channel].astype(np.int64).ravel(), minlength=levels)
     value, square, tint, tint_square = means
     unit = levels - 1
-    return Palette(count, _moments(value, square, unit), _moments(tint, tint_square, channels * unit), histogram)
+    return ColourStatistics(
+        count, _moments(value, square, unit), _moments(tint, tint_square, channels * unit), histogram
+    )
 
 
-def shift(samples: Palette, data: Palette) -> Shift:
+def colour_shift(samples: ColourStatistics, data: ColourStatistics) -> ColourShift:
     """How the colours of samples differ from those of data, and by how many standard errors.
 
         z = (mean of samples - mean of data) / (e sqrt(1/n + 1/m)),    e the larger of the two sets' mean_error
@@ -130,15 +134,15 @@ def shift(samples: Palette, data: Palette) -> Shift:
     """
     if samples.histogram.shape != data.histogram.shape:
         raise ValueError(
-            "shift: samples and data must be alike, got (channels, levels) "
+            "colour_shift: samples and data must be alike, got (channels, levels) "
             f"{samples.histogram.shape} and {data.histogram.shape}"
         )
-    few = [f"{p.images} {what}" for p, what in ((samples, "samples"), (data, "data")) if p.images < ENOUGH]
+    few = [f"{p.images} {what}" for p, what in ((samples, "samples"), (data, "data")) if p.images < MIN_IMAGES]
     share = [np.cumsum(p.histogram, 1) / p.histogram.sum(1, keepdims=True) for p in (samples, data)]
     # In one dimension the optimal transport is in order: its cost is the area between the distribution functions.
     distance = np.abs(share[0] - share[1]).sum(1) / (samples.histogram.shape[1] - 1)
     scale = math.sqrt(1 / samples.images + 1 / data.images)
-    return Shift(
+    return ColourShift(
         _difference(samples.channels, data.channels, scale),
         _difference(samples.tint, data.tint, scale),
         distance,
@@ -154,7 +158,7 @@ def check_images(caller: str, images: np.ndarray) -> None:
         )
 
 
-def _moments(means: np.ndarray, squares: np.ndarray, unit: int) -> Moments:
+def _moments(means: np.ndarray, squares: np.ndarray, unit: int) -> ChannelMoments:
     """From the images' own means [n, C] of x and x^2, in levels."""
     mean = means.mean(0)
     around = squares - 2 * mean * means + mean**2  # each image's mean squared distance from the mean of all
@@ -162,20 +166,20 @@ def _moments(means: np.ndarray, squares: np.ndarray, unit: int) -> Moments:
     scatter = [x.std(0, ddof=1) if len(x) > 1 else np.full_like(mean, np.nan) for x in (means, around)]
     # To first order std = sqrt(mean of around) moves by d around / (2 std); the mean it is taken about does not count.
     error = np.divide(scatter[1], 2 * std, out=np.zeros_like(std), where=std > 0)
-    return Moments(mean / unit, std / unit, scatter[0] / unit, error / unit)
+    return ChannelMoments(mean / unit, std / unit, scatter[0] / unit, error / unit)
 
 
-def _difference(samples: Moments, data: Moments, scale: float) -> Difference:
+def _difference(samples: ChannelMoments, data: ChannelMoments, scale: float) -> Difference:
     mean, std = samples.mean - data.mean, samples.std - data.std
     return Difference(
         mean,
         std,
-        _in_errors(mean, np.fmax(samples.mean_error, data.mean_error) * scale),
-        _in_errors(std, np.fmax(samples.std_error, data.std_error) * scale),
+        _z_score(mean, np.fmax(samples.mean_error, data.mean_error) * scale),
+        _z_score(std, np.fmax(samples.std_error, data.std_error) * scale),
     )
 
 
-def _in_errors(difference: np.ndarray, error: np.ndarray) -> np.ndarray:
+def _z_score(difference: np.ndarray, error: np.ndarray) -> np.ndarray:
     """difference / error; what is but rounding counts as 0, and anything more is infinite where nothing varies."""
     certain = np.where(np.abs(difference) > 1e-9, np.copysign(np.inf, difference), 0)
     return np.divide(difference, error, out=certain.copy(), where=(error != 0) & (certain != 0))

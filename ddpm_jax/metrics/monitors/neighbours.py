@@ -12,13 +12,13 @@ import numpy as np
 from ddpm_jax.metrics.manifold import nearest
 from ddpm_jax.metrics.monitors.colours import check_images
 
-RARE, DOUBTFUL = (math.erfc(z / 2**0.5) / 2 for z in (4, 3))
+P_FLAGGED, P_DOUBTFUL = (math.erfc(z / 2**0.5) / 2 for z in (4, 3))
 """The probabilities of more than 4 and 3 standard errors to one side, for the exact tests."""
-ENOUGH = 20
+MIN_HELD_OUT = 20
 """Fewer held-out images than this need help."""
 
 
-class Copying(NamedTuple):
+class MemorisationReport(NamedTuple):
     """Whether samples are copies of training images.
 
     Attributes:
@@ -28,7 +28,7 @@ class Copying(NamedTuple):
         samples, held_out: [3] 5 % quantile, median and 95 % quantile of the distances to the nearest training image.
         near: share of the samples no farther from it than the 5 % of held-out images that are nearest.
         copied, held_out_copied: shares that are at least three times nearer to it than to any other training image.
-        of: what the held-out images are, in words.
+        held_out_kind: what the held-out images are, in words.
     """
 
     verdict: Literal["new", "near", "copies", "unknown"]
@@ -38,24 +38,24 @@ class Copying(NamedTuple):
     near: float
     copied: float
     held_out_copied: float
-    of: str
+    held_out_kind: str
 
 
-class Yardstick(NamedTuple):
+class DistanceReference(NamedTuple):
     """What distances samples have to training images if they are new.
 
     Attributes:
         train: [m, D] the training images without repetitions.
-        distances: [r, 2] of images that are not copies of them, as `copying` takes them.
-        of: what images these are, in words.
+        distances: [r, 2] of images that are not copies of them, as `memorisation_from_distances` takes them.
+        held_out_kind: what images these are, in words.
     """
 
     train: np.ndarray
     distances: np.ndarray
-    of: str
+    held_out_kind: str
 
 
-def yardstick(train: np.ndarray, held_out: np.ndarray) -> Yardstick:
+def distance_reference(train: np.ndarray, held_out: np.ndarray) -> DistanceReference:
     """The distances of held-out images to the training images.
 
     Fewer than 20 held-out images say little, so that training images, at most 300, each against all others, then help
@@ -68,39 +68,45 @@ def yardstick(train: np.ndarray, held_out: np.ndarray) -> Yardstick:
     Raises:
         ValueError: if they are not as described or differ, or there are no training images.
     """
-    check_images("yardstick", train)
+    check_images("distance_reference", train)
     if (held_out.shape[1:], held_out.dtype) != (train.shape[1:], train.dtype):
         raise ValueError(
-            "yardstick: training and held-out images must be alike, got "
+            "distance_reference: training and held-out images must be alike, got "
             f"{train.dtype} {train.shape} and {held_out.dtype} {held_out.shape}"
         )
     rows = train.reshape(len(train), -1)
     places = {hashlib.blake2b(row.tobytes(), digest_size=16).digest(): i for i, row in enumerate(rows)}
     rows = rows if len(places) == len(rows) else rows[sorted(places.values())]
     distances = _distances(held_out.reshape(len(held_out), rows.shape[1]), rows, 0)
-    if len(held_out) >= ENOUGH or len(rows) == 1:
-        return Yardstick(rows, distances, "held-out")
+    if len(held_out) >= MIN_HELD_OUT or len(rows) == 1:
+        return DistanceReference(rows, distances, "held-out")
     others = _distances(rows[:: -(-len(rows) // 300)], rows, 1)
-    return Yardstick(rows, np.concatenate([distances, others]), "held-out and left-out training")
+    return DistanceReference(rows, np.concatenate([distances, others]), "held-out and left-out training")
 
 
-def memorisation(samples: np.ndarray, yardstick: Yardstick) -> Copying:
-    """The verdict of `copying` on samples, uint8 or uint16 [n, H, W, C] of the training images' kind.
+def memorisation(samples: np.ndarray, reference: DistanceReference) -> MemorisationReport:
+    """The verdict of `memorisation_from_distances` on samples.
+
+    They are uint8 or uint16 [n, H, W, C], of the training images' kind.
 
     Raises:
         ValueError: if there are none or they are of another size.
     """
     check_images("memorisation", samples)
     rows = samples.reshape(len(samples), -1)
-    if (rows.shape[1], rows.dtype) != (yardstick.train.shape[1], yardstick.train.dtype):
+    if (rows.shape[1], rows.dtype) != (reference.train.shape[1], reference.train.dtype):
         raise ValueError(
-            f"memorisation: expected samples like the training images, {yardstick.train.shape[1]} values of type "
-            f"{yardstick.train.dtype} each, got {rows.shape[1]} of type {rows.dtype}"
+            f"memorisation: expected samples like the training images, {reference.train.shape[1]} values of type "
+            f"{reference.train.dtype} each, got {rows.shape[1]} of type {rows.dtype}"
         )
-    return copying(_distances(rows, yardstick.train, 0), yardstick.distances, of=yardstick.of)
+    return memorisation_from_distances(
+        _distances(rows, reference.train, 0), reference.distances, held_out_kind=reference.held_out_kind
+    )
 
 
-def copying(samples: np.ndarray, held_out: np.ndarray, *, of: str = "held-out") -> Copying:
+def memorisation_from_distances(
+    samples: np.ndarray, held_out: np.ndarray, *, held_out_kind: str = "held-out"
+) -> MemorisationReport:
     """Whether samples are copies, from distances to the nearest and the second nearest training image.
 
     Two shares of the samples are compared with those of the held-out images:
@@ -117,36 +123,41 @@ def copying(samples: np.ndarray, held_out: np.ndarray, *, of: str = "held-out") 
     Args:
         samples: [n, 2] distances d1 <= d2; d2 is nan where there is but one training image.
         held_out: [m, 2] of images known to be new.
-        of: what images these are, for the words.
+        held_out_kind: what images these are, for the words.
 
     Raises:
         ValueError: if they are not [n, 2], samples are empty, or a d1 is nan or negative.
     """
     for name, rows in (("samples", samples), ("held_out", held_out)):
         if rows.ndim != 2 or rows.shape[1] != 2 or not np.all(rows[:, 0] >= 0):
-            raise ValueError(f"copying: expected {name} [n, 2] with d1 >= 0, got shape {rows.shape}")
+            raise ValueError(
+                f"memorisation_from_distances: expected {name} [n, 2] with d1 >= 0, got shape {rows.shape}"
+            )
     n, m = len(samples), len(held_out)
     if not n:
-        raise ValueError("copying: expected at least one sample, got none")
+        raise ValueError("memorisation_from_distances: expected at least one sample, got none")
     edge = np.quantile(held_out[:, 0], 0.05, method="inverted_cdf") if m else -1.0
     near, near_known = (int(np.sum(rows[:, 0] <= edge)) for rows in (samples, held_out))
     copied, copied_known = (int(np.sum((d[:, 0] == 0) | (3 * d[:, 0] < d[:, 1]))) for d in (samples, held_out))
-    alone = f"{copied} of {n} samples are each near to one training image alone ({of}: {copied_known} of {m})"
-    chance = _chance(copied, n, copied_known, m)
-    if chance < RARE:
+    alone = (
+        f"{copied} of {n} samples are each near to one training image alone ({held_out_kind}: {copied_known} of {m})"
+    )
+    chance = _fisher_p_value(copied, n, copied_known, m)
+    if chance < P_FLAGGED:
         verdict, reason = "copies", f"copies: {alone}"
-    elif _chance(near, n, near_known, m) < RARE:
-        verdict, reason = "near", f"{near} of {n} are as near as 5 % of the {of} images; compare them by eye"
-    elif chance < DOUBTFUL:
+    elif _fisher_p_value(near, n, near_known, m) < P_FLAGGED:
+        verdict, reason = "near", f"{near} of {n} are as near as 5 % of the {held_out_kind} images; compare them by eye"
+    elif chance < P_DOUBTFUL:
         verdict, reason = "unknown", f"perhaps copies, more samples would tell: {alone}"
-    elif _chance(n // 2, n, copied_known, m) >= RARE:
+    elif _fisher_p_value(n // 2, n, copied_known, m) >= P_FLAGGED:
         copies = f", {copied_known} of which are copies themselves" if copied_known else ""
-        verdict, reason = "unknown", f"cannot judge copying by {n} samples and {m} {of} images{copies}"
+        verdict, reason = "unknown", f"cannot judge copying by {n} samples and {m} {held_out_kind} images{copies}"
     else:
         verdict, reason = "new", "no sign of copying"
-    return Copying(
+    return MemorisationReport(
         verdict, reason, _quantiles(samples), _quantiles(held_out),
-        near=near / n, copied=copied / n, held_out_copied=copied_known / m if m else math.nan, of=of,
+        near=near / n, copied=copied / n,
+        held_out_copied=copied_known / m if m else math.nan, held_out_kind=held_out_kind,
     )  # fmt: skip
 
 
@@ -164,7 +175,7 @@ def _distances(queries: np.ndarray, train: np.ndarray, skip: int) -> np.ndarray:
     return distances
 
 
-def _chance(hits: int, n: int, known_hits: int, m: int) -> float:
+def _fisher_p_value(hits: int, n: int, known_hits: int, m: int) -> float:
     """Probability that n of n + m images, taken at random, have at least `hits` of all hits among them."""
     every = hits + known_hits
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + m + 1)))])
