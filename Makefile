@@ -1,5 +1,5 @@
 # make demo: trains a model of handwritten digits and draws from it, with nothing but Python, make and git.
-# make test: style, types and the quick tests, which know of every kind of fault; make test TESTS="tests/test_unet.py".
+# make test: style, types and the quick tests, which know of every kind of fault; make test TESTS="tests/models/unet/test_unet.py".
 # make test-all: what is left out there, too: real trainings, several hosts, damage by the hundred, the peers.
 # make mutants: puts each fault of tests/faults/mutants.toml in, and looks whether the quick tests notice.
 # make results: the tables and figures of docs/results.md, from what has been measured.
@@ -12,9 +12,10 @@ OLDEST ?=
 BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n auto --no-loadscope-reorder
 # compiled with all optimisations in test-all
-AS_USERS = $(wildcard tests/test_goldens*.py) tests/test_training.py tests/test_samplers.py tests/test_generate.py
+AS_USERS = tests/goldens tests/test_training.py tests/samplers tests/pipeline/test_tiles.py
 # run once more under another default generator of random numbers
-SEEDED = $(addprefix tests/test_,keys.py samplers.py generate.py training.py steps.py programs.py said.py beside.py begin.py run.py)
+SEEDED = tests/test_keys.py tests/test_training.py tests/samplers tests/trainer tests/programs/test_train_and_sample.py \
+	$(addprefix tests/pipeline/test_,tiles.py conditions.py image_conditioning.py)
 ifeq ($(OLDEST),)
 INSTALL = $(BIN)/python -m pip install --quiet
 else
@@ -34,12 +35,12 @@ test: check
 test-all: test slow trainings
 
 slow: $(VENV)/.dev
-	$(PYTEST) --dist loadfile -m slow --ignore=tests/test_results.py $(TESTS)
+	$(PYTEST) --dist loadfile -m slow --ignore=tests/project/test_results.py $(TESTS)
 	OPTIMISED=1 $(PYTEST) --dist loadfile -m "not slow" $(AS_USERS) $(TESTS)
 	JAX_DEFAULT_PRNG_IMPL=rbg $(PYTEST) --dist loadfile -m "not slow" $(SEEDED) $(TESTS)
 
 trainings: $(VENV)/.dev
-	$(PYTEST) --dist load tests/test_results.py $(TESTS)
+	$(PYTEST) --dist load tests/project/test_results.py $(TESTS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

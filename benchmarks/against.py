@@ -80,11 +80,11 @@ def start_worker(package: pathlib.Path, root: pathlib.Path, run: str) -> Worker:
 def serve_run(run: str) -> None:
     """Says the operations of each kind of work, then does what the lines of standard input name, and its seconds."""
     import ddpm_jax
-    from ddpm_jax import process, runs
+    from ddpm_jax import pipeline, process
 
     assert pathlib.Path(ddpm_jax.__file__).is_relative_to(pathlib.Path.cwd()), ddpm_jax.__file__
     process.initialize()
-    model = runs.Pipeline(run, step=None, weights="ema", sampling={"sampler": "ddim", "steps": NFE})
+    model = pipeline.Pipeline(run, step=None, weights="ema", sampling={"sampler": "ddim", "steps": NFE})
     alternating.serve(dict(zip(WORKLOADS, (training_workload(model), sampling_workload(model)), strict=True)))
 
 
@@ -93,24 +93,24 @@ def training_workload(model) -> Workload:
     import jax
     import numpy as np
 
-    from ddpm_jax import data, runs, training
+    from ddpm_jax import data, trainer, training
     from ddpm_jax.config import objects
-    from ddpm_jax.data.stream import make_device_loader
+    from ddpm_jax.data.device_loader import make_device_loader
 
     config, devices = model.config, jax.local_devices()
     images, optimizer = data.load(config.data.source, levels=model.levels), objects.optimizer(config)
-    _, run_key, order_key, _ = runs.run_keys(0)
-    one = runs.train_step(config, model.schedule, objects.network(config, model.shape[-1]), optimizer, images.levels)
+    _, run_key, order_key, _ = trainer.run_keys(0)
+    one = trainer.train_step(config, model.schedule, objects.network(config, model.shape[-1]), optimizer, images.levels)
     skipped_steps, empty_condition, parameters = [], [], inspect.signature(one).parameters
     if "rows" in parameters:  # which revisions before conditions do not have
-        from ddpm_jax.conditioning import Condition
+        from ddpm_jax.guidance import Condition
 
         empty_condition = [Condition()]
     if "bad" in parameters:  # which revisions before several steps a call do not have
         skipped_steps = [np.int32(0)]
     batches = make_device_loader(images.train, data.EpochShuffle(order_key, len(images.train)), config.batch, devices)
     batch = next(batches.batches(0))
-    step = runs.parallelise(one, batches.in_axis)
+    step = trainer.parallelise(one, batches.in_axis)
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     state = jax.device_put(training.init(model.params, optimizer), replicated)
@@ -131,21 +131,19 @@ def sampling_workload(model) -> Workload:
     import jax
     import numpy as np
 
-    from ddpm_jax import generate
+    from ddpm_jax.pipeline import tiles
 
     tile = getattr(model, "tile", model.config.sampling.tile)  # of revisions that leave it open, what suits the device
     indices = np.arange(jax.local_device_count() * tile).reshape(jax.local_device_count(), -1)
-    if hasattr(generate, "Tile"):
-        one = generate.tile_function(
-            lambda i, tile: (model.conditioned_sampler(i, tile.condition), i.times), model.shape
-        )
+    if hasattr(tiles, "Tile"):
+        one = tiles.tile_function(lambda i, tile: (model.conditioned_sampler(i, tile.condition), i.times), model.shape)
         conditions = jax.tree.map(lambda a: a.reshape(*indices.shape, *a.shape[1:]),
                             model.request.gather(model.config, model.shape, indices.reshape(-1)))  # fmt: skip
-        inputs, tile = model.inputs, generate.Tile(indices, conditions)
+        inputs, tile = model.inputs, tiles.Tile(indices, conditions)
     else:
-        one = generate.tile_function(model.sampler, model.times, model.shape)
+        one = tiles.tile_function(model.sampler, model.times, model.shape)
         inputs, tile = model.params, indices
-    mapped, key = generate.parallelise(one), jax.random.key(0, impl="threefry2x32")
+    mapped, key = tiles.parallelise(one), jax.random.key(0, impl="threefry2x32")
     compiled = mapped.lower(inputs, key, tile).compile()
     return Workload(lambda: jax.block_until_ready(mapped(inputs, key, tile)), {"operations": program_flops(compiled)})
 

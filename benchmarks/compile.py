@@ -69,16 +69,16 @@ def time_programs(cell: str, folder: str) -> None:
     import jax
 
     from ddpm_jax import config as configs
-    from ddpm_jax.preflight import programs
+    from ddpm_jax.preflight import lowering
 
     file, shape, batch = CELLS[cell]
     devices = jax.local_devices()
     config = configs.load(HERE.parents[1] / "configs" / file)
     sampling = dataclasses.replace(config.sampling, tile=max(1, batch // len(devices)))
     config = dataclasses.replace(config, batch=batch, sampling=sampling)
-    images = programs.load_images(config, shape, batch)
+    images = lowering.load_images(config, shape, batch)
     found = {}
-    for name, lower in (("training step", programs.lower_train_step), ("sampler", programs.lower_sampler)):
+    for name, lower in (("training step", lowering.lower_train_step), ("sampler", lowering.lower_sampler)):
         times = [time.perf_counter()]
         lowered = lower(config, images, devices)
         times.append(time.perf_counter())

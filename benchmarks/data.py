@@ -68,18 +68,18 @@ def measure_resident(rounds: int) -> dict[str, float]:
     import jax
 
     from ddpm_jax import config as configs
-    from ddpm_jax import data, runs, training
-    from ddpm_jax.conditioning import Condition
+    from ddpm_jax import data, trainer, training
     from ddpm_jax.config import objects
-    from ddpm_jax.data.stream import make_device_loader
+    from ddpm_jax.data.device_loader import make_device_loader
+    from ddpm_jax.guidance import Condition
 
     config = configs.load(pathlib.Path(__file__).parents[1] / "configs" / "digits.py:wide")
     images = data.load("digits")
     devices = jax.local_devices()
-    _, run_key, order_key, _ = runs.run_keys(0)
+    _, run_key, order_key, _ = trainer.run_keys(0)
     net, optimizer = objects.network(config, 1), objects.optimizer(config)
-    step = runs.parallelise(
-        runs.train_step(config, objects.noise_schedule(config), net, optimizer, images.levels), None
+    step = trainer.parallelise(
+        trainer.train_step(config, objects.noise_schedule(config), net, optimizer, images.levels), None
     )
     params = jax.jit(net.init)(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32), np.ones(1, np.int32))["params"]
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
@@ -127,7 +127,7 @@ def measure_streamed(sources: dict[str, str], rounds: int) -> dict[str, list[flo
     import jax
 
     from ddpm_jax import data
-    from ddpm_jax.data.stream import read_ahead
+    from ddpm_jax.data.device_loader import read_ahead
 
     pixels = {name: data.load(source, stream=True).train for name, source in sources.items()}
     rates: dict[str, list[float]] = {name: [] for name in sources}
@@ -143,11 +143,11 @@ def measure_streamed(sources: dict[str, str], rounds: int) -> dict[str, list[flo
 def flops_per_image() -> float:
     """Floating-point operations of the 256x256 training step, per image."""
     from ddpm_jax import config as configs
-    from ddpm_jax.preflight import programs
+    from ddpm_jax.preflight import lowering
 
     config = configs.load(pathlib.Path(__file__).parents[1] / "configs" / "celebahq256.py")
-    images = programs.load_images(config, (256, 256, 3), 27_000)
-    return programs.step_flops(config, images, config.batch)
+    images = lowering.load_images(config, (256, 256, 3), 27_000)
+    return lowering.step_flops(config, images, config.batch)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import conformance, estimates, process, samplers, schedules
+from ddpm_jax import conformance, denoisers, process, samplers, schedules
 from ddpm_jax.conformance.checks import GAUSSIAN, MIXTURE
 from ddpm_jax.gaussian import Denoiser
 
@@ -99,8 +99,8 @@ def measure() -> list[dict[str, Any]]:
         )  # fmt: skip
 
     best = conformance.ideal_denoiser(schedule, MIXTURE)
-    wrong = estimates.scale_eps(schedule, best, 1 / EPS_FACTOR)
-    clipped = estimates.limit_x0(schedule, wrong, estimates.clip)
+    wrong = denoisers.scale_eps(schedule, best, 1 / EPS_FACTOR)
+    clipped = denoisers.limit_x0(schedule, wrong, denoisers.clip)
     for n in (10, 50):
         there, times = run_diffusers(make_scheduler("DDIM", n, timestep_spacing="leading"), wrong, x_T)
         here = run_ours(samplers.ddim(schedule, clipped), x_T, times)

@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from benchmarks import alternating
-from ddpm_jax.preflight import cost, facts, topology
+from ddpm_jax.preflight import compile_stats, cost, topology
 from ddpm_jax.process import tpu
 
 CASES = (
@@ -55,7 +55,7 @@ def compile_blocks(batch: int, side: int, channels: int, dtype: str) -> dict[str
     import jax
     import jax.numpy as jnp
 
-    from ddpm_jax.unet.layers import ResnetBlock
+    from ddpm_jax.models.unet.layers import ResnetBlock
 
     blocks = [ResnetBlock(channels, dtype=jnp.dtype(dtype), dropout_index=place) for place in range(3)]
 
@@ -71,7 +71,11 @@ def compile_blocks(batch: int, side: int, channels: int, dtype: str) -> dict[str
     step = jax.jit(jax.grad(loss, argnums=(0, 1)), in_shardings=one, out_shardings=one)
     done = step.lower(params, x, temb).compile(compiler_options={"exec_time_optimization_effort": 0.0})
     cycles = cost.estimated_cycles(done.as_text() or "")
-    return {"cycles": sum(cycles.values()), "temporaries": facts.compiled_memory(done).temporaries, "kinds": cycles}
+    return {
+        "cycles": sum(cycles.values()),
+        "temporaries": compile_stats.compiled_memory(done).temporaries,
+        "kinds": cycles,
+    }
 
 
 if __name__ == "__main__":

@@ -50,11 +50,11 @@ class Arguments:
 
 def main(argv: list[str]) -> None:
     """Prints a table and writes it as JSON."""
-    from ddpm_jax import runs
+    from ddpm_jax import pipeline
 
     args = tyro.cli(Arguments, prog="python -m benchmarks.told", args=argv)
     process.initialize()
-    model = runs.Pipeline(args.run, step=None, weights="ema", sampling=args.sampling.overrides())
+    model = pipeline.Pipeline(args.run, step=None, weights="ema", sampling=args.sampling.overrides())
     measure = {"labels": label_accuracy, "texts": text_accuracy, "pairs": pair_accuracy, "scenes": scene_accuracy}[
         args.kind
     ]
@@ -79,9 +79,9 @@ def draw_samples(
     model, args: Arguments, scale: float, *, labels: Sequence[int] = (), texts: Sequence[str] = ()
 ) -> np.ndarray:
     """Samples as the data have them, of the labels or texts in turn."""
-    from ddpm_jax import runs
+    from ddpm_jax import pipeline
 
-    conditioned = model.with_request(runs.ConditionRequest(tuple(labels), tuple(texts)), guidance=float(scale))
+    conditioned = model.with_request(pipeline.ConditionRequest(tuple(labels), tuple(texts)), guidance=float(scale))
     return np.concatenate(
         [conditioned.to_pixels(part.x) for part in conditioned.draw(seed=args.seed, start=0, num=args.num)]
     )

@@ -51,6 +51,7 @@ class WorkloadSpec:
 def ours(spec: WorkloadSpec) -> dict[str, Workload]:
     """This library's, as its programs run it."""
     from ddpm_jax import process
+    from ddpm_jax.data.conditions import DatasetConditions
 
     process.initialize()
     import jax
@@ -58,9 +59,10 @@ def ours(spec: WorkloadSpec) -> dict[str, Workload]:
     import numpy as np
 
     from ddpm_jax import config as configs
-    from ddpm_jax import data, generate, likelihood, runs
+    from ddpm_jax import data, likelihood, trainer
     from ddpm_jax.config import objects
-    from ddpm_jax.preflight import programs
+    from ddpm_jax.pipeline import tiles
+    from ddpm_jax.preflight import lowering
 
     devices = jax.local_devices()
     config = configs.load(spec.config)
@@ -69,21 +71,21 @@ def ours(spec: WorkloadSpec) -> dict[str, Workload]:
         sampling=dataclasses.replace(config.sampling, sampler="ddim", steps=spec.nfe,
                                      tile=spec.batch // len(devices), guidance=1.0),
     )  # fmt: skip
-    images = programs.load_images(config, tuple(spec.shape), max(spec.batch, 256))
+    images = lowering.load_images(config, tuple(spec.shape), max(spec.batch, 256))
     images = images._replace(train=np.random.default_rng(0).integers(0, 256, images.train.shape, np.uint8))
     schedule, net = objects.noise_schedule(config), objects.network(config, spec.shape[-1])
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
-    run_key, order_key = runs.run_keys(0)[1:3]
+    run_key, order_key = trainer.run_keys(0)[1:3]
     run_key, bad = jax.device_put((run_key, np.int32(0)), replicated)
-    step = programs.lower_train_step(config, images, devices).compile()
-    state = jax.device_put(programs.train_state(config, images)[0](jax.random.key(0, impl="threefry2x32")), replicated)
+    step = lowering.lower_train_step(config, images, devices).compile()
+    state = jax.device_put(lowering.train_state(config, images)[0](jax.random.key(0, impl="threefry2x32")), replicated)
     fed = data.stream.make_device_loader(
         images.train, data.EpochShuffle(order_key, len(images.train)), config.batch, devices
     )
     batch = next(fed.batches(0))
-    batch_conditions = runs.DatasetConditions(config, images).device_batch(batch.indices)
+    batch_conditions = DatasetConditions(config, images).device_batch(batch.indices)
     latest = [state]
 
     def train():
@@ -107,12 +109,12 @@ def ours(spec: WorkloadSpec) -> dict[str, Workload]:
         return objects.sampler(config, schedule, objects.denoiser(config, schedule, told), numbers), times
 
     numbers, times = objects.sampling_scalars(config), objects.times(config)
-    sample_program = generate.parallelise(generate.tile_function(sampler_of_tile, tuple(spec.shape)))
+    sample_program = tiles.parallelise(tiles.tile_function(sampler_of_tile, tuple(spec.shape)))
     indices = np.arange(spec.batch).reshape(over)
     conditions = jax.tree.map(
         lambda a: a.reshape(*over, *a.shape[1:]), objects.empty_condition(config, spec.batch, spec.shape)
     )
-    tile, key = generate.Tile(indices, conditions), jax.random.key(0, impl="threefry2x32")
+    tile, key = tiles.Tile(indices, conditions), jax.random.key(0, impl="threefry2x32")
 
     x0 = jnp.reshape(data.normalize(jnp.asarray(images.train[: spec.batch]), 256), (*over, *spec.shape))
 

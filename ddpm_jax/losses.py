@@ -278,10 +278,10 @@ def record_losses(history: LossHistory, t: jax.Array, losses: jax.Array) -> Loss
 
     def enter(history, pair):
         row, loss = pair[0] - 1, pair[1]
-        old, n = history.losses[row], history.seen[row]
+        old, n = history.losses[row], history.counts[row]
         full = n == old.shape[0]
         new = jnp.where(full, jnp.roll(old, -1).at[-1].set(loss), old.at[jnp.minimum(n, old.shape[0] - 1)].set(loss))
-        return LossHistory(history.losses.at[row].set(new), history.seen.at[row].set(jnp.where(full, n, n + 1))), None
+        return LossHistory(history.losses.at[row].set(new), history.counts.at[row].set(jnp.where(full, n, n + 1))), None
 
     return jax.lax.scan(enter, history, (t, losses.astype(history.losses.dtype)))[0]
 

@@ -19,9 +19,10 @@ import numpy as np
 import tyro
 
 from benchmarks import alternating
-from ddpm_jax import data, edits, gaussian, generate, keys, process, runs, samplers
-from ddpm_jax.evaluate import likelihood, subject
+from ddpm_jax import data, editing, gaussian, keys, pipeline, process, samplers
+from ddpm_jax.evaluate import context, likelihood
 from ddpm_jax.metrics import classifier, frechet
+from ddpm_jax.pipeline import tiles
 from experiments.run import RESULTS, read_rows, save_row
 
 START_FRACTIONS = (1.0, 0.75, 0.5, 0.25, 0.1)
@@ -55,9 +56,9 @@ def main(argv: list[str]) -> None:
     process.initialize()
     path = RESULTS / f"{args.name}.json"
     for run in args.run:
-        model = runs.Pipeline(run, step=None, weights="ema", sampling={})
-        which = subject.CommonFlags(source=args.source)
-        images = subject.load_images(subject.EvaluationContext(model, which, pathlib.Path(run)))
+        model = pipeline.Pipeline(run, step=None, weights="ema", sampling={})
+        which = context.CommonFlags(source=args.source)
+        images = context.load_images(context.EvaluationContext(model, which, pathlib.Path(run)))
         expected_rows = {f"t={t}, {way}" for t, way, _, _ in sampler_grid(model.schedule.T, args.nfe)}
         if expected_rows <= {name for name, seeds in read_rows(path).items() if str(model.config.seed) in seeds}:
             continue
@@ -79,7 +80,7 @@ def sampler_grid(T: int, nfe: tuple[int, ...]):
                 yield t, f"{kind}, {n} calls", kind, n
 
 
-def measure(model: runs.Pipeline, images: data.Dataset, args: Arguments, pictures: dict[str, np.ndarray]):
+def measure(model: pipeline.Pipeline, images: data.Dataset, args: Arguments, pictures: dict[str, np.ndarray]):
     """Rows by name: what became of the images.  The first of them are put into `pictures`, by the same names."""
     extractor = classifier.load(classifier.name_for_images(model.shape, model.integer_levels))
     reference = frechet.moments(extractor.features(np.asarray(images.train)))
@@ -93,7 +94,7 @@ def measure(model: runs.Pipeline, images: data.Dataset, args: Arguments, picture
     yield "held-out images", {"numbers": {"Fréchet distance": own}, **facts}
     pictures |= {"levels": np.array(model.integer_levels), "held-out images": held[:NUM_PICTURES]}
     pictures |= {f"t={t}": model.to_pixels(x) for t, x in noised_images(model, held[:NUM_PICTURES])}
-    programs = {kind: generate.parallelise(tile_function(model, kind)) for kind in ("ancestral", "ddim")}
+    programs = {kind: tiles.parallelise(tile_function(model, kind)) for kind in ("ancestral", "ddim")}
     for t, way, kind, n in sampler_grid(model.schedule.T, args.nfe):
         x = draw_all(model, programs[kind], integers, samplers.times(t, n, spacing="trailing"))
         squared = ((x - data.normalize(integers, model.integer_levels)) ** 2).mean()
@@ -107,7 +108,7 @@ def measure(model: runs.Pipeline, images: data.Dataset, args: Arguments, picture
         yield f"t={t}, {way}", {"numbers": {name: round(value, 4) for name, value in numbers.items()}, **facts}
 
 
-def tile_function(model: runs.Pipeline, kind: str) -> generate.TileFunction:
+def tile_function(model: pipeline.Pipeline, kind: str) -> tiles.TileFunction:
     """((params, times), key, (indices [b], integers [b, H, W, C])) -> x_0 [b, H, W, C] from the images noised."""
 
     def tile(inputs, key, tile):
@@ -115,14 +116,14 @@ def tile_function(model: runs.Pipeline, kind: str) -> generate.TileFunction:
         denoise = model.denoiser(params)
         sampler = {"ancestral": samplers.ancestral(model.schedule, denoise, variance_mix=0.0),
               "ddim": samplers.ddim(model.schedule, denoise)}[kind]  # fmt: skip
-        partial_sampler = edits.sdedit(model.schedule, sampler, data.normalize(integers, model.integer_levels))
+        partial_sampler = editing.sdedit(model.schedule, sampler, data.normalize(integers, model.integer_levels))
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
         return samplers.sample(keys, partial_sampler, samplers.initial_noise(keys, integers.shape[1:]), times)
 
     return tile
 
 
-def noised_images(model: runs.Pipeline, integers: np.ndarray):
+def noised_images(model: pipeline.Pipeline, integers: np.ndarray):
     """The times that are started from, and x_t [n, H, W, C] of the first images there, with the chains' own noise."""
     keys = samplers.image_keys(model.config.seed, range(len(integers)))
     eps, x0 = samplers.initial_noise(keys, integers.shape[1:]), data.normalize(integers, model.integer_levels)
@@ -131,7 +132,7 @@ def noised_images(model: runs.Pipeline, integers: np.ndarray):
 
 
 def draw_all(
-    model: runs.Pipeline, mapped: generate.TileFunction, integers: np.ndarray, times: np.ndarray
+    model: pipeline.Pipeline, mapped: tiles.TileFunction, integers: np.ndarray, times: np.ndarray
 ) -> np.ndarray:
     """x_0 [n, H, W, C] of all images; what fills the last tiles is left out."""
     devices, key, done = jax.device_count(), keys.from_seed(model.config.seed), []

@@ -10,7 +10,7 @@ from goldens_loader import MANIFEST, Golden, stored_array
 
 from ddpm_jax.config import CompatOptions, Config, Net, objects
 from ddpm_jax.keys import from_seed
-from ddpm_jax.unet import OPENAI, UNet
+from ddpm_jax.models.unet import OPENAI, UNet
 
 TINY = UNet(
     channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.5, out_channels=2

@@ -10,7 +10,7 @@ import pytest
 from gaussian_data import PREDICTS, SHAPES, normals, to_numpy
 from jax.test_util import check_grads
 
-from ddpm_jax import edits, gaussian, samplers, schedules
+from ddpm_jax import editing, gaussian, samplers, schedules
 from ddpm_jax.gaussian import Gaussian
 from ddpm_jax.keys import from_seed
 
@@ -259,7 +259,7 @@ def test_a_last_step_without_signal_still_has_its_data():
     for predicts, estimate in to_numpy(back()).items():
         np.testing.assert_allclose(estimate.x0, x0, atol=1e-5, err_msg=predicts)
         np.testing.assert_array_equal(estimate.eps, eps, err_msg=predicts)
-        assert estimate.mix is None
+        assert estimate.variance_mix is None
 
 
 @every_shape
@@ -281,14 +281,16 @@ def test_denoiser_halves_a_learned_variance(shape):
     learned, plain = found(shape)["learned"]
     np.testing.assert_array_equal(learned.x0, plain[0])
     np.testing.assert_array_equal(learned.eps, plain[1])
-    assert learned.mix.shape == (8, *shape)
-    assert learned.mix.ravel()[0] == 0 and learned.mix.ravel()[-1] == 1.25  # -1 is beta-tilde, 1 is beta, and no clamp
+    assert learned.variance_mix.shape == (8, *shape)
+    assert (
+        learned.variance_mix.ravel()[0] == 0 and learned.variance_mix.ravel()[-1] == 1.25
+    )  # -1 is beta-tilde, 1 is beta, and no clamp
 
 
 def test_data_beyond_1_are_kept_unless_clipping_is_asked_for():
     schedule, x_t, t = schedules.linear(1000), np.array([[0.2, -1.5], [1.0, 0.4]], np.float32), np.array([5, 900])
     denoiser = functools.partial(gaussian.denoiser, schedule, lambda x, t: 3 * x, "x0")
-    given = functools.partial(edits.condition_on_pixels, schedule, denoiser(), x_t, np.zeros(x_t.shape, bool))
+    given = functools.partial(editing.condition_on_pixels, schedule, denoiser(), x_t, np.zeros(x_t.shape, bool))
     for of in (denoiser, given):
         np.testing.assert_array_equal(of()(x_t, t).x0, 3 * x_t)
         np.testing.assert_array_equal(of(clip=True)(x_t, t).x0, np.clip(3 * x_t, -1, 1))

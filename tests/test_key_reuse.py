@@ -14,25 +14,14 @@ import optax
 import pytest
 from gaussian_data import ideal_denoiser
 
-from ddpm_jax import (
-    conditioning,
-    conformance,
-    data,
-    edits,
-    gaussian,
-    generate,
-    likelihood,
-    losses,
-    samplers,
-    schedules,
-    training,
-)
 from ddpm_jax import config as configs
+from ddpm_jax import conformance, data, editing, gaussian, guidance, likelihood, losses, samplers, schedules, training
 from ddpm_jax.keys import from_seed
 from ddpm_jax.metrics import held_out, make_classifier
 from ddpm_jax.metrics.classifier import ClassifierNetwork
-from ddpm_jax.preflight import programs
-from ddpm_jax.unet import UNet
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.pipeline import tiles
+from ddpm_jax.preflight import lowering
 
 pytestmark = pytest.mark.usefixtures("key_reuse", "strict_promotion")
 
@@ -158,9 +147,9 @@ def test_samplers_and_trajectories(name):
 
 
 EDITS = {
-    "inpainting": lambda sampler: edits.inpainting(SCHEDULE, sampler, X, MASK[:, None]),
-    "from_image": lambda sampler: edits.sdedit(SCHEDULE, sampler, X),
-    "both": lambda sampler: edits.inpainting(SCHEDULE, edits.sdedit(SCHEDULE, sampler, X), X, MASK[:, None]),
+    "inpainting": lambda sampler: editing.inpainting(SCHEDULE, sampler, X, MASK[:, None]),
+    "from_image": lambda sampler: editing.sdedit(SCHEDULE, sampler, X),
+    "both": lambda sampler: editing.inpainting(SCHEDULE, editing.sdedit(SCHEDULE, sampler, X), X, MASK[:, None]),
 }
 
 
@@ -168,17 +157,17 @@ EDITS = {
 @pytest.mark.parametrize("edit", EDITS)
 def test_chains_from_images(edit, name):
     sampler = EDITS[edit](SAMPLERS[name])
-    times = edits.repaint_times(TIMES, jump=2, repeats=3) if sampler.allows_forward_steps else TIMES
+    times = editing.repaint_times(TIMES, jump=2, repeats=3) if sampler.allows_forward_steps else TIMES
     assert not refused(
         lambda keys: samplers.sample(keys, sampler, samplers.initial_noise(keys, X.shape[1:]), times), KEYS
     )
 
 
 def test_pixels_as_a_condition_and_inversion():
-    denoise = edits.condition_on_pixels(SCHEDULE, DENOISE, X, MASK[:, None])
+    denoise = editing.condition_on_pixels(SCHEDULE, DENOISE, X, MASK[:, None])
     sampler = samplers.ancestral(SCHEDULE, denoise)
     assert not refused(lambda keys: samplers.sample(keys, sampler, X, TIMES), KEYS)
-    assert not refused(lambda x0: edits.invert(SCHEDULE, DENOISE, x0, TIMES), X)
+    assert not refused(lambda x0: editing.invert(SCHEDULE, DENOISE, x0, TIMES), X)
 
 
 def test_draws_of_a_law_and_the_samplers_under_test():
@@ -189,9 +178,9 @@ def test_the_program_of_a_tile():
     def chain(inputs, tile):
         return SAMPLERS["ancestral"], TIMES
 
-    tile = generate.Tile(jax.ShapeDtypeStruct((4,), jnp.uint32), None)
+    tile = tiles.Tile(jax.ShapeDtypeStruct((4,), jnp.uint32), None)
     for keep in ((), (20, 0)):
-        assert not refused(generate.tile_function(chain, X.shape[1:], keep), None, KEY, tile)
+        assert not refused(tiles.tile_function(chain, X.shape[1:], keep), None, KEY, tile)
 
 
 # --- conditions and data
@@ -202,14 +191,14 @@ def test_conditions_that_are_dropped_and_texts_that_are_chosen():
 
     def told(keys):
         drop_keys, text_keys = gaussian.split_keys(keys, 2)
-        condition = conditioning.Condition(np.arange(4), conditioning.random_caption(text_keys, texts))
-        return conditioning.drop_condition(drop_keys, condition, conditioning.null_condition(condition, 4), 0.1)
+        condition = guidance.Condition(np.arange(4), guidance.random_caption(text_keys, texts))
+        return guidance.drop_condition(drop_keys, condition, guidance.null_condition(condition, 4), 0.1)
 
     assert not refused(told, KEYS)
 
     def same_keys(keys):  # as a training step does: each folds a number of its own into them
-        condition = conditioning.Condition(np.arange(4), conditioning.random_caption(keys, texts))
-        return conditioning.drop_condition(keys, condition, conditioning.null_condition(condition, 4), 0.1)
+        condition = guidance.Condition(np.arange(4), guidance.random_caption(keys, texts))
+        return guidance.drop_condition(keys, condition, guidance.null_condition(condition, 4), 0.1)
 
     assert not refused(same_keys, KEYS)
 
@@ -279,10 +268,10 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_the_programs_of_a_run(name):
     """The step over two devices, the sampler and the evaluation, as `train.py` has them."""
-    config, images = RUNS[name], programs.load_images(RUNS[name], (8, 8, 1), 16)
-    programs.lower_train_step(config, images, jax.devices()[:2])
-    programs.lower_sampler(config, images, jax.devices()[:2])
-    programs.lower_evaluation(config, images, jax.devices()[:1])
+    config, images = RUNS[name], lowering.load_images(RUNS[name], (8, 8, 1), 16)
+    lowering.lower_train_step(config, images, jax.devices()[:2])
+    lowering.lower_sampler(config, images, jax.devices()[:2])
+    lowering.lower_evaluation(config, images, jax.devices()[:1])
 
 
 def test_the_classifiers_own_training():

@@ -8,23 +8,23 @@ import re
 import jax
 import numpy as np
 import pytest
-from programs import TINY, assert_same_bytes, load_state, run, run_process
+from run_programs import TINY, assert_same_bytes, load_state, run, run_process
 
+from ddpm_jax import config as configs
 from ddpm_jax import (
-    conditioning,
     conformance,
     data,
     gaussian,
+    guidance,
     keys,
     likelihood,
     losses,
     process,
-    runs,
     samplers,
     schedules,
+    trainer,
     training,
 )
-from ddpm_jax import config as configs
 
 SCHEDULE = schedules.linear(20, 5e-3, 0.6)
 X = np.linspace(-1, 1, 4 * 3, dtype=np.float32).reshape(4, 3)
@@ -57,8 +57,8 @@ SETTINGS = {
 def drawn():
     """What is drawn of a seed, by name."""
     own = samplers.image_keys(3, range(4))
-    run_key, order_key = runs.run_keys(2**31 + 5)[1:3]
-    dropped = conditioning.drop_condition(own, np.arange(4), np.full(4, 9), 0.5)
+    run_key, order_key = trainer.run_keys(2**31 + 5)[1:3]
+    dropped = guidance.drop_condition(own, np.arange(4), np.full(4, 9), 0.5)
     return {
         "x_T": samplers.initial_noise(own, (3,)),
         "one of eight": samplers.initial_noise(samplers.image_keys(3, [keys.MAX_IMAGES - 1]), (3,)),
@@ -68,7 +68,7 @@ def drawn():
         "order": data.EpochShuffle(order_key, 50).indices(2, 40),
         "mirrored": data.random_flip(own, X[:, :, None]),
         "dropped": dropped,
-        "text": conditioning.random_caption(own, TEXTS),
+        "text": guidance.random_caption(own, TEXTS),
         "law": conformance.sample_data(own, conformance.checks.MIXTURE),
     }
 
@@ -126,8 +126,8 @@ OTHERS = {
     "initial_noise": lambda own, key: samplers.initial_noise(own, (3,)),
     "step_noise": lambda own, key: samplers.step_noise(own, 5, X),
     "sample": lambda own, key: samplers.sample(own, samplers.ddim(SCHEDULE, denoise), X, samplers.times(20, 2)),
-    "drop": lambda own, key: conditioning.drop_condition(own, X, X, 0.5),
-    "one_text": lambda own, key: conditioning.random_caption(own, TEXTS),
+    "drop": lambda own, key: guidance.drop_condition(own, X, X, 0.5),
+    "one_text": lambda own, key: guidance.random_caption(own, TEXTS),
     "step_keys": lambda own, key: training.step_keys(key, 0, np.arange(4)),
     "Order": lambda own, key: data.EpochShuffle(key, 5),
     "examples": lambda own, key: data.gather_examples(own, PIXELS, np.arange(4), levels=2, flip=True),
@@ -149,7 +149,7 @@ def test_keys_of_another_generator_are_refused_where_an_image_would_depend_on_it
 
 @pytest.mark.parametrize("wrong", [-1, 2**32, 2**63, 1.5, 0.0, True, "0", None, np.int64(-1), np.float32(1)])
 def test_seeds_are_integers_below_2_to_the_32(wrong):
-    for of in (keys.from_seed, runs.run_keys, lambda seed: samplers.image_keys(seed, [0])):
+    for of in (keys.from_seed, trainer.run_keys, lambda seed: samplers.image_keys(seed, [0])):
         with pytest.raises(ValueError, match=r"seed must be an integer in 0\.\.4294967295, got "):
             of(wrong)
 

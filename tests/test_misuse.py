@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import conformance, edits, estimates, gaussian, likelihood, losses, samplers, schedules, training
+from ddpm_jax import conformance, denoisers, editing, gaussian, likelihood, losses, samplers, schedules, training
 
 T = 10
 SCHEDULE = schedules.linear(T, 5e-3, 0.6)
@@ -62,10 +62,10 @@ USES = {
     "ddim": chain(lambda of: samplers.ddim(SCHEDULE, of, eta=0.5)),
     "dpm_solver_pp": chain(lambda of: samplers.dpm_solver_pp(SCHEDULE, of)),
     "unipc": chain(lambda of: samplers.unipc(SCHEDULE, of)),
-    "ddim_inverse": lambda of: edits.invert(SCHEDULE, of, X, TIMES),
-    "given_pixels": lambda of: edits.condition_on_pixels(SCHEDULE, of, X, X > 0)(X, T2),
-    "limited": lambda of: estimates.limit_x0(SCHEDULE, of, estimates.clip)(X, T2),
-    "scaled": lambda of: estimates.scale_eps(SCHEDULE, of, 1.1)(X, T2),
+    "ddim_inverse": lambda of: editing.invert(SCHEDULE, of, X, TIMES),
+    "given_pixels": lambda of: editing.condition_on_pixels(SCHEDULE, of, X, X > 0)(X, T2),
+    "limited": lambda of: denoisers.limit_x0(SCHEDULE, of, denoisers.clip)(X, T2),
+    "scaled": lambda of: denoisers.scale_eps(SCHEDULE, of, 1.1)(X, T2),
 }
 
 
@@ -88,11 +88,11 @@ def test_noise_times_and_images_of_another_shape_are_refused():
         lambda: losses.simple_loss(KEYS, SCHEDULE, same, X, eps=X[:1]),
         lambda: losses.simple_loss(KEYS, SCHEDULE, same, X, t=T2[:1]),
         lambda: losses.variational_loss(KEYS, SCHEDULE, same, X, t=np.array([[3], [10]])),
-        lambda: edits.slerp(X, X[..., :1], 0.5),
-        lambda: edits.slerp(X, X, np.ones((3, 3), np.float32)),
-        lambda: chain(lambda of: edits.sdedit(SCHEDULE, samplers.ddim(SCHEDULE, of), X[..., :1]))(denoise),
-        lambda: chain(lambda of: edits.inpainting(SCHEDULE, samplers.ddim(SCHEDULE, of), X[0], X > 0))(denoise),
-        lambda: edits.condition_on_pixels(SCHEDULE, denoise, X[..., :1], X > 0)(X, T2),
+        lambda: editing.slerp(X, X[..., :1], 0.5),
+        lambda: editing.slerp(X, X, np.ones((3, 3), np.float32)),
+        lambda: chain(lambda of: editing.sdedit(SCHEDULE, samplers.ddim(SCHEDULE, of), X[..., :1]))(denoise),
+        lambda: chain(lambda of: editing.inpainting(SCHEDULE, samplers.ddim(SCHEDULE, of), X[0], X > 0))(denoise),
+        lambda: editing.condition_on_pixels(SCHEDULE, denoise, X[..., :1], X > 0)(X, T2),
     ):
         with pytest.raises(ValueError, match="shape"):
             wrong()
@@ -100,7 +100,7 @@ def test_noise_times_and_images_of_another_shape_are_refused():
 
 def test_known_images_that_are_not_scaled_are_refused():
     with pytest.raises(ValueError, match=r"known must be float32 or float64, got uint8: scale images to \[-1, 1\]"):
-        chain(lambda of: edits.inpainting(SCHEDULE, samplers.ddim(SCHEDULE, of), X.astype(np.uint8), X > 0))(denoise)
+        chain(lambda of: editing.inpainting(SCHEDULE, samplers.ddim(SCHEDULE, of), X.astype(np.uint8), X > 0))(denoise)
 
 
 # --- times
@@ -118,7 +118,7 @@ OF_T = {
     "target mean": lambda t: gaussian.target(SCHEDULE, "mean", X, X, t),
     "denoiser": lambda t: gaussian.denoiser(SCHEDULE, same)(X, t),
     "clipped": lambda t: gaussian.denoiser(SCHEDULE, same, "x0", clip=True)(X, t),
-    "limited": lambda t: estimates.limit_x0(SCHEDULE, gaussian.denoiser(SCHEDULE, same), estimates.clip)(X, t),
+    "limited": lambda t: denoisers.limit_x0(SCHEDULE, gaussian.denoiser(SCHEDULE, same), denoisers.clip)(X, t),
     "denoising_loss": lambda t: losses.denoising_loss(SCHEDULE, same, X, t, X),
     "simple_loss": lambda t: losses.simple_loss(KEYS, SCHEDULE, same, X, predicts="x0", weight=losses.snr, t=t),
     "variational_loss": lambda t: losses.variational_loss(KEYS, SCHEDULE, same, X, t=t),
@@ -219,12 +219,12 @@ OPTIONS = {
         lambda v: losses.variational_loss(KEYS, SCHEDULE, same, X, variance_mix=v), (2, -0.1, NAN),
         r"mix must lie in \[0, 1\]",
     ),
-    "factor": (lambda v: estimates.scale_eps(SCHEDULE, denoise, v), (0, -1, NAN), "factor must be positive"),
+    "factor": (lambda v: denoisers.scale_eps(SCHEDULE, denoise, v), (0, -1, NAN), "factor must be positive"),
     "sections": (lambda v: samplers.section_times(T, v), ([-1, 3], [1.5, 3], [True, 3], []), "counts must"),
     "T of times": (lambda v: samplers.times(v, 2), (0, 2.5, True), "T must be an integer"),
     "T of sections": (lambda v: samplers.section_times(v, [1]), (0, 2.5, True), "T must be an integer"),
-    "jump": (lambda v: edits.repaint_times(TIMES, jump=v, repeats=2), (0, 1.5, NAN), "jump and repeats must be"),
-    "repeats": (lambda v: edits.repaint_times(TIMES, jump=1, repeats=v), (0, 1.5, NAN), "jump and repeats must be"),
+    "jump": (lambda v: editing.repaint_times(TIMES, jump=v, repeats=2), (0, 1.5, NAN), "jump and repeats must be"),
+    "repeats": (lambda v: editing.repaint_times(TIMES, jump=1, repeats=v), (0, 1.5, NAN), "jump and repeats must be"),
     "clip": (lambda v: training.optimizer(1e-3, clip=v), (0, -1, NAN), "clip must be positive, or None"),
     "rate": (lambda v: training.optimizer(v), (-1, NAN, float("inf")), "learning_rate must be"),
     "warmup": (lambda v: training.optimizer(1e-3, warmup=v), (-1, 1.5), "warmup and decay must be"),
@@ -239,7 +239,7 @@ OPTIONS = {
     "accumulate": (
         lambda v: training.make_step(None, training.optimizer(1e-3), accumulate=v), (0, -1, 1.5), "accumulate must be",
     ),
-    "slerp": (lambda v: edits.slerp(v * X, X, np.float32(0.5)), (0,), "have no direction"),
+    "slerp": (lambda v: editing.slerp(v * X, X, np.float32(0.5)), (0,), "have no direction"),
 }  # fmt: skip
 
 
@@ -259,6 +259,6 @@ def test_of_an_eta_on_a_device_outside_its_range_comes_nan():
 def test_of_a_direction_that_there_is_not_comes_nan():
     a = jnp.array([[1.0, 0], [0, 0], [1, 0], [1, 0]])
     b = jnp.array([[0.0, 1], [1, 0], [-1, 0], [2, 0]])
-    found = np.asarray(edits.slerp(a, b, jnp.float32(0.5)))
+    found = np.asarray(editing.slerp(a, b, jnp.float32(0.5)))
     np.testing.assert_array_equal(np.isnan(found).all(1), [False, True, True, False])
     np.testing.assert_allclose(found[[0, 3]], [[0.5**0.5, 0.5**0.5], [1.5, 0]], rtol=1e-6)

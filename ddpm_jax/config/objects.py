@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import conditioning, estimates, gaussian, likelihood, losses, samplers, schedules, training
-from ddpm_jax.conditioning import Condition
+from ddpm_jax import denoisers, gaussian, guidance, likelihood, losses, samplers, schedules, training
 from ddpm_jax.config import Config
-from ddpm_jax.text import ConditionalUNet, TextEncoder
-from ddpm_jax.unet import CompatOptions, UNet
+from ddpm_jax.guidance import Condition
+from ddpm_jax.models.conditional import ConditionalUNet
+from ddpm_jax.models.text import TextEncoder
+from ddpm_jax.models.unet import CompatOptions, UNet
 
 
 class SamplingScalars(NamedTuple):
@@ -57,7 +58,7 @@ def noise_schedule(config: Config):
 
 
 def network(config: Config, channels: int):
-    """The `ddpm_jax.text.ConditionalUNet` for images of so many channels; `init` takes x, t and `empty_condition`."""
+    """The `ConditionalUNet` for images of so many channels; `init` takes x, t and `empty_condition`."""
     c, text, dtype = config.net, config.text, jnp.dtype(config.net.dtype)
     reader = TextEncoder(text.width, text.layers, text.heads, text.length, dtype) if text.layers else None
     unet = UNet(
@@ -170,12 +171,12 @@ def denoiser(config: Config, schedule, net, transform=None):
         return gaussian.denoiser(schedule, net, predicts, clip=c.clip, learned_variance=learned)
     denoise = gaussian.denoiser(schedule, net, predicts, clip=False, learned_variance=learned)
     if c.eps_scale != 1:
-        denoise = estimates.scale_eps(schedule, denoise, c.eps_scale)
+        denoise = denoisers.scale_eps(schedule, denoise, c.eps_scale)
     if transform is not None:
         denoise = transform(denoise)
     if c.threshold:
-        return estimates.limit_x0(schedule, denoise, estimates.dynamic_threshold(c.threshold))
-    return estimates.limit_x0(schedule, denoise, estimates.clip) if c.clip else denoise
+        return denoisers.limit_x0(schedule, denoise, denoisers.dynamic_threshold(c.threshold))
+    return denoisers.limit_x0(schedule, denoise, denoisers.clip) if c.clip else denoise
 
 
 def denoiser_options(config: Config) -> dict[str, bool | float]:
@@ -215,9 +216,9 @@ def conditioned_net(config: Config, net, params, condition: Condition, scalars: 
 
     condition = net.apply({"params": params}, condition, method="encode_text")
     if not is_conditional(config):
-        return conditioning.condition_on(predict, condition)
-    null = conditioning.null_condition(condition, config.net.num_classes)
-    return conditioning.classifier_free_guidance(
+        return guidance.condition_on(predict, condition)
+    null = guidance.null_condition(condition, config.net.num_classes)
+    return guidance.classifier_free_guidance(
         predict, condition, null, scalars.guidance, interval=scalars.guidance_interval
     )
 

@@ -22,7 +22,7 @@ from ddpm_jax.conformance.checks import (
     terminal_moments,
     uniform_log_snr_times,
 )
-from ddpm_jax.conformance.laws import (
+from ddpm_jax.conformance.mixtures import (
     GaussianMixture,
     gaussian_data,
     ideal_denoiser,

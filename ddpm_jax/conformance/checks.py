@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import samplers, schedules
-from ddpm_jax.conformance.laws import (
+from ddpm_jax.conformance.mixtures import (
     GaussianMixture,
     gaussian_data,
     ideal_denoiser,

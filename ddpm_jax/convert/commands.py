@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddpm_jax import config as configs
-from ddpm_jax import runs
+from ddpm_jax import pipeline
 from ddpm_jax.config import flags, objects
-from ddpm_jax.convert import diffusers, files, folder, openai, options, original, plain
+from ddpm_jax.convert import diffusers, openai, options, original, plain, run_folder, tensor_files
 
 ONE_SET_OF_WEIGHTS = "one set of weights, which stands for raw and averaged ones"
 
@@ -38,9 +38,9 @@ def from_diffusers(args: options.FromDiffusers) -> None:
         sampling=_with_fewer_previews(scheduler.sampling, network.shape),
     )
     config = args.images.apply_to(config)
-    origin = folder.describe_origin("diffusers", pipeline.files, pipeline.tensors)
+    origin = run_folder.describe_origin("diffusers", pipeline.files, pipeline.tensors)
     image = args.images.image_metadata(config, network.shape)
-    imported = folder.ImportedModel(
+    imported = run_folder.ImportedModel(
         config, image, pipeline.tensors, pipeline.tensors, pipeline.rules, 0, origin, pipeline.fingerprint
     )
     _write_run(args.workdir, imported, ONE_SET_OF_WEIGHTS)
@@ -56,15 +56,17 @@ def from_original(args: options.FromOriginal) -> None:
     """
     path, images = pathlib.Path(args.path), args.images
     config = images.apply_to(configs.load(args.config))
-    weights = original.from_tensors(files.read_tensors(path))
+    weights = original.from_tensors(tensor_files.read_tensors(path))
     step = weights.step if args.step is None else args.step
     averaged = (
         {f"{name}{original.EMA_SUFFIX}": tensor for name, tensor in weights.ema.items()} if weights.has_both else {}
     )
     tensors = {**weights.raw, **averaged}
-    origin = folder.describe_origin("original", files.checkpoint_files(path), tensors, aside=list(weights.unused))
+    origin = run_folder.describe_origin(
+        "original", tensor_files.checkpoint_files(path), tensors, aside=list(weights.unused)
+    )
     image = images.image_metadata(config, args.shape)
-    imported = folder.ImportedModel(config, image, weights.raw, weights.ema, weights.rules, step, origin)
+    imported = run_folder.ImportedModel(config, image, weights.raw, weights.ema, weights.rules, step, origin)
     sets = "raw and averaged weights" if weights.has_both else ONE_SET_OF_WEIGHTS
     _write_run(args.workdir, imported, sets)
 
@@ -92,10 +94,10 @@ def from_openai(args: options.FromOpenAI) -> None:
         dataclasses.replace(model.config, data=configs.Data(UNKNOWN_SOURCE, model.config.data.flip))
     )
     config = dataclasses.replace(config, sampling=_with_fewer_previews(config.sampling, model.shape))
-    tensors = files.read_tensors(path)
-    origin = folder.describe_origin("openai", [path], tensors, **provenance)
+    tensors = tensor_files.read_tensors(path)
+    origin = run_folder.describe_origin("openai", [path], tensors, **provenance)
     image = args.images.image_metadata(config, model.shape)
-    imported = folder.ImportedModel(config, image, tensors, tensors, model.rules, args.step, origin)
+    imported = run_folder.ImportedModel(config, image, tensors, tensors, model.rules, args.step, origin)
     _write_run(args.workdir, imported, ONE_SET_OF_WEIGHTS)
 
 
@@ -108,9 +110,9 @@ def from_plain(args: options.FromPlain) -> None:
     source = pathlib.Path(args.path)
     config, metadata, tensors = plain.read_folder(source)
     paths = [source / name for name in ("weights.safetensors", "config.json", "model.json")]
-    origin = folder.describe_origin("plain", paths, tensors)
+    origin = run_folder.describe_origin("plain", paths, tensors)
     step = metadata["step"] if isinstance(metadata.get("step"), int) else 0
-    imported = folder.ImportedModel(
+    imported = run_folder.ImportedModel(
         config, metadata["image"], tensors, tensors, plain.rules, step, origin, metadata["fingerprint"]
     )
     _write_run(args.workdir, imported, f"the {metadata.get('weights')} weights, which stand for both")
@@ -120,10 +122,10 @@ def to_diffusers(args: options.ToDiffusers) -> None:
     """Writes a run's weights as diffusers reads them.
 
     Raises:
-        FileNotFoundError, ValueError: as `runs.Pipeline` and `diffusers.write_pipeline`.
+        FileNotFoundError, ValueError: as `pipeline.Pipeline` and `diffusers.write_pipeline`.
     """
     model = _load_model(args.run, args.model, args.sampling)
-    with files.atomic_folder(pathlib.Path(args.out)) as part:
+    with tensor_files.atomic_folder(pathlib.Path(args.out)) as part:
         metadata = {"fingerprint": model.fingerprint, "step": str(model.step), "weights": model.weights}
         diffusers.write_pipeline(part, model.config, model.shape, model.params, metadata)
     print(f"{model.describe()}")
@@ -138,11 +140,11 @@ def to_plain(args: options.ToPlain) -> None:
     """Writes a run's weights, schedule and config for anyone.
 
     Raises:
-        FileNotFoundError, ValueError: as `runs.Pipeline`.
+        FileNotFoundError, ValueError: as `pipeline.Pipeline`.
     """
     model = _load_model(args.run, args.model, flags.SamplingOptions())
-    with files.atomic_folder(pathlib.Path(args.out)) as part:
-        plain.write_folder(part, model.config, model.params, folder.weights_metadata(model))
+    with tensor_files.atomic_folder(pathlib.Path(args.out)) as part:
+        plain.write_folder(part, model.config, model.params, run_folder.weights_metadata(model))
     print(f"{model.describe()}")
     print(f"written   {args.out}: weights.safetensors, schedule.safetensors, config.json, model.json")
 
@@ -158,12 +160,12 @@ def _print_differences(config: configs.Config) -> None:
 
 
 def _load_model(run: str, weights: flags.Weights, sampling: flags.SamplingOptions) -> Any:
-    return runs.Pipeline(run, step=weights.checkpoint, weights=weights.weights, sampling=sampling.overrides())
+    return pipeline.Pipeline(run, step=weights.checkpoint, weights=weights.weights, sampling=sampling.overrides())
 
 
-def _write_run(workdir: str, imported: folder.ImportedModel, weights: str) -> None:
+def _write_run(workdir: str, imported: run_folder.ImportedModel, weights: str) -> None:
     """Writes a run and says what it is."""
-    parameters = folder.write_run(pathlib.Path(workdir), imported)
+    parameters = run_folder.write_run(pathlib.Path(workdir), imported)
     image, sampling = imported.image, imported.config.sampling
     size, origin = "x".join(map(str, image["shape"])), imported.origin
     print(f"read      {', '.join(origin['files'])}: {len(origin['tensors'])} tensors, all used; {weights}")

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddpm_jax import config as configs
-from ddpm_jax.convert import files
+from ddpm_jax.convert import tensor_files
 from ddpm_jax.convert.rules import Path, Rule, Tensors, flatten_dict, identity, invert
-from ddpm_jax.convert.tables import schedule_table
+from ddpm_jax.convert.schedule_table import schedule_table
 
 NOTES = {
     "images": "float32 [B, H, W, C] in [-1, 1]",
@@ -40,10 +40,10 @@ def write_folder(folder: pathlib.Path, config: configs.Config, params: Any, meta
         metadata: of the model, see `Run.meta`: at least "image".
     """
     tensors = invert(rules(params), params)
-    files.write_safetensors(folder / "weights.safetensors", tensors, {})
-    files.write_safetensors(folder / "schedule.safetensors", schedule_table(config), {})
+    tensor_files.write_safetensors(folder / "weights.safetensors", tensors, {})
+    tensor_files.write_safetensors(folder / "schedule.safetensors", schedule_table(config), {})
     (folder / "config.json").write_text(configs.to_json(config), encoding="utf-8")
-    files.write_json(folder / "model.json", {**metadata, "notes": NOTES})
+    tensor_files.write_json(folder / "model.json", {**metadata, "notes": NOTES})
 
 
 def read_folder(folder: pathlib.Path) -> tuple[configs.Config, dict[str, Any], Tensors]:
@@ -52,9 +52,9 @@ def read_folder(folder: pathlib.Path) -> tuple[configs.Config, dict[str, Any], T
     Raises:
         FileNotFoundError, ValueError: if a file is missing or damaged.
     """
-    metadata = files.read_json(folder / "model.json")
+    metadata = tensor_files.read_json(folder / "model.json")
     if not isinstance(metadata.get("image"), dict) or not isinstance(metadata["image"].get("shape"), list):
         raise ValueError(f"{folder / 'model.json'} does not say what images are")
     if not isinstance(metadata.get("fingerprint"), str):
         raise ValueError(f"{folder / 'model.json'} does not say the fingerprint of the weights")
-    return configs.read(folder / "config.json"), metadata, files.read_tensors(folder / "weights.safetensors")
+    return configs.read(folder / "config.json"), metadata, tensor_files.read_tensors(folder / "weights.safetensors")

@@ -5,8 +5,21 @@
 the only converters to and from [-1, 1] and makes pictures to look at, and `files` reads and writes images as data.
 """
 
-from ddpm_jax.data.batches import EpochShuffle, FlatImages, gather_examples, random_flip
-from ddpm_jax.data.files import unwritable_reason, write_image
+from ddpm_jax.data.dataset import (
+    MAX_BYTES_IN_MEMORY,
+    Dataset,
+    ImageReader,
+    LazyImages,
+    Pixels,
+    ProgressCallback,
+    Subset,
+    load_into_memory,
+    load_lazily,
+    load_split_into_memory,
+    nbytes,
+    train_test_split,
+)
+from ddpm_jax.data.image_files import unwritable_reason, write_image
 from ddpm_jax.data.images import (
     PngImage,
     ValueRange,
@@ -21,20 +34,7 @@ from ddpm_jax.data.images import (
     write_gif,
     write_png,
 )
-from ddpm_jax.data.reader import (
-    MAX_BYTES_IN_MEMORY,
-    Dataset,
-    ImageReader,
-    LazyImages,
-    Pixels,
-    ProgressCallback,
-    Subset,
-    load_into_memory,
-    load_lazily,
-    load_split_into_memory,
-    nbytes,
-    train_test_split,
-)
+from ddpm_jax.data.order import EpochShuffle, FlatImages, gather_examples, random_flip
 from ddpm_jax.data.sources import load, open_readers, summary
 
 __all__ = [

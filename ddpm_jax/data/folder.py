@@ -16,10 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_jax.data import labels
-from ddpm_jax.data.files import EXTENSIONS, decode, resize_center_crop
-from ddpm_jax.data.images import ValueRange, to_value_range
-from ddpm_jax.data.reader import ImageReader, ProgressCallback, Subset, check_range, train_test_split
-from ddpm_jax.data.survey import (
+from ddpm_jax.data.dataset import ImageReader, ProgressCallback, Subset, check_range, train_test_split
+from ddpm_jax.data.folder_report import (
     FolderReport,
     ImageFile,
     format_counts,
@@ -31,6 +29,8 @@ from ddpm_jax.data.survey import (
     printable,
     split_role,
 )
+from ddpm_jax.data.image_files import EXTENSIONS, decode, resize_center_crop
+from ddpm_jax.data.images import ValueRange, to_value_range
 
 
 class SplitFolders(NamedTuple):

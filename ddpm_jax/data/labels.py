@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.survey import indent_lines, join_first, printable
+from ddpm_jax.data.folder_report import indent_lines, join_first, printable
 
 COLUMNS = ("label", "caption")
 

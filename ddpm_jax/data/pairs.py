@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.reader import Dataset
+from ddpm_jax.data.dataset import Dataset
 
 HELD_OUT_PAIRS = tuple((left, (left + gap) % 10) for left in range(10) for gap in (3, 4))
 NUM_TRAIN, NUM_TEST = 4000, 1000  # pictures

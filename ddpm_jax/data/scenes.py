@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.reader import Dataset
+from ddpm_jax.data.dataset import Dataset
 
 SIDE = 16
 COLOURS = {

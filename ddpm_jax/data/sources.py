@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.data import arrays, catalogue, folder, pairs, scenes, seal
-from ddpm_jax.data.images import ValueRange, to_value_range
-from ddpm_jax.data.reader import (
+from ddpm_jax.data import array_files, folder, pairs, scenes
+from ddpm_jax.data.dataset import (
     MAX_BYTES_IN_MEMORY,
     Dataset,
     ImageReader,
@@ -23,6 +22,8 @@ from ddpm_jax.data.reader import (
     load_lazily,
     nbytes,
 )
+from ddpm_jax.data.images import ValueRange, to_value_range
+from ddpm_jax.data.tfds import checksums, reader
 
 BUILT_IN = {"digits": 17, "pairs": 17, "scenes": 256}  # what is in the package or made by it, and its levels
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -94,7 +95,7 @@ def load(
             else _load_digits()
         )
     if kind in ("npz", "npy") and path:
-        read, file = arrays.load_npz if kind == "npz" else arrays.load_npy, Path(os.path.expanduser(path))
+        read, file = array_files.load_npz if kind == "npz" else array_files.load_npy, Path(os.path.expanduser(path))
         return read(file, source, held_out, levels, to_value_range(value_range))._replace(format="npz")
     ends = next((end for end in ("npz", "npy") if source.endswith(f".{end}") and not kind.startswith("np")), "")
     hint = f'; did you mean "{ends}:{source}"?' if ends else ""
@@ -144,8 +145,8 @@ def open_readers(
     if kind == "tfds" and path:
         if skip_bad:
             raise ValueError(f"open_readers: {source!r} is taken whole; ddpm-jax prepare has --skip-bad")
-        seal.verify(catalogue.find_folder(catalogue.parse_address(source)))
-        return catalogue.open_readers(
+        checksums.verify(reader.find_folder(reader.parse_address(source)))
+        return reader.open_readers(
             source,
             held_out=held_out,
             levels=levels,
@@ -181,7 +182,7 @@ def summary(dataset: Dataset) -> str:
 
 
 def _load_digits() -> Dataset:
-    return arrays.load_npz(Path(__file__).with_name("digits.npz"), "digits", 0.1, 17, None)._replace(
+    return array_files.load_npz(Path(__file__).with_name("digits.npz"), "digits", 0.1, 17, None)._replace(
         label_names=DIGIT_NAMES
     )
 

@@ -9,12 +9,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ddpm_jax import data, generate, keys, likelihood, log, process, runs
+from ddpm_jax import data, keys, likelihood, pipeline, process, tracking
 from ddpm_jax.config import objects
 from ddpm_jax.evaluate import protocol
+from ddpm_jax.evaluate.context import EvaluationContext, Split, load_images, select_split
 from ddpm_jax.evaluate.options import LikelihoodOptions
 from ddpm_jax.evaluate.protocol import Measurement
-from ddpm_jax.evaluate.subject import EvaluationContext, Split, load_images, select_split
+from ddpm_jax.pipeline import tiles, x0_mse
 
 SAVE_SECONDS = 20.0
 
@@ -74,7 +75,7 @@ def with_full_chain(context: EvaluationContext) -> EvaluationContext:
 def save_x0_mse(context: EvaluationContext, vlb: VlbResult) -> pathlib.Path:
     """Where in the run the errors are that this bound of the whole chain has met, for the analytic sampler."""
     model, n = context.model, len(vlb.total)
-    return runs.errors.save(model.workdir, model.fingerprint, model.config, vlb.errors / n, n)
+    return x0_mse.save(model.workdir, model.fingerprint, model.config, vlb.errors / n, n)
 
 
 def load_or_measure(context: EvaluationContext, split: Split, options: LikelihoodOptions) -> VlbResult | None:
@@ -112,10 +113,10 @@ def measure(
     """
     model, n = context.model, len(split.images)
     tile = model.tile
-    mapped = generate.parallelise(tile_function(model, options))
+    mapped = tiles.parallelise(tile_function(model, options))
     key = jax.random.fold_in(keys.from_seed(options.seed), keys.VLB_STREAM)
     vlb = resume(part, empty_result(model, options, n), tile)
-    progress = log.Progress(n, start=int(vlb.done), unit="images", active=process.is_main_process())
+    progress = tracking.Progress(n, start=int(vlb.done), unit="images", active=process.is_main_process())
     saved = time.monotonic()
     with process.Interrupt() as interrupt:
         for first in range(int(vlb.done), n, tile * jax.device_count()):
@@ -134,7 +135,7 @@ def measure(
     return vlb
 
 
-def tile_function(model: runs.Pipeline, options: LikelihoodOptions) -> generate.TileFunction:
+def tile_function(model: pipeline.Pipeline, options: LikelihoodOptions) -> tiles.TileFunction:
     """(params, key, (indices [b], integers [b, H, W, C])) -> prior [b], terms [m, b], squared errors [m, b]; in nats.
 
     An estimate has two rows of terms, L_0 and the estimated sum of the others.
@@ -167,7 +168,7 @@ def device_tiles(integers: data.Pixels, first: int, tile: int) -> tuple[np.ndarr
     return indices, integers[np.minimum(indices, len(integers) - 1)]
 
 
-def empty_result(model: runs.Pipeline, options: LikelihoodOptions, n: int) -> VlbResult:
+def empty_result(model: pipeline.Pipeline, options: LikelihoodOptions, n: int) -> VlbResult:
     """A measurement before its first image."""
     steps = 0 if options.estimate else len(model.times) - 1
     chain = np.zeros(0, np.int32) if options.estimate else model.times

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax import data
-from ddpm_jax.data import files
+from ddpm_jax.data import image_files
 
 Protocol = Mapping[str, str | int | float | bool]
 """What a number depends on, by name, in the order in which the line says it."""
@@ -113,8 +113,8 @@ def load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         try:
             with np.load(file, allow_pickle=False) as archive:
                 for name in archive.files:
-                    shape, dtype = files.read_array_header(archive, name)
-                    files.check_memory(f"{name} {shape}", math.prod(shape) * dtype.itemsize)
+                    shape, dtype = image_files.read_array_header(archive, name)
+                    image_files.check_memory(f"{name} {shape}", math.prod(shape) * dtype.itemsize)
                 return {name: archive[name] for name in archive.files}
         except Exception as error:  # an archive may be damaged in any way
             raise ValueError(

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax import runs
-from ddpm_jax.evaluate import draws, protocol
+from ddpm_jax import pipeline
+from ddpm_jax.evaluate import protocol, sample_cache
+from ddpm_jax.evaluate.context import EvaluationContext, Split, check_comparable, load_images, select_split
 from ddpm_jax.evaluate.options import SamplesOptions
 from ddpm_jax.evaluate.protocol import Measurement
-from ddpm_jax.evaluate.subject import EvaluationContext, Split, check_comparable, load_images, select_split
 from ddpm_jax.metrics import classifier, frechet, inception, manifold
 
 BATCH_SIZE = 1024
@@ -95,12 +95,12 @@ def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measure
     if options.samples is not None:
         sets, fields = load_samples(context, pathlib.Path(options.samples), options)
     else:
-        folder = draws.ensure_samples(context, options.num * options.sets, options.seed, options.format)
+        folder = sample_cache.ensure_samples(context, options.num * options.sets, options.seed, options.format)
         if folder is None:
             return None
         edges = [options.num * i for i in range(options.sets + 1)]
-        sets = [draws.read_chunks(folder, first, stop) for first, stop in itertools.pairwise(edges)]
-        fields = draws.protocol_fields(context, options.seed, options.format)
+        sets = [sample_cache.read_chunks(folder, first, stop) for first, stop in itertools.pairwise(edges)]
+        fields = sample_cache.protocol_fields(context, options.seed, options.format)
     reference = cached_reference(context, reference_split, extractor)
     fields = {
         "n": options.num,
@@ -161,7 +161,7 @@ def train_baseline(context: EvaluationContext, options: SamplesOptions) -> list[
     return mean_over_sets(found, fields)
 
 
-def load_extractor(model: runs.Pipeline, options: SamplesOptions) -> Extractor:
+def load_extractor(model: pipeline.Pipeline, options: SamplesOptions) -> Extractor:
     """What is to see the images of a model."""
     if options.features == "inception":
         net = inception.load(model.integer_levels, weights=options.inception_weights)

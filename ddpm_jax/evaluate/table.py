@@ -6,9 +6,9 @@ from typing import Any
 
 from ddpm_jax.config import objects
 from ddpm_jax.evaluate import likelihood, protocol, samples
+from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
 from ddpm_jax.evaluate.options import LikelihoodOptions, SamplesOptions, TableOptions
 from ddpm_jax.evaluate.protocol import Measurement
-from ddpm_jax.evaluate.subject import EvaluationContext, load_images, select_split
 
 VLB_COLUMNS = ("bits/dim", "rate, bits/dim", "distortion, bits/dim", "RMSE of x_0, 0..255")
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from ddpm_jax.unet import dropout
+from ddpm_jax.models.unet import dropout
 
 TILE = 256
 """Images that are computed together, always: a convolution's bits depend on its batch."""

@@ -9,10 +9,10 @@ import jax
 
 import ddpm_jax
 from ddpm_jax import config as configs
-from ddpm_jax import data, log, runs
+from ddpm_jax import data, tracking, trainer
 from ddpm_jax.config import objects
-from ddpm_jax.data.stream import is_streamed
-from ddpm_jax.preflight import cost, facts, here, programs, topology
+from ddpm_jax.data.device_loader import is_streamed
+from ddpm_jax.preflight import compile_stats, cost, local_measurement, lowering, topology
 
 PROGRAM_NAMES = {"train": "training step", "sampler": "sampler", "evaluation": "held-out evaluation"}
 
@@ -60,8 +60,8 @@ class Report:
     images: data.Dataset
     target: Target
     flops: float
-    programs: dict[str, facts.CompileStats]
-    measured: here.LocalMeasurement | None = None
+    programs: dict[str, compile_stats.CompileStats]
+    measured: local_measurement.LocalMeasurement | None = None
 
     @property
     def batch_per_device(self) -> int:
@@ -119,7 +119,7 @@ def header_lines(report: Report) -> Iterator[str]:
     batch = f"batch {config.batch:,}: {report.batch_per_device:,} on each device"
     yield f"config     {report.name}, compute in {config.net.dtype}, {batch}"
     yield f"devices    {report.target.describe()}"
-    there = format_bytes(programs.device_pixel_bytes(config, report.images, len(report.target.devices)))
+    there = format_bytes(lowering.device_pixel_bytes(config, report.images, len(report.target.devices)))
     how = "read ahead of each step, with " if is_streamed(train, config.data.stream) else ""
     yield f"data       {len(train):,} images {shape} {train.dtype}, {how}{there} on each device"
 
@@ -129,7 +129,7 @@ def program_lines(report: Report, name: str) -> Iterator[str]:
     found, limit = report.programs[name], report.target.limit
     of = "" if limit is None else f" of {format_bytes(limit)}"
     yield f"\n{PROGRAM_NAMES[name]}" + (
-        "" if found.memory is None else f", compiled in {log.format_duration(found.seconds)}"
+        "" if found.memory is None else f", compiled in {tracking.format_duration(found.seconds)}"
     )
     if found.memory is None:
         needed = "more" if found.needed is None else format_bytes(found.needed)
@@ -167,7 +167,7 @@ def format_estimate(report: Report, name: str) -> str:
     return words + (f": {report.utilisation:.0%} of the peak in bfloat16" if name == "train" else "")
 
 
-def format_collectives(found: Sequence[facts.Collective], devices: int) -> str:
+def format_collectives(found: Sequence[compile_stats.Collective], devices: int) -> str:
     """The operations between devices in words."""
     if not found:
         return "no operation between devices"
@@ -179,7 +179,7 @@ def format_collectives(found: Sequence[facts.Collective], devices: int) -> str:
     )
 
 
-def spans_all_devices(found: facts.Collective, devices: int) -> bool:
+def spans_all_devices(found: compile_stats.Collective, devices: int) -> bool:
     """Whether it is one operation among all devices."""
     return found.groups == 1 and found.size == devices
 
@@ -200,15 +200,15 @@ def proposals(report: Report, name: str) -> list[str]:
         now = min(config.batch, config.evaluation.images)
         return [f"--evaluation.images {now // 2}"] if now > 1 else ["a smaller network"]
     devices, streamed = len(report.target.devices), is_streamed(report.images.train, config.data.stream)
-    pixels, needed = programs.device_pixel_bytes(config, report.images, devices), report.programs[name].needed
-    whole = pixels + programs.state_bytes(config, report.images)
+    pixels, needed = lowering.device_pixel_bytes(config, report.images, devices), report.programs[name].needed
+    whole = pixels + lowering.state_bytes(config, report.images)
     if limit is not None and whole > limit:
         if not streamed:
             return [f"--data.stream True: now all images ({format_bytes(pixels)}) lie on each device, beside the state"]
         return ["devices with more memory: the state lies on each, however many there are"]
     # what is not images and state is taken to grow with the images that a device has in work
     room = 0.5 if limit is None or needed is None else min(0.99, (limit - whole) / max(needed - whole, 1))
-    found = runs.step_oom_hints(config, devices, 0 if streamed else pixels, room)
+    found = trainer.step_oom_hints(config, devices, 0 if streamed else pixels, room)
     more = (
         None
         if report.target.slice is None or report.batch_per_device == 1
@@ -220,9 +220,9 @@ def proposals(report: Report, name: str) -> list[str]:
 
 def disk_line(report: Report) -> str:
     """The line about the disk."""
-    one = here.checkpoint_bytes(report.config, report.images)
+    one = local_measurement.checkpoint_bytes(report.config, report.images)
     return (f"disk       {format_bytes(one)} a checkpoint, "
-            f"{format_bytes(here.disk_bytes(report.config, report.images))} the whole run "
+            f"{format_bytes(local_measurement.disk_bytes(report.config, report.images))} the whole run "
             f"({report.config.keep} checkpoints kept, and samples)")  # fmt: skip
 
 
@@ -243,7 +243,7 @@ def measurement_lines(report: Report) -> Iterator[str]:
             "libraries and compilation included"
         )
     yield (f"speed      {found.steps_per_s:.3g} steps/s over {found.timed} steps: {report.config.steps:,} steps take "
-           f"{log.format_duration(report.config.steps / found.steps_per_s)}, without samples "
+           f"{tracking.format_duration(report.config.steps / found.steps_per_s)}, without samples "
            "and evaluations")  # fmt: skip
 
 
@@ -264,8 +264,8 @@ def to_json(report: Report) -> dict[str, Any]:
             "effort": target.effort,
         },
         "flops": None if math.isnan(report.flops) else report.flops,
-        "checkpoint_bytes": here.checkpoint_bytes(report.config, report.images),
-        "disk_bytes": here.disk_bytes(report.config, report.images),
+        "checkpoint_bytes": local_measurement.checkpoint_bytes(report.config, report.images),
+        "disk_bytes": local_measurement.disk_bytes(report.config, report.images),
         "programs": {name: _program_json(report, name) for name in report.programs},
         "measured": None if report.measured is None else report.measured._asdict(),
         "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},

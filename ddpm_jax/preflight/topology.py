@@ -135,13 +135,13 @@ def memory_limit(devices: list[Any]) -> int | None:
     import jax
     import jax.numpy as jnp
 
-    from ddpm_jax.preflight import facts
+    from ddpm_jax.preflight import compile_stats
 
     huge = jax.ShapeDtypeStruct((len(devices), 2**15, 2**30), jnp.float32)
     try:
         jax.pmap(lambda x: x + 1, devices=devices).lower(huge).compile()
     except jax.errors.JaxRuntimeError as error:
-        return facts.parse_out_of_memory(str(error)).available
+        return compile_stats.parse_out_of_memory(str(error)).available
     return None
 
 

@@ -15,8 +15,8 @@ import signal
 import sys
 import threading
 
-from ddpm_jax.process import compiled, tpu
-from ddpm_jax.process.hosts import (
+from ddpm_jax.process import compilation_cache, tpu
+from ddpm_jax.process.distributed import (
     EXIT_OUT_OF_MEMORY,
     EXIT_PROCESS_LOST,
     EXIT_UNWRITABLE,
@@ -31,6 +31,7 @@ from ddpm_jax.process.hosts import (
     local_shard,
 )
 from ddpm_jax.process.lock import FolderLock
+from ddpm_jax.process.memory import explain_oom, sampling_oom_hints
 from ddpm_jax.process.output import explain_write_errors, run_main
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "any_process",
     "check_equal_across_processes",
     "exit_process",
+    "explain_oom",
     "explain_write_errors",
     "initialize",
     "is_main_process",
@@ -52,6 +54,7 @@ __all__ = [
     "num_cores",
     "platform",
     "run_main",
+    "sampling_oom_hints",
     "start_jax",
     "tune_malloc",
 ]
@@ -99,7 +102,7 @@ def initialize(
     elif backend == "tpu":
         tpu.set_libtpu_flags()
     _pin_jax_config()
-    compiled.enable_compilation_cache(compilation_cache_dir)
+    compilation_cache.enable_compilation_cache(compilation_cache_dir)
     if distributed is not None:
         connect_processes(distributed, backend)
     start_jax()

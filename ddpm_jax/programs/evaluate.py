@@ -13,19 +13,19 @@ from ddpm_jax.config import flags
 from ddpm_jax.evaluate import options
 
 COMMANDS = {
-    "likelihood": options.LikelihoodOptions,
-    "samples": options.SamplesOptions,
-    "table": options.TableOptions,
-    "calls": options.NfeOptions,
-    "progressive": options.ProgressiveOptions,
-    "predictions": options.PredictionsOptions,
-    "stochastic": options.StochasticOptions,
-    "interpolation": options.InterpolationOptions,
-    "rate_distortion": options.RateDistortionOptions,
-    "neighbours": options.NeighboursOptions,
-    "report": options.ReportOptions,
+    "likelihood": (options.LikelihoodOptions, "likelihood"),
+    "samples": (options.SamplesOptions, "samples"),
+    "table": (options.TableOptions, "table"),
+    "calls": (options.NfeOptions, "nfe"),
+    "progressive": (options.ProgressiveOptions, "figures.progressive"),
+    "predictions": (options.PredictionsOptions, "figures.predictions"),
+    "stochastic": (options.StochasticOptions, "figures.stochastic"),
+    "interpolation": (options.InterpolationOptions, "figures.interpolation"),
+    "rate_distortion": (options.RateDistortionOptions, "figures.rate_distortion"),
+    "neighbours": (options.NeighboursOptions, "figures.neighbours"),
+    "report": (options.ReportOptions, "model_card"),
 }
-"""Each is done by `run` of the module of `evaluate` that has its name."""
+"""The options of each command, and the module of `evaluate` whose `run` does it."""
 
 ON_SEVERAL = ("likelihood", "samples")
 """The commands that several processes can do together: those that take long.  The others read what these have left."""
@@ -42,15 +42,16 @@ def main(argv: list[str]) -> int:
             print(f"\nevaluate: there is no command {argv[1]!r}", file=sys.stderr)
         return 0 if is_help else 2
     flags.check_words(argv)
-    parsed = flags.parse(COMMANDS[argv[1]], argv[2:], prog=f"ddpm-jax evaluate RUN {argv[1]}")
+    kind, module = COMMANDS[argv[1]]
+    parsed = flags.parse(kind, argv[2:], prog=f"ddpm-jax evaluate RUN {argv[1]}")
     process.initialize(devices=parsed.common.devices, distributed=parsed.common.hosts)
 
     import jax
 
-    from ddpm_jax import keys, runs
-    from ddpm_jax.evaluate.subject import open_context
+    from ddpm_jax import keys
+    from ddpm_jax.evaluate.context import open_context
 
-    command = importlib.import_module(f"ddpm_jax.evaluate.{argv[1]}")
+    command = importlib.import_module(f"ddpm_jax.evaluate.{module}")
     if jax.process_count() > 1 and argv[1] not in ON_SEVERAL:
         raise ValueError(f"{argv[1]} runs in one process; {' and '.join(ON_SEVERAL)} run in several")
     if hasattr(parsed, "seed"):
@@ -59,12 +60,12 @@ def main(argv: list[str]) -> int:
         context = open_context(argv[0], parsed.common)
         with (
             process.explain_write_errors(context.out),
-            runs.explain_oom("a tile of images", lambda: runs.sampling_oom_hints(context.model.tile)),
+            process.explain_oom("a tile of images", lambda: process.sampling_oom_hints(context.model.tile)),
         ):
             return command.run(context, parsed)
 
 
 def usage() -> str:
     """How to call, and what each command does."""
-    rows = [f"  {name:16}{(of.__doc__ or '').splitlines()[0]}" for name, of in COMMANDS.items()]
+    rows = [f"  {name:16}{(of.__doc__ or '').splitlines()[0]}" for name, (of, _) in COMMANDS.items()]
     return "\n".join(["usage: ddpm-jax evaluate RUN COMMAND [flags]     (RUN COMMAND --help: its flags)", "", *rows])

@@ -76,23 +76,23 @@ def main(argv: list[str]) -> int:
 
 def run(name: str, args: Arguments) -> int:
     """The report, line by line as it becomes known."""
-    from ddpm_jax.preflight import facts, here, programs, report
+    from ddpm_jax.preflight import compile_stats, local_measurement, lowering, report
 
     target = place(args)
-    images = programs.load_images(args.config, args.shape, args.images)
+    images = lowering.load_images(args.config, args.shape, args.images)
     lower = {
-        "train": programs.lower_train_step,
-        "sampler": programs.lower_sampler,
-        "evaluation": programs.lower_evaluation,
+        "train": lowering.lower_train_step,
+        "sampler": lowering.lower_sampler,
+        "evaluation": lowering.lower_evaluation,
     }
     first = lower["train"](args.config, images, target.devices)
-    flops = programs.step_flops(args.config, images, len(target.devices))
+    flops = lowering.step_flops(args.config, images, len(target.devices))
     found = report.Report(name, args.config, images, target, flops, {})
     say(report.header_lines(found))
     options = {} if target.effort is None else {"exec_time_optimization_effort": target.effort}
     for program in args.programs:
         lowered = first if program == "train" else lower[program](args.config, images, target.devices)
-        found.programs[program], compiled = facts.compile_and_analyse(
+        found.programs[program], compiled = compile_stats.compile_and_analyse(
             lowered, len(target.devices), target.limit, options
         )
         if args.text is not None and compiled is not None:
@@ -101,7 +101,7 @@ def run(name: str, args: Arguments) -> int:
             (folder / f"{program}.txt").write_text(compiled.as_text() or "", encoding="utf-8")
         say(report.program_lines(found, program))
         if program == "train" and target.slice is None and compiled is not None and found.fits("train"):
-            found.measured = here.measure(args.config, images, compiled, target.devices)
+            found.measured = local_measurement.measure(args.config, images, compiled, target.devices)
     say(report.measurement_lines(found))
     say([report.disk_line(found)])
     if args.out is not None:
@@ -113,11 +113,11 @@ def place(args: Arguments):
     """The slice that is named, or the devices at hand."""
     import jax
 
-    from ddpm_jax.preflight import here, report
+    from ddpm_jax.preflight import local_measurement, report
 
     if args.topology is None:
         devices = jax.local_devices()
-        return report.Target(devices, 1, None, here.memory_limit(), None)
+        return report.Target(devices, 1, None, local_measurement.memory_limit(), None)
     jax.config.update(
         "jax_enable_compilation_cache", False
     )  # what is compiled for devices elsewhere cannot be read back

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
 
     import jax
 
-    from ddpm_jax.replay import largest_parameter, load_record, replay, report_lines
+    from ddpm_jax.trainer.replay import largest_parameter, load_record, replay, report_lines
 
     jax.config.update("jax_platforms", "cpu")
     process.initialize(devices=1)

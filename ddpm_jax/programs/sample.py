@@ -59,16 +59,16 @@ def main(argv: list[str]) -> int:
 def draw(args: Arguments) -> int:
     import numpy as np
 
-    from ddpm_jax import keys, runs
-    from ddpm_jax.evaluate import draws
+    from ddpm_jax import keys, pipeline, process
+    from ddpm_jax.evaluate import sample_cache
 
     keys.check_images(args.seed, args.start, args.num)
-    model = runs.Pipeline(
+    model = pipeline.Pipeline(
         args.run, step=args.model.checkpoint, weights=args.model.weights, sampling=args.sampling.overrides()
     )
-    model = model.with_request(runs.parse_request(args.condition, args.sampling, model))
+    model = model.with_request(pipeline.parse_request(args.condition, args.sampling, model))
     model.request.check(model.config)
-    edit = runs.make_edit(model, args.edits, start=args.start, num=args.num)
+    edit = pipeline.make_edit(model, args.edits, start=args.start, num=args.num)
     if edit and args.trajectory:
         raise ValueError(
             "--trajectory shows chains from noise: leave it out with --inpaint, --init-image and --interpolate"
@@ -85,7 +85,7 @@ def draw(args: Arguments) -> int:
     if not draw_parts(parts, edit or model, args, made):
         return 4
     seconds = time.perf_counter() - begun
-    drawn = np.concatenate(list(draws.read_chunks(parts, 0, args.num))) if process.is_main_process() else None
+    drawn = np.concatenate(list(sample_cache.read_chunks(parts, 0, args.num))) if process.is_main_process() else None
     if drawn is not None:
         write_outputs(model, drawn, out, made)
         write_files(out / "images", drawn, args.start, format)
@@ -150,9 +150,9 @@ def write_outputs(model, drawn, out: pathlib.Path, made: dict) -> None:
     """Writes the images, a grid of them, and what says how they came about."""
     import numpy as np
 
-    from ddpm_jax import data, runs
+    from ddpm_jax import data, pipeline
 
-    manifest = made | {"sha256": [runs.image_hash(image) for image in drawn]}
+    manifest = made | {"sha256": [pipeline.image_hash(image) for image in drawn]}
     (out / "manifest.json").unlink(missing_ok=True)  # of an earlier call: it must not stand beside these images
     with (out / "samples.part").open("wb") as file:
         np.savez(file, arr_0=drawn)
@@ -168,8 +168,8 @@ def write_outputs(model, drawn, out: pathlib.Path, made: dict) -> None:
 
 def draw_parts(folder: pathlib.Path, drawer, args: Arguments, made: dict) -> bool:
     """Draws what is asked for, part by part, after those that the same call has left there; False if interrupted."""
-    from ddpm_jax import runs
-    from ddpm_jax.evaluate import draws
+    from ddpm_jax import process
+    from ddpm_jax.evaluate import sample_cache
 
     call, said = folder / "call.json", json.dumps(made)
     if process.is_main_process() and not (call.exists() and call.read_text(encoding="utf-8") == said):
@@ -182,18 +182,18 @@ def draw_parts(folder: pathlib.Path, drawer, args: Arguments, made: dict) -> boo
         rest = {"start": args.start + done, "num": args.num - done}
         return (drawer.to_pixels(part.x) for part in drawer.draw(seed=args.seed, batch=args.batch, **rest))
 
-    with runs.explain_oom("a tile of images", lambda: runs.sampling_oom_hints(drawer.tile)):
-        return draws.complete_parts(folder, args.num, missing, save_seconds=20)
+    with process.explain_oom("a tile of images", lambda: process.sampling_oom_hints(drawer.tile)):
+        return sample_cache.complete_parts(folder, args.num, missing, save_seconds=20)
 
 
 def draw_images(drawer, args: Arguments):
     """The images asked for, from a model or an edit, as the data have them."""
     import numpy as np
 
-    from ddpm_jax import log, runs
+    from ddpm_jax import process, tracking
 
-    progress, parts = log.Progress(args.num, unit="images", active=process.is_main_process()), []
-    with runs.explain_oom("a tile of images", lambda: runs.sampling_oom_hints(drawer.tile)):
+    progress, parts = tracking.Progress(args.num, unit="images", active=process.is_main_process()), []
+    with process.explain_oom("a tile of images", lambda: process.sampling_oom_hints(drawer.tile)):
         for part in drawer.draw(seed=args.seed, start=args.start, num=args.num, batch=args.batch):
             parts.append(drawer.to_pixels(part.x))
             progress.update(sum(map(len, parts)), {})
@@ -230,26 +230,28 @@ def verify(args: Arguments) -> int:
     """Makes the images of a manifest again and compares."""
     import numpy as np
 
-    from ddpm_jax import data, runs
+    from ddpm_jax import data, pipeline
 
     path = pathlib.Path(str(args.verify))
-    manifest = runs.read_manifest(path)
-    model = runs.Pipeline(args.run, step=manifest["step"], weights=manifest["weights"], sampling=manifest["sampling"])
+    manifest = pipeline.read_manifest(path)
+    model = pipeline.Pipeline(
+        args.run, step=manifest["step"], weights=manifest["weights"], sampling=manifest["sampling"]
+    )
     if model.fingerprint != manifest["fingerprint"]:
         raise ValueError(f"{path} was made from {manifest['fingerprint']}, {args.run} holds {model.fingerprint}")
     if model.x0_mse_digest != manifest.get("x0_errors"):
         raise ValueError(
             f"{path} rests on x0_errors {manifest.get('x0_errors')}, {args.run} holds {model.x0_mse_digest}"
         )
-    model = model.with_request(runs.request_from_manifest(manifest["asked"], model))
+    model = model.with_request(pipeline.request_from_manifest(manifest["asked"], model))
     wanted = dataclasses.replace(args, seed=manifest["seed"], start=manifest["start"], num=manifest["num"])
-    again = draw_images(runs.edit_from_manifest(model, manifest) or model, wanted)
-    equal = [runs.image_hash(image) == sha for image, sha in zip(again, manifest["sha256"], strict=True)]
+    again = draw_images(pipeline.edit_from_manifest(model, manifest) or model, wanted)
+    equal = [pipeline.image_hash(image) == sha for image, sha in zip(again, manifest["sha256"], strict=True)]
     file, differ = path.with_name("samples.npz"), len(equal) - sum(equal)
     try:
         with np.load(file, allow_pickle=False) as stored:
             before = stored["arr_0"]
-        if [runs.image_hash(image) for image in before] != manifest["sha256"]:
+        if [pipeline.image_hash(image) for image in before] != manifest["sha256"]:
             raise ValueError("it holds other images than the manifest tells of")
     except Exception as error:  # an archive may be missing, or damaged in any way
         same = f"all {len(equal)} images come out as the manifest has them, and are not what is in"

@@ -57,18 +57,18 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom) -
     import jax
     import numpy as np
 
-    from ddpm_jax import checkpoint, data, log, runs, training
+    from ddpm_jax import checkpoint, data, process, tracking, trainer, training
     from ddpm_jax.config import objects
-    from ddpm_jax.data.stream import make_device_loader
+    from ddpm_jax.data.device_loader import make_device_loader
 
     images = data.load(
         config.data.source, held_out=config.data.held_out, levels=config.data.levels,
         value_range=config.data.range, resolution=config.data.resolution, skip_bad=config.data.skip_bad,
-        stream=config.data.stream, report=print, progress=log.stage_progress(active=process.is_main_process()),
+        stream=config.data.stream, report=print, progress=tracking.stage_progress(active=process.is_main_process()),
     )  # fmt: skip
 
     # what is trained, and how
-    init_key, run_key, order_key, eval_key = runs.run_keys(config.seed)
+    init_key, run_key, order_key, eval_key = trainer.run_keys(config.seed)
     schedule, shape = objects.noise_schedule(config), images.train.shape[1:]
     net, optimizer = objects.network(config, channels=shape[-1]), objects.optimizer(config)
     cpu = jax.default_backend() == "cpu"
@@ -86,29 +86,29 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom) -
     loader = make_device_loader(
         images.train, order, config.batch, devices, stream=config.data.stream, steps_per_call=config.steps_per_call
     )
-    steps = runs.parallelise(runs.train_step(config, schedule, net, optimizer, images.levels), loader.in_axis)
+    steps = trainer.parallelise(trainer.train_step(config, schedule, net, optimizer, images.levels), loader.in_axis)
     run_key = jax.device_put(run_key, replicated)
 
     # before anything is written, as what does not fit is refused
     finetuned = (
-        runs.init_from_run(config, net, init_key, shape, init)
-        if init.init_from and not runs.has_checkpoints(workdir)
+        trainer.init_from_run(config, net, init_key, shape, init)
+        if init.init_from and not trainer.has_checkpoints(workdir)
         else None
     )
 
     with (
         process.Interrupt() as interrupt,  # first, so that the last save is complete before a signal can end it
-        runs.lock_run(workdir, config),
+        trainer.lock_run(workdir, config),
         checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep) as saved,
     ):
-        run = runs.Run(config, workdir, images, schedule, net, eval_key, interrupt)
-        with process.abort_together("train", lambda: runs.describe_last_checkpoint(workdir)):
+        run = trainer.Run(config, workdir, images, schedule, net, eval_key, interrupt)
+        with process.abort_together("train", lambda: trainer.describe_last_checkpoint(workdir)):
             start, state, meta = 0, jax.eval_shape(fresh_state, init_key), {}
             if saved.latest() is not None:
                 start, state, meta = saved.restore(state)
-                run.provenance = runs.provenance(meta, init, workdir)
+                run.provenance = trainer.provenance(meta, init, workdir)
             elif init.init_from is not None:
-                state, run.provenance = finetuned or runs.init_from_run(config, net, init_key, shape, init)
+                state, run.provenance = finetuned or trainer.init_from_run(config, net, init_key, shape, init)
             else:
                 state = fresh_state(init_key)
             run.check_consistent(start, meta)
@@ -116,14 +116,14 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom) -
             run.print_summary(state, start)
 
             def take_steps(state, bad, batch):
-                rows, word = run.train_conditions.device_batch(batch.indices), runs.stop_flag(interrupt.requested)
+                rows, word = run.train_conditions.device_batch(batch.indices), trainer.stop_flag(interrupt.requested)
                 return steps(run_key, state, bad, batch.pixels, batch.pixel_indices, rows, word)
 
             resident = images.train.nbytes if loader.in_axis is None else 0
             with (
-                runs.explain_oom(
+                process.explain_oom(
                     f"a training step of {config.batch // jax.device_count()} images per device",
-                    lambda: runs.step_oom_hints(config, jax.device_count(), resident),
+                    lambda: trainer.step_oom_hints(config, jax.device_count(), resident),
                 ),
                 contextlib.closing(loader.batches(start)) as batches,
             ):
@@ -133,11 +133,11 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom) -
 
 def loop(config: configs.Config, run, saved, start: int, carry, take_steps, batches) -> int:
     """Steps start + 1 ... config.steps; what is written after each call, and what ends them early."""
-    from ddpm_jax import log, runs
+    from ddpm_jax import process, tracking, trainer
 
     state, bad = carry
-    begun, step_metrics = time.monotonic(), runs.StepMetrics(config, run.workdir, start)
-    progress = log.Progress(config.steps, start=start, active=process.is_main_process())
+    begun, step_metrics = time.monotonic(), trainer.StepMetrics(config, run.workdir, start)
+    progress = tracking.Progress(config.steps, start=start, active=process.is_main_process())
 
     def due(step, every):
         return step == config.steps or (every and step % every == 0)
@@ -166,8 +166,8 @@ def loop(config: configs.Config, run, saved, start: int, carry, take_steps, batc
         if stopping or saving:
             saved.save(done, state, run.meta(done))
         if evaluating:
-            with runs.explain_oom(
-                "what draws samples and evaluates", lambda: runs.evaluation_oom_hints(config, run.tile)
+            with process.explain_oom(
+                "what draws samples and evaluates", lambda: trainer.evaluation_oom_hints(config, run.tile)
             ):
                 step_metrics.write_evaluation(done, run.sample_and_evaluate(done, state.ema))
         if stopping or (evaluating and process.any_process(run.interrupt.requested)):
@@ -181,5 +181,8 @@ def loop(config: configs.Config, run, saved, start: int, carry, take_steps, batc
     if start >= config.steps:
         print(f"the run is complete: {start} steps; raise --steps to go on")
     else:
-        print(f"steps {start + 1} to {config.steps} took {log.format_duration(time.monotonic() - begun)}, all included")
+        print(
+            f"steps {start + 1} to {config.steps} took {tracking.format_duration(time.monotonic() - begun)}, "
+            "all included"
+        )
     return 0

@@ -12,7 +12,7 @@ import numpy as np
 
 import ddpm_jax
 from ddpm_jax import config as configs
-from ddpm_jax.convert import files
+from ddpm_jax.convert import tensor_files
 from ddpm_jax.convert.diffusers import names, network, scheduler
 from ddpm_jax.convert.diffusers.network import null_label
 from ddpm_jax.convert.diffusers.scheduler import differences
@@ -70,13 +70,13 @@ def read_pipeline(folder: pathlib.Path, *, null_label: bool = False) -> Diffuser
             f"{folder} holds no scheduler_config.json, neither itself nor in scheduler: without it nobody knows the "
             "noise that the network was trained with"
         )
-    read = network.from_diffusers(files.read_json(unet / "config.json"), null_label=null_label)
-    chain = scheduler.from_diffusers(files.read_json(settings), learned_variance=read.learned_variance)
+    read = network.from_diffusers(tensor_files.read_json(unet / "config.json"), null_label=null_label)
+    chain = scheduler.from_diffusers(tensor_files.read_json(settings), learned_variance=read.learned_variance)
     weights = _weights(unet)
-    tensors = files.read_tensors(weights)
+    tensors = tensor_files.read_tensors(weights)
     paths, fingerprint = (
         (unet / "config.json", settings, weights),
-        files.safetensors_metadata(weights).get("fingerprint"),
+        tensor_files.safetensors_metadata(weights).get("fingerprint"),
     )
     return DiffusersPipeline(read, chain, tensors, paths, names.attention_names(tensors), fingerprint, null_label)
 
@@ -100,11 +100,11 @@ def write_pipeline(
     for part in ("unet", "scheduler"):
         (folder / part).mkdir()
     index = {"_class_name": pipeline, **version, "unet": ["diffusers", "UNet2DModel"]}
-    files.write_json(folder / "model_index.json", index | {"scheduler": ["diffusers", chain["_class_name"]]})
-    files.write_json(folder / "unet" / "config.json", unet | version)
-    files.write_json(folder / "scheduler" / "scheduler_config.json", chain | version)
+    tensor_files.write_json(folder / "model_index.json", index | {"scheduler": ["diffusers", chain["_class_name"]]})
+    tensor_files.write_json(folder / "unet" / "config.json", unet | version)
+    tensor_files.write_json(folder / "scheduler" / "scheduler_config.json", chain | version)
     header = {"format": "pt", "ddpm_jax": ddpm_jax.__version__, **metadata}
-    files.write_safetensors(folder / "unet" / WEIGHTS[0], tensors, header)
+    tensor_files.write_safetensors(folder / "unet" / WEIGHTS[0], tensors, header)
 
 
 def _weights(unet: pathlib.Path) -> pathlib.Path:

@@ -8,7 +8,7 @@ import numpy as np
 from ddpm_jax import config as configs
 from ddpm_jax.config import objects
 from ddpm_jax.convert.diffusers.fields import Supported, mistyped, outside_choices, unsupported
-from ddpm_jax.convert.tables import schedule_table
+from ddpm_jax.convert.schedule_table import schedule_table
 
 DEFAULTS = {
     "num_train_timesteps": 1000,

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from ddpm_jax import config as configs
 from ddpm_jax.convert.openai import names
 from ddpm_jax.convert.rules import Rule
-from ddpm_jax.unet import OPENAI
+from ddpm_jax.models.unet import OPENAI
 
 Family = Literal["improved", "guided"]
 

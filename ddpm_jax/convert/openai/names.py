@@ -7,8 +7,8 @@ import numpy as np
 
 from ddpm_jax.config import Net
 from ddpm_jax.convert.rules import Path, Rule, flatten_dict, from_torch, label_embedding, pointwise
-from ddpm_jax.unet import OPENAI
-from ddpm_jax.unet.attention import head_count
+from ddpm_jax.models.unet import OPENAI
+from ddpm_jax.models.unet.attention import head_count
 
 QKVOrder = Literal["legacy", "new"]
 """How queries, keys and values of several heads lie in one tensor: those of the first head, then of the next ("legacy":

@@ -25,7 +25,7 @@ from ddpm_jax.metrics.monitors.colours import (
     colour_shift,
     colour_statistics,
 )
-from ddpm_jax.metrics.monitors.neighbours import (
+from ddpm_jax.metrics.monitors.memorisation import (
     DistanceReference,
     MemorisationReport,
     distance_reference,

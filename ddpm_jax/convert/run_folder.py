@@ -1,0 +1,114 @@
+"""An ordinary run's folder, made of weights from elsewhere: `sample.py`, `evaluate` and `train.py` open it."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ddpm_jax
+from ddpm_jax import checkpoint, keys, training
+from ddpm_jax import config as configs
+from ddpm_jax.config import objects
+from ddpm_jax.convert import tensor_files
+from ddpm_jax.convert.rules import Rule, Tensors, apply
+
+
+class ImportedModel(NamedTuple):
+    """What becomes a run.
+
+    Attributes:
+        config: the run's.
+        image: what is said of images, see `options.Unsaid.image`.
+        raw, ema: tensors, by the source's names; the same where there is one.
+        rules: of our tree of parameters.
+        step: of training.
+        origin: what is said of the source.
+        fingerprint: of the raw weights as our parameters, where the source says it.
+    """
+
+    config: configs.Config
+    image: dict[str, Any]
+    raw: Tensors
+    ema: Tensors
+    rules: Callable[[Any], list[Rule]]
+    step: int
+    origin: dict[str, Any]
+    fingerprint: str | None = None
+
+
+def describe_origin(format: str, paths: Sequence[pathlib.Path], tensors: Tensors, **more: Any) -> dict[str, Any]:
+    """What a run keeps of where its weights came from: files with their hashes, tensors with shapes and dtypes."""
+    digests = {path.name: tensor_files.file_digest(path) for path in paths}
+    return {"format": format, "files": digests, "tensors": tensor_files.describe_tensors(tensors), **more}
+
+
+def param_shapes(config: configs.Config, shape: Sequence[int]) -> Any:
+    """Our tree of parameters, as shapes and dtypes.
+
+    Raises:
+        ValueError: if the network's options cannot be right.
+    """
+    net = objects.network(config, shape[-1])
+    return jax.eval_shape(lambda key: objects.init_params(config, net, key, tuple(shape)), keys.from_seed(0))
+
+
+def write_run(workdir: pathlib.Path, imported: ImportedModel) -> int:
+    """Writes a run's folder with one checkpoint, whose optimizer is fresh; returns how many parameters there are.
+
+    Raises:
+        ValueError: if anything is wrong with config or weights, or there is such a folder; nothing is written then.
+    """
+    configs.check(imported.config)
+    shapes = param_shapes(imported.config, imported.image["shape"])
+    rules = imported.rules(shapes)
+    params = apply(rules, imported.raw, shapes)
+    if imported.fingerprint not in (None, actual := checkpoint.fingerprint(params)):
+        raise ValueError(
+            f"the weights in {', '.join(imported.origin['files'])} are damaged, or others than were written: their "
+            f"fingerprint is {actual}, and {imported.fingerprint} is said of them"
+        )
+    ema = params if imported.ema is imported.raw else apply(rules, imported.ema, shapes)
+    state = training.TrainState(
+        jnp.int32(imported.step), params, ema, _initial_opt_state(objects.optimizer(imported.config), shapes)
+    )
+    meta = {
+        "step": imported.step,
+        "config": dataclasses.asdict(imported.config),
+        "image": imported.image,
+        "origin": imported.origin,
+        "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
+    }
+    with tensor_files.atomic_folder(workdir) as part:
+        (part / "config.json").write_text(configs.to_json(imported.config), encoding="utf-8")
+        (part / "samples").mkdir()
+        with checkpoint.Checkpoints(part / "checkpoints", keep=imported.config.keep) as saved:
+            saved.save(imported.step, state, json.loads(json.dumps(meta)))
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _initial_opt_state(optimizer: Any, shapes: Any) -> Any:
+    """The state of an optimizer that has taken no step: all of it zeros, which as numpy's take no memory yet."""
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, shapes))
+
+
+def weights_metadata(model: Any) -> Mapping[str, Any]:
+    """What is said of a run's weights where they go elsewhere."""
+    return {
+        "fingerprint": model.fingerprint,
+        "step": model.step,
+        "weights": model.weights,
+        "image": {
+            "shape": list(model.shape),
+            "levels": list(model.levels) if isinstance(model.levels, tuple) else model.levels,
+            "dtype": str(model.dtype),
+            "format": model.format,
+            "label_names": list(model.label_names),
+            "untrained": list(model.untrained_labels),
+        },
+        "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
+    }

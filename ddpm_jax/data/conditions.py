@@ -1,0 +1,115 @@
+"""The condition of each image of a data set: its label, its texts, and the image beside it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax import config as configs
+from ddpm_jax import data, guidance, process
+from ddpm_jax.config import objects
+from ddpm_jax.data import captions
+from ddpm_jax.data.device_loader import split_by_device
+from ddpm_jax.guidance import Condition
+from ddpm_jax.models import text
+
+
+class DatasetConditions:
+    """What is said of each image of a data set, as the network of a config takes it.
+
+    Args:
+        held_out: of the images that are held out, not of those to train on.
+
+    Raises:
+        ValueError: if the images have no labels or texts where the network takes them, or labels that it does not know,
+            or a text is too long.
+    """
+
+    def __init__(self, config: configs.Config, images: data.Dataset, *, held_out: bool = False) -> None:
+        self.images = images.test if held_out else images.train
+        self.factor, self.levels = config.condition.super_resolution_factor if held_out else 0, images.levels
+        if config.condition.super_resolution_factor:
+            guidance.block_average(np.zeros((1, *images.train.shape[1:])), config.condition.super_resolution_factor)
+        if config.condition.paired:
+            other = _load_paired(config, images)
+            self.images, self.levels = other.test if held_out else other.train, other.levels
+        self.has_images = bool(config.condition.paired or self.factor)
+        self.labels: np.ndarray | None = None
+        self.text_rows: np.ndarray | None = None
+        if config.net.num_classes:
+            self.labels = _checked_labels(config, images)[held_out]
+        if config.text.layers:
+            of = captions.held_out_caption_table if held_out else captions.caption_table
+            self.texts, self.text_rows = of(images, config.condition.templates)
+            self.tokens = _token_table(self.texts, config.text.length)
+
+    def gather(self, indices: np.ndarray) -> Condition:
+        """What is said of the images at `indices` [...]: labels [...], and tokens [..., K, L] of all texts of each.
+
+        And the images beside them [..., H, W, C] in [-1, 1]; a coarser one in training is made there, of the image.
+        """
+        label = None if self.labels is None else self.labels[indices]
+        tokens = None if self.text_rows is None else self.tokens[self.text_rows[indices]]
+        return Condition(label, tokens, image=self._conditioning_images(indices) if self.has_images else None)
+
+    def _conditioning_images(self, indices: np.ndarray) -> np.ndarray:
+        x = np.asarray(data.normalize(np.asarray(self.images[indices.reshape(-1)]), self.levels))
+        x = np.asarray(guidance.block_average(x, self.factor)) if self.factor else x
+        return x.reshape(*indices.shape, *x.shape[1:])
+
+    def gather_first_text(self, indices: np.ndarray) -> Condition:
+        """As `gather`, but the first text alone, tokens [..., L]."""
+        rows = self.gather(indices)
+        return rows if rows.tokens is None else rows._replace(tokens=rows.tokens[..., 0, :])
+
+    def device_batch(self, indices: np.ndarray) -> Condition:
+        """As `gather`, of the images of k steps [k, batch], on this process's devices: [devices, k, b, ...]."""
+        return self.gather(process.local_shard(split_by_device(indices, jax.device_count())))
+
+
+def _load_paired(config: configs.Config, images: data.Dataset) -> data.Dataset:
+    c = config.data
+    other = data.load(
+        config.condition.paired, held_out=c.held_out, resolution=c.resolution, value_range=c.range,
+        levels=None if isinstance(images.levels, data.ValueRange) else c.levels, stream=c.stream,
+    )  # fmt: skip
+    wanted = objects.conditioning_image_shape(config, images.train.shape[1:])
+    if other.train.shape[1:] != wanted:
+        raise ValueError(
+            f"{other.name} has images {other.train.shape[1:]}, and {wanted} are to be shown beside those of "
+            f"{images.name} (--condition.paired-channels)"
+        )
+    if (other.levels, other.train.dtype) != (images.levels, images.train.dtype):
+        raise ValueError(
+            f"{other.name} has {other.train.dtype} of {other.levels} levels, and {images.name} {images.train.dtype} of "
+            f"{images.levels}: pairs must be of one kind"
+        )
+    if (len(other.train), len(other.test)) != (len(images.train), len(images.test)):
+        raise ValueError(
+            f"{other.name} has {len(other.train)} training and {len(other.test)} held-out images, "
+            f"{images.name} {len(images.train)} and {len(images.test)}: they cannot be pairs"
+        )
+    return other
+
+
+def _checked_labels(config: configs.Config, images: data.Dataset) -> tuple[Any, Any]:
+    classes = config.net.num_classes
+    if images.train_labels is None or images.test_labels is None:
+        raise ValueError(f"{images.name} has no labels, and net.num_classes = {classes} tells the network the labels")
+    most = int(max(images.train_labels.max(), images.test_labels.max())) + 1
+    if max(most, len(images.label_names)) > classes:
+        raise ValueError(
+            f"{images.name} has {max(most, len(images.label_names))} labels, and net.num_classes is {classes}"
+        )
+    return images.train_labels, images.test_labels
+
+
+def _token_table(texts: Sequence[Sequence[str]], length: int) -> np.ndarray:
+    """The tokens of rows of texts, uint8 [rows, K, length], 0 where a row has fewer than K."""
+    most = max(map(len, texts))
+    try:
+        flat = text.tokenize([text for row in texts for text in (*row, *[""] * (most - len(row)))], length)
+    except ValueError as error:
+        raise ValueError(f"{error}; --text.length sets how many bytes a text may have") from None
+    return flat.reshape(len(texts), most, length)

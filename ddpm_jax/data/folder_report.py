@@ -1,0 +1,329 @@
+"""What is in a folder of images, before anything is done with them: every file is decoded once, and what is said of it
+is a report.
+
+A file is *bad* if its pixels cannot be had exactly as they are stored, or are not of the one mode that the others have.
+"""
+
+import math
+import os
+import re
+import stat
+import threading
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm_jax.data.dataset import ProgressCallback, map_in_threads
+from ddpm_jax.data.image_files import EXTENSIONS, decode
+
+TRAIN_NAMES = ("train", "training")
+HELD_OUT_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "holdout", "heldout")
+MAX_LISTED = 20  # names in a list; what follows is counted
+
+
+class ImageFile(NamedTuple):
+    """An image file.
+
+    path: below the folder, with "/".
+    size: bytes on disk.
+    format, mode: as in `files.Decoded`; "" if bad.
+    shape: (H, W, C), upright, or (D, H, W, C).
+    dtype: "uint8", "uint16" or "float32".
+    minimum, maximum: the smallest and the largest value.
+    exif_transposed: whether its Exif orientation was applied.
+    warning: what Pillow warns of, as damaged metadata; the pixels are used.
+    bad: why it cannot be used; "" if it can.
+    """
+
+    path: str
+    size: int = 0
+    format: str = ""
+    mode: str = ""
+    shape: tuple[int, ...] = (0, 0, 0)
+    dtype: str = ""
+    minimum: float = 0
+    maximum: float = 0
+    exif_transposed: bool = False
+    warning: str = ""
+    bad: str = ""
+
+
+class FolderReport(NamedTuple):
+    """What a folder holds.
+
+    name: the source.
+    files: every image file in the order of its path, the bad ones too.
+    others: how many other files there are, by lower-case extension.
+    hidden: how many files and folders whose names begin with a dot; these are not entered.
+    tables: the .csv files beside the images.
+    skipped: what is not looked into, and why: links out of the folder or up in it, pipes, sockets and devices.
+    size: (H, W) to which images will be brought, or None for as they are.
+    """
+
+    name: str
+    files: tuple[ImageFile, ...]
+    others: dict[str, int]
+    hidden: int
+    tables: tuple[str, ...]
+    skipped: tuple[str, ...]
+    size: tuple[int, int] | None
+
+    def good(self) -> tuple[ImageFile, ...]:
+        """The files that can be used."""
+        return tuple(file for file in self.files if not file.bad)
+
+    def bad(self) -> tuple[ImageFile, ...]:
+        """The files that cannot."""
+        return tuple(file for file in self.files if file.bad)
+
+    def sizes(self) -> Counter[tuple[int, ...]]:
+        """How many usable images there are of each (H, W) or (D, H, W)."""
+        return Counter(file.shape[:-1] for file in self.good())
+
+    def lines(self) -> list[str]:
+        """The report: counts, what will be resized, disk and memory, and by name what is bad and what is odd."""
+        good, bad = self.good(), self.bad()
+        disk = sum(file.size for file in self.files)
+        lines = [f"{self.name}: {len(self.files):,} image files, {disk / 1e6:,.1f} MB on disk; {len(good):,} usable"]
+        if good:
+            lines += [
+                f"formats   {format_counts(Counter(file.format for file in good))}",
+                f"modes     {format_counts(Counter(file.mode for file in good))}",
+                f"sizes     {format_counts(format_sizes(self.sizes()))} (height x width)",
+                f"resizing  {self._resizing()}",
+                f"memory    {self._memory()}",
+            ]
+        turned = [file.path for file in good if file.exif_transposed]
+        if turned:
+            lines.append(f"turned    {len(turned):,} upright, as their Exif orientation says: {join_first(turned, 3)}")
+        odd = [f"{printable(file.path)}: {printable(file.warning)}" for file in good if file.warning]
+        if odd:
+            lines.append(
+                f"warnings  {len(odd):,} files have damaged metadata; their pixels are used{indent_lines(odd)}"
+            )
+        if bad:
+            lines.append(f"bad       {len(bad):,} files cannot be used{indent_lines(format_reasons(bad))}")
+        if self.skipped:
+            lines.append(f"skipped   {len(self.skipped):,} that are no files of the folder{indent_lines(self.skipped)}")
+        if self.others or self.hidden:
+            hidden = [f"{self.hidden:,} hidden"] if self.hidden else []
+            count = sum(self.others.values())
+            kinds = [f"{count:,} other files ({format_counts(Counter(self.others))})"] if count else []
+            lines.append(f"ignored   {', '.join(kinds + hidden)}")
+        return lines
+
+    def _resizing(self) -> str:
+        if self.size is None:
+            return "none"
+        height, width = self.size
+        sizes = self.sizes()
+        cut = sum(n for (*_, h, w), n in sizes.items() if h * width != w * height)
+        fewer = sum(n for (*_, h, w), n in sizes.items() if h < height or w < width)
+        same = sizes[self.size]
+        rest = sizes.total() - same
+        if not rest:
+            return f"none: all are {height}x{width}"
+        return (
+            f"{rest:,} to {height}x{width} with the Lanczos filter (antialiased), of which {cut:,} are cut to the "
+            f"middle first and {fewer:,} enlarged; {same:,} as they are"
+        )
+
+    def _memory(self) -> str:
+        total = 0
+        for file in self.good():
+            total += math.prod(self.size or file.shape[:-1]) * file.shape[-1] * np.dtype(file.dtype).itemsize
+        return f"{total / 1e6:,.1f} MB when decoded"
+
+
+class FoundFiles(NamedTuple):
+    """The files below a folder: images with their bytes on disk, what only bears an image's name, the rest."""
+
+    root: str  # without links
+
+    images: dict[str, int]
+    bad: list[ImageFile]
+    others: Counter[str]
+    hidden: int
+    tables: list[str]
+    skipped: list[str]
+
+
+def make_folder_report(
+    root: Path, name: str, size: tuple[int, int] | None = None, progress: ProgressCallback | None = None
+) -> FolderReport:
+    """The survey of a folder: each image file is decoded, several at a time.
+
+    Args:
+        name: what the folder is called in the report.
+        size: (H, W) to which images will be brought; None for as they are.
+        progress: told ("checked", done, total) after each file.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it is not a folder.
+    """
+    if not root.exists():
+        raise FileNotFoundError(f"load: no folder {root}")
+    if not root.is_dir():
+        raise ValueError(f"{root}: not a folder; folder:PATH names the folder that images are in")
+    found = find_files(root)
+    files = _reject_other_modes([*found.bad, *_decode_files(root, found.images, progress)])
+    files.sort(key=lambda file: file.path)
+    tables, skipped = tuple(sorted(found.tables)), tuple(sorted(found.skipped))
+    return FolderReport(name, tuple(files), dict(found.others), found.hidden, tables, skipped, size)
+
+
+def find_files(root: Path) -> FoundFiles:
+    """All files below a folder; links are followed within it, but not in circles, and hidden ones are left out."""
+    found, hidden = FoundFiles(os.path.realpath(root), {}, [], Counter(), 0, [], []), 0
+    folders: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while folders:
+        prefix, above = folders.pop()
+        try:
+            place = os.stat(root / prefix)
+            entries = sorted(os.scandir(root / prefix), key=lambda entry: entry.name)
+        except OSError as error:
+            found.bad.append(ImageFile(prefix or ".", bad=f"a folder that cannot be listed: {error.strerror}"))
+            continue
+        here = above | {(place.st_dev, place.st_ino)}
+        for entry in entries:
+            if entry.name.startswith("."):
+                hidden += 1
+            elif _add_entry(entry, prefix + entry.name, here, found):
+                folders.append((f"{prefix}{entry.name}/", here))
+    return found._replace(hidden=hidden)
+
+
+def split_role(folder: str) -> str:
+    """ "train" or "held out" for a folder that is named as a split, such as Train, test_images or val2017; else ""."""
+    words = re.findall(r"[^\W\d_]+", folder.casefold())
+    word = "".join(word for word in words if word not in ("data", "images", "split")).removesuffix("set")
+    return "train" if word in TRAIN_NAMES else "held out" if word in HELD_OUT_NAMES else ""
+
+
+def format_counts(counts: Counter[str]) -> str:
+    """ "1,200 RGB, 3 L", the most frequent first, and how many more kinds there are."""
+    kinds = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    more = f" and {len(kinds) - 6:,} others" if len(kinds) > 6 else ""
+    return ", ".join(f"{count:,} {kind}" for kind, count in kinds[:6]) + more
+
+
+def format_sizes(sizes: Counter[tuple[int, ...]]) -> Counter[str]:
+    """Counts of (H, W), as counts of "HxW"."""
+    return Counter({"x".join(map(str, size)): count for size, count in sizes.items()})
+
+
+def printable(text: str) -> str:
+    """A path, a name or a text as it can be printed: escaped if it holds what moves a cursor, or bytes of no text."""
+    return text if text.isprintable() else ascii(text)
+
+
+def format_reasons(bad: Sequence[ImageFile]) -> list[str]:
+    """ "PATH: why" for each file."""
+    return [f"{printable(file.path)}: {printable(file.bad)}" for file in bad]
+
+
+def join_first(paths: Sequence[str], limit: int = MAX_LISTED) -> str:
+    """The first paths on one line, and how many more there are."""
+    more = f" and {len(paths) - limit:,} more" if len(paths) > limit else ""
+    return ", ".join(map(printable, paths[:limit])) + more
+
+
+def indent_lines(items: Sequence[str]) -> str:
+    """The first items on lines of their own, and how many more there are."""
+    more = [f"and {len(items) - MAX_LISTED:,} more"] if len(items) > MAX_LISTED else []
+    return "".join(f"\n  {item}" for item in [*items[:MAX_LISTED], *more])
+
+
+def _add_entry(entry: os.DirEntry[str], path: str, above: frozenset[tuple[int, int]], found: FoundFiles) -> bool:
+    """Notes an entry of a folder; True if it is a folder to enter."""
+    extension = PurePosixPath(entry.name).suffix.lower()
+    about, wrong = None, ""
+    try:
+        about = os.stat(entry.path)
+    except OSError as error:
+        wrong = f"a link that leads nowhere: {error.strerror}" if entry.is_symlink() else f"{error.strerror}"
+    if about is not None:
+        skipped = _skip_reason(entry, about, above, found.root)
+        if skipped:
+            found.skipped.append(f"{printable(path)}: {skipped}")
+            return False
+    if about is not None and stat.S_ISDIR(about.st_mode):
+        if extension not in EXTENSIONS:
+            return True
+        wrong = "a folder, named like an image"
+    if extension not in EXTENSIONS:
+        folder = path.rpartition("/")[0]
+        if extension == ".csv" and not wrong and (not folder or ("/" not in folder and split_role(folder))):
+            found.tables.append(path)
+        else:
+            found.others[extension or "without extension"] += 1
+    elif wrong:
+        found.bad.append(ImageFile(path, bad=wrong))
+    elif about is not None:
+        found.images[path] = about.st_size
+    return False
+
+
+def _skip_reason(entry: os.DirEntry[str], about: os.stat_result, above: frozenset[tuple[int, int]], root: str) -> str:
+    """Why an entry of a folder is not looked into; "" if it is."""
+    if entry.is_symlink():
+        real = os.path.realpath(entry.path)
+        if os.path.commonpath([real, root]) != root:
+            return f"a link out of the folder, to {printable(real)}; a copy in its place would be read"
+    if stat.S_ISDIR(about.st_mode):
+        return "a link to a folder that it is in" if (about.st_dev, about.st_ino) in above else ""
+    return "" if stat.S_ISREG(about.st_mode) else "a pipe, a socket or a device"
+
+
+def _decode_files(root: Path, images: dict[str, int], progress: ProgressCallback | None) -> list[ImageFile]:
+    """What decoding says of each file; a warning is noted with the file whose decoding gave it."""
+    from PIL import Image
+
+    Image.init()  # now, and not in several threads at once
+    current = threading.local()
+    messages: defaultdict[str, list[str]] = defaultdict(list)
+
+    def record_warning(message, category, filename, lineno, file=None, line=None):
+        path = getattr(current, "path", None)
+        if path is None:  # another thread of the program, which is not our concern
+            return before(message, category, filename, lineno, file, line)
+        messages[path].append(" ".join(str(message).split()))
+
+    def examine(path: str) -> ImageFile:
+        current.path = path
+        try:
+            image = decode(root / path)
+        except ValueError as error:
+            return ImageFile(path, images[path], bad=str(error))
+        pixels = image.pixels
+        return ImageFile(
+            path, images[path], image.format, image.mode, pixels.shape, str(pixels.dtype),
+            pixels.min().item(), pixels.max().item(), image.exif_transposed,
+        )  # fmt: skip
+
+    # Filters and `showwarning` are the whole process's, so they are set around all threads and not in each.
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        before, warnings.showwarning = warnings.showwarning, record_warning
+        files = map_in_threads(examine, list(images), progress, "checked")
+    for i, file in enumerate(files):
+        if messages[file.path]:
+            files[i] = file._replace(warning=messages[file.path][0])
+    return files
+
+
+def _reject_other_modes(files: list[ImageFile]) -> list[ImageFile]:
+    """The same files, of which those are bad that are not of the most frequent mode."""
+    modes = Counter(file.mode for file in files if not file.bad).most_common()
+    if len(modes) < 2:
+        return files
+    (mode, most), (_, second) = modes[:2]
+    if most == second:
+        return [file if file.bad else file._replace(bad=f"mode {file.mode}: no mode has a majority") for file in files]
+    odd = f"where {mode} is the most frequent"
+    return [file if file.bad or file.mode == mode else file._replace(bad=f"mode {file.mode}, {odd}") for file in files]

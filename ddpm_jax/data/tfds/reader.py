@@ -1,0 +1,381 @@
+"""Data sets prepared by TensorFlow Datasets (TFDS), read image by image and without TensorFlow.
+
+    tfds:NAME[/CONFIG][:VERSION][#TRAIN[,TEST]][@FOLDER]
+
+NAME, CONFIG and VERSION are TFDS's own; without a version the newest that is there is taken.  FOLDER is where data sets
+lie, by default the environment's TFDS_DATA_DIR or ~/tensorflow_datasets.  TRAIN and TEST are splits as TFDS writes
+them, `train[:90%]` for example.
+
+Preparing a data set of TFDS's catalogue takes TensorFlow, once; reading it afterwards does not.  Its files may be of
+array_record or of tfrecord, which is TFDS's default.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import io
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ddpm_jax.data.dataset import ImageReader, check_range, train_test_split
+from ddpm_jax.data.folder_report import join_first
+from ddpm_jax.data.image_files import resize_center_crop, to_finite_float32
+from ddpm_jax.data.images import ValueRange, to_value_range
+from ddpm_jax.data.tfds.records import (
+    Records,
+    TFRecords,
+    check_feature_classes,
+    choose_name,
+    decode,
+    find_image_feature,
+)
+
+ADDRESS_PATTERN = re.compile(
+    r"tfds:(?P<name>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?(#(?P<splits>[^@,]+(,[^@,]+)?))?(@(?P<data_dir>.+))?"
+)
+VERSION_PATTERN = re.compile(r"\d+\.\d+\.\d+")
+TEST_SPLITS = ("test", "validation")
+CAPTION_FEATURES = ("caption", "text", "prompt")
+MODE_OF_CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+MAX_SIZES_READ = 1000  # images that are looked at before different sizes are reported
+
+
+class TfdsAddress(NamedTuple):
+    """What a source `tfds:...` names; config and version are "" and splits are () where it does not say."""
+
+    name: str
+    config: str
+    version: str
+    splits: tuple[str, ...]
+    data_dir: Path
+
+
+def open_readers(
+    source: str,
+    *,
+    held_out: float = 0.1,
+    levels: int | None = None,
+    value_range: ValueRange | None = None,
+    size: tuple[int, int] | None = None,
+) -> tuple[ImageReader, ImageReader]:
+    """The training and the held-out images of a prepared data set.
+
+    The training images are those of the split `train`, the held-out images those of `test`, or else of `validation`,
+    unless the source names others; where there are neither, a part of the training images is held out.
+
+    Args:
+        held_out: the fraction that is held out where the data set has no such split, as in `sources.load`.
+        levels: the number of levels, if it is neither what the data set says nor 256 for uint8 and 65536 for uint16.
+        value_range: the range of floating-point images, if it is not what the data set says.
+        size: (H, W) to which images are brought by `files.fitted`; None for as they are.
+
+    Raises:
+        FileNotFoundError: if it is not prepared; the text says how to.
+        ValueError: if the source is not as described, or the data set has no images or splits that can be read.
+    """
+    address = parse_address(source)
+    folder = find_folder(address)
+    import tensorflow_datasets as tfds
+
+    try:
+        check_feature_classes(folder)
+        builder = tfds.builder_from_directory(str(folder))
+    except Exception as error:  # half of what JSON and protocol buffers can raise
+        raise ValueError(f"{folder}: not a data set as TFDS prepares them: {error}") from error
+    available = sorted(builder.info.splits)
+    train = address.splits[0] if address.splits else "train"
+    test = address.splits[1:] if address.splits else [name for name in TEST_SPLITS if name in available]
+    for split in (train, *test):
+        if re.split(r"[\[+]", split)[0] not in (*available, "all"):
+            raise ValueError(
+                f"{source}: no split {split!r}; there are {join_first(available)}: name those to train and to test on, "
+                f"as in tfds:{address.name}#{available[0]}"
+            )
+    first = TfdsReader(builder, source, train, levels, value_range, size)
+    return (
+        (first, TfdsReader(builder, source, test[0], levels, value_range, size))
+        if test
+        else train_test_split(first, held_out)
+    )
+
+
+def parse_address(source: str) -> TfdsAddress:
+    """The parts of a source `tfds:...`.
+
+    Raises:
+        ValueError: if it is not written as the module says.
+    """
+    found = ADDRESS_PATTERN.fullmatch(source)
+    if found is None:
+        raise ValueError(f"{source!r}: expected tfds:NAME[/CONFIG][:VERSION][#TRAIN[,TEST]][@FOLDER]")
+    data_dir = found["data_dir"] or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    splits = tuple(found["splits"].split(",")) if found["splits"] else ()
+    return TfdsAddress(
+        found["name"], found["config"] or "", found["version"] or "", splits, Path(os.path.expanduser(data_dir))
+    )
+
+
+def find_folder(address: TfdsAddress) -> Path:
+    """The folder of a prepared data set.
+
+    Raises:
+        FileNotFoundError: if it is not there, with the command that prepares it.
+        ValueError: if it is there in several configs and none was named.
+    """
+    top = address.data_dir / address.name / address.config
+    versions = _versions(top)
+    if address.version in versions:
+        return top / address.version
+    if versions and not address.version:
+        return top / versions[-1]
+    if versions:
+        raise FileNotFoundError(f"{top}: no version {address.version}; there are {', '.join(versions)}")
+    configs = sorted(child.name for child in top.iterdir() if _versions(child)) if top.is_dir() else []
+    if configs and not address.config:
+        raise ValueError(
+            f"{top} has the configs {join_first(configs)}: name one, as in tfds:{address.name}/{configs[0]}"
+        )
+    raise FileNotFoundError(_not_prepared_message(address))
+
+
+class TfdsReader:
+    """A split of a prepared data set: a `Reader`.
+
+    Args:
+        builder: a TFDS builder of what is on disk.
+        source: as it was given.
+        split: its name in TFDS.
+        levels, value_range, size: as in `parts`.
+
+    Attributes:
+        name: the source.
+        dtype: of the images.
+        levels: their number of levels, or their range.
+        format: "": what a data set was made of is not known.
+        label_names: () without labels, or if these are only numbers.
+
+    Raises:
+        ValueError: if there is no image in it that can be read, or not so many levels.
+    """
+
+    def __init__(
+        self,
+        builder: Any,
+        source: str,
+        split: str,
+        levels: int | None,
+        value_range: ValueRange | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        import tensorflow_datasets as tfds
+
+        self.format = ""
+        self.name, self._split, features = source, split, dict(builder.info.features.items())
+        self._image = find_image_feature(source, features)
+        self._label = choose_name([key for key, f in features.items() if type(f) is tfds.features.ClassLabel], "label")
+        self._caption = choose_name([key for key in CAPTION_FEATURES if type(features.get(key)) is tfds.features.Text])
+        feature = features[self._image]
+        # Pillow decodes, and not TFDS: that would be OpenCV where it is installed, and 16 bits would need it.
+        self._encoded = type(feature) is tfds.features.Image
+        self._skip = {self._image: tfds.decode.SkipDecoding()} if self._encoded else None
+        self._declared, self.dtype = tuple(feature.shape), np.dtype(feature.np_dtype)
+        names = tuple(map(str, features[self._label].names)) if self._label else ()
+        self.label_names = () if names == tuple(map(str, range(len(names)))) else names
+        keys = [key for key in (self._image, self._label, self._caption) if key]
+        self._columns = {key: tfds.features.FeaturesDict({key: features[key]}) for key in keys}
+        self._records = _open_records(builder, source, split)
+        self.levels, self._size = _check_levels(source, self.dtype, builder.info.metadata, levels, value_range), size
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """Image i, [H, W, C] or [D, H, W, C].
+
+        Raises:
+            ValueError: naming it, if it cannot be read or is not of the shape that the others have.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self.name}: expected 0 <= i < {len(self)}, got {i}")
+        with self._naming_image(i):
+            image = self._read_feature(i, self._image, self._skip)
+            image = decode(image, self._declared[-1], self.dtype) if self._encoded else image
+        if isinstance(self.levels, ValueRange):
+            least, most = to_finite_float32(self._image_name(i), image).min().item(), image.max().item()
+            check_range(self._image_name(i), least, most, levels=None, value_range=self.levels)
+        elif image.max() >= self.levels:
+            raise ValueError(
+                f"{self._image_name(i)} holds the value {image.max()}, above levels - 1 = {self.levels - 1}"
+            )
+        if self._size is not None:
+            image = resize_center_crop(image, MODE_OF_CHANNELS.get(image.shape[-1], ""), self._size, self.levels)
+        if image.shape != self.shape:
+            raise ValueError(f"{self._image_name(i)} has the shape {image.shape}, others have {self.shape}")
+        return image
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C) or (D, H, W, C) of every image; where the data set does not declare it, all of them are looked at.
+
+        Raises:
+            ValueError: if they differ; the text names their sizes and says how to make them one.
+        """
+        return self._shape
+
+    @functools.cached_property
+    def _shape(self) -> tuple[int, ...]:
+        if self._size is not None and len(self._declared) == 3:
+            return (*self._size, self._declared[-1])
+        if None not in self._declared:
+            return self._declared
+        sizes: Counter[tuple[int, int]] = Counter()
+        for i in tqdm(range(len(self)), desc=f"{self.name}: sizes", delay=2, leave=False):
+            sizes[self._height_and_width(i)] += 1
+            if len(sizes) > 1 and i >= MAX_SIZES_READ:
+                break
+        if len(sizes) > 1:
+            address, seen = parse_address(self.name), ", ".join(f"{h}x{w} ({n})" for (h, w), n in sizes.most_common(4))
+            raise ValueError(
+                f"{self.name}: images of different sizes: {seen}{', ...' if len(sizes) > 4 else ''} (height x width). "
+                f"This makes them one: ddpm-jax prepare {shlex.quote(self.name)} --name {address.name}_64 "
+                f"--out {shlex.quote(str(address.data_dir))} --resolution 64"
+            )
+        return (*next(iter(sizes)), self._declared[-1])
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int32 [N], or None if there is not one feature of classes, nor one that is called `label`.
+
+        Raises:
+            ValueError: if an image has no label, which TFDS writes as -1.
+        """
+        return self._labels
+
+    @functools.cached_property
+    def _labels(self) -> np.ndarray | None:
+        if self._label is None:
+            return None
+        labels = np.array([int(value) for value in self._read_column(self._label)], np.int32)
+        if labels.min() < 0:
+            raise ValueError(
+                f"{self.name}: {np.count_nonzero(labels < 0)} images of the split {self._split!r} have no label: name "
+                f"the splits to train and to test on, as in tfds:{parse_address(self.name).name}#train,validation"
+            )
+        return labels
+
+    @property
+    def captions(self) -> tuple[str, ...] | None:
+        """A text for each image, if there is a feature called `caption`, `text` or `prompt`."""
+        return self._captions
+
+    @functools.cached_property
+    def _captions(self) -> tuple[str, ...] | None:
+        return None if self._caption is None else tuple(value.decode() for value in self._read_column(self._caption))
+
+    def _read_column(self, key: str) -> list[Any]:
+        values = []
+        for i in tqdm(range(len(self)), desc=f"{self.name}: {key}", delay=2, leave=False):
+            with self._naming_image(i):
+                values.append(self._read_feature(i, key, None))
+        return values
+
+    def _read_feature(self, i: int, key: str, decoders: dict[str, Any] | None) -> Any:
+        example: Any = self._columns[key].deserialize_example_np(self._records[i], decoders=decoders)
+        return example[key]
+
+    def _height_and_width(self, i: int) -> tuple[int, int]:
+        from PIL import Image
+
+        with self._naming_image(i), Image.open(io.BytesIO(self._read_feature(i, self._image, self._skip))) as file:
+            return file.height, file.width
+
+    @contextlib.contextmanager
+    def _naming_image(self, i: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # damaged records and pictures: every decoder has errors of its own
+            raise ValueError(f"{self._image_name(i)} cannot be read: {error}") from error
+
+    def _image_name(self, i: int) -> str:
+        return f"{self.name}: image {i} of the split {self._split!r}"
+
+
+def _open_records(builder: Any, source: str, split: str) -> Records:
+    import tensorflow_datasets as tfds
+
+    formats = {format.value for format in builder.info.available_file_formats()}
+    if "array_record" in formats:
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        return builder.as_data_source(split, deserialize_method=raw, file_format="array_record")
+    if "tfrecord" in formats:
+        files = builder.info.splits[split].file_instructions
+        return TFRecords([(Path(f.filename), f.skip, f.take, f.examples_in_shard) for f in files])
+    address = parse_address(source)
+    raise ValueError(
+        f"{source}: prepared as {', '.join(sorted(formats))}, which is not read here, but array_record and tfrecord "
+        f"are. This prepares it beside the other: {_tfds_command(address, Path(f'{address.data_dir}-array_record'))}"
+    )
+
+
+def _check_levels(
+    source: str, dtype: np.dtype, metadata: Any, requested: int | None, value_range: ValueRange | None
+) -> int | ValueRange:
+    recorded = metadata.get("ddpm_jax", {}) if isinstance(metadata, Mapping) else {}
+    if dtype.kind == "f":
+        known_range = value_range or to_value_range(recorded.get("levels", ()))
+        if requested is not None:
+            raise ValueError(f"{source}: floating-point images have no levels, got levels={requested}")
+        if known_range is None:
+            raise ValueError(
+                f"{source}: floating-point images; say which values become -1 and 1, the lowest and the highest that "
+                "images can have, as --data.range 0 1"
+            )
+        return known_range
+    if value_range is not None:
+        raise ValueError(f"{source}: images of type {dtype} have levels; a range is for floating-point images")
+    most = int(np.iinfo(dtype).max) + 1
+    levels = recorded.get("levels", most) if requested is None else requested
+    if not isinstance(levels, int) or not 2 <= levels <= most:
+        raise ValueError(f"{source}: images of type {dtype}; expected 2 to {most} levels, got levels={levels}")
+    return levels
+
+
+def _versions(folder: Path) -> list[str]:
+    """The versions that are prepared in a folder, the newest last."""
+    found = [path.parent.name for path in folder.glob("*/dataset_info.json")]
+    return sorted(filter(VERSION_PATTERN.fullmatch, found), key=lambda name: [int(part) for part in name.split(".")])
+
+
+def _not_prepared_message(address: TfdsAddress) -> str:
+    import tensorflow_datasets as tfds
+
+    if address.name in tfds.list_builders(with_community_datasets=False):
+        command = _tfds_command(address, address.data_dir)
+        name = "/".join(filter(None, address[:2]))
+        return f"{name} is not prepared in {address.data_dir}. This prepares it, once: {command}"
+    there = (
+        sorted(child.name for child in address.data_dir.iterdir() if child.is_dir())
+        if address.data_dir.is_dir()
+        else []
+    )
+    return (
+        f"{address.data_dir}: no data set {address.name}; there are {join_first(there) or 'none'}. "
+        "This makes one of images in a folder: "
+        f"ddpm-jax prepare folder:PATH --name {address.name} --out {shlex.quote(str(address.data_dir))}"
+    )
+
+
+def _tfds_command(address: TfdsAddress, data_dir: Path) -> str:
+    """How a data set of TFDS's catalogue is prepared; with what it takes to install TensorFlow, if it is not there."""
+    name = "/".join(filter(None, address[:2]))
+    call = f"tfds.builder({name!r}, data_dir={str(data_dir)!r}, file_format='array_record').download_and_prepare()"
+    install = "" if importlib.util.find_spec("tensorflow") else 'pip install "ddpm-jax[tfds]" && '
+    return f'{install}python -c "import tensorflow_datasets as tfds; {call}"'

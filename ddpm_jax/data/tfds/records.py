@@ -1,0 +1,163 @@
+"""What TensorFlow Datasets (TFDS) keeps images in: files of records, and the picture that is in a record.
+
+A tfrecord file is a row of (length, checksum, record, checksum).  Its records are those of an array_record file, and
+it does not take TensorFlow to read them; they are found by their lengths, and their checksums are not looked at.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ddpm_jax.data.folder_report import join_first
+from ddpm_jax.data.image_files import too_large_reason
+
+MODES = {("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4), ("I;16", 1)}  # Pillow's mode, and its channels
+
+
+class Records(Protocol):
+    """Serialized examples, read one by one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> bytes: ...
+
+
+class TFRecords:
+    """The records of tfrecord files.
+
+    Args:
+        files: (path, how many records to skip, how many to take, how many it holds).
+
+    Raises:
+        ValueError: if a file is cut off or holds another number of records.
+    """
+
+    def __init__(self, files: Sequence[tuple[Path, int, int, int]]) -> None:
+        self._paths = [path for path, *_ in files]
+        every = [_record_positions(path, count)[skip : skip + take] for path, skip, take, count in files]
+        self._file = np.repeat(np.arange(len(files)), [len(places) for places in every])
+        self._positions = np.concatenate(every)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, i: int) -> bytes:
+        start, length = map(int, self._positions[i])
+        with self._paths[self._file[i]].open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+
+def _record_positions(path: Path, count: int) -> np.ndarray:
+    """Where the records of a tfrecord file begin and how long they are, int64 [N, 2]."""
+    positions, offset, size = [], 0, path.stat().st_size
+    with path.open("rb") as file:
+        while offset + 16 <= size:
+            file.seek(offset)
+            length = int.from_bytes(file.read(8), "little")
+            positions.append((offset + 12, length))
+            offset += 12 + length + 4
+    if offset != size or len(positions) != count:
+        raise ValueError(f"{path}: expected {count} whole records in {size} bytes, found {len(positions)} in {offset}")
+    return np.array(positions, np.int64).reshape(-1, 2)
+
+
+def decode(encoded: bytes, channels: int, dtype: np.dtype) -> np.ndarray:
+    """The image in a PNG, JPEG or other file, [H, W, channels] of dtype, as the data set declares it.
+
+    Raises:
+        ValueError: if it is of another kind; Pillow has further errors for what is damaged.
+    """
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded)) as file:
+        refusal = too_large_reason((file.height, file.width))
+        if refusal:
+            raise ValueError(refusal)
+        # as TFDS does: a colour data set may hold files that are grey or have a palette
+        picture = file.convert("RGB") if channels == 3 and file.mode in ("L", "P") else file
+        pixels, mode = np.asarray(picture), "I;16" if picture.mode.startswith("I;16") else picture.mode
+    if (mode, channels) not in MODES or (mode == "I;16") != (dtype == np.uint16):
+        raise ValueError(f"it has the mode {mode}; expected {dtype} of {channels} channels")
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def find_image_feature(source: str, features: Mapping[str, Any]) -> str:
+    """Which feature of TFDS holds the images.
+
+    Raises:
+        ValueError: if there is none, or more than one and none of them is called "image".
+    """
+    import tensorflow_datasets as tfds
+
+    def picture(feature: Any) -> bool:
+        return type(feature) is tfds.features.Image and feature.np_dtype in (np.uint8, np.uint16)
+
+    def array(feature: Any) -> bool:
+        if type(feature) is not tfds.features.Tensor or feature.np_dtype not in (np.uint8, np.uint16, np.float32):
+            return False
+        shape: Any = feature.shape
+        return len(shape) in (3, 4) and None not in shape
+
+    pictures = [key for key, feature in features.items() if picture(feature)]
+    found = choose_name(pictures, "image") or choose_name(
+        [key for key, f in features.items() if key == "image" and array(f)]
+    )
+    if found is None:
+        shown = ", ".join(f"{key}: {type(feature).__name__}" for key, feature in sorted(features.items()))
+        raise ValueError(f"{source}: expected one feature of images, or one called 'image'; it has {shown}")
+    return found
+
+
+def check_feature_classes(folder: Path) -> None:
+    """Makes sure that a data set's descriptions name no classes but TFDS's own: TFDS imports what they name.
+
+    Raises:
+        ValueError: naming another class; if a description is not JSON, or there are pipes or devices among its files.
+    """
+    import tensorflow_datasets as tfds
+
+    odd = [path.name for path in sorted(folder.iterdir()) if path.exists() and not (path.is_file() or path.is_dir())]
+    if odd:  # to open one would be to wait for ever
+        raise ValueError(f"pipes or devices among its files: {join_first(odd)}")
+    known = set()
+    for feature in (getattr(tfds.features, name) for name in tfds.features.__all__):
+        if isinstance(feature, type) and issubclass(feature, tfds.features.FeatureConnector):
+            known |= {f"{feature.__module__}.{feature.__name__}", *feature.__dict__.get("ALIASES", ())}
+    for file in ("dataset_info.json", "features.json"):
+        if not (folder / file).exists():
+            continue
+        description = json.loads((folder / file).read_text(encoding="utf-8"))
+        for name in _named_classes(description.get("features") if file == "dataset_info.json" else description):
+            if name not in known:
+                raise ValueError(
+                    f"{file} names the class {name!r}, whose module reading would import and so execute; only TFDS's "
+                    f"own features are read, such as {tfds.features.Image.__module__}.Image"
+                )
+
+
+def _named_classes(description: Any) -> Iterator[str]:
+    """The classes that a description of features names, in any of the forms that TFDS has had, JSON in a text too."""
+    if isinstance(description, dict):
+        for key, value in description.items():
+            if key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str):
+                yield value
+            yield from _named_classes(value)
+    elif isinstance(description, list):
+        for value in description:
+            yield from _named_classes(value)
+    elif isinstance(description, str) and description.lstrip().startswith("{"):
+        try:
+            within = json.loads(description)
+        except ValueError:
+            return
+        yield from _named_classes(within)
+
+
+def choose_name(names: Sequence[str], preferred: str = "") -> str | None:
+    """The favourite of some names if it is among them, or the one that there is."""
+    return preferred if preferred in names else names[0] if len(names) == 1 else None

@@ -1,0 +1,107 @@
+"""What is evaluated: the model of a run, the images it is held against, and the folder for results."""
+
+import pathlib
+import platform
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+import ddpm_jax
+from ddpm_jax import data, pipeline
+from ddpm_jax.evaluate import protocol
+from ddpm_jax.evaluate.options import CommonFlags
+
+
+class EvaluationContext(NamedTuple):
+    """A model, and where what is found out about it goes."""
+
+    model: pipeline.Pipeline
+    flags: CommonFlags
+    out: pathlib.Path
+
+    def made_with(self) -> dict[str, Any]:
+        """What a number hardly depends on, but a person may want to know."""
+        device = jax.devices()[0]
+        return {
+            "run": str(self.model.workdir),
+            "versions": {
+                "ddpm_jax": ddpm_jax.__version__,
+                "jax": jax.__version__,
+                "python": platform.python_version(),
+            },
+            "machine": {"platform": device.platform, "kind": device.device_kind, "devices": jax.device_count()},
+            "tile": self.model.tile,
+        }
+
+    def weights_fields(self) -> protocol.Protocol:
+        """The fields of a protocol that name the weights."""
+        return {
+            "weights": self.model.weights,
+            "ckpt": f"{self.model.fingerprint.removeprefix('sha256:')[:12]} step {self.model.step}",
+        }
+
+
+class Split(NamedTuple):
+    """Images of a data set: their name with the hash of their content, and the integers [n, H, W, C]."""
+
+    name: str
+    images: data.Pixels
+
+
+def open_context(run: str, flags_given: CommonFlags) -> EvaluationContext:
+    """The subject that flags name.
+
+    Raises:
+        FileNotFoundError, ValueError: as `pipeline.Pipeline`; or if its images are floating-point ones.
+    """
+    model = pipeline.Pipeline(
+        run,
+        step=flags_given.model.checkpoint,
+        weights=flags_given.model.weights,
+        sampling=flags_given.sampling.overrides(),
+    )
+    model = model.with_request(pipeline.parse_request(flags_given.condition_request, flags_given.sampling, model))
+    _ = model.integer_levels  # no evaluation is of anything else
+    return EvaluationContext(
+        model, flags_given, pathlib.Path(flags_given.out) if flags_given.out else model.workdir / "evaluation"
+    )
+
+
+def load_images(context: EvaluationContext, stream: bool | None = None) -> data.Dataset:
+    """The data set of the run, as it was divided for training; `stream` as in `data.load`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `data.load`, or if its images are not such as the model makes.
+    """
+    config, model = context.model.config.data, context.model
+    loaded = data.load(
+        context.flags.source or config.source, held_out=config.held_out, levels=config.levels,
+        value_range=config.range, resolution=config.resolution, skip_bad=config.skip_bad, stream=stream,
+    )  # fmt: skip
+    check_comparable(loaded.name, loaded.train.shape[1:], loaded.levels, model)
+    return loaded
+
+
+def check_comparable(
+    name: str, shape: tuple[int, ...], levels: int | data.ValueRange, model: pipeline.Pipeline
+) -> None:
+    """Raises a ValueError if images of this shape and number of levels cannot be compared with the model's."""
+    if tuple(shape) != model.shape or levels != model.levels:
+        ours, theirs = "x".join(map(str, model.shape)), "x".join(map(str, shape))
+        raise ValueError(
+            f"{name} has images {theirs} of {levels} levels, but {model.workdir} makes images {ours} of "
+            f"{model.levels} levels: sets of different sizes, channels or levels cannot be compared"
+        )
+
+
+def select_split(images: data.Dataset, side: Literal["train", "test"], num: int | None = None) -> Split:
+    """One side of a data set, complete, or its first `num` images.
+
+    Raises:
+        ValueError: if it has fewer images.
+    """
+    whole = images.train if side == "train" else images.test
+    if num is not None and not 1 <= num <= len(whole):
+        raise ValueError(f"--num must be 1 to {len(whole)}, the images in {images.name}'s {side} split, got {num}")
+    stem = "digits" if images.name == "digits" else pathlib.PurePath(images.name.partition(":")[2]).stem
+    return Split(f"{stem}-{side} sha {protocol.data_hash(whole)}", whole if num is None else whole[:num])

@@ -1,0 +1,1 @@
+"""The paper's figures, a module each: `measure` makes the numbers and images, `run` writes them."""

@@ -1,0 +1,134 @@
+"""What the figures of sampling share: times that a chain visits, chains begun part of the way, errors, files."""
+
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import data, keys, pipeline, samplers, tracking
+from ddpm_jax.evaluate.context import EvaluationContext
+from ddpm_jax.pipeline import tiles
+
+
+def evenly_spaced(times: np.ndarray, frames: int) -> np.ndarray:
+    """So many of the times, at evenly spread places of the chain, both ends among them; all, if it has no more.
+
+    Raises:
+        ValueError: if frames is below 2.
+    """
+    if frames < 2:
+        raise ValueError(f"--frames must be at least 2, the ends of the chain, got {frames}")
+    return times[np.linspace(0, len(times) - 1, min(frames, len(times))).round().astype(int)]
+
+
+def nearest_times(times: np.ndarray, targets: Sequence[float]) -> list[int]:
+    """The visited time nearest to each wanted one, falling, none of them twice."""
+    return sorted({int(times[np.argmin(np.abs(times - t))]) for t in targets}, reverse=True)
+
+
+def check_visited(flag: str, requested: Sequence[int], times: np.ndarray) -> None:
+    """Raises a ValueError that names the nearest visited times if the chain does not visit all those asked for."""
+    for t in requested:
+        if t not in times:
+            near = [*map(str, times[times > t][-1:]), *map(str, times[times < t][:1])]
+            raise ValueError(
+                f"{flag}: the chain of {len(times) - 1} steps does not visit t = {t}; nearest to it are the visited "
+                f"{' and '.join(near)}"
+            )
+
+
+def with_start_times(sampler: samplers.Sampler, start: jax.Array) -> samplers.Sampler:
+    """The sampler for images that each begin at a time of their own: until then an image stays as it is.
+
+    Args:
+        start: [B] the times at which the images begin.  An image of start 0 is never touched.
+    """
+
+    def step(keys, state, t, s):
+        def begun(new, old):
+            if new.ndim == 0:
+                return new
+            return jnp.where((t <= start).reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+
+        return jax.tree.map(begun, sampler.step(keys, state, t, s), state)
+
+    return samplers.Sampler(sampler.init, step)
+
+
+def continue_sampling(
+    model: pipeline.Pipeline, seed: int, paths: np.ndarray, x: np.ndarray, start: np.ndarray
+) -> np.ndarray:
+    """x_0 [n, H, W, C] of images x at times of their own, by the reverse process from there on.
+
+    Image i is x[i] at time start[i] and goes through every visited time below it.  There is one program whatever the
+    times are: it begins at the latest of them, and images of earlier ones wait.
+
+    Args:
+        paths: [n, d] uint32; image i's key is key(seed) with each number of its path folded in, one after the other.
+        x: [n, H, W, C] in data units.
+        start: [n] visited times; at 0 an image is what it is.
+    """
+    chain = model.times[model.times <= start.max()]
+    if len(chain) < 2:
+        return x
+    n, everywhere = len(x), jax.local_device_count()
+    rounds = math.ceil(n / (model.tile * everywhere))
+    size = math.ceil(n / (rounds * everywhere))
+
+    def program(params, key, tile):
+        paths, x, start = tile
+        own = jax.vmap(lambda path: functools.reduce(jax.random.fold_in, path, key))(paths)
+        return samplers.sample(own, with_start_times(model.sampler(params), start), x, chain)
+
+    mapped, key, parts = tiles.parallelise(program), keys.from_seed(seed), []
+    progress = tracking.Progress(n, unit="images", active=rounds > 1)
+    for first in range(0, n, size * everywhere):
+        rows = np.minimum(first + np.arange(size * everywhere), n - 1).reshape(everywhere, size)
+        tile = paths[rows].astype(np.uint32), x[rows], start[rows].astype(np.int32)
+        parts.append(np.asarray(mapped(model.params, key, tile)).reshape(-1, *x.shape[1:])[: n - first])
+        progress.update(min(n, first + size * everywhere), {})
+    progress.close()
+    return np.concatenate(parts)
+
+
+def rmse(squared: np.ndarray) -> tuple[float, float]:
+    """The root of the mean of squared errors, 0..255, and its standard error.
+
+    Args:
+        squared: [n] the mean squared error of each image, data units; one image has no standard error: nan.
+    """
+    squared = np.asarray(squared, np.float64)
+    value, n = 127.5 * math.sqrt(squared.mean()), len(squared)
+    error = 127.5**2 * squared.std(ddof=1) / math.sqrt(n) / (2 * value) if n > 1 and value else math.nan
+    return value, error
+
+
+def save_image(context: EvaluationContext, name: str, picture: np.ndarray, legend: str) -> None:
+    """Writes NAME.png, with what it shows and what it was made from in the file, and says both."""
+    model = context.model
+    context.out.mkdir(parents=True, exist_ok=True)
+    path = context.out / f"{name}.png"
+    sampling = json.dumps(model.manifest()["sampling"])
+    text = {"run": f"{model.fingerprint} step {model.step}", "sampling": sampling, "legend": legend}
+    data.write_png(path, picture, scale=data.preview_scale(model.shape), text=text)
+    print(f"{path}\n  {legend}")
+
+
+def format_times(times: Sequence[int] | np.ndarray) -> str:
+    """Times for a legend: "1000, 900, 800"."""
+    return ", ".join(str(int(t)) for t in times)
+
+
+def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+    """Writes values as JSON, a line each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
+    part.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    part.replace(path)

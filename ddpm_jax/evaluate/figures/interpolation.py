@@ -1,0 +1,147 @@
+"""Between two images: both noised to t, mixed there, and brought back."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import data, gaussian, keys, pipeline
+from ddpm_jax.evaluate import protocol, sample_cache
+from ddpm_jax.evaluate.context import EvaluationContext, Split, load_images, select_split
+from ddpm_jax.evaluate.figures import figure
+from ddpm_jax.evaluate.options import InterpolationOptions
+from ddpm_jax.evaluate.protocol import Measurement
+
+
+class Interpolations(NamedTuple):
+    """Interpolations, row by row.
+
+    Attributes:
+        times: [r] of each row's mixture.
+        pairs: [r, 2] indices of each row's images.
+        sources: [r, 2, H, W, C] the images, data units.
+        decoded: [r, columns, H, W, C] the decoded mixtures, from lambda 0 to lambda 1.
+    """
+
+    times: np.ndarray
+    pairs: np.ndarray
+    sources: np.ndarray
+    decoded: np.ndarray
+
+
+def run(context: EvaluationContext, options: InterpolationOptions) -> int:
+    """Writes the picture and the numbers, and says them and where they are."""
+    split = select_split(load_images(context), options.split)
+    interpolations = interpolate(context.model, split.images, options)
+    measured = measurements(context, split, options, interpolations)
+    name = f"interpolation-{protocol.short_hash(protocol_fields(context, split, options, interpolations))}"
+    rows = [
+        np.concatenate([s[:1], x, s[1:]]) for s, x in zip(interpolations.sources, interpolations.decoded, strict=True)
+    ]
+    pairs = [f"{a} and {b}" for a, b in interpolations.pairs]
+    rows_are = (
+        f"{options.split} images {pairs[0]} at t = {figure.format_times(interpolations.times)}"
+        if options.coarse_to_fine
+        else f"{options.split} images {', '.join(pairs)} at t = {interpolations.times[0]}"
+    )
+    lambdas = ", ".join(f"{w:.3g}" for w in np.linspace(0, 1, options.columns))
+    figure.save_image(
+        context,
+        name,
+        data.make_trajectory_grid(rows),
+        f"rows: {rows_are}; columns: image a, lambda = {lambdas}, image b",
+    )
+    for left, right in zip(measured[::2], measured[1::2], strict=True):
+        a, b = (protocol.format_value(number.value, number.error) for number in (left, right))
+        print(f"  t = {left.protocol['t']:>5}: reconstructions are off by {a} (a), {b} (b) of 0..255")
+    protocol.write_measurements(context.out / f"{name}.json", measured, context.made_with())
+    print(f"numbers in {name}.json")
+    return 0
+
+
+def interpolate(model: pipeline.Pipeline, integers: data.Pixels, options: InterpolationOptions) -> Interpolations:
+    """The interpolations asked for.
+
+    An image's noise has a key of its own and is the same at every t; each pair has one key for the reverse process.
+
+    Args:
+        integers: the split [n, H, W, C].
+
+    Raises:
+        ValueError: if there is no such image, a time is not visited, or the options contradict one another.
+    """
+    times, pairs = row_times_and_pairs(model, len(integers), options)
+    x0, eps = {}, {}
+    for i in {int(i) for i in pairs.flat}:
+        key = jax.random.fold_in(jax.random.fold_in(keys.from_seed(options.seed), keys.ENCODING_STREAM), i)
+        x0[i] = data.normalize(integers[i : i + 1], model.levels)
+        eps[i] = gaussian.standard_normal(key[None], x0[i])
+
+    def encoded(i: int, t: int) -> np.ndarray:
+        return np.asarray(gaussian.q_sample(model.schedule, x0[i], jnp.asarray(t), eps[i]) if t else x0[i])[0]
+
+    ends = np.stack([[encoded(a, t), encoded(b, t)] for (a, b), t in zip(pairs.tolist(), times.tolist(), strict=True)])
+    to_b = np.linspace(0, 1, options.columns, dtype=np.float32).reshape(1, -1, *(1 for _ in model.shape))
+    x_t = to_b[:, ::-1] * ends[:, :1] + to_b * ends[:, 1:]  # reversed, so that a pair the other way round is mirrored
+    numbered = np.zeros(len(times)) if options.coarse_to_fine else np.arange(options.pairs)
+    paths = np.stack([np.full(len(times), keys.DECODING_STREAM), numbered], axis=1).astype(np.uint32)
+    n = options.columns
+    flat = figure.continue_sampling(
+        model, options.seed, np.repeat(paths, n, 0), x_t.reshape(-1, *model.shape), np.repeat(times, n)
+    )
+    sources = np.stack([[np.asarray(x0[i])[0] for i in pair] for pair in pairs.tolist()])
+    return Interpolations(times, pairs, sources, flat.reshape(x_t.shape))
+
+
+def row_times_and_pairs(
+    model: pipeline.Pipeline, n: int, options: InterpolationOptions
+) -> tuple[np.ndarray, np.ndarray]:
+    """The time [r] and the images [r, 2] of each row."""
+    T, count, last = model.config.schedule.T, options.pairs, max(options.first, options.second) + 2 * options.pairs - 2
+    if options.columns < 2 or count < 1:
+        raise ValueError(f"--columns must be at least 2 and --pairs at least 1, got {options.columns} and {count}")
+    if min(options.first, options.second) < 0 or last >= n:
+        raise ValueError(
+            f"--first, --second and --pairs must stay within images 0 to {n - 1} of the {options.split} split, got "
+            f"{options.first}, {options.second} and {count}"
+        )
+    pairs = np.array([(options.first + 2 * p, options.second + 2 * p) for p in range(count)])
+    if options.coarse_to_fine:
+        if options.t is not None or count != 1:
+            raise ValueError("--coarse-to-fine has times of its own and one pair: leave out --t and --pairs")
+        times = np.array(figure.nearest_times(model.times, np.linspace(T, 0, 9).tolist()))
+        return times, np.repeat(pairs, len(times), 0)
+    t = figure.nearest_times(model.times[:-1], [T / 2])[0] if options.t is None else options.t
+    figure.check_visited("--t", [t], model.times)
+    return np.full(count, t), pairs
+
+
+def protocol_fields(
+    context: EvaluationContext, split: Split, options: InterpolationOptions, interpolations: Interpolations
+) -> protocol.Protocol:
+    """What the numbers depend on, but for the t of each."""
+    return {
+        "data": split.name,
+        "pairs": " ".join(sorted({f"{a}-{b}" for a, b in interpolations.pairs})),
+        "times": figure.format_times(interpolations.times),
+        "columns": options.columns,
+        **sample_cache.protocol_fields(context, options.seed, "float"),
+    }
+
+
+def measurements(
+    context: EvaluationContext, split: Split, options: InterpolationOptions, interpolations: Interpolations
+) -> list[Measurement]:
+    """For each t the errors of the reconstructions at lambda 0 and at lambda 1, over the pairs."""
+    fields = protocol_fields(context, split, options, interpolations)
+    ends = interpolations.decoded[:, [0, -1]].astype(np.float64)
+    squared = ((ends - interpolations.sources) ** 2).reshape(*ends.shape[:2], -1).mean(-1)  # [r, 2]
+    measured = []
+    for t in sorted({int(t) for t in interpolations.times}, reverse=True):
+        for end in (0, 1):
+            value, error = figure.rmse(squared[interpolations.times == t, end])
+            measured.append(
+                Measurement(f"RMSE of the reconstruction at lambda {end}, 0..255", value, error, {"t": t, **fields})
+            )
+    return measured

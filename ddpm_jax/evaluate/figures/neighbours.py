@@ -1,0 +1,193 @@
+"""Samples beside the training images nearest to them: what a copy would look like, and whether there are any."""
+
+import json
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax import data
+from ddpm_jax.evaluate import protocol, sample_cache, samples
+from ddpm_jax.evaluate.context import EvaluationContext, Split, load_images, select_split
+from ddpm_jax.evaluate.figures import figure
+from ddpm_jax.evaluate.options import NeighboursOptions, SamplesOptions
+from ddpm_jax.evaluate.protocol import Measurement
+from ddpm_jax.metrics import manifold, monitors
+
+QUANTILES = {"5 % quantile": 0.05, "median": 0.5, "95 % quantile": 0.95}
+
+
+class FeatureSpace(NamedTuple):
+    """Where distances are measured.
+
+    Attributes:
+        name: what it is.
+        unit: of the distances, in words.
+        embed: integer images [n, H, W, C] -> vectors [n, d].
+        scale: what Euclidean distances of these are divided by.
+    """
+
+    name: str
+    unit: str
+    embed: Callable[[np.ndarray], np.ndarray]
+    scale: float
+
+
+class Neighbours(NamedTuple):
+    """Neighbours among the training images.
+
+    Attributes:
+        distances: [n, k] of each sample, ascending.
+        indices: [n, k] rows of the reference.
+        held_out: [h] distances of the held-out images to the nearest.
+        memorisation: the verdict, in pixels.
+    """
+
+    distances: np.ndarray
+    indices: np.ndarray
+    held_out: np.ndarray
+    memorisation: monitors.MemorisationReport
+
+    def nearest_first(self) -> np.ndarray:
+        """[n] the samples, the one nearest to a training image first."""
+        return np.argsort(self.distances[:, 0], kind="stable")
+
+
+def run(context: EvaluationContext, options: NeighboursOptions) -> int:
+    """Writes the picture, the numbers and the neighbours, and says the verdict; status 4 if it is interrupted."""
+    loaded = load_images(context, stream=False)  # every sample is compared with all of them
+    train, held = select_split(loaded, "train"), select_split(loaded, "test")
+    check_options(options, len(train.images))
+    space = feature_space(context, options)
+    folder = sample_cache.ensure_samples(context, options.num, options.seed, "integer")
+    if folder is None:
+        return 4
+    drawn = np.concatenate(list(sample_cache.read_chunks(folder, 0, options.num)))
+    reference = reference_images(np.asarray(train.images), context.model.config.data.flip)
+    neighbours = find_neighbours(drawn, reference, np.asarray(loaded.test), space, options.k)
+    fields = protocol_fields(context, options, train, space)
+    measured = measurements(neighbours, held, space, fields)
+    name = f"neighbours-{protocol.short_hash({**fields, 'rows': options.rows, 'k': options.k})}"
+    first = neighbours.nearest_first()[: options.rows]
+    legend = (
+        f"rows: the {options.rows} of {options.num} samples of seed {options.seed} that are nearest to a training "
+        f"image, nearest first: {figure.format_times(first)}; columns: the sample, then its {options.k} nearest "
+        f"training "
+        f"images by {space.name}"
+    )
+    beside = data.make_grid(
+        reference[neighbours.indices[first]].reshape(-1, *drawn.shape[1:]), loaded.levels, columns=options.k
+    )
+    alone = data.make_grid(drawn[first], loaded.levels, columns=1)
+    figure.save_image(context, name, np.concatenate([alone, beside], axis=1), legend)
+    write_results(context.out / f"{name}.json", context, neighbours, measured, len(train.images))
+    for number in measured:
+        print(protocol.format_line(number))
+    print(f"verdict in pixels: {neighbours.memorisation.reason}")
+    print(f"numbers, verdict and the neighbours of each sample in {name}.json")
+    return 0
+
+
+def check_options(options: NeighboursOptions, references: int) -> None:
+    """Refuses what cannot be shown, before anything is drawn."""
+    if not 1 <= options.rows <= options.num:
+        raise ValueError(f"--rows must be 1 to --num, {options.num}, got {options.rows}")
+    if not 1 <= options.k <= references:
+        raise ValueError(f"--k must be 1 to {references}, the number of training images, got {options.k}")
+
+
+def reference_images(train: np.ndarray, flip: bool) -> np.ndarray:
+    """The training images, and after them their mirror images where training mirrors."""
+    return np.concatenate([train, train[:, :, ::-1]]) if flip else train
+
+
+def feature_space(context: EvaluationContext, options: NeighboursOptions) -> FeatureSpace:
+    """The space that distances are measured in."""
+    if options.features == "pixels":
+        return pixel_space(context.model.shape)
+    sample_options = SamplesOptions(features=options.features, inception_weights=options.inception_weights)
+    extractor = samples.load_extractor(context.model, sample_options)
+
+    def features(integers: np.ndarray) -> np.ndarray:
+        parts = range(0, len(integers), samples.BATCH_SIZE)
+        return np.concatenate([extractor.extract(integers[i : i + samples.BATCH_SIZE])[0] for i in parts])
+
+    return FeatureSpace(extractor.name, "feature units", features, 1.0)
+
+
+def pixel_space(shape: Sequence[int]) -> FeatureSpace:
+    """Root mean square over the pixels of images of this shape, as the verdict has it."""
+    return FeatureSpace(
+        "pixels", "RMS in levels", lambda integers: integers.reshape(len(integers), -1), math.prod(shape) ** 0.5
+    )
+
+
+def find_neighbours(
+    drawn: np.ndarray, reference: np.ndarray, held_out: np.ndarray, space: FeatureSpace, k: int
+) -> Neighbours:
+    """The k nearest of the images compared with, for each sample, and how far held-out images are from theirs.
+
+    Args:
+        drawn, reference, held_out: integer images [n, H, W, C], alike; only `held_out` may be empty.
+    """
+    embedded = space.embed(reference)
+    near = manifold.nearest(space.embed(drawn), embedded, k)
+    known = manifold.nearest(space.embed(held_out), embedded).distances[:, 0] if len(held_out) else np.zeros(0)
+    verdict = monitors.memorisation(drawn, monitors.distance_reference(reference, held_out))
+    return Neighbours(near.distances / space.scale, near.indices, known / space.scale, verdict)
+
+
+def protocol_fields(
+    context: EvaluationContext, options: NeighboursOptions, train: Split, space: FeatureSpace
+) -> protocol.Protocol:
+    """What the samples' numbers depend on."""
+    mirrored = " and mirrored" if context.model.config.data.flip else ""
+    return {
+        "n": options.num,
+        "reference": f"{train.name} n={len(train.images)}{mirrored}",
+        "features": space.name,
+        **sample_cache.protocol_fields(context, options.seed, "integer"),
+    }
+
+
+def measurements(
+    neighbours: Neighbours, held: Split, space: FeatureSpace, fields: protocol.Protocol
+) -> list[Measurement]:
+    """Of samples and of held-out images: quantiles of the distance to the nearest training image, shares of copies."""
+    of_held = {"n": len(held.images), "data": held.name, "reference": fields["reference"]}
+    memorisation, nan, rows = neighbours.memorisation, math.nan, []
+    for who, distances, known in (
+        ("samples", neighbours.distances[:, 0], fields),
+        ("held-out", neighbours.held_out, of_held),
+    ):
+        for name, q in QUANTILES.items():
+            value = float(np.quantile(distances, q)) if len(distances) else nan
+            what = f"nearest training image, {who}, {name}, {space.unit}"
+            rows.append(Measurement(what, value, nan, {**known, "features": space.name}))
+    for name, value, known in (
+        ("share of samples as near as the nearest 5 % of held-out images", memorisation.near, fields),
+        ("share of samples like copies of one training image", memorisation.copied, fields),
+        ("share of held-out images like copies of one training image", memorisation.held_out_copied, of_held),
+    ):
+        rows.append(Measurement(name, value, nan, {**known, "features": "pixels"}))
+    return rows
+
+
+def write_results(
+    path: pathlib.Path, context: EvaluationContext, neighbours: Neighbours, measured: list[Measurement], num_train: int
+) -> None:
+    """Writes the numbers, and beside them the verdict and each sample's neighbours, the nearest sample first."""
+    protocol.write_measurements(path, measured, context.made_with())
+    rows: list[dict[str, Any]] = [
+        {
+            "sample": int(i),
+            "train": (neighbours.indices[i] % num_train).tolist(),
+            "mirrored": (neighbours.indices[i] >= num_train).tolist(),
+            "distance": neighbours.distances[i].tolist(),
+        }
+        for i in neighbours.nearest_first()
+    ]
+    verdict = {"verdict": neighbours.memorisation.verdict, "reason": neighbours.memorisation.reason, "neighbours": rows}
+    figure.write_json(path, json.loads(path.read_text(encoding="utf-8")) | verdict)

@@ -1,0 +1,149 @@
+"""How good an image is known after how many bits: the terms of the bound as a progressive code.
+
+DDPM (arXiv:2006.11239), section 4.3, figure 5 and table 4.  The sender transmits x_T, and then for falling t what turns
+x_t into x_s; after each step the receiver knows an x_t and estimates x_0 from it (equation 15).
+
+    rate(t)       = L_T + the sum of the KL terms of all steps that end at t or before: bits/dim to be sent for x_t
+    distortion(t) = sqrt(E |x_0 - x_0_hat(x_t)|^2 / D): RMSE on the scale 0..255
+
+At t = T the rate is L_T alone; at t = 1 it is the whole bound but L_0.
+"""
+
+import csv
+import math
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm_jax.evaluate import likelihood, plots, protocol
+from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
+from ddpm_jax.evaluate.options import LikelihoodOptions, RateDistortionOptions
+from ddpm_jax.evaluate.protocol import Measurement
+
+TABLE_ROWS = 10
+
+
+class RateDistortion(NamedTuple):
+    """Means over n images, step by step.
+
+    Attributes:
+        times: [m] the falling times t of the x_t that is known.
+        received: [m] bits/dim sent for x_t once the x before it is known; for the first, L_T.
+        error: [m] standard errors of `received`.
+        rate: [m] bits/dim sent until x_t is known: the sum of `received`.
+        rmse: [m] of the x_0 predicted from x_t, 0..255.
+    """
+
+    times: np.ndarray
+    received: np.ndarray
+    error: np.ndarray
+    rate: np.ndarray
+    rmse: np.ndarray
+
+
+def run(context: EvaluationContext, options: RateDistortionOptions) -> int:
+    """Writes table, curves and numbers, and says them and where they are; status 4 if it is interrupted."""
+    context = likelihood.with_full_chain(context)
+    split = select_split(load_images(context), options.split, options.num)
+    likelihood_options = LikelihoodOptions(context.flags, options.split, options.num, seed=options.seed)
+    vlb = likelihood.load_or_measure(context, split, likelihood_options)
+    if vlb is None:
+        return 4
+    curve, T = from_vlb(vlb), context.model.config.schedule.T
+    measured = measurements(vlb, likelihood.measurements(context, split, likelihood_options, vlb)[-1])
+    path = context.out / f"rate_distortion-{protocol.short_hash(measured[0].protocol)}.json"
+    protocol.write_measurements(path, measured, context.made_with())
+    write_csv(path.with_suffix(".csv"), curve, T)
+    table = markdown(curve, T)
+    path.with_suffix(".md").write_text(
+        "\n\n".join([table, *map(protocol.format_line, measured)]) + "\n", encoding="utf-8"
+    )
+    print(table)
+    for number in measured:
+        print(protocol.format_line(number))
+    print(f"written to {path}, the table to {path.stem}.md, all steps to {path.stem}.csv")
+    try:
+        write_curves(path.with_suffix(".png"), curve, T, png_metadata(context, measured[0]))
+        print(f"curves in {path.stem}.png")
+    except plots.MissingExtra as missing:
+        print(f"no curves: {missing}")
+    return 0
+
+
+def from_vlb(vlb: likelihood.VlbResult) -> RateDistortion:
+    """Rate and distortion of an exact bound.
+
+    Raises:
+        ValueError: if it is an estimate, which does not have every step's term.
+    """
+    if not vlb.chain.size:
+        raise ValueError("rate and distortion need the exact bound: an estimate does not have the term of every step")
+    n = len(vlb.total)
+    # ascending from L_0 = -log p(x_0 | x_t of the last step): the term of the step that ends at x_t is one further
+    terms, squares = vlb.terms[:0:-1] / n, vlb.terms_squared[:0:-1] / n
+    received = np.concatenate([[vlb.prior.mean()], terms])
+    spread = np.concatenate([[vlb.prior.var()], np.maximum(squares - terms**2, 0)])
+    error = np.sqrt(spread / (n - 1)) if n > 1 else np.full(len(received), math.nan)
+    rmse = 127.5 * np.sqrt(vlb.errors[::-1] / n)
+    return RateDistortion(vlb.chain[:-1], received, error, received.cumsum(), rmse)
+
+
+def measurements(vlb: likelihood.VlbResult, rmse: Measurement) -> list[Measurement]:
+    """The end of the curve, where x_t of the last step is known: the rate with its error over images, and the RMSE.
+
+    Args:
+        rmse: the likelihood command's last number.
+    """
+    n, sent = len(vlb.total), vlb.rate + vlb.prior
+    error = float(sent.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    rate = Measurement("rate with the prior, L_1 + ... + L_T, bits/dim", float(sent.mean()), error, rmse.protocol)
+    return [rate, rmse._replace(name="distortion at the last step, RMSE of x_0, 0..255")]
+
+
+def write_csv(path: pathlib.Path, curve: RateDistortion, T: int) -> None:
+    """Writes every step: t, reverse process time, RMSE, rate, and what x_t itself adds to the rate; nan is empty."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(
+            ["t", "reverse process time", "RMSE, 0..255", "rate, bits/dim", "step's bits/dim", "its standard error"]
+        )
+        for t, received, error, rate, rmse in zip(*curve, strict=True):
+            values = [f"{v:.7g}" if math.isfinite(v) else "" for v in (rmse, rate, received, error)]
+            rows.writerow([t, T - t + 1, *values])
+
+
+def read_csv(path: pathlib.Path) -> RateDistortion:
+    """What `write_csv` wrote, to seven digits."""
+    with path.open(encoding="utf-8", newline="") as file:
+        _, *rows = csv.reader(file)
+    t, _, rmse, rate, received, error = np.array([[float(v or "nan") for v in row] for row in rows]).T
+    return RateDistortion(t.astype(np.int32), received, error, rate, rmse)
+
+
+def markdown(curve: RateDistortion, T: int) -> str:
+    """The table at ten evenly spread times, the last first, as in the paper."""
+    m = len(curve.times)
+    lines = ["| reverse process time, T - t + 1 | rate, bits/dim | distortion, RMSE 0..255 |", "|---|---|---|"]
+    for k in sorted({math.ceil(m * j / TABLE_ROWS) - 1 for j in range(1, TABLE_ROWS + 1)}, reverse=True):
+        lines.append(f"| {T - curve.times[k] + 1} | {curve.rate[k]:.5f} | {curve.rmse[k]:.5f} |")
+    return "\n".join(lines)
+
+
+def png_metadata(context: EvaluationContext, number: Measurement) -> dict[str, str]:
+    """What is kept in the picture's file."""
+    legend = "distortion and rate over the steps of the reverse process, and distortion over rate"
+    fields = protocol.format_line(number).split(" | ", 1)[1]
+    return {"run": f"{context.model.fingerprint} step {context.model.step}", "legend": legend, "protocol": fields}
+
+
+def write_curves(path: pathlib.Path, curve: RateDistortion, T: int, text: dict[str, str]) -> None:
+    """Draws distortion and rate over the steps, and distortion over rate, as figure 5 of the paper."""
+    steps, over = T - curve.times, "reverse process steps, T - t"
+    rate, distortion = "rate, bits/dim", "distortion, RMSE 0..255"
+    row = [
+        plots.Panel(steps, {distortion: curve.rmse}, over, distortion),
+        plots.Panel(steps, {rate: curve.rate}, over, rate),
+        plots.Panel(curve.rate, {distortion: curve.rmse}, rate, distortion),
+    ]
+    plots.write_panels(path, row, text=text)

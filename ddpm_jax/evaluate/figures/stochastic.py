@@ -1,0 +1,117 @@
+"""What x_t has settled: several images that share it."""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm_jax import data, pipeline
+from ddpm_jax.evaluate import protocol, sample_cache
+from ddpm_jax.evaluate.context import EvaluationContext
+from ddpm_jax.evaluate.figures import figure
+from ddpm_jax.evaluate.options import StochasticOptions
+from ddpm_jax.evaluate.protocol import Measurement
+
+
+class Continuations(NamedTuple):
+    """Images that share an x_t.
+
+    Attributes:
+        times: the shared times, falling.
+        shared: [n, k, H, W, C] x_t of each image at these times, data units.
+        ends: [n, k, c, H, W, C] where it leads; the first is the chain's own x_0.
+    """
+
+    times: list[int]
+    shared: np.ndarray
+    ends: np.ndarray
+
+
+def run(context: EvaluationContext, options: StochasticOptions) -> int:
+    """Writes the picture and the numbers, and says them and where they are."""
+    continuations = sample_continuations(context.model, options)
+    measured = measurements(context, options, continuations)
+    name = f"stochastic-{protocol.short_hash(protocol_fields(context, options, continuations.times))}"
+    cells = np.concatenate([continuations.shared[:, :, None], continuations.ends], axis=2)  # x_t before where it leads
+    blocks = [data.make_trajectory_grid(list(cells[:, k])) for k in range(len(continuations.times))]
+    legend = (
+        f"rows: images {options.start}..{options.start + options.num - 1} of seed {options.seed}; blocks from left to "
+        f"right: t = {figure.format_times(continuations.times)}; in a block: x_t, the chain's own x_0, then "
+        f"{options.continuations - 1} others from the same x_t"
+    )
+    figure.save_image(context, name, np.concatenate(blocks, axis=1), legend)
+    for number in measured:
+        value = protocol.format_value(number.value, number.error)
+        print(f"  t = {number.protocol['t']:>5}: they differ by {value} of 0..255")
+    protocol.write_measurements(context.out / f"{name}.json", measured, context.made_with())
+    print(f"numbers in {name}.json")
+    return 0
+
+
+def sample_continuations(model: pipeline.Pipeline, options: StochasticOptions) -> Continuations:
+    """x_t of each image's chain at the shared times, and the ends of several chains from there.
+
+    Continuation j > 0 of image i from t has the key of image i with 2^32 - 1 - j and then t folded in.  The chain folds
+    its times into the image's key, and these are smaller: no key is used twice.
+
+    Raises:
+        ValueError: if the sampler is deterministic, there would be nothing to compare, or a time is 0 or not visited.
+    """
+    times, c = shared_times(model, options), options.continuations
+    if c < 2:
+        raise ValueError(f"--continuations must be at least 2, or nothing can differ, got {c}")
+    parts = model.draw(seed=options.seed, start=options.start, num=options.num, save_at=[*times, 0])
+    kept = np.concatenate([part.x[:, 0] for part in parts])
+    shared, own = kept[:, :-1], kept[:, -1:]
+    cells = list(itertools.product(range(options.num), range(len(times)), range(1, c)))
+    paths = np.array([(options.start + i, 2**32 - 1 - j, times[k]) for i, k, j in cells], np.uint32)
+    x = np.stack([shared[i, k] for i, k, _ in cells])
+    others = figure.continue_sampling(model, options.seed, paths, x, np.array([times[k] for _, k, _ in cells]))
+    others = others.reshape(options.num, len(times), c - 1, *model.shape)
+    chain = np.broadcast_to(own[:, :, None], (options.num, len(times), 1, *model.shape))
+    return Continuations(times, shared, np.concatenate([chain, others], axis=2))
+
+
+def shared_times(model: pipeline.Pipeline, options: StochasticOptions) -> list[int]:
+    """The times asked for, falling, or those nearest to the quarters of T."""
+    c = model.config.sampling
+    if c.sampler in ("dpm_solver_pp", "unipc") or (c.sampler == "ddim" and c.eta == 0):
+        name = {"ddim": "DDIM with eta 0", "dpm_solver_pp": "DPM-Solver++", "unipc": "UniPC"}[c.sampler]
+        raise ValueError(
+            f"{name} adds no noise: all continuations of an x_t would be one and the same image; take "
+            "--sampler ancestral, or DDIM with an --eta above 0"
+        )
+    if options.times is None:
+        T = model.config.schedule.T
+        return figure.nearest_times(model.times[:-1], [T, 3 * T / 4, T / 2, T / 4])
+    if not options.times or min(options.times) < 1:
+        raise ValueError(f"--times must be one or more times above 0, the data, got {options.times}")
+    figure.check_visited("--times", options.times, model.times)
+    return sorted(set(options.times), reverse=True)
+
+
+def protocol_fields(context: EvaluationContext, options: StochasticOptions, times: list[int]) -> protocol.Protocol:
+    """What the numbers depend on, but for the t of each."""
+    return {
+        "n": options.num,
+        "start": options.start,
+        "continuations": options.continuations,
+        "times": figure.format_times(times),
+        **sample_cache.protocol_fields(context, options.seed, "float"),
+    }
+
+
+def measurements(
+    context: EvaluationContext, options: StochasticOptions, continuations: Continuations
+) -> list[Measurement]:
+    """For each t the root mean square difference of two continuations, 0..255; its error is that over images."""
+    pairs = list(itertools.combinations(range(options.continuations), 2))
+    apart = np.stack([continuations.ends[:, :, a] - continuations.ends[:, :, b] for a, b in pairs], axis=2).astype(
+        np.float64
+    )
+    squared = (apart**2).reshape(*apart.shape[:2], -1).mean(-1)  # [n, k]
+    fields = protocol_fields(context, options, continuations.times)
+    name = "RMSE between continuations of x_t, 0..255"
+    return [
+        Measurement(name, *figure.rmse(squared[:, k]), {"t": t, **fields}) for k, t in enumerate(continuations.times)
+    ]

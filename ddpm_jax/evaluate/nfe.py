@@ -1,0 +1,116 @@
+"""Quality against network calls: samplers beside each other at several numbers of steps, one table and one figure."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ddpm_jax.evaluate import plots, protocol, samples
+from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
+from ddpm_jax.evaluate.options import NfeOptions, SamplesOptions
+from ddpm_jax.evaluate.protocol import Measurement
+from ddpm_jax.evaluate.table import with_sampling
+
+SAMPLER_NAMES = {"ancestral": "ancestral", "ddim": "DDIM", "dpm_solver_pp": "DPM-Solver++", "unipc": "UniPC"}
+LEGEND = "the distance of samples from the training images against the network calls that each took"
+
+
+class Row(NamedTuple):
+    """A sampler with its steps, and what was measured.
+
+    Attributes:
+        label: of its line in the figure: the sampler and the spacing.
+        nfe: of the network, per image.
+        measurements: of `samples.measure_and_write`.
+    """
+
+    label: str
+    nfe: int
+    measurements: list[Measurement]
+
+
+def run(context: EvaluationContext, options: NfeOptions) -> int:
+    """Measures row by row, writes calls.md, calls.json and calls.png; status 4 if it is interrupted.
+
+    Raises:
+        ValueError: if there is nothing to measure, or a sampler would take more steps than the schedule has.
+    """
+    held = select_split(load_images(context), "test")
+    sample_options = SamplesOptions(common=context.flags, num=options.num, sets=options.sets, seed=options.seed)
+    each = list(sampler_grid(options, context.model.config.schedule.T))
+    baseline = samples.held_out_baseline(context, dataclasses.replace(sample_options, num=len(held.images)))
+    rows: list[Row] = []
+    for label, sampling in each:
+        other = with_sampling(context, sampling)
+        found = samples.measure_and_write(other, dataclasses.replace(sample_options, common=other.flags))
+        if found is None:
+            return 4
+        rows.append(Row(label, sampling["steps"], found))
+    text = markdown(rows, baseline)
+    path = context.out / "calls.md"
+    path.write_text(text, encoding="utf-8")
+    fields = {f"{row.label}, {row.nfe} calls": [*map(protocol.format_line, row.measurements)] for row in rows}
+    fields["held-out images"] = [*map(protocol.format_line, baseline)]
+    path.with_suffix(".json").write_text(
+        json.dumps({"rows": fields, "made_with": context.made_with()}, indent=1, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+    )
+    print(text)
+    print(f"written to {path}; each number's protocol in {path.stem}.json")
+    try:
+        metadata = {"run": f"{context.model.fingerprint} step {context.model.step}", "legend": LEGEND}
+        plots.write_panels(path.with_suffix(".png"), [panel(rows)], text=metadata)
+        print(f"the figure in {path.stem}.png")
+    except plots.MissingExtra as missing:
+        print(f"no figure: {missing}")
+    return 0
+
+
+def sampler_grid(options: NfeOptions, T: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The label and the sampling of each row.
+
+    Raises:
+        ValueError: as `run`.
+    """
+    chosen = {name: sorted(set(getattr(options, name))) for name in SAMPLER_NAMES}
+    if not any(chosen.values()):
+        raise ValueError(
+            f"nothing to measure: --{', --'.join(name.replace('_', '-') for name in SAMPLER_NAMES)} are all empty"
+        )
+    for sampler, steps in chosen.items():
+        if steps and not 1 <= steps[0] <= steps[-1] <= T:
+            flag = sampler.replace("_", "-")
+            raise ValueError(f"--{flag} must be 1 to {T}, the steps of the schedule, got {' '.join(map(str, steps))}")
+        for spacing in options.spacings:
+            for n in steps:
+                if n < T or spacing == options.spacings[0]:
+                    label = SAMPLER_NAMES[sampler] if n == T else f"{SAMPLER_NAMES[sampler]}, {spacing}"
+                    yield label, {"sampler": sampler, "steps": n, "spacing": spacing}
+
+
+def markdown(rows: list[Row], baseline: list[Measurement]) -> str:
+    """The table, a line for each row and one for the floor."""
+    names = [number.name for number in baseline]
+    lines = ["| " + " | ".join(["", "calls", *names]) + " |", "|---" * (len(names) + 2) + "|"]
+    for label, calls, numbers in [*rows, Row(f"held-out images, {baseline[0].protocol['n']}", 0, baseline)]:
+        found = {number.name: number for number in numbers}
+        cells = [protocol.format_value(found[name].value, found[name].error) for name in names]
+        lines.append("| " + " | ".join([label, f"{calls:,}" if calls else "-", *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def panel(rows: list[Row]) -> plots.Panel:
+    """The Fréchet distance over the calls, a line for each sampler and spacing."""
+    nfes, labels = sorted({row.nfe for row in rows}), list(dict.fromkeys(row.label for row in rows))
+    by_label_and_nfe = {(row.label, row.nfe): row.measurements[0] for row in rows}
+    missing = rows[0].measurements[0]._replace(value=float("nan"), error=float("nan"))
+    lines = {label: [by_label_and_nfe.get((label, n), missing) for n in nfes] for label in labels}
+    return plots.Panel(
+        nfes,
+        {label: [number.value for number in line] for label, line in lines.items()},
+        "network calls",
+        missing.name,
+        errors={label: [number.error for number in line] for label, line in lines.items()},
+        xscale="log",
+        yscale="log",
+    )

@@ -1,0 +1,39 @@
+"""A U-Net with what conditions it: labels, texts, and images beside its own."""
+
+import flax.linen as nn
+
+from ddpm_jax.guidance import Condition
+from ddpm_jax.models.text import TextEncoder
+from ddpm_jax.models.unet import UNet
+
+
+class ConditionalUNet(nn.Module):
+    """A U-Net that is told a `Condition`, with its own reader of texts if it is told texts.
+
+    Without one its parameters are those of the U-Net, and with one these and `text`.
+    """
+
+    unet: UNet
+    text: TextEncoder | None = None
+
+    def setup(self):
+        nn.share_scope(self, self.unet)
+
+    def __call__(self, x, t, condition: Condition | None = None, *, dropout_keys=None):
+        """The prediction for x [B, H, W, C] at times t [B], given a condition; see `UNet`."""
+        label, _, context, mask, image = self.encode_text(condition or Condition())
+        return self.unet(x, t, label=label, context=context, mask=mask, image=image, dropout_keys=dropout_keys)
+
+    def encode_text(self, condition):
+        """The condition with its tokens read: a context in their place.  Once is enough for all steps of a chain.
+
+        Raises:
+            ValueError: if there are tokens and no reader, or both tokens and a context.
+        """
+        if condition.tokens is None:
+            return condition
+        if self.text is None:
+            raise ValueError("a text is given, but the network was made without a reader of texts")
+        if condition.context is not None:
+            raise ValueError("both a text and a context are given: the network attends to one of them")
+        return condition._replace(tokens=None, context=self.text(condition.tokens), mask=condition.tokens > 0)

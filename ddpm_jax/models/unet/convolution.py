@@ -1,0 +1,157 @@
+"""Convolutions of 3, and what doubles the size before one; of any number of spatial axes."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.models.unet.compat import Padding
+from ddpm_jax.models.unet.parameters import add_bias, at_least_float32, fan_average, parameter
+
+_PIECE_BYTES = 2**20
+"""Bytes of a result's gradient of which a CPU makes the kernel's at a time: they are to stay in a core's cache."""
+
+_MAX_PIECES = 16
+"""Each is compiled."""
+
+
+def num_spatial_axes(x) -> int:
+    """How many spatial axes x [B, ..., C] has: 2 for images, 3 for volumes."""
+    return x.ndim - 2
+
+
+class Conv(nn.Module):
+    """A convolution of 3 along each spatial axis, and a bias.
+
+    Attributes:
+        scale: of the kernel's initial variance.
+        padding: of an even size for stride 2: "end" pads at the bottom and the right alone, as TensorFlow does,
+            "both" on all sides, as PyTorch's padding=1 does.
+    """
+
+    features: int
+    stride: int = 1
+    scale: float = 1.0
+    padding: Padding = "end"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, H, W, C] -> [B, H/stride, W/stride, features], likewise of one or three spatial axes."""
+        kernel, bias = _parameters(self, x, self.scale)
+        x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
+        return add_bias(x, bias)
+
+
+class UpsampleConv(nn.Module):
+    """`upsample_nearest`, then a convolution of 3, as one where that is faster."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, H, W, C] -> [B, 2H, 2W, features], likewise of one or three spatial axes."""
+        kernel, bias = _parameters(self, x)
+        # on a TPU alone: a CPU multiplies with the zeros, and of GPUs nothing is known
+        out = jax.lax.platform_dependent(
+            x.astype(self.dtype), kernel, tpu=fused_upsample_convolve, default=upsample_then_convolve
+        )
+        return add_bias(out, bias)
+
+
+def _parameters(layer: Conv | UpsampleConv, x, scale: float = 1.0) -> tuple[jax.Array, jax.Array]:
+    """The kernel and the bias of a layer that is given x."""
+    shape = (3,) * num_spatial_axes(x) + (x.shape[-1], layer.features)
+    kernel = parameter(layer, "kernel", fan_average(scale), shape)
+    return kernel, parameter(layer, "bias", nn.initializers.zeros, (layer.features,))
+
+
+def convolve(x, kernel, stride: int = 1, padding: Padding = "end") -> Any:
+    """x [B, H, W, C] by a kernel [3, 3, C, D], both of one dtype -> [B, H/stride, W/stride, D].
+
+    On a CPU, the kernel's gradient is a sum over pieces of the batch, up to four times as fast as from all at once.
+    Its gradient may be differentiated again; it has no forward derivative (`jax.jvp`) itself.
+    """
+    return _convolve_with_vjp(x, kernel, stride, padding)
+
+
+def _conv_general_dilated(x, kernel, stride, padding):
+    axes = num_spatial_axes(x)
+    zeros = "SAME" if padding == "end" else [(1, 1)] * axes
+    return jax.lax.conv_general_dilated(x, kernel, (stride,) * axes, zeros, dimension_numbers=_dimension_numbers(axes))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve_with_vjp(x, kernel, stride, padding):
+    return _conv_general_dilated(x, kernel, stride, padding)
+
+
+def _forward(x, kernel, stride, padding):
+    return _conv_general_dilated(x, kernel, stride, padding), (x, kernel)
+
+
+def _backward(stride, padding, saved, dy):
+    x, kernel = saved
+    back = jax.linear_transpose(lambda x: _conv_general_dilated(x, kernel, stride, padding), x)
+    (dx,) = back(dy)
+    return dx, _kernel_gradient(stride, padding, x, kernel, dy)
+
+
+def _kernel_gradient(stride, padding, x, kernel, dy):
+    """The kernel's gradient."""
+
+    def whole(x, dy):
+        (back,) = jax.linear_transpose(lambda kernel: _conv_general_dilated(x, kernel, stride, padding), kernel)(dy)
+        return back
+
+    def in_pieces(x, dy):
+        wide = at_least_float32(dy.dtype)
+        pieces = (whole(x[i : i + images], dy[i : i + images]).astype(wide) for i in range(0, len(x), images))
+        return functools.reduce(jnp.add, pieces).astype(kernel.dtype)
+
+    images = max(_PIECE_BYTES * len(dy) // max(dy.size * dy.dtype.itemsize, 1), -(-len(dy) // _MAX_PIECES), 1)
+    if images >= len(dy):
+        return whole(x, dy)
+    return jax.lax.platform_dependent(x, dy, cpu=in_pieces, default=whole)
+
+
+_convolve_with_vjp.defvjp(_forward, _backward)
+
+
+def upsample_then_convolve(x, kernel) -> jax.Array:
+    """`upsample_nearest` x [B, H, W, C], then the convolution with a kernel [3, 3, C, D], in x's dtype."""
+    return convolve(upsample_nearest(x), kernel.astype(x.dtype))
+
+
+def fused_upsample_convolve(x, kernel) -> jax.Array:
+    """As `upsample_then_convolve`, with 4/9 of the products (of images): each new pixel sees 2x2 old ones.
+
+    Zeros are put between the pixels, and the kernel is spread: where it would meet a pixel twice, it meets it once and
+    zero once, with the sum of its two numbers.
+    """
+    axes = num_spatial_axes(x)
+    for axis in range(axes):
+        before, after = ([(0, 0)] * kernel.ndim for _ in range(2))
+        before[axis], after[axis] = (1, 0), (0, 1)
+        kernel = jnp.pad(kernel, after) + jnp.pad(kernel, before)
+    return jax.lax.conv_general_dilated(
+        x, kernel.astype(x.dtype), (1,) * axes, [(2, 2)] * axes, lhs_dilation=(2,) * axes,
+        dimension_numbers=_dimension_numbers(axes),
+    )  # fmt: skip
+
+
+def _dimension_numbers(axes: int) -> tuple[str, str, str]:
+    """The order of a convolution's axes: images, kernel, result."""
+    sides = "DHW"[-axes:]
+    return f"N{sides}C", f"{sides}IO", f"N{sides}C"
+
+
+def upsample_nearest(x) -> jax.Array:
+    """[B, H, W, C] -> [B, 2H, 2W, C]: every pixel twice along each axis, of any spatial axes."""
+    (b, *sides, c), axes = x.shape, num_spatial_axes(x)
+    pairs = (n for side in sides for n in (side, 2))
+    x = jnp.broadcast_to(jnp.expand_dims(x, range(2, 2 * axes + 1, 2)), (b, *pairs, c))
+    return x.reshape(b, *(2 * side for side in sides), c)

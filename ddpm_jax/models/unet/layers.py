@@ -1,0 +1,227 @@
+"""What the U-Net is made of beside convolutions: the time's embedding, dropout by image, changes of size, blocks."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.models.unet.compat import Padding, TimeConditioning
+from ddpm_jax.models.unet.convolution import Conv, UpsampleConv, num_spatial_axes, upsample_nearest
+from ddpm_jax.models.unet.norm import GroupNorm, split_indices
+from ddpm_jax.models.unet.parameters import add_bias, at_least_float32, fan_average, parameter
+
+NEAR_ZERO = 1e-10
+"""Scale of the initial variance where a branch should start as nothing (the original's TF refused an exact 0)."""
+
+DROPOUT_STEP = 2.0**-16
+"""What dropout rates are multiples of: masks are drawn from 16 random bits a number."""
+
+
+def timestep_embedding(t, dim: int, *, cos_first: bool = False, shift: int = 1) -> jax.Array:
+    """[sin(t w_i) | cos(t w_i)] with w_i = 10000^(-i / (half - shift)), i = 0 .. half - 1, half = dim // 2.
+
+    The original takes shift 1 and the sines first; improved-diffusion (arXiv:2102.09672) shift 0 and the cosines first.
+
+    Args:
+        t: [B] the network's time: counted from zero, possibly fractional.
+        dim: length of an embedding; an odd one ends in a zero.
+
+    Returns:
+        [B, dim], float32, or float64 if `t` is.
+    """
+    t = jnp.asarray(t)
+    dtype = at_least_float32(t.dtype) if jnp.issubdtype(t.dtype, jnp.floating) else jnp.float32
+    half = dim // 2
+    frequency = np.exp(-math.log(10000) * np.arange(half) / max(half - shift, 1))
+    angle = t.astype(dtype)[:, None] * jnp.asarray(frequency, dtype)[None]
+    parts = (jnp.cos(angle), jnp.sin(angle)) if cos_first else (jnp.sin(angle), jnp.cos(angle))
+    return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, dim % 2)))
+
+
+class Dense(nn.Module):
+    """The same linear map at every pixel; of some arrays as if they were one along C: they need not become one.
+
+    Attributes:
+        scale: of the kernel's initial variance.
+        dtype: what it is computed in.
+    """
+
+    features: int
+    scale: float = 1.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """[..., C] -> [..., features].  A tuple for x is its arrays one after the other along C."""
+        parts = x if isinstance(x, tuple) else (x,)
+        channels = sum(part.shape[-1] for part in parts)
+        kernel = parameter(self, "kernel", fan_average(self.scale), (channels, self.features))
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
+        kernels = jnp.split(kernel.astype(self.dtype), split_indices(parts))
+        products = (part.astype(self.dtype) @ of for part, of in zip(parts, kernels, strict=True))
+        return add_bias(functools.reduce(jnp.add, products), bias)
+
+
+def dropout(x, keys, rate: float, index: int) -> jax.Array:
+    """x with a share `rate` of its numbers at 0 and the rest divided by what is kept on average, exactly.
+
+    The mask of image i is drawn from key i and `index` alone, so it does not depend on who else is in the batch or on
+    how the batch lies over devices.  `rate` is rounded to a multiple of 2^-16.
+
+    Args:
+        x: [B, ...].
+        keys: [B] typed keys, one per image; None leaves x as it is.
+        index: which of the network's dropouts this is.
+    """
+    threshold = round(rate / DROPOUT_STEP)
+    if keys is None or threshold == 0:
+        return x
+    # Two of 16 bits from each word of 32, as jax draws a narrower type at the price of a whole word.  The one serves
+    # the first half of the rows, the other the second: side by side they would have to be woven into each other.  And
+    # the masks are made apart from what they are put to, which the compiler else does in one place, and not with it.
+    half = (x.shape[1] + 1) // 2
+    draw = lambda key: jax.random.bits(jax.random.fold_in(key, index), (half, *x.shape[2:]), jnp.uint32)  # noqa: E731
+    words = jax.vmap(draw)(keys)
+    halves = jax.lax.optimization_barrier(
+        ((words & 0xFFFF) >= np.uint32(threshold), words >> 16 >= np.uint32(threshold))
+    )
+    kept = jnp.concatenate(halves, axis=1)[:, : x.shape[1]]
+    return jnp.where(kept, x / (1 - threshold * DROPOUT_STEP), jnp.zeros((), x.dtype))
+
+
+def average_pool(x) -> jax.Array:
+    """[B, H, W, C] -> [B, H/2, W/2, C]: the mean of each 2x2 square, for H and W even; of any spatial axes."""
+    twos = (2,) * num_spatial_axes(x)
+    with jax.numpy_dtype_promotion("standard"):  # which flax takes for granted
+        return nn.avg_pool(x, twos, twos)
+
+
+class Downsample(nn.Module):
+    """Half the size, by a convolution of stride 2 or, without it, by the mean of each 2x2 square (2x2x2 cube)."""
+
+    with_conv: bool = True
+    dtype: Any = jnp.float32
+    padding: Padding = "end"
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, H, W, C] -> [B, H/2, W/2, C], for H and W even; likewise of one or three spatial axes."""
+        if not self.with_conv:
+            return average_pool(x)
+        return Conv(x.shape[-1], stride=2, padding=self.padding, dtype=self.dtype, name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Twice the size: every pixel twice along each axis, then a convolution unless `with_conv` is False."""
+
+    with_conv: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """[B, H, W, C] -> [B, 2H, 2W, C], likewise of one or three spatial axes."""
+        return UpsampleConv(x.shape[-1], self.dtype, name="conv")(x) if self.with_conv else upsample_nearest(x)
+
+
+class ResnetBlock(nn.Module):
+    """Two convolutions with the time between them; the result, near 0 at the start, is added to the input.
+
+    Attributes:
+        conv_shortcut: where the channels change, the input is brought there by a convolution of 3, not of 1.
+        dropout_index: this block's number in the network, from 0: its dropout draws by it.
+        eps: of both normalisations.
+        time_conditioning: "add" adds the time to the first convolution's result; "scale_shift" multiplies the second
+            normalisation's by 1 plus a scale that it makes of the time, and adds a shift (arXiv:2102.09672).
+        resize: `average_pool` or `upsample_nearest`, for both the input and what the first convolution sees of it
+            (arXiv:1809.11096); None keeps the size.
+    """
+
+    out_channels: int
+    dropout: float = 0.0
+    conv_shortcut: bool = False
+    dropout_index: int = 0
+    dtype: Any = jnp.float32
+    groups: int = 32
+    eps: float = 1e-6
+    time_conditioning: TimeConditioning = "add"
+    resize: Callable[[Any], jax.Array] | None = None
+
+    @nn.compact
+    def __call__(self, x, temb, dropout_keys=None):
+        """x [B, H, W, C], temb [B, D], dropout_keys [B] or None -> [B, H, W, out_channels]; of any spatial axes.
+
+        A tuple for x is its arrays one after the other along C.
+        """
+        parts = x if isinstance(x, tuple) else (x,)
+        c, axes, dtype = self.out_channels, num_spatial_axes(parts[0]), self.dtype
+        norm = functools.partial(GroupNorm, swish=True, dtype=dtype, groups=self.groups, eps=self.eps)
+        h = norm(name="norm1")(parts)
+        if self.resize is not None:
+            h, parts = self.resize(h), tuple(map(self.resize, parts))
+        h = Conv(c, dtype=dtype, name="conv1")(h)
+        if self.time_conditioning == "add":
+            h = h + jnp.expand_dims(Dense(c, name="temb_proj", dtype=dtype)(nn.swish(temb)), range(1, axes + 1))
+            h = norm(name="norm2")(h)
+        else:
+            h = norm(name="norm2")(h, Dense(2 * c, name="temb_proj", dtype=dtype)(nn.swish(temb)))
+        h = dropout(h, dropout_keys, self.dropout, self.dropout_index)
+        h = Conv(c, scale=NEAR_ZERO, dtype=dtype, name="conv2")(h)
+        if sum(part.shape[-1] for part in parts) == c:
+            return jnp.concatenate(parts, axis=-1) + h
+        if self.conv_shortcut:
+            return Conv(c, dtype=dtype, name="conv_shortcut")(jnp.concatenate(parts, axis=-1)) + h
+        return Dense(c, dtype=dtype, name="nin_shortcut")(parts) + h
+
+
+class TimeEmbedding(nn.Module):
+    """The network's time, counted from zero, as 4 x `channels` numbers; every block applies its own swish to them.
+
+    Attributes:
+        cos_first, shift: see `timestep_embedding`.
+    """
+
+    channels: int
+    dtype: Any = jnp.float32
+    cos_first: bool = False
+    shift: int = 1
+
+    @nn.compact
+    def __call__(self, t):
+        """[B] floats -> [B, 4 x channels]."""
+        h = timestep_embedding(t, self.channels, cos_first=self.cos_first, shift=self.shift)
+        h = nn.swish(Dense(4 * self.channels, name="dense0", dtype=self.dtype)(h))
+        return Dense(4 * self.channels, name="dense1", dtype=self.dtype)(h)
+
+
+class LabelEmbedding(nn.Module):
+    """A label as a vector to add to the time's, 0 at the start; label `num_classes` is that of no label."""
+
+    num_classes: int
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, label):
+        """[B] integers 0 .. num_classes -> [B, features]; NaN for others."""
+        rows, zeros = self.num_classes + 1, nn.initializers.zeros_init()
+        return nn.Embed(rows, self.features, embedding_init=zeros, dtype=self.dtype, name="table")(label)
+
+
+class PooledContext(nn.Module):
+    """The mean of a context's tokens as a vector to add to the time's, 0 at the start and for no tokens."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, context, mask):
+        """context [B, L, D], mask [B, L], True for tokens that count -> [B, features]."""
+        shown = mask[..., None].astype(self.dtype)
+        mean = (context * shown).sum(1) / jnp.maximum(shown.sum(1), 1)
+        zeros = nn.initializers.zeros_init()
+        return nn.Dense(self.features, use_bias=False, kernel_init=zeros, dtype=self.dtype, name="proj")(mean)

@@ -1,0 +1,294 @@
+"""The U-Net itself, and its levels."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.models.unet.attention import AttentionBlock, CrossAttention
+from ddpm_jax.models.unet.checks import check_arguments, check_conditions, check_options
+from ddpm_jax.models.unet.compat import AttentionBy, CompatOptions, Resample, TimeConditioning
+from ddpm_jax.models.unet.convolution import Conv, upsample_nearest
+from ddpm_jax.models.unet.layers import (
+    NEAR_ZERO,
+    Downsample,
+    LabelEmbedding,
+    PooledContext,
+    ResnetBlock,
+    TimeEmbedding,
+    Upsample,
+    average_pool,
+)
+from ddpm_jax.models.unet.norm import GroupNorm
+from ddpm_jax.models.unet.parameters import at_least_float32
+
+ResampleLayer = Callable[..., jax.Array]
+"""(h, temb, dropout_keys, *, name) -> h of another size."""
+
+
+class Down(nn.Module):
+    """A level of the way down: blocks, dropouts from `dropout_index`, then half the size unless `resample` is None."""
+
+    block: Callable[..., ResnetBlock]
+    attention: Callable[..., AttentionBlock]
+    cross_attention: Callable[..., CrossAttention] | None
+    has_attention: bool
+    num_res_blocks: int
+    dropout_index: int
+    resample: ResampleLayer | None
+
+    @nn.compact
+    def __call__(self, skips, temb, context, dropout_keys):
+        """What the way up will need so far, its last entry being the input -> the same and what this level adds."""
+        for i in range(self.num_res_blocks):
+            h = self.block(name=f"block_{i}", dropout_index=self.dropout_index + i)(skips[-1], temb, dropout_keys)
+            if self.has_attention:
+                h = apply_attention(self, h, context, i)
+            skips = [*skips, h]
+        if self.resample is None:
+            return skips
+        return [*skips, self.resample(skips[-1], temb, dropout_keys, name="downsample")]
+
+
+class Middle(nn.Module):
+    """The smallest size, which always attends."""
+
+    block: Callable[..., ResnetBlock]
+    attention: Callable[..., AttentionBlock]
+    cross_attention: Callable[..., CrossAttention] | None
+    dropout_index: int
+
+    @nn.compact
+    def __call__(self, h, temb, context, dropout_keys):
+        """[B, H, W, C] -> the same."""
+        h = self.block(name="block_1", dropout_index=self.dropout_index)(h, temb, dropout_keys)
+        h = apply_attention(self, h, context, 1)
+        return self.block(name="block_2", dropout_index=self.dropout_index + 1)(h, temb, dropout_keys)
+
+
+class Up(nn.Module):
+    """One level of the way up: blocks, numbered from `dropout_index`, then twice the size unless `resample` is None."""
+
+    block: Callable[..., ResnetBlock]
+    attention: Callable[..., AttentionBlock]
+    cross_attention: Callable[..., CrossAttention] | None
+    has_attention: bool
+    dropout_index: int
+    resample: ResampleLayer | None
+
+    @nn.compact
+    def __call__(self, h, skips, temb, context, dropout_keys):
+        """The input and what the way down left at this level, one for each block, used from the end."""
+        for i, skip in enumerate(reversed(skips)):
+            h = self.block(name=f"block_{i}", dropout_index=self.dropout_index + i)((h, skip), temb, dropout_keys)
+            if self.has_attention:
+                h = apply_attention(self, h, context, i)
+        return h if self.resample is None else self.resample(h, temb, dropout_keys, name="upsample")
+
+
+def apply_attention(level, h, context, i: int):
+    """h after a level's attention number i: of its pixels to each other and then, if there is any, to the context."""
+    h = level.attention(name=f"attn_{i}")(h)
+    return h if level.cross_attention is None else level.cross_attention(name=f"cross_{i}")(h, *context)
+
+
+class UNet(nn.Module):
+    """The network of DDPM: with the defaults, and images [32, 32, 3], the 35,746,307 parameters of its CIFAR-10 model.
+
+    Sequences and volumes have one and three spatial axes in place of two: every convolution is of 3, and every change
+    of size by 2, along each of them.
+
+    At the start its output is nearly 0 (a standard deviation of about 1e-5), so the first eps-loss is 1.000.
+
+    Attributes:
+        channels: of the first level; level i has `channels * channel_multipliers[i]`, and half the size of level i - 1.
+        num_res_blocks: residual blocks per level on the way down; there is one more on the way up.
+        attention_resolutions: attention follows every block where the shortest side of the image, after padding, is
+            one of these; the middle always attends.
+        heads: of every attention; their scale is (channels / heads)^-1/2.  With head_channels, as many as have so
+            many channels.
+        dropout: in every block, before its last convolution; a multiple of 2^-16, or rounded to one.
+        out_channels: those of the images; twice as many if the variance is learned too.
+        groups: of every normalisation.  A level of no more channels than groups does not feel the time (see
+            `norm.group_count`), and there must be another.
+        resample_with_conv: whether a convolution changes the size; else means of twos and plain repetition.
+        resample: "layer" is such a layer; "block" in its place a residual block, which takes means of twos or
+            repeats between its first normalisation and its first convolution (BigGAN's, arXiv:1809.11096).
+        dtype: of convolutions and products: float32, bfloat16, or (with parameters to match) float64.
+        remat: keep only the inputs of blocks and attentions for the gradient, and compute what is inside them again:
+            much less memory for about a third more work.
+        num_classes: of labels 0 .. num_classes - 1; label num_classes stands for none.  0 takes no labels.
+        context_dim: D of the context that pixels attend to, after each attention to each other; its mean is added to
+            the time.  0 takes no context.
+        head_channels: of each head; 0 is what `heads` says.
+        attention_by: "size" takes attention_resolutions as above; "factor" takes it for the factors, powers of 2, by
+            which a level is smaller than the image, so that images of every size have the same parameters.
+        time_conditioning: "add" adds the time to what the first convolution of a block gives; "scale_shift" scales and
+            shifts with it what the second normalisation gives (arXiv:2102.09672).
+        compat: in what else published networks of this form differ.
+
+    Conditions start as nothing: what joins them to the rest is 0, so the first output is that of the network without.
+    """
+
+    channels: int = 128
+    channel_multipliers: Sequence[int] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attention_resolutions: Sequence[int] = (16,)
+    heads: int = 1
+    dropout: float = 0.1
+    out_channels: int = 3
+    resample_with_conv: bool = True
+    groups: int = 32
+    dtype: Any = jnp.float32
+    remat: bool = False
+    num_classes: int = 0
+    context_dim: int = 0
+    head_channels: int = 0
+    attention_by: AttentionBy = "size"
+    time_conditioning: TimeConditioning = "add"
+    resample: Resample = "layer"
+    compat: CompatOptions = CompatOptions()
+
+    @nn.compact
+    def __call__(self, x, t, *, label=None, context=None, mask=None, image=None, dropout_keys=None):
+        """The network's prediction for x at time t, given a condition.
+
+        Args:
+            x: [B, L, C], [B, H, W, C] or [B, D, H, W, C] floats, in [-1, 1].  Sizes that 2^(levels - 1) does not
+                divide are filled with zeros at the end (the bottom and the right), and the result is cut back.
+            t: [B] integers, the paper's 1 .. T.
+            label: [B] integers 0 .. num_classes; None is num_classes, no label.
+            context: [B, L, context_dim] floats, such as the tokens of an encoded text; None is no context.
+            mask: [B, L] booleans, True for the tokens that count; None is all of them.  An image without any has no
+                context.
+            image: as x but for C: another image, which the first convolution sees beside x.  Whether there is one
+                and how many channels it has is settled where the parameters are made.
+            dropout_keys: [B] typed keys, one per image; None, as in sampling and evaluation, drops nothing.
+
+        Returns:
+            As x, with out_channels for C; float32, or float64 if x is.
+
+        Raises:
+            ValueError: if the shapes or dtypes of the arguments, or the options, are not as above.
+        """
+        x, t = jnp.asarray(x), jnp.asarray(t)
+        check_options(self)
+        check_arguments(x, t, dropout_keys)
+        check_conditions(self, x, label, context, mask, image)
+        wide, levels = at_least_float32(self.dtype), len(self.channel_multipliers)
+        temb = _time_and_label_embedding(self, t, label, wide)
+        context_and_mask = _context_and_mask(self, x, context, mask)
+        if context_and_mask is not None:
+            temb = temb + PooledContext(temb.shape[-1], wide, name="pooled")(*context_and_mask)
+
+        sides = x.shape[1:-1]
+        inputs = x if image is None else jnp.concatenate([x, image.astype(x.dtype)], axis=-1)
+        h = jnp.pad(inputs, ((0, 0), *((0, -size % 2 ** (levels - 1)) for size in sides), (0, 0)))
+        has_attention = _levels_with_attention(self, min(h.shape[1:-1]))
+        skips = [Conv(self.channels, dtype=self.dtype, name="conv_in")(h)]
+        block_of_level, attention, cross_attention = _layer_factories(self)
+        cross_attention = None if context_and_mask is None else cross_attention
+
+        dropout_index = 0
+        for i in range(levels):
+            resample = _resample_layer(self, block_of_level[i], "down", i) if i < levels - 1 else None
+            level = Down(
+                block_of_level[i],
+                attention,
+                cross_attention,
+                has_attention[i],
+                self.num_res_blocks,
+                dropout_index,
+                resample,
+                name=f"down_{i}",
+            )
+            skips, dropout_index = (
+                level(skips, temb, context_and_mask, dropout_keys),
+                dropout_index + self.num_res_blocks,
+            )
+        h = Middle(block_of_level[-1], attention, cross_attention, dropout_index, name="mid")(
+            skips[-1], temb, context_and_mask, dropout_keys
+        )
+        dropout_index += 2
+        for i in reversed(range(levels)):
+            resample = _resample_layer(self, block_of_level[i], "up", i) if i > 0 else None
+            level = Up(
+                block_of_level[i], attention, cross_attention, has_attention[i], dropout_index, resample, name=f"up_{i}"
+            )
+            h, dropout_index = (
+                level(h, skips[-self.num_res_blocks - 1 :], temb, context_and_mask, dropout_keys),
+                dropout_index + self.num_res_blocks + 1,
+            )
+            skips = skips[: -self.num_res_blocks - 1]
+
+        h = GroupNorm(swish=True, dtype=wide, groups=self.groups, eps=self.compat.eps, name="norm_out")(h)
+        h = Conv(self.out_channels, scale=NEAR_ZERO, dtype=wide, name="conv_out")(h)
+        return h[:, *(slice(side) for side in sides)].astype(at_least_float32(x.dtype))
+
+
+def _time_and_label_embedding(net: UNet, t, label, wide) -> jax.Array:
+    """The times and, if the network takes them, the labels as [B, D]."""
+    compat = net.compat
+    dim = compat.time_dim or net.channels
+    # The published weights were trained on 0 .. T - 1, where 0 is one step of noise: the paper's t = 1.
+    t = t.astype(wide) - 1
+    if compat.time_scale != 1:
+        t = t * compat.time_scale
+    temb = TimeEmbedding(dim, wide, compat.time_order == "cos_sin", compat.time_shift, name="temb")(t)
+    if not net.num_classes:
+        return temb
+    label = jnp.full(t.shape, net.num_classes) if label is None else label
+    return temb + LabelEmbedding(net.num_classes, 4 * dim, wide, name="label")(label)
+
+
+def _levels_with_attention(net: UNet, side: int) -> list[bool]:
+    """Whether attention follows the blocks of each level of an image whose shortest side is `side` long."""
+    factors = [2**i for i in range(len(net.channel_multipliers))]
+    return [
+        (side // factor if net.attention_by == "size" else factor) in net.attention_resolutions for factor in factors
+    ]
+
+
+def _layer_factories(net: UNet):
+    """What makes the blocks of each level, the attentions, and those to a context."""
+    maybe_remat = nn.remat if net.remat else (lambda layer: layer)
+    numerics = {"dtype": net.dtype, "groups": net.groups, "eps": net.compat.eps}
+    block = functools.partial(
+        maybe_remat(ResnetBlock), dropout=net.dropout, time_conditioning=net.time_conditioning, **numerics
+    )
+    heads = {"heads": net.heads, "head_channels": net.head_channels, **numerics}
+    block_of_level = [functools.partial(block, net.channels * m) for m in net.channel_multipliers]
+    return (
+        block_of_level,
+        functools.partial(maybe_remat(AttentionBlock), **heads),
+        functools.partial(maybe_remat(CrossAttention), **heads),
+    )
+
+
+def _resample_layer(net: UNet, block, direction: Literal["down", "up"], level: int) -> ResampleLayer:
+    """What halves or doubles the size after a level that is made of `block`s."""
+    if net.resample == "block":
+        levels = len(net.channel_multipliers)
+        # numbers for their dropouts after those of all others, which so have theirs whatever changes the size
+        dropout_index = levels * (2 * net.num_res_blocks + 1) + 2 + (level if direction == "down" else levels + level)
+        resize = average_pool if direction == "down" else upsample_nearest
+        return lambda h, temb, keys, *, name: block(name=name, dropout_index=dropout_index, resize=resize)(
+            h, temb, keys
+        )
+    if direction == "down":
+        layer = functools.partial(Downsample, net.resample_with_conv, net.dtype, net.compat.padding)
+    else:
+        layer = functools.partial(Upsample, net.resample_with_conv, net.dtype)
+    return lambda h, temb, keys, *, name: layer(name=name)(h)
+
+
+def _context_and_mask(net: UNet, x, context, mask):
+    """The context and its mask, both always there; None for a network that takes no context."""
+    if not net.context_dim:
+        return None
+    if context is None:
+        return jnp.zeros((x.shape[0], 1, net.context_dim), x.dtype), jnp.zeros((x.shape[0], 1), bool)
+    return context, jnp.ones(context.shape[:2], bool) if mask is None else mask

@@ -1,0 +1,50 @@
+"""The image that a network sees beside the one it makes: read from a file, and named by its pixels."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax import data
+from ddpm_jax.config import objects
+from ddpm_jax.pipeline import user_images
+
+
+class ConditioningImage(NamedTuple):
+    """An image that the network sees beside: the file it came from, the sha256 of its numbers, and these in [-1, 1].
+
+    Two are equal if their hashes are.
+    """
+
+    path: str
+    sha256: str
+    x: Any
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, ConditioningImage) and self.sha256 == other.sha256
+
+    def __ne__(self, other) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+
+def read_conditioning_image(model: Any, path: str) -> ConditioningImage:
+    """The image in a file, as a pipeline's network sees it beside its own; a coarser one is a small one.
+
+    Raises:
+        FileNotFoundError, ValueError: as `pictures.read_image`; or if the network sees no other image.
+    """
+    shape, coarse = (
+        objects.conditioning_image_shape(model.config, model.shape),
+        model.config.condition.super_resolution_factor,
+    )
+    if shape is None:
+        raise ValueError("an image is given, and this run's network sees no other one beside its own")
+    if coarse:
+        shape = (*(side // coarse for side in shape[:-1]), shape[-1])
+    image = user_images.read_image(model, "--image", path, shape)
+    x = np.asarray(data.normalize(image[None], model.levels))[0]
+    for axis in range(len(shape) - 1 if coarse else 0):
+        x = x.repeat(coarse, axis)
+    return ConditioningImage(path, user_images.image_hash(image), x)

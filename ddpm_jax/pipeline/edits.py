@@ -1,0 +1,216 @@
+"""What `sample.py` makes of images: they are read and checked here, and become the sampler's."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import config as configs
+from ddpm_jax import data, editing, samplers
+from ddpm_jax.config import flags
+from ddpm_jax.pipeline import tiles, user_images
+from ddpm_jax.pipeline.pipeline import Pipeline
+from ddpm_jax.pipeline.user_images import image_hash
+
+INVERSION_ITERATIONS = 5  # network calls for each step towards the noise
+
+
+class Edit(NamedTuple):
+    """Sampling that begins from images; it draws as its model does.
+
+    Attributes:
+        model: the trained network.
+        sampler_factory: ((model.inputs, inputs), tile) -> sampler and times, see `generate.tile_function`.
+        times: that it visits.
+        inputs: arrays, which the compiled program takes as arguments: another image is no other program.
+        known_pixels: the image whose pixels come out as they are, as the data have it, and where: bool.
+            None for neither.
+        record: the flags, and the sha256 of each file's pixels, for the manifest.
+    """
+
+    model: Pipeline
+    sampler_factory: Callable[[Any, tiles.Tile], tuple[samplers.Sampler, Any]]
+    times: np.ndarray
+    inputs: Any
+    known_pixels: tuple[np.ndarray, np.ndarray] | None
+    record: dict[str, Any]
+
+    @property
+    def tile(self) -> int:
+        """The model's."""
+        return self.model.tile
+
+    def draw(self, *, seed: int, start: int, num: int, batch: int | None = None) -> Iterator[tiles.Drawn]:
+        """As `Pipeline.draw`."""
+        given = self.record["flags"]
+        name = (
+            next(name for name in ("inpaint", "init_image", "interpolate") if name in given),
+            given.get("cg_steps", 0),
+        )
+        both = self.model.inputs._replace(times=self.times), self.inputs
+        return self.model.draw_with(self.sampler_factory, name, both, seed=seed, start=start, num=num, batch=batch)
+
+    def to_pixels(self, x: np.ndarray) -> np.ndarray:
+        """As `Pipeline.to_pixels`; known floating-point pixels are as given, which [-1, 1] and back would round."""
+        drawn = self.model.to_pixels(x)
+        if self.known_pixels is None or not isinstance(self.model.levels, data.ValueRange):
+            return drawn
+        given, mask = self.known_pixels
+        return np.where(mask, given, drawn)
+
+    def manifest(self) -> dict[str, Any]:
+        """As `Pipeline.manifest`."""
+        return self.model.manifest() | {"times": self.times.tolist(), "edit": self.record}
+
+
+def make_edit(model: Pipeline, options: flags.EditOptions, *, start: int, num: int) -> Edit | None:
+    """The edit that flags ask for, None if they ask for none.
+
+    Args:
+        start, num: of the images, of which those between two are a series.
+
+    Raises:
+        FileNotFoundError: if a file is not there.
+        ValueError: if flags contradict one another, or a file is no image of the run's.
+    """
+    chosen = [name for name in ("inpaint", "init_image", "interpolate") if getattr(options, name) is not None]
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(map(_flag, chosen))} are different things: take one of them")
+    for name, to in {"mask": "inpaint", "resample": "inpaint", "jump": "inpaint", "cg_steps": "inpaint",
+                     "strength": "init_image"}.items():  # fmt: skip
+        if getattr(options, name) is not None and to not in chosen:
+            raise ValueError(f"{_flag(name)} belongs to {_flag(to)}, which is not given")
+    if options.inpaint is not None:
+        return _inpaint(model, options)
+    if options.init_image is not None:
+        return _sdedit(model, options)
+    return None if options.interpolate is None else _interpolate(model, options, start, num)
+
+
+def _flag(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
+def edit_from_manifest(model: Pipeline, manifest: dict[str, Any]) -> Edit | None:
+    """The edit that a manifest tells of, None if it tells of none.
+
+    Raises:
+        FileNotFoundError: if a file is no longer there.
+        ValueError: if the manifest is damaged, or a file has other pixels now.
+    """
+    stored = manifest.get("edit")
+    if stored is None:
+        return None
+    try:
+        given = configs.current_names(dict(stored["flags"]), flags.EditOptions)
+        if "interpolate" in given:
+            given["interpolate"] = tuple(given["interpolate"])
+        options, then = flags.EditOptions(**given), dict(stored["sha256"])
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"the manifest is damaged in what it says of edits: {error!r}") from error
+    found = make_edit(model, options, start=manifest["start"], num=manifest["num"])
+    now = found.record["sha256"] if found else {}
+    for name in sorted({*then, *now}):
+        if then.get(name) != now.get(name):
+            raise ValueError(
+                f"{name} has other pixels than when these images were made: sha256 {now.get(name)}, was "
+                f"{then.get(name)}"
+            )
+    return found
+
+
+def read_mask(model: Pipeline, path: str) -> np.ndarray:
+    """Where the pixels are known, bool [H, W, 1] or [H, W, C]: what is not 0 in a file of 0 and one other value.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it has another size, or more values.
+    """
+    mask = user_images.read_pixels("--mask", path)
+    wanted = (*model.shape[:-1], 1)
+    if mask.shape not in (wanted, model.shape):
+        raise ValueError(
+            f"--mask {path}: {user_images.describe_format(mask.shape, mask.dtype)}; expected the images' size "
+            f"with one channel, {'x'.join(map(str, wanted))}, or all of theirs"
+        )
+    values = np.unique(mask)
+    if np.count_nonzero(values) > 1:
+        raise ValueError(
+            f"--mask {path}: {len(values)} different values; expected 0 where a pixel is to be made and one other "
+            "value where it is known (there are no soft masks)"
+        )
+    return mask != 0
+
+
+def _inpaint(model: Pipeline, options: flags.EditOptions) -> Edit:
+    if options.mask is None:
+        raise ValueError("--inpaint needs a --mask: an image that is 0 where pixels are to be made")
+    image, mask = user_images.read_image(model, "--inpaint", str(options.inpaint)), read_mask(model, options.mask)
+    resample = 1 if options.resample is None else options.resample
+    jump, cg_steps = 10 if options.jump is None else options.jump, options.cg_steps or 0
+    times = editing.repaint_times(model.times, jump=jump, repeats=resample)
+
+    def sampler_factory(both, tile):
+        inputs, (known, where) = both
+
+        def given(denoise):
+            return editing.condition_on_pixels(model.schedule, denoise, known, where, iterations=cg_steps, clip=False)
+
+        sampler = model.conditioned_sampler(inputs, tile.condition, given if cg_steps else None)
+        return editing.inpainting(model.schedule, sampler, known, where), inputs.times
+
+    inputs = np.asarray(data.normalize(image[None], model.levels)), np.broadcast_to(mask, model.shape)[None]
+    settings = dataclasses.replace(options, resample=resample, jump=jump, cg_steps=cg_steps)
+    record = _edit_record(settings, {options.inpaint: image, options.mask: mask})
+    return Edit(model, sampler_factory, times, inputs, (image, mask), record)
+
+
+def _sdedit(model: Pipeline, options: flags.EditOptions) -> Edit:
+    image = user_images.read_image(model, "--init-image", str(options.init_image))
+    strength = 0.6 if options.strength is None else options.strength
+    times = editing.truncate_times(model.times, strength)
+
+    def sampler_factory(both, tile):
+        inputs, picture = both
+        return editing.sdedit(model.schedule, model.conditioned_sampler(inputs, tile.condition), picture), inputs.times
+
+    inputs, record = np.asarray(data.normalize(image[None], model.levels)), {options.init_image: image}
+    record = _edit_record(dataclasses.replace(options, strength=strength), record)
+    return Edit(model, sampler_factory, times, inputs, None, record)
+
+
+def _interpolate(model: Pipeline, options: flags.EditOptions, start: int, num: int) -> Edit:
+    """Images i = 0 ... num - 1 decode the point i / (num - 1) of the arc between the two inverted images."""
+    c = model.config.sampling
+    if c.sampler != "ddim" or c.eta != 0:
+        raise ValueError("--interpolate takes images to noise and back, which ddim without noise does: "
+                         "add --sampler ddim --eta 0")  # fmt: skip
+    if start != 0 or num < 2:
+        raise ValueError(f"--interpolate makes a series from the first image to the second: --start must be 0 "
+                         f"and --num at least 2, got {start} and {num}")  # fmt: skip
+    first, second = options.interpolate or ("", "")
+    pair = [user_images.read_image(model, "--interpolate", path) for path in (first, second)]
+    invert = jax.jit(
+        lambda params, x: editing.invert(
+            model.schedule, model.denoiser(params), x, model.times, iterations=INVERSION_ITERATIONS
+        )
+    )
+    latents = np.asarray(invert(model.params, data.normalize(np.stack(pair), model.levels)))
+
+    def sampler_factory(both, tile):
+        inputs, (ends, last) = both
+        weight = jnp.clip(tile.indices.astype(jnp.float32) / last, 0, 1)
+        a, b = (jnp.broadcast_to(end, (len(tile.indices), *model.shape)) for end in ends)
+        sampler = model.conditioned_sampler(inputs, tile.condition)
+        return sampler._replace(init=lambda _, t: sampler.init(editing.slerp(a, b, weight), t)), inputs.times
+
+    record = _edit_record(options, {first: pair[0], second: pair[1]})
+    return Edit(model, sampler_factory, model.times, (latents, np.float32(num - 1)), None, record)
+
+
+def _edit_record(options: flags.EditOptions, files: dict[Any, np.ndarray]) -> dict[str, Any]:
+    given = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
+    return {"flags": given, "sha256": {name: image_hash(pixels) for name, pixels in files.items()}}

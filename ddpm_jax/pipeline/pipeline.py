@@ -1,0 +1,251 @@
+"""A trained network, as a run's checkpoint holds it."""
+
+import copy
+import dataclasses
+import functools
+import pathlib
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import ddpm_jax
+from ddpm_jax import checkpoint, data, keys, samplers
+from ddpm_jax import config as configs
+from ddpm_jax.config import objects
+from ddpm_jax.pipeline import tiles, x0_mse
+from ddpm_jax.pipeline.requests import UNCONDITIONAL, ConditionRequest
+
+
+class SamplerInputs(NamedTuple):
+    """What a program that draws takes as arguments, so that others need no other program.
+
+    params: the network's.
+    times: int32 [steps + 1], to visit.
+    scalars: of `objects.sampling_scalars`.
+    """
+
+    params: Any
+    times: Any
+    scalars: objects.SamplingScalars
+
+
+class Pipeline:
+    """A trained network, as one checkpoint of a run holds it, ready to draw images.
+
+    Args:
+        workdir: the run's folder; it is only read.
+        step: which checkpoint; None is the newest that can be read.
+        weights: "ema", the moving average of the parameters, or "raw".
+        sampling: fields of `config.Sampling` in place of the config's own.
+
+    Raises:
+        FileNotFoundError: if there is no such run or checkpoint, or the analytic sampler misses the network's errors.
+        ValueError: if a field of `sampling` is unknown or has a value that the config refuses, or the errors are not
+            those of this network.
+
+    Attributes:
+        shape: of an image, (H, W, C) or (D, H, W, C).
+        levels: of the data, or their `data.Range`.
+        dtype: of the data.
+        format: what the data came as, see `data.Images`; "" also if the checkpoint does not say.
+        tile: images per device and network call: the config's, or where that leaves it open, what suits the device.
+        label_names: of the labels that the network is told; () if there are none.
+        untrained_labels: labels that it can be told and that no training image had.
+        origin: what is said of where the weights came from, if they were converted; else None.
+        request: which images are drawn; those of nothing in particular, unless it was made by `with_request`.
+        x0_mse: of the network at each t, float32 [T+1], if its sampler is the analytic one; else None.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, *, step: int | None, weights: str, sampling: dict[str, Any]):
+        self.workdir, self.weights = pathlib.Path(workdir), weights
+        if not (self.workdir / "checkpoints").is_dir():
+            raise FileNotFoundError(f"{workdir} holds no checkpoints: it is not the folder of a run")
+        part = {"ema": "ema", "raw": "params"}[weights]
+        with checkpoint.Checkpoints(self.workdir / "checkpoints", read_only=True) as saved:
+            meta = saved.meta(step)
+            config = configs.from_dict(meta["config"])
+            image = meta["image"]
+            self.shape, levels = tuple(image["shape"]), image["levels"]
+            self.levels: int | data.ValueRange = data.ValueRange(*levels) if isinstance(levels, list) else int(levels)
+            usual = np.uint8 if isinstance(levels, int) and levels <= 256 else np.uint16
+            self.dtype = np.dtype(image.get("dtype", usual))
+            self.format = image.get("format", "")
+            self.label_names = tuple(unicodedata.normalize("NFC", name) for name in image.get("label_names", ()))
+            self.untrained_labels = tuple(image.get("untrained", ()))
+            net = objects.network(config, channels=self.shape[-1])
+            target = jax.eval_shape(lambda key: objects.init_params(config, net, key, self.shape), keys.from_seed(0))
+            self.step, self.params, meta = saved.restore_part(part, target, step=step)
+        self.fingerprint, self.origin = meta["fingerprint"][part], meta.get("origin")
+        self.schedule, self._net = objects.noise_schedule(config), net
+        self._programs: dict[Any, tiles.TileFunction] = {}
+        self._configure(config, sampling, UNCONDITIONAL)
+
+    def _configure(self, config: configs.Config, sampling: dict[str, Any], request: ConditionRequest) -> None:
+        resolved = dataclasses.asdict(config.sampling) | configs.current_names(sampling, configs.Sampling)
+        self.config = dataclasses.replace(config, sampling=configs.from_dict(resolved, configs.Sampling))
+        self.tile = objects.tile_size(self.config, self.shape, jax.local_devices()[0].platform)
+        configs.check_trained(self.config)
+        self.times, self.request = objects.times(self.config), request
+        analytic = self.config.sampling.sampler == "analytic"
+        self.x0_mse = x0_mse.load(self.workdir, self.fingerprint, self.config) if analytic else None
+
+    def with_request(self, request: ConditionRequest, **sampling: Any) -> "Pipeline":
+        """The same network, asked for these images, with some fields of `config.Sampling` in place of its own.
+
+        What was compiled stays: another sampler, number of steps, or kind of clipping is another program, but not
+        another label, text, guidance, eta, mix or spacing.
+
+        Raises:
+            ValueError: as the class.
+        """
+        other = copy.copy(self)
+        other._configure(self.config, sampling, request)
+        return other
+
+    def describe(self) -> str:
+        """One line: which weights, which sampler."""
+        c = self.config.sampling
+        how = "".join(f", {name} {value}" for name, value in objects.sampler_options(self.config).items())
+        said = f"{self.workdir}, step {self.step}, {self.weights} weights; {c.sampler}, {c.steps} steps{how}"
+        if not objects.is_conditional(self.config):
+            return said
+        return f"{said}, guidance {c.guidance:g}; {self.request.describe(self.label_names)}"
+
+    def draw(
+        self,
+        *,
+        seed: int,
+        start: int,
+        num: int,
+        batch: int | None = None,
+        save_at: Sequence[int] = (),
+    ) -> Iterator[tiles.Drawn]:
+        """The images start ... start + num - 1 of a seed, by tiles; see `generate.draw` and `generate.tile_function`.
+
+        Raises:
+            ValueError: if the network cannot be told what is asked.
+        """
+
+        def sampler_factory(inputs, tile):  # which times are kept is settled by compilation
+            return self.conditioned_sampler(inputs, tile.condition), self.times if save_at else inputs.times
+
+        name = ("noise", tuple(self.times.tolist()), tuple(save_at)) if save_at else ("noise",)
+        return self.draw_with(
+            sampler_factory, name, self.inputs, seed=seed, start=start, num=num, batch=batch, save_at=save_at
+        )
+
+    def draw_with(
+        self,
+        sampler_factory: Callable[[Any, tiles.Tile], tuple[samplers.Sampler, Any]],
+        program_key: tuple,
+        inputs: Any,
+        *,
+        seed: int,
+        start: int,
+        num: int,
+        batch: int | None = None,
+        save_at: Sequence[int] = (),
+    ) -> Iterator[tiles.Drawn]:
+        """Images by another chain of this network's, see `generate.tile_function`.
+
+        Args:
+            program_key: of the chain: a second one of the same name, and the same kind of sampling, is not compiled.
+            inputs: what the chain is passed.
+
+        Raises:
+            ValueError: as `draw`.
+        """
+        self.request.check(self.config)
+        c = self.config.sampling
+        kind = *program_key, c.sampler, c.order, c.clip, c.threshold, c.eps_scale
+        if kind not in self._programs:
+            self._programs[kind] = tiles.parallelise(tiles.tile_function(sampler_factory, self.shape, save_at))
+        return tiles.draw(
+            self._programs[kind], inputs, seed=seed, start=start, num=num, tile=self.tile, batch=batch,
+            conditions=functools.partial(self.request.gather, self.config, self.shape),
+        )  # fmt: skip
+
+    @property
+    def inputs(self) -> "SamplerInputs":
+        """What `conditioned_sampler` takes."""
+        return SamplerInputs(self.params, self.times, self._scalars)
+
+    @property
+    def x0_mse_digest(self) -> str | None:
+        """What names the errors that the analytic sampler rests on; None for the others."""
+        return x0_mse.digest(self.x0_mse)
+
+    @property
+    def _scalars(self) -> objects.SamplingScalars:
+        numbers = objects.sampling_scalars(self.config, self.x0_mse)
+        if self.request == UNCONDITIONAL:  # which goes nowhere: one call of the network does what two would
+            numbers = numbers._replace(guidance=np.float32(1))
+        return numbers
+
+    @property
+    def integer_levels(self) -> int:
+        """The levels of the data, for what is done with integers alone.
+
+        Raises:
+            ValueError: if the data are floating-point.
+        """
+        if isinstance(self.levels, data.ValueRange):
+            raise ValueError(
+                f"{self.workdir} makes floating-point images, and this is for integers: train.py says the held-out "
+                "bound of such a run, and sample.py draws from it"
+            )
+        return self.levels
+
+    def to_pixels(self, x: np.ndarray) -> np.ndarray:
+        """Images in [-1, 1], as `draw` gives them, as the data have them: of their levels or range, and their type."""
+        return data.denormalize(x, self.levels).astype(self.dtype, copy=False)
+
+    def manifest(self) -> dict[str, Any]:
+        """What says how images came about, but for their seed and indices."""
+        device = jax.devices()[0]
+        return {
+            "fingerprint": self.fingerprint,
+            "step": self.step,
+            "weights": self.weights,
+            "sampling": dataclasses.asdict(self.config.sampling) | {"tile": self.tile},
+            "asked": self.request.to_record(),
+            **({"x0_errors": self.x0_mse_digest} if self.x0_mse_digest else {}),
+            "times": self.times.tolist(),
+            "image": {"shape": list(self.shape), "levels": self.levels, "dtype": str(self.dtype)},
+            "machine": {"platform": device.platform, "kind": device.device_kind, "devices": jax.device_count()},
+            "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
+        }
+
+    def denoiser(self, params):
+        """The `gaussian.Denoiser` of the network with these parameters, told nothing.
+
+        Raises:
+            ValueError: if it was never told nothing in training, or certain images are asked for.
+        """
+        if self.request != UNCONDITIONAL:
+            raise ValueError(
+                f"this is about the network that is told nothing, and images are asked for: {self.request}"
+            )
+        UNCONDITIONAL.check(self.config)
+        net, config = self._net, self.config
+
+        def predict(x_t, t):
+            return net.apply({"params": params}, x_t, t, objects.empty_condition(config, x_t.shape[0], x_t.shape[1:]))
+
+        return objects.denoiser(config, self.schedule, predict)
+
+    def sampler(self, params):
+        """The `samplers.Sampler` of the network with these parameters, told nothing."""
+        return objects.sampler(self.config, self.schedule, self.denoiser(params), self._scalars)
+
+    def conditioned_sampler(self, inputs: "SamplerInputs", condition, transform=None):
+        """The `samplers.Sampler` of the network told `condition` and guided by it, see `ConditionRequest.gather`.
+
+        `transform` is as in `objects.denoiser`.
+        """
+        told = objects.conditioned_net(self.config, self._net, inputs.params, condition, inputs.scalars)
+        denoise = objects.denoiser(self.config, self.schedule, told, transform)
+        return objects.sampler(self.config, self.schedule, denoise, inputs.scalars)

@@ -1,0 +1,136 @@
+"""The conditions of the images to draw: parsed from flags, checked against the network, and recorded."""
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax import config as configs
+from ddpm_jax.config import flags, objects
+from ddpm_jax.data import folder_report
+from ddpm_jax.guidance import Condition
+from ddpm_jax.models import text
+from ddpm_jax.pipeline.conditioning_image import ConditioningImage, read_conditioning_image
+
+
+class ConditionRequest(NamedTuple):
+    """What images to draw: image i is told labels[i % len(labels)] and texts[i % len(texts)]; () is told nothing.
+
+    images: `ConditioningImage` of the shape that the network sees, images[i % len(images)] beside image i.
+    """
+
+    labels: tuple[int, ...] = ()
+    texts: tuple[str, ...] = ()
+    images: tuple[ConditioningImage, ...] = ()
+
+    def check(self, config: configs.Config) -> None:
+        """Raises a ValueError if the network of the config cannot be told this."""
+        classes, length = config.net.num_classes, config.text.length
+        sees = bool(config.condition.super_resolution_factor or config.condition.paired)
+        if self.images and not sees:
+            raise ValueError("an image is given, and this run's network sees no other one beside its own")
+        if sees and not self.images:
+            raise ValueError("this run's network sees another image beside its own: give --image FILE, one or more")
+        if self.labels and not classes:
+            raise ValueError("labels are asked for, and this run's network was not told any (net.num_classes is 0)")
+        if self.texts and not config.text.layers:
+            raise ValueError("a text is given, and this run's network was not told any (text.layers is 0)")
+        for label in self.labels:
+            if not 0 <= label < classes:
+                raise ValueError(f"label {label} is asked for, and this run knows 0 to {classes - 1}")
+        text.tokenize(self.texts, length)
+        if objects.is_conditional(config) and not (self.labels or self.texts) and not config.condition.dropout:
+            raise ValueError(
+                "this run's network was always told something (condition.dropout is 0): say which images to draw"
+            )
+
+    def gather(self, config: configs.Config, shape: tuple[int, ...], indices: np.ndarray) -> Condition:
+        """What the images at `indices` [n] of this shape are told."""
+        found, places = objects.empty_condition(config, len(indices), shape), np.asarray(indices, np.int64)
+        if self.images:
+            found = found._replace(image=np.stack([shown.x for shown in self.images])[places % len(self.images)])
+        if self.labels:
+            found = found._replace(label=np.asarray(self.labels, np.int32)[places % len(self.labels)])
+        if self.texts:
+            found = found._replace(tokens=text.tokenize(self.texts, config.text.length)[places % len(self.texts)])
+        return found
+
+    def to_record(self) -> dict[str, list]:
+        """As a manifest has it."""
+        images = [[shown.path, shown.sha256] for shown in self.images]
+        return {"labels": list(self.labels), "texts": list(self.texts), "images": images}
+
+    def describe(self, names: Sequence[str]) -> str:
+        """In words."""
+        labels = ", ".join(folder_report.printable(names[i]) if i < len(names) else str(i) for i in self.labels)
+        beside = ", ".join(folder_report.printable(image.path) for image in self.images)
+        said = {"labels": labels, "texts": "; ".join(map(folder_report.printable, self.texts)), "beside": beside}
+        return " and ".join(f"{name} {what}" for name, what in said.items() if what) or "told nothing"
+
+
+UNCONDITIONAL = ConditionRequest()
+"""Images of nothing in particular."""
+
+
+def parse_request(options: flags.ConditionOptions, sampling: flags.SamplingOptions, model: Any) -> ConditionRequest:
+    """What the flags ask of a `pipeline.Pipeline`.
+
+    Raises:
+        FileNotFoundError: if an image is not there.
+        ValueError: for a label that is neither a name nor a number of one, naming those that there are, or that no
+            training image had; for an image that is not such as the network sees; or if there is a flag for guidance,
+            and nothing to go for.
+    """
+    names, num_classes = model.label_names, model.config.net.num_classes
+    images = tuple(read_conditioning_image(model, path) for path in options.image)
+    if sampling.guidance is not None and not (options.label or options.labels or options.text):
+        raise ValueError(f"--guidance {sampling.guidance:g} needs something to go for: a label or a text")
+    if options.label is not None and options.labels is not None:
+        raise ValueError("--label is one for all images and --labels several: say one of them")
+    words = (
+        [options.label] if options.label is not None else [] if options.labels is None else options.labels.split(",")
+    )
+    if not num_classes and words:
+        raise ValueError("labels are asked for, and this run's network was not told any (net.num_classes is 0)")
+    if options.label is None and words == ["all"]:
+        return ConditionRequest(
+            tuple(i for i in range(num_classes) if i not in model.untrained_labels), options.text, images
+        )
+    labels = tuple(_parse_label(word, names, num_classes) for word in words)
+    for label, word in zip(labels, words, strict=True):
+        if label in model.untrained_labels:
+            raise ValueError(f"the label {word!r} is asked for, and none of this run's training images had it")
+    return ConditionRequest(labels, options.text, images)
+
+
+def _parse_label(word: str, names: Sequence[str], num_classes: int) -> int:
+    """The label that a name or a number means; where names are numbers, names alone mean one."""
+    word = unicodedata.normalize("NFC", word)
+    for name in (word, word.strip()):
+        if name in names:
+            return names.index(name)
+    numbers = any(name.isdecimal() for name in names)
+    if not numbers and word.strip().isdecimal() and int(word) < num_classes:
+        return int(word)
+    known = (
+        f"are called {folder_report.join_first(names)}"
+        if numbers
+        else f"are 0 to {num_classes - 1} ({folder_report.join_first(names)})"
+    )
+    raise ValueError(f"no label {word.strip()!r}: this run's {known}")
+
+
+def request_from_manifest(record: dict[str, Any], model: Any) -> ConditionRequest:
+    """What a manifest's record of a `ConditionRequest` asks, its images being read again.
+
+    Raises:
+        FileNotFoundError: if an image is no longer there.
+        ValueError: if it has other pixels now.
+    """
+    images = []
+    for path, sha256 in record.get("images", []):
+        images.append(read_conditioning_image(model, path))
+        if images[-1].sha256 != sha256:
+            raise ValueError(f"{path} has other pixels than when these images were made")
+    return ConditionRequest(tuple(record["labels"]), tuple(record["texts"]), tuple(images))

@@ -1,0 +1,73 @@
+"""Images that a user gives to a run: read, checked against what the run has, and named by their numbers."""
+
+import hashlib
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax import data
+from ddpm_jax.data import image_files
+
+
+def read_image(model: Any, flag: str, path: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """The image in a file, which must be one of the run's: its type, its levels, and its shape or another one.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the flag and the file, if it is not.
+    """
+    image, its = read_pixels(flag, path), model.shape if shape is None else shape
+    if image.shape != its or image.dtype != model.dtype:
+        wanted = f"this run has {describe_format(its, model.dtype)}" + (" there" if its != model.shape else "")
+        raise ValueError(
+            f"{flag} {path}: {describe_format(image.shape, image.dtype)}; {wanted}"
+            f"{_conversion_hint(model, image, path, its)}"
+        )
+    if isinstance(model.levels, data.ValueRange):
+        low, high = model.levels
+        if image.min() < low or image.max() > high:
+            raise ValueError(f"{flag} {path}: values from {image.min():g} to {image.max():g}; this run has {low:g} to "
+                             f"{high:g}")  # fmt: skip
+    elif image.max() >= model.levels:
+        raise ValueError(
+            f"{flag} {path}: holds the value {image.max()}; this run has levels 0 to {model.levels - 1}"
+            f"{_conversion_hint(model, image, path, its)}"
+        )
+    return image
+
+
+def _conversion_hint(model: Any, image: np.ndarray, path: str, its: tuple[int, ...]) -> str:
+    """How an ordinary picture of 8 bits becomes one of the run's; "" of anything else."""
+    if image.dtype != np.uint8 or model.dtype != np.uint8 or image.ndim != 3 or its[-1] not in (1, 3) or len(its) != 3:
+        return ""
+    steps = [] if image.shape[-1] == its[-1] else [f'.convert("{"L" if its[-1] == 1 else "RGB"}")']
+    steps += [] if image.shape[:2] == its[:2] else [f".resize(({its[1]}, {its[0]}))"]
+    if model.levels < 256 and image.max() >= model.levels:
+        steps.append(f".point(lambda v: round(v * {model.levels - 1} / 255))")
+    return f'. Of an ordinary picture, with Pillow: Image.open("{path}"){"".join(steps)}.save("other.png")'
+
+
+def read_pixels(flag: str, path: str) -> np.ndarray:
+    """The image in a file, as it is.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the flag and the file, if it cannot be read.
+    """
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"{flag}: there is no file {path}")
+    try:
+        return image_files.decode(pathlib.Path(path)).pixels
+    except ValueError as error:
+        raise ValueError(f"{flag} {path}: {error}") from error
+
+
+def describe_format(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    """A shape and a type in words."""
+    return f"{'x'.join(map(str, shape))} {dtype}"
+
+
+def image_hash(image: np.ndarray) -> str:
+    """sha256 of an image's numbers, in the order of memory."""
+    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()

@@ -1,0 +1,181 @@
+"""A run that begins from another run's parameters: fine-tuning."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ddpm_jax import config as configs
+from ddpm_jax import training
+from ddpm_jax.config import objects
+from ddpm_jax.config.flags import InitFrom
+from ddpm_jax.pipeline.pipeline import Pipeline
+
+PROVENANCE_KEYS = ("begun_from", "origin")
+"""What checkpoints say of where the first parameters came from, as long as the run goes on."""
+
+_MAY_DIFFER = ("attention_resolutions", "attention_by", "dropout", "dtype", "remat", "num_classes")
+"""Fields of a network that change neither what its parameters mean nor, where those fit, whose they are."""
+
+_REINITIALISED = ("conv_in", "conv_out", "label")
+"""Modules whose parameters are made anew where images have other channels, or labels are others."""
+
+_CONDITION_MODULES = ("label", "pooled", "text")
+"""Modules that a network that is told more has besides; they, and cross_0, cross_1, ... start as nothing."""
+
+
+class TransferredParams(NamedTuple):
+    """Parameters that are partly another run's.
+
+    Attributes:
+        params: a tree like our own.
+        reinitialised: the modules that are not the other run's, and why.
+        num_transferred: how many leaves are.
+    """
+
+    params: Any
+    reinitialised: dict[str, str]
+    num_transferred: int
+
+
+def init_from_run(
+    config: configs.Config, net: Any, key: Any, shape: tuple[int, ...], options: InitFrom
+) -> tuple[Any, dict[str, Any]]:
+    """The state before the first step, with another run's parameters, and what a checkpoint keeps of that.
+
+    Optimizer and average start afresh.  What was taken and what was not is printed.
+
+    Raises:
+        FileNotFoundError: if there is no such run or checkpoint.
+        ValueError: naming what of the other network does not fit, and what would be right.
+    """
+    source = Pipeline(str(options.init_from), step=options.init_checkpoint, weights=options.init_weights, sampling={})
+    _check_compatible(source, config, shape)
+    own = jax.jit(lambda key: objects.init_params(config, net, key, shape))(key)
+    transferred = transfer_params(own, source.params, _attention_hint(source, shape))
+    other = [
+        line
+        for line in configs.differences(source.config, config)
+        if line.startswith(("schedule.", "loss.", "net.", "text.", "condition."))
+    ]
+    record = {
+        "run": os.path.abspath(source.workdir),
+        "step": source.step,
+        "weights": source.weights,
+        "fingerprint": source.fingerprint,
+        "image": list(source.shape),
+        "renewed": transferred.reinitialised,
+        "otherwise": other,
+        "origin": source.origin,
+    }
+    print(
+        f"begun     from {source.workdir}, step {source.step}, {source.weights} weights: "
+        f"{transferred.num_transferred} arrays are its"
+    )
+    for name, why in transferred.reinitialised.items():
+        print(f"          made anew: {name}, {why}")
+    if not transferred.reinitialised:
+        print("          nothing is made anew")
+    for line in other:
+        print(f"          not as there: {line}")
+    return training.init(transferred.params, objects.optimizer(config)), {"begun_from": record}
+
+
+def has_checkpoints(workdir: pathlib.Path) -> bool:
+    """Whether a run's folder has checkpoints by the look of it."""
+    return any((workdir / "checkpoints").glob("[0-9]*"))
+
+
+def provenance(meta: Mapping[str, Any], options: InitFrom, workdir: Any) -> dict[str, Any]:
+    """What a run that goes on keeps saying of where its first parameters came from.
+
+    Raises:
+        ValueError: if it began from something other than what is asked for now.
+    """
+    begun = meta.get("begun_from")
+    if options.init_from is not None and (begun is None or begun["run"] != os.path.abspath(options.init_from)):
+        began = "from no other run" if begun is None else f"from {begun['run']}"
+        raise ValueError(
+            f"--init-from {options.init_from}: {workdir} is under way and began {began}; take a new folder, or "
+            "leave the flag out to go on"
+        )
+    return {name: meta[name] for name in PROVENANCE_KEYS if name in meta}
+
+
+def transfer_params(fresh: Any, source: Any, hint: str = "") -> TransferredParams:
+    """Our own parameters with those of another network in their place, wherever these fit.
+
+    Raises:
+        ValueError: naming every leaf that does not fit, or that one of the two lacks, but for those of modules that may
+            be made anew: the first and last convolution, and what tells the network labels, texts or a context.
+    """
+    ours, others = _leaves_by_path(fresh), _leaves_by_path(source)
+    reinitialised: dict[str, str] = {}
+    wrong = [f"{path} {np.shape(leaf)} is there alone" for path, leaf in others.items() if path not in ours]
+    for path, leaf in ours.items():
+        module = _module_of(path)
+        if path not in others and _is_condition_module(path):
+            reinitialised[module] = "which is not there"
+        elif path not in others:
+            wrong.append(f"{path} {leaf.shape} is here alone")
+        elif leaf.shape != others[path].shape and module in _REINITIALISED:
+            reinitialised.setdefault(module, f"{others[path].shape} there and {leaf.shape} here")
+        elif leaf.shape != others[path].shape:
+            wrong.append(f"{path} is {others[path].shape} there and {leaf.shape} here")
+    if wrong:
+        more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise ValueError(f"the other network does not fit: {'; '.join(wrong[:8])}{more}{hint}")
+    mine = [path for path in ours if _module_of(path) in reinitialised]
+    params = jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: (
+            leaf if _module_of(_path_of(keys)) in reinitialised else others[_path_of(keys)].astype(leaf.dtype)
+        ),
+        fresh,
+    )
+    return TransferredParams(params, reinitialised, len(ours) - len(mine))
+
+
+def _check_compatible(source: Pipeline, config: configs.Config, shape: tuple[int, ...]) -> None:
+    """Raises a ValueError that names the options in which the two networks must be the same and are not."""
+    pairs = [(f"net.{f.name}", getattr(source.config.net, f.name), getattr(config.net, f.name))
+             for f in dataclasses.fields(config.net) if f.name not in _MAY_DIFFER]  # fmt: skip
+    wrong = [f"{name} is {there!r} there and {here!r} here" for name, there, here in pairs if there != here]
+    if len(source.shape) != len(shape):
+        wrong.append(f"images have shape {source.shape} there and {shape} here")
+    if wrong:
+        raise ValueError(f"--init-from {source.workdir}: {'; '.join(wrong)}. Networks must have the same options")
+
+
+def _attention_hint(source: Pipeline, shape: tuple[int, ...]) -> str:
+    """How to say, for images of this shape, which levels of the other network attend."""
+    net, side = source.config.net, min(source.shape[:-1])
+    factors = [2**i for i in range(len(net.channel_multipliers))]
+    attended = [f for f in factors if (side // f if net.attention_by == "size" else f) in net.attention_resolutions]
+    if not attended:
+        return ". The other network attends in its middle alone, which is --net.attention-resolutions 0"
+    said = " ".join(map(str, attended))
+    flags = f"--net.attention-by factor --net.attention-resolutions {said}"
+    return f". The other network attends where the image is smaller by {said}: {flags}"
+
+
+def _leaves_by_path(tree: Any) -> dict[str, Any]:
+    return {_path_of(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _path_of(keys: Any) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def _module_of(path: str) -> str:
+    """What is made anew as one: a module of the network, or an attention to a context within a level."""
+    top, *rest = path.split("/")
+    return f"{top}/{rest[0]}" if rest and rest[0].startswith("cross_") else top
+
+
+def _is_condition_module(path: str) -> bool:
+    module = _module_of(path)
+    return module in _CONDITION_MODULES or "/" in module

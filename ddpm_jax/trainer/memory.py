@@ -1,0 +1,35 @@
+"""Flags of training that need less memory, to try when something does not fit."""
+
+from ddpm_jax import config as configs
+from ddpm_jax.process.memory import sampling_oom_hints
+
+
+def step_oom_hints(config: configs.Config, devices: int, resident: int, room: float = 0.5) -> list[str]:
+    """Flags for a training step that needs less memory, the mildest first, each with what it does.
+
+    Args:
+        devices: over which the batch is spread.
+        resident: bytes of images that lie on each device all the time; 0 if they are streamed.
+        room: the share of what the examples in work take now that there is memory for, as far as it is known.
+    """
+    share, found = config.batch // devices, []
+    micro = share // config.optim.accumulate
+    fewer = [n for n in range(2, micro + 1) if micro % n == 0]
+    if fewer:
+        parts = config.optim.accumulate * next((n for n in fewer if n * room >= 1), fewer[-1])
+        found.append(f"--optim.accumulate {parts}: the same step, {share // parts} images at a time")
+    if not config.net.remat:
+        found.append("--net.remat: the same step; blocks keep their input alone, and work a third more")
+    if resident > 1 << 28:
+        found.append(f"--data.stream True: {resident / 2**30:.1f} GiB of images no longer lie on each device")
+    if share > 1:
+        fewest = max(1, int(share * room))
+        found.append(f"--batch {fewest * devices}: {fewest} on each device, which is another run")
+    return found
+
+
+def evaluation_oom_hints(config: configs.Config, tile: int) -> list[str]:
+    """Flags for training whose samples, so many at a time, and held-out evaluations need less memory."""
+    count = min(config.batch, config.evaluation.images)
+    fewer = [f"--evaluation.images {count // 2}: held-out images at a time"] * (count > 1)
+    return sampling_oom_hints(tile, "--sampling.tile") + fewer

@@ -1,0 +1,230 @@
+"""Takes a training step again that was not finite, on the CPU in float32, and names the layer where it began.
+
+`train.py` leaves such a record when too many steps in a row were not finite: parameters and images of the first.  Its
+keys follow from the run's seed, so times, noise, mirroring and dropout are those of the step.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from ddpm_jax import config as configs
+from ddpm_jax import data, trainer, training
+from ddpm_jax.config import objects
+from ddpm_jax.guidance import Condition
+
+CHUNK = 8
+"""Examples at a time: each has its own keys, so that nothing depends on it."""
+
+
+class Record(NamedTuple):
+    """What `train.py` has left of a step.
+
+    Attributes:
+        step: its number, from 1.
+        images: [batch, ...] as the data have them.
+        levels: of the images.
+        params: before the step.
+        condition: what was said of the images, see `said.DatasetConditions.gather`.
+    """
+
+    config: configs.Config
+    step: int
+    images: np.ndarray
+    levels: int | data.ValueRange
+    params: Any
+    condition: Condition = Condition()
+
+
+class Replay(NamedTuple):
+    """What was found.
+
+    Attributes:
+        loss: the mean over the batch.
+        times: [batch] t of each example.
+        losses: [batch].
+        grad_norm: of the mean loss, before clipping.
+        forward: the first layer in the order of the forward pass whose output is not finite, for the first example
+            whose loss is not; "" if there is none.
+        backward: the first one in the order of the backward pass whose parameters have a gradient that is not finite.
+    """
+
+    loss: float
+    times: np.ndarray
+    losses: np.ndarray
+    grad_norm: float
+    forward: str
+    backward: str
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+def load_record(path: pathlib.Path) -> Record:
+    """The record in a file, with the config of the run that it lies in.
+
+    Raises:
+        FileNotFoundError: if there is no such file, or no config.json beside it.
+        ValueError: naming the file, if it is not such a record, is damaged, or is not of this run.
+    """
+    beside = path.with_name("config.json")
+    for file in (path, beside):
+        if not file.is_file():
+            raise FileNotFoundError(f"no file {file}: a record lies in the folder of its run, beside config.json")
+    config = configs.read(beside)
+    try:
+        configs.check(config)
+    except ValueError as error:
+        raise ValueError(f"{beside} is not the config of a run: {error}") from error
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:  # numpy leaves it open where it fails
+            params = {name: kept[name] for name in kept.files if name.startswith("params[")}
+            said = {name: kept[f"said.{name}"] for name in Condition._fields if f"said.{name}" in kept.files}
+            step, levels, images = int(kept["step"]), kept["levels"].tolist(), kept["images"]
+        leaves = {tuple(name.removeprefix("params")[2:-2].split("']['")): leaf for name, leaf in params.items()}
+        levels = levels if isinstance(levels, int) else data.ValueRange(*levels)
+        record = Record(config, step, images, levels, traverse_util.unflatten_dict(leaves), Condition(**said))
+        check_record(record)
+    except Exception as error:  # an archive may be damaged in any way
+        raise ValueError(f"{path} is not a record of a step, or not a whole one: {error}") from error
+    return record
+
+
+def check_record(record: Record) -> None:
+    """Makes sure that a record can be of a step of its run.
+
+    Raises:
+        ValueError: saying what cannot be.
+    """
+    config, images, shape = record.config, record.images, record.images.shape[1:]
+    if record.step < 1 or images.shape[:1] != (config.batch,):
+        raise ValueError(f"step {record.step} of images {images.shape}, where the run has a batch of {config.batch}")
+    data.normalize(images[:1], record.levels)
+    if isinstance(record.levels, int) and images.max() >= record.levels:
+        raise ValueError(f"images hold the value {images.max()}, and have levels 0 to {record.levels - 1}")
+    wanted, found = _expected_params(config, shape), _describe_params(record.params)
+    for name in sorted({*wanted, *found}):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(f"{name} is {found.get(name)}, the run's network has {wanted.get(name)}")
+    told = objects.empty_condition(config, config.batch, shape)._asdict()
+    for name, rows in record.condition._asdict().items():
+        if (rows is None) != (told[name] is None) or (rows is not None and len(rows) != config.batch):
+            raise ValueError(f"what was said of the images has no {name}, or not of each, or the network is told none")
+
+
+@functools.lru_cache
+def _expected_params(config: configs.Config, shape: tuple[int, ...]) -> dict[str, str]:
+    net, key = objects.network(config, shape[-1]), trainer.run_keys(config.seed)[0]
+    return _describe_params(jax.eval_shape(lambda key: objects.init_params(config, net, key, shape), key))
+
+
+def _describe_params(params: Any) -> dict[str, str]:
+    leaves: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
+    return {name: f"{leaf.dtype} {leaf.shape}" for name, leaf in leaves.items()}
+
+
+def replay(record: Record, dtype: str) -> Replay:
+    """The step again, its network computed in `dtype`."""
+    config = dataclasses.replace(record.config, net=dataclasses.replace(record.config.net, dtype=dtype))
+    size, run_key = len(record.images), trainer.run_keys(config.seed)[1]
+
+    def some(first: int, stop: int):
+        """What the functions of `loss_and_gradient` take, for the examples first ... stop - 1."""
+        places, before = jnp.arange(first, min(stop, size)), record.step - 1
+        keys, t = (of(before, places) for of in (step_keys, times_of))
+        rows = jax.tree.map(lambda leaf: leaf[first:stop], record.condition)
+        return record.params, keys, record.images[first:stop], t, rows
+
+    step_keys = functools.partial(training.step_keys, run_key)
+    times_of = functools.partial(trainer.stratified_times, config, run_key)
+
+    total, gradient = loss_and_gradient(config, record.images.shape[-1], record.levels)
+    grads, found = jax.tree.map(np.zeros_like, record.params), []
+    for first in range(0, size, CHUNK):
+        more, aux = gradient(*some(first, first + CHUNK))
+        with np.errstate(all="ignore"):  # what is not finite is looked for below
+            grads = jax.tree.map(np.add, grads, jax.device_get(more))
+        found.append(aux)
+    grads = jax.tree.map(lambda leaf: leaf / size, grads)
+    losses, times = (np.concatenate(parts) for parts in zip(*found, strict=True))
+
+    bad = np.flatnonzero(~np.isfinite(losses))
+    spoilt = {name for name, leaf in by_layer(grads) if not np.isfinite(leaf).all()}
+    example = int(bad[0]) if len(bad) else 0
+    layers = layer_outputs(lambda: total(*some(example, example + 1))) if len(bad) or spoilt else []
+    forward = next((name for name, output in layers if not np.isfinite(output).all()), "") if len(bad) else ""
+    backward = next((name for name, _ in reversed(layers) if name in spoilt), "")
+    norm = math.sqrt(sum(float(np.square(leaf, dtype=np.float64).sum()) for leaf in jax.tree.leaves(grads)))
+    return Replay(float(losses.mean()), times, losses, norm, forward, backward)
+
+
+@functools.lru_cache
+def loss_and_gradient(config: configs.Config, channels: int, levels: int | data.ValueRange):
+    """The sum of some examples' losses, with loss and time of each, and the compiled gradient of that sum."""
+    schedule, net = objects.noise_schedule(config), objects.network(config, channels)
+    losses_of = trainer.example_losses(config, schedule, net, levels)
+
+    def total(params, keys, images, t, rows):
+        loss, times = losses_of(params, keys, images, jnp.arange(len(images)), t, rows)
+        return loss.sum(), (loss, times)
+
+    return total, jax.jit(jax.grad(total, has_aux=True))
+
+
+def layer_outputs(call) -> list[tuple[str, np.ndarray]]:
+    """The path and the output of every layer that has parameters or sublayers, in the order in which they end."""
+    seen: list[tuple[str, np.ndarray]] = []
+
+    def watch(of, args, kwargs, context):
+        result = of(*args, **kwargs)
+        if context.method_name == "__call__" and isinstance(result, jax.Array) and context.module.path:
+            seen.append(("/".join(context.module.path), np.asarray(result, np.float32)))
+        return result
+
+    with nn.intercept_methods(watch):
+        call()
+    return seen
+
+
+def by_layer(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The path of the layer that a parameter belongs to, and the leaf."""
+    for path, leaf in traverse_util.flatten_dict(tree).items():
+        yield "/".join(path[:-1]), np.asarray(leaf)
+
+
+def report_lines(result: Replay, record: Record, dtype: str) -> Iterator[str]:
+    """What was found, in words."""
+    yield f"in {dtype}: loss {result.loss:.6g}, norm of the gradient {result.grad_norm:.6g}"
+    bad = np.flatnonzero(~np.isfinite(result.losses))
+    if len(bad):
+        worst = ", ".join(f"{i} at t = {result.times[i]}" for i in bad[:5])
+        yield f"  the loss of {len(bad)} of {len(record.images)} examples is not finite: {worst}"
+        where = result.forward or "no layer: it is the loss itself"
+        yield f"  forward, the first output that is not finite is that of {where}"
+    if result.backward:
+        yield f"  backward, the first gradient that is not finite is that of {result.backward}"
+    if result.finite:
+        yield "  finite: the step can be taken so"
+
+
+def largest_parameter(record: Record) -> str:
+    """The parameter of the largest value, or the first that is not finite."""
+    sizes = {name: float(np.abs(leaf).max()) for name, leaf in by_parameter(record.params)}
+    name = next((name for name, size in sizes.items() if not math.isfinite(size)), max(sizes, key=sizes.__getitem__))
+    return f"{sizes[name]:.4g} in {name}"
+
+
+def by_parameter(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The path of each parameter, and the parameter."""
+    for path, leaf in traverse_util.flatten_dict(tree).items():
+        yield "/".join(path), np.asarray(leaf)

@@ -1,0 +1,306 @@
+"""The run that `train.py` leads: its folder, what it says of itself, its samples and held-out evaluations."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+import ddpm_jax
+from ddpm_jax import config as configs
+from ddpm_jax import data, guidance, process
+from ddpm_jax.config import objects
+from ddpm_jax.data import captions, digests
+from ddpm_jax.data.conditions import DatasetConditions
+from ddpm_jax.data.folder_report import join_first
+from ddpm_jax.metrics import held_out, monitors
+from ddpm_jax.pipeline import tiles
+
+_REFERENCE_BYTES = 1 << 28
+"""Bytes of images that samples are compared with, where not all are in memory."""
+
+
+@contextlib.contextmanager
+def lock_run(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
+    """Makes the run's folder, or makes sure that it is this config's own, and keeps other trainers out meanwhile.
+
+    With several processes the first one does so, and all make sure that they see the same folder.
+
+    Raises:
+        ValueError: if the folder holds a run of another config (apart from `steps`, and from `steps_per_call`,
+            `data.stream`, `net.remat` and `optim.accumulate`, which another machine may need), or something else; if
+            another process trains in it; or if not all processes see it.
+        OSError: if it cannot be written, then or later: the body's errors are raised anew with what is left to go on.
+    """
+    with contextlib.ExitStack() as held:
+        failed = None
+        if process.is_main_process():
+            try:
+                _make_folder(workdir)
+                held.enter_context(process.FolderLock(workdir))
+                _write_config(workdir, config)
+            except (ValueError, OSError) as error:
+                failed = error
+        if process.any_process(failed is not None):
+            raise failed or ValueError(f"the first process could not take {workdir}; it says why")
+        if process.any_process(not (workdir / "config.json").exists()):
+            raise ValueError(f"all processes must see {workdir}: it has to lie in a folder that they share")
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f"{workdir} cannot be written: {error}. {describe_last_checkpoint(workdir)}") from error
+
+
+def describe_last_checkpoint(workdir: pathlib.Path) -> str:
+    """Which step was saved last, as the folder shows it: nothing is waited for."""
+    steps = [int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()]
+    last = f"Step {max(steps)} was saved last" if steps else "Nothing was saved yet"
+    return f"{last}; the same command continues"
+
+
+def _make_folder(workdir: pathlib.Path) -> None:
+    inside = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
+    inside -= {".lock", "config.part"}  # of a process that was killed before it had written config.json
+    if inside and "config.json" not in inside:
+        raise ValueError(f"{workdir} is not empty and holds no config.json: it is not a run; take a new folder")
+    workdir.mkdir(parents=True, exist_ok=True)
+
+
+def _write_config(workdir: pathlib.Path, config: configs.Config) -> None:
+    path = workdir / "config.json"
+    if path.exists():
+        old = configs.read(path)
+        changed = configs.differences(_with_changeable_fields(old, config), config)
+        if changed and any((workdir / "checkpoints").glob("[0-9]*")):  # without a checkpoint nothing was begun
+            raise ValueError(
+                f"{workdir} holds a run of another config; take a new folder, or go on with its own. "
+                f"What differs: {'; '.join(changed)}"
+            )
+    part = path.with_suffix(".part")
+    part.write_text(configs.to_json(config), encoding="utf-8")
+    part.replace(path)
+    (workdir / "samples").mkdir(exist_ok=True)
+
+
+def _with_changeable_fields(old: configs.Config, new: configs.Config) -> configs.Config:
+    """The old config, but for what may change during a run."""
+    return dataclasses.replace(
+        old,
+        steps=new.steps,
+        steps_per_call=new.steps_per_call,
+        data=dataclasses.replace(old.data, stream=new.data.stream),
+        net=dataclasses.replace(old.net, remat=new.net.remat),
+        optim=dataclasses.replace(old.optim, accumulate=new.optim.accumulate),
+    )
+
+
+class Run:
+    """What a run says of itself: its first lines, its checkpoints' record, its samples and held-out evaluations."""
+
+    def __init__(self, config: configs.Config, workdir: pathlib.Path, images, schedule, net, key, interrupt):
+        self.config, self.workdir, self.images, self.key, self.interrupt = config, workdir, images, key, interrupt
+        self.num_held_out = min(config.evaluation.images, len(images.test))
+        self.tile = objects.tile_size(config, images.train.shape[1:], jax.local_devices()[0].platform)
+        self.provenance: dict[str, Any] = {}  # what every checkpoint says of where the first parameters came from
+
+        self.held_out_conditions, self.train_conditions = (
+            DatasetConditions(config, images, held_out=True),
+            DatasetConditions(config, images),
+        )
+
+        def sampler_factory(inputs, tile):
+            params, times, scalars = inputs
+            of = objects.conditioned_net(config, net, params, tile.condition, scalars)
+            return objects.sampler(config, schedule, objects.denoiser(config, schedule, of), scalars), times
+
+        def examine(params, keys, examples):
+            x0, rows = examples
+            of = guidance.condition_on(lambda x_t, t, rows: net.apply({"params": params}, x_t, t, rows), rows)
+            examination = held_out.make_evaluate_batch(
+                schedule, of, objects.denoiser(config, schedule, of), objects.example_loss(config, images.levels),
+                variance_mix=config.sampling.variance_mix,
+                decoder=objects.decoder(images.levels), strata=config.evaluation.strata,
+            )  # fmt: skip
+            return examination(keys, x0)
+
+        self.evaluate = jax.jit(examine)
+        self.draw_tiles = tiles.parallelise(tiles.tile_function(sampler_factory, images.train.shape[1:]))
+
+    def print_summary(self, state, start: int) -> None:
+        """The first lines: where, on what, how large, from when to when."""
+        config, leaves, devices = self.config, jax.tree.leaves(state.params), jax.devices()
+        print(f"run       {self.workdir}" + (f", continued from step {start}" if start else ""))
+        hosts = jax.process_count()
+        among = f", {len(devices) // hosts} in each of {hosts} processes" if hosts > 1 else ""
+        print(f"devices   {len(devices)} x {devices[0].device_kind} ({devices[0].platform}){among}")
+        print(f"network   {sum(leaf.size for leaf in leaves):,} parameters, compute in {config.net.dtype}")
+        print(f"data      {data.summary(self.images)}")
+        if self.untrained_labels:
+            names = captions.label_names(self.images)
+            named = [names[i] if i < len(names) else str(i) for i in self.untrained_labels]
+            print(f"labels    warning: no training image of {len(named)}, which are not learned: {join_first(named)}")
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
+        save, look = (
+            min((start // every + 1) * every, config.steps)
+            for every in (config.save_every, config.sample_every or config.steps)
+        )
+        print(f"steps     {start} of {config.steps}; next checkpoint ({size:.1f} MB) at {save}, next samples at {look}")
+        print("          the time left is said as soon as the first steps are compiled and done", flush=True)
+
+    def check_consistent(self, start: int, meta: Mapping[str, Any]) -> None:
+        """Makes sure that the data are those that the run was trained on, as `meta`, its checkpoint's, says.
+
+        And that all processes have the same config, checkpoint and data, of which a hundred images vouch.
+
+        Raises:
+            ValueError: if they are not, with the difference; if one process has not.
+        """
+        now = {"image": self.image_record, "data": self.data_record}
+        changed = digests.differences(meta, json.loads(json.dumps(now)))
+        if changed:
+            raise ValueError(
+                f"{self.workdir} was trained on other images than {self.images.name} has now: {'; '.join(changed)}. "
+                f"Bring back the former ones, or take a new folder: --init-from {self.workdir} begins there from this "
+                "run's parameters"
+            )
+        if jax.process_count() == 1:
+            return
+        train = self.images.train
+        seen = np.ascontiguousarray(train[:: max(1, len(train) // 100)])
+        said = {
+            "config": configs.to_json(self.config),
+            "newest checkpoint": str(start),
+            "shape of data": f"{train.shape}",
+        }
+        process.check_equal_across_processes(
+            {name: text.encode() for name, text in said.items()} | {"training images": seen.tobytes()}
+        )
+
+    def should_stop(self, stop_received: bool) -> bool:
+        """Whether to end after this step: asked for here, or, of several processes, heard by all in the same step."""
+        return stop_received if jax.process_count() > 1 else self.interrupt.requested
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What a checkpoint says of itself."""
+        return {
+            "step": step,
+            "config": dataclasses.asdict(self.config),
+            "image": self.image_record,
+            "data": self.data_record,
+            "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
+            **self.provenance,
+        }
+
+    @property
+    def image_record(self) -> dict[str, Any]:
+        """What every image is, and what labels are called."""
+        return {
+            "shape": list(self.images.train.shape[1:]),
+            "levels": self.images.levels,
+            "dtype": str(self.images.train.dtype),
+            "format": self.images.format,
+            "label_names": list(captions.label_names(self.images)) if self.config.net.num_classes else [],
+            "untrained": self.untrained_labels,
+        }
+
+    @functools.cached_property
+    def untrained_labels(self) -> list[int]:
+        """Labels that the network can be told and that no training image has."""
+        labels = self.train_conditions.labels
+        return [] if labels is None else np.setdiff1d(np.arange(self.config.net.num_classes), labels).tolist()
+
+    @functools.cached_property
+    def data_record(self) -> dict[str, Any]:
+        """What is trained on: the number of images, and digests of them and of what the network is told of them."""
+        said, train = self.train_conditions, self.images.train
+        found: dict[str, Any] = {"images": len(train), "pixels": digests.digests(train)}
+        if said.labels is not None:
+            found["labels"] = {"all": digests.digest(said.labels)}
+        if said.text_rows is not None:
+            found["texts"] = {"all": digests.digest(said.tokens, said.text_rows)}
+        if self.config.condition.paired:
+            found["beside"] = digests.digests(said.images)
+        return found
+
+    def sample_and_evaluate(self, step: int, params) -> dict[str, Any]:
+        """Draws a grid of samples, says what they look like and evaluates held-out images; nothing, if interrupted."""
+        config, levels = self.config, self.images.levels
+        parts = []
+        inputs = params, objects.times(config), objects.sampling_scalars(config)
+        drawn = tiles.draw(
+            self.draw_tiles,
+            inputs,
+            seed=config.seed,
+            start=0,
+            num=config.sampling.num,
+            tile=self.tile,
+            conditions=self.sample_conditions,
+        )
+        for part in drawn:
+            parts.append(part.x)
+            if process.any_process(self.interrupt.requested):
+                return {}
+        integers = self._to_preview(data.denormalize(np.concatenate(parts), levels))
+        picture = self.workdir / "samples" / f"{step}.png"
+        if process.is_main_process():
+            grid = data.make_grid(integers, self._preview_levels)
+            data.write_png(picture, grid, scale=data.preview_scale(integers.shape[1:]))
+        x0 = np.asarray(data.normalize(self.images.test[: self.num_held_out], levels))
+        found = held_out.evaluate_held_out(
+            partial(self.evaluate, params), self.key,
+            (x0, self.held_out_conditions.gather_first_text(np.arange(self.num_held_out))),
+            min(config.batch, self.num_held_out),
+        )  # fmt: skip
+        many = f"{self.num_held_out} images" if self.num_held_out > 1 else "1 image, so no error bar"
+        error = f" ± {found.standard_error:.3f}" if self.num_held_out > 1 else ""
+        bits = f"{found.bits_per_dim:.3f}{error} bits/dim ({many}, estimated bound)"
+        tenths = monitors.loss_by_tenth(found.times, found.losses, config.schedule.T)
+        monitored = monitors.report(integers, self.reference)
+        print(f"step {step}: held-out loss {found.loss:.4f}, {bits}; samples in {picture}")
+        for line in (monitors.loss_by_tenth_line(tenths), *monitors.lines(monitored)):
+            print(f"  {line}")
+        sys.stdout.flush()
+        return {
+            "held_out_loss": found.loss,
+            "held_out_bits_per_dim": found.bits_per_dim,
+            "held_out_bits_per_dim_se": found.standard_error,
+            "held_out_loss_by_tenth_of_t": tenths,
+            **monitors.metrics(monitored),
+        }
+
+    def sample_conditions(self, indices: np.ndarray):
+        """What the samples of training are told: image i what is said of held-out image i, and so on round them."""
+        return self.held_out_conditions.gather_first_text(np.asarray(indices, np.int64) % len(self.images.test))
+
+    @functools.cached_property
+    def reference(self) -> monitors.Reference:
+        """What samples are compared with: the training images, as training sees them.
+
+        Of those that are not in memory, so many, evenly spread, as take a quarter of a GiB.
+        """
+        train = self.images.train
+        if isinstance(train, data.LazyImages):
+            train = train[:: -(-train.nbytes // _REFERENCE_BYTES)]
+        seen = np.concatenate([train, train[..., ::-1, :]]) if self.config.data.flip else train
+        return monitors.reference(
+            self._to_preview(seen), self._to_preview(self.images.test[: self.num_held_out]), self._preview_levels
+        )
+
+    @property
+    def _preview_levels(self) -> int:
+        levels = self.images.levels
+        return 256 if isinstance(levels, data.ValueRange) else levels
+
+    def _to_preview(self, images: np.ndarray) -> np.ndarray:
+        """Images as pictures and monitors take them: integers of the data's type, 8 bits of floating-point ones."""
+        levels = self.images.levels
+        if isinstance(levels, data.ValueRange):
+            return data.to_integer(data.normalize(images, levels), 256)
+        return images.astype(self.images.train.dtype, copy=False)

@@ -1,0 +1,309 @@
+"""bits/dim over a split: the number, where it comes from, and what an interruption does to it."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import shared_evaluation
+import tyro
+
+from ddpm_jax import data, gaussian, likelihood, schedules, tracking
+from ddpm_jax.evaluate import likelihood as evaluated
+from ddpm_jax.evaluate import protocol, sample_cache
+from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
+from ddpm_jax.evaluate.likelihood import LikelihoodOptions
+from ddpm_jax.keys import from_seed
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.programs.evaluate import COMMANDS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared():
+    with shared_evaluation.share_programs():
+        yield
+
+
+def of(folder, out, mix=0.0, **sampling) -> EvaluationContext:
+    return shared_evaluation.evaluation_context(folder, out, variance_mix=mix, **sampling)
+
+
+def measured(run: EvaluationContext, options: LikelihoodOptions):
+    chosen = select_split(load_images(run), options.split, options.num)
+    found = evaluated.load_or_measure(run, chosen, options)
+    assert found is not None
+    return found
+
+
+def numbers(run: EvaluationContext, options: LikelihoodOptions):
+    chosen = select_split(load_images(run), options.split, options.num)
+    return {number.name: number for number in evaluated.measurements(run, chosen, options, measured(run, options))}
+
+
+HUNDRED = {estimate: LikelihoodOptions(num=100, estimate=estimate) for estimate in (None, 2)}
+
+
+@pytest.fixture(scope="module")
+def straight(run_folder, tmp_path_factory):
+    """The results of a hundred images: the exact bound and an estimate."""
+    out = tmp_path_factory.mktemp("straight")
+    for options in HUNDRED.values():
+        numbers(of(run_folder, out), options)
+    return out
+
+
+def test_the_command_says_what_the_function_says(run_folder, tmp_path):
+    """Over devices, in tiles, the last of them not full: each image's bound is that of the plain function."""
+    run, options = of(run_folder, tmp_path), LikelihoodOptions(num=45)
+    found = numbers(run, options)
+    model = run.model
+
+    @jax.jit
+    def plain(key, integers):
+        x0 = data.normalize(integers, 17)
+        key = jax.random.fold_in(key, 2**32 - 2)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(45))
+        denoise, decoder = model.denoiser(model.params), likelihood.discretized_gaussian(17)
+        found = likelihood.vlb(keys, model.schedule, denoise, x0, variance_mix=0.0, decoder=decoder)
+        return *(likelihood.bits_per_dim(nats, x0) for nats in (found.total, found.terms)), found.x0_mse[0]
+
+    total, terms, mse = (np.asarray(part, np.float64) for part in plain(from_seed(0), data.load("digits").test[:45]))
+    (path,) = tmp_path.glob("likelihood-*.npz")
+    kept = evaluated.load(path)
+    np.testing.assert_allclose(kept.total, total, rtol=2e-5)
+    assert found["bits/dim"].value == pytest.approx(total.mean(), rel=1e-5)
+    assert found["bits/dim"].error == pytest.approx(total.std(ddof=1) / 45**0.5, rel=1e-4)
+    parts = [found[name].value for name in ("rate, bits/dim", "distortion, bits/dim", "prior, bits/dim")]
+    assert sum(parts) == pytest.approx(found["bits/dim"].value, rel=1e-6)
+    np.testing.assert_allclose(kept.terms / 45, terms.mean(1), rtol=1e-4)
+    rmse = 127.5 * np.sqrt(mse.mean())
+    assert found["RMSE of x_0, 0..255"].value == pytest.approx(rmse, rel=1e-5)
+
+
+def test_the_estimate_is_within_three_standard_errors_of_the_exact_bound(run_folder, straight):
+    run = of(run_folder, straight)
+    exact, guess = (numbers(run, options)["bits/dim"] for options in HUNDRED.values())
+    exactly, guessed = (measured(run, options).total for options in HUNDRED.values())
+    error = (guessed - exactly).std(ddof=1) / 10  # the images are the same: what differs is the draw of times and noise
+    assert 0 < abs(guess.value - exact.value) < 3 * error
+    assert error < guess.error * 1.5
+
+
+@pytest.mark.parametrize("estimate", [None, 2])
+def test_an_interrupted_measurement_goes_on_to_the_same_number(
+    run_folder, straight, tmp_path, monkeypatch, capsys, estimate
+):
+    options = HUNDRED[estimate]
+    run, update = of(run_folder, tmp_path), tracking.Progress.update
+    monkeypatch.setattr(
+        tracking.Progress, "update", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), update(*args))
+    )
+    assert evaluated.run(run, options) == 4
+    assert "interrupted: 8 of 100 images are kept" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.json"))
+    monkeypatch.undo()
+    assert evaluated.run(run, options) == 0
+    assert "continued after 8 of 100 images" in capsys.readouterr().out
+    (found,) = tmp_path.glob("*.npz")
+    assert found.read_bytes() == (straight / found.name).read_bytes()
+
+
+def test_a_number_that_is_there_is_not_measured_again(run_folder, straight, monkeypatch):
+    before = numbers(of(run_folder, straight), HUNDRED[None])
+    monkeypatch.setattr(evaluated, "measure", None)
+    assert numbers(of(run_folder, straight), HUNDRED[None]) == before
+
+
+def test_changing_any_field_changes_the_line(run_folder, tmp_path):
+    plain = LikelihoodOptions(num=16, estimate=2)
+
+    def line(options=plain, fingerprint=None, **flags):
+        run = shared_evaluation.evaluation_context(run_folder, tmp_path, **flags)
+        run.model.fingerprint = fingerprint or run.model.fingerprint
+        facts = evaluated.protocol_fields(run, select_split(load_images(run), options.split, options.num), options)
+        return protocol.format_line(protocol.Measurement("bits/dim", 3.75, 0.01, facts))
+
+    lines = [
+        line(),
+        line(variance_mix=0.5),
+        line(clip=False),
+        line(weights="raw"),
+        line(fingerprint="sha256:0123456789abcdef"),  # of another run
+        *(
+            line(dataclasses.replace(plain, **change))
+            for change in (
+                {"num": 17}, {"seed": 1}, {"estimate": 3}, {"estimate": None}, {"split": "train"}, {"decoder": "tanh"},
+            )
+        ),
+        line(LikelihoodOptions(num=16), steps=10),
+        line(LikelihoodOptions(num=16), steps=10, spacing="quadratic"),
+    ]  # fmt: skip
+    assert len(set(lines)) == len(lines)
+    assert lines[0].startswith("bits/dim 3.750 ± 0.010 | ") and "mix=1" in lines[0]
+    assert "n=16 | digits-test sha " in lines[0] and "| ema | ckpt=" in lines[0] and "step 3" in lines[0]
+
+
+def test_every_field_of_a_protocol_is_in_its_line():
+    facts = {"n": 3, "data": "a", "clip": True, "mix": 0.5, "method": "exact", "anything": "else"}
+    base = protocol.Measurement("bits/dim", 3.75, 0.01, facts)
+    assert protocol.format_line(base) == "bits/dim 3.750 ± 0.010 | n=3 | a | clip | mix=0.5 | exact | anything=else"
+    for name, value in facts.items():
+        other = {**facts, name: not value if isinstance(value, bool) else value * 2}
+        assert protocol.format_line(base._replace(protocol=other)) != protocol.format_line(base)
+        assert protocol.short_hash(other) != protocol.short_hash(facts)
+    close = {**facts, "mix": 0.5000000001}  # digits that a shorter form would drop
+    assert protocol.format_line(base._replace(protocol=close)) != protocol.format_line(base)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (3.75, 0.0123, "3.750 ± 0.012"),
+        (0.5, float("nan"), "0.5"),
+        (123.456, 12.0, "123 ± 12"),
+        (1.7e-7, 7.1e-8, "1.7e-07 ± 7e-08"),
+        (7e-9, 0, "7e-09"),
+    ],
+)
+def test_a_value_has_the_digits_that_its_error_leaves(value, error, text):
+    assert protocol.format_value(value, error) == text
+
+
+def test_the_json_is_the_line(run_folder, straight):
+    run, options = of(run_folder, straight), HUNDRED[2]
+    found = numbers(run, options)
+    path = evaluated.result_path(run, select_split(load_images(run), "test", 100), options).with_suffix(".json")
+    assert protocol.read_measurements(path) == list(found.values())
+    written = json.loads(path.read_text())
+    assert [row["line"] for row in written["numbers"]] == [protocol.format_line(number) for number in found.values()]
+    assert written["made_with"]["versions"]["jax"] == jax.__version__
+
+
+# --- against closed forms
+
+
+def test_the_estimates_over_twenty_seeds_cover_the_closed_form():
+    """Data N(0.2, 1/4), 1000 linear steps, beta: 0.840462 nats.  Within two standard errors in 95 of 100 seeds, if the
+    errors are right: of twenty, at least 16 (fewer come by chance in 3 of 1000 cases)."""
+    schedule, mean, std, n, dims = schedules.linear(1000), 0.2, 0.5, 256, 16
+
+    def net(x, t):
+        signal, noise = (schedules.gather(column, t, x) for column in (schedule.signal, schedule.noise))
+        return noise * (x - signal * mean) / (signal**2 * std**2 + noise**2)
+
+    denoise = gaussian.denoiser(schedule, net, clip=False)
+
+    @jax.jit
+    def nats(key):
+        data_key, key = jax.random.split(key)
+        x0 = mean + std * jax.random.normal(data_key, (n, dims))
+        found = likelihood.estimate_vlb(key, schedule, denoise, x0, strata=16, decoder=likelihood.gaussian_density)
+        return found.total / dims
+
+    keys = jax.jit(jax.random.split, static_argnums=1)(from_seed(0), 20)
+    seeds = [np.asarray(nats(key), np.float64) for key in keys]
+    off = np.array([(x.mean() - 0.840462) / (x.std(ddof=1) / n**0.5) for x in seeds])
+    assert (abs(off) < 2).sum() >= 16
+    assert abs(off.mean()) < 4 / 20**0.5
+
+
+@pytest.mark.slow
+def test_the_exact_bound_of_the_large_net_does_not_store_the_activations_of_its_steps():
+    """35.7M parameters: 1000 steps take no more working memory than 10, but for the terms themselves."""
+    net = UNet()
+    x0 = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
+    params = jax.eval_shape(net.init, from_seed(0), x0, jax.ShapeDtypeStruct((4,), jnp.int32))
+
+    def working_memory(T):
+        schedule = schedules.cosine(T)
+
+        def bound(params, key, x0):
+            denoise = gaussian.denoiser(schedule, lambda x, t: net.apply(params, x, t), clip=True)
+            return likelihood.vlb(key, schedule, denoise, x0, decoder=likelihood.decoder_8bit)
+
+        compiled = jax.jit(bound).lower(params, from_seed(0), x0).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    few, many = working_memory(10), working_memory(1000)
+    assert few > 1e6  # it was told at all
+    assert many - few < 1e6
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (LikelihoodOptions(num=298), r"--num must be 1 to 297, the images in digits's test split, got 298"),
+        (LikelihoodOptions(num=0), r"--num must be 1 to 297"),
+        (LikelihoodOptions(estimate=0), r"--estimate must be at least 1 stratum, got 0"),
+    ],
+)
+def test_wrong_requests_are_refused(run_folder, tmp_path, options, text):
+    with pytest.raises(ValueError, match=text):
+        numbers(of(run_folder, tmp_path), options)
+
+
+def test_an_estimate_of_a_strided_chain_is_refused(run_folder, tmp_path):
+    with pytest.raises(ValueError, match="--estimate draws from all 20 steps of the chain: leave out --steps 10"):
+        numbers(of(run_folder, tmp_path, steps=10), LikelihoodOptions(estimate=4))
+
+
+def test_the_bound_is_of_the_whole_chain_where_samples_take_strides(run_folder, straight):
+    run, options = of(run_folder, straight), HUNDRED[None]
+    fewer = run._replace(
+        model=run.model.with_request(run.model.request, steps=5)
+    )  # as a config with sampling.steps = 5 does
+    kept = {path: path.stat().st_mtime_ns for path in straight.iterdir()}
+    assert evaluated.run(fewer, options) == 0
+    assert {path: path.stat().st_mtime_ns for path in straight.iterdir()} == kept  # the bound that is there
+
+    def method(run):
+        run = evaluated.with_full_chain(run)
+        return evaluated.protocol_fields(run, select_split(load_images(run), "test", 100), options)["method"]
+
+    assert method(run) == method(fewer) == "exact T=20"
+    assert method(of(run_folder, straight, steps=5)) == "exact 5 of T=20 uniform"
+
+
+def test_images_of_another_kind_are_refused(run_folder, tmp_path):
+    np.savez(tmp_path / "other.npz", train=np.zeros((9, 8, 8, 3), np.uint8), test=np.zeros((9, 8, 8, 3), np.uint8))
+    run = shared_evaluation.evaluation_context(run_folder, source=f"npz:{tmp_path / 'other.npz'}")
+    with pytest.raises(ValueError, match=r"images 8x8x3 of 256 levels, but .* makes images 8x8x1 of 17 levels"):
+        load_images(run)
+
+
+def test_a_part_of_something_else_is_not_taken_up(run_folder, tmp_path):
+    run, options = of(run_folder, tmp_path), LikelihoodOptions(num=10)
+    name = evaluated.result_path(run, select_split(load_images(run), "test", 10), options)
+    evaluated.save(name.with_suffix(".part.npz"), evaluated.empty_result(run.model, options, 12))
+    with pytest.raises(ValueError, match="is not what this measurement would have left: remove it"):
+        numbers(run, options)
+
+
+def test_damaged_measurements_and_samples_are_named(tmp_path):
+    np.savez(tmp_path / "a.npz", total=np.zeros(3))
+    with pytest.raises(ValueError, match=r"a\.npz holds total, which is no measurement: remove it"):
+        evaluated.load(tmp_path / "a.npz")
+    (tmp_path / "a.npz").write_bytes(b"PK\3\4")
+    with pytest.raises(ValueError, match=r"a\.npz is not an \.npz file, or damaged \(.*\): remove it, and what it"):
+        evaluated.load(tmp_path / "a.npz")
+    sample_cache.write_part(tmp_path, 0, np.zeros((4, 2, 2, 1), np.uint8))
+    (path,) = tmp_path.glob("*.npy")
+    np.save(path, np.zeros((3, 2, 2, 1), np.uint8))
+    with pytest.raises(ValueError, match=r"00000004\.npy holds \(3, 2, 2, 1\), not 4 images: remove it"):
+        list(sample_cache.read_chunks(tmp_path, 0, 4))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"00000004\.npy is damaged: remove it, and its images are drawn anew"):
+        list(sample_cache.read_chunks(tmp_path, 0, 4))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_flags_of_every_command_can_be_parsed(command):
+    options = COMMANDS[command][0]
+    assert tyro.cli(options, args=["--tile", "3"]).common.sampling.tile == 3

@@ -1,0 +1,192 @@
+"""`sample.py` with images: known pixels to the bit, nothing compiled for another image, and what is refused."""
+
+import contextlib
+import functools
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from run_programs import run
+
+from ddpm_jax import data, pipeline
+from ddpm_jax.config import flags
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, run_folder):
+    """A run of random parameters, and images of its kind with a mask: the upper half is known."""
+    folder = tmp_path_factory.mktemp("edits")
+    (folder / "run").symlink_to(run_folder)
+    a, b = data.load("digits").test[:2]
+    data.write_image(folder / "a.png", a, "png")
+    data.write_image(folder / "b.png", b, "png")
+    upper = np.zeros((8, 8, 1), np.uint8)
+    upper[:4] = 255
+    data.write_image(folder / "upper.png", upper, "png")
+    data.write_image(folder / "all.png", np.full((8, 8, 1), 255, np.uint8), "png")
+    data.write_image(folder / "soft.png", np.arange(64, dtype=np.uint8).reshape(8, 8, 1), "png")
+    data.write_image(folder / "wide.png", np.zeros((8, 9, 1), np.uint8), "png")
+    data.write_image(folder / "loud.png", np.full((8, 8, 1), 17, np.uint8), "png")
+    return folder
+
+
+@functools.cache
+def model(home, **sampling):
+    return pipeline.Pipeline(home / "run", step=None, weights="ema", sampling={"steps": 5, **sampling})
+
+
+def drawn(found, start=0, num=4):
+    return np.concatenate([found.to_pixels(part.x) for part in found.draw(seed=3, start=start, num=num)])
+
+
+def asked(home, **given):
+    paths = {name: str(home / value) for name, value in given.items() if isinstance(value, str)}
+    return flags.EditOptions(**(given | paths))
+
+
+def test_known_pixels_are_the_file_s_and_the_others_are_each_image_s_own(home):
+    given = data.load("digits").test[0]
+    found = pipeline.make_edit(
+        model(home), asked(home, inpaint="a.png", mask="upper.png", resample=2, jump=2), start=0, num=4
+    )
+    images = drawn(found)
+    np.testing.assert_array_equal(images[:, :4], np.broadcast_to(given[:4], (4, 4, 8, 1)))
+    assert len({image.tobytes() for image in images}) == 4
+    assert found.manifest()["times"] == found.times.tolist() and (np.diff(found.times) > 0).any()
+
+
+def test_predictions_are_brought_in_line_with_known_pixels_if_asked(home):
+    given, found = data.load("digits").test[0], []
+    for count in (None, 1):
+        ask = asked(home, inpaint="a.png", mask="upper.png", cg_steps=count)
+        found.append(drawn(pipeline.make_edit(model(home), ask, start=0, num=4)))
+        np.testing.assert_array_equal(found[-1][:, :4], np.broadcast_to(given[:4], (4, 4, 8, 1)))
+    assert (found[0][:, 4:] != found[1][:, 4:]).any((1, 2, 3)).all()
+
+
+def test_of_a_wholly_known_image_nothing_is_made(home):
+    found = pipeline.make_edit(model(home), asked(home, inpaint="a.png", mask="all.png"), start=0, num=2)
+    np.testing.assert_array_equal(drawn(found, num=2), data.load("digits").test[[0, 0]])
+
+
+def test_a_little_strength_leaves_the_image_and_all_of_it_does_not(home):
+    """Of 20 times the first has a noise of 0.07, half a level of 17; the last has next to no signal."""
+    given, off = data.load("digits").test[0].astype(float), {}
+    for strength in (0.05, 1.0):
+        found = pipeline.make_edit(
+            model(home, steps=20), asked(home, init_image="a.png", strength=strength), start=0, num=4
+        )
+        off[strength] = np.sqrt(np.mean((drawn(found) - given) ** 2))
+    assert off[0.05] < 2 < off[1.0], off
+
+
+def test_a_series_of_a_network_that_says_nothing_is_the_arc_between_its_two_images(home):
+    """With eps_hat = 0 every step is a scaling: the way to noise and back leaves the images and the arc as they are."""
+    silent = pipeline.Pipeline(
+        home / "run", step=None, weights="ema", sampling={"sampler": "ddim", "steps": 5, "clip": False}
+    )
+    silent.params = jax.tree.map(np.zeros_like, silent.params)
+    asks = flags.EditOptions(interpolate=(str(home / "a.png"), str(home / "b.png")))
+    images = drawn(pipeline.make_edit(silent, asks, start=0, num=5), num=5)
+    pair = data.load("digits").test[:2]
+    np.testing.assert_array_equal(images[[0, -1]], pair)
+    a, b = pair.reshape(2, -1) / 8.0 - 1
+    angle = np.arccos(a @ b / np.sqrt((a @ a) * (b @ b)))
+    arc = (a + b) / (2 * np.cos(angle / 2))  # at the middle, the sum brought to the arc's length
+    np.testing.assert_allclose(images[2].reshape(-1), np.clip(8 * arc + 8, 0, 16), atol=0.5 + 1e-4)
+
+
+def test_a_manifest_makes_them_again_unless_a_file_has_changed(home, tmp_path):
+    for name in ("a.png", "upper.png"):
+        shutil.copy(home / name, tmp_path / name)
+    found = pipeline.make_edit(model(home), asked(tmp_path, inpaint="a.png", mask="upper.png"), start=0, num=2)
+    manifest = json.loads(json.dumps(found.manifest() | {"start": 0, "num": 2}))
+    np.testing.assert_array_equal(drawn(pipeline.edit_from_manifest(model(home), manifest), num=2), drawn(found, num=2))
+    assert pipeline.edit_from_manifest(model(home), {"start": 0, "num": 2}) is None
+    shutil.copy(home / "b.png", tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png has other pixels than when these images were made: sha256 "):
+        pipeline.edit_from_manifest(model(home), manifest)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"--inpaint: there is no file .*a\.png"):
+        pipeline.edit_from_manifest(model(home), manifest)
+    with pytest.raises(ValueError, match="the manifest is damaged in what it says of edits"):
+        pipeline.edit_from_manifest(model(home), manifest | {"edit": {"flags": {"paint": 1}, "sha256": {}}})
+
+
+def test_a_manifest_of_an_older_version_names_flags_by_their_former_names(home):
+    found = pipeline.make_edit(model(home), asked(home, init_image="a.png", strength=0.5), start=0, num=2)
+    manifest = json.loads(json.dumps(found.manifest() | {"start": 0, "num": 2}))
+    given = manifest["edit"]["flags"]
+    given["init"] = given.pop("init_image")
+    again = pipeline.edit_from_manifest(model(home), manifest)
+    assert again.record == found.record
+    np.testing.assert_array_equal(drawn(again, num=2), drawn(found, num=2))
+    assert model(home, mix=0.5).config.sampling.variance_mix == 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"inpaint": "a.png"}, "--inpaint needs a --mask"),
+        ({"mask": "all.png"}, "--mask belongs to --inpaint, which is not given"),
+        ({"strength": 0.5}, "--strength belongs to --init-image, which is not given"),
+        ({"inpaint": "a.png", "init_image": "a.png"}, "--inpaint and --init-image are different things"),
+        ({"inpaint": "a.png", "mask": "soft.png"}, "64 different values; expected 0 where a pixel is to be made"),
+        (
+            {"inpaint": "a.png", "mask": "wide.png"},
+            "8x9x1 uint8; expected the images' size with one",
+        ),
+        (
+            {"inpaint": "a.png", "mask": "all.png", "jump": 0},
+            "jump and repeats must be integers of at least 1, got 0 and 1",
+        ),
+        ({"init_image": "a.png", "cg_steps": 1}, "--cg-steps belongs to --inpaint, which is not given"),
+        ({"init_image": "wide.png"}, "8x9x1 uint8; this run has 8x8x1 uint8"),
+        ({"init_image": "loud.png"}, "holds the value 17; this run has levels 0 to 16"),
+        ({"init_image": "none.png"}, "--init-image: there is no file"),
+        ({"init_image": "run/config.json"}, "not an image, or a damaged one"),
+        ({"init_image": "a.png", "strength": 2.0}, "strength must lie in (0, 1], got 2.0"),
+        ({"interpolate": ("a.png", "b.png")}, "add --sampler ddim --eta 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(home, given, text):
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(text)):
+        pipeline.make_edit(model(home), asked(home, **given), start=0, num=4)
+
+
+def test_how_an_ordinary_picture_becomes_the_runs_is_said(home, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match="12x16x3 uint8; this run has 8x8x1 uint8") as raised:
+        pipeline.make_edit(model(home), asked(tmp_path, init_image="photo.png"), start=0, num=4)
+    advice = str(raised.value).partition("with Pillow: ")[2]
+    with contextlib.chdir(tmp_path):
+        eval(advice, {"Image": Image})
+    made = pipeline.make_edit(model(home), asked(tmp_path, init_image="other.png"), start=0, num=4)
+    (given,) = made.inputs
+    grey = np.asarray(Image.fromarray(picture).convert("L").resize((8, 8)), float) / 127.5 - 1
+    np.testing.assert_allclose(given[..., 0], grey, atol=1 / 16 + 1e-6)
+
+
+def test_a_series_begins_at_its_first_image(home):
+    asks = flags.EditOptions(interpolate=(str(home / "a.png"), str(home / "b.png")))
+    with pytest.raises(ValueError, match="--start must be 0 and --num at least 2, got 3 and 4"):
+        pipeline.make_edit(model(home, sampler="ddim"), asks, start=3, num=4)
+
+
+def test_the_program_keeps_known_pixels_and_verifies(home, tmp_path):
+    out = tmp_path / "out"
+    shutil.copy(home / "a.png", tmp_path / "a.png")  # which is overwritten below
+    edit = ("--inpaint", tmp_path / "a.png", "--mask", home / "upper.png", "--resample", 2, "--jump", 3)
+    run("sample.py", home / "run", "--num", 4, "--steps", 8, "--format", "png", "--out", out, *edit)
+    given = data.load("digits").test[0]
+    np.testing.assert_array_equal(data.read_png(out / "images" / "000003.png").image[:4], given[:4])
+    shown = run("sample.py", home / "run", "--verify", out / "manifest.json")
+    assert "equal: all 4 images" in shown.stdout
+    shutil.copy(home / "b.png", tmp_path / "a.png")
+    shown = run("sample.py", home / "run", "--verify", out / "manifest.json", status=2)
+    assert "a.png has other pixels than when these images were made" in shown.stderr

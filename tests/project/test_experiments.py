@@ -1,0 +1,136 @@
+"""Experiments: rows that are made, kept, shared between tables and put on the page."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from ddpm_jax import config as configs
+from experiments import jump, page, run, tables
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_cells_differ_and_their_flags_are_those_of_train():
+    """Every cell is a config that `train.py` takes, and another one than the others of its table."""
+    import tyro
+
+    for name, table in tables.TABLES.items():
+        default, seen = configs.load(ROOT / table.config), {}
+        for cell in table.cells:
+            made = tyro.cli(configs.Config, args=[*table.flags, *cell.flags], default=default)
+            configs.check(made)
+            assert made.schedule.T == cell.T, (name, cell.name)
+            assert made not in seen, (name, cell.name, seen[made])
+            seen[made] = cell.name
+        assert len({cell.name for cell in table.cells}) == len(table.cells)
+
+
+def test_no_measurement_has_more_steps_than_the_chain():
+    measure = ("samples", "--num", "1000", "--steps", "250")
+    assert run.limit_steps(measure, 50) == ("samples", "--num", "1000", "--steps", "50")
+    assert run.limit_steps(measure, 4000) == measure
+
+
+def test_a_row_that_another_table_has_is_taken_from_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    table, cell = tables.TABLES["training-digits"], tables.TABLES["training-digits"].cells[0]
+    assert run.find_same_run(table, cell, 0) is None
+    run.save_row(tmp_path / "objectives-digits.json", "ε, L_simple, fixed variance", 0, {"numbers": {"a": [1, 2]}})
+    assert run.find_same_run(table, cell, 0) == {"numbers": {"a": [1, 2]}}
+    assert run.find_same_run(table, cell, 1) is None
+    assert run.find_same_run(table, table.cells[1], 0) is None
+    assert run.find_same_run(tables.TABLES["targets-mnist"], tables.TABLES["targets-mnist"].cells[0], 0) is None
+
+
+def test_unknown_tables_and_rows_are_refused():
+    with pytest.raises(SystemExit, match="no table 'target'; known are targets-digits"):
+        run.main(["target"])
+    with pytest.raises(SystemExit, match="no row 'x0' in targets-digits; it has ε, constant"):
+        run.main(["targets-digits", "--cells", "x0"])
+
+
+def test_a_program_that_fails_is_named_with_what_it_said():
+    with pytest.raises(
+        run.ProgramFailed, match=r"train.py configs/nothing.py ended with status 2:(.|\n)*no config file"
+    ):
+        run.run_program("train.py", "configs/nothing.py")
+
+
+def test_means_have_the_error_of_seeds():
+    assert page.mean_and_error([1.0, 2.0, 3.0]) == (2.0, pytest.approx(1 / 3**0.5))
+    value, error = page.mean_and_error([4.0])
+    assert value == 4 and error != error
+
+
+def test_a_table_goes_where_its_marks_are():
+    marked = "a\n<!-- one -->\nold\n<!-- end -->\nb\n<!-- two -->\n<!-- end -->\n"
+    assert page.fill_table(marked, "two", ["x", "y"]) == marked.replace("<!-- two -->\n", "<!-- two -->\nx\ny\n")
+    assert page.fill_table(marked, "one", ["new"]) == marked.replace("old", "new")
+    with pytest.raises(ValueError, match="no place for three"):
+        page.fill_table(marked, "three", [])
+
+
+def test_the_page_is_what_the_raw_results_make_of_it(tmp_path, monkeypatch):
+    """`make results` on what is committed changes no byte of the page, and draws every figure that it shows."""
+    copied = tmp_path / "results"
+    copied.mkdir()
+    for path in (path for suffix in ("json", "npz") for path in (ROOT / "docs" / "results").glob(f"*.{suffix}")):
+        (copied / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "results.md").write_bytes((ROOT / "docs" / "results.md").read_bytes())
+    monkeypatch.setattr(page, "RESULTS", copied)
+    monkeypatch.setattr(page, "PAGE", tmp_path / "results.md")
+    page.main()
+    assert (tmp_path / "results.md").read_text() == (ROOT / "docs" / "results.md").read_text()
+    shown = re.findall(r"\]\(results/(.*?\.png)\)", (tmp_path / "results.md").read_text())
+    drawn = {path.name for path in copied.glob("*.png")}
+    assert drawn <= set(shown), "a figure that the page does not show"
+    assert {name for name in shown if name.startswith(("targets-", "jump-"))} <= drawn
+
+
+@pytest.mark.slow
+def test_a_small_row_is_made_measured_and_kept(tmp_path, monkeypatch):
+    """The whole way, with runs of three steps."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # for the programs
+    table = tables.TABLES["targets-digits"]
+    small = table._replace(
+        flags=("--steps", "3", "--batch", "16", "--net.channels", "8", "--net.groups", "4", "--sample-every", "0"),
+        measures={
+            "bound": ("likelihood", "--estimate", "2", "--num", "16"),
+            "errors": ("likelihood", "--steps", "5", "--num", "16"),
+            "samples": ("samples", "--num", "80", "--steps", "2", "--variance-mix", "0"),
+        },
+        seeds=(0,),
+    )
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    monkeypatch.setattr(run, "TABLES", {"targets-digits": small})
+    chosen = ["--cells", "ε, constant", "x₀, constant", "--runs", str(tmp_path / "runs")]
+    run.main(["targets-digits", *chosen, "--jobs", "2"])
+    kept = json.loads((tmp_path / "targets-digits.json").read_text())
+    assert set(kept) == {"ε, constant", "x₀, constant"}
+    numbers = kept["x₀, constant"]["0"]["numbers"]
+    assert set(numbers) >= {page.BY_T, *page.COLUMNS.values()}
+    assert len(numbers[page.BY_T]) == 5 and all(0 < value < 255 for value in numbers[page.BY_T].values())
+    assert "--loss.predicts x0" in kept["x₀, constant"]["0"]["commands"][0]
+    lines = page.run_table("targets-digits")
+    assert len(lines) == 4 and lines[2].startswith("| ε, constant | ")
+    assert [panel.title for panel in page.target_panels(kept)] == ["under a constant weight", "x₀ under every weight"]
+    before = (tmp_path / "targets-digits.json").stat().st_mtime_ns
+    run.main(["targets-digits", *chosen])  # nothing is missing
+    assert (tmp_path / "targets-digits.json").stat().st_mtime_ns == before
+
+    trained = tmp_path / "runs" / "targets-digits" / "as-configured-0"
+    monkeypatch.setattr(jump, "RESULTS", tmp_path)
+    jump.main(["jump-digits", str(trained), "--draws", "1", "--num", "80", "--nfe", "2", "5"])
+    lines = page.jump_table("jump-digits")
+    assert sum(line.startswith("| t=") for line in lines) == 2 * len(jump.START_FRACTIONS)
+    found = json.loads((tmp_path / "jump-digits.json").read_text())
+    assert set(found["t=1000, ddim, 5 calls"]["0"]["numbers"]) == {page.DISTANCE, page.ERROR}
+    assert len(page.nfe_panels(found)) == 3
+    with np.load(tmp_path / "jump-digits-images.npz") as kept:
+        assert kept["t=1000, one jump"].shape == kept["t=100"].shape == (jump.NUM_PICTURES, 8, 8, 1)
+        rows = [label.get_text() for label in page.jump_figure(kept).axes[0].get_yticklabels()]
+        assert rows == ["image", "x_t", "one jump", "ancestral, 2", "ancestral, 5", "ddim, 2", "ddim, 5"]

@@ -1,0 +1,37 @@
+"""What surrounds the training step of a run: its times, and the watch over steps that were skipped."""
+
+import dataclasses
+
+import numpy as np
+import tiny_run
+
+from ddpm_jax import config as configs
+from ddpm_jax import trainer
+from ddpm_jax.keys import from_seed
+
+CONFIG = dataclasses.replace(
+    tiny_run.CONFIG, batch=8, loss=configs.Loss(stratified=True), optim=configs.Optim(max_skipped=3)
+)
+
+
+def test_stratified_times_differ_from_step_to_step_and_are_those_of_the_whole_batch_on_any_device():
+    def times(step, places):
+        return np.asarray(trainer.stratified_times(CONFIG, from_seed(0), step, np.asarray(places)))
+
+    first, second = times(1, range(8)), times(2, range(8))
+    assert (first != second).any() and len(set(first)) > 1
+    np.testing.assert_array_equal(times(1, range(4, 8)), first[4:])
+    assert trainer.stratified_times(tiny_run.CONFIG, from_seed(0), 1, np.arange(8)) is None
+
+
+def test_only_skipped_steps_in_a_row_are_too_many(tmp_path):
+    watch = trainer.StepMetrics(CONFIG, tmp_path, 0)
+    zeros = {"quarter_share": np.full((1, 4), 0.25), "quarter_loss": np.zeros((1, 4)), "loss": np.ones(1)}
+    for step, skipped in enumerate([1, 1, 0, 1, 1, 0, 1, 1], 1):
+        metrics = {**zeros, "grad_norm": np.ones(1), "skipped": np.array([skipped])}
+        watch.add(step, metrics, np.arange(8)[None])
+    watch.flush()
+    assert not watch.too_many_skipped and [step for step, _ in watch.skipped_in_a_row] == [7, 8]
+    watch.add(9, {**zeros, "grad_norm": np.ones(1), "skipped": np.ones(1, int)}, np.arange(8)[None])
+    watch.flush()
+    assert watch.too_many_skipped and watch.skipped_in_a_row[0][0] == 7
