@@ -94,15 +94,14 @@ def training_workload(model) -> Workload:
     import numpy as np
 
     from ddpm_jax import data, trainer, training
-    from ddpm_jax.config import objects
     from ddpm_jax.data.device_loader import make_device_loader
 
     config, devices = model.config, jax.local_devices()
-    images, optimizer = data.load(config.data.source, levels=model.levels), objects.optimizer(config)
+    images, optimizer = data.load(config.data.source, levels=model.levels), model.model.optimizer
     _, run_key, order_key, _ = trainer.run_keys(0)
-    one = trainer.train_step(config, model.schedule, objects.network(config, model.shape[-1]), optimizer, images.levels)
+    one = trainer.train_step(model.model, trainer.example_losses(model.model))
     skipped_steps, empty_condition, parameters = [], [], inspect.signature(one).parameters
-    if "rows" in parameters:  # which revisions before conditions do not have
+    if "conditions" in parameters:  # which revisions before conditions do not have
         from ddpm_jax.guidance import Condition
 
         empty_condition = [Condition()]

@@ -69,14 +69,11 @@ def workload_spec(file: str, shape: tuple[int, ...], batch: int, steps: int, nfe
     import jax
 
     from ddpm_jax import config as configs
-    from ddpm_jax.config import objects
     from ddpm_jax.convert.diffusers import network
+    from ddpm_jax.model import build
 
     config = configs.load(CONFIGS / file)
-    net = objects.network(config, shape[-1])
-    leaves = jax.tree.leaves(
-        jax.eval_shape(lambda key: objects.init_params(config, net, key, shape), jax.random.key(0))
-    )
+    leaves = jax.tree.leaves(jax.eval_shape(build(config, shape, 256).init, jax.random.key(0)))
     return WorkloadSpec(
         str(CONFIGS / file), shape, args.batch or batch, network.to_diffusers(config, shape),
         sum(x.size for x in leaves), steps, nfe, args.dtype,

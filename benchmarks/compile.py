@@ -69,6 +69,7 @@ def time_programs(cell: str, folder: str) -> None:
     import jax
 
     from ddpm_jax import config as configs
+    from ddpm_jax.model import build
     from ddpm_jax.preflight import lowering
 
     file, shape, batch = CELLS[cell]
@@ -78,9 +79,14 @@ def time_programs(cell: str, folder: str) -> None:
     config = dataclasses.replace(config, batch=batch, sampling=sampling)
     images = lowering.load_images(config, shape, batch)
     found = {}
-    for name, lower in (("training step", lowering.lower_train_step), ("sampler", lowering.lower_sampler)):
+    model = build(config, shape, images.levels)
+    programs = {
+        "training step": lambda: lowering.lower_train_step(model, images, devices),
+        "sampler": lambda: lowering.lower_sampler(model, devices),
+    }
+    for name, lower in programs.items():
         times = [time.perf_counter()]
-        lowered = lower(config, images, devices)
+        lowered = lower()
         times.append(time.perf_counter())
         lowered.compile()
         times.append(time.perf_counter())

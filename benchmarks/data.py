@@ -69,7 +69,6 @@ def measure_resident(rounds: int) -> dict[str, float]:
 
     from ddpm_jax import config as configs
     from ddpm_jax import data, trainer, training
-    from ddpm_jax.config import objects
     from ddpm_jax.data.device_loader import make_device_loader
     from ddpm_jax.guidance import Condition
 
@@ -77,14 +76,12 @@ def measure_resident(rounds: int) -> dict[str, float]:
     images = data.load("digits")
     devices = jax.local_devices()
     _, run_key, order_key, _ = trainer.run_keys(0)
-    net, optimizer = objects.network(config, 1), objects.optimizer(config)
-    step = trainer.parallelise(
-        trainer.train_step(config, objects.noise_schedule(config), net, optimizer, images.levels), None
-    )
-    params = jax.jit(net.init)(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32), np.ones(1, np.int32))["params"]
+    model = build(config, (8, 8, 1), images.levels)
+    step = trainer.parallelise(trainer.train_step(model, trainer.example_losses(model)), None)
+    params = jax.jit(model.init)(jax.random.key(0))
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    state = jax.device_put(training.init(params, optimizer), replicated)
+    state = jax.device_put(training.init(params, model.optimizer), replicated)
     order, b = data.EpochShuffle(order_key, len(images.train)), config.batch // len(devices)
     batches = make_device_loader(images.train, order, config.batch, devices).batches(0)
     keys = jax.random.split(jax.random.key(1, impl="threefry2x32"), b)
@@ -143,11 +140,12 @@ def measure_streamed(sources: dict[str, str], rounds: int) -> dict[str, list[flo
 def flops_per_image() -> float:
     """Floating-point operations of the 256x256 training step, per image."""
     from ddpm_jax import config as configs
+    from ddpm_jax.model import build
     from ddpm_jax.preflight import lowering
 
     config = configs.load(pathlib.Path(__file__).parents[1] / "configs" / "celebahq256.py")
     images = lowering.load_images(config, (256, 256, 3), 27_000)
-    return lowering.step_flops(config, images, config.batch)
+    return lowering.step_flops(build(config, (256, 256, 3), images.levels), images, config.batch)
 
 
 def main() -> None:

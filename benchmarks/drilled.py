@@ -136,18 +136,13 @@ def training_outcome(folder: pathlib.Path) -> dict[str, Any]:
     """Every leaf of the newest checkpoint, the log but for its times, and the bytes of all other files."""
     import jax
 
-    from ddpm_jax import checkpoint, training
+    from ddpm_jax import checkpoint
     from ddpm_jax import config as configs
-    from ddpm_jax.config import objects
+    from ddpm_jax.model import build
 
     with checkpoint.Checkpoints(folder / "checkpoints", read_only=True) as saved:
         config = configs.from_dict(saved.meta()["config"])
-        net, optimizer = objects.network(config, 1), objects.optimizer(config)
-
-        def fresh(key):
-            return training.init(objects.init_params(config, net, key, (8, 8, 1)), optimizer)
-
-        back = saved.restore(jax.eval_shape(fresh, jax.random.key(0)))
+        back = saved.restore(jax.eval_shape(build(config, (8, 8, 1), 17).init_state, jax.random.key(0)))
     found: dict[str, Any] = {"checkpoints": checkpoint_steps(folder), "step": back.step}
     for path, leaf in jax.tree_util.tree_flatten_with_path(back.tree)[0]:
         array = np.asarray(leaf)

@@ -60,7 +60,7 @@ def ours(spec: WorkloadSpec) -> dict[str, Workload]:
 
     from ddpm_jax import config as configs
     from ddpm_jax import data, likelihood, trainer
-    from ddpm_jax.config import objects
+    from ddpm_jax.model import build
     from ddpm_jax.pipeline import tiles
     from ddpm_jax.preflight import lowering
 
@@ -73,15 +73,16 @@ def ours(spec: WorkloadSpec) -> dict[str, Workload]:
     )  # fmt: skip
     images = lowering.load_images(config, tuple(spec.shape), max(spec.batch, 256))
     images = images._replace(train=np.random.default_rng(0).integers(0, 256, images.train.shape, np.uint8))
-    schedule, net = objects.noise_schedule(config), objects.network(config, spec.shape[-1])
+    model = build(config, spec.shape, 256)
+    schedule, net = model.schedule, model.network
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
     run_key, order_key = trainer.run_keys(0)[1:3]
     run_key, bad = jax.device_put((run_key, np.int32(0)), replicated)
-    step = lowering.lower_train_step(config, images, devices).compile()
-    state = jax.device_put(lowering.train_state(config, images)[0](jax.random.key(0, impl="threefry2x32")), replicated)
-    fed = data.stream.make_device_loader(
+    step = lowering.lower_train_step(model, images, devices).compile()
+    state = jax.device_put(lowering.train_state(model)[0](jax.random.key(0, impl="threefry2x32")), replicated)
+    fed = data.device_loader.make_device_loader(
         images.train, data.EpochShuffle(order_key, len(images.train)), config.batch, devices
     )
     batch = next(fed.batches(0))
@@ -104,26 +105,19 @@ def ours(spec: WorkloadSpec) -> dict[str, Workload]:
             out = forward(params, x, t)
         jax.block_until_ready(out)
 
-    def sampler_of_tile(inputs, tile):
-        told = objects.conditioned_net(config, net, inputs, tile.condition, numbers)
-        return objects.sampler(config, schedule, objects.denoiser(config, schedule, told), numbers), times
-
-    numbers, times = objects.sampling_scalars(config), objects.times(config)
-    sample_program = tiles.parallelise(tiles.tile_function(sampler_of_tile, tuple(spec.shape)))
+    inputs, times = tiles.SamplerInputs(params, model.times, model.scalars()), model.times
+    sample_program = tiles.parallelise(tiles.tile_function(tiles.sampler_factory(model), model.shape))
     indices = np.arange(spec.batch).reshape(over)
-    conditions = jax.tree.map(
-        lambda a: a.reshape(*over, *a.shape[1:]), objects.empty_condition(config, spec.batch, spec.shape)
-    )
+    conditions = jax.tree.map(lambda a: a.reshape(*over, *a.shape[1:]), model.empty_condition(spec.batch))
     tile, key = tiles.Tile(indices, conditions), jax.random.key(0, impl="threefry2x32")
 
     x0 = jnp.reshape(data.normalize(jnp.asarray(images.train[: spec.batch]), 256), (*over, *spec.shape))
 
     def vlb(params, keys, x0):
-        told = objects.conditioned_net(config, net, params, empty_conditions, numbers)
-        denoise, decoder = objects.denoiser(config, schedule, told), likelihood.discretized_gaussian(256)
-        return likelihood.vlb(keys, schedule, denoise, x0, variance_mix=1.0, decoder=decoder, times=times).total
+        denoise = model.denoiser(params, empty_conditions, inputs.scalars)
+        return likelihood.vlb(keys, schedule, denoise, x0, variance_mix=1.0, decoder=model.decoder, times=times).total
 
-    empty_conditions = objects.empty_condition(config, over[1], tuple(spec.shape))
+    empty_conditions = model.empty_condition(over[1])
     vlb_program = jax.pmap(vlb, axis_name="batch", in_axes=(None, 0, 0))
     keys = jnp.reshape(jax.random.split(key, spec.batch), over)
 
@@ -141,7 +135,7 @@ def ours(spec: WorkloadSpec) -> dict[str, Workload]:
     return {
         "train": Workload(train, facts),
         "network": Workload(network, facts),
-        "sample": Workload(lambda: jax.block_until_ready(sample_program(params, key, tile)), facts),
+        "sample": Workload(lambda: jax.block_until_ready(sample_program(inputs, key, tile)), facts),
         "likelihood": Workload(lambda: jax.block_until_ready(vlb_program(params, keys, x0)), facts),
         "product": Workload(products, {"operations": 2 * MATRIX_SIDE**3 * NUM_MATMULS * len(devices)}),
     }

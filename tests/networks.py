@@ -8,8 +8,9 @@ import numpy as np
 import tiny_run
 from goldens_loader import MANIFEST, Golden, stored_array
 
-from ddpm_jax.config import CompatOptions, Config, Net, objects
+from ddpm_jax.config import CompatOptions, Config, Net
 from ddpm_jax.keys import from_seed
+from ddpm_jax.model import network
 from ddpm_jax.models.unet import OPENAI, UNet
 
 TINY = UNet(
@@ -167,7 +168,7 @@ def openai_net(args) -> Net:
 
 def unet(golden: Golden, net: Net) -> UNet:
     """A golden case's network, in the precision of the test."""
-    return objects.network(Config(net=net), golden.args["out_channels"]).unet.clone(dtype=golden.dtype, parent=None)
+    return network(Config(net=net), golden.args["out_channels"]).unet.clone(dtype=golden.dtype, parent=None)
 
 
 ORIGINAL_GOLDEN = "h/original_unet_A"

@@ -15,10 +15,10 @@ from unittest import mock
 import jax
 import numpy as np
 
-from ddpm_jax import checkpoint, process, trainer, training
+from ddpm_jax import checkpoint, process, trainer
 from ddpm_jax import config as configs
-from ddpm_jax.config import objects
 from ddpm_jax.keys import from_seed
+from ddpm_jax.model import build
 from ddpm_jax.programs import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -139,12 +139,7 @@ def load_state(workdir: pathlib.Path, step: int | None = None):
     """A checkpoint's whole state, of images of 8x8x1: as the config of the run says it is."""
     with checkpoint.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
         config = configs.from_dict(saved.meta(step)["config"])
-        net, optimizer = objects.network(config, 1), objects.optimizer(config)
-
-        def fresh(key):
-            return training.init(objects.init_params(config, net, key, (8, 8, 1)), optimizer)
-
-        return saved.restore(jax.eval_shape(fresh, from_seed(0)), step=step)
+        return saved.restore(jax.eval_shape(build(config, (8, 8, 1), 17).init_state, from_seed(0)), step=step)
 
 
 def assert_same_bytes(a, b) -> None:

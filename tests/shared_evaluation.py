@@ -9,7 +9,7 @@ from unittest import mock
 import run_programs
 
 from ddpm_jax import gaussian, pipeline, schedules
-from ddpm_jax.config import flags, objects
+from ddpm_jax.config import flags
 from ddpm_jax.evaluate import context as subjects
 from ddpm_jax.evaluate import likelihood
 from ddpm_jax.evaluate.context import CommonFlags, EvaluationContext
@@ -32,7 +32,7 @@ class Ideal(Model):
         return denoise
 
     def conditioned_sampler(self, inputs, condition, transform=None):
-        return objects.sampler(self.config, self.schedule, self.denoiser(inputs.params), inputs.scalars)
+        return self.model.sampler_of(self.denoiser(inputs.params), inputs.scalars)
 
 
 class Narrow(Ideal):

@@ -19,6 +19,7 @@ from ddpm_jax import conformance, data, editing, gaussian, guidance, likelihood,
 from ddpm_jax.keys import from_seed
 from ddpm_jax.metrics import held_out, make_classifier
 from ddpm_jax.metrics.classifier import ClassifierNetwork
+from ddpm_jax.model import build
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pipeline import tiles
 from ddpm_jax.preflight import lowering
@@ -269,9 +270,10 @@ RUNS = {
 def test_the_programs_of_a_run(name):
     """The step over two devices, the sampler and the evaluation, as `train.py` has them."""
     config, images = RUNS[name], lowering.load_images(RUNS[name], (8, 8, 1), 16)
-    lowering.lower_train_step(config, images, jax.devices()[:2])
-    lowering.lower_sampler(config, images, jax.devices()[:2])
-    lowering.lower_evaluation(config, images, jax.devices()[:1])
+    model = build(config, (8, 8, 1), images.levels)
+    lowering.lower_train_step(model, images, jax.devices()[:2])
+    lowering.lower_sampler(model, jax.devices()[:2])
+    lowering.lower_evaluation(model, images, jax.devices()[:1])
 
 
 def test_the_classifiers_own_training():

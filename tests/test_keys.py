@@ -25,6 +25,7 @@ from ddpm_jax import (
     trainer,
     training,
 )
+from ddpm_jax.model import check
 
 SCHEDULE = schedules.linear(20, 5e-3, 0.6)
 X = np.linspace(-1, 1, 4 * 3, dtype=np.float32).reshape(4, 3)
@@ -197,7 +198,7 @@ def test_evaluate_refuses_a_seed_before_it_reads(tmp_path, command):
 def test_a_config_refuses_a_seed():
     for wrong in (-1, 2**32, 2**63):
         with pytest.raises(ValueError, match=rf"seed must be an integer in 0\.\.4294967295, got {wrong}"):
-            configs.check(configs.Config(seed=wrong))
+            check(configs.Config(seed=wrong))
 
 
 # --- the programs

@@ -11,8 +11,8 @@ import numpy as np
 
 from ddpm_jax import checkpoint, training
 from ddpm_jax import config as configs
-from ddpm_jax.config import objects
 from ddpm_jax.keys import from_seed
+from ddpm_jax.model import build
 
 CONFIG = configs.Config(
     steps=3,
@@ -28,11 +28,11 @@ def make_run(
     """Writes config.json and checkpoint 3 with random parameters, the raw ones other than the averaged ones."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(configs.to_json(config))
-    net, optimizer = objects.network(config, shape[-1]), objects.optimizer(config)
-    shapes = jax.eval_shape(lambda key: objects.init_params(config, net, key, shape), from_seed(0))
+    model = build(config, shape, levels)
+    shapes = jax.eval_shape(model.init, from_seed(0))
     rng = np.random.default_rng(seed)
     params, ema = (_random_like(rng, shapes) for _ in range(2))
-    state = training.init(params, optimizer)._replace(step=np.int32(3), ema=ema)
+    state = training.init(params, model.optimizer)._replace(step=np.int32(3), ema=ema)
     meta = {
         "step": 3,
         "config": dataclasses.asdict(config),

@@ -4,7 +4,7 @@ A file of `configs/` defines `config = Config(...)`; a variant is `dataclasses.r
 with its default and takes it from the command line.  The resolved config is written next to a run and into each of
 its checkpoints, so that no other program has to be told.
 
-Reading a config imports nothing heavy; `ddpm_jax.config.objects` builds what it says.
+Reading a config imports nothing heavy; `ddpm_jax.model.build` builds what it describes.
 """
 
 import contextlib

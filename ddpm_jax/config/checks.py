@@ -5,7 +5,7 @@ from ddpm_jax.config.fields import Config
 
 
 def check(config: Config) -> None:
-    """Refuses what cannot be trained, before anything is compiled.
+    """Refuses what cannot be trained, as far as the fields say; see `model.check`.
 
     Raises:
         ValueError: naming the field, its value and what would be right.
@@ -46,23 +46,6 @@ def check_trained(config: Config) -> None:
     if config.loss.weight != "none" and config.loss.kind == "variational":
         raise ValueError(f"loss.weight {config.loss.weight!r} has no meaning for loss.kind 'variational'")
     _check_condition(config)
-    import numpy as np
-
-    from ddpm_jax.config import objects  # which imports JAX: a program's --help must not
-
-    signal_T = float(np.asarray(objects.noise_schedule(config).signal)[-1])  # by numpy: nothing is compiled
-    noise = f"schedule.kind {config.schedule.kind!r}" + " with zero_terminal_snr" * config.schedule.zero_terminal_snr
-    if config.sampling.eps_scale != 1 and not signal_T > 0:
-        raise ValueError(
-            f"sampling.eps_scale {config.sampling.eps_scale} needs some signal at t = T, {noise} "
-            "leaves none: an x_0 cannot be had from the noise there"
-        )
-    if config.loss.predicts == "eps" and not signal_T > 0:
-        raise ValueError(
-            f"loss.predicts 'eps' needs some signal at t = T, {noise} leaves none: an x_0 cannot be had from the noise "
-            "there; predict 'v' or 'x0'"
-        )
-    objects.times(config)
 
 
 def _check_condition(config: Config) -> None:

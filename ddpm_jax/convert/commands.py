@@ -8,8 +8,9 @@ from typing import Any
 
 from ddpm_jax import config as configs
 from ddpm_jax import pipeline
-from ddpm_jax.config import flags, objects
+from ddpm_jax.config import flags
 from ddpm_jax.convert import diffusers, openai, options, original, plain, run_folder, tensor_files
+from ddpm_jax.model import has_learned_variance
 
 ONE_SET_OF_WEIGHTS = "one set of weights, which stands for raw and averaged ones"
 
@@ -173,7 +174,7 @@ def _write_run(workdir: str, imported: run_folder.ImportedModel, weights: str) -
         print(f"          {len(origin['aside'])} variables of its training are left aside")
     print(f"network   {parameters:,} parameters for images {size} of {image['levels']} levels")
     fixed = f"mix {sampling.variance_mix:g}" if sampling.sampler == "ancestral" else f"eta {sampling.eta:g}"
-    variance = "learned variance" if objects.has_learned_variance(imported.config) else fixed
+    variance = "learned variance" if has_learned_variance(imported.config) else fixed
     clipped = "clipped" if sampling.clip else "not clipped"
     print(f"sampling  {sampling.sampler}, {sampling.steps} steps, {variance}, {clipped}")
     print(f"written   {workdir}, step {imported.step}: python sample.py {workdir}")

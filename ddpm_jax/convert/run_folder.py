@@ -13,9 +13,9 @@ import numpy as np
 import ddpm_jax
 from ddpm_jax import checkpoint, keys, training
 from ddpm_jax import config as configs
-from ddpm_jax.config import objects
 from ddpm_jax.convert import tensor_files
 from ddpm_jax.convert.rules import Rule, Tensors, apply
+from ddpm_jax.model import build, check, optimizer
 
 
 class ImportedModel(NamedTuple):
@@ -53,8 +53,7 @@ def param_shapes(config: configs.Config, shape: Sequence[int]) -> Any:
     Raises:
         ValueError: if the network's options cannot be right.
     """
-    net = objects.network(config, shape[-1])
-    return jax.eval_shape(lambda key: objects.init_params(config, net, key, tuple(shape)), keys.from_seed(0))
+    return jax.eval_shape(build(config, shape, levels=256).init, keys.from_seed(0))  # levels have no parameters
 
 
 def write_run(workdir: pathlib.Path, imported: ImportedModel) -> int:
@@ -63,7 +62,7 @@ def write_run(workdir: pathlib.Path, imported: ImportedModel) -> int:
     Raises:
         ValueError: if anything is wrong with config or weights, or there is such a folder; nothing is written then.
     """
-    configs.check(imported.config)
+    check(imported.config)
     shapes = param_shapes(imported.config, imported.image["shape"])
     rules = imported.rules(shapes)
     params = apply(rules, imported.raw, shapes)
@@ -74,7 +73,7 @@ def write_run(workdir: pathlib.Path, imported: ImportedModel) -> int:
         )
     ema = params if imported.ema is imported.raw else apply(rules, imported.ema, shapes)
     state = training.TrainState(
-        jnp.int32(imported.step), params, ema, _initial_opt_state(objects.optimizer(imported.config), shapes)
+        jnp.int32(imported.step), params, ema, _initial_opt_state(optimizer(imported.config), shapes)
     )
     meta = {
         "step": imported.step,
@@ -91,9 +90,9 @@ def write_run(workdir: pathlib.Path, imported: ImportedModel) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _initial_opt_state(optimizer: Any, shapes: Any) -> Any:
+def _initial_opt_state(transformation: Any, shapes: Any) -> Any:
     """The state of an optimizer that has taken no step: all of it zeros, which as numpy's take no memory yet."""
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, shapes))
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(transformation.init, shapes))
 
 
 def weights_metadata(model: Any) -> Mapping[str, Any]:

@@ -8,11 +8,22 @@ import numpy as np
 
 from ddpm_jax import config as configs
 from ddpm_jax import data, guidance, process
-from ddpm_jax.config import objects
 from ddpm_jax.data import captions
 from ddpm_jax.data.device_loader import split_by_device
 from ddpm_jax.guidance import Condition
+from ddpm_jax.model import conditioning_image_shape
 from ddpm_jax.models import text
+
+
+def load_images(config: configs.Data, **options: Any) -> data.Dataset:
+    """The images that a config names, by `data.load`; `options` of it are added, or replace the config's.
+
+    Raises:
+        FileNotFoundError, ValueError: as `data.load`.
+    """
+    names = "source", "held_out", "levels", "resolution", "skip_bad", "stream"
+    fields: dict[str, Any] = {name: getattr(config, name) for name in names} | {"value_range": config.range}
+    return data.load(**fields | options)
 
 
 class DatasetConditions:
@@ -69,12 +80,9 @@ class DatasetConditions:
 
 
 def _load_paired(config: configs.Config, images: data.Dataset) -> data.Dataset:
-    c = config.data
-    other = data.load(
-        config.condition.paired, held_out=c.held_out, resolution=c.resolution, value_range=c.range,
-        levels=None if isinstance(images.levels, data.ValueRange) else c.levels, stream=c.stream,
-    )  # fmt: skip
-    wanted = objects.conditioning_image_shape(config, images.train.shape[1:])
+    levels = None if isinstance(images.levels, data.ValueRange) else config.data.levels
+    other = load_images(config.data, source=config.condition.paired, levels=levels, skip_bad=False)
+    wanted = conditioning_image_shape(config, images.train.shape[1:])
     if other.train.shape[1:] != wanted:
         raise ValueError(
             f"{other.name} has images {other.train.shape[1:]}, and {wanted} are to be shown beside those of "

@@ -8,6 +8,7 @@ import jax
 
 import ddpm_jax
 from ddpm_jax import data, pipeline
+from ddpm_jax.data import conditions
 from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.options import CommonFlags
 
@@ -74,10 +75,7 @@ def load_images(context: EvaluationContext, stream: bool | None = None) -> data.
         FileNotFoundError, ValueError: as `data.load`, or if its images are not such as the model makes.
     """
     config, model = context.model.config.data, context.model
-    loaded = data.load(
-        context.flags.source or config.source, held_out=config.held_out, levels=config.levels,
-        value_range=config.range, resolution=config.resolution, skip_bad=config.skip_bad, stream=stream,
-    )  # fmt: skip
+    loaded = conditions.load_images(config, source=context.flags.source or config.source, stream=stream)
     check_comparable(loaded.name, loaded.train.shape[1:], loaded.levels, model)
     return loaded
 

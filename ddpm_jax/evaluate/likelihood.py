@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from ddpm_jax import data, keys, likelihood, pipeline, process, tracking
-from ddpm_jax.config import objects
 from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.context import EvaluationContext, Split, load_images, select_split
 from ddpm_jax.evaluate.options import LikelihoodOptions
 from ddpm_jax.evaluate.protocol import Measurement
+from ddpm_jax.model import denoiser_options, has_learned_variance
 from ddpm_jax.pipeline import tiles, x0_mse
 
 SAVE_SECONDS = 20.0
@@ -215,9 +215,9 @@ def protocol_fields(context: EvaluationContext, split: Split, options: Likelihoo
         "n": len(split.images),
         "data": split.name,
         "method": method,
-        "variance": "learned variance" if objects.has_learned_variance(c) else f"mix={c.sampling.variance_mix:g}",
+        "variance": "learned variance" if has_learned_variance(c) else f"mix={c.sampling.variance_mix:g}",
         "decoder": f"{options.decoder}-{model.integer_levels}",
-        **objects.denoiser_options(c),
+        **denoiser_options(c),
         **context.weights_fields(),
         "seed": options.seed,
     }

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ddpm_jax import data, process, tracking
-from ddpm_jax.config import objects
 from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.context import EvaluationContext
 from ddpm_jax.evaluate.options import Format
+from ddpm_jax.model import denoiser_options, is_conditional, sampler_options
 
 PART_SIZE = 1024
 
@@ -24,14 +24,14 @@ def protocol_fields(context: EvaluationContext, seed: int, form: Format) -> prot
     """What the samples of a run depend on."""
     c = context.model.config
     s, T = c.sampling, c.schedule.T
-    how = "".join(f" {name}={value}" for name, value in objects.sampler_options(c).items())
+    how = "".join(f" {name}={value}" for name, value in sampler_options(c).items())
     steps = f"{s.steps} steps" if s.steps == T else f"{s.steps} of {T} steps {s.spacing}"
     errors = context.model.x0_mse_digest
     integers = "uint8" if context.model.integer_levels <= 256 else "uint16"
     return {
         "samples": f"{s.sampler} {steps}{how}",
         **({"x0_errors": errors.removeprefix("sha256:")[:12]} if errors else {}),
-        **objects.denoiser_options(c),
+        **denoiser_options(c),
         **_condition_fields(context),
         "format": integers if form == "integer" else "float",
         **context.weights_fields(),
@@ -41,7 +41,7 @@ def protocol_fields(context: EvaluationContext, seed: int, form: Format) -> prot
 
 def _condition_fields(context: EvaluationContext) -> protocol.Protocol:
     """What a conditional network was told; nothing of another one."""
-    if not objects.is_conditional(context.model.config):
+    if not is_conditional(context.model.config):
         return {}
     s, asked = context.model.config.sampling, context.model.request
     interval = " at t {}..{}".format(*s.guidance_interval) if s.guidance_interval else ""

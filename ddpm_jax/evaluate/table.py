@@ -4,11 +4,11 @@ import dataclasses
 import json
 from typing import Any
 
-from ddpm_jax.config import objects
 from ddpm_jax.evaluate import likelihood, protocol, samples
 from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
 from ddpm_jax.evaluate.options import LikelihoodOptions, SamplesOptions, TableOptions
 from ddpm_jax.evaluate.protocol import Measurement
+from ddpm_jax.model import has_learned_variance
 
 VLB_COLUMNS = ("bits/dim", "rate, bits/dim", "distortion, bits/dim", "RMSE of x_0, 0..255")
 
@@ -25,7 +25,7 @@ def run(context: EvaluationContext, options: TableOptions) -> int:
         rows.append(("training images, left out", samples.train_baseline(context, sample_options)))
     T = context.model.config.schedule.T
     variances: dict[str, dict[str, float]] = {"mix 0": {"variance_mix": 0.0}, "mix 1": {"variance_mix": 1.0}}
-    if objects.has_learned_variance(context.model.config):
+    if has_learned_variance(context.model.config):
         variances = {"learned variance": {}}
     sampler_grid: list[tuple[str, dict[str, Any]]] = [
         *((f"ancestral, {name}", {"sampler": "ancestral", "steps": T} | mix) for name, mix in variances.items()),

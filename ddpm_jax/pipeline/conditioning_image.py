@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax import data
-from ddpm_jax.config import objects
+from ddpm_jax.model import conditioning_image_shape
 from ddpm_jax.pipeline import user_images
 
 
@@ -36,7 +36,7 @@ def read_conditioning_image(model: Any, path: str) -> ConditioningImage:
         FileNotFoundError, ValueError: as `pictures.read_image`; or if the network sees no other image.
     """
     shape, coarse = (
-        objects.conditioning_image_shape(model.config, model.shape),
+        conditioning_image_shape(model.config, model.shape),
         model.config.condition.super_resolution_factor,
     )
     if shape is None:

@@ -22,8 +22,8 @@ class Edit(NamedTuple):
     """Sampling that begins from images; it draws as its model does.
 
     Attributes:
-        model: the trained network.
-        sampler_factory: ((model.inputs, inputs), tile) -> sampler and times, see `generate.tile_function`.
+        pipe: the trained network.
+        sampler_factory: ((pipe.inputs, inputs), tile) -> sampler and times, see `tiles.tile_function`.
         times: that it visits.
         inputs: arrays, which the compiled program takes as arguments: another image is no other program.
         known_pixels: the image whose pixels come out as they are, as the data have it, and where: bool.
@@ -31,7 +31,7 @@ class Edit(NamedTuple):
         record: the flags, and the sha256 of each file's pixels, for the manifest.
     """
 
-    model: Pipeline
+    pipe: Pipeline
     sampler_factory: Callable[[Any, tiles.Tile], tuple[samplers.Sampler, Any]]
     times: np.ndarray
     inputs: Any
@@ -41,7 +41,7 @@ class Edit(NamedTuple):
     @property
     def tile(self) -> int:
         """The model's."""
-        return self.model.tile
+        return self.pipe.tile
 
     def draw(self, *, seed: int, start: int, num: int, batch: int | None = None) -> Iterator[tiles.Drawn]:
         """As `Pipeline.draw`."""
@@ -50,23 +50,23 @@ class Edit(NamedTuple):
             next(name for name in ("inpaint", "init_image", "interpolate") if name in given),
             given.get("cg_steps", 0),
         )
-        both = self.model.inputs._replace(times=self.times), self.inputs
-        return self.model.draw_with(self.sampler_factory, name, both, seed=seed, start=start, num=num, batch=batch)
+        both = self.pipe.inputs._replace(times=self.times), self.inputs
+        return self.pipe.draw_with(self.sampler_factory, name, both, seed=seed, start=start, num=num, batch=batch)
 
     def to_pixels(self, x: np.ndarray) -> np.ndarray:
         """As `Pipeline.to_pixels`; known floating-point pixels are as given, which [-1, 1] and back would round."""
-        drawn = self.model.to_pixels(x)
-        if self.known_pixels is None or not isinstance(self.model.levels, data.ValueRange):
+        drawn = self.pipe.to_pixels(x)
+        if self.known_pixels is None or not isinstance(self.pipe.levels, data.ValueRange):
             return drawn
         given, mask = self.known_pixels
         return np.where(mask, given, drawn)
 
     def manifest(self) -> dict[str, Any]:
         """As `Pipeline.manifest`."""
-        return self.model.manifest() | {"times": self.times.tolist(), "edit": self.record}
+        return self.pipe.manifest() | {"times": self.times.tolist(), "edit": self.record}
 
 
-def make_edit(model: Pipeline, options: flags.EditOptions, *, start: int, num: int) -> Edit | None:
+def make_edit(pipe: Pipeline, options: flags.EditOptions, *, start: int, num: int) -> Edit | None:
     """The edit that flags ask for, None if they ask for none.
 
     Args:
@@ -84,17 +84,17 @@ def make_edit(model: Pipeline, options: flags.EditOptions, *, start: int, num: i
         if getattr(options, name) is not None and to not in chosen:
             raise ValueError(f"{_flag(name)} belongs to {_flag(to)}, which is not given")
     if options.inpaint is not None:
-        return _inpaint(model, options)
+        return _inpaint(pipe, options)
     if options.init_image is not None:
-        return _sdedit(model, options)
-    return None if options.interpolate is None else _interpolate(model, options, start, num)
+        return _sdedit(pipe, options)
+    return None if options.interpolate is None else _interpolate(pipe, options, start, num)
 
 
 def _flag(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def edit_from_manifest(model: Pipeline, manifest: dict[str, Any]) -> Edit | None:
+def edit_from_manifest(pipe: Pipeline, manifest: dict[str, Any]) -> Edit | None:
     """The edit that a manifest tells of, None if it tells of none.
 
     Raises:
@@ -111,7 +111,7 @@ def edit_from_manifest(model: Pipeline, manifest: dict[str, Any]) -> Edit | None
         options, then = flags.EditOptions(**given), dict(stored["sha256"])
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"the manifest is damaged in what it says of edits: {error!r}") from error
-    found = make_edit(model, options, start=manifest["start"], num=manifest["num"])
+    found = make_edit(pipe, options, start=manifest["start"], num=manifest["num"])
     now = found.record["sha256"] if found else {}
     for name in sorted({*then, *now}):
         if then.get(name) != now.get(name):
@@ -122,7 +122,7 @@ def edit_from_manifest(model: Pipeline, manifest: dict[str, Any]) -> Edit | None
     return found
 
 
-def read_mask(model: Pipeline, path: str) -> np.ndarray:
+def read_mask(pipe: Pipeline, path: str) -> np.ndarray:
     """Where the pixels are known, bool [H, W, 1] or [H, W, C]: what is not 0 in a file of 0 and one other value.
 
     Raises:
@@ -130,8 +130,8 @@ def read_mask(model: Pipeline, path: str) -> np.ndarray:
         ValueError: naming the file, if it has another size, or more values.
     """
     mask = user_images.read_pixels("--mask", path)
-    wanted = (*model.shape[:-1], 1)
-    if mask.shape not in (wanted, model.shape):
+    wanted = (*pipe.shape[:-1], 1)
+    if mask.shape not in (wanted, pipe.shape):
         raise ValueError(
             f"--mask {path}: {user_images.describe_format(mask.shape, mask.dtype)}; expected the images' size "
             f"with one channel, {'x'.join(map(str, wanted))}, or all of theirs"
@@ -145,46 +145,46 @@ def read_mask(model: Pipeline, path: str) -> np.ndarray:
     return mask != 0
 
 
-def _inpaint(model: Pipeline, options: flags.EditOptions) -> Edit:
+def _inpaint(pipe: Pipeline, options: flags.EditOptions) -> Edit:
     if options.mask is None:
         raise ValueError("--inpaint needs a --mask: an image that is 0 where pixels are to be made")
-    image, mask = user_images.read_image(model, "--inpaint", str(options.inpaint)), read_mask(model, options.mask)
+    image, mask = user_images.read_image(pipe, "--inpaint", str(options.inpaint)), read_mask(pipe, options.mask)
     resample = 1 if options.resample is None else options.resample
     jump, cg_steps = 10 if options.jump is None else options.jump, options.cg_steps or 0
-    times = editing.repaint_times(model.times, jump=jump, repeats=resample)
+    times = editing.repaint_times(pipe.times, jump=jump, repeats=resample)
 
     def sampler_factory(both, tile):
         inputs, (known, where) = both
 
         def given(denoise):
-            return editing.condition_on_pixels(model.schedule, denoise, known, where, iterations=cg_steps, clip=False)
+            return editing.condition_on_pixels(pipe.schedule, denoise, known, where, iterations=cg_steps, clip=False)
 
-        sampler = model.conditioned_sampler(inputs, tile.condition, given if cg_steps else None)
-        return editing.inpainting(model.schedule, sampler, known, where), inputs.times
+        sampler = pipe.conditioned_sampler(inputs, tile.condition, given if cg_steps else None)
+        return editing.inpainting(pipe.schedule, sampler, known, where), inputs.times
 
-    inputs = np.asarray(data.normalize(image[None], model.levels)), np.broadcast_to(mask, model.shape)[None]
+    inputs = np.asarray(data.normalize(image[None], pipe.levels)), np.broadcast_to(mask, pipe.shape)[None]
     settings = dataclasses.replace(options, resample=resample, jump=jump, cg_steps=cg_steps)
     record = _edit_record(settings, {options.inpaint: image, options.mask: mask})
-    return Edit(model, sampler_factory, times, inputs, (image, mask), record)
+    return Edit(pipe, sampler_factory, times, inputs, (image, mask), record)
 
 
-def _sdedit(model: Pipeline, options: flags.EditOptions) -> Edit:
-    image = user_images.read_image(model, "--init-image", str(options.init_image))
+def _sdedit(pipe: Pipeline, options: flags.EditOptions) -> Edit:
+    image = user_images.read_image(pipe, "--init-image", str(options.init_image))
     strength = 0.6 if options.strength is None else options.strength
-    times = editing.truncate_times(model.times, strength)
+    times = editing.truncate_times(pipe.times, strength)
 
     def sampler_factory(both, tile):
         inputs, picture = both
-        return editing.sdedit(model.schedule, model.conditioned_sampler(inputs, tile.condition), picture), inputs.times
+        return editing.sdedit(pipe.schedule, pipe.conditioned_sampler(inputs, tile.condition), picture), inputs.times
 
-    inputs, record = np.asarray(data.normalize(image[None], model.levels)), {options.init_image: image}
+    inputs, record = np.asarray(data.normalize(image[None], pipe.levels)), {options.init_image: image}
     record = _edit_record(dataclasses.replace(options, strength=strength), record)
-    return Edit(model, sampler_factory, times, inputs, None, record)
+    return Edit(pipe, sampler_factory, times, inputs, None, record)
 
 
-def _interpolate(model: Pipeline, options: flags.EditOptions, start: int, num: int) -> Edit:
+def _interpolate(pipe: Pipeline, options: flags.EditOptions, start: int, num: int) -> Edit:
     """Images i = 0 ... num - 1 decode the point i / (num - 1) of the arc between the two inverted images."""
-    c = model.config.sampling
+    c = pipe.config.sampling
     if c.sampler != "ddim" or c.eta != 0:
         raise ValueError("--interpolate takes images to noise and back, which ddim without noise does: "
                          "add --sampler ddim --eta 0")  # fmt: skip
@@ -192,23 +192,23 @@ def _interpolate(model: Pipeline, options: flags.EditOptions, start: int, num: i
         raise ValueError(f"--interpolate makes a series from the first image to the second: --start must be 0 "
                          f"and --num at least 2, got {start} and {num}")  # fmt: skip
     first, second = options.interpolate or ("", "")
-    pair = [user_images.read_image(model, "--interpolate", path) for path in (first, second)]
+    pair = [user_images.read_image(pipe, "--interpolate", path) for path in (first, second)]
     invert = jax.jit(
         lambda params, x: editing.invert(
-            model.schedule, model.denoiser(params), x, model.times, iterations=INVERSION_ITERATIONS
+            pipe.schedule, pipe.denoiser(params), x, pipe.times, iterations=INVERSION_ITERATIONS
         )
     )
-    latents = np.asarray(invert(model.params, data.normalize(np.stack(pair), model.levels)))
+    latents = np.asarray(invert(pipe.params, data.normalize(np.stack(pair), pipe.levels)))
 
     def sampler_factory(both, tile):
         inputs, (ends, last) = both
         weight = jnp.clip(tile.indices.astype(jnp.float32) / last, 0, 1)
-        a, b = (jnp.broadcast_to(end, (len(tile.indices), *model.shape)) for end in ends)
-        sampler = model.conditioned_sampler(inputs, tile.condition)
+        a, b = (jnp.broadcast_to(end, (len(tile.indices), *pipe.shape)) for end in ends)
+        sampler = pipe.conditioned_sampler(inputs, tile.condition)
         return sampler._replace(init=lambda _, t: sampler.init(editing.slerp(a, b, weight), t)), inputs.times
 
     record = _edit_record(options, {first: pair[0], second: pair[1]})
-    return Edit(model, sampler_factory, model.times, (latents, np.float32(num - 1)), None, record)
+    return Edit(pipe, sampler_factory, pipe.times, (latents, np.float32(num - 1)), None, record)
 
 
 def _edit_record(options: flags.EditOptions, files: dict[Any, np.ndarray]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import functools
 import pathlib
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,22 +14,9 @@ import numpy as np
 import ddpm_jax
 from ddpm_jax import checkpoint, data, keys, samplers
 from ddpm_jax import config as configs
-from ddpm_jax.config import objects
+from ddpm_jax.model import build, is_conditional, sampler_options
 from ddpm_jax.pipeline import tiles, x0_mse
 from ddpm_jax.pipeline.requests import UNCONDITIONAL, ConditionRequest
-
-
-class SamplerInputs(NamedTuple):
-    """What a program that draws takes as arguments, so that others need no other program.
-
-    params: the network's.
-    times: int32 [steps + 1], to visit.
-    scalars: of `objects.sampling_scalars`.
-    """
-
-    params: Any
-    times: Any
-    scalars: objects.SamplingScalars
 
 
 class Pipeline:
@@ -75,20 +62,20 @@ class Pipeline:
             self.format = image.get("format", "")
             self.label_names = tuple(unicodedata.normalize("NFC", name) for name in image.get("label_names", ()))
             self.untrained_labels = tuple(image.get("untrained", ()))
-            net = objects.network(config, channels=self.shape[-1])
-            target = jax.eval_shape(lambda key: objects.init_params(config, net, key, self.shape), keys.from_seed(0))
+            built = build(config, self.shape, self.levels)
+            target = jax.eval_shape(built.init, keys.from_seed(0))
             self.step, self.params, meta = saved.restore_part(part, target, step=step)
         self.fingerprint, self.origin = meta["fingerprint"][part], meta.get("origin")
-        self.schedule, self._net = objects.noise_schedule(config), net
+        self.schedule = built.schedule
         self._programs: dict[Any, tiles.TileFunction] = {}
         self._configure(config, sampling, UNCONDITIONAL)
 
     def _configure(self, config: configs.Config, sampling: dict[str, Any], request: ConditionRequest) -> None:
         resolved = dataclasses.asdict(config.sampling) | configs.current_names(sampling, configs.Sampling)
         self.config = dataclasses.replace(config, sampling=configs.from_dict(resolved, configs.Sampling))
-        self.tile = objects.tile_size(self.config, self.shape, jax.local_devices()[0].platform)
-        configs.check_trained(self.config)
-        self.times, self.request = objects.times(self.config), request
+        self.model = build(self.config, self.shape, self.levels)
+        self.tile = self.model.tile_size(jax.local_devices()[0].platform)
+        self.times, self.request = self.model.times, request
         analytic = self.config.sampling.sampler == "analytic"
         self.x0_mse = x0_mse.load(self.workdir, self.fingerprint, self.config) if analytic else None
 
@@ -108,9 +95,9 @@ class Pipeline:
     def describe(self) -> str:
         """One line: which weights, which sampler."""
         c = self.config.sampling
-        how = "".join(f", {name} {value}" for name, value in objects.sampler_options(self.config).items())
+        how = "".join(f", {name} {value}" for name, value in sampler_options(self.config).items())
         said = f"{self.workdir}, step {self.step}, {self.weights} weights; {c.sampler}, {c.steps} steps{how}"
-        if not objects.is_conditional(self.config):
+        if not is_conditional(self.config):
             return said
         return f"{said}, guidance {c.guidance:g}; {self.request.describe(self.label_names)}"
 
@@ -123,7 +110,7 @@ class Pipeline:
         batch: int | None = None,
         save_at: Sequence[int] = (),
     ) -> Iterator[tiles.Drawn]:
-        """The images start ... start + num - 1 of a seed, by tiles; see `generate.draw` and `generate.tile_function`.
+        """The images start ... start + num - 1 of a seed, by tiles; see `tiles.draw` and `tiles.tile_function`.
 
         Raises:
             ValueError: if the network cannot be told what is asked.
@@ -149,7 +136,7 @@ class Pipeline:
         batch: int | None = None,
         save_at: Sequence[int] = (),
     ) -> Iterator[tiles.Drawn]:
-        """Images by another chain of this network's, see `generate.tile_function`.
+        """Images by another chain of this network's, see `tiles.tile_function`.
 
         Args:
             program_key: of the chain: a second one of the same name, and the same kind of sampling, is not compiled.
@@ -159,8 +146,7 @@ class Pipeline:
             ValueError: as `draw`.
         """
         self.request.check(self.config)
-        c = self.config.sampling
-        kind = *program_key, c.sampler, c.order, c.clip, c.threshold, c.eps_scale
+        kind = *program_key, self.model.sampler_spec
         if kind not in self._programs:
             self._programs[kind] = tiles.parallelise(tiles.tile_function(sampler_factory, self.shape, save_at))
         return tiles.draw(
@@ -169,21 +155,17 @@ class Pipeline:
         )  # fmt: skip
 
     @property
-    def inputs(self) -> "SamplerInputs":
-        """What `conditioned_sampler` takes."""
-        return SamplerInputs(self.params, self.times, self._scalars)
+    def inputs(self) -> tiles.SamplerInputs:
+        """The arguments of a program that draws."""
+        scalars = self.model.scalars(self.x0_mse)
+        if self.request == UNCONDITIONAL:  # without guidance: one call of the network does what two would
+            scalars = scalars._replace(guidance=np.float32(1))
+        return tiles.SamplerInputs(self.params, self.times, scalars)
 
     @property
     def x0_mse_digest(self) -> str | None:
         """What names the errors that the analytic sampler rests on; None for the others."""
         return x0_mse.digest(self.x0_mse)
-
-    @property
-    def _scalars(self) -> objects.SamplingScalars:
-        numbers = objects.sampling_scalars(self.config, self.x0_mse)
-        if self.request == UNCONDITIONAL:  # which goes nowhere: one call of the network does what two would
-            numbers = numbers._replace(guidance=np.float32(1))
-        return numbers
 
     @property
     def integer_levels(self) -> int:
@@ -230,22 +212,16 @@ class Pipeline:
                 f"this is about the network that is told nothing, and images are asked for: {self.request}"
             )
         UNCONDITIONAL.check(self.config)
-        net, config = self._net, self.config
-
-        def predict(x_t, t):
-            return net.apply({"params": params}, x_t, t, objects.empty_condition(config, x_t.shape[0], x_t.shape[1:]))
-
-        return objects.denoiser(config, self.schedule, predict)
+        model = self.model
+        return model.denoiser_of(lambda x_t, t: model.net(params, model.empty_condition(len(x_t)))(x_t, t))
 
     def sampler(self, params):
-        """The `samplers.Sampler` of the network with these parameters, told nothing."""
-        return objects.sampler(self.config, self.schedule, self.denoiser(params), self._scalars)
+        """The `samplers.Sampler` of the unconditional network with these parameters."""
+        return self.model.sampler_of(self.denoiser(params), self.inputs.scalars)
 
-    def conditioned_sampler(self, inputs: "SamplerInputs", condition, transform=None):
-        """The `samplers.Sampler` of the network told `condition` and guided by it, see `ConditionRequest.gather`.
+    def conditioned_sampler(self, inputs: tiles.SamplerInputs, condition, transform=None):
+        """The `samplers.Sampler` of the network with a condition, see `ConditionRequest.gather`, and its guidance.
 
-        `transform` is as in `objects.denoiser`.
+        `transform` is as in `Model.denoiser_of`.
         """
-        told = objects.conditioned_net(self.config, self._net, inputs.params, condition, inputs.scalars)
-        denoise = objects.denoiser(self.config, self.schedule, told, transform)
-        return objects.sampler(self.config, self.schedule, denoise, inputs.scalars)
+        return self.model.sampler(inputs.params, condition, inputs.scalars, transform)

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax import config as configs
-from ddpm_jax.config import flags, objects
+from ddpm_jax.config import flags
 from ddpm_jax.data import folder_report
 from ddpm_jax.guidance import Condition
+from ddpm_jax.model import empty_condition, is_conditional
 from ddpm_jax.models import text
 from ddpm_jax.pipeline.conditioning_image import ConditioningImage, read_conditioning_image
 
@@ -40,14 +41,14 @@ class ConditionRequest(NamedTuple):
             if not 0 <= label < classes:
                 raise ValueError(f"label {label} is asked for, and this run knows 0 to {classes - 1}")
         text.tokenize(self.texts, length)
-        if objects.is_conditional(config) and not (self.labels or self.texts) and not config.condition.dropout:
+        if is_conditional(config) and not (self.labels or self.texts) and not config.condition.dropout:
             raise ValueError(
                 "this run's network was always told something (condition.dropout is 0): say which images to draw"
             )
 
     def gather(self, config: configs.Config, shape: tuple[int, ...], indices: np.ndarray) -> Condition:
         """What the images at `indices` [n] of this shape are told."""
-        found, places = objects.empty_condition(config, len(indices), shape), np.asarray(indices, np.int64)
+        found, places = empty_condition(config, len(indices), shape), np.asarray(indices, np.int64)
         if self.images:
             found = found._replace(image=np.stack([shown.x for shown in self.images])[places % len(self.images)])
         if self.labels:

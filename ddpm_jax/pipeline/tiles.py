@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import keys, process, samplers
+from ddpm_jax.model import Model, SamplingScalars
 
 TileFunction = Callable[[Any, jax.Array, Any], Any]
 """(inputs, key, tile) -> results: what one device does with a tile, given what is the same for all, the parameters."""
@@ -27,6 +28,19 @@ class Tile(NamedTuple):
 
     indices: Any
     condition: Any
+
+
+class SamplerInputs(NamedTuple):
+    """What a program that draws takes as arguments, so that others need no other program.
+
+    params: the network's.
+    times: int32 [steps + 1], to visit.
+    scalars: of `Model.scalars`.
+    """
+
+    params: Any
+    times: Any
+    scalars: SamplingScalars
 
 
 class Drawn(NamedTuple):
@@ -95,6 +109,11 @@ def draw(
             yield from collect()
     while in_flight:
         yield from collect()
+
+
+def sampler_factory(model: Model) -> Callable[[SamplerInputs, Tile], tuple[samplers.Sampler, Any]]:
+    """(inputs, tile) -> the model's sampler for the images of the tile, and the times to visit."""
+    return lambda inputs, tile: (model.sampler(inputs.params, tile.condition, inputs.scalars), inputs.times)
 
 
 def tile_function(

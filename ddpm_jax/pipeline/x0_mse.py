@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 
 from ddpm_jax import config as configs
-from ddpm_jax.config import objects
+from ddpm_jax.model import denoiser_options
 
 FILE_NAME = "x0_errors.json"
 
@@ -27,7 +27,7 @@ def save(
         images: how many they are means over.
     """
     path = workdir / FILE_NAME
-    found = {"fingerprint": fingerprint, "denoiser": objects.denoiser_options(config), "images": images}
+    found = {"fingerprint": fingerprint, "denoiser": denoiser_options(config), "images": images}
     try:
         before = _content(path)
     except (FileNotFoundError, ValueError):
@@ -58,10 +58,8 @@ def load(workdir: pathlib.Path, fingerprint: str, config: configs.Config) -> np.
     found = _content(path)
     if found["fingerprint"] != fingerprint:
         raise ValueError(f"{path} has the errors of {found['fingerprint']}, not of {fingerprint}: {measure}")
-    if found["denoiser"] != objects.denoiser_options(config):
-        raise ValueError(
-            f"{path} has errors with {found['denoiser']}, not {objects.denoiser_options(config)}: {measure}"
-        )
+    if found["denoiser"] != denoiser_options(config):
+        raise ValueError(f"{path} has errors with {found['denoiser']}, not {denoiser_options(config)}: {measure}")
     if len(found["x0_errors"]) != T + 1:
         raise ValueError(f"{path} is damaged: {len(found['x0_errors'])} errors, not {T + 1}; remove it, and {measure}")
     return np.asarray(found["x0_errors"], np.float32)

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import config as configs
-from ddpm_jax import data, keys, trainer, training
-from ddpm_jax.config import objects
-from ddpm_jax.data.conditions import DatasetConditions
+from ddpm_jax import data, keys, trainer
+from ddpm_jax.data import conditions
 from ddpm_jax.data.device_loader import is_streamed
+from ddpm_jax.model import Model, build
 from ddpm_jax.pipeline import tiles
 
 DEFAULT_NUM_IMAGES = 50_000
@@ -48,11 +48,7 @@ def load_images(config: configs.Config, shape: tuple[int, ...], number: int | No
     if number is not None:
         raise ValueError(f"--images {number} needs --shape H W C: otherwise the images of the source count")
     try:
-        return data.load(
-            config.data.source, held_out=config.data.held_out, levels=config.data.levels,
-            value_range=config.data.range, resolution=config.data.resolution, skip_bad=config.data.skip_bad,
-            stream=config.data.stream,
-        )  # fmt: skip
+        return conditions.load_images(config.data)
     except FileNotFoundError as error:
         raise ValueError(
             f"{error}: say what its images are with --shape H W C, such as --shape 32 32 3, and how many there are "
@@ -60,39 +56,30 @@ def load_images(config: configs.Config, shape: tuple[int, ...], number: int | No
         ) from error
 
 
-def train_state(config: configs.Config, images: data.Dataset) -> tuple[Any, Any]:
+def train_state(model: Model) -> tuple[Any, Any]:
     """What makes the state of a run from a key, compiled at its first call, and that state's shapes."""
-    shape = images.train.shape[1:]
-    net, optimizer = objects.network(config, channels=shape[-1]), objects.optimizer(config)
-
-    @jax.jit
-    def fresh(key):
-        return training.init(objects.init_params(config, net, key, shape), optimizer)
-
-    return fresh, jax.eval_shape(fresh, _key_shape())
+    return jax.jit(model.init_state), jax.eval_shape(model.init_state, _key_shape())
 
 
-def state_bytes(config: configs.Config, images: data.Dataset) -> int:
+def state_bytes(model: Model) -> int:
     """Bytes of the state's arrays, as they are in host memory."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(train_state(config, images)[1]))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(train_state(model)[1]))
 
 
-def lower_train_step(config: configs.Config, images: data.Dataset, devices: Sequence[Any]) -> jax.stages.Lowered:
+def lower_train_step(model: Model, images: data.Dataset, devices: Sequence[Any]) -> jax.stages.Lowered:
     """The training step, lowered as `train.py` has it: the state whole on each device, the batch spread.
 
     Raises:
         ValueError: if the batch does not divide over the devices, or a device's batch not into its micro-batches.
     """
+    config = model.config
     if config.batch % len(devices):
         near = -(-config.batch // len(devices)) * len(devices)
         raise ValueError(
             f"batch must be divisible by the number of devices, got {config.batch} over {len(devices)}; --batch {near} "
             f"is {near // len(devices)} on each"
         )
-    schedule, channels = objects.noise_schedule(config), images.train.shape[-1]
-    body = trainer.train_step(
-        config, schedule, objects.network(config, channels), objects.optimizer(config), images.levels
-    )
+    body = trainer.train_step(model, trainer.example_losses(model))
     places = jax.ShapeDtypeStruct((len(devices), config.steps_per_call, config.batch // len(devices)), jnp.int32)
     streamed = is_streamed(images.train, config.data.stream)
     step = trainer.parallelise(body, 0 if streamed else None, devices)
@@ -104,8 +91,8 @@ def lower_train_step(config: configs.Config, images: data.Dataset, devices: Sequ
     word, bad = jax.ShapeDtypeStruct(places.shape[:1], jnp.float32) if several else None, jnp.int32(0)
     # what decides whether micro-batches and steps are loops asks for the default back end: answer for the devices
     with mock.patch.object(jax, "default_backend", lambda: devices[0].platform):
-        rows = _batched_shapes(DatasetConditions(config, images).gather(np.zeros(1, int)), places.shape)
-        return step.lower(_key_shape(), train_state(config, images)[1], bad, pixels, places, rows, word)
+        rows = _batched_shapes(conditions.DatasetConditions(config, images).gather(np.zeros(1, int)), places.shape)
+        return step.lower(_key_shape(), train_state(model)[1], bad, pixels, places, rows, word)
 
 
 def device_pixel_bytes(config: configs.Config, images: data.Dataset, devices: int) -> int:
@@ -115,54 +102,42 @@ def device_pixel_bytes(config: configs.Config, images: data.Dataset, devices: in
     return 2 * config.batch // devices * images.train.nbytes // len(images.train)
 
 
-def lower_sampler(config: configs.Config, images: data.Dataset, devices: Sequence[Any]) -> jax.stages.Lowered:
+def lower_sampler(model: Model, devices: Sequence[Any]) -> jax.stages.Lowered:
     """The sampler, lowered as training and `sample.py` have it: a tile of images on each device."""
-    schedule, shape = objects.noise_schedule(config), images.train.shape[1:]
-    net = objects.network(config, shape[-1])
-
-    def chain(inputs, tile):
-        params, times, numbers = inputs
-        told = objects.conditioned_net(config, net, params, tile.condition, numbers)
-        return objects.sampler(config, schedule, objects.denoiser(config, schedule, told), numbers), times
-
-    program = tiles.tile_function(chain, shape)
-    indices = jax.ShapeDtypeStruct((len(devices), objects.tile_size(config, shape, devices[0].platform)), jnp.uint32)
+    program = tiles.tile_function(tiles.sampler_factory(model), model.shape)
+    indices = jax.ShapeDtypeStruct((len(devices), model.tile_size(devices[0].platform)), jnp.uint32)
     mapped = jax.pmap(program, axis_name="tiles", in_axes=(None, None, 0), devices=devices)
-    inputs = train_state(config, images)[1].params, objects.times(config), objects.sampling_scalars(config)
-    return mapped.lower(
-        inputs,
-        _key_shape(),
-        tiles.Tile(indices, _batched_shapes(objects.empty_condition(config, 1, shape), indices.shape)),
-    )
+    inputs = tiles.SamplerInputs(train_state(model)[1].params, model.times, model.scalars())
+    condition = _batched_shapes(model.empty_condition(1), indices.shape)
+    return mapped.lower(inputs, _key_shape(), tiles.Tile(indices, condition))
 
 
-def lower_evaluation(config: configs.Config, images: data.Dataset, devices: Sequence[Any]) -> jax.stages.Lowered:
+def lower_evaluation(model: Model, images: data.Dataset, devices: Sequence[Any]) -> jax.stages.Lowered:
     """The held-out evaluation, lowered as training has it: each device computes the same whole batch."""
-    schedule, shape = objects.noise_schedule(config), images.train.shape[1:]
-    net, nothing = objects.network(config, shape[-1]), None
-    run = trainer.Run(config, pathlib.Path(), images, schedule, net, nothing, nothing)
+    run = trainer.Run(model, pathlib.Path(), images, key=None, interrupt=None)
     here = jax.sharding.SingleDeviceSharding(devices[0])
-    count = min(config.batch, run.num_held_out)
+    count = min(model.config.batch, run.num_held_out)
     params = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), train_state(config, images)[1].params
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), train_state(model)[1].params
     )
     own = jax.eval_shape(lambda: jax.random.split(keys.from_seed(0), count))
-    examples = jax.ShapeDtypeStruct((count, *shape), jnp.float32), objects.empty_condition(config, count, shape)
+    examples = jax.ShapeDtypeStruct((count, *model.shape), jnp.float32), model.empty_condition(count)
     return run.evaluate.lower(params, own, examples)
 
 
-def step_flops(config: configs.Config, images: data.Dataset, devices: int) -> float:
+def step_flops(model: Model, images: data.Dataset, devices: int) -> float:
     """Floating-point operations of a training step on each of so many devices.
 
     They are counted in the program before the compiler changes it, as a CPU has it, and without loops over
     micro-batches and steps, of which the count would know only one.
     """
     alone = dataclasses.replace(
-        config,
-        batch=config.batch // devices,
+        model.config,
+        batch=model.config.batch // devices,
         steps_per_call=1,
-        optim=dataclasses.replace(config.optim, accumulate=1),
+        optim=dataclasses.replace(model.config.optim, accumulate=1),
     )
+    alone = build(alone, model.shape, model.levels)
     return (lower_train_step(alone, images, jax.local_devices()[:1]).cost_analysis() or {}).get("flops", float("nan"))
 
 

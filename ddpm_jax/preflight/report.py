@@ -10,8 +10,8 @@ import jax
 import ddpm_jax
 from ddpm_jax import config as configs
 from ddpm_jax import data, tracking, trainer
-from ddpm_jax.config import objects
 from ddpm_jax.data.device_loader import is_streamed
+from ddpm_jax.model import Model
 from ddpm_jax.preflight import compile_stats, cost, local_measurement, lowering, topology
 
 PROGRAM_NAMES = {"train": "training step", "sampler": "sampler", "evaluation": "held-out evaluation"}
@@ -56,12 +56,17 @@ class Report:
     """
 
     name: str
-    config: configs.Config
+    model: Model
     images: data.Dataset
     target: Target
     flops: float
     programs: dict[str, compile_stats.CompileStats]
     measured: local_measurement.LocalMeasurement | None = None
+
+    @property
+    def config(self) -> configs.Config:
+        """The model's."""
+        return self.model.config
 
     @property
     def batch_per_device(self) -> int:
@@ -194,14 +199,14 @@ def proposals(report: Report, name: str) -> list[str]:
     """What to try for a program that does not fit, the mildest change first."""
     config, limit = report.config, report.target.limit
     if name == "sampler":
-        tile = objects.tile_size(config, report.images.train.shape[1:], report.target.devices[0].platform)
+        tile = report.model.tile_size(report.target.devices[0].platform)
         return [f"--sampling.tile {tile // 2}"] if tile > 1 else ["a smaller network"]
     if name == "evaluation":
         now = min(config.batch, config.evaluation.images)
         return [f"--evaluation.images {now // 2}"] if now > 1 else ["a smaller network"]
     devices, streamed = len(report.target.devices), is_streamed(report.images.train, config.data.stream)
     pixels, needed = lowering.device_pixel_bytes(config, report.images, devices), report.programs[name].needed
-    whole = pixels + lowering.state_bytes(config, report.images)
+    whole = pixels + lowering.state_bytes(report.model)
     if limit is not None and whole > limit:
         if not streamed:
             return [f"--data.stream True: now all images ({format_bytes(pixels)}) lie on each device, beside the state"]
@@ -220,9 +225,9 @@ def proposals(report: Report, name: str) -> list[str]:
 
 def disk_line(report: Report) -> str:
     """The line about the disk."""
-    one = local_measurement.checkpoint_bytes(report.config, report.images)
+    one = local_measurement.checkpoint_bytes(report.model)
     return (f"disk       {format_bytes(one)} a checkpoint, "
-            f"{format_bytes(local_measurement.disk_bytes(report.config, report.images))} the whole run "
+            f"{format_bytes(local_measurement.disk_bytes(report.model, report.images))} the whole run "
             f"({report.config.keep} checkpoints kept, and samples)")  # fmt: skip
 
 
@@ -264,8 +269,8 @@ def to_json(report: Report) -> dict[str, Any]:
             "effort": target.effort,
         },
         "flops": None if math.isnan(report.flops) else report.flops,
-        "checkpoint_bytes": local_measurement.checkpoint_bytes(report.config, report.images),
-        "disk_bytes": local_measurement.disk_bytes(report.config, report.images),
+        "checkpoint_bytes": local_measurement.checkpoint_bytes(report.model),
+        "disk_bytes": local_measurement.disk_bytes(report.model, report.images),
         "programs": {name: _program_json(report, name) for name in report.programs},
         "measured": None if report.measured is None else report.measured._asdict(),
         "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},

@@ -69,29 +69,34 @@ def main(argv: list[str]) -> int:
     else:
         topology.set_environment()
         process.start_jax()
-    configs.check(args.config)
+
+    from ddpm_jax.model import check
+
+    check(args.config)
     with process.explain_write_errors(args.out or args.text or "."):
         return run(name, args)
 
 
 def run(name: str, args: Arguments) -> int:
     """The report, line by line as it becomes known."""
+    from ddpm_jax.model import build
     from ddpm_jax.preflight import compile_stats, local_measurement, lowering, report
 
     target = place(args)
     images = lowering.load_images(args.config, args.shape, args.images)
+    model = build(args.config, images.train.shape[1:], images.levels)
     lower = {
-        "train": lowering.lower_train_step,
-        "sampler": lowering.lower_sampler,
-        "evaluation": lowering.lower_evaluation,
+        "train": lambda: lowering.lower_train_step(model, images, target.devices),
+        "sampler": lambda: lowering.lower_sampler(model, target.devices),
+        "evaluation": lambda: lowering.lower_evaluation(model, images, target.devices),
     }
-    first = lower["train"](args.config, images, target.devices)
-    flops = lowering.step_flops(args.config, images, len(target.devices))
-    found = report.Report(name, args.config, images, target, flops, {})
+    first = lower["train"]()
+    flops = lowering.step_flops(model, images, len(target.devices))
+    found = report.Report(name, model, images, target, flops, {})
     say(report.header_lines(found))
     options = {} if target.effort is None else {"exec_time_optimization_effort": target.effort}
     for program in args.programs:
-        lowered = first if program == "train" else lower[program](args.config, images, target.devices)
+        lowered = first if program == "train" else lower[program]()
         found.programs[program], compiled = compile_stats.compile_and_analyse(
             lowered, len(target.devices), target.limit, options
         )
@@ -101,7 +106,7 @@ def run(name: str, args: Arguments) -> int:
             (folder / f"{program}.txt").write_text(compiled.as_text() or "", encoding="utf-8")
         say(report.program_lines(found, program))
         if program == "train" and target.slice is None and compiled is not None and found.fits("train"):
-            found.measured = local_measurement.measure(args.config, images, compiled, target.devices)
+            found.measured = local_measurement.measure(model, images, compiled, target.devices)
     say(report.measurement_lines(found))
     say([report.disk_line(found)])
     if args.out is not None:

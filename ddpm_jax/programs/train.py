@@ -7,7 +7,6 @@ The same command continues a run that was interrupted.  Read this file from top 
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import time
 from typing import Annotated
@@ -48,35 +47,31 @@ def main(argv: list[str]) -> int:
     ranges.check_flags(args)
     process.initialize(devices=args.devices, distributed=args.hosts)
     with process.abort_together("train"):
-        configs.check(args.config)
         return train(args.config, pathlib.Path(args.workdir), args.init)
 
 
 def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom) -> int:
-    """Sets the stage: data, network, optimizer, devices, and the state of the newest checkpoint, if there is one."""
+    """Data, model, loss, gradient step, devices, and the state of the newest checkpoint; then `loop`."""
     import jax
     import numpy as np
 
-    from ddpm_jax import checkpoint, data, process, tracking, trainer, training
-    from ddpm_jax.config import objects
+    from ddpm_jax import checkpoint, data, tracking, trainer
+    from ddpm_jax.data.conditions import load_images
     from ddpm_jax.data.device_loader import make_device_loader
+    from ddpm_jax.model import build, check
 
-    images = data.load(
-        config.data.source, held_out=config.data.held_out, levels=config.data.levels,
-        value_range=config.data.range, resolution=config.data.resolution, skip_bad=config.data.skip_bad,
-        stream=config.data.stream, report=print, progress=tracking.stage_progress(active=process.is_main_process()),
-    )  # fmt: skip
-
-    # what is trained, and how
+    check(config)
+    images = load_images(config.data, report=print, progress=tracking.stage_progress(active=process.is_main_process()))
     init_key, run_key, order_key, eval_key = trainer.run_keys(config.seed)
-    schedule, shape = objects.noise_schedule(config), images.train.shape[1:]
-    net, optimizer = objects.network(config, channels=shape[-1]), objects.optimizer(config)
-    cpu = jax.default_backend() == "cpu"
+
+    # the model, its loss, and a step along the loss's gradient
+    model = build(config, images.train.shape[1:], images.levels)
+    loss = trainer.example_losses(model)
+    gradient_step = trainer.train_step(model, loss)
 
     # runs once: a CPU's compiler leaves out of it what takes longer than it saves, and changes no bit
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1} if cpu else None)
-    def fresh_state(key):
-        return training.init(objects.init_params(config, net, key, shape), optimizer)
+    cpu = jax.default_backend() == "cpu"
+    fresh_state = jax.jit(model.init_state, compiler_options={"xla_backend_optimization_level": 1} if cpu else None)
 
     # where: the state whole on every device, the batch spread over them
     devices = jax.local_devices()
@@ -86,12 +81,12 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom) -
     loader = make_device_loader(
         images.train, order, config.batch, devices, stream=config.data.stream, steps_per_call=config.steps_per_call
     )
-    steps = trainer.parallelise(trainer.train_step(config, schedule, net, optimizer, images.levels), loader.in_axis)
+    steps = trainer.parallelise(gradient_step, loader.in_axis)
     run_key = jax.device_put(run_key, replicated)
 
     # before anything is written, as what does not fit is refused
     finetuned = (
-        trainer.init_from_run(config, net, init_key, shape, init)
+        trainer.init_from_run(model, init_key, init)
         if init.init_from and not trainer.has_checkpoints(workdir)
         else None
     )
@@ -101,14 +96,14 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom) -
         trainer.lock_run(workdir, config),
         checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep) as saved,
     ):
-        run = trainer.Run(config, workdir, images, schedule, net, eval_key, interrupt)
+        run = trainer.Run(model, workdir, images, eval_key, interrupt)
         with process.abort_together("train", lambda: trainer.describe_last_checkpoint(workdir)):
             start, state, meta = 0, jax.eval_shape(fresh_state, init_key), {}
             if saved.latest() is not None:
                 start, state, meta = saved.restore(state)
                 run.provenance = trainer.provenance(meta, init, workdir)
             elif init.init_from is not None:
-                state, run.provenance = finetuned or trainer.init_from_run(config, net, init_key, shape, init)
+                state, run.provenance = finetuned or trainer.init_from_run(model, init_key, init)
             else:
                 state = fresh_state(init_key)
             run.check_consistent(start, meta)
@@ -133,7 +128,7 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom) -
 
 def loop(config: configs.Config, run, saved, start: int, carry, take_steps, batches) -> int:
     """Steps start + 1 ... config.steps; what is written after each call, and what ends them early."""
-    from ddpm_jax import process, tracking, trainer
+    from ddpm_jax import tracking, trainer
 
     state, bad = carry
     begun, step_metrics = time.monotonic(), trainer.StepMetrics(config, run.workdir, start)

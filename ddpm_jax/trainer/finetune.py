@@ -11,8 +11,8 @@ import numpy as np
 
 from ddpm_jax import config as configs
 from ddpm_jax import training
-from ddpm_jax.config import objects
 from ddpm_jax.config.flags import InitFrom
+from ddpm_jax.model import Model
 from ddpm_jax.pipeline.pipeline import Pipeline
 
 PROVENANCE_KEYS = ("begun_from", "origin")
@@ -42,9 +42,7 @@ class TransferredParams(NamedTuple):
     num_transferred: int
 
 
-def init_from_run(
-    config: configs.Config, net: Any, key: Any, shape: tuple[int, ...], options: InitFrom
-) -> tuple[Any, dict[str, Any]]:
+def init_from_run(model: Model, key: Any, options: InitFrom) -> tuple[training.TrainState, dict[str, Any]]:
     """The state before the first step, with another run's parameters, and what a checkpoint keeps of that.
 
     Optimizer and average start afresh.  What was taken and what was not is printed.
@@ -54,12 +52,11 @@ def init_from_run(
         ValueError: naming what of the other network does not fit, and what would be right.
     """
     source = Pipeline(str(options.init_from), step=options.init_checkpoint, weights=options.init_weights, sampling={})
-    _check_compatible(source, config, shape)
-    own = jax.jit(lambda key: objects.init_params(config, net, key, shape))(key)
-    transferred = transfer_params(own, source.params, _attention_hint(source, shape))
+    _check_compatible(source, model.config, model.shape)
+    transferred = transfer_params(jax.jit(model.init)(key), source.params, _attention_hint(source, model.shape))
     other = [
         line
-        for line in configs.differences(source.config, config)
+        for line in configs.differences(source.config, model.config)
         if line.startswith(("schedule.", "loss.", "net.", "text.", "condition."))
     ]
     record = {
@@ -82,7 +79,7 @@ def init_from_run(
         print("          nothing is made anew")
     for line in other:
         print(f"          not as there: {line}")
-    return training.init(transferred.params, objects.optimizer(config)), {"begun_from": record}
+    return training.init(transferred.params, model.optimizer), {"begun_from": record}
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:

@@ -19,8 +19,8 @@ from flax import traverse_util
 
 from ddpm_jax import config as configs
 from ddpm_jax import data, trainer, training
-from ddpm_jax.config import objects
 from ddpm_jax.guidance import Condition
+from ddpm_jax.model import build, empty_condition
 
 CHUNK = 8
 """Examples at a time: each has its own keys, so that nothing depends on it."""
@@ -116,7 +116,7 @@ def check_record(record: Record) -> None:
     for name in sorted({*wanted, *found}):
         if wanted.get(name) != found.get(name):
             raise ValueError(f"{name} is {found.get(name)}, the run's network has {wanted.get(name)}")
-    told = objects.empty_condition(config, config.batch, shape)._asdict()
+    told = empty_condition(config, config.batch, shape)._asdict()
     for name, rows in record.condition._asdict().items():
         if (rows is None) != (told[name] is None) or (rows is not None and len(rows) != config.batch):
             raise ValueError(f"what was said of the images has no {name}, or not of each, or the network is told none")
@@ -124,8 +124,8 @@ def check_record(record: Record) -> None:
 
 @functools.lru_cache
 def _expected_params(config: configs.Config, shape: tuple[int, ...]) -> dict[str, str]:
-    net, key = objects.network(config, shape[-1]), trainer.run_keys(config.seed)[0]
-    return _describe_params(jax.eval_shape(lambda key: objects.init_params(config, net, key, shape), key))
+    init_key = trainer.run_keys(config.seed)[0]
+    return _describe_params(jax.eval_shape(build(config, shape, levels=256).init, init_key))
 
 
 def _describe_params(params: Any) -> dict[str, str]:
@@ -148,7 +148,7 @@ def replay(record: Record, dtype: str) -> Replay:
     step_keys = functools.partial(training.step_keys, run_key)
     times_of = functools.partial(trainer.stratified_times, config, run_key)
 
-    total, gradient = loss_and_gradient(config, record.images.shape[-1], record.levels)
+    total, gradient = loss_and_gradient(config, record.images.shape[1:], record.levels)
     grads, found = jax.tree.map(np.zeros_like, record.params), []
     for first in range(0, size, CHUNK):
         more, aux = gradient(*some(first, first + CHUNK))
@@ -169,10 +169,9 @@ def replay(record: Record, dtype: str) -> Replay:
 
 
 @functools.lru_cache
-def loss_and_gradient(config: configs.Config, channels: int, levels: int | data.ValueRange):
+def loss_and_gradient(config: configs.Config, shape: tuple[int, ...], levels: int | data.ValueRange):
     """The sum of some examples' losses, with loss and time of each, and the compiled gradient of that sum."""
-    schedule, net = objects.noise_schedule(config), objects.network(config, channels)
-    losses_of = trainer.example_losses(config, schedule, net, levels)
+    losses_of = trainer.example_losses(build(config, shape, levels))
 
     def total(params, keys, images, t, rows):
         loss, times = losses_of(params, keys, images, jnp.arange(len(images)), t, rows)

@@ -15,12 +15,12 @@ import numpy as np
 
 import ddpm_jax
 from ddpm_jax import config as configs
-from ddpm_jax import data, guidance, process
-from ddpm_jax.config import objects
+from ddpm_jax import data, process
 from ddpm_jax.data import captions, digests
 from ddpm_jax.data.conditions import DatasetConditions
 from ddpm_jax.data.folder_report import join_first
 from ddpm_jax.metrics import held_out, monitors
+from ddpm_jax.model import Model
 from ddpm_jax.pipeline import tiles
 
 _REFERENCE_BYTES = 1 << 28
@@ -104,34 +104,27 @@ def _with_changeable_fields(old: configs.Config, new: configs.Config) -> configs
 class Run:
     """What a run says of itself: its first lines, its checkpoints' record, its samples and held-out evaluations."""
 
-    def __init__(self, config: configs.Config, workdir: pathlib.Path, images, schedule, net, key, interrupt):
-        self.config, self.workdir, self.images, self.key, self.interrupt = config, workdir, images, key, interrupt
-        self.num_held_out = min(config.evaluation.images, len(images.test))
-        self.tile = objects.tile_size(config, images.train.shape[1:], jax.local_devices()[0].platform)
+    def __init__(self, model: Model, workdir: pathlib.Path, images: data.Dataset, key, interrupt):
+        self.config, self.model, self.workdir = model.config, model, workdir
+        self.images, self.key, self.interrupt = images, key, interrupt
+        self.num_held_out = min(self.config.evaluation.images, len(images.test))
+        self.tile = model.tile_size(jax.local_devices()[0].platform)
         self.provenance: dict[str, Any] = {}  # what every checkpoint says of where the first parameters came from
+        self.train_conditions = DatasetConditions(self.config, images)
+        self.held_out_conditions = DatasetConditions(self.config, images, held_out=True)
 
-        self.held_out_conditions, self.train_conditions = (
-            DatasetConditions(config, images, held_out=True),
-            DatasetConditions(config, images),
-        )
-
-        def sampler_factory(inputs, tile):
-            params, times, scalars = inputs
-            of = objects.conditioned_net(config, net, params, tile.condition, scalars)
-            return objects.sampler(config, schedule, objects.denoiser(config, schedule, of), scalars), times
-
-        def examine(params, keys, examples):
-            x0, rows = examples
-            of = guidance.condition_on(lambda x_t, t, rows: net.apply({"params": params}, x_t, t, rows), rows)
-            examination = held_out.make_evaluate_batch(
-                schedule, of, objects.denoiser(config, schedule, of), objects.example_loss(config, images.levels),
-                variance_mix=config.sampling.variance_mix,
-                decoder=objects.decoder(images.levels), strata=config.evaluation.strata,
+        def evaluate(params, keys, examples):
+            x0, conditions = examples
+            net = model.net(params, conditions)
+            evaluate_batch = held_out.make_evaluate_batch(
+                model.schedule, net, model.denoiser_of(net), model.example_loss,
+                variance_mix=self.config.sampling.variance_mix, decoder=model.decoder,
+                strata=self.config.evaluation.strata,
             )  # fmt: skip
-            return examination(keys, x0)
+            return evaluate_batch(keys, x0)
 
-        self.evaluate = jax.jit(examine)
-        self.draw_tiles = tiles.parallelise(tiles.tile_function(sampler_factory, images.train.shape[1:]))
+        self.evaluate = jax.jit(evaluate)
+        self.draw_tiles = tiles.parallelise(tiles.tile_function(tiles.sampler_factory(model), model.shape))
 
     def print_summary(self, state, start: int) -> None:
         """The first lines: where, on what, how large, from when to when."""
@@ -233,7 +226,7 @@ class Run:
         """Draws a grid of samples, says what they look like and evaluates held-out images; nothing, if interrupted."""
         config, levels = self.config, self.images.levels
         parts = []
-        inputs = params, objects.times(config), objects.sampling_scalars(config)
+        inputs = tiles.SamplerInputs(params, self.model.times, self.model.scalars())
         drawn = tiles.draw(
             self.draw_tiles,
             inputs,

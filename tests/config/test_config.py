@@ -19,8 +19,9 @@ import tyro
 import ddpm_jax
 from ddpm_jax import config as configs
 from ddpm_jax import samplers, schedules
-from ddpm_jax.config import flags, objects, old_names
+from ddpm_jax.config import flags, old_names
 from ddpm_jax.keys import from_seed
+from ddpm_jax.model import build, check, denoiser_options, network, noise_schedule, optimizer, tile_size
 from ddpm_jax.programs import cli
 from ddpm_jax.programs.convert import COMMANDS as CONVERT
 from ddpm_jax.programs.evaluate import COMMANDS as EVALUATE
@@ -86,7 +87,7 @@ def test_the_defaults_are_those_of_cifar10():
     ],
 )
 def test_the_original_networks_have_the_original_size(name, count):
-    net = objects.network(load(name), channels=3)
+    net = network(load(name), channels=3)
     x = jax.ShapeDtypeStruct((1, 32, 32, 3) if "cifar" in name else (1, 256, 256, 3), jnp.float32)
     params = jax.eval_shape(net.init, from_seed(0), x, jax.ShapeDtypeStruct((1,), jnp.int32))["params"]
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)) == count
@@ -95,13 +96,13 @@ def test_the_original_networks_have_the_original_size(name, count):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_is_sound_and_survives_json(name):
     config = load(f"{name}.py")
-    configs.check(config)
+    check(config)
     assert configs.from_dict(json.loads(configs.to_json(config))) == config
 
 
 def test_the_hybrid_variant_doubles_the_outputs():
-    assert objects.network(load("cifar10.py:hybrid"), channels=3).unet.out_channels == 6
-    configs.check(load("cifar10.py:hybrid"))
+    assert network(load("cifar10.py:hybrid"), channels=3).unet.out_channels == 6
+    check(load("cifar10.py:hybrid"))
 
 
 def test_differences_name_the_fields():
@@ -136,12 +137,12 @@ def test_an_integer_will_do_where_a_number_is_wanted():
 def test_the_optimizer_is_as_every_field_says():
     """Adam by hand, of gradients of which some are clipped; the rate rises for two steps and falls until the sixth."""
     optim = configs.Optim(learning_rate=0.1, warmup=2, decay=6, clip=0.5, b1=0.8, b2=0.9, eps=1e-3)
-    optimizer = objects.optimizer(configs.Config(steps=6, optim=optim))
+    rule = optimizer(configs.Config(steps=6, optim=optim))
     gradients = np.array([0.7, -0.2, 0.3, -0.9, 0.1], np.float32)
 
     @jax.jit
     def updates(gradients):
-        return jax.lax.scan(lambda state, g: optimizer.update(g, state)[::-1], optimizer.init(gradients[0]), gradients)
+        return jax.lax.scan(lambda state, g: rule.update(g, state)[::-1], rule.init(gradients[0]), gradients)
 
     m, v, expected = 0.0, 0.0, []
     for n, g in enumerate(np.clip(gradients.astype(np.float64), -0.5, 0.5)):
@@ -154,10 +155,11 @@ def test_the_optimizer_is_as_every_field_says():
 def test_a_prediction_is_scaled_before_it_is_clipped():
     schedule = configs.Schedule(T=20, beta_1=0.005, beta_T=0.6)
     config = configs.Config(schedule=schedule, sampling=configs.Sampling(steps=20, eps_scale=1.25))
-    column = objects.noise_schedule(config)
+    model = build(config, (40,), 256)
+    column = model.schedule
     rng, t = np.random.default_rng(0), np.array([3, 9, 16])
     x_t, out = rng.normal(size=(2, 3, 40)).astype(np.float32)
-    found = jax.jit(objects.denoiser(config, column, lambda x, t: jnp.asarray(out)))(x_t, t)
+    found = jax.jit(model.denoiser_of(lambda x, t: jnp.asarray(out)))(x_t, t)
     signal, noise = (np.asarray(part, np.float64)[t][:, None] for part in (column.signal, column.noise))
     x0 = (x_t - noise * (out / 1.25)) / signal
     assert 0.1 < (abs(x0) > 1).mean() < 0.9
@@ -198,7 +200,7 @@ def test_a_prediction_is_scaled_before_it_is_clipped():
 )
 def test_what_cannot_be_trained_is_refused_before_it_is_compiled(changes, text):
     with pytest.raises(ValueError, match=text):
-        configs.check(configs.from_dict(changes))
+        check(configs.from_dict(changes))
 
 
 @pytest.mark.parametrize(
@@ -209,14 +211,14 @@ def test_what_cannot_be_trained_is_refused_before_it_is_compiled(changes, text):
     ],
 )  # fmt: skip
 def test_tiles_suit_the_device_unless_they_are_said(shape, platform, tile):
-    assert objects.tile_size(configs.Config(), shape, platform) == tile
-    assert objects.tile_size(configs.Config(sampling=configs.Sampling(tile=7)), shape, platform) == 7
+    assert tile_size(configs.Config(), shape, platform) == tile
+    assert tile_size(configs.Config(sampling=configs.Sampling(tile=7)), shape, platform) == 7
 
 
 def test_results_of_other_refinements_have_other_names():
     # by these a results folder tells apart what must not be taken for one another; the default's name stays as it was
     said = [
-        objects.denoiser_options(configs.from_dict({"sampling": changes}))
+        denoiser_options(configs.from_dict({"sampling": changes}))
         for changes in (
             {},
             {"clip": False},
@@ -230,17 +232,17 @@ def test_results_of_other_refinements_have_other_names():
 
 
 def test_a_schedule_without_terminal_signal_is_fine_for_v():
-    configs.check(configs.from_dict({"schedule": {"kind": "jsd"}, "loss": {"predicts": "v"}}))
+    check(configs.from_dict({"schedule": {"kind": "jsd"}, "loss": {"predicts": "v"}}))
     rescaled = configs.from_dict({"schedule": {"zero_terminal_snr": True}, "loss": {"predicts": "v"}})
-    configs.check(rescaled)
-    assert float(objects.noise_schedule(rescaled).signal[-1]) == 0
+    check(rescaled)
+    assert float(noise_schedule(rescaled).signal[-1]) == 0
 
 
 @pytest.mark.parametrize("spacing", samplers.Spacing.__args__)
 def test_every_spacing_can_be_said_in_a_config_and_to_a_program(spacing):
     sampling = configs.from_dict({"sampling": {"spacing": spacing, "steps": 10}}).sampling
     schedule = configs.Schedule("cosine", T=20)
-    found = objects.times(configs.Config(schedule=schedule, sampling=sampling))
+    found = build(configs.Config(schedule=schedule, sampling=sampling), (8, 8, 1), 17).times
     np.testing.assert_array_equal(found, samplers.times(schedules.cosine(20), 10, spacing=spacing))
     assert tyro.cli(flags.SamplingOptions, args=["--spacing", spacing]).overrides() == {"spacing": spacing}
 

@@ -8,8 +8,9 @@ import pytest
 from run_programs import run
 
 from ddpm_jax import config as configs
-from ddpm_jax.config import objects, ranges
+from ddpm_jax.config import ranges
 from ddpm_jax.config.flags import Prepare
+from ddpm_jax.model import optimizer
 from ddpm_jax.programs import sample, train
 from ddpm_jax.programs.convert import COMMANDS as CONVERT
 from ddpm_jax.programs.evaluate import COMMANDS as EVALUATE
@@ -109,7 +110,7 @@ def test_infinity_never_clips():
     config = configs.from_dict({"optim": {"clip": math.inf}})
     assert config.optim.clip is None
     assert configs.from_dict(dataclasses.asdict(config)) == config
-    assert objects.optimizer(config).init({}) is not None
+    assert optimizer(config).init({}) is not None
 
 
 def test_a_file_with_numbers_of_another_type_is_named(tmp_path):

@@ -27,8 +27,8 @@ from safetensors.numpy import load_file, save_file
 
 from ddpm_jax import checkpoint, pipeline, training
 from ddpm_jax import config as configs
-from ddpm_jax.config import objects
 from ddpm_jax.convert import openai, rules, tensor_files
+from ddpm_jax.model import has_learned_variance, optimizer
 from ddpm_jax.programs import cli
 from ddpm_jax.programs.convert import COMMANDS
 
@@ -114,7 +114,7 @@ def test_a_run_of_diffusers_weights_is_a_run_and_remembers_its_source(home):
     assert len(origin["tensors"]) == 144
     assert said["fingerprint"]["ema"] == said["fingerprint"]["params"]
     # and its optimizer is as fresh as that of a new run
-    fresh = jax.jit(lambda params: training.init(params, objects.optimizer(made.config)))(made.params)
+    fresh = jax.jit(lambda params: training.init(params, optimizer(made.config)))(made.params)
     with checkpoint.Checkpoints(home.run / "checkpoints", read_only=True) as saved:
         assert same_bytes(saved.restore(fresh).tree, fresh)
 
@@ -399,7 +399,7 @@ def test_a_checkpoint_of_guided_diffusion_is_a_run_that_is_told_labels(tmp_path,
     assert made.step == 7 and made.label_names == tuple("0123456789") and made.config.data.source == "unknown"
     # the network and the parameters that test_goldens_networks compares with what theirs gives
     net = networks.openai_net(goldens.MANIFEST[case]["args"])
-    assert made.config.net == net and objects.has_learned_variance(made.config)
+    assert made.config.net == net and has_learned_variance(made.config)
     assert same_bytes(made.params, rules.apply(openai.rules(made.params, net, "legacy"), held, made.params))
 
 

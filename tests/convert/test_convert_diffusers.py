@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from ddpm_jax import config as configs
-from ddpm_jax.config import CompatOptions, Config, Net, Sampling, objects
+from ddpm_jax.config import CompatOptions, Config, Net, Sampling
 from ddpm_jax.convert import rules, run_folder
 from ddpm_jax.convert.diffusers import names, network, scheduler
+from ddpm_jax.model import network as make_network
 
 ROOT = goldens.FOLDER.parents[1]
 
@@ -32,7 +33,7 @@ def output(given: dict, tensors: dict) -> np.ndarray:
     params = rules.apply(names.rules(wanted), tensors, wanted)
     x, t = goldens.stored_array(diffusers_files.GOLDEN, "x"), goldens.stored_array(diffusers_files.GOLDEN, "t")
     with jax.default_matmul_precision("highest"):
-        apply = jax.jit(objects.network(config, 3).apply)
+        apply = jax.jit(make_network(config, 3).apply)
         return np.asarray(apply({"params": params}, x, t.astype(np.int32) + 1))
 
 

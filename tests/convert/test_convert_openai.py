@@ -10,16 +10,17 @@ from goldens_loader import Golden, precision, synthetic_net
 
 from ddpm_jax import config as configs
 from ddpm_jax import likelihood, losses, samplers
-from ddpm_jax.config import CompatOptions, Config, Net, objects
+from ddpm_jax.config import CompatOptions, Config, Net
 from ddpm_jax.convert import openai, rules
 from ddpm_jax.keys import from_seed
+from ddpm_jax.model import build, check, empty_condition, has_learned_variance, network, noise_schedule
 from ddpm_jax.models.unet import OPENAI
 
 
 @functools.cache
 def shapes(config: Config):
     """The tree of parameters, of a network for images of the least size that it takes."""
-    net, side = objects.network(config, 3), 2 ** (len(config.net.channel_multipliers) - 1)
+    net, side = network(config, 3), 2 ** (len(config.net.channel_multipliers) - 1)
     x, t = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
     return jax.eval_shape(net.init, from_seed(0), x, t)["params"]
 
@@ -86,8 +87,8 @@ def test_the_network_that_others_took_for_cifar10_has_its_size():
 @pytest.mark.parametrize("name", openai.PRESETS)
 def test_what_made_a_published_checkpoint_can_be_run(name):
     model = openai.published_model(name)
-    configs.check(model.config)
-    assert objects.has_learned_variance(model.config) and model.config.loss.predicts == "eps"
+    check(model.config)
+    assert has_learned_variance(model.config) and model.config.loss.predicts == "eps"
     side, factors = model.shape[0], model.config.net.attention_resolutions
     attended = {side // factor for factor in factors}
     # the papers: at 16 and 8, at 32, 16 and 8, and at 16 for LSUN by the first of the two
@@ -121,8 +122,9 @@ def test_a_respaced_chain_with_learned_variance_by_its_flags_is_theirs(id, flags
     config = openai.model_from_flags("improved", f"--learn_sigma True {flags}").config
     with precision("float64"):
         golden = Golden(id, "float64")
-        schedule, times = objects.noise_schedule(config), objects.times(config)
-        denoise = objects.denoiser(config, schedule, synthetic_net(golden, schedule))
+        model = build(config, (8, 8, 3), 256)
+        schedule, times = model.schedule, model.times
+        denoise = model.denoiser_of(synthetic_net(golden, schedule))
         by_time = np.zeros((schedule.T + 1, *golden["noise"].shape[1:]))
         by_time[times[:-1][::-1]] = golden["noise"]
 
@@ -148,7 +150,7 @@ def test_a_respaced_chain_with_learned_variance_by_its_flags_is_theirs(id, flags
 )
 def test_the_bound_has_the_share_in_the_hybrid_loss_that_flags_give_it(id, flags):
     golden, config = Golden(id, "float32"), openai.model_from_flags("improved", f"--learn_sigma True {flags}").config
-    schedule, t = objects.noise_schedule(config), golden["t"] + 1
+    schedule, t = noise_schedule(config), golden["t"] + 1
 
     @jax.jit
     def loss(x_start, output, noise):
@@ -162,7 +164,7 @@ def test_the_bound_has_the_share_in_the_hybrid_loss_that_flags_give_it(id, flags
 
 def test_the_linear_schedule_ends_at_the_same_noise_whatever_T_is():
     made = [openai.model_from_flags("improved", f"--diffusion_steps {T}").config for T in (1000, 4000)]
-    ends = [objects.noise_schedule(config).signal[-1] for config in made]
+    ends = [noise_schedule(config).signal[-1] for config in made]
     np.testing.assert_allclose(ends[0], ends[1], rtol=0.05)  # but for how long the steps are
     assert openai.model_from_flags("improved", "--sigma_small True").config.sampling.variance_mix == 0
     assert openai.model_from_flags("improved", "").config.sampling.variance_mix == 1
@@ -283,9 +285,7 @@ def test_networks_that_theirs_cannot_be_are_refused():
                  "time_shift = 1 where 0", "net.groups = 8 where 32"):  # fmt: skip
         assert said in str(refused.value)
     text = Config(net=TINY, text=configs.Text(layers=1, width=8, heads=1, length=4))
-    net, x = objects.network(text, 3), jnp.zeros((1, 4, 4, 3))
-    told = jax.eval_shape(net.init, from_seed(0), x, jnp.ones(1, int), objects.empty_condition(text, 1, (4, 4, 3)))[
-        "params"
-    ]
+    net, x = network(text, 3), jnp.zeros((1, 4, 4, 3))
+    told = jax.eval_shape(net.init, from_seed(0), x, jnp.ones(1, int), empty_condition(text, 1, (4, 4, 3)))["params"]
     with pytest.raises(ValueError, match=r"leaves of ours have no rule in this format: .*pooled/proj/kernel"):
         rules.apply(openai.rules(told, TINY, "legacy"), {}, told)

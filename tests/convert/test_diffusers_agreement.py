@@ -14,7 +14,7 @@ import tiny_run
 
 from ddpm_jax import config as configs
 from ddpm_jax import pipeline, samplers
-from ddpm_jax.config import objects
+from ddpm_jax.model import empty_condition, network, noise_schedule
 from ddpm_jax.programs import cli
 
 pytestmark = [
@@ -70,8 +70,8 @@ def apart(theirs, net, run: pathlib.Path, batch: int = 2) -> float:
         told = None if label is None else torch.from_numpy(label)
         output = net(torch.from_numpy(x.transpose(0, 3, 1, 2)), torch.from_numpy(t), class_labels=told).sample
         wanted = output.numpy().transpose(0, 2, 3, 1)
-    apply = jax.jit(objects.network(model.config, model.shape[-1]).apply)
-    condition = objects.empty_condition(model.config, batch, model.shape)
+    apply = jax.jit(network(model.config, model.shape[-1]).apply)
+    condition = empty_condition(model.config, batch, model.shape)
     condition = condition if label is None else condition._replace(label=label.astype(np.int32))
     found = np.asarray(apply({"params": model.params}, jnp.asarray(x), t + 1, condition))
     assert found.shape == wanted.shape
@@ -173,7 +173,7 @@ def test_the_variances_that_we_write_are_theirs(theirs, ours):
     from ddpm_jax import gaussian
 
     diffusers, _ = theirs
-    schedule = objects.noise_schedule(configs.Config())
+    schedule = noise_schedule(configs.Config())
     t = np.arange(2, 1001)
     for mix, kind in ((1.0, "fixed_large"), (0.0, "fixed_small")):
         written = json.loads((ours / "ddpm" / "scheduler" / "scheduler_config.json").read_text())

@@ -17,6 +17,7 @@ from ddpm_jax import config as configs
 from ddpm_jax import data, pipeline
 from ddpm_jax.config import flags
 from ddpm_jax.data.conditions import DatasetConditions
+from ddpm_jax.model import check
 from ddpm_jax.pipeline.conditioning_image import ConditioningImage
 
 TOLD = dataclasses.replace(
@@ -105,7 +106,7 @@ def test_data_that_do_not_say_what_the_network_is_told_are_refused(config, chang
 )
 def test_configs_that_cannot_be_told_are_refused(change, text):
     with pytest.raises(ValueError, match=text):
-        configs.check(configs.from_dict(change))
+        check(configs.from_dict(change))
 
 
 # --- sampling

@@ -13,9 +13,10 @@ from run_programs import TINY, run
 
 from ddpm_jax import config as configs
 from ddpm_jax import data, guidance, pipeline, trainer
-from ddpm_jax.config import flags, objects
+from ddpm_jax.config import flags
 from ddpm_jax.data.conditions import DatasetConditions
 from ddpm_jax.keys import from_seed
+from ddpm_jax.model import build, check
 
 COARSE = dataclasses.replace(tiny_run.CONFIG, condition=configs.Condition(super_resolution_factor=2))
 SMALL = np.arange(16, dtype=np.uint8).reshape(4, 4, 1)
@@ -75,7 +76,8 @@ def losses_with(config, images, place):
 
     shown: list = []
     rows = DatasetConditions(config, images).gather(np.array([place]))
-    of = trainer.example_losses(config, objects.noise_schedule(config), Mirror(), images.levels)
+    model = dataclasses.replace(build(config, images.train.shape[1:], images.levels), network=Mirror())
+    of = trainer.example_losses(model)
     keys = jax.random.split(from_seed(place), 1)
     of({}, keys, images.train, jnp.array([place]), jnp.array([5]), rows)
     return shown[0], keys
@@ -125,7 +127,7 @@ def test_what_are_no_pairs_is_refused(home, there, channels, text):
 )
 def test_configs_of_no_other_image_are_refused(change, text):
     with pytest.raises(ValueError, match=text):
-        configs.check(configs.from_dict(change))
+        check(configs.from_dict(change))
 
 
 def test_an_image_that_is_shown_is_part_of_what_is_drawn(home):

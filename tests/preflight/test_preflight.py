@@ -16,7 +16,7 @@ from run_programs import run
 
 from ddpm_jax import checkpoint
 from ddpm_jax import config as configs
-from ddpm_jax.config import objects
+from ddpm_jax.model import build, network
 from ddpm_jax.preflight import compile_stats, local_measurement, lowering, report, table, topology
 from ddpm_jax.process import tpu
 from ddpm_jax.programs import cli
@@ -177,33 +177,35 @@ def test_a_refusal_says_how_much_would_be_needed(said, needed, available):
 def test_a_training_step_is_about_three_forward_passes(tiny):
     config = configs.load(tiny)
     images = lowering.load_images(config, (), None)
-    params = lowering.train_state(config, images)[1].params
-    forward = jax.jit(lambda params, x, t: objects.network(config, 1).apply({"params": params}, x, t))
+    model = build(config, images.train.shape[1:], images.levels)
+    params = lowering.train_state(model)[1].params
+    forward = jax.jit(lambda params, x, t: network(config, 1).apply({"params": params}, x, t))
     x, t = jax.ShapeDtypeStruct((128, 8, 8, 1), jnp.float32), jax.ShapeDtypeStruct((128,), jnp.int32)
     once = forward.lower(params, x, t).cost_analysis()["flops"]
-    found = lowering.step_flops(config, images, 8)
+    found = lowering.step_flops(model, images, 8)
     assert 2.8 < found / once < 3.6  # the rest: noise, dropout, optimizer, average
-    assert lowering.step_flops(config, images, 16) == pytest.approx(found / 2, rel=0.05)
+    assert lowering.step_flops(model, images, 16) == pytest.approx(found / 2, rel=0.05)
 
 
 def test_a_checkpoint_takes_what_is_said_on_the_disk(tmp_path):
     """Random numbers compress as trained parameters and their moments do; zeros would not."""
     config = configs.load(ROOT / "configs" / "digits.py")
     images, rng = lowering.load_images(config, (), None), np.random.default_rng(0)
-    shapes = lowering.train_state(config, images)[1]
+    model = build(config, images.train.shape[1:], images.levels)
+    shapes = lowering.train_state(model)[1]
     state = jax.tree.map(lambda leaf: np.asarray(rng.normal(size=leaf.shape) + 1).astype(leaf.dtype), shapes)
     with checkpoint.Checkpoints(tmp_path) as saved:
         saved.save(1, state, {})
     found = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-    assert local_measurement.checkpoint_bytes(config, images) == pytest.approx(found, rel=0.05)
+    assert local_measurement.checkpoint_bytes(model) == pytest.approx(found, rel=0.05)
 
 
 def test_a_run_takes_the_disk_of_the_checkpoints_it_keeps_and_of_the_one_being_written(tiny):
     config = dataclasses.replace(configs.load(tiny), steps=100, save_every=10, sample_every=0)
     images = lowering.load_images(config, (), None)
     one, few, many = (
-        local_measurement.disk_bytes(dataclasses.replace(config, keep=keep), images)
-        / local_measurement.checkpoint_bytes(config, images)
+        local_measurement.disk_bytes(build(dataclasses.replace(config, keep=keep), (8, 8, 1), 17), images)
+        / local_measurement.checkpoint_bytes(build(config, (8, 8, 1), 17))
         for keep in (1, 3, 50)
     )
     assert few - one == pytest.approx(2) and many - few == pytest.approx(6)  # 2, 4 and all 10
@@ -250,7 +252,7 @@ def test_the_report_of_a_local_run_is_consistent(local):
     assert train["collectives"] == [{"kind": "all-reduce", "count": 1, "groups": 1, "size": 2}]
     assert train["donated"] and "the state is donated" in shown
     # a device is given the state and the images: no more, and donates the state
-    state = lowering.state_bytes(config, lowering.load_images(config, (), None))
+    state = lowering.state_bytes(build(config, (8, 8, 1), 17))
     assert memory["donated"] == state
     assert memory["arguments"] == pytest.approx(state + report["images"]["number"] * 64, rel=0.02, abs=4 * 64)
     for name in ("sampler", "evaluation"):
@@ -285,7 +287,7 @@ def test_gradients_are_averaged_over_all_devices_of_a_slice(tiny, name, devices,
     assert train["collectives"] == [{"kind": "all-reduce", "count": 1, "groups": 1, "size": devices}]
     assert train["donated"] and train["fits"]
     config = configs.from_dict(report["settings"])
-    state = lowering.state_bytes(config, lowering.load_images(config, (), None))
+    state = lowering.state_bytes(build(config, (8, 8, 1), 17))
     assert state <= train["memory"]["donated"] <= train["memory"]["arguments"] <= train["memory"]["peak"]
     assert report["programs"]["sampler"]["collectives"] == []
     assert f"over all {devices} devices" in shown

@@ -12,8 +12,8 @@ from flax import traverse_util
 
 from ddpm_jax import config as configs
 from ddpm_jax import data, trainer, training
-from ddpm_jax.config import objects
 from ddpm_jax.guidance import Condition
+from ddpm_jax.model import build, network
 from ddpm_jax.trainer import replay
 
 CONFIG = dataclasses.replace(tiny_run.CONFIG, batch=16, net=configs.Net(8, (1,), 1, (), dropout=0.1))
@@ -25,7 +25,7 @@ STRATIFIED = dataclasses.replace(CONFIG, batch=20, data=configs.Data(flip=True),
 def params():
     """Random ones, as of a network that is being trained."""
     config = CONFIG
-    net = objects.network(config, 1)
+    net = network(config, 1)
     drawn = tiny_run.random_params(net, np.zeros((1, 8, 8, 1), np.float32), np.ones(1, np.int32))["params"]
     return jax.tree.map(np.asarray, drawn)
 
@@ -42,10 +42,10 @@ def spoilt(params, path):
 
 def test_a_replay_is_the_step_that_training_takes(params):
     config = STRATIFIED
-    schedule, net, optimizer = objects.noise_schedule(config), objects.network(config, 1), objects.optimizer(config)
+    model = build(config, (8, 8, 1), 17)
     kept = record(params, config)
-    step = trainer.parallelise(trainer.train_step(config, schedule, net, optimizer, 17), None, jax.devices()[:4])
-    state = training.init(params, optimizer)._replace(step=np.int32(kept.step - 1))
+    step = trainer.parallelise(trainer.train_step(model, trainer.example_losses(model)), None, jax.devices()[:4])
+    state = training.init(params, model.optimizer)._replace(step=np.int32(kept.step - 1))
     places = np.arange(20, dtype=np.int32).reshape(4, 1, 5)
     metrics = step(trainer.run_keys(config.seed)[1], state, np.int32(0), kept.images, places, Condition(), None)[2]
     metrics = jax.tree.map(lambda leaf: leaf[0], metrics)

@@ -255,12 +255,12 @@ def test_a_batch_that_does_not_divide_is_refused(home):
 
 def taken_again(workdir, state, images):
     """The metrics of the step after `state`, on these images: what a record is kept for."""
-    from ddpm_jax.config import objects
     from ddpm_jax.guidance import Condition
+    from ddpm_jax.model import build
 
     config = configs.from_dict(json.loads((workdir / "config.json").read_text()))
-    net, schedule = objects.network(config, 1), objects.noise_schedule(config)
-    body = trainer.train_step(config, schedule, net, objects.optimizer(config), levels=17)
+    model = build(config, (8, 8, 1), 17)
+    body = trainer.train_step(model, trainer.example_losses(model))
     step = trainer.parallelise(body, None, jax.devices()[:1])
     places = np.arange(len(images))[None, None]
     metrics = step(trainer.run_keys(config.seed)[1], state, np.int32(0), images, places, Condition(), None)[2]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import config as configs
+from ddpm_jax.model import check
 from experiments import jump, page, run, tables
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -21,7 +22,7 @@ def test_cells_differ_and_their_flags_are_those_of_train():
         default, seen = configs.load(ROOT / table.config), {}
         for cell in table.cells:
             made = tyro.cli(configs.Config, args=[*table.flags, *cell.flags], default=default)
-            configs.check(made)
+            check(made)
             assert made.schedule.T == cell.T, (name, cell.name)
             assert made not in seen, (name, cell.name, seen[made])
             seen[made] = cell.name

@@ -12,8 +12,9 @@ import tiny_run
 from run_programs import run
 
 from ddpm_jax import checkpoint, config, pipeline, trainer, training
-from ddpm_jax.config import flags, objects
+from ddpm_jax.config import flags
 from ddpm_jax.keys import from_seed
+from ddpm_jax.model import build, empty_condition, network, optimizer
 
 NET = config.Net(16, (1, 2), 1, (4,), dropout=0.0, groups=8)
 SMALL = dataclasses.replace(
@@ -24,8 +25,7 @@ SMALL = dataclasses.replace(
 
 
 def parameters(like: config.Config, shape, seed=0):
-    net = objects.network(like, shape[-1])
-    shapes = jax.eval_shape(lambda key: objects.init_params(like, net, key, shape), from_seed(0))
+    shapes = jax.eval_shape(build(like, shape, 17).init, from_seed(0))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
@@ -67,17 +67,17 @@ def test_labels_and_texts_begin_as_nothing_in_a_network_that_was_told_none():
     told = dataclasses.replace(
         SMALL, net=dataclasses.replace(NET, num_classes=3), text=config.Text(layers=1, width=8, heads=2, length=6)
     )
-    net, key = objects.network(told, 1), from_seed(0)
-    own = jax.jit(lambda key: objects.init_params(told, net, key, (8, 8, 1)))(key)
+    net, key = network(told, 1), from_seed(0)
+    own = jax.jit(build(told, (8, 8, 1), 17).init)(key)
     theirs = parameters(SMALL, (8, 8, 1), seed=1)
     found = trainer.transfer_params(own, theirs)
     assert {"label", "pooled", "text", "mid/cross_1"} <= set(found.reinitialised)
     assert set(found.reinitialised.values()) == {"which is not there"}
     x, t = np.ones((2, 8, 8, 1), np.float32), np.array([3, 9], np.int32)
-    condition = objects.empty_condition(told, 2, (8, 8, 1))._replace(
+    condition = empty_condition(told, 2, (8, 8, 1))._replace(
         label=np.array([0, 2]), tokens=np.full((2, 6), 65, np.uint8)
     )
-    before = jax.jit(objects.network(SMALL, 1).apply)({"params": theirs}, x, t)
+    before = jax.jit(network(SMALL, 1).apply)({"params": theirs}, x, t)
     after = jax.jit(net.apply)({"params": found.params}, x, t, condition)
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)  # whatever it is told
 
@@ -121,7 +121,7 @@ def home(tmp_path_factory):
 def begin(home, net=NET, shape=(16, 16, 3), which=None, **change):
     other = dataclasses.replace(SMALL, net=net, **change)
     which = which or flags.InitFrom(str(home / "source"))
-    return trainer.init_from_run(other, objects.network(other, shape[-1]), from_seed(5), shape, which)
+    return trainer.init_from_run(build(other, shape, 17), from_seed(5), which)
 
 
 def test_a_beginning_has_the_others_averages_a_fresh_optimizer_and_says_what_is_new(home, capsys):
@@ -132,7 +132,7 @@ def test_a_beginning_has_the_others_averages_a_fresh_optimizer_and_says_what_is_
         np.testing.assert_array_equal(
             tree["mid"]["attn_1"]["q"]["kernel"], source.params["mid"]["attn_1"]["q"]["kernel"]
         )
-    fresh = training.init(state.params, objects.optimizer(SMALL))
+    fresh = training.init(state.params, optimizer(SMALL))
     assert jax.tree.all(jax.tree.map(jnp.array_equal, state.opt_state, fresh.opt_state)) and state.step == 0
     said, about = capsys.readouterr().out, kept["begun_from"]
     assert f"from {home / 'source'}, step 3, ema weights" in said

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ddpm_jax import config as configs
-from ddpm_jax.config import objects
 from ddpm_jax.convert.diffusers import blocks
 from ddpm_jax.convert.diffusers.fields import Supported, mistyped, outside_choices, unsupported
+from ddpm_jax.model import has_learned_variance
 
 DEFAULTS = {
     "sample_size": None,
@@ -128,7 +128,7 @@ def to_diffusers(config: configs.Config, shape: tuple[int, ...]) -> dict[str, An
         "_class_name": "UNet2DModel",
         "sample_size": height if height == width else [height, width],
         "in_channels": channels,
-        "out_channels": channels * (2 if objects.has_learned_variance(config) else 1),
+        "out_channels": channels * (2 if has_learned_variance(config) else 1),
         "block_out_channels": widths,
         **blocks.to_diffusers(net, _has_attention(net, shape)),
         "layers_per_block": net.num_res_blocks,

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax import config as configs
-from ddpm_jax.config import objects
 from ddpm_jax.convert.diffusers.fields import Supported, mistyped, outside_choices, unsupported
 from ddpm_jax.convert.schedule_table import schedule_table
+from ddpm_jax.model import has_learned_variance, noise_schedule
+from ddpm_jax.samplers import times as spaced_times
 
 DEFAULTS = {
     "num_train_timesteps": 1000,
@@ -134,7 +135,7 @@ def to_diffusers(config: configs.Config) -> dict[str, Any]:
     if c.sampler == "ddim":
         return {"_class_name": "DDIMScheduler", **shared, "set_alpha_to_one": True, "steps_offset": 0}
     fixed = "fixed_large" if c.variance_mix == 1 else "fixed_small"
-    variance = "learned_range" if objects.has_learned_variance(config) else fixed
+    variance = "learned_range" if has_learned_variance(config) else fixed
     return {"_class_name": "DDPMScheduler", **shared, "variance_type": variance}
 
 
@@ -146,17 +147,13 @@ def differences(config: configs.Config) -> list[str]:
             "clip_sample = True: diffusers' DDIM clips x_0 and goes on from the noise that the unclipped one implied; "
             "call its pipeline with use_clipped_model_output=True"
         )
-    times, stride = objects.times(config), T // c.steps
+    times, stride = spaced_times(noise_schedule(config), c.steps, spacing=c.spacing), T // c.steps
     if c.sampler == "ddim" and (np.maximum(times[:-1] - stride, 0) != times[1:]).any():
         notes.append(
             f"timestep_spacing = {c.spacing!r}: every step of diffusers' DDIM is {stride} long, {T} // {c.steps}, and "
             "does not end at the next of its times; with 'leading' it does"
         )
-    if (
-        c.sampler == "ancestral"
-        and c.spacing == "trailing"
-        and (c.variance_mix or objects.has_learned_variance(config))
-    ):
+    if c.sampler == "ancestral" and c.spacing == "trailing" and (c.variance_mix or has_learned_variance(config)):
         notes.append(
             f"timestep_spacing = 'trailing': in fewer steps than {T}, the last step of diffusers' DDPM adds noise to "
             "the image; with 'leading' and 'linspace' it does not"
@@ -198,7 +195,7 @@ def _variance_errors(c: Mapping[str, Any], learned_variance: bool) -> list[str]:
 def _unsupported(config: configs.Config) -> list[str]:
     """What of our chain diffusers cannot express."""
     c, schedule, errors = config.sampling, config.schedule, []
-    learned = objects.has_learned_variance(config)
+    learned = has_learned_variance(config)
     if c.sampler not in ("ancestral", "ddim"):
         errors.append(f"sampling.sampler = {c.sampler!r}: give --sampler ancestral or ddim")
     if c.sampler == "ancestral" and not learned and c.variance_mix not in (0, 1):
