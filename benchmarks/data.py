@@ -71,6 +71,7 @@ def measure_resident(rounds: int) -> dict[str, float]:
     from ddpm_jax import data, trainer, training
     from ddpm_jax.data.device_loader import make_device_loader
     from ddpm_jax.guidance import Condition
+    from ddpm_jax.model import build
 
     config = configs.load(pathlib.Path(__file__).parents[1] / "configs" / "digits.py:wide")
     images = data.load("digits")

@@ -35,11 +35,11 @@ from ddpm_jax.config.fields import (
     Schedule,
     Text,
 )
-from ddpm_jax.config.old_names import current_names
+from ddpm_jax.config.old_names import current_names, former_names
 
 __all__ = [
     "CompatOptions", "Condition", "Config", "Data", "Evaluation", "Loss", "Net", "Optim", "Sampling", "Schedule",
-    "Text", "check", "check_trained", "differences", "from_dict", "load", "read", "to_json",
+    "Text", "check", "check_trained", "differences", "former_names", "from_dict", "load", "read", "to_json",
 ]  # fmt: skip
 
 

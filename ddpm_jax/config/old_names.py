@@ -30,3 +30,9 @@ def current_names(values: dict[str, Any], cls: type) -> dict[str, Any]:
         if old in values and new in values:
             raise ValueError(f"{old!r} is the former name of {new!r}, and both are given")
     return {renamed.get(name, name): value for name, value in values.items()}
+
+
+def former_names(values: dict[str, Any], cls: type) -> dict[str, Any]:
+    """The same values by the former names, for files whose bytes stay."""
+    former = {new: old for old, new in OLD_NAMES.get(cls.__name__, {}).items()}
+    return {former.get(name, name): value for name, value in values.items()}

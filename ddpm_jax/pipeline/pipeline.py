@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import json
 import pathlib
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -200,6 +201,11 @@ class Pipeline:
             "machine": {"platform": device.platform, "kind": device.device_kind, "devices": jax.device_count()},
             "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
         }
+
+    def png_text(self) -> dict[str, str]:
+        """The texts of a picture's file that name the weights and the sampling, as pictures have always had them."""
+        sampling = configs.former_names(self.manifest()["sampling"], configs.Sampling)
+        return {"run": f"{self.fingerprint} step {self.step}", "sampling": json.dumps(sampling)}
 
     def denoiser(self, params):
         """The `gaussian.Denoiser` of the network with these parameters, told nothing.

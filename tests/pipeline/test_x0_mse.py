@@ -15,6 +15,7 @@ from ddpm_jax.evaluate import likelihood
 from ddpm_jax.evaluate.context import load_images, select_split
 from ddpm_jax.evaluate.likelihood import LikelihoodOptions
 from ddpm_jax.pipeline import x0_mse
+from ddpm_jax.pipeline.verify import verify
 from ddpm_jax.programs import sample
 
 
@@ -130,8 +131,8 @@ def test_a_manifest_rests_on_the_errors(home, tmp_path, capsys):
     chosen = flags.SamplingOptions(sampler="analytic", steps=5)
     asked = sample.Arguments(str(home), num=4, out=str(tmp_path / "out"), sampling=chosen)
     assert sample.draw(asked) == 0
-    again = sample.Arguments(str(home), verify=str(tmp_path / "out" / "manifest.json"))
-    assert sample.verify(again) == 0 and "equal: all 4 images" in capsys.readouterr().out
+    manifest = tmp_path / "out" / "manifest.json"
+    assert verify(str(home), manifest) == 0 and "equal: all 4 images" in capsys.readouterr().out
     rewrite(home, x0_errors=[0.5] * 21)
     with pytest.raises(ValueError, match=r"rests on x0_errors sha256:\w+, .*run holds sha256:"):
-        sample.verify(again)
+        verify(str(home), manifest)

@@ -94,7 +94,7 @@ def make_table(folder: pathlib.Path) -> None:
 
 def read_folder(folder: pathlib.Path, odd: bool) -> tuple[Any, bool]:
     """The images that were loaded; none may be left out unasked."""
-    there = [path for path in folder.rglob("*") if path.suffix.lower() in data.files.EXTENSIONS]
+    there = [path for path in folder.rglob("*") if path.suffix.lower() in data.image_files.EXTENSIONS]
     told: list[str] = []
     images = data.load(f"folder:{folder}", skip_bad=odd, report=told.append)
     count = len(images.train) + len(images.test)

@@ -12,7 +12,7 @@ from run_programs import run
 
 from ddpm_jax import data
 from ddpm_jax.data.image_files import decode
-from ddpm_jax.programs import sample
+from ddpm_jax.pipeline import outputs
 
 TINY = """
 from ddpm_jax.config import Config, Evaluation, Net, Optim, Sampling, Schedule
@@ -174,6 +174,6 @@ def test_floating_point_images_are_not_for_what_is_done_with_integers_and_need_a
 )  # fmt: skip
 def test_what_cannot_go_out_as_it_came_in_is_a_png_and_that_is_said(capsys, came, shape, asked, written):
     model = types.SimpleNamespace(format=came, shape=shape, dtype=np.dtype(np.uint8))
-    assert sample.file_format(model, asked) == written
+    assert outputs.file_format(model, asked) == written
     said = f"the images came as {came} files, which are not written; these will be png files\n"
     assert capsys.readouterr().out == (said if written == "png" else "")

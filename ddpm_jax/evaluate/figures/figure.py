@@ -114,8 +114,7 @@ def save_image(context: EvaluationContext, name: str, picture: np.ndarray, legen
     model = context.model
     context.out.mkdir(parents=True, exist_ok=True)
     path = context.out / f"{name}.png"
-    sampling = json.dumps(model.manifest()["sampling"])
-    text = {"run": f"{model.fingerprint} step {model.step}", "sampling": sampling, "legend": legend}
+    text = model.png_text() | {"legend": legend}
     data.write_png(path, picture, scale=data.preview_scale(model.shape), text=text)
     print(f"{path}\n  {legend}")
 

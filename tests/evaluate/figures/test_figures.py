@@ -13,6 +13,7 @@ import pytest
 import shared_evaluation
 
 from ddpm_jax import data, samplers
+from ddpm_jax.config import Sampling, former_names
 from ddpm_jax.evaluate import protocol, samples
 from ddpm_jax.evaluate.context import CommonFlags, EvaluationContext
 from ddpm_jax.evaluate.figures import figure, interpolation, predictions, progressive, stochastic
@@ -58,7 +59,9 @@ def test_the_last_column_is_the_image_that_sample_py_draws(run_folder, tmp_path,
     shown = columns(name.with_suffix(".png"), 2)
     np.testing.assert_allclose(shown, images[..., 0] * (255 / 16), atol=8.5)  # half a level of 17
     text = data.read_png(name.with_suffix(".png")).text
-    assert "t = 20, 7, 0" in text["legend"] and json.loads(text["sampling"]) == theirs["sampling"]
+    assert "t = 20, 7, 0" in text["legend"] and json.loads(text["sampling"]) == former_names(
+        theirs["sampling"], Sampling
+    )
     assert name.with_suffix(".gif").stat().st_size > 0
 
 
