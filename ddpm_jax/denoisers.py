@@ -8,7 +8,7 @@ program applies them is scaling first and a limit last, so that what a sampler m
     denoise = estimates.limit_x0(schedule, denoise, estimates.dynamic_threshold(99.5))
 """
 
-from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,11 @@ import numpy as np
 from ddpm_jax.gaussian import Denoiser, Estimate, apply_denoiser, check_times
 from ddpm_jax.schedules import Schedule, gather
 
-Limit = Callable[[jax.Array], jax.Array]
-"""x0 [B, ...] -> x0 [B, ...], each example for itself."""
+
+class Limit(Protocol):
+    """x0 [B, ...] -> x0 [B, ...] within some range, each example for itself."""
+
+    def __call__(self, x0: jax.Array, /) -> jax.Array: ...
 
 
 def limit_x0(schedule: Schedule, denoise: Denoiser, limit: Limit) -> Denoiser:

@@ -10,16 +10,17 @@ Each is a `Sampler` around a sampler or a `Denoiser` around a denoiser, so each 
 A mask is True where a pixel is known.  Known pixels come out as they went in, to the bit.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ddpm_jax import gaussian, samplers
 from ddpm_jax.gaussian import Denoiser, Estimate
-from ddpm_jax.samplers import Sampler
+from ddpm_jax.samplers import Sampler, SamplerState, State
 from ddpm_jax.schedules import Schedule, gather
 
 # folded into an image's key: no time is one of them
@@ -34,7 +35,7 @@ class RePaintState(NamedTuple):
     x0: jax.Array
     t: jax.Array
     forward_steps: jax.Array
-    inner_state: Any
+    inner_state: SamplerState
 
 
 def inpainting(schedule: Schedule, sampler: Sampler, known: jax.Array, mask: jax.Array) -> Sampler:
@@ -59,21 +60,21 @@ def inpainting(schedule: Schedule, sampler: Sampler, known: jax.Array, mask: jax
     """
     _check_mask(mask)
 
-    def init(x, t):
+    def init(x: jax.Array, t: jax.Array) -> RePaintState:
         _check_image("known", known, x)
         inner = sampler.init(x, t)
         return RePaintState(inner.x, inner.x0, inner.t, jnp.zeros((), jnp.uint32), inner)
 
-    def step(keys, state, t, s):
+    def step(keys: jax.Array, state: RePaintState, t: jax.Array, s: jax.Array) -> RePaintState:
         keys = _pass_keys(keys, state.forward_steps)
 
-        def reverse_step():
+        def reverse_step() -> SamplerState:
             inner = sampler.step(keys, state.inner_state, t, s)
             eps = samplers.step_noise(_fold_in(keys, KNOWN_STREAM), s, inner.x)
             known_s = gather(schedule.signal, s, inner.x) * known + gather(schedule.noise, s, inner.x) * eps
             return inner._replace(x=jnp.where(mask, known_s, inner.x))
 
-        def forward_step():
+        def forward_step() -> SamplerState:
             scale = gather(schedule.signal, s, state.x) / gather(schedule.signal, t, state.x)
             std = gather(schedule.noise, s, state.x) * jnp.sqrt(gaussian.one_minus_snr_ratio(schedule, s, t, state.x))
             eps = samplers.step_noise(_fold_in(keys, FORWARD_STREAM), s, state.x)
@@ -151,14 +152,14 @@ def condition_on_pixels(
     def conditioned(x_t: jax.Array, t: jax.Array) -> Estimate:
         _check_image("known", known, x_t)
 
-        def predict(x):
+        def predict(x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
             estimate = gaussian.apply_denoiser(denoise, x, t)
             return estimate.x0, estimate.variance_mix
 
         x0, vjp_fn, mix = jax.vjp(predict, x_t, has_aux=True)
         signal, noise = gather(schedule.signal, t, x_t), gather(schedule.noise, t, x_t)
 
-        def covariance(v):
+        def covariance(v: jax.Array) -> jax.Array:
             return vjp_fn(v)[0]  # but for noise^2 / signal, which cancels: an infinite one at signal 0 would not
 
         missing = jnp.where(mask, known - x0, 0)
@@ -170,11 +171,11 @@ def condition_on_pixels(
     return conditioned
 
 
-def _conjugate_gradients(operator, b: jax.Array, iterations: int) -> jax.Array:
+def _conjugate_gradients(operator: Callable[[jax.Array], jax.Array], b: jax.Array, iterations: int) -> jax.Array:
     """w with operator(w) about b, image by image; an image whose curvature is not positive goes no further."""
     axes = tuple(range(1, b.ndim))
 
-    def dot(u, v):
+    def dot(u: jax.Array, v: jax.Array) -> jax.Array:
         return jnp.sum(u * v, axes, keepdims=True)
 
     def iterate(_, carry):
@@ -201,7 +202,7 @@ def sdedit(schedule: Schedule, sampler: Sampler, image: jax.Array) -> Sampler:
         image: [B, ...] or [1, ...], data units.
     """
 
-    def init(x, t):
+    def init(x: jax.Array, t: jax.Array) -> SamplerState:
         _check_image("image", image, x)
         return sampler.init(gather(schedule.signal, t, x) * image + gather(schedule.noise, t, x) * x, t)
 
@@ -248,19 +249,19 @@ def ddim_inverse(schedule: Schedule, denoise: Denoiser, *, iterations: int = 2) 
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
 
-    def step(keys, state, t, s):
+    def step(keys: jax.Array, state: State, t: jax.Array, s: jax.Array) -> State:
         x = state.x
         scale = gather(schedule.signal, s, x) / gather(schedule.signal, t, x)
         gain = gather(schedule.noise, s, x) - scale * gather(schedule.noise, t, x)
 
-        def iterate(_, carry):
+        def iterate(_: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             estimate = gaussian.apply_denoiser(denoise, carry[0], s)
             return scale * x + gain * estimate.eps, estimate.x0
 
         x_s, x0 = jax.lax.fori_loop(0, iterations, iterate, (x, state.x0))
-        return samplers.State(x_s, x0, s)
+        return State(x_s, x0, s)
 
-    return Sampler(lambda x, t: samplers.State(x, jnp.zeros_like(x), t), step, allows_forward_steps=True)
+    return Sampler(lambda x, t: State(x, jnp.zeros_like(x), t), step, allows_forward_steps=True)
 
 
 def invert(
@@ -310,7 +311,7 @@ def slerp(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
     return of_a * a + of_b * b
 
 
-def _fold_in(keys: jax.Array, number) -> jax.Array:
+def _fold_in(keys: jax.Array, number: ArrayLike) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, jnp.asarray(number, jnp.uint32))
 
 
@@ -321,12 +322,12 @@ def _pass_keys(keys: jax.Array, forward_steps: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
 
 
-def _check_image(name: str, image, x) -> None:
+def _check_image(name: str, image: jax.Array, x: jax.Array) -> None:
     gaussian.check_batch(**{name: image})
     if image.shape[1:] != x.shape[1:] or image.shape[0] not in (1, x.shape[0]):
         raise ValueError(f"{name} must have the shape of x, {x.shape}, or of one for all, got {image.shape}")
 
 
-def _check_mask(mask) -> None:
+def _check_mask(mask: jax.Array) -> None:
     if mask.dtype != jnp.bool_:
         raise ValueError(f"mask must be bool, True where a pixel is known (there are no soft masks), got {mask.dtype}")

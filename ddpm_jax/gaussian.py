@@ -15,11 +15,12 @@ library knows what a network predicts.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ddpm_jax.keys import example_keys as example_keys  # of an example's draws, for who has them from here
 from ddpm_jax.keys import split_keys as split_keys
@@ -27,8 +28,15 @@ from ddpm_jax.keys import standard_normal as standard_normal
 from ddpm_jax.schedules import Schedule, gather, log_snr_ratio
 
 Predicts = Literal["eps", "x0", "v", "mean"]
-Net = Callable[[jax.Array, jax.Array], jax.Array]
-"""(x_t [B, ...], t [B]) -> what the network predicts, [B, ...]."""
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class Net(Protocol):
+    """A network closed over its parameters and its condition: (x_t [B, ...], t [B]) -> its prediction [B, ...]."""
+
+    def __call__(self, x_t: jax.Array, t: jax.Array, /) -> jax.Array: ...
 
 
 class Gaussian(NamedTuple):
@@ -46,21 +54,23 @@ class Estimate(NamedTuple):
     variance_mix: jax.Array | None = None
 
 
-Denoiser = Callable[[jax.Array, jax.Array], Estimate]
-"""(x_t [B, ...], t [B]) -> Estimate.  Samplers and likelihood see a network only through this."""
+class Denoiser(Protocol):
+    """(x_t [B, ...], t [B]) -> Estimate: the only interface through which samplers and likelihood see a network."""
+
+    def __call__(self, x_t: jax.Array, t: jax.Array, /) -> Estimate: ...
 
 
-def _jit_checking_times(*static: str):
-    """`jax.jit`, after the one check that only concrete times allow: their range."""
+def _jit_checking_times(*static: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """`jax.jit` that keeps a function's signature and first checks the range of its times, where they are concrete."""
 
-    def decorate(f):
-        compiled = jax.jit(f, static_argnames=static)
-        signature = inspect.signature(f)
+    def decorate(f: Callable[_P, _R]) -> Callable[_P, _R]:
+        compiled, signature = jax.jit(f, static_argnames=static), inspect.signature(f)
 
         @functools.wraps(f)
-        def call(*args, **kwargs):
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             arguments = signature.bind(*args, **kwargs).arguments
-            check_times(arguments["schedule"], arguments["t"], arguments.get("s"))
+            if "t" in arguments:
+                check_times(arguments["schedule"], arguments["t"], arguments.get("s"))
             return compiled(*args, **kwargs)
 
         return call
@@ -306,7 +316,7 @@ def apply_denoiser(denoise: Denoiser, x_t: jax.Array, t: jax.Array) -> Estimate:
     return result
 
 
-@jax.jit
+@_jit_checking_times()
 def kl(p: Gaussian, q: Gaussian) -> jax.Array:
     """KL(p || q) of two normal laws, in nats, component by component.
 
@@ -348,7 +358,7 @@ def check_batch(*times: jax.Array, **arrays: jax.Array) -> None:
             raise ValueError(f"times must be integers of shape () or {x.shape[:1]}, got {dtype} {shape}")
 
 
-def check_times(schedule: Schedule, t, s=None) -> None:
+def check_times(schedule: Schedule, t: ArrayLike, s: ArrayLike | None = None) -> None:
     """Refuses times outside 0 <= s < t <= T, where their values are known without asking a device."""
     known = (int, np.integer, np.ndarray)
     for name, value, least, most in (("t", t, 1, schedule.T), ("s", s, 0, schedule.T - 1)):

@@ -5,18 +5,27 @@ A conditional network is a function (x_t, t, condition) -> output.  A condition 
 that everything else takes: samplers, losses and the bound know nothing of conditions.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ddpm_jax.gaussian import Net
 from ddpm_jax.keys import check_keys
 
-ConditionalNet = Callable[[jax.Array, jax.Array, Any], jax.Array]
-"""(x_t [B, ...], t [B], condition) -> output."""
+Array = jax.Array | np.ndarray
+
+Tree = TypeVar("Tree")
+"""A pytree of arrays [B, ...]."""
+
+
+class ConditionalNet(Protocol):
+    """(x_t [B, ...], t [B], condition, a pytree of arrays [B, ...]) -> the network's prediction [B, ...]."""
+
+    def __call__(self, x_t: jax.Array, t: jax.Array, condition: Any, /) -> jax.Array: ...
+
 
 DROPOUT_STREAM = 0x64726F70
 """What an example's key is folded with to decide whether its condition is dropped."""
@@ -33,11 +42,11 @@ class Condition(NamedTuple):
     image: as the images but for C: another image, for example a coarser one.
     """
 
-    label: Any = None
-    tokens: Any = None
-    context: Any = None
-    mask: Any = None
-    image: Any = None
+    label: Array | None = None
+    tokens: Array | None = None
+    context: Array | None = None
+    mask: Array | None = None
+    image: Array | None = None
 
 
 def null_condition(condition: Condition, num_classes: int) -> Condition:
@@ -59,7 +68,7 @@ def condition_on(net: ConditionalNet, condition: Any) -> Net:
     return lambda x_t, t: net(x_t, t, condition)
 
 
-def drop_condition(keys: jax.Array, condition: Any, null: Any, rate: float) -> Any:
+def drop_condition(keys: jax.Array, condition: Tree, null: Tree, rate: float) -> Tree:
     """The condition with, in a share `rate` of the examples, `null` in its place (arXiv:2207.12598, algorithm 1).
 
     Args:
@@ -78,17 +87,22 @@ def drop_condition(keys: jax.Array, condition: Any, null: Any, rate: float) -> A
     return select_examples(dropped, null, condition)
 
 
-def select_examples(mask: jax.Array, on_true: Any, on_false: Any) -> Any:
+def select_examples(mask: jax.Array, on_true: Tree, on_false: Tree) -> Tree:
     """Example by example, `these` where chosen [B] and `those` elsewhere: pytrees of arrays [B, ...]."""
 
-    def pick(this, that):
+    def pick(this: jax.Array, that: jax.Array) -> jax.Array:
         return jnp.where(jnp.expand_dims(mask, range(1, that.ndim)), this, that)
 
     return jax.tree.map(pick, on_true, on_false)
 
 
 def classifier_free_guidance(
-    net: ConditionalNet, condition: Any, null: Any, scale: float | jax.Array, *, interval: Any = None
+    net: ConditionalNet,
+    condition: Tree,
+    null: Tree,
+    scale: float | jax.Array,
+    *,
+    interval: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> Net:
     """Classifier-free guidance (Ho & Salimans, arXiv:2207.12598, equation 6, with their w = scale - 1):
 
@@ -117,10 +131,10 @@ def classifier_free_guidance(
         if interval is not None:
             scales = jnp.where((t >= interval[0]) & (t <= interval[1]), scales, 1)
 
-        def unguided():
+        def unguided() -> jax.Array:
             return net(x_t, t, condition)
 
-        def with_guidance():
+        def with_guidance() -> jax.Array:
             double = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), (x_t, t, condition), (x_t, t, null))
             conditional, unconditional = jnp.split(net(*double), 2)
             # twice the channels are a learned variance
@@ -140,7 +154,7 @@ def classifier_free_guidance(
     return predict
 
 
-def block_average(x: jax.Array | np.ndarray, factor: int) -> jax.Array:
+def block_average(x: Array, factor: int) -> jax.Array:
     """The image with the mean of each square of factor x factor pixels (cube, of volumes) in all of its pixels.
 
     Args:
@@ -158,7 +172,7 @@ def block_average(x: jax.Array | np.ndarray, factor: int) -> jax.Array:
     return jnp.broadcast_to(means, (x.shape[0], *split, x.shape[-1])).reshape(x.shape)
 
 
-def random_caption(keys: jax.Array, tokens: jax.Array) -> jax.Array:
+def random_caption(keys: jax.Array, tokens: Array) -> jax.Array:
     """One of each example's texts, all equally likely.
 
     Args:

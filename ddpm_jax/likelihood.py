@@ -14,8 +14,7 @@ there, for both of its fixed variances, and a learned variance runs from beta-ti
 about the likelihood (samplers add no noise in the last step), so it lives here and nowhere else.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +25,11 @@ from ddpm_jax import gaussian
 from ddpm_jax.gaussian import Denoiser, Estimate, Gaussian
 from ddpm_jax.schedules import Schedule, gather
 
-Decoder = Callable[[jax.Array, Gaussian], jax.Array]
-"""(x0 [B, ...], p) -> log probability of each component, in nats."""
+
+class Decoder(Protocol):
+    """(x0 [B, ...], p) -> log probability of each component under p [B, ...], in nats."""
+
+    def __call__(self, x0: jax.Array, p: Gaussian, /) -> jax.Array: ...
 
 
 class VLB(NamedTuple):
@@ -99,7 +101,7 @@ def vlb(
     _check_chain(chain, schedule.T)
     first_var = decoder_variance(schedule, chain) if decoder_var is None else decoder_var
 
-    def step(_, ts):
+    def step(_: None, ts: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
         return None, vlb_term(
             keys, schedule, denoise, x0, *ts, variance_mix=variance_mix, decoder=decoder, decoder_var=first_var
         )
@@ -139,7 +141,7 @@ def estimate_vlb(
     first_var = decoder_variance(schedule) if decoder_var is None else decoder_var
     low, high = _strata(schedule.T, strata)
 
-    def draw(draw_index, lo, hi):
+    def draw(draw_index: int, lo: jax.Array, hi: jax.Array) -> jax.Array:
         """The terms at a time of each example's own, uniform on lo..hi."""
         own = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, lo), draw_index))(keys)
         time_keys, eps_keys = gaussian.split_keys(own, 2)
@@ -148,7 +150,7 @@ def estimate_vlb(
             eps_keys, schedule, denoise, x0, t, t - 1, variance_mix=variance_mix, decoder=decoder, decoder_var=first_var
         )[0]
 
-    def stratum(_, ends):
+    def stratum(_: None, ends: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
         lo, hi = ends
         a, b = draw(1, lo, hi), draw(2, lo, hi)
         length = (hi - lo + 1).astype(x0.dtype)

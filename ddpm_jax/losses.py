@@ -10,20 +10,22 @@ finite, and the same function serves a network whatever it predicts:
     |x_0 - x_0_hat|^2 = |eps - eps_hat|^2 / SNR = |v - v_hat|^2 / (1 + SNR)
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from ddpm_jax import gaussian, likelihood
-from ddpm_jax.gaussian import Net, Predicts
+from ddpm_jax.gaussian import Estimate, Net, Predicts
 from ddpm_jax.keys import check_keys
 from ddpm_jax.likelihood import Decoder
 from ddpm_jax.schedules import Schedule, gather
 
-Weight = Callable[[jax.Array], jax.Array]
-"""log SNR -> the weight of the squared error of x_0."""
+
+class Weight(Protocol):
+    """log SNR [B] -> the weight of the squared error of x_0 [B]."""
+
+    def __call__(self, log_snr: jax.Array, /) -> jax.Array: ...
 
 
 def denoising_loss(
@@ -276,7 +278,7 @@ def record_losses(history: LossHistory, t: jax.Array, losses: jax.Array) -> Loss
     losses = jnp.where((t >= 1) & (t <= history.losses.shape[0]), losses, jnp.nan)
     t = jnp.clip(t, 1, history.losses.shape[0])
 
-    def enter(history, pair):
+    def enter(history: LossHistory, pair: tuple[jax.Array, jax.Array]) -> tuple[LossHistory, None]:
         row, loss = pair[0] - 1, pair[1]
         old, n = history.losses[row], history.counts[row]
         full = n == old.shape[0]
@@ -298,7 +300,15 @@ def importance_probabilities(history: LossHistory, uniform: float = 1e-3) -> jax
     return jnp.where((history.counts == history.losses.shape[1]).all(), learned, 1 / T)
 
 
-def _prediction_loss(schedule, out, x0, t, eps, predicts: Predicts, weight: Weight | None) -> jax.Array:
+def _prediction_loss(
+    schedule: Schedule,
+    out: jax.Array,
+    x0: jax.Array,
+    t: jax.Array,
+    eps: jax.Array,
+    predicts: Predicts,
+    weight: Weight | None,
+) -> jax.Array:
     if out.shape != x0.shape:
         raise ValueError(f"the network must return the shape of x_t, {x0.shape}, got {out.shape}")
     error = _mean((out - gaussian.target(schedule, predicts, x0, eps, t)) ** 2)
@@ -319,7 +329,9 @@ def _x0_factor(schedule: Schedule, predicts: Predicts, t: jax.Array, weight: Wei
     return weight(log_snr) / (schedule.signal[t - 1] * one_minus_r) ** 2
 
 
-def _vlb_term(schedule, estimate, x0, t, variance_mix, decoder) -> jax.Array:
+def _vlb_term(
+    schedule: Schedule, estimate: Estimate, x0: jax.Array, t: jax.Array, variance_mix: float, decoder: Decoder
+) -> jax.Array:
     var = likelihood.decoder_variance(schedule)
     nats = likelihood.vlb_term_from_estimate(
         schedule, estimate, x0, t, t - 1, variance_mix=variance_mix, decoder=decoder, decoder_var=var

@@ -7,7 +7,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, Protocol, TextIO
 
 _BLOCK = 1 << 16  # bytes
 
@@ -139,10 +139,14 @@ class Progress:
             self.bar.close()
 
 
-def stage_progress(
-    *, delay: float = 2.0, stream: TextIO | None = None, active: bool = True
-) -> Callable[[str, int, int], None]:
-    """What takes (what, done, total) and shows one `Progress` after the other, as of images "checked", then "loaded".
+class StageProgress(Protocol):
+    """(stage, done, total): shows how far a stage is, as of images "checked" and then "loaded"."""
+
+    def __call__(self, stage: str, done: int, total: int, /) -> None: ...
+
+
+def stage_progress(*, delay: float = 2.0, stream: TextIO | None = None, active: bool = True) -> StageProgress:
+    """A function that shows one `Progress` after the other.
 
     Args:
         delay: seconds before a stage is shown at all; a short one stays silent.
@@ -151,14 +155,14 @@ def stage_progress(
     seen: dict[str, float] = {}
     shown: dict[str, Progress] = {}
 
-    def update(what: str, done: int, total: int) -> None:
-        begun = seen.setdefault(what, time.monotonic())
-        if what not in shown and done < total and time.monotonic() - begun >= delay:
-            shown[what] = Progress(total, unit=f"images {what}", stream=stream, active=active)
-        if what in shown:
-            shown[what].update(done, {})
-        if what in shown and done == total:
-            shown[what].close()
+    def update(stage: str, done: int, total: int) -> None:
+        started = seen.setdefault(stage, time.monotonic())
+        if stage not in shown and done < total and time.monotonic() - started >= delay:
+            shown[stage] = Progress(total, unit=f"images {stage}", stream=stream, active=active)
+        if stage in shown:
+            shown[stage].update(done, {})
+            if done == total:
+                shown[stage].close()
 
     return update
 

@@ -7,7 +7,7 @@ fold_in of that with i: neither the number of devices nor where a run was interr
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,11 @@ import optax
 from ddpm_jax.keys import check_integer, check_keys, fold_in_each
 
 Params = Any
+"""A pytree of arrays."""
+
 Metrics = dict[str, jax.Array]
+
+_T = TypeVar("_T")
 
 
 class TrainState(NamedTuple):
@@ -36,10 +40,28 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
+class LossFn(Protocol):
+    """(params, keys [b], batch, a pytree of arrays [b, ...]) -> the mean loss of these examples, a scalar."""
+
+    def __call__(self, params: Params, keys: jax.Array, batch: Any, /) -> jax.Array: ...
+
+
+class LossFnWithAux(Protocol):
+    """A `LossFn` that returns a dict of arrays, too, to be averaged over micro-batches and devices."""
+
+    def __call__(self, params: Params, keys: jax.Array, batch: Any, /) -> tuple[jax.Array, Metrics]: ...
+
+
+class TrainStep(Protocol):
+    """(the run's key, state, batch) -> (state, metrics)."""
+
+    def __call__(self, key: jax.Array, state: TrainState, batch: Any, /) -> tuple[TrainState, Metrics]: ...
+
+
 def init(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step.  Its parameters and average are copies: a donated state owns its buffers."""
 
-    def copy(tree):  # with its dtype said outright: a weakly typed leaf would compile the step twice
+    def copy(tree: _T) -> _T:  # with its dtype said outright: a weakly typed leaf would compile the step twice
         return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype), tree)
 
     return TrainState(jnp.zeros((), jnp.int32), copy(params), copy(params), optimizer.init(copy(params)))
@@ -103,14 +125,14 @@ def ema_warmup(decay: float) -> Callable[[jax.Array], jax.Array]:
 
 
 def make_step(
-    loss_fn: Callable[[Params, jax.Array, Any], Any],
+    loss_fn: LossFn | LossFnWithAux,
     optimizer: optax.GradientTransformation,
     *,
     ema_decay: float | Callable[[jax.Array], jax.Array] = 0.9999,
     accumulate: int = 1,
     axis_name: str | None = None,
     has_aux: bool = False,
-) -> Callable[[jax.Array, TrainState, Any], tuple[TrainState, Metrics]]:
+) -> TrainStep:
     """One optimization step: (key, state, batch) -> (state, metrics), pure; `jit` it, or `pmap` it with `axis_name`.
 
     A step whose loss or gradient is not finite changes nothing but the step number, and reports `skipped` = 1.
@@ -134,7 +156,7 @@ def make_step(
         raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}")
     if not (isinstance(accumulate, (int, np.integer)) and accumulate >= 1):
         raise ValueError(f"accumulate must be an integer of at least 1, got {accumulate}")
-    grad_fn = jax.value_and_grad(loss_fn if has_aux else lambda *args: (loss_fn(*args), {}), has_aux=True)
+    grad_fn: Any = jax.value_and_grad(loss_fn if has_aux else lambda *args: (loss_fn(*args), {}), has_aux=True)
 
     def step(key: jax.Array, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         size = _batch_size(batch, accumulate)
@@ -175,14 +197,16 @@ def _batch_size(batch: Any, accumulate: int) -> int:
     return size
 
 
-def _accumulate_gradients(grad_fn, params, keys, batch, parts: int):
+def _accumulate_gradients(
+    grad_fn: Callable[[Params, jax.Array, Any], _T], params: Params, keys: jax.Array, batch: Any, parts: int
+) -> _T:
     """The mean of loss, aux and gradient over `parts` micro-batches."""
     if parts == 1:
         return grad_fn(params, keys, batch)
     cut = jax.tree.map(lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), (keys, batch))
     zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(grad_fn, params, *jax.tree.map(lambda a: a[0], cut)))
 
-    def add(total, part):
+    def add(total: _T, part: tuple[jax.Array, Any]) -> tuple[_T, None]:
         return jax.tree.map(jnp.add, total, grad_fn(params, *part)), None
 
     # XLA's CPU back end runs the backward convolutions of a while loop many times slower: no loop there

@@ -4,13 +4,16 @@
 with data as they are; `classifier` and `inception` make features of images; `attributes` reads generated pictures.
 """
 
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
-Features = Callable[[np.ndarray], np.ndarray]
-"""Images [n, H, W, C] -> features [n, d], floating point.
 
-The images' values lie in 0 .. levels - 1: integers (uint8 or uint16), or float32 where samples are compared as they
-came out of the network, clipped but not rounded to levels.
-"""
+class Features(Protocol):
+    """Images [n, H, W, C] -> features [n, d], floating point.
+
+    The images' values lie in 0 .. levels - 1: integers (uint8 or uint16), or float32 where samples are compared as they
+    came out of the network, clipped but not rounded to levels.
+    """
+
+    def __call__(self, images: np.ndarray, /) -> np.ndarray: ...

@@ -2,13 +2,26 @@
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from ddpm_jax import gaussian, likelihood, losses
+from ddpm_jax.gaussian import Denoiser, Net
+from ddpm_jax.schedules import Schedule
+
+
+class ExampleLoss(Protocol):
+    """The loss of each image [b] at times t [b]."""
+
+    def __call__(self, keys: jax.Array, schedule: Schedule, net: Net, x0: jax.Array, t: jax.Array, /) -> jax.Array: ...
+
+
+class EvaluateBatch(Protocol):
+    """(keys [b], x0, a pytree of arrays [b, ...]) -> each image's time, its loss there, and its bits/dim, all [b]."""
+
+    def __call__(self, keys: jax.Array, x0: Any, /) -> tuple[jax.Array, jax.Array, jax.Array]: ...
 
 
 class HeldOut(NamedTuple):
@@ -29,7 +42,7 @@ class HeldOut(NamedTuple):
 
 
 def evaluate_held_out(
-    evaluate_batch: Callable[[jax.Array, Any], tuple[jax.Array, jax.Array, jax.Array]],
+    evaluate_batch: EvaluateBatch,
     key: jax.Array,
     x0: Any,
     batch: int,
@@ -37,8 +50,7 @@ def evaluate_held_out(
     """Loss and bits/dim over x0, batch after batch; the same key gives the same times and noise.
 
     Args:
-        evaluate_batch: (keys [b], x0 [b, ...]) -> each image's time, its loss there, and its
-            bits/dim, see `make_evaluate_batch`.
+        evaluate_batch: see `make_evaluate_batch`.
         x0: [n, ...] data in [-1, 1]; or any pytree of arrays [n, ...] that `evaluate_batch` takes.
         batch: images at a time; the last batch is filled up with images that do not count.
     """
@@ -59,13 +71,19 @@ def _example_keys(key: jax.Array, n: int, places: np.ndarray) -> jax.Array:
 
 
 def make_evaluate_batch(
-    schedule, net, denoise, example_loss, *, variance_mix: float, decoder: likelihood.Decoder, strata: int
-):
-    """(keys [b], x0 [b, ...]) -> times [b], loss [b], bits/dim [b]: what `evaluate_held_out` compiles and applies.
+    schedule: Schedule,
+    net: Net,
+    denoise: Denoiser,
+    example_loss: ExampleLoss,
+    *,
+    variance_mix: float,
+    decoder: likelihood.Decoder,
+    strata: int,
+) -> EvaluateBatch:
+    """The function that `evaluate_held_out` applies, to be compiled by the caller.
 
     Args:
-        net, denoise: of the parameters under examination.
-        example_loss: (keys, schedule, net, x0, t) -> [b].
+        net, denoise: of the parameters to be evaluated.
         variance_mix: the reverse variance (a learned one takes precedence).
         decoder: of the data.  Bits/dim by `likelihood.gaussian_density` are those of a density in [-1, 1]:
             they may be negative.

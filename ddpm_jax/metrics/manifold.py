@@ -132,7 +132,9 @@ def nearest(queries: np.ndarray, references: np.ndarray, k: int = 1) -> Nearest:
     return Nearest(np.sqrt(squares), indices)
 
 
-def _smallest(squares, indices, i, j, found) -> tuple[np.ndarray, np.ndarray]:
+def _smallest(
+    squares: np.ndarray, indices: np.ndarray, i: np.ndarray, j: np.ndarray, found: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The k smallest of each row of squares [a, k] and, in row i of each, of what was found [pairs] at j."""
     a, k = squares.shape
     row = np.concatenate([np.repeat(np.arange(a), k), i])

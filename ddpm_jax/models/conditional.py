@@ -1,6 +1,7 @@
 """A U-Net with what conditions it: labels, texts, and images beside its own."""
 
 import flax.linen as nn
+import jax
 
 from ddpm_jax.guidance import Condition
 from ddpm_jax.models.text import TextEncoder
@@ -16,15 +17,22 @@ class ConditionalUNet(nn.Module):
     unet: UNet
     text: TextEncoder | None = None
 
-    def setup(self):
+    def setup(self) -> None:
         nn.share_scope(self, self.unet)
 
-    def __call__(self, x, t, condition: Condition | None = None, *, dropout_keys=None):
+    def __call__(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        condition: Condition | None = None,
+        *,
+        dropout_keys: jax.Array | None = None,
+    ) -> jax.Array:
         """The prediction for x [B, H, W, C] at times t [B], given a condition; see `UNet`."""
         label, _, context, mask, image = self.encode_text(condition or Condition())
         return self.unet(x, t, label=label, context=context, mask=mask, image=image, dropout_keys=dropout_keys)
 
-    def encode_text(self, condition):
+    def encode_text(self, condition: Condition) -> Condition:
         """The condition with its tokens read: a context in their place.  Once is enough for all steps of a chain.
 
         Raises:

@@ -6,12 +6,14 @@ text is no text: the network that is told it is the network that is told nothing
 
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
+from ddpm_jax.guidance import Array
 from ddpm_jax.models.unet import attend
 
 
@@ -47,10 +49,10 @@ class TransformerLayer(nn.Module):
 
     heads: int
     length: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x, mask):
+    def __call__(self, x: jax.Array, mask: Array) -> jax.Array:
         """x [B, L, D], mask [B, L], True for tokens that count -> [B, L, D]."""
         _, length, width = x.shape
         by_distance = self.param("distances", _distance_bias_init, (self.heads, 2 * self.length - 1))
@@ -65,7 +67,7 @@ class TransformerLayer(nn.Module):
         return x + nn.Dense(width, dtype=self.dtype, name="dense1")(h)
 
 
-def _distance_bias_init(key, shape, dtype=jnp.float32):
+def _distance_bias_init(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Every other head begins by looking ahead and the others behind, each pair four times as far as the one before.
 
     Heads that all began alike would have to break their symmetry before the order of words can be told.
@@ -96,10 +98,10 @@ class TextEncoder(nn.Module):
     layers: int = 4
     heads: int = 4
     length: int = 128
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens):
+    def __call__(self, tokens: Array) -> jax.Array:
         """tokens [B, L] integers, L <= length, 0 where there is nothing -> [B, L, width], to be read where tokens > 0.
 
         Raises:
@@ -122,7 +124,7 @@ class TextEncoder(nn.Module):
         return nn.LayerNorm(dtype=self.dtype, name="norm_out")(x)
 
 
-def stack_neighbours(x, radius: int):
+def stack_neighbours(x: jax.Array, radius: int) -> jax.Array:
     """Each place's vector between those of its neighbours, so many to each side: [B, L, D] -> [B, L, (2 reach + 1) D].
 
     Beyond the ends is 0.

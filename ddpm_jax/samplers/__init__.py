@@ -11,9 +11,12 @@ fold_in(key_i, 0).
 """
 
 from ddpm_jax.samplers.chain import (
+    InitFn,
     Noise,
     Sampler,
+    SamplerState,
     State,
+    StepFn,
     image_keys,
     initial_noise,
     sample,
@@ -25,20 +28,7 @@ from ddpm_jax.samplers.onestep import analytic, ancestral, ddim
 from ddpm_jax.samplers.spacing import Spacing, section_times, times
 
 __all__ = [
-    "Noise",
-    "Sampler",
-    "Spacing",
-    "State",
-    "analytic",
-    "ancestral",
-    "ddim",
-    "dpm_solver_pp",
-    "image_keys",
-    "initial_noise",
-    "sample",
-    "section_times",
-    "step_noise",
-    "times",
-    "trajectory",
+    "InitFn", "Noise", "Sampler", "SamplerState", "Spacing", "State", "StepFn", "analytic", "ancestral", "ddim",
+    "dpm_solver_pp", "image_keys", "initial_noise", "sample", "section_times", "step_noise", "times", "trajectory",
     "unipc",
-]
+]  # fmt: skip

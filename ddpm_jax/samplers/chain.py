@@ -1,18 +1,46 @@
 """States, samplers, and the one scan over times that every chain is."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 
 from ddpm_jax import gaussian
 from ddpm_jax.keys import MAX_IMAGES, check_integer, fold_in_each, from_seed
 
-Noise = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""(keys [B], t [], like [B, ...]) -> standard normal [B, ...] for the step that leaves t."""
+
+class Noise(Protocol):
+    """(keys [B], t [], like [B, ...]) -> standard normal [B, ...] for the step that leaves t."""
+
+    def __call__(self, keys: jax.Array, t: jax.Array, like: jax.Array, /) -> jax.Array: ...
+
+
+class SamplerState(Protocol):
+    """What every sampler's state has, a NamedTuple: x, x0 and t of `State`."""
+
+    @property
+    def x(self) -> jax.Array: ...
+    @property
+    def x0(self) -> jax.Array: ...
+    @property
+    def t(self) -> jax.Array: ...
+    def _replace(self, **changes: Any) -> Any: ...
+
+
+class InitFn(Protocol):
+    """(x [B, ...], t []) -> the state before the first step, which leaves t."""
+
+    def __call__(self, x: jax.Array, t: jax.Array, /) -> SamplerState: ...
+
+
+class StepFn(Protocol):
+    """(keys [B], state, t [], s []) -> the state at s: one transition from t.  A sampler's states have its own type."""
+
+    def __call__(self, keys: jax.Array, state: Any, t: jax.Array, s: jax.Array, /) -> SamplerState: ...
 
 
 class State(NamedTuple):
@@ -24,13 +52,13 @@ class State(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """init(x, t) -> state; step(keys [B], state, t, s) -> state.  The state has at least the fields of `State`.
+    """A pair of pure functions, init(x, t) -> state and step(keys, state, t, s) -> state.
 
     allows_forward_steps: whether it also steps to an s > t, as what is built around samplers may; else times must fall.
     """
 
-    init: Callable
-    step: Callable
+    init: InitFn
+    step: StepFn
     allows_forward_steps: bool = False
 
 
@@ -55,7 +83,7 @@ def step_noise(keys: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
     return gaussian.standard_normal(jax.vmap(lambda k: jax.random.fold_in(k, t))(keys), like)
 
 
-def initial_noise(keys: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
+def initial_noise(keys: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """x_T: [B, *shape] standard normal, image i's from keys[i] alone."""
     keys = gaussian.example_keys(keys, keys.shape[0] if keys.ndim else 1)
     return step_noise(keys, jnp.zeros((), jnp.uint32), jnp.zeros((keys.shape[0], *shape), dtype))
@@ -96,7 +124,9 @@ def trajectory(
     return _scan(keys, sampler, x_T, chain, tuple(int(t) for t in save_at))[1]
 
 
-def _scan(keys, sampler: Sampler, x_T, times, save_at: tuple[int, ...]):
+def _scan(
+    keys: jax.Array, sampler: Sampler, x_T: jax.Array, times: np.ndarray | jax.Array, save_at: tuple[int, ...]
+) -> tuple[SamplerState, State]:
     """The one scan over reversed times: the last state, and the kept states [len(save_at), B, ...]."""
     gaussian.check_batch(x_T=x_T)
     chain = jnp.asarray(_check_times(times, sampler.allows_forward_steps), jnp.int32)
@@ -104,27 +134,28 @@ def _scan(keys, sampler: Sampler, x_T, times, save_at: tuple[int, ...]):
         raise ValueError(f"keys must be one per image, shape {x_T.shape[:1]} (see image_keys), got {keys.shape}")
     keys = gaussian.example_keys(keys, x_T.shape[0])
 
-    def record(saved: State, state) -> State:
+    def record(saved: State, state: SamplerState) -> State:
         is_saved = jnp.asarray(save_at, jnp.int32) == state.t
 
-        def put(old, value):
+        def put(old: jax.Array, value: jax.Array) -> jax.Array:
             return jnp.where(is_saved.reshape((-1,) + (1,) * value.ndim), value, old)
 
         return State(put(saved.x, state.x), put(saved.x0, state.x0), saved.t)
 
-    def step(carry, ts):
-        state, album = carry
-        state = sampler.step(keys, state, *ts)
-        return (state, record(album, state) if save_at else album), None
+    def step(
+        carry: tuple[SamplerState, State], ts: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[SamplerState, State], None]:
+        state = sampler.step(keys, carry[0], *ts)
+        return (state, record(carry[1], state) if save_at else carry[1]), None
 
     state = sampler.init(x_T, chain[0])
     zeros = jnp.zeros((len(save_at), *x_T.shape), x_T.dtype)
-    album = State(zeros, zeros, jnp.asarray(save_at, jnp.int32))
-    carry = state, record(album, state) if save_at else album
+    saved = State(zeros, zeros, jnp.asarray(save_at, jnp.int32))
+    carry = state, record(saved, state) if save_at else saved
     return jax.lax.scan(step, carry, (chain[:-1], chain[1:]))[0]
 
 
-def _check_times(times, allows_forward_steps: bool):
+def _check_times(times: np.ndarray | jax.Array, allows_forward_steps: bool) -> np.ndarray | jax.Array:
     if isinstance(times, Tracer):
         return times
     chain = np.asarray(times)

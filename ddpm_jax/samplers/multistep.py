@@ -61,6 +61,10 @@ class UniPCState(NamedTuple):
     correction_weight: jax.Array
 
 
+_AnyState = MultistepState | UniPCState
+_Integrals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
 def dpm_solver_pp(
     schedule: Schedule,
     denoise: Denoiser,
@@ -85,7 +89,7 @@ def dpm_solver_pp(
     if solver_type not in ("midpoint", "integral"):
         raise ValueError(f"solver_type must be 'midpoint' or 'integral', got {solver_type!r}")
 
-    def step(keys, state, t, s):
+    def step(keys: jax.Array, state: MultistepState, t: jax.Array, s: jax.Array) -> MultistepState:
         x0 = gaussian.apply_denoiser(denoise, state.x, t).x0
         h, integrals = _integrals(schedule, t, s, state.x)
         first_difference, second_difference = _differences(state, x0, order)
@@ -117,10 +121,10 @@ def unipc(schedule: Schedule, denoise: Denoiser, *, order: Literal[1, 2, 3] = 2)
     """
     _check_order(order)
 
-    def init(x, t):
+    def init(x: jax.Array, t: jax.Array) -> UniPCState:
         return UniPCState(*_init_multistep(x, t), jnp.zeros_like(x), jnp.zeros((), x.dtype))
 
-    def step(keys, state, t, s):
+    def step(keys: jax.Array, state: UniPCState, t: jax.Array, s: jax.Array) -> UniPCState:
         x0 = gaussian.apply_denoiser(denoise, state.x, t).x0
         x_t = state.x + state.correction_weight * (x0 - state.expected_x0)
         h, integrals = _integrals(schedule, t, s, x_t)
@@ -146,7 +150,7 @@ def _init_multistep(x: jax.Array, t: jax.Array) -> MultistepState:
     return MultistepState(x, zeros, t, infinite, zeros, infinite)
 
 
-def _integrals(schedule: Schedule, t, s, like: jax.Array):
+def _integrals(schedule: Schedule, t: jax.Array, s: jax.Array, like: jax.Array) -> tuple[jax.Array, _Integrals]:
     """h, and int_0^h exp(u - h) u^k du for k = 0..3: where h is infinite 1, 0, 0, 0."""
     h = -0.5 * gaussian.log_snr_ratio(schedule, t, s, like)
     integrals = [-jnp.expm1(-h)]
@@ -155,16 +159,16 @@ def _integrals(schedule: Schedule, t, s, like: jax.Array):
         short = jnp.minimum(h, 1.0)
         by_nodes = short ** (k + 1) * sum(m * y**k * jnp.exp(short * (y - 1)) for y, m in QUADRATURE)
         integrals.append(jnp.where(h < 1, by_nodes, jnp.where(jnp.isfinite(h), h**k - k * integrals[-1], 0.0)))
-    return h, tuple(integrals)
+    return h, (integrals[0], integrals[1], integrals[2], integrals[3])
 
 
-def _midpoint(h: jax.Array, integrals):
+def _midpoint(h: jax.Array, integrals: _Integrals) -> _Integrals:
     """The integrals with h / 2 for u."""
     u0, _, u2, u3 = integrals
     return u0, jnp.where(jnp.isfinite(h), u0 * h / 2, 0.0), u2, u3
 
 
-def _differences(state, x0: jax.Array, order: int):
+def _differences(state: _AnyState, x0: jax.Array, order: int) -> tuple[jax.Array, jax.Array]:
     """Newton's divided differences: the slope, and the bend; 0 beyond the order."""
     first_difference = (x0 - state.x0) / state.step_size
     second_difference = (first_difference - (state.x0 - state.previous_x0) / state.previous_step_size) / (
@@ -174,7 +178,14 @@ def _differences(state, x0: jax.Array, order: int):
 
 
 def _polynomial_step(
-    schedule: Schedule, state, x_t, x0, s, integrals, first_difference, second_difference
+    schedule: Schedule,
+    state: _AnyState,
+    x_t: jax.Array,
+    x0: jax.Array,
+    s: jax.Array,
+    integrals: _Integrals,
+    first_difference: jax.Array,
+    second_difference: jax.Array,
 ) -> jax.Array:
     """x_s, by the polynomial through what has been predicted."""
     u0, u1, u2, _ = integrals
@@ -185,7 +196,7 @@ def _polynomial_step(
     )
 
 
-def _corrector_weight(state, h: jax.Array, integrals, order: int) -> jax.Array:
+def _corrector_weight(state: _AnyState, h: jax.Array, integrals: _Integrals, order: int) -> jax.Array:
     """int_0^h exp(u - h) prod_k (u - u_k) / (h - u_k) du: the knots of p are 0, and the order - 1 calls before."""
     _, u1, u2, u3 = integrals
     # a factor of an earlier knot is a u + b; 1 where there was no such call
@@ -195,6 +206,6 @@ def _corrector_weight(state, h: jax.Array, integrals, order: int) -> jax.Array:
     return (a * c * u3 + (a * d + b * c) * u2 + b * d * u1) / h
 
 
-def _finite_step_size(state) -> jax.Array:
+def _finite_step_size(state: _AnyState) -> jax.Array:
     """The width of the step to t; 0 where there was none and the bend is 0."""
     return jnp.where(jnp.isfinite(state.step_size), state.step_size, 0.0)

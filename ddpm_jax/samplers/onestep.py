@@ -1,15 +1,21 @@
 """Samplers that remember nothing: the reverse process, and DDIM's family."""
 
-from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import gaussian
-from ddpm_jax.gaussian import Denoiser
+from ddpm_jax.gaussian import Denoiser, Estimate
 from ddpm_jax.samplers.chain import Noise, Sampler, State, init_state, step_noise
 from ddpm_jax.schedules import Schedule, gather
+
+
+class _Variance(Protocol):
+    """The variance of x_s given x_t."""
+
+    def __call__(self, estimate: Estimate, x_t: jax.Array, t: jax.Array, s: jax.Array, /) -> jax.Array: ...
 
 
 def ancestral(
@@ -27,10 +33,10 @@ def ancestral(
     """
     gaussian.check_unit_interval("variance_mix", variance_mix)
 
-    def variance(estimate, state, t, s):
+    def variance(estimate: Estimate, x_t: jax.Array, t: jax.Array, s: jax.Array) -> jax.Array:
         # at the data a mix below 1 gives 0, whose root has no derivative, and one above 1 infinity: keep them out
         mix = jnp.where(s > 0, variance_mix if estimate.variance_mix is None else estimate.variance_mix, 1.0)
-        return gaussian.reverse_variance(schedule, t, s, state.x, mix)
+        return gaussian.reverse_variance(schedule, t, s, x_t, mix)
 
     return _reverse_process(schedule, denoise, variance, noise)
 
@@ -58,21 +64,21 @@ def analytic(
         raise ValueError(f"x0_mse must have a row for each t in 0..T, {(schedule.T + 1,)}: {jnp.shape(x0_mse)}")
     mse = jnp.asarray(x0_mse)
 
-    def variance(estimate, state, t, s):
-        one_minus_r = gaussian.one_minus_snr_ratio(schedule, t, s, state.x)
-        signal_s, noise_s = gather(schedule.signal, s, state.x), gather(schedule.noise, s, state.x)
-        return noise_s**2 * one_minus_r + (signal_s * one_minus_r) ** 2 * gather(mse, t, state.x)
+    def variance(estimate: Estimate, x_t: jax.Array, t: jax.Array, s: jax.Array) -> jax.Array:
+        one_minus_r = gaussian.one_minus_snr_ratio(schedule, t, s, x_t)
+        signal_s, noise_s = gather(schedule.signal, s, x_t), gather(schedule.noise, s, x_t)
+        return noise_s**2 * one_minus_r + (signal_s * one_minus_r) ** 2 * gather(mse, t, x_t)
 
     return _reverse_process(schedule, denoise, variance, noise)
 
 
-def _reverse_process(schedule: Schedule, denoise: Denoiser, variance: Callable, noise: Noise) -> Sampler:
-    """x_s = mean of q(x_s | x_t, x_0_hat) + std noise, with variance(found, state, t, s)."""
+def _reverse_process(schedule: Schedule, denoise: Denoiser, variance: _Variance, noise: Noise) -> Sampler:
+    """x_s = mean of q(x_s | x_t, x_0_hat) + std noise."""
 
-    def step(keys, state, t, s):
+    def step(keys: jax.Array, state: State, t: jax.Array, s: jax.Array) -> State:
         estimate = gaussian.apply_denoiser(denoise, state.x, t)
         mean, _ = gaussian.posterior(schedule, estimate.x0, state.x, t, s)
-        std = jnp.where(s > 0, jnp.sqrt(variance(estimate, state, t, s)), 0.0)
+        std = jnp.where(s > 0, jnp.sqrt(variance(estimate, state.x, t, s)), 0.0)
         return State(mean + std * noise(keys, t, state.x), estimate.x0, s)
 
     return Sampler(init_state, step)
@@ -97,7 +103,7 @@ def ddim(schedule: Schedule, denoise: Denoiser, *, eta: float | jax.Array = 0.0,
     if isinstance(eta, jax.Array):
         eta = jnp.where((eta >= 0) & (eta <= 1), eta, jnp.nan)
 
-    def step(keys, state, t, s):
+    def step(keys: jax.Array, state: State, t: jax.Array, s: jax.Array) -> State:
         estimate = gaussian.apply_denoiser(denoise, state.x, t)
         signal_s, noise_s = gather(schedule.signal, s, state.x), gather(schedule.noise, s, state.x)
         one_minus_r = gaussian.one_minus_snr_ratio(schedule, t, s, state.x)

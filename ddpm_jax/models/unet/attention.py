@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from ddpm_jax.guidance import Array
 from ddpm_jax.models.unet.layers import NEAR_ZERO, Dense
 from ddpm_jax.models.unet.norm import GroupNorm
 from ddpm_jax.models.unet.parameters import at_least_float32
@@ -28,13 +29,13 @@ class AttentionBlock(nn.Module):
     """
 
     heads: int = 1
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     groups: int = 32
     eps: float = 1e-6
     head_channels: int = 0
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> the same, of any spatial axes.  Memory B heads (HW)^2."""
         b, *sides, c = x.shape
         pixels, heads = math.prod(sides), head_count(c, self.heads, self.head_channels)
@@ -53,13 +54,13 @@ class CrossAttention(nn.Module):
     """
 
     heads: int = 1
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     groups: int = 32
     eps: float = 1e-6
     head_channels: int = 0
 
     @nn.compact
-    def __call__(self, x, context, mask):
+    def __call__(self, x: jax.Array, context: Array, mask: Array) -> jax.Array:
         """x [B, H, W, C] of any spatial axes, context [B, L, D], mask [B, L], True for tokens that count -> as x."""
         b, *sides, c = x.shape
         pixels, heads = math.prod(sides), head_count(c, self.heads, self.head_channels)
@@ -77,7 +78,7 @@ POSITION_FREQUENCIES = 4
 """Numbers that say where a pixel is along each side."""
 
 
-def position_features(sides: Sequence[int], dtype) -> jax.Array:
+def position_features(sides: Sequence[int], dtype: DTypeLike) -> jax.Array:
     """Where each pixel is, whatever their number: cosines of 1, 2, ... half waves along each side.
 
     Returns:
@@ -91,7 +92,14 @@ def position_features(sides: Sequence[int], dtype) -> jax.Array:
     )
 
 
-def attend(q, k, v, heads: int, mask=None, bias=None) -> jax.Array:
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    heads: int,
+    mask: Array | None = None,
+    bias: jax.Array | None = None,
+) -> jax.Array:
     """softmax(q k / sqrt(C) + bias) v over the keys that the mask shows, in float32 at least; 0 where it shows none.
 
     `jax.nn.dot_product_attention` is the same but in float64, where its softmax has the digits of float32; and one head

@@ -1,16 +1,21 @@
 """What the U-Net refuses: options and arguments that cannot be right, in words."""
 
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.guidance import Array
 from ddpm_jax.models.unet.compat import AttentionBy, Padding, Resample, TimeConditioning, TimeOrder
 from ddpm_jax.models.unet.layers import DROPOUT_STEP
 from ddpm_jax.models.unet.norm import group_count
 
+if TYPE_CHECKING:
+    from ddpm_jax.models.unet.network import UNet
 
-def check_options(net: Any) -> None:
+
+def check_options(net: "UNet") -> None:
+    """Refuses options that cannot be right."""
     if len(net.channel_multipliers) == 0:
         raise ValueError("channel_multipliers is empty: give one integer per level, such as (1, 2, 2, 2)")
     _check_heads(net)
@@ -33,7 +38,7 @@ def check_options(net: Any) -> None:
         raise ValueError(f"dropout = {net.dropout} is not in [0, 1): it is the share of numbers that are set to 0")
 
 
-def _check_heads(net: Any) -> None:
+def _check_heads(net: "UNet") -> None:
     if net.heads != 1 and net.head_channels:
         raise ValueError(
             f"heads = {net.heads}, head_channels = {net.head_channels}: say how many heads there are, or how many"
@@ -52,7 +57,7 @@ def _check_heads(net: Any) -> None:
             )
 
 
-def _check_choices(net: Any) -> None:
+def _check_choices(net: "UNet") -> None:
     compat = net.compat
     choices = {
         "attention_by": (net.attention_by, AttentionBy),
@@ -79,7 +84,8 @@ def _check_choices(net: Any) -> None:
         )
 
 
-def check_arguments(x, t, dropout_keys) -> None:
+def check_arguments(x: jax.Array, t: jax.Array, dropout_keys: jax.Array | None) -> None:
+    """Refuses arrays of the wrong shape or dtype."""
     if x.ndim not in (3, 4, 5):
         raise ValueError(
             f"x has shape {x.shape}: images are [B, H, W, C], volumes [B, D, H, W, C], sequences [B, L, C]"
@@ -102,7 +108,15 @@ def check_arguments(x, t, dropout_keys) -> None:
         raise ValueError(f"dropout_keys has shape {dropout_keys.shape}, x has shape {x.shape}: one key per image, [B]")
 
 
-def check_conditions(net: Any, x, label, context, mask, image) -> None:
+def check_conditions(
+    net: "UNet",
+    x: jax.Array,
+    label: Array | None,
+    context: Array | None,
+    mask: Array | None,
+    image: Array | None,
+) -> None:
+    """Refuses conditions that the network does not take, or of the wrong shape or dtype."""
     batch, sides = x.shape[0], x.shape[1:-1]
     if label is not None:
         if not net.num_classes:

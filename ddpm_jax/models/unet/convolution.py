@@ -1,11 +1,11 @@
 """Convolutions of 3, and what doubles the size before one; of any number of spatial axes."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ddpm_jax.models.unet.compat import Padding
 from ddpm_jax.models.unet.parameters import add_bias, at_least_float32, fan_average, parameter
@@ -17,7 +17,7 @@ _MAX_PIECES = 16
 """Each is compiled."""
 
 
-def num_spatial_axes(x) -> int:
+def num_spatial_axes(x: jax.Array) -> int:
     """How many spatial axes x [B, ..., C] has: 2 for images, 3 for volumes."""
     return x.ndim - 2
 
@@ -35,10 +35,10 @@ class Conv(nn.Module):
     stride: int = 1
     scale: float = 1.0
     padding: Padding = "end"
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H/stride, W/stride, features], likewise of one or three spatial axes."""
         kernel, bias = _parameters(self, x, self.scale)
         x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
@@ -49,10 +49,10 @@ class UpsampleConv(nn.Module):
     """`upsample_nearest`, then a convolution of 3, as one where that is faster."""
 
     features: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, 2H, 2W, features], likewise of one or three spatial axes."""
         kernel, bias = _parameters(self, x)
         # on a TPU alone: a CPU multiplies with the zeros, and of GPUs nothing is known
@@ -62,14 +62,14 @@ class UpsampleConv(nn.Module):
         return add_bias(out, bias)
 
 
-def _parameters(layer: Conv | UpsampleConv, x, scale: float = 1.0) -> tuple[jax.Array, jax.Array]:
+def _parameters(layer: Conv | UpsampleConv, x: jax.Array, scale: float = 1.0) -> tuple[jax.Array, jax.Array]:
     """The kernel and the bias of a layer that is given x."""
     shape = (3,) * num_spatial_axes(x) + (x.shape[-1], layer.features)
     kernel = parameter(layer, "kernel", fan_average(scale), shape)
     return kernel, parameter(layer, "bias", nn.initializers.zeros, (layer.features,))
 
 
-def convolve(x, kernel, stride: int = 1, padding: Padding = "end") -> Any:
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "end") -> jax.Array:
     """x [B, H, W, C] by a kernel [3, 3, C, D], both of one dtype -> [B, H/stride, W/stride, D].
 
     On a CPU, the kernel's gradient is a sum over pieces of the batch, up to four times as fast as from all at once.
@@ -78,7 +78,7 @@ def convolve(x, kernel, stride: int = 1, padding: Padding = "end") -> Any:
     return _convolve_with_vjp(x, kernel, stride, padding)
 
 
-def _conv_general_dilated(x, kernel, stride, padding):
+def _conv_general_dilated(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     axes = num_spatial_axes(x)
     zeros = "SAME" if padding == "end" else [(1, 1)] * axes
     return jax.lax.conv_general_dilated(x, kernel, (stride,) * axes, zeros, dimension_numbers=_dimension_numbers(axes))
@@ -121,12 +121,12 @@ def _kernel_gradient(stride, padding, x, kernel, dy):
 _convolve_with_vjp.defvjp(_forward, _backward)
 
 
-def upsample_then_convolve(x, kernel) -> jax.Array:
+def upsample_then_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`upsample_nearest` x [B, H, W, C], then the convolution with a kernel [3, 3, C, D], in x's dtype."""
     return convolve(upsample_nearest(x), kernel.astype(x.dtype))
 
 
-def fused_upsample_convolve(x, kernel) -> jax.Array:
+def fused_upsample_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """As `upsample_then_convolve`, with 4/9 of the products (of images): each new pixel sees 2x2 old ones.
 
     Zeros are put between the pixels, and the kernel is spread: where it would meet a pixel twice, it meets it once and
@@ -149,7 +149,7 @@ def _dimension_numbers(axes: int) -> tuple[str, str, str]:
     return f"N{sides}C", f"{sides}IO", f"N{sides}C"
 
 
-def upsample_nearest(x) -> jax.Array:
+def upsample_nearest(x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [B, 2H, 2W, C]: every pixel twice along each axis, of any spatial axes."""
     (b, *sides, c), axes = x.shape, num_spatial_axes(x)
     pairs = (n for side in sides for n in (side, 2))

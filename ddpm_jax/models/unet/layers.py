@@ -3,13 +3,14 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
+from ddpm_jax.guidance import Array
 from ddpm_jax.models.unet.compat import Padding, TimeConditioning
 from ddpm_jax.models.unet.convolution import Conv, UpsampleConv, num_spatial_axes, upsample_nearest
 from ddpm_jax.models.unet.norm import GroupNorm, split_indices
@@ -22,7 +23,7 @@ DROPOUT_STEP = 2.0**-16
 """What dropout rates are multiples of: masks are drawn from 16 random bits a number."""
 
 
-def timestep_embedding(t, dim: int, *, cos_first: bool = False, shift: int = 1) -> jax.Array:
+def timestep_embedding(t: ArrayLike, dim: int, *, cos_first: bool = False, shift: int = 1) -> jax.Array:
     """[sin(t w_i) | cos(t w_i)] with w_i = 10000^(-i / (half - shift)), i = 0 .. half - 1, half = dim // 2.
 
     The original takes shift 1 and the sines first; improved-diffusion (arXiv:2102.09672) shift 0 and the cosines first.
@@ -53,21 +54,21 @@ class Dense(nn.Module):
 
     features: int
     scale: float = 1.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array | tuple[Array, ...]) -> jax.Array:
         """[..., C] -> [..., features].  A tuple for x is its arrays one after the other along C."""
         parts = x if isinstance(x, tuple) else (x,)
         channels = sum(part.shape[-1] for part in parts)
         kernel = parameter(self, "kernel", fan_average(self.scale), (channels, self.features))
         bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         kernels = jnp.split(kernel.astype(self.dtype), split_indices(parts))
-        products = (part.astype(self.dtype) @ of for part, of in zip(parts, kernels, strict=True))
+        products = (jnp.asarray(part, self.dtype) @ of for part, of in zip(parts, kernels, strict=True))
         return add_bias(functools.reduce(jnp.add, products), bias)
 
 
-def dropout(x, keys, rate: float, index: int) -> jax.Array:
+def dropout(x: jax.Array, keys: jax.Array | None, rate: float, index: int) -> jax.Array:
     """x with a share `rate` of its numbers at 0 and the rest divided by what is kept on average, exactly.
 
     The mask of image i is drawn from key i and `index` alone, so it does not depend on who else is in the batch or on
@@ -94,7 +95,7 @@ def dropout(x, keys, rate: float, index: int) -> jax.Array:
     return jnp.where(kept, x / (1 - threshold * DROPOUT_STEP), jnp.zeros((), x.dtype))
 
 
-def average_pool(x) -> jax.Array:
+def average_pool(x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [B, H/2, W/2, C]: the mean of each 2x2 square, for H and W even; of any spatial axes."""
     twos = (2,) * num_spatial_axes(x)
     with jax.numpy_dtype_promotion("standard"):  # which flax takes for granted
@@ -105,11 +106,11 @@ class Downsample(nn.Module):
     """Half the size, by a convolution of stride 2 or, without it, by the mean of each 2x2 square (2x2x2 cube)."""
 
     with_conv: bool = True
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     padding: Padding = "end"
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H/2, W/2, C], for H and W even; likewise of one or three spatial axes."""
         if not self.with_conv:
             return average_pool(x)
@@ -120,12 +121,16 @@ class Upsample(nn.Module):
     """Twice the size: every pixel twice along each axis, then a convolution unless `with_conv` is False."""
 
     with_conv: bool = True
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, 2H, 2W, C], likewise of one or three spatial axes."""
         return UpsampleConv(x.shape[-1], self.dtype, name="conv")(x) if self.with_conv else upsample_nearest(x)
+
+
+Resize = Callable[[jax.Array], jax.Array]
+"""`average_pool` or `upsample_nearest`: [B, H, W, C] -> the same of another size."""
 
 
 class ResnetBlock(nn.Module):
@@ -137,22 +142,23 @@ class ResnetBlock(nn.Module):
         eps: of both normalisations.
         time_conditioning: "add" adds the time to the first convolution's result; "scale_shift" multiplies the second
             normalisation's by 1 plus a scale that it makes of the time, and adds a shift (arXiv:2102.09672).
-        resize: `average_pool` or `upsample_nearest`, for both the input and what the first convolution sees of it
-            (arXiv:1809.11096); None keeps the size.
+        resize: of both the input and what the first convolution sees of it (arXiv:1809.11096); None keeps the size.
     """
 
     out_channels: int
     dropout: float = 0.0
     conv_shortcut: bool = False
     dropout_index: int = 0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     groups: int = 32
     eps: float = 1e-6
     time_conditioning: TimeConditioning = "add"
-    resize: Callable[[Any], jax.Array] | None = None
+    resize: Resize | None = None
 
     @nn.compact
-    def __call__(self, x, temb, dropout_keys=None):
+    def __call__(
+        self, x: jax.Array | tuple[jax.Array, ...], temb: jax.Array, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
         """x [B, H, W, C], temb [B, D], dropout_keys [B] or None -> [B, H, W, out_channels]; of any spatial axes.
 
         A tuple for x is its arrays one after the other along C.
@@ -186,12 +192,12 @@ class TimeEmbedding(nn.Module):
     """
 
     channels: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     cos_first: bool = False
     shift: int = 1
 
     @nn.compact
-    def __call__(self, t):
+    def __call__(self, t: jax.Array) -> jax.Array:
         """[B] floats -> [B, 4 x channels]."""
         h = timestep_embedding(t, self.channels, cos_first=self.cos_first, shift=self.shift)
         h = nn.swish(Dense(4 * self.channels, name="dense0", dtype=self.dtype)(h))
@@ -203,10 +209,10 @@ class LabelEmbedding(nn.Module):
 
     num_classes: int
     features: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, label):
+    def __call__(self, label: Array) -> jax.Array:
         """[B] integers 0 .. num_classes -> [B, features]; NaN for others."""
         rows, zeros = self.num_classes + 1, nn.initializers.zeros_init()
         return nn.Embed(rows, self.features, embedding_init=zeros, dtype=self.dtype, name="table")(label)
@@ -216,10 +222,10 @@ class PooledContext(nn.Module):
     """The mean of a context's tokens as a vector to add to the time's, 0 at the start and for no tokens."""
 
     features: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, context, mask):
+    def __call__(self, context: Array, mask: Array) -> jax.Array:
         """context [B, L, D], mask [B, L], True for tokens that count -> [B, features]."""
         shown = mask[..., None].astype(self.dtype)
         mean = (context * shown).sum(1) / jnp.maximum(shown.sum(1), 1)

@@ -1,13 +1,15 @@
 """The U-Net itself, and its levels."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from ddpm_jax.guidance import Array
 from ddpm_jax.models.unet.attention import AttentionBlock, CrossAttention
 from ddpm_jax.models.unet.checks import check_arguments, check_conditions, check_options
 from ddpm_jax.models.unet.compat import AttentionBy, CompatOptions, Resample, TimeConditioning
@@ -17,6 +19,7 @@ from ddpm_jax.models.unet.layers import (
     Downsample,
     LabelEmbedding,
     PooledContext,
+    Resize,
     ResnetBlock,
     TimeEmbedding,
     Upsample,
@@ -25,23 +28,54 @@ from ddpm_jax.models.unet.layers import (
 from ddpm_jax.models.unet.norm import GroupNorm
 from ddpm_jax.models.unet.parameters import at_least_float32
 
-ResampleLayer = Callable[..., jax.Array]
-"""(h, temb, dropout_keys, *, name) -> h of another size."""
+
+class ResampleLayer(Protocol):
+    """(h [B, H, W, C], temb [B, D], dropout_keys [B] or None) -> h of another size."""
+
+    def __call__(self, h: jax.Array, temb: jax.Array, dropout_keys: jax.Array | None, /, *, name: str) -> jax.Array: ...
+
+
+class BlockFactory(Protocol):
+    """The residual blocks of a level."""
+
+    def __call__(self, *, name: str, dropout_index: int, resize: Resize | None = None) -> ResnetBlock: ...
+
+
+class AttentionFactory(Protocol):
+    """The attentions of pixels to each other."""
+
+    def __call__(self, *, name: str) -> AttentionBlock: ...
+
+
+class CrossAttentionFactory(Protocol):
+    """The attentions of pixels to a context."""
+
+    def __call__(self, *, name: str) -> CrossAttention: ...
+
+
+ContextAndMask = tuple[Array, Array]
+"""A context [B, L, D], and its mask [B, L], True for tokens that count."""
 
 
 class Down(nn.Module):
     """A level of the way down: blocks, dropouts from `dropout_index`, then half the size unless `resample` is None."""
 
-    block: Callable[..., ResnetBlock]
-    attention: Callable[..., AttentionBlock]
-    cross_attention: Callable[..., CrossAttention] | None
+    block: BlockFactory
+    attention: AttentionFactory
+    cross_attention: CrossAttentionFactory | None
     has_attention: bool
     num_res_blocks: int
     dropout_index: int
     resample: ResampleLayer | None
 
     @nn.compact
-    def __call__(self, skips, temb, context, dropout_keys):
+    def __call__(
+        self,
+        skips: Sequence[jax.Array],
+        temb: jax.Array,
+        context: ContextAndMask | None,
+        dropout_keys: jax.Array | None,
+    ) -> Sequence[jax.Array]:
         """What the way up will need so far, its last entry being the input -> the same and what this level adds."""
         for i in range(self.num_res_blocks):
             h = self.block(name=f"block_{i}", dropout_index=self.dropout_index + i)(skips[-1], temb, dropout_keys)
@@ -56,13 +90,15 @@ class Down(nn.Module):
 class Middle(nn.Module):
     """The smallest size, which always attends."""
 
-    block: Callable[..., ResnetBlock]
-    attention: Callable[..., AttentionBlock]
-    cross_attention: Callable[..., CrossAttention] | None
+    block: BlockFactory
+    attention: AttentionFactory
+    cross_attention: CrossAttentionFactory | None
     dropout_index: int
 
     @nn.compact
-    def __call__(self, h, temb, context, dropout_keys):
+    def __call__(
+        self, h: jax.Array, temb: jax.Array, context: ContextAndMask | None, dropout_keys: jax.Array | None
+    ) -> jax.Array:
         """[B, H, W, C] -> the same."""
         h = self.block(name="block_1", dropout_index=self.dropout_index)(h, temb, dropout_keys)
         h = apply_attention(self, h, context, 1)
@@ -72,15 +108,22 @@ class Middle(nn.Module):
 class Up(nn.Module):
     """One level of the way up: blocks, numbered from `dropout_index`, then twice the size unless `resample` is None."""
 
-    block: Callable[..., ResnetBlock]
-    attention: Callable[..., AttentionBlock]
-    cross_attention: Callable[..., CrossAttention] | None
+    block: BlockFactory
+    attention: AttentionFactory
+    cross_attention: CrossAttentionFactory | None
     has_attention: bool
     dropout_index: int
     resample: ResampleLayer | None
 
     @nn.compact
-    def __call__(self, h, skips, temb, context, dropout_keys):
+    def __call__(
+        self,
+        h: jax.Array,
+        skips: Sequence[jax.Array],
+        temb: jax.Array,
+        context: ContextAndMask | None,
+        dropout_keys: jax.Array | None,
+    ) -> jax.Array:
         """The input and what the way down left at this level, one for each block, used from the end."""
         for i, skip in enumerate(reversed(skips)):
             h = self.block(name=f"block_{i}", dropout_index=self.dropout_index + i)((h, skip), temb, dropout_keys)
@@ -89,10 +132,12 @@ class Up(nn.Module):
         return h if self.resample is None else self.resample(h, temb, dropout_keys, name="upsample")
 
 
-def apply_attention(level, h, context, i: int):
+def apply_attention(level: Down | Middle | Up, h: jax.Array, context: ContextAndMask | None, i: int) -> jax.Array:
     """h after a level's attention number i: of its pixels to each other and then, if there is any, to the context."""
     h = level.attention(name=f"attn_{i}")(h)
-    return h if level.cross_attention is None else level.cross_attention(name=f"cross_{i}")(h, *context)
+    if level.cross_attention is None or context is None:
+        return h
+    return level.cross_attention(name=f"cross_{i}")(h, *context)
 
 
 class UNet(nn.Module):
@@ -142,7 +187,7 @@ class UNet(nn.Module):
     out_channels: int = 3
     resample_with_conv: bool = True
     groups: int = 32
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
     num_classes: int = 0
     context_dim: int = 0
@@ -153,7 +198,17 @@ class UNet(nn.Module):
     compat: CompatOptions = CompatOptions()
 
     @nn.compact
-    def __call__(self, x, t, *, label=None, context=None, mask=None, image=None, dropout_keys=None):
+    def __call__(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        *,
+        label: Array | None = None,
+        context: Array | None = None,
+        mask: Array | None = None,
+        image: Array | None = None,
+        dropout_keys: jax.Array | None = None,
+    ) -> jax.Array:
         """The network's prediction for x at time t, given a condition.
 
         Args:
@@ -229,7 +284,7 @@ class UNet(nn.Module):
         return h[:, *(slice(side) for side in sides)].astype(at_least_float32(x.dtype))
 
 
-def _time_and_label_embedding(net: UNet, t, label, wide) -> jax.Array:
+def _time_and_label_embedding(net: UNet, t: jax.Array, label: Array | None, wide: jnp.dtype) -> jax.Array:
     """The times and, if the network takes them, the labels as [B, D]."""
     compat = net.compat
     dim = compat.time_dim or net.channels
@@ -252,7 +307,7 @@ def _levels_with_attention(net: UNet, side: int) -> list[bool]:
     ]
 
 
-def _layer_factories(net: UNet):
+def _layer_factories(net: UNet) -> tuple[Sequence[BlockFactory], AttentionFactory, CrossAttentionFactory]:
     """What makes the blocks of each level, the attentions, and those to a context."""
     maybe_remat = nn.remat if net.remat else (lambda layer: layer)
     numerics = {"dtype": net.dtype, "groups": net.groups, "eps": net.compat.eps}
@@ -268,7 +323,7 @@ def _layer_factories(net: UNet):
     )
 
 
-def _resample_layer(net: UNet, block, direction: Literal["down", "up"], level: int) -> ResampleLayer:
+def _resample_layer(net: UNet, block: BlockFactory, direction: Literal["down", "up"], level: int) -> ResampleLayer:
     """What halves or doubles the size after a level that is made of `block`s."""
     if net.resample == "block":
         levels = len(net.channel_multipliers)
@@ -285,7 +340,7 @@ def _resample_layer(net: UNet, block, direction: Literal["down", "up"], level: i
     return lambda h, temb, keys, *, name: layer(name=name)(h)
 
 
-def _context_and_mask(net: UNet, x, context, mask):
+def _context_and_mask(net: UNet, x: jax.Array, context: Array | None, mask: Array | None) -> ContextAndMask | None:
     """The context and its mask, both always there; None for a network that takes no context."""
     if not net.context_dim:
         return None

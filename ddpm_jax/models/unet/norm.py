@@ -4,13 +4,18 @@ nothing but the input."""
 import functools
 import itertools
 import math
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from ddpm_jax.guidance import Array
 from ddpm_jax.models.unet.parameters import at_least_float32, parameter
+
+Parts = Sequence[jax.Array]
+"""Arrays [B, ..., C_i] that lie one after the other along C."""
 
 
 def group_count(channels: int, groups: int = 32) -> int:
@@ -23,24 +28,24 @@ def group_count(channels: int, groups: int = 32) -> int:
     return next(n for n in range(most, 0, -1) if channels % n == 0)
 
 
-def _group_mean(per_channel, groups: int):
+def _group_mean(per_channel: jax.Array, groups: int) -> jax.Array:
     """[B, C] -> the mean over each group of consecutive channels, written back to its channels, [B, C]."""
     grouped = per_channel.reshape(per_channel.shape[0], groups, -1)
     return jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape).reshape(per_channel.shape)
 
 
-def _upcast(x):
+def _upcast(x: jax.Array) -> jax.Array:
     return x.astype(at_least_float32(x.dtype))
 
 
-def _channel_moments(x):
+def _channel_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The mean and variance of each channel of each image, [B, C], in float32 or wider and in two passes."""
     x, inner = _upcast(x), tuple(range(1, x.ndim - 1))
     mean = x.mean(inner)
     return mean, jnp.square(x - jnp.expand_dims(mean, inner)).mean(inner)
 
 
-def _moments(parts, groups: int):
+def _moments(parts: Parts, groups: int) -> tuple[jax.Array, jax.Array]:
     """The mean and variance of the groups of what the parts are together, written back to its channels: [B, C].
 
     Each channel is measured from its own mean, and the channels of a group are then put together on [B, C], which costs
@@ -55,7 +60,7 @@ MAX_SQUARED_MEAN_TO_VARIANCE = 1e4
 """How far a squared mean may exceed the variance for E[x^2] - E[x]^2 in float32 to have three digits of it left."""
 
 
-def _moments_in_one_pass(parts, groups: int):
+def _moments_in_one_pass(parts: Parts, groups: int) -> tuple[jax.Array, jax.Array]:
     """As `_moments`, to three digits: by E[x^2] - E[x]^2, which a TPU adds up where x is made.
 
     Where that has fewer digits, x is read again.  For x of bfloat16, which has two digits and a half.
@@ -71,16 +76,16 @@ def _moments_in_one_pass(parts, groups: int):
     return jax.lax.cond(lost, lambda: _moments(parts, groups), lambda: (mean, var))
 
 
-def _concatenate(parts):
+def _concatenate(parts: Parts) -> jax.Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
-def _group_moments(own_mean, own_var, groups: int):
+def _group_moments(own_mean: jax.Array, own_var: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
     mean = _group_mean(own_mean, groups)
     return mean, _group_mean(own_var + jnp.square(own_mean - mean), groups)
 
 
-def _mean_and_inverse_std(parts, groups: int, eps: float):
+def _mean_and_inverse_std(parts: Parts, groups: int, eps: float) -> tuple[jax.Array, jax.Array]:
     """The mean and 1 / std of the groups of what the parts are together, [B, C]."""
     if parts[0].dtype.itemsize == 2:
         # a GPU asks its host which way a condition goes, and a CPU reads what is in its caches twice without noticing
@@ -94,12 +99,12 @@ def _mean_and_inverse_std(parts, groups: int, eps: float):
     return mean, jax.lax.rsqrt(var + eps)
 
 
-def split_indices(parts) -> list[int]:
+def split_indices(parts: Sequence[Array]) -> list[int]:
     """Where arrays [..., C_i] end that lie one after the other along C, all but the last."""
     return list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
 
 
-def _split_channels(parts, *of_channels):
+def _split_channels(parts: Parts, *of_channels: jax.Array) -> Iterator[tuple[jax.Array, ...]]:
     """Each part in float32 or wider, with its share of arrays [B, C] or [1, C], which are to broadcast to it."""
     cut = [jnp.split(each, split_indices(parts), axis=-1) for each in of_channels]
     for part, *its in zip(parts, *cut, strict=True):
@@ -107,14 +112,14 @@ def _split_channels(parts, *of_channels):
         yield _upcast(part), *(jnp.expand_dims(each, inner) for each in its)
 
 
-def _materialise(parts):
+def _materialise(parts: Parts) -> jax.Array:
     """As `_concatenate`, of parts that are still to be computed and are large."""
     if len(parts) == 1:
         return parts[0]
     return jax.lax.platform_dependent(parts, cpu=_write_one_by_one, default=_concatenate)
 
 
-def _write_one_by_one(parts):
+def _write_one_by_one(parts: Parts) -> jax.Array:
     """As `_concatenate`: on a CPU, what is computed inside of a concatenation takes more than twice the time."""
     channels = sum(part.shape[-1] for part in parts)
     # unseen by the compiler, which makes one padded array of a part in zeros, as slow as a concatenation
@@ -180,11 +185,11 @@ class GroupNorm(nn.Module):
 
     swish: bool = False
     eps: float = 1e-6
-    dtype: Any = None
+    dtype: DTypeLike | None = None
     groups: int = 32
 
     @nn.compact
-    def __call__(self, x, modulation=None):
+    def __call__(self, x: jax.Array | tuple[jax.Array, ...], modulation: jax.Array | None = None) -> jax.Array:
         """[B, ..., C] -> the same; a modulation [B, 2C] multiplies the result, before the swish, by 1 + its first half
         and adds its second half (FiLM, arXiv:1709.07871).  A tuple is its arrays one after the other along C."""
         parts = x if isinstance(x, tuple) else (x,)
