@@ -22,9 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from ddpm_jax.keys import example_keys as example_keys  # of an example's draws, for who has them from here
-from ddpm_jax.keys import split_keys as split_keys
-from ddpm_jax.keys import standard_normal as standard_normal
 from ddpm_jax.schedules import Schedule, gather, log_snr_ratio
 
 Predicts = Literal["eps", "x0", "v", "mean"]

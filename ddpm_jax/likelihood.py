@@ -23,6 +23,7 @@ from jax.scipy.special import log_ndtr
 
 from ddpm_jax import gaussian
 from ddpm_jax.gaussian import Denoiser, Estimate, Gaussian
+from ddpm_jax.keys import example_keys, split_keys, standard_normal
 from ddpm_jax.schedules import Schedule, gather
 
 
@@ -96,7 +97,7 @@ def vlb(
     """
     gaussian.check_batch(x0=x0)
     gaussian.check_unit_interval("variance_mix", variance_mix)
-    keys = gaussian.example_keys(key, x0.shape[0])
+    keys = example_keys(key, x0.shape[0])
     chain = np.arange(schedule.T, -1, -1) if times is None else np.asarray(times)
     _check_chain(chain, schedule.T)
     first_var = decoder_variance(schedule, chain) if decoder_var is None else decoder_var
@@ -137,14 +138,14 @@ def estimate_vlb(
     """
     gaussian.check_batch(x0=x0)
     gaussian.check_unit_interval("variance_mix", variance_mix)
-    keys = gaussian.example_keys(key, x0.shape[0])
+    keys = example_keys(key, x0.shape[0])
     first_var = decoder_variance(schedule) if decoder_var is None else decoder_var
     low, high = _strata(schedule.T, strata)
 
     def draw(draw_index: int, lo: jax.Array, hi: jax.Array) -> jax.Array:
         """The terms at a time of each example's own, uniform on lo..hi."""
         own = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, lo), draw_index))(keys)
-        time_keys, eps_keys = gaussian.split_keys(own, 2)
+        time_keys, eps_keys = split_keys(own, 2)
         t = jax.vmap(lambda k: jax.random.randint(k, (), lo, hi + 1, jnp.int32))(time_keys)
         return vlb_term(
             eps_keys, schedule, denoise, x0, t, t - 1, variance_mix=variance_mix, decoder=decoder, decoder_var=first_var
@@ -192,7 +193,7 @@ def vlb_term(
     gaussian.check_times(schedule, t, s)
     t = gaussian.mask_invalid_times(schedule, t, s)
     own = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(t, x0.shape[:1]))
-    x_t = gaussian.q_sample(schedule, x0, t, gaussian.standard_normal(own, x0))
+    x_t = gaussian.q_sample(schedule, x0, t, standard_normal(own, x0))
     estimate = gaussian.apply_denoiser(denoise, x_t, t)
     nats = vlb_term_from_estimate(
         schedule, estimate, x0, t, s, variance_mix=variance_mix, decoder=decoder, decoder_var=decoder_var

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ddpm_jax import gaussian, likelihood
 from ddpm_jax.gaussian import Estimate, Net, Predicts
-from ddpm_jax.keys import check_keys
+from ddpm_jax.keys import check_keys, example_keys, split_keys, standard_normal
 from ddpm_jax.likelihood import Decoder
 from ddpm_jax.schedules import Schedule, gather
 
@@ -225,11 +225,11 @@ def draw_times_and_noise(
         key: one key, or [B] keys.
     """
     gaussian.check_batch(x0=x0)
-    keys = gaussian.example_keys(key, x0.shape[0])
-    t_keys, eps_keys = gaussian.split_keys(keys, 2)
+    keys = example_keys(key, x0.shape[0])
+    t_keys, eps_keys = split_keys(keys, 2)
     if t is None:
         t = uniform_times(t_keys, schedule.T)
-    return t, gaussian.standard_normal(eps_keys, x0) if eps is None else eps
+    return t, standard_normal(eps_keys, x0) if eps is None else eps
 
 
 def uniform_times(keys: jax.Array, T: int) -> jax.Array:

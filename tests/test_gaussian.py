@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 
 from ddpm_jax import editing, gaussian, samplers, schedules
 from ddpm_jax.gaussian import Gaussian
-from ddpm_jax.keys import from_seed
+from ddpm_jax.keys import example_keys, from_seed, split_keys, standard_normal
 
 TIMES = np.array([1, 2, 3, 10, 300, 500, 999, 1000], np.int32)
 JUMPS = np.array([(1000, 999), (1000, 500), (1000, 1), (500, 499), (500, 20), (3, 2), (3, 1), (2, 1)], np.int32)
@@ -447,18 +447,16 @@ def test_no_derivative_is_nan_at_either_end():
 
 
 def test_a_key_for_each_example():
-    several = jax.jit(lambda key: (gaussian.example_keys(key, 4), gaussian.example_keys(key, 9)))
+    several = jax.jit(lambda key: (example_keys(key, 4), example_keys(key, 9)))
     keys, again = (np.asarray(jax.random.key_data(keys)) for keys in several(from_seed(3)))
     np.testing.assert_array_equal(keys, again[:4])
     assert len(np.unique(again, axis=0)) == 9
     held = jax.random.split(from_seed(5), 4)
-    np.testing.assert_array_equal(jax.random.key_data(gaussian.example_keys(held, 4)), jax.random.key_data(held))
+    np.testing.assert_array_equal(jax.random.key_data(example_keys(held, 4)), jax.random.key_data(held))
 
 
 def test_noise_of_an_example_is_its_keys_alone():
-    noise = jax.jit(
-        lambda keys: {s: gaussian.standard_normal(keys, jnp.zeros((len(keys), *s))) for s in (SHAPES[0], SHAPES[3])}
-    )
+    noise = jax.jit(lambda keys: {s: standard_normal(keys, jnp.zeros((len(keys), *s))) for s in (SHAPES[0], SHAPES[3])})
     order = [4, 1, 5]
     whole, some = (to_numpy(noise(samplers.image_keys(0, indices))) for indices in (range(6), order))
     for shape, z in whole.items():
@@ -466,13 +464,13 @@ def test_noise_of_an_example_is_its_keys_alone():
 
 
 def test_sets_of_keys_are_independent():
-    sets = jax.jit(lambda keys: [jax.random.key_data(part) for part in gaussian.split_keys(keys, 3)])
+    sets = jax.jit(lambda keys: [jax.random.key_data(part) for part in split_keys(keys, 3)])
     data = np.stack(sets(samplers.image_keys(0, range(5))))
     assert len(np.unique(data.reshape(15, -1), axis=0)) == 15
 
 
 def test_noise_is_standard_normal():
-    z = jax.jit(lambda keys: gaussian.standard_normal(keys, jnp.zeros((100, 1000), jnp.float32)))
+    z = jax.jit(lambda keys: standard_normal(keys, jnp.zeros((100, 1000), jnp.float32)))
     z = np.asarray(z(samplers.image_keys(1, range(100))))
     n = z.size
     assert z.dtype == np.float32
@@ -538,10 +536,10 @@ def test_errors_name_the_value(function, wrong):
             lambda: gaussian.denoiser(LINEAR, lambda x, t: x[:, :1])(X, T3),
             "out must have the shape of x_t, (3, 2), got (3, 1)",
         ),
-        (lambda: gaussian.example_keys(jax.random.PRNGKey(0), 2), "keys must be typed (jax.random.key), got uint32"),
-        (lambda: gaussian.example_keys(0, 2), "keys must be typed (jax.random.key), got int"),
+        (lambda: example_keys(jax.random.PRNGKey(0), 2), "keys must be typed (jax.random.key), got uint32"),
+        (lambda: example_keys(0, 2), "keys must be typed (jax.random.key), got int"),
         (
-            lambda: gaussian.example_keys(jax.random.split(from_seed(0), 3), 2),
+            lambda: example_keys(jax.random.split(from_seed(0), 3), 2),
             "keys must be one key or one per example, [] or (2,), got (3,)",
         ),
     ],

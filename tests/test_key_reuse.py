@@ -16,7 +16,7 @@ from gaussian_data import ideal_denoiser
 
 from ddpm_jax import config as configs
 from ddpm_jax import conformance, data, editing, gaussian, guidance, likelihood, losses, samplers, schedules, training
-from ddpm_jax.keys import from_seed
+from ddpm_jax.keys import from_seed, split_keys
 from ddpm_jax.metrics import held_out, make_classifier
 from ddpm_jax.metrics.classifier import ClassifierNetwork
 from ddpm_jax.model import build
@@ -67,7 +67,7 @@ def test_a_key_that_is_used_twice_is_refused():
 
 
 def test_a_program_of_the_library_that_forgets_to_split_its_keys_is_refused(monkeypatch):
-    monkeypatch.setattr(gaussian, "split_keys", lambda keys, parts: [keys] * parts)
+    monkeypatch.setattr(losses, "split_keys", lambda keys, parts: [keys] * parts)
     assert refused(lambda keys: losses.simple_loss(keys, SCHEDULE, net, X), KEYS)
 
 
@@ -191,7 +191,7 @@ def test_conditions_that_are_dropped_and_texts_that_are_chosen():
     texts = np.zeros((4, 3, 5), np.uint8)
 
     def told(keys):
-        drop_keys, text_keys = gaussian.split_keys(keys, 2)
+        drop_keys, text_keys = split_keys(keys, 2)
         condition = guidance.Condition(np.arange(4), guidance.random_caption(text_keys, texts))
         return guidance.drop_condition(drop_keys, condition, guidance.null_condition(condition, 4), 0.1)
 

@@ -118,9 +118,9 @@ def denoise(x, t):
 
 
 OTHERS = {
-    "example_keys": lambda own, key: gaussian.example_keys(key, 4),
-    "split_keys": lambda own, key: gaussian.split_keys(own, 2),
-    "standard_normal": lambda own, key: gaussian.standard_normal(own, X),
+    "example_keys": lambda own, key: keys.example_keys(key, 4),
+    "split_keys": lambda own, key: keys.split_keys(own, 2),
+    "standard_normal": lambda own, key: keys.standard_normal(own, X),
     "simple_loss": lambda own, key: losses.simple_loss(key, SCHEDULE, net, X),
     "uniform_times": lambda own, key: losses.uniform_times(own, 20),
     "bound": lambda own, key: likelihood.vlb(own, SCHEDULE, denoise, X, decoder=likelihood.gaussian_density),

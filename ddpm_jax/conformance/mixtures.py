@@ -16,6 +16,7 @@ import numpy as np
 
 from ddpm_jax import gaussian
 from ddpm_jax.gaussian import Denoiser, Estimate
+from ddpm_jax.keys import example_keys, split_keys, standard_normal
 from ddpm_jax.schedules import Schedule, gather
 
 
@@ -103,10 +104,10 @@ def marginal_moments(schedule: Schedule, mixture: GaussianMixture, t: int) -> tu
 
 def sample_data(keys: jax.Array, mixture: GaussianMixture) -> jax.Array:
     """x_0 [B, D] of the law, float32, one from each of keys [B]."""
-    which, spread = gaussian.split_keys(gaussian.example_keys(keys, keys.shape[0]), 2)
+    which, spread = split_keys(example_keys(keys, keys.shape[0]), 2)
     log_p = jnp.log(jnp.asarray(mixture.weights, jnp.float32))
     k = jax.vmap(lambda key: jax.random.categorical(key, log_p))(which)
-    z = gaussian.standard_normal(spread, jnp.zeros((keys.shape[0], mixture.dims), jnp.float32))
+    z = standard_normal(spread, jnp.zeros((keys.shape[0], mixture.dims), jnp.float32))
     means, roots, axes = (jnp.asarray(a, z.dtype)[k] for a in (mixture.means, np.sqrt(mixture.variances), mixture.axes))
     return means + jnp.einsum("bij,bj->bi", axes, roots * z)
 

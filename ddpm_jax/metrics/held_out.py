@@ -7,8 +7,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from ddpm_jax import gaussian, likelihood, losses
+from ddpm_jax import likelihood, losses
 from ddpm_jax.gaussian import Denoiser, Net
+from ddpm_jax.keys import example_keys, split_keys
 from ddpm_jax.schedules import Schedule
 
 
@@ -67,7 +68,7 @@ def evaluate_held_out(
 
 @functools.partial(jax.jit, static_argnums=1)
 def _example_keys(key: jax.Array, n: int, places: np.ndarray) -> jax.Array:
-    return gaussian.example_keys(key, n)[places]
+    return example_keys(key, n)[places]
 
 
 def make_evaluate_batch(
@@ -91,7 +92,7 @@ def make_evaluate_batch(
     """
 
     def evaluate_batch(keys: jax.Array, x0: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        time_keys, draw_keys, bound_keys = gaussian.split_keys(keys, 3)
+        time_keys, draw_keys, bound_keys = split_keys(keys, 3)
         t = losses.uniform_times(time_keys, schedule.T)
         loss = example_loss(draw_keys, schedule, net, x0, t)
         found = likelihood.estimate_vlb(

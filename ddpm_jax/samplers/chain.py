@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from ddpm_jax import gaussian
-from ddpm_jax.keys import MAX_IMAGES, check_integer, fold_in_each, from_seed
+from ddpm_jax.keys import MAX_IMAGES, check_integer, example_keys, fold_in_each, from_seed, standard_normal
 
 
 class Noise(Protocol):
@@ -80,12 +80,12 @@ def image_keys(seed: int, indices: Iterable[int]) -> jax.Array:
 
 def step_noise(keys: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
     """Standard normal [B, ...], image i's from fold_in(keys[i], t)."""
-    return gaussian.standard_normal(jax.vmap(lambda k: jax.random.fold_in(k, t))(keys), like)
+    return standard_normal(jax.vmap(lambda k: jax.random.fold_in(k, t))(keys), like)
 
 
 def initial_noise(keys: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """x_T: [B, *shape] standard normal, image i's from keys[i] alone."""
-    keys = gaussian.example_keys(keys, keys.shape[0] if keys.ndim else 1)
+    keys = example_keys(keys, keys.shape[0] if keys.ndim else 1)
     return step_noise(keys, jnp.zeros((), jnp.uint32), jnp.zeros((keys.shape[0], *shape), dtype))
 
 
@@ -132,7 +132,7 @@ def _scan(
     chain = jnp.asarray(_check_times(times, sampler.allows_forward_steps), jnp.int32)
     if keys.ndim != 1:
         raise ValueError(f"keys must be one per image, shape {x_T.shape[:1]} (see image_keys), got {keys.shape}")
-    keys = gaussian.example_keys(keys, x_T.shape[0])
+    keys = example_keys(keys, x_T.shape[0])
 
     def record(saved: State, state: SamplerState) -> State:
         is_saved = jnp.asarray(save_at, jnp.int32) == state.t

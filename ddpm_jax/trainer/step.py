@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import config as configs
-from ddpm_jax import data, gaussian, guidance, keys, losses, training
+from ddpm_jax import data, guidance, keys, losses, training
+from ddpm_jax.keys import split_keys
 from ddpm_jax.model import Model, training_condition
 
 
@@ -31,7 +32,7 @@ def example_losses(model: Model):
     config = model.config
 
     def losses_of(params, keys, pixels, indices, t, conditions):
-        flip_keys, time_keys, draw_keys, dropout_keys, condition_keys = gaussian.split_keys(keys, 5)
+        flip_keys, time_keys, draw_keys, dropout_keys, condition_keys = split_keys(keys, 5)
         x0 = data.gather_examples(flip_keys, pixels, indices, levels=model.levels, flip=config.data.flip)
         t = losses.uniform_times(time_keys, config.schedule.T) if t is None else t
         if conditions.image is not None and config.data.flip:

@@ -76,7 +76,7 @@ def interpolate(model: pipeline.Pipeline, integers: data.Pixels, options: Interp
     for i in {int(i) for i in pairs.flat}:
         key = jax.random.fold_in(jax.random.fold_in(keys.from_seed(options.seed), keys.ENCODING_STREAM), i)
         x0[i] = data.normalize(integers[i : i + 1], model.levels)
-        eps[i] = gaussian.standard_normal(key[None], x0[i])
+        eps[i] = keys.standard_normal(key[None], x0[i])
 
     def encoded(i: int, t: int) -> np.ndarray:
         return np.asarray(gaussian.q_sample(model.schedule, x0[i], jnp.asarray(t), eps[i]) if t else x0[i])[0]
