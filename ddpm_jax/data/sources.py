@@ -24,6 +24,7 @@ from ddpm_jax.data.dataset import (
 )
 from ddpm_jax.data.images import ValueRange, to_value_range
 from ddpm_jax.data.tfds import checksums, reader
+from ddpm_jax.data.tfds.address import find_folder, parse_address
 
 BUILT_IN = {"digits": 17, "pairs": 17, "scenes": 256}  # what is in the package or made by it, and its levels
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -145,7 +146,7 @@ def open_readers(
     if kind == "tfds" and path:
         if skip_bad:
             raise ValueError(f"open_readers: {source!r} is taken whole; ddpm-jax prepare has --skip-bad")
-        checksums.verify(reader.find_folder(reader.parse_address(source)))
+        checksums.verify(find_folder(parse_address(source)))
         return reader.open_readers(
             source,
             held_out=held_out,

@@ -30,6 +30,7 @@ from ddpm_jax.data.dataset import ImageReader
 from ddpm_jax.data.images import ValueRange, to_value_range
 from ddpm_jax.data.tfds import checksums, shards
 from ddpm_jax.data.tfds import reader as tfds_reader
+from ddpm_jax.data.tfds.address import find_folder, parse_address
 from ddpm_jax.data.tfds.checksums import RECORD_FILE
 from ddpm_jax.data.tfds.shards import Shard
 
@@ -172,9 +173,7 @@ def open_readers(options: Prepare) -> tuple[ImageReader, ImageReader]:
             skip_bad=options.skip_bad, report=print,
         )  # fmt: skip
     if kind == "tfds":
-        checksums.verify_descriptions(
-            tfds_reader.find_folder(tfds_reader.parse_address(source))
-        )  # images that are damaged are named one by one
+        checksums.verify_descriptions(find_folder(parse_address(source)))  # damaged images are reported one by one
         size = None if side is None else (side, side)
         return tfds_reader.open_readers(
             source, held_out=held_out, levels=levels, value_range=to_value_range(options.range), size=size

@@ -1,26 +1,18 @@
 """Data sets prepared by TensorFlow Datasets (TFDS), read image by image and without TensorFlow.
 
-    tfds:NAME[/CONFIG][:VERSION][#TRAIN[,TEST]][@FOLDER]
-
-NAME, CONFIG and VERSION are TFDS's own; without a version the newest that is there is taken.  FOLDER is where data sets
-lie, by default the environment's TFDS_DATA_DIR or ~/tensorflow_datasets.  TRAIN and TEST are splits as TFDS writes
-them, `train[:90%]` for example.
-
 Preparing a data set of TFDS's catalogue takes TensorFlow, once; reading it afterwards does not.  Its files may be of
 array_record or of tfrecord, which is TFDS's default.
 """
 
 import contextlib
 import functools
-import importlib.util
 import io
-import os
 import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -29,6 +21,7 @@ from ddpm_jax.data.dataset import ImageReader, check_range, train_test_split
 from ddpm_jax.data.folder_report import join_first
 from ddpm_jax.data.image_files import resize_center_crop, to_finite_float32
 from ddpm_jax.data.images import ValueRange, to_value_range
+from ddpm_jax.data.tfds.address import find_folder, parse_address, prepare_command
 from ddpm_jax.data.tfds.records import (
     Records,
     TFRecords,
@@ -38,24 +31,10 @@ from ddpm_jax.data.tfds.records import (
     find_image_feature,
 )
 
-ADDRESS_PATTERN = re.compile(
-    r"tfds:(?P<name>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?(#(?P<splits>[^@,]+(,[^@,]+)?))?(@(?P<data_dir>.+))?"
-)
-VERSION_PATTERN = re.compile(r"\d+\.\d+\.\d+")
 TEST_SPLITS = ("test", "validation")
 CAPTION_FEATURES = ("caption", "text", "prompt")
 MODE_OF_CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 MAX_SIZES_READ = 1000  # images that are looked at before different sizes are reported
-
-
-class TfdsAddress(NamedTuple):
-    """What a source `tfds:...` names; config and version are "" and splits are () where it does not say."""
-
-    name: str
-    config: str
-    version: str
-    splits: tuple[str, ...]
-    data_dir: Path
 
 
 def open_readers(
@@ -105,45 +84,6 @@ def open_readers(
         if test
         else train_test_split(first, held_out)
     )
-
-
-def parse_address(source: str) -> TfdsAddress:
-    """The parts of a source `tfds:...`.
-
-    Raises:
-        ValueError: if it is not written as the module says.
-    """
-    found = ADDRESS_PATTERN.fullmatch(source)
-    if found is None:
-        raise ValueError(f"{source!r}: expected tfds:NAME[/CONFIG][:VERSION][#TRAIN[,TEST]][@FOLDER]")
-    data_dir = found["data_dir"] or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    splits = tuple(found["splits"].split(",")) if found["splits"] else ()
-    return TfdsAddress(
-        found["name"], found["config"] or "", found["version"] or "", splits, Path(os.path.expanduser(data_dir))
-    )
-
-
-def find_folder(address: TfdsAddress) -> Path:
-    """The folder of a prepared data set.
-
-    Raises:
-        FileNotFoundError: if it is not there, with the command that prepares it.
-        ValueError: if it is there in several configs and none was named.
-    """
-    top = address.data_dir / address.name / address.config
-    versions = _versions(top)
-    if address.version in versions:
-        return top / address.version
-    if versions and not address.version:
-        return top / versions[-1]
-    if versions:
-        raise FileNotFoundError(f"{top}: no version {address.version}; there are {', '.join(versions)}")
-    configs = sorted(child.name for child in top.iterdir() if _versions(child)) if top.is_dir() else []
-    if configs and not address.config:
-        raise ValueError(
-            f"{top} has the configs {join_first(configs)}: name one, as in tfds:{address.name}/{configs[0]}"
-        )
-    raise FileNotFoundError(_not_prepared_message(address))
 
 
 class TfdsReader:
@@ -321,7 +261,7 @@ def _open_records(builder: Any, source: str, split: str) -> Records:
     address = parse_address(source)
     raise ValueError(
         f"{source}: prepared as {', '.join(sorted(formats))}, which is not read here, but array_record and tfrecord "
-        f"are. This prepares it beside the other: {_tfds_command(address, Path(f'{address.data_dir}-array_record'))}"
+        f"are. This prepares it beside the other: {prepare_command(address, Path(f'{address.data_dir}-array_record'))}"
     )
 
 
@@ -346,36 +286,3 @@ def _check_levels(
     if not isinstance(levels, int) or not 2 <= levels <= most:
         raise ValueError(f"{source}: images of type {dtype}; expected 2 to {most} levels, got levels={levels}")
     return levels
-
-
-def _versions(folder: Path) -> list[str]:
-    """The versions that are prepared in a folder, the newest last."""
-    found = [path.parent.name for path in folder.glob("*/dataset_info.json")]
-    return sorted(filter(VERSION_PATTERN.fullmatch, found), key=lambda name: [int(part) for part in name.split(".")])
-
-
-def _not_prepared_message(address: TfdsAddress) -> str:
-    import tensorflow_datasets as tfds
-
-    if address.name in tfds.list_builders(with_community_datasets=False):
-        command = _tfds_command(address, address.data_dir)
-        name = "/".join(filter(None, address[:2]))
-        return f"{name} is not prepared in {address.data_dir}. This prepares it, once: {command}"
-    there = (
-        sorted(child.name for child in address.data_dir.iterdir() if child.is_dir())
-        if address.data_dir.is_dir()
-        else []
-    )
-    return (
-        f"{address.data_dir}: no data set {address.name}; there are {join_first(there) or 'none'}. "
-        "This makes one of images in a folder: "
-        f"ddpm-jax prepare folder:PATH --name {address.name} --out {shlex.quote(str(address.data_dir))}"
-    )
-
-
-def _tfds_command(address: TfdsAddress, data_dir: Path) -> str:
-    """How a data set of TFDS's catalogue is prepared; with what it takes to install TensorFlow, if it is not there."""
-    name = "/".join(filter(None, address[:2]))
-    call = f"tfds.builder({name!r}, data_dir={str(data_dir)!r}, file_format='array_record').download_and_prepare()"
-    install = "" if importlib.util.find_spec("tensorflow") else 'pip install "ddpm-jax[tfds]" && '
-    return f'{install}python -c "import tensorflow_datasets as tfds; {call}"'

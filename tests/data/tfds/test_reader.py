@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from ddpm_jax.data.images import ValueRange
-from ddpm_jax.data.tfds import reader
+from ddpm_jax.data.tfds import address, reader
 from ddpm_jax.programs.cli import call as main
 
 # A folder that tensorflow-datasets 4.9.10 wrote with tensorflow 2.21.0 and no option set: tfrecord files.  Image i is
@@ -215,7 +215,7 @@ def test_tfrecord_files_are_read_without_tensorflow(tmp_path):
 
 def test_reading_imports_no_tensorflow(tmp_path):
     lines = (
-        "import sys; from ddpm_jax.data import catalogue; a, b = catalogue.open_readers(sys.argv[1]); a[0], a.labels; "
+        "import sys; from ddpm_jax.data.tfds import reader; a, b = reader.open_readers(sys.argv[1]); a[0], a.labels; "
     )
     lines += "print([m for m in ('tensorflow', 'cv2') if m in sys.modules])"
     done = subprocess.run(
@@ -233,7 +233,7 @@ def test_the_environment_says_where_data_sets_lie(tmp_path, monkeypatch):
     train, _ = reader.open_readers("tfds:tiny")
     assert len(train) == 5
     monkeypatch.delenv("TFDS_DATA_DIR")
-    assert reader.parse_address("tfds:tiny").data_dir == Path.home() / "tensorflow_datasets"
+    assert address.parse_address("tfds:tiny").data_dir == Path.home() / "tensorflow_datasets"
 
 
 def test_the_newest_version_is_taken_unless_one_is_named(tmp_path):
@@ -266,7 +266,7 @@ def test_a_data_set_of_the_catalogue_that_is_not_prepared_is_answered_by_the_com
     call = f"tfds.builder('lsun/church', data_dir='{tmp_path}', file_format='array_record').download_and_prepare()"
     command = f'python -c "import tensorflow_datasets as tfds; {call}"'
     for there, install in ((None, 'pip install "ddpm-jax[tfds]" && '), (object(), "")):
-        monkeypatch.setattr(reader.importlib.util, "find_spec", lambda name, there=there: there)
+        monkeypatch.setattr(address.importlib.util, "find_spec", lambda name, there=there: there)
         with pytest.raises(FileNotFoundError) as error:
             reader.open_readers(f"tfds:lsun/church@{tmp_path}")
         assert str(error.value).endswith(
