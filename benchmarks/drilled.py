@@ -215,10 +215,10 @@ def killed_programs() -> tuple[KilledProgram, ...]:
             (
                 KillMoment("at any time", 2, at_any_time, 0),
                 KillMoment("while measuring", 2, lambda folder, was: images_measured(folder) > was, 0.5),
-                KillMoment("in a save", 2, lambda folder, was: file_stamps(folder, "*.part.npz.new") != {}, 0.0003),
+                KillMoment("in a save", 2, lambda folder, was: file_stamps(folder, "*.part.npz.part") != {}, 0.0003),
             ),
             images_measured,
-            lambda folder: bool([*folder.glob("*.new"), *folder.glob("*.part")]),
+            lambda folder: bool([*folder.glob("*.part")]),
             lambda folder: {"images": images_measured(folder)}, find_remeasured, no_steps, file_digests,
         ),
         KilledProgram(
@@ -258,7 +258,7 @@ def finished_shards(folder: pathlib.Path) -> dict[str, Any]:
 
 def is_saving_shard(folder: pathlib.Path) -> bool:
     """Whether a shard or the record of them is being written."""
-    return any(any(folder.glob(f"*/*/{name}")) for name in ("unfinished", "prepare.tmp"))
+    return any(any(folder.glob(f"*/*/{name}")) for name in ("unfinished", "prepare.json.part"))
 
 
 def images_measured(folder: pathlib.Path) -> int:

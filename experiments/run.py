@@ -160,10 +160,7 @@ def save_row(path: pathlib.Path, cell: str, seed: int, row: dict[str, Any]) -> N
     """Adds a row to a file."""
     kept = read_rows(path)
     kept.setdefault(cell, {})[str(seed)] = row
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-    part.replace(path)
+    process.atomic_write_text(path, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
 
 
 def format_row(row: dict[str, Any]) -> str:

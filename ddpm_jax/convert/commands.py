@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddpm_jax import config as configs
-from ddpm_jax import pipeline
+from ddpm_jax import pipeline, process
 from ddpm_jax.config import flags
 from ddpm_jax.convert import diffusers, openai, options, original, plain, run_folder, tensor_files
 from ddpm_jax.model import has_learned_variance
@@ -126,7 +126,7 @@ def to_diffusers(args: options.ToDiffusers) -> None:
         FileNotFoundError, ValueError: as `pipeline.Pipeline` and `diffusers.write_pipeline`.
     """
     model = _load_model(args.run, args.model, args.sampling)
-    with tensor_files.atomic_folder(pathlib.Path(args.out)) as part:
+    with process.atomic_folder(pathlib.Path(args.out)) as part:
         metadata = {"fingerprint": model.fingerprint, "step": str(model.step), "weights": model.weights}
         diffusers.write_pipeline(part, model.config, model.shape, model.params, metadata)
     print(f"{model.describe()}")
@@ -144,7 +144,7 @@ def to_plain(args: options.ToPlain) -> None:
         FileNotFoundError, ValueError: as `pipeline.Pipeline`.
     """
     model = _load_model(args.run, args.model, flags.SamplingOptions())
-    with tensor_files.atomic_folder(pathlib.Path(args.out)) as part:
+    with process.atomic_folder(pathlib.Path(args.out)) as part:
         plain.write_folder(part, model.config, model.params, run_folder.weights_metadata(model))
     print(f"{model.describe()}")
     print(f"written   {args.out}: weights.safetensors, schedule.safetensors, config.json, model.json")

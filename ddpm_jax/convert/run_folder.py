@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ddpm_jax
-from ddpm_jax import checkpoint, keys, training
+from ddpm_jax import checkpoint, keys, process, training
 from ddpm_jax import config as configs
 from ddpm_jax.convert import tensor_files
 from ddpm_jax.convert.rules import Rule, Tensors, apply
@@ -82,7 +82,7 @@ def write_run(workdir: pathlib.Path, imported: ImportedModel) -> int:
         "origin": imported.origin,
         "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
     }
-    with tensor_files.atomic_folder(workdir) as part:
+    with process.atomic_folder(workdir) as part:
         (part / "config.json").write_text(configs.to_json(imported.config), encoding="utf-8")
         (part / "samples").mkdir()
         with checkpoint.Checkpoints(part / "checkpoints", keep=imported.config.keep) as saved:

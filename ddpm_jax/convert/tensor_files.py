@@ -1,20 +1,14 @@
-"""Files of tensors, read without running anything that is in them; and folders that appear whole or not at all."""
+"""Files of tensors, read without running anything that is in them."""
 
-import contextlib
 import glob
 import hashlib
 import json
-import os
 import pathlib
 import re
-import shutil
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
-from ddpm_jax import process
 
 NPZ_RECIPE = (
     "numpy.savez('weights.npz', **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})"
@@ -114,48 +108,6 @@ def write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], met
 def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
     """Writes an object as a person would like to read it."""
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def atomic_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to fill, which gets its name when all went well and is removed when not.
-
-    What a process that was killed has left of it is removed by the next one.
-
-    Raises:
-        ValueError: on entering, if there is something of that name other than an empty folder.
-        OSError: naming the folder, if it cannot be written.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already: take a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    stem = f".{folder.name}.{socket.gethostname()}"  # beside it, where a new name is all that it takes
-    for abandoned in folder.parent.glob(f"{glob.escape(stem)}.*.part"):
-        if not _is_running(abandoned.suffixes[-2].removeprefix(".")):
-            shutil.rmtree(abandoned, ignore_errors=True)
-    part = folder.with_name(f"{stem}.{os.getpid()}.part")
-    part.mkdir()
-    try:
-        with process.explain_write_errors(folder):
-            yield part
-            if folder.exists():
-                folder.rmdir()
-            part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _is_running(pid: str) -> bool:
-    """False if no process of this number runs on this machine; True also where that cannot be told."""
-    if os.name != "posix" or not pid.isdigit():
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:

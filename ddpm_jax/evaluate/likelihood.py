@@ -1,7 +1,6 @@
 """bits/dim over a split: the variational bound, its rate and its distortion."""
 
 import math
-import os
 import pathlib
 import time
 from typing import NamedTuple
@@ -246,11 +245,8 @@ def measurements(
 
 def save(path: pathlib.Path, vlb: VlbResult) -> None:
     """Writes a measurement, done or not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".new")
-    with part.open("wb") as file:
+    with process.atomic_file(path) as file:
         np.savez(file, **vlb._asdict())
-    os.replace(part, path)
 
 
 def load(path: pathlib.Path) -> VlbResult:

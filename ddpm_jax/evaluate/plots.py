@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ddpm_jax import process
+
 MISSING_MESSAGE = "curves need matplotlib, which is not installed: pip install 'ddpm-jax[figures]'"
 MAX_MARKED_POINTS = 40  # up to so many are marked, for a line alone does not tell where they are
 
@@ -87,12 +89,9 @@ def write_panels(path: str | pathlib.Path, panels: Sequence[Panel], *, text: Map
 
 def save_figure(path: str | pathlib.Path, figure: Any, text: Mapping[str, str] | None = None) -> None:
     """Writes matplotlib's figure to a PNG file, whole or not at all; text as in `write_panels`."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    # matplotlib writes its version into each file: the same curve would be another file after an update
-    figure.savefig(part, format="png", metadata={"Software": None, **(text or {})})
-    part.replace(path)
+    with process.atomic_file(pathlib.Path(path)) as file:
+        # matplotlib writes its version into each file: the same curve would be another file after an update
+        figure.savefig(file, format="png", metadata={"Software": None, **(text or {})})
 
 
 def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax import data
+from ddpm_jax import data, process
 from ddpm_jax.data import image_files
 
 Protocol = Mapping[str, str | int | float | bool]
@@ -75,13 +75,8 @@ def write_measurements(path: pathlib.Path, measurements: Sequence[Measurement], 
         }
         for n in measurements
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(
-        json.dumps({"numbers": rows, "made_with": dict(made_with)}, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
-    part.replace(path)
+    content = {"numbers": rows, "made_with": dict(made_with)}
+    process.atomic_write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_measurements(path: pathlib.Path) -> list[Measurement]:

@@ -133,12 +133,9 @@ def read_chunks(folder: pathlib.Path, first: int, stop: int) -> Iterator[np.ndar
 
 
 def write_part(folder: pathlib.Path, first: int, images: np.ndarray) -> None:
-    """Writes a part whole or not at all."""
-    path = folder / f"{first:08d}-{first + len(images):08d}.npy"
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    """Writes a part, atomically."""
+    with process.atomic_file(folder / f"{first:08d}-{first + len(images):08d}.npy") as file:
         np.save(file, images)
-    part.replace(path)
 
 
 def list_parts(folder: pathlib.Path) -> list[tuple[int, int, pathlib.Path]]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax import pipeline
+from ddpm_jax import pipeline, process
 from ddpm_jax.evaluate import protocol, sample_cache
 from ddpm_jax.evaluate.context import EvaluationContext, Split, check_comparable, load_images, select_split
 from ddpm_jax.evaluate.options import SamplesOptions
@@ -275,12 +275,9 @@ def cached_reference(context: EvaluationContext, split: Split, extractor: Extrac
     order = np.random.RandomState(0).permutation(len(split.images))
     parts = (split.images[np.sort(order[i : i + BATCH_SIZE])] for i in range(0, len(order), BATCH_SIZE))
     seen = accumulate(parts, extractor, len(order))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with process.atomic_file(path) as file:
         halves = {f"{key}{i}": value for i in (0, 1) for key, value in seen.halves[i]._asdict().items()}
         np.savez(file, features=seen.features, scores=seen.scores, **halves)
-    part.replace(path)
     return seen
 
 

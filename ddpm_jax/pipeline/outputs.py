@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from ddpm_jax import data
+from ddpm_jax import data, process
 from ddpm_jax.pipeline.pipeline import Pipeline
 from ddpm_jax.pipeline.user_images import image_hash
 
@@ -49,12 +49,10 @@ def write_outputs(pipe: Pipeline, drawn: np.ndarray, out: pathlib.Path, made: di
     """Writes the images, a grid of them, and what says how they came about."""
     manifest = made | {"sha256": [image_hash(image) for image in drawn]}
     (out / "manifest.json").unlink(missing_ok=True)  # of an earlier call: it must not stand beside these images
-    with (out / "samples.part").open("wb") as file:
+    with process.atomic_file(out / "samples.npz") as file:
         np.savez(file, arr_0=drawn)
-    (out / "samples.part").replace(out / "samples.npz")
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in manifest.items())
-    (out / "manifest.part").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
-    (out / "manifest.part").replace(out / "manifest.json")
+    process.atomic_write_text(out / "manifest.json", f"{{\n{lines}\n}}\n")
     label = pipe.png_text() | {"asked": json.dumps(manifest["asked"])}
     picture = data.make_grid(drawn, pipe.levels)
     data.write_png(out / "grid.png", picture, scale=data.preview_scale(pipe.shape), text=label)

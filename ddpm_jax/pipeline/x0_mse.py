@@ -5,12 +5,12 @@ x0_errors.json, for `samplers.analytic`: it belongs to certain weights, and to w
 
 import hashlib
 import json
-import os
 import pathlib
 
 import numpy as np
 
 from ddpm_jax import config as configs
+from ddpm_jax import process
 from ddpm_jax.model import denoiser_options
 
 FILE_NAME = "x0_errors.json"
@@ -33,11 +33,8 @@ def save(
     except (FileNotFoundError, ValueError):
         before = {}
     if any(before.get(name) != found[name] for name in ("fingerprint", "denoiser")) or before["images"] < images:
-        part = path.with_name(path.name + ".new")
-        part.write_text(
-            json.dumps(found | {"x0_errors": [0.0, *map(float, x0_mse)]}, indent=1) + "\n", encoding="utf-8"
-        )
-        os.replace(part, path)
+        content = found | {"x0_errors": [0.0, *map(float, x0_mse)]}
+        process.atomic_write_text(path, json.dumps(content, indent=1) + "\n")
     return path
 
 

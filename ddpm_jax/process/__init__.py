@@ -16,6 +16,7 @@ import sys
 import threading
 
 from ddpm_jax.process import compilation_cache, tpu
+from ddpm_jax.process.atomic import atomic_file, atomic_folder, atomic_write_text
 from ddpm_jax.process.distributed import (
     EXIT_OUT_OF_MEMORY,
     EXIT_PROCESS_LOST,
@@ -44,6 +45,9 @@ __all__ = [
     "abort_together",
     "all_gather",
     "any_process",
+    "atomic_file",
+    "atomic_folder",
+    "atomic_write_text",
     "check_equal_across_processes",
     "exit_process",
     "explain_oom",

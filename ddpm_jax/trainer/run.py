@@ -67,7 +67,7 @@ def describe_last_checkpoint(workdir: pathlib.Path) -> str:
 
 def _make_folder(workdir: pathlib.Path) -> None:
     inside = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
-    inside -= {".lock", "config.part"}  # of a process that was killed before it had written config.json
+    inside -= {".lock", "config.json.part", "config.part"}  # of a process killed before it had written config.json
     if inside and "config.json" not in inside:
         raise ValueError(f"{workdir} is not empty and holds no config.json: it is not a run; take a new folder")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -83,9 +83,7 @@ def _write_config(workdir: pathlib.Path, config: configs.Config) -> None:
                 f"{workdir} holds a run of another config; take a new folder, or go on with its own. "
                 f"What differs: {'; '.join(changed)}"
             )
-    part = path.with_suffix(".part")
-    part.write_text(configs.to_json(config), encoding="utf-8")
-    part.replace(path)
+    process.atomic_write_text(path, configs.to_json(config))
     (workdir / "samples").mkdir(exist_ok=True)
 
 

@@ -9,7 +9,6 @@ import pathlib
 import re
 import resource
 import shlex
-import socket
 import subprocess
 import sys
 import types
@@ -27,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 
 from ddpm_jax import checkpoint, pipeline, training
 from ddpm_jax import config as configs
-from ddpm_jax.convert import openai, rules, tensor_files
+from ddpm_jax.convert import openai, rules
 from ddpm_jax.model import has_learned_variance, optimizer
 from ddpm_jax.programs import cli
 from ddpm_jax.programs.convert import COMMANDS
@@ -82,17 +81,6 @@ def test_a_full_disk_is_said_with_the_folder_and_nothing_is_left(run_folder, tmp
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert shown.stderr == f"convert: {tmp_path / 'out'} cannot be written: [Errno 27] File too large\n"
     assert not list(tmp_path.iterdir())
-
-
-def test_what_a_killed_conversion_has_left_goes_with_the_next_one(tmp_path):
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    dead, alive = (tmp_path / f".out.{socket.gethostname()}.{number}.part" for number in (ended.pid, os.getppid()))
-    for left in (dead, alive):
-        (left / "checkpoints").mkdir(parents=True)
-    with tensor_files.atomic_folder(tmp_path / "out"):
-        pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == [alive.name, "out"]
 
 
 # --- what becomes a run

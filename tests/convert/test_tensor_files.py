@@ -2,7 +2,6 @@
 
 import importlib.util
 import io
-import os
 import pathlib
 import pickle
 import zipfile
@@ -213,23 +212,3 @@ def test_a_fingerprint_is_what_sha256sum_says(tmp_path):
     (tmp_path / "w").write_bytes(b"abc")
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
     assert tensor_files.file_digest(tmp_path / "w") == {"bytes": 3, "sha256": abc}
-
-
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(KeyError), tensor_files.atomic_folder(tmp_path / "deep" / "out") as part:
-        (part / "half").write_text("...")
-        raise KeyError
-    assert os.listdir(tmp_path / "deep") == []
-    with tensor_files.atomic_folder(tmp_path / "deep" / "out") as part:
-        (part / "whole").write_text("...")
-        assert not (tmp_path / "deep" / "out").exists()
-    assert os.listdir(tmp_path / "deep") == ["out"] and os.listdir(tmp_path / "deep" / "out") == ["whole"]
-    with (
-        pytest.raises(ValueError, match="out is there already: take a new folder"),
-        tensor_files.atomic_folder(tmp_path / "deep" / "out"),
-    ):
-        pass
-    (tmp_path / "empty").mkdir()
-    with tensor_files.atomic_folder(tmp_path / "empty"):
-        pass
-    assert os.listdir(tmp_path) == ["deep", "empty"] or os.listdir(tmp_path) == ["empty", "deep"]

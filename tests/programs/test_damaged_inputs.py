@@ -173,7 +173,7 @@ def test_a_damaged_manifest_is_named(home, trained):
 
 def test_a_run_that_was_killed_at_its_first_moment_is_taken_up(tmp_path):
     """Of each moment: a lock, half a config, a config without a folder for samples."""
-    for left in ((".lock",), (".lock", "config.part"), (".lock", "config.json")):
+    for left in ((".lock",), (".lock", "config.part"), (".lock", "config.json.part"), (".lock", "config.json")):
         folder = tmp_path / "-".join(left)
         folder.mkdir()
         for name in left:

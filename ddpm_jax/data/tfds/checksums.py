@@ -18,7 +18,7 @@ def folder_checksums(folder: Path) -> dict[str, str]:
     return {
         path.name: _file_checksum(path)
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name != RECORD_FILE
+        if path.is_file() and not path.name.startswith(RECORD_FILE)
     }
 
 

@@ -282,6 +282,4 @@ def _sha256(path: Path) -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    part = path.with_suffix(".tmp")
-    part.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
-    part.replace(path)
+    process.atomic_write_text(path, json.dumps(value, indent=1, sort_keys=True))

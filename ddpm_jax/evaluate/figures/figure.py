@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import data, keys, pipeline, samplers, tracking
+from ddpm_jax import data, keys, pipeline, process, samplers, tracking
 from ddpm_jax.evaluate.context import EvaluationContext
 from ddpm_jax.pipeline import tiles
 
@@ -126,8 +126,5 @@ def format_times(times: Sequence[int] | np.ndarray) -> str:
 
 def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
     """Writes values as JSON, a line each."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
-    part.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
-    part.replace(path)
+    process.atomic_write_text(path, f"{{\n{lines}\n}}\n")

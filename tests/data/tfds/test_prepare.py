@@ -172,6 +172,12 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(noisy, tmp_path, kill
     assert not part.exists()
 
 
+def test_the_record_is_not_sealed_nor_what_a_killed_process_has_left_of_it(tmp_path):
+    for name in ("features.json", "prepare.json", "prepare.json.part"):
+        (tmp_path / name).write_text("{}")
+    assert list(checksums.folder_checksums(tmp_path)) == ["features.json"]
+
+
 def test_sigterm_keeps_whole_shards_and_says_so(noisy, tmp_path, monkeypatch, capsys):
     arguments, straight = noisy
     part, write = tmp_path / "noisy" / "1.0.0.part", prepare._write_json
