@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from ddpm_jax import process
 from ddpm_jax.checkpoint import manager, records
 from ddpm_jax.checkpoint.records import fingerprint
 
@@ -265,7 +266,7 @@ class Checkpoints:
                 time.sleep(0.1)
         text = str(error)  # page-long; the system's own word is somewhere in it
         reasons = [os.strerror(number) for number in _DISK_ERRNOS if os.strerror(number) in text]
-        return OSError(f"saving to {self.folder} failed: {reasons[0] if reasons else _first_line(error)}")
+        return OSError(f"saving to {self.folder} failed: {reasons[0] if reasons else process.first_line(error)}")
 
     def _retry_if_removed(self, scan: Callable[[], _T]) -> _T:
         """look(), which goes through the folder; for a reader once more if a step that it has seen is removed."""
@@ -335,7 +336,7 @@ class Checkpoints:
             written = record["sha256"] == records.json_digest({name: record[name] for name in ("meta", "parts")})
             said = record["meta"].get("step", step)
         except Exception as error:
-            raise self._unreadable_error(step, f"its record meta: {_first_line(error)}") from error
+            raise self._unreadable_error(step, f"its record meta: {process.first_line(error)}") from error
         if not written:
             raise self._unreadable_error(step, "its record meta is not what was written")
         if said != step:
@@ -355,7 +356,7 @@ class Checkpoints:
             except MemoryError:
                 raise
             except Exception as error:
-                raise self._unreadable_error(step, f"its part {name!r}: {_first_line(error)}") from error
+                raise self._unreadable_error(step, f"its part {name!r}: {process.first_line(error)}") from error
         if fingerprint(tree) != record["parts"][name]["fingerprint"]:
             raise self._unreadable_error(step, f"its part {name!r} is not what was written: the fingerprint differs")
         return tree
@@ -367,8 +368,3 @@ class Checkpoints:
 def _placeholder(leaf: Any) -> np.ndarray:
     """A numpy array, for which orbax gives numpy arrays back; of one element, repeated, so that it costs no memory."""
     return np.broadcast_to(np.zeros((), records.dtype_of(leaf)), np.shape(leaf))
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

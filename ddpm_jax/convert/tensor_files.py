@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax import process
+
 NPZ_RECIPE = (
     "numpy.savez('weights.npz', **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})"
 )
@@ -46,7 +48,9 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     except (MemoryError, ModuleNotFoundError):
         raise
     except Exception as error:  # a damaged archive can fail in any way
-        raise ValueError(f"{path} cannot be read, it is damaged or of another kind: {_first_line(error)}") from error
+        raise ValueError(
+            f"{path} cannot be read, it is damaged or of another kind: {process.first_line(error)}"
+        ) from error
 
 
 def checkpoint_files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -175,8 +179,3 @@ def _to_numpy(tensor) -> np.ndarray:
     import ml_dtypes  # JAX brings it
 
     return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:300]}" if text else type(error).__name__

@@ -75,5 +75,5 @@ def _content(path: pathlib.Path) -> dict:
         if not right or type(found["fingerprint"]) is not str or type(found["denoiser"]) is not dict:
             raise ValueError("not what an evaluation writes there")
     except (ValueError, TypeError, KeyError, RecursionError) as error:  # of what JSON nests too deeply
-        raise ValueError(f"{path} is damaged, remove it: {type(error).__name__}: {str(error)[:100]}") from error
+        raise ValueError(f"{path} is damaged, remove it: {process.first_line(error)}") from error
     return found

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ddpm_jax import process
 from ddpm_jax.preflight import cost
 
 _COLLECTIVE = re.compile(r"\s(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
@@ -100,7 +101,7 @@ def compile_and_analyse(
             raise
         seconds, over = time.perf_counter() - begun, parse_out_of_memory(str(error))
         available = limit if over.available is None else over.available
-        return CompileStats(None, over.needed, available, [], {}, seconds, str(error).splitlines()[0]), None
+        return CompileStats(None, over.needed, available, [], {}, seconds, process.first_line(error)), None
     seconds, found, text = time.perf_counter() - begun, compiled_memory(compiled), compiled.as_text() or ""
     between, cycles = find_collectives(text, devices), cost.estimated_cycles(text)
     return CompileStats(found, found.peak, limit, between, cycles, seconds, ""), compiled

@@ -5,6 +5,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
+from ddpm_jax import process
 from ddpm_jax.process import tpu
 
 _GRIDS_2D = {
@@ -121,9 +122,9 @@ def devices(tpu_slice: Slice) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(tpu_slice.name, platform="tpu", **tpu_slice.options).devices)
     except jax.errors.JaxRuntimeError as error:
-        said = str(error).splitlines()[0]
+        reason = process.first_line(error)
         raise ValueError(
-            f"libtpu refuses the topology {tpu_slice.name!r}: {said}; known are {known_names()}"
+            f"libtpu refuses the topology {tpu_slice.name!r}: {reason}; known are {known_names()}"
         ) from error
 
 

@@ -33,7 +33,7 @@ from ddpm_jax.process.distributed import (
 )
 from ddpm_jax.process.lock import FolderLock
 from ddpm_jax.process.memory import explain_oom, sampling_oom_hints
-from ddpm_jax.process.output import explain_write_errors, run_main
+from ddpm_jax.process.output import explain_write_errors, first_line, run_main
 
 __all__ = [
     "EXIT_OUT_OF_MEMORY",
@@ -52,6 +52,7 @@ __all__ = [
     "exit_process",
     "explain_oom",
     "explain_write_errors",
+    "first_line",
     "initialize",
     "is_main_process",
     "local_shard",

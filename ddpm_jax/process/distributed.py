@@ -15,6 +15,8 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
+from ddpm_jax.process.output import first_line
+
 EXIT_PROCESS_LOST, EXIT_UNWRITABLE, EXIT_OUT_OF_MEMORY = 5, 6, 7
 """Exit statuses that all programs share."""
 
@@ -84,7 +86,7 @@ def connect_processes(options: DistributedOptions, platform: str) -> None:
     except (RuntimeError, ValueError) as error:
         where = options.coordinator or "the first process"
         raise ValueError(
-            f"the processes did not meet at {where} in {_CONNECT_TIMEOUT} s: {_first_line(error)}"
+            f"the processes did not meet at {where} in {_CONNECT_TIMEOUT} s: {first_line(error)}"
         ) from error
     counts = {len(jax.local_devices(i)) for i in range(jax.process_count())}
     if len(counts) > 1:
@@ -222,7 +224,7 @@ def _print_reason(program: str, error: BaseException, details: str) -> None:
 
     me = f"{program}, process {jax.process_index()} of {jax.process_count()}"
     if _exit_status(error) == EXIT_PROCESS_LOST:
-        print(f"{me}: another process was lost ({_first_line(error)}). {details}", file=sys.stderr)
+        print(f"{me}: another process was lost ({first_line(error)}). {details}", file=sys.stderr)
     elif _exit_status(error) == 1:
         traceback.print_exception(error)
         print(f"{me}: stopped, and with it the others", file=sys.stderr)
@@ -285,8 +287,3 @@ def _gce_metadata(name: str) -> str | None:
             return answer.read().decode()
     except OSError:
         return None
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

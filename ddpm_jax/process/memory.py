@@ -3,6 +3,8 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
+from ddpm_jax.process.output import first_line
+
 
 @contextlib.contextmanager
 def explain_oom(what: str, hints: Callable[[], list[str]]) -> Iterator[None]:
@@ -20,13 +22,11 @@ def explain_oom(what: str, hints: Callable[[], list[str]]) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        lines = str(error).splitlines()
-        if "RESOURCE_EXHAUSTED" not in lines[0] and "Out of memory" not in lines[0]:
+        reason = first_line(error)
+        if "RESOURCE_EXHAUSTED" not in reason and "Out of memory" not in reason:
             raise
         tries = "".join(f"\n  {one}" for one in hints() or ["a device with more memory"])
-        raise MemoryError(
-            f"{what} does not fit into a device's memory: {lines[0][:300]}\nTry one of:{tries}"
-        ) from error
+        raise MemoryError(f"{what} does not fit into a device's memory: {reason}\nTry one of:{tries}") from error
 
 
 def sampling_oom_hints(tile: int, flag: str = "--tile") -> list[str]:

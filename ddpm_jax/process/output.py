@@ -60,6 +60,12 @@ def explain_write_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
         raise OSError(f"{os.fspath(folder)} cannot be written: {error}") from error
 
 
+def first_line(error: BaseException) -> str:
+    """The type of an error and the first line of its message, cut at 300 characters."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
 def run_main(main: Callable[[list[str]], int]) -> NoReturn:
     """Runs a program on the command line and ends the process with the status that it returns."""
     for name, title in {"stdout": "standard output", "stderr": "standard error"}.items():

@@ -382,7 +382,7 @@ def test_images_that_fill_a_device_are_noticed_before_anything_is_compiled(tiny)
 @pytest.mark.slow
 def test_a_slice_that_its_compiler_refuses(tiny):
     pytest.importorskip("libtpu")
-    with pytest.raises(ValueError, match=r"libtpu refuses the topology 'v5e:3x3': INVALID_ARGUMENT.*known are v2-8"):
+    with pytest.raises(ValueError, match=r"libtpu refuses the topology 'v5e:3x3': .*INVALID_ARGUMENT.*known are v2-8"):
         topology.devices(topology.find_slice("v5e:3x3"))
 
 

@@ -445,6 +445,12 @@ def test_what_cannot_be_written_is_named_where_the_error_names_nothing(tmp_path)
         assert raised.value is error
 
 
+def test_an_error_is_summed_up_in_a_line():
+    assert process.first_line(RuntimeError("\nINTERNAL: x\nframe 1")) == "RuntimeError: INTERNAL: x"
+    assert process.first_line(KeyError()) == "KeyError"
+    assert process.first_line(ValueError("ab" * 200)) == f"ValueError: {'ab' * 150}"
+
+
 # --- interrupts
 
 
