@@ -54,7 +54,11 @@ def default_folder() -> pathlib.Path:
 
 
 def prune(folder: pathlib.Path, max_bytes: int) -> None:
-    """Deletes the files of a folder that were written first, until the others have at most so many bytes."""
+    """Deletes the oldest files of a folder until the others have at most `max_bytes`.
+
+    JAX's own limit, jax_compilation_cache_max_size, needs the package filelock, locks the folder at each access, and in
+    JAX 0.10 fails on programs that were kept without it.
+    """
     files = [(path.stat(), path) for path in folder.iterdir() if path.is_file()]
     total = sum(stat.st_size for stat, _ in files)
     for stat, path in sorted(files, key=lambda each: each[0].st_mtime):

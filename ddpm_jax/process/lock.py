@@ -1,4 +1,4 @@
-"""A folder that one process at a time may write."""
+"""Exclusive use of a folder by one process."""
 
 import os
 import pathlib
@@ -8,14 +8,14 @@ import time
 
 
 class FolderLock:
-    """While it is entered, no other process can enter one of the same folder.
+    """Context manager that lets one process at a time use a folder.
 
-    The kernel holds the lock (flock) and releases it with the process, however that ends: no stale lock remains.  The
-    file .lock says whose it is.  On a network file system a lock counts among hosts if the server and its mount options
-    support it; where they refuse it, a warning is printed and nothing is locked.
+    The kernel holds the lock (flock) and releases it when the process ends in any way, so no stale lock remains.  The
+    file .lock names its owner.  A network file system locks between hosts if its server and mount options support it;
+    where they refuse, a warning is printed and nothing is locked.
 
     Raises, on entering:
-        ValueError: if another process has it.
+        ValueError: if another process uses the folder.
         OSError: if the folder cannot be written.
     """
 
@@ -34,11 +34,11 @@ class FolderLock:
         except BlockingIOError:
             owner = os.read(file, 500).decode(errors="replace").strip() or "another process"
             os.close(file)
-            raise ValueError(f"{self.path.parent} is in use by {owner}; only one process can train in it") from None
+            raise ValueError(f"{self.path.parent} is in use by {owner}; only one process can write to it") from None
         except OSError as error:
             os.close(file)
-            print(f"warning: {self.path} cannot be locked here ({error.strerror}): see that no second process trains "
-                  "in this folder", file=sys.stderr)  # fmt: skip
+            print(f"warning: {self.path} cannot be locked here ({error.strerror}): make sure that no second process "
+                  "uses this folder", file=sys.stderr)  # fmt: skip
             return self
         self._file = file
         os.ftruncate(file, 0)

@@ -310,6 +310,7 @@ SLURM = {
     "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]",
     "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0",
 }  # fmt: skip
+ONE_TASK = SLURM | {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
 
 
 @pytest.mark.parametrize(
@@ -364,6 +365,19 @@ def test_a_tpu_asks_the_metadata_server_how_many_hosts_its_slice_has(monkeypatch
     assert distributed.detect_cluster("tpu") is None  # there is no server at all
 
 
+@pytest.mark.parametrize(
+    "env, words",
+    [({}, "coordinator_address should be defined"), pytest.param(ONE_TASK, "", marks=pytest.mark.slow)],
+)
+def test_jax_alone_refuses_a_single_process_or_waits_for_others_that_never_come(env, words):
+    """Why `detect_cluster` is needed; in a Slurm step of one task JAX counts the tasks of the whole job."""
+    alone = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": "/dev/null"} | env
+    done = run_python("import jax; jax.distributed.initialize(initialization_timeout=2)", **alone)
+    assert done.returncode != 0 and words in done.stderr
+    code = "process.initialize(distributed=process.DistributedOptions(), devices=1)" + SAY
+    assert told(code, **alone) == 1
+
+
 def test_results_of_all_processes_come_in_the_order_of_the_processes(monkeypatch):
     monkeypatch.setattr(distributed, "_is_distributed", lambda: True)
     monkeypatch.setattr(distributed, "_allgather", lambda mine: np.stack([mine, mine + 10, mine + 20]))
@@ -390,7 +404,7 @@ def test_a_lock_says_whose_it_is_and_goes_with_its_process(tmp_path):
     holder.kill()
     holder.communicate()
     for _ in range(2):
-        with process.FolderLock(tmp_path), pytest.raises(ValueError, match="only one process can train in it"):
+        with process.FolderLock(tmp_path), pytest.raises(ValueError, match="only one process can write to it"):
             process.FolderLock(tmp_path).__enter__()
 
 

@@ -11,11 +11,10 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ def run(options: Prepare) -> int:
         print(f"{target} is there already, made by the same command")
         return 0
     partial.mkdir(parents=True, exist_ok=True)
-    with lock_folder(partial):
+    with process.FolderLock(target.parent):
         splits: dict[str, ImageReader] = dict(zip(("train", "test"), open_readers(options), strict=True))
         planned = plan_shards(options, splits)
         record = resume_record(partial, options, splits)
@@ -141,25 +140,6 @@ def read_record(folder: Path, options: Prepare) -> dict[str, Any]:
             f"{folder} was made by another command: {'; '.join(changed)}. Take another --name, or remove the folder"
         )
     return record
-
-
-@contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """While it is entered, no other process can.
-
-    Raises:
-        ValueError: if another one has.
-    """
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends
-        yield
-    except BlockingIOError:
-        raise ValueError(f"{folder}: another process is at work in it") from None
-    finally:
-        os.close(descriptor)
 
 
 def open_readers(options: Prepare) -> tuple[ImageReader, ImageReader]:

@@ -1,6 +1,5 @@
 """Data sets that are prepared here: bit for bit what they were made of, however often they were interrupted."""
 
-import fcntl
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from ddpm_jax import data
 from ddpm_jax.data import sources
 from ddpm_jax.data.tfds import checksums, prepare
 from ddpm_jax.data.tfds import reader as tfds_reader
+from ddpm_jax.process import FolderLock
 from ddpm_jax.programs.cli import call as main
 
 ROOT = Path(__file__).parents[3]
@@ -340,7 +340,7 @@ def test_a_full_disk_ends_it_in_good_order_and_it_goes_on_with_more_room(tmp_pat
         assert main(arguments) == 6
         said = capsys.readouterr().err
         assert "unfinished cannot be written: " in said and "No space left on device" in said
-        (part,) = disk.glob("figures/*")
+        (part,) = disk.glob("figures/*.part")
         assert not (part / "unfinished").exists() and 0 < shards_in(part) < 5
         subprocess.run(["mount", "-o", "remount,size=9m", str(disk)], check=True)
         assert main(arguments) == 0
@@ -362,14 +362,10 @@ def test_other_images_under_the_same_name_are_noticed(tmp_path):
 
 
 def test_two_processes_do_not_work_on_one_data_set(tmp_path):
-    part = tmp_path / "figures" / "1.0.0.part"
-    part.mkdir(parents=True)
-    for lock in (fcntl.LOCK_EX, fcntl.LOCK_SH):
-        descriptor = os.open(part, os.O_RDONLY)
-        fcntl.flock(descriptor, lock)
-        with pytest.raises(ValueError, match=r"1\.0\.0\.part: another process is at work in it"):
-            prepare.run(options(tmp_path))
-        os.close(descriptor)
+    (tmp_path / "figures").mkdir()
+    refusal = r"figures is in use by process \d+ on .*; only one process can write to it"
+    with FolderLock(tmp_path / "figures"), pytest.raises(ValueError, match=refusal):
+        prepare.run(options(tmp_path))
     assert prepare.run(options(tmp_path)) == 0
 
 
