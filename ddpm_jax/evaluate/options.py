@@ -31,7 +31,30 @@ class CommonFlags:
 
 
 @dataclasses.dataclass(frozen=True)
-class LikelihoodOptions:
+class EvaluationOptions:
+    """The options of a command."""
+
+    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageOptions(EvaluationOptions):
+    """Images that a figure draws."""
+
+    num: int = 8
+    """Images, a row each."""
+    start: int = 0
+    """The first image's index."""
+    seed: int = 0
+    """The seed of the images."""
+
+    def describe_images(self) -> str:
+        """For a legend: "images 0..7 of seed 0"."""
+        return f"images {self.start}..{self.start + self.num - 1} of seed {self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodOptions(EvaluationOptions):
     """Bits per dimension of a split by the variational bound, with rate, distortion and prior.
 
     The exact bound has every term of the chain, one network call per image and step.  --estimate draws two times from
@@ -40,7 +63,6 @@ class LikelihoodOptions:
     The exact bound of all steps also leaves x0_errors.json in the run, for --sampler analytic, unless --out is given.
     """
 
-    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     split: Literal["train", "test"] = "test"
     """The images to code."""
     num: int | None = None
@@ -54,7 +76,7 @@ class LikelihoodOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplesOptions:
+class SamplesOptions(EvaluationOptions):
     """Fréchet distance, precision and recall, density and coverage, and classes of samples against the training images.
 
     Features are those of the classifier that comes with the package, for digits and MNIST, or of Inception (the extra
@@ -62,7 +84,6 @@ class SamplesOptions:
     sets of --num samples, with the standard error of these means.
     """
 
-    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     num: int = 10_000
     """Samples in a set."""
     sets: int = 1
@@ -82,7 +103,7 @@ class SamplesOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class TableOptions:
+class TableOptions(EvaluationOptions):
     """The likelihood and the sample metrics of several samplers in one table, with held-out images as the floor.
 
     Ancestral sampling over all steps with both fixed variances or the learned one, and DDIM with few steps.  Rate and
@@ -91,7 +112,6 @@ class TableOptions:
     images against the others.
     """
 
-    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     num: flags.OptionalFlag[int] = None
     """Samples in a set (default: as many as there are held-out images)."""
     sets: int = 3
@@ -105,13 +125,12 @@ class TableOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class NfeOptions:
+class NfeOptions(EvaluationOptions):
     """Sample metrics of several samplers against the network calls that an image takes: a table and a figure.
 
     Each sampler calls the network once a step.  The floor is held-out images, as many as there are.
     """
 
-    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     num: int = 1000
     """Samples in a set."""
     sets: int = 3
@@ -131,38 +150,26 @@ class NfeOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class ProgressiveOptions:
+class ProgressiveOptions(ImageOptions):
     """The way from noise to image: x_t of some images at evenly spread times, as a picture and an animation.
 
     The images are those that sample.py draws; the JSON file has their hashes, as its manifest has.
     """
 
-    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
-    num: int = 8
-    """Images, a row each."""
-    start: int = 0
-    """The first image's index."""
-    seed: int = 0
-    """The seed of the images."""
     frames: int = 11
     """Times, from the first of the chain to 0, at evenly spread places of it; all, if it has fewer."""
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictionsOptions:
+class PredictionsOptions(ImageOptions):
     """The x_0 predicted from x_t over time, and how far it is from the image (figures 6, 10 and 14 of the paper).
 
     The last prediction, from the last time above 0, is the image itself.  With --quality also the Fréchet distance
     of the predictions at each time to the training images.
     """
 
-    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     num: int = 8
     """Images in the picture, a row each; the errors are means over them, or over those of --quality."""
-    start: int = 0
-    """The first image's index."""
-    seed: int = 0
-    """The seed of the images."""
     frames: int = 11
     """Times to predict from, at evenly spread places of the chain; all, if it has fewer."""
     quality: int = 0
@@ -174,20 +181,14 @@ class PredictionsOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class StochasticOptions:
+class StochasticOptions(ImageOptions):
     """Several images that share one x_t, for falling t, and how much they differ (figure 7 of the paper).
 
     From each x_t of an image's chain the reverse process runs several times.  The first time it is the chain itself and
     ends in the image that sample.py draws; the others have noise of their own from t on.
     """
 
-    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     num: int = 4
-    """Images, a row each."""
-    start: int = 0
-    """The first image's index."""
-    seed: int = 0
-    """The seed of the images."""
     times: flags.OptionalFlag[tuple[int, ...]] = None
     """The shared times, in any order (default: the visited times nearest to T, 3T/4, T/2 and T/4)."""
     continuations: int = 3
@@ -195,7 +196,7 @@ class StochasticOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class InterpolationOptions:
+class InterpolationOptions(EvaluationOptions):
     """Between two images in the space of x_t (figure 8 of the paper; figure 9 with --coarse-to-fine).
 
     Images a and b are noised to x_t and x_t', mixed as (1 - lambda) x_t + lambda x_t', and decoded by the reverse
@@ -203,7 +204,6 @@ class InterpolationOptions:
     x_t.  The noise, of both images and of the reverse process, is the same for all lambda.
     """
 
-    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     split: Literal["train", "test"] = "test"
     """Where the images are from."""
     first: int = 0
@@ -223,7 +223,7 @@ class InterpolationOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class RateDistortionOptions:
+class RateDistortionOptions(EvaluationOptions):
     """Rate and distortion along the chain, from the exact bound (section 4.3, figure 5 and table 4 of the paper).
 
     A codec is no part of this: the rates are what an ideal one would need, given a procedure that sends a sample of q
@@ -231,7 +231,6 @@ class RateDistortionOptions:
     images is read, not measured again.
     """
 
-    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     split: Literal["train", "test"] = "test"
     """The images to code."""
     num: int | None = None
@@ -241,7 +240,7 @@ class RateDistortionOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class NeighboursOptions:
+class NeighboursOptions(EvaluationOptions):
     """Samples beside their nearest training images, and whether they are copies (the figures of the paper's appendix).
 
     Of --num samples the picture shows the --rows that are nearest to a training image, nearest first: copies would be
@@ -249,7 +248,6 @@ class NeighboursOptions:
     neighbours are searched for the picture and its distances.  Where training mirrors images, mirror images count.
     """
 
-    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()
     num: int = 256
     """Samples to look through."""
     rows: int = 8
@@ -265,12 +263,10 @@ class NeighboursOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportOptions:
+class ReportOptions(EvaluationOptions):
     """A model card of the run: report.md with curves, pictures and every number that was measured, and what was not.
 
     Only what the files of the run and of its evaluation say is in it; nothing is measured.  It goes into the run's
     folder, or with --out beside the results there.  Links are relative, and what lies elsewhere is copied to a folder
     `report` next to it, so that all of it can be moved.
     """
-
-    common: tyro.conf.OmitArgPrefixes[CommonFlags] = CommonFlags()

@@ -87,6 +87,15 @@ def write_panels(path: str | pathlib.Path, panels: Sequence[Panel], *, text: Map
     save_figure(path, figure, text)
 
 
+def write_panels_if_installed(path: pathlib.Path, panels: Sequence[Panel], *, text=None) -> None:
+    """As `write_panels`, and prints where the curves are, or that matplotlib is not installed."""
+    try:
+        write_panels(path, panels, text=text)
+        print(f"curves in {path.name}")
+    except MissingExtra as missing:
+        print(f"no curves: {missing}")
+
+
 def save_figure(path: str | pathlib.Path, figure: Any, text: Mapping[str, str] | None = None) -> None:
     """Writes matplotlib's figure to a PNG file, whole or not at all; text as in `write_panels`."""
     with process.atomic_file(pathlib.Path(path)) as file:

@@ -63,8 +63,8 @@ def short_hash(protocol: Protocol) -> str:
     return hashlib.sha256(json.dumps(dict(protocol)).encode()).hexdigest()[:10]
 
 
-def write_measurements(path: pathlib.Path, measurements: Sequence[Measurement], made_with: Mapping[str, Any]) -> None:
-    """Writes numbers as JSON: each with its line, its protocol field by field, and what it was made with."""
+def to_json(measurements: Sequence[Measurement], made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers for a JSON file: each with its line, its protocol field by field, and what it was made with."""
     rows = [
         {
             "name": n.name,
@@ -75,7 +75,12 @@ def write_measurements(path: pathlib.Path, measurements: Sequence[Measurement], 
         }
         for n in measurements
     ]
-    content = {"numbers": rows, "made_with": dict(made_with)}
+    return {"numbers": rows, "made_with": dict(made_with)}
+
+
+def write_measurements(path: pathlib.Path, measurements: Sequence[Measurement], made_with: Mapping[str, Any]) -> None:
+    """Writes numbers as JSON, as `to_json` has them."""
+    content = to_json(measurements, made_with)
     process.atomic_write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 

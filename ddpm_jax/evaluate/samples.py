@@ -1,6 +1,5 @@
 """Samples against data, by features: Fréchet distance, precision and recall, density and coverage, classes."""
 
-import dataclasses
 import itertools
 import math
 import pathlib
@@ -89,8 +88,8 @@ def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measure
     Raises:
         ValueError: before anything is drawn, if there would be too few samples for the features, or nothing to compare.
     """
-    extractor = load_extractor(context.model, options)
-    check_counts(extractor, options)
+    extractor = load_extractor(context.model, options.features, options.inception_weights)
+    check_count(extractor, options.num)
     reference_split = select_split(load_images(context), options.reference)
     if options.samples is not None:
         sets, fields = load_samples(context, pathlib.Path(options.samples), options)
@@ -116,10 +115,10 @@ def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measure
 
 def held_out_baseline(context: EvaluationContext, options: SamplesOptions) -> list[Measurement]:
     """The same numbers for held-out images: what a perfect model could reach with as many samples."""
-    extractor, found = load_extractor(context.model, options), load_images(context)
+    extractor, found = load_extractor(context.model, options.features, options.inception_weights), load_images(context)
     held, reference_split = select_split(found, "test"), select_split(found, options.reference)
     n = min(options.num, len(held.images))
-    check_counts(extractor, dataclasses.replace(options, num=n))
+    check_count(extractor, n)
     fields = {
         "n": n, "sets": 1, "reference": f"{reference_split.name} n={len(reference_split.images)}",
         "features": extractor.name, "data": held.name,
@@ -142,8 +141,11 @@ def train_baseline(context: EvaluationContext, options: SamplesOptions) -> list[
     Raises:
         ValueError: if what is left does not outnumber what is taken out.
     """
-    extractor, train = load_extractor(context.model, options), select_split(load_images(context), "train")
-    check_counts(extractor, options)
+    extractor, train = (
+        load_extractor(context.model, options.features, options.inception_weights),
+        select_split(load_images(context), "train"),
+    )
+    check_count(extractor, options.num)
     total = len(train.images)
     if total < 2 * options.num:
         raise ValueError(f"--num {options.num} of {total} training images cannot be held against the others")
@@ -161,10 +163,10 @@ def train_baseline(context: EvaluationContext, options: SamplesOptions) -> list[
     return mean_over_sets(found, fields)
 
 
-def load_extractor(model: pipeline.Pipeline, options: SamplesOptions) -> Extractor:
-    """What is to see the images of a model."""
-    if options.features == "inception":
-        net = inception.load(model.integer_levels, weights=options.inception_weights)
+def load_extractor(model: pipeline.Pipeline, features: str, inception_weights: str | None = None) -> Extractor:
+    """The feature extractor for a model's images; features is "classifier" or "inception"."""
+    if features == "inception":
+        net = inception.load(model.integer_levels, weights=inception_weights)
 
         def scores(seen: FeatureStatistics, reference: FeatureStatistics) -> list[tuple[str, float, float]]:
             kid, score = (
@@ -198,13 +200,12 @@ def load_extractor(model: pipeline.Pipeline, options: SamplesOptions) -> Extract
     )
 
 
-def check_counts(extractor: Extractor, options: SamplesOptions) -> None:
-    """Refuses what cannot be measured; warns of what is measured with a bias."""
-    if options.num <= extractor.dimension:
+def check_count(extractor: Extractor, num: int, flag: str = "--num") -> None:
+    """Raises a ValueError if so few images have no Fréchet distance."""
+    if num <= extractor.dimension:
         raise ValueError(
-            f"--num must be above {extractor.dimension}, the dimension of the features of {extractor.name}: fewer "
-            f"images have no "
-            f"covariance of full rank, and a Fréchet distance from them means nothing; got {options.num}"
+            f"{flag} must be above {extractor.dimension}, the dimension of the features of {extractor.name}: fewer "
+            f"images have no covariance of full rank, and a Fréchet distance from them means nothing; got {num}"
         )
 
 

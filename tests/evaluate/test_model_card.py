@@ -16,7 +16,7 @@ from ddpm_jax import data, tracking
 from ddpm_jax.config import flags
 from ddpm_jax.evaluate import likelihood, model_card, plots, protocol, sample_cache
 from ddpm_jax.evaluate.context import CommonFlags, EvaluationContext, open_context
-from ddpm_jax.evaluate.figures import neighbours, progressive, rate_distortion
+from ddpm_jax.evaluate.figures import figure, neighbours, progressive, rate_distortion
 from ddpm_jax.evaluate.figures.neighbours import NeighboursOptions
 from ddpm_jax.evaluate.figures.progressive import ProgressiveOptions
 from ddpm_jax.evaluate.figures.rate_distortion import RateDistortionOptions
@@ -98,13 +98,13 @@ def test_the_last_row_is_the_bound_without_the_decoder(run_folder, tmp_path, cap
     assert shown == (list(ten) if ten else (21 - found.times[::-1]).tolist())
 
 
-def test_what_the_csv_holds_comes_back(tmp_path):
+def test_what_the_csv_holds_comes_back(run_folder, tmp_path):
     values = np.random.default_rng(0).uniform(0, 1, (4, 3)) * [[1e-6], [1], [1e2], [1e5]]
     values[1] = np.nan  # as errors are where there is one image
-    rate_distortion.write_csv(
-        tmp_path / "a.csv", rate_distortion.RateDistortion(np.array([9, 4, 1], np.int32), *values), 9
-    )
-    back = rate_distortion.read_csv(tmp_path / "a.csv")
+    files = figure.FigureFiles(of(run_folder, tmp_path), "curve", {})
+    columns = [np.array([9, 4, 1], np.int32), np.array([1, 6, 9]), values[3], values[2], values[0], values[1]]
+    files.save_csv(rate_distortion.CSV_HEADER, zip(*columns, strict=True))
+    back = rate_distortion.read_csv(files.path.with_suffix(".csv"))
     np.testing.assert_array_equal(back.times, [9, 4, 1])
     np.testing.assert_allclose(back[1:], values, rtol=1e-6)
 

@@ -273,7 +273,7 @@ def test_a_run_is_measured_by_inception(weights, tmp_path):
     """FID, Inception score, KID and the neighbours of samples, on twenty of the features so that they span a space."""
     run = tiny_run.make_run(tmp_path / "run")
     model = open_context(str(run), CommonFlags(out=str(tmp_path))).model
-    eye = evaluated.load_extractor(model, evaluated.SamplesOptions(features="inception", inception_weights=weights))
+    eye = evaluated.load_extractor(model, "inception", weights)
     assert eye.dimension == 2048 and eye.name.startswith("inception-v3-compat ")
 
     def judge(images):

@@ -1,10 +1,12 @@
-"""What the figures of sampling share: times that a chain visits, chains begun part of the way, errors, files."""
+"""What the paper's figures share: the files that a figure is written to, and chains continued from a visited time."""
 
+import csv
 import functools
+import itertools
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,8 +14,78 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import data, keys, pipeline, process, samplers, tracking
+from ddpm_jax.evaluate import plots, protocol
 from ddpm_jax.evaluate.context import EvaluationContext
+from ddpm_jax.evaluate.options import ImageOptions
+from ddpm_jax.evaluate.protocol import Measurement
 from ddpm_jax.pipeline import tiles
+
+
+class FigureFiles:
+    """The files of one figure, COMMAND-HASH.png and others; each method writes one and prints its name.
+
+    Attributes:
+        path: of the files, without a suffix.  The hash is that of the fields, all that the figure depends on.
+        weights: fingerprint and step, which are kept in the pictures.
+    """
+
+    def __init__(self, context: EvaluationContext, command: str, fields: protocol.Protocol):
+        self.context, self.path = context, context.out / f"{command}-{protocol.short_hash(fields)}"
+        self.weights = f"{context.model.fingerprint} step {context.model.step}"
+        context.out.mkdir(parents=True, exist_ok=True)
+
+    def save_image(self, picture: np.ndarray, legend: str) -> None:
+        """Writes the picture; the legend and the sampling are kept in the file."""
+        model, path = self.context.model, self.path.with_suffix(".png")
+        text = model.png_text() | {"legend": legend}
+        data.write_png(path, picture, scale=data.preview_scale(model.shape), text=text)
+        print(f"{path}\n  {legend}")
+
+    def save_measurements(self, measured: Sequence[Measurement], extra: Mapping[str, Any] | None = None) -> None:
+        """Writes the numbers and prints them, those of the same t on one line; `extra` goes beside them."""
+        path, made_with = self.path.with_suffix(".json"), self.context.made_with()
+        if extra is None:
+            protocol.write_measurements(path, measured, made_with)
+        else:
+            write_json(path, protocol.to_json(measured, made_with) | extra)
+        for t, group in itertools.groupby(measured, lambda number: number.protocol.get("t")):
+            if t is None:
+                print(*map(protocol.format_line, group), sep="\n")
+            else:
+                values = [f"{number.name} {protocol.format_value(number.value, number.error)}" for number in group]
+                print(f"  t = {t:>5}: {'; '.join(values)}")
+        print(f"numbers in {path.name}")
+
+    def save_csv(self, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Writes a table of integers and floats, these to seven digits; nan is left empty."""
+        with self.path.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(header)
+            for row in rows:
+                table.writerow([_format_cell(value) for value in row])
+        print(f"table in {self.path.name}.csv")
+
+    def save_curves(self, panels: Sequence[plots.Panel], suffix: str = "", text: Mapping[str, str] | None = None):
+        """Draws panels to NAME and suffix.png, if matplotlib is installed."""
+        plots.write_panels_if_installed(self.path.with_name(f"{self.path.name}{suffix}.png"), panels, text=text)
+
+
+def _format_cell(value: Any) -> Any:
+    if isinstance(value, int | np.integer):
+        return value
+    return f"{value:.7g}" if math.isfinite(value) else ""
+
+
+def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+    """Writes values as JSON, a line each."""
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
+    process.atomic_write_text(path, f"{{\n{lines}\n}}\n")
+
+
+def draw_states(model: pipeline.Pipeline, options: ImageOptions, times: Sequence[int]) -> np.ndarray:
+    """x_t [n, k, H, W, C] of the images asked for, at k falling times that the chain visits, data units."""
+    parts = model.draw(seed=options.seed, start=options.start, num=options.num, save_at=times)
+    return np.concatenate([part.x[:, 0] for part in parts])
 
 
 def evenly_spaced(times: np.ndarray, frames: int) -> np.ndarray:
@@ -97,34 +169,22 @@ def continue_sampling(
     return np.concatenate(parts)
 
 
+def mean_squared(difference: np.ndarray) -> np.ndarray:
+    """[n, k] means of the squares of differences [n, k, ...], in float64."""
+    return (difference.astype(np.float64) ** 2).reshape(*difference.shape[:2], -1).mean(-1)
+
+
 def rmse(squared: np.ndarray) -> tuple[float, float]:
     """The root of the mean of squared errors, 0..255, and its standard error.
 
     Args:
         squared: [n] the mean squared error of each image, data units; one image has no standard error: nan.
     """
-    squared = np.asarray(squared, np.float64)
     value, n = 127.5 * math.sqrt(squared.mean()), len(squared)
     error = 127.5**2 * squared.std(ddof=1) / math.sqrt(n) / (2 * value) if n > 1 and value else math.nan
     return value, error
 
 
-def save_image(context: EvaluationContext, name: str, picture: np.ndarray, legend: str) -> None:
-    """Writes NAME.png, with what it shows and what it was made from in the file, and says both."""
-    model = context.model
-    context.out.mkdir(parents=True, exist_ok=True)
-    path = context.out / f"{name}.png"
-    text = model.png_text() | {"legend": legend}
-    data.write_png(path, picture, scale=data.preview_scale(model.shape), text=text)
-    print(f"{path}\n  {legend}")
-
-
-def format_times(times: Sequence[int] | np.ndarray) -> str:
+def format_times(times: Iterable[int]) -> str:
     """Times for a legend: "1000, 900, 800"."""
     return ", ".join(str(int(t)) for t in times)
-
-
-def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-    """Writes values as JSON, a line each."""
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
-    process.atomic_write_text(path, f"{{\n{lines}\n}}\n")

@@ -8,7 +8,7 @@ import numpy as np
 
 from ddpm_jax import data, gaussian, keys, pipeline
 from ddpm_jax.evaluate import protocol, sample_cache
-from ddpm_jax.evaluate.context import EvaluationContext, Split, load_images, select_split
+from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
 from ddpm_jax.evaluate.figures import figure
 from ddpm_jax.evaluate.options import InterpolationOptions
 from ddpm_jax.evaluate.protocol import Measurement
@@ -31,32 +31,25 @@ class Interpolations(NamedTuple):
 
 
 def run(context: EvaluationContext, options: InterpolationOptions) -> int:
-    """Writes the picture and the numbers, and says them and where they are."""
+    """Writes the picture and the numbers."""
     split = select_split(load_images(context), options.split)
-    interpolations = interpolate(context.model, split.images, options)
-    measured = measurements(context, split, options, interpolations)
-    name = f"interpolation-{protocol.short_hash(protocol_fields(context, split, options, interpolations))}"
-    rows = [
-        np.concatenate([s[:1], x, s[1:]]) for s, x in zip(interpolations.sources, interpolations.decoded, strict=True)
-    ]
-    pairs = [f"{a} and {b}" for a, b in interpolations.pairs]
-    rows_are = (
-        f"{options.split} images {pairs[0]} at t = {figure.format_times(interpolations.times)}"
-        if options.coarse_to_fine
-        else f"{options.split} images {', '.join(pairs)} at t = {interpolations.times[0]}"
-    )
+    found = interpolate(context.model, split.images, options)
+    times = figure.format_times(found.times)
+    fields = {
+        "data": split.name,
+        "pairs": " ".join(sorted({f"{a}-{b}" for a, b in found.pairs})),
+        "times": times,
+        "columns": options.columns,
+        **sample_cache.protocol_fields(context, options.seed, "float"),
+    }
+    files = figure.FigureFiles(context, "interpolation", fields)
+    rows = [np.concatenate([s[:1], x, s[1:]]) for s, x in zip(found.sources, found.decoded, strict=True)]
+    pairs = ", ".join(dict.fromkeys(f"{a} and {b}" for a, b in found.pairs))
+    shown = f"{options.split} images {pairs} at t = {times if options.coarse_to_fine else found.times[0]}"
     lambdas = ", ".join(f"{w:.3g}" for w in np.linspace(0, 1, options.columns))
-    figure.save_image(
-        context,
-        name,
-        data.make_trajectory_grid(rows),
-        f"rows: {rows_are}; columns: image a, lambda = {lambdas}, image b",
-    )
-    for left, right in zip(measured[::2], measured[1::2], strict=True):
-        a, b = (protocol.format_value(number.value, number.error) for number in (left, right))
-        print(f"  t = {left.protocol['t']:>5}: reconstructions are off by {a} (a), {b} (b) of 0..255")
-    protocol.write_measurements(context.out / f"{name}.json", measured, context.made_with())
-    print(f"numbers in {name}.json")
+    legend = f"rows: {shown}; columns: image a, lambda = {lambdas}, image b"
+    files.save_image(data.make_trajectory_grid(rows), legend)
+    files.save_measurements(measurements(found, fields))
     return 0
 
 
@@ -117,31 +110,15 @@ def row_times_and_pairs(
     return np.full(count, t), pairs
 
 
-def protocol_fields(
-    context: EvaluationContext, split: Split, options: InterpolationOptions, interpolations: Interpolations
-) -> protocol.Protocol:
-    """What the numbers depend on, but for the t of each."""
-    return {
-        "data": split.name,
-        "pairs": " ".join(sorted({f"{a}-{b}" for a, b in interpolations.pairs})),
-        "times": figure.format_times(interpolations.times),
-        "columns": options.columns,
-        **sample_cache.protocol_fields(context, options.seed, "float"),
-    }
-
-
-def measurements(
-    context: EvaluationContext, split: Split, options: InterpolationOptions, interpolations: Interpolations
-) -> list[Measurement]:
+def measurements(found: Interpolations, fields: protocol.Protocol) -> list[Measurement]:
     """For each t the errors of the reconstructions at lambda 0 and at lambda 1, over the pairs."""
-    fields = protocol_fields(context, split, options, interpolations)
-    ends = interpolations.decoded[:, [0, -1]].astype(np.float64)
-    squared = ((ends - interpolations.sources) ** 2).reshape(*ends.shape[:2], -1).mean(-1)  # [r, 2]
-    measured = []
-    for t in sorted({int(t) for t in interpolations.times}, reverse=True):
-        for end in (0, 1):
-            value, error = figure.rmse(squared[interpolations.times == t, end])
-            measured.append(
-                Measurement(f"RMSE of the reconstruction at lambda {end}, 0..255", value, error, {"t": t, **fields})
-            )
-    return measured
+    squared = figure.mean_squared(found.decoded[:, [0, -1]].astype(np.float64) - found.sources)  # [r, 2]
+    return [
+        Measurement(
+            f"RMSE of the reconstruction at lambda {end}, 0..255",
+            *figure.rmse(squared[found.times == t, end]),
+            {"t": t, **fields},
+        )
+        for t in sorted(set(found.times.tolist()), reverse=True)
+        for end in (0, 1)
+    ]

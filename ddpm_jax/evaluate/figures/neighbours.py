@@ -1,10 +1,8 @@
 """Samples beside the training images nearest to them: what a copy would look like, and whether there are any."""
 
-import json
 import math
-import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +10,7 @@ from ddpm_jax import data
 from ddpm_jax.evaluate import protocol, sample_cache, samples
 from ddpm_jax.evaluate.context import EvaluationContext, Split, load_images, select_split
 from ddpm_jax.evaluate.figures import figure
-from ddpm_jax.evaluate.options import NeighboursOptions, SamplesOptions
+from ddpm_jax.evaluate.options import NeighboursOptions
 from ddpm_jax.evaluate.protocol import Measurement
 from ddpm_jax.metrics import manifold, monitors
 
@@ -50,78 +48,71 @@ class Neighbours(NamedTuple):
     held_out: np.ndarray
     memorisation: monitors.MemorisationReport
 
-    def nearest_first(self) -> np.ndarray:
-        """[n] the samples, the one nearest to a training image first."""
-        return np.argsort(self.distances[:, 0], kind="stable")
-
 
 def run(context: EvaluationContext, options: NeighboursOptions) -> int:
-    """Writes the picture, the numbers and the neighbours, and says the verdict; status 4 if it is interrupted."""
+    """Writes the picture, the numbers, the verdict and each sample's neighbours; status 4 if it is interrupted."""
     loaded = load_images(context, stream=False)  # every sample is compared with all of them
     train, held = select_split(loaded, "train"), select_split(loaded, "test")
-    check_options(options, len(train.images))
+    num_train, flip = len(train.images), context.model.config.data.flip
+    if not 1 <= options.rows <= options.num:
+        raise ValueError(f"--rows must be 1 to --num, {options.num}, got {options.rows}")
+    if not 1 <= options.k <= num_train:
+        raise ValueError(f"--k must be 1 to {num_train}, the number of training images, got {options.k}")
     space = feature_space(context, options)
     folder = sample_cache.ensure_samples(context, options.num, options.seed, "integer")
     if folder is None:
         return 4
     drawn = np.concatenate(list(sample_cache.read_chunks(folder, 0, options.num)))
-    reference = reference_images(np.asarray(train.images), context.model.config.data.flip)
+    reference = np.asarray(train.images)
+    if flip:
+        reference = np.concatenate([reference, reference[:, :, ::-1]])  # mirrored as in training
     neighbours = find_neighbours(drawn, reference, np.asarray(loaded.test), space, options.k)
-    fields = protocol_fields(context, options, train, space)
-    measured = measurements(neighbours, held, space, fields)
-    name = f"neighbours-{protocol.short_hash({**fields, 'rows': options.rows, 'k': options.k})}"
-    first = neighbours.nearest_first()[: options.rows]
+    fields = {
+        "n": options.num,
+        "reference": f"{train.name} n={num_train}{' and mirrored' if flip else ''}",
+        "features": space.name,
+        **sample_cache.protocol_fields(context, options.seed, "integer"),
+    }
+    files = figure.FigureFiles(context, "neighbours", {**fields, "rows": options.rows, "k": options.k})
+    order = np.argsort(neighbours.distances[:, 0], kind="stable")  # the sample nearest to a training image first
+    first = order[: options.rows]
     legend = (
         f"rows: the {options.rows} of {options.num} samples of seed {options.seed} that are nearest to a training "
         f"image, nearest first: {figure.format_times(first)}; columns: the sample, then its {options.k} nearest "
-        f"training "
-        f"images by {space.name}"
+        f"training images by {space.name}"
     )
-    beside = data.make_grid(
-        reference[neighbours.indices[first]].reshape(-1, *drawn.shape[1:]), loaded.levels, columns=options.k
-    )
-    alone = data.make_grid(drawn[first], loaded.levels, columns=1)
-    figure.save_image(context, name, np.concatenate([alone, beside], axis=1), legend)
-    write_results(context.out / f"{name}.json", context, neighbours, measured, len(train.images))
-    for number in measured:
-        print(protocol.format_line(number))
-    print(f"verdict in pixels: {neighbours.memorisation.reason}")
-    print(f"numbers, verdict and the neighbours of each sample in {name}.json")
+    beside = reference[neighbours.indices[first]].reshape(-1, *drawn.shape[1:])
+    grids = [(drawn[first], 1), (beside, options.k)]
+    picture = [data.make_grid(images, loaded.levels, columns=columns) for images, columns in grids]
+    files.save_image(np.concatenate(picture, axis=1), legend)
+    rows = [
+        {
+            "sample": int(i),
+            "train": (neighbours.indices[i] % num_train).tolist(),
+            "mirrored": (neighbours.indices[i] >= num_train).tolist(),
+            "distance": neighbours.distances[i].tolist(),
+        }
+        for i in order
+    ]
+    verdict, reason = neighbours.memorisation.verdict, neighbours.memorisation.reason
+    extra = {"verdict": verdict, "reason": reason, "neighbours": rows}
+    files.save_measurements(measurements(neighbours, held, space, fields), extra)
+    print(f"verdict in pixels: {reason}")
     return 0
-
-
-def check_options(options: NeighboursOptions, references: int) -> None:
-    """Refuses what cannot be shown, before anything is drawn."""
-    if not 1 <= options.rows <= options.num:
-        raise ValueError(f"--rows must be 1 to --num, {options.num}, got {options.rows}")
-    if not 1 <= options.k <= references:
-        raise ValueError(f"--k must be 1 to {references}, the number of training images, got {options.k}")
-
-
-def reference_images(train: np.ndarray, flip: bool) -> np.ndarray:
-    """The training images, and after them their mirror images where training mirrors."""
-    return np.concatenate([train, train[:, :, ::-1]]) if flip else train
 
 
 def feature_space(context: EvaluationContext, options: NeighboursOptions) -> FeatureSpace:
     """The space that distances are measured in."""
     if options.features == "pixels":
-        return pixel_space(context.model.shape)
-    sample_options = SamplesOptions(features=options.features, inception_weights=options.inception_weights)
-    extractor = samples.load_extractor(context.model, sample_options)
+        scale = math.prod(context.model.shape) ** 0.5  # root mean squares over the pixels, as the verdict has them
+        return FeatureSpace("pixels", "RMS in levels", lambda integers: integers.reshape(len(integers), -1), scale)
+    extractor = samples.load_extractor(context.model, options.features, options.inception_weights)
 
     def features(integers: np.ndarray) -> np.ndarray:
         parts = range(0, len(integers), samples.BATCH_SIZE)
         return np.concatenate([extractor.extract(integers[i : i + samples.BATCH_SIZE])[0] for i in parts])
 
     return FeatureSpace(extractor.name, "feature units", features, 1.0)
-
-
-def pixel_space(shape: Sequence[int]) -> FeatureSpace:
-    """Root mean square over the pixels of images of this shape, as the verdict has it."""
-    return FeatureSpace(
-        "pixels", "RMS in levels", lambda integers: integers.reshape(len(integers), -1), math.prod(shape) ** 0.5
-    )
 
 
 def find_neighbours(
@@ -137,19 +128,6 @@ def find_neighbours(
     known = manifold.nearest(space.embed(held_out), embedded).distances[:, 0] if len(held_out) else np.zeros(0)
     verdict = monitors.memorisation(drawn, monitors.distance_reference(reference, held_out))
     return Neighbours(near.distances / space.scale, near.indices, known / space.scale, verdict)
-
-
-def protocol_fields(
-    context: EvaluationContext, options: NeighboursOptions, train: Split, space: FeatureSpace
-) -> protocol.Protocol:
-    """What the samples' numbers depend on."""
-    mirrored = " and mirrored" if context.model.config.data.flip else ""
-    return {
-        "n": options.num,
-        "reference": f"{train.name} n={len(train.images)}{mirrored}",
-        "features": space.name,
-        **sample_cache.protocol_fields(context, options.seed, "integer"),
-    }
 
 
 def measurements(
@@ -173,21 +151,3 @@ def measurements(
     ):
         rows.append(Measurement(name, value, nan, {**known, "features": "pixels"}))
     return rows
-
-
-def write_results(
-    path: pathlib.Path, context: EvaluationContext, neighbours: Neighbours, measured: list[Measurement], num_train: int
-) -> None:
-    """Writes the numbers, and beside them the verdict and each sample's neighbours, the nearest sample first."""
-    protocol.write_measurements(path, measured, context.made_with())
-    rows: list[dict[str, Any]] = [
-        {
-            "sample": int(i),
-            "train": (neighbours.indices[i] % num_train).tolist(),
-            "mirrored": (neighbours.indices[i] >= num_train).tolist(),
-            "distance": neighbours.distances[i].tolist(),
-        }
-        for i in neighbours.nearest_first()
-    ]
-    verdict = {"verdict": neighbours.memorisation.verdict, "reason": neighbours.memorisation.reason, "neighbours": rows}
-    figure.write_json(path, json.loads(path.read_text(encoding="utf-8")) | verdict)

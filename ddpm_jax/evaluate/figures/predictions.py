@@ -1,8 +1,6 @@
 """What the network takes the image to be, all along the chain."""
 
-import csv
 import math
-import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,7 +10,7 @@ from ddpm_jax import data, pipeline, tracking
 from ddpm_jax.evaluate import plots, protocol, sample_cache, samples
 from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
 from ddpm_jax.evaluate.figures import figure
-from ddpm_jax.evaluate.options import PredictionsOptions, SamplesOptions
+from ddpm_jax.evaluate.options import PredictionsOptions
 from ddpm_jax.evaluate.protocol import Measurement
 from ddpm_jax.metrics import frechet
 
@@ -34,26 +32,36 @@ class Predictions(NamedTuple):
 
 
 def run(context: EvaluationContext, options: PredictionsOptions) -> int:
-    """Writes the picture, the curve and the numbers, and says them and where they are."""
+    """Writes the picture, the numbers, and these as a table and a curve over the steps (figure 10 of the paper)."""
     predictions = measure(context, options)
-    measured = measurements(context, options, predictions)
-    name = result_name(context, options, predictions)
-    legend = (
-        f"rows: images {options.start}..{options.start + options.num - 1} of seed {options.seed}; columns: x_0 "
-        f"predicted from x_t at t = {figure.format_times(predictions.times)}"
-    )
-    figure.save_image(context, name, data.make_trajectory_grid(list(predictions.x0)), legend)
-    protocol.write_measurements(context.out / f"{name}.json", [n for at in measured for n in at], context.made_with())
-    write_csv(context.out / f"{name}.csv", measured)
-    for at in measured:
-        said = [f"{n.name} {protocol.format_value(n.value, n.error)}" for n in at]
-        print(f"  t = {at[0].protocol['t']:>5}: {'; '.join(said)}")
-    print(f"numbers in {name}.json and {name}.csv")
-    try:
-        write_curve(context.out / f"{name}-curve.png", context.model.config.schedule.T, measured)
-        print(f"curve in {name}-curve.png")
-    except plots.MissingExtra as missing:
-        print(f"no curve: {missing}")
+    times = figure.format_times(predictions.times)
+    fields = {
+        "n": len(predictions.squared_error),
+        "start": options.start,
+        "times": times,
+        **sample_cache.protocol_fields(context, options.seed, "float"),
+    }
+    quality = {"quality": options.quality, "features": options.features} if options.quality else {}
+    files = figure.FigureFiles(context, "predictions", {**fields, **quality})
+    legend = f"rows: {options.describe_images()}; columns: x_0 predicted from x_t at t = {times}"
+    files.save_image(data.make_trajectory_grid(list(predictions.x0)), legend)
+    measured = measurements(predictions, fields)
+    files.save_measurements([number for row in measured for number in row])
+    error, *others = measured[0]
+    files.save_csv(
+        ["t", error.name, "standard error", *(number.name for number in others)],
+        [(int(t), row[0].value, row[0].error, *(number.value for number in row[1:]))
+         for t, row in zip(predictions.times, measured, strict=True)],
+    )  # fmt: skip
+    steps = context.model.config.schedule.T - predictions.times
+    panels = []
+    for numbers in zip(*measured, strict=True):  # of one name, over the times
+        name, errors = numbers[0].name, [number.error for number in numbers]
+        if name != "its bias":
+            values = {name: [number.value for number in numbers]}
+            known = {name: errors} if np.isfinite(errors).any() else {}
+            panels.append(plots.Panel(steps, values, "reverse process steps, T - t", name, errors=known))
+    files.save_curves(panels, suffix="-curve")
     return 0
 
 
@@ -71,8 +79,7 @@ def measure(context: EvaluationContext, options: PredictionsOptions) -> Predicti
     shown, squared = [], []
     for x0, image in iterate_predictions(model, options, positions):
         shown.append(x0[: max(0, options.num - sum(map(len, shown)))])
-        off = (x0 - image[:, None]).astype(np.float64)
-        squared.append((off**2).reshape(*off.shape[:2], -1).mean(-1))
+        squared.append(figure.mean_squared(x0 - image[:, None]))
         if quality is not None:
             quality.update(data.to_integer(x0, model.integer_levels))
     times = model.times[positions]
@@ -98,16 +105,8 @@ class FrechetOverTime:
     """Fréchet distances of the predictions at k times to the training images, while the images come."""
 
     def __init__(self, context: EvaluationContext, options: PredictionsOptions, k: int):
-        asked = SamplesOptions(
-            num=options.quality, features=options.features, inception_weights=options.inception_weights
-        )
-        self.extractor = samples.load_extractor(context.model, asked)
-        if options.quality <= self.extractor.dimension:
-            raise ValueError(
-                f"--quality must be above {self.extractor.dimension}, the dimension of the features of "
-                f"{self.extractor.name}: "
-                f"fewer images have no Fréchet distance; got {options.quality}"
-            )
+        self.extractor = samples.load_extractor(context.model, options.features, options.inception_weights)
+        samples.check_count(self.extractor, options.quality, "--quality")
         compared = select_split(load_images(context), "train")
         self.reference = samples.cached_reference(context, compared, self.extractor).moments()
         self.halves = [[frechet.empty_moments(self.extractor.dimension)] * 2 for _ in range(k)]
@@ -131,66 +130,21 @@ class FrechetOverTime:
         few = min(half.n for halves in self.halves for half in halves) <= self.extractor.dimension
         rows = []
         for t, (a, b) in zip(times, self.halves, strict=True):
-            facts, nan = {"t": t, **self.fields}, math.nan
             distance = frechet.frechet_distance(frechet.merge_moments(a, b), self.reference)
-            bias = nan if few else frechet.sampling_bias(a, b, self.reference)
+            bias = math.nan if few else frechet.sampling_bias(a, b, self.reference)
             rows.append(
-                [Measurement("Fréchet distance", distance, nan, facts), Measurement("its bias", bias, nan, facts)]
+                [
+                    Measurement(name, value, math.nan, {"t": t, **self.fields})
+                    for name, value in (("Fréchet distance", distance), ("its bias", bias))
+                ]
             )
         return rows
 
 
-def result_name(context: EvaluationContext, options: PredictionsOptions, predictions: Predictions) -> str:
-    """The name of the files, without a suffix."""
-    quality = {"quality": options.quality, "features": options.features} if options.quality else {}
-    return f"predictions-{protocol.short_hash({**protocol_fields(context, options, predictions), **quality})}"
-
-
-def protocol_fields(
-    context: EvaluationContext, options: PredictionsOptions, predictions: Predictions
-) -> protocol.Protocol:
-    """What the errors depend on, but for the t of each."""
-    return {
-        "n": len(predictions.squared_error),
-        "start": options.start,
-        "times": figure.format_times(predictions.times),
-        **sample_cache.protocol_fields(context, options.seed, "float"),
-    }
-
-
-def measurements(
-    context: EvaluationContext, options: PredictionsOptions, predictions: Predictions
-) -> list[list[Measurement]]:
+def measurements(predictions: Predictions, fields: protocol.Protocol) -> list[list[Measurement]]:
     """For each t the error of the prediction against the image, and with --quality its Fréchet distance."""
-    fields = protocol_fields(context, options, predictions)
-    quality = predictions.quality or [[]] * len(predictions.times)
+    quality, name = predictions.quality or [[]] * len(predictions.times), "RMSE to the image, 0..255"
     return [
-        [
-            Measurement(
-                "RMSE to the image, 0..255", *figure.rmse(predictions.squared_error[:, k]), {"t": int(t), **fields}
-            ),
-            *quality[k],
-        ]
+        [Measurement(name, *figure.rmse(predictions.squared_error[:, k]), {"t": int(t), **fields}), *quality[k]]
         for k, t in enumerate(predictions.times)
     ]
-
-
-def write_csv(path: pathlib.Path, measured: list[list[Measurement]]) -> None:
-    """Writes the numbers as CSV, a line for each t; a number that is not known is left empty."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["t", measured[0][0].name, "standard error", *(number.name for number in measured[0][1:])])
-        for error, *quality in measured:
-            values = [error.value, error.error, *(number.value for number in quality)]
-            rows.writerow([error.protocol["t"], *(f"{v:.7g}" if math.isfinite(v) else "" for v in values)])
-
-
-def write_curve(path: pathlib.Path, T: int, measured: list[list[Measurement]]) -> None:
-    """Draws the numbers over the steps of the reverse process, as figure 10 of the paper."""
-    steps = [T - int(at[0].protocol["t"]) for at in measured]
-    row = []
-    for i, name in enumerate(number.name for number in measured[0] if number.name != "its bias"):
-        values, errors = [at[i].value for at in measured], [at[i].error for at in measured]
-        known = {name: errors} if np.isfinite(errors).any() else {}
-        row.append(plots.Panel(steps, {name: values}, "reverse process steps, T - t", name, errors=known))
-    plots.write_panels(path, row)

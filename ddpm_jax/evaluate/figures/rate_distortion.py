@@ -18,10 +18,12 @@ import numpy as np
 
 from ddpm_jax.evaluate import likelihood, plots, protocol
 from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
+from ddpm_jax.evaluate.figures import figure
 from ddpm_jax.evaluate.options import LikelihoodOptions, RateDistortionOptions
 from ddpm_jax.evaluate.protocol import Measurement
 
 TABLE_ROWS = 10
+CSV_HEADER = ["t", "reverse process time", "RMSE, 0..255", "rate, bits/dim", "step's bits/dim", "its standard error"]
 
 
 class RateDistortion(NamedTuple):
@@ -43,7 +45,7 @@ class RateDistortion(NamedTuple):
 
 
 def run(context: EvaluationContext, options: RateDistortionOptions) -> int:
-    """Writes table, curves and numbers, and says them and where they are; status 4 if it is interrupted."""
+    """Writes table, curves (figure 5 of the paper) and numbers; status 4 if it is interrupted."""
     context = likelihood.with_full_chain(context)
     split = select_split(load_images(context), options.split, options.num)
     likelihood_options = LikelihoodOptions(context.flags, options.split, options.num, seed=options.seed)
@@ -52,22 +54,26 @@ def run(context: EvaluationContext, options: RateDistortionOptions) -> int:
         return 4
     curve, T = from_vlb(vlb), context.model.config.schedule.T
     measured = measurements(vlb, likelihood.measurements(context, split, likelihood_options, vlb)[-1])
-    path = context.out / f"rate_distortion-{protocol.short_hash(measured[0].protocol)}.json"
-    protocol.write_measurements(path, measured, context.made_with())
-    write_csv(path.with_suffix(".csv"), curve, T)
+    files = figure.FigureFiles(context, "rate_distortion", measured[0].protocol)
     table = markdown(curve, T)
-    path.with_suffix(".md").write_text(
-        "\n\n".join([table, *map(protocol.format_line, measured)]) + "\n", encoding="utf-8"
-    )
+    page = "\n\n".join([table, *map(protocol.format_line, measured)]) + "\n"
+    files.path.with_suffix(".md").write_text(page, encoding="utf-8")
     print(table)
-    for number in measured:
-        print(protocol.format_line(number))
-    print(f"written to {path}, the table to {path.stem}.md, all steps to {path.stem}.csv")
-    try:
-        write_curves(path.with_suffix(".png"), curve, T, png_metadata(context, measured[0]))
-        print(f"curves in {path.stem}.png")
-    except plots.MissingExtra as missing:
-        print(f"no curves: {missing}")
+    files.save_measurements(measured)
+    files.save_csv(
+        CSV_HEADER,
+        zip(curve.times, T - curve.times + 1, curve.rmse, curve.rate, curve.received, curve.error, strict=True),
+    )
+    legend = "distortion and rate over the steps of the reverse process, and distortion over rate"
+    fields = protocol.format_line(measured[0]).split(" | ", 1)[1]
+    steps, over = T - curve.times, "reverse process steps, T - t"
+    rate, distortion = "rate, bits/dim", "distortion, RMSE 0..255"
+    panels = [
+        plots.Panel(steps, {distortion: curve.rmse}, over, distortion),
+        plots.Panel(steps, {rate: curve.rate}, over, rate),
+        plots.Panel(curve.rate, {distortion: curve.rmse}, rate, distortion),
+    ]
+    files.save_curves(panels, text={"run": files.weights, "legend": legend, "protocol": fields})
     return 0
 
 
@@ -101,20 +107,8 @@ def measurements(vlb: likelihood.VlbResult, rmse: Measurement) -> list[Measureme
     return [rate, rmse._replace(name="distortion at the last step, RMSE of x_0, 0..255")]
 
 
-def write_csv(path: pathlib.Path, curve: RateDistortion, T: int) -> None:
-    """Writes every step: t, reverse process time, RMSE, rate, and what x_t itself adds to the rate; nan is empty."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(
-            ["t", "reverse process time", "RMSE, 0..255", "rate, bits/dim", "step's bits/dim", "its standard error"]
-        )
-        for t, received, error, rate, rmse in zip(*curve, strict=True):
-            values = [f"{v:.7g}" if math.isfinite(v) else "" for v in (rmse, rate, received, error)]
-            rows.writerow([t, T - t + 1, *values])
-
-
 def read_csv(path: pathlib.Path) -> RateDistortion:
-    """What `write_csv` wrote, to seven digits."""
+    """The curve that `run` wrote, to seven digits."""
     with path.open(encoding="utf-8", newline="") as file:
         _, *rows = csv.reader(file)
     t, _, rmse, rate, received, error = np.array([[float(v or "nan") for v in row] for row in rows]).T
@@ -128,22 +122,3 @@ def markdown(curve: RateDistortion, T: int) -> str:
     for k in sorted({math.ceil(m * j / TABLE_ROWS) - 1 for j in range(1, TABLE_ROWS + 1)}, reverse=True):
         lines.append(f"| {T - curve.times[k] + 1} | {curve.rate[k]:.5f} | {curve.rmse[k]:.5f} |")
     return "\n".join(lines)
-
-
-def png_metadata(context: EvaluationContext, number: Measurement) -> dict[str, str]:
-    """What is kept in the picture's file."""
-    legend = "distortion and rate over the steps of the reverse process, and distortion over rate"
-    fields = protocol.format_line(number).split(" | ", 1)[1]
-    return {"run": f"{context.model.fingerprint} step {context.model.step}", "legend": legend, "protocol": fields}
-
-
-def write_curves(path: pathlib.Path, curve: RateDistortion, T: int, text: dict[str, str]) -> None:
-    """Draws distortion and rate over the steps, and distortion over rate, as figure 5 of the paper."""
-    steps, over = T - curve.times, "reverse process steps, T - t"
-    rate, distortion = "rate, bits/dim", "distortion, RMSE 0..255"
-    row = [
-        plots.Panel(steps, {distortion: curve.rmse}, over, distortion),
-        plots.Panel(steps, {rate: curve.rate}, over, rate),
-        plots.Panel(curve.rate, {distortion: curve.rmse}, rate, distortion),
-    ]
-    plots.write_panels(path, row, text=text)

@@ -28,23 +28,25 @@ class Continuations(NamedTuple):
 
 
 def run(context: EvaluationContext, options: StochasticOptions) -> int:
-    """Writes the picture and the numbers, and says them and where they are."""
+    """Writes the picture and the numbers."""
     continuations = sample_continuations(context.model, options)
-    measured = measurements(context, options, continuations)
-    name = f"stochastic-{protocol.short_hash(protocol_fields(context, options, continuations.times))}"
+    times = figure.format_times(continuations.times)
+    fields = {
+        "n": options.num,
+        "start": options.start,
+        "continuations": options.continuations,
+        "times": times,
+        **sample_cache.protocol_fields(context, options.seed, "float"),
+    }
+    files = figure.FigureFiles(context, "stochastic", fields)
     cells = np.concatenate([continuations.shared[:, :, None], continuations.ends], axis=2)  # x_t before where it leads
-    blocks = [data.make_trajectory_grid(list(cells[:, k])) for k in range(len(continuations.times))]
+    blocks = [data.make_trajectory_grid(list(column)) for column in np.moveaxis(cells, 1, 0)]
     legend = (
-        f"rows: images {options.start}..{options.start + options.num - 1} of seed {options.seed}; blocks from left to "
-        f"right: t = {figure.format_times(continuations.times)}; in a block: x_t, the chain's own x_0, then "
-        f"{options.continuations - 1} others from the same x_t"
+        f"rows: {options.describe_images()}; blocks from left to right: t = {times}; in a block: x_t, the chain's own "
+        f"x_0, then {options.continuations - 1} others from the same x_t"
     )
-    figure.save_image(context, name, np.concatenate(blocks, axis=1), legend)
-    for number in measured:
-        value = protocol.format_value(number.value, number.error)
-        print(f"  t = {number.protocol['t']:>5}: they differ by {value} of 0..255")
-    protocol.write_measurements(context.out / f"{name}.json", measured, context.made_with())
-    print(f"numbers in {name}.json")
+    files.save_image(np.concatenate(blocks, axis=1), legend)
+    files.save_measurements(measurements(continuations, fields))
     return 0
 
 
@@ -60,8 +62,7 @@ def sample_continuations(model: pipeline.Pipeline, options: StochasticOptions) -
     times, c = shared_times(model, options), options.continuations
     if c < 2:
         raise ValueError(f"--continuations must be at least 2, or nothing can differ, got {c}")
-    parts = model.draw(seed=options.seed, start=options.start, num=options.num, save_at=[*times, 0])
-    kept = np.concatenate([part.x[:, 0] for part in parts])
+    kept = figure.draw_states(model, options, [*times, 0])
     shared, own = kept[:, :-1], kept[:, -1:]
     cells = list(itertools.product(range(options.num), range(len(times)), range(1, c)))
     paths = np.array([(options.start + i, 2**32 - 1 - j, times[k]) for i, k, j in cells], np.uint32)
@@ -90,27 +91,10 @@ def shared_times(model: pipeline.Pipeline, options: StochasticOptions) -> list[i
     return sorted(set(options.times), reverse=True)
 
 
-def protocol_fields(context: EvaluationContext, options: StochasticOptions, times: list[int]) -> protocol.Protocol:
-    """What the numbers depend on, but for the t of each."""
-    return {
-        "n": options.num,
-        "start": options.start,
-        "continuations": options.continuations,
-        "times": figure.format_times(times),
-        **sample_cache.protocol_fields(context, options.seed, "float"),
-    }
-
-
-def measurements(
-    context: EvaluationContext, options: StochasticOptions, continuations: Continuations
-) -> list[Measurement]:
+def measurements(continuations: Continuations, fields: protocol.Protocol) -> list[Measurement]:
     """For each t the root mean square difference of two continuations, 0..255; its error is that over images."""
-    pairs = list(itertools.combinations(range(options.continuations), 2))
-    apart = np.stack([continuations.ends[:, :, a] - continuations.ends[:, :, b] for a, b in pairs], axis=2).astype(
-        np.float64
-    )
-    squared = (apart**2).reshape(*apart.shape[:2], -1).mean(-1)  # [n, k]
-    fields = protocol_fields(context, options, continuations.times)
+    pairs = itertools.combinations(np.moveaxis(continuations.ends, 2, 0), 2)
+    squared = figure.mean_squared(np.stack([a - b for a, b in pairs], axis=2))  # [n, k]
     name = "RMSE between continuations of x_t, 0..255"
     return [
         Measurement(name, *figure.rmse(squared[:, k]), {"t": t, **fields}) for k, t in enumerate(continuations.times)

@@ -89,13 +89,13 @@ def test_times_are_spread_over_the_chain_with_both_ends():
 def test_predictions_are_labelled_with_the_time_they_are_made_from(run_folder, tmp_path):
     """At every time of the chain x_0 is signal_t x_t, and its error has the variance of x_0 given x_t."""
     model = exact(run_folder)
-    chain = progressive.sample_trajectories(model, ProgressiveOptions(num=40, frames=21))
+    x = figure.draw_states(model, ProgressiveOptions(num=40), model.times.tolist())
     found = predictions.measure(
         EvaluationContext(model, CommonFlags(), tmp_path), PredictionsOptions(num=40, frames=20)
     )
     np.testing.assert_array_equal(found.times, np.arange(20, 0, -1))
     signal = np.asarray(model.schedule.signal)
-    expected = signal[found.times][:, None, None, None] * chain.x[:, :-1]
+    expected = signal[found.times][:, None, None, None] * x[:, :-1]
     np.testing.assert_allclose(found.x0, expected, rtol=1e-5, atol=1e-6)
     for k, t in enumerate(found.times):
         value, error = figure.rmse(found.squared_error[:, k])
@@ -115,19 +115,18 @@ def test_the_last_prediction_is_the_image(run_folder, tmp_path, capsys):
     assert [number.value for number in numbers] == pytest.approx([float(row[-2]) for row in rows], rel=1e-6)
     (image,) = run.model.draw(seed=0, start=0, num=3)
     np.testing.assert_array_equal(columns(path.with_suffix(".png"), 4), data.to_integer(image.x, 256)[..., 0])
-    assert ("curve in " in out) == path.with_name(f"{path.stem}-curve.png").exists()
+    assert ("curves in " in out) == path.with_name(f"{path.stem}-curve.png").exists()
 
 
 def test_the_last_distance_is_that_of_the_samples(run_folder, tmp_path):
     """The images that the last predictions are have the Fréchet distance that the samples of that seed have."""
     run = EvaluationContext(exact(run_folder), CommonFlags(), tmp_path)
-    asked = samples.SamplesOptions(num=160)
-    expected = {number.name: number.value for number in samples.measure(run, asked)}
+    expected = {number.name: number.value for number in samples.measure(run, samples.SamplesOptions(num=160))}
     found = predictions.measure(run, PredictionsOptions(num=2, frames=5, quality=160))
     assert len(found.x0) == 2 and found.squared_error.shape == (160, 5)
     distance, bias = found.quality[-1]
     assert distance.value == pytest.approx(expected["Fréchet distance"], rel=1e-5)
-    assert distance.protocol["features"] == samples.load_extractor(run.model, asked).name
+    assert distance.protocol["features"] == samples.load_extractor(run.model, "classifier").name
     assert bias.name == "its bias" and found.quality[0][0].value != distance.value
 
 
@@ -136,44 +135,41 @@ def test_the_last_distance_is_that_of_the_samples(run_folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def continued(run_folder):
-    model, options = exact(run_folder), StochasticOptions(num=64, continuations=4)
-    return model, options, stochastic.sample_continuations(model, options)
+    model = exact(run_folder)
+    return model, stochastic.sample_continuations(model, StochasticOptions(num=64, continuations=4))
 
 
-def test_continuations_differ_by_the_variance_that_x_t_leaves_open(continued, tmp_path):
+def test_continuations_differ_by_the_variance_that_x_t_leaves_open(continued):
     """Two draws from p(x_0 | x_t) differ by twice its variance."""
-    model, options, found = continued
+    model, found = continued
     assert found.times == [20, 15, 10, 5]
     signal = np.asarray(model.schedule.signal)
-    numbers = stochastic.measurements(EvaluationContext(model, CommonFlags(), tmp_path), options, found)
+    numbers = stochastic.measurements(found, {})
     assert [number.protocol["t"] for number in numbers] == found.times
     for number, t in zip(numbers, found.times, strict=True):
         assert abs(number.value - 127.5 * np.sqrt(2 * (signal[1] ** 2 - signal[t] ** 2))) < 4 * number.error
     assert (np.diff([number.value for number in numbers]) < 0).all()
 
 
-def test_numbers_of_a_volume_are_those_of_the_same_pixels_in_an_image(continued, tmp_path):
-    model, options, found = continued
-    run, volumes = (
-        EvaluationContext(model, CommonFlags(), tmp_path),
-        found.ends.reshape(*found.ends.shape[:3], 2, 4, 8, 1),
-    )
-    as_volumes = stochastic.measurements(run, options, found._replace(ends=volumes))
-    for one, other in zip(stochastic.measurements(run, options, found), as_volumes, strict=True):
+def test_numbers_of_a_volume_are_those_of_the_same_pixels_in_an_image(continued):
+    _, found = continued
+    volumes = found.ends.reshape(*found.ends.shape[:3], 2, 4, 8, 1)
+    as_volumes = stochastic.measurements(found._replace(ends=volumes), {})
+    for one, other in zip(stochastic.measurements(found, {}), as_volumes, strict=True):
         assert one.value == pytest.approx(other.value, rel=1e-12) and one.error == pytest.approx(other.error, rel=1e-9)
 
 
 def test_the_first_continuation_is_the_chain_itself(continued):
-    model, _, found = continued
-    chain = progressive.sample_trajectories(model, ProgressiveOptions(num=64, frames=5))
-    np.testing.assert_array_equal(chain.x[:, :-1], found.shared)
+    model, found = continued
+    chain = figure.draw_states(model, ProgressiveOptions(num=64), [20, 15, 10, 5, 0])
+    np.testing.assert_array_equal(chain[:, :-1], found.shared)
     for k in range(4):
-        np.testing.assert_array_equal(found.ends[:, k, 0], chain.x[:, -1])
+        np.testing.assert_array_equal(found.ends[:, k, 0], chain[:, -1])
 
 
 def test_continuations_share_the_mean_and_no_noise(continued):
     """What each adds to signal_t x_t is uncorrelated with x_t and, but for the chain's own, with all others."""
-    model, _, found = continued
+    model, found = continued
     signal = np.asarray(model.schedule.signal)[found.times][:, None, None, None, None]
     added = found.ends - signal * found.shared[:, :, None]
     rows = [found.shared[:, k].ravel() for k in range(4)][-1:]
@@ -245,7 +241,7 @@ def test_noise_and_steps_are_those_of_t_with_none_missing(run_folder):
     np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-3)  # an image has the same noise at every t
 
 
-def test_reconstructions_are_off_by_what_the_chain_forgets_and_adds(run_folder, tmp_path):
+def test_reconstructions_are_off_by_what_the_chain_forgets_and_adds(run_folder):
     """x_0 is left with weight alpha-bar_t; the noise of x_t and of the reverse process comes on top."""
     model = exact(run_folder)
     options = InterpolationOptions(t=5, pairs=120, columns=2, seed=1)
@@ -255,11 +251,9 @@ def test_reconstructions_are_off_by_what_the_chain_forgets_and_adds(run_folder, 
     fading = (1 - alpha_bar[5]) ** 2 * (found.sources.astype(np.float64) ** 2).mean(axis=(2, 3, 4))
     off = squared - fading - alpha_bar[5] * (1 - alpha_bar[5]) - (alpha_bar[1] - alpha_bar[5])
     assert abs(off.mean()) < 4 * off.mean(1).std(ddof=1) / np.sqrt(len(off))
-    run = EvaluationContext(model, CommonFlags(), tmp_path)
-    numbers = interpolation.measurements(
-        run, interpolation.select_split(interpolation.load_images(run), "test"), options, found
+    assert [number.value for number in interpolation.measurements(found, {})] == pytest.approx(
+        127.5 * np.sqrt(squared.mean(0))
     )
-    assert [number.value for number in numbers] == pytest.approx(127.5 * np.sqrt(squared.mean(0)))
 
 
 def test_all_lambda_have_the_same_noise(run_folder):
@@ -362,10 +356,10 @@ def test_wrong_interpolations_are_refused(run_folder, options, text):
 
 
 def test_wrong_pictures_are_refused(run_folder, tmp_path):
-    model = exact(run_folder)
+    context = EvaluationContext(exact(run_folder), CommonFlags(), tmp_path)
     with pytest.raises(ValueError, match="--frames must be at least 2, the ends of the chain, got 1"):
-        progressive.sample_trajectories(model, ProgressiveOptions(frames=1))
+        progressive.run(context, ProgressiveOptions(frames=1))
     with pytest.raises(ValueError, match="--quality must be 0 or at least --num, 8, got 3"):
-        predictions.measure(EvaluationContext(model, CommonFlags(), tmp_path), PredictionsOptions(quality=3))
+        predictions.measure(context, PredictionsOptions(quality=3))
     with pytest.raises(ValueError, match="--quality must be above 64, the dimension of the features of digits-"):
-        predictions.measure(EvaluationContext(model, CommonFlags(), tmp_path), PredictionsOptions(quality=64))
+        predictions.measure(context, PredictionsOptions(quality=64))
