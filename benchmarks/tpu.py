@@ -15,7 +15,7 @@ import tempfile
 from typing import Any
 
 from benchmarks import alternating
-from ddpm_jax.preflight.table import TABLE_CONFIGS
+from scripts.preflight_table import TABLE_CONFIGS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = alternating.RESULTS / "tpu.json"

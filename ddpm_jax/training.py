@@ -131,6 +131,7 @@ def make_step(
     ema_decay: float | Callable[[jax.Array], jax.Array] = 0.9999,
     accumulate: int = 1,
     axis_name: str | None = None,
+    platform: str | None = None,
     has_aux: bool = False,
 ) -> TrainStep:
     """One optimization step: (key, state, batch) -> (state, metrics), pure; `jit` it, or `pmap` it with `axis_name`.
@@ -144,6 +145,7 @@ def make_step(
         ema_decay: a number, or a function of the step number, e.g. `ema_warmup(0.9999)`.
         accumulate: how many micro-batches the device's batch is cut into, one after the other.
         axis_name: the axis of `pmap` over which the global batch is spread, device after device.
+        platform: the one that the step is compiled for, such as "cpu"; None is JAX's default.
 
     Returns:
         The step.  Its metrics: `loss`, `grad_norm` (before clipping), `skipped`, and what loss_fn adds.  `key` is the
@@ -162,7 +164,7 @@ def make_step(
         size = _batch_size(batch, accumulate)
         first = jax.lax.axis_index(axis_name) * size if axis_name else 0
         keys = step_keys(key, state.step, first + jnp.arange(size))
-        (loss, aux), grads = _accumulate_gradients(grad_fn, state.params, keys, batch, accumulate)
+        (loss, aux), grads = _accumulate_gradients(grad_fn, state.params, keys, batch, accumulate, platform)
         if axis_name:
             loss, aux, grads = jax.lax.pmean((loss, aux, grads), axis_name)
 
@@ -198,7 +200,12 @@ def _batch_size(batch: Any, accumulate: int) -> int:
 
 
 def _accumulate_gradients(
-    grad_fn: Callable[[Params, jax.Array, Any], _T], params: Params, keys: jax.Array, batch: Any, parts: int
+    grad_fn: Callable[[Params, jax.Array, Any], _T],
+    params: Params,
+    keys: jax.Array,
+    batch: Any,
+    parts: int,
+    platform: str | None,
 ) -> _T:
     """The mean of loss, aux and gradient over `parts` micro-batches."""
     if parts == 1:
@@ -210,6 +217,6 @@ def _accumulate_gradients(
         return jax.tree.map(jnp.add, total, grad_fn(params, *part)), None
 
     # XLA's CPU back end runs the backward convolutions of a while loop many times slower: no loop there
-    unroll = parts if jax.default_backend() == "cpu" else 1
+    unroll = parts if (platform or jax.default_backend()) == "cpu" else 1
     total, _ = jax.lax.scan(add, zero, cut, unroll=unroll)
     return jax.tree.map(lambda a: a / parts, total)

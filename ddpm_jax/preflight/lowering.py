@@ -5,7 +5,6 @@ import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +78,7 @@ def lower_train_step(model: Model, images: data.Dataset, devices: Sequence[Any])
             f"batch must be divisible by the number of devices, got {config.batch} over {len(devices)}; --batch {near} "
             f"is {near // len(devices)} on each"
         )
-    body = trainer.train_step(model, trainer.example_losses(model))
+    body = trainer.train_step(model, trainer.example_losses(model), devices[0].platform)
     places = jax.ShapeDtypeStruct((len(devices), config.steps_per_call, config.batch // len(devices)), jnp.int32)
     streamed = is_streamed(images.train, config.data.stream)
     step = trainer.parallelise(body, 0 if streamed else None, devices)
@@ -89,10 +88,8 @@ def lower_train_step(model: Model, images: data.Dataset, devices: Sequence[Any])
         pixels = data.FlatImages(jax.ShapeDtypeStruct((len(images.train), math.prod(one)), dtype), one)
     several = len({device.process_index for device in devices}) > 1
     word, bad = jax.ShapeDtypeStruct(places.shape[:1], jnp.float32) if several else None, jnp.int32(0)
-    # what decides whether micro-batches and steps are loops asks for the default back end: answer for the devices
-    with mock.patch.object(jax, "default_backend", lambda: devices[0].platform):
-        rows = _batched_shapes(conditions.DatasetConditions(config, images).gather(np.zeros(1, int)), places.shape)
-        return step.lower(_key_shape(), train_state(model)[1], bad, pixels, places, rows, word)
+    rows = _batched_shapes(conditions.DatasetConditions(config, images).gather(np.zeros(1, int)), places.shape)
+    return step.lower(_key_shape(), train_state(model)[1], bad, pixels, places, rows, word)
 
 
 def device_pixel_bytes(config: configs.Config, images: data.Dataset, devices: int) -> int:

@@ -55,7 +55,7 @@ def stratified_times(config: configs.Config, key, step, indices):
     return losses.stratified_times(shared, config.schedule.T, indices, config.batch)
 
 
-def train_step(model: Model, losses_of):
+def train_step(model: Model, losses_of, platform: str | None = None):
     """(key, state, bad, pixels [N, ...], indices [b], conditions) -> (state, metrics): a step on each device.
 
     The mean loss of the examples pixels[indices], its gradient, averaged over the devices, and one update of the
@@ -65,6 +65,7 @@ def train_step(model: Model, losses_of):
 
     Args:
         losses_of: see `example_losses`.
+        platform: as in `training.make_step`.
     """
     config, T = model.config, model.config.schedule.T
 
@@ -80,7 +81,7 @@ def train_step(model: Model, losses_of):
         batch = {"index": indices, "condition": conditions} | ({} if t is None else {"t": t})
         gradient_step = training.make_step(
             loss_fn, model.optimizer, ema_decay=model.ema_decay, accumulate=config.optim.accumulate,
-            axis_name="batch", has_aux=True,
+            axis_name="batch", platform=platform, has_aux=True,
         )  # fmt: skip
         return gradient_step(key, state, batch)
 
@@ -99,13 +100,14 @@ def parallelise(step, pixels_axis: int | None, devices: Sequence[Any] | None = N
         step: see `train_step`.
         devices: those that the step is for, if not all.
     """
+    platform = devices[0].platform if devices else jax.default_backend()
     return jax.pmap(
-        _with_stop_flag(_scan_steps(step, pixels_axis is not None)), axis_name="batch",
+        _with_stop_flag(_scan_steps(step, pixels_axis is not None, platform)), axis_name="batch",
         in_axes=(None, None, None, pixels_axis, 0, 0, 0), out_axes=None, donate_argnums=1, devices=devices,
     )  # fmt: skip
 
 
-def _scan_steps(step, streamed: bool):
+def _scan_steps(step, streamed: bool, platform: str):
     """As many steps, one after the other, as there are indices [k, b] for; `streamed` pixels are [k, b, ...]."""
 
     def steps(key, state, bad, pixels, indices, conditions):
@@ -120,7 +122,7 @@ def _scan_steps(step, streamed: bool):
             (state, bad), metrics = scan_body((state, bad), jax.tree.map(lambda leaf: leaf[0], each))
             return state, bad, jax.tree.map(lambda leaf: leaf[None], metrics)
         # XLA's CPU back end runs the backward convolutions of a while loop many times slower: no loop there
-        unroll = len(indices) if jax.default_backend() == "cpu" else 1
+        unroll = len(indices) if platform == "cpu" else 1
         (state, bad), metrics = jax.lax.scan(scan_body, (state, bad), each, unroll=unroll)
         return state, bad, metrics
 

@@ -17,7 +17,7 @@ from run_programs import run
 from ddpm_jax import checkpoint
 from ddpm_jax import config as configs
 from ddpm_jax.model import build, network
-from ddpm_jax.preflight import compile_stats, local_measurement, lowering, report, table, topology
+from ddpm_jax.preflight import compile_stats, local_measurement, lowering, report, topology
 from ddpm_jax.process import tpu
 from ddpm_jax.programs import cli
 
@@ -384,34 +384,3 @@ def test_a_slice_that_its_compiler_refuses(tiny):
     pytest.importorskip("libtpu")
     with pytest.raises(ValueError, match=r"libtpu refuses the topology 'v5e:3x3': .*INVALID_ARGUMENT.*known are v2-8"):
         topology.devices(topology.find_slice("v5e:3x3"))
-
-
-# The table
-
-
-@pytest.mark.parametrize(
-    ("args", "text"),
-    [
-        (["--run", "cifar100"], "unknown 'cifar100'; known are digits:wide, mnist:wide"),
-        (["--on", "v4-9"], "unknown 'v4-9'; known are"),
-        ([], "must have the lines '<!-- rows"),
-    ],
-)
-def test_tables_are_refused(args, text, tmp_path, capsys):
-    (tmp_path / "page.md").write_text("no marks")
-    assert table.main([str(tmp_path / "page.md"), *args]) == 2
-    assert text in capsys.readouterr().err
-
-
-def test_the_page_is_what_its_reports_say(tmp_path, monkeypatch):
-    """Writing it again changes nothing; and each row that is not there is there as a command."""
-    monkeypatch.chdir(ROOT)
-    for name in ("preflight.md", "preflight.json"):
-        (tmp_path / name).write_bytes((ROOT / "docs" / name).read_bytes())
-    assert table.main([str(tmp_path / "preflight.md")]) == 0
-    page = (tmp_path / "preflight.md").read_text()
-    assert page == (ROOT / "docs" / "preflight.md").read_text()
-    rows = table.read_reports(tmp_path / "preflight.md")
-    assert len(rows) + page.count("\nddpm-jax preflight configs/") >= len(table.TABLE_CONFIGS) * len(table.SLICES)
-    for made in rows.values():
-        assert made["batch"] % made["place"]["devices"] == 0

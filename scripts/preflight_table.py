@@ -1,6 +1,6 @@
 """One table of many reports: which config fits which slice of TPUs.
 
-    python -m ddpm_jax.preflight.table docs/preflight.md --run cifar10 --on v5litepod-16 v4-32
+    python -m scripts.preflight_table docs/preflight.md --run cifar10 --on v5litepod-16 v4-32
 
 runs what is asked for and not there yet, one after the other in processes of their own, keeps each report in the JSON
 file beside the page, and writes the table anew between the page's two marks.  Rows that were not run stand below it,
@@ -32,7 +32,7 @@ SLICES = (
 SMALLEST = ("v4-8", "v5litepod-4", "v5p-8", "v6e-4")
 """Where the sampler is compiled too: it has a tile on each chip and nothing between them, however many there are."""
 
-MARKS = "<!-- rows: written by python -m ddpm_jax.preflight.table -->", "<!-- end of rows -->"
+MARKS = "<!-- rows: written by python -m scripts.preflight_table -->", "<!-- end of rows -->"
 
 
 class TableConfig(NamedTuple):
@@ -66,7 +66,7 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Runs what is missing and writes page and JSON; exit status 0, or 2 for a wrong request or a failed run."""
     try:
-        args = tyro.cli(Arguments, prog="python -m ddpm_jax.preflight.table", args=argv)
+        args = tyro.cli(Arguments, prog="python -m scripts.preflight_table", args=argv)
         unknown = [name for name in args.run if name not in TABLE_CONFIGS] + [
             name for name in args.on if name not in SLICES
         ]
