@@ -47,7 +47,7 @@ class FigureFiles:
         if extra is None:
             protocol.write_measurements(path, measured, made_with)
         else:
-            write_json(path, protocol.to_json(measured, made_with) | extra)
+            write_json(path, {**protocol.to_json(measured, made_with), **extra})
         for t, group in itertools.groupby(measured, lambda number: number.protocol.get("t")):
             if t is None:
                 print(*map(protocol.format_line, group), sep="\n")
