@@ -3,7 +3,7 @@
 # make test-all: what is left out there, too: real trainings, several hosts, damage by the hundred, the peers.
 # make mutants: puts each fault of tests/faults/mutants.toml in, and looks whether the quick tests notice.
 # make results: the tables and figures of docs/results.md, from what has been measured.
-# make drill: a hundred kills of short runs, and whether anything is lost (ten minutes).
+# make kill-test: kills short runs a hundred times and checks that nothing is lost (ten minutes).
 # VENV=.venv-oldest OLDEST=1 runs any of them on the oldest versions that pyproject.toml names.
 
 PYTHON ?= python3
@@ -22,7 +22,7 @@ else
 INSTALL = $(BIN)/python -m pip install --quiet uv && $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --resolution lowest-direct
 endif
 
-.PHONY: demo test test-all slow trainings check mutants results drill clean
+.PHONY: demo test test-all slow trainings check mutants results kill-test clean
 
 demo: $(VENV)/.core
 	$(BIN)/python train.py configs/digits.py --workdir runs/digits
@@ -50,11 +50,11 @@ check: $(VENV)/.dev
 mutants: $(VENV)/.dev
 	$(BIN)/python scripts/mutants.py
 
-drill: $(VENV)/.core
-	$(BIN)/python -m benchmarks.drill
+kill-test: $(VENV)/.core
+	$(BIN)/python -m scripts.kill_test
 
 results: $(VENV)/.dev
-	$(BIN)/python -m experiments.page
+	$(BIN)/python -m experiments.results_page
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -7,7 +7,7 @@
 
 import sys
 
-from benchmarks.cells import main
+from benchmarks.compare_libraries import main
 
 if __name__ == "__main__":
     main("likelihood", ("network", "likelihood"), sys.argv[1:])

@@ -8,7 +8,7 @@ takes beyond the network's calls is the sampler's own.
 
 import sys
 
-from benchmarks.cells import main
+from benchmarks.compare_libraries import main
 
 if __name__ == "__main__":
     main("sample", ("network", "sample"), sys.argv[1:])

@@ -9,7 +9,7 @@ of the processes did in the same run.
 
 import sys
 
-from benchmarks.cells import main
+from benchmarks.compare_libraries import main
 
 if __name__ == "__main__":
     main("train", ("train",), sys.argv[1:])

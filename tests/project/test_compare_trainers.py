@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from benchmarks import rivals
-from experiments import page
+from benchmarks import compare_trainers
+from experiments import results_page
 
 TICK = """
 import pathlib, signal, sys, time
@@ -29,7 +29,7 @@ def program(tmp_path, name: str, seconds: float, status: int = 0) -> list[str]:
 
 def test_one_runs_while_the_other_stands_still_and_both_end_in_good_order(tmp_path):
     commands = {"long": program(tmp_path, "long", 60), "short": program(tmp_path, "short", 0.4)}
-    rivals.run_in_turns(commands, tmp_path / "logs", seconds=6.0, turn=1.0)
+    compare_trainers.run_in_turns(commands, tmp_path / "logs", seconds=6.0, turn=1.0)
     ran = {name: [float(line) for line in (tmp_path / f"{name}.ticks").read_text().split()] for name in commands}
     assert (tmp_path / "long.told").exists() and not (tmp_path / "short.told").exists()
     assert len(ran["short"]) == 40  # it has done all its work, though it had no second more
@@ -40,25 +40,27 @@ def test_one_runs_while_the_other_stands_still_and_both_end_in_good_order(tmp_pa
 
 def test_a_trainer_that_fails_is_named_with_its_log(tmp_path):
     with pytest.raises(SystemExit, match=r"short ended with status 3: see .*short\.log"):
-        rivals.run_in_turns({"short": program(tmp_path, "short", 0.05, status=3)}, tmp_path / "logs", 5.0, 5.0)
+        compare_trainers.run_in_turns(
+            {"short": program(tmp_path, "short", 0.05, status=3)}, tmp_path / "logs", 5.0, 5.0
+        )
 
 
 def test_what_was_trained_is_not_trained_again_and_nothing_else_is_taken_for_it(tmp_path):
     ticks, folder = tmp_path / "short.ticks", tmp_path / "runs"
     commands = {"short": program(tmp_path, "short", 0.05)}
     for _ in range(2):
-        rivals.train_unless_done(commands, folder, seconds=5.0, turn=5.0)
+        compare_trainers.train_unless_done(commands, folder, seconds=5.0, turn=5.0)
         assert len(ticks.read_text().split()) == 5
     with pytest.raises(SystemExit, match="runs holds other training"):
-        rivals.train_unless_done(commands, folder, seconds=6.0, turn=5.0)
+        compare_trainers.train_unless_done(commands, folder, seconds=6.0, turn=5.0)
     interrupted = {"short": program(tmp_path, "short", 0.05, status=3)}
     for expected in ("ended with status 3", "holds other training, or some that was interrupted"):
         with pytest.raises(SystemExit, match=expected):
-            rivals.train_unless_done(interrupted, tmp_path / "others", seconds=5.0, turn=5.0)
+            compare_trainers.train_unless_done(interrupted, tmp_path / "others", seconds=5.0, turn=5.0)
 
 
 def test_a_row_for_each_trainer():
-    numbers = {key: [1.0, 0.1] for key in page.COLUMNS.values()}
+    numbers = {key: [1.0, 0.1] for key in results_page.COLUMNS.values()}
     seeds = {
         seed: {
             "made": {"commit": "abc" if seed == "2" else "abd"},
@@ -66,9 +68,9 @@ def test_a_row_for_each_trainer():
         }
         for seed in "012"
     }
-    lines = page.baseline_table({"digits, 5 minutes": seeds})
+    lines = results_page.baseline_table({"digits, 5 minutes": seeds})
     assert len(lines) == 4
     assert lines[2].startswith("| digits, 5 minutes | ours | 11.00 ± 0.58 | 1")
     assert lines[2].endswith("| 3 | abc, abd |")
     assert "| another | 7" in lines[3]
-    assert page.baseline_table({}) == []
+    assert results_page.baseline_table({}) == []

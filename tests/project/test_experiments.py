@@ -9,7 +9,7 @@ import pytest
 
 from ddpm_jax import config as configs
 from ddpm_jax.model import check
-from experiments import jump, page, run, tables
+from experiments import one_step_denoising, results_page, run, tables
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -61,17 +61,19 @@ def test_a_program_that_fails_is_named_with_what_it_said():
 
 
 def test_means_have_the_error_of_seeds():
-    assert page.mean_and_error([1.0, 2.0, 3.0]) == (2.0, pytest.approx(1 / 3**0.5))
-    value, error = page.mean_and_error([4.0])
+    assert results_page.mean_and_error([1.0, 2.0, 3.0]) == (2.0, pytest.approx(1 / 3**0.5))
+    value, error = results_page.mean_and_error([4.0])
     assert value == 4 and error != error
 
 
 def test_a_table_goes_where_its_marks_are():
     marked = "a\n<!-- one -->\nold\n<!-- end -->\nb\n<!-- two -->\n<!-- end -->\n"
-    assert page.fill_table(marked, "two", ["x", "y"]) == marked.replace("<!-- two -->\n", "<!-- two -->\nx\ny\n")
-    assert page.fill_table(marked, "one", ["new"]) == marked.replace("old", "new")
+    assert results_page.fill_table(marked, "two", ["x", "y"]) == marked.replace(
+        "<!-- two -->\n", "<!-- two -->\nx\ny\n"
+    )
+    assert results_page.fill_table(marked, "one", ["new"]) == marked.replace("old", "new")
     with pytest.raises(ValueError, match="no place for three"):
-        page.fill_table(marked, "three", [])
+        results_page.fill_table(marked, "three", [])
 
 
 def test_the_page_is_what_the_raw_results_make_of_it(tmp_path, monkeypatch):
@@ -81,9 +83,9 @@ def test_the_page_is_what_the_raw_results_make_of_it(tmp_path, monkeypatch):
     for path in (path for suffix in ("json", "npz") for path in (ROOT / "docs" / "results").glob(f"*.{suffix}")):
         (copied / path.name).write_bytes(path.read_bytes())
     (tmp_path / "results.md").write_bytes((ROOT / "docs" / "results.md").read_bytes())
-    monkeypatch.setattr(page, "RESULTS", copied)
-    monkeypatch.setattr(page, "PAGE", tmp_path / "results.md")
-    page.main()
+    monkeypatch.setattr(results_page, "RESULTS", copied)
+    monkeypatch.setattr(results_page, "PAGE", tmp_path / "results.md")
+    results_page.main()
     assert (tmp_path / "results.md").read_text() == (ROOT / "docs" / "results.md").read_text()
     shown = re.findall(r"\]\(results/(.*?\.png)\)", (tmp_path / "results.md").read_text())
     drawn = {path.name for path in copied.glob("*.png")}
@@ -106,32 +108,37 @@ def test_a_small_row_is_made_measured_and_kept(tmp_path, monkeypatch):
         seeds=(0,),
     )
     monkeypatch.setattr(run, "RESULTS", tmp_path)
-    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
     monkeypatch.setattr(run, "TABLES", {"targets-digits": small})
     chosen = ["--cells", "ε, constant", "x₀, constant", "--runs", str(tmp_path / "runs")]
     run.main(["targets-digits", *chosen, "--jobs", "2"])
     kept = json.loads((tmp_path / "targets-digits.json").read_text())
     assert set(kept) == {"ε, constant", "x₀, constant"}
     numbers = kept["x₀, constant"]["0"]["numbers"]
-    assert set(numbers) >= {page.BY_T, *page.COLUMNS.values()}
-    assert len(numbers[page.BY_T]) == 5 and all(0 < value < 255 for value in numbers[page.BY_T].values())
+    assert set(numbers) >= {results_page.BY_T, *results_page.COLUMNS.values()}
+    assert len(numbers[results_page.BY_T]) == 5 and all(
+        0 < value < 255 for value in numbers[results_page.BY_T].values()
+    )
     assert "--loss.predicts x0" in kept["x₀, constant"]["0"]["commands"][0]
-    lines = page.run_table("targets-digits")
+    lines = results_page.run_table("targets-digits")
     assert len(lines) == 4 and lines[2].startswith("| ε, constant | ")
-    assert [panel.title for panel in page.target_panels(kept)] == ["under a constant weight", "x₀ under every weight"]
+    assert [panel.title for panel in results_page.target_panels(kept)] == [
+        "under a constant weight",
+        "x₀ under every weight",
+    ]
     before = (tmp_path / "targets-digits.json").stat().st_mtime_ns
     run.main(["targets-digits", *chosen])  # nothing is missing
     assert (tmp_path / "targets-digits.json").stat().st_mtime_ns == before
 
     trained = tmp_path / "runs" / "targets-digits" / "as-configured-0"
-    monkeypatch.setattr(jump, "RESULTS", tmp_path)
-    jump.main(["jump-digits", str(trained), "--draws", "1", "--num", "80", "--nfe", "2", "5"])
-    lines = page.jump_table("jump-digits")
-    assert sum(line.startswith("| t=") for line in lines) == 2 * len(jump.START_FRACTIONS)
+    monkeypatch.setattr(one_step_denoising, "RESULTS", tmp_path)
+    one_step_denoising.main(["jump-digits", str(trained), "--draws", "1", "--num", "80", "--nfe", "2", "5"])
+    lines = results_page.one_step_table("jump-digits")
+    assert sum(line.startswith("| t=") for line in lines) == 2 * len(one_step_denoising.START_FRACTIONS)
     found = json.loads((tmp_path / "jump-digits.json").read_text())
-    assert set(found["t=1000, ddim, 5 calls"]["0"]["numbers"]) == {page.DISTANCE, page.ERROR}
-    assert len(page.nfe_panels(found)) == 3
+    assert set(found["t=1000, ddim, 5 calls"]["0"]["numbers"]) == {results_page.DISTANCE, results_page.ERROR}
+    assert len(results_page.nfe_panels(found)) == 3
     with np.load(tmp_path / "jump-digits-images.npz") as kept:
-        assert kept["t=1000, one jump"].shape == kept["t=100"].shape == (jump.NUM_PICTURES, 8, 8, 1)
-        rows = [label.get_text() for label in page.jump_figure(kept).axes[0].get_yticklabels()]
+        assert kept["t=1000, one jump"].shape == kept["t=100"].shape == (one_step_denoising.NUM_PICTURES, 8, 8, 1)
+        rows = [label.get_text() for label in results_page.jump_figure(kept).axes[0].get_yticklabels()]
         assert rows == ["image", "x_t", "one jump", "ancestral, 2", "ancestral, 5", "ddim, 2", "ddim, 5"]

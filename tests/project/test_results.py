@@ -8,7 +8,7 @@ import pytest
 
 from ddpm_jax import tracking
 from ddpm_jax.evaluate import protocol
-from experiments import jump, page, run
+from experiments import one_step_denoising, results_page, run
 from experiments.tables import TABLES
 
 TARGETS = "targets-digits", "ε, constant"
@@ -43,14 +43,14 @@ def test_the_noise_predicting_row_comes_out_again_and_one_jump_from_it(tmp_path,
     check(trained(*TARGETS, tmp_path / "runs"), *TARGETS)
     (again,) = (tmp_path / "runs").iterdir()
     kept = run.read_rows(run.RESULTS / "jump-digits.json")
-    monkeypatch.setattr(jump, "RESULTS", tmp_path)
-    jump.main(["jump-digits", str(again), "--nfe", "2"])
+    monkeypatch.setattr(one_step_denoising, "RESULTS", tmp_path)
+    one_step_denoising.main(["jump-digits", str(again), "--nfe", "2"])
     found = run.read_rows(tmp_path / "jump-digits.json")
     rows = [row for row in found if row.endswith("one jump")]
-    assert len(rows) == len(jump.START_FRACTIONS)
+    assert len(rows) == len(one_step_denoising.START_FRACTIONS)
     for row in rows:
-        mean, error = page.seed_mean(kept, row, page.ERROR)
-        assert found[row]["0"]["numbers"][page.ERROR] == pytest.approx(mean, abs=10 * error), row
+        mean, error = results_page.seed_mean(kept, row, results_page.ERROR)
+        assert found[row]["0"]["numbers"][results_page.ERROR] == pytest.approx(mean, abs=10 * error), row
 
 
 def test_the_recipe_that_became_the_config_comes_out_again_and_draws_new_digits_of_all_kinds(tmp_path):
@@ -92,20 +92,22 @@ def check(numbers: dict[str, Any], name: str, row: str) -> None:
     table, kept = TABLES[name], run.read_rows(run.RESULTS / f"{name}.json")
     known, T = [seed["numbers"] for seed in kept[row].values()], cell(name, row).T
     assert len(known) == len(table.seeds)
-    for what in ("bits/dim", *page.X0_ERROR_FRACTIONS):
-        mean, _ = page.mean_and_error([value(each, what, T) for each in known])
+    for what in ("bits/dim", *results_page.X0_ERROR_FRACTIONS):
+        mean, _ = results_page.mean_and_error([value(each, what, T) for each in known])
         allowed = 4 * (1 + 1 / len(known)) ** 0.5 * deviation(kept, row, what, table)
         assert abs(value(numbers, what, T) - mean) < allowed, (what, value(numbers, what, T), mean, allowed)
 
 
 def value(numbers, what: str | float, T: int) -> float:
     """bits/dim, or the error of x_0 at a part of T."""
-    return numbers[what][0] if isinstance(what, str) else page.error_near(numbers[page.BY_T], what * T)
+    return numbers[what][0] if isinstance(what, str) else results_page.error_near(numbers[results_page.BY_T], what * T)
 
 
 def deviation(kept, row: str, what: str | float, table) -> float:
     """Of one seed: the row's own, and at least the median of those of the table's rows, for three seeds may agree."""
     lengths = {cell.name: cell.T for cell in table.cells}
     values = {name: [value(seed["numbers"], what, lengths[name]) for seed in kept[name].values()] for name in kept}
-    found = {name: page.mean_and_error(each)[1] * len(each) ** 0.5 for name, each in values.items() if len(each) > 1}
+    found = {
+        name: results_page.mean_and_error(each)[1] * len(each) ** 0.5 for name, each in values.items() if len(each) > 1
+    }
     return max(found[row], sorted(found.values())[len(found) // 2])

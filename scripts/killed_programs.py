@@ -1,4 +1,4 @@
-"""What `benchmarks.drill` kills: how each program is called, when to strike, and what must come out."""
+"""What `scripts.kill_test` kills: how each program is called, when to strike, and what must come out."""
 
 import hashlib
 import io
@@ -46,7 +46,7 @@ class KillMoment(NamedTuple):
 class KilledProgram(NamedTuple):
     """A program that is killed, and what is known of the folder that it fills.
 
-    command: what to call, of the folder of this drill and the folder to fill.
+    command: what to call, of the folder of this kill test and the folder to fill.
     progress: what changes as it goes on, to tell a `KillMoment` by.
     is_saving: whether something is half-written there now.
     saved: what is whole on the disk, by name, and cannot have been written twice if its value is the same.

@@ -1,6 +1,6 @@
 """How long the programs of a config take to compile, at the first start and with what the first start has kept.
 
-    python -m benchmarks.compile [CELLS]
+    python -m benchmarks.compile_time [CELLS]
 
 Each start is a process of its own.  "lowering" is Python's tracing, which is done at every start; "compiling" is
 XLA's, or reading what it made from the folder of compiled programs.
@@ -37,7 +37,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> None:
-    args = tyro.cli(Arguments, prog="python -m benchmarks.compile", args=argv)
+    args = tyro.cli(Arguments, prog="python -m benchmarks.compile_time", args=argv)
     found = {}
     for cell in args.cells:
         with tempfile.TemporaryDirectory() as folder:
@@ -45,10 +45,10 @@ def main(argv: list[str]) -> None:
         print(cell, json.dumps(found[cell]), flush=True)
     made = {
         "commit": alternating.commit(),
-        "command": "python -m benchmarks.compile",
+        "command": "python -m benchmarks.compile_time",
         **alternating.environment("jax", "flax"),
     }
-    alternating.write_results("compile", {"made": made, "cells": found})
+    alternating.write_results("compile_time", {"made": made, "cells": found})
 
 
 def time_start(cell: str, folder: str) -> dict[str, Any]:

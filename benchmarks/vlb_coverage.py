@@ -1,6 +1,6 @@
 """How often the estimate of the bound is within its stated error of the truth.
 
-    python -m benchmarks.coverage
+    python -m benchmarks.vlb_coverage
 
 Data N(0.2, 1/4) and its ideal denoiser, 1000 linear steps, beta as the reverse variance: the bound is known in closed
 form, 0.840462 nats per component.  Each seed draws 256 new images of 16 components, and times and noise.  Beside it

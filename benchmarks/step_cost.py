@@ -1,11 +1,11 @@
 """What a training step costs: time and memory against batch, resolution and channels; images per second against chips.
 
-    python -m benchmarks.curves [--figure docs/curves.png]
+    python -m benchmarks.step_cost [--figure docs/step_cost.png]
 
 The network is that of configs/mnist.py:wide.  Each point is `ddpm-jax preflight` on this machine, in a
 process of its own: steps per second as measured, and memory by the compiler's analysis.  Devices are TPU chips by the
 compiler's estimate, as far as benchmarks/results/tpu.json has them; nothing there has run.  Points are kept in
-benchmarks/results/curves.json, and only what is missing is measured.
+benchmarks/results/step_cost.json, and only what is missing is measured.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from benchmarks import alternating
 from benchmarks.tpu import RESULTS as TPU
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RESULTS = alternating.RESULTS / "curves.json"
+RESULTS = alternating.RESULTS / "step_cost.json"
 SIDE, BATCH, CHANNELS = 16, 16, 32
 AXES = {"batch": (4, 8, 16, 32, 64, 128), "side": (8, 16, 32, 64), "channels": (16, 32, 64, 128)}
 """What is varied while the others are as above."""
@@ -30,14 +30,14 @@ AXES = {"batch": (4, 8, 16, 32, 64, 128), "side": (8, 16, 32, 64), "channels": (
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    figure: str = "docs/curves.png"
+    figure: str = "docs/step_cost.png"
     """Where the figure goes."""
 
 
 def main(argv: list[str]) -> None:
-    args = tyro.cli(Arguments, prog="python -m benchmarks.curves", args=argv)
+    args = tyro.cli(Arguments, prog="python -m benchmarks.step_cost", args=argv)
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"made": {}, "points": {}}
-    kept["made"] = {"command": "python -m benchmarks.curves", **alternating.environment("jax", "flax")}
+    kept["made"] = {"command": "python -m benchmarks.step_cost", **alternating.environment("jax", "flax")}
     for axis, values in AXES.items():
         for value in values:
             name = f"{axis} {value}"

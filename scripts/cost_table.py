@@ -1,6 +1,6 @@
 """Table of what tests take, by file, from `pytest --cost=FILE.json`.
 
-python scripts/test_costs.py [BEFORE.json] AFTER.json [--least 5]
+python scripts/cost_table.py [BEFORE.json] AFTER.json [--least 5]
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """What it costs that a TPU's compiler cuts few images into strips, by its own estimate; no TPU is needed.
 
-    python -m benchmarks.strips
+    python -m benchmarks.space_to_batch
 
 Three residual blocks and their gradients, compiled for one chip of a v5e as the programs have it (`process.tpu`) and
-as the compiler would.  Cycles and temporary memory of each are kept in benchmarks/results/strips.json.
+as the compiler would.  Cycles and temporary memory of each are kept in benchmarks/results/space_to_batch.json.
 """
 
 import json
@@ -36,14 +36,15 @@ def main(argv: list[str]) -> None:
         found[name] = {"whole": compile_in_subprocess(case, "false"), "strips": compile_in_subprocess(case, "true")}
         print(name, found[name], flush=True)
     made = {"commit": alternating.commit(), "place": TOPOLOGY, **alternating.environment("jax", "libtpu")}
-    alternating.write_results("strips", {"made": made, "blocks": found})
+    alternating.write_results("space_to_batch", {"made": made, "blocks": found})
 
 
 def compile_in_subprocess(case: tuple[int, int, int, str], strips: str) -> dict[str, Any]:
     """A case in a process of its own, for libtpu is told once."""
     libtpu_args = " ".join(f"--{flag}={strips}" for flag in tpu.DISABLED_FLAGS)
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.strips", *map(str, case)], check=True, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "benchmarks.space_to_batch", *map(str, case)],
+        check=True, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"LIBTPU_INIT_ARGS": libtpu_args},
     )  # fmt: skip
     return json.loads(done.stdout)

@@ -1,13 +1,13 @@
-"""Whether networks draw what they are told: by label, by text, and scenes of things that stand somewhere.
+"""Share of samples that show the label, text or scene description they are conditioned on.
 
-    python -m benchmarks.told labels RUN       # of configs/digits.py:labels
-    python -m benchmarks.told texts RUN        # of configs/digits.py:text
-    python -m benchmarks.told pairs RUN        # of configs/pairs.py
-    python -m benchmarks.told scenes RUN       # of configs/scenes.py
+    python -m benchmarks.condition_accuracy labels RUN       # of configs/digits.py:labels
+    python -m benchmarks.condition_accuracy texts RUN        # of configs/digits.py:text
+    python -m benchmarks.condition_accuracy pairs RUN        # of configs/pairs.py
+    python -m benchmarks.condition_accuracy scenes RUN       # of configs/scenes.py
 
-Samples of a seed that training did not draw, as many of each label or text; digits are read by the classifier of
-`ddpm_jax.metrics`, scenes by `metrics.attributes`.  Results are printed, and kept in benchmarks/results/told-KIND.json
-with what they depend on; a row that is there already, of the same weights and sampling, is not drawn again.
+Draws equally many samples of each label or text; the classifier of `ddpm_jax.metrics` reads digits,
+`metrics.attributes` reads scenes.  Results are printed and kept in benchmarks/results/condition_accuracy-KIND.json with
+all their settings; a row of the same weights and sampling that is there already is not drawn again.
 """
 
 import dataclasses
@@ -52,14 +52,18 @@ def main(argv: list[str]) -> None:
     """Prints a table and writes it as JSON."""
     from ddpm_jax import pipeline
 
-    args = tyro.cli(Arguments, prog="python -m benchmarks.told", args=argv)
+    args = tyro.cli(Arguments, prog="python -m benchmarks.condition_accuracy", args=argv)
     process.initialize()
     model = pipeline.Pipeline(args.run, step=None, weights="ema", sampling=args.sampling.overrides())
     measure = {"labels": label_accuracy, "texts": text_accuracy, "pairs": pair_accuracy, "scenes": scene_accuracy}[
         args.kind
     ]
-    path = RESULTS / f"told-{args.kind}.json"
-    made = model.manifest() | {"num": args.num, "seed": args.seed, "command": f"python -m benchmarks.told {args.kind}"}
+    path = RESULTS / f"condition_accuracy-{args.kind}.json"
+    made = model.manifest() | {
+        "num": args.num,
+        "seed": args.seed,
+        "command": f"python -m benchmarks.condition_accuracy {args.kind}",
+    }
     del made["sampling"], made["times"], made["asked"]
     sampler = {k: v for k, v in dataclasses.asdict(model.config.sampling).items() if k not in ("guidance", "num")}
     before = json.loads(path.read_text()) if path.exists() else {}

@@ -1,6 +1,6 @@
 """Kills the programs at random moments (kill -9), continues them, and looks whether anything is lost.
 
-    python -m benchmarks.drill [--kills 100 --seed 0 --out drill.json]
+    python -m scripts.kill_test [--kills 100 --seed 0 --out kill_test.json]
 
 Each program first runs undisturbed.  Then the same command runs again in new folders: it is killed, given again, killed
 again, and in the end left alone.  What it leaves must be what the undisturbed run left: of training every leaf of the
@@ -28,7 +28,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from benchmarks.drilled import CONFIG, KilledProgram, KillMoment, killed_programs
+from scripts.killed_programs import CONFIG, KilledProgram, KillMoment, killed_programs
 
 ROOT = pathlib.Path(__file__).parents[1]
 MAX_KILLS_PER_RUN = 10  # kills of one run, at most
@@ -37,7 +37,7 @@ outcome_lock = threading.Lock()
 
 
 class KillTest:
-    """The folder of a drill, what is in it, and what it costs to compile there."""
+    """Folder of one kill test, with its inputs and compiled programs."""
 
     def __init__(self, home: pathlib.Path, cache: pathlib.Path):
         self.home, self.cache = home, cache
@@ -222,7 +222,7 @@ def environment(seconds: float) -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in packages},
         "commit": commit or "unknown",
-        "command": " ".join(["python", "-m", "benchmarks.drill", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", "scripts.kill_test", *sys.argv[1:]]),
         "seconds": round(seconds),
     }
 
@@ -234,17 +234,17 @@ def cpu_lines() -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    """Drills; exit status 1 if anything was lost."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.drill", description=(__doc__ or "").splitlines()[0])
+    """Runs the kill test; the exit status is 1 if anything was lost."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.kill_test", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="how many, over all programs")
     parser.add_argument("--seed", type=int, default=0, help="of where they are aimed at")
     parser.add_argument("--jobs", type=int, default=2, help="how many runs at a time")
-    parser.add_argument("--cache", help="a folder of compiled programs to use and fill (default: one of the drill's)")
+    parser.add_argument("--cache", help="a folder of compiled programs to use and fill (default: one of its own)")
     parser.add_argument("--only", action="append", help="only this program (may be given again)")
     parser.add_argument("--out", help="a JSON file for the result")
     options = parser.parse_args(argv)
     os.environ["JAX_PLATFORMS"] = "cpu"
-    begun, home = time.monotonic(), pathlib.Path(tempfile.mkdtemp(prefix="drill-"))
+    begun, home = time.monotonic(), pathlib.Path(tempfile.mkdtemp(prefix="kill-test-"))
     test = KillTest(home, pathlib.Path(options.cache or home / "cache").absolute())
     programs = tuple(
         kind for kind in killed_programs() if kind.name == "train" or kind.name in (options.only or [kind.name])

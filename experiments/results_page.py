@@ -1,6 +1,6 @@
 """Makes the tables of docs/results.md and the figures beside it of what docs/results and benchmarks/results hold.
 
-    python -m experiments.page
+    python -m experiments.results_page
 
 A table stands between a line `<!-- NAME -->` and a line `<!-- end -->`; what is around them is written by hand.
 """
@@ -16,7 +16,7 @@ from benchmarks import alternating
 from ddpm_jax import data
 from ddpm_jax.evaluate import plots, protocol
 from ddpm_jax.evaluate.plots import Panel, write_panels
-from experiments.jump import START_FRACTIONS
+from experiments.one_step_denoising import START_FRACTIONS
 from experiments.run import RESULTS, ROOT, read_rows
 from experiments.tables import TABLES
 
@@ -32,8 +32,8 @@ X0_ERROR_FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 
 
 def main() -> None:
-    made = {name: run_table(name) for name in TABLES} | {"jump-digits": jump_table("jump-digits")}
-    made["rivals"] = baseline_table(read_rows(alternating.RESULTS / "rivals.json"))
+    made = {name: run_table(name) for name in TABLES} | {"jump-digits": one_step_table("jump-digits")}
+    made["compare_trainers"] = baseline_table(read_rows(alternating.RESULTS / "compare_trainers.json"))
     page = PAGE.read_text()
     for name, lines in made.items():
         if lines:
@@ -95,7 +95,7 @@ def run_table(name: str) -> list[str]:
 
 
 def baseline_table(kept: Mapping[str, Any]) -> list[str]:
-    """The table of what `benchmarks.rivals` has found: a row for each trainer."""
+    """The table of what `benchmarks.compare_trainers` has found: a row for each trainer."""
     heads = ["steps", *COLUMNS, "seeds", "commit"] if kept else []
     lines = [f"| | | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"] if kept else []
     for cell, found in kept.items():
@@ -139,7 +139,7 @@ def error_curve(by_t: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(times), np.array([by_t[str(t)] for t in times])
 
 
-def jump_table(name: str) -> list[str]:
+def one_step_table(name: str) -> list[str]:
     """A row for each time that is started from: one jump, then chains of so many calls."""
     found = read_rows(RESULTS / f"{name}.json")
     if not found:

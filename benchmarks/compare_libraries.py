@@ -11,7 +11,7 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks import alternating
-from benchmarks.works import WorkloadSpec
+from benchmarks.workloads import WorkloadSpec
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 CELLS = {
@@ -87,7 +87,7 @@ def measure(spec: WorkloadSpec, peers: Sequence[str], workloads: Sequence[str], 
     root = pathlib.Path(__file__).resolve().parents[1]
     workers = [
         alternating.Worker(
-            [sys.executable if name == "ours" else args.python, "-m", "benchmarks.works", name, spec_json], cwd=root
+            [sys.executable if name == "ours" else args.python, "-m", "benchmarks.workloads", name, spec_json], cwd=root
         )
         for name in names
     ]

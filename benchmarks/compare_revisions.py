@@ -1,11 +1,11 @@
 """What another revision of this repository takes for the same work: a training step, and a tile of samples.
 
-    python -m benchmarks.against REVISION RUN [--rounds 20]
+    python -m benchmarks.compare_revisions REVISION RUN [--rounds 20]
 
 RUN is the folder of a run that is told nothing, which both revisions can read.  Both have a process that compiles its
 programs and then works when it is its turn: one does, then the other, and the first of each round changes.  Ratios are
 this revision's time over the other's, paired by round, with the quartiles; operations are XLA's count.  Results are
-printed and written to benchmarks/results/against.json.
+printed and written to benchmarks/results/compare_revisions.json.
 """
 
 import argparse
@@ -29,26 +29,26 @@ WORKLOADS = ("training step", "tile of samples")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.against")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare_revisions")
     parser.add_argument("revision", help="of git: a branch, a tag, a commit")
     parser.add_argument("run", help="the folder of a run")
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     if args.rounds < 4:
-        sys.exit(f"against: --rounds must be at least 4, for quartiles to mean something, got {args.rounds}")
+        sys.exit(f"compare_revisions: --rounds must be at least 4, for quartiles to mean something, got {args.rounds}")
     root = HERE.parents[1]
     with tempfile.TemporaryDirectory() as folder:
         archive = subprocess.run(["git", "archive", args.revision], cwd=root, capture_output=True)
         if archive.returncode:
-            sys.exit(f"against: no revision {args.revision!r}: {archive.stderr.decode().strip()}")
+            sys.exit(f"compare_revisions: no revision {args.revision!r}: {archive.stderr.decode().strip()}")
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
             files.extractall(folder, filter="data")
         found = measure(pathlib.Path(folder), root, str(pathlib.Path(args.run).resolve()), args.rounds)
     provenance = {
         "this": alternating.commit(), "other": alternating.commit(args.revision), "rounds": args.rounds,
-        "command": "python -m benchmarks.against REVISION RUN", **alternating.environment("jax", "flax"),
+        "command": "python -m benchmarks.compare_revisions REVISION RUN", **alternating.environment("jax", "flax"),
     }  # fmt: skip
-    alternating.write_results("against", {"made": provenance, **found})
+    alternating.write_results("compare_revisions", {"made": provenance, **found})
     print(json.dumps(found, indent=1))
 
 
@@ -71,8 +71,8 @@ def start_worker(package: pathlib.Path, root: pathlib.Path, run: str) -> Worker:
     """A process that works with the package in a folder, and with this file of ours."""
     # `benchmarks` from here, `ddpm_jax` from there
     code = (
-        f"import sys; sys.path.insert(0, {str(root)!r}); from benchmarks import against; sys.path.pop(0); "
-        f"against.serve_run({run!r})"
+        f"import sys; sys.path.insert(0, {str(root)!r}); from benchmarks import compare_revisions; sys.path.pop(0); "
+        f"compare_revisions.serve_run({run!r})"
     )
     return Worker([sys.executable, "-c", code], cwd=package, env={"PYTHONPATH": str(package)})
 

@@ -1,7 +1,7 @@
 """A trainer of another library, and its network under our evaluation.
 
-    python -m benchmarks.rival NAME SPEC OUT train        # NAME is of TRAINERS; SPEC is JSON, see `TrainerSpec`
-    python -m benchmarks.rival NAME SPEC OUT evaluate
+    python -m benchmarks.baseline_trainer NAME SPEC OUT train     # NAME is of TRAINERS; SPEC is JSON, see `TrainerSpec`
+    python -m benchmarks.baseline_trainer NAME SPEC OUT evaluate
 
 The first trains until it is told to end (SIGTERM) and leaves averaged weights in OUT, trained.pt; the second leaves
 samples.npz and numbers.json there: samples by our sampler and the bound by ours, of that network.
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from benchmarks import works
+from benchmarks import workloads
 
 LONGEST_STEP = 5.0
 """Seconds above which a step was not one: the process stood still meanwhile, as others had their turn."""
@@ -33,7 +33,7 @@ class TrainerSpec:
     """What is to be trained, and how.
 
     Attributes:
-        network: see `works.WorkloadSpec`.
+        network: see `workloads.WorkloadSpec`.
         source: of the images, see `config.Data`.
         minutes: of training, over which a falling learning rate falls.
         learning_rate: Adam's.
@@ -79,7 +79,7 @@ def build_network(name: str, spec: TrainerSpec) -> Any:
 
         net = UNet2DModel.from_config(spec.network["unet"])
     else:
-        net = works.lucidrains_unet(works.WorkloadSpec(**spec.network))
+        net = workloads.lucidrains_unet(workloads.WorkloadSpec(**spec.network))
     return net.to(memory_format=torch.channels_last)
 
 

@@ -1,6 +1,6 @@
 """One jump from x_t to x_0 against going there in steps, of the same images (the second question of docs/results.md).
 
-    python -m experiments.jump jump-digits RUN [RUN ...] [--data npz:FILE]
+    python -m experiments.one_step_denoising jump-digits RUN [RUN ...] [--data npz:FILE]
 
 Held-out images are noised to x_t.  From there the network says in one call what x_0 is, or a chain goes on to x_0 in
 more calls, in equal strides: ancestral with the variance beta-tilde, which few calls need, or DDIM.  Kept are the error
@@ -52,7 +52,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> None:
-    args = tyro.cli(Arguments, prog="python -m experiments.jump", args=argv)
+    args = tyro.cli(Arguments, prog="python -m experiments.one_step_denoising", args=argv)
     process.initialize()
     path = RESULTS / f"{args.name}.json"
     for run in args.run:

@@ -1,14 +1,13 @@
-"""What comes of the same minutes: this library's training and others', on the same images and machine, taking turns.
+"""Comparison of this library's training with other libraries' trainers: equal minutes, same images and machine.
 
-    python -m benchmarks.rivals digits --minutes 5 --rates 2e-3 [--seeds 0 1 2] [--python ENVIRONMENT/bin/python]
+    python -m benchmarks.compare_trainers digits --minutes 5 --rates 2e-3 [--seeds 0 1 2] [--python ENV/bin/python]
 
-`train.py` with the config as it is (but for samples between, and --steps), and diffusers' and
-denoising-diffusion-pytorch's trainers as their authors have set them (`benchmarks.rival`), each at the config's batch,
-with a network of the same size.  One runs while the others stand still; after --slice seconds it is the next one's
-turn.  Minutes begin with the process: imports and compilation count.  The others go on until their time is over, ours
-too if it has not taken all its steps.  All are then evaluated alike: the bound on held-out images, and samples by the
-same sampler against the training images.  The same command again goes on where an evaluation was interrupted; training
-by turns begins anew.
+`train.py` runs with the config as it is (without sample grids, and with --steps if given); the trainers of diffusers
+and denoising-diffusion-pytorch run as their authors set them (`benchmarks.baseline_trainer`), at the config's batch and
+with a network of the same size.  The trainers take turns of --slice seconds; the others are stopped meanwhile.  Minutes
+include imports and compilation.  Every trainer is then evaluated alike: the bound on held-out images, and samples of
+the same sampler compared with the training images.  The same command again continues an interrupted evaluation;
+interrupted training starts again.
 """
 
 import dataclasses
@@ -23,8 +22,8 @@ from typing import Any, Literal
 
 import tyro
 
-from benchmarks import alternating, cells
-from experiments import page
+from benchmarks import alternating, compare_libraries
+from experiments import results_page
 from experiments.run import read_numbers, run_program
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -56,28 +55,28 @@ class Arguments:
     """Of ours, over which its rate falls, if the minutes do not suffice for the config's on this machine."""
     python: str = sys.executable
     """The interpreter of the environment that the others are installed in."""
-    runs: str = "runs/rivals"
+    runs: str = "runs/compare_trainers"
     """The folder for what is trained."""
 
 
 def main(argv: list[str]) -> None:
-    args = tyro.cli(Arguments, prog="python -m benchmarks.rivals", args=argv)
+    args = tyro.cli(Arguments, prog="python -m benchmarks.compare_trainers", args=argv)
     shown_argv = [arg for arg in argv if arg not in ("--python", args.python)]  # where that is means nothing elsewhere
-    path = alternating.RESULTS / "rivals.json"
+    path = alternating.RESULTS / "compare_trainers.json"
     for seed in args.seeds:
         found = train_and_evaluate(args, seed)
         kept = json.loads(path.read_text()) if path.exists() else {}
         kept.setdefault(f"{args.cell}, {args.minutes:g} minutes", {})[str(seed)] = {
             "made": {
                 "commit": alternating.commit(), **alternating.environment("jax", "flax", "optax"),
-                "command": f"python -m benchmarks.rivals {' '.join(shown_argv)}",
+                "command": f"python -m benchmarks.compare_trainers {' '.join(shown_argv)}",
             },
             "trainers": found,
         }  # fmt: skip
-        alternating.write_results("rivals", kept)
+        alternating.write_results("compare_trainers", kept)
         for who, numbers in found.items():
             print(seed, who, {key: value[0] if isinstance(value, list) else value for key, value in numbers.items()})
-    for line in page.baseline_table(json.loads(path.read_text())):
+    for line in results_page.baseline_table(json.loads(path.read_text())):
         print(line)
 
 
@@ -87,12 +86,14 @@ def train_and_evaluate(args: Arguments, seed: int) -> dict[str, Any]:
     from ddpm_jax import config as configs
     from ddpm_jax import data
 
-    path = cells.CONFIGS / f"{args.cell}.py"
+    path = compare_libraries.CONFIGS / f"{args.cell}.py"
     config = configs.load(path)
     source = args.source or config.data.source
     images = data.load(source)
     held, shape = min(args.samples, len(images.test)), images.train.shape[1:]
-    network = dataclasses.asdict(cells.workload_spec(path.name, shape, config.batch, 0, 0, cells.Arguments()))
+    network = dataclasses.asdict(
+        compare_libraries.workload_spec(path.name, shape, config.batch, 0, 0, compare_libraries.Arguments())
+    )
     network["unet"]["out_channels"] = shape[-1]  # theirs learn no variance
     ours = folder / "ours"
     shorter = () if args.steps is None else ("--steps", str(args.steps), "--optim.decay", str(args.steps))
@@ -106,7 +107,14 @@ def train_and_evaluate(args: Arguments, seed: int) -> dict[str, Any]:
             label = name if rate == own else f"{name}, rate {rate:g}"
             spec = {"network": network, "source": source, "minutes": args.minutes, "seed": seed,
                     "samples": args.samples, "nfe": args.nfe, "learning_rate": rate}  # fmt: skip
-            theirs[label] = [args.python, "-m", "benchmarks.rival", name, json.dumps(spec), str(folder / label)]
+            theirs[label] = [
+                args.python,
+                "-m",
+                "benchmarks.baseline_trainer",
+                name,
+                json.dumps(spec),
+                str(folder / label),
+            ]
             commands[label] = [*theirs[label], "train"]
     train_unless_done(commands, folder, 60 * args.minutes, args.slice)
     unmeasured = [name for name in theirs if not (folder / name / "numbers.json").exists()]

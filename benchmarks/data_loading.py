@@ -1,6 +1,6 @@
 """Images per second of both ways to feed a training step, beside what the networks need.
 
-    python -m benchmarks.data [--out data.json]
+    python -m benchmarks.data_loading [--out data.json]
 
 Images on the device: what their part of a digits step takes (the order on the host, and in the step the gather, the
 scaling and the mirroring), against the whole step.  Images read ahead: batches of 64 images of 256x256x3 from a folder

@@ -1,6 +1,6 @@
 """Time from the command `train.py` to its first step, at the first start (cold) and with compiled programs kept (warm).
 
-    python -m benchmarks.start [--runs 3] [--root OTHER_CHECKOUT] [--python EXE]
+    python -m benchmarks.startup [--runs 3] [--root OTHER_CHECKOUT] [--python EXE]
 
 Each start is a process of its own; a cold one has an empty folder of compiled programs.  "run" is the end of the whole
 run of three steps with its checkpoint, samples of 20 network calls, and held-out evaluation.  CPU seconds are those of
@@ -71,7 +71,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> None:
-    args = tyro.cli(Arguments, prog="python -m benchmarks.start", args=argv)
+    args = tyro.cli(Arguments, prog="python -m benchmarks.startup", args=argv)
     print(f"| {args.root.resolve()} | until | CPU s | seconds | programs compiled |\n|---|---|---|---|---|")
     for name, config in (("digits", str(args.root / "configs" / "digits.py")), ("tiny", "tiny.py")):
         starts = {"cold": [], "warm": []}

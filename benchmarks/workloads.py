@@ -1,6 +1,6 @@
 """The same network at the same work, by this library and by others, each in a process that takes turns.
 
-    python -m benchmarks.works NAME SPEC        # NAME is of LIBRARIES; SPEC is JSON, see `WorkloadSpec`
+    python -m benchmarks.workloads NAME SPEC        # NAME is of LIBRARIES; SPEC is JSON, see `WorkloadSpec`
 
 Works are "train" (training steps), "network" (calls of the network alone), "sample" (a DDIM chain of as many calls),
 "likelihood" (the bound of a chain of as many, of this library's alone) and "product" (matrix products, for the
