@@ -18,15 +18,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import tyro
 
 from benchmarks import alternating, compare_libraries
-from experiments import results_page
-from experiments.run import read_numbers, run_program
+from benchmarks.evaluations import COLUMNS, ROOT, mean_and_error, read_numbers, run_program
+from ddpm_jax.evaluate import protocol
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 LEARNING_RATES = {"diffusers": 1e-4, "denoising-diffusion-pytorch": 1e-4}
 """Their trainers' own."""
 
@@ -76,8 +76,24 @@ def main(argv: list[str]) -> None:
         alternating.write_results("compare_trainers", kept)
         for who, numbers in found.items():
             print(seed, who, {key: value[0] if isinstance(value, list) else value for key, value in numbers.items()})
-    for line in results_page.baseline_table(json.loads(path.read_text())):
+    for line in baseline_table(json.loads(path.read_text())):
         print(line)
+
+
+def baseline_table(kept: Mapping[str, Any]) -> list[str]:
+    """Markdown table of kept results: a row for each trainer."""
+    heads = ["steps", *COLUMNS, "seeds", "commit"] if kept else []
+    lines = [f"| | | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"] if kept else []
+    for cell, found in kept.items():
+        commits = ", ".join(sorted({seed["made"]["commit"] for seed in found.values()}))
+        for who in next(iter(found.values()))["trainers"]:
+            seeds = [seed["trainers"][who] for seed in found.values()]
+            values = [protocol.format_value(*mean_and_error([seed["steps"] for seed in seeds]))]
+            values += [
+                protocol.format_value(*mean_and_error([seed[key][0] for seed in seeds])) for key in COLUMNS.values()
+            ]
+            lines.append(f"| {cell} | {who} | {' | '.join(values)} | {len(seeds)} | {commits} |")
+    return lines
 
 
 def train_and_evaluate(args: Arguments, seed: int) -> dict[str, Any]:

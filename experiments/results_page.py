@@ -6,27 +6,23 @@ A table stands between a line `<!-- NAME -->` and a line `<!-- end -->`; what is
 """
 
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from benchmarks import alternating
+from benchmarks.compare_trainers import baseline_table
+from benchmarks.evaluations import BY_T, COLUMNS, DISTANCE, ROOT, mean_and_error
 from ddpm_jax import data
 from ddpm_jax.evaluate import plots, protocol
 from ddpm_jax.evaluate.plots import Panel, write_panels
 from experiments.one_step_denoising import START_FRACTIONS
-from experiments.run import RESULTS, ROOT, read_rows
+from experiments.run import RESULTS, read_rows
 from experiments.tables import TABLES
 
 PAGE = ROOT / "docs" / "results.md"
-DISTANCE, ERROR = "Fréchet distance", "RMSE, 0..255"
-BY_T = "RMSE of x_0 by t, 0..255"
-COLUMNS = {"bits/dim": "bits/dim", DISTANCE: DISTANCE, "precision": "precision, k=3",
-           "recall": "recall, k=3", "sure": "share with p > 0.9"}  # fmt: skip
-"""Of the tables of runs: their heads, and the names of the numbers."""
-
+ERROR = "RMSE, 0..255"
 X0_ERROR_FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 """Of T: where the tables say the error of x_0."""
 
@@ -62,12 +58,6 @@ def fill_table(page: str, name: str, lines: Iterable[str]) -> str:
     return markers.sub(lambda found: found[1] + body + found[2], page)
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Over seeds, with the standard error of it; nan of one alone."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return statistics.fmean(values), error
-
-
 def run_table(name: str) -> list[str]:
     """The table of a table's runs: a row for each cell that has been measured."""
     found = read_rows(RESULTS / f"{name}.json")
@@ -91,22 +81,6 @@ def run_table(name: str) -> list[str]:
             values.append(protocol.format_value(*mean_and_error([seed["seconds of training"] for seed in seeds])))
         commits = ", ".join(sorted({seed["commit"] for seed in seeds}))
         lines.append(f"| {cell.name} | {' | '.join(values)} | {len(seeds)} | {commits} |")
-    return lines
-
-
-def baseline_table(kept: Mapping[str, Any]) -> list[str]:
-    """The table of what `benchmarks.compare_trainers` has found: a row for each trainer."""
-    heads = ["steps", *COLUMNS, "seeds", "commit"] if kept else []
-    lines = [f"| | | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"] if kept else []
-    for cell, found in kept.items():
-        commits = ", ".join(sorted({seed["made"]["commit"] for seed in found.values()}))
-        for who in next(iter(found.values()))["trainers"]:
-            seeds = [seed["trainers"][who] for seed in found.values()]
-            values = [protocol.format_value(*mean_and_error([seed["steps"] for seed in seeds]))]
-            values += [
-                protocol.format_value(*mean_and_error([seed[key][0] for seed in seeds])) for key in COLUMNS.values()
-            ]
-            lines.append(f"| {cell} | {who} | {' | '.join(values)} | {len(seeds)} | {commits} |")
     return lines
 
 

@@ -9,23 +9,20 @@ was.  With --jobs as many run beside each other, each on its share of the cores.
 import concurrent.futures
 import dataclasses
 import json
-import math
 import pathlib
 import shlex
-import subprocess
 import sys
 import threading
 import time
 from typing import Any
 
-import numpy as np
 import tyro
 
 from benchmarks import alternating
+from benchmarks.evaluations import ROOT, read_numbers, run_program
 from ddpm_jax import process
 from experiments.tables import TABLES, Cell, Table
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 
 
@@ -45,10 +42,6 @@ class Arguments:
     """Where the images are, if not where the config says."""
     runs: str = "runs/experiments"
     """The folder for the runs."""
-
-
-class ProgramFailed(RuntimeError):
-    """A program ended with an error: what it printed."""
 
 
 def main(argv: list[str]) -> None:
@@ -125,30 +118,6 @@ def limit_steps(measure: tuple[str, ...], T: int) -> tuple[str, ...]:
         str(min(int(arg), T)) if before == "--steps" else arg
         for before, arg in zip(("", *measure), measure, strict=False)
     )
-
-
-def run_program(*args: str) -> None:
-    """Runs a program of the project; what it prints is kept for the case that it fails.
-
-    Raises:
-        Failed: if it did.
-    """
-    done = subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        output = (done.stdout + done.stderr)[-3000:]
-        raise ProgramFailed(f"python {shlex.join(args)} ended with status {done.returncode}:\n{output}")
-
-
-def read_numbers(name: str, out: pathlib.Path) -> dict[str, Any]:
-    """The numbers of an evaluation: name -> value, standard error; of "errors" the RMSE of x_0 over t instead."""
-    (path,) = [path for path in out.glob("*.json") if path.name != "x0_errors.json"]
-    if name == "errors":
-        with np.load(path.with_suffix(".npz")) as found:
-            # the errors ascend from the last call's, at the smallest time above 0
-            times, squared = found["chain"][-2::-1], found["errors"] / len(found["total"])
-        by_t = {str(t): round(127.5 * math.sqrt(e), 4) for t, e in zip(times, squared, strict=True)}
-        return {"RMSE of x_0 by t, 0..255": by_t}
-    return {n["name"]: [n["value"], n["error"]] for n in json.loads(path.read_text())["numbers"]}
 
 
 def read_rows(path: pathlib.Path) -> dict[str, Any]:

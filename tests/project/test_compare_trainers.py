@@ -1,17 +1,16 @@
-"""Trainers that take turns: who runs when, how each ends, and the table of what came of them."""
+"""Trainers that take turns: who runs when, how each ends, and the table of their results."""
 
 import itertools
 import sys
 
 import pytest
 
-from benchmarks import compare_trainers
-from experiments import results_page
+from benchmarks import compare_trainers, evaluations
 
 TICK = """
 import pathlib, signal, sys, time
 log, limit = pathlib.Path(sys.argv[1]), float(sys.argv[2])
-signal.signal(signal.SIGTERM, lambda *_: (log.with_suffix(".told").touch(), sys.exit(0)))
+signal.signal(signal.SIGTERM, lambda *_: (log.with_suffix(".terminated").touch(), sys.exit(0)))
 ticks, spent = 0, 0.0
 while spent < limit:
     time.sleep(0.01)
@@ -23,7 +22,7 @@ sys.exit(int(sys.argv[3]))
 
 
 def program(tmp_path, name: str, seconds: float, status: int = 0) -> list[str]:
-    """One that says when it ran, ends by itself after so many seconds of work, or when it is told to."""
+    """One that says when it ran, ends by itself after so many seconds of work, or on SIGTERM."""
     return [sys.executable, "-c", TICK, str(tmp_path / f"{name}.ticks"), str(seconds), str(status)]
 
 
@@ -31,7 +30,7 @@ def test_one_runs_while_the_other_stands_still_and_both_end_in_good_order(tmp_pa
     commands = {"long": program(tmp_path, "long", 60), "short": program(tmp_path, "short", 0.4)}
     compare_trainers.run_in_turns(commands, tmp_path / "logs", seconds=6.0, turn=1.0)
     ran = {name: [float(line) for line in (tmp_path / f"{name}.ticks").read_text().split()] for name in commands}
-    assert (tmp_path / "long.told").exists() and not (tmp_path / "short.told").exists()
+    assert (tmp_path / "long.terminated").exists() and not (tmp_path / "short.terminated").exists()
     assert len(ran["short"]) == 40  # it has done all its work, though it had no second more
     ticks = sorted([(at, name) for name in ran for at in ran[name]])
     changes = sum(a != b for (_, a), (_, b) in itertools.pairwise(ticks))
@@ -60,7 +59,7 @@ def test_what_was_trained_is_not_trained_again_and_nothing_else_is_taken_for_it(
 
 
 def test_a_row_for_each_trainer():
-    numbers = {key: [1.0, 0.1] for key in results_page.COLUMNS.values()}
+    numbers = {key: [1.0, 0.1] for key in evaluations.COLUMNS.values()}
     seeds = {
         seed: {
             "made": {"commit": "abc" if seed == "2" else "abd"},
@@ -68,9 +67,9 @@ def test_a_row_for_each_trainer():
         }
         for seed in "012"
     }
-    lines = results_page.baseline_table({"digits, 5 minutes": seeds})
+    lines = compare_trainers.baseline_table({"digits, 5 minutes": seeds})
     assert len(lines) == 4
     assert lines[2].startswith("| digits, 5 minutes | ours | 11.00 ± 0.58 | 1")
     assert lines[2].endswith("| 3 | abc, abd |")
     assert "| another | 7" in lines[3]
-    assert results_page.baseline_table({}) == []
+    assert compare_trainers.baseline_table({}) == []

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from benchmarks import evaluations
 from ddpm_jax import config as configs
 from ddpm_jax.model import check
 from experiments import one_step_denoising, results_page, run, tables
@@ -55,9 +56,9 @@ def test_unknown_tables_and_rows_are_refused():
 
 def test_a_program_that_fails_is_named_with_what_it_said():
     with pytest.raises(
-        run.ProgramFailed, match=r"train.py configs/nothing.py ended with status 2:(.|\n)*no config file"
+        evaluations.ProgramFailed, match=r"train.py configs/nothing.py ended with status 2:(.|\n)*no config file"
     ):
-        run.run_program("train.py", "configs/nothing.py")
+        evaluations.run_program("train.py", "configs/nothing.py")
 
 
 def test_means_have_the_error_of_seeds():

@@ -60,6 +60,12 @@ def test_the_mathematics_needs_jax_and_numpy_alone_and_flax_is_for_what_follows(
         assert not {name.split(".")[0] for name in imports(path, top_only=True)} & {"tensorflow", "torch"}
 
 
+def test_experiments_import_benchmarks_and_nothing_imports_experiments():
+    folders = ("benchmarks", "scripts", "configs", "ddpm_jax")
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        assert not [name for name in imports(path) if name.split(".")[0] == "experiments"], path
+
+
 @pytest.mark.parametrize("path", [*FILES, ROOT / "train.py", ROOT / "sample.py"], ids=lambda path: path.name)
 def test_no_file_is_longer_than_380_lines(path):
     assert len(path.read_text().splitlines()) <= 380

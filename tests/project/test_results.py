@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import evaluations
 from ddpm_jax import tracking
 from ddpm_jax.evaluate import protocol
 from experiments import one_step_denoising, results_page, run
@@ -63,14 +64,14 @@ def test_the_recipe_that_became_the_config_comes_out_again_and_draws_new_digits_
     assert rows[-1]["copying"] == "new" and rows[-1]["channels_off"] == []
 
     drawn = ("--num", "128", "--sampler", "ddim", "--steps", "50")
-    run.run_program("-m", "ddpm_jax", "evaluate", str(folder), "samples", *drawn)
+    evaluations.run_program("-m", "ddpm_jax", "evaluate", str(folder), "samples", *drawn)
     (path,) = (folder / "evaluation").glob("samples-*.json")
     found = {number.name: number.value for number in protocol.read_measurements(path)}
     # an untrained network, by 100 steps: a distance of 180, a precision of 0.01 and a share of 0.25
     assert found["Fréchet distance"] < 25
     assert found["precision, k=3"] > 0.7 and found["share with p > 0.9"] > 0.85
     assert found["classes present, of 10"] == 10
-    run.run_program("-m", "ddpm_jax", "evaluate", str(folder), "neighbours", *drawn)
+    evaluations.run_program("-m", "ddpm_jax", "evaluate", str(folder), "neighbours", *drawn)
     (path,) = (folder / "evaluation").glob("neighbours-*.json")
     assert json.loads(path.read_text())["verdict"] == "new"
 
