@@ -1,8 +1,8 @@
-"""Makes the tables of docs/results.md and the figures beside it of what docs/results and benchmarks/results hold.
+"""Tables and figures of docs/results.md, made from docs/results/ and benchmarks/results/.
 
     python -m experiments.results_page
 
-A table stands between a line `<!-- NAME -->` and a line `<!-- end -->`; what is around them is written by hand.
+A table is between a line `<!-- NAME -->` and a line `<!-- end -->`; the text around it is written by hand.
 """
 
 import re
@@ -24,7 +24,7 @@ from experiments.tables import TABLES
 PAGE = ROOT / "docs" / "results.md"
 ERROR = "RMSE, 0..255"
 X0_ERROR_FRACTIONS = (0.1, 0.25, 0.5, 0.75)
-"""Of T: where the tables say the error of x_0."""
+"""Fractions of T at which the tables give the error of x_0."""
 
 
 def main() -> None:
@@ -42,14 +42,14 @@ def main() -> None:
         write_panels(RESULTS / "jump-digits.png", nfe_panels(found))
     if (images := RESULTS / "jump-digits-images.npz").exists():
         with np.load(images) as kept:
-            plots.save_figure(images.with_suffix(".png"), jump_figure(kept))
+            plots.save_figure(images.with_suffix(".png"), one_step_figure(kept))
 
 
 def fill_table(page: str, name: str, lines: Iterable[str]) -> str:
-    """A page with a table where its marks are.
+    """Page text with a table put between its markers.
 
     Raises:
-        ValueError: if it has no such marks.
+        ValueError: if the page has no such markers.
     """
     markers = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not markers.search(page):
@@ -59,7 +59,7 @@ def fill_table(page: str, name: str, lines: Iterable[str]) -> str:
 
 
 def run_table(name: str) -> list[str]:
-    """The table of a table's runs: a row for each cell that has been measured."""
+    """Markdown table of a table's runs: a row for each measured cell."""
     found = read_rows(RESULTS / f"{name}.json")
     cells = [cell for cell in TABLES[name].cells if cell.name in found]
     if not cells:
@@ -90,7 +90,7 @@ def error_near(by_t: Mapping[str, float], t: float) -> float:
 
 
 def target_panels(found: Mapping[str, Any]) -> list[Panel]:
-    """The error of x_0 over t as a ratio to the first cell's: of all under a constant weight, and of x_0 under all."""
+    """Panels of the x_0 error by t relative to the first cell: all targets at constant weight, and x_0 at all weights."""
     cells = [name for name in found if BY_T in next(iter(found[name].values()))["numbers"]]
     curves = {name: [error_curve(seed["numbers"][BY_T]) for seed in found[name].values()] for name in cells}
     times = next(iter(curves.values()))[0][0]
@@ -108,20 +108,21 @@ def target_panels(found: Mapping[str, Any]) -> list[Panel]:
 
 
 def error_curve(by_t: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Rising times, and the errors at them."""
+    """Timesteps in ascending order, and the errors at them."""
     times = sorted(map(int, by_t))
     return np.array(times), np.array([by_t[str(t)] for t in times])
 
 
 def one_step_table(name: str) -> list[str]:
-    """A row for each time that is started from: one jump, then chains of so many calls."""
+    """Markdown tables by start t: one-step prediction, then chains by number of function evaluations."""
     found = read_rows(RESULTS / f"{name}.json")
     if not found:
         return []
     samplers = list(dict.fromkeys(key.partition(", ")[2] for key in found if key.startswith("t=")))
+    heads = [name.replace("one jump", "one step").replace("calls", "NFE") for name in samplers]
     lines = []
     for number in (DISTANCE, ERROR):
-        lines += ["", f"| {number} from | {' | '.join(samplers)} |", f"|---|{'---|' * len(samplers)}"]
+        lines += ["", f"| {number} from | {' | '.join(heads)} |", f"|---|{'---|' * len(samplers)}"]
         for start in dict.fromkeys(key.partition(", ")[0] for key in found if key.startswith("t=")):
             values = [seed_mean(found, f"{start}, {way}", number) for way in samplers]
             formatted = ["-" if value is None else protocol.format_value(*value) for value in values]
@@ -131,12 +132,12 @@ def one_step_table(name: str) -> list[str]:
 
 
 def seed_mean(found: Mapping[str, Any], row: str, number: str) -> tuple[float, float] | None:
-    """The mean of a number over seeds, and its error; None of a row that is not there."""
+    """Mean of a number over seeds with its standard error; None if the row is missing."""
     return mean_and_error([seed["numbers"][number] for seed in found[row].values()]) if row in found else None
 
 
 def nfe_panels(found: Mapping[str, Any]) -> list[Panel]:
-    """Fréchet distance and error to the image over the calls of chains, a line for each start."""
+    """Panels of Fréchet distance and error by NFE of the chains, a line for each start t."""
     starts = list(dict.fromkeys(key.partition(", ")[0] for key in found if key.startswith("t=")))[
         : len(START_FRACTIONS)
     ]
@@ -150,12 +151,14 @@ def nfe_panels(found: Mapping[str, Any]) -> list[Panel]:
             ys[f"from {start}"], errors[f"from {start}"] = zip(*values, strict=True)
         known = {name: e for name, e in errors.items() if np.isfinite(e).any()}
         yscale = "log" if number == DISTANCE else "linear"
-        row.append(Panel([1, *counts], ys, "network calls", number, kind, known, xscale="log", yscale=yscale))
+        row.append(
+            Panel([1, *counts], ys, "function evaluations (NFE)", number, kind, known, xscale="log", yscale=yscale)
+        )
     return row
 
 
-def jump_figure(kept: Mapping[str, np.ndarray]) -> Any:
-    """matplotlib's figure: images, x_t, and what one jump and chains of few, some and many calls made, by start."""
+def one_step_figure(kept: Mapping[str, np.ndarray]) -> Any:
+    """Matplotlib figure by start t: images, x_t, one-step predictions, and results of chains with few to many NFE."""
     from matplotlib.figure import Figure
 
     starts = [name for name in kept if name.startswith("t=") and "," not in name]
@@ -165,7 +168,7 @@ def jump_figure(kept: Mapping[str, np.ndarray]) -> Any:
         chains = {kind: [way for way in samplers if f" {kind}, " in way] for kind in ("ancestral", "ddim")}
         picked = [f"{start}, one jump", *dict.fromkeys(c[i] for c in chains.values() for i in (0, len(c) // 2, -1))]
         rows = {"image": kept["held-out images"], "x_t": kept[start]}
-        rows |= {name.partition(", ")[2].replace(" calls", ""): kept[name] for name in picked}
+        rows |= {name.partition(", ")[2].replace(" calls", "").replace("jump", "step"): kept[name] for name in picked}
         cells = np.concatenate(list(rows.values()))
         axes.imshow(
             data.make_grid(cells, int(kept["levels"]), columns=len(kept[start])).squeeze(),

@@ -141,5 +141,5 @@ def test_a_small_row_is_made_measured_and_kept(tmp_path, monkeypatch):
     assert len(results_page.nfe_panels(found)) == 3
     with np.load(tmp_path / "jump-digits-images.npz") as kept:
         assert kept["t=1000, one jump"].shape == kept["t=100"].shape == (one_step_denoising.NUM_PICTURES, 8, 8, 1)
-        rows = [label.get_text() for label in results_page.jump_figure(kept).axes[0].get_yticklabels()]
-        assert rows == ["image", "x_t", "one jump", "ancestral, 2", "ancestral, 5", "ddim, 2", "ddim, 5"]
+        rows = [label.get_text() for label in results_page.one_step_figure(kept).axes[0].get_yticklabels()]
+        assert rows == ["image", "x_t", "one step", "ancestral, 2", "ancestral, 5", "ddim, 2", "ddim, 5"]

@@ -40,7 +40,7 @@ def test_the_row_of_three_tables_comes_out_again(tmp_path):
 
 
 def test_the_noise_predicting_row_comes_out_again_and_one_jump_from_it(tmp_path, monkeypatch):
-    """Question 1's, and the run whose images question 2 finds in one jump."""
+    """Rows of section 1, and the run of section 2 whose images are denoised in one step."""
     check(trained(*TARGETS, tmp_path / "runs"), *TARGETS)
     (again,) = (tmp_path / "runs").iterdir()
     kept = run.read_rows(run.RESULTS / "jump-digits.json")
