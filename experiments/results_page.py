@@ -90,7 +90,7 @@ def error_near(by_t: Mapping[str, float], t: float) -> float:
 
 
 def target_panels(found: Mapping[str, Any]) -> list[Panel]:
-    """Panels of the x_0 error by t relative to the first cell: all targets at constant weight, and x_0 at all weights."""
+    """Panels of the x_0 error by t relative to the first cell: all targets at constant weight, x_0 at all weights."""
     cells = [name for name in found if BY_T in next(iter(found[name].values()))["numbers"]]
     curves = {name: [error_curve(seed["numbers"][BY_T]) for seed in found[name].values()] for name in cells}
     times = next(iter(curves.values()))[0][0]
