@@ -62,7 +62,7 @@ class Model:
         ema_decay: as `training.make_step` takes it.
         decoder: L_0's, for images of these levels.
         example_loss: (keys [b], schedule, net, x0 [b, *shape], t [b]) -> loss [b].
-        sampler_spec: what a sampler's program depends on beside the network.
+        sampler_spec: what a sampler's program depends on apart from the network.
         times: int32 [steps + 1], those that sampling visits.
     """
 

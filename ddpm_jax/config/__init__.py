@@ -2,7 +2,7 @@
 
 A file of `configs/` defines `config = Config(...)`; a variant is `dataclasses.replace`.  `train.py` shows every field
 with its default and takes it from the command line.  The resolved config is written next to a run and into each of
-its checkpoints, so that no other program has to be told.
+its checkpoints, from which the other programs read it.
 
 Reading a config imports nothing heavy; `ddpm_jax.model.build` builds what it describes.
 """
@@ -85,7 +85,7 @@ def load(path: str | pathlib.Path) -> Config:
 
 
 def _shipped_folder() -> pathlib.Path:
-    """Where the library's configs are: in the package if it was installed, else beside it."""
+    """The folder of the library's configs: in the package if it was installed, else next to it."""
     package = pathlib.Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.with_name("configs")
@@ -93,7 +93,7 @@ def _shipped_folder() -> pathlib.Path:
 
 @contextlib.contextmanager
 def _beside(folder: pathlib.Path) -> Iterator[None]:
-    """Modules in a folder can be imported, as they are now: nothing of them is kept, in memory or beside them."""
+    """A context in which modules of a folder can be imported; nothing of them is cached, in memory or on disk."""
     writes, before = sys.dont_write_bytecode, set(sys.modules)
     sys.path.insert(0, str(folder))
     sys.dont_write_bytecode = True

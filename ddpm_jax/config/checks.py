@@ -1,4 +1,4 @@
-"""What of a config makes no sense."""
+"""Checks of a config: combinations of fields that make no sense."""
 
 from ddpm_jax.config import ranges
 from ddpm_jax.config.fields import Config
@@ -35,7 +35,7 @@ def check(config: Config) -> None:
 
 
 def check_trained(config: Config) -> None:
-    """What `check` refuses even of a network that has been trained: its samplers may rest on measurements of it.
+    """The part of `check` that also holds for a trained network, whose sampler may use measurements of it.
 
     Raises:
         ValueError: as `check`.
@@ -61,10 +61,10 @@ def _check_condition(config: Config) -> None:
             "condition.super_resolution_factor and condition.paired are two other images, and there is room for one"
         )
     if sampling.guidance != 1 and not (net.num_classes or text.layers):
-        raise ValueError(f"sampling.guidance {sampling.guidance:g} needs a network that is told labels or texts")
+        raise ValueError(f"sampling.guidance {sampling.guidance:g} needs a network with labels or texts")
     if sampling.guidance != 1 and not c.dropout:
         raise ValueError(
-            f"sampling.guidance {sampling.guidance:g} compares with a network that is told nothing, which "
+            f"sampling.guidance {sampling.guidance:g} compares with the unconditional network, which "
             "condition.dropout 0 did not train"
         )
     interval = sampling.guidance_interval

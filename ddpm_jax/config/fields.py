@@ -110,13 +110,13 @@ class Text:
 @dataclasses.dataclass(frozen=True)
 class Condition:
     dropout: float = 0.1
-    """Share of examples that are told nothing, so that guidance has something to compare with."""
+    """Share of examples that are trained without a condition, as classifier-free guidance needs."""
     templates: tuple[str, ...] = ()
     """Texts with {} for the name of an image's label, or {caption} for its caption; () is captions, or names."""
     super_resolution_factor: int = 0
     """Show the network each image made coarser by this factor, for it to refine (super-resolution); 0 does not."""
     paired: str = ""
-    """A source of as many other images, in the same order, each shown to the network beside its own; "" shows none."""
+    """A source of as many other images, in the same order, the conditioning images; "" for none."""
     paired_channels: int = 0
     """Channels of the paired images; 0 is as many as the images have."""
 
@@ -185,7 +185,7 @@ class Sampling:
     eta: float = 0.0
     """Noise of DDIM: 0 is deterministic."""
     order: int = 2
-    """Order of DPM-Solver++ and UniPC, 1 to 3: 2 and 3 take what earlier calls said into account."""
+    """Order of DPM-Solver++ and UniPC, 1 to 3: 2 and 3 use the predictions of earlier steps."""
     clip: bool = True
     """Bring each predicted x_0 into [-1, 1]."""
     threshold: float = 0.0

@@ -68,9 +68,9 @@ class ConditionOptions:
     labels: str | None = None
     """Images of these labels in turn, names or numbers with commas between, or "all" that training images had."""
     text: tuple[str, ...] = ()
-    """Images of this text, or of these in turn; "" is told nothing."""
+    """Images of this text, or of these in turn; "" is unconditional."""
     image: tuple[str, ...] = ()
-    """Files of images that the network sees beside its own, in turn: coarse ones to refine, or the others of pairs."""
+    """Files of conditioning images, in turn: coarse ones to refine, or the others of pairs."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Ranges of numbers: one for each field of a config, and for each flag of a program.
 
 "[" and "]" include an end, "(" and ")" leave it out; NaN is nowhere, infinity only where an end is "inf]".  What two
-fields must have in common is said in `checks`, what depends on a run or its data where these are read, and which seeds
+fields must have in common is in `checks`, what depends on a run or its data where these are read, and which seeds
 and images there are in `ddpm_jax.keys`.
 """
 
@@ -117,7 +117,7 @@ FLAGS = {
     "times": RANGES["schedule.T"],
     "unipc": RANGES["sampling.steps"],
 }
-"""Of the programs' flags, beside those that replace a config's sampling."""
+"""Ranges of the programs' flags, without those that replace a config's sampling."""
 
 
 def check(values: Any, where: str = "") -> None:

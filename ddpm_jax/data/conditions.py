@@ -1,4 +1,4 @@
-"""The condition of each image of a data set: its label, its texts, and the image beside it."""
+"""The condition of each image of a data set: its label, its texts and its conditioning image."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def load_images(config: configs.Data, **options: Any) -> data.Dataset:
 
 
 class DatasetConditions:
-    """What is said of each image of a data set, as the network of a config takes it.
+    """The conditions of a data set's images, as the network of a config takes them.
 
     Args:
         held_out: of the images that are held out, not of those to train on.
@@ -56,9 +56,9 @@ class DatasetConditions:
             self.tokens = _token_table(self.texts, config.text.length)
 
     def gather(self, indices: np.ndarray) -> Condition:
-        """What is said of the images at `indices` [...]: labels [...], and tokens [..., K, L] of all texts of each.
+        """The conditions of the images at `indices` [...]: labels [...], and tokens [..., K, L] of all texts of each.
 
-        And the images beside them [..., H, W, C] in [-1, 1]; a coarser one in training is made there, of the image.
+        And conditioning images [..., H, W, C] in [-1, 1]; for super-resolution, training makes them of its images.
         """
         label = None if self.labels is None else self.labels[indices]
         tokens = None if self.text_rows is None else self.tokens[self.text_rows[indices]]
@@ -85,7 +85,7 @@ def _load_paired(config: configs.Config, images: data.Dataset) -> data.Dataset:
     wanted = conditioning_image_shape(config, images.train.shape[1:])
     if other.train.shape[1:] != wanted:
         raise ValueError(
-            f"{other.name} has images {other.train.shape[1:]}, and {wanted} are to be shown beside those of "
+            f"{other.name} has images {other.train.shape[1:]}, and {wanted} are the conditioning images of those of "
             f"{images.name} (--condition.paired-channels)"
         )
     if (other.levels, other.train.dtype) != (images.levels, images.train.dtype):

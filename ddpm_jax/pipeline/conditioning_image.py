@@ -1,4 +1,4 @@
-"""The image that a network sees beside the one it makes: read from a file, and named by its pixels."""
+"""The conditioning image of a request: read from a file, and named by its pixels."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from ddpm_jax.pipeline import user_images
 
 
 class ConditioningImage(NamedTuple):
-    """An image that the network sees beside: the file it came from, the sha256 of its numbers, and these in [-1, 1].
+    """A conditioning image: its file, the sha256 of its numbers, and these in [-1, 1].
 
     Two are equal if their hashes are.
     """
@@ -30,17 +30,17 @@ class ConditioningImage(NamedTuple):
 
 
 def read_conditioning_image(model: Any, path: str) -> ConditioningImage:
-    """The image in a file, as a pipeline's network sees it beside its own; a coarser one is a small one.
+    """The conditioning image in a file, as a pipeline's network takes it; for super-resolution a small one.
 
     Raises:
-        FileNotFoundError, ValueError: as `pictures.read_image`; or if the network sees no other image.
+        FileNotFoundError, ValueError: as `user_images.read_image`; or if the network takes no conditioning image.
     """
     shape, coarse = (
         conditioning_image_shape(model.config, model.shape),
         model.config.condition.super_resolution_factor,
     )
     if shape is None:
-        raise ValueError("an image is given, and this run's network sees no other one beside its own")
+        raise ValueError("an image is given, and this run's network takes no conditioning image")
     if coarse:
         shape = (*(side // coarse for side in shape[:-1]), shape[-1])
     image = user_images.read_image(model, "--image", path, shape)

@@ -1,4 +1,4 @@
-"""What `sample.py` makes of images: they are read and checked here, and become the sampler's."""
+"""Sampling from images that a user gives: inpainting, SDEdit and interpolation."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -95,7 +95,7 @@ def _flag(field: str) -> str:
 
 
 def edit_from_manifest(pipe: Pipeline, manifest: dict[str, Any]) -> Edit | None:
-    """The edit that a manifest tells of, None if it tells of none.
+    """The edit that a manifest records, None if it records none.
 
     Raises:
         FileNotFoundError: if a file is no longer there.
@@ -110,7 +110,7 @@ def edit_from_manifest(pipe: Pipeline, manifest: dict[str, Any]) -> Edit | None:
             given["interpolate"] = tuple(given["interpolate"])
         options, then = flags.EditOptions(**given), dict(stored["sha256"])
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"the manifest is damaged in what it says of edits: {error!r}") from error
+        raise ValueError(f"the manifest is damaged in its record of an edit: {error!r}") from error
     found = make_edit(pipe, options, start=manifest["start"], num=manifest["num"])
     now = found.record["sha256"] if found else {}
     for name in sorted({*then, *now}):
@@ -123,7 +123,7 @@ def edit_from_manifest(pipe: Pipeline, manifest: dict[str, Any]) -> Edit | None:
 
 
 def read_mask(pipe: Pipeline, path: str) -> np.ndarray:
-    """Where the pixels are known, bool [H, W, 1] or [H, W, C]: what is not 0 in a file of 0 and one other value.
+    """The mask of known pixels, bool [H, W, 1] or [H, W, C]: True where a file of 0 and one other value is not 0.
 
     Raises:
         FileNotFoundError: if there is no such file.

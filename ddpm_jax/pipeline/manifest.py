@@ -1,4 +1,4 @@
-"""What `sample.py` leaves beside images: manifest.json, from which they can be made again."""
+"""The manifest of images, manifest.json: the record from which they can be drawn again."""
 
 import json
 import pathlib
@@ -11,10 +11,13 @@ FIELD_TYPES = {
 
 
 def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
-    """A manifest, with all that it takes to make its images again.
+    """Reads and checks a manifest.json file.
+
+    The result has the fields of `FIELD_TYPES` and "asked", the record of a `ConditionRequest`, which manifests written
+    before there were conditions lack: these get an empty one.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError, IsADirectoryError: if there is no such file.
         ValueError: naming the file, if it is damaged or something else.
     """
     path = pathlib.Path(path)
@@ -31,7 +34,7 @@ def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
             )
     if found["weights"] not in ("ema", "raw"):
         raise ValueError(f"{path}, damaged: weights must be 'ema' or 'raw', got {found['weights']!r}")
-    asked = found.setdefault("asked", {"labels": [], "texts": []})  # of a version that knew no conditions
+    asked = found.setdefault("asked", {"labels": [], "texts": []})
     kinds = {"labels": int, "texts": str}
     if type(asked) is not dict or any(
         type(asked.get(name)) is not list or any(type(one) is not kind for one in asked[name])

@@ -46,7 +46,7 @@ def write_files(folder: pathlib.Path, drawn: np.ndarray, start: int, format: str
 
 
 def write_outputs(pipe: Pipeline, drawn: np.ndarray, out: pathlib.Path, made: dict) -> None:
-    """Writes the images, a grid of them, and what says how they came about."""
+    """Writes the images, a grid of them, and their manifest."""
     manifest = made | {"sha256": [image_hash(image) for image in drawn]}
     (out / "manifest.json").unlink(missing_ok=True)  # of an earlier call: it must not stand beside these images
     with process.atomic_file(out / "samples.npz") as file:

@@ -40,9 +40,9 @@ class Pipeline:
         dtype: of the data.
         format: what the data came as, see `data.Images`; "" also if the checkpoint does not say.
         tile: images per device and network call: the config's, or where that leaves it open, what suits the device.
-        label_names: of the labels that the network is told; () if there are none.
-        untrained_labels: labels that it can be told and that no training image had.
-        origin: what is said of where the weights came from, if they were converted; else None.
+        label_names: of the labels that the network takes; () if there are none.
+        untrained_labels: labels that it takes and that no training image had.
+        origin: the record of where the weights came from, if they were converted; else None.
         request: which images are drawn; those of nothing in particular, unless it was made by `with_request`.
         x0_mse: of the network at each t, float32 [T+1], if its sampler is the analytic one; else None.
     """
@@ -97,10 +97,10 @@ class Pipeline:
         """One line: which weights, which sampler."""
         c = self.config.sampling
         how = "".join(f", {name} {value}" for name, value in sampler_options(self.config).items())
-        said = f"{self.workdir}, step {self.step}, {self.weights} weights; {c.sampler}, {c.steps} steps{how}"
+        line = f"{self.workdir}, step {self.step}, {self.weights} weights; {c.sampler}, {c.steps} steps{how}"
         if not is_conditional(self.config):
-            return said
-        return f"{said}, guidance {c.guidance:g}; {self.request.describe(self.label_names)}"
+            return line
+        return f"{line}, guidance {c.guidance:g}; {self.request.describe(self.label_names)}"
 
     def draw(
         self,
@@ -114,7 +114,7 @@ class Pipeline:
         """The images start ... start + num - 1 of a seed, by tiles; see `tiles.draw` and `tiles.tile_function`.
 
         Raises:
-            ValueError: if the network cannot be told what is asked.
+            ValueError: if the network does not take the requested condition.
         """
 
         def sampler_factory(inputs, tile):  # which times are kept is settled by compilation
@@ -165,7 +165,7 @@ class Pipeline:
 
     @property
     def x0_mse_digest(self) -> str | None:
-        """What names the errors that the analytic sampler rests on; None for the others."""
+        """The digest of the errors that the analytic sampler uses; None for the others."""
         return x0_mse.digest(self.x0_mse)
 
     @property
@@ -187,7 +187,7 @@ class Pipeline:
         return data.denormalize(x, self.levels).astype(self.dtype, copy=False)
 
     def manifest(self) -> dict[str, Any]:
-        """What says how images came about, but for their seed and indices."""
+        """The record of how images are drawn, without seed and indices."""
         device = jax.devices()[0]
         return {
             "fingerprint": self.fingerprint,
@@ -208,15 +208,13 @@ class Pipeline:
         return {"run": f"{self.fingerprint} step {self.step}", "sampling": json.dumps(sampling)}
 
     def denoiser(self, params):
-        """The `gaussian.Denoiser` of the network with these parameters, told nothing.
+        """The `gaussian.Denoiser` of the unconditional network with these parameters.
 
         Raises:
-            ValueError: if it was never told nothing in training, or certain images are asked for.
+            ValueError: if it was never unconditional in training, or a condition is requested.
         """
         if self.request != UNCONDITIONAL:
-            raise ValueError(
-                f"this is about the network that is told nothing, and images are asked for: {self.request}"
-            )
+            raise ValueError(f"this is for the unconditional network, and a condition is requested: {self.request}")
         UNCONDITIONAL.check(self.config)
         model = self.model
         return model.denoiser_of(lambda x_t, t: model.net(params, model.empty_condition(len(x_t)))(x_t, t))

@@ -16,9 +16,9 @@ from ddpm_jax.pipeline.conditioning_image import ConditioningImage, read_conditi
 
 
 class ConditionRequest(NamedTuple):
-    """What images to draw: image i is told labels[i % len(labels)] and texts[i % len(texts)]; () is told nothing.
+    """The conditions to draw images with: image i has labels[i % len(labels)] and texts[i % len(texts)]; () has none.
 
-    images: `ConditioningImage` of the shape that the network sees, images[i % len(images)] beside image i.
+    images: conditioning images of the shape that the network takes, images[i % len(images)] for image i.
     """
 
     labels: tuple[int, ...] = ()
@@ -26,28 +26,28 @@ class ConditionRequest(NamedTuple):
     images: tuple[ConditioningImage, ...] = ()
 
     def check(self, config: configs.Config) -> None:
-        """Raises a ValueError if the network of the config cannot be told this."""
+        """Raises a ValueError if the network of the config does not take this condition."""
         classes, length = config.net.num_classes, config.text.length
         sees = bool(config.condition.super_resolution_factor or config.condition.paired)
         if self.images and not sees:
-            raise ValueError("an image is given, and this run's network sees no other one beside its own")
+            raise ValueError("an image is given, and this run's network takes no conditioning image")
         if sees and not self.images:
-            raise ValueError("this run's network sees another image beside its own: give --image FILE, one or more")
+            raise ValueError("this run's network takes a conditioning image: give --image FILE, one or more")
         if self.labels and not classes:
-            raise ValueError("labels are asked for, and this run's network was not told any (net.num_classes is 0)")
+            raise ValueError("labels are asked for, and this run's network takes none (net.num_classes is 0)")
         if self.texts and not config.text.layers:
-            raise ValueError("a text is given, and this run's network was not told any (text.layers is 0)")
+            raise ValueError("a text is given, and this run's network takes none (text.layers is 0)")
         for label in self.labels:
             if not 0 <= label < classes:
                 raise ValueError(f"label {label} is asked for, and this run knows 0 to {classes - 1}")
         text.tokenize(self.texts, length)
         if is_conditional(config) and not (self.labels or self.texts) and not config.condition.dropout:
             raise ValueError(
-                "this run's network was always told something (condition.dropout is 0): say which images to draw"
+                "this run's network is never unconditional (condition.dropout is 0): give a label or a text"
             )
 
     def gather(self, config: configs.Config, shape: tuple[int, ...], indices: np.ndarray) -> Condition:
-        """What the images at `indices` [n] of this shape are told."""
+        """The conditions of the images at `indices` [n] of this shape."""
         found, places = empty_condition(config, len(indices), shape), np.asarray(indices, np.int64)
         if self.images:
             found = found._replace(image=np.stack([shown.x for shown in self.images])[places % len(self.images)])
@@ -58,16 +58,16 @@ class ConditionRequest(NamedTuple):
         return found
 
     def to_record(self) -> dict[str, list]:
-        """As a manifest has it."""
+        """The record of a manifest."""
         images = [[shown.path, shown.sha256] for shown in self.images]
         return {"labels": list(self.labels), "texts": list(self.texts), "images": images}
 
     def describe(self, names: Sequence[str]) -> str:
         """In words."""
         labels = ", ".join(folder_report.printable(names[i]) if i < len(names) else str(i) for i in self.labels)
-        beside = ", ".join(folder_report.printable(image.path) for image in self.images)
-        said = {"labels": labels, "texts": "; ".join(map(folder_report.printable, self.texts)), "beside": beside}
-        return " and ".join(f"{name} {what}" for name, what in said.items() if what) or "told nothing"
+        images = ", ".join(folder_report.printable(image.path) for image in self.images)
+        parts = {"labels": labels, "texts": "; ".join(map(folder_report.printable, self.texts)), "images": images}
+        return " and ".join(f"{name} {what}" for name, what in parts.items() if what) or "unconditional"
 
 
 UNCONDITIONAL = ConditionRequest()
@@ -75,7 +75,7 @@ UNCONDITIONAL = ConditionRequest()
 
 
 def parse_request(options: flags.ConditionOptions, sampling: flags.SamplingOptions, model: Any) -> ConditionRequest:
-    """What the flags ask of a `pipeline.Pipeline`.
+    """The request that flags make of a `Pipeline`.
 
     Raises:
         FileNotFoundError: if an image is not there.
@@ -93,7 +93,7 @@ def parse_request(options: flags.ConditionOptions, sampling: flags.SamplingOptio
         [options.label] if options.label is not None else [] if options.labels is None else options.labels.split(",")
     )
     if not num_classes and words:
-        raise ValueError("labels are asked for, and this run's network was not told any (net.num_classes is 0)")
+        raise ValueError("labels are asked for, and this run's network takes none (net.num_classes is 0)")
     if options.label is None and words == ["all"]:
         return ConditionRequest(
             tuple(i for i in range(num_classes) if i not in model.untrained_labels), options.text, images
@@ -123,7 +123,7 @@ def _parse_label(word: str, names: Sequence[str], num_classes: int) -> int:
 
 
 def request_from_manifest(record: dict[str, Any], model: Any) -> ConditionRequest:
-    """What a manifest's record of a `ConditionRequest` asks, its images being read again.
+    """The request that a manifest records; its images are read again.
 
     Raises:
         FileNotFoundError: if an image is no longer there.

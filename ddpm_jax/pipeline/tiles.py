@@ -24,14 +24,14 @@ TileFunction = Callable[[Any, jax.Array, Any], Any]
 
 
 class Tile(NamedTuple):
-    """The images of a tile: their indices [n], and a pytree of arrays [n, ...], what is said of each."""
+    """The images of a tile: their indices [n], and a pytree of arrays [n, ...], their conditions."""
 
     indices: Any
     condition: Any
 
 
 class SamplerInputs(NamedTuple):
-    """What a program that draws takes as arguments, so that others need no other program.
+    """The arguments of a program that draws: other values need no other program.
 
     params: the network's.
     times: int32 [steps + 1], to visit.
@@ -78,7 +78,7 @@ def draw(
         seed: image i has the key fold_in(key(seed), i), see `keys`.
         tile: images per device and network call.
         batch: how many images to have in flight; None is two rounds over the devices.
-        conditions: indices [n] -> arrays [n, ...], what is said of these images: of each by its index alone.
+        conditions: indices [n] -> arrays [n, ...], the conditions of these images: of each by its index alone.
 
     Raises:
         ValueError: if start < 0, num < 1, or tile or batch is below 1; or there is no such seed or image.
@@ -121,7 +121,7 @@ def tile_function(
     shape: tuple[int, ...],
     save_at: Sequence[int] = (),
 ) -> TileFunction:
-    """What one device does with one tile: (inputs, key, Tile) -> x [n, *shape].
+    """The program of one tile on one device: (inputs, key, Tile) -> x [n, *shape].
 
     Args:
         sampler_factory: (inputs, tile) -> the sampler of a network with its parameters, for the images of this tile,

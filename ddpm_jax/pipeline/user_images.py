@@ -38,7 +38,7 @@ def read_image(model: Any, flag: str, path: str, shape: tuple[int, ...] | None =
 
 
 def _conversion_hint(model: Any, image: np.ndarray, path: str, its: tuple[int, ...]) -> str:
-    """How an ordinary picture of 8 bits becomes one of the run's; "" of anything else."""
+    """A hint for an ordinary picture of 8 bits, how it becomes one of the run's; "" for anything else."""
     if image.dtype != np.uint8 or model.dtype != np.uint8 or image.ndim != 3 or its[-1] not in (1, 3) or len(its) != 3:
         return ""
     steps = [] if image.shape[-1] == its[-1] else [f'.convert("{"L" if its[-1] == 1 else "RGB"}")']

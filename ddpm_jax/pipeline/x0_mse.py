@@ -1,4 +1,4 @@
-"""How far off a run's network is at each t, as `ddpm-jax evaluate RUN likelihood` leaves it in the run.
+"""The mean squared error of a run's x_0 prediction at each t, as `ddpm-jax evaluate RUN likelihood` measures it.
 
 x0_errors.json, for `samplers.analytic`: it belongs to certain weights, and to what is done to their predictions.
 """
@@ -63,7 +63,7 @@ def load(workdir: pathlib.Path, fingerprint: str, config: configs.Config) -> np.
 
 
 def digest(x0_mse: np.ndarray | None) -> str | None:
-    """What names these errors, for a manifest; None if there are none."""
+    """The digest of these errors, for a manifest; None if there are none."""
     return None if x0_mse is None else f"sha256:{hashlib.sha256(x0_mse.tobytes()).hexdigest()}"
 
 

@@ -16,15 +16,19 @@ COMMANDS = {
     "sample": "draws images from a run",
     "evaluate": "likelihood, sample quality and the figures of the paper",
     "convert": "weights from and to diffusers, OpenAI's checkpoints, the original, plain files",
-    "preflight": "whether a config fits a device, what it costs and how fast it is",
-    "prepare": "makes a data set for tfds:NAME of images from elsewhere",
-    "replay": "takes a training step again that was not finite, and names the layer",
-    "conformance": "checks the samplers where the answer is known",
+    "preflight": "memory, cost and speed of a config before a long run",
+    "prepare": "converts images (a folder, .npz, .npy, another data set) to a TFDS data set",
+    "replay": "replays a training step that was not finite, and names the layer where it began",
+    "conformance": "checks the samplers against analytic solutions",
 }
 
 
 def call(argv: list[str]) -> int:
-    """Runs a command and returns its exit status; what is refused or fails is a line on standard error."""
+    """Runs a command line and returns its exit status.
+
+    An error of a request, a file or memory is printed as one line on standard error; others pass.  One of several
+    processes then ends at once, see `process.exit_process`.
+    """
     name = argv[0] if argv else ""
     if name == "--version":
         print(f"ddpm_jax {ddpm_jax.__version__}")
@@ -38,7 +42,7 @@ def call(argv: list[str]) -> int:
     command = importlib.import_module(f"ddpm_jax.programs.{name}")
     try:
         return command.main(argv[1:])
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (ValueError, FileNotFoundError, IsADirectoryError, ModuleNotFoundError) as error:
         failure, status = error, 2
     except OSError as error:  # a full disk, a folder that is not ours to write
         failure, status = error, process.EXIT_UNWRITABLE
@@ -49,11 +53,11 @@ def call(argv: list[str]) -> int:
 
 
 def usage() -> str:
-    """How to call, and what each command does."""
+    """The usage: each command with its purpose."""
     rows = [f"  {name:13}{title}" for name, title in COMMANDS.items()]
     return "\n".join(["usage: ddpm-jax COMMAND ...     (COMMAND --help: its options)", "", *rows])
 
 
 def main(*command: str) -> NoReturn:
-    """The console script; with a command's name, a program of this name."""
+    """The entry point of the console script; `main("train")` is that of train.py."""
     process.run_main(lambda argv: call([*command, *argv]))

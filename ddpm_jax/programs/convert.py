@@ -45,6 +45,6 @@ def main(argv: list[str]) -> int:
 
 
 def usage() -> str:
-    """How to call, and what each command does."""
+    """The usage: each command with its purpose."""
     rows = [f"  {' '.join(which):16}{(of.__doc__ or '').splitlines()[0]}" for which, of in COMMANDS.items()]
     return "\n".join(["usage: ddpm-jax convert from|to FORMAT ...     (from FORMAT --help: its flags)", "", *rows])

@@ -1,8 +1,8 @@
-"""Evaluates a run.
+"""The command `ddpm-jax evaluate`: evaluates a run.
 
     ddpm-jax evaluate RUN likelihood [--split test --variance-mix 0 ...]
 
-The first argument is the run's folder, the second what to do; `RUN COMMAND --help` lists a command's flags.
+The first argument is the run's folder, the second a command; `RUN COMMAND --help` lists its flags.
 """
 
 import importlib
@@ -25,14 +25,18 @@ COMMANDS = {
     "neighbours": (options.NeighboursOptions, "figures.neighbours"),
     "report": (options.ReportOptions, "model_card"),
 }
-"""The options of each command, and the module of `evaluate` whose `run` does it."""
+"""The options of each command, and the module of `evaluate` whose `run` implements it."""
 
-ON_SEVERAL = ("likelihood", "samples")
-"""The commands that several processes can do together: those that take long.  The others read what these have left."""
+MULTI_PROCESS = ("likelihood", "samples")
+"""The commands that several processes can run together: those that take long.  The others read their results."""
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command; exit status 0, or 2 for a wrong request, or 4 if it was interrupted and can go on."""
+    """Runs `RUN COMMAND [flags]`; returns exit status 0, 2 if RUN or COMMAND is missing or unknown, 4 if interrupted.
+
+    Raises:
+        ValueError, OSError, MemoryError: which `cli.call` turns into statuses.
+    """
     if len(argv) < 2 or argv[0].startswith("-") or argv[1] not in COMMANDS:
         is_help = bool({"-h", "--help"} & set(argv))
         print(usage(), file=sys.stdout if is_help else sys.stderr)
@@ -52,8 +56,8 @@ def main(argv: list[str]) -> int:
     from ddpm_jax.evaluate.context import open_context
 
     command = importlib.import_module(f"ddpm_jax.evaluate.{module}")
-    if jax.process_count() > 1 and argv[1] not in ON_SEVERAL:
-        raise ValueError(f"{argv[1]} runs in one process; {' and '.join(ON_SEVERAL)} run in several")
+    if jax.process_count() > 1 and argv[1] not in MULTI_PROCESS:
+        raise ValueError(f"{argv[1]} runs in one process; {' and '.join(MULTI_PROCESS)} run in several")
     if hasattr(parsed, "seed"):
         keys.check_integer("--seed", parsed.seed)
     with process.abort_together("evaluate"):
@@ -66,6 +70,6 @@ def main(argv: list[str]) -> int:
 
 
 def usage() -> str:
-    """How to call, and what each command does."""
+    """The usage: each command with its purpose."""
     rows = [f"  {name:16}{(of.__doc__ or '').splitlines()[0]}" for name, (of, _) in COMMANDS.items()]
     return "\n".join(["usage: ddpm-jax evaluate RUN COMMAND [flags]     (RUN COMMAND --help: its flags)", "", *rows])

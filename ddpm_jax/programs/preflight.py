@@ -1,4 +1,4 @@
-"""Compiles the programs of a config and says whether they fit, what they cost, and here how fast they are.
+"""Compiles the programs of a config: memory, cost, and on the devices at hand speed.
 
     ddpm-jax preflight CONFIG[:NAME] [--topology v5e:4x4] [--shape H W C] [any flag of the config]
 
@@ -62,7 +62,7 @@ def parse(argv: list[str]) -> tuple[str, Arguments]:
 
 
 def main(argv: list[str]) -> int:
-    """Compiles, measures and prints; the exit status says whether everything fits."""
+    """Compiles, measures and prints; exit status 0 if everything fits."""
     name, args = parse(flags.check_words(argv))
     if args.topology is None:
         process.initialize(devices=args.devices)

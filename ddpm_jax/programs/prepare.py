@@ -1,4 +1,4 @@
-"""Makes a data set for `tfds:NAME` of images from elsewhere.
+"""The command `ddpm-jax prepare`: converts images (a folder, .npz, .npy, another data set) to a TFDS data set.
 
 ddpm-jax prepare SOURCE --name NAME --out FOLDER [--resolution 64 ...]
 """
@@ -8,7 +8,11 @@ from ddpm_jax.config import flags
 
 
 def main(argv: list[str]) -> int:
-    """Makes it; exit status 0; 2 for a wrong request, 4 if interrupted (it can go on), 6 for a full disk."""
+    """Runs the command; returns exit status 0, or 4 if interrupted (the same command resumes).
+
+    Raises:
+        ValueError, OSError: which `cli.call` turns into statuses.
+    """
     options = flags.parse(flags.Prepare, argv, prog="ddpm-jax prepare")
 
     from ddpm_jax.data.tfds import prepare

@@ -22,7 +22,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Replays the record and says what it finds; exit status 0 if the step is finite here, 1 if not, 2 if refused."""
+    """Replays the record and prints the result; exit status 0 if the step is finite here, 1 if not, 2 if refused."""
     path = pathlib.Path(flags.parse(Arguments, argv, prog="ddpm-jax replay").record)
 
     import jax

@@ -2,7 +2,7 @@
 
     ddpm-jax sample runs/digits --num 64 --seed 0 --out samples [--sampler ddim --steps 50 ...]
 
-What the run's checkpoint knows need not be said; a flag that is given replaces what the config says.  Image i is a
+The checkpoint knows the config; a flag replaces one of its values.  Image i is a
 function of (checkpoint, seed, i, sampler): `--start 7 --num 1` makes image 7 of every other call.
 """
 
@@ -87,11 +87,11 @@ def draw(args: Arguments) -> int:
         out.mkdir(parents=True, exist_ok=True)
     print(f"{pipe.describe()}; images {args.start}..{args.start + args.num - 1} of seed {args.seed}", flush=True)
 
-    begun = time.perf_counter()
+    start = time.perf_counter()
     parts = out / "samples.parts"
     if not draw_parts(parts, edit or pipe, args, made):
         return 4
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     drawn = np.concatenate(list(sample_cache.read_chunks(parts, 0, args.num))) if process.is_main_process() else None
     if drawn is not None:
         outputs.write_outputs(pipe, drawn, out, made)
@@ -115,14 +115,14 @@ def output_name(made: dict) -> str:
 
 
 def draw_parts(folder: pathlib.Path, drawer, args: Arguments, made: dict) -> bool:
-    """Draws what is asked for, part by part, after those that the same call has left there; False if interrupted."""
+    """Draws the images part by part, after those that the same call has left there; False if interrupted."""
     from ddpm_jax.evaluate import sample_cache
 
-    call, said = folder / "call.json", json.dumps(made)
-    if process.is_main_process() and not (call.exists() and call.read_text(encoding="utf-8") == said):
+    call, record = folder / "call.json", json.dumps(made)
+    if process.is_main_process() and not (call.exists() and call.read_text(encoding="utf-8") == record):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        call.write_text(said, encoding="utf-8")
+        call.write_text(record, encoding="utf-8")
     process.any_process(False)  # no other looks into the folder before
 
     def missing(done):

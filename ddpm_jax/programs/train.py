@@ -42,7 +42,7 @@ def parse(argv: list[str]) -> Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Runs or continues a training run; the exit status says how it ended (see README)."""
+    """Runs or continues a training run; exit statuses are in the README."""
     args = parse(flags.check_words(argv))
     ranges.check_flags(args)
     process.initialize(devices=args.devices, distributed=args.hosts)
@@ -139,7 +139,7 @@ def loop(config: configs.Config, run, saved, start: int, carry, take_steps, batc
 
     # what was saved, and ended before its samples
     if start and due(start, config.sample_every) and process.any_process(not step_metrics.has_evaluation):
-        step_metrics.write_evaluation(start, run.sample_and_evaluate(start, state.ema))
+        step_metrics.write_evaluation(start, lambda: run.sample_and_evaluate(start, state.ema))
     done = start
     while done < config.steps:
         batch = next(batches)
@@ -151,7 +151,7 @@ def loop(config: configs.Config, run, saved, start: int, carry, take_steps, batc
         logging, saving, evaluating = (due(done, every) for every in often)
         if stopping or logging or saving or evaluating:
             step_metrics.flush()
-        if step_metrics.too_many_skipped:  # the parameters are still those before the first bad step
+        if step_metrics.skip_limit_reached:  # the parameters are still those before the first skipped step
             progress.close()
             return step_metrics.dump_nonfinite(state, run.images, run.train_conditions.gather)
 
@@ -164,7 +164,7 @@ def loop(config: configs.Config, run, saved, start: int, carry, take_steps, batc
             with process.explain_oom(
                 "what draws samples and evaluates", lambda: trainer.evaluation_oom_hints(config, run.tile)
             ):
-                step_metrics.write_evaluation(done, run.sample_and_evaluate(done, state.ema))
+                step_metrics.write_evaluation(done, lambda: run.sample_and_evaluate(done, state.ema))
         if stopping or (evaluating and process.any_process(run.interrupt.requested)):
             if not stopping and saved.latest() != done:
                 saved.save(done, state, run.meta(done))

@@ -1,4 +1,4 @@
-"""What `programs.train` needs beside the step: the run's folder, its checks, its metrics, and where it starts from.
+"""Parts of training: the step, its metrics, the run's folder and checks, fine-tuning, and memory hints.
 
 config.json   metrics.jsonl   checkpoints/STEP   samples/STEP.png
 """

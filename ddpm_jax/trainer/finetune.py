@@ -25,7 +25,7 @@ _REINITIALISED = ("conv_in", "conv_out", "label")
 """Modules whose parameters are made anew where images have other channels, or labels are others."""
 
 _CONDITION_MODULES = ("label", "pooled", "text")
-"""Modules that a network that is told more has besides; they, and cross_0, cross_1, ... start as nothing."""
+"""Modules that a network with more conditions adds; they, and cross_0, cross_1, ..., start with no effect."""
 
 
 class TransferredParams(NamedTuple):
@@ -83,12 +83,12 @@ def init_from_run(model: Model, key: Any, options: InitFrom) -> tuple[training.T
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
-    """Whether a run's folder has checkpoints by the look of it."""
+    """True if a run's folder has anything named like a checkpoint."""
     return any((workdir / "checkpoints").glob("[0-9]*"))
 
 
 def provenance(meta: Mapping[str, Any], options: InitFrom, workdir: Any) -> dict[str, Any]:
-    """What a run that goes on keeps saying of where its first parameters came from.
+    """The record of where a continued run's first parameters came from.
 
     Raises:
         ValueError: if it began from something other than what is asked for now.
@@ -148,15 +148,15 @@ def _check_compatible(source: Pipeline, config: configs.Config, shape: tuple[int
 
 
 def _attention_hint(source: Pipeline, shape: tuple[int, ...]) -> str:
-    """How to say, for images of this shape, which levels of the other network attend."""
+    """A hint: the flags by which a network for images of this shape attends at the other network's levels."""
     net, side = source.config.net, min(source.shape[:-1])
     factors = [2**i for i in range(len(net.channel_multipliers))]
     attended = [f for f in factors if (side // f if net.attention_by == "size" else f) in net.attention_resolutions]
     if not attended:
         return ". The other network attends in its middle alone, which is --net.attention-resolutions 0"
-    said = " ".join(map(str, attended))
-    flags = f"--net.attention-by factor --net.attention-resolutions {said}"
-    return f". The other network attends where the image is smaller by {said}: {flags}"
+    factors_text = " ".join(map(str, attended))
+    flags = f"--net.attention-by factor --net.attention-resolutions {factors_text}"
+    return f". The other network attends where the image is smaller by {factors_text}: {flags}"
 
 
 def _leaves_by_path(tree: Any) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _path_of(keys: Any) -> str:
 
 
 def _module_of(path: str) -> str:
-    """What is made anew as one: a module of the network, or an attention to a context within a level."""
+    """The module that is reinitialised as one: a module of the network, or an attention to a context within a level."""
     top, *rest = path.split("/")
     return f"{top}/{rest[0]}" if rest and rest[0].startswith("cross_") else top
 

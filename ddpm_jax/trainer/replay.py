@@ -27,14 +27,14 @@ CHUNK = 8
 
 
 class Record(NamedTuple):
-    """What `train.py` has left of a step.
+    """The record of a step that was not finite.
 
     Attributes:
         step: its number, from 1.
         images: [batch, ...] as the data have them.
         levels: of the images.
         params: before the step.
-        condition: what was said of the images, see `said.DatasetConditions.gather`.
+        condition: the conditions of the images, see `DatasetConditions.gather`.
     """
 
     config: configs.Config
@@ -46,7 +46,7 @@ class Record(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """What was found.
+    """The result of a replay.
 
     Attributes:
         loss: the mean over the batch.
@@ -77,23 +77,23 @@ def load_record(path: pathlib.Path) -> Record:
         FileNotFoundError: if there is no such file, or no config.json beside it.
         ValueError: naming the file, if it is not such a record, is damaged, or is not of this run.
     """
-    beside = path.with_name("config.json")
-    for file in (path, beside):
+    config_path = path.with_name("config.json")
+    for file in (path, config_path):
         if not file.is_file():
             raise FileNotFoundError(f"no file {file}: a record lies in the folder of its run, beside config.json")
-    config = configs.read(beside)
+    config = configs.read(config_path)
     try:
         configs.check(config)
     except ValueError as error:
-        raise ValueError(f"{beside} is not the config of a run: {error}") from error
+        raise ValueError(f"{config_path} is not the config of a run: {error}") from error
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:  # numpy leaves it open where it fails
             params = {name: kept[name] for name in kept.files if name.startswith("params[")}
-            said = {name: kept[f"said.{name}"] for name in Condition._fields if f"said.{name}" in kept.files}
+            condition = {name: kept[f"said.{name}"] for name in Condition._fields if f"said.{name}" in kept.files}
             step, levels, images = int(kept["step"]), kept["levels"].tolist(), kept["images"]
         leaves = {tuple(name.removeprefix("params")[2:-2].split("']['")): leaf for name, leaf in params.items()}
         levels = levels if isinstance(levels, int) else data.ValueRange(*levels)
-        record = Record(config, step, images, levels, traverse_util.unflatten_dict(leaves), Condition(**said))
+        record = Record(config, step, images, levels, traverse_util.unflatten_dict(leaves), Condition(**condition))
         check_record(record)
     except Exception as error:  # an archive may be damaged in any way
         raise ValueError(f"{path} is not a record of a step, or not a whole one: {error}") from error
@@ -116,9 +116,9 @@ def check_record(record: Record) -> None:
     for name in sorted({*wanted, *found}):
         if wanted.get(name) != found.get(name):
             raise ValueError(f"{name} is {found.get(name)}, the run's network has {wanted.get(name)}")
-    told = empty_condition(config, config.batch, shape)._asdict()
+    expected = empty_condition(config, config.batch, shape)._asdict()
     for name, rows in record.condition._asdict().items():
-        if (rows is None) != (told[name] is None) or (rows is not None and len(rows) != config.batch):
+        if (rows is None) != (expected[name] is None) or (rows is not None and len(rows) != config.batch):
             raise ValueError(f"what was said of the images has no {name}, or not of each, or the network is told none")
 
 
@@ -139,7 +139,7 @@ def replay(record: Record, dtype: str) -> Replay:
     size, run_key = len(record.images), trainer.run_keys(config.seed)[1]
 
     def some(first: int, stop: int):
-        """What the functions of `loss_and_gradient` take, for the examples first ... stop - 1."""
+        """The arguments of the functions of `loss_and_gradient`, for the examples first ... stop - 1."""
         places, before = jnp.arange(first, min(stop, size)), record.step - 1
         keys, t = (of(before, places) for of in (step_keys, times_of))
         rows = jax.tree.map(lambda leaf: leaf[first:stop], record.condition)
@@ -202,7 +202,7 @@ def by_layer(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def report_lines(result: Replay, record: Record, dtype: str) -> Iterator[str]:
-    """What was found, in words."""
+    """The lines that describe a replay."""
     yield f"in {dtype}: loss {result.loss:.6g}, norm of the gradient {result.grad_norm:.6g}"
     bad = np.flatnonzero(~np.isfinite(result.losses))
     if len(bad):

@@ -1,4 +1,4 @@
-"""The run that `train.py` leads: its folder, what it says of itself, its samples and held-out evaluations."""
+"""A training run: its folder, its records, its previews and held-out evaluations."""
 
 import contextlib
 import dataclasses
@@ -78,7 +78,7 @@ def _write_config(workdir: pathlib.Path, config: configs.Config) -> None:
     if path.exists():
         old = configs.read(path)
         changed = configs.differences(_with_changeable_fields(old, config), config)
-        if changed and any((workdir / "checkpoints").glob("[0-9]*")):  # without a checkpoint nothing was begun
+        if changed and any((workdir / "checkpoints").glob("[0-9]*")):  # without a checkpoint nothing has started
             raise ValueError(
                 f"{workdir} holds a run of another config; take a new folder, or go on with its own. "
                 f"What differs: {'; '.join(changed)}"
@@ -100,7 +100,7 @@ def _with_changeable_fields(old: configs.Config, new: configs.Config) -> configs
 
 
 class Run:
-    """What a run says of itself: its first lines, its checkpoints' record, its samples and held-out evaluations."""
+    """A training run: its summary, the record of its checkpoints, its samples and held-out evaluations."""
 
     def __init__(self, model: Model, workdir: pathlib.Path, images: data.Dataset, key, interrupt):
         self.config, self.model, self.workdir = model.config, model, workdir
@@ -146,7 +146,7 @@ class Run:
         print("          the time left is said as soon as the first steps are compiled and done", flush=True)
 
     def check_consistent(self, start: int, meta: Mapping[str, Any]) -> None:
-        """Makes sure that the data are those that the run was trained on, as `meta`, its checkpoint's, says.
+        """Checks that the data are those that the run was trained on, by `meta` of its checkpoint.
 
         And that all processes have the same config, checkpoint and data, of which a hundred images vouch.
 
@@ -165,21 +165,21 @@ class Run:
             return
         train = self.images.train
         seen = np.ascontiguousarray(train[:: max(1, len(train) // 100)])
-        said = {
+        facts = {
             "config": configs.to_json(self.config),
             "newest checkpoint": str(start),
             "shape of data": f"{train.shape}",
         }
         process.check_equal_across_processes(
-            {name: text.encode() for name, text in said.items()} | {"training images": seen.tobytes()}
+            {name: text.encode() for name, text in facts.items()} | {"training images": seen.tobytes()}
         )
 
     def should_stop(self, stop_received: bool) -> bool:
-        """Whether to end after this step: asked for here, or, of several processes, heard by all in the same step."""
+        """True to end after this step: by a signal here; of several processes, by one all received in this step."""
         return stop_received if jax.process_count() > 1 else self.interrupt.requested
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What a checkpoint says of itself."""
+        """The metadata of a checkpoint."""
         return {
             "step": step,
             "config": dataclasses.asdict(self.config),
@@ -191,7 +191,7 @@ class Run:
 
     @property
     def image_record(self) -> dict[str, Any]:
-        """What every image is, and what labels are called."""
+        """The record of the images: shape, levels, type, format, names of labels."""
         return {
             "shape": list(self.images.train.shape[1:]),
             "levels": self.images.levels,
@@ -203,25 +203,25 @@ class Run:
 
     @functools.cached_property
     def untrained_labels(self) -> list[int]:
-        """Labels that the network can be told and that no training image has."""
+        """Labels that the network has and no training image."""
         labels = self.train_conditions.labels
         return [] if labels is None else np.setdiff1d(np.arange(self.config.net.num_classes), labels).tolist()
 
     @functools.cached_property
     def data_record(self) -> dict[str, Any]:
-        """What is trained on: the number of images, and digests of them and of what the network is told of them."""
-        said, train = self.train_conditions, self.images.train
+        """The record of the data: the number of images, digests of them and of their conditions."""
+        conditions, train = self.train_conditions, self.images.train
         found: dict[str, Any] = {"images": len(train), "pixels": digests.digests(train)}
-        if said.labels is not None:
-            found["labels"] = {"all": digests.digest(said.labels)}
-        if said.text_rows is not None:
-            found["texts"] = {"all": digests.digest(said.tokens, said.text_rows)}
+        if conditions.labels is not None:
+            found["labels"] = {"all": digests.digest(conditions.labels)}
+        if conditions.text_rows is not None:
+            found["texts"] = {"all": digests.digest(conditions.tokens, conditions.text_rows)}
         if self.config.condition.paired:
-            found["beside"] = digests.digests(said.images)
+            found["beside"] = digests.digests(conditions.images)
         return found
 
     def sample_and_evaluate(self, step: int, params) -> dict[str, Any]:
-        """Draws a grid of samples, says what they look like and evaluates held-out images; nothing, if interrupted."""
+        """Draws a grid of samples, prints monitors of them and evaluates held-out images; {} if interrupted."""
         config, levels = self.config, self.images.levels
         parts = []
         inputs = tiles.SamplerInputs(params, self.model.times, self.model.scalars())
@@ -267,12 +267,12 @@ class Run:
         }
 
     def sample_conditions(self, indices: np.ndarray):
-        """What the samples of training are told: image i what is said of held-out image i, and so on round them."""
+        """The conditions of the samples during training: image i has those of held-out image i, cyclically."""
         return self.held_out_conditions.gather_first_text(np.asarray(indices, np.int64) % len(self.images.test))
 
     @functools.cached_property
     def reference(self) -> monitors.Reference:
-        """What samples are compared with: the training images, as training sees them.
+        """The reference of the monitors: the training images, as training sees them.
 
         Of those that are not in memory, so many, evenly spread, as take a quarter of a GiB.
         """

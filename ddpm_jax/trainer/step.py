@@ -108,7 +108,7 @@ def parallelise(step, pixels_axis: int | None, devices: Sequence[Any] | None = N
 
 
 def _scan_steps(step, streamed: bool, platform: str):
-    """As many steps, one after the other, as there are indices [k, b] for; `streamed` pixels are [k, b, ...]."""
+    """k consecutive steps for indices [k, b]; `streamed` pixels are [k, b, ...]."""
 
     def steps(key, state, bad, pixels, indices, conditions):
         def scan_body(carry, each):
@@ -130,7 +130,7 @@ def _scan_steps(step, streamed: bool, platform: str):
 
 
 def stop_flag(stop: bool):
-    """What one of several processes says with a step to all, on each of its devices; None if it is alone."""
+    """The stop flag that each of several processes sends with a step, once per device; None for one process."""
     return np.full(jax.local_device_count(), stop, np.float32) if jax.process_count() > 1 else None
 
 

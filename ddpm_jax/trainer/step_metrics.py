@@ -1,32 +1,39 @@
-"""The watch over a run's steps: their metrics, and what is done about bad ones."""
+"""Training metrics, and the record of steps that were not finite."""
 
 import collections
 import hashlib
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from ddpm_jax import config as configs
-from ddpm_jax import process, tracking
+from ddpm_jax import data, process, tracking, training
+from ddpm_jax.guidance import Condition
 
 _MAX_PENDING = 2
-"""Calls whose metrics are not waited for: as many can be in the devices' queue."""
+"""Calls in flight before `add` waits for the oldest."""
 
 
 class StepMetrics:
-    """Collects the metrics of the steps, a call or two late so that the devices never wait, and notices bad ones.
+    """Logs training metrics to metrics.jsonl without waiting for the devices, and counts consecutive skipped steps.
+
+    A step is skipped if its loss or gradient is not finite.
+
+    Args:
+        workdir: the run's folder.
+        start: the last step of the checkpoint; lines of later steps are dropped from the file.
 
     Attributes:
-        stop_received: whether one of several processes has spread the word to stop, see `trainer.parallelise`.
-        has_evaluation: whether the file has what was seen in samples and held-out images after the step `start`;
-            where another process writes it, True.
+        stop_received: True if one of several processes has asked all to stop, see `trainer.parallelise`.
+        has_evaluation: True if the file has the evaluation of the step `start`; also where another process writes it.
     """
 
-    def __init__(self, config: configs.Config, workdir: pathlib.Path, start: int):
+    def __init__(self, config: configs.Config, workdir: pathlib.Path, start: int) -> None:
         self.config, self.workdir = config, workdir
         self.file = tracking.MetricsLog(workdir / "metrics.jsonl", start, active=process.is_main_process())
         self.has_evaluation = not process.is_main_process() or any(
@@ -40,14 +47,15 @@ class StepMetrics:
         self.clock = time.perf_counter()
 
     @property
-    def too_many_skipped(self) -> bool:
-        """Whether too many steps in a row were skipped."""
+    def skip_limit_reached(self) -> bool:
+        """True if the last `optim.max_skipped` steps were all skipped."""
         return len(self.skipped_in_a_row) >= self.config.optim.max_skipped
 
-    def add(self, step: int, metrics, indices: np.ndarray) -> None:
-        """Takes in the metrics of k steps, `step` the last, still on the device, and their images [k, batch].
+    def add(self, step: int, metrics: dict[str, jax.Array], indices: np.ndarray) -> None:
+        """Queues the metrics [k, ...] of k steps, still on the device, and their images' indices [k, batch].
 
-        To hear of bad steps late does no harm: after too many the devices take no more (see `trainer.train_step`).
+        `step` is the last of the steps.  Late detection is harmless: after `optim.max_skipped` the devices skip every
+        step, see `trainer.train_step`.
         """
         self.batch_digest.update(np.asarray(indices, "<i4").tobytes())
         self.pending.append((step, metrics, indices))
@@ -55,14 +63,14 @@ class StepMetrics:
             self._collect_oldest()
 
     def flush(self) -> None:
-        """Waits for all metrics."""
+        """Waits for all queued metrics and collects them; writes nothing."""
         while self.pending:
             self._collect_oldest()
 
     def write_metrics(self, step: int) -> dict[str, Any]:
-        """Writes the mean since the last line to metrics.jsonl and returns it.
+        """Writes and returns a line of metrics.jsonl: means over the steps since the last one that were not skipped.
 
-        "seen" witnesses the images of these steps: the first 16 hexadecimal digits of the sha256 of their indices in
+        "seen" identifies the images of these steps: the first 16 hexadecimal digits of the sha256 of their indices in
         the training split, batch after batch, as little-endian int32.
         """
         self.flush()
@@ -82,26 +90,38 @@ class StepMetrics:
         self.collected, self.batch_digest, self.clock = [], hashlib.sha256(), time.perf_counter()
         return line
 
-    def write_evaluation(self, step: int, values: dict[str, float]) -> None:
-        """Writes a line of its own; the time it took does not count as training."""
+    def write_evaluation(self, step: int, evaluate: Callable[[], dict[str, Any]]) -> None:
+        """Evaluates and writes a line of the results, if there are any; its time does not count as training."""
+        start = time.perf_counter()
+        values = evaluate()
         if values:
             self.file.write({"step": step, **values})
-        self.clock = time.perf_counter()
+        self.clock += time.perf_counter() - start
 
-    def dump_nonfinite(self, state, images, conditions) -> int:
-        """Leaves a record from which the first bad step can be taken again, and says so.
+    def dump_nonfinite(
+        self, state: training.TrainState, dataset: data.Dataset, gather: Callable[[np.ndarray], Condition]
+    ) -> int:
+        """Writes a record from which the first skipped step can be replayed, prints how, and returns exit status 3.
 
         Args:
-            conditions: indices -> what is said of these images, see `said.DatasetConditions.gather`.
+            gather: indices -> the conditions of these images, see `DatasetConditions.gather`.
         """
         step, indices = self.skipped_in_a_row[0]
         path = self.workdir / f"nonfinite-step-{step}.npz"
         leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(state.params))[0]
         arrays = {"params" + jax.tree_util.keystr(where): leaf for where, leaf in leaves}
-        said = {f"said.{name}": leaf for name, leaf in conditions(indices)._asdict().items() if leaf is not None}
+        condition = {f"said.{name}": leaf for name, leaf in gather(indices)._asdict().items() if leaf is not None}
         if not process.is_main_process():  # the others have seen the same
             return 3
-        np.savez(path, step=step, indices=indices, images=images.train[indices], levels=images.levels, **arrays, **said)
+        np.savez(
+            path,
+            step=step,
+            indices=indices,
+            images=dataset.train[indices],
+            levels=dataset.levels,
+            **arrays,
+            **condition,
+        )
         print(f"train: loss or gradient not finite in {len(self.skipped_in_a_row)} steps in a row, "
               f"the first being step {step}; "
               "stopped. Checkpoints are as they were. To take that step again, layer by layer: "
@@ -109,12 +129,15 @@ class StepMetrics:
         return 3
 
     def _collect_oldest(self) -> None:
+        """Fetches the oldest queued metrics, one row per step; drops the steps after the limit of skipped ones."""
         last, metrics, indices = self.pending.popleft()
         values = jax.device_get(metrics)
         self.stop_received |= bool(values.pop("stop", 0))
-        for i, taken in enumerate(indices):
-            if self.too_many_skipped:
+        for i, step_indices in enumerate(indices):
+            if self.skip_limit_reached:
                 break
             self.collected.append({name: value[i] for name, value in values.items()})
             skipped = self.collected[-1]["skipped"]
-            self.skipped_in_a_row = [*self.skipped_in_a_row, (last - len(indices) + 1 + i, taken)] if skipped else []
+            self.skipped_in_a_row = (
+                [*self.skipped_in_a_row, (last - len(indices) + 1 + i, step_indices)] if skipped else []
+            )

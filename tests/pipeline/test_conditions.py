@@ -94,7 +94,7 @@ def test_data_that_do_not_say_what_the_network_is_told_are_refused(config, chang
         ({"text": {"layers": 1, "width": 10, "heads": 4}}, "text.width must be a multiple of text.heads"),
         ({"condition": {"dropout": 1.0}}, r"condition.dropout must lie in \[0, 1\), got 1.0"),
         ({"condition": {"templates": ["a {}"]}}, "condition.templates are texts, and text.layers 0 reads none"),
-        ({"sampling": {"guidance": 2.0}}, "guidance 2 needs a network that is told labels or texts"),
+        ({"sampling": {"guidance": 2.0}}, "guidance 2 needs a network with labels or texts"),
         ({"sampling": {"guidance": float("inf")}}, r"guidance must lie in \[-1e6, 1e6\], got inf"),
         (
             {"sampling": {"guidance": 2.0}, "net": {"num_classes": 3}, "condition": {"dropout": 0.0}},
@@ -123,7 +123,7 @@ def test_labels_are_asked_for_by_name_or_number(home, run_folder):
         ask("ten")
     with pytest.raises(ValueError, match="--label is one for all images and --labels several"):
         ask("1", "2,3")
-    with pytest.raises(ValueError, match="this run's network was not told any"):
+    with pytest.raises(ValueError, match="this run's network takes none"):
         plain = pipeline.Pipeline(run_folder, step=None, weights="ema", sampling={})
         pipeline.parse_request(flags.ConditionOptions("1"), flags.SamplingOptions(), plain)
     with pytest.raises(ValueError, match="--guidance 2 needs something to go for"):
@@ -160,7 +160,7 @@ def test_a_name_is_found_in_either_form_of_its_accents():
 def test_what_moves_a_cursor_is_escaped_where_it_is_said():
     asked = pipeline.ConditionRequest((0, 1), ("x\x1b[2J",), (ConditioningImage("a\x1b.png", "", None),))
     told = asked.describe(("a\x1b[31m", "caf\u00e9"))
-    assert told == r"labels 'a\x1b[31m', caf\u00e9 and texts 'x\x1b[2J' and beside 'a\x1b.png'".replace(
+    assert told == r"labels 'a\x1b[31m', caf\u00e9 and texts 'x\x1b[2J' and images 'a\x1b.png'".replace(
         "\\u00e9", "\u00e9"
     )
     with pytest.raises(ValueError, match=r"\('a\\x1b', b\)"):
@@ -180,12 +180,12 @@ def test_labels_that_no_training_image_had_are_refused():
     [
         (pipeline.ConditionRequest((1,)), tiny_run.CONFIG, "labels are asked for, and this run's network"),
         (pipeline.ConditionRequest((), ("x",)), tiny_run.CONFIG,
-         "a text is given, and this run's network was not told any"),
+         "a text is given, and this run's network takes none"),
         (pipeline.ConditionRequest((10,)), TOLD, "label 10 is asked for, and this run knows 0 to 9"),
         (pipeline.ConditionRequest((), ("x" * 30,)), TOLD, "a text of 30 bytes where 24 is the most"),
         (
             pipeline.ConditionRequest(), dataclasses.replace(TOLD, condition=configs.Condition(dropout=0.0)),
-            "always told something .*say which images to draw",
+            "never unconditional .*give a label or a text",
         ),
     ],
 )  # fmt: skip
@@ -246,7 +246,7 @@ def test_the_bound_is_of_the_network_that_is_told_nothing(home):
     denoise = model(home).denoiser(model(home).params)
     found = jax.eval_shape(denoise, np.zeros((2, 8, 8, 1), np.float32), np.int32(5))
     assert found.x0.shape == (2, 8, 8, 1)
-    with pytest.raises(ValueError, match="network that is told nothing, and images are asked for"):
+    with pytest.raises(ValueError, match="for the unconditional network, and a condition is requested"):
         model(home).with_request(pipeline.ConditionRequest((1,))).denoiser(model(home).params)
 
 

@@ -113,7 +113,7 @@ def test_a_manifest_makes_them_again_unless_a_file_has_changed(home, tmp_path):
     (tmp_path / "a.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"--inpaint: there is no file .*a\.png"):
         pipeline.edit_from_manifest(model(home), manifest)
-    with pytest.raises(ValueError, match="the manifest is damaged in what it says of edits"):
+    with pytest.raises(ValueError, match="the manifest is damaged in its record of an edit"):
         pipeline.edit_from_manifest(model(home), manifest | {"edit": {"flags": {"paint": 1}, "sha256": {}}})
 
 

@@ -108,7 +108,11 @@ def test_pairs_stay_pairs_when_they_are_mirrored(home):
 @pytest.mark.parametrize(
     ("there", "channels", "text"),
     [
-        ("there.npz", 0, r"images \(8, 8, 2\), and \(8, 8, 1\) are to be shown.*--condition.paired-channels"),
+        (
+            "there.npz",
+            0,
+            r"images \(8, 8, 2\), and \(8, 8, 1\) are the conditioning images.*--condition.paired-channels",
+        ),
         ("few.npz", 1, "30 training and 8 held-out images.*cannot be pairs"),
     ],
 )
@@ -150,12 +154,12 @@ def test_other_images_than_the_network_sees_are_refused(home, run_folder):
         asked(model(home), "large.png")
     with pytest.raises(FileNotFoundError, match=r"--image: there is no file .*none.png"):
         asked(model(home), "none.png")
-    with pytest.raises(ValueError, match="sees another image beside its own: give --image FILE"):
+    with pytest.raises(ValueError, match="takes a conditioning image: give --image FILE"):
         next(model(home).draw(seed=0, start=0, num=1))
-    with pytest.raises(ValueError, match="sees another image beside its own: give --image FILE"):
+    with pytest.raises(ValueError, match="takes a conditioning image: give --image FILE"):
         model(home).denoiser(model(home).params)
     plain = pipeline.Pipeline(run_folder, step=None, weights="ema", sampling={})
-    with pytest.raises(ValueError, match="this run's network sees no other one beside its own"):
+    with pytest.raises(ValueError, match="this run's network takes no conditioning image"):
         asked(plain, "small.png")
 
 

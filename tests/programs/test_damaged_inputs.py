@@ -165,6 +165,8 @@ def test_a_damaged_manifest_is_named(home, trained):
     path.write_text(text[:-30])
     shown = run("sample.py", home / "run", "--verify", path, status=2)
     assert shown.stderr.strip().startswith(f"sample: {path} is not a manifest, or damaged: ")
+    shown = run("sample.py", home / "run", "--verify", path.parent, status=2)
+    assert f"Is a directory: '{path.parent}'" in shown.stderr
     path.write_text(json.dumps(json.loads(text) | {"seed": 9}))
     (home / "drawn2" / "samples.npz").write_bytes(b"PK")
     shown = run("sample.py", home / "run", "--verify", path, status=1)

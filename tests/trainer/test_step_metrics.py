@@ -1,6 +1,7 @@
-"""What surrounds the training step of a run: its times, and the watch over steps that were skipped."""
+"""The times of a step's examples, and the metrics of steps: skipped ones, and the time that evaluations take."""
 
 import dataclasses
+import time
 
 import numpy as np
 import tiny_run
@@ -31,7 +32,29 @@ def test_only_skipped_steps_in_a_row_are_too_many(tmp_path):
         metrics = {**zeros, "grad_norm": np.ones(1), "skipped": np.array([skipped])}
         watch.add(step, metrics, np.arange(8)[None])
     watch.flush()
-    assert not watch.too_many_skipped and [step for step, _ in watch.skipped_in_a_row] == [7, 8]
+    assert not watch.skip_limit_reached and [step for step, _ in watch.skipped_in_a_row] == [7, 8]
     watch.add(9, {**zeros, "grad_norm": np.ones(1), "skipped": np.ones(1, int)}, np.arange(8)[None])
     watch.flush()
-    assert watch.too_many_skipped and watch.skipped_in_a_row[0][0] == 7
+    assert watch.skip_limit_reached and watch.skipped_in_a_row[0][0] == 7
+
+
+def test_an_evaluation_between_two_lines_takes_no_time_of_training(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    metrics = trainer.StepMetrics(CONFIG, tmp_path, 0)
+    row = {"quarter_share": np.full((1, 4), 0.25), "quarter_loss": np.zeros((1, 4)), "loss": np.ones(1)}
+
+    def steps(count):
+        for _ in range(count):
+            now[0] += 0.5
+            metrics.add(1, row | {"grad_norm": np.ones(1), "skipped": np.zeros(1, int)}, np.arange(8)[None])
+
+    def evaluate():
+        now[0] += 100
+        return {"held_out_loss": 1.0}
+
+    steps(6)
+    metrics.write_evaluation(6, evaluate)
+    steps(4)
+    line = metrics.write_metrics(10)
+    assert line["steps_per_s"] == 2 and line["images_per_s"] == 16
