@@ -33,13 +33,14 @@ class AttentionBlock(nn.Module):
     groups: int = 32
     eps: float = 1e-6
     head_channels: int = 0
+    forward_mode: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> the same, of any spatial axes.  Memory B heads (HW)^2."""
         b, *sides, c = x.shape
         pixels, heads = math.prod(sides), head_count(c, self.heads, self.head_channels)
-        norm = GroupNorm(dtype=self.dtype, groups=self.groups, eps=self.eps, name="norm")
+        norm = GroupNorm(False, self.eps, self.dtype, self.groups, self.forward_mode, name="norm")
         normed = jnp.reshape(norm(x), (b, pixels, c))
         q, k, v = (Dense(c, name=name, dtype=self.dtype)(normed) for name in ("q", "k", "v"))
         mixed = jnp.reshape(attend(q, k, v, heads), x.shape)
@@ -58,13 +59,14 @@ class CrossAttention(nn.Module):
     groups: int = 32
     eps: float = 1e-6
     head_channels: int = 0
+    forward_mode: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, context: Array, mask: Array) -> jax.Array:
         """x [B, H, W, C] of any spatial axes, context [B, L, D], mask [B, L], True for tokens that count -> as x."""
         b, *sides, c = x.shape
         pixels, heads = math.prod(sides), head_count(c, self.heads, self.head_channels)
-        norm = GroupNorm(dtype=self.dtype, groups=self.groups, eps=self.eps, name="norm")
+        norm = GroupNorm(False, self.eps, self.dtype, self.groups, self.forward_mode, name="norm")
         normed = jnp.reshape(norm(x), (b, pixels, c))
         position = nn.Dense(c, use_bias=False, dtype=self.dtype, name="where")(position_features(sides, self.dtype))
         q = Dense(c, name="q", dtype=self.dtype)(normed) + jnp.reshape(position, (1, pixels, c))

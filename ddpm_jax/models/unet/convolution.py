@@ -1,6 +1,7 @@
 """Convolutions of 3, and what doubles the size before one; of any number of spatial axes."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -29,6 +30,7 @@ class Conv(nn.Module):
         scale: of the kernel's initial variance.
         padding: of an even size for stride 2: "end" pads at the bottom and the right alone, as TensorFlow does,
             "both" on all sides, as PyTorch's padding=1 does.
+        forward_mode: see `network.UNet`.
     """
 
     features: int
@@ -36,13 +38,14 @@ class Conv(nn.Module):
     scale: float = 1.0
     padding: Padding = "end"
     dtype: DTypeLike = jnp.float32
+    forward_mode: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H/stride, W/stride, features], likewise of one or three spatial axes."""
         kernel, bias = _parameters(self, x, self.scale)
-        x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
-        return add_bias(x, bias)
+        convolution = _conv_general_dilated if self.forward_mode else convolve
+        return add_bias(convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding), bias)
 
 
 class UpsampleConv(nn.Module):
@@ -50,14 +53,19 @@ class UpsampleConv(nn.Module):
 
     features: int
     dtype: DTypeLike = jnp.float32
+    forward_mode: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, 2H, 2W, features], likewise of one or three spatial axes."""
         kernel, bias = _parameters(self, x)
+        plain = functools.partial(upsample_then_convolve, convolution=_conv_general_dilated)
         # on a TPU alone: a CPU multiplies with the zeros, and of GPUs nothing is known
         out = jax.lax.platform_dependent(
-            x.astype(self.dtype), kernel, tpu=fused_upsample_convolve, default=upsample_then_convolve
+            x.astype(self.dtype),
+            kernel,
+            tpu=fused_upsample_convolve,
+            default=plain if self.forward_mode else upsample_then_convolve,
         )
         return add_bias(out, bias)
 
@@ -78,7 +86,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding 
     return _convolve_with_vjp(x, kernel, stride, padding)
 
 
-def _conv_general_dilated(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+def _conv_general_dilated(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "end") -> jax.Array:
+    """`convolve` with JAX's own derivatives, forward ones, too."""
     axes = num_spatial_axes(x)
     zeros = "SAME" if padding == "end" else [(1, 1)] * axes
     return jax.lax.conv_general_dilated(x, kernel, (stride,) * axes, zeros, dimension_numbers=_dimension_numbers(axes))
@@ -121,9 +130,11 @@ def _kernel_gradient(stride, padding, x, kernel, dy):
 _convolve_with_vjp.defvjp(_forward, _backward)
 
 
-def upsample_then_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def upsample_then_convolve(
+    x: jax.Array, kernel: jax.Array, convolution: Callable[[jax.Array, jax.Array], jax.Array] = convolve
+) -> jax.Array:
     """`upsample_nearest` x [B, H, W, C], then the convolution with a kernel [3, 3, C, D], in x's dtype."""
-    return convolve(upsample_nearest(x), kernel.astype(x.dtype))
+    return convolution(upsample_nearest(x), kernel.astype(x.dtype))
 
 
 def fused_upsample_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -108,13 +108,15 @@ class Downsample(nn.Module):
     with_conv: bool = True
     dtype: DTypeLike = jnp.float32
     padding: Padding = "end"
+    forward_mode: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H/2, W/2, C], for H and W even; likewise of one or three spatial axes."""
         if not self.with_conv:
             return average_pool(x)
-        return Conv(x.shape[-1], stride=2, padding=self.padding, dtype=self.dtype, name="conv")(x)
+        conv = Conv(x.shape[-1], 2, 1.0, self.padding, self.dtype, self.forward_mode, name="conv")
+        return conv(x)
 
 
 class Upsample(nn.Module):
@@ -122,11 +124,14 @@ class Upsample(nn.Module):
 
     with_conv: bool = True
     dtype: DTypeLike = jnp.float32
+    forward_mode: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, 2H, 2W, C], likewise of one or three spatial axes."""
-        return UpsampleConv(x.shape[-1], self.dtype, name="conv")(x) if self.with_conv else upsample_nearest(x)
+        if not self.with_conv:
+            return upsample_nearest(x)
+        return UpsampleConv(x.shape[-1], self.dtype, self.forward_mode, name="conv")(x)
 
 
 Resize = Callable[[jax.Array], jax.Array]
@@ -154,6 +159,7 @@ class ResnetBlock(nn.Module):
     eps: float = 1e-6
     time_conditioning: TimeConditioning = "add"
     resize: Resize | None = None
+    forward_mode: bool = False
 
     @nn.compact
     def __call__(
@@ -165,22 +171,24 @@ class ResnetBlock(nn.Module):
         """
         parts = x if isinstance(x, tuple) else (x,)
         c, axes, dtype = self.out_channels, num_spatial_axes(parts[0]), self.dtype
-        norm = functools.partial(GroupNorm, swish=True, dtype=dtype, groups=self.groups, eps=self.eps)
+        numerics = {"dtype": dtype, "forward_mode": self.forward_mode}
+        norm = functools.partial(GroupNorm, swish=True, groups=self.groups, eps=self.eps, **numerics)
+        conv = functools.partial(Conv, c, **numerics)
         h = norm(name="norm1")(parts)
         if self.resize is not None:
             h, parts = self.resize(h), tuple(map(self.resize, parts))
-        h = Conv(c, dtype=dtype, name="conv1")(h)
+        h = conv(name="conv1")(h)
         if self.time_conditioning == "add":
             h = h + jnp.expand_dims(Dense(c, name="temb_proj", dtype=dtype)(nn.swish(temb)), range(1, axes + 1))
             h = norm(name="norm2")(h)
         else:
             h = norm(name="norm2")(h, Dense(2 * c, name="temb_proj", dtype=dtype)(nn.swish(temb)))
         h = dropout(h, dropout_keys, self.dropout, self.dropout_index)
-        h = Conv(c, scale=NEAR_ZERO, dtype=dtype, name="conv2")(h)
+        h = conv(scale=NEAR_ZERO, name="conv2")(h)
         if sum(part.shape[-1] for part in parts) == c:
             return jnp.concatenate(parts, axis=-1) + h
         if self.conv_shortcut:
-            return Conv(c, dtype=dtype, name="conv_shortcut")(jnp.concatenate(parts, axis=-1)) + h
+            return conv(name="conv_shortcut")(jnp.concatenate(parts, axis=-1)) + h
         return Dense(c, dtype=dtype, name="nin_shortcut")(parts) + h
 
 

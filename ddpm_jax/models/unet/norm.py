@@ -169,24 +169,32 @@ _group_norm_with_vjp.defvjp(_group_norm_forward, _group_norm_backward)
 _group_norm = jax.jit(_group_norm_with_vjp, static_argnums=(3, 4, 5, 6))  # so traced once for each shape
 
 
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _plain_group_norm(parts, scale, bias, groups, eps, swish, dtype):
+    """`_group_norm` with JAX's own derivatives, forward ones, too."""
+    return _group_norm_forward(parts, scale, bias, groups, eps, swish, dtype)[0]
+
+
 class GroupNorm(nn.Module):
     """Group normalisation (arXiv:1803.08494) over groups of consecutive channels, then swish if asked.
 
     Statistics are float32 (float64 for float64) and in two passes, so that a mean of thousands of standard deviations
     does no harm; of bfloat16 on a TPU in one pass, where that has digits enough.  The gradient is written by hand: it
     keeps only the input, and may itself be differentiated in reverse or by `jax.jvp`; the forward pass, by `jax.grad`
-    and `jax.vjp` alone.
+    and `jax.vjp` alone, but with `forward_mode`.
 
     Attributes:
         groups: how many, see `group_count`.
         eps: added to the variance, in squared units of the input.
         dtype: of the result; the input's if None.
+        forward_mode: see `network.UNet`.
     """
 
     swish: bool = False
     eps: float = 1e-6
     dtype: DTypeLike | None = None
     groups: int = 32
+    forward_mode: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array | tuple[jax.Array, ...], modulation: jax.Array | None = None) -> jax.Array:
@@ -201,4 +209,5 @@ class GroupNorm(nn.Module):
             factor, shift = jnp.split(modulation.astype(wide), 2, axis=-1)
             scale, bias = scale * (1 + factor), bias * (1 + factor) + shift
         dtype = jnp.dtype(parts[0].dtype if self.dtype is None else self.dtype)
-        return _group_norm(parts, scale, bias, group_count(channels, self.groups), self.eps, self.swish, dtype)
+        normalise = _plain_group_norm if self.forward_mode else _group_norm
+        return normalise(parts, scale, bias, group_count(channels, self.groups), self.eps, self.swish, dtype)

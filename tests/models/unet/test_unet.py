@@ -582,6 +582,29 @@ def test_bfloat16_computes_and_float32_remembers():
     assert jax.eval_shape(half.apply, params, x.astype(jnp.bfloat16), t).dtype == jnp.float32
 
 
+@pytest.mark.parametrize("options", [{}, {"resample": "block", "num_classes": 2, "context_dim": 3}])
+def test_forward_mode_agrees_with_reverse_mode(options):
+    """<w, J v> = <J' w, v>, J being the derivative by the image and the parameters; and the outputs are the same."""
+    net = UNet(8, (1, 2), 1, (4,), groups=4, out_channels=2, dtype=jnp.float64, **options)
+    draw, t = np.random.default_rng(0), np.array([1, 7])
+    x, w = draw.standard_normal((2, 2, 8, 8, 2))
+    given = {"label": np.array([0, 1]), "context": draw.standard_normal((2, 3, 3))} if options else {}
+
+    def derivatives(primals, along, w):
+        plain = net.clone(forward_mode=True)
+        y, forward = jax.jvp(lambda params, x: plain.apply(params, x, t, **given), primals, along)
+        usual, back = jax.vjp(lambda params, x: net.apply(params, x, t, **given), *primals)
+        reverse = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (back(w), along)), strict=True))
+        return y, usual, jnp.vdot(w, forward), reverse
+
+    with precision("float64"):
+        shapes = jax.eval_shape(net.init, from_seed(0), x, t, **given), x
+        primals, along = (jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape) / 3, shapes) for _ in range(2))
+        y, usual, forward, reverse = jax.jit(derivatives)(primals, along, w)
+    np.testing.assert_allclose(y, usual, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(forward, reverse, rtol=1e-10)
+
+
 def test_float64_images_come_back_as_float64():
     with precision("float64"):
         x, t = np.zeros((1, 8, 4, 2)), np.ones(1, int)
