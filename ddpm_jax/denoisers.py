@@ -1,11 +1,11 @@
-"""What may be done to an estimate between the network and the sampler: each is a closure around a `Denoiser`.
+"""Closures around a `Denoiser`: clipping, dynamic thresholding, epsilon scaling.
 
-They keep x_t = signal_t x0 + noise_t eps: what changes one of the two derives the other again.  The order in which a
-program applies them is scaling first and a limit last, so that what a sampler meets lies within the limit:
+Each keeps x_t = signal_t x0 + noise_t eps: it changes one of the two and derives the other from it.  Apply scaling
+first and a limit last, so that the sampler's x0 lies within the limit:
 
     denoise = gaussian.denoiser(schedule, net)
-    denoise = estimates.scale_eps(schedule, denoise, 1.017)
-    denoise = estimates.limit_x0(schedule, denoise, estimates.dynamic_threshold(99.5))
+    denoise = denoisers.scale_eps(schedule, denoise, 1.017)
+    denoise = denoisers.limit_x0(schedule, denoise, denoisers.dynamic_threshold(99.5))
 """
 
 from typing import Protocol
@@ -25,7 +25,7 @@ class Limit(Protocol):
 
 
 def limit_x0(schedule: Schedule, denoise: Denoiser, limit: Limit) -> Denoiser:
-    """The denoiser with x0 brought within a limit, and eps = (x_t - signal_t x0) / noise_t derived again from it."""
+    """The denoiser with x0 limited, and eps = (x_t - signal_t x0) / noise_t derived from it."""
 
     def limited_denoise(x_t: jax.Array, t: jax.Array) -> Estimate:
         check_times(schedule, t)
@@ -38,7 +38,7 @@ def limit_x0(schedule: Schedule, denoise: Denoiser, limit: Limit) -> Denoiser:
 
 
 def clip(x0: jax.Array) -> jax.Array:
-    """x0 with each component brought into [-1, 1]: the limit of DDPM's own code, `gaussian.denoiser`'s clip."""
+    """x0 with each component clipped to [-1, 1]: the limit of DDPM's own code, `gaussian.denoiser`'s clip."""
     return jnp.clip(x0, -1, 1)
 
 
@@ -66,11 +66,10 @@ def dynamic_threshold(percentile: float) -> Limit:
 
 
 def scale_eps(schedule: Schedule, denoise: Denoiser, factor: float | jax.Array) -> Denoiser:
-    """The denoiser with eps divided by a factor, and x0 = (x_t - noise_t eps) / signal_t derived again from it.
+    """Epsilon scaling: the denoiser with eps divided by a factor, and x0 = (x_t - noise_t eps) / signal_t.
 
-    Ning et al. (arXiv:2308.15321): a network meets its own errors in a chain, and there overestimates the noise; at
-    100 steps on CIFAR-10 they divide by 1.017.  To be applied to a denoiser without a limit: the network's own eps is
-    meant, not one that a clipped x0 implies.
+    Ning et al. (arXiv:2308.15321): in sampling a network overestimates the noise, as its inputs have its own errors; at
+    100 steps on CIFAR-10 they divide by 1.017.  For a denoiser without a limit: the eps of a clipped x0 is another one.
 
     Args:
         factor: a number, or a column [T+1] with the factor of each t.  Where signal_t is 0, x0 is not finite.

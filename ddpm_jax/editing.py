@@ -1,13 +1,13 @@
-"""Sampling that begins from images: known pixels, a picture to start from, pictures taken back to noise.
+"""Image editing: inpainting, image-to-image, inversion and interpolation.
 
-Each is a `Sampler` around a sampler or a `Denoiser` around a denoiser, so each goes with the others and any network:
+Each is a `Sampler` around a sampler or a `Denoiser` around a denoiser, so they combine with each other and any network:
 
-    inpainting           known pixels written into the chain after every step (RePaint), with times that go back up
-    condition_on_pixels  known pixels as a condition of the denoiser: what it predicts of the others follows from them
-    sdedit               a chain that starts from a noised picture instead of from noise (SDEdit)
-    ddim_inverse         the deterministic chain backwards, from a picture to the noise that it comes from
+    inpainting           RePaint: known pixels are set after every step, and times may go back up
+    condition_on_pixels  the denoiser conditioned on known pixels
+    sdedit               SDEdit: the reverse process from a noised image instead of from noise
+    ddim_inverse         the deterministic reverse process backwards, from an image to its noise
 
-A mask is True where a pixel is known.  Known pixels come out as they went in, to the bit.
+A mask is True where a pixel is known.  Known pixels are kept exactly.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,8 +28,7 @@ KNOWN_STREAM, FORWARD_STREAM, REPEAT_STREAM = 2**32 - 1, 2**32 - 2, 2**32 - 3
 
 
 class RePaintState(NamedTuple):
-    """A `State` of a chain that may rise: how often it has, forward_steps [], and the inner_state of the
-    sampler within."""
+    """A `State` with the number of forward steps so far, forward_steps [], and the inner sampler's state."""
 
     x: jax.Array
     x0: jax.Array
@@ -39,20 +38,19 @@ class RePaintState(NamedTuple):
 
 
 def inpainting(schedule: Schedule, sampler: Sampler, known: jax.Array, mask: jax.Array) -> Sampler:
-    """The sampler with known pixels written into the chain: after each step to s they are drawn from q(x_s | known).
+    """RePaint: the sampler with known pixels drawn from q(x_s | known) after each step to s; `known` itself at s = 0.
 
-    At s = 0 they are `known` itself.  Times may rise (`repaint_times`): from t to a later s the whole image takes one
-    step of the forward process, x_s ~ q(x_s | x_t), no network is asked, and the sampler within begins anew.  RePaint
-    (Lugmayr et al., arXiv:2201.09865), algorithm 1; as there, the step to s does not know what is written afterwards,
-    so that the other pixels fit their surroundings only by being noised and denoised again.  What bias is left where
-    the answer is known is in docs/editing.md; `condition_on_pixels` has none there.
+    Times may rise (`repaint_times`): from t to a later s the whole image takes one step of the forward process,
+    x_s ~ q(x_s | x_t), without a function evaluation, and the inner sampler starts afresh.  Lugmayr et al.
+    (arXiv:2201.09865), algorithm 1.  As there, a step to s does not use the known pixels at s, so the others fit them
+    only after they are noised and denoised again.  docs/editing.md measures the bias for data of a known law;
+    `condition_on_pixels` has none there.
 
-    No noise is drawn twice: passes after the n-th rise have keys
-    fold_in(fold_in(key_i, REPEAT_STREAM), n).  A mask without known pixels leaves a falling chain as it is without
-    `inpainting`.
+    No noise is drawn twice: after the n-th forward step the keys are fold_in(fold_in(key_i, REPEAT_STREAM), n).  If no
+    pixel is known and times fall, the samples are those of the inner sampler.
 
     Args:
-        known: [B, ...] or [1, ...] images, data units; what is under the rest of the mask does not matter.
+        known: [B, ...] or [1, ...] images, data units; pixels outside the mask are not used.
         mask: bool, True where known; its shape broadcasts to the images'.
 
     Raises:
@@ -87,19 +85,19 @@ def inpainting(schedule: Schedule, sampler: Sampler, known: jax.Array, mask: jax
 
 
 def repaint_times(times: np.ndarray, *, jump: int, repeats: int) -> np.ndarray:
-    """The times of a chain that goes over each of its stretches so many times: int32, falling but for the jumps up.
+    """RePaint's times: int32, falling but for the jumps up, after which each stretch is sampled again.
 
-    Wherever a multiple of `jump` steps is left before the last one, the chain goes back up by `jump` steps and comes
-    down again, until it has come down `repeats` times.  The schedule of RePaint (Lugmayr et al., arXiv:2201.09865,
-    figure 9 in its appendix), but that a way up is one step, which has the same law.
+    Wherever a multiple of `jump` steps is left before the last one, times go back up by `jump` steps and fall again,
+    until they have fallen `repeats` times.  The schedule of Lugmayr et al. (arXiv:2201.09865, figure 9 in its
+    appendix), but with one step up for each jump, which has the same law.
 
     Args:
         times: [n+1] falling integers, e.g. `samplers.times(T, n)`.
-        jump: steps up, at least 1.  A chain of no more steps than that is not gone over again.
-        repeats: 1 is the chain itself.
+        jump: steps up, at least 1; no more than jump steps are not repeated.
+        repeats: 1 leaves the times as they are.
 
     Returns:
-        Times for a sampler that takes rises; network calls are `num_function_evaluations(times)`.
+        Times for a sampler that allows forward steps; see `num_function_evaluations`.
 
     Raises:
         ValueError: if jump or repeats is below 1.
@@ -117,29 +115,29 @@ def repaint_times(times: np.ndarray, *, jump: int, repeats: int) -> np.ndarray:
 
 
 def num_function_evaluations(times: np.ndarray) -> int:
-    """How many of the steps between these times fall: each is a call of the network, a rise is none."""
+    """The number of steps to a smaller time: each is one function evaluation (NFE), a forward step is none."""
     return int((np.diff(times) < 0).sum())
 
 
 def condition_on_pixels(
     schedule: Schedule, denoise: Denoiser, known: jax.Array, mask: jax.Array, *, iterations: int = 5, clip: bool = False
 ) -> Denoiser:
-    """The denoiser for images of which some pixels are known: E[x_0 | x_t, known] in the place of E[x_0 | x_t].
+    """The denoiser of images with known pixels: E[x_0 | x_t, known] instead of E[x_0 | x_t].
 
     By Tweedie's formula the covariance of x_0 given x_t is C = (noise_t^2 / signal_t) d x_0_hat / d x_t, and with H the
-    choice of the known pixels
+    projection to the known pixels
 
         x_0 = x_0_hat + C H' (H C H')^-1 (known - H x_0_hat)
 
-    which is exact for Gaussian data of any mean and covariance, at every t.  So any sampler of it draws, up to what it
-    gets wrong of any law, from the law of the data given these pixels, with no times gone over again.  Pseudoinverse
-    guidance (Song et al., ICLR 2023) takes a constant for H C H'; here the system is solved by conjugate gradients.
+    which is exact for Gaussian data of any mean and covariance, at every t.  So any sampler draws, up to its own error,
+    from the law of the data given these pixels, without repeated times.  Pseudoinverse guidance (Song et al., ICLR
+    2023) takes a constant for H C H'; here the system is solved by conjugate gradients.
 
     Args:
         denoise: should not clip, where its derivatives would vanish.
         known, mask: as in `inpainting`.
-        iterations: of conjugate gradients, each a derivative of the network in reverse mode (two or three calls).
-            Gaussian data of d known pixels need d at most; a network's derivatives are worth few.
+        iterations: of conjugate gradients, each a derivative of the network in reverse mode (the cost of two or three
+            function evaluations).  Gaussian data with d known pixels need d at most, networks few.
         clip: bring x0 into [-1, 1] in the end, as in `gaussian.denoiser`.
 
     Raises:
@@ -172,7 +170,7 @@ def condition_on_pixels(
 
 
 def _conjugate_gradients(operator: Callable[[jax.Array], jax.Array], b: jax.Array, iterations: int) -> jax.Array:
-    """w with operator(w) about b, image by image; an image whose curvature is not positive goes no further."""
+    """w with operator(w) about b, image by image; stops for an image whose curvature is not positive."""
     axes = tuple(range(1, b.ndim))
 
     def dot(u: jax.Array, v: jax.Array) -> jax.Array:
@@ -193,10 +191,10 @@ def _conjugate_gradients(operator: Callable[[jax.Array], jax.Array], b: jax.Arra
 
 
 def sdedit(schedule: Schedule, sampler: Sampler, image: jax.Array) -> Sampler:
-    """The sampler started at x_t = signal_t image + noise_t eps, eps being the x_T that it is given.
+    """SDEdit: the sampler started at x_t = signal_t image + noise_t eps, where eps is the given x_T.
 
-    Run over the times from a strength on (`truncate_times`).  SDEdit (Meng et al., arXiv:2108.01073), algorithm 1, with
-    the sampler's own reverse process.  From t = T this is sampling from noise, but for the share signal_T of the image.
+    Meng et al. (arXiv:2108.01073), algorithm 1, with the sampler's own reverse process, over `truncate_times`.  From
+    t = T this is sampling from noise, but for the share signal_T of the image.
 
     Args:
         image: [B, ...] or [1, ...], data units.
@@ -210,14 +208,14 @@ def sdedit(schedule: Schedule, sampler: Sampler, image: jax.Array) -> Sampler:
 
 
 def truncate_times(times: np.ndarray, strength: float) -> np.ndarray:
-    """The times not above strength times the first of them: what `sdedit` runs over.
+    """SDEdit's times: those of at most strength times the first.
 
     Args:
         times: [n+1] falling integers.
         strength: in (0, 1]; 1 is all of them.
 
     Raises:
-        ValueError: if strength lies outside, or leaves no time to begin at.
+        ValueError: if strength lies outside, or leaves no step.
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength must lie in (0, 1], got {strength}")
@@ -230,18 +228,19 @@ def truncate_times(times: np.ndarray, strength: float) -> np.ndarray:
 
 
 def ddim_inverse(schedule: Schedule, denoise: Denoiser, *, iterations: int = 2) -> Sampler:
-    """The steps of `samplers.ddim` with eta 0 undone: times rise, and a step from t to s gives an x_s that ddim brings
-    to x_t.  That x_s satisfies
+    """DDIM inversion: the inverse of `samplers.ddim` with eta 0, over rising times.
+
+    A step from t to s > t returns an x_s that ddim maps to x_t, the solution of
 
         x_s = signal_s (x_t - noise_t eps_hat(x_s, s)) / signal_t + noise_s eps_hat(x_s, s)
 
-    and is sought by fixed-point iteration from x_s = x_t.  One iteration is the usual inversion (Song et al.,
-    arXiv:2010.02502, section 5.4, with eps_hat asked for s: at the data there is no other); with more the way back
-    ends closer to where it began, see docs/editing.md.  Sampling with clipping cannot be undone at its last step,
-    where it sends many x_s to one x_0; any of them is found.
+    by fixed-point iteration from x_s = x_t.  One iteration is the usual inversion (Song et al., arXiv:2010.02502,
+    section 5.4, with eps_hat at s: at the data there is no other); with more the reconstruction is closer, see
+    docs/editing.md.  With clipping ddim's last step has no inverse, as it maps many x_s to one x_0; any of them is
+    returned.
 
     Args:
-        iterations: calls of the network for each step.
+        iterations: function evaluations for each step.
 
     Raises:
         ValueError: if iterations is below 1.
@@ -267,11 +266,11 @@ def ddim_inverse(schedule: Schedule, denoise: Denoiser, *, iterations: int = 2) 
 def invert(
     schedule: Schedule, denoise: Denoiser, x0: jax.Array, times: np.ndarray | Sequence[int], *, iterations: int = 2
 ) -> jax.Array:
-    """x_T from which `samplers.ddim` with eta 0 makes x_0 over these times, by `ddim_inverse`: [B, ...].
+    """The x_T [B, ...] from which `samplers.ddim` with eta 0 makes x_0 over these times, by `ddim_inverse`.
 
     Args:
         x0: [B, ...] images, data units.
-        times: [n+1] falling integers, as for the way down.
+        times: [n+1] falling integers, as for sampling.
     """
     unused_keys = samplers.image_keys(0, range(x0.shape[0]))  # nothing is drawn
     inverse = ddim_inverse(schedule, denoise, iterations=iterations)
@@ -279,21 +278,21 @@ def invert(
 
 
 def slerp(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
-    """From a (weight 0) to b (weight 1) along the arc between them, each image a single vector: [B, ...].
+    """Spherical interpolation from a (weight 0) to b (weight 1), each image a single vector: [B, ...].
 
         (sin((1 - w) angle) a + sin(w angle) b) / sin(angle)
 
-    Shoemake (1985).  Between two draws of noise, a point of it has the length of a draw, which one of the straight
-    line has not.  Where a and b point the same way, it is the straight line; where one of them is 0, or they point to
-    opposite sides, there is no such arc, and NaN.
+    Shoemake (1985).  Between two draws of noise, points of the arc have the length of a draw, those of the straight
+    line have not.  Where a and b have the same direction, it is the straight line; where one of them is 0, or they have
+    opposite directions, NaN.
 
     Args:
         a, b: [B, ...].
         weight: [B] or [], in [0, 1].
 
     Raises:
-        ValueError: if a and b are not float arrays of one shape, the weight has another one, or one of them is known
-            to be 0.
+        ValueError: if a and b are not float arrays of one shape, the weight has another one, or a numpy array holds an
+            image of zeros.
     """
     gaussian.check_batch(a=a, b=b)
     if jnp.shape(weight) not in ((), a.shape[:1]):
@@ -316,7 +315,7 @@ def _fold_in(keys: jax.Array, number: ArrayLike) -> jax.Array:
 
 
 def _pass_keys(keys: jax.Array, forward_steps: jax.Array) -> jax.Array:
-    """The keys before any rise, and others after each: chosen as data, for a choice among keys counts as their use."""
+    """The keys before any forward step, and others after each; selected as data, as a selection of keys uses them."""
     again = jax.random.key_data(_fold_in(_fold_in(keys, REPEAT_STREAM), forward_steps))
     data = jnp.where(forward_steps == 0, jax.random.key_data(keys), again)
     return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))

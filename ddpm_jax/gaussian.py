@@ -1,15 +1,15 @@
-"""The Gaussian laws of a diffusion, forward and in reverse, and what a network may predict.
+"""The Gaussian laws of a diffusion, forward and reverse, and the quantities that a network may predict.
 
 Every function works on any batch [B, ...]: vectors, sequences, images, volumes.  Times are integers, t the noisier
 and s the cleaner, 0 <= s < t <= T, one for the batch ([]) or one per example ([B]).  With
 
     r = SNR_t / SNR_s        (0 when s is the data, towards 1 when s meets t)
 
-every transition is written with `1 - r = -expm1(log SNR_t - log SNR_s)`, which keeps the digits that `1 - r` would
+every transition is computed from `1 - r = -expm1(log SNR_t - log SNR_s)`, which keeps the digits that `1 - r` would
 lose when s is next to t.
 
-A network's output enters by `estimate`, as the pair (x0, eps), and is trained towards `target`; nothing else in the
-library knows what a network predicts.
+`estimate` converts a network's output to the pair (x0, eps), and `target` is what it is trained towards; nothing else
+in the library depends on the predicted quantity.
 """
 
 import functools
@@ -44,7 +44,7 @@ class Gaussian(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What is known about an x_t: its data, its noise, and (if learned) the mix of the reverse variance."""
+    """The predicted data and noise of an x_t and, if it is learned, the mix of the reverse variance."""
 
     x0: jax.Array
     eps: jax.Array
@@ -132,9 +132,9 @@ def transition(schedule: Schedule, x_s: jax.Array, t: jax.Array, s: jax.Array) -
 
 @_jit_checking_times()
 def posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: jax.Array, s: jax.Array) -> Gaussian:
-    """The law of x_s when both its past x_0 and its future x_t are known.
+    """q(x_s | x_t, x_0): the posterior of x_s given the data and a later x_t.
 
-    With r = SNR_t / SNR_s, which runs from 0 (s is the data) to 1 (s meets t):
+    With r = SNR_t / SNR_s, from 0 (s is the data) to 1 (s = t):
 
         mean = signal_s (1 - r) x_0 + (signal_t / signal_s) (noise_s / noise_t)^2 x_t
         var  = noise_s^2 (1 - r)
@@ -144,8 +144,7 @@ def posterior(schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: jax.Array, s
 
     Args:
         x0, x_t: [B, ...], data units.
-        t, s: [B] or [] integers with 0 <= s < t <= T.  At s = 0 the mean is x_0 and the variance 0: ask for its log
-            and you get -inf.
+        t, s: [B] or [] integers with 0 <= s < t <= T.  At s = 0 the mean is x_0 and the variance 0 (its log is -inf).
 
     Returns:
         mean [B, ...]; var, in squared data units, broadcasting to it.
@@ -167,13 +166,13 @@ def reverse_variance(
 ) -> jax.Array:
     """The variance of p(x_s | x_t): (1 - SNR_t / SNR_s) noise_s^(2 (1 - mix)) noise_t^(2 mix).
 
-    mix 0 is the posterior's variance, the paper's beta-tilde ("fixedsmall"); mix 1 is beta ("fixedlarge"); in between
-    it is the interpolation of logs that Nichol & Dhariwal let a network choose (arXiv:2102.09672, equation 15).
+    mix 0 is the posterior's variance, the paper's beta-tilde ("fixedsmall"); mix 1 is beta ("fixedlarge"); between them
+    logs are interpolated, as with the learned variance of Nichol & Dhariwal (arXiv:2102.09672, equation 15).
     At s = 0 it is beta_1 for mix 1, 0 for every smaller mix and infinite for a larger one.
 
     Args:
         t, s: [B] or [] integers with 0 <= s < t <= T.
-        like: [B, ...] the array that the result will meet.
+        like: [B, ...] the array that the result is combined with.
         variance_mix: a number, or an array that broadcasts to `like`.
 
     Returns:
@@ -190,7 +189,7 @@ def reverse_variance(
 
 @_jit_checking_times("predicts")
 def target(schedule: Schedule, predicts: Predicts, x0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
-    """What a network that predicts `predicts` should say of x_t = q_sample(x0, t, eps).
+    """The correct output for x_t = q_sample(x0, t, eps) of a network that predicts `predicts`.
 
     "eps" is the noise (DDPM section 3.2), "x0" the data, "v" is signal_t eps - noise_t x_0 (Salimans & Ho,
     arXiv:2202.00512), "mean" the mean of q(x_{t-1} | x_t, x_0) (the paper's mu-tilde).
@@ -217,7 +216,8 @@ def estimate(schedule: Schedule, predicts: Predicts, out: jax.Array, x_t: jax.Ar
     """The data and the noise in x_t, from a network's output: the inverse of `target`.
 
     Args:
-        out: [B, ...] the network's output; see `target` for what `predicts` may say.
+        predicts: see `target`.
+        out: [B, ...] the network's output.
         x_t: [B, ...] its input; t: [B] or [] integers in 1..T.
 
     Returns:
@@ -249,12 +249,12 @@ def denoiser(
     clip: bool = False,
     learned_variance: bool = False,
 ) -> Denoiser:
-    """Closes a network over what it predicts: (x_t, t) -> Estimate.
+    """The `Denoiser` of a network, given the quantity that it predicts.
 
     Args:
         net: (x_t [B, ...], t [B]) -> [B, ...]; with a learned variance its last axis is twice as long.
         clip: bring x0 into [-1, 1] and derive eps again from it, as the original does with images when it samples and
-            when it computes bits per dimension (never in a training loss).  Data may lie beyond: then not.
+            when it computes bits per dimension (never in a training loss).  Not for data beyond [-1, 1].
         learned_variance: the second half of the last axis is v in [-1, 1], and mix = (v + 1) / 2
             (arXiv:2102.09672, equation 15; v is not clamped, as in the authors' code).
 
@@ -296,7 +296,7 @@ def split_variance(out: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array
 
 
 def apply_denoiser(denoise: Denoiser, x_t: jax.Array, t: jax.Array) -> Estimate:
-    """denoise(x_t, t), of which nothing has to broadcast to x_t but for the mix.
+    """denoise(x_t, t), its shapes checked.
 
     Raises:
         ValueError: if x0 or eps have another shape than x_t, or the mix is neither [] nor [B, ...].
@@ -337,7 +337,7 @@ def one_minus_snr_ratio(schedule: Schedule, t: jax.Array, s: jax.Array, like: ja
 
 
 def check_batch(*times: jax.Array, **arrays: jax.Array) -> None:
-    """What every function here asks of its arrays: one shape, float32 or float64; times integer, [] or [B]."""
+    """Raises a ValueError unless arrays have one shape [B, ...], float32 or float64, and times [] or [B] are integers."""
     (first, x), *rest = arrays.items()
     for name, a in arrays.items():
         dtype = a.dtype
@@ -356,7 +356,7 @@ def check_batch(*times: jax.Array, **arrays: jax.Array) -> None:
 
 
 def check_times(schedule: Schedule, t: ArrayLike, s: ArrayLike | None = None) -> None:
-    """Refuses times outside 0 <= s < t <= T, where their values are known without asking a device."""
+    """Raises a ValueError for times outside 0 <= s < t <= T, if their values are known without a transfer."""
     known = (int, np.integer, np.ndarray)
     for name, value, least, most in (("t", t, 1, schedule.T), ("s", s, 0, schedule.T - 1)):
         if isinstance(value, known) and np.size(value) and not (least <= np.min(value) and np.max(value) <= most):
@@ -368,7 +368,7 @@ def check_times(schedule: Schedule, t: ArrayLike, s: ArrayLike | None = None) ->
 
 
 def mask_invalid_times(schedule: Schedule, t: jax.Array, s: jax.Array | None = None) -> jax.Array:
-    """The times t, of which those below 1, or not above s, become one that no schedule has: what comes of it is NaN."""
+    """The times t, with T + 1 for those below 1 or not above s: `gather` makes NaN of it."""
     t = jnp.asarray(t)
     if not jnp.issubdtype(t.dtype, jnp.integer):
         raise ValueError(f"times must be integers, got {t.dtype}")
@@ -377,7 +377,7 @@ def mask_invalid_times(schedule: Schedule, t: jax.Array, s: jax.Array | None = N
 
 
 def check_unit_interval(name: str, value: Any) -> None:
-    """Refuses a number that is known and lies outside [0, 1]."""
+    """Raises a ValueError for a number outside [0, 1]; arrays are not checked."""
     if isinstance(value, (int, float, np.number)) and not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {value}")
 

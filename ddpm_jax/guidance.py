@@ -1,8 +1,8 @@
-"""What a network is told besides the noisy image: conditions, how they are dropped in training, and guidance.
+"""Conditions of a network, condition dropout in training, and classifier-free guidance.
 
 A conditional network is a function (x_t, t, condition) -> output.  A condition is any pytree of arrays [B, ...];
 `Condition` is the one of this library's networks.  Closing such a network over a condition gives the `gaussian.Net`
-that everything else takes: samplers, losses and the bound know nothing of conditions.
+that samplers, losses and the bound take.
 """
 
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -28,18 +28,17 @@ class ConditionalNet(Protocol):
 
 
 DROPOUT_STREAM = 0x64726F70
-"""What an example's key is folded with to decide whether its condition is dropped."""
+"""Folded into an example's key to draw whether its condition is dropped."""
 
 
 class Condition(NamedTuple):
-    """What images are to be; a field is None where the network takes none of its kind.
+    """The condition of each image: a label, a text, an encoded text, an image; None if the network does not take it.
 
-    label: [B] integers; num_classes stands for no label.
-    tokens: [B, L] uint8, the bytes of a text, 0 after its end; all 0 is no text (see `text.tokenize`).
-    context: [B, L, D] floats, a text that is encoded already, and mask [B, L], True for the tokens that count; none is
-        no context.
-    mask: see context.
-    image: as the images but for C: another image, for example a coarser one.
+    label: [B] integers; num_classes is the null label.
+    tokens: [B, L] uint8, the bytes of a text, 0 after its end; all 0 is the null text (see `text.tokenize`).
+    context: [B, L, D] floats, an encoded text.
+    mask: [B, L], True for the tokens of the context that count; all False is the null context.
+    image: as the images but for C: a conditioning image, for example of lower resolution.
     """
 
     label: Array | None = None
@@ -50,10 +49,10 @@ class Condition(NamedTuple):
 
 
 def null_condition(condition: Condition, num_classes: int) -> Condition:
-    """The condition of the same shapes that says nothing; an image stays, since no image says "none".
+    """The unconditional condition, of the same shapes; a conditioning image stays, as there is no null image.
 
     Raises:
-        ValueError: if there is a context without a mask, which alone could hide it.
+        ValueError: if there is a context without a mask, which is needed to hide it.
     """
     if condition.context is not None and condition.mask is None:
         raise ValueError("a context without its mask cannot be hidden: give jnp.ones(context.shape[:2], bool)")
@@ -64,15 +63,15 @@ def null_condition(condition: Condition, num_classes: int) -> Condition:
 
 
 def condition_on(net: ConditionalNet, condition: Any) -> Net:
-    """The network that is always told this condition."""
+    """The network closed over a condition."""
     return lambda x_t, t: net(x_t, t, condition)
 
 
 def drop_condition(keys: jax.Array, condition: Tree, null: Tree, rate: float) -> Tree:
-    """The condition with, in a share `rate` of the examples, `null` in its place (arXiv:2207.12598, algorithm 1).
+    """The condition with `null` in its place for a share `rate` of the examples (arXiv:2207.12598, algorithm 1).
 
     Args:
-        keys: [B] typed keys: whether example i is told depends on its own key alone.
+        keys: [B] typed keys; example i is dropped or not by its own key alone.
         condition, null: pytrees of the same structure, of arrays [B, ...] of the same shapes.
         rate: in [0, 1].
 
@@ -80,7 +79,7 @@ def drop_condition(keys: jax.Array, condition: Tree, null: Tree, rate: float) ->
         ValueError: if the rate is not in [0, 1].
     """
     if not 0 <= rate <= 1:
-        raise ValueError(f"rate must lie in [0, 1], got {rate}: it is the share of examples that are not told")
+        raise ValueError(f"rate must lie in [0, 1], got {rate}: it is the share of conditions that are dropped")
     check_keys("keys", keys)
     probability = np.float32(rate)
     dropped = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, DROPOUT_STREAM), probability))(keys)
@@ -88,7 +87,7 @@ def drop_condition(keys: jax.Array, condition: Tree, null: Tree, rate: float) ->
 
 
 def select_examples(mask: jax.Array, on_true: Tree, on_false: Tree) -> Tree:
-    """Example by example, `these` where chosen [B] and `those` elsewhere: pytrees of arrays [B, ...]."""
+    """`on_true` for the examples of the mask [B] and `on_false` for the others, pytrees of arrays [B, ...]."""
 
     def pick(this: jax.Array, that: jax.Array) -> jax.Array:
         return jnp.where(jnp.expand_dims(mask, range(1, that.ndim)), this, that)
@@ -108,16 +107,16 @@ def classifier_free_guidance(
 
         out = scale out(condition) + (1 - scale) out(null)
 
-    So scale 1 is the conditional network, 0 the other one, and more than 1 goes beyond the condition.  It holds for
-    any kind of prediction, all being lines in eps_hat.  A learned variance, whose output has twice the channels, stays
-    that of the condition.  Both outputs come from one call with a doubled batch; at scale 1, and outside of the
-    interval, from one call with the condition alone.
+    Scale 1 is the conditional network, 0 the unconditional one, and more than 1 amplifies the condition.  This holds
+    for every predicted quantity, all being linear in eps_hat.  A learned variance, whose output has twice the channels,
+    stays the conditional one.  Both outputs come from one evaluation with a doubled batch; at scale 1 and outside of
+    the interval only the conditional network is evaluated.
 
     Args:
         condition, null: pytrees of the same structure, of arrays [B, ...].
-        scale: a number, traced or not: no other one needs another compilation.
-        interval: (first, last), times between which, both included, to guide; elsewhere the scale is 1
-            (Kynkäänniemi et al., arXiv:2404.07724).  Traced or not; None is always.
+        scale: a number; if it is traced, a new value needs no compilation.
+        interval: (first, last), the times, both included, with guidance; at others the scale is 1
+            (Kynkäänniemi et al., arXiv:2404.07724).  Traced or not; None is all times.
 
     Raises:
         ValueError: if scale is not a single number.
@@ -143,11 +142,9 @@ def classifier_free_guidance(
                 mean, unconditional = conditional[..., :channels], unconditional[..., :channels]
             w = jnp.expand_dims(scales, range(1, x_t.ndim)).astype(conditional.dtype)
             mixed = w * mean + (1 - w) * unconditional
-            return (
-                mixed
-                if mixed.shape == conditional.shape
-                else jnp.concatenate([mixed, conditional[..., channels:]], axis=-1)
-            )
+            if mixed.shape == conditional.shape:
+                return mixed
+            return jnp.concatenate([mixed, conditional[..., channels:]], axis=-1)
 
         return jax.lax.cond((scales == 1).all(), unguided, with_guidance)
 
@@ -155,7 +152,7 @@ def classifier_free_guidance(
 
 
 def block_average(x: Array, factor: int) -> jax.Array:
-    """The image with the mean of each square of factor x factor pixels (cube, of volumes) in all of its pixels.
+    """The image with each block of factor x factor pixels (a cube, of volumes) replaced by its mean.
 
     Args:
         x: [B, H, W, C], of any spatial axes.
@@ -173,11 +170,11 @@ def block_average(x: Array, factor: int) -> jax.Array:
 
 
 def random_caption(keys: jax.Array, tokens: Array) -> jax.Array:
-    """One of each example's texts, all equally likely.
+    """A text of each example, drawn uniformly.
 
     Args:
-        keys: [B] typed keys: which one depends on an example's own key alone.
-        tokens: [B, K, L] up to K texts of each example, first those that there are and then rows of 0.
+        keys: [B] typed keys; example i's text is drawn from its own key alone.
+        tokens: [B, K, L] up to K texts of each example, then rows of 0.
 
     Returns:
         [B, L].

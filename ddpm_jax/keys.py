@@ -1,14 +1,13 @@
-"""Keys: what a seed and an index become, whatever JAX's settings say.
+"""Random keys: the key of every random stream, as a function of a seed and an index, whatever JAX's settings are.
 
-All keys are of one generator, threefry2x32.  Of the others that JAX has (rbg, unsafe_rbg), a batch is drawn from its
-first key alone, so that no image would depend on its own key and nothing else.
+All keys use one generator, threefry2x32.  JAX's others (rbg, unsafe_rbg) draw a vmapped batch from its first key alone,
+so an image would depend on other keys than its own.
 
-    what                            path of numbers folded into the key of the seed
-    image i                         i, below `MAX_IMAGES`; at x_T then 0, and a step that leaves t then t
-    a run's training                TRAINING_STREAM, split into parameters, steps, order of the data, evaluation
+    stream                          numbers folded into the key of the seed, in this order
+    image i                         i, below `MAX_IMAGES`; then 0 for x_T, t for the step that leaves t
+    a run's training                TRAINING_STREAM, then split into parameters, steps, order of the data, evaluation
     noise of the bound, image i     VLB_STREAM, i
-    noise of interpolation          ENCODING_STREAM, i for image i's, DECODING_STREAM, p for the reverse process of
-                                    pair p
+    noise of interpolation          ENCODING_STREAM, i for image i; DECODING_STREAM, p for the reverse process of pair p
 """
 
 import operator
@@ -21,31 +20,31 @@ from jax.core import Tracer
 GENERATOR = "threefry2x32"
 
 SEED_LIMIT = 2**32
-"""Seeds, and what is folded into a key, are integers from 0 to below this."""
+"""Seeds and the numbers folded into a key are integers in 0 .. SEED_LIMIT - 1."""
 
 TRAINING_STREAM, VLB_STREAM, ENCODING_STREAM, DECODING_STREAM = (SEED_LIMIT - n for n in (1, 2, 3, 4))
 
 MAX_IMAGES = SEED_LIMIT - 16
-"""Images have indices below this; the numbers from here on are for a seed's other streams."""
+"""Upper limit of image indices; larger numbers are for a seed's other streams."""
 
 
 def from_seed(seed: int) -> jax.Array:
-    """The key of a seed: `jax.random.key(seed, impl="threefry2x32")`, of 0 <= seed < 2^32.
+    """The key of a seed, `jax.random.key(seed, impl="threefry2x32")`, 0 <= seed < 2^32.
 
     Raises:
-        ValueError: if the seed is no such integer.  A traced one is taken modulo 2^32.
+        ValueError: if the seed is not such an integer.  A traced seed is taken modulo 2^32.
     """
     words = jnp.asarray([0, check_integer("seed", seed)], jnp.uint32)
     return jax.random.wrap_key_data(words, impl=GENERATOR)
 
 
 def fold_in_each(key: jax.Array, numbers: jax.Array) -> jax.Array:
-    """fold_in(key, n) for each of numbers [B]."""
+    """[B] keys, fold_in(key, n) for each n of numbers [B]."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
 
 
 def check_integer(name: str, value: Any, below: int = SEED_LIMIT) -> Any:
-    """The value, which must be an integer in 0 .. below - 1; of a traced one only its type is known.
+    """The value, if it is an integer in 0 .. below - 1; of a traced value only the type is checked.
 
     Raises:
         ValueError: naming it, if it is not.
@@ -62,11 +61,7 @@ def check_integer(name: str, value: Any, below: int = SEED_LIMIT) -> Any:
 
 
 def check_images(seed: int, start: int, num: int) -> None:
-    """Refuses a seed that is none, or images of it that there are not.
-
-    Raises:
-        ValueError: naming the value.
-    """
+    """Raises a ValueError unless the seed and the indices start .. start + num - 1 of its images are valid."""
     check_integer("seed", seed)
     if start < 0 or num < 1 or start + num > MAX_IMAGES:
         raise ValueError(
@@ -76,11 +71,7 @@ def check_images(seed: int, start: int, num: int) -> None:
 
 
 def check_keys(name: str, keys: jax.Array) -> None:
-    """Refuses what are not typed keys of the generator that gives each image of a batch its own draw.
-
-    Raises:
-        ValueError: naming it.
-    """
+    """Raises a ValueError unless these are typed threefry2x32 keys."""
     if not (isinstance(keys, jax.Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)):
         raise ValueError(f"{name} must be typed (jax.random.key), got {getattr(keys, 'dtype', type(keys).__name__)}")
     if str(jax.random.key_impl(keys)) != GENERATOR:
@@ -91,10 +82,9 @@ def check_keys(name: str, keys: jax.Array) -> None:
 
 
 def example_keys(key: jax.Array, batch: int) -> jax.Array:
-    """One key per example: `key` itself if it holds [B] keys, or key i = fold_in(key, i) from a single one.
+    """One key per example: [B] keys as they are, or fold_in(key, i) of a single key.
 
-    Whatever is drawn for an example is drawn from its own key, so it does not depend on the batch or the device
-    that the example happens to be in.
+    Each example's draws depend on its own key alone, not on its batch or its device.
 
     Raises:
         ValueError: if the key is not a typed key of shape [] or [batch], or of another generator than threefry2x32.
@@ -108,7 +98,7 @@ def example_keys(key: jax.Array, batch: int) -> jax.Array:
 
 
 def split_keys(keys: jax.Array, parts: int) -> list[jax.Array]:
-    """So many independent sets of keys from one: set n has the keys fold_in(keys[i], n).  keys: [B]."""
+    """Independent sets of keys [B] from keys [B]: set n is fold_in(keys[i], n), n = 0 .. parts - 1."""
     check_keys("keys", keys)
     return [jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n) for n in range(parts)]
 

@@ -2,16 +2,16 @@
 
     -log p(x_0)  <=  L_T + sum over s < t of L_s + L_0
 
-    L_T = KL(q(x_T | x_0) || N(0, I))                  the prior: what x_T still says about the data
+    L_T = KL(q(x_T | x_0) || N(0, I))                  the prior: the information about the data left in x_T
     L_s = KL(q(x_s | x_t, x_0) || p(x_s | x_t))        the rate of each reverse step
     L_0 = -log p(x_0 | x_1)                            the distortion, by a decoder of its own
 
 DDPM (arXiv:2006.11239), equation 5 and section 3.3.  Everything is in nats, summed over an example's components;
 `bits_per_dim` converts.
 
-The last step has a variance of its own.  beta-tilde_1 is 0 and has no logarithm; the original puts beta-tilde_2
-there, for both of its fixed variances, and a learned variance runs from beta-tilde_2 to beta_1.  That is a fact
-about the likelihood (samplers add no noise in the last step), so it lives here and nowhere else.
+The last step has a variance of its own.  beta-tilde_1 is 0 and has no logarithm; the original takes beta-tilde_2
+instead, for both of its fixed variances, and a learned variance lies between beta-tilde_2 and beta_1.  This holds for
+the likelihood alone (samplers add no noise in the last step).
 """
 
 from typing import NamedTuple, Protocol
@@ -78,16 +78,16 @@ def vlb(
     decoder_var: float | None = None,
     times: np.ndarray | None = None,
 ) -> VLB:
-    """The bound with every term evaluated, one draw of eps each, by a scan over the chain.
+    """The variational bound with every term evaluated, one draw of eps each, by a scan over the reverse process.
 
     Args:
         key: one key, or [B] keys; the eps of example i at t is drawn from its key and t alone.
-        denoise: what predicts x_0; an `Estimate.variance_mix` it returns takes precedence over `variance_mix`.
+        denoise: an `Estimate.variance_mix` that it returns takes precedence over `variance_mix`.
         x0: [B, ...] data in [-1, 1].
         variance_mix: the reverse variance, 0 for beta-tilde, 1 for beta.
         decoder: log p(x_0 | x_1) component by component, e.g. `decoder_8bit`.
         decoder_var: variance of the decoder's Gaussian; None is the original's (see the module).
-        times: a falling chain T ... 0 of the times to visit, as `samplers.times` makes; None is all of them.
+        times: falling timesteps T ... 0, as of `samplers.times`; None is all of them.
 
     Returns:
         VLB, its terms [len(times) - 1, B].
@@ -124,7 +124,7 @@ def estimate_vlb(
     decoder: Decoder,
     decoder_var: float | None = None,
 ) -> VLBEstimate:
-    """The bound from at most 2 * strata + 1 network calls an example, with the standard error of each estimate.
+    """An estimate of the bound from at most 2 * strata + 1 function evaluations, with its standard error.
 
     L_0 is evaluated.  The steps 2..T are cut into strata, finer at small t where the terms are large; from each
     stratum two independent times are drawn, with an eps each: their mean, times the stratum's length, estimates its
@@ -132,7 +132,7 @@ def estimate_vlb(
 
     Args:
         key: one key, or [B] keys, one per example.
-        strata: how many parts 2..T is cut into (fewer where the smallest would hold no time).
+        strata: number of parts of 2..T (fewer if the smallest would hold no time).
 
     See `vlb` for the other arguments.
     """
@@ -143,7 +143,7 @@ def estimate_vlb(
     low, high = _strata(schedule.T, strata)
 
     def draw(draw_index: int, lo: jax.Array, hi: jax.Array) -> jax.Array:
-        """The terms at a time of each example's own, uniform on lo..hi."""
+        """The terms at one time for each example, uniform on lo..hi."""
         own = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, lo), draw_index))(keys)
         time_keys, eps_keys = split_keys(own, 2)
         t = jax.vmap(lambda k: jax.random.randint(k, (), lo, hi + 1, jnp.int32))(time_keys)
@@ -213,7 +213,7 @@ def vlb_term_from_estimate(
     decoder: Decoder,
     decoder_var: jax.Array | float,
 ) -> jax.Array:
-    """The integrand of one term, [B, ...] nats per component, from what was estimated at x_t.
+    """The integrand of one term, [B, ...] nats per component, from the estimate at x_t.
 
     The means of the two laws differ by signal_s (1 - r) (x_0 - x0_hat) and their variances by the factor
     (noise_t / noise_s)^(2 mix), so
@@ -224,7 +224,7 @@ def vlb_term_from_estimate(
     """
     variance_mix = variance_mix if estimate.variance_mix is None else estimate.variance_mix
     first = jnp.broadcast_to(s, x0.shape[:1]).reshape((-1,) + (1,) * (x0.ndim - 1)) == 0
-    later = jnp.where(jnp.equal(s, 0), 1, s)  # the KL's own branch never sees row 0: its SNR is infinite
+    later = jnp.where(jnp.equal(s, 0), 1, s)  # the KL's own branch never has row 0: its SNR is infinite
     from_t = jnp.where(jnp.equal(s, 0), jnp.minimum(later + 1, schedule.T), t)
     noise_t, noise_s = gather(schedule.noise, from_t, x0), gather(schedule.noise, later, x0)
     w = 2 * variance_mix * jnp.log(noise_t / noise_s)
@@ -235,9 +235,7 @@ def vlb_term_from_estimate(
     var = jnp.asarray(decoder_var, x0.dtype)
     if estimate.variance_mix is not None:
         largest = gather(schedule.noise, jnp.where(jnp.equal(s, 0), t, 1), x0)
-        variance_mix = jnp.where(
-            first, variance_mix, 0.0
-        )  # nor does the decoder's see a mix that its range overflows with
+        variance_mix = jnp.where(first, variance_mix, 0.0)  # nor the decoder's a mix with which its range overflows
         var = jnp.exp((1 - variance_mix) * jnp.log(var) + 2 * variance_mix * jnp.log(largest))
     distortion = -decoder(x0, Gaussian(estimate.x0, var))
     return jnp.where(first, distortion, rate)
@@ -247,7 +245,7 @@ def decoder_variance(schedule: Schedule, chain: np.ndarray | None = None) -> jax
     """The variance of p(x_0 | x_1) in the original: beta-tilde_2, or beta_1 where there is no second step.
 
     Args:
-        chain: a falling chain T ... 0; the second step is then the chain's own. None is every step.
+        chain: falling timesteps T ... 0; the second step is theirs.  None is every step.
     """
     chain = np.arange(schedule.T, -1, -1) if chain is None else chain
     if len(chain) == 2:
@@ -270,9 +268,8 @@ def bits_per_dim(nats: jax.Array, x0: jax.Array) -> jax.Array:
 def discretized_gaussian(levels: int) -> Decoder:
     """The Gaussian's mass on each of `levels` equal bins of [-1, 1], the outer two open: DDPM equation 13.
 
-    By the exact normal CDF, without a floor, to full relative precision: as a difference of log CDFs on the side of
-    the tail, and where the bin is narrow against the standard deviation as density times width with its second-order
-    correction.
+    By the exact normal CDF to full relative precision, without a lower limit: a difference of log CDFs on the side of
+    the tail and, for bins narrow against the standard deviation, density times width with its second-order correction.
 
     Args:
         levels: how many values the data can take: 256 for 8 bits; x_0 must lie on that grid.
@@ -301,10 +298,10 @@ def discretized_gaussian(levels: int) -> Decoder:
 
 
 def discretized_gaussian_tanh(levels: int) -> Decoder:
-    """`discretized_gaussian` as the original computes it, for parity: tanh for the CDF, floored at 1e-12.
+    """`discretized_gaussian` as the original computes it, for parity: tanh for the CDF, at least 1e-12.
 
-    The approximation is off by up to 0.07 nats where log p > -6 and 0.25 where log p > -8, and the floor caps every
-    component at 27.6 nats.
+    The approximation is off by up to 0.07 nats where log p > -6 and 0.25 where log p > -8, and the lower limit caps
+    every component at 27.6 nats.
     """
     width = _bin_width(levels)
 
@@ -341,7 +338,7 @@ def softmax_decoder(levels: int, low: float = -1.0, high: float = 1.0) -> Decode
 
 
 def gaussian_density(x0: jax.Array, p: Gaussian) -> jax.Array:
-    """The log density of the Gaussian itself: the decoder for data that are continuous."""
+    """The log density of the Gaussian itself: the decoder of continuous data."""
     return -0.5 * ((x0 - p.mean) ** 2 / p.var + jnp.log(p.var) + np.log(2 * np.pi))
 
 

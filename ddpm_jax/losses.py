@@ -1,11 +1,11 @@
-"""Training losses, one value per example, and the weightings and times they can be taken with.
+"""Training losses, one value per example, with weightings and distributions of timesteps.
 
 Each loss is a mean over an example's components, so its size does not depend on the image's.  The deterministic
 `denoising_loss` takes times and noise as arguments; `simple_loss`, `variational_loss` and `hybrid_loss` draw them,
-example by example, from one key each: the loss of an example does not depend on the batch it is in.
+example by example, from one key each: the loss of an example does not depend on its batch.
 
-A weighting is a function of log SNR that multiplies the squared error *of x_0*.  In that space every known one is
-finite, and the same function serves a network whatever it predicts:
+A weighting is a function of log SNR that multiplies the squared error *of x_0*.  There every published one is finite,
+and the same function applies to every predicted quantity:
 
     |x_0 - x_0_hat|^2 = |eps - eps_hat|^2 / SNR = |v - v_hat|^2 / (1 + SNR)
 """
@@ -46,7 +46,7 @@ def denoising_loss(
         x0, eps: [B, ...]; t: [B] integers in 1..T.
         weight: None leaves the error of the predicted quantity as it is (L_simple for "eps"); a function of log SNR
             weighs the error of x_0 that it implies.
-        learned_variance: the network's last axis is doubled; the variance half is not looked at.
+        learned_variance: the network's last axis is doubled; the variance half is not used.
 
     Returns:
         [B], mean over components.
@@ -99,7 +99,7 @@ def variational_loss(
     t: jax.Array | None = None,
     eps: jax.Array | None = None,
 ) -> jax.Array:
-    """The bound itself, estimated by one of its terms: T times L_{t-1} at a drawn t, in nats per component.
+    """The bound, estimated by one of its terms: T times L_{t-1} at a drawn t, in nats per component.
 
     Its expectation is the bound without L_T, divided by the number of components.  Nothing is clipped here (the
     original clips when it evaluates, not when it trains).
@@ -161,7 +161,7 @@ def weighted_loss(
 ) -> jax.Array:
     """The weighted variational loss, DDPM equation 12: `variational_weight` times the squared error of the noise.
 
-    It is what of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) depends on the network, in nats per component.
+    The part of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) that depends on the network, in nats per component.
 
     Args:
         x0, eps: [B, ...]; t: [B] integers in 1..T; infinite at t = 1 for every mix below 1.
@@ -175,10 +175,10 @@ def weighted_loss(
 
 
 def variational_weight(schedule: Schedule, t: jax.Array, variance_mix: float = 1.0) -> jax.Array:
-    """1 / (2 std^2) (1 - alpha_t)^2 / ((1 - alpha-bar_t) alpha_t), the weight of the noise's error in the bound.
+    """The weight of the noise's error in the bound, 1 / (2 std^2) (1 - alpha_t)^2 / ((1 - alpha-bar_t) alpha_t).
 
-    std^2 is the reverse variance of `variance_mix`.  For mix = 0 it equals (SNR_{t-1} / SNR_t - 1) / 2, and is infinite
-    at t = 1, where L_0 takes its place.
+    std^2 is the reverse variance of `variance_mix`.  For mix = 0 it equals (SNR_{t-1} / SNR_t - 1) / 2, infinite at
+    t = 1, where the bound has L_0 instead.
 
     Args:
         t: [] or [B] integers in 1..T.
@@ -192,34 +192,34 @@ def variational_weight(schedule: Schedule, t: jax.Array, variance_mix: float = 1
 
 
 def min_snr(gamma: float = 5.0) -> Weight:
-    """min(SNR, gamma): Hang et al. (arXiv:2303.09556)."""
+    """Min-SNR weighting, min(SNR, gamma): Hang et al. (arXiv:2303.09556)."""
     return lambda log_snr: jnp.minimum(jnp.exp(log_snr), gamma)
 
 
 def truncated_snr(least: float = 1.0) -> Weight:
-    """max(SNR, least): Salimans & Ho (arXiv:2202.00512), where least is 1."""
+    """Truncated SNR weighting, max(SNR, least): Salimans & Ho (arXiv:2202.00512), where least is 1."""
     return lambda log_snr: jnp.maximum(jnp.exp(log_snr), least)
 
 
 def snr_plus_one(log_snr: jax.Array) -> jax.Array:
-    """1 + SNR, which for a prediction of v is no weight at all (arXiv:2202.00512)."""
+    """SNR + 1 weighting, the plain squared error of v (arXiv:2202.00512)."""
     return 1 + jnp.exp(log_snr)
 
 
 def snr(log_snr: jax.Array) -> jax.Array:
-    """SNR, which for a prediction of the noise is no weight at all: L_simple in terms of x_0."""
+    """SNR weighting, the plain squared error of the noise: L_simple in terms of x_0."""
     return jnp.exp(log_snr)
 
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
-    """SNR / (k + SNR)^gamma: Choi et al. (arXiv:2204.00227), who write it on the noise's error."""
+    """P2 weighting, SNR / (k + SNR)^gamma: Choi et al. (arXiv:2204.00227), who give the weight of the noise's error."""
     return lambda log_snr: jnp.exp(log_snr - gamma * jnp.log(k + jnp.exp(log_snr)))
 
 
 def draw_times_and_noise(
     key: jax.Array, schedule: Schedule, x0: jax.Array, t: jax.Array | None = None, eps: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Times [B], uniform on 1..T, and standard normal noise [B, ...], each example's from its own key, unless given.
+    """Uniform times [B] in 1..T and standard normal noise [B, ...], from each example's own key; t and eps if given.
 
     Args:
         key: one key, or [B] keys.
@@ -233,31 +233,31 @@ def draw_times_and_noise(
 
 
 def uniform_times(keys: jax.Array, T: int) -> jax.Array:
-    """[B] integers, each uniform on 1..T and drawn from its own key.  keys: [B]."""
+    """[B] independent times, uniform on 1..T, from keys [B]."""
     check_keys("keys", keys)
     return jax.vmap(lambda key: jax.random.randint(key, (), 1, T + 1, jnp.int32))(keys)
 
 
 def stratified_times(key: jax.Array, T: int, index: jax.Array, batch: int) -> jax.Array:
-    """Times that cover 1..T evenly within one batch, each still uniform: t_i = 1 + floor(T ((u + i / B) mod 1)).
+    """Stratified times, each uniform and evenly spread within a batch: t_i = 1 + floor(T ((u + i / B) mod 1)).
 
-    The low-discrepancy sampler of Variational Diffusion Models (arXiv:2107.00630, appendix I.1); it takes the
-    differences between times out of the variance of a batch's loss.
+    The low-discrepancy sampler of Variational Diffusion Models (arXiv:2107.00630, appendix I.1), which lowers the
+    variance of a batch's loss.
 
     Args:
         key: ONE key, the same for the whole batch on all devices; u is drawn from it.
-        index: [b] places of these examples in the global batch; batch: its size B.
+        index: [b] indices i of these examples in the global batch; batch: its size B.
     """
     u = jax.random.uniform(key, dtype=jnp.float32)
     return 1 + jnp.floor(T * jnp.mod(u + index / batch, 1.0)).astype(jnp.int32).clip(0, T - 1)
 
 
 class LossHistory(NamedTuple):
-    """The last losses seen at each time: what importance sampling of t learns from.
+    """The latest losses at each time, for importance sampling of t.
 
     Attributes:
         losses: [T, n] the latest n losses of each t, oldest first; row t - 1 is time t.
-        counts: [T] how many of them are filled.
+        counts: [T] number of valid losses in each row.
     """
 
     losses: jax.Array
@@ -265,12 +265,12 @@ class LossHistory(NamedTuple):
 
 
 def empty_loss_history(T: int, length: int = 10) -> LossHistory:
-    """An empty history."""
+    """An empty history of `length` losses for each of T times."""
     return LossHistory(jnp.zeros((T, length)), jnp.zeros(T, jnp.int32))
 
 
 def record_losses(history: LossHistory, t: jax.Array, losses: jax.Array) -> LossHistory:
-    """The history after one batch, its examples entered in order; NaN in some row for a t that it has not.
+    """The history after one batch, its examples entered in order; a t outside 1..T enters NaN.
 
     Args:
         t, losses: [B].
@@ -316,7 +316,7 @@ def _prediction_loss(
 
 
 def _x0_factor(schedule: Schedule, predicts: Predicts, t: jax.Array, weight: Weight) -> jax.Array:
-    """weight times |x_0 - x_0_hat|^2 / |target - output|^2."""
+    """weight times |x_0 - x_0_hat|^2 / |target - output|^2, [B]."""
     log_snr = schedule.log_snr[t]
     if predicts == "eps":
         return weight(log_snr) * jnp.exp(-log_snr)

@@ -1,11 +1,11 @@
-"""Noise schedules: how much of the data is left after t steps of noise.
+"""Noise schedules: tables of the signal and the noise in x_t.
 
-A schedule is a table.  Row t of its columns says what x_t is made of,
+Row t of a schedule's columns defines x_t:
 
     x_t = signal_t x_0 + noise_t eps,        signal_t^2 + noise_t^2 = 1,
 
-with t = 1..T the paper's steps and row 0 the data itself (signal 1, noise 0).  `t - 1` is therefore always a
-row, and the law of any transition from t to an earlier s follows from two rows.
+with t = 1..T the paper's timesteps and row 0 the data itself (signal 1, noise 0).  So `t - 1` is always a row, and
+two rows define the transition from t to any earlier s.
 
 Tables are built in float64 on the host and kept in float32, or in float64 under `jax_enable_x64`.
 """
@@ -22,12 +22,12 @@ class Schedule(NamedTuple):
     """A noise schedule as a table of T + 1 rows; row 0 is the data, row T the noise.
 
     Attributes:
-        signal: [T+1] what is left of x_0 in x_t: the root of the paper's alpha-bar; row 0 is 1.
+        signal: [T+1] the factor of x_0 in x_t: the root of the paper's alpha-bar; row 0 is 1.
         noise: [T+1] the standard deviation of the noise in x_t; row 0 is 0.
         log_snr: [T+1] log(signal^2 / noise^2), falling from +inf in row 0.
-        log_snr_tail: [T+1] what float32 cut off `log_snr` (zero in float64).  A transition from t to s = t - 1
-            rests on the difference of two neighbouring rows, which is a hundred times smaller than the rows:
-            with the tail it keeps seven digits, without it four.
+        log_snr_tail: [T+1] the rounding error of `log_snr` in float32 (zero in float64).  A transition from t to
+            s = t - 1 needs the difference of two neighbouring rows, a hundred times smaller than the rows: with the
+            tail it has seven digits, without it four.
     """
 
     signal: jax.Array
@@ -54,12 +54,12 @@ class Schedule(NamedTuple):
 
 
 def gather(column: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
-    """Row t of a column, in the dtype of `like` and shaped to multiply it; NaN where there is no such row.
+    """Row t of a column, in the dtype of `like` and shaped to broadcast to it; NaN where there is no such row.
 
     Args:
         column: [T+1] a column of a schedule.
         t: [] or [B] integers in 0..T.
-        like: [B, ...] the array that the result will meet.
+        like: [B, ...] the array that the result is combined with.
 
     Returns:
         [B, 1, ...] for t of shape [B], [] for t of shape [].
@@ -73,14 +73,14 @@ def log_snr_ratio(schedule: Schedule, t: jax.Array, s: jax.Array, like: jax.Arra
 
     Args:
         t, s: [] or [B] integers in 0..T.
-        like: [B, ...] the array that the result will meet.
+        like: [B, ...] the array that the result is combined with.
     """
     difference = gather(schedule.log_snr, t, like) - gather(schedule.log_snr, s, like)
     return difference + (gather(schedule.log_snr_tail, t, like) - gather(schedule.log_snr_tail, s, like))
 
 
 def from_betas(betas: np.ndarray) -> Schedule:
-    """The schedule whose step t adds noise of variance beta_t: alpha-bar_t = (1 - beta_1) ... (1 - beta_t).
+    """The schedule of given betas, the noise variances of its steps: alpha-bar_t = (1 - beta_1) ... (1 - beta_t).
 
     DDPM (arXiv:2006.11239), section 2.
 
@@ -129,7 +129,7 @@ def from_log_snr(f: Callable[[np.ndarray], np.ndarray], T: int) -> Schedule:
 
 
 def linear(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
-    """beta_t rises linearly from beta_1 to beta_T: the schedule of DDPM, section 4.
+    """Linear schedule of DDPM, section 4: beta_t rises linearly from beta_1 to beta_T.
 
     The ends are not rescaled with T.  The convention beta * 1000 / T of later code is
     `linear(T, 1e-4 * 1000 / T, 0.02 * 1000 / T)`.
@@ -139,7 +139,7 @@ def linear(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedul
 
 
 def cosine(T: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
-    """alpha-bar_t falls as cos^2: f(t / T) / f(0), f(u) = cos^2((u + offset) / (1 + offset) pi / 2).
+    """Cosine schedule: alpha-bar_t = f(t / T) / f(0), f(u) = cos^2((u + offset) / (1 + offset) pi / 2).
 
     Each beta is at most max_beta.  Nichol & Dhariwal (arXiv:2102.09672), equation 17.
     """
@@ -150,7 +150,7 @@ def cosine(T: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Sch
 
 
 def quad(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
-    """The root of beta_t rises linearly: the original's "quad"."""
+    """Quadratic schedule, the original's "quad": the root of beta_t rises linearly."""
     check_steps(T)
     if not (beta_1 > 0 and beta_T > 0):
         raise ValueError(f"beta_1 and beta_T must be positive, got {beta_1} and {beta_T}")
@@ -158,43 +158,43 @@ def quad(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
 
 
 def const(T: int = 1000, beta: float = 0.02) -> Schedule:
-    """The same beta in every step: the original's "const"."""
+    """Constant schedule, the original's "const": the same beta in every step."""
     check_steps(T)
     return from_betas(np.full(T, beta, np.float64))
 
 
 def jsd(T: int = 1000) -> Schedule:
-    """beta_t = 1 / (T - t + 1), the original's "jsd" (Sohl-Dickstein et al., arXiv:1503.03585).
+    """The original's "jsd" schedule, beta_t = 1 / (T - t + 1) (Sohl-Dickstein et al., arXiv:1503.03585).
 
-    beta_T is 1: nothing of the data is left in x_T, and no x_0 can be had there from a prediction of the noise.
+    beta_T is 1: x_T has no signal, so a prediction of the noise gives no x_0 at T.
     """
     check_steps(T)
     return from_betas(1.0 / np.linspace(T, 1, T, dtype=np.float64))
 
 
 def warmup10(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
-    """beta_t rises linearly over the first tenth and then stays at beta_T: the original's "warmup10"."""
+    """The original's "warmup10" schedule: beta_t rises linearly over the first tenth and then stays at beta_T."""
     return _warmup(T, 0.1, beta_1, beta_T)
 
 
 def warmup50(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Schedule:
-    """beta_t rises linearly over the first half and then stays at beta_T: the original's "warmup50"."""
+    """The original's "warmup50" schedule: beta_t rises linearly over the first half and then stays at beta_T."""
     return _warmup(T, 0.5, beta_1, beta_T)
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
-    """The schedule rescaled so that no signal is left at T, and as much as before at t = 1.
+    """The schedule rescaled to zero signal at T, with the same signal at t = 1.
 
         signal_1 (signal_t - signal_T) / (signal_1 - signal_T)
 
-    Lin et al. (arXiv:2305.08891), algorithm 1.  No x_0 can be had at T from a prediction of the noise: predict v or x0.
+    Lin et al. (arXiv:2305.08891), algorithm 1.  A prediction of the noise gives no x_0 at T: predict v or x0.
 
     Raises:
         ValueError: if there is a single step.
     """
     check_steps(schedule.T, least=2)
     log_snr = np.asarray(schedule.log_snr, np.float64) + np.asarray(schedule.log_snr_tail, np.float64)
-    signal = np.exp(-0.5 * np.logaddexp(0, -log_snr))  # whose digits float32 does not cut off
+    signal = np.exp(-0.5 * np.logaddexp(0, -log_snr))  # to float64 precision, which schedule.signal does not have
     rescaled = signal[1] * (signal[1:] - signal[-1]) / (signal[1] - signal[-1])
     return from_betas(1 - (rescaled / np.append(1.0, rescaled[:-1])) ** 2)
 
@@ -208,13 +208,13 @@ def _warmup(T: int, fraction: float, beta_1: float, beta_T: float) -> Schedule:
 
 
 def check_steps(T: int, least: int = 1) -> None:
-    """Refuses a T that is not an integer of at least so many."""
+    """Raises a ValueError unless T is an integer of at least `least`."""
     if isinstance(T, bool) or not isinstance(T, (int, np.integer)) or T < least:
         raise ValueError(f"T must be an integer of at least {least}, got {T!r}")
 
 
 def _table(signal: np.ndarray, noise: np.ndarray, log_snr: np.ndarray) -> Schedule:
-    """Rows 1..T in float64 -> the whole table, in the precision that JAX keeps."""
+    """The table, with row 0 and in JAX's precision, of rows 1..T in float64."""
     log_snr = np.concatenate([[np.inf], log_snr])
     rounded = log_snr.astype(jax.dtypes.canonicalize_dtype(np.float64))  # by numpy, as this may run inside a jit
     finite = np.isfinite(log_snr)

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, and how far it is."""
+"""Tracking of a run: metrics.jsonl and a progress bar."""
 
 import json
 import math
@@ -15,21 +15,21 @@ _BLOCK = 1 << 16  # bytes
 class MetricsLog:
     """A file of metrics, one strict JSON object per line.
 
-    Strict JSON has no word for NaN and infinities: they are written as null.  A line is on its way to the disk when
-    `write` returns, and a last line that a killed process left incomplete is dropped.  Of a file that is there only the
-    end is read, from the last line back to the first of the step `start`: steps rise.
+    NaN and infinities, which strict JSON does not have, are written as null.  A line is flushed when `write` returns;
+    an incomplete last line of a killed process is dropped.  Of an existing file only the end is read, from the last
+    line back to the first of the step `start`, as steps rise.
 
     Args:
         path: the file; made at the first line.
-        start: the step from which a run goes on: lines of later steps, which it will write again, are dropped first.
+        start: the step from which a run is resumed: lines of later steps, which it will write again, are dropped.
             None keeps them all.
-        active: whether to touch the file at all: with several processes, only the first does.
+        active: whether to use the file at all: of several processes, only the main one does.
 
     Attributes:
         start_rows: the lines of the step `start`, the last one first.
 
     Raises:
-        ValueError: if a line of those that are read is not a JSON object.
+        ValueError: if one of the lines read is not a JSON object.
     """
 
     def __init__(self, path: str | os.PathLike[str], start: int | None = None, *, active: bool = True):
@@ -37,13 +37,11 @@ class MetricsLog:
         self.start_rows: list[dict[str, Any]] = []
         if not active or not self.path.exists():
             return
-        stays, apart = 0, b""  # where what stays ends, and lines behind it that are of no step
+        stays, apart = 0, b""  # the end of what is kept, and later lines without a step, kept too
         with self.path.open("r+b") as file:
             for at, line in _lines_from_end(file):
-                row, after = (
-                    _parse_row(line, lambda at=at: f"{path}, line {_line_number(file, at)}"),
-                    at + len(line) + 1,
-                )
+                row = _parse_row(line, lambda at=at: f"{path}, line {_line_number(file, at)}")
+                after = at + len(line) + 1
                 step = row.get("step", start)
                 if start is None or step < start:
                     stays = stays or after
@@ -81,14 +79,13 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """How far a loop is: a bar on a terminal, otherwise a plain line now and then.
+    """Progress of a loop: a bar on a terminal, otherwise a plain line every `interval` seconds.
 
-    The rate is counted from the first update on, because what comes before it is mostly compilation.
+    The rate is counted from the first update on, as the time before it is mostly compilation.
 
     Args:
-        total: where the loop ends.
-        start: where it begins.
-        unit: what is counted.
+        total, start: last and first count of the loop.
+        unit: name of what is counted.
         stream: where to write; None is sys.stderr.
         interval: seconds between plain lines; the first and the last update always give one.
         active: whether to write at all.
@@ -114,7 +111,7 @@ class Progress:
             self.bar = tqdm(total=total, initial=start, unit=f" {unit}", file=self.stream, dynamic_ncols=True)
 
     def update(self, done: int, values: Mapping[str, Any]) -> None:
-        """Says that `done` of the total are done; of the values, "loss" is shown."""
+        """Shows that `done` of the total are done and, of the values, "loss"."""
         loss = values.get("loss")
         shown = [] if loss is None else [f"loss {float(loss):.4f}"]
         now, (first, then) = time.monotonic(), self.started
@@ -149,7 +146,7 @@ def stage_progress(*, delay: float = 2.0, stream: TextIO | None = None, active: 
     """A function that shows one `Progress` after the other.
 
     Args:
-        delay: seconds before a stage is shown at all; a short one stays silent.
+        delay: seconds before a stage is shown at all.
         stream, active: as of `Progress`.
     """
     seen: dict[str, float] = {}
@@ -168,7 +165,7 @@ def stage_progress(*, delay: float = 2.0, stream: TextIO | None = None, active: 
 
 
 def format_duration(seconds: float) -> str:
-    """A time to read: "42 s", "7 min 05 s", "1 h 03 min", "2 d 05 h".
+    """A duration as text: "42 s", "7 min 05 s", "1 h 03 min", "2 d 05 h".
 
     Raises:
         ValueError: if it is negative or not finite.
@@ -188,7 +185,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _lines_from_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The complete lines of a file from the last one on, each with the place where it begins."""
+    """The complete lines of a file from the last to the first, each with its offset."""
     offset, held = file.seek(0, os.SEEK_END), b""
     while offset:
         size = min(_BLOCK, offset)
@@ -204,7 +201,7 @@ def _lines_from_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def _line_number(file: BinaryIO, offset: int) -> int:
-    """Which line begins at a place of a file."""
+    """The number of the line at an offset of a file."""
     file.seek(0)
     return file.read(offset).count(b"\n") + 1
 

@@ -1,7 +1,7 @@
-"""The training step as a pure function, and what it carries from one step to the next.
+"""The training step as a pure function, its state, and the optimizer.
 
 The state holds arrays only.  Step n draws everything from fold_in(key, n), and example i of its global batch from
-fold_in of that with i: neither the number of devices nor where a run was interrupted changes what it sees.
+fold_in of that with i, so results depend neither on the number of devices nor on interruptions.
 """
 
 import functools
@@ -25,14 +25,7 @@ _T = TypeVar("_T")
 
 
 class TrainState(NamedTuple):
-    """Everything that a run needs in order to go on.
-
-    Attributes:
-        step: [] int32, the steps taken.
-        params: the network's parameters.
-        ema: their moving average, of the same structure.
-        opt_state: the optimizer's state.
-    """
+    """The state of training: step [] int32, parameters, their exponential moving average, and the optimizer's state."""
 
     step: jax.Array
     params: Params
@@ -61,7 +54,7 @@ class TrainStep(Protocol):
 def init(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step.  Its parameters and average are copies: a donated state owns its buffers."""
 
-    def copy(tree: _T) -> _T:  # with its dtype said outright: a weakly typed leaf would compile the step twice
+    def copy(tree: _T) -> _T:  # with an explicit dtype: a weakly typed leaf would compile the step twice
         return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype), tree)
 
     return TrainState(jnp.zeros((), jnp.int32), copy(params), copy(params), optimizer.init(copy(params)))
@@ -77,19 +70,19 @@ def optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """Adam on gradients of global norm at most `clip`, its rate rising linearly over `warmup` steps.
+    """Adam with linear warm-up, cosine decay and gradient clipping by global norm.
 
     DDPM, appendix B and its code: the first step of a warm-up has the rate 0.  The original clips on each core before
     it averages; here the mean gradient is clipped, as every later implementation does.
 
     Args:
         warmup: steps until the full rate; 0 starts with it.
-        decay: steps, those of the warm-up included, after which the rate is 0, having fallen as a cosine
-            (arXiv:1608.03983); 0 keeps it, as the original does.
+        decay: steps, warm-up included, until the rate is 0, after a cosine (arXiv:1608.03983); 0 keeps the full rate,
+            as the original does.
         clip: largest global norm; None never clips.
 
     Raises:
-        ValueError: if a number lies outside its range, or the rate would have to fall before it has risen.
+        ValueError: if a number lies outside its range, or decay is not longer than warmup.
     """
     if not 0 <= learning_rate < math.inf:
         raise ValueError(f"learning_rate must be 0 or a positive number, got {learning_rate}")
@@ -112,12 +105,12 @@ def optimizer(
 
 
 def ema_update(ema: Params, params: Params, decay: jax.Array | float) -> Params:
-    """decay * ema + (1 - decay) * params, as a correction of ema, which rounds less."""
+    """The moving average decay * ema + (1 - decay) * params, computed as a correction of ema, which rounds less."""
     return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
 
 
 def ema_warmup(decay: float) -> Callable[[jax.Array], jax.Array]:
-    """min(decay, (1 + n) / (10 + n)) at step n: an average over the last tenth or so of a run that is still short.
+    """The decay min(decay, (1 + n) / (10 + n)) at step n: early on, an average over about the last tenth of the steps.
 
     Without it a decay of 0.9999 still holds 37 % of the initial weights after 10,000 steps.
     """
@@ -134,22 +127,21 @@ def make_step(
     platform: str | None = None,
     has_aux: bool = False,
 ) -> TrainStep:
-    """One optimization step: (key, state, batch) -> (state, metrics), pure; `jit` it, or `pmap` it with `axis_name`.
+    """The training step, a pure function; `jit` it, or `pmap` it with `axis_name`.
 
     A step whose loss or gradient is not finite changes nothing but the step number, and reports `skipped` = 1.
 
     Args:
-        loss_fn: (params, keys [b], batch) -> the mean loss, a scalar (with `has_aux` also a dict of arrays, averaged
-            over micro-batches and devices).  The batch is a tree of arrays [b, ...]; keys[i] belongs to example i.
+        loss_fn: a `LossFn`, or with `has_aux` a `LossFnWithAux`; keys[i] is for example i.
         optimizer: any optax transformation.
         ema_decay: a number, or a function of the step number, e.g. `ema_warmup(0.9999)`.
-        accumulate: how many micro-batches the device's batch is cut into, one after the other.
+        accumulate: number of micro-batches of a device's batch, computed one after the other.
         axis_name: the axis of `pmap` over which the global batch is spread, device after device.
         platform: the one that the step is compiled for, such as "cpu"; None is JAX's default.
 
     Returns:
-        The step.  Its metrics: `loss`, `grad_norm` (before clipping), `skipped`, and what loss_fn adds.  `key` is the
-        run's own and the same in every step.
+        The step.  Its metrics: `loss`, `grad_norm` (before clipping), `skipped`, and those of loss_fn.  Its `key` is
+        the same in every step.
 
     Raises:
         ValueError: if ema_decay is a number outside [0, 1), or accumulate not an integer of at least 1.
@@ -184,7 +176,7 @@ def make_step(
 
 
 def step_keys(key: jax.Array, step: jax.Array | int, indices: jax.Array) -> jax.Array:
-    """fold_in(fold_in(key, step), i): the keys of the examples at places i of the whole batch of step 0, 1, ..."""
+    """The keys of a step's examples, fold_in(fold_in(key, step), i) for indices i in the global batch."""
     check_keys("key", key)
     return fold_in_each(jax.random.fold_in(key, check_integer("step", step)), indices)
 

@@ -1,13 +1,12 @@
-"""Reverse processes: from noise to data, by one scan over falling times.
+"""Samplers: reverse processes from noise to data, by one scan over falling times.
 
 A sampler is a pair of pure functions, as an optax transformation is:
 
     init(x, t)               -> state                 before the first step
     step(keys, state, t, s)  -> state                 one transition from t to an earlier s
 
-Any increasing strides are just another array of times; a schedule is never respaced.  Image i depends on its own key
-and on nothing else: all its noise comes from fold_in(key_i, t), t being the time a step leaves, and its x_T from
-fold_in(key_i, 0).
+Other strides are another array of times; a schedule is never respaced.  Image i depends on its own key alone: the noise
+of the step that leaves t comes from fold_in(key_i, t), and x_T from fold_in(key_i, 0).
 """
 
 from ddpm_jax.samplers.chain import (

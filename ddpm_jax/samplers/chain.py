@@ -1,4 +1,4 @@
-"""States, samplers, and the one scan over times that every chain is."""
+"""The sampler type, its state, and sampling by one scan over times."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -44,7 +44,7 @@ class StepFn(Protocol):
 
 
 class State(NamedTuple):
-    """Where a chain is: x = x_t [B, ...], the x_0 predicted on the way to it [B, ...], and t []."""
+    """The state of a reverse process: x = x_t [B, ...], the x_0 predicted in the last step [B, ...], and t []."""
 
     x: jax.Array
     x0: jax.Array
@@ -54,7 +54,7 @@ class State(NamedTuple):
 class Sampler(NamedTuple):
     """A pair of pure functions, init(x, t) -> state and step(keys, state, t, s) -> state.
 
-    allows_forward_steps: whether it also steps to an s > t, as what is built around samplers may; else times must fall.
+    allows_forward_steps: whether it also steps to an s > t, as `editing.inpainting` does; else times must fall.
     """
 
     init: InitFn
@@ -63,12 +63,12 @@ class Sampler(NamedTuple):
 
 
 def init_state(x: jax.Array, t: jax.Array) -> State:
-    """The `init` of a sampler that remembers nothing."""
+    """The `init` of a one-step sampler."""
     return State(x, jnp.zeros_like(x), t)
 
 
 def image_keys(seed: int, indices: Iterable[int]) -> jax.Array:
-    """[B] keys, the one of image i being fold_in(key(seed), i), of the generator threefry2x32.
+    """[B] keys of images: fold_in(key(seed), i) for image i, of the generator threefry2x32.
 
     Raises:
         ValueError: if the seed is not an integer in 0..2^32 - 1, or an index not one below
@@ -79,7 +79,7 @@ def image_keys(seed: int, indices: Iterable[int]) -> jax.Array:
 
 
 def step_noise(keys: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
-    """Standard normal [B, ...], image i's from fold_in(keys[i], t)."""
+    """Standard normal noise [B, ...], image i's from fold_in(keys[i], t)."""
     return standard_normal(jax.vmap(lambda k: jax.random.fold_in(k, t))(keys), like)
 
 
@@ -90,12 +90,12 @@ def initial_noise(keys: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.
 
 
 def sample(keys: jax.Array, sampler: Sampler, x_T: jax.Array, times: np.ndarray | jax.Array) -> jax.Array:
-    """x at the last of `times`, from x_T at the first, by one scan.
+    """The images at the last of `times`, from x_T at the first, by one scan.
 
     Args:
         keys: [B] typed keys, one per image (`image_keys`).
         x_T: [B, ...] standard normal (`initial_noise`).
-        times: [n+1] falling integers, e.g. `times(T, n)`; a sampler that says so takes others.
+        times: [n+1] falling integers, e.g. `times(T, n)`; see `Sampler.allows_forward_steps`.
 
     Raises:
         ValueError: if times is not a falling vector of integers, or keys are not typed keys, one per image.
@@ -106,13 +106,13 @@ def sample(keys: jax.Array, sampler: Sampler, x_T: jax.Array, times: np.ndarray 
 def trajectory(
     keys: jax.Array, sampler: Sampler, x_T: jax.Array, times: np.ndarray | jax.Array, *, save_at: Sequence[int]
 ) -> State:
-    """The chain at the times in `save_at`: x and the x_0 predicted on the way there, [len(save_at), B, ...].
+    """The states at the times in `save_at`: x and the x_0 predicted in the step there, [len(save_at), B, ...].
 
-    Memory grows with `save_at`, not with the number of steps.  At the first time nothing has been predicted yet and x0
-    is 0, the mean of standardised data.  The images are those of `sample`.
+    Memory grows with `save_at`, not with the number of steps.  At the first time there is no prediction yet and x0 is
+    0, the mean of standardised data.  The images are those of `sample`.
 
     Args:
-        save_at: which of `times` to keep, in any order; the result is in this order.
+        save_at: times of `times` to save, in any order; the result has this order.
 
     Raises:
         ValueError: if a time in `save_at` is not visited.
@@ -120,14 +120,14 @@ def trajectory(
     chain = np.asarray(times)
     missing = [int(t) for t in save_at if t not in chain]
     if missing:
-        raise ValueError(f"save_at asks for times that the chain does not visit: {missing}")
+        raise ValueError(f"save_at has times that the reverse process does not visit: {missing}")
     return _scan(keys, sampler, x_T, chain, tuple(int(t) for t in save_at))[1]
 
 
 def _scan(
     keys: jax.Array, sampler: Sampler, x_T: jax.Array, times: np.ndarray | jax.Array, save_at: tuple[int, ...]
 ) -> tuple[SamplerState, State]:
-    """The one scan over reversed times: the last state, and the kept states [len(save_at), B, ...]."""
+    """The scan over times: the last state, and the saved states [len(save_at), B, ...]."""
     gaussian.check_batch(x_T=x_T)
     chain = jnp.asarray(_check_times(times, sampler.allows_forward_steps), jnp.int32)
     if keys.ndim != 1:

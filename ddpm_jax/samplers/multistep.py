@@ -1,16 +1,14 @@
-"""Samplers that remember earlier calls of the network: polynomials through the x_0 that it predicted.
+"""Multistep samplers: DPM-Solver++ and UniPC, by polynomials through the latest predictions of x_0.
 
-Both solve the deterministic flow from t to s, with lambda = log(signal / noise) as its time:
+Both solve the deterministic flow (the probability flow ODE) from t to s, with lambda = log(signal / noise) as its time:
 
     x_s = noise_s / noise_t x_t + signal_s int_0^h exp(u - h) p(u) du,    h = lambda_s - lambda_t
 
-where p is the polynomial through the x_0_hat of the latest calls, t's at u = 0.  In Newton's form
+where p is the polynomial through the x_0_hat of the latest function evaluations, t's at u = 0.  In Newton's form
 
     p(u) = x_0_hat_t + first_difference u + second_difference u (u + step_size)
 
-with step_size = lambda_t - lambda of the call before
-
-whose differences are 0 where they would reach back to calls that there were not.
+with step_size = lambda_t - lambda of the evaluation before t; differences are 0 if there are too few evaluations.
 """
 
 from typing import Literal, NamedTuple
@@ -25,15 +23,14 @@ from ddpm_jax.samplers.chain import Sampler
 from ddpm_jax.schedules import Schedule, gather
 
 QUADRATURE = [((1 + float(y)) / 2, float(m) / 2) for y, m in zip(*np.polynomial.legendre.leggauss(8), strict=True)]
-"""Nodes and masses on [0, 1]: polynomials up to degree 15 are exact, and exp to the last digit."""
+"""Gauss-Legendre nodes and weights on [0, 1]: exact for polynomials up to degree 15, and exp to the last digit."""
 
 
 class MultistepState(NamedTuple):
-    """A `State` with what earlier steps have left; widths [] are in half log SNR, infinite where there is no step.
+    """A `State` with the last two steps; step sizes [] are in half log SNR, infinite if there is no step.
 
-    x, x0, t: as in `State`.
     step_size: of the step to t.
-    previous_x0, previous_step_size: the x_0 predicted one step earlier [B, ...], and the width of that step.
+    previous_x0, previous_step_size: the x_0 predicted one step earlier [B, ...], and the size of that step.
     """
 
     x: jax.Array
@@ -45,11 +42,7 @@ class MultistepState(NamedTuple):
 
 
 class UniPCState(NamedTuple):
-    """A `MultistepState` that the next call of the network corrects: x moves by
-    correction_weight (x_0_hat_t - expected_x0).
-
-    expected_x0: [B, ...]; correction_weight: [].
-    """
+    """A `MultistepState` to be corrected by correction_weight [] (x_0_hat_t - expected_x0 [B, ...])."""
 
     x: jax.Array
     x0: jax.Array
@@ -72,14 +65,14 @@ def dpm_solver_pp(
     order: Literal[1, 2, 3] = 2,
     solver_type: Literal["midpoint", "integral"] = "midpoint",
 ) -> Sampler:
-    """DPM-Solver++ (Lu et al., arXiv:2211.01095), multistep: the deterministic flow, x_0_hat going on as it came.
+    """DPM-Solver++ (Lu et al., arXiv:2211.01095), multistep.
 
-    See the module for the step; p is of degree order - 1.  Order 1 is `ddim` with eta 0.  One call of the network for
-    each step.  A step before which there were too few calls, and the step to the data, whose h is infinite, have the
-    order that they can.
+    See the module for the step; p is of degree order - 1.  Order 1 is `ddim` with eta 0.  One function evaluation for
+    each step.  The first steps, with too few evaluations before them, and the step to the data, whose h is infinite,
+    are of lower order.
 
     Args:
-        solver_type: what order 2 takes for the integral of u: "midpoint" h / 2 for u, as the paper does, "integral" the
+        solver_type: the integral of u in order 2: "midpoint" takes h / 2 for u, as the paper does, "integral" the
             integral itself, as order 3 does and diffusers with solver_type "heun".
 
     Raises:
@@ -102,19 +95,19 @@ def dpm_solver_pp(
 
 
 def unipc(schedule: Schedule, denoise: Denoiser, *, order: Literal[1, 2, 3] = 2) -> Sampler:
-    """UniPC (Zhao et al., arXiv:2302.04867), multistep: each call of the network also corrects the step that led to it.
+    """UniPC (Zhao et al., arXiv:2302.04867), multistep: a predictor, and a corrector from the same function evaluation.
 
-    A step is predicted as `dpm_solver_pp` does, with p of degree order - 1.  The next step's call tells x_0_hat at s,
-    and the step is taken again with the polynomial of one degree more that goes through it too, integrated exactly: to
-    what follows from p alone,
+    The predictor is that of `dpm_solver_pp`, with p of degree order - 1.  The next step's evaluation gives x_0_hat at
+    s, and the corrector repeats the step with the polynomial of one degree more through this point, integrated exactly:
+    it adds
 
-        signal_s int_0^h exp(u - h) prod_k (u - u_k) / (h - u_k) du (x_0_hat_s - p(h)),    u_k the knots of p
+        signal_s int_0^h exp(u - h) prod_k (u - u_k) / (h - u_k) du (x_0_hat_s - p(h)),    u_k the nodes of p
 
-    is added.  So one call of the network for each step gives about an order more than dpm_solver_pp has: 2, 3 and 3.4
-    are measured.  The paper's B(h) matters in two places alone: the predictor of order 2 has it here too, the corrector
-    of order 1 not.  The step to the data is of order 1, and nothing corrects it.
+    So one evaluation for each step gives about one order more than dpm_solver_pp: 2, 3 and 3.4 are measured.  The
+    paper's B(h) makes a difference in two places: the predictor of order 2 has it here too, the corrector of order 1
+    has not.  The step to the data is of order 1 and is not corrected.
 
-    What is written into x between two steps, as `edits.inpainting` does, is then moved by the correction as well.
+    The correction also moves pixels that are set between two steps, as by `editing.inpainting`.
 
     Raises:
         ValueError: if the order is not 1, 2 or 3.
@@ -131,7 +124,7 @@ def unipc(schedule: Schedule, denoise: Denoiser, *, order: Literal[1, 2, 3] = 2)
         first_difference, second_difference = _differences(state, x0, order)
         predictor_integrals = _midpoint(h, integrals) if order == 2 else integrals
         x = _polynomial_step(schedule, state, x_t, x0, s, predictor_integrals, first_difference, second_difference)
-        width = jnp.where(jnp.isfinite(h), h, 1.0)  # the step to the data is corrected by nothing: it has no weight
+        width = jnp.where(jnp.isfinite(h), h, 1.0)  # the step to the data is not corrected: its weight is 0
         weight = _corrector_weight(state, width, integrals, order)
         expected = x0 + width * first_difference + width * (width + _finite_step_size(state)) * second_difference
         expected -= jnp.where(weight > 0, (integrals[1] - predictor_integrals[1]) / weight, 0.0) * first_difference
@@ -151,7 +144,7 @@ def _init_multistep(x: jax.Array, t: jax.Array) -> MultistepState:
 
 
 def _integrals(schedule: Schedule, t: jax.Array, s: jax.Array, like: jax.Array) -> tuple[jax.Array, _Integrals]:
-    """h, and int_0^h exp(u - h) u^k du for k = 0..3: where h is infinite 1, 0, 0, 0."""
+    """h, and int_0^h exp(u - h) u^k du for k = 0..3: 1, 0, 0, 0 if h is infinite."""
     h = -0.5 * gaussian.log_snr_ratio(schedule, t, s, like)
     integrals = [-jnp.expm1(-h)]
     for k in (1, 2, 3):
@@ -163,13 +156,13 @@ def _integrals(schedule: Schedule, t: jax.Array, s: jax.Array, like: jax.Array) 
 
 
 def _midpoint(h: jax.Array, integrals: _Integrals) -> _Integrals:
-    """The integrals with h / 2 for u."""
+    """The integrals with that of u by the midpoint, h / 2 for u."""
     u0, _, u2, u3 = integrals
     return u0, jnp.where(jnp.isfinite(h), u0 * h / 2, 0.0), u2, u3
 
 
 def _differences(state: _AnyState, x0: jax.Array, order: int) -> tuple[jax.Array, jax.Array]:
-    """Newton's divided differences: the slope, and the bend; 0 beyond the order."""
+    """First and second divided difference; 0 beyond the order."""
     first_difference = (x0 - state.x0) / state.step_size
     second_difference = (first_difference - (state.x0 - state.previous_x0) / state.previous_step_size) / (
         state.step_size + state.previous_step_size
@@ -187,7 +180,7 @@ def _polynomial_step(
     first_difference: jax.Array,
     second_difference: jax.Array,
 ) -> jax.Array:
-    """x_s, by the polynomial through what has been predicted."""
+    """x_s, by the polynomial through the predictions."""
     u0, u1, u2, _ = integrals
     integral = u0 * x0 + u1 * first_difference + (u2 + _finite_step_size(state) * u1) * second_difference
     return (
@@ -197,9 +190,9 @@ def _polynomial_step(
 
 
 def _corrector_weight(state: _AnyState, h: jax.Array, integrals: _Integrals, order: int) -> jax.Array:
-    """int_0^h exp(u - h) prod_k (u - u_k) / (h - u_k) du: the knots of p are 0, and the order - 1 calls before."""
+    """int_0^h exp(u - h) prod_k (u - u_k) / (h - u_k) du; the nodes of p are 0 and the order - 1 evaluations before."""
     _, u1, u2, u3 = integrals
-    # a factor of an earlier knot is a u + b; 1 where there was no such call
+    # the factor of an earlier node is a u + b; 1 if there is none
     a = 1 / (h + state.step_size) if order > 1 else jnp.zeros_like(h)
     c = 1 / (h + state.step_size + state.previous_step_size) if order > 2 else jnp.zeros_like(h)
     b, d = 1 - h * a, 1 - h * c
@@ -207,5 +200,5 @@ def _corrector_weight(state: _AnyState, h: jax.Array, integrals: _Integrals, ord
 
 
 def _finite_step_size(state: _AnyState) -> jax.Array:
-    """The width of the step to t; 0 where there was none and the bend is 0."""
+    """The size of the step to t; 0 if there was none and the second difference is 0."""
     return jnp.where(jnp.isfinite(state.step_size), state.step_size, 0.0)

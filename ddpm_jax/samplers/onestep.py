@@ -1,4 +1,4 @@
-"""Samplers that remember nothing: the reverse process, and DDIM's family."""
+"""One-step samplers: DDPM's reverse process with fixed or analytic variance, and DDIM."""
 
 from typing import Protocol
 
@@ -21,12 +21,12 @@ class _Variance(Protocol):
 def ancestral(
     schedule: Schedule, denoise: Denoiser, *, variance_mix: float = 1.0, noise: Noise = step_noise
 ) -> Sampler:
-    """The reverse process of DDPM, algorithm 2: x_s = mean of q(x_s | x_t, x_0_hat) + std noise.
+    """Ancestral sampling, DDPM's algorithm 2: x_s = mean of q(x_s | x_t, x_0_hat) + std noise.
 
     Args:
         variance_mix: the reverse variance, 0 for beta-tilde, 1 for beta; an `Estimate.variance_mix` takes precedence.
             The last step adds no noise, whatever the mix.
-        noise: where a step's noise comes from.
+        noise: source of a step's noise.
 
     Raises:
         ValueError: if the mix is a number outside [0, 1].
@@ -44,18 +44,18 @@ def ancestral(
 def analytic(
     schedule: Schedule, denoise: Denoiser, x0_mse: np.ndarray | jax.Array, *, noise: Noise = step_noise
 ) -> Sampler:
-    """The reverse process with the best variance there is for a mean: that of x_s given x_t, on average.
+    """Ancestral sampling with the optimal variance (Analytic-DPM): that of x_s given x_t, on average.
 
         noise_s^2 (1 - r) + (signal_s (1 - r))^2 x0_mse_t,    r = SNR_t / SNR_s
 
-    The law of total variance: beta-tilde, and what is not known of x_0 (Bao et al., arXiv:2201.06503, theorem 1, with
+    The law of total variance: beta-tilde, and the uncertainty of x_0 (Bao et al., arXiv:2201.06503, theorem 1, with
     the error measured instead of derived from E|eps_hat|^2).  Exact for data that are one Gaussian with equal
     variances.  The last step adds no noise.
 
     Args:
         x0_mse: [T+1] mean squared error of x_0_hat at each t, per component, squared data units; row 0 is
-            not read.  `likelihood.vlb(...).x0_mse.mean(1)` are the rows 1..T, for the same denoiser.
-        noise: where a step's noise comes from.
+            not used.  `likelihood.vlb(...).x0_mse.mean(1)` are the rows 1..T, for the same denoiser.
+        noise: source of a step's noise.
 
     Raises:
         ValueError: if x0_mse has another shape.
@@ -93,8 +93,8 @@ def ddim(schedule: Schedule, denoise: Denoiser, *, eta: float | jax.Array = 0.0,
     `ancestral` with mix 0.
 
     Args:
-        eta: a number in [0, 1], or a traced scalar, of which NaN comes outside.
-        noise: where z comes from.
+        eta: a number in [0, 1], or a traced scalar; samples are NaN for one outside [0, 1].
+        noise: source of z.
 
     Raises:
         ValueError: if eta is a number outside [0, 1].
@@ -108,7 +108,7 @@ def ddim(schedule: Schedule, denoise: Denoiser, *, eta: float | jax.Array = 0.0,
         signal_s, noise_s = gather(schedule.signal, s, state.x), gather(schedule.noise, s, state.x)
         one_minus_r = gaussian.one_minus_snr_ratio(schedule, t, s, state.x)
         z_std = noise_s * jnp.asarray(eta, state.x.dtype)
-        # at the data it meets noise_s = 0, and for eta 1 would be 0 itself, whose root has no derivative
+        # at the data noise_s is 0, and for eta 1 this would be 0 itself, whose root has no derivative
         eps_fraction = jnp.where(jnp.equal(s, 0), 1.0, 1 - eta**2 * one_minus_r)
         x = signal_s * estimate.x0 + noise_s * jnp.sqrt(eps_fraction) * estimate.eps
         return State(x + z_std * jnp.sqrt(jnp.maximum(one_minus_r, 0)) * noise(keys, t, state.x), estimate.x0, s)

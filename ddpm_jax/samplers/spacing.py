@@ -1,4 +1,4 @@
-"""Which times a chain visits."""
+"""Spacings of the timesteps that a sampler visits."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -11,7 +11,7 @@ Spacing = Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadrat
 
 
 def times(T: int | Schedule, steps: int, *, spacing: Spacing = "uniform") -> np.ndarray:
-    """The times that a chain of `steps` network calls visits, falling to 0: int32 [steps + 1].
+    """The timesteps of a sampler with `steps` function evaluations, falling to 0: int32 [steps + 1].
 
     Args:
         T: the number of noise steps, or a schedule of so many, which "log_snr" and "karras" need.
@@ -58,7 +58,7 @@ def times(T: int | Schedule, steps: int, *, spacing: Spacing = "uniform") -> np.
 
 
 def _nearest(schedule: Schedule, steps: int, *, power: float) -> np.ndarray:
-    """The rows from 1 to T nearest to even strides in sigma^power, in log sigma for power 0, none of them twice."""
+    """The rows from 1 to T nearest to even strides in sigma^power (log sigma for power 0), without repetition."""
     if steps == 1:
         return np.array([schedule.T])
     log_sigma = -0.5 * np.asarray(schedule.log_snr, np.float64)[1:]
@@ -77,10 +77,10 @@ def section_times(T: int, counts: Sequence[int]) -> np.ndarray:
     """OpenAI's respacing: 1..T in len(counts) equal sections, counts[i] times evenly in the i-th; falling to 0.
 
     Args:
-        counts: how many times from each section, the data's side first; a section may have none.
+        counts: number of times in each section, from the data on; 0 is allowed.
 
     Raises:
-        ValueError: if a section has fewer steps than asked of it, no time is left at all, or a count is not one.
+        ValueError: if a section has fewer steps than its count, all counts are 0, or one is not an integer.
     """
     check_steps(T)
     if any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0 for n in counts) or not any(counts):

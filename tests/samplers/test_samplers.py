@@ -657,7 +657,7 @@ def run(x=X, times=(10, 5, 0), keys=None, keep=None):
         (lambda: run(times=(10,)), "times must be a falling vector of at least two integers, got [10]"),
         (lambda: run(times=(10, -1)), "times must be a falling vector of at least two integers, got [10 -1]"),
         (lambda: run(times=((10, 0),)), "times must be a falling vector of at least two integers, got [[10  0]]"),
-        (lambda: run(keep=(0, 3, 4)), "save_at asks for times that the chain does not visit: [3, 4]"),
+        (lambda: run(keep=(0, 3, 4)), "save_at has times that the reverse process does not visit: [3, 4]"),
         (lambda: run(X.astype(jnp.uint8)), "x_T must be float32 or float64, got uint8"),
         (lambda: run(X.astype(jnp.bfloat16)), "x_T must be float32 or float64, got bfloat16: cast it up first"),
         (lambda: run(keys=from_seed(0)), "keys must be one per image, shape (2,) (see image_keys), got ()"),
