@@ -337,7 +337,7 @@ def one_minus_snr_ratio(schedule: Schedule, t: jax.Array, s: jax.Array, like: ja
 
 
 def check_batch(*times: jax.Array, **arrays: jax.Array) -> None:
-    """Raises a ValueError unless arrays have one shape [B, ...], float32 or float64, and times [] or [B] are integers."""
+    """Raises a ValueError unless arrays have one shape [B, ...], float32 or 64, and times are integers [] or [B]."""
     (first, x), *rest = arrays.items()
     for name, a in arrays.items():
         dtype = a.dtype

@@ -1,7 +1,8 @@
-"""How good samples and models are: numbers of arrays, which know nothing of runs or configs.
+"""Metrics of samples and models, as functions of arrays.
 
-`held_out` is what training looks at; `frechet` and `manifold` compare two sets of features; `monitors` compares samples
-with data as they are; `classifier` and `inception` make features of images; `attributes` reads generated pictures.
+`held_out` is the validation of training; `frechet` and `manifold` compare two sets of features; `monitors` compares the
+colours of samples and finds memorisation; `classifier` and `inception` are feature extractors; `attributes` recognises
+the contents of generated images.
 """
 
 from typing import Protocol

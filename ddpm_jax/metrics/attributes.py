@@ -1,11 +1,10 @@
-"""What is in a generated picture, against what it was asked to show: of the sources "scenes" and "pairs".
+"""Recognition of generated images of the sources "scenes" and "pairs", and their agreement with the condition.
 
-A scene is read as the nearest picture that `data.scenes` can draw, of all there are: each thing in each place.  Where
-samples are such pictures and Gaussian noise, this is the most probable one.  It is right of every one of 2,000 fresh
-pictures, of things held out too, and of these with noise of a standard deviation of 20 and of 40 levels; the error
-says how far a sample is from any picture.
+A scene is recognised as the nearest image that `data.scenes` can draw, of all objects and positions: the most probable
+one for an image with Gaussian noise.  It is correct for all of 2,000 new images, held-out objects included, and for
+these with noise of a standard deviation of 20 and 40 levels; the error is the distance of a sample from any scene.
 
-A pair's halves are read by the classifier of digits: in 98.0 % of the 1,000 test pictures both are right.
+A pair's halves are recognised by the digit classifier: both are correct in 98.0 % of the 1,000 test images.
 """
 
 import functools
@@ -18,15 +17,15 @@ import numpy as np
 from ddpm_jax.data import pairs, scenes
 from ddpm_jax.metrics import classifier
 
-CHUNK = 64  # pictures that are compared at once with 4,452 layouts of two things
+CHUNK = 64  # images that are compared at once with 4,452 layouts of two objects
 
 
 class RecognisedScenes(NamedTuple):
-    """What n pictures show.
+    """The scenes of n images.
 
     Attributes:
-        scenes: the scene of the nearest picture, of each.
-        errors: float64 [n], the root mean square distance to it, in levels: what noise or what is no scene leaves.
+        scenes: the nearest scene of each image.
+        errors: float64 [n], the root mean square distance to it, in levels.
     """
 
     scenes: tuple[scenes.Scene, ...]
@@ -34,13 +33,13 @@ class RecognisedScenes(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """What n pictures have of the scenes that were asked for, their things matched in the better of two orders.
+    """Agreement of n images with the requested scenes, their objects matched in the better of two orders.
 
     Attributes:
-        size, colour, shape: float64 [n], of how many of the two things it is right: 0, 1/2 or 1.
-        relation: bool [n]: things lie beside each other, or above, as asked, and match better in this order than in the
-            other.  Pictures drawn without regard to the text reach 1/4 at most.
-        everything: bool [n], the scene is the one asked for.
+        size, colour, shape: float64 [n], the share of the two objects for which it is correct: 0, 1/2 or 1.
+        relation: bool [n]: side by side or one above the other as requested, and a better match in this order than in
+            the other.  Images that ignore the text reach 1/4 at most.
+        everything: bool [n], the scene is the requested one.
     """
 
     size: np.ndarray
@@ -51,19 +50,19 @@ class Agreement(NamedTuple):
 
 
 def recognise_scenes(images: np.ndarray) -> RecognisedScenes:
-    """The nearest scenes of pictures uint8 or float [n, 16, 16, 3], values 0 .. 255; about 3 ms each.
+    """The nearest scenes of images uint8 or float [n, 16, 16, 3], values 0 .. 255; about 3 ms each.
 
-    With c the colour and M the pixels of a thing, on black,
+    With c the colour and M the pixels of an object, on black,
 
-        |x - picture|^2 = |x|^2 + sum over both things of  sum over M of  (|c|^2 - 2 c.x)
+        |x - image|^2 = |x|^2 + sum over both objects of  sum over M of  (|c|^2 - 2 c.x)
 
-    so the best shape and colour in every place is found alone, and the best two places by adding two numbers.
+    so the best shape and colour is found for each position by itself, and the best two positions by a sum.
 
     Raises:
         ValueError: if images are not as described.
     """
     if images.ndim != 4 or images.shape[1:] != (scenes.SIDE, scenes.SIDE, 3) or not len(images):
-        raise ValueError(f"recognise_scenes: expected pictures [n, 16, 16, 3], n at least 1, got shape {images.shape}")
+        raise ValueError(f"recognise_scenes: expected images [n, 16, 16, 3], n at least 1, got shape {images.shape}")
     parts = [_recognise(images[i : i + CHUNK].astype(np.float64)) for i in range(0, len(images), CHUNK)]
     return RecognisedScenes(
         tuple(scene for found, _ in parts for scene in found), np.concatenate([part[1] for part in parts])
@@ -71,13 +70,13 @@ def recognise_scenes(images: np.ndarray) -> RecognisedScenes:
 
 
 def recognise_pairs(images: np.ndarray) -> tuple[pairs.Pair, ...]:
-    """The most probable digits in both halves of pictures uint8 [n, 8, 16, 1], values 0 .. 16.
+    """The most probable digits in both halves of images uint8 [n, 8, 16, 1], values 0 .. 16.
 
     Raises:
         ValueError: if images are not as described.
     """
     if images.shape[1:] != (8, 16, 1):
-        raise ValueError(f"recognise_pairs: expected pictures [n, 8, 16, 1], got shape {images.shape}")
+        raise ValueError(f"recognise_pairs: expected images [n, 8, 16, 1], got shape {images.shape}")
     digit_classifier = classifier.load("digits")
     left, right = (
         digit_classifier(half).probabilities.argmax(axis=1).tolist() for half in (images[:, :, :8], images[:, :, 8:])
@@ -86,14 +85,14 @@ def recognise_pairs(images: np.ndarray) -> tuple[pairs.Pair, ...]:
 
 
 def agreement(requested: Sequence[scenes.Scene], recognised: Sequence[scenes.Scene]) -> Agreement:
-    """How far what was found in pictures is what was asked for, picture by picture.
+    """The agreement of recognised with requested scenes, for each image.
 
     Raises:
-        ValueError: if there are not as many of both.
+        ValueError: if their numbers differ.
     """
     if len(requested) != len(recognised):
         raise ValueError(
-            f"agreement: expected as many scenes found as asked for, got {len(recognised)} and {len(requested)}"
+            f"agreement: expected as many recognised as requested scenes, got {len(recognised)} and {len(requested)}"
         )
     things, others = (
         np.array([(s.first, s.second) for s in part]).reshape(-1, 2, 3) for part in (requested, recognised)
@@ -109,11 +108,11 @@ def agreement(requested: Sequence[scenes.Scene], recognised: Sequence[scenes.Sce
 
 
 class _Layouts(NamedTuple):
-    """Where one thing can be, and where two things of a picture can."""
+    """The positions of one object, and the layouts of two."""
 
-    sizes: list[str]  # of each place of one thing
-    masks: np.ndarray  # float64 [places, shapes, 256]
-    first: np.ndarray  # [layouts], of places
+    sizes: list[str]  # of each position of one object
+    masks: np.ndarray  # float64 [positions, shapes, 256]
+    first: np.ndarray  # [layouts], of positions
     second: np.ndarray
     relation: np.ndarray  # [layouts], of scenes.RELATIONS
 
@@ -137,7 +136,7 @@ def _layouts() -> _Layouts:
 
 
 def _recognise(x: np.ndarray) -> tuple[list[scenes.Scene], np.ndarray]:
-    """The scenes of pictures float64 [n, 16, 16, 3], and their errors."""
+    """The scenes of images float64 [n, 16, 16, 3], and their errors."""
     layouts, appearances = _layouts(), [*itertools.product(scenes.SHAPES, scenes.COLOURS)]
     colours = np.array([*scenes.COLOURS.values()], np.float64)
     pixels = (colours**2).sum(1) - 2 * x.reshape(len(x), -1, 3) @ colours.T  # [n, 256, colours]
@@ -151,5 +150,5 @@ def _recognise(x: np.ndarray) -> tuple[list[scenes.Scene], np.ndarray]:
             shape, colour = appearances[row[place]]
             things.append(scenes.SceneObject(layouts.sizes[place], colour, shape))
         found.append(scenes.Scene(things[0], scenes.RELATIONS[layouts.relation[layout]], things[1]))
-    # rounding may leave a picture that is met exactly a square below 0
+    # rounding may make the square of an exact match negative
     return found, np.sqrt(np.maximum(sums.min(1) + (x**2).sum((1, 2, 3)), 0) / x[0].size)

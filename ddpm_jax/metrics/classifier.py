@@ -1,10 +1,9 @@
-"""Two small classifiers inside the package, of digits and of MNIST: features and class probabilities, offline.
+"""Two small classifiers with weights in the package, of digits and of MNIST: features and class probabilities.
 
-The features are for distances between sets of images of *one domain*: a Fréchet distance, precision and recall,
-coverage.  They stand in for those of Inception where that network has never seen such images or cannot be had.  The
-probabilities say which classes the samples are of: `class_coverage`.
+The features are for distances between sets of images of *one domain*: Fréchet distance, precision and recall, coverage,
+where Inception does not know the domain or is not available.  The probabilities are for `class_coverage`.
 
-`make_classifier` trained them, on the training images alone; what it found is in each file's record.
+`make_classifier` trained them, on the training images alone; each file's record has its results.
 """
 
 import dataclasses
@@ -24,25 +23,24 @@ from flax import traverse_util
 from ddpm_jax.models.unet import dropout
 
 TILE = 256
-"""Images that are computed together, always: a convolution's bits depend on its batch."""
+"""Fixed batch size: a convolution's bits depend on its batch."""
 
 CONFIDENT = 0.9
-"""The probability from which on a classifier is sure."""
+"""Probability above which a classifier is confident."""
 
 
 class ClassifierNetwork(nn.Module):
-    """3x3 convolutions, one dense layer whose output is the features, one more to the classes.
+    """Network of 3x3 convolutions, a dense layer for the features and one for the classes.
 
-    The features are the dense layer's output *before* its nonlinearity: a sum of many terms, nearer to a normal law
-    than what a ReLU leaves of it, half of which is exactly 0.  The nonlinearity after it is smooth and not flat where a
-    feature is negative, so no feature dies, and the covariance has full rank.
+    The features are the dense layer's output *before* its nonlinearity: nearer to a normal law than after a ReLU, which
+    makes half of them exactly 0.  The nonlinearity is smooth and not flat below 0, so every feature learns, and the
+    covariance has full rank.
 
     Attributes:
         levels: of the images.
         convolutions: channels and stride of each.
-        features: how many.
-        classes: how many.
-        dropout: rate, in training, before each of the dense layers.
+        features, classes: their numbers.
+        dropout: rate in training, before each dense layer.
     """
 
     levels: int
@@ -84,7 +82,7 @@ CLASSIFIERS = {
 
 
 class ClassifierOutput(NamedTuple):
-    """What a classifier makes of n images.
+    """Features and class probabilities of n images.
 
     Attributes:
         features: float32 [n, dimension].
@@ -97,24 +95,24 @@ class ClassifierOutput(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classifier:
-    """Images -> `ClassifierOutput`; made by `load`.
+    """A trained classifier, images -> `ClassifierOutput`; see `load`.
 
-        judged = classifier.load("digits")(images)
+        output = classifier.load("digits")(images)
 
-    Its method `features` is a `ddpm_jax.metrics.Features`.  Of images that they were not trained on, the accuracy and
-    the squared Fréchet distance to the training images:
+    Its method `features` is a `ddpm_jax.metrics.Features`.  Accuracy on held-out images, and their squared Fréchet
+    distance to the training images:
 
                 held-out images                    accuracy    distance
         digits  297, of `data.load("digits")`       99.33 %        3.51
         mnist   MNIST's 10,000 test images          99.24 %        0.84
 
-    As many training images, left out, are 3.5 and 0.4 from the others.  The two halves of MNIST's test images are of
-    different kinds of writers and 5.9 from the training images each: a floor needs all of them, or a random part.
+    For as many training images against the others it is 3.5 and 0.4.  The halves of MNIST's test images are of
+    different kinds of writers, each at a distance of 5.9: a held-out baseline needs all of them, or a random part.
 
     Attributes:
         name: "digits" or "mnist".
         weights: float32, by "layer/weight".
-        record: how the weights were made and how well they do, see `make_classifier`.
+        record: training and results, see `make_classifier`.
     """
 
     name: str
@@ -133,12 +131,12 @@ class Classifier:
 
     @property
     def classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return CLASSIFIERS[self.name].network.classes
 
     @property
     def dimension(self) -> int:
-        """Of the features."""
+        """The number of features."""
         return CLASSIFIERS[self.name].network.features
 
     @functools.cached_property
@@ -151,10 +149,10 @@ class Classifier:
         return digest.hexdigest()[:12]
 
     def __call__(self, images: np.ndarray) -> ClassifierOutput:
-        """Features and class probabilities, `TILE` images at a time, the last tile filled up with black ones.
+        """Features and class probabilities, `TILE` images at a time, the last tile padded with black ones.
 
-        What is found of an image depends on it and on its place in its tile, not on how many images there are nor on
-        what they are.  Integers and the same values as float32 give the same bits.
+        The output of an image depends on it and its index in its tile, not on other images or their number.  Integers
+        and the same values as float32 give the same bits.
 
         Args:
             images: uint8, uint16 or float32 [n, H, W, C], values 0 .. levels - 1; floats are not rounded.
@@ -171,8 +169,8 @@ class Classifier:
             rows = slice(first, min(first + TILE, n))
             tile = np.zeros((TILE, *self.shape), np.float32)
             tile[: rows.stop - first] = images[rows]
-            found = jax.device_get(_extract(CLASSIFIERS[self.name].network, params, tile))
-            features[rows], probabilities[rows] = (part[: rows.stop - first] for part in found)
+            output = jax.device_get(_extract(CLASSIFIERS[self.name].network, params, tile))
+            features[rows], probabilities[rows] = (part[: rows.stop - first] for part in output)
         return ClassifierOutput(features, probabilities)
 
     def features(self, images: np.ndarray) -> np.ndarray:
@@ -183,7 +181,7 @@ class Classifier:
 def load(name: str) -> Classifier:
     """The classifier "digits" (8x8x1, 17 levels) or "mnist" (28x28x1, 256 levels), with the package's weights.
 
-    The file has the weights in float16, which is how they were rounded before anything was measured.
+    The file has the weights in float16; all results are for these rounded weights.
 
     Raises:
         ValueError: if there is no classifier of that name.
@@ -205,10 +203,10 @@ def load_file(path: Path) -> Classifier:
 def name_for_images(shape: Sequence[int], levels: int) -> str:
     """The name of the classifier for images of shape (H, W, C) and values 0 .. levels - 1.
 
-    It knows the ten digits and nothing else: that the images are of digits is for the caller to know.
+    Whether the images show digits is not checked.
 
     Raises:
-        ValueError: if there is none, with a list of those that there are.
+        ValueError: if there is none, with a list of all classifiers.
     """
     for name, kind in CLASSIFIERS.items():
         if (kind.shape, kind.levels) == (tuple(shape), levels):
@@ -221,15 +219,15 @@ def name_for_images(shape: Sequence[int], levels: int) -> str:
 
 
 class ClassCoverage(NamedTuple):
-    """Which classes a classifier sees in samples, against those that it sees in a reference.
+    """The classes of samples against those of a reference.
 
     Attributes:
         counts, reference_counts: int64 [classes], images by their most probable class.
-        classes: how many classes the reference has at all.
-        present: how many of those have a sample.
-        half_present: how many of those have at least half of their share of the reference.
-        total_variation: half the sum of the absolute differences of the shares, 0 (alike) to 1 (disjoint).
-        confident: share of the samples of whose class the classifier is sure, p > 0.9.
+        classes: number of classes in the reference.
+        present: number of those with a sample.
+        half_present: number of those with at least half of their share of the reference.
+        total_variation: half the sum of the absolute differences of the shares, 0 (equal) to 1 (disjoint).
+        confident: share of the samples with classifier confidence p > 0.9.
     """
 
     counts: np.ndarray
@@ -280,9 +278,8 @@ def class_coverage(probabilities: np.ndarray, reference: np.ndarray) -> ClassCov
 
 @functools.partial(jax.jit, static_argnames="network")
 def _extract(network: ClassifierNetwork, params: Mapping[str, Any], images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    found: Any = network.apply({"params": params}, images)
-    features, logits = found
-    return features, nn.softmax(logits)
+    output: Any = network.apply({"params": params}, images)
+    return output[0], nn.softmax(output[1])
 
 
 def _list_classifiers() -> str:

@@ -1,4 +1,4 @@
-"""The Fréchet distance of two sets of features, each taken for a multivariate normal law.
+"""The Fréchet distance between the normal laws of two sets of features.
 
     F(a, b) = |m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a^1/2 C_b C_a^1/2)^1/2
 
@@ -17,10 +17,10 @@ BLOCK = 2**22  # numbers in a temporary array of `moments`: 32 MiB
 
 
 class Moments(NamedTuple):
-    """What a set of features adds up to.
+    """The first two moments of a set of features.
 
     Attributes:
-        n: how many there are.
+        n: number of feature vectors.
         mean: [d] float64; 0 where n is 0.
         scatter: [d, d] float64, the sum of the outer products of their deviations from the mean.
     """
@@ -38,7 +38,7 @@ class Moments(NamedTuple):
 
 
 def empty_moments(d: int) -> Moments:
-    """The moments of no images with d features: merged with others it changes nothing."""
+    """The moments of no images with d features, the neutral element of `merge_moments`."""
     return Moments(0, np.zeros(d), np.zeros((d, d)))
 
 
@@ -49,8 +49,7 @@ def moments(features: np.ndarray) -> Moments:
         features: [n, d] floating point of any precision; n may be 0, and 1.
 
     Raises:
-        ValueError: if features are not [n, d], not floating point (images of integers have no business here), or some
-            of them are not finite.
+        ValueError: if features are not [n, d], not floating point, or some of them are not finite.
     """
     if features.ndim != 2 or features.shape[1] == 0:
         raise ValueError(f"moments: expected features [n, d], got shape {features.shape}")
@@ -69,13 +68,13 @@ def moments(features: np.ndarray) -> Moments:
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
-    """The moments of two disjoint sets together, from those of each.
+    """The moments of the union of two disjoint sets.
 
         mean    = m_a + (n_b / n) (m_b - m_a)
         scatter = S_a + S_b + (n_a n_b / n) (m_b - m_a) (m_b - m_a)^T
 
-    Chan, Golub & LeVeque (1983), "Algorithms for computing the sample variance".  No sum of squares is ever formed, so
-    digits are not lost where the mean is large against the spread.
+    Chan, Golub & LeVeque (1983), "Algorithms for computing the sample variance".  Without a sum of squares, so no
+    digits are lost if the mean is large against the standard deviation.
 
     Raises:
         ValueError: if they have different numbers of features.
@@ -95,10 +94,10 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """The squared Fréchet distance F(a, b) of the module, in squared units of the features.
 
     The trace of the root is the sum of the singular values of C_a^1/2 C_b^1/2, which is symmetric in a and b, needs no
-    inverse, and holds for covariances of any rank.  Rounding leaves about 1e-13 of tr C_a + tr C_b where both have full
-    rank, and 1e-8 where one has not.  The result is never below 0.
+    inverse, and holds for covariances of any rank.  The rounding error is about 1e-13 of tr C_a + tr C_b if both have
+    full rank, otherwise 1e-8.  The result is never negative.
 
-    It is biased upwards, the more the fewer images, and not for every model alike: see `sampling_bias`.
+    It has a positive bias, larger for fewer images and different for each model: see `sampling_bias`.
 
     Raises:
         ValueError: if a and b have different numbers of features d, either has no more than d images, or their
@@ -114,25 +113,23 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def sampling_bias(first_half: Moments, second_half: Moments, reference: Moments) -> float:
-    """By how much F of the two halves together exceeds, on average, what endlessly many images would have.
+    """An estimate of the bias of F of two halves together: its mean excess over F of infinitely many images.
 
-    The bias falls as 1/n (Chong & Forsyth 2020, arXiv:1911.07023), so that halves have twice the bias of
-    the whole and
+    The bias falls as 1/n (Chong & Forsyth 2020, arXiv:1911.07023), so halves have twice the bias of the whole and
 
         bias(n)  ~  (F(first, reference) + F(second, reference)) / 2 - F(whole, reference)
 
-    (for unequal halves divided by (n / n_first + n / n_second) / 2 - 1, which is then no longer 1).
+    (for unequal halves divided by (n / n_first + n / n_second) / 2 - 1, which is then not 1).
 
-    It leaves out the next order in 1/n: for normal features against their own law it is too large by a quarter at
-    n = 2 d, a twelfth at 4 d and a fiftieth at 10 d.  It leaves out the bias of the reference's own size too, which all
-    three distances share.  An estimate from one draw, it scatters about as much as F itself.
+    It neglects the next order in 1/n: for normal features against their own law it is too large by a quarter at
+    n = 2 d, a twelfth at 4 d and a fiftieth at 10 d.  It neglects the bias of the reference's size, too, which all
+    three distances share.  An estimate from one draw, it varies about as much as F itself.
 
     Args:
         first_half, second_half: of disjoint sets of images, each of more than d, the number of features.
 
     Raises:
-        ValueError: as `frechet_distance`, so also where a half has no more than d images: whether there is an estimate
-            is known from n and d before anything is computed, and a nan would go unnoticed into a table.
+        ValueError: as `frechet_distance`, so also if a half has no more than d images.
     """
     whole = merge_moments(first_half, second_half)
     halves = [frechet_distance(half, reference) for half in (first_half, second_half)]
@@ -141,23 +138,23 @@ def sampling_bias(first_half: Moments, second_half: Moments, reference: Moments)
 
 
 def _block_moments(block: np.ndarray) -> Moments:
-    """Of float64 [n, d], which becomes its own deviations."""
+    """The moments of float64 [n, d], which is overwritten by its deviations from the mean."""
     mean = block.mean(axis=0)
     block -= mean
-    rest = block.mean(axis=0)  # what rounding left of a mean that is large against the spread
+    rest = block.mean(axis=0)  # the rounding error of a mean that is large against the standard deviation
     block -= rest
     return Moments(len(block), mean + rest, block.T @ block)
 
 
 def _covariance_root(moments: Moments) -> np.ndarray:
-    """A matrix R with R R^T the covariance: its eigenvectors, each as long as the standard deviation along it."""
+    """A matrix R with R R^T the covariance: its eigenvectors, scaled by the standard deviation along each."""
     d = len(moments.mean)
     if moments.n <= d:
         raise ValueError(f"frechet_distance: a covariance of {d} features needs more than {d} images, got {moments.n}")
     if not (np.isfinite(moments.mean).all() and np.isfinite(moments.scatter).all()):
         raise ValueError("frechet_distance: the moments are not finite (nan or inf)")
     values, vectors = np.linalg.eigh(moments.covariance)
-    # Where the features lie on a plane, rounding makes eigenvalues of either sign of what is 0.
+    # For covariances without full rank, rounding makes eigenvalues of either sign of those that are 0.
     if values[0] < -1e-8 * max(values[-1], 0.0):
         found = f"{values[0]:.3g} to {values[-1]:.3g}"
         raise ValueError(

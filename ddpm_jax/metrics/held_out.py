@@ -1,4 +1,4 @@
-"""How well a model does on images that it was not trained on."""
+"""Loss and bits/dim of a model on held-out images."""
 
 import functools
 import math
@@ -26,12 +26,12 @@ class EvaluateBatch(Protocol):
 
 
 class HeldOut(NamedTuple):
-    """A model on held-out images.
+    """Loss and bits/dim of held-out images.
 
     Attributes:
         loss: mean training loss, each image at fixed times and noise.
         bits_per_dim: the variational bound, estimated on a sample of its terms.
-        standard_error: of bits_per_dim, over images and the sampled terms together; nan of one image.
+        standard_error: of bits_per_dim, over images and sampled terms together; nan for one image.
         times, losses: [n] the time of each image, and its loss there.
     """
 
@@ -53,7 +53,7 @@ def evaluate_held_out(
     Args:
         evaluate_batch: see `make_evaluate_batch`.
         x0: [n, ...] data in [-1, 1]; or any pytree of arrays [n, ...] that `evaluate_batch` takes.
-        batch: images at a time; the last batch is filled up with images that do not count.
+        batch: images at a time; the last batch is padded with images that do not count.
     """
     n = len(jax.tree.leaves(x0)[0])
     rows = []
@@ -95,9 +95,9 @@ def make_evaluate_batch(
         time_keys, draw_keys, bound_keys = split_keys(keys, 3)
         t = losses.uniform_times(time_keys, schedule.T)
         loss = example_loss(draw_keys, schedule, net, x0, t)
-        found = likelihood.estimate_vlb(
+        vlb = likelihood.estimate_vlb(
             bound_keys, schedule, denoise, x0, strata=strata, variance_mix=variance_mix, decoder=decoder
         )
-        return t, loss, likelihood.bits_per_dim(found.total, x0)
+        return t, loss, likelihood.bits_per_dim(vlb.total, x0)
 
     return evaluate_batch

@@ -1,13 +1,13 @@
-"""Features of Inception-v3, for scores that others can compare theirs with: FID, Inception score, KID.
+"""Features of Inception-v3, for scores that are comparable with published ones: FID, Inception score, KID.
 
-The network is torch-fidelity's port of the one that the FID and the Inception score were published with, weights of
-5 December 2015; its features differ from those of other ports and of torchvision's Inception.  It is an optional extra,
-`pip install 'ddpm-jax[eval]'`, and torch is imported when `load` is called, not before.
+The network is torch-fidelity's port of the one with which FID and Inception score were published, weights of 5 December
+2015; other ports and torchvision's Inception have other features.  It is an optional extra, `pip install
+'ddpm-jax[eval]'`; `load` imports torch.
 
-Two protocols, chosen by the type of the images and not to be mixed within a comparison:
+Two protocols, chosen by the type of the images, not to be mixed within a comparison:
 
     integers    rounded to 8 bits, as published FIDs of saved images are
-    float32     clipped but not rounded, as DDPM's own code fed its samples (and 8-bit data, which are the same in both)
+    float32     clipped but not rounded, as in DDPM's own code (8-bit data are the same in both)
 """
 
 import hashlib
@@ -21,11 +21,11 @@ SHUFFLE_SEED = 2020  # torch-fidelity's own, so that its command line finds the 
 
 
 class InceptionOutput(NamedTuple):
-    """What Inception makes of n images.
+    """Features and logits of n images.
 
     Attributes:
         features: float32 [n, 2048], the last average pool: for FID, KID, precision and recall.
-        logits: float32 [n, 1008], without the last layer's bias, as the Inception score has used them from the start.
+        logits: float32 [n, 1008], without the last layer's bias, as in the published Inception score.
     """
 
     features: np.ndarray
@@ -40,7 +40,7 @@ class Score(NamedTuple):
 
 
 class Inception:
-    """Images -> `InceptionOutput`; made by `load`.
+    """Inception-v3, images -> `InceptionOutput`; see `load`.
 
     Attributes:
         name: of the network, as torch-fidelity calls it.
@@ -59,10 +59,9 @@ class Inception:
         self._batch = batch
 
     def __call__(self, images: np.ndarray) -> InceptionOutput:
-        """Features and logits of images, batch after batch; one channel is shown to the network as grey.
+        """Features and logits of images, batch after batch; one channel is repeated to grey RGB.
 
-        Values are scaled to 0 .. 255: 8-bit integers are left as they are, those of other levels rounded to 8 bits
-        (8-bit images are all that the network was made for), float32 is not rounded.
+        Values are scaled to 0 .. 255 and integers rounded to 8 bits; float32 is not rounded.
 
         Args:
             images: uint8, uint16 or float32 [n, H, W, 1 | 3], values 0 .. levels - 1.
@@ -85,17 +84,17 @@ class Inception:
         x = torch.from_numpy(planes).to(network.fc.weight.device)
         with torch.no_grad():
             if planes.dtype == np.uint8:
-                found = network(x)
+                output = network(x)
             else:
-                # The network's entrance takes uint8 alone: something else of that type goes in, and the first
-                # convolution is given what the entrance would have made of the floats.
-                entered = _preprocess(x, network.INPUT_IMAGE_SIZE)
-                hook = network.Conv2d_1a_3x3.register_forward_pre_hook(lambda *_: (entered,))
+                # The network takes uint8 alone: it gets zeros of that type, and a hook gives the preprocessed floats
+                # to its first convolution.
+                preprocessed = _preprocess(x, network.INPUT_IMAGE_SIZE)
+                hook = network.Conv2d_1a_3x3.register_forward_pre_hook(lambda *_: (preprocessed,))
                 try:
-                    found = network(torch.zeros((len(x), 3, 1, 1), dtype=torch.uint8, device=x.device))
+                    output = network(torch.zeros((len(x), 3, 1, 1), dtype=torch.uint8, device=x.device))
                 finally:
                     hook.remove()
-        features, logits = (part.cpu().numpy() for part in found)
+        features, logits = (part.cpu().numpy() for part in output)
         return features, logits
 
 
@@ -110,11 +109,11 @@ def load(
 
     Args:
         levels: the images hold values 0 .. levels - 1.
-        weights: a file with the network's state dict; None is torch-fidelity's, 90 MB, downloaded when first used and
-            kept where torch keeps its models.  torch-fidelity unpickles the file: it can run code, so know its origin.
-        device: None is a GPU if torch finds one.  A GPU that JAX works on needs memory left for torch.  There torch
-            rounds what it convolves to TF32 unless told otherwise: last digits differ from those of a CPU.
-        batch: images at a time; it changes the memory needed and, at most, the last bits of the features.
+        weights: a file with the network's state dict; None is torch-fidelity's, 90 MB, downloaded at the first use to
+            torch's folder of models.  torch-fidelity unpickles the file, which can run code: use trusted files only.
+        device: None is a GPU if torch finds one.  JAX must leave memory on it for torch.  By default torch's GPU
+            convolutions round to TF32, so the last digits differ from those of a CPU.
+        batch: images at a time; changes the last bits of the features at most.
 
     Raises:
         ModuleNotFoundError: if the extra is not installed, with the command that installs it.
@@ -135,7 +134,7 @@ def load(
 
 
 def inception_score(logits: np.ndarray, *, splits: int = 10) -> Score:
-    """The Inception score, by torch-fidelity: the mean over splits of
+    """The Inception score, by torch-fidelity.  The mean over splits of
 
         exp(mean over x of KL(p(y|x) || mean over x of p(y|x)))
 
@@ -153,14 +152,14 @@ def inception_score(logits: np.ndarray, *, splits: int = 10) -> Score:
     if not 1 <= splits <= len(logits):
         raise ValueError(f"inception_score: expected splits in 1 .. {len(logits)}, the images, got {splits}")
     metric = _import_optional("torch_fidelity.metric_isc")
-    found = metric.isc_features_to_metric(_tensor(logits), splits=splits, shuffle=True, rng_seed=SHUFFLE_SEED)
-    return Score(found[metric.KEY_METRIC_ISC_MEAN], found[metric.KEY_METRIC_ISC_STD])
+    score = metric.isc_features_to_metric(_tensor(logits), splits=splits, shuffle=True, rng_seed=SHUFFLE_SEED)
+    return Score(score[metric.KEY_METRIC_ISC_MEAN], score[metric.KEY_METRIC_ISC_STD])
 
 
 def kernel_distance(
     features: np.ndarray, reference: np.ndarray, *, subsets: int = 100, subset_size: int = 1000
 ) -> Score:
-    """The kernel Inception distance, by torch-fidelity: the mean over random subsets of the unbiased estimate of
+    """The kernel Inception distance (KID), by torch-fidelity.  The mean over random subsets of the unbiased estimate of
 
         MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y),    k(x, y) = (x . y / d + 1)^3
 
@@ -186,15 +185,9 @@ def kernel_distance(
             f"subsets={subsets}, subset_size={subset_size}, {len(features)} and {len(reference)} rows"
         )
     metric = _import_optional("torch_fidelity.metric_kid")
-    found = metric.kid_features_to_metric(
-        _tensor(features),
-        _tensor(reference),
-        kid_subsets=subsets,
-        kid_subset_size=size,
-        rng_seed=SHUFFLE_SEED,
-        verbose=False,
-    )
-    return Score(found[metric.KEY_METRIC_KID_MEAN], found[metric.KEY_METRIC_KID_STD])
+    options = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": SHUFFLE_SEED, "verbose": False}
+    score = metric.kid_features_to_metric(_tensor(features), _tensor(reference), **options)
+    return Score(score[metric.KEY_METRIC_KID_MEAN], score[metric.KEY_METRIC_KID_STD])
 
 
 def _import_optional(name: str) -> ModuleType:
@@ -208,7 +201,7 @@ def _import_optional(name: str) -> ModuleType:
 
 
 def _preprocess(x: Any, size: int) -> Any:
-    """What the network's entrance makes of images [b, 3, H, W] over 0 .. 255: resized as by TensorFlow 1, scaled."""
+    """The network's preprocessing of images [b, 3, H, W] over 0 .. 255: resized as by TensorFlow 1, scaled."""
     resize = _import_optional("torch_fidelity.interpolate_compat_tensorflow").interpolate_bilinear_2d_like_tensorflow1x
     return (resize(x, size=(size, size), align_corners=False) - 128) / 128
 

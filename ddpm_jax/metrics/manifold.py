@@ -1,11 +1,11 @@
-"""What two sets of features say of each other by nearest neighbours: fidelity and diversity apart, and who copies whom.
+"""Nearest neighbours of two sets of features: precision and recall, density and coverage.
 
-The ball of a point reaches to its k-th nearest neighbour among the others of its own set; the balls of a set together
-stand for where its law lives.  A point on the rim of a ball is inside.
+The ball of a point has the distance to its k-th nearest neighbour in its own set as its radius; the balls of a set
+together estimate the support of its law.  A point on the surface of a ball is inside.
 
-Distances are Euclidean and computed in float64 on the host.  All pairs are first judged by |q|^2 - 2 q.r + |r|^2, block
-by block in a few matrix products, with a bound on what that sum can be wrong by; the pairs that it cannot decide are
-computed again as |q - r|^2.  So the results are those of the direct formula, and equal vectors are 0 apart.
+Distances are Euclidean, in float64 on the host.  All pairs are first compared by |q|^2 - 2 q.r + |r|^2, block by block
+in a few matrix products, with a bound on its rounding error; undecided pairs are computed again as |q - r|^2.  So the
+results are those of the direct formula, and the distance of equal vectors is 0.
 """
 
 from collections.abc import Iterator
@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 BLOCK = 2**21  # numbers in a temporary array: 16 MiB, of which there are at most about ten at a time
-QUERY_ROWS = 512  # queries at a time: enough to pay for reading the references once more
+QUERY_ROWS = 512  # queries at a time, for each of which all references are read once
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares in [0, 1].
+    """Precision and recall, in [0, 1].
 
     Attributes:
-        precision: of the samples that lie in the ball of some reference: how many look like data.
-        recall: of the references that lie in the ball of some sample: how much of the data the samples cover.
+        precision: share of the samples in the ball of a reference: their fidelity.
+        recall: share of the references in the ball of a sample: the diversity of the samples.
     """
 
     precision: float
@@ -31,11 +31,11 @@ class PrecisionRecall(NamedTuple):
 
 
 class DensityCoverage(NamedTuple):
-    """Of samples against references.
+    """Density and coverage of samples.
 
     Attributes:
-        density: references' balls that a sample lies in, on average, over k: 1 for samples of the references' law,
-            above where they crowd together.
+        density: mean number of references' balls around a sample, over k: 1 for samples of the references' law, larger
+            for samples concentrated where references are dense.
         coverage: share of the references with a sample in their ball, in [0, 1].
     """
 
@@ -48,7 +48,7 @@ class Nearest(NamedTuple):
 
     Attributes:
         distances: [n, k] float64.
-        indices: [n, k] int64, rows of the references; of equal distances the lower index is first.
+        indices: [n, k] int64, rows of the references; for equal distances in ascending order.
     """
 
     distances: np.ndarray
@@ -58,12 +58,12 @@ class Nearest(NamedTuple):
 def precision_recall(samples: np.ndarray, reference: np.ndarray, k: int = 3) -> PrecisionRecall:
     """Improved precision and recall: Kynkäänniemi et al. (2019), arXiv:1904.06991, equations 1 and 2.
 
-    Both depend on n and m, so compare only numbers of the same sizes; the paper has 50,000 of each.
+    Both depend on n and m: compare results of equal sizes alone.  The paper takes 50,000 of each.
 
     Args:
         samples: [n, d], of any integer or floating-point type.
         reference: [m, d].
-        k: which neighbour a ball reaches to.
+        k: the neighbour at a ball's radius.
 
     Raises:
         ValueError: if the sets are empty, of different d or not finite, or k is not in 1 .. min(n, m) - 1.
@@ -79,15 +79,15 @@ def precision_recall(samples: np.ndarray, reference: np.ndarray, k: int = 3) -> 
 def density_coverage(samples: np.ndarray, reference: np.ndarray, k: int = 5) -> DensityCoverage:
     """Density and coverage: Naeem et al. (2020), arXiv:2002.09797.
 
-    Only references have balls, so an outlier among the samples does no harm.  For n samples and m references of one
-    law, whatever it is, the expected density is 1 and the expected coverage
+    Only references have balls, so outliers among the samples have no effect.  For n samples and m references of any one
+    law, the expected density is 1 and the expected coverage
 
         1 - ((m - 1) ... (m - k)) / ((n + m - 1) ... (n + m - k))
 
     Args:
         samples: [n, d], of any integer or floating-point type.
         reference: [m, d].
-        k: which neighbour a ball reaches to.
+        k: the neighbour at a ball's radius.
 
     Raises:
         ValueError: if the sets are empty, of different d or not finite, or k is not in 1 .. m - 1.
@@ -100,14 +100,12 @@ def density_coverage(samples: np.ndarray, reference: np.ndarray, k: int = 5) -> 
 
 
 def nearest(queries: np.ndarray, references: np.ndarray, k: int = 1) -> Nearest:
-    """The k references nearest to each query, exactly, in less than 256 MiB beside the result, whatever the sizes.
-
-    Images come flattened and as they are: integers are converted block by block.
+    """The k references nearest to each query, exactly, in less than 256 MiB besides the result, whatever the sizes.
 
     Args:
-        queries: [n, d], of any integer or floating-point type.
+        queries: [n, d], of any integer or floating-point type; integers are converted block by block.
         references: [m, d].
-        k: how many.
+        k: number of neighbours.
 
     Raises:
         ValueError: if the sets are empty, of different d or not finite, or k is not in 1 .. m.
@@ -120,25 +118,25 @@ def nearest(queries: np.ndarray, references: np.ndarray, k: int = 1) -> Nearest:
     for rows, columns, low, _ in _distance_blocks(queries, references):
         limit = squares[rows, -1].copy()
         crowded = np.flatnonzero(np.count_nonzero(low <= limit[:, None], axis=1) > 4 * k)
-        if crowded.size:  # k of the block lower the limit for the rest of it
+        if crowded.size:  # k distances of the block lower the limit for the others
             near = np.argpartition(low[crowded], k - 1, axis=1)[:, :k]
             i, j = np.repeat(crowded, k) + rows.start, near.ravel() + columns.start
             within = _squared_distances(queries, references, i, j).reshape(-1, k).max(axis=1)
             limit[crowded] = np.minimum(limit[crowded], within)
         i, j = np.nonzero(low <= limit[:, None])
         if i.size:
-            found = _squared_distances(queries, references, i + rows.start, j + columns.start)
-            squares[rows], indices[rows] = _smallest(squares[rows], indices[rows], i, j + columns.start, found)
+            candidates = _squared_distances(queries, references, i + rows.start, j + columns.start)
+            squares[rows], indices[rows] = _smallest(squares[rows], indices[rows], i, j + columns.start, candidates)
     return Nearest(np.sqrt(squares), indices)
 
 
 def _smallest(
-    squares: np.ndarray, indices: np.ndarray, i: np.ndarray, j: np.ndarray, found: np.ndarray
+    squares: np.ndarray, indices: np.ndarray, i: np.ndarray, j: np.ndarray, candidates: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k smallest of each row of squares [a, k] and, in row i of each, of what was found [pairs] at j."""
+    """The k smallest of each row of squares [a, k] and of the candidates [pairs], in rows i with indices j."""
     a, k = squares.shape
     row = np.concatenate([np.repeat(np.arange(a), k), i])
-    squares, indices = np.concatenate([squares.ravel(), found]), np.concatenate([indices.ravel(), j])
+    squares, indices = np.concatenate([squares.ravel(), candidates]), np.concatenate([indices.ravel(), j])
     order = np.lexsort((squares, row))  # stable, and the references come in ascending order: the lower index wins
     kept = order[np.searchsorted(row[order], np.arange(a))[:, None] + np.arange(k)]
     return squares[kept], indices[kept]
@@ -148,12 +146,12 @@ def _radii(caller: str, name: str, points: np.ndarray, k: int) -> np.ndarray:
     """The distance of each point to its k-th neighbour among the others."""
     if not 1 <= k < len(points):
         raise ValueError(f"{caller}: expected k in 1 .. {len(points) - 1}, one less than {name} has, got k={k}")
-    # A point is itself one of its k + 1 nearest, or as near as they are: they are all 0 away.
+    # A point is itself one of its k + 1 nearest, or all of them have distance 0.
     return nearest(points, points, k + 1).distances[:, k]
 
 
 def _count_balls(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """How many of the balls each point lies in, [n] integers."""
+    """The number of balls around each point, [n] integers."""
     counts = np.zeros(len(points), np.int64)
     for rows, columns, low, width in _distance_blocks(points, centres):
         limit = radii[columns] ** 2
@@ -174,7 +172,7 @@ def _distance_blocks(
     """All pairs, block by block, the references of a block of queries in ascending order.
 
     Yields:
-        rows, columns: which queries and which references.
+        rows, columns: slices of the queries and of the references.
         low, width: [rows, columns], so that low <= |q - r|^2 <= low + width, as `_squared_distances` computes it.
     """
     d = queries.shape[1]
@@ -213,7 +211,7 @@ def _slices(n: int, length: int) -> Iterator[slice]:
 
 
 def _check_sets(caller: str, **sets: np.ndarray) -> list[np.ndarray]:
-    """The two sets as numpy arrays, checked."""
+    """The two sets as numpy arrays, their shapes and values checked."""
     (first, a), (second, b) = ((name, np.asarray(points)) for name, points in sets.items())
     for name, points in ((first, a), (second, b)):
         if points.ndim != 2 or points.size == 0:

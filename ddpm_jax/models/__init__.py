@@ -1,1 +1,1 @@
-"""The networks: a U-Net, an encoder of texts, and both in one."""
+"""Networks: the U-Net, a text encoder, and a conditional U-Net of both."""

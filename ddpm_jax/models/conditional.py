@@ -1,4 +1,4 @@
-"""A U-Net with what conditions it: labels, texts, and images beside its own."""
+"""A U-Net conditioned on labels, texts and images."""
 
 import flax.linen as nn
 import jax
@@ -9,9 +9,9 @@ from ddpm_jax.models.unet import UNet
 
 
 class ConditionalUNet(nn.Module):
-    """A U-Net that is told a `Condition`, with its own reader of texts if it is told texts.
+    """A U-Net that takes a `Condition`, with a text encoder for texts.
 
-    Without one its parameters are those of the U-Net, and with one these and `text`.
+    Its parameters are those of the U-Net and, with a text encoder, `text`.
     """
 
     unet: UNet
@@ -33,15 +33,15 @@ class ConditionalUNet(nn.Module):
         return self.unet(x, t, label=label, context=context, mask=mask, image=image, dropout_keys=dropout_keys)
 
     def encode_text(self, condition: Condition) -> Condition:
-        """The condition with its tokens read: a context in their place.  Once is enough for all steps of a chain.
+        """The condition with its tokens encoded to a context: once is enough for all steps of a sampler.
 
         Raises:
-            ValueError: if there are tokens and no reader, or both tokens and a context.
+            ValueError: if there are tokens and no text encoder, or both tokens and a context.
         """
         if condition.tokens is None:
             return condition
         if self.text is None:
-            raise ValueError("a text is given, but the network was made without a reader of texts")
+            raise ValueError("a text is given, but the network was made without a text encoder")
         if condition.context is not None:
             raise ValueError("both a text and a context are given: the network attends to one of them")
         return condition._replace(tokens=None, context=self.text(condition.tokens), mask=condition.tokens > 0)

@@ -1,7 +1,6 @@
-"""Text for a network: a small byte-level transformer, trained jointly with it from scratch.
+"""Text encoder: a small byte-level transformer, trained from scratch together with the network.
 
-A text is the bytes of its UTF-8, so there is no vocabulary and nothing is unknown; 0 fills what is left.  The empty
-text is no text: the network that is told it is the network that is told nothing.
+A text is its UTF-8 bytes, padded with 0, so there is no vocabulary.  The empty text is the null condition.
 """
 
 import unicodedata
@@ -20,7 +19,7 @@ from ddpm_jax.models.unet import attend
 def tokenize(texts: Sequence[str], length: int) -> np.ndarray:
     """The bytes of texts: uint8 [len(texts), length], 0 after the end of each.
 
-    Texts are normalised first (NFC, Unicode Standard Annex 15): of one look there is one row.
+    Texts are normalised first (NFC, Unicode Standard Annex 15), so texts that look alike have the same bytes.
 
     Raises:
         ValueError: naming the text, if one has more than `length` bytes or holds the character 0.
@@ -37,14 +36,14 @@ def tokenize(texts: Sequence[str], length: int) -> np.ndarray:
 
 
 class TransformerLayer(nn.Module):
-    """A transformer's layer with the normalisations first (arXiv:2002.04745): attention, then two linear maps.
+    """A pre-norm transformer layer (arXiv:2002.04745): attention, then two linear maps.
 
-    To each logit is added a number that is learned of each head and distance, whose sign says which comes first
-    (Shaw et al., arXiv:1803.02155; Raffel et al., arXiv:1910.10683): a text means the same wherever it begins.
+    Logits have a learned bias for each head and signed distance, so that a text means the same wherever it starts
+    (Shaw et al., arXiv:1803.02155; Raffel et al., arXiv:1910.10683).
 
     Attributes:
-        heads: of the attention; they divide the width.
-        length: of the longest text, in bytes: distances are learned up to it.
+        heads: of the attention; a divisor of the width.
+        length: of the longest text, in bytes, and so of the largest distance.
     """
 
     heads: int
@@ -56,7 +55,7 @@ class TransformerLayer(nn.Module):
         """x [B, L, D], mask [B, L], True for tokens that count -> [B, L, D]."""
         _, length, width = x.shape
         by_distance = self.param("distances", _distance_bias_init, (self.heads, 2 * self.length - 1))
-        positions = np.arange(length)  # known when it is traced, so that parameters may be numpy arrays, too
+        positions = np.arange(length)  # static, so that parameters may be numpy arrays, too
         bias = by_distance[:, self.length - 1 + positions - positions[:, None]]
         h = nn.LayerNorm(dtype=self.dtype, name="norm1")(x)
         q, k, v = (nn.Dense(width, dtype=self.dtype, name=name)(h) for name in ("q", "k", "v"))
@@ -68,9 +67,9 @@ class TransformerLayer(nn.Module):
 
 
 def _distance_bias_init(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """Every other head begins by looking ahead and the others behind, each pair four times as far as the one before.
+    """Initial biases: even and odd heads attend in opposite directions, each pair four times as far as the one before.
 
-    Heads that all began alike would have to break their symmetry before the order of words can be told.
+    With equal heads, training would have to break their symmetry before it can learn the order of words.
     """
     del key
     heads, length = np.arange(shape[0])[:, None], (shape[1] + 1) // 2
@@ -79,19 +78,19 @@ def _distance_bias_init(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike
 
 
 NEIGHBOUR_RADIUS = 3
-"""How many bytes before and after it each byte is read together with: what letters spell is the same wherever it is."""
+"""Number of bytes before and after each byte whose embeddings are stacked with its own."""
 
 BYTE_EMBEDDING_DIM = 32
-"""Numbers that stand for a byte by itself."""
+"""Dimension of a byte's embedding."""
 
 
 class TextEncoder(nn.Module):
-    """A text's bytes as vectors: with the defaults about 3.4M parameters; nothing hides a byte from those before it.
+    """A bidirectional transformer over a text's bytes, with the defaults of about 3.4M parameters.
 
     Attributes:
         width: D of every vector, a multiple of `heads`.
         length: of the longest text, in bytes.
-        dtype: what products are computed in.
+        dtype: of the products.
     """
 
     width: int = 256
@@ -102,20 +101,18 @@ class TextEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Array) -> jax.Array:
-        """tokens [B, L] integers, L <= length, 0 where there is nothing -> [B, L, width], to be read where tokens > 0.
+        """tokens [B, L] integers, L <= length, 0 after the end -> [B, L, width], to be used where tokens > 0.
 
         Raises:
-            ValueError: if there are more tokens than `length`, or they are no integers [B, L], or heads do not divide
-                the width.
+            ValueError: if tokens are not integers [B, L], L <= length, or heads do not divide the width.
         """
         if self.width % self.heads:
             raise ValueError(f"width = {self.width} must be a multiple of heads = {self.heads}")
         if tokens.ndim != 2 or tokens.shape[1] > self.length or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}: expected integers [B, L], L <= {self.length}")
         one = nn.initializers.normal(1.0)
-        x = nn.Embed(256, BYTE_EMBEDDING_DIM, embedding_init=one, dtype=self.dtype, name="bytes")(
-            tokens.astype(jnp.int32)
-        )
+        embed = nn.Embed(256, BYTE_EMBEDDING_DIM, embedding_init=one, dtype=self.dtype, name="bytes")
+        x = embed(tokens.astype(jnp.int32))
         x = stack_neighbours(x * (tokens > 0)[..., None].astype(x.dtype), NEIGHBOUR_RADIUS)
         x = nn.gelu(nn.Dense(2 * self.width, dtype=self.dtype, name="near0")(x))
         x = nn.Dense(self.width, dtype=self.dtype, name="near1")(x)
@@ -125,9 +122,6 @@ class TextEncoder(nn.Module):
 
 
 def stack_neighbours(x: jax.Array, radius: int) -> jax.Array:
-    """Each place's vector between those of its neighbours, so many to each side: [B, L, D] -> [B, L, (2 reach + 1) D].
-
-    Beyond the ends is 0.
-    """
+    """[B, L, D] -> [B, L, (2 radius + 1) D]: vectors stacked with their neighbours, 0 beyond the ends."""
     wide = jnp.pad(x, ((0, 0), (radius, radius), (0, 0)))
     return jnp.concatenate([wide[:, i : i + x.shape[1]] for i in range(2 * radius + 1)], axis=-1)

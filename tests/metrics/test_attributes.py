@@ -97,9 +97,9 @@ def test_pairs_of_held_out_digits_are_read():
 
 
 def test_what_is_not_such_a_picture_is_refused():
-    with pytest.raises(ValueError, match=r"expected pictures \[n, 16, 16, 3\], n at least 1, got shape \(2, 8, 8, 3\)"):
+    with pytest.raises(ValueError, match=r"expected images \[n, 16, 16, 3\], n at least 1, got shape \(2, 8, 8, 3\)"):
         attributes.recognise_scenes(np.zeros((2, 8, 8, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"expected pictures \[n, 8, 16, 1\], got shape \(2, 8, 8, 1\)"):
+    with pytest.raises(ValueError, match=r"expected images \[n, 8, 16, 1\], got shape \(2, 8, 8, 1\)"):
         attributes.recognise_pairs(np.zeros((2, 8, 8, 1), np.uint8))
-    with pytest.raises(ValueError, match="as many scenes found as asked for, got 1 and 2"):
+    with pytest.raises(ValueError, match="as many recognised as requested scenes, got 1 and 2"):
         attributes.agreement(ASKED[:2], ASKED[:1])

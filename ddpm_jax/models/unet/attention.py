@@ -1,4 +1,4 @@
-"""Attention: of pixels to each other, and to the tokens of a context."""
+"""Self-attention of pixels, and cross-attention to the tokens of a context."""
 
 import math
 from collections.abc import Sequence
@@ -15,16 +15,15 @@ from ddpm_jax.models.unet.parameters import at_least_float32
 
 
 def head_count(channels: int, heads: int, head_channels: int) -> int:
-    """How many heads an attention over `channels` has: as many as have `head_channels` each; `heads` if that is 0."""
+    """The number of heads over `channels`: of `head_channels` channels each or, if that is 0, `heads`."""
     return channels // head_channels if head_channels else heads
 
 
 class AttentionBlock(nn.Module):
-    """Every pixel attends to every pixel of its image; the result, near 0 at the start, is added to the input.
+    """Residual self-attention of the pixels of an image; the branch is near 0 at initialisation.
 
     Attributes:
-        heads: as many, each of the same number of consecutive channels; or, if `head_channels` is not 0, as many as
-            have so many channels.
+        heads, head_channels: see `head_count`; each head has consecutive channels.
         eps: of the normalisation.
     """
 
@@ -48,10 +47,10 @@ class AttentionBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Every pixel attends to the tokens of a context; the result, 0 at the start, is added to the input.
+    """Residual cross-attention of pixels to the tokens of a context; the branch is 0 at initialisation.
 
-    What a pixel asks for depends on what it is and on where it is: a text says what is to be where, and where there is
-    only noise as yet, nothing else tells one pixel from another.  An image whose mask shows no token passes as it came.
+    Queries include the pixel's position, as texts can describe positions and pixels of pure noise differ in nothing
+    else.  An image without a token in its mask is returned unchanged.
     """
 
     heads: int = 1
@@ -77,11 +76,11 @@ class CrossAttention(nn.Module):
 
 
 POSITION_FREQUENCIES = 4
-"""Numbers that say where a pixel is along each side."""
+"""Number of position features along each side."""
 
 
 def position_features(sides: Sequence[int], dtype: DTypeLike) -> jax.Array:
-    """Where each pixel is, whatever their number: cosines of 1, 2, ... half waves along each side.
+    """Position features of pixels: cosines of 1, 2, ... half waves along each side, whatever its length.
 
     Returns:
         [*sides, POSITION_FREQUENCIES * len(sides)] in [-1, 1].
@@ -102,17 +101,17 @@ def attend(
     mask: Array | None = None,
     bias: jax.Array | None = None,
 ) -> jax.Array:
-    """softmax(q k / sqrt(C) + bias) v over the keys that the mask shows, in float32 at least; 0 where it shows none.
+    """Attention softmax(q k / sqrt(C) + bias) v over the keys in the mask, in float32 at least; 0 if there are none.
 
-    `jax.nn.dot_product_attention` is the same but in float64, where its softmax has the digits of float32; and one head
-    as an axis of length 1 costs a TPU a sixth of the time.
+    `jax.nn.dot_product_attention` computes the softmax of float64 in float32; and one head as an axis of length 1 costs
+    a TPU a sixth of the time.
 
     Args:
         q: [B, Q, heads C].
         k, v: [B, K, heads C].
         heads: each of C consecutive channels.
-        mask: [B, K] booleans, or all.
-        bias: [heads, Q, K], or none.
+        mask: [B, K] booleans; None is all.
+        bias: [heads, Q, K].
 
     Returns:
         As q.

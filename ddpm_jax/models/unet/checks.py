@@ -1,4 +1,4 @@
-"""What the U-Net refuses: options and arguments that cannot be right, in words."""
+"""Errors of the U-Net's options and arguments."""
 
 from typing import TYPE_CHECKING, get_args
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def check_options(net: "UNet") -> None:
-    """Refuses options that cannot be right."""
+    """Raises a ValueError for options out of range."""
     if len(net.channel_multipliers) == 0:
         raise ValueError("channel_multipliers is empty: give one integer per level, such as (1, 2, 2, 2)")
     _check_heads(net)
     _check_choices(net)
     if net.groups < 1:
         raise ValueError(f"groups = {net.groups}: a normalisation needs at least one")
-    # weights that are there already are what they are; a time that comes after the normalisation is felt
+    # only where parameters are made; scale_shift, after the normalisation, has no such problem
     fresh = net.is_initializing() and net.time_conditioning == "add"
     if fresh and all(group_count(net.channels * m, net.groups) == net.channels * m for m in net.channel_multipliers):
         raise ValueError(
@@ -85,7 +85,7 @@ def _check_choices(net: "UNet") -> None:
 
 
 def check_arguments(x: jax.Array, t: jax.Array, dropout_keys: jax.Array | None) -> None:
-    """Refuses arrays of the wrong shape or dtype."""
+    """Raises a ValueError for arrays of the wrong shape or dtype."""
     if x.ndim not in (3, 4, 5):
         raise ValueError(
             f"x has shape {x.shape}: images are [B, H, W, C], volumes [B, D, H, W, C], sequences [B, L, C]"
@@ -116,7 +116,7 @@ def check_conditions(
     mask: Array | None,
     image: Array | None,
 ) -> None:
-    """Refuses conditions that the network does not take, or of the wrong shape or dtype."""
+    """Raises a ValueError for conditions that the network does not take, or of the wrong shape or dtype."""
     batch, sides = x.shape[0], x.shape[1:-1]
     if label is not None:
         if not net.num_classes:

@@ -1,34 +1,34 @@
-"""In what published networks of the same form differ."""
+"""Compatibility options for published U-Nets."""
 
 from typing import Literal, NamedTuple
 
 AttentionBy = Literal["size", "factor"]
-"""Whether `attention_resolutions` lists sizes of the image, or the factors by which a level is smaller than it."""
+"""The unit of `attention_resolutions`: sizes of the image, or factors by which a level is smaller than it."""
 
 TimeConditioning = Literal["add", "scale_shift"]
-"""Whether a block adds the time before its second normalisation, or scales and shifts what comes out of that."""
+"""The time embedding is added before a block's second normalisation, or scales and shifts its result."""
 
 Resample = Literal["layer", "block"]
-"""Whether a layer of its own changes the size, or a residual block that halves or doubles within."""
+"""Sizes change in a layer of its own, or in a residual block."""
 
 Padding = Literal["end", "both"]
-"""Where a convolution of stride 2 is given zeros: after the end (the bottom and the right), or on both sides."""
+"""Zero padding of a convolution of stride 2: after the end (the bottom and the right), or on both sides."""
 
 TimeOrder = Literal["sin_cos", "cos_sin"]
-"""What comes first in the embedding of a time."""
+"""The order of sines and cosines in the time embedding."""
 
 
 class CompatOptions(NamedTuple):
-    """What two authors do differently where neither had a reason to; the defaults are the original's.
+    """Details in which published implementations differ; the defaults are the original's.
 
-    They change no shape, but for `time_dim`: weights of one convention give no error under another, only other images.
+    They change no shape but that of `time_dim`: weights under the wrong options give no error, only wrong images.
 
     eps: added to the variance in every normalisation: 1e-6 (TF), 1e-5 (PyTorch).
     padding: of the convolutions that halve the size: "end" is TF's SAME, "both" PyTorch's padding=1.
-    time_order, time_shift: of the time's embedding, see `layers.timestep_embedding`.
-    time_scale: what the time, counted from zero, is multiplied by first: 1000 / T where it is to run to 1000 whatever
-        T is (improved-diffusion's rescale_timesteps).
-    time_dim: numbers in the time's embedding, of which the network makes 4 times as many; 0 is as many as `channels`.
+    time_order, time_shift: of the time embedding, see `layers.timestep_embedding`.
+    time_scale: factor of the time, counted from zero: 1000 / T if it is to run to 1000 whatever T is
+        (improved-diffusion's rescale_timesteps).
+    time_dim: dimension of the sinusoidal time embedding; 0 is `channels`.  The network's is 4 times as large.
     """
 
     eps: float = 1e-6
@@ -40,4 +40,4 @@ class CompatOptions(NamedTuple):
 
 
 OPENAI = CompatOptions(eps=1e-5, padding="both", time_order="cos_sin", time_shift=0)
-"""Those of improved-diffusion (arXiv:2102.09672) and guided-diffusion (arXiv:2105.05233)."""
+"""Options of improved-diffusion (arXiv:2102.09672) and guided-diffusion (arXiv:2105.05233)."""

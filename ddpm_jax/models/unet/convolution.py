@@ -1,4 +1,4 @@
-"""Convolutions of 3, and what doubles the size before one; of any number of spatial axes."""
+"""Convolutions of kernel size 3 and nearest-neighbour upsampling, for any number of spatial axes."""
 
 import functools
 from collections.abc import Callable
@@ -12,19 +12,19 @@ from ddpm_jax.models.unet.compat import Padding
 from ddpm_jax.models.unet.parameters import add_bias, at_least_float32, fan_average, parameter
 
 _PIECE_BYTES = 2**20
-"""Bytes of a result's gradient of which a CPU makes the kernel's at a time: they are to stay in a core's cache."""
+"""Bytes of a result's gradient from which a CPU computes the kernel's at a time, so that they stay in its cache."""
 
 _MAX_PIECES = 16
-"""Each is compiled."""
+"""Upper limit of pieces, each of which is compiled."""
 
 
 def num_spatial_axes(x: jax.Array) -> int:
-    """How many spatial axes x [B, ..., C] has: 2 for images, 3 for volumes."""
+    """The number of spatial axes of x [B, ..., C]: 2 for images, 3 for volumes."""
     return x.ndim - 2
 
 
 class Conv(nn.Module):
-    """A convolution of 3 along each spatial axis, and a bias.
+    """A convolution of kernel size 3 along each spatial axis, with bias.
 
     Attributes:
         scale: of the kernel's initial variance.
@@ -49,7 +49,7 @@ class Conv(nn.Module):
 
 
 class UpsampleConv(nn.Module):
-    """`upsample_nearest`, then a convolution of 3, as one where that is faster."""
+    """`upsample_nearest`, then a convolution of kernel size 3, fused on TPUs."""
 
     features: int
     dtype: DTypeLike = jnp.float32
@@ -60,7 +60,7 @@ class UpsampleConv(nn.Module):
         """[B, H, W, C] -> [B, 2H, 2W, features], likewise of one or three spatial axes."""
         kernel, bias = _parameters(self, x)
         plain = functools.partial(upsample_then_convolve, convolution=_conv_general_dilated)
-        # on a TPU alone: a CPU multiplies with the zeros, and of GPUs nothing is known
+        # fused on TPUs alone: a CPU multiplies with the zeros, and GPUs have not been measured
         out = jax.lax.platform_dependent(
             x.astype(self.dtype),
             kernel,
@@ -78,16 +78,16 @@ def _parameters(layer: Conv | UpsampleConv, x: jax.Array, scale: float = 1.0) ->
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "end") -> jax.Array:
-    """x [B, H, W, C] by a kernel [3, 3, C, D], both of one dtype -> [B, H/stride, W/stride, D].
+    """x [B, H, W, C] convolved with a kernel [3, 3, C, D] of the same dtype -> [B, H/stride, W/stride, D].
 
     On a CPU, the kernel's gradient is a sum over pieces of the batch, up to four times as fast as from all at once.
-    Its gradient may be differentiated again; it has no forward derivative (`jax.jvp`) itself.
+    The gradient may be differentiated again; forward-mode differentiation (`jax.jvp`) is not possible.
     """
     return _convolve_with_vjp(x, kernel, stride, padding)
 
 
 def _conv_general_dilated(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "end") -> jax.Array:
-    """`convolve` with JAX's own derivatives, forward ones, too."""
+    """`convolve` with JAX's own derivatives, in forward mode, too."""
     axes = num_spatial_axes(x)
     zeros = "SAME" if padding == "end" else [(1, 1)] * axes
     return jax.lax.conv_general_dilated(x, kernel, (stride,) * axes, zeros, dimension_numbers=_dimension_numbers(axes))
@@ -138,10 +138,10 @@ def upsample_then_convolve(
 
 
 def fused_upsample_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """As `upsample_then_convolve`, with 4/9 of the products (of images): each new pixel sees 2x2 old ones.
+    """As `upsample_then_convolve`, with 4/9 of the products (of images): each new pixel depends on 2x2 old ones.
 
-    Zeros are put between the pixels, and the kernel is spread: where it would meet a pixel twice, it meets it once and
-    zero once, with the sum of its two numbers.
+    Zeros are inserted between the pixels, and the kernel is widened: where it would multiply a repeated pixel twice, it
+    multiplies the pixel once, with the sum of the two weights, and a zero once.
     """
     axes = num_spatial_axes(x)
     for axis in range(axes):
@@ -155,13 +155,13 @@ def fused_upsample_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _dimension_numbers(axes: int) -> tuple[str, str, str]:
-    """The order of a convolution's axes: images, kernel, result."""
+    """The axes of a convolution's images, kernel and result."""
     sides = "DHW"[-axes:]
     return f"N{sides}C", f"{sides}IO", f"N{sides}C"
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, 2H, 2W, C]: every pixel twice along each axis, of any spatial axes."""
+    """Nearest-neighbour upsampling, [B, H, W, C] -> [B, 2H, 2W, C], of any spatial axes."""
     (b, *sides, c), axes = x.shape, num_spatial_axes(x)
     pairs = (n for side in sides for n in (side, 2))
     x = jnp.broadcast_to(jnp.expand_dims(x, range(2, 2 * axes + 1, 2)), (b, *pairs, c))

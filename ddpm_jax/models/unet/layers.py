@@ -1,4 +1,4 @@
-"""What the U-Net is made of beside convolutions: the time's embedding, dropout by image, changes of size, blocks."""
+"""Layers of the U-Net: time embedding, dropout with one key per image, resampling, residual blocks."""
 
 import functools
 import math
@@ -17,20 +17,20 @@ from ddpm_jax.models.unet.norm import GroupNorm, split_indices
 from ddpm_jax.models.unet.parameters import add_bias, at_least_float32, fan_average, parameter
 
 NEAR_ZERO = 1e-10
-"""Scale of the initial variance where a branch should start as nothing (the original's TF refused an exact 0)."""
+"""Scale of the initial variance of branches that start at 0 (the original's TF refused an exact 0)."""
 
 DROPOUT_STEP = 2.0**-16
-"""What dropout rates are multiples of: masks are drawn from 16 random bits a number."""
+"""The unit of dropout rates: masks are drawn from 16 random bits a number."""
 
 
 def timestep_embedding(t: ArrayLike, dim: int, *, cos_first: bool = False, shift: int = 1) -> jax.Array:
-    """[sin(t w_i) | cos(t w_i)] with w_i = 10000^(-i / (half - shift)), i = 0 .. half - 1, half = dim // 2.
+    """Sinusoidal embedding [sin(t w_i) | cos(t w_i)], w_i = 10000^(-i / (half - shift)), i < half = dim // 2.
 
     The original takes shift 1 and the sines first; improved-diffusion (arXiv:2102.09672) shift 0 and the cosines first.
 
     Args:
         t: [B] the network's time: counted from zero, possibly fractional.
-        dim: length of an embedding; an odd one ends in a zero.
+        dim: dimension of the embedding; an odd one ends in a zero.
 
     Returns:
         [B, dim], float32, or float64 if `t` is.
@@ -45,11 +45,11 @@ def timestep_embedding(t: ArrayLike, dim: int, *, cos_first: bool = False, shift
 
 
 class Dense(nn.Module):
-    """The same linear map at every pixel; of some arrays as if they were one along C: they need not become one.
+    """A linear map of the channels of every pixel; of several arrays, as if they were concatenated along C.
 
     Attributes:
         scale: of the kernel's initial variance.
-        dtype: what it is computed in.
+        dtype: of the computation.
     """
 
     features: int
@@ -58,7 +58,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array | tuple[Array, ...]) -> jax.Array:
-        """[..., C] -> [..., features].  A tuple for x is its arrays one after the other along C."""
+        """[..., C] -> [..., features].  A tuple x stands for its concatenation along C."""
         parts = x if isinstance(x, tuple) else (x,)
         channels = sum(part.shape[-1] for part in parts)
         kernel = parameter(self, "kernel", fan_average(self.scale), (channels, self.features))
@@ -69,22 +69,22 @@ class Dense(nn.Module):
 
 
 def dropout(x: jax.Array, keys: jax.Array | None, rate: float, index: int) -> jax.Array:
-    """x with a share `rate` of its numbers at 0 and the rest divided by what is kept on average, exactly.
+    """Dropout: x with a share `rate` of its numbers 0 and the rest divided by 1 - rate.
 
-    The mask of image i is drawn from key i and `index` alone, so it does not depend on who else is in the batch or on
-    how the batch lies over devices.  `rate` is rounded to a multiple of 2^-16.
+    The mask of image i is drawn from key i and `index` alone, so it does not depend on the batch or the devices.
+    `rate` is rounded to a multiple of 2^-16.
 
     Args:
         x: [B, ...].
         keys: [B] typed keys, one per image; None leaves x as it is.
-        index: which of the network's dropouts this is.
+        index: the number of this dropout in the network.
     """
     threshold = round(rate / DROPOUT_STEP)
     if keys is None or threshold == 0:
         return x
-    # Two of 16 bits from each word of 32, as jax draws a narrower type at the price of a whole word.  The one serves
-    # the first half of the rows, the other the second: side by side they would have to be woven into each other.  And
-    # the masks are made apart from what they are put to, which the compiler else does in one place, and not with it.
+    # Two numbers of 16 bits from each word of 32, as jax draws a narrower type at the price of a whole word.  One is
+    # for the first half of the rows, the other for the second, which needs no interleaving.  The barrier keeps the
+    # compiler from fusing the masks with their use, which is slower.
     half = (x.shape[1] + 1) // 2
     draw = lambda key: jax.random.bits(jax.random.fold_in(key, index), (half, *x.shape[2:]), jnp.uint32)  # noqa: E731
     words = jax.vmap(draw)(keys)
@@ -96,14 +96,14 @@ def dropout(x: jax.Array, keys: jax.Array | None, rate: float, index: int) -> ja
 
 
 def average_pool(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, H/2, W/2, C]: the mean of each 2x2 square, for H and W even; of any spatial axes."""
+    """Average pooling, [B, H, W, C] -> [B, H/2, W/2, C] for even H and W, of any spatial axes."""
     twos = (2,) * num_spatial_axes(x)
-    with jax.numpy_dtype_promotion("standard"):  # which flax takes for granted
+    with jax.numpy_dtype_promotion("standard"):  # which flax assumes
         return nn.avg_pool(x, twos, twos)
 
 
 class Downsample(nn.Module):
-    """Half the size, by a convolution of stride 2 or, without it, by the mean of each 2x2 square (2x2x2 cube)."""
+    """Downsampling by 2, by a convolution of stride 2 or, if `with_conv` is False, `average_pool`."""
 
     with_conv: bool = True
     dtype: DTypeLike = jnp.float32
@@ -120,7 +120,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size: every pixel twice along each axis, then a convolution unless `with_conv` is False."""
+    """Upsampling by 2: `upsample_nearest`, then a convolution unless `with_conv` is False."""
 
     with_conv: bool = True
     dtype: DTypeLike = jnp.float32
@@ -139,15 +139,16 @@ Resize = Callable[[jax.Array], jax.Array]
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions with the time between them; the result, near 0 at the start, is added to the input.
+    """A residual block: two convolutions with the time embedding between them, near 0 at initialisation.
 
     Attributes:
-        conv_shortcut: where the channels change, the input is brought there by a convolution of 3, not of 1.
-        dropout_index: this block's number in the network, from 0: its dropout draws by it.
+        conv_shortcut: where the number of channels changes, the shortcut is a convolution of kernel size 3, not 1.
+        dropout_index: the `index` of its `dropout`.
         eps: of both normalisations.
-        time_conditioning: "add" adds the time to the first convolution's result; "scale_shift" multiplies the second
-            normalisation's by 1 plus a scale that it makes of the time, and adds a shift (arXiv:2102.09672).
-        resize: of both the input and what the first convolution sees of it (arXiv:1809.11096); None keeps the size.
+        time_conditioning: "add" adds a projection of the time embedding to the first convolution's result;
+            "scale_shift" multiplies the second normalisation's by 1 plus such a scale, and adds a shift
+            (arXiv:2102.09672).
+        resize: applied to the shortcut and to the first convolution's input (arXiv:1809.11096); None keeps the size.
     """
 
     out_channels: int
@@ -165,10 +166,7 @@ class ResnetBlock(nn.Module):
     def __call__(
         self, x: jax.Array | tuple[jax.Array, ...], temb: jax.Array, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
-        """x [B, H, W, C], temb [B, D], dropout_keys [B] or None -> [B, H, W, out_channels]; of any spatial axes.
-
-        A tuple for x is its arrays one after the other along C.
-        """
+        """x [B, H, W, C] or a tuple of its parts along C, temb [B, D], dropout_keys [B] -> [B, H, W, out_channels]."""
         parts = x if isinstance(x, tuple) else (x,)
         c, axes, dtype = self.out_channels, num_spatial_axes(parts[0]), self.dtype
         numerics = {"dtype": dtype, "forward_mode": self.forward_mode}
@@ -193,7 +191,7 @@ class ResnetBlock(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """The network's time, counted from zero, as 4 x `channels` numbers; every block applies its own swish to them.
+    """The time embedding [B, 4 x channels] of the network's time, counted from zero; blocks apply a swish to it.
 
     Attributes:
         cos_first, shift: see `timestep_embedding`.
@@ -213,7 +211,7 @@ class TimeEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """A label as a vector to add to the time's, 0 at the start; label `num_classes` is that of no label."""
+    """A label's embedding, added to the time embedding; 0 at initialisation; `num_classes` is the null label."""
 
     num_classes: int
     features: int
@@ -227,7 +225,7 @@ class LabelEmbedding(nn.Module):
 
 
 class PooledContext(nn.Module):
-    """The mean of a context's tokens as a vector to add to the time's, 0 at the start and for no tokens."""
+    """A projection of a context's mean token, added to the time embedding; 0 at initialisation and without tokens."""
 
     features: int
     dtype: DTypeLike = jnp.float32

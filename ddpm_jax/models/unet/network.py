@@ -1,4 +1,4 @@
-"""The U-Net itself, and its levels."""
+"""The U-Net and its levels."""
 
 import functools
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ ContextAndMask = tuple[Array, Array]
 
 
 class Down(nn.Module):
-    """A level of the way down: blocks, dropouts from `dropout_index`, then half the size unless `resample` is None."""
+    """A level of the encoder: blocks, dropout indices from `dropout_index`, downsampling unless `resample` is None."""
 
     block: BlockFactory
     attention: AttentionFactory
@@ -76,7 +76,7 @@ class Down(nn.Module):
         context: ContextAndMask | None,
         dropout_keys: jax.Array | None,
     ) -> Sequence[jax.Array]:
-        """What the way up will need so far, its last entry being the input -> the same and what this level adds."""
+        """Skip connections so far, the last being the input -> the same and those of this level."""
         for i in range(self.num_res_blocks):
             h = self.block(name=f"block_{i}", dropout_index=self.dropout_index + i)(skips[-1], temb, dropout_keys)
             if self.has_attention:
@@ -88,7 +88,7 @@ class Down(nn.Module):
 
 
 class Middle(nn.Module):
-    """The smallest size, which always attends."""
+    """The level of the smallest size: two blocks with attention between them."""
 
     block: BlockFactory
     attention: AttentionFactory
@@ -106,7 +106,7 @@ class Middle(nn.Module):
 
 
 class Up(nn.Module):
-    """One level of the way up: blocks, numbered from `dropout_index`, then twice the size unless `resample` is None."""
+    """A level of the decoder: blocks, dropout indices from `dropout_index`, upsampling unless `resample` is None."""
 
     block: BlockFactory
     attention: AttentionFactory
@@ -124,7 +124,7 @@ class Up(nn.Module):
         context: ContextAndMask | None,
         dropout_keys: jax.Array | None,
     ) -> jax.Array:
-        """The input and what the way down left at this level, one for each block, used from the end."""
+        """The input, and this level's skip connections, one for each block, from the last to the first."""
         for i, skip in enumerate(reversed(skips)):
             h = self.block(name=f"block_{i}", dropout_index=self.dropout_index + i)((h, skip), temb, dropout_keys)
             if self.has_attention:
@@ -133,7 +133,7 @@ class Up(nn.Module):
 
 
 def apply_attention(level: Down | Middle | Up, h: jax.Array, context: ContextAndMask | None, i: int) -> jax.Array:
-    """h after a level's attention number i: of its pixels to each other and then, if there is any, to the context."""
+    """h after a level's self-attention number i and, if there is a context, its cross-attention."""
     h = level.attention(name=f"attn_{i}")(h)
     if level.cross_attention is None or context is None:
         return h
@@ -141,43 +141,42 @@ def apply_attention(level: Down | Middle | Up, h: jax.Array, context: ContextAnd
 
 
 class UNet(nn.Module):
-    """The network of DDPM: with the defaults, and images [32, 32, 3], the 35,746,307 parameters of its CIFAR-10 model.
+    """The U-Net of DDPM: with the defaults, and images [32, 32, 3], the 35,746,307 parameters of its CIFAR-10 model.
 
-    Sequences and volumes have one and three spatial axes in place of two: every convolution is of 3, and every change
-    of size by 2, along each of them.
+    Sequences and volumes have one and three spatial axes instead of two: kernels have size 3 and sizes change by 2
+    along each of them.
 
-    At the start its output is nearly 0 (a standard deviation of about 1e-5), so the first eps-loss is 1.000.
+    At initialisation the output is nearly 0 (a standard deviation of about 1e-5), so the first eps-loss is 1.000.
 
     Attributes:
         channels: of the first level; level i has `channels * channel_multipliers[i]`, and half the size of level i - 1.
-        num_res_blocks: residual blocks per level on the way down; there is one more on the way up.
+        num_res_blocks: residual blocks per level of the encoder; the decoder has one more.
         attention_resolutions: attention follows every block where the shortest side of the image, after padding, is
-            one of these; the middle always attends.
-        heads: of every attention; their scale is (channels / heads)^-1/2.  With head_channels, as many as have so
-            many channels.
-        dropout: in every block, before its last convolution; a multiple of 2^-16, or rounded to one.
-        out_channels: those of the images; twice as many if the variance is learned too.
-        groups: of every normalisation.  A level of no more channels than groups does not feel the time (see
+            one of these, and is always in the middle.
+        heads: of every attention; their scale is (channels / heads)^-1/2.  See head_channels.
+        dropout: rate, in every block, before its last convolution; rounded to a multiple of 2^-16.
+        out_channels: those of the images; twice as many with a learned variance.
+        groups: of every normalisation.  Levels with at most this many channels ignore the time embedding (see
             `norm.group_count`), and there must be another.
-        resample_with_conv: whether a convolution changes the size; else means of twos and plain repetition.
-        resample: "layer" is such a layer; "block" in its place a residual block, which takes means of twos or
-            repeats between its first normalisation and its first convolution (BigGAN's, arXiv:1809.11096).
+        resample_with_conv: whether sizes change by convolutions; else by average pooling and nearest-neighbour
+            upsampling.
+        resample: "layer" is a layer of this kind; "block" is a residual block that pools or upsamples between its first
+            normalisation and its first convolution (BigGAN's, arXiv:1809.11096).
         dtype: of convolutions and products: float32, bfloat16, or (with parameters to match) float64.
-        remat: keep only the inputs of blocks and attentions for the gradient, and compute what is inside them again:
-            much less memory for about a third more work.
-        num_classes: of labels 0 .. num_classes - 1; label num_classes stands for none.  0 takes no labels.
-        context_dim: D of the context that pixels attend to, after each attention to each other; its mean is added to
-            the time.  0 takes no context.
-        head_channels: of each head; 0 is what `heads` says.
+        remat: keep only the inputs of blocks and attentions for the gradient, and compute the rest again: much less
+            memory for about a third more work.
+        num_classes: of labels 0 .. num_classes - 1; num_classes is the null label.  0: no labels.
+        context_dim: D of the context for cross-attention, after each self-attention; a projection of its mean is added
+            to the time embedding.  0: no context.
+        head_channels: channels of each head, in place of `heads`; 0: heads decides.
         attention_by: "size" takes attention_resolutions as above; "factor" takes it for the factors, powers of 2, by
             which a level is smaller than the image, so that images of every size have the same parameters.
-        time_conditioning: "add" adds the time to what the first convolution of a block gives; "scale_shift" scales and
-            shifts with it what the second normalisation gives (arXiv:2102.09672).
-        compat: in what else published networks of this form differ.
+        time_conditioning: see `layers.ResnetBlock`.
+        compat: other differences between published networks.
         forward_mode: whether `jax.jvp` and `jax.linearize` go through: derivatives are JAX's own, in place of ones that
             take less time and memory.  Parameters are the same: `net.clone(forward_mode=True).apply(params, ...)`.
 
-    Conditions start as nothing: what joins them to the rest is 0, so the first output is that of the network without.
+    At initialisation conditions have no effect: their projections are 0.
     """
 
     channels: int = 128
@@ -216,14 +215,14 @@ class UNet(nn.Module):
 
         Args:
             x: [B, L, C], [B, H, W, C] or [B, D, H, W, C] floats, in [-1, 1].  Sizes that 2^(levels - 1) does not
-                divide are filled with zeros at the end (the bottom and the right), and the result is cut back.
+                divide are padded with zeros at the end (the bottom and the right), and the result is cropped.
             t: [B] integers, the paper's 1 .. T.
-            label: [B] integers 0 .. num_classes; None is num_classes, no label.
+            label: [B] integers 0 .. num_classes; None is num_classes, the null label.
             context: [B, L, context_dim] floats, such as the tokens of an encoded text; None is no context.
             mask: [B, L] booleans, True for the tokens that count; None is all of them.  An image without any has no
                 context.
-            image: as x but for C: another image, which the first convolution sees beside x.  Whether there is one
-                and how many channels it has is settled where the parameters are made.
+            image: as x but for C: a conditioning image, concatenated with x.  The parameters are for a fixed number of
+                its channels.
             dropout_keys: [B] typed keys, one per image; None, as in sampling and evaluation, drops nothing.
 
         Returns:
@@ -254,34 +253,22 @@ class UNet(nn.Module):
         dropout_index = 0
         for i in range(levels):
             resample = _resample_layer(self, block_of_level[i], "down", i) if i < levels - 1 else None
-            level = Down(
-                block_of_level[i],
-                attention,
-                cross_attention,
-                has_attention[i],
-                self.num_res_blocks,
-                dropout_index,
-                resample,
-                name=f"down_{i}",
-            )
-            skips, dropout_index = (
-                level(skips, temb, context_and_mask, dropout_keys),
-                dropout_index + self.num_res_blocks,
-            )
-        h = Middle(block_of_level[-1], attention, cross_attention, dropout_index, name="mid")(
-            skips[-1], temb, context_and_mask, dropout_keys
-        )
+            down = Down(
+                block_of_level[i], attention, cross_attention, has_attention[i], self.num_res_blocks, dropout_index,
+                resample, name=f"down_{i}",
+            )  # fmt: skip
+            skips = down(skips, temb, context_and_mask, dropout_keys)
+            dropout_index += self.num_res_blocks
+        middle = Middle(block_of_level[-1], attention, cross_attention, dropout_index, name="mid")
+        h = middle(skips[-1], temb, context_and_mask, dropout_keys)
         dropout_index += 2
         for i in reversed(range(levels)):
             resample = _resample_layer(self, block_of_level[i], "up", i) if i > 0 else None
-            level = Up(
+            up = Up(
                 block_of_level[i], attention, cross_attention, has_attention[i], dropout_index, resample, name=f"up_{i}"
             )
-            h, dropout_index = (
-                level(h, skips[-self.num_res_blocks - 1 :], temb, context_and_mask, dropout_keys),
-                dropout_index + self.num_res_blocks + 1,
-            )
-            skips = skips[: -self.num_res_blocks - 1]
+            h = up(h, skips[-self.num_res_blocks - 1 :], temb, context_and_mask, dropout_keys)
+            skips, dropout_index = skips[: -self.num_res_blocks - 1], dropout_index + self.num_res_blocks + 1
 
         h = GroupNorm(True, self.compat.eps, wide, self.groups, self.forward_mode, name="norm_out")(h)
         h = conv(self.out_channels, scale=NEAR_ZERO, dtype=wide, name="conv_out")(h)
@@ -289,7 +276,7 @@ class UNet(nn.Module):
 
 
 def _time_and_label_embedding(net: UNet, t: jax.Array, label: Array | None, wide: jnp.dtype) -> jax.Array:
-    """The times and, if the network takes them, the labels as [B, D]."""
+    """The embedding [B, D] of times and, if the network takes them, labels."""
     compat = net.compat
     dim = compat.time_dim or net.channels
     # The published weights were trained on 0 .. T - 1, where 0 is one step of noise: the paper's t = 1.
@@ -304,7 +291,7 @@ def _time_and_label_embedding(net: UNet, t: jax.Array, label: Array | None, wide
 
 
 def _levels_with_attention(net: UNet, side: int) -> list[bool]:
-    """Whether attention follows the blocks of each level of an image whose shortest side is `side` long."""
+    """For each level, whether attention follows its blocks, for images with a shortest side of `side`."""
     factors = [2**i for i in range(len(net.channel_multipliers))]
     return [
         (side // factor if net.attention_by == "size" else factor) in net.attention_resolutions for factor in factors
@@ -312,7 +299,7 @@ def _levels_with_attention(net: UNet, side: int) -> list[bool]:
 
 
 def _layer_factories(net: UNet) -> tuple[Sequence[BlockFactory], AttentionFactory, CrossAttentionFactory]:
-    """What makes the blocks of each level, the attentions, and those to a context."""
+    """Factories of the blocks of each level, of attentions and of cross-attentions."""
     maybe_remat = nn.remat if net.remat else (lambda layer: layer)
     numerics = {
         "dtype": net.dtype, "groups": net.groups, "eps": net.compat.eps, "forward_mode": net.forward_mode
@@ -330,10 +317,10 @@ def _layer_factories(net: UNet) -> tuple[Sequence[BlockFactory], AttentionFactor
 
 
 def _resample_layer(net: UNet, block: BlockFactory, direction: Literal["down", "up"], level: int) -> ResampleLayer:
-    """What halves or doubles the size after a level that is made of `block`s."""
+    """The layer that halves or doubles the size after a level."""
     if net.resample == "block":
         levels = len(net.channel_multipliers)
-        # numbers for their dropouts after those of all others, which so have theirs whatever changes the size
+        # indices of their dropouts after all others, which so do not depend on `resample`
         dropout_index = levels * (2 * net.num_res_blocks + 1) + 2 + (level if direction == "down" else levels + level)
         resize = average_pool if direction == "down" else upsample_nearest
         return lambda h, temb, keys, *, name: block(name=name, dropout_index=dropout_index, resize=resize)(
@@ -347,7 +334,7 @@ def _resample_layer(net: UNet, block: BlockFactory, direction: Literal["down", "
 
 
 def _context_and_mask(net: UNet, x: jax.Array, context: Array | None, mask: Array | None) -> ContextAndMask | None:
-    """The context and its mask, both always there; None for a network that takes no context."""
+    """The context and its mask, of zeros if there is none; None for a network that takes no context."""
     if not net.context_dim:
         return None
     if context is None:

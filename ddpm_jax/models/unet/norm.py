@@ -1,5 +1,4 @@
-"""Group normalisation, modulated by the time if asked and with swish in the same pass, and with a gradient that keeps
-nothing but the input."""
+"""Group normalisation with modulation and swish in the same pass, and a gradient that keeps only the input."""
 
 import functools
 import itertools
@@ -19,17 +18,17 @@ Parts = Sequence[jax.Array]
 
 
 def group_count(channels: int, groups: int = 32) -> int:
-    """`groups` where that divides `channels`; else the most, up to `groups`, that leave no channel alone.
+    """`groups` if it divides `channels`; else the largest number, up to `groups`, with two channels or more per group.
 
-    A channel that is normalised alone forgets whatever was added to all of its pixels, such as the time.  The original,
-    with 32 groups everywhere, has this at 32 channels, and so have we unless told to take fewer groups.
+    The normalisation of a single channel removes a constant added to all of its pixels, such as the time embedding.
+    This happens in the original, with 32 groups everywhere, at 32 channels, and here unless `groups` is smaller.
     """
     most = groups if channels % groups == 0 else min(groups, max(1, channels // 2))
     return next(n for n in range(most, 0, -1) if channels % n == 0)
 
 
 def _group_mean(per_channel: jax.Array, groups: int) -> jax.Array:
-    """[B, C] -> the mean over each group of consecutive channels, written back to its channels, [B, C]."""
+    """[B, C] -> [B, C], the mean of each channel's group of consecutive channels."""
     grouped = per_channel.reshape(per_channel.shape[0], groups, -1)
     return jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape).reshape(per_channel.shape)
 
@@ -46,24 +45,23 @@ def _channel_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _moments(parts: Parts, groups: int) -> tuple[jax.Array, jax.Array]:
-    """The mean and variance of the groups of what the parts are together, written back to its channels: [B, C].
+    """The mean and variance [B, C] of each channel's group, of the parts together.
 
-    Each channel is measured from its own mean, and the channels of a group are then put together on [B, C], which costs
-    nothing.  So a part that has been normalised elsewhere too, as what the way up takes from the way down, is measured
-    once: the compiler sees the same sums twice.
+    Moments are first those of each channel, and then combined on [B, C], which costs nothing.  So the sums over a part
+    that is normalised elsewhere too, as a skip connection is, are computed once: the compiler finds them equal.
     """
     own_mean, own_var = (_concatenate(each) for each in zip(*map(_channel_moments, parts), strict=True))
     return _group_moments(own_mean, own_var, groups)
 
 
 MAX_SQUARED_MEAN_TO_VARIANCE = 1e4
-"""How far a squared mean may exceed the variance for E[x^2] - E[x]^2 in float32 to have three digits of it left."""
+"""The largest ratio with which E[x^2] - E[x]^2 in float32 has three digits."""
 
 
 def _moments_in_one_pass(parts: Parts, groups: int) -> tuple[jax.Array, jax.Array]:
-    """As `_moments`, to three digits: by E[x^2] - E[x]^2, which a TPU adds up where x is made.
+    """`_moments` to three digits, by E[x^2] - E[x]^2, which a TPU sums where x is computed.
 
-    Where that has fewer digits, x is read again.  For x of bfloat16, which has two digits and a half.
+    If there would be fewer digits, x is read again.  For x of bfloat16, which has two digits and a half.
     """
     wide = [_upcast(part) for part in parts]
     inner = tuple(range(1, parts[0].ndim - 1))
@@ -86,9 +84,9 @@ def _group_moments(own_mean: jax.Array, own_var: jax.Array, groups: int) -> tupl
 
 
 def _mean_and_inverse_std(parts: Parts, groups: int, eps: float) -> tuple[jax.Array, jax.Array]:
-    """The mean and 1 / std of the groups of what the parts are together, [B, C]."""
+    """The mean and 1 / std [B, C] of each channel's group, of the parts together."""
     if parts[0].dtype.itemsize == 2:
-        # a GPU asks its host which way a condition goes, and a CPU reads what is in its caches twice without noticing
+        # not on GPUs, where a condition waits for the host, nor on CPUs, where x is still in the cache
         mean, var = jax.lax.platform_dependent(
             parts,
             tpu=functools.partial(_moments_in_one_pass, groups=groups),
@@ -100,12 +98,12 @@ def _mean_and_inverse_std(parts: Parts, groups: int, eps: float) -> tuple[jax.Ar
 
 
 def split_indices(parts: Sequence[Array]) -> list[int]:
-    """Where arrays [..., C_i] end that lie one after the other along C, all but the last."""
+    """The end of each part but the last in their concatenation along C."""
     return list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
 
 
 def _split_channels(parts: Parts, *of_channels: jax.Array) -> Iterator[tuple[jax.Array, ...]]:
-    """Each part in float32 or wider, with its share of arrays [B, C] or [1, C], which are to broadcast to it."""
+    """Each part in float32 or wider, with its channels of arrays [B, C] or [1, C], shaped to broadcast to it."""
     cut = [jnp.split(each, split_indices(parts), axis=-1) for each in of_channels]
     for part, *its in zip(parts, *cut, strict=True):
         inner = tuple(range(1, part.ndim - 1))
@@ -113,16 +111,16 @@ def _split_channels(parts: Parts, *of_channels: jax.Array) -> Iterator[tuple[jax
 
 
 def _materialise(parts: Parts) -> jax.Array:
-    """As `_concatenate`, of parts that are still to be computed and are large."""
+    """`_concatenate` of large parts that are still to be computed."""
     if len(parts) == 1:
         return parts[0]
     return jax.lax.platform_dependent(parts, cpu=_write_one_by_one, default=_concatenate)
 
 
 def _write_one_by_one(parts: Parts) -> jax.Array:
-    """As `_concatenate`: on a CPU, what is computed inside of a concatenation takes more than twice the time."""
+    """`_concatenate` for CPUs, where computation fused into a concatenation takes more than twice the time."""
     channels = sum(part.shape[-1] for part in parts)
-    # unseen by the compiler, which makes one padded array of a part in zeros, as slow as a concatenation
+    # a barrier, as the compiler would turn an update of zeros into padding, as slow as a concatenation
     y = jax.lax.optimization_barrier(jnp.zeros((*parts[0].shape[:-1], channels), parts[0].dtype))
     for part, at in zip(parts, [0, *split_indices(parts)], strict=True):
         y = jax.lax.dynamic_update_slice_in_dim(y, part, at, axis=-1)
@@ -142,7 +140,7 @@ def _group_norm_forward(parts, scale, bias, groups, eps, swish, dtype):
 
 
 def _group_norm_backward(groups, eps, swish, dtype, saved, dy):
-    """One pass over x and dy for the sums, one to write dx; y is computed again rather than kept."""
+    """The gradient in one pass over x and dy for the sums and one for dx; y is computed again."""
     parts, mean, inverse, scale, bias = saved
     inner = tuple(range(1, dy.ndim - 1))
     dys = [part.astype(mean.dtype) for part in jnp.split(dy, split_indices(parts), axis=-1)]
@@ -171,20 +169,19 @@ _group_norm = jax.jit(_group_norm_with_vjp, static_argnums=(3, 4, 5, 6))  # so t
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
 def _plain_group_norm(parts, scale, bias, groups, eps, swish, dtype):
-    """`_group_norm` with JAX's own derivatives, forward ones, too."""
+    """`_group_norm` with JAX's own derivatives, in forward mode, too."""
     return _group_norm_forward(parts, scale, bias, groups, eps, swish, dtype)[0]
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (arXiv:1803.08494) over groups of consecutive channels, then swish if asked.
+    """Group normalisation (arXiv:1803.08494) over groups of consecutive channels, then optionally swish.
 
-    Statistics are float32 (float64 for float64) and in two passes, so that a mean of thousands of standard deviations
-    does no harm; of bfloat16 on a TPU in one pass, where that has digits enough.  The gradient is written by hand: it
-    keeps only the input, and may itself be differentiated in reverse or by `jax.jvp`; the forward pass, by `jax.grad`
-    and `jax.vjp` alone, but with `forward_mode`.
+    Statistics are float32 (float64 for float64) in two passes, exact even for a mean of thousands of standard
+    deviations; of bfloat16 on a TPU in one pass, if that is precise enough.  The gradient is a custom one, which keeps
+    only the input and may be differentiated again; `jax.jvp` of the layer itself needs `forward_mode`.
 
     Attributes:
-        groups: how many, see `group_count`.
+        groups: see `group_count`.
         eps: added to the variance, in squared units of the input.
         dtype: of the result; the input's if None.
         forward_mode: see `network.UNet`.
@@ -198,13 +195,16 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array | tuple[jax.Array, ...], modulation: jax.Array | None = None) -> jax.Array:
-        """[B, ..., C] -> the same; a modulation [B, 2C] multiplies the result, before the swish, by 1 + its first half
-        and adds its second half (FiLM, arXiv:1709.07871).  A tuple is its arrays one after the other along C."""
+        """[B, ..., C] or a tuple of its parts along C -> [B, ..., C].
+
+        A modulation [B, 2C] multiplies the result, before the swish, by 1 + its first half and adds its second half
+        (FiLM, arXiv:1709.07871).
+        """
         parts = x if isinstance(x, tuple) else (x,)
         channels = sum(part.shape[-1] for part in parts)
         scale = parameter(self, "scale", nn.initializers.ones, (channels,))[None]
         bias = parameter(self, "bias", nn.initializers.zeros, (channels,))[None]
-        if modulation is not None:  # both are lines, so what is applied is one, of each image's own
+        if modulation is not None:  # the composition of two affine maps is one, per image
             wide = at_least_float32(modulation.dtype)
             factor, shift = jnp.split(modulation.astype(wide), 2, axis=-1)
             scale, bias = scale * (1 + factor), bias * (1 + factor) + shift

@@ -1,4 +1,4 @@
-"""Parameters of layers, and what they are at the start."""
+"""Parameters of layers and their initialisation."""
 
 import flax.linen as nn
 import jax
@@ -8,19 +8,19 @@ from jax.typing import DTypeLike
 
 
 def parameter(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> jax.Array:
-    """A parameter of float32, as `module.param` gives it.
+    """A float32 parameter, as `module.param` returns it.
 
-    That would trace `init` at each call to compare shapes, which is nearly half of what tracing a network takes.
+    That traces `init` at each call to compare shapes, which is nearly half of the time of tracing a network.
     """
     if module.has_variable("params", name):
-        found = module.get_variable("params", name)
-        if getattr(found, "shape", None) == shape:
-            return found
+        value = module.get_variable("params", name)
+        if getattr(value, "shape", None) == shape:
+            return value
     return module.param(name, init, shape, jnp.float32)
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
-    """What sums are in, and statistics: float32, or float64 for float64."""
+    """The dtype of sums and statistics: float64 for float64, else float32."""
     return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
 
@@ -30,5 +30,5 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def fan_average(scale: float = 1.0) -> Initializer:
-    """Initial kernels: uniform, of the variance scale / the mean of fan-in and fan-out."""
+    """Uniform initialisation with variance scale / mean(fan-in, fan-out)."""
     return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
