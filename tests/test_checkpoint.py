@@ -612,8 +612,8 @@ def test_what_a_state_cannot_hold(tmp_path, state, words):
 @pytest.mark.parametrize(
     "meta, words",
     [
-        ({"x": np.float32(1)}, "meta must be what JSON can hold: Object of type float32 is not JSON"),
-        ({"x": float("nan")}, "meta must be what JSON can hold: Out of range float"),
+        ({"x": np.float32(1)}, "meta must have JSON values: Object of type float32 is not JSON"),
+        ({"x": float("nan")}, "meta must have JSON values: Out of range float"),
         ({"fingerprint": 1}, "meta must not have the name 'fingerprint'"),
     ],
 )

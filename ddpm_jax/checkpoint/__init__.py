@@ -1,9 +1,9 @@
-"""Checkpoints: the one package that knows orbax.
+"""Checkpoints: the only package that uses orbax.
 
 A run's state goes to `FOLDER/STEP`, one folder per named part (params, ema, opt_state, ...) and a JSON record `meta`.
-The record holds, beside what the caller says, shape and dtype of every array and a fingerprint of every part, so that
-a wrong configuration is told apart from a damaged file, and neither goes unnoticed.  Arrays are stored whole, as one
-host has them: a checkpoint does not know how many devices wrote it.
+The record holds the caller's values, shape and dtype of every array and a fingerprint of every part, which tell a wrong
+configuration from a damaged file.  Arrays are stored whole, as one host has them, so a checkpoint does not depend on
+the number of devices.
 """
 
 import contextlib
@@ -40,16 +40,16 @@ class CheckpointWarning(UserWarning):
 
 
 class _StepRemoved(Exception):
-    """A trainer that keeps only so many steps has removed one while it was read."""
+    """A trainer, which keeps a limited number of steps, has removed one while it was read."""
 
 
 class Restored(NamedTuple):
-    """What a checkpoint held.
+    """The contents of a checkpoint.
 
     Attributes:
         step: its step.
-        tree: numpy arrays in the structure that was asked for.
-        meta: what was saved with it, and "fingerprint": {part: fingerprint of that part}.
+        tree: numpy arrays in the structure of the target.
+        meta: the values saved with it, and "fingerprint": {part: fingerprint of that part}.
     """
 
     step: int
@@ -58,16 +58,16 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints in a folder; a context manager, which waits for the last save when it is left.
+    """The checkpoints in a folder; a context manager, which waits for the last save at its end.
 
     With several processes, all of them make one and call the same methods.  At most one program may have it open for
-    writing; any number may read meanwhile, and where a step is removed while it is read, the newest is read instead.
+    writing; any number may read meanwhile, and if a step is removed while it is read, the newest is read instead.
 
     Args:
-        folder: where the folders of the steps lie; made if need be.
-        keep: how many of the newest steps to keep.
+        folder: parent of the steps' folders; created if necessary.
+        keep: number of the newest steps to keep.
         keep_every: also keep every step that is a multiple of this.
-        read_only: for programs that only read: touches nothing, and there must be a checkpoint.
+        read_only: change nothing; there must be a checkpoint.
 
     Raises:
         ValueError: if keep or keep_every is below 1.
@@ -79,12 +79,12 @@ class Checkpoints:
     ):
         if keep < 1 or (keep_every is not None and keep_every < 1):
             raise ValueError(f"keep and keep_every must be at least 1, got {keep} and {keep_every}")
-        # orbax takes a relative path, says that it saved, and saves nothing
+        # orbax takes a relative path, reports success, and saves nothing
         self.folder = pathlib.Path(os.path.abspath(folder))
         self.read_only = read_only
         if read_only and not self.folder.is_dir():
             raise FileNotFoundError(f"there is no folder of checkpoints {self.folder}")
-        self._has_saved, self._unverified = False, None  # what was saved first, until it has been read back
+        self._has_saved, self._unverified = False, None  # the first save, until it has been read back
         with contextlib.ExitStack() as opened:
             path = opened.enter_context(manager.orbax_safe_path(self.folder))
             self._manager = self._retry_if_removed(lambda: manager.make_manager(path, keep, keep_every, read_only))
@@ -105,7 +105,7 @@ class Checkpoints:
             error.add_note(str(failed))
 
     def steps(self) -> list[int]:
-        """The steps whose checkpoints are complete on the disk, in rising order; waits for a save under way."""
+        """The steps with complete checkpoints, in ascending order; waits for a save in progress."""
         self.wait()
         self._retry_if_removed(self._manager.reload)
         return sorted(self._manager.all_steps())
@@ -115,15 +115,15 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-        """Begins to write a checkpoint and returns once it has a copy of the state, which may then be donated.
+        """Starts to write a checkpoint and returns when it has a copy of the state, which may then be donated.
 
-        The folder of the step appears when everything is in it.  An error while writing is raised by the next call of
-        a method, or on leaving the context.  What is saved first is read back once it is there.
+        The folder of the step appears when it is complete.  An error while writing is raised by the next call of a
+        method, or at the end of the context.  The first save is read back when it is complete.
 
         Args:
             step: above every step saved before.
             state: a NamedTuple or dict of named parts, each a tree of arrays: whole on this host, or replicated.
-            meta: what JSON can hold, without the name "fingerprint"; if it has a "step", it is this one.
+            meta: JSON values, without the name "fingerprint"; a "step" must be this one.
 
         Raises:
             ValueError: if the folder is read-only, the step is not above the latest one or not meta's, a leaf is not an
@@ -156,7 +156,7 @@ class Checkpoints:
             self._has_saved, self._unverified = True, (step, jax.tree.map(_placeholder, parts))
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
-        """What was saved with a step (None: the newest one that can be read), without reading any array.
+        """The values saved with a step (None: the newest that can be read), without reading any array.
 
         Raises:
             FileNotFoundError: if there is no such step, or it is removed while it is read.
@@ -165,14 +165,14 @@ class Checkpoints:
         return self._read_step(step, lambda step: records.public_meta(self._read_record(step)))
 
     def restore(self, target: Any, *, step: int | None = None) -> Restored:
-        """A whole state.
+        """The whole state of a step.
 
-        If no step is named and the newest cannot be read, an older one is taken with a `CheckpointWarning`; what
-        could not be read is then renamed to STEP.unreadable, unless the folder is open for reading only.
+        Without a step, if the newest cannot be read, an older one is taken with a `CheckpointWarning`, and the
+        unreadable one is renamed to STEP.unreadable, unless the folder is open for reading only.
 
         Args:
             target: the state's structure, of arrays or `jax.ShapeDtypeStruct`s.
-            step: which one; None is the newest that can be read.
+            step: None is the newest that can be read.
 
         Raises:
             FileNotFoundError: if there is no such step, or it is removed while it is read.
@@ -193,7 +193,7 @@ class Checkpoints:
         return self._read_step(step, read, set_aside=not self.read_only)
 
     def restore_part(self, name: str, target: Any, *, step: int | None = None) -> Restored:
-        """One part of the state, such as "ema"; the files of the others are not opened.  Otherwise as `restore`."""
+        """One part of the state, such as "ema", without opening the files of the others.  Otherwise as `restore`."""
 
         def read(step: int) -> Restored:
             record = self._read_record(step)
@@ -205,11 +205,7 @@ class Checkpoints:
         return self._read_step(step, read)
 
     def check(self) -> None:
-        """Waits for nothing.
-
-        Raises:
-            OSError: if the last save is known to have failed.
-        """
+        """Raises an OSError if the last save has failed, without waiting for it."""
         try:
             self._manager.check_for_errors()
         except Exception as error:
@@ -228,7 +224,7 @@ class Checkpoints:
         self._verify_first_save()
 
     def close(self) -> None:
-        """Waits until the last save is complete and gives back threads; nothing can be done afterwards.
+        """Waits until the last save is complete and releases the manager's threads; no method may be called afterwards.
 
         Raises:
             OSError: as `wait`.
@@ -242,7 +238,7 @@ class Checkpoints:
                 raise self._save_error(error) from error
 
     def _verify_first_save(self) -> None:
-        """Reads what was saved first, once: a folder that loses what is written shows then, and not a day later."""
+        """Reads the first save back, once, to find a file system that loses data at the start of a run."""
         unread, self._unverified = self._unverified, None
         if unread is None:
             return
@@ -252,10 +248,10 @@ class Checkpoints:
             for name, part in parts.items():
                 self._read_part(step, name, part, record)
         except CheckpointError as error:
-            raise OSError(f"what was saved does not come back: {error} (renamed to {self._set_aside(step)})") from error
+            raise OSError(f"the save cannot be read back: {error} (renamed to {self._set_aside(step)})") from error
 
     def _save_error(self, error: Exception) -> OSError:
-        """What to raise when a save failed; what it has left half-written is removed."""
+        """The error of a failed save, whose incomplete folders are removed."""
         if not self.read_only and jax.process_index() == 0:
             for _ in range(10):  # another part of the checkpoint may still be written
                 left = list(self.folder.glob("*.orbax-checkpoint-tmp*")) if self.folder.is_dir() else []
@@ -264,16 +260,16 @@ class Checkpoints:
                 if not left:
                     break
                 time.sleep(0.1)
-        text = str(error)  # page-long; the system's own word is somewhere in it
+        text = str(error)  # of many lines, the system's message among them
         reasons = [os.strerror(number) for number in _DISK_ERRNOS if os.strerror(number) in text]
         return OSError(f"saving to {self.folder} failed: {reasons[0] if reasons else process.first_line(error)}")
 
     def _retry_if_removed(self, scan: Callable[[], _T]) -> _T:
-        """look(), which goes through the folder; for a reader once more if a step that it has seen is removed."""
+        """scan(), which lists the folder; a reader tries again if a step is removed meanwhile."""
         for _ in range(_MAX_TRIES if self.read_only else 0):
             try:
                 return scan()
-            except (FileNotFoundError, NotADirectoryError):  # orbax: there, and then not a folder
+            except (FileNotFoundError, NotADirectoryError):  # the latter if orbax finds a path that is then removed
                 continue
         return scan()
 
@@ -333,14 +329,14 @@ class Checkpoints:
 
         try:
             record = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            written = record["sha256"] == records.json_digest({name: record[name] for name in ("meta", "parts")})
-            said = record["meta"].get("step", step)
+            intact = record["sha256"] == records.json_digest({name: record[name] for name in ("meta", "parts")})
+            recorded_step = record["meta"].get("step", step)
         except Exception as error:
             raise self._unreadable_error(step, f"its record meta: {process.first_line(error)}") from error
-        if not written:
+        if not intact:
             raise self._unreadable_error(step, "its record meta is not what was written")
-        if said != step:
-            raise self._unreadable_error(step, f"its record meta is that of step {said}")
+        if recorded_step != step:
+            raise self._unreadable_error(step, f"its record meta is that of step {recorded_step}")
         return record
 
     def _read_part(self, step: int, name: str, target: Any, record: dict[str, Any]) -> Any:
@@ -366,5 +362,5 @@ class Checkpoints:
 
 
 def _placeholder(leaf: Any) -> np.ndarray:
-    """A numpy array, for which orbax gives numpy arrays back; of one element, repeated, so that it costs no memory."""
+    """A numpy array without memory of its own, for which orbax restores a numpy array."""
     return np.broadcast_to(np.zeros((), records.dtype_of(leaf)), np.shape(leaf))

@@ -1,4 +1,4 @@
-"""Orbax's manager of a folder of checkpoints: its path, what it keeps, and its log messages."""
+"""Orbax's manager of a folder of checkpoints: its path, retention and log messages."""
 
 import contextlib
 import logging
@@ -12,10 +12,9 @@ from typing import Any
 
 @contextlib.contextmanager
 def orbax_safe_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The folder's path as orbax can take it: a link to it where there is more in its name than letters and the like.
+    """A path for orbax: the folder's own or, if it has special characters, that of a link to it.
 
-    Brackets are a pattern to orbax, which then saves what nothing can read; a backslash and "gs:" are not taken as they
-    are either.
+    Orbax takes brackets for a pattern, and then saves files that cannot be read, and interprets backslashes and "gs:".
     """
     if re.fullmatch(r"[\w./ ,=+@-]*", str(folder)):
         yield folder
@@ -28,7 +27,7 @@ def orbax_safe_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def make_manager(folder: pathlib.Path, keep: int, keep_every: int | None, read_only: bool) -> Any:
-    """The manager of a folder's checkpoints, see `Checkpoints`; the folder's path is a `orbax_safe_path`."""
+    """Orbax's manager of a folder, an `orbax_safe_path`; see `Checkpoints`."""
     import orbax.checkpoint as ocp
     from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
@@ -40,15 +39,15 @@ def make_manager(folder: pathlib.Path, keep: int, keep_every: int | None, read_o
         keepers.append(policies.EveryNSteps(keep_every))
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(keepers),
-        # what a killed save left behind; a reader would delete what a trainer is just writing
+        # of killed saves; a reader would delete those of a trainer's save in progress
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
-        # made in the background, a folder that cannot be made leaves threads waiting for it for five minutes
+        # in the background, threads wait five minutes for a folder that cannot be created
         async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
     )
     return ocp.CheckpointManager(folder, options=options)
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
-    """A log filter: orbax logs pages about errors that it also raises.  A user who asks for INFO gets them."""
+    """A log filter against orbax's pages on errors that it also raises; at level INFO they are shown."""
     return f"{os.sep}orbax{os.sep}" not in record.pathname or logging.getLogger("absl").isEnabledFor(logging.INFO)

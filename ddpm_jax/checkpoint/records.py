@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: its parts, the shape and dtype of every array, and a fingerprint of every part."""
+"""The record of a checkpoint: its parts, shape and dtype of every array, and a fingerprint of every part."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ _MAX_SHOWN = 5  # how many differing paths an error lists
 
 
 def fingerprint(tree: Any) -> str:
-    """ "sha256:..." over path, dtype, shape and bytes of every array of a tree, in the order of their paths.
+    """The SHA-256, as "sha256:...", of path, dtype, shape and bytes of every array of a tree, in the order of paths.
 
     Raises:
         ValueError: if a leaf is not an array of numbers with at least one element.
@@ -38,8 +38,8 @@ def named_parts(state: Any) -> dict[str, Any]:
 
 
 def _leaves(tree: Any, name: str = "") -> list[tuple[str, Any]]:
-    """The leaves of a tree in its own order, each with its path, which begins with `name`; all of them numbers."""
-    found = []
+    """The leaves of a tree in its own order, each with its path below `name`; they must be arrays of numbers."""
+    leaves = []
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)[0]:
         path = "/".join(filter(None, [name, jax.tree_util.keystr(keys, simple=True, separator="/")]))
         array_like = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic | int | float)
@@ -50,8 +50,8 @@ def _leaves(tree: Any, name: str = "") -> list[tuple[str, Any]]:
         shape = getattr(leaf, "shape", ())
         if 0 in shape:
             raise ValueError(f"{path or 'a tree'} has no elements, shape {shape}: orbax cannot store it")
-        found.append((path, leaf))
-    return found
+        leaves.append((path, leaf))
+    return leaves
 
 
 def dtype_of(leaf: Any) -> Any:
@@ -64,15 +64,15 @@ def _describe(leaf: Any) -> str:
 
 
 def layout(tree: Any, name: str) -> dict[str, str]:
-    """Shape and dtype by path."""
+    """Shape and dtype of every array of a tree, by path."""
     return {path: _describe(leaf) for path, leaf in _leaves(tree, name)}
 
 
 def to_host(part: Any, name: str) -> Any:
-    """The part as numpy arrays of its own.
+    """The part as numpy copies.
 
-    Copies, because a numpy view of an array on the CPU keeps its buffer from being donated; and numpy, because orbax
-    refuses one host's jax arrays when there are several hosts.
+    A numpy view of an array on the CPU would keep its buffer from being donated, and orbax refuses one host's jax
+    arrays when there are several hosts.
     """
     for path, leaf in _leaves(part, name):
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_replicated or leaf.is_fully_addressable):
@@ -95,23 +95,23 @@ def make_record(parts: dict[str, Any], meta: Mapping[str, Any]) -> dict[str, Any
     try:
         record = json.loads(json.dumps({"meta": dict(meta), "parts": described}, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"meta must be what JSON can hold: {error}") from error
+        raise ValueError(f"meta must have JSON values: {error}") from error
     return record | {"sha256": json_digest(record)}
 
 
 def json_digest(record: dict[str, Any]) -> str:
-    """sha256 of what JSON makes of a record."""
+    """The SHA-256 of a record as JSON."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def public_meta(record: dict[str, Any]) -> dict[str, Any]:
-    """What was saved with a checkpoint, and the fingerprint of every part."""
+    """The values saved with a checkpoint, and the fingerprint of every part."""
     prints = {name: part["fingerprint"] for name, part in record["parts"].items()}
     return record["meta"] | {"fingerprint": prints}
 
 
 def check_layout(stored: dict[str, Any], expected: dict[str, dict[str, str]], step: int) -> None:
-    """Raises a ValueError that names the first paths at which a checkpoint is not what is wanted."""
+    """Raises a ValueError, naming the first paths, if shapes or dtypes of a checkpoint are not the expected ones."""
     has = {path: d for part in stored.values() for path, d in part["arrays"].items()}
     wants = {path: d for part in expected.values() for path, d in part.items()}
     paths = [path for path in {**wants, **has} if has.get(path) != wants.get(path)]

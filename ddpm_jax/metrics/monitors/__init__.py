@@ -1,15 +1,14 @@
-"""What training prints of its samples: are their colours and contrast those of the data, and are they copies of it?
+"""Monitors of samples during training: colour statistics and memorisation.
 
-Two things go wrong with samplers and do not show in the loss.  Colours and contrast drift: a tint, a washed-out or an
-oversaturated look.  And a network that is large for its training set draws the training images themselves.
+The loss does not show two failures of sampling: colours and contrast that drift (tints, washed-out or oversaturated
+images), and copies of training images by a network that is large for its training set.
 
     reference = monitors.reference(train, held_out, levels)              # once
-    found = monitors.report(samples, reference)                          # at each sampling
-    print(*monitors.lines(found), sep="\\n")
+    report = monitors.report(samples, reference)                         # at each sampling
+    print(*monitors.lines(report), sep="\\n")
 
 Everything is numpy on the host.  Images are the integers 0 .. levels - 1 of the data.  Colours are in units of the full
-range, levels - 1, so that numbers compare across bit depths; distances between images are root mean squares over
-pixels, in levels.
+range, levels - 1, comparable across bit depths; distances between images are root mean squares over pixels, in levels.
 """
 
 from typing import Any, NamedTuple
@@ -34,33 +33,17 @@ from ddpm_jax.metrics.monitors.memorisation import (
 )
 
 __all__ = [
-    "ChannelMoments",
-    "ColourShift",
-    "ColourStatistics",
-    "Difference",
-    "DistanceReference",
-    "MemorisationReport",
-    "Reference",
-    "Report",
-    "colour_shift",
-    "colour_statistics",
-    "distance_reference",
-    "lines",
-    "loss_by_tenth",
-    "loss_by_tenth_line",
-    "memorisation",
-    "memorisation_from_distances",
-    "metrics",
-    "reference",
-    "report",
-]
+    "ChannelMoments", "ColourShift", "ColourStatistics", "Difference", "DistanceReference", "MemorisationReport",
+    "Reference", "Report", "colour_shift", "colour_statistics", "distance_reference", "lines", "loss_by_tenth",
+    "loss_by_tenth_line", "memorisation", "memorisation_from_distances", "metrics", "reference", "report",
+]  # fmt: skip
 
 MAX_COLOUR_IMAGES = 50_000
-"""How many training images the reference's colours are taken from."""
+"""Upper limit of training images for the reference's colours."""
 
 
 class Reference(NamedTuple):
-    """What samples are compared with; `reference` makes it."""
+    """Statistics of the data that samples are compared with; see `reference`."""
 
     levels: int
     colours: ColourStatistics
@@ -68,7 +51,7 @@ class Reference(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Samples and data; `lines` and `metrics` say it in words and numbers."""
+    """Comparison of samples with data; `lines` and `metrics` format it."""
 
     samples: ColourStatistics
     data: ColourStatistics
@@ -77,12 +60,12 @@ class Report(NamedTuple):
 
 
 def reference(train: np.ndarray, held_out: np.ndarray, levels: int) -> Reference:
-    """What every later `report` compares with; it takes a pass over the training images.
+    """The reference of every later `report`, by a pass over the training images.
 
     Args:
-        train, held_out: uint8 or uint16 [n, H, W, C], alike.  Where training mirrors images, give `train` with its
-            mirror images, or copies of these go unnoticed.  The colours are those of at most 50,000 training images,
-            evenly spaced.
+        train, held_out: uint8 or uint16 [n, H, W, C], of one shape and type.  If training mirrors images, add the
+            mirror images to `train`, or their copies are not found.  The colours are those of at most 50,000 training
+            images, evenly spaced.
 
     Raises:
         ValueError: as `colour_statistics` and `distance_reference`.
@@ -92,20 +75,20 @@ def reference(train: np.ndarray, held_out: np.ndarray, levels: int) -> Reference
 
 
 def report(samples: np.ndarray, reference: Reference) -> Report:
-    """Samples, uint8 or uint16 [n, H, W, C] of the reference's kind, against it.
+    """The comparison of samples, uint8 or uint16 [n, H, W, C] as the training images, with the reference.
 
     Raises:
         ValueError: as `colour_statistics`, `colour_shift` and `memorisation`.
     """
-    found, data = colour_statistics(samples, reference.levels), reference.colours
-    return Report(found, data, colour_shift(found, data), memorisation(samples, reference.distances))
+    colours, data = colour_statistics(samples, reference.levels), reference.colours
+    return Report(colours, data, colour_shift(colours, data), memorisation(samples, reference.distances))
 
 
 def loss_by_tenth(t: np.ndarray, loss: np.ndarray, T: int) -> np.ndarray:
-    """[10] mean loss in each tenth of 1 .. T, nan where there is none.
+    """[10] mean loss in each tenth of 1 .. T, nan for a tenth without images.
 
     Args:
-        t, loss: [n] the time of each image, 1 .. T, and its loss then.
+        t, loss: [n] the time of each image, 1 .. T, and its loss there.
 
     Raises:
         ValueError: if they are not [n], or a time is outside 1 .. T.
@@ -121,38 +104,38 @@ def loss_by_tenth(t: np.ndarray, loss: np.ndarray, T: int) -> np.ndarray:
 
 
 def lines(report: Report) -> list[str]:
-    """A report in words: the colours of each channel (of more than four, of the worst), and the neighbours.
+    """A report as text: the colours of each channel (of more than four, of the worst), and the nearest neighbours.
 
-    What is flagged stands behind "<-".
+    Flagged results follow "<-".
     """
     count, off = len(report.colour_shift.is_off), np.flatnonzero(report.colour_shift.is_off)
     if count == 1:
-        said = [f"samples   {_describe_colours(report, 0)}"]
+        text = [f"samples   {_describe_colours(report, 0)}"]
     elif count <= 4:
-        said = [f"samples {c} {_describe_colours(report, c)}" for c in range(count)]
+        text = [f"samples {c} {_describe_colours(report, c)}" for c in range(count)]
     else:
         among = off if len(off) else np.arange(count)
         worst = among[np.argmax(np.nan_to_num(np.max(np.abs(_all_z(report.colour_shift)), 0))[among])]
-        said = [f"samples   {count} channels, {len(off)} off; channel {worst}: {_describe_colours(report, worst)}"]
+        text = [f"samples   {count} channels, {len(off)} off; channel {worst}: {_describe_colours(report, worst)}"]
     if report.colour_shift.not_judged_because:
-        said.append(f"          colours not judged: {report.colour_shift.not_judged_because}, {MIN_IMAGES} are needed")
-    found = report.memorisation
-    distances = ["/".join(_format_number(x, 3) for x in row) for row in (found.samples, found.held_out)]
-    mark = "<- " if found.verdict in ("near", "copies") else ""
-    said.append(
+        text.append(f"          colours not judged: {report.colour_shift.not_judged_because}, {MIN_IMAGES} are needed")
+    copies = report.memorisation
+    distances = ["/".join(_format_number(x, 3) for x in row) for row in (copies.samples, copies.held_out)]
+    mark = "<- " if copies.verdict in ("near", "copies") else ""
+    text.append(
         f"neighbours  nearest training image, in levels, 5 %/median/95 %: {distances[0]} "
-        f"({found.held_out_kind} {distances[1]}): {mark}{found.reason}"
+        f"({copies.held_out_kind} {distances[1]}): {mark}{copies.reason}"
     )
-    return said
+    return text
 
 
 def loss_by_tenth_line(tenths: np.ndarray) -> str:
-    """The line of what `loss_by_tenth` returns."""
+    """The result of `loss_by_tenth` as a line of text."""
     return f"loss by t  {' '.join(_format_number(x, 2) for x in tenths)} (tenths of 1..T)"
 
 
 def metrics(report: Report) -> dict[str, Any]:
-    """A report in numbers, for a line of metrics: floats, text and lists of a number for each channel."""
+    """A report as values for a line of metrics: floats, text and lists of a number for each channel."""
     colour_shift, memorisation = report.colour_shift, report.memorisation
     values = {
         "sample_mean": report.samples.channels.mean.tolist(),
@@ -175,9 +158,9 @@ def _all_z(shift: ColourShift) -> np.ndarray:
 
 
 def _describe_colours(report: Report, c: int) -> str:
-    """The colours of one channel, and what of them is off."""
+    """The colours of one channel as text, and which of them are off."""
     samples, data, shift = report.samples.channels, report.data.channels, report.colour_shift
-    said = [
+    text = [
         f"{name} {values[c]:.3f} (data {of_data[c]:.3f}, z {z[c]:+.1f})"
         for name, values, of_data, z in (
             ("mean", samples.mean, data.mean, shift.channels.mean_z),
@@ -185,19 +168,19 @@ def _describe_colours(report: Report, c: int) -> str:
         )
     ]
     if len(data.mean) > 1:
-        said.append(f"tint {shift.tint.mean[c]:+.3f} (z {shift.tint.mean_z[c]:+.1f})")
-    said.append(f"histogram distance {shift.distance[c]:.3f}")
+        text.append(f"tint {shift.tint.mean[c]:+.3f} (z {shift.tint.mean_z[c]:+.1f})")
+    text.append(f"histogram distance {shift.distance[c]:.3f}")
     if shift.is_off[c]:
         parts = {"mean": shift.channels.mean_is_off, "std": shift.channels.std_is_off, "tint": shift.tint.mean_is_off}
         wrong = [name for name, off in parts.items() if off[c]]
         if shift.tint.std_is_off[c]:
             wrong.append(f"spread of tints {shift.tint.std[c]:+.3f} (z {shift.tint.std_z[c]:+.1f})")
-        said.append(f"<- off: {', '.join(wrong)}")
-    return "  ".join(said)
+        text.append(f"<- off: {', '.join(wrong)}")
+    return "  ".join(text)
 
 
 def _format_number(x: float, digits: int) -> str:
-    """So many digits, more where they stand before the point, and no exponent; "-" for nan."""
+    """A number with at least `digits` digits and no exponent; "-" for nan."""
     if not np.isfinite(x):
         return "-"
     exponent = int(f"{x:.{digits - 1}e}".split("e")[1])

@@ -1,6 +1,6 @@
-"""Whether the colours and the contrast of samples are those of the data.
+"""Colour statistics of images, and tests of the shift between samples and data.
 
-Colours are in units of the full range, levels - 1, so that numbers compare across bit depths.
+Colours are in units of the full range, levels - 1, comparable across bit depths.
 """
 
 import math
@@ -9,18 +9,18 @@ from typing import NamedTuple
 import numpy as np
 
 MAX_Z = 4.0
-"""Standard errors from which on a difference is not chance: 1 in 16,000 for normal errors."""
+"""Standard errors above which a difference is flagged: 1 in 16,000 for normal errors."""
 INVISIBLE_DIFFERENCE = 0.002
-"""Differences of colours up to this, half a level of 8 bits, are never flagged: nobody sees them."""
+"""Differences of colours up to this, half a level of 8 bits, are never flagged: they are not visible."""
 MIN_IMAGES = 16
-"""How many samples and how many data a verdict takes."""
+"""Number of samples, and of data, that the test needs."""
 
 
 class ChannelMoments(NamedTuple):
-    """Mean and standard deviation of pixel values, all [C], and how far those of one single image scatter about them.
+    """Mean and standard deviation of pixel values [C], and the standard deviations of both over single images.
 
-    The standard error of n images' mean is mean_error / sqrt(n): pixels of one image are not independent, images are.
-    Both errors are nan if there was but one image.
+    The standard error of n images' mean is mean_error / sqrt(n), as images are independent but their pixels are not.
+    Both errors are nan for one image.
     """
 
     mean: np.ndarray
@@ -33,12 +33,12 @@ class ColourStatistics(NamedTuple):
     """The colours of a set of images, in units of the full range.
 
     Attributes:
-        images: how many images it rests on.
+        images: number of images.
         channels: of the pixel values.
-        tint: of the pixel values less the mean of the pixel's channels; 0 for one channel.  A tint moves its mean, pale
-            or garish colours and tints that differ from image to image move its standard deviation.  Channels mostly
-            vary together, so it knows a shift of one channel far more sharply than that channel alone.
-        histogram: [C, levels] how many pixels have each value.
+        tint: of the pixel values less the mean of the pixel's channels; 0 for one channel.  A tint changes its mean;
+            saturation, and tints that differ between images, change its standard deviation.  As channels mostly vary
+            together, it is far more sensitive to a shift of one channel than that channel itself.
+        histogram: [C, levels] number of pixels with each value.
     """
 
     images: int
@@ -48,7 +48,7 @@ class ColourStatistics(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Samples less data, [C] each; the z are in standard errors, and infinite where neither set varies."""
+    """Samples less data, [C] each; the z are in standard errors, infinite if neither set varies."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -57,23 +57,22 @@ class Difference(NamedTuple):
 
     @property
     def mean_is_off(self) -> np.ndarray:
-        """[C] which means are off: by more than chance and by more than nobody sees."""
+        """[C] True for means that are off by more than `MAX_Z` standard errors and more than `INVISIBLE_DIFFERENCE`."""
         return (np.abs(self.mean_z) > MAX_Z) & (np.abs(self.mean) > INVISIBLE_DIFFERENCE)
 
     @property
     def std_is_off(self) -> np.ndarray:
-        """[C] which standard deviations are off."""
+        """[C] as `mean_is_off`, of standard deviations."""
         return (np.abs(self.std_z) > MAX_Z) & (np.abs(self.std) > INVISIBLE_DIFFERENCE)
 
 
 class ColourShift(NamedTuple):
-    """Samples against data.
+    """The shift of samples' colours against data.
 
     Attributes:
         channels, tint: differences of the `ChannelMoments` of that name.
-        distance: [C] 1-Wasserstein distance of the pixel values: how far a pixel value must move on average to make one
-            histogram the other.  At least as large as the difference of means; not judged.
-        not_judged_because: why nothing is flagged, or "".
+        distance: [C] 1-Wasserstein distance of the histograms, at least the difference of means; never flagged.
+        not_judged_because: reason why nothing is flagged, or "".
     """
 
     channels: Difference
@@ -83,13 +82,13 @@ class ColourShift(NamedTuple):
 
     @property
     def is_off(self) -> np.ndarray:
-        """[C] the channels of which anything is off."""
+        """[C] True for channels with anything off."""
         parts = self.channels.mean_is_off | self.channels.std_is_off | self.tint.mean_is_off | self.tint.std_is_off
         return parts & (self.not_judged_because == "")
 
 
 def colour_statistics(images: np.ndarray, levels: int) -> ColourStatistics:
-    """The colours of images, uint8 or uint16 [n, H, W, C] or [n, D, H, W, C] with values 0 .. levels - 1.
+    """Colour statistics of images, uint8 or uint16 [n, H, W, C] or [n, D, H, W, C] with values 0 .. levels - 1.
 
     Raises:
         ValueError: if the images are not as described, or there are none.
@@ -107,7 +106,7 @@ def colour_statistics(images: np.ndarray, levels: int) -> ColourStatistics:
     histogram = np.zeros((channels, levels), np.int64)
     step = max(1, 2**20 // pixels[0].size)
     for first in range(0, count, step):
-        # Levels as whole numbers: their sums are exact in float64, and what is constant has a variance of exactly 0.
+        # Sums of integer levels are exact in float64: constant values have a variance of exactly 0.
         part = np.ascontiguousarray(np.moveaxis(pixels[first : first + step], 1, 2), np.float64)
         tint = channels * part - part.sum(1, keepdims=True)
         squares = [np.einsum("ncp,ncp->nc", x, x) for x in (part, tint)]
@@ -122,12 +121,12 @@ def colour_statistics(images: np.ndarray, levels: int) -> ColourStatistics:
 
 
 def colour_shift(samples: ColourStatistics, data: ColourStatistics) -> ColourShift:
-    """How the colours of samples differ from those of data, and by how many standard errors.
+    """The shift of samples' colours against data, with its standard errors.
 
         z = (mean of samples - mean of data) / (e sqrt(1/n + 1/m)),    e the larger of the two sets' mean_error
 
-    and likewise for standard deviations.  The larger: one set alone may lack the rare images that make the error, and
-    with skewed laws and 16 training images a fair sampler would then be flagged often.
+    and likewise for standard deviations.  The larger, as one set may lack the rare images that dominate the error: with
+    skewed laws and 16 training images a correct sampler would be flagged often.
 
     Raises:
         ValueError: if the two differ in channels or levels.
@@ -151,7 +150,7 @@ def colour_shift(samples: ColourStatistics, data: ColourStatistics) -> ColourShi
 
 
 def check_images(caller: str, images: np.ndarray) -> None:
-    """Refuses what is not images, in the caller's name."""
+    """Raises a ValueError, naming the caller, unless images are uint8 or uint16 [n, H, W, C] or [n, D, H, W, C]."""
     if images.dtype not in (np.uint8, np.uint16) or images.ndim not in (4, 5) or images.size == 0:
         raise ValueError(
             f"{caller}: expected images uint8 or uint16 [n, H, W, C], none of them 0, got {images.dtype} {images.shape}"
@@ -159,7 +158,7 @@ def check_images(caller: str, images: np.ndarray) -> None:
 
 
 def _moments(means: np.ndarray, squares: np.ndarray, unit: int) -> ChannelMoments:
-    """From the images' own means [n, C] of x and x^2, in levels."""
+    """Channel moments from each image's means [n, C] of x and x^2, in levels."""
     mean = means.mean(0)
     around = squares - 2 * mean * means + mean**2  # each image's mean squared distance from the mean of all
     std = np.sqrt(np.maximum(around.mean(0), 0))
@@ -180,6 +179,6 @@ def _difference(samples: ChannelMoments, data: ChannelMoments, scale: float) -> 
 
 
 def _z_score(difference: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """difference / error; what is but rounding counts as 0, and anything more is infinite where nothing varies."""
+    """difference / error; 0 for rounding errors, infinite for other differences if the error is 0."""
     certain = np.where(np.abs(difference) > 1e-9, np.copysign(np.inf, difference), 0)
     return np.divide(difference, error, out=certain.copy(), where=(error != 0) & (certain != 0))

@@ -1,4 +1,4 @@
-"""Whether samples are new or copies of training images.
+"""Memorisation: tests for copies of training images among samples.
 
 Distances between images are root mean squares over pixels, in levels.
 """
@@ -13,22 +13,22 @@ from ddpm_jax.metrics.manifold import nearest
 from ddpm_jax.metrics.monitors.colours import check_images
 
 P_FLAGGED, P_DOUBTFUL = (math.erfc(z / 2**0.5) / 2 for z in (4, 3))
-"""The probabilities of more than 4 and 3 standard errors to one side, for the exact tests."""
+"""One-sided probabilities of more than 4 and 3 standard errors, for the exact tests."""
 MIN_HELD_OUT = 20
-"""Fewer held-out images than this need help."""
+"""Number of held-out images below which training images are added to them."""
 
 
 class MemorisationReport(NamedTuple):
-    """Whether samples are copies of training images.
+    """The test for copies among samples.
 
     Attributes:
-        verdict: "new", no sign of it; "near", nearer to the training images than held-out images are; "copies", too
-            many are near to one training image alone; "unknown", half of the samples could be copies unnoticed.
-        reason: the verdict in words.
+        verdict: "new", no sign of copies; "near", nearer to the training images than held-out images are; "copies", too
+            many are near to a single training image; "unknown", half of the samples could be copies unnoticed.
+        reason: the verdict as text.
         samples, held_out: [3] 5 % quantile, median and 95 % quantile of the distances to the nearest training image.
         near: share of the samples no farther from it than the 5 % of held-out images that are nearest.
         copied, held_out_copied: shares that are at least three times nearer to it than to any other training image.
-        held_out_kind: what the held-out images are, in words.
+        held_out_kind: name of the held-out images.
     """
 
     verdict: Literal["new", "near", "copies", "unknown"]
@@ -42,12 +42,12 @@ class MemorisationReport(NamedTuple):
 
 
 class DistanceReference(NamedTuple):
-    """What distances samples have to training images if they are new.
+    """Training images, and the distances of new images to them.
 
     Attributes:
         train: [m, D] the training images without repetitions.
-        distances: [r, 2] of images that are not copies of them, as `memorisation_from_distances` takes them.
-        held_out_kind: what images these are, in words.
+        distances: [r, 2] of images that are not copies of them, see `memorisation_from_distances`.
+        held_out_kind: name of these images.
     """
 
     train: np.ndarray
@@ -58,12 +58,11 @@ class DistanceReference(NamedTuple):
 def distance_reference(train: np.ndarray, held_out: np.ndarray) -> DistanceReference:
     """The distances of held-out images to the training images.
 
-    Fewer than 20 held-out images say little, so that training images, at most 300, each against all others, then help
-    out: before training they were as good as held out.
+    To fewer than 20 held-out images, at most 300 training images are added, each against all others.
 
     Args:
-        train, held_out: uint8 or uint16 [n, H, W, C], alike.  Repetitions in `train` count once, so that a copy of an
-            image that is there twice still has one nearest image.
+        train, held_out: uint8 or uint16 [n, H, W, C], of one shape and type.  Repetitions in `train` count once, so
+            that the copy of a repeated image still has a single nearest image.
 
     Raises:
         ValueError: if they are not as described or differ, or there are no training images.
@@ -85,12 +84,10 @@ def distance_reference(train: np.ndarray, held_out: np.ndarray) -> DistanceRefer
 
 
 def memorisation(samples: np.ndarray, reference: DistanceReference) -> MemorisationReport:
-    """The verdict of `memorisation_from_distances` on samples.
-
-    They are uint8 or uint16 [n, H, W, C], of the training images' kind.
+    """The test for copies among samples, uint8 or uint16 [n, H, W, C] as the training images.
 
     Raises:
-        ValueError: if there are none or they are of another size.
+        ValueError: if there are no samples, or they differ from the training images in size or type.
     """
     check_images("memorisation", samples)
     rows = samples.reshape(len(samples), -1)
@@ -107,7 +104,7 @@ def memorisation(samples: np.ndarray, reference: DistanceReference) -> Memorisat
 def memorisation_from_distances(
     samples: np.ndarray, held_out: np.ndarray, *, held_out_kind: str = "held-out"
 ) -> MemorisationReport:
-    """Whether samples are copies, from distances to the nearest and the second nearest training image.
+    """The test for copies, from distances to the nearest and the second nearest training image.
 
     Two shares of the samples are compared with those of the held-out images:
 
@@ -115,15 +112,15 @@ def memorisation_from_distances(
         copied:  d1 < d2 / 3, or d1 = 0
 
     The second is the memorisation criterion of Yoon et al. ("Diffusion Probabilistic Models Generalize when They Fail
-    to Memorize", 2023), after Carlini et al. (arXiv:2301.13188); it alone says "copies".  Smooth or bland samples are
-    near to many images and to none alone: they are only "near".  A share is too large if chance would give it with a
-    probability below that of 4 standard errors, 3e-5, by Fisher's exact test: if samples were as held-out images are,
-    all divisions of the images into the two kinds would be equally probable, whatever their number.
+    to Memorize", 2023), after Carlini et al. (arXiv:2301.13188); it alone gives "copies".  Smooth samples, which are
+    near to many images, are "near".  A share is too large if its probability by Fisher's exact test is below that of 4
+    standard errors, 3e-5: if samples had the law of held-out images, all divisions of the images into the two sets
+    would be equally probable, whatever their sizes.
 
     Args:
-        samples: [n, 2] distances d1 <= d2; d2 is nan where there is but one training image.
+        samples: [n, 2] distances d1 <= d2; d2 is nan if there is only one training image.
         held_out: [m, 2] of images known to be new.
-        held_out_kind: what images these are, for the words.
+        held_out_kind: name of these images, for the reason.
 
     Raises:
         ValueError: if they are not [n, 2], samples are empty, or a d1 is nan or negative.
@@ -166,21 +163,20 @@ def _quantiles(distances: np.ndarray) -> np.ndarray:
 
 
 def _distances(queries: np.ndarray, train: np.ndarray, skip: int) -> np.ndarray:
-    """[n, 2] root mean square distances to the two nearest training images but `skip`, nan where there is none."""
+    """[n, 2] root mean square distances to the two nearest training images after the first `skip`, else nan."""
     distances = np.full((len(queries), 2), np.nan)
     k = min(2, len(train) - skip)
     if len(queries):
-        found = nearest(queries, train, k + skip).distances[:, skip:]
-        distances[:, :k] = found / math.sqrt(train.shape[1])
+        distances[:, :k] = nearest(queries, train, k + skip).distances[:, skip:] / math.sqrt(train.shape[1])
     return distances
 
 
 def _fisher_p_value(hits: int, n: int, known_hits: int, m: int) -> float:
-    """Probability that n of n + m images, taken at random, have at least `hits` of all hits among them."""
+    """The probability that n of n + m images, drawn at random, include at least `hits` of all hits."""
     every = hits + known_hits
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + m + 1)))])
 
-    def log_choose(a, b):
+    def log_choose(a: int, b: np.ndarray | int) -> np.ndarray:
         return log_factorial[a] - log_factorial[b] - log_factorial[a - b]
 
     k = np.arange(hits, min(n, every) + 1)
