@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data import labels
+from ddpm_jax.data.annotations import read_annotations
 from ddpm_jax.data.dataset import ImageReader, ProgressCallback, Subset, check_range, train_test_split
 from ddpm_jax.data.folder_report import (
     FolderReport,
@@ -111,7 +111,7 @@ def open_readers(
     _check_usable(folder_report, path, skip_bad)
     split = _find_split(folder_report)
     good = folder_report.good()
-    annotations = labels.read_annotations(
+    annotations = read_annotations(
         path, [f.path for f in good], [f.path for f in folder_report.files], folder_report.tables, split.only_splits
     )
     shape, dtype = (*(size or good[0].shape[:-1]), good[0].shape[-1]), np.dtype(good[0].dtype)

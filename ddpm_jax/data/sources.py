@@ -122,7 +122,7 @@ def open_readers(
     uint16 or floating point [H, W, C], [H, W] or [D, H, W, C] of any number of channels.  Pictures have 8 bits and are
     grey, RGB, or either with alpha, or are 16-bit grey; they are never converted, and all must be of one mode.  Their
     order is that of their paths.  The Exif orientation is applied.  Labels are the first-level sub-folders, or the
-    column `label` of a .csv file beside them; captions are its column `caption` (see `labels`).  Where there are
+    column `label` of a .csv file beside them; captions are its column `caption` (see `annotations`).  Where there are
     sub-folders `train` and `test`, or of names like these (see `folder`), they divide the images.  Links are followed
     within the folder only.
 

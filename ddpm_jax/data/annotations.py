@@ -18,12 +18,12 @@ COLUMNS = ("label", "caption")
 
 
 class Annotations(NamedTuple):
-    """What is said of images.
+    """Labels and captions of N images.
 
     labels: int32 [N], or None.
     label_names: what the labels 0, 1, ... are called; () without labels.
     captions: a text for each image, or None.
-    lines: where all this was found, for the report.
+    lines: their origin, for the report.
     """
 
     labels: np.ndarray | None
@@ -33,7 +33,7 @@ class Annotations(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A value of a table, and where it is."""
+    """A value of a table and its location."""
 
     location: str
     value: str
@@ -45,15 +45,15 @@ def read_annotations(
     """The labels and captions of the images at `paths`.
 
     Labels are those of the tables; if no table has any, an image's label is its first-level sub-folder.  They are
-    numbered 0, 1, ... in the order of their names, which is that of numbers if all are numbers.  Names that look alike,
-    since their normal form (NFC) is the same, are the same, of labels as of files.
+    numbered 0, 1, ... in the order of their names, which is numerical if all are numbers.  Names of labels and of files
+    are equal if their normal forms (NFC) are.
 
     Args:
         root: the folder.
-        paths: the images that are used, below it.
-        known: the images that a table may name: also those that are left out.
+        paths: the images in use, below it.
+        known: the images that a table may name, those left out included.
         tables: the .csv files, below it.
-        only_splits: whether the first-level sub-folders divide the images, as train and test, and are no labels.
+        only_splits: the first-level sub-folders are splits, as train and test, and not labels.
 
     Raises:
         ValueError: if a table cannot be read, names a file that is not there or an image twice, or misses one.
@@ -117,7 +117,7 @@ def _column_values(column: str, columns: dict[str, dict[str, Cell]], paths: Sequ
 
 
 def _read_tables(root: Path, tables: Sequence[str], known: set[str]) -> dict[str, dict[str, Cell]]:
-    """By column and path, what all tables say."""
+    """The cells of all tables, by column and path."""
     columns: dict[str, dict[str, Cell]] = {}
     absent, twice, alike = [], [], {_nfc(path): path for path in known}
     for table in tables:
@@ -137,7 +137,7 @@ def _read_tables(root: Path, tables: Sequence[str], known: set[str]) -> dict[str
     if absent:
         raise ValueError(f"{len(absent):,} rows name files that are no images of this folder:{indent_lines(absent)}")
     if twice:
-        raise ValueError(f"{len(twice):,} rows name images for the second time:{indent_lines(twice)}")
+        raise ValueError(f"{len(twice):,} rows name images a second time:{indent_lines(twice)}")
     return columns
 
 
