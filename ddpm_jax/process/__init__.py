@@ -1,4 +1,4 @@
-"""What a program sets for its own process, before JAX starts and around its loop.
+"""Settings of a program's process: devices, memory, signals, several processes, output, files.
 
 Nothing here happens on import: a library must not decide how its user's process allocates memory or handles signals.
 """
@@ -73,27 +73,26 @@ def initialize(
     compilation_cache_dir: str | bool = True,
     distributed: DistributedOptions | None = None,
 ) -> None:
-    """Makes ready a process that is about to use JAX.
+    """Prepares the process and starts JAX.
 
-    On a CPU, one JAX device for each core is faster than one device with all of them, and memory that is not handed
-    back to the kernel after every step is faster than memory that is.  So: the C library keeps what it has (where it
-    is glibc), and there are as many CPU devices as the largest power of two that is not above the number of cores, at
-    most 16.  XLA's pool has as many threads as there are cores, or devices if those are more.  A number of devices
-    that XLA_FLAGS or jax_num_cpu_devices has set stays.  On an accelerator nothing of this is done, and libtpu is told
-    what `tpu.tell` says.
+    On a CPU, one JAX device per core is faster than one device with all cores, and memory that is not returned to the
+    kernel after every step is faster than memory that is.  So glibc keeps freed memory, and the CPU is divided into the
+    largest power of two of devices that does not exceed the number of cores, at most 16.  XLA's pool has as many
+    threads as there are cores, or devices if those are more.  A number of devices set by XLA_FLAGS or
+    jax_num_cpu_devices stays.  On a TPU, `tpu.set_libtpu_flags` is called instead.
 
-    What would change random draws or the precision of the arithmetic is as JAX has it by default, whatever the
-    environment says (JAX_THREEFRY_PARTITIONABLE, JAX_ENABLE_X64): a run goes on, and images come out, as elsewhere.
+    Settings that would change random draws or precision (JAX_THREEFRY_PARTITIONABLE, JAX_ENABLE_X64) are set to JAX's
+    defaults whatever the environment says, so runs continue and images come out the same everywhere.
 
     Args:
-        devices: into how many devices to divide the CPU; None is what is said above.
-        compilation_cache_dir: keep compiled programs in this folder for the next process; True is one in the user's
-            cache, see `compiled.enable_compilation_cache`.
-        distributed: meet the other processes that these flags, or a cluster, speak of; None is a process of its own.
+        devices: number of devices into which to divide the CPU; None for the number above.
+        compilation_cache_dir: folder of the persistent compilation cache; True for one in the user's cache folder, see
+            `compilation_cache.enable_compilation_cache`.
+        distributed: connect to the other processes of these options or of a cluster; None for a single process.
 
     Raises:
-        ValueError: if devices is below 1, or not what JAX has been told before, or JAX will not run on a CPU; if the
-            accelerator that is asked for is not there; or as `hosts.join`.
+        ValueError: if devices is below 1, not the number set before, or JAX will not run on a CPU; if the requested
+            accelerator is missing; or as `connect_processes`.
         RuntimeError: if JAX has already started with another number of devices.
     """
     if devices is not None and devices < 1:
@@ -114,10 +113,10 @@ def initialize(
 
 
 def start_jax() -> None:
-    """Starts JAX, which until then is only told things.
+    """Starts JAX's backend.
 
     Raises:
-        ValueError: if the accelerator that is asked for is not there.
+        ValueError: if the requested accelerator is missing.
     """
     import jax
 
@@ -126,15 +125,15 @@ def start_jax() -> None:
     except (RuntimeError, AssertionError) as error:  # the second where there is no plugin for it
         why = str(error).partition(" (set JAX_PLATFORMS")[0].strip()[:200] or "JAX has no plugin for it"
         raise ValueError(
-            f"JAX cannot run on {platform()} here ({why}): install what it takes, or set JAX_PLATFORMS=cpu"
+            f"JAX cannot run on {platform()} here ({why}): install its plugin, or set JAX_PLATFORMS=cpu"
         ) from error
 
 
 def platform() -> str:
-    """What JAX will run on, told without starting it: "cpu", or the accelerator's name as far as it is known.
+    """The platform JAX will run on, without starting it: "cpu", or the accelerator's name as far as it is known.
 
-    JAX_PLATFORMS (or jax's own setting) decides.  Without it, JAX takes an accelerator if a plugin for one is
-    installed; on Linux the device must be there too, since a plugin without one falls back to the CPU.
+    JAX_PLATFORMS (or jax's own setting) decides.  Without it, JAX uses an accelerator if a plugin for one is installed;
+    on Linux the device must be present, too, since a plugin without one falls back to the CPU.
     """
     jax = sys.modules.get("jax")
     named = (jax.config.jax_platforms if jax else None) or os.environ.get("JAX_PLATFORMS", "")
@@ -152,10 +151,10 @@ def platform() -> str:
 
 
 def tune_malloc() -> bool:
-    """Lets glibc keep freed memory instead of giving it back to the kernel; False where there is no glibc.
+    """Makes glibc keep freed memory instead of returning it to the kernel; False without glibc.
 
-    XLA's large temporaries otherwise go back after every step and are paged in again, zeroed, in the next.  Each thread
-    keeps an arena of its own: with one for all, the devices' threads wait for each other, the longer the more has been
+    XLA's large temporaries are otherwise returned after every step and paged in again, zeroed, in the next.  Each
+    thread keeps its own arena: with one for all, the devices' threads wait for each other, the longer the more has been
     compiled in the process.
     """
     if sys.platform != "linux":
@@ -167,22 +166,22 @@ def tune_malloc() -> bool:
     except (OSError, AttributeError):
         return False
     mmap_max, top_pad, trim_threshold = -4, -2, -1
-    # what is free at an arena's end is given back where it is more than the pad, whatever the threshold
+    # free memory at an arena's end beyond the pad is returned, whatever the threshold
     settings = {mmap_max: 0, top_pad: 2**27, trim_threshold: 2**31 - 1}
     return all([mallopt(name, value) == 1 for name, value in settings.items()])
 
 
 class Interrupt:
-    """While it is entered, `SIGNALS` only set `requested`, for a loop to look at and end in good order.
+    """Context manager in which `SIGNALS` only set `requested`, the stop flag of a loop.
 
-    A second SIGINT raises KeyboardInterrupt.  A SIGHUP that is ignored, as under nohup, stays so.  Leaving restores the
-    handlers.  Only the main thread can enter it.
+    A second SIGINT raises KeyboardInterrupt.  A SIGHUP that is ignored, as under nohup, stays ignored.  Leaving
+    restores the handlers.  Only the main thread can enter it.
     """
 
     SIGNALS = tuple(
         getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
     )
-    """Ctrl-C; the end of a job; a closed terminal; what Slurm is often told to send.  Windows has the first two."""
+    """Ctrl-C; the end of a job; a closed terminal; what Slurm is often set to send.  Windows has the first two."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -210,7 +209,7 @@ class Interrupt:
 
 
 def num_cores() -> int:
-    """CPU cores that this process may run on: those of the machine, or as many as it is bound to."""
+    """The number of CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -226,7 +225,7 @@ def _set_cpu_devices(devices: int | None) -> None:
 
     configured = _configured_devices()
     if configured is not None and devices not in (None, configured):
-        raise ValueError(f"devices = {devices}, but JAX has been told {configured} (XLA_FLAGS or jax_num_cpu_devices)")
+        raise ValueError(f"devices = {devices}, but {configured} are set (XLA_FLAGS or jax_num_cpu_devices)")
     number = configured or devices or min(_MAX_CPU_DEVICES, 2 ** (num_cores().bit_length() - 1))
     if configured is None:
         try:
@@ -239,7 +238,7 @@ def _set_cpu_devices(devices: int | None) -> None:
 
 
 def _configured_devices() -> int | None:
-    """The number of CPU devices that the environment or the program has already set."""
+    """The number of CPU devices set by the environment or the program."""
     import jax
 
     flag = re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, so that what was compiled once starts in seconds."""
+"""JAX's persistent compilation cache: its folder, who may write it, and its size."""
 
 import hashlib
 import os
@@ -7,18 +7,17 @@ import platform
 import sys
 
 MAX_CACHE_BYTES = 4 << 30
-"""Bytes of compiled programs to keep; beyond, those go that were written first."""
+"""Bytes of compiled programs to keep; beyond this, the oldest are deleted."""
 
 
 def enable_compilation_cache(folder: str | bool) -> None:
-    """Keeps compiled programs in a folder, and takes them from there.
+    """Sets JAX's compilation cache to a folder.
 
-    A place that the user has given to JAX (JAX_COMPILATION_CACHE_DIR) stays, and JAX_ENABLE_COMPILATION_CACHE=0 keeps
-    nothing.  A folder that belongs to another user, or that others can write, is not used, and that is said: whatever
-    lies in it would be run.
+    JAX_COMPILATION_CACHE_DIR, if set, stays, and JAX_ENABLE_COMPILATION_CACHE=0 disables the cache.  A folder that
+    belongs to another user, or that others can write, is not used, with a warning: its content would be executed.
 
     Args:
-        folder: True is `default_folder()`, and False none.
+        folder: True for `default_folder()`, False for no cache.
     """
     import jax
 
@@ -29,7 +28,7 @@ def enable_compilation_cache(folder: str | bool) -> None:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_ownership(cache)
         prune(cache, MAX_CACHE_BYTES)
-    except (OSError, RuntimeError) as error:  # the second of a user without a home
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home folder
         print(f"compiled programs are not kept for the next time: {error}", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -48,7 +47,7 @@ def _check_ownership(folder: pathlib.Path) -> None:
 
 
 def default_folder() -> pathlib.Path:
-    """In the user's cache, a folder for each kind of processor: a CPU's programs are made of its own instructions."""
+    """The folder for this kind of processor in the user's cache: CPU programs use the processor's own instructions."""
     caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return caches / "ddpm_jax" / "compiled" / _processor_id()
 

@@ -1,7 +1,7 @@
-"""Several processes that train or sample as one: how they meet, agree and part.
+"""Several processes that train or sample together: initialisation, collectives, shutdown.
 
-Every function here does in a single process what needs no other: nothing is waited for and nothing compiled.  With
-several, all of them must call the same functions in the same order, as with any collective of JAX.
+In a single process, these functions wait for nothing and compile nothing.  With several processes, all must call the
+same functions in the same order, as with any collective of JAX.
 """
 
 import contextlib
@@ -18,31 +18,29 @@ from typing import Any, NoReturn
 from ddpm_jax.process.output import first_line
 
 EXIT_PROCESS_LOST, EXIT_UNWRITABLE, EXIT_OUT_OF_MEMORY = 5, 6, 7
-"""Exit statuses that all programs share."""
+"""Exit statuses of all programs."""
 
 _CONNECT_TIMEOUT = 300  # seconds to wait for the others at the start
-_SHUTDOWN_TIMEOUT = (
-    7 * 24 * 3600
-)  # and at the end, where the first process may still be writing; a dead one is noticed earlier
+_SHUTDOWN_TIMEOUT = 7 * 24 * 3600  # at the end the first process may still be writing; a dead one is noticed earlier
 
 
 @dataclasses.dataclass(frozen=True)
 class DistributedOptions:
     coordinator: str | None = None
-    """HOST:PORT at process 0, for one of several processes that nothing else has introduced to each other."""
+    """HOST:PORT at process 0, for several processes that no cluster manager connects."""
     processes: int | None = None
-    """How many processes there are (with --coordinator)."""
+    """Number of processes (with --coordinator)."""
     process: int | None = None
-    """Which of them this one is, from 0 (with --coordinator)."""
+    """Index of this process, from 0 (with --coordinator)."""
     heartbeat: int = 60
-    """With several processes: seconds after which one that no longer answers is given up, and with it the others."""
+    """With several processes: seconds after which one that does not answer counts as lost, which ends the others."""
 
 
 def check_options(options: DistributedOptions) -> None:
-    """Refuses flags that do not say who is where.
+    """Checks the flags of several processes.
 
     Raises:
-        ValueError: naming the flag, its value and what would be right.
+        ValueError: naming the flag, its value and the values allowed.
     """
     given = {"--coordinator": options.coordinator, "--processes": options.processes, "--process": options.process}
     if any(value is None for value in given.values()) and any(value is not None for value in given.values()):
@@ -57,15 +55,15 @@ def check_options(options: DistributedOptions) -> None:
 
 
 def connect_processes(options: DistributedOptions, platform: str) -> None:
-    """Meets the other processes, if flags or surroundings say that there are any: see `surroundings`.
+    """Connects to the other processes, if flags or a cluster (`detect_cluster`) name any.
 
-    From then on only the first process prints: standard output of the others leads nowhere.
+    From then on only the first process prints: standard output of the others is discarded.
 
     Args:
-        platform: what JAX will run on, see `ddpm_jax.process.platform`.
+        platform: see `ddpm_jax.process.platform`.
 
     Raises:
-        ValueError: see `check`; or if the others do not come.
+        ValueError: see `check_options`; or if the others do not connect.
     """
     check_options(options)
     flags = options.coordinator, options.processes, options.process
@@ -73,9 +71,9 @@ def connect_processes(options: DistributedOptions, platform: str) -> None:
         return
     import jax
 
-    # it would take SIGTERM away from Interrupt
+    # the preemption service would take SIGTERM away from Interrupt
     jax.config.update("jax_enable_preemption_service", False)
-    # flags are the whole truth: JAX would add what Slurm says of devices
+    # flags alone count: JAX would add Slurm's assignment of devices
     method = None if options.coordinator is None else "deactivate"
     try:
         jax.distributed.initialize(
@@ -86,7 +84,7 @@ def connect_processes(options: DistributedOptions, platform: str) -> None:
     except (RuntimeError, ValueError) as error:
         where = options.coordinator or "the first process"
         raise ValueError(
-            f"the processes did not meet at {where} in {_CONNECT_TIMEOUT} s: {first_line(error)}"
+            f"the processes did not connect to {where} in {_CONNECT_TIMEOUT} s: {first_line(error)}"
         ) from error
     counts = {len(jax.local_devices(i)) for i in range(jax.process_count())}
     if len(counts) > 1:
@@ -96,10 +94,10 @@ def connect_processes(options: DistributedOptions, platform: str) -> None:
 
 
 def bind_address(coordinator: str | None) -> str | None:
-    """Where process 0 listens for the others: at the address that it is told, if that is one of this machine's.
+    """The address where process 0 listens: that of `coordinator`, if it is one of this machine's.
 
-    None is every address that the machine has, JAX's choice.  So it is for a name, but localhost: many a machine takes
-    its own name for an address that no other can reach.
+    None is JAX's default, every address of the machine.  It is used for all names but localhost: many a machine
+    resolves its own name to an address that no other can reach.
     """
     host, _, port = (coordinator or "").rpartition(":")
     address = "127.0.0.1" if host == "localhost" else host.strip("[]")
@@ -107,19 +105,20 @@ def bind_address(coordinator: str | None) -> str | None:
         family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
         with socket.socket(family) as probe:
             probe.bind((address, 0))
-    except (ValueError, OSError):  # no address, or another machine's, as behind a router that translates them
+    except (ValueError, OSError):  # no address, or another machine's, as behind a NAT router
         return None
     return f"[{address}]:{port}" if family == socket.AF_INET6 else f"{address}:{port}"
 
 
 def detect_cluster(platform: str) -> str | None:
-    """What has started several processes, such that JAX finds them by itself: "Slurm", "Open MPI" or "TPU".
+    """The cluster manager that started several processes, which JAX then finds: "Slurm", "Open MPI" or "TPU".
 
-    None on a single machine, and for a single task.  A host of a TPU slice learns from its environment, or else from
-    Google's metadata server, how many hosts the slice has; that server is asked only where JAX will run on a TPU.
+    None for a single process, where `jax.distributed.initialize` would fail, or in a Slurm step of one task wait for
+    the other tasks of the job.  The number of hosts of a TPU slice is taken from the environment, or else from Google's
+    metadata server, which is asked only if JAX will run on a TPU.
     """
     env = os.environ
-    # the variables that JAX reads; SLURM_STEP_NODELIST is there only for what srun has started
+    # the variables that JAX reads; only srun sets SLURM_STEP_NODELIST
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
     if all(name in env for name in slurm):
         tasks = int(env.get("SLURM_STEP_NUM_TASKS", env["SLURM_NTASKS"]))
@@ -130,21 +129,21 @@ def detect_cluster(platform: str) -> str | None:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """True in the process that writes and prints."""
     import jax
 
     return jax.process_index() == 0
 
 
 def any_process(flag: bool) -> bool:
-    """Whether any process says so; all ask, and wait for each other."""
+    """True if `flag` is true in any process; a collective."""
     import numpy as np
 
     return bool(np.any(_allgather(np.array(flag)))) if _is_distributed() else flag
 
 
 def local_shard(arrays: Any) -> Any:
-    """Of rows for all devices, [devices, ...], those of this process's: [local devices, ...]."""
+    """This process's rows, [local devices, ...], of rows for all devices, [devices, ...]."""
     import jax
 
     size, index = jax.local_device_count(), jax.process_index()
@@ -152,7 +151,7 @@ def local_shard(arrays: Any) -> Any:
 
 
 def all_gather(arrays: Any) -> Any:
-    """The inverse of `share`: results of this process's devices, [local devices, ...], joined by all others'."""
+    """The inverse of `local_shard`: [local devices, ...] of each process -> [devices, ...]."""
     import jax
     import numpy as np
 
@@ -162,10 +161,10 @@ def all_gather(arrays: Any) -> Any:
 
 
 def check_equal_across_processes(values: Mapping[str, bytes]) -> None:
-    """Makes sure that every process has the same.
+    """Checks that every process has the same values, by their hashes.
 
     Raises:
-        ValueError: in every process, naming what differs and where.
+        ValueError: in every process, with the name of a value that differs and the processes where it does.
     """
     import numpy as np
 
@@ -181,21 +180,20 @@ def check_equal_across_processes(values: Mapping[str, bytes]) -> None:
 
 @contextlib.contextmanager
 def abort_together(program: str, details: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Around what several processes do together: whatever ends one of them early ends it at once.
+    """Context manager that ends this process at once if an error ends its part of a common task.
 
-    A process that waited in good order for the others, at its exit or for a checkpoint under way, would wait for those
-    that wait for it.  So after an error it says what happened and leaves by `os._exit`: with status 5 if another
-    process was lost, which JAX reports where the connection breaks.  Of one that has merely fallen silent JAX takes
-    notice after --heartbeat seconds and then aborts the process itself, with status 134.  A single process just sees
-    its errors.
+    At a normal exit, or at an unfinished checkpoint, it would wait for processes that wait for it.  So after an error
+    it prints the reason and leaves by `os._exit`: with status 5 if another process was lost, which JAX reports where
+    the connection breaks.  A process that is silent for --heartbeat seconds is noticed by JAX, which then aborts the
+    others itself, with status 134.  In a single process, errors are raised as usual.
 
     Args:
-        program: who speaks.
-        details: what to add, such as which step was saved last.
+        program: its name, for the message.
+        details: text to add, such as the step saved last.
     """
     try:
         yield
-    except SystemExit:  # in good order
+    except SystemExit:  # a normal exit
         raise
     except BaseException as error:
         if not _is_distributed():
@@ -206,7 +204,7 @@ def abort_together(program: str, details: Callable[[], str] = lambda: "") -> Ite
 
 
 def exit_process(status: int) -> int:
-    """Ends one of several processes at once, without waiting for the others; a single one just gets its status."""
+    """Ends one of several processes at once, without waiting for the others; in a single one returns the status."""
     if _is_distributed():
         _exit(status)
     return status
@@ -254,7 +252,7 @@ def _is_distributed() -> bool:
 
 
 def _allgather(value: Any) -> Any:
-    """[processes, ...]: each one's value."""
+    """The values of all processes, [processes, ...]."""
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(value)
@@ -266,7 +264,7 @@ def _is_address(text: str) -> bool:
 
 
 def _num_tpu_hosts() -> int:
-    """How many hosts take part in this one's TPU job."""
+    """The number of hosts in this TPU job."""
     env = os.environ
     names = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
     if names is None and "TPU_SKIP_MDS_QUERY" not in env:
@@ -275,8 +273,8 @@ def _num_tpu_hosts() -> int:
 
 
 def _gce_metadata(name: str) -> str | None:
-    """An attribute of a virtual machine of Google's; None where there is no such server."""
-    import urllib.request  # which costs more to import than all else here
+    """An attribute of a Google Cloud virtual machine; None without a metadata server."""
+    import urllib.request  # slower to import than everything else here
 
     server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
     address = f"http://{server}/computeMetadata/v1/instance/attributes/{name}"

@@ -1,4 +1,4 @@
-"""What to try when something does not fit into a device's memory."""
+"""Explanations of a device's out-of-memory errors."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -8,14 +8,14 @@ from ddpm_jax.process.output import first_line
 
 @contextlib.contextmanager
 def explain_oom(what: str, hints: Callable[[], list[str]]) -> Iterator[None]:
-    """Around what may need more memory than a device has, when it is compiled or when it runs.
+    """Context manager around code that may exceed a device's memory when compiled or run.
 
     Args:
-        what: it is.
+        what: a name for it in the message.
         hints: flags to try, the mildest first.
 
     Raises:
-        MemoryError: if it does, with what to try.
+        MemoryError: in place of JAX's error, with the hints.
     """
     import jax
 
@@ -30,5 +30,5 @@ def explain_oom(what: str, hints: Callable[[], list[str]]) -> Iterator[None]:
 
 
 def sampling_oom_hints(tile: int, flag: str = "--tile") -> list[str]:
-    """Flags for sampling that needs less memory than tiles of so many images; `flag` is what sets them."""
-    return [f"{flag} {tile // 2}: images of a device at a time; to the last bit, it makes them others"] * (tile > 1)
+    """Flags for sampling with less memory than tiles of `tile` images; `flag` sets the tile."""
+    return [f"{flag} {tile // 2}: images of a device at a time; it changes the images' last bits"] * (tile > 1)

@@ -1,4 +1,4 @@
-"""What a program writes: no work ends because its words cannot be, and of files that cannot be it says where."""
+"""Output of a program: streams that never fail, errors that name the folder, the first line of an error."""
 
 import contextlib
 import errno
@@ -10,10 +10,10 @@ from typing import NoReturn
 
 
 class SafeStream(io.TextIOWrapper):
-    """A stream like the given one that never fails.
+    """A text stream that never fails.
 
-    A character that its encoding lacks is written as an escape, `\\xb1`.  From the first error on it leads nowhere: of
-    a pipe that nobody reads any more without a word, of anything else, such as a full disk, with one on standard error.
+    A character that its encoding lacks is written as an escape, `\\xb1`.  From the first error on, output is discarded:
+    silently if a pipe has no reader any more, otherwise, as on a full disk, with a message on standard error.
     """
 
     def __init__(self, stream: io.TextIOWrapper, title: str):
@@ -40,16 +40,16 @@ class SafeStream(io.TextIOWrapper):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
-        if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: of a terminal that was closed
+        if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: a closed terminal
             print(f"{self._title} cannot be written ({error.strerror}): going on without it", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def explain_write_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Around what writes into a folder.
+    """Context manager around code that writes into a folder.
 
     Raises:
-        OSError: naming the folder, where the body's own names no file, as numpy's of a full disk does not.
+        OSError: naming the folder, if the error of the body names no file, as numpy's for a full disk.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What libtpu, the TPU's compiler and driver, is told before it is loaded."""
+"""Flags of libtpu, the TPU's compiler and driver, which it reads when it is loaded."""
 
 import importlib.util
 import mmap
@@ -6,15 +6,15 @@ import os
 import pathlib
 
 DISABLED_FLAGS = ("xla_tpu_run_space_to_batch", "xla_tpu_run_space_to_batch_on_new_platforms")
-"""Of fewer than 8 images a chip the compiler otherwise cuts every image into strips, which it takes for images of a
-larger batch, and makes their edges anew between any two convolutions: up to three times the step (docs/performance.md).
+"""Flags set to false.  For fewer than 8 images a chip the compiler otherwise cuts every image into strips, as a larger
+batch, and recomputes their edges between any two convolutions: up to three times the step (docs/performance.md).
 """
 
 
 def set_libtpu_flags() -> None:
-    """Adds to LIBTPU_INIT_ARGS what serves these networks, unless something is said there about the same already.
+    """Adds `DISABLED_FLAGS` to LIBTPU_INIT_ARGS, except those already set there.
 
-    libtpu ends a process that names a flag it does not know, so only those are named that its file has.
+    libtpu ends a process that names an unknown flag, so only flags that its file contains are added.
     """
     current = os.environ.get("LIBTPU_INIT_ARGS", "")
     missing = [flag for flag in DISABLED_FLAGS if f"--{flag}" not in current.replace("=", " ").split()]
@@ -24,7 +24,7 @@ def set_libtpu_flags() -> None:
 
 
 def supported_flags(flags: list[str]) -> list[str]:
-    """Those of the flags whose names are in libtpu's file; none if there is no such file."""
+    """The flags whose names are in libtpu's file; none without the file."""
     path = libtpu_path()
     if path is None or not flags:
         return []
@@ -33,7 +33,7 @@ def supported_flags(flags: list[str]) -> list[str]:
 
 
 def libtpu_path() -> pathlib.Path | None:
-    """libtpu's file, where JAX looks for it; None if there is none."""
+    """The path of libtpu's file, found as JAX does; None if there is none."""
     named = os.environ.get("TPU_LIBRARY_PATH")
     if named and pathlib.Path(named).is_file():
         return pathlib.Path(named)

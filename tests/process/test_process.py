@@ -73,7 +73,7 @@ def test_what_is_asked_for_or_has_been_said_before_counts():
         ("process.initialize(devices=0)", {}, "ValueError: devices must be at least 1, got 0"),
         (
             "process.initialize(devices=2)", {"XLA_FLAGS": "--xla_force_host_platform_device_count=5"},
-            "ValueError: devices = 2, but JAX has been told 5 (XLA_FLAGS or jax_num_cpu_devices)",
+            "ValueError: devices = 2, but 5 are set (XLA_FLAGS or jax_num_cpu_devices)",
         ),
         (
             "process.initialize(devices=2)", {"JAX_PLATFORMS": "tpu"},
