@@ -23,6 +23,7 @@ from ddpm_jax.data.image_files import (
     too_large_reason,
 )
 from ddpm_jax.data.images import ValueRange
+from ddpm_jax.process import first_line
 
 TRAIN_KEYS = ("train", "x_train", "train_images", "images", "arr_0", "jpeg")
 TEST_KEYS = ("test", "x_test", "test_images")
@@ -43,7 +44,7 @@ def load_npz(path: Path, name: str, held_out: float, levels: int | None, value_r
             archive = np.load(file, allow_pickle=False)
             archive.files  # noqa: B018  of what begins as a plain array or a pickle there are none
         except Exception as error:  # the directory of an archive may be damaged in any way
-            raise ValueError(f"{path}: not an .npz file, or a damaged one: {_error_text(error)}") from error
+            raise ValueError(f"{path}: not an .npz file, or a damaged one: {first_line(error)}") from error
         with archive:
             return _load_archive(path, archive, name, held_out, levels, value_range)
 
@@ -133,11 +134,7 @@ def _explain_read_errors(path: Path, key: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged header is read as Python, and a damaged size as so much memory
-        raise ValueError(f"{path}: cannot read the array {key!r}: {_error_text(error)}") from error
-
-
-def _error_text(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ValueError(f"{path}: cannot read the array {key!r}: {first_line(error)}") from error
 
 
 def _check_images(what: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -237,7 +234,7 @@ def _decode_jpeg(path: Path, data: np.ndarray, offsets: np.ndarray, i: int) -> n
             pixels = np.asarray(file)
             mode = file.mode
     except Exception as error:  # on damaged bytes, Pillow's decoders raise nearly every type there is
-        raise ValueError(f"{path}: JPEG {i} cannot be decoded: {_error_text(error)}") from error
+        raise ValueError(f"{path}: JPEG {i} cannot be decoded: {first_line(error)}") from error
     if mode not in ("L", "RGB"):
         raise ValueError(f"{path}: JPEG {i} has the mode {mode}; expected grey (L) or RGB")
     return pixels.reshape(*pixels.shape[:2], -1)

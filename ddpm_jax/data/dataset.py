@@ -4,7 +4,6 @@ What is too large for memory, or lies in files of its own, is a `Reader`; `whole
 and `unread` leaves it where it is.
 """
 
-import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -237,11 +236,10 @@ def load_into_memory(train: ImageReader, test: ImageReader, *, progress: Progres
     """
     _check_same_kind(train, test)
     arrays = np.empty((len(train), *train.shape), train.dtype), np.empty((len(test), *test.shape), test.dtype)
-    done, every = 0, len(train) + len(test)
-    for reader, array in zip((train, test), arrays, strict=True):
-        so_far = None if progress is None else functools.partial(_offset_progress, progress, done, every)
-        _read_into(array, reader, np.arange(len(array)), so_far)
-        done += len(array)
+    report = progress or (lambda what, done, total: None)
+    total = len(train) + len(test)
+    _read_into(arrays[0], train, np.arange(len(train)), lambda what, done, _: report(what, done, total))
+    _read_into(arrays[1], test, np.arange(len(test)), lambda what, done, _: report(what, len(train) + done, total))
     return _dataset(train, test, *arrays)
 
 
@@ -256,10 +254,6 @@ def _dataset(train: ImageReader, test: ImageReader, pixels: "Pixels", test_pixel
         pixels, test_pixels, train.labels, test.labels, train.levels, train.name, train.label_names,
         train.captions, test.captions, train.format,
     )  # fmt: skip
-
-
-def _offset_progress(progress: ProgressCallback, before: int, every: int, what: str, done: int, total: int) -> None:
-    progress(what, before + done, every)
 
 
 def _read_into(

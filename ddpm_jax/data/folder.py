@@ -107,7 +107,9 @@ def open_readers(
     """
     size = parse_resolution(resolution)
     folder_report = make_folder_report(path, name, size, progress)
-    _report_lines(report, folder_report.lines())
+    report = report or (lambda line: None)
+    for line in folder_report.lines():
+        report(line)
     _check_usable(folder_report, path, skip_bad)
     split = _find_split(folder_report)
     good = folder_report.good()
@@ -135,21 +137,10 @@ def open_readers(
         train, test = train_test_split(reader, held_out)
     how = "the one image is both" if len(reader) == 1 else f"held_out={held_out} of a fixed permutation"
     how = f"{printable(split.train)}/ and {printable(split.held_out)}/" if split.held_out else how
-    _report_lines(
-        report,
-        [
-            *annotations.lines,
-            *_split_hints(folder_report, split),
-            f"split     {len(train):,} training and {len(test):,} held-out images: {how}",
-        ],
-    )
+    for line in (*annotations.lines, *_split_hints(folder_report, split)):
+        report(line)
+    report(f"split     {len(train):,} training and {len(test):,} held-out images: {how}")
     return train, test
-
-
-def _report_lines(report: Callable[[str], None] | None, lines: Sequence[str]) -> None:
-    if report is not None:
-        for line in lines:
-            report(line)
 
 
 def parse_resolution(resolution: Sequence[int]) -> tuple[int, int] | None:

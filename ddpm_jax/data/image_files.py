@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 
 from ddpm_jax.data.images import ValueRange
+from ddpm_jax.process import first_line
 
 if TYPE_CHECKING:
     from numpy.lib.npyio import NpzFile
@@ -181,7 +182,7 @@ def _decode_array(file: BinaryIO) -> DecodedImage:
         with _HEADER_LOCK:
             pixels = np.lib.format.read_array(content, allow_pickle=False)
     except Exception as error:  # a damaged header is read as Python and fails as Python does, in any way
-        raise ValueError(f"not a .npy file, or not a whole one: {_one_line(error)}") from error
+        raise ValueError(f"not a .npy file, or not a whole one: {first_line(error)}") from error
     what = f"an array {pixels.dtype} {pixels.shape}"
     if pixels.dtype.str[1:] not in ARRAY_TYPES:
         raise ValueError(f"{what}; expected uint8, uint16 or floating point: {conversion_hint(pixels.dtype)}")
@@ -272,15 +273,13 @@ def _decode_picture(file: BinaryIO) -> DecodedImage:
             refusal = _refusal_reason(image, head)
             if not refusal:
                 turned, pixels = _apply_exif_orientation(image)
-                return DecodedImage(
-                    (image.format or "").replace("MPO", "JPEG"), _mode_of_picture(image), turned, pixels
-                )
+                return DecodedImage((image.format or "").replace("MPO", "JPEG"), mode_of_picture(image), turned, pixels)
     except UnidentifiedImageError:
         refusal = f"not an image, or a damaged one (none of {', '.join(READ_FORMATS)})"
     except Image.DecompressionBombError as error:
-        refusal = f"too large to be decoded: {_one_line(error)}"
+        refusal = f"too large to be decoded: {first_line(error)}"
     except Exception as error:  # on damaged bytes, Pillow's decoders raise nearly every type there is
-        refusal = f"cannot be decoded, damaged or cut off: {_one_line(error)}"
+        refusal = f"cannot be decoded, damaged or cut off: {first_line(error)}"
     raise ValueError(refusal)
 
 
@@ -299,9 +298,9 @@ def _refusal_reason(image: "Image.Image", head: bytes) -> str:
         return f"mode {image.mode}, a palette: convert it to RGB (or L, if it is grey)"
     if image.mode == "1":
         return "mode 1, one bit per pixel: convert it to L, or save it as a .npy file with --data.levels 2"
-    if _mode_of_picture(image) not in MODES:
+    if mode_of_picture(image) not in MODES:
         return f"mode {image.mode}: convert it to one of {', '.join(MODES)}, or save it as a .npy file"
-    if bits > 8 and _mode_of_picture(image) != "I;16":
+    if bits > 8 and mode_of_picture(image) != "I;16":
         return f"{bits} bits in each of {channels} channels, {SIXTEEN_BIT_HINT}"
     if "transparency" in image.info:
         return f"mode {image.mode} with one transparent colour, which would be lost: convert it to RGBA (or LA)"
@@ -312,8 +311,9 @@ def _refusal_reason(image: "Image.Image", head: bytes) -> str:
     return ""
 
 
-def _mode_of_picture(image: "Image.Image") -> str:
-    return "I;16" if image.mode.startswith("I;16") else image.mode  # the others differ in byte order alone
+def mode_of_picture(image: "Image.Image") -> str:
+    """Pillow's mode of a picture; "I;16" for 16-bit grey of any byte order."""
+    return "I;16" if image.mode.startswith("I;16") else image.mode
 
 
 def _apply_exif_orientation(image: "Image.Image") -> tuple[bool, np.ndarray]:
@@ -323,7 +323,3 @@ def _apply_exif_orientation(image: "Image.Image") -> tuple[bool, np.ndarray]:
     pixels = np.asarray(image)
     pixels = EXIF_TRANSFORMS.get(remaining, lambda pixels: pixels)(pixels if pixels.ndim == 3 else pixels[..., None])
     return stored in EXIF_TRANSFORMS, np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -88,13 +88,11 @@ def load(
         if levels not in (None, BUILT_IN[source]) or len(value_range):
             got = f"levels={levels}, range={tuple(value_range)}"
             raise ValueError(f"load: the {source} have {BUILT_IN[source]} levels, got {got}")
-        return (
-            scenes.make_dataset()
-            if source == "scenes"
-            else pairs.make_dataset(_load_digits())
-            if source == "pairs"
-            else _load_digits()
-        )
+        if source == "scenes":
+            return scenes.make_dataset()
+        digits = array_files.load_npz(Path(__file__).with_name("digits.npz"), "digits", 0.1, 17, None)
+        digits = digits._replace(label_names=DIGIT_NAMES)
+        return pairs.make_dataset(digits) if source == "pairs" else digits
     if kind in ("npz", "npy") and path:
         read, file = array_files.load_npz if kind == "npz" else array_files.load_npy, Path(os.path.expanduser(path))
         return read(file, source, held_out, levels, to_value_range(value_range))._replace(format="npz")
@@ -148,12 +146,9 @@ def open_readers(
             raise ValueError(f"open_readers: {source!r} is taken whole; ddpm-jax prepare has --skip-bad")
         checksums.verify(find_folder(parse_address(source)))
         return reader.open_readers(
-            source,
-            held_out=held_out,
-            levels=levels,
-            value_range=to_value_range(value_range),
+            source, held_out=held_out, levels=levels, value_range=to_value_range(value_range),
             size=folder.parse_resolution(resolution),
-        )
+        )  # fmt: skip
     if kind != "folder" or not path:
         raise ValueError(
             f'open_readers: expected a source "folder:PATH" or "tfds:NAME", whose images are read one by one, '
@@ -179,12 +174,6 @@ def summary(dataset: Dataset) -> str:
         f"{'x'.join(map(str, dataset.train.shape[1:]))} {dataset.train.dtype}, {values}, {labels}, "
         f"{(dataset.train.nbytes + dataset.test.nbytes) / 1e6:.1f} MB{', read when needed' * left}"
         f"{'; the one image is both' * one}"
-    )
-
-
-def _load_digits() -> Dataset:
-    return array_files.load_npz(Path(__file__).with_name("digits.npz"), "digits", 0.1, 17, None)._replace(
-        label_names=DIGIT_NAMES
     )
 
 

@@ -38,7 +38,7 @@ BAD = {
     "deep/er/text.png": (b"hello", "not an image, or a damaged one (none of PNG, JPEG, WEBP, BMP, TIFF, GIF)"),
     "deep/er/truncated.JPG": (
         truncated(random_pixels(64, 64, 3), "JPEG"),
-        "cannot be decoded, damaged or cut off: image file is truncated (",
+        "cannot be decoded, damaged or cut off: OSError: image file is truncated (",
     ),
 }
 

@@ -13,9 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ddpm_jax.data.folder_report import join_first
-from ddpm_jax.data.image_files import too_large_reason
-
-MODES = {("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4), ("I;16", 1)}  # Pillow's mode, and its channels
+from ddpm_jax.data.image_files import MODES, mode_of_picture, too_large_reason
 
 
 class Records(Protocol):
@@ -80,8 +78,8 @@ def decode(encoded: bytes, channels: int, dtype: np.dtype) -> np.ndarray:
             raise ValueError(refusal)
         # as TFDS does: a colour data set may hold files that are grey or have a palette
         picture = file.convert("RGB") if channels == 3 and file.mode in ("L", "P") else file
-        pixels, mode = np.asarray(picture), "I;16" if picture.mode.startswith("I;16") else picture.mode
-    if (mode, channels) not in MODES or (mode == "I;16") != (dtype == np.uint16):
+        pixels, mode = np.asarray(picture), mode_of_picture(picture)
+    if (mode, channels) not in MODES.items() or (mode == "I;16") != (dtype == np.uint16):
         raise ValueError(f"it has the mode {mode}; expected {dtype} of {channels} channels")
     return pixels.reshape(*pixels.shape[:2], channels)
 
