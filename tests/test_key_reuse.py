@@ -23,6 +23,7 @@ from ddpm_jax.model import build
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pipeline import tiles
 from ddpm_jax.preflight import lowering
+from scripts import make_classifier
 
 pytestmark = pytest.mark.usefixtures("key_reuse", "strict_promotion")
 

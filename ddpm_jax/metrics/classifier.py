@@ -3,7 +3,7 @@
 The features are for distances between sets of images of *one domain*: Fréchet distance, precision and recall, coverage,
 where Inception does not know the domain or is not available.  The probabilities are for `class_coverage`.
 
-`make_classifier` trained them, on the training images alone; each file's record has its results.
+scripts/make_classifier.py trained them, on the training images alone; each file's record has the results.
 """
 
 import dataclasses
@@ -112,7 +112,7 @@ class Classifier:
     Attributes:
         name: "digits" or "mnist".
         weights: float32, by "layer/weight".
-        record: training and results, see `make_classifier`.
+        record: how the weights were made and how well they do, see scripts/make_classifier.py.
     """
 
     name: str
@@ -192,7 +192,7 @@ def load(name: str) -> Classifier:
 
 
 def load_file(path: Path) -> Classifier:
-    """The classifier in a file that `make_classifier` wrote."""
+    """The classifier in a file that scripts/make_classifier.py wrote."""
     with np.load(path, allow_pickle=False) as archive:
         arrays = {key: archive[key] for key in archive.files}
     record = json.loads(str(arrays.pop("record")))

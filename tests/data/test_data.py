@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax import data
-from ddpm_jax.data import make_digits
 from ddpm_jax.data import order as epoch_order
 from ddpm_jax.keys import from_seed
+from scripts import make_digits
 
 # Sources: the digits
 
@@ -68,7 +68,7 @@ def test_the_file_of_digits_can_be_remade(tmp_path):
 
 
 def test_the_digits_come_with_their_licence():
-    text = Path(make_digits.__file__).with_name("LICENSE-digits.txt").read_text(encoding="utf-8")
+    text = Path(data.__file__).with_name("LICENSE-digits.txt").read_text(encoding="utf-8")
     assert "CC BY 4.0" in text
     assert "Alpaydin" in text
 

@@ -11,8 +11,9 @@ from PIL import Image
 
 from ddpm_jax import data
 from ddpm_jax.keys import from_seed
-from ddpm_jax.metrics import classifier, make_classifier
+from ddpm_jax.metrics import classifier
 from ddpm_jax.metrics.frechet import frechet_distance, moments
+from scripts import make_classifier
 
 TILE = classifier.TILE
 

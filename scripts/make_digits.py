@@ -1,9 +1,9 @@
-"""Makes `digits.npz`, the data set inside the package, from the copy that scikit-learn distributes.
+"""Maker of `digits.npz`, the data set inside the package, from the copy that scikit-learn distributes.
 
-    python -m ddpm_jax.data.make_digits [PATH]
+    python -m scripts.make_digits [PATH]
 
 The 1,797 images are the *test* part of the UCI Optical Recognition of Handwritten Digits (13 writers); see
-LICENSE-digits.txt.  The division below is by class and not by writer, so that every writer's hand is in both parts.
+LICENSE-digits.txt.  The division below is by class and not by writer, so every writer is in both parts.
 Needs scikit-learn.
 """
 
@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax import data
+
 NUM_HELD_OUT = 297
 
 
 def main(argv: list[str]) -> int:
-    """Writes the file and says what is in it; returns the exit status."""
+    """Writes the file and prints its content; returns the exit status."""
     if len(argv) > 1 or (argv and argv[0].startswith("-")):
-        print("usage: python -m ddpm_jax.data.make_digits [PATH]", file=sys.stderr)
+        print("usage: python -m scripts.make_digits [PATH]", file=sys.stderr)
         return 2
-    path = Path(argv[0]) if argv else Path(__file__).with_name("digits.npz")
+    path = Path(argv[0]) if argv else Path(data.__file__).with_name("digits.npz")
     arrays: dict[str, Any] = make_arrays()
     with path.open("wb") as file:
         np.savez_compressed(file, **arrays)
@@ -51,7 +53,7 @@ def make_arrays() -> dict[str, np.ndarray]:
 
 
 def stratified_mask(labels: np.ndarray, count: int) -> np.ndarray:
-    """A mask, bool [N], of `count` examples whose classes are shared out as in `labels`, by largest remainder."""
+    """A mask, bool [N], of `count` examples whose classes have the shares of `labels`, by largest remainder."""
     sizes = np.bincount(labels)
     exact = sizes * count / len(labels)
     shares = np.floor(exact).astype(int)

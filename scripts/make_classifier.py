@@ -1,11 +1,11 @@
-"""Makes `digits.npz` and `mnist.npz`, the weights of the classifiers inside the package.
+"""Maker of `digits.npz` and `mnist.npz`, the weights of the classifiers inside the package.
 
-    python -m ddpm_jax.metrics.make_classifier digits
-    python -m ddpm_jax.metrics.make_classifier mnist --source npz:PATH
+    python -m scripts.make_classifier digits
+    python -m scripts.make_classifier mnist --source npz:PATH
 
 The digits are those of `data.load("digits")`; for MNIST, PATH is a file as `data.load` takes it, with the 60,000
 training and 10,000 test images and their labels.  Only the training images are trained on; the test images gave the
-accuracy in the record, and a look at a handful of recipes before one was chosen.
+accuracy in the record, and served to choose among a handful of recipes.
 
 The file has the weights in float16, and a record in JSON: the accuracies that the rounded weights have, the SHA-256 of
 the training images and labels, the recipe and the versions.  The same machine and versions write the same bytes.
@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from ddpm_jax import data, keys
+from ddpm_jax import data, keys, metrics
 from ddpm_jax.metrics.classifier import CLASSIFIERS, Classifier, ClassifierNetwork, load_file
 
 
@@ -63,15 +63,15 @@ RECIPES = {
 
 
 def main(argv: list[str]) -> int:
-    """Trains, writes the file and says what is in it; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m ddpm_jax.metrics.make_classifier")
+    """Trains, writes the file and prints its record; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.make_classifier")
     parser.add_argument("name", choices=sorted(CLASSIFIERS))
     parser.add_argument("--source", help='where the images come from, as data.load takes it; "digits" for the digits')
     parser.add_argument("--out", type=Path, help="the file to write; by default the package's own")
     given = parser.parse_args(argv)
     if given.source is None and given.name != "digits":
         parser.error(f"{given.name} needs --source npz:PATH")
-    path = given.out or Path(__file__).with_name(f"{given.name}.npz")
+    path = given.out or Path(metrics.__file__).with_name(f"{given.name}.npz")
     save_file(path, make_classifier(given.name, data.load(given.source or "digits"), RECIPES[given.name]))
     classifier = load_file(path)
     print(f"{path}: {path.stat().st_size:,} bytes, fingerprint {classifier.fingerprint}")
