@@ -17,7 +17,7 @@ from gaussian_data import ideal_denoiser
 from ddpm_jax import config as configs
 from ddpm_jax import conformance, data, editing, gaussian, guidance, likelihood, losses, samplers, schedules, training
 from ddpm_jax.keys import from_seed, split_keys
-from ddpm_jax.metrics import held_out, make_classifier
+from ddpm_jax.metrics import held_out
 from ddpm_jax.metrics.classifier import ClassifierNetwork
 from ddpm_jax.model import build
 from ddpm_jax.models.unet import UNet
