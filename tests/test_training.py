@@ -220,3 +220,13 @@ def test_batches_that_cannot_be_cut_are_refused():
     ragged = {"image": X0, "label": np.zeros(3)}
     with pytest.raises(ValueError, match="same first axis"):
         training.make_step(loss_fn, optax.sgd(0.1))(from_seed(3), state, ragged)
+
+
+def test_micro_batches_are_a_loop_but_on_a_cpu():
+    state = training.init(PARAMS, optax.sgd(0.1))
+
+    def loops(platform):
+        step = training.make_step(loss_fn, optax.sgd(0.1), accumulate=2, platform=platform)
+        return jax.jit(step).lower(from_seed(3), state, BATCH).as_text().count("stablehlo.while")
+
+    assert loops("tpu") > loops("cpu") == loops(None)
