@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Literal
 
+Spacing = Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic", "log_snr", "karras"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -177,7 +179,7 @@ class Sampling:
     """The reverse process; analytic is ancestral with the variance that the network's errors ask for."""
     steps: int = 1000
     """Network calls per image."""
-    spacing: Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic", "log_snr", "karras"] = "uniform"
+    spacing: Spacing = "uniform"
     """How the visited times are spread over 1..T."""
     variance_mix: float = 1.0
     """Reverse variance of ancestral sampling: 1 is beta (the original's CIFAR-10), 0 is beta-tilde (its 256x256); a

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from ddpm_jax.config import ranges
+from ddpm_jax.config.fields import Spacing
 
 T = TypeVar("T")
 OptionalFlag = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
@@ -79,9 +80,7 @@ class SamplingOptions:
     """The reverse process (default for this and the following: what the config says)."""
     steps: int | None = None
     """Network calls per image."""
-    spacing: Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic", "log_snr", "karras"] | None = (
-        None
-    )
+    spacing: Spacing | None = None
     """How the visited times are spread over 1..T."""
     variance_mix: float | None = None
     """Reverse variance of ancestral sampling: 1 is beta, 0 is beta-tilde."""

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from ddpm_jax import config as configs
 from ddpm_jax import pipeline, process
@@ -160,7 +159,7 @@ def _print_differences(config: configs.Config) -> None:
         print(f"note: {line}")
 
 
-def _load_model(run: str, weights: flags.Weights, sampling: flags.SamplingOptions) -> Any:
+def _load_model(run: str, weights: flags.Weights, sampling: flags.SamplingOptions) -> pipeline.Pipeline:
     return pipeline.Pipeline(run, step=weights.checkpoint, weights=weights.weights, sampling=sampling.overrides())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ddpm_jax import config as configs
 from ddpm_jax.convert import tensor_files
-from ddpm_jax.convert.rules import Path, Rule, Tensors, flatten_dict, identity, invert
+from ddpm_jax.convert.rules import Rule, Tensors, flatten_dict, identity, invert
 from ddpm_jax.convert.schedule_table import schedule_table
 
 NOTES = {
@@ -25,12 +25,7 @@ NOTES = {
 
 def rules(target: Any) -> list[Rule]:
     """Every leaf is a tensor of its path."""
-    return [identity(path, tensor_name(path)) for path in flatten_dict(target)]
-
-
-def tensor_name(path: Path) -> str:
-    """The tensor's name of a leaf."""
-    return "/".join(path)
+    return [identity(path, "/".join(path)) for path in flatten_dict(target)]
 
 
 def write_folder(folder: pathlib.Path, config: configs.Config, params: Any, metadata: Mapping[str, Any]) -> None:

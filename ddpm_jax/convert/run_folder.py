@@ -44,7 +44,8 @@ class ImportedModel(NamedTuple):
 def describe_origin(format: str, paths: Sequence[pathlib.Path], tensors: Tensors, **more: Any) -> dict[str, Any]:
     """What a run keeps of where its weights came from: files with their hashes, tensors with shapes and dtypes."""
     digests = {path.name: tensor_files.file_digest(path) for path in paths}
-    return {"format": format, "files": digests, "tensors": tensor_files.describe_tensors(tensors), **more}
+    described = {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in sorted(tensors.items())}
+    return {"format": format, "files": digests, "tensors": described, **more}
 
 
 def param_shapes(config: configs.Config, shape: Sequence[int]) -> Any:
@@ -72,9 +73,10 @@ def write_run(workdir: pathlib.Path, imported: ImportedModel) -> int:
             f"fingerprint is {actual}, and {imported.fingerprint} is said of them"
         )
     ema = params if imported.ema is imported.raw else apply(rules, imported.ema, shapes)
-    state = training.TrainState(
-        jnp.int32(imported.step), params, ema, _initial_opt_state(optimizer(imported.config), shapes)
-    )
+    # an optimizer that has taken no step: all zeros, which as numpy's take no memory yet
+    opt_shapes = jax.eval_shape(optimizer(imported.config).init, shapes)
+    opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), opt_shapes)
+    state = training.TrainState(jnp.int32(imported.step), params, ema, opt_state)
     meta = {
         "step": imported.step,
         "config": dataclasses.asdict(imported.config),
@@ -88,11 +90,6 @@ def write_run(workdir: pathlib.Path, imported: ImportedModel) -> int:
         with checkpoint.Checkpoints(part / "checkpoints", keep=imported.config.keep) as saved:
             saved.save(imported.step, state, json.loads(json.dumps(meta)))
     return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def _initial_opt_state(transformation: Any, shapes: Any) -> Any:
-    """The state of an optimizer that has taken no step: all of it zeros, which as numpy's take no memory yet."""
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(transformation.init, shapes))
 
 
 def weights_metadata(model: Any) -> Mapping[str, Any]:

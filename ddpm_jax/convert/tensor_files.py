@@ -96,11 +96,6 @@ def file_digest(path: pathlib.Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
-def describe_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Shape and dtype of each tensor, in words."""
-    return {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in sorted(tensors.items())}
-
-
 def write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes tensors with what is said of them, the same bytes for the same content."""
     from safetensors.numpy import save

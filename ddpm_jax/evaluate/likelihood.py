@@ -54,12 +54,11 @@ def run(context: EvaluationContext, options: LikelihoodOptions) -> int:
         print(protocol.format_line(number))
     name = result_path(context, split, options)
     print(f"written to {name}.json; values of each image and of each step in {name}.npz")
-    if (
-        context.flags.out is None
-        and len(vlb.chain) == context.model.config.schedule.T + 1
-        and process.is_main_process()
-    ):
-        print(f"errors of x_0 at each t, for --sampler analytic: {save_x0_mse(context, vlb)}")
+    model, n = context.model, len(vlb.total)
+    whole_chain = len(vlb.chain) == model.config.schedule.T + 1
+    if context.flags.out is None and whole_chain and process.is_main_process():
+        path = x0_mse.save(model.workdir, model.fingerprint, model.config, vlb.errors / n, n)
+        print(f"errors of x_0 at each t, for --sampler analytic: {path}")
     return 0
 
 
@@ -69,12 +68,6 @@ def with_full_chain(context: EvaluationContext) -> EvaluationContext:
         return context
     model = context.model
     return context._replace(model=model.with_request(model.request, steps=model.config.schedule.T))
-
-
-def save_x0_mse(context: EvaluationContext, vlb: VlbResult) -> pathlib.Path:
-    """Where in the run the errors are that this bound of the whole chain has met, for the analytic sampler."""
-    model, n = context.model, len(vlb.total)
-    return x0_mse.save(model.workdir, model.fingerprint, model.config, vlb.errors / n, n)
 
 
 def load_or_measure(context: EvaluationContext, split: Split, options: LikelihoodOptions) -> VlbResult | None:

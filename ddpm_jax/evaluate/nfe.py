@@ -1,15 +1,13 @@
 """Quality against network calls: samplers beside each other at several numbers of steps, one table and one figure."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ddpm_jax.evaluate import plots, protocol, samples
+from ddpm_jax.evaluate import plots, samples, table
 from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
 from ddpm_jax.evaluate.options import NfeOptions, SamplesOptions
 from ddpm_jax.evaluate.protocol import Measurement
-from ddpm_jax.evaluate.table import with_sampling
 
 SAMPLER_NAMES = {"ancestral": "ancestral", "ddim": "DDIM", "dpm_solver_pp": "DPM-Solver++", "unipc": "UniPC"}
 LEGEND = "the distance of samples from the training images against the network calls that each took"
@@ -41,28 +39,17 @@ def run(context: EvaluationContext, options: NfeOptions) -> int:
     baseline = samples.held_out_baseline(context, dataclasses.replace(sample_options, num=len(held.images)))
     rows: list[Row] = []
     for label, sampling in each:
-        other = with_sampling(context, sampling)
+        other = table.with_sampling(context, sampling)
         found = samples.measure_and_write(other, dataclasses.replace(sample_options, common=other.flags))
         if found is None:
             return 4
         rows.append(Row(label, sampling["steps"], found))
-    text = markdown(rows, baseline)
-    path = context.out / "calls.md"
-    path.write_text(text, encoding="utf-8")
-    fields = {f"{row.label}, {row.nfe} calls": [*map(protocol.format_line, row.measurements)] for row in rows}
-    fields["held-out images"] = [*map(protocol.format_line, baseline)]
-    path.with_suffix(".json").write_text(
-        json.dumps({"rows": fields, "made_with": context.made_with()}, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
-    print(text)
-    print(f"written to {path}; each number's protocol in {path.stem}.json")
-    try:
-        metadata = {"run": f"{context.model.fingerprint} step {context.model.step}", "legend": LEGEND}
-        plots.write_panels(path.with_suffix(".png"), [panel(rows)], text=metadata)
-        print(f"the figure in {path.stem}.png")
-    except plots.MissingExtra as missing:
-        print(f"no figure: {missing}")
+    held_out = f"held-out images, {baseline[0].protocol['n']}"
+    table_rows = {f"{row.label}, {row.nfe} calls": ([row.label, f"{row.nfe:,}"], row.measurements) for row in rows}
+    table_rows["held-out images"] = [held_out, "-"], baseline
+    path = table.write_table(context, "calls", ["", "NFE"], table_rows, [number.name for number in baseline])
+    metadata = {"run": f"{context.model.fingerprint} step {context.model.step}", "legend": LEGEND}
+    plots.write_panels_if_installed(path.with_suffix(".png"), [panel(rows)], text=metadata)
     return 0
 
 
@@ -86,17 +73,6 @@ def sampler_grid(options: NfeOptions, T: int) -> Iterator[tuple[str, dict[str, A
                 if n < T or spacing == options.spacings[0]:
                     label = SAMPLER_NAMES[sampler] if n == T else f"{SAMPLER_NAMES[sampler]}, {spacing}"
                     yield label, {"sampler": sampler, "steps": n, "spacing": spacing}
-
-
-def markdown(rows: list[Row], baseline: list[Measurement]) -> str:
-    """The table, a line for each row and one for the floor."""
-    names = [number.name for number in baseline]
-    lines = ["| " + " | ".join(["", "calls", *names]) + " |", "|---" * (len(names) + 2) + "|"]
-    for label, calls, numbers in [*rows, Row(f"held-out images, {baseline[0].protocol['n']}", 0, baseline)]:
-        found = {number.name: number for number in numbers}
-        cells = [protocol.format_value(found[name].value, found[name].error) for name in names]
-        lines.append("| " + " | ".join([label, f"{calls:,}" if calls else "-", *cells]) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def panel(rows: list[Row]) -> plots.Panel:

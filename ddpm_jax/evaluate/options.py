@@ -7,11 +7,10 @@ import tyro
 
 from ddpm_jax import process
 from ddpm_jax.config import flags
+from ddpm_jax.config.fields import Spacing
 
 Format = Literal["integer", "float"]
 """Samples as they are written, rounded to levels, or as they come out of the network, clipped but not rounded."""
-
-Spacing = Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic"]
 
 
 @dataclasses.dataclass(frozen=True)

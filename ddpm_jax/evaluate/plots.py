@@ -45,23 +45,6 @@ class Panel(NamedTuple):
     yscale: Scale = "linear"
 
 
-def write_curve(
-    path: str | pathlib.Path,
-    x: ArrayLike,
-    ys: Mapping[str, ArrayLike],
-    *,
-    xlabel: str,
-    ylabel: str,
-    title: str = "",
-    errors: Mapping[str, ArrayLike] | None = None,
-    xscale: Scale = "linear",
-    yscale: Scale = "linear",
-    text: Mapping[str, str] | None = None,
-) -> None:
-    """Writes one panel; see `Panel` and `write_panels`."""
-    write_panels(path, [Panel(x, ys, xlabel, ylabel, title, errors or {}, xscale, yscale)], text=text)
-
-
 def write_panels(path: str | pathlib.Path, panels: Sequence[Panel], *, text: Mapping[str, str] | None = None) -> None:
     """Writes panels side by side to a PNG file; a panel of more than one line gets a legend.
 

@@ -123,16 +123,8 @@ def held_out_baseline(context: EvaluationContext, options: SamplesOptions) -> li
         "n": n, "sets": 1, "reference": f"{reference_split.name} n={len(reference_split.images)}",
         "features": extractor.name, "data": held.name,
     }  # fmt: skip
-    return mean_over_sets(
-        [
-            compare_features(
-                accumulate([held.images[:n]], extractor, n),
-                cached_reference(context, reference_split, extractor),
-                extractor,
-            )
-        ],
-        fields,
-    )
+    reference = cached_reference(context, reference_split, extractor)
+    return mean_over_sets([compare_features(accumulate([held.images[:n]], extractor, n), reference, extractor)], fields)
 
 
 def train_baseline(context: EvaluationContext, options: SamplesOptions) -> list[Measurement]:
@@ -169,10 +161,8 @@ def load_extractor(model: pipeline.Pipeline, features: str, inception_weights: s
         net = inception.load(model.integer_levels, weights=inception_weights)
 
         def scores(seen: FeatureStatistics, reference: FeatureStatistics) -> list[tuple[str, float, float]]:
-            kid, score = (
-                inception.kernel_distance(seen.features, reference.features),
-                inception.inception_score(seen.scores),
-            )
+            kid = inception.kernel_distance(seen.features, reference.features)
+            score = inception.inception_score(seen.scores)
             return [
                 ("inception score", score.mean, math.nan),
                 ("inception score, deviation over 10 splits", score.std, math.nan),
@@ -258,8 +248,7 @@ def mean_over_sets(sets: Sequence[list[tuple[str, float, float]]], fields: proto
     if isinstance(n, int) and n < RECOMMENDED_NUM:
         size = "an unknown amount" if math.isnan(bias) else f"about {bias:.3g}"
         print(f"warning: {n} images are fewer than {RECOMMENDED_NUM:,}: their Fréchet distance is too large by {size}; "
-              "compare "
-              "it only with others of the same n", file=sys.stderr)  # fmt: skip
+              "compare it only with others of the same n", file=sys.stderr)  # fmt: skip
     return numbers
 
 

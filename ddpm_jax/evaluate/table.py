@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddpm_jax.evaluate import likelihood, protocol, samples
@@ -36,16 +38,8 @@ def run(context: EvaluationContext, options: TableOptions) -> int:
         if found is None:
             return 4
         rows.append((name, found))
-    text = markdown(rows)
-    context.out.mkdir(parents=True, exist_ok=True)
-    (context.out / "table.md").write_text(text, encoding="utf-8")
-    fields = {name: [protocol.format_line(number) for number in numbers] for name, numbers in rows}
-    (context.out / "table.json").write_text(
-        json.dumps({"rows": fields, "made_with": context.made_with()}, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
-    print(text)
-    print(f"written to {context.out / 'table.md'}; each number's protocol in {context.out / 'table.json'}")
+    names = [*VLB_COLUMNS, *(number.name for number in rows[0][1])]
+    write_table(context, "table", [""], {name: ([name], numbers) for name, numbers in rows}, names)
     return 0
 
 
@@ -73,12 +67,33 @@ def measure_row(
     return None if drawn is None else bounds + drawn
 
 
-def markdown(rows: list[tuple[str, list[Measurement]]]) -> str:
-    """The table, a line for each row; what a row does not have is a dash."""
-    names = [*VLB_COLUMNS, *(number.name for number in rows[0][1])]
-    lines = ["| " + " | ".join(["", *names]) + " |", "|---" * (len(names) + 1) + "|"]
-    for label, numbers in rows:
-        found = {number.name: number for number in numbers}
-        cells = [protocol.format_value(found[n].value, found[n].error) if n in found else "-" for n in names]
-        lines.append("| " + " | ".join([label, *cells]) + " |")
-    return "\n".join(lines) + "\n"
+def write_table(
+    context: EvaluationContext,
+    stem: str,
+    head: Sequence[str],
+    rows: Mapping[str, tuple[Sequence[str], Sequence[Measurement]]],
+    names: Sequence[str],
+) -> pathlib.Path:
+    """Writes and prints STEM.md, a table, and writes STEM.json, each number with its protocol; returns STEM.md.
+
+    Args:
+        head: of the columns before the numbers.
+        rows: name in the JSON file -> cells of these columns, and the numbers.
+        names: of the numbers in the table; one that a row does not have is a dash.
+    """
+    lines = ["| " + " | ".join([*head, *names]) + " |", "|---" * (len(head) + len(names)) + "|"]
+    for cells, numbers in rows.values():
+        found = {number.name: protocol.format_value(number.value, number.error) for number in numbers}
+        lines.append("| " + " | ".join([*cells, *(found.get(name, "-") for name in names)]) + " |")
+    text, path = "\n".join(lines) + "\n", context.out / f"{stem}.md"
+    context.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    content = {
+        "rows": {name: [*map(protocol.format_line, numbers)] for name, (_, numbers) in rows.items()},
+        "made_with": context.made_with(),
+    }
+    json_text = json.dumps(content, indent=1, ensure_ascii=False)
+    path.with_suffix(".json").write_text(json_text + "\n", encoding="utf-8")
+    print(text)
+    print(f"written to {path}; each number's protocol in {stem}.json")
+    return path

@@ -19,7 +19,7 @@ import tyro
 import ddpm_jax
 from ddpm_jax import config as configs
 from ddpm_jax import samplers, schedules
-from ddpm_jax.config import flags, old_names
+from ddpm_jax.config import fields, flags, old_names
 from ddpm_jax.keys import from_seed
 from ddpm_jax.model import build, check, denoiser_options, network, noise_schedule, optimizer, tile_size
 from ddpm_jax.programs import cli
@@ -236,6 +236,10 @@ def test_a_schedule_without_terminal_signal_is_fine_for_v():
     rescaled = configs.from_dict({"schedule": {"zero_terminal_snr": True}, "loss": {"predicts": "v"}})
     check(rescaled)
     assert float(noise_schedule(rescaled).signal[-1]) == 0
+
+
+def test_spacings_of_configs_are_those_of_samplers():
+    assert fields.Spacing == samplers.Spacing
 
 
 @pytest.mark.parametrize("spacing", samplers.Spacing.__args__)

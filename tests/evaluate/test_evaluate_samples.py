@@ -320,7 +320,7 @@ def test_calls_measures_each_sampler_at_each_number_of_steps(small, capsys):
     assert cli.call(["evaluate", *map(str, arguments)]) == 0
     lines = (out / "calls.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert rows[0][:3] == ["", "calls", "Fréchet distance"]
+    assert rows[0][:3] == ["", "NFE", "Fréchet distance"]
     assert [row[:2] for row in rows[2:]] == [
         ["ancestral", "20"], ["DDIM, uniform", "4"], ["DDIM, quadratic", "4"],
         ["DPM-Solver++, uniform", "4"], ["DPM-Solver++, quadratic", "4"], ["held-out images, 70", "-"],
@@ -332,7 +332,7 @@ def test_calls_measures_each_sampler_at_each_number_of_steps(small, capsys):
     again = samples.measure_and_write(alone, SamplesOptions(common=alone.flags, num=66, sets=2))
     assert protocol.format_line(again[0]) == found["DDIM, quadratic, 4 calls"][0]
     assert data.read_png(out / "calls.png").text["legend"] == nfe.LEGEND
-    assert "the figure in calls.png" in capsys.readouterr().out
+    assert "curves in calls.png" in capsys.readouterr().out
 
 
 def test_calls_goes_from_few_steps_to_many_and_once_through_the_complete_chain():

@@ -344,8 +344,8 @@ def test_a_file_that_is_no_result_is_named(finished, tmp_path, capsys):
 # --- curves
 
 
-def plotted(path, *args, **options):
-    plots.write_curve(path, *args, xlabel="step", ylabel="loss", **options)
+def plotted(path, x, ys, *, text=None, **options):
+    plots.write_panels(path, [plots.Panel(x, ys, "step", "loss", **options)], text=text)
     return path.read_bytes()
 
 
