@@ -1,10 +1,10 @@
-"""Samplers where the answer is known: data whose denoiser, flow and moments have closed forms, and checks against them.
+"""Conformance checks of samplers against data whose denoiser, flow and moments have closed forms.
 
-`gaussian_data` and `mixture_data` are laws of x_0 in D dimensions.  `ideal_denoiser` is the denoiser that knows the
-law, `probability_flow` carries a point along the exact probability flow, `marginal_moments` are those of x_t.
+`gaussian_data` and `mixture_data` are distributions of x_0 in D dimensions.  `ideal_denoiser` is their exact denoiser,
+`probability_flow` carries a point along the exact probability flow, `marginal_moments` are the moments of x_t.
 `terminal_moments` propagates mean and covariance exactly through a sampler, without Monte Carlo; `check` measures a
-sampler's orders, its terminal moments and what its images depend on;
- `ddpm-jax conformance` prints this for the samplers of the library.
+sampler's orders, terminal moments and reproducibility;
+`ddpm-jax conformance` prints this for the samplers of the library.
 
 A sampler under test is given as `(schedule, denoise, noise) -> Sampler`, where noise is a `samplers.Noise`:
 

@@ -1,4 +1,4 @@
-"""What can be measured of a sampler where the answer is known."""
+"""Orders, terminal moments and reproducibility of a sampler, measured against exact answers."""
 
 import functools
 import itertools
@@ -52,11 +52,11 @@ MIXTURE = mixture_data(
 
 
 class ConformanceReport(NamedTuple):
-    """What `check` found; an order is the slope of log error against log of the number of steps.
+    """The results of `check`; an order is the slope of log error against log of the number of steps.
 
     Attributes:
         name: as given.
-        nfe_per_step: of the network in each step.
+        nfe_per_step: function evaluations of the network in each step.
         deterministic: whether x_T alone decides the result.
         steps: [n] the numbers of steps.
         flow_error: [n] largest distance to the exact flow of a mixture, data units; NaN where not deterministic.
@@ -77,12 +77,12 @@ class ConformanceReport(NamedTuple):
 
     @property
     def flow_order(self) -> float:
-        """Of the flow, over the last two numbers of steps; NaN where not deterministic."""
+        """Order of the flow, over the last two numbers of steps; NaN where not deterministic."""
         return float(_convergence_orders(self.steps, self.flow_error)[-1])
 
     @property
     def cov_order(self) -> float:
-        """Of the terminal covariance, over the last two numbers of steps."""
+        """Order of the terminal covariance, over the last two numbers of steps."""
         return float(_convergence_orders(self.steps, self.cov_error)[-1])
 
 
@@ -90,8 +90,8 @@ def check(name: str, make_sampler: SamplerFactory, *, steps: Sequence[int] = (40
     """A sampler's orders, terminal moments and reproducibility.
 
     Orders are measured from T = 100,000 down to a hundredth of the noise, on times about even in log SNR, so that
-    neither rounding to times nor the last step to the data shows; the start has the exact law.  In float64 where
-    `jax_enable_x64` says so; in float32, errors below 1e-5 are rounding and their slopes mean nothing.
+    neither rounding to times nor the last step to the data shows; the start has the exact law.  In float64 with
+    `jax_enable_x64`; in float32, errors below 1e-5 are rounding and their slopes mean nothing.
     """
     schedule = schedules.linear(100_000, 1e-6, 2e-4)
     end = int(np.abs(np.asarray(schedule.noise) - 0.01).argmin())
@@ -113,7 +113,7 @@ def terminal_moments(
     *,
     start: tuple[np.ndarray, np.ndarray],
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Mean [D] and covariance [D, D] of what each chain ends in, if all its steps are affine: no Monte Carlo.
+    """Exact mean [D] and covariance [D, D] of each chain's result, if all its steps are affine.
 
     With an affine denoiser, that of one Gaussian, x at the end is b + A x_T + sum_k C_k z_k in the start and the noise
     of each step, also of a sampler that remembers earlier steps.  One run with x_T and all z_k zero gives b, one for
@@ -174,7 +174,7 @@ def flow_errors(
 
 
 def reproducibility(make_sampler: SamplerFactory, *, num: int = 8) -> tuple[bool, float]:
-    """Whether the same keys give the same bits, and by how much an image differs that another program draws.
+    """True if the same keys give the same bits, and the largest difference between programs of other batch sizes.
 
     The same program draws `num` images again, and in another order; other programs, whose last bits are their own,
     draw two of them alone, and all with every frame kept.
@@ -227,7 +227,7 @@ def format_table(reports: Sequence[ConformanceReport]) -> str:
 
 
 def _probe_step(make_sampler: SamplerFactory) -> tuple[int, bool]:
-    """How often a step calls the network, and whether its result is without noise."""
+    """Function evaluations of a step, and True if it adds no noise."""
     schedule, calls = schedules.linear(100), 0
     best = ideal_denoiser(schedule, GAUSSIAN)
 

@@ -113,7 +113,7 @@ def sample_data(keys: jax.Array, mixture: GaussianMixture) -> jax.Array:
 
 
 def probability_flow(schedule: Schedule, mixture: GaussianMixture, x: np.ndarray, t: int, s: int) -> np.ndarray:
-    """Where the probability flow carries x_t: x_s [B, D], float64.
+    """x_s [B, D], float64: x_t carried along the probability flow.
 
         dx / dtheta = E[v | x],    signal = cos theta, noise = sin theta
 

@@ -1,4 +1,4 @@
-"""Weights from other programs' files, and ours in theirs.
+"""Conversion of weights from and to other programs' formats.
 
-`rules`: what the tensors of a file are in our parameters, applied and inverted with every problem named.
+`rules` map the tensors of a file to our parameters and back; every mismatch is reported by name.
 """

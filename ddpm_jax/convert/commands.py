@@ -11,13 +11,13 @@ from ddpm_jax.config import flags
 from ddpm_jax.convert import diffusers, openai, options, original, plain, run_folder, tensor_files
 from ddpm_jax.model import has_learned_variance
 
-ONE_SET_OF_WEIGHTS = "one set of weights, which stands for raw and averaged ones"
+ONE_SET_OF_WEIGHTS = "one set of weights, used as raw and as averaged ones"
 
 UNKNOWN_SOURCE = "unknown"
-"""The source of data of weights that do not say of which they are: nothing is loaded from it."""
+"""The data source of weights whose training data are unknown: nothing is loaded from it."""
 
 LARGE_IMAGE = 64 * 64 * 3
-"""Numbers of an image from which on training draws fewer of them."""
+"""Values per image above which training draws fewer previews."""
 
 
 def from_diffusers(args: options.FromDiffusers) -> None:
@@ -80,9 +80,9 @@ def from_openai(args: options.FromOpenAI) -> None:
     """
     path = pathlib.Path(args.path)
     if args.family is not None and args.published is not None:
-        raise ValueError("--published says which network it is, and so do --family and --flags: give one of them")
+        raise ValueError("--published defines the network, and so do --family and --flags: give one of them")
     if args.family is None and args.flags:
-        raise ValueError("--flags are those of a project: say which by --family improved or --family guided")
+        raise ValueError("--flags needs the project that they are of: --family improved or --family guided")
     if args.family is not None:
         model = openai.model_from_flags(args.family, args.flags, num_classes=args.num_classes)
         provenance = {"family": args.family, "flags": args.flags}
@@ -115,7 +115,7 @@ def from_plain(args: options.FromPlain) -> None:
     imported = run_folder.ImportedModel(
         config, metadata["image"], tensors, tensors, plain.rules, step, origin, metadata["fingerprint"]
     )
-    _write_run(args.workdir, imported, f"the {metadata.get('weights')} weights, which stand for both")
+    _write_run(args.workdir, imported, f"the {metadata.get('weights')} weights, used as both")
 
 
 def to_diffusers(args: options.ToDiffusers) -> None:
@@ -150,7 +150,7 @@ def to_plain(args: options.ToPlain) -> None:
 
 
 def _with_fewer_previews(sampling: configs.Sampling, shape: Sequence[int]) -> configs.Sampling:
-    """The same, but for how many images of this shape training draws if they are large."""
+    """The sampling options, with fewer previews for large images."""
     return dataclasses.replace(sampling, num=16) if math.prod(shape) > LARGE_IMAGE else sampling
 
 
@@ -164,13 +164,13 @@ def _load_model(run: str, weights: flags.Weights, sampling: flags.SamplingOption
 
 
 def _write_run(workdir: str, imported: run_folder.ImportedModel, weights: str) -> None:
-    """Writes a run and says what it is."""
+    """Writes a run and prints a summary."""
     parameters = run_folder.write_run(pathlib.Path(workdir), imported)
     image, sampling = imported.image, imported.config.sampling
     size, origin = "x".join(map(str, image["shape"])), imported.origin
     print(f"read      {', '.join(origin['files'])}: {len(origin['tensors'])} tensors, all used; {weights}")
     if origin.get("aside"):
-        print(f"          {len(origin['aside'])} variables of its training are left aside")
+        print(f"          {len(origin['aside'])} variables of its optimizer are ignored")
     print(f"network   {parameters:,} parameters for images {size} of {image['levels']} levels")
     fixed = f"mix {sampling.variance_mix:g}" if sampling.sampler == "ancestral" else f"eta {sampling.eta:g}"
     variance = "learned variance" if has_learned_variance(imported.config) else fixed

@@ -11,19 +11,19 @@ from ddpm_jax.config import Config, flags
 
 @dataclasses.dataclass(frozen=True)
 class ImageOptions:
-    """What weights do not say of the images that they make."""
+    """Options of the images, which files of weights do not describe."""
 
     source: str | None = None
-    """Where images to train on or compare with are, as train.py's --data.source; evaluate's --data replaces it."""
+    """Source of images to train on or compare with, as train.py's --data.source; evaluate's --data replaces it."""
     levels: flags.OptionalFlag[int] = None
-    """Values that a number of an image can take (default: 256, of 8 bits)."""
+    """Number of values of a pixel (default: 256, 8 bits)."""
     range: tuple[float, float] | None = None
-    """Instead of levels: the values of floating-point images that -1 and 1 stand for."""
+    """Instead of levels: the values of floating-point images that become -1 and 1."""
     label_names: tuple[str, ...] = ()
-    """Names of the labels that the network is told, the first of label 0 (default: their numbers)."""
+    """Names of the labels, the first of label 0 (default: their numbers)."""
 
     def apply_to(self, config: Config) -> Config:
-        """The config with what is said here of the data in place of its own.
+        """The config with these options in its data.
 
         Raises:
             ValueError: if the range is empty, or both are given.
@@ -41,14 +41,14 @@ class ImageOptions:
         return dataclasses.replace(config, data=data)
 
     def image_metadata(self, config: Config, shape: Sequence[int]) -> dict[str, Any]:
-        """What a checkpoint says of the images of a config's data.
+        """The image metadata of a checkpoint.
 
         Raises:
             ValueError: if there are not as many names as labels.
         """
         classes, data = config.net.num_classes, config.data
         if self.label_names and len(self.label_names) != classes:
-            raise ValueError(f"--label-names names {len(self.label_names)} labels, and the network is told {classes}")
+            raise ValueError(f"--label-names names {len(self.label_names)} labels, and the network has {classes}")
         names = self.label_names or tuple(map(str, range(classes)))
         levels = data.levels or 256
         usual = "float32" if data.range else "uint8" if levels <= 256 else "uint16"
@@ -65,7 +65,7 @@ class FromDiffusers:
     path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FOLDER")]]
     """The folder, with model_index.json, or with config.json and scheduler_config.json."""
     workdir: str
-    """The run's folder, which is made."""
+    """The run's folder, created."""
     null_label: bool = False
     """The last of num_class_embeds stands for no label, as in networks that were trained for guidance."""
     images: tyro.conf.OmitArgPrefixes[ImageOptions] = ImageOptions()
@@ -78,13 +78,13 @@ class FromOriginal:
     path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
     """With TensorFlow model.ckpt-STEP; with PyTorch .ckpt, .pt; with neither .npz, .safetensors."""
     config: str
-    """A config file of ours, which says what the weights do not: configs/cifar10.py for those of CIFAR-10."""
+    """The config that the weights do not contain: configs/cifar10.py for those of CIFAR-10."""
     shape: tuple[int, int, int]
     """Height, width and channels of an image."""
     workdir: str
-    """The run's folder, which is made."""
+    """The run's folder, created."""
     step: flags.OptionalFlag[int] = None
-    """The training step of the weights (default: what the file says, else 0)."""
+    """The training step of the weights (default: that in the file, else 0)."""
     images: tyro.conf.OmitArgPrefixes[ImageOptions] = ImageOptions()
 
 
@@ -95,15 +95,15 @@ class FromOpenAI:
     path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
     """The file: with PyTorch .pt, or .safetensors, .npz."""
     workdir: str
-    """The run's folder, which is made."""
+    """The run's folder, created."""
     published: flags.OptionalFlag[str] = None
-    """Which published checkpoint it is: the name of its file without .pt (default: the name that this file has)."""
+    """The published checkpoint: the name of its file without .pt (default: the name of this file)."""
     family: Literal["improved", "guided"] | None = None
-    """Instead of a published one: of which project it is."""
+    """Instead of a published one: the project that it is of."""
     flags: str = ""
     """With --family: the flags of the command that trained it, as --flags="--image_size 64 --learn_sigma True"."""
     num_classes: int = 1000
-    """With --family, and --class_cond True among its flags: how many labels there are."""
+    """With --family, and --class_cond True among its flags: number of labels."""
     step: int = 0
     """The training step of the weights."""
     images: tyro.conf.OmitArgPrefixes[ImageOptions] = ImageOptions()
@@ -116,7 +116,7 @@ class FromPlain:
     path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FOLDER")]]
     """The folder."""
     workdir: str
-    """The run's folder, which is made."""
+    """The run's folder, created."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ class ToDiffusers:
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
     """The run's folder."""
     out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
-    """The folder, which is made."""
+    """The folder, created."""
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
     sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
 
@@ -138,5 +138,5 @@ class ToPlain:
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
     """The run's folder."""
     out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
-    """The folder, which is made."""
+    """The folder, created."""
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()

@@ -1,6 +1,6 @@
-"""The original's own weights: its TensorFlow variables, and the PyTorch conversion of them that others build on.
+"""The original's weights: its TensorFlow variables, and their PyTorch conversion.
 
-Neither says what network it is of: that is a config of ours, such as `configs/cifar10.py`, and its names are checked.
+Neither defines the network: that is a config of ours, such as `configs/cifar10.py`, and its names are checked.
 """
 
 import re
@@ -12,22 +12,22 @@ import numpy as np
 from ddpm_jax.convert.rules import Path, Rule, flatten_dict, from_torch, identity
 
 EMA_SUFFIX = "/ExponentialMovingAverage"
-"""What TensorFlow appends to the name of a variable whose moving average it keeps."""
+"""TensorFlow's suffix for the moving average of a variable."""
 
 _OPTIMIZER_VARIABLES = re.compile(r"global_step|beta[12]_power|.*/(Adam|Adam_1|Momentum|RMSProp|RMSProp_1)")
-"""Variables of the optimizer, which no network has."""
+"""Names of the optimizer's variables."""
 
 _CONV1X1 = ("q", "k", "v", "proj_out", "nin_shortcut")
 
 
 class OriginalWeights(NamedTuple):
-    """What a file holds.
+    """The weights of a file.
 
     Attributes:
         raw, ema: tensors by name, the parameters as training left them and their average; the same where there is one.
-        has_both: whether there are two.
-        step: of training; 0 if the file does not say.
-        unused: names of what belongs to training alone and is not used.
+        has_both: whether raw and averaged weights differ.
+        step: of training; 0 if it is not in the file.
+        unused: names of the optimizer's variables.
         rules: of our tree of parameters.
     """
 
@@ -40,10 +40,10 @@ class OriginalWeights(NamedTuple):
 
 
 def from_tensors(tensors: Mapping[str, np.ndarray]) -> OriginalWeights:
-    """What these tensors are: TensorFlow's (`model/conv_in/W`, ...) or PyTorch's (`down.0.block.0.conv1.weight`, ...).
+    """The weights in TensorFlow's tensors (`model/conv_in/W`, ...) or PyTorch's (`down.0.block.0.conv1.weight`, ...).
 
     Raises:
-        ValueError: if they bear the names of neither.
+        ValueError: if their names are of neither.
     """
     if any(name.startswith("model/") for name in tensors):
         return _from_tensorflow(tensors)

@@ -1,9 +1,9 @@
-"""A network as arrays and JSON, for anyone who reads safetensors and has no JAX.
+"""Weights, schedule and config as safetensors and JSON, readable without JAX.
 
 weights.safetensors    our leaves, named by their paths: down_0/block_0/conv1/kernel, float32
 schedule.safetensors   signal, noise and log_snr [T + 1], betas [T], float64
 config.json            the config of the run
-model.json             what images are, what the weights are of, and how to read the rest
+model.json             image shape and levels, fingerprint, step, and notes on the arrays
 """
 
 import pathlib
@@ -20,7 +20,7 @@ NOTES = {
     "kernels": "convolutions [height, width, in, out], matrices [in, out]",
     "times": "row t of the schedule is the paper's t = 1 .. T, row 0 the data; the network embeds t - 1",
 }
-"""What a reader of the arrays must know."""
+"""Notes for readers of the arrays."""
 
 
 def rules(target: Any) -> list[Rule]:
@@ -32,7 +32,7 @@ def write_folder(folder: pathlib.Path, config: configs.Config, params: Any, meta
     """Fills a folder.
 
     Args:
-        metadata: of the model, see `Run.meta`: at least "image".
+        metadata: see `run_folder.weights_metadata`; at least "image".
     """
     tensors = invert(rules(params), params)
     tensor_files.write_safetensors(folder / "weights.safetensors", tensors, {})
@@ -42,14 +42,14 @@ def write_folder(folder: pathlib.Path, config: configs.Config, params: Any, meta
 
 
 def read_folder(folder: pathlib.Path) -> tuple[configs.Config, dict[str, Any], Tensors]:
-    """The config, what is said of the model, and its tensors, of a folder that `write_folder` filled.
+    """Config, metadata and tensors of a folder that `write_folder` filled.
 
     Raises:
         FileNotFoundError, ValueError: if a file is missing or damaged.
     """
     metadata = tensor_files.read_json(folder / "model.json")
     if not isinstance(metadata.get("image"), dict) or not isinstance(metadata["image"].get("shape"), list):
-        raise ValueError(f"{folder / 'model.json'} does not say what images are")
+        raise ValueError(f"{folder / 'model.json'} has no image shape")
     if not isinstance(metadata.get("fingerprint"), str):
-        raise ValueError(f"{folder / 'model.json'} does not say the fingerprint of the weights")
+        raise ValueError(f"{folder / 'model.json'} has no fingerprint of the weights")
     return configs.read(folder / "config.json"), metadata, tensor_files.read_tensors(folder / "weights.safetensors")

@@ -1,4 +1,4 @@
-"""What the tensors of another program's file are in ours: rules, and how they are applied and inverted.
+"""Rules that map the tensors of another format to our parameters, with their application and inverse.
 
 A format is a module with `rules(config) -> list[Rule]`.  Every tensor of the source belongs to one rule and every leaf
 of our parameters to one rule, so nothing is left over on either side and every conversion can be undone.
@@ -16,9 +16,9 @@ Tensors = Mapping[str, np.ndarray]
 
 
 class Rule(NamedTuple):
-    """Leaves of ours that tensors of the source make, and the way back.
+    """A map between leaves of our parameters and tensors of the source, in both directions.
 
-    Most are one and one (see `identity`, `dense`, `conv`, `pointwise`).  Several leaves come of one tensor where the
+    Most map one to one (see `identity`, `dense`, `conv`, `pointwise`).  Several leaves come from one tensor where the
     source keeps queries, keys and values in one.
 
     Attributes:
@@ -26,7 +26,7 @@ class Rule(NamedTuple):
         names: of the source's tensors.
         to_ours: (*tensors) -> the leaves, in the order of `paths`.
         to_theirs: (*leaves) -> the tensors, in the order of `names`: the inverse of `to_ours`.  Both only
-            move numbers about.
+            rearrange numbers.
     """
 
     paths: tuple[Path, ...]
@@ -36,7 +36,7 @@ class Rule(NamedTuple):
 
 
 def identity(path: Path, name: str) -> Rule:
-    """The tensor as it is: biases, and the scales of normalisations."""
+    """The unchanged tensor: biases, and the scales of normalisations."""
     return Rule((path,), (name,), lambda tensor: (tensor,), lambda leaf: (leaf,))
 
 
@@ -70,13 +70,13 @@ def pointwise(path: Path, name: str, axes: int) -> Rule:
 
 
 def label_embedding(path: Path, name: str) -> Rule:
-    """A table of labels, which there has no row for none: here it is 0, as if none were added to the time."""
+    """A table of label embeddings without a row for no label: ours is 0, adding nothing to the time embedding."""
 
     def to_theirs(leaf):
         if np.any(leaf[-1]):
             raise ValueError(
                 f"{'/'.join(path)}: the row of no label is not 0, and {name} has none: networks that were trained "
-                "without their labels at times (condition.dropout) cannot be had there"
+                "without their labels at times (condition.dropout) cannot be expressed there"
             )
         return (leaf[:-1],)
 
@@ -87,9 +87,9 @@ def from_torch(path: Path, leaf: Any, module: str, *, conv1x1: bool = False) -> 
     """The rule for one leaf of ours that is a PyTorch module's: its `weight` or its `bias`; None for other leaves.
 
     Args:
-        leaf: what has the shape of ours.
-        module: the dotted name of PyTorch's.
-        conv1x1: a matrix of ours is a convolution of 1 there, of images, and not a Linear.
+        leaf: our array, or its shape.
+        module: the dotted name of PyTorch's module.
+        conv1x1: whether our matrix is a 1x1 convolution there instead of a Linear.
     """
     if path[-1] in ("bias", "scale"):
         return identity(path, f"{module}.bias" if path[-1] == "bias" else f"{module}.weight")
@@ -108,8 +108,8 @@ def apply(rules: Sequence[Rule], tensors: Tensors, target: Any) -> dict[str, Any
         target: our parameters' tree of arrays or `jax.ShapeDtypeStruct`s, all of which must be filled.
 
     Raises:
-        ValueError: one, which lists by name whatever is missing, unused, of another shape, transposed by the look of
-            it, not of floats, not finite, or not to be had exactly in the target's dtype.
+        ValueError: one, which lists by name all tensors that are missing, unused, of another shape, apparently
+            transposed, not of floats, not finite, or not exact in the target's dtype.
     """
     leaves = flatten_dict(target)
     _check_rules(rules, leaves)
@@ -139,18 +139,16 @@ def apply(rules: Sequence[Rule], tensors: Tensors, target: Any) -> dict[str, Any
             if not np.isfinite(leaf).all():
                 inexact.append(f"{', '.join(rule.names)} holds NaN or infinity")
             elif not np.array_equal(filled[path], leaf):
-                inexact.append(
-                    f"{', '.join(rule.names)}, {leaf.dtype}, cannot be had exactly in {dtype}: cast it first"
-                )
+                inexact.append(f"{', '.join(rule.names)}, {leaf.dtype}, is not exact in {dtype}: cast it first")
     _raise_if_any(_summary("tensors hold no usable numbers", dict.fromkeys(inexact)))
     return unflatten_dict(filled)
 
 
 def invert(rules: Sequence[Rule], params: Any) -> dict[str, np.ndarray]:
-    """The source's tensors, by name, that `apply` would make these parameters of: C-ordered numpy arrays.
+    """The source's tensors by name, the inverse of `apply`: C-ordered numpy arrays.
 
     Raises:
-        ValueError: one, which lists by name the leaves that no rule speaks of, those that are missing, and those that
+        ValueError: one, which lists by name the leaves without a rule, those that are missing, and those that
             are not finite.
     """
     leaves = flatten_dict(params)

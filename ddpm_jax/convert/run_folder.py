@@ -1,4 +1,4 @@
-"""An ordinary run's folder, made of weights from elsewhere: `sample.py`, `evaluate` and `train.py` open it."""
+"""A run's folder from imported weights, which `sample.py`, `evaluate` and `train.py` open."""
 
 import dataclasses
 import json
@@ -19,16 +19,16 @@ from ddpm_jax.model import build, check, optimizer
 
 
 class ImportedModel(NamedTuple):
-    """What becomes a run.
+    """An imported model.
 
     Attributes:
         config: the run's.
-        image: what is said of images, see `options.Unsaid.image`.
+        image: see `options.ImageOptions.image_metadata`.
         raw, ema: tensors, by the source's names; the same where there is one.
         rules: of our tree of parameters.
         step: of training.
-        origin: what is said of the source.
-        fingerprint: of the raw weights as our parameters, where the source says it.
+        origin: see `describe_origin`.
+        fingerprint: of the raw weights as our parameters, if the source has it.
     """
 
     config: configs.Config
@@ -42,7 +42,7 @@ class ImportedModel(NamedTuple):
 
 
 def describe_origin(format: str, paths: Sequence[pathlib.Path], tensors: Tensors, **more: Any) -> dict[str, Any]:
-    """What a run keeps of where its weights came from: files with their hashes, tensors with shapes and dtypes."""
+    """The provenance of a run's weights: files with hashes, tensors with shapes and dtypes."""
     digests = {path.name: tensor_files.file_digest(path) for path in paths}
     described = {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in sorted(tensors.items())}
     return {"format": format, "files": digests, "tensors": described, **more}
@@ -52,16 +52,16 @@ def param_shapes(config: configs.Config, shape: Sequence[int]) -> Any:
     """Our tree of parameters, as shapes and dtypes.
 
     Raises:
-        ValueError: if the network's options cannot be right.
+        ValueError: if the network's options are invalid.
     """
     return jax.eval_shape(build(config, shape, levels=256).init, keys.from_seed(0))  # levels have no parameters
 
 
 def write_run(workdir: pathlib.Path, imported: ImportedModel) -> int:
-    """Writes a run's folder with one checkpoint, whose optimizer is fresh; returns how many parameters there are.
+    """Writes a run's folder with one checkpoint, with a fresh optimizer state; returns the number of parameters.
 
     Raises:
-        ValueError: if anything is wrong with config or weights, or there is such a folder; nothing is written then.
+        ValueError: if config or weights are invalid, or the folder exists; nothing is written then.
     """
     check(imported.config)
     shapes = param_shapes(imported.config, imported.image["shape"])
@@ -70,7 +70,7 @@ def write_run(workdir: pathlib.Path, imported: ImportedModel) -> int:
     if imported.fingerprint not in (None, actual := checkpoint.fingerprint(params)):
         raise ValueError(
             f"the weights in {', '.join(imported.origin['files'])} are damaged, or others than were written: their "
-            f"fingerprint is {actual}, and {imported.fingerprint} is said of them"
+            f"fingerprint is {actual}, expected {imported.fingerprint}"
         )
     ema = params if imported.ema is imported.raw else apply(rules, imported.ema, shapes)
     # an optimizer that has taken no step: all zeros, which as numpy's take no memory yet
@@ -93,7 +93,7 @@ def write_run(workdir: pathlib.Path, imported: ImportedModel) -> int:
 
 
 def weights_metadata(model: Any) -> Mapping[str, Any]:
-    """What is said of a run's weights where they go elsewhere."""
+    """The metadata of exported weights."""
     return {
         "fingerprint": model.fingerprint,
         "step": model.step,

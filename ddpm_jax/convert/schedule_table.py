@@ -1,4 +1,4 @@
-"""A schedule as arrays of numbers, for those who do not have ours."""
+"""A noise schedule as float64 arrays, for other programs."""
 
 import jax
 import numpy as np

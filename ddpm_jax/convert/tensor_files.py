@@ -1,4 +1,4 @@
-"""Files of tensors, read without running anything that is in them."""
+"""Tensor files, read without executing their content."""
 
 import glob
 import hashlib
@@ -15,7 +15,7 @@ from ddpm_jax import process
 NPZ_RECIPE = (
     "numpy.savez('weights.npz', **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})"
 )
-"""What makes an .npz archive of TensorFlow's reader of checkpoints, `tensorflow.train.load_checkpoint(PREFIX)`."""
+"""Code that makes an .npz archive of `reader = tensorflow.train.load_checkpoint(PREFIX)`."""
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -90,14 +90,14 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def file_digest(path: pathlib.Path) -> dict[str, Any]:
-    """What names a file's content: its length in bytes and its sha256."""
+    """A file's length in bytes and its sha256."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes tensors with what is said of them, the same bytes for the same content."""
+    """Writes tensors and metadata, the same bytes for the same content."""
     from safetensors.numpy import save
 
     # not its save_file, whose files nobody else may read
@@ -105,7 +105,7 @@ def write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], met
 
 
 def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-    """Writes an object as a person would like to read it."""
+    """Writes an object as indented JSON."""
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
@@ -128,7 +128,7 @@ def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _tensorflow_prefix(path: pathlib.Path) -> str | None:
-    """What the files of a TensorFlow checkpoint are named by, such as model.ckpt-790000; None of other files."""
+    """The common name of a TensorFlow checkpoint's files, such as model.ckpt-790000; None for other files."""
     found = re.fullmatch(r"(.+?)(\.index|\.meta|\.data-\d+-of-\d+)?", path.name)
     return found[1] if found and (found[2] or re.search(r"\.ckpt-\d+$", found[1])) else None
 

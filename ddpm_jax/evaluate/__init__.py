@@ -1,4 +1,4 @@
-"""What a trained model is worth, in numbers that can be compared and in the paper's figures.
+"""Evaluation of a trained model: likelihood, sample quality, the paper's figures and a model card.
 
 ddpm-jax evaluate --help
 """

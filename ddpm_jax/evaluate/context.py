@@ -1,4 +1,4 @@
-"""What is evaluated: the model of a run, the images it is held against, and the folder for results."""
+"""Evaluation context: the model of a run, the images to compare with, and the folder for results."""
 
 import pathlib
 import platform
@@ -14,14 +14,14 @@ from ddpm_jax.evaluate.options import CommonFlags
 
 
 class EvaluationContext(NamedTuple):
-    """A model, and where what is found out about it goes."""
+    """A model, the flags, and the folder for results."""
 
     model: pipeline.Pipeline
     flags: CommonFlags
     out: pathlib.Path
 
     def made_with(self) -> dict[str, Any]:
-        """What a number hardly depends on, but a person may want to know."""
+        """Run, versions, machine and tile size, kept beside the numbers."""
         device = jax.devices()[0]
         return {
             "run": str(self.model.workdir),
@@ -50,7 +50,7 @@ class Split(NamedTuple):
 
 
 def open_context(run: str, flags_given: CommonFlags) -> EvaluationContext:
-    """The subject that flags name.
+    """The evaluation context of a run's folder and flags.
 
     Raises:
         FileNotFoundError, ValueError: as `pipeline.Pipeline`; or if its images are floating-point ones.
@@ -62,17 +62,17 @@ def open_context(run: str, flags_given: CommonFlags) -> EvaluationContext:
         sampling=flags_given.sampling.overrides(),
     )
     model = model.with_request(pipeline.parse_request(flags_given.condition_request, flags_given.sampling, model))
-    _ = model.integer_levels  # no evaluation is of anything else
+    _ = model.integer_levels  # raises for floating-point images
     return EvaluationContext(
         model, flags_given, pathlib.Path(flags_given.out) if flags_given.out else model.workdir / "evaluation"
     )
 
 
 def load_images(context: EvaluationContext, stream: bool | None = None) -> data.Dataset:
-    """The data set of the run, as it was divided for training; `stream` as in `data.load`.
+    """The run's data set, split as in training; `stream` as in `data.load`.
 
     Raises:
-        FileNotFoundError, ValueError: as `data.load`, or if its images are not such as the model makes.
+        FileNotFoundError, ValueError: as `data.load`, or if its images differ from the model's in shape or levels.
     """
     config, model = context.model.config.data, context.model
     loaded = conditions.load_images(config, source=context.flags.source or config.source, stream=stream)
@@ -93,7 +93,7 @@ def check_comparable(
 
 
 def select_split(images: data.Dataset, side: Literal["train", "test"], num: int | None = None) -> Split:
-    """One side of a data set, complete, or its first `num` images.
+    """A split of a data set, or its first `num` images.
 
     Raises:
         ValueError: if it has fewer images.

@@ -1,4 +1,4 @@
-"""bits/dim over a split: the variational bound, its rate and its distortion."""
+"""Likelihood of a split in bits/dim: the variational bound with its rate and distortion."""
 
 import math
 import pathlib
@@ -20,15 +20,15 @@ SAVE_SECONDS = 20.0
 
 
 class VlbResult(NamedTuple):
-    """The bound of n images, in bits per dimension unless said otherwise.
+    """The bound of n images, in bits per dimension where no other unit is given.
 
     Attributes:
-        chain: [m+1] the falling times, or an empty array of an estimate.
+        chain: [m+1] the falling times; empty for an estimate.
         total, rate, distortion, prior: [n] the bound, and its three parts: KL terms without the prior's, L_0, L_T.
         squared_error: [n] of the last predicted x_0, data units.
         terms, terms_squared, errors: [m] sums over images of each step's term, of its square, and of the squared
-            error of x_0 there, ascending from L_0; empty of an estimate.
-        done: [] how many images have been counted.
+            error of x_0 there, ascending from L_0; empty for an estimate.
+        done: [] number of images measured so far.
     """
 
     chain: np.ndarray
@@ -44,7 +44,7 @@ class VlbResult(NamedTuple):
 
 
 def run(context: EvaluationContext, options: LikelihoodOptions) -> int:
-    """Says the numbers and where they are; status 4 if it is interrupted."""
+    """Measures, prints and writes the bound; status 4 if interrupted."""
     context = with_full_chain(context)
     split = select_split(load_images(context), options.split, options.num)
     vlb = load_or_measure(context, split, options)
@@ -63,7 +63,7 @@ def run(context: EvaluationContext, options: LikelihoodOptions) -> int:
 
 
 def with_full_chain(context: EvaluationContext) -> EvaluationContext:
-    """With as many steps as flags say or, where the config may have fewer for samples, with all."""
+    """The context with the chain of --steps, or else all T steps, even if the config samples with fewer."""
     if context.flags.sampling.steps is not None:
         return context
     model = context.model
@@ -71,9 +71,9 @@ def with_full_chain(context: EvaluationContext) -> EvaluationContext:
 
 
 def load_or_measure(context: EvaluationContext, split: Split, options: LikelihoodOptions) -> VlbResult | None:
-    """The bound of each image: what the results folder holds of it, or measured and written there as NAME.json, .npz.
+    """The bound of each image: read from the results folder, or measured and written there as NAME.json, .npz.
 
-    None if it was interrupted.
+    None if interrupted.
     """
     name = result_path(context, split, options)
     if process.any_process(name.with_suffix(".json").exists()):
@@ -91,17 +91,17 @@ def load_or_measure(context: EvaluationContext, split: Split, options: Likelihoo
 
 
 def result_path(context: EvaluationContext, split: Split, options: LikelihoodOptions) -> pathlib.Path:
-    """Where the result belongs, without a suffix."""
+    """The path of the result, without a suffix."""
     return context.out / f"likelihood-{protocol.short_hash(protocol_fields(context, split, options))}"
 
 
 def measure(
     context: EvaluationContext, split: Split, options: LikelihoodOptions, part: pathlib.Path
 ) -> VlbResult | None:
-    """The bound of each image, over all devices; None if it was interrupted, what is done being kept in `part`.
+    """The bound of each image, over all devices; None if interrupted, with the finished images in `part`.
 
-    Image i has noise of its own key, and tiles are always the same images: the numbers do not depend on where an
-    interrupted measurement was taken up again, nor on how many devices there are.
+    Image i has its own key, and tiles hold the same images always: the numbers do not depend on where an interrupted
+    measurement was resumed, nor on the number of devices.
     """
     model, n = context.model, len(split.images)
     tile = model.tile
@@ -161,14 +161,14 @@ def device_tiles(integers: data.Pixels, first: int, tile: int) -> tuple[np.ndarr
 
 
 def empty_result(model: pipeline.Pipeline, options: LikelihoodOptions, n: int) -> VlbResult:
-    """A measurement before its first image."""
+    """A result without measured images."""
     steps = 0 if options.estimate else len(model.times) - 1
     chain = np.zeros(0, np.int32) if options.estimate else model.times
     return VlbResult(chain, *np.zeros((5, n)), *np.zeros((3, steps)), np.zeros((), np.int64))  # pyright: ignore
 
 
 def accumulate(vlb: VlbResult, results, first: int, shape: tuple[int, ...]) -> None:
-    """Takes in a group's results, in float64 and in the order of the images."""
+    """Adds the results of a group of tiles, in float64 and in the order of the images."""
     scale = 1 / (math.prod(shape[1:]) * math.log(2))
     for prior, terms, errors in zip(*(np.asarray(r, np.float64) for r in results), strict=True):
         valid = min(prior.shape[0], shape[0] - first)
@@ -188,10 +188,10 @@ def accumulate(vlb: VlbResult, results, first: int, shape: tuple[int, ...]) -> N
 
 
 def protocol_fields(context: EvaluationContext, split: Split, options: LikelihoodOptions) -> protocol.Protocol:
-    """What the bound depends on.
+    """The protocol fields of the bound.
 
     Raises:
-        ValueError: if an option makes no sense.
+        ValueError: if --estimate is below 1 or combined with fewer steps.
     """
     model, c = context.model, context.model.config
     T, steps = c.schedule.T, len(model.times) - 1
@@ -237,29 +237,29 @@ def measurements(
 
 
 def save(path: pathlib.Path, vlb: VlbResult) -> None:
-    """Writes a measurement, done or not."""
+    """Writes a result, complete or not, atomically."""
     with process.atomic_file(path) as file:
         np.savez(file, **vlb._asdict())
 
 
 def load(path: pathlib.Path) -> VlbResult:
-    """A measurement that `save` wrote.
+    """A result that `save` wrote.
 
     Raises:
         ValueError: naming the file, if it is damaged.
     """
     arrays = protocol.load_npz(path)
     if set(arrays) != set(VlbResult._fields):
-        raise ValueError(f"{path} holds {', '.join(sorted(arrays))}, which is no measurement: remove it")
+        raise ValueError(f"{path} holds {', '.join(sorted(arrays))}, which is no bound: remove it")
     return VlbResult(**arrays)
 
 
 def resume(part: pathlib.Path, empty: VlbResult, tile: int) -> VlbResult:
-    """What an interrupted measurement left, or the fresh one."""
+    """The result of an interrupted measurement, or the empty one."""
     if not part.exists():
         return empty
     vlb = load(part)
     if vlb.total.shape != empty.total.shape or not np.array_equal(vlb.chain, empty.chain) or vlb.done % tile:
-        raise ValueError(f"{part} is not what this measurement would have left: remove it to begin anew")
+        raise ValueError(f"{part} belongs to another measurement: remove it to start again")
     print(f"continued after {vlb.done} of {len(empty.total)} images")
     return vlb

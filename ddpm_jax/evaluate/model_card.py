@@ -1,4 +1,4 @@
-"""A model card: what a run is, how it was trained, what is known of it, and what is not."""
+"""A run's model card: config, training curves, measurements, figures, limits, and missing results."""
 
 import html
 import json
@@ -23,29 +23,29 @@ from ddpm_jax.evaluate.options import ReportOptions
 COMMANDS = {
     "likelihood": "bits/dim of the held-out images",
     "samples": "Fréchet distance, precision and recall, density and coverage",
-    "table": "samplers beside each other",
-    "calls": "samplers against the network calls that they take",
+    "table": "comparison of samplers",
+    "calls": "sample quality against function evaluations",
     "rate_distortion": "rate and distortion along the chain",
-    "progressive": "the way from noise to image",
-    "predictions": "predicted images over time",
+    "progressive": "reverse process, x_t over time",
+    "predictions": "predicted x_0 over time",
     "stochastic": "images that share an x_t",
-    "interpolation": "between two images",
+    "interpolation": "interpolation between two images",
     "neighbours": "nearest training images",
 }
-"""The other commands of the evaluation, whose files begin with their names, and what they find out."""
+"""The evaluation commands, which begin the names of their files, and their titles."""
 
 
 class ResultFile(NamedTuple):
-    """A file of the evaluation.
+    """A JSON file of the evaluation.
 
     Attributes:
         path: of the JSON file.
         kind: the command that wrote it.
-        same_weights: whether it is about the weights that the report is about.
-        measurements: what it holds, with their protocols.
+        same_weights: whether it is of the same weights as the model card.
+        measurements: those in the file, with their protocols.
         lines: the numbers and their protocols, one to a line.
         made_with: versions and machine.
-        verdict: in words, where there is one beside the numbers.
+        verdict: of the memorisation check; empty if the file has none.
     """
 
     path: pathlib.Path
@@ -58,11 +58,11 @@ class ResultFile(NamedTuple):
 
 
 class ModelCard:
-    """The text of a report while it is written.
+    """A model card under construction: Markdown paragraphs.
 
     Attributes:
         folder: the folder that links are relative to.
-        missing: one line for each thing that is not in it, and why.
+        missing: one line for each missing result, with the reason.
     """
 
     def __init__(self, home: pathlib.Path):
@@ -70,7 +70,7 @@ class ModelCard:
         (self.folder / "report").mkdir(parents=True, exist_ok=True)
 
     def add(self, *parts: str) -> None:
-        """Adds paragraphs, tables or headings, an empty line between them."""
+        """Adds Markdown paragraphs, tables or headings."""
         self.parts.extend(parts)
 
     def add_table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -80,7 +80,7 @@ class ModelCard:
         self.add("\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]]))
 
     def add_image(self, path: pathlib.Path, caption: str) -> None:
-        """Adds a picture and what it shows; copied if it lies elsewhere."""
+        """Adds a picture with its caption; copied into the folder if it lies elsewhere."""
         path = path.resolve()
         if not path.is_relative_to(self.folder):
             path = pathlib.Path(shutil.copy(path, self.folder / "report" / f"{path.parent.name}-{path.name}"))
@@ -88,12 +88,12 @@ class ModelCard:
         self.add(f"![{escape_markdown(caption.partition(':')[0])}]({link})", escape_markdown(caption))
 
     def text(self) -> str:
-        """The whole."""
+        """The Markdown text."""
         return "\n\n".join(self.parts) + "\n"
 
 
 def run(context: EvaluationContext, options: ReportOptions) -> int:
-    """Writes report.md, and says where it is and what it lacks."""
+    """Writes report.md; prints its path and the missing results."""
     home = context.out if context.flags.out else context.model.workdir
     card, results = ModelCard(home), find_results(context)
     with checkpoint.Checkpoints(context.model.workdir / "checkpoints", read_only=True) as saved:
@@ -120,7 +120,7 @@ def run(context: EvaluationContext, options: ReportOptions) -> int:
 
 
 def command_line(context: EvaluationContext, kind: str) -> str:
-    """The command that measures something, RUN being the run's folder."""
+    """The command line of an evaluation, with RUN for the run's folder."""
     which = context.flags.model
     flags = [f"--checkpoint {context.model.step}"] if which.checkpoint is not None else []
     flags += ["--weights raw"] if which.weights == "raw" else []
@@ -128,7 +128,7 @@ def command_line(context: EvaluationContext, kind: str) -> str:
 
 
 def find_results(context: EvaluationContext) -> list[ResultFile]:
-    """The files of the evaluation that commands wrote: those of these weights first, in the order of the commands."""
+    """The JSON files of the results folder: those of these weights first, in the order of the commands."""
     results, own = [], f"ckpt={context.weights_fields()['ckpt']}"
     for path in sorted(context.out.glob("*.json")):
         try:
@@ -154,11 +154,11 @@ def find_results(context: EvaluationContext) -> list[ResultFile]:
 
 
 def add_summary(card: ModelCard, context: EvaluationContext, config: configs.Config, meta: dict[str, Any]) -> None:
-    """What it is."""
+    """Adds title, checkpoint, weights and data."""
     model = context.model
     shape = "x".join(map(str, model.shape))
     parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(model.params))
-    which = {"ema": "the moving average of the parameters", "raw": "the parameters themselves"}[model.weights]
+    which = {"ema": "the moving average of the parameters", "raw": "the raw parameters"}[model.weights]
     card.add(
         f"# {escape_markdown(model.workdir.resolve().name)}",
         f"A denoising diffusion model of images {shape} of {model.levels} levels: a U-Net of "
@@ -176,13 +176,13 @@ def add_summary(card: ModelCard, context: EvaluationContext, config: configs.Con
         for name, side in (("training images", loaded.train), ("held-out images", loaded.test)):
             rows.append((name, f"{len(side):,}, sha {protocol.data_hash(side)}"))
     except FileNotFoundError as error:
-        card.missing.append(f"not there: the data, so that their number and hashes are not said: {error}")
+        card.missing.append(f"not there: the data, so their number and hashes are missing: {error}")
         rows.append(("data", config.data.source))
     card.add_table(("", ""), rows)
 
 
 def add_config(card: ModelCard, config: configs.Config) -> None:
-    """The config: what is not a default, and all of it."""
+    """Adds the fields that differ from their defaults, and all fields."""
     card.add("## Config")
     changed = [line.partition(": ") for line in configs.differences(configs.Config(), config)]
     rows = [(field, *values.partition(" -> ")[::2]) for field, _, values in changed]
@@ -194,7 +194,7 @@ def add_config(card: ModelCard, config: configs.Config) -> None:
 
 
 def add_training(card: ModelCard, context: EvaluationContext, config: configs.Config) -> None:
-    """Curves, where training ended, and its newest samples."""
+    """Adds training curves, the last metrics, and the newest samples of training."""
     workdir = context.model.workdir
     card.add("## Training")
     path = workdir / "metrics.jsonl"
@@ -221,7 +221,7 @@ def add_training(card: ModelCard, context: EvaluationContext, config: configs.Co
 
 
 def training_summary(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Where training is: name and value."""
+    """Rows of name and value: last losses, speed, skipped steps, held-out bits/dim."""
     shown = [("last line of metrics", f"step {rows[-1].get('step')}")]
     losses = [row for row in rows if row.get("loss") is not None]
     if losses:
@@ -240,7 +240,7 @@ def training_summary(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def add_measurements(card: ModelCard, results: Sequence[ResultFile]) -> None:
-    """Every number: a table to read, and under it for each file the protocols and what they were made with."""
+    """Adds a table of all numbers, and for each file its protocols, versions and machine."""
     card.add("## Numbers")
     some = [result for result in results if result.lines]
     if not some:
@@ -268,12 +268,12 @@ def add_measurements(card: ModelCard, results: Sequence[ResultFile]) -> None:
         what = COMMANDS.get(result.kind, escape_markdown(result.kind))
         summary = f"<summary>{escape_markdown(result.path.name)}: {what}</summary>"
         verdict = [f"Verdict: {escape_markdown(result.verdict)}"] if result.verdict else []
-        made = f"Made with {escape_markdown(format_nested(result.made_with)) or 'nothing that it says'}"
+        made = f"Made with {escape_markdown(format_nested(result.made_with)) or 'unknown versions'}"
         card.add("\n\n".join([f"<details>{summary}", code_block("text", lines + "\n"), *verdict, made, "</details>"]))
 
 
 def add_images(card: ModelCard, context: EvaluationContext, results: Sequence[ResultFile]) -> None:
-    """Every picture of the evaluation, in the order of the results."""
+    """Adds the pictures of the evaluation, in the order of the results."""
     paths = sorted(path for path in context.out.glob("*.*") if path.suffix in (".png", ".gif"))
     owned = [(result, path) for result in results for path in paths if path.stem.startswith(result.path.stem)]
     if paths:
@@ -285,13 +285,13 @@ def add_images(card: ModelCard, context: EvaluationContext, results: Sequence[Re
         title = COMMANDS.get(result.kind, result.kind).capitalize()
         card.add_image(path, f"{title}{of}: {legend or path.stem}{verdict}")
     for path in sorted(set(paths) - {path for _, path in owned}):
-        card.add_image(path, f"{path.name}: no file says which weights it is of")
+        card.add_image(path, f"{path.name}: of unknown weights")
 
 
 def add_limitations(
     card: ModelCard, context: EvaluationContext, config: configs.Config, results: Sequence[ResultFile]
 ) -> None:
-    """What these numbers do not say, as far as the files tell."""
+    """Adds the limits of the measurements in these files."""
     lines = ["bits/dim are a variational bound: the likelihood itself is at least as good, by an unknown amount."]
     if context.model.step < config.steps:
         lines.append(
@@ -314,34 +314,34 @@ def add_limitations(
         f"({'x'.join(map(str, context.model.shape[:-1]))}, {context.model.levels} levels, by the hash in the protocol)"
         + (": the digits are a small data set, no benchmark." if config.data.source == "digits" else ".")
     )
-    lines.append("each number is of one training run: how much another seed of training would change it is not known.")
+    lines.append("each number is of one training run: its variance over training seeds is not known.")
     card.add("## Limits", "\n".join(f"- {line}" for line in lines))
 
 
 def add_reproduction(card: ModelCard, context: EvaluationContext) -> None:
-    """The commands."""
+    """Adds the commands that make all results."""
     kinds = "\n".join(command_line(context, kind) for kind in [*COMMANDS, "report"])
     card.add(
         "## How to reproduce",
         "RUN is the run's folder, and a config file with the fields above trains it again.  The commands have their "
-        "defaults; where a protocol says otherwise (n, seed, sampler and the like), flags do too: see --help.",
+        "defaults; where a protocol differs (n, seed, sampler and the like), give the flags: see --help.",
         f"```\npython train.py CONFIG.py --workdir RUN\n{kinds}\n```",
     )
 
 
 def escape_markdown(text: str) -> str:
-    """A text that stays what it is in Markdown: no HTML, nothing that moves a cursor, no new lines."""
+    """The text as one line of Markdown, without HTML and control characters."""
     return html.escape(folder_report.printable(text), quote=False)
 
 
 def code_block(language: str, text: str) -> str:
-    """A text that ends with a new line as a block of code, whatever marks are in it."""
+    """A Markdown code block of a text that ends with a new line, whatever backticks are in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}{fence}"
 
 
 def format_nested(fields: Any) -> str:
-    """Nested facts on a line: "versions: ddpm_jax 0.1, jax 0.10"."""
+    """Nested fields on one line: "versions: ddpm_jax 0.1, jax 0.10"."""
     if not isinstance(fields, dict):
         return str(fields)
     inner = any(isinstance(value, dict) for value in fields.values())

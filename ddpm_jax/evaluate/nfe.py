@@ -1,4 +1,4 @@
-"""Quality against network calls: samplers beside each other at several numbers of steps, one table and one figure."""
+"""Sample quality against function evaluations (NFE): a table and a figure of several samplers."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,16 +10,16 @@ from ddpm_jax.evaluate.options import NfeOptions, SamplesOptions
 from ddpm_jax.evaluate.protocol import Measurement
 
 SAMPLER_NAMES = {"ancestral": "ancestral", "ddim": "DDIM", "dpm_solver_pp": "DPM-Solver++", "unipc": "UniPC"}
-LEGEND = "the distance of samples from the training images against the network calls that each took"
+LEGEND = "Fréchet distance of samples to the training images against function evaluations (NFE) per image"
 
 
 class Row(NamedTuple):
-    """A sampler with its steps, and what was measured.
+    """The measurements of a sampler with a number of steps.
 
     Attributes:
-        label: of its line in the figure: the sampler and the spacing.
-        nfe: of the network, per image.
-        measurements: of `samples.measure_and_write`.
+        label: sampler and spacing, the name of its line in the figure.
+        nfe: function evaluations of the network per image.
+        measurements: those of `samples.measure_and_write`.
     """
 
     label: str
@@ -54,7 +54,7 @@ def run(context: EvaluationContext, options: NfeOptions) -> int:
 
 
 def sampler_grid(options: NfeOptions, T: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The label and the sampling of each row.
+    """Label and sampling options of each row.
 
     Raises:
         ValueError: as `run`.
@@ -76,7 +76,7 @@ def sampler_grid(options: NfeOptions, T: int) -> Iterator[tuple[str, dict[str, A
 
 
 def panel(rows: list[Row]) -> plots.Panel:
-    """The Fréchet distance over the calls, a line for each sampler and spacing."""
+    """The Fréchet distance over NFE, a line for each sampler and spacing."""
     nfes, labels = sorted({row.nfe for row in rows}), list(dict.fromkeys(row.label for row in rows))
     by_label_and_nfe = {(row.label, row.nfe): row.measurements[0] for row in rows}
     missing = rows[0].measurements[0]._replace(value=float("nan"), error=float("nan"))
@@ -84,7 +84,7 @@ def panel(rows: list[Row]) -> plots.Panel:
     return plots.Panel(
         nfes,
         {label: [number.value for number in line] for label, line in lines.items()},
-        "network calls",
+        "function evaluations (NFE)",
         missing.name,
         errors={label: [number.error for number in line] for label, line in lines.items()},
         xscale="log",

@@ -10,22 +10,22 @@ from ddpm_jax.config import flags
 from ddpm_jax.config.fields import Spacing
 
 Format = Literal["integer", "float"]
-"""Samples as they are written, rounded to levels, or as they come out of the network, clipped but not rounded."""
+"""Samples rounded to levels, as in files, or clipped floats."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CommonFlags:
-    """Flags that every evaluation has."""
+    """Flags of every evaluation."""
 
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
     condition_request: tyro.conf.OmitArgPrefixes[flags.ConditionOptions] = flags.ConditionOptions()
     sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
     source: Annotated[str | None, tyro.conf.arg(name="data")] = None
-    """Where the images are, if not where the config says: "digits" or "npz:PATH"."""
+    """Source of the images, if not that of the config: "digits" or "npz:PATH"."""
     out: flags.OptionalFlag[str] = None
     """Folder for the results (default: evaluation in the run)."""
     devices: flags.OptionalFlag[int] = None
-    """On a CPU: into how many JAX devices to divide it (default: one per core)."""
+    """On a CPU: number of JAX devices to divide it into (default: one per core)."""
     hosts: tyro.conf.OmitArgPrefixes[process.DistributedOptions] = process.DistributedOptions()
 
 
@@ -56,22 +56,22 @@ class ImageOptions(EvaluationOptions):
 class LikelihoodOptions(EvaluationOptions):
     """Bits per dimension of a split by the variational bound, with rate, distortion and prior.
 
-    The exact bound has every term of the chain, one network call per image and step.  --estimate draws two times from
-    each of that many strata of the steps instead.  --steps and --spacing bound the likelihood under a strided chain;
-    without --steps it is the whole chain, in whatever strides the config samples.
+    The exact bound has every term of the chain, one function evaluation per image and step.  --estimate draws two times
+    from each of so many strata of the steps instead.  --steps and --spacing bound the likelihood under a strided
+    chain; without --steps it is the whole chain, even if the config samples with fewer steps.
     The exact bound of all steps also leaves x0_errors.json in the run, for --sampler analytic, unless --out is given.
     """
 
     split: Literal["train", "test"] = "test"
-    """The images to code."""
+    """The split to evaluate."""
     num: int | None = None
-    """Only the first so many of them."""
+    """Only the first NUM images."""
     estimate: flags.OptionalFlag[int] = None
     """Strata of the estimate (default: the exact bound)."""
     decoder: Literal["discretized", "tanh"] = "discretized"
-    """L_0's decoder: the exact normal CDF, or the original's approximation with its floor of 1e-12."""
+    """L_0's decoder: the exact normal CDF, or the original's approximation, at least 1e-12."""
     seed: int = 0
-    """Of the noise that each x_t is drawn with."""
+    """Seed of the noise of each x_t."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +90,11 @@ class SamplesOptions(EvaluationOptions):
     seed: int = 0
     """The seed of the samples."""
     features: Literal["classifier", "inception"] = "classifier"
-    """What sees the images."""
+    """Feature extractor."""
     reference: Literal["train", "test"] = "train"
-    """What the samples are held against."""
+    """The split to compare with."""
     format: Format = "integer"
-    """Samples rounded to levels, as files have them, or as floats, as the original measured."""
+    """Samples rounded to levels, as in files, or as floats, as the original measured."""
     samples: str | None = None
     """An .npz file with images `arr_0` to measure instead of drawing."""
     inception_weights: flags.OptionalFlag[str] = None
@@ -103,11 +103,11 @@ class SamplesOptions(EvaluationOptions):
 
 @dataclasses.dataclass(frozen=True)
 class TableOptions(EvaluationOptions):
-    """The likelihood and the sample metrics of several samplers in one table, with held-out images as the floor.
+    """The likelihood and the sample metrics of several samplers in one table, with the held-out baseline.
 
     Ancestral sampling over all steps with both fixed variances or the learned one, and DDIM with few steps.  Rate and
     distortion are those of the ancestral chain: a deterministic sampler has none.  Samples come in sets as large as the
-    held-out split (at most 10,000), so that the floors have the same bias: the held-out images, and random training
+    held-out split (at most 10,000), so that the baselines have the same bias: held-out images, and random training
     images against the others.
     """
 
@@ -125,9 +125,9 @@ class TableOptions(EvaluationOptions):
 
 @dataclasses.dataclass(frozen=True)
 class NfeOptions(EvaluationOptions):
-    """Sample metrics of several samplers against the network calls that an image takes: a table and a figure.
+    """Sample metrics of several samplers against function evaluations (NFE) per image: a table and a figure.
 
-    Each sampler calls the network once a step.  The floor is held-out images, as many as there are.
+    Each sampler takes one function evaluation a step.  The baseline is all held-out images.
     """
 
     num: int = 1000
@@ -150,13 +150,13 @@ class NfeOptions(EvaluationOptions):
 
 @dataclasses.dataclass(frozen=True)
 class ProgressiveOptions(ImageOptions):
-    """The way from noise to image: x_t of some images at evenly spread times, as a picture and an animation.
+    """Progressive generation: x_t of some images at evenly spread times, as a picture and an animation.
 
     The images are those that sample.py draws; the JSON file has their hashes, as its manifest has.
     """
 
     frames: int = 11
-    """Times, from the first of the chain to 0, at evenly spread places of it; all, if it has fewer."""
+    """Times, from the first of the chain to 0, evenly spread over its steps; all, if it has fewer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,11 +170,11 @@ class PredictionsOptions(ImageOptions):
     num: int = 8
     """Images in the picture, a row each; the errors are means over them, or over those of --quality."""
     frames: int = 11
-    """Times to predict from, at evenly spread places of the chain; all, if it has fewer."""
+    """Times to predict from, evenly spread over the chain's steps; all, if it has fewer."""
     quality: int = 0
     """Images for the Fréchet distance at each time; 0 leaves it out."""
     features: Literal["classifier", "inception"] = "classifier"
-    """What sees the images of --quality."""
+    """Feature extractor of --quality."""
     inception_weights: flags.OptionalFlag[str] = None
     """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
 
@@ -184,7 +184,7 @@ class StochasticOptions(ImageOptions):
     """Several images that share one x_t, for falling t, and how much they differ (figure 7 of the paper).
 
     From each x_t of an image's chain the reverse process runs several times.  The first time it is the chain itself and
-    ends in the image that sample.py draws; the others have noise of their own from t on.
+    ends in the image that sample.py draws; the others have their own noise from t on.
     """
 
     num: int = 4
@@ -196,7 +196,7 @@ class StochasticOptions(ImageOptions):
 
 @dataclasses.dataclass(frozen=True)
 class InterpolationOptions(EvaluationOptions):
-    """Between two images in the space of x_t (figure 8 of the paper; figure 9 with --coarse-to-fine).
+    """Interpolation of two images in the space of x_t (figure 8 of the paper; figure 9 with --coarse-to-fine).
 
     Images a and b are noised to x_t and x_t', mixed as (1 - lambda) x_t + lambda x_t', and decoded by the reverse
     process from t on.  The mixture is linear, as in the paper: in between, its noise has a variance below that of an
@@ -204,7 +204,7 @@ class InterpolationOptions(EvaluationOptions):
     """
 
     split: Literal["train", "test"] = "test"
-    """Where the images are from."""
+    """The split of the images."""
     first: int = 0
     """Index of image a."""
     second: int = 1
@@ -225,47 +225,47 @@ class InterpolationOptions(EvaluationOptions):
 class RateDistortionOptions(EvaluationOptions):
     """Rate and distortion along the chain, from the exact bound (section 4.3, figure 5 and table 4 of the paper).
 
-    A codec is no part of this: the rates are what an ideal one would need, given a procedure that sends a sample of q
-    to a receiver who knows p in KL(q || p) bits, as the paper assumes.  A likelihood command's result for the same
-    images is read, not measured again.
+    No codec is run: the rates are those of an ideal one, given a procedure that sends a sample of q
+    to a receiver who knows p in KL(q || p) bits, as the paper assumes.  A result of the likelihood command for the same
+    images is reused.
     """
 
     split: Literal["train", "test"] = "test"
-    """The images to code."""
+    """The split to evaluate."""
     num: int | None = None
-    """Only the first so many of them."""
+    """Only the first NUM images."""
     seed: int = 0
-    """Of the noise that each x_t is drawn with."""
+    """Seed of the noise of each x_t."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NeighboursOptions(EvaluationOptions):
-    """Samples beside their nearest training images, and whether they are copies (the figures of the paper's appendix).
+    """Samples with their nearest training images, and a memorisation check (the figures of the paper's appendix).
 
-    Of --num samples the picture shows the --rows that are nearest to a training image, nearest first: copies would be
-    among them, and a fair sample of them it is not.  The verdict is always about pixels; --features says in which space
-    neighbours are searched for the picture and its distances.  Where training mirrors images, mirror images count.
+    Of --num samples the picture shows the --rows nearest to a training image, nearest first: the most suspicious, not
+    a random selection.  The verdict is always about pixels; --features is the space of the neighbours and distances in
+    the picture.  Where training mirrors images, mirror images count.
     """
 
     num: int = 256
-    """Samples to look through."""
+    """Samples to compare."""
     rows: int = 8
     """Samples to show."""
     k: int = 6
-    """Training images to show beside each."""
+    """Training images to show for each."""
     seed: int = 0
     """The seed of the samples."""
     features: Literal["pixels", "classifier", "inception"] = "pixels"
-    """Where distances are measured: root mean squares over pixels, or Euclidean between features."""
+    """Distances: root mean squares over pixels, or Euclidean between features."""
     inception_weights: flags.OptionalFlag[str] = None
     """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportOptions(EvaluationOptions):
-    """A model card of the run: report.md with curves, pictures and every number that was measured, and what was not.
+    """A model card of the run: report.md with curves, pictures, all measured numbers, and a list of missing ones.
 
-    Only what the files of the run and of its evaluation say is in it; nothing is measured.  It goes into the run's
-    folder, or with --out beside the results there.  Links are relative, and what lies elsewhere is copied to a folder
-    `report` next to it, so that all of it can be moved.
+    It collects the files of the run and of its evaluation; nothing is measured.  It goes into the run's folder, or with
+    --out beside the results there.  Links are relative, and files from elsewhere are copied to a folder `report` next
+    to it, so the folder can be moved.
     """

@@ -1,7 +1,7 @@
 """Curves as PNG files.
 
-matplotlib is the optional extra `figures`, imported when something is drawn and not before.  Figures are made as
-objects of their own: no window, no backend and no state of pyplot is touched.
+matplotlib is the optional extra `figures`, imported when something is drawn and not before.  Figures are
+objects without a window or backend; the state of pyplot does not change.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from ddpm_jax import process
 
 MISSING_MESSAGE = "curves need matplotlib, which is not installed: pip install 'ddpm-jax[figures]'"
-MAX_MARKED_POINTS = 40  # up to so many are marked, for a line alone does not tell where they are
+MAX_MARKED_POINTS = 40  # lines of at most so many points get markers
 
 Scale = Literal["linear", "log"]
 
@@ -24,11 +24,11 @@ class MissingExtra(ValueError):
 
 
 class Panel(NamedTuple):
-    """Axes and the lines on them.
+    """One plot: axes and lines.
 
     Attributes:
         x: [n] where the values are.
-        ys: name -> [n] values.  What is not finite is left out, and the line goes on at the next point.
+        ys: name -> [n] values.  Values that are not finite are left out.
         xlabel, ylabel: what the axes are, with units.
         title: above the axes.
         errors: name -> [n] standard errors of the line of that name, shaded to both sides.
@@ -154,7 +154,7 @@ def plain_log_labels(axis: Any) -> None:
 
 
 def check_panel(panel: Panel) -> None:
-    """Refuses a panel that cannot be drawn as it is meant."""
+    """Raises a ValueError for a panel that cannot be drawn."""
     x, named = np.asarray(panel.x, np.float64), f"panel {panel.ylabel!r}"
     if not panel.ys or x.ndim != 1:
         raise ValueError(f"{named}: expected x [n] and at least one line, got {x.shape} and {len(panel.ys)} lines")

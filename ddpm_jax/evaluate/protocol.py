@@ -1,4 +1,4 @@
-"""A number together with all that it depends on: one line to read, the same as JSON.
+"""Measurement protocols: a number with everything that it depends on, as a line of text and as JSON.
 
 Two lines that differ in one field are two different measurements; two that agree may be compared.
 """
@@ -16,20 +16,20 @@ from ddpm_jax import data, process
 from ddpm_jax.data import image_files
 
 Protocol = Mapping[str, str | int | float | bool]
-"""What a number depends on, by name, in the order in which the line says it."""
+"""The settings that a number depends on, by name, in the order of the line."""
 
 _UNLABELLED_FIELDS = ("data", "reference", "samples", "method", "variance", "decoder", "features", "weights")
-"""Fields whose values speak for themselves."""
+"""Fields that the line shows without their names."""
 
 
 class Measurement(NamedTuple):
     """A measured number.
 
     Attributes:
-        name: what it is, with its unit.
+        name: of the quantity, with its unit.
         value: the number.
         error: its standard error, nan where none is known.
-        protocol: what it depends on.
+        protocol: the settings that it depends on.
     """
 
     name: str
@@ -59,7 +59,7 @@ def format_value(value: float, error: float = math.nan) -> str:
 
 
 def short_hash(protocol: Protocol) -> str:
-    """Ten hexadecimal digits that name a protocol, for files."""
+    """Ten hexadecimal digits of a protocol's hash, for file names."""
     return hashlib.sha256(json.dumps(dict(protocol)).encode()).hexdigest()[:10]
 
 
@@ -103,7 +103,7 @@ def read_measurements(path: pathlib.Path) -> list[Measurement]:
 
 
 def load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays in an .npz file that an evaluation left.
+    """The arrays of an .npz file.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -124,7 +124,7 @@ def load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def data_hash(array: data.Pixels) -> str:
-    """Twelve hexadecimal digits that name the content of an array: its type, shape and values."""
+    """Twelve hexadecimal digits of the hash of an array's type, shape and values."""
     digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
     for first in range(0, len(array), 1000):  # it may not be in memory
         digest.update(np.ascontiguousarray(array[first : first + 1000]).data)

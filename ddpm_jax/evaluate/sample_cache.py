@@ -1,6 +1,6 @@
-"""Samples that are kept: image i of a seed is drawn once, however often and for whatever it is asked for.
+"""Sample cache: image i of a seed is drawn once, however many evaluations use it.
 
-A folder holds parts, FIRST-STOP.npy, that follow one another; asking for more images than there are draws the others.
+A folder holds parts, FIRST-STOP.npy, without gaps; a request for more images draws the missing ones.
 """
 
 import json
@@ -21,7 +21,7 @@ PART_SIZE = 1024
 
 
 def protocol_fields(context: EvaluationContext, seed: int, form: Format) -> protocol.Protocol:
-    """What the samples of a run depend on."""
+    """The protocol fields of a run's samples."""
     c = context.model.config
     s, T = c.sampling, c.schedule.T
     how = "".join(f" {name}={value}" for name, value in sampler_options(c).items())
@@ -40,7 +40,7 @@ def protocol_fields(context: EvaluationContext, seed: int, form: Format) -> prot
 
 
 def _condition_fields(context: EvaluationContext) -> protocol.Protocol:
-    """What a conditional network was told; nothing of another one."""
+    """The protocol fields of the condition; none for an unconditional network."""
     if not is_conditional(context.model.config):
         return {}
     s, asked = context.model.config.sampling, context.model.request
@@ -49,10 +49,9 @@ def _condition_fields(context: EvaluationContext) -> protocol.Protocol:
 
 
 def ensure_samples(context: EvaluationContext, num: int, seed: int, form: Format) -> pathlib.Path | None:
-    """The folder that holds images 0 ... num - 1 of a seed, drawing what is missing; None if it was interrupted.
+    """The folder that holds images 0 ... num - 1 of a seed, drawing the missing ones; None if interrupted.
 
-    With several processes all draw, and the first alone goes on: for the others there is nothing more to do, and they
-    end here, by SystemExit.
+    With several processes all draw, and the first goes on alone: the others end here, by SystemExit.
     """
     folder = _draw_missing(context, num, seed, form)
     if folder is not None and not process.is_main_process():
@@ -77,11 +76,11 @@ def _draw_missing(context: EvaluationContext, num: int, seed: int, form: Format)
 def complete_parts(
     folder: pathlib.Path, num: int, draw_from: Callable[[int], Iterator[np.ndarray]], save_seconds=math.inf
 ) -> bool:
-    """Adds to the parts in a folder what is missing of so many images; False if it was interrupted.
+    """Draws the missing images of a folder's `num` and writes them in parts; False if interrupted.
 
     Args:
-        draw_from: how many there are -> the others, in order.
-        save_seconds: after how many seconds to write a part, if it has not `PART_SIZE` images before.
+        draw_from: number of images there are -> iterator over the following ones, in order.
+        save_seconds: a part is written after this time, or when it has `PART_SIZE` images.
     """
     done = sum(stop - first for first, stop, _ in list_parts(folder))
     process.check_equal_across_processes({"images that are kept": str(done).encode()})

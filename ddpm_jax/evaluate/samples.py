@@ -1,4 +1,4 @@
-"""Samples against data, by features: Fréchet distance, precision and recall, density and coverage, classes."""
+"""Sample metrics over features: Fréchet distance, precision and recall, density and coverage, class shares."""
 
 import itertools
 import math
@@ -23,11 +23,11 @@ PRECISION_K, COVERAGE_K = 3, 5  # as in the papers
 
 
 class FeatureStatistics(NamedTuple):
-    """What an extractor makes of a set of images.
+    """Features of a set of images, summarised.
 
     Attributes:
         halves: moments of the features of the set's first and second half.
-        features: [m, d] those of the first images, at most MANIFOLD.
+        features: [m, d] those of the first images, at most MANIFOLD_IMAGES.
         scores: [n, c] class probabilities, or logits, of all images.
     """
 
@@ -41,7 +41,7 @@ class FeatureStatistics(NamedTuple):
 
 
 class Extractor(NamedTuple):
-    """Something that sees images.
+    """A feature extractor.
 
     Attributes:
         name: what it is, with the fingerprint of its weights.
@@ -59,7 +59,7 @@ class Extractor(NamedTuple):
 
 
 def run(context: EvaluationContext, options: SamplesOptions) -> int:
-    """Says the numbers and where they are; status 4 if it is interrupted."""
+    """Measures, prints and writes the sample metrics; status 4 if interrupted."""
     found = measure_and_write(context, options)
     if found is None:
         return 4
@@ -70,7 +70,7 @@ def run(context: EvaluationContext, options: SamplesOptions) -> int:
 
 
 def measure_and_write(context: EvaluationContext, options: SamplesOptions) -> list[Measurement] | None:
-    """The numbers of samples, also written to the results folder; None if drawing them was interrupted."""
+    """The sample metrics, also written to the results folder; None if interrupted."""
     found = measure(context, options)
     if found is not None:
         protocol.write_measurements(result_path(context, found), found, context.made_with())
@@ -78,12 +78,12 @@ def measure_and_write(context: EvaluationContext, options: SamplesOptions) -> li
 
 
 def result_path(context: EvaluationContext, found: Sequence[Measurement]) -> pathlib.Path:
-    """Where numbers of samples belong."""
+    """The file for sample metrics of this protocol."""
     return context.out / f"samples-{protocol.short_hash(found[0].protocol)}.json"
 
 
 def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measurement] | None:
-    """The numbers of samples; None if drawing them was interrupted.
+    """The sample metrics; None if drawing the samples was interrupted.
 
     Raises:
         ValueError: before anything is drawn, if there would be too few samples for the features, or nothing to compare.
@@ -114,7 +114,7 @@ def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measure
 
 
 def held_out_baseline(context: EvaluationContext, options: SamplesOptions) -> list[Measurement]:
-    """The same numbers for held-out images: what a perfect model could reach with as many samples."""
+    """The metrics of held-out images: the score of a perfect model with as many samples."""
     extractor, found = load_extractor(context.model, options.features, options.inception_weights), load_images(context)
     held, reference_split = select_split(found, "test"), select_split(found, options.reference)
     n = min(options.num, len(held.images))
@@ -128,10 +128,10 @@ def held_out_baseline(context: EvaluationContext, options: SamplesOptions) -> li
 
 
 def train_baseline(context: EvaluationContext, options: SamplesOptions) -> list[Measurement]:
-    """The same numbers for random training images against all others: a floor whatever held-out images were chosen by.
+    """The metrics of random training images against all other training images.
 
     Raises:
-        ValueError: if what is left does not outnumber what is taken out.
+        ValueError: if fewer training images would be left than are taken out.
     """
     extractor, train = (
         load_extractor(context.model, options.features, options.inception_weights),
@@ -177,8 +177,8 @@ def load_extractor(model: pipeline.Pipeline, features: str, inception_weights: s
         found = classifier.class_coverage(seen.scores, reference.scores)
         known, nan = float((reference.scores.max(1) > classifier.CONFIDENT).mean()), math.nan
         if known < 0.5:
-            print(f"warning: the {network.name} classifier is sure of {known:.0%} of the reference images: are they of "
-                  "what it knows?", file=sys.stderr)  # fmt: skip
+            print(f"warning: the {network.name} classifier has a confidence above 0.9 on {known:.0%} of the reference "
+                  "images: was it trained on such images?", file=sys.stderr)  # fmt: skip
         return [
             (f"classes present, of {found.classes}", found.present, nan),
             ("distance of class shares", found.total_variation, nan),
@@ -200,7 +200,7 @@ def check_count(extractor: Extractor, num: int, flag: str = "--num") -> None:
 
 
 def accumulate(chunks: Iterable[np.ndarray], extractor: Extractor, n: int) -> FeatureStatistics:
-    """What an extractor makes of n images, in memory that does not grow with them but for MANIFOLD features."""
+    """Feature statistics of n images, in chunks; features of the first MANIFOLD_IMAGES alone are kept."""
     halves, features, scores, done = [frechet.empty_moments(extractor.dimension)] * 2, [], [], 0
     for chunk in chunks:
         edges = sorted(
@@ -253,7 +253,7 @@ def mean_over_sets(sets: Sequence[list[tuple[str, float, float]]], fields: proto
 
 
 def cached_reference(context: EvaluationContext, split: Split, extractor: Extractor) -> FeatureStatistics:
-    """What an extractor makes of a complete split, kept in a file named by the hashes of both."""
+    """Feature statistics of a complete split, cached in a file named by the hashes of extractor and split."""
     name = f"{extractor.name}-{split.name}".replace(" ", "-")
     path = context.out / "references" / f"{name}.npz"
     if path.exists():
@@ -261,7 +261,7 @@ def cached_reference(context: EvaluationContext, split: Split, extractor: Extrac
         halves = tuple(frechet.Moments(int(kept[f"n{i}"]), kept[f"mean{i}"], kept[f"scatter{i}"]) for i in (0, 1))
         return FeatureStatistics((halves[0], halves[1]), kept["features"], kept["scores"])
     print(f"reference: {split.name}, {len(split.images)} images, through {extractor.name}", file=sys.stderr)
-    # its first images stand for it where not all are taken: they must be of every kind
+    # the manifold metrics take the first images: shuffle, so that these are a random sample
     order = np.random.RandomState(0).permutation(len(split.images))
     parts = (split.images[np.sort(order[i : i + BATCH_SIZE])] for i in range(0, len(order), BATCH_SIZE))
     seen = accumulate(parts, extractor, len(order))
@@ -274,11 +274,11 @@ def cached_reference(context: EvaluationContext, split: Split, extractor: Extrac
 def load_samples(
     context: EvaluationContext, path: pathlib.Path, options: SamplesOptions
 ) -> tuple[list[list[np.ndarray]], protocol.Protocol]:
-    """Sets of images from a file, and what is known of them.
+    """Sets of images from an .npz file, and their protocol fields.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds no images such as the model makes, or too few.
+        ValueError: if its images differ from the model's in shape or levels, or are too few.
     """
     arrays = protocol.load_npz(path)
     if "arr_0" not in arrays:

@@ -1,4 +1,4 @@
-"""One table of a run: samplers beside each other, and held-out images as the floor."""
+"""Likelihood and sample metrics of several samplers in one table, with the held-out baseline."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ def run(context: EvaluationContext, options: TableOptions) -> int:
 
 
 def with_sampling(old: EvaluationContext, sampling: dict[str, Any]) -> EvaluationContext:
-    """The subject with other sampling; what was compiled for the old one serves this one as far as it can."""
+    """The context with other sampling options; compiled programs are shared where possible."""
     flags = dataclasses.replace(old.flags.sampling, **sampling)
     weights = dataclasses.replace(old.flags.model, checkpoint=old.model.step)
     which = dataclasses.replace(old.flags, sampling=flags, model=weights)
@@ -54,7 +54,7 @@ def with_sampling(old: EvaluationContext, sampling: dict[str, Any]) -> Evaluatio
 def measure_row(
     context: EvaluationContext, options: TableOptions, sample_options: SamplesOptions
 ) -> list[Measurement] | None:
-    """The numbers of one sampler; None if they were interrupted."""
+    """The measurements of one sampler; None if interrupted."""
     bounds: list[Measurement] = []
     if context.model.config.sampling.sampler == "ancestral":
         likelihood_options = LikelihoodOptions(common=context.flags, seed=options.seed, estimate=options.estimate)

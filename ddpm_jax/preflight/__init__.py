@@ -1,4 +1,4 @@
-"""Will it compile, fit, and how fast: the programs of a training run, compiled before the run.
+"""Preflight: compiles the programs of a training run before the run, and reports memory, cost and speed.
 
     ddpm-jax preflight configs/cifar10.py --shape 32 32 3 --topology v5e:4x4     # for TPUs that are elsewhere
     ddpm-jax preflight configs/digits.py                                         # for the devices at hand

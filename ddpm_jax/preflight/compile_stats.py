@@ -1,4 +1,4 @@
-"""What a compiled program says of itself, and what the compiler says of one that does not fit."""
+"""Statistics of compiled programs: memory, collectives, estimated cycles, and out-of-memory reports."""
 
 import collections
 import math
@@ -24,11 +24,11 @@ class Memory(NamedTuple):
     """Memory of a compiled program, in bytes on each device.
 
     Attributes:
-        arguments: what it is given, as the device lays it out.
-        temporaries: what it sets aside for what is between.
-        results: what it gives back, apart from what lies in donated arguments.
+        arguments: the inputs, in the device's layout.
+        temporaries: buffers for intermediate values.
+        results: the outputs, apart from those in donated arguments.
         donated: arguments whose memory the results take.
-        peak: the most that is in use at one time, arguments and results included.
+        peak: the maximum in use at one time, arguments and results included.
     """
 
     arguments: int
@@ -48,14 +48,14 @@ class Collective(NamedTuple):
 
 
 class OutOfMemory(NamedTuple):
-    """What a compiler says that a program needs and that there is, in bytes; None where it does not say."""
+    """Bytes that a program needs and bytes available, from the compiler's error; None where unknown."""
 
     needed: int | None
     available: int | None
 
 
 class CompileStats(NamedTuple):
-    """What is known of a program.
+    """Statistics of a program.
 
     Attributes:
         memory: None if it did not fit.
@@ -63,8 +63,8 @@ class CompileStats(NamedTuple):
         limit: bytes that each device has for programs, as far as they are known.
         collectives: operations between devices.
         cycles: the compiler's estimate by kind of work, see `cost.estimated_cycles`; empty where it gives none.
-        seconds: what compiling took; 0 if nothing had to be compiled to see that it does not fit.
-        error: what the compiler said if it did not fit.
+        seconds: of compilation; 0 if it was clear without compiling that it does not fit.
+        error: the compiler's message if it did not fit.
     """
 
     memory: Memory | None
@@ -83,14 +83,14 @@ class CompileStats(NamedTuple):
 def compile_and_analyse(
     lowered: jax.stages.Lowered, devices: int, limit: int | None, options: dict[str, Any]
 ) -> tuple[CompileStats, jax.stages.Compiled | None]:
-    """Compiles a program: what is known of it, and the compiled program, if it fits.
+    """The statistics of a program and, if it fits, the compiled program.
 
     Args:
-        devices: how many it is for.
+        devices: number of devices that it is compiled for.
         limit: bytes of memory that each has, if that is known.
         options: of the compiler.
     """
-    begun = time.perf_counter()
+    start = time.perf_counter()
     least = argument_bytes(lowered)
     if limit is not None and least > limit:
         return CompileStats(None, least, limit, [], {}, 0.0, "its arguments alone are more than there is"), None
@@ -99,10 +99,10 @@ def compile_and_analyse(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        seconds, over = time.perf_counter() - begun, parse_out_of_memory(str(error))
+        seconds, over = time.perf_counter() - start, parse_out_of_memory(str(error))
         available = limit if over.available is None else over.available
         return CompileStats(None, over.needed, available, [], {}, seconds, process.first_line(error)), None
-    seconds, found, text = time.perf_counter() - begun, compiled_memory(compiled), compiled.as_text() or ""
+    seconds, found, text = time.perf_counter() - start, compiled_memory(compiled), compiled.as_text() or ""
     between, cycles = find_collectives(text, devices), cost.estimated_cycles(text)
     return CompileStats(found, found.peak, limit, between, cycles, seconds, ""), compiled
 
@@ -111,7 +111,7 @@ def compiled_memory(compiled: jax.stages.Compiled) -> Memory:
     """The memory of a compiled program."""
     analysis: Any = compiled.memory_analysis()
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    # only the TPU's compiler knows of the most at one time; elsewhere all temporaries are set aside together
+    # only the TPU's compiler reports the peak; elsewhere all temporaries are allocated together
     together = analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes
     peak = analysis.peak_memory_in_bytes if "TPU" in _device_kind(compiled) else together
     return Memory(
@@ -120,7 +120,7 @@ def compiled_memory(compiled: jax.stages.Compiled) -> Memory:
 
 
 def find_collectives(text: str, devices: int) -> list[Collective]:
-    """The operations between devices in a program's text, the same ones counted together."""
+    """The collectives in a program's text, equal ones counted together."""
     found: collections.Counter[tuple[str, int, int]] = collections.Counter()
     for line in text.splitlines():
         kind = _COLLECTIVE.search(line)
@@ -130,7 +130,7 @@ def find_collectives(text: str, devices: int) -> list[Collective]:
 
 
 def parse_out_of_memory(message: str) -> OutOfMemory:
-    """What a compiler's RESOURCE_EXHAUSTED says that is needed and available."""
+    """Bytes needed and available, from a compiler's RESOURCE_EXHAUSTED message."""
     return OutOfMemory(*(_parse_bytes(pattern.search(message)) for pattern in (_NEEDED, _AVAILABLE)))
 
 

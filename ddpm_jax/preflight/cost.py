@@ -1,8 +1,8 @@
-"""What the TPU's compiler expects a program to take: its estimated cycles, by kind of work.
+"""The TPU compiler's estimate of a program's cycles, by kind of operation.
 
-The compiler writes an estimate beside each operation that it schedules.  Their sum is what the operations take one
-after the other; what is read ahead, or travels between devices meanwhile, has no estimate and is not in it.  Of a
-condition, neither branch is in it.
+The compiler writes an estimate beside each operation that it schedules.  Their sum is the time of the
+operations one after the other; prefetches, and transfers between devices that overlap with them, have no estimate and
+are left out, as are the branches of conditions.
 """
 
 import collections
@@ -28,7 +28,7 @@ _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "col
 
 
 class Instruction(NamedTuple):
-    """A line of a program: its operation, the computation that it calls, its estimate, how often, and its name."""
+    """An instruction of a program: operation, called computation, estimated cycles, trip count, name."""
 
     operation: str
     called: str
@@ -54,7 +54,7 @@ def estimated_cycles(text: str) -> dict[str, int]:
 def iterate_scheduled(
     program: dict[str, list[Instruction]], name: str, repeats: int = 1
 ) -> Iterator[tuple[Instruction, int]]:
-    """The instructions that are scheduled one by one, those of loops too, and how often each is done."""
+    """The scheduled instructions, those of loops included, each with the number of its executions."""
     for instruction in program.get(name, []):
         if instruction.operation in ("while", "call"):
             yield from iterate_scheduled(program, instruction.called, repeats * instruction.trip_count)
@@ -63,7 +63,7 @@ def iterate_scheduled(
 
 
 def classify(program: dict[str, list[Instruction]], instruction: Instruction) -> str:
-    """What an instruction is, by what is fused into it: a convolution or product decides, then a sum."""
+    """The kind of an instruction, by the operations fused into it: a convolution or product decides, then a sum."""
     inside = [instruction, *_nested_instructions(program, instruction.called)]
     operations = {one.operation for one in inside}
     if operations & {"convolution", "dot"}:
@@ -78,7 +78,7 @@ def classify(program: dict[str, list[Instruction]], instruction: Instruction) ->
 
 
 def parse_computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """The computations of a program by name, and the name of the one that it begins with."""
+    """The computations of a program by name, and the name of its entry computation."""
     program: dict[str, list[Instruction]] = {}
     entry = current = ""
     for line in text.splitlines():

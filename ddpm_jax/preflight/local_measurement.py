@@ -1,4 +1,4 @@
-"""Steps on the devices at hand: how fast they are, and how much memory they really take."""
+"""Speed and memory of training steps, measured on the local devices."""
 
 import contextlib
 import ctypes
@@ -30,15 +30,15 @@ _PROC_STATUS, _PROC_CLEAR_REFS = pathlib.Path("/proc/self/status"), pathlib.Path
 
 
 class LocalMeasurement(NamedTuple):
-    """What was measured.
+    """Measured speed and memory.
 
     Attributes:
         analysis: bytes of memory on all devices together, by the compiler's analysis.
-        used: bytes by which the memory in use really grew; None where it cannot be told.
-        how: how that was measured.
-        process: the most memory that this process ever had, compilation included; None where it cannot be told.
+        used: bytes by which the memory in use grew; None where it cannot be measured.
+        how: the method of measuring `used`.
+        process: the peak memory of this process, compilation included; None where it cannot be measured.
         steps_per_s: of the training step, data order and host included.
-        timed: how many steps were timed.
+        timed: number of timed steps.
     """
 
     analysis: int
@@ -50,7 +50,7 @@ class LocalMeasurement(NamedTuple):
 
 
 def memory_limit() -> int | None:
-    """Bytes of memory for each device at hand: what the device says, or its share of the machine's."""
+    """Bytes of memory of each local device: reported by the device, or its share of the machine's."""
     devices = jax.local_devices()
     stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
     if stats:
@@ -63,7 +63,7 @@ def memory_limit() -> int | None:
 def measure(
     model: Model, images: data.Dataset, compiled: jax.stages.Compiled, devices: Sequence[Any]
 ) -> LocalMeasurement:
-    """Takes steps with the compiled training step on images of the source, or on random ones in their place."""
+    """Speed and memory of the compiled training step, on images of the source or random ones in their place."""
     config = model.config
     streamed = device_loader.is_streamed(images.train, config.data.stream)
     train = images.train
@@ -74,12 +74,12 @@ def measure(
     run_key, order_key = trainer.run_keys(config.seed)[1:3]
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    said = DatasetConditions(config, images)
+    conditions = DatasetConditions(config, images)
     fresh, order = lowering.train_state(model)[0], data.EpochShuffle(order_key, len(train))
     run_key, bad = jax.device_put((run_key, np.int32(0)), everywhere)
 
     def fresh_inputs():
-        # on a CPU the first device takes the host's array as its own: let it be one that is there for this
+        # on a CPU the first device takes over the host's array: give it one of its own
         pixels = np.array(train) if isinstance(train, np.ndarray) else train
         fed = device_loader.make_device_loader(
             pixels, order, config.batch, devices, stream=streamed, steps_per_call=config.steps_per_call
@@ -88,16 +88,16 @@ def measure(
 
     def step(state, batch):
         state, _, metrics = compiled(
-            run_key, state, bad, batch.pixels, batch.pixel_indices, said.device_batch(batch.indices), None
+            run_key, state, bad, batch.pixels, batch.pixel_indices, conditions.device_batch(batch.indices), None
         )
         return state, metrics
 
     def run_steps(steps: int) -> None:
-        """So many calls of a state of their own, each complete before the next."""
+        """Takes so many steps from a fresh state, each complete before the next."""
         state, batches = fresh_inputs()
         with contextlib.closing(batches):
             jax.block_until_ready((state, next(batches).pixels))
-            _trim_memory()  # what making the state took
+            _trim_memory()  # memory of the state's initialisation
             for batch in itertools.islice(batches, steps):
                 state, _ = jax.block_until_ready(step(state, batch))
 
@@ -114,19 +114,19 @@ def measure(
 
 
 def _calls_per_second(step: Callable, state: Any, batches: Iterator[device_loader.Batch]) -> tuple[float, int]:
-    """Calls per second, the host one call ahead of the devices, and how many were timed."""
+    """Steps per second, with the host one step ahead of the devices, and the number of timed steps."""
     state, before = jax.block_until_ready(step(state, next(batches)))
-    begun, done = time.perf_counter(), 0
-    while done < _MIN_TIMED_STEPS or time.perf_counter() - begun < _TIMED_SECONDS:
+    start, done = time.perf_counter(), 0
+    while done < _MIN_TIMED_STEPS or time.perf_counter() - start < _TIMED_SECONDS:
         state, after = step(state, next(batches))
         jax.block_until_ready(before)
         before, done = after, done + 1
     jax.block_until_ready(state)
-    return done / (time.perf_counter() - begun), done
+    return done / (time.perf_counter() - start), done
 
 
 def _memory_growth(work: Callable[[], None], devices: Sequence[Any]) -> tuple[int | None, str]:
-    """By how many bytes at most the memory in use grows while `work` is done, on all devices, and how that is known."""
+    """The maximal growth of the memory in use during `work`, in bytes over all devices, and the method."""
     if devices[0].platform != "cpu":
         before = [_device_stat(device, "bytes_in_use") for device in devices]
         work()
@@ -145,7 +145,7 @@ def _memory_growth(work: Callable[[], None], devices: Sequence[Any]) -> tuple[in
 
 
 def _trim_memory() -> None:
-    """Lets glibc give freed memory back to the kernel at once, so that what is resident is what is in use."""
+    """Makes glibc return freed memory to the kernel at once, so that resident memory is memory in use."""
     gc.collect()
     trim_threshold, top_pad, mmap_threshold, mmap_max = -1, -2, -3, -4
     library = ctypes.CDLL(None)
@@ -160,7 +160,7 @@ def _device_stat(device: Any, name: str) -> Any:
 
 
 def _proc_status(name: str) -> int | None:
-    """A figure of the kernel about this process's memory, in bytes; None where there is none."""
+    """A field of /proc/self/status in bytes; None where there is none."""
     if sys.platform != "linux":
         return None
     found = [
@@ -170,9 +170,9 @@ def _proc_status(name: str) -> int | None:
 
 
 def checkpoint_bytes(model: Model) -> int:
-    """What a checkpoint takes on the disk, about.
+    """Approximate bytes of a checkpoint on disk.
 
-    Arrays are compressed: of float32 numbers that look random but for their exponents 93 % are left.  Each has about
+    Arrays are compressed: float32 numbers with random mantissas shrink to 93 %.  Each has about
     400 bytes of metadata.  Measured for states of 6, 16 and 63 MB: within 2 %.  A first checkpoint is smaller.
     """
     leaves = jax.tree.leaves(lowering.train_state(model)[1])
@@ -180,10 +180,10 @@ def checkpoint_bytes(model: Model) -> int:
 
 
 def disk_bytes(model: Model, images: data.Dataset) -> int:
-    """What a whole run takes on the disk, about: its checkpoints, with one being written, samples and metrics."""
+    """Approximate bytes of a whole run on disk: checkpoints, one of them in writing, samples and metrics."""
     config = model.config
-    looks = 1 + (config.steps // config.sample_every if config.sample_every else 0)
-    grids = looks * config.sampling.num * images.train.nbytes // len(images.train)
-    lines = 400 * (config.steps // config.log_every + looks)
+    previews = 1 + (config.steps // config.sample_every if config.sample_every else 0)
+    grids = previews * config.sampling.num * images.train.nbytes // len(images.train)
+    lines = 400 * (config.steps // config.log_every + previews)
     saved = min(config.keep + 1, -(-config.steps // config.save_every))
     return saved * checkpoint_bytes(model) + grids + lines

@@ -1,4 +1,4 @@
-"""The programs of a training run, ready to be compiled for given devices: those at hand, or of a slice elsewhere."""
+"""The programs of a training run, lowered for given devices: local ones, or those of a TPU slice."""
 
 import dataclasses
 import math
@@ -18,15 +18,15 @@ from ddpm_jax.model import Model, build
 from ddpm_jax.pipeline import tiles
 
 DEFAULT_NUM_IMAGES = 50_000
-"""Training images, where only their shape is given."""
+"""Number of training images where only their shape is given."""
 
 
 def load_images(config: configs.Config, shape: tuple[int, ...], number: int | None) -> data.Dataset:
-    """The training images as the config's source has them, or stand-ins that take no memory.
+    """The training images as the config's source has them, or placeholders that take no memory.
 
     Args:
-        shape: (H, W, C) of stand-ins, or (D, H, W, C); () reads the source.
-        number: how many stand-ins; None is 50,000.
+        shape: (H, W, C) or (D, H, W, C) of placeholders; () reads the source.
+        number: of placeholders; None is 50,000.
 
     Raises:
         ValueError: if the source cannot be read and there is no shape, or the shape is not one.
@@ -38,7 +38,7 @@ def load_images(config: configs.Config, shape: tuple[int, ...], number: int | No
         levels = 256 if config.data.levels is None else config.data.levels
         one = np.zeros((), np.uint8 if levels <= 256 else np.uint16)
         train, test = np.broadcast_to(one, (count, *shape)), np.broadcast_to(one, (held, *shape))
-        # with labels and captions for a network that is told something
+        # with labels and captions for a conditional network
         return data.Dataset(
             train, test, np.zeros(count, np.int32), np.zeros(held, np.int32), levels,
             f"{count:,} images that stand in for {config.data.source}",

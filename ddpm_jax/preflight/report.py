@@ -1,4 +1,4 @@
-"""What was found out, in words to read and as JSON."""
+"""The preflight's report, as lines of text and as JSON."""
 
 import dataclasses
 import math
@@ -19,12 +19,12 @@ PROGRAM_NAMES = {"train": "training step", "sampler": "sampler", "evaluation": "
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Where the programs are to run.
+    """The devices that the programs are compiled for.
 
     Attributes:
         devices: all of them.
         hosts: the machines that they are in.
-        slice: the slice of TPUs, or None for the devices at hand.
+        slice: the TPU slice, or None for the local devices.
         limit: bytes of memory on each device, as far as known.
         effort: the compiler's effort, or None for its own default.
     """
@@ -36,7 +36,7 @@ class Target:
     effort: float | None
 
     def describe(self) -> str:
-        """How many devices of what kind, on how many hosts, with how much memory."""
+        """Number and kind of devices, number of hosts, memory."""
         kind = f"{len(self.devices)} x {self.devices[0].device_kind}, {self.hosts} host{'s' * (self.hosts > 1)}"
         where = "" if self.slice is None else f" ({', '.join(filter(None, (self.slice.product, self.slice.name)))})"
         return f"{kind}{where}, " + (
@@ -46,13 +46,13 @@ class Target:
 
 @dataclasses.dataclass
 class Report:
-    """What is known of a config's programs in a place.
+    """The programs of a config on a target.
 
     Attributes:
         name: of the config.
         flops: floating-point operations of a training step on each device.
-        programs: facts by the program's name.
-        measured: what steps showed, if the programs are for the devices at hand.
+        programs: statistics by the program's name.
+        measured: speed and memory of steps, if the target is the local devices.
     """
 
     name: str
@@ -75,29 +75,29 @@ class Report:
 
     @property
     def generation(self) -> str:
-        """Of the slice; empty for the devices at hand."""
+        """TPU generation of the slice; empty for the local devices."""
         return "" if self.target.slice is None else self.target.slice.name.partition(":")[0]
 
     def estimated_seconds(self, name: str) -> float | None:
-        """Seconds of a program by the compiler's estimate, where there is one and the clock is known."""
+        """Estimated seconds of a program; None without an estimate or clock rate."""
         clock, cycles = cost.CLOCK_HZ.get(self.generation), self.programs[name].cycles
         return sum(cycles.values()) / clock if clock and cycles else None
 
     @property
     def utilisation(self) -> float | None:
-        """The training step's operations by the most that the device could do in the estimated time."""
+        """The training step's operations as a fraction of the device's peak over the estimated time."""
         seconds = self.estimated_seconds("train")
         return None if seconds is None else self.flops / seconds / cost.PEAK_BFLOAT16_FLOPS[self.generation]
 
     def bytes_during_training(self, name: str) -> int | None:
-        """Bytes on each device if a program runs while state and images of the training are there too."""
+        """Bytes on each device while a program runs beside training's state and images."""
         train, other = self.programs.get("train"), self.programs[name]
         if name == "train" or train is None or train.memory is None or other.memory is None:
             return other.needed
         return train.memory.arguments + other.memory.peak - other.memory.arguments
 
     def fits(self, name: str) -> bool:
-        """Whether a program fits, beside what training has on the device."""
+        """True if a program fits beside training's state and images."""
         needed, limit = self.bytes_during_training(name), self.target.limit
         return self.programs[name].fits and (limit is None or needed is None or needed <= limit)
 
@@ -118,7 +118,7 @@ def format_flops(number: float) -> str:
 
 
 def header_lines(report: Report) -> Iterator[str]:
-    """The first lines: what is to run where."""
+    """The first lines: config, devices and data."""
     config, train = report.config, report.images.train
     shape = "x".join(map(str, train.shape[1:]))
     batch = f"batch {config.batch:,}: {report.batch_per_device:,} on each device"
@@ -130,7 +130,7 @@ def header_lines(report: Report) -> Iterator[str]:
 
 
 def program_lines(report: Report, name: str) -> Iterator[str]:
-    """The lines about one program."""
+    """The lines of one program."""
     found, limit = report.programs[name], report.target.limit
     of = "" if limit is None else f" of {format_bytes(limit)}"
     yield f"\n{PROGRAM_NAMES[name]}" + (
@@ -161,7 +161,7 @@ def program_lines(report: Report, name: str) -> Iterator[str]:
 
 
 def format_estimate(report: Report, name: str) -> str:
-    """The compiler's estimate of a program's time in words."""
+    """The compiler's estimate of a program's time, as text."""
     found, seconds = report.programs[name], report.estimated_seconds(name)
     total = sum(found.cycles.values())
     kinds = ", ".join(f"{kind} {part / total:.0%}" for kind, part in found.cycles.items())
@@ -173,7 +173,7 @@ def format_estimate(report: Report, name: str) -> str:
 
 
 def format_collectives(found: Sequence[compile_stats.Collective], devices: int) -> str:
-    """The operations between devices in words."""
+    """The collectives, as text."""
     if not found:
         return "no operation between devices"
     one = f"all {devices} devices" if devices > 1 else "the one device"
@@ -185,18 +185,18 @@ def format_collectives(found: Sequence[compile_stats.Collective], devices: int) 
 
 
 def spans_all_devices(found: compile_stats.Collective, devices: int) -> bool:
-    """Whether it is one operation among all devices."""
+    """True if it is one operation over all devices."""
     return found.groups == 1 and found.size == devices
 
 
 def is_state_donated(report: Report) -> bool:
-    """Whether the new state takes the old one's memory: what is not donated must be less than the metrics could be."""
+    """True if the new state reuses the old one's memory: the results that are not donated must be small."""
     memory = report.programs["train"].memory
     return memory is not None and memory.donated > 0 and memory.results < max(2**16, memory.donated / 100)
 
 
 def proposals(report: Report, name: str) -> list[str]:
-    """What to try for a program that does not fit, the mildest change first."""
+    """Proposals for a program that does not fit, the mildest change first."""
     config, limit = report.config, report.target.limit
     if name == "sampler":
         tile = report.model.tile_size(report.target.devices[0].platform)
@@ -211,7 +211,7 @@ def proposals(report: Report, name: str) -> list[str]:
         if not streamed:
             return [f"--data.stream True: now all images ({format_bytes(pixels)}) lie on each device, beside the state"]
         return ["devices with more memory: the state lies on each, however many there are"]
-    # what is not images and state is taken to grow with the images that a device has in work
+    # memory other than images and state is assumed to grow with the device's batch
     room = 0.5 if limit is None or needed is None else min(0.99, (limit - whole) / max(needed - whole, 1))
     found = trainer.step_oom_hints(config, devices, 0 if streamed else pixels, room)
     more = (
@@ -224,7 +224,7 @@ def proposals(report: Report, name: str) -> list[str]:
 
 
 def disk_line(report: Report) -> str:
-    """The line about the disk."""
+    """The line of the disk space."""
     one = local_measurement.checkpoint_bytes(report.model)
     return (f"disk       {format_bytes(one)} a checkpoint, "
             f"{format_bytes(local_measurement.disk_bytes(report.model, report.images))} the whole run "
@@ -232,7 +232,7 @@ def disk_line(report: Report) -> str:
 
 
 def measurement_lines(report: Report) -> Iterator[str]:
-    """The lines about what was measured here."""
+    """The lines of the local measurement."""
     found = report.measured
     if found is None:
         return
@@ -253,7 +253,7 @@ def measurement_lines(report: Report) -> Iterator[str]:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """All of it as JSON can hold it."""
+    """The report as JSON values."""
     target, tpu_slice = report.target, report.target.slice
     found = {
         "config": report.name,

@@ -1,4 +1,4 @@
-"""Slices of TPUs by their names, and their devices as libtpu describes them to the compiler: no TPU is needed."""
+"""TPU slices by name, and their devices as libtpu describes them to the compiler; no TPU is needed."""
 
 import importlib.util
 import os
@@ -21,10 +21,10 @@ class Generation(NamedTuple):
     """A generation of TPUs.
 
     Attributes:
-        product: what its slices are sold as: PRODUCT-NUMBER.
+        product: the first part of its slices' product names, PRODUCT-NUMBER.
         cores: how many units of that number a chip is (products before v5e count cores).
         grids: its slices, by the number of chips.
-        options: what libtpu must be told beside the name.
+        options: further options for libtpu.
     """
 
     product: str
@@ -36,7 +36,7 @@ class Generation(NamedTuple):
 GENERATIONS = {
     "v2": Generation("v2", 2, _SQUARE_GRIDS, {}),
     "v3": Generation("v3", 2, _SQUARE_GRIDS, {}),
-    # the two cores of a v4 chip are one device on a real machine, but not to libtpu unless it is told
+    # the two cores of a v4 chip are one device on a real machine, but not to libtpu without these options
     "v4": Generation("v4", 2, _GRIDS_3D, {"chip_config_name": "megacore"}),
     "v5e": Generation("v5litepod", 1, _GRIDS_2D, {}),
     "v5p": Generation("v5p", 2, _GRIDS_3D, {}),
@@ -52,8 +52,8 @@ class Slice(NamedTuple):
 
     Attributes:
         name: as libtpu knows it, GENERATION:GRID.
-        product: as it is sold; None if it is not among the usual ones.
-        options: what libtpu must be told beside the name.
+        product: its product name; None if it has none.
+        options: further options for libtpu.
     """
 
     name: str
@@ -89,9 +89,9 @@ def known_names() -> str:
 
 
 def set_environment() -> None:
-    """What must be set before JAX starts, so that it and libtpu look for no TPU; what is set already stays.
+    """Sets the environment, before JAX starts, so that JAX and libtpu search for no TPU; set variables stay.
 
-    libtpu is told what the programs tell it.
+    libtpu gets the same flags as in the programs.
     """
     settings = {
         "JAX_PLATFORMS": "cpu",
@@ -129,9 +129,9 @@ def devices(tpu_slice: Slice) -> list[Any]:
 
 
 def memory_limit(devices: list[Any]) -> int | None:
-    """Bytes of memory that a program may use on each device, by the compiler's own word; None if it gives none.
+    """Bytes of memory that a program may use on each device, from the compiler; None if it reports none.
 
-    It is asked for a program that needs more than any device has, and says in its refusal what there is.
+    A program that needs more than any device has is compiled: the error reports the available memory.
     """
     import jax
     import jax.numpy as jnp
@@ -147,7 +147,7 @@ def memory_limit(devices: list[Any]) -> int | None:
 
 
 def next_larger(tpu_slice: Slice) -> str | None:
-    """The next larger slice of the same generation, as it is sold; None if there is none."""
+    """The next larger slice of the same generation, by its product name; None if there is none."""
     generation, _, grid = tpu_slice.name.partition(":")
     kind = GENERATIONS[generation]
     grids = list(kind.grids.items())

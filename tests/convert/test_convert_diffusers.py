@@ -162,7 +162,7 @@ def test_clipping_is_read(clip):
     )
 
 
-# --- other networks and chains that can be had
+# --- other supported networks and schedulers
 
 
 def test_scale_and_shift_with_changes_of_size_in_residual_blocks_are_read():
@@ -206,28 +206,28 @@ def test_ddim_of_any_prediction_and_schedule_is_read():
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"_class_name": "UNet2DConditionModel"}, "_class_name = 'UNet2DConditionModel': only 'UNet2DModel' can"),
+        ({"_class_name": "UNet2DConditionModel"}, "_class_name = 'UNet2DConditionModel': only 'UNet2DModel' is"),
         ({"new_field": 3}, "new_field = 3 is a field that is not known here"),
-        ({"center_input_sample": True}, "center_input_sample = True: only False can be had, images in"),
-        ({"time_embedding_type": "fourier"}, "time_embedding_type = 'fourier': only 'positional' can be had"),
-        ({"time_embedding_dim": 64}, "time_embedding_dim = 64: only None can be had"),
-        ({"mid_block_type": None}, "mid_block_type = None: only 'UNetMidBlock2D' can be had"),
-        ({"mid_block_scale_factor": 1.4}, "mid_block_scale_factor = 1.4: only 1 can be had"),
-        ({"act_fn": "relu"}, "act_fn = 'relu': only 'silu' or 'swish' can be had"),
-        ({"add_attention": False}, "add_attention = False: only True can be had"),
-        ({"class_embed_type": "timestep"}, "class_embed_type = 'timestep': only None can be had, labels of a table"),
+        ({"center_input_sample": True}, "center_input_sample = True: only False is supported, images in"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type = 'fourier': only 'positional' is supported"),
+        ({"time_embedding_dim": 64}, "time_embedding_dim = 64: only None is supported"),
+        ({"mid_block_type": None}, "mid_block_type = None: only 'UNetMidBlock2D' is supported"),
+        ({"mid_block_scale_factor": 1.4}, "mid_block_scale_factor = 1.4: only 1 is supported"),
+        ({"act_fn": "relu"}, "act_fn = 'relu': only 'silu' or 'swish' is supported"),
+        ({"add_attention": False}, "add_attention = False: only True is supported"),
+        ({"class_embed_type": "timestep"}, "class_embed_type = 'timestep': only None is supported, labels of a table"),
         ({"num_class_embeds": 0}, "num_class_embeds = 0: at least 1, or None for no labels, is right"),
         ({"num_class_embeds": 2.0}, "num_class_embeds = 2.0 is not int or NoneType"),
-        ({"downsample_padding": 2}, "downsample_padding = 2: only 0 or 1 can be had"),
-        ({"flip_sin_to_cos": 1}, "flip_sin_to_cos = 1: only False or True can be had"),
+        ({"downsample_padding": 2}, "downsample_padding = 2: only 0 or 1 is supported"),
+        ({"flip_sin_to_cos": 1}, "flip_sin_to_cos = 1: only False or True is supported"),
         ({"freq_shift": 0.5}, "freq_shift = 0.5 is not int"),
-        ({"freq_shift": 2}, "freq_shift = 2: only 0 or 1 can be had"),
-        ({"norm_eps": 0.0}, "norm_eps = 0.0: only a positive number can be had"),
-        ({"norm_eps": float("nan")}, "norm_eps = nan: only a positive number can be had"),
+        ({"freq_shift": 2}, "freq_shift = 2: only 0 or 1 is supported"),
+        ({"norm_eps": 0.0}, "norm_eps = 0.0: only a positive number is supported"),
+        ({"norm_eps": float("nan")}, "norm_eps = nan: only a positive number is supported"),
         ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift = 'spatial': only 'default'"),
         ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups = None: only 32, as norm_num_groups"),
         ({"attn_norm_num_groups": 8}, "attn_norm_num_groups = 8: only 32"),
-        ({"downsample_type": "fir"}, "downsample_type = 'fir': only 'conv' or 'resnet' can be had"),
+        ({"downsample_type": "fir"}, "downsample_type = 'fir': only 'conv' or 'resnet' is supported"),
         ({"upsample_type": "resnet"}, "sizes are changed by layers of their own or in residual blocks, the same"),
         ({"down_block_types": ["SkipDownBlock2D", "AttnDownBlock2D"]}, "down_block_types holds 'SkipDownBlock2D'"),
         ({"up_block_types": ["UpBlock2D", "AttnUpBlock2D"]}, "not each other's mirror: a level attends both ways"),
@@ -242,7 +242,7 @@ def test_ddim_of_any_prediction_and_schedule_is_read():
         ({"attention_head_dim": "8"}, "attention_head_dim = '8' is not int or NoneType"),
         ({"sample_size": None}, "sample_size = None: only multiples of 2 fit 2 blocks"),
         ({"sample_size": 9}, "sample_size = 9: only multiples of 2 fit 2 blocks"),
-        ({"out_channels": 4}, "out_channels = 4: only in_channels = 3 or twice that can be had"),
+        ({"out_channels": 4}, "out_channels = 4: only in_channels = 3 or twice that is supported"),
         ({"layers_per_block": 0}, "layers_per_block = 0"),
         ({"dropout": 1.5}, "dropout = 1.5: only in [0, 1)"),
         ({"down_block_types": [["a"], 3]}, "down_block_types holds"),
@@ -267,22 +267,22 @@ def test_all_fields_that_stand_in_the_way_are_named_at_once():
         ({"_class_name": "PNDMScheduler"}, "_class_name = 'PNDMScheduler': only 'DDPMScheduler' and 'DDIMScheduler'"),
         ({"new_field": 3}, "new_field = 3 is a field that is not known here"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule = 'sigmoid': only 'linear' or 'scaled_linear' or"),
-        ({"trained_betas": [0.1, 0.2]}, "trained_betas = [0.1, 0.2]: only None can be had"),
+        ({"trained_betas": [0.1, 0.2]}, "trained_betas = [0.1, 0.2]: only None is supported"),
         ({"variance_type": "fixed_large_log"}, "variance_type = 'fixed_large_log': only 'fixed_small'"),
         ({"variance_type": "learned"}, "variance_type = 'learned': only"),
         ({"variance_type": "learned_range"}, "variance_type = 'learned_range', but the network gives as many channels"),
         ({"prediction_type": "flow"}, "prediction_type = 'flow': only 'epsilon' or 'sample' or 'v_prediction'"),
         ({"timestep_spacing": "log"}, "timestep_spacing = 'log': only 'leading' or 'trailing' or 'linspace'"),
-        ({"steps_offset": 1}, "steps_offset = 1: only 0 can be had"),
-        ({"thresholding": True}, "thresholding = True: only False can be had"),
-        ({"clip_sample_range": 2.0}, "clip_sample_range = 2.0: only 1.0 can be had"),
+        ({"steps_offset": 1}, "steps_offset = 1: only 0 is supported"),
+        ({"thresholding": True}, "thresholding = True: only False is supported"),
+        ({"clip_sample_range": 2.0}, "clip_sample_range = 2.0: only 1.0 is supported"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr = True, beta_end = 0.02: no signal is left at the"),
         (
             {"beta_end": 1},
-            "beta_end = 1: no signal is left at the last time, and no x_0 can be had there of prediction_",
+            "beta_end = 1: no signal is left at the last time, and x_0 cannot be computed there from prediction_",
         ),
-        ({"beta_start": 0.0}, "beta_start = 0.0, beta_end = 0.02: only positive numbers below 1 can be had"),
-        ({"beta_end": float("nan")}, "beta_end = nan: only positive numbers below 1 can be had"),
+        ({"beta_start": 0.0}, "beta_start = 0.0, beta_end = 0.02: only positive numbers below 1 are supported"),
+        ({"beta_end": float("nan")}, "beta_end = nan: only positive numbers below 1 are supported"),
         ({"num_train_timesteps": 0}, "num_train_timesteps = 0: at least 1 is right"),
         (
             {"num_train_timesteps": 1, "rescale_betas_zero_snr": True, "prediction_type": "sample"},
@@ -305,7 +305,7 @@ def test_a_variance_that_the_scheduler_does_not_take_is_refused():
         scheduler.from_diffusers(diffusers_files.DDPM_FIXED_LARGE, learned_variance=True)
     with pytest.raises(ValueError, match="a DDIMScheduler takes no learned variance"):
         scheduler.from_diffusers({"_class_name": "DDIMScheduler"}, learned_variance=True)
-    with pytest.raises(ValueError, match="set_alpha_to_one = False: only True can be had"):
+    with pytest.raises(ValueError, match="set_alpha_to_one = False: only True is supported"):
         scheduler.from_diffusers({"_class_name": "DDIMScheduler", "set_alpha_to_one": False}, learned_variance=False)
 
 

@@ -94,7 +94,7 @@ def test_everything_that_is_wrong_is_said_at_once():
     [
         ("c.bias", lambda a: np.full_like(a, np.nan), "c.bias holds NaN or infinity"),
         ("qkv", lambda a: np.where(np.arange(4) == 2, np.inf, a), "qkv holds NaN or infinity"),
-        ("d.weight", lambda a: a.astype(np.float64) / 3, "d.weight, float64, cannot be had exactly in float32"),
+        ("d.weight", lambda a: a.astype(np.float64) / 3, "d.weight, float64, is not exact in float32"),
     ],
 )
 def test_numbers_that_are_none_or_would_be_rounded_are_refused(name, spoil, said):

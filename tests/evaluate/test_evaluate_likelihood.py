@@ -282,13 +282,13 @@ def test_a_part_of_something_else_is_not_taken_up(run_folder, tmp_path):
     run, options = of(run_folder, tmp_path), LikelihoodOptions(num=10)
     name = evaluated.result_path(run, select_split(load_images(run), "test", 10), options)
     evaluated.save(name.with_suffix(".part.npz"), evaluated.empty_result(run.model, options, 12))
-    with pytest.raises(ValueError, match="is not what this measurement would have left: remove it"):
+    with pytest.raises(ValueError, match="belongs to another measurement: remove it to start again"):
         numbers(run, options)
 
 
 def test_damaged_measurements_and_samples_are_named(tmp_path):
     np.savez(tmp_path / "a.npz", total=np.zeros(3))
-    with pytest.raises(ValueError, match=r"a\.npz holds total, which is no measurement: remove it"):
+    with pytest.raises(ValueError, match=r"a\.npz holds total, which is no bound: remove it"):
         evaluated.load(tmp_path / "a.npz")
     (tmp_path / "a.npz").write_bytes(b"PK\3\4")
     with pytest.raises(ValueError, match=r"a\.npz is not an \.npz file, or damaged \(.*\): remove it, and what it"):

@@ -434,7 +434,7 @@ def test_the_reference_warns_where_the_classifier_knows_nothing(drawn, tmp_path,
     np.savez(tmp_path / "noise.npz", train=noise, test=noise[:90])
     run = shared_evaluation.replace_config(drawn, data=configs.Data(f"npz:{tmp_path / 'noise.npz'}", levels=17))
     samples.held_out_baseline(run._replace(out=tmp_path), SamplesOptions(num=80))
-    assert "of the reference images: are they of what it knows?" in capsys.readouterr().err
+    assert "of the reference images: was it trained on such images?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

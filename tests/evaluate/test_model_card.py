@@ -261,7 +261,7 @@ def test_what_was_not_measured_is_named_with_its_command(card):
     done = {"likelihood", "rate_distortion", "neighbours"}  # of progressive there is only one of other weights
     for command in model_card.COMMANDS:
         assert (f": `ddpm-jax evaluate RUN {command}`" in text) == (command not in done), command
-    assert "The way from noise to image (of other weights)" in text
+    assert "Reverse process, x_t over time (of other weights)" in text
     assert set(program.COMMANDS) - {"report"} <= set(model_card.COMMANDS)  # or what they measure would go unnoticed
 
 
@@ -278,7 +278,7 @@ def test_a_run_without_anything_says_what_it_lacks(run_folder, tmp_path, capsys)
     assert model_card.run(of(run_folder, tmp_path, source="npz:gone.npz"), ReportOptions()) == 0
     text, out = (tmp_path / "report.md").read_text(), capsys.readouterr().out
     for lacking in (
-        "not there: the data, so that their number and hashes are not said: load: no file gone.npz",
+        "not there: the data, so their number and hashes are missing: load: no file gone.npz",
         "not there: losses of training: RUN/metrics.jsonl is missing or empty",
         "not there: samples from training",
     ):

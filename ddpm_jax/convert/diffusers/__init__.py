@@ -1,6 +1,6 @@
 """Folders of diffusers: a `UNet2DModel` with its `DDPMScheduler` or `DDIMScheduler`, read and written.
 
-What its configuration says is read field by field; what cannot be had here is refused by the field's name, and a field
+Its configuration is read field by field; an unsupported value is refused by the field's name, and a field
 that is missing has the value that diffusers gives it.
 """
 
@@ -25,10 +25,10 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 class DiffusersPipeline(NamedTuple):
-    """What a folder holds.
+    """A pipeline in diffusers' format.
 
     Attributes:
-        network, scheduler: what its configuration says.
+        network, scheduler: its configurations as ours.
         tensors: the network's.
         files: those that were read.
         attention: the names in its attentions.
@@ -50,14 +50,14 @@ class DiffusersPipeline(NamedTuple):
 
 
 def read_pipeline(folder: pathlib.Path, *, null_label: bool = False) -> DiffusersPipeline:
-    """What a pipeline's folder holds, with its parts in `unet` and `scheduler` or side by side, as of 2022.
+    """The pipeline in a folder, with its parts in `unet` and `scheduler` or side by side, as of 2022.
 
     Args:
-        null_label: whether the last of its labels stands for none, which its configuration does not say.
+        null_label: whether the last of its labels stands for none, which its configuration does not contain.
 
     Raises:
         FileNotFoundError: if a file is missing, saying which.
-        ValueError: if a file is damaged, or a field of a configuration stands in the way.
+        ValueError: if a file is damaged, or a field of a configuration is not supported.
         ModuleNotFoundError: as `files.read_tensors`.
     """
     if not folder.is_dir():
@@ -67,7 +67,7 @@ def read_pipeline(folder: pathlib.Path, *, null_label: bool = False) -> Diffuser
     settings = next((path for path in places if path.is_file()), None)
     if settings is None:
         raise FileNotFoundError(
-            f"{folder} holds no scheduler_config.json, neither itself nor in scheduler: without it nobody knows the "
+            f"{folder} holds no scheduler_config.json, neither itself nor in scheduler: it defines the "
             "noise that the network was trained with"
         )
     read = network.from_diffusers(tensor_files.read_json(unet / "config.json"), null_label=null_label)
@@ -88,7 +88,7 @@ def write_pipeline(
 
     Args:
         shape: of an image, (H, W, C).
-        metadata: what is said in the header of the weights' file.
+        metadata: for the header of the weights' file.
 
     Raises:
         ValueError: naming everything that diffusers cannot express; nothing is written then.

@@ -1,4 +1,4 @@
-"""The types of a `UNet2DModel`'s blocks: which levels attend, and what changes the size between them."""
+"""The types of a `UNet2DModel`'s blocks: attention levels, and the resampling between levels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -17,10 +17,10 @@ _RESAMPLE_TYPES: dict[str, Resample] = {"conv": "layer", "resnet": "block"}
 
 
 class BlockTypes(NamedTuple):
-    """What types of blocks say.
+    """Attention and resampling of the levels.
 
     Attributes:
-        attention_levels: the levels that attend, 0 being the largest.
+        attention_levels: the levels with attention, 0 being the largest.
         resample: see `config.Net`.
     """
 
@@ -29,16 +29,16 @@ class BlockTypes(NamedTuple):
 
 
 def from_diffusers(c: Mapping[str, Any]) -> tuple[BlockTypes, list[str]]:
-    """What the types say, and what is wrong with them, a line for each field."""
+    """The block types as ours, and errors for the unsupported ones."""
     block_types = {"down": [*map(str, c["down_block_types"])], "up": [*map(str, reversed(c["up_block_types"]))]}
     known = {way: (*_RESAMPLE_BLOCKS[way], _ATTENTION_BLOCKS[way]) for way in block_types}
     errors = [
-        f"{way}_block_types holds {kind!r}: only {', '.join(map(repr, known[way]))} can be had"
+        f"{way}_block_types holds {kind!r}: only {', '.join(map(repr, known[way]))} is supported"
         for way, kinds in block_types.items()
         for kind in dict.fromkeys(kinds)
         if kind not in known[way]
     ] + [
-        f"{way}sample_type = {c[f'{way}sample_type']!r}: only {' or '.join(map(repr, _RESAMPLE_TYPES))} can be had"
+        f"{way}sample_type = {c[f'{way}sample_type']!r}: only {' or '.join(map(repr, _RESAMPLE_TYPES))} is supported"
         for way in block_types
         if c[f"{way}sample_type"] not in _RESAMPLE_TYPES
     ]
@@ -66,7 +66,7 @@ def from_diffusers(c: Mapping[str, Any]) -> tuple[BlockTypes, list[str]]:
 
 
 def to_diffusers(net: configs.Net, attends: Sequence[bool]) -> dict[str, Any]:
-    """The fields of a configuration that say which levels attend and what changes the size between them."""
+    """The fields of a configuration for attention levels and resampling."""
     named = {way: {by: kind for kind, by in kinds.items()}[net.resample] for way, kinds in _RESAMPLE_BLOCKS.items()}
     kind = {by: kind for kind, by in _RESAMPLE_TYPES.items()}[net.resample]
     return {

@@ -7,16 +7,16 @@ IGNORED = (
     "_class_name", "_diffusers_version", "_name_or_path", "_use_default_values",
     "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup",
 )  # fmt: skip
-"""Fields that say nothing about what is computed: who wrote it, and how diffusers' own average was kept."""
+"""Fields without effect on the computation: author, and diffusers' own average."""
 
 
 class Supported(NamedTuple):
     """A field that must have one of some values.
 
     Attributes:
-        default: what diffusers takes where the field is missing.
-        values: that can be had here.
-        meaning: what they mean, for who has another.
+        default: diffusers' value of a missing field.
+        values: those that are supported.
+        meaning: of the supported values, for the error.
     """
 
     default: Any
@@ -25,7 +25,7 @@ class Supported(NamedTuple):
 
 
 def unsupported(given: Mapping[str, Any], known: Mapping[str, Any], supported: Mapping[str, Supported]) -> list[str]:
-    """What of a configuration cannot be had here, a line for each field.
+    """Errors for the unsupported fields of a configuration, one for each.
 
     Args:
         known: the fields that are read, with diffusers' defaults.
@@ -37,12 +37,12 @@ def unsupported(given: Mapping[str, Any], known: Mapping[str, Any], supported: M
         value = given.get(name, field.default)
         if not any(_equal(value, legal) for legal in field.values):
             text = f"{name} = {value!r}" if name in given else f"{name} is missing, which means {value!r}"
-            errors.append(f"{text}: only {' or '.join(map(repr, field.values))} can be had, {field.meaning}")
+            errors.append(f"{text}: only {' or '.join(map(repr, field.values))} is supported, {field.meaning}")
     return errors
 
 
 def mistyped(given: Mapping[str, Any], types: Mapping[str, type | tuple[type, ...]]) -> list[str]:
-    """What of a configuration is not of the type that it must be, a line for each field."""
+    """Errors for the fields of a wrong type, one for each."""
     return [
         f"{name} = {given[name]!r} is not {_type_names(kind)}"
         for name, kind in types.items()
@@ -51,9 +51,9 @@ def mistyped(given: Mapping[str, Any], types: Mapping[str, type | tuple[type, ..
 
 
 def outside_choices(given: Mapping[str, Any], choices: Mapping[str, Collection[Any]]) -> list[str]:
-    """The fields of a configuration that have none of the values that they may have, a line for each."""
+    """Errors for the fields with a value outside their choices, one for each."""
     return [
-        f"{name} = {given[name]!r}: only {' or '.join(map(repr, legal))} can be had"
+        f"{name} = {given[name]!r}: only {' or '.join(map(repr, legal))} is supported"
         for name, legal in choices.items()
         if not any(_equal(given[name], value) for value in legal)
     ]

@@ -1,4 +1,4 @@
-"""What the tensors of a `UNet2DModel` are in ours."""
+"""The tensor names of a `UNet2DModel` as rules."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -22,14 +22,14 @@ LABEL_TABLE = ("label", "table", "embedding")
 
 
 def attention_names(names: Iterable[str]) -> AttentionNames:
-    """Which names the attentions of these tensors have."""
+    """The naming of the attentions in these tensors."""
     return "old" if any(".attentions." in name and ".query." in name for name in names) else "today"
 
 
 def rules(target: Any, attention: AttentionNames = "today", *, null_label: bool = False) -> list[Rule]:
     """Our leaf down_0/block_0/conv1/kernel is the tensor down_blocks.0.resnets.0.conv1.weight, and so on.
 
-    Levels of the way up are numbered from the smallest there, and from the largest here.
+    Levels of the decoder are numbered from the smallest there, and from the largest here.
 
     Args:
         null_label: whether their table of labels has a row for none, its last, as ours has.
@@ -48,7 +48,7 @@ def rules(target: Any, attention: AttentionNames = "today", *, null_label: bool 
 
 
 def module_name(path: Path, levels: int, attention: AttentionNames) -> str:
-    """The name there of one of our modules."""
+    """The source's name of one of our modules."""
     return ".".join(_component_name(name, levels, _ATTENTION[attention], i == 0, path) for i, name in enumerate(path))
 
 

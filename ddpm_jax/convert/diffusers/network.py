@@ -1,4 +1,4 @@
-"""The configuration of a `UNet2DModel` as the fields of our network, and the way back."""
+"""The configuration of a `UNet2DModel` as the fields of our network, and back."""
 
 import math
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ DEFAULTS = {
     "resnet_time_scale_shift": "default",
     "num_class_embeds": None,
 }
-"""The fields that say which network, and what diffusers takes where they are missing: not what the original has."""
+"""The network's fields with diffusers' defaults, which are not those of the original."""
 
 SUPPORTED = {
     "center_input_sample": Supported(False, (False,), "images in [-1, 1]"),
@@ -57,12 +57,12 @@ TIME_ORDER: dict[Any, Any] = {False: "sin_cos", True: "cos_sin"}
 
 
 class NetworkConfig(NamedTuple):
-    """What a configuration says.
+    """The network of a configuration.
 
     Attributes:
         net: the fields of ours.
         shape: of an image, (H, W, C).
-        learned_variance: whether twice as many channels come out as go in, as with a learned variance.
+        learned_variance: whether there are twice as many output as input channels.
     """
 
     net: configs.Net
@@ -71,16 +71,16 @@ class NetworkConfig(NamedTuple):
 
 
 def from_diffusers(given: Mapping[str, Any], *, null_label: bool = False) -> NetworkConfig:
-    """Our network that computes what a `UNet2DModel` of this configuration computes.
+    """Our network that is equivalent to a `UNet2DModel` of this configuration.
 
     Args:
         null_label: whether the last of its labels stands for none.
 
     Raises:
-        ValueError: naming every field that stands in the way, its value and what would be right.
+        ValueError: naming every unsupported field, its value and the supported ones.
     """
     if given.get("_class_name") != "UNet2DModel":
-        _raise_if_any([f"_class_name = {given.get('_class_name')!r}: only 'UNet2DModel' can be had"])
+        _raise_if_any([f"_class_name = {given.get('_class_name')!r}: only 'UNet2DModel' is supported"])
     c = {name: given.get(name, default) for name, default in DEFAULTS.items()}
     choices = {
         "resnet_time_scale_shift": TIME_CONDITIONING, "downsample_padding": PADDING, "flip_sin_to_cos": TIME_ORDER,
@@ -113,7 +113,7 @@ def from_diffusers(given: Mapping[str, Any], *, null_label: bool = False) -> Net
 
 
 def to_diffusers(config: configs.Config, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The configuration of the `UNet2DModel` that computes what our network computes.
+    """The configuration of the `UNet2DModel` that is equivalent to our network.
 
     Raises:
         ValueError: naming everything that diffusers cannot express.
@@ -152,7 +152,7 @@ def null_label(config: configs.Config) -> bool:
 
 
 def _size_errors(c: Mapping[str, Any], sides: list[Any]) -> list[str]:
-    """What is wrong with the numbers of channels, pixels, layers and groups."""
+    """Errors for the numbers of channels, pixels, layers and groups."""
     levels, errors, widths = len(c["down_block_types"]), [], list(c["block_out_channels"])
     if not levels:
         return ["down_block_types is empty: at least one block is right"]
@@ -166,7 +166,7 @@ def _size_errors(c: Mapping[str, Any], sides: list[Any]) -> list[str]:
         errors.append(f"in_channels = {c['in_channels']}: at least 1 is right")
     if c["out_channels"] not in (c["in_channels"], 2 * c["in_channels"]):
         errors.append(
-            f"out_channels = {c['out_channels']}: only in_channels = {c['in_channels']} or twice that can be had"
+            f"out_channels = {c['out_channels']}: only in_channels = {c['in_channels']} or twice that is supported"
         )
     if c["layers_per_block"] < 1 or c["norm_num_groups"] < 1:
         errors.append(
@@ -177,17 +177,17 @@ def _size_errors(c: Mapping[str, Any], sides: list[Any]) -> list[str]:
     elif c["resnet_time_scale_shift"] == "default" and set(widths) == {c["norm_num_groups"]}:
         errors.append(
             f"norm_num_groups = {c['norm_num_groups']}, as many as block_out_channels = {widths}: each channel is "
-            "normalised by itself and forgets the time that was added to it; fewer groups can be had"
+            "normalised by itself and forgets the time that was added to it; fewer groups are supported"
         )
     if not 0 < c["norm_eps"] < math.inf:
-        errors.append(f"norm_eps = {c['norm_eps']}: only a positive number can be had")
+        errors.append(f"norm_eps = {c['norm_eps']}: only a positive number is supported")
     if not 0 <= c["dropout"] < 1:
         errors.append(f"dropout = {c['dropout']}: only in [0, 1)")
     # the middle's own: left out where scale and shift are on, it has no normalisation at all
     usual = (None, c["norm_num_groups"]) if c["resnet_time_scale_shift"] == "default" else (c["norm_num_groups"],)
     if c["attn_norm_num_groups"] not in usual:
         errors.append(
-            f"attn_norm_num_groups = {c['attn_norm_num_groups']}: only {usual[-1]}, as norm_num_groups, can be had"
+            f"attn_norm_num_groups = {c['attn_norm_num_groups']}: only {usual[-1]}, as norm_num_groups, is supported"
         )
     size = c["attention_head_dim"]  # the channels of a head, not how many heads there are
     if size is not None and (size < 1 or any(isinstance(w, int) and w % size for w in widths)):
@@ -196,7 +196,7 @@ def _size_errors(c: Mapping[str, Any], sides: list[Any]) -> list[str]:
 
 
 def _label_errors(count: int | None, null_label: bool) -> list[str]:
-    """Errors of num_class_embeds, in words."""
+    """Errors for num_class_embeds."""
     least = 2 if null_label else 1
     if not null_label if count is None else count >= least:
         return []
@@ -205,7 +205,7 @@ def _label_errors(count: int | None, null_label: bool) -> list[str]:
 
 
 def _has_attention(net: configs.Net, shape: tuple[int, ...]) -> list[bool]:
-    """Whether each level attends."""
+    """For each level, True if it has attention."""
     factors = [2**i for i in range(len(net.channel_multipliers))]
     side = min(shape[:-1])
     return [
@@ -214,14 +214,14 @@ def _has_attention(net: configs.Net, shape: tuple[int, ...]) -> list[bool]:
 
 
 def _unsupported(config: configs.Config, shape: tuple[int, ...]) -> list[str]:
-    """What of our network diffusers cannot express."""
+    """Errors for the options of our network that diffusers cannot express."""
     net, conventions, c = config.net, config.net.compat, config.condition
     other_conditions = {
         "text.layers": config.text.layers, "condition.super_resolution_factor": c.super_resolution_factor,
         "condition.paired": c.paired,
     }  # fmt: skip
     errors = [
-        f"{name} = {value!r}: there it is told labels at most" for name, value in other_conditions.items() if value
+        f"{name} = {value!r}: there, labels are the only condition" for name, value in other_conditions.items() if value
     ]
     if len(shape) != 3:
         return [*errors, f"images {shape}: there they are [H, W, C]"]

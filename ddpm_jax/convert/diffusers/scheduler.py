@@ -1,4 +1,4 @@
-"""The configuration of a `DDPMScheduler` or `DDIMScheduler` as our schedule, loss and sampling, and the way back."""
+"""The configuration of a `DDPMScheduler` or `DDIMScheduler` as our schedule, loss and sampling, and back."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ DEFAULTS = {
     "predict_epsilon": True,
     "rescale_betas_zero_snr": False,
 }
-"""The fields that say how to sample, and what diffusers takes where they are missing."""
+"""The sampling fields with diffusers' defaults."""
 
 SUPPORTED_BY_BOTH = {
     "trained_betas": Supported(None, (None,), "betas of a formula"),
@@ -48,14 +48,14 @@ SCHEDULES: dict[str, Any] = {"linear": "linear", "scaled_linear": "quad", "squar
 PREDICTS: dict[str, Any] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 SPACINGS: tuple[Any, ...] = ("leading", "trailing", "linspace")
 VARIANCES = {"fixed_small": 0.0, "fixed_small_log": 0.0, "fixed_large": 1.0, "learned_range": 1.0}
-"""Each as our `mix`, which a learned variance does not ask for."""
+"""Each as our `variance_mix`, which a learned variance does not use."""
 
 DDIM_STEPS = 50
-"""What diffusers' DDIM pipeline takes where nobody says how many."""
+"""The default number of steps of diffusers' DDIM pipeline."""
 
 
 class SchedulerConfig(NamedTuple):
-    """What a configuration says: the noise, what the network predicts, and how images are drawn."""
+    """Schedule, loss and sampling of a configuration."""
 
     schedule: configs.Schedule
     loss: configs.Loss
@@ -63,18 +63,18 @@ class SchedulerConfig(NamedTuple):
 
 
 def from_diffusers(given: Mapping[str, Any], *, learned_variance: bool) -> SchedulerConfig:
-    """Our chain that draws what a scheduler of this configuration draws.
+    """Our schedule, loss and sampling that are equivalent to a scheduler's configuration.
 
     Args:
-        learned_variance: whether the network gives twice as many channels as it takes.
+        learned_variance: whether the network has twice as many output as input channels.
 
     Raises:
-        ValueError: naming every field that stands in the way, its value and what would be right.
+        ValueError: naming every unsupported field, its value and the supported ones.
     """
     kind = given.get("_class_name")
     if kind not in SUPPORTED:
         raise ValueError(
-            f"the scheduler's config: _class_name = {kind!r}: only {' and '.join(map(repr, SUPPORTED))} can be had"
+            f"the scheduler's config: _class_name = {kind!r}: only {' and '.join(map(repr, SUPPORTED))} is supported"
         )
     fields = DEFAULTS | ({"variance_type": "fixed_small"} if kind == "DDPMScheduler" else {})
     c = {name: given.get(name, default) for name, default in fields.items()}
@@ -110,7 +110,7 @@ def from_diffusers(given: Mapping[str, Any], *, learned_variance: bool) -> Sched
 
 
 def to_diffusers(config: configs.Config) -> dict[str, Any]:
-    """The configuration of the scheduler that draws what our config draws.
+    """The configuration of the scheduler that is equivalent to our config.
 
     Raises:
         ValueError: naming everything that diffusers cannot express.
@@ -140,7 +140,7 @@ def to_diffusers(config: configs.Config) -> dict[str, Any]:
 
 
 def differences(config: configs.Config) -> list[str]:
-    """Notes on where diffusers' own sampler with the same settings draws other images, and how to call it for ours."""
+    """Notes on differences between diffusers' sampler with these settings and ours."""
     c, T, notes = config.sampling, config.schedule.T, []
     if c.sampler == "ddim" and c.clip:
         notes.append(
@@ -162,30 +162,31 @@ def differences(config: configs.Config) -> list[str]:
 
 
 def _beta_errors(c: Mapping[str, Any]) -> list[str]:
-    """Errors of the noise schedule's numbers, in words."""
+    """Errors for the noise schedule's numbers."""
     T, first, last = c["num_train_timesteps"], c["beta_start"], c["beta_end"]
     least = 2 if c["rescale_betas_zero_snr"] else 1
     errors = [] if T >= least else [f"num_train_timesteps = {T}: at least {least} is right"]
     zero_snr = c["rescale_betas_zero_snr"]
     if c["beta_schedule"] != "squaredcos_cap_v2":
         if not (0 < first < 1 and 0 < last <= 1):
-            errors.append(f"beta_start = {first}, beta_end = {last}: only positive numbers below 1 can be had")
+            errors.append(f"beta_start = {first}, beta_end = {last}: only positive numbers below 1 are supported")
         zero_snr = zero_snr or last == 1
     if zero_snr and c["predict_epsilon"] and c["prediction_type"] == "epsilon":
         errors.append(
             f"rescale_betas_zero_snr = {c['rescale_betas_zero_snr']}, beta_end = {last}: no signal is left at the last "
-            "time, and no x_0 can be had there of prediction_type = 'epsilon', but of 'sample' or 'v_prediction'"
+            "time, and x_0 cannot be computed there from prediction_type = 'epsilon', but from 'sample' or "
+            "'v_prediction'"
         )
     return errors
 
 
 def _variance_errors(c: Mapping[str, Any], learned_variance: bool) -> list[str]:
-    """What is wrong with the reverse variance."""
+    """Errors for the reverse variance."""
     kind = c.get("variance_type")
     if kind is None and learned_variance:
         return ["a DDIMScheduler takes no learned variance, and the network gives one: a DDPMScheduler is right"]
     if kind is not None and kind not in VARIANCES:
-        return [f"variance_type = {kind!r}: only {', '.join(map(repr, VARIANCES))} can be had"]
+        return [f"variance_type = {kind!r}: only {', '.join(map(repr, VARIANCES))} is supported"]
     if kind is not None and learned_variance != (kind == "learned_range"):
         channels = "twice as many channels as it takes" if learned_variance else "as many channels as it takes"
         return [f"variance_type = {kind!r}, but the network gives {channels}"]
@@ -193,7 +194,7 @@ def _variance_errors(c: Mapping[str, Any], learned_variance: bool) -> list[str]:
 
 
 def _unsupported(config: configs.Config) -> list[str]:
-    """What of our chain diffusers cannot express."""
+    """Errors for the sampling options that diffusers cannot express."""
     c, schedule, errors = config.sampling, config.schedule, []
     learned = has_learned_variance(config)
     if c.sampler not in ("ancestral", "ddim"):

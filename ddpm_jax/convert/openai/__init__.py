@@ -1,6 +1,6 @@
 """Checkpoints of OpenAI's improved-diffusion (arXiv:2102.09672) and guided-diffusion (arXiv:2105.05233).
 
-`flags`: what their commands say, as a config; `presets`: those of the published checkpoints; `names`: their tensors.
+`flags`: their command-line flags as a config; `presets`: those of the published checkpoints; `names`: their tensors.
 """
 
 from ddpm_jax.convert.openai.flags import Family, ModelSpec, model_from_flags

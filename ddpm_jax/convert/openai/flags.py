@@ -40,7 +40,7 @@ _CHANNEL_MULT: dict[Family, dict[int, tuple[float, ...]]] = {
 
 
 class ModelSpec(NamedTuple):
-    """What a command says of the network that it trained.
+    """The network that a command trained, as a config.
 
     config: ours.  Its data are of no source that would be there.
     shape: of an image, (H, W, C).
@@ -60,13 +60,13 @@ def model_from_flags(family: Family, flags: str, *, num_classes: int = 1000) -> 
     """The model that these flags make, such as "--image_size 64 --num_res_blocks 3 --learn_sigma True".
 
     The flags are those of the model, of the diffusion, of training (`lr` and `batch_size` alone) and of sampling.
-    `use_fp16` says how numbers were computed and not which: it is read, and the network here is float32.
+    `use_fp16` is accepted and ignored: the network here is float32.
 
     Args:
         num_classes: of a network with `class_cond`; theirs is 1000, of ImageNet, whatever the data.
 
     Raises:
-        ValueError: for a flag that is not known, a value that is not of its kind, or one that cannot be had here.
+        ValueError: for a flag that is not known, a value that is not of its kind, or one that is not supported.
     """
     if family not in DEFAULTS:
         raise ValueError(f"family must be one of {', '.join(map(repr, DEFAULTS))}, got {family!r}")
@@ -111,13 +111,13 @@ def _parse_value(name: str, value: str, default: Any) -> Any:
 
 
 def _unsupported(f: dict[str, Any]) -> list[str]:
-    """What of the flags cannot be had here."""
+    """Errors for the flags that are not supported."""
     counts = ("image_size", "num_channels", "num_res_blocks", "num_heads", "diffusion_steps", "batch_size")
     errors = [f"{name} = {f[name]}: at least 1 is right" for name in counts if f[name] < 1]
     if not 0 <= f["dropout"] < 1:
         errors.append(f"dropout = {f['dropout']}: only in [0, 1)")
     if f["num_heads_upsample"] not in (-1, f["num_heads"]):
-        errors.append(f"num_heads_upsample = {f['num_heads_upsample']}: as many heads as on the way down can be had")
+        errors.append(f"num_heads_upsample = {f['num_heads_upsample']}: as many heads as on the way down are supported")
     if f["noise_schedule"] not in ("linear", "cosine"):
         errors.append(f"noise_schedule = {f['noise_schedule']!r}: 'linear' and 'cosine' are theirs")
     T, respacing = f["diffusion_steps"], f["timestep_respacing"]
@@ -128,12 +128,12 @@ def _unsupported(f: dict[str, Any]) -> list[str]:
     if "," in respacing:
         errors.append(
             f"timestep_respacing = {respacing!r}: sections are samplers.section_times, for programs of "
-            "one's own; 'N' and 'ddimN' can be had"
+            "one's own; 'N' and 'ddimN' are supported"
         )
     elif not respacing.removeprefix("ddim").isdecimal() and respacing:
-        errors.append(f"timestep_respacing = {respacing!r}: 'N' and 'ddimN' can be had")
+        errors.append(f"timestep_respacing = {respacing!r}: 'N' and 'ddimN' are supported")
     elif respacing and not 1 <= int(respacing.removeprefix("ddim")) <= T:
-        errors.append(f"timestep_respacing = {respacing!r}: 1 to diffusion_steps = {T} times can be had")
+        errors.append(f"timestep_respacing = {respacing!r}: 1 to diffusion_steps = {T} times are supported")
     elif respacing.startswith("ddim") and all(
         len(range(0, T, stride)) != int(respacing[4:]) for stride in range(1, T + 1)
     ):
@@ -146,7 +146,7 @@ def _net(family: Family, f: dict[str, Any], num_classes: int) -> configs.Net:
     multipliers = _channel_multipliers(family, side, f.get("channel_mult", ""))
     channels, first = int(multipliers[0] * width), multipliers[0]
     if channels < 1 or any(m % first for m in multipliers):
-        raise ValueError(f"channel_mult = {multipliers}: multiples of the first can be had")
+        raise ValueError(f"channel_mult = {multipliers}: multiples of the first are supported")
     factors = [2**i for i in range(len(multipliers))]
     attention_factors = {side // size for size in _parse_integers("attention_resolutions", f["attention_resolutions"])}
     head_channels = max(f.get("num_head_channels", -1), 0)

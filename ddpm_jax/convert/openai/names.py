@@ -1,4 +1,4 @@
-"""What the tensors of improved- and guided-diffusion's `UNetModel` are in ours."""
+"""The tensor names of improved- and guided-diffusion's `UNetModel` as rules."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -57,7 +57,7 @@ def rules(target: Any, net: Net, order: QKVOrder) -> list[Rule]:
 
 
 def _module_name(path: Path, leaves: Mapping[Path, Any]) -> str | None:
-    """The name there of one of our modules; None if there is none, as for what is told of texts."""
+    """The source's name of one of our modules; None if there is none, as for text conditioning."""
     if path in _TOP_LEVEL:
         return _TOP_LEVEL[path]
     kind, _, number = path[0].partition("_")
@@ -81,7 +81,7 @@ def _module_name(path: Path, leaves: Mapping[Path, Any]) -> str | None:
 
 
 def _layer_name(path: Path) -> str:
-    """The name there of a layer within a block or an attention."""
+    """The source's name of a layer within a block or an attention."""
     return "qkv" if path[2] in ("q", "k", "v") else _IN_BLOCK.get(path[2], path[2])
 
 

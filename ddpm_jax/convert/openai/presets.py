@@ -10,7 +10,7 @@ from ddpm_jax.convert.openai.flags import Family, ModelSpec, model_from_flags
 
 
 class Preset(NamedTuple):
-    """A published checkpoint: what made it.
+    """A published checkpoint: its project, flags and training data.
 
     family, flags: see `flags.model_from_flags`.
     trained_on: which images, by which loss.

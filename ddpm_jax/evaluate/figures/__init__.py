@@ -1,1 +1,1 @@
-"""The paper's figures, a module each: `measure` makes the numbers and images, `run` writes them."""
+"""The paper's figures, a module each: `run` draws, measures and writes one."""

@@ -1,4 +1,4 @@
-"""What the paper's figures share: the files that a figure is written to, and chains continued from a visited time."""
+"""Common parts of the figures: their files, and sampling continued from an intermediate time."""
 
 import csv
 import functools
@@ -89,7 +89,7 @@ def draw_states(model: pipeline.Pipeline, options: ImageOptions, times: Sequence
 
 
 def evenly_spaced(times: np.ndarray, frames: int) -> np.ndarray:
-    """So many of the times, at evenly spread places of the chain, both ends among them; all, if it has no more.
+    """At most `frames` of a chain's times, evenly spread over its steps, both ends included.
 
     Raises:
         ValueError: if frames is below 2.
@@ -100,12 +100,12 @@ def evenly_spaced(times: np.ndarray, frames: int) -> np.ndarray:
 
 
 def nearest_times(times: np.ndarray, targets: Sequence[float]) -> list[int]:
-    """The visited time nearest to each wanted one, falling, none of them twice."""
+    """The visited time nearest to each target, falling, without repetitions."""
     return sorted({int(times[np.argmin(np.abs(times - t))]) for t in targets}, reverse=True)
 
 
 def check_visited(flag: str, requested: Sequence[int], times: np.ndarray) -> None:
-    """Raises a ValueError that names the nearest visited times if the chain does not visit all those asked for."""
+    """Raises a ValueError with the nearest visited times if the chain does not visit a requested time."""
     for t in requested:
         if t not in times:
             near = [*map(str, times[times > t][-1:]), *map(str, times[times < t][:1])]
@@ -116,19 +116,19 @@ def check_visited(flag: str, requested: Sequence[int], times: np.ndarray) -> Non
 
 
 def with_start_times(sampler: samplers.Sampler, start: jax.Array) -> samplers.Sampler:
-    """The sampler for images that each begin at a time of their own: until then an image stays as it is.
+    """The sampler for images that each start at their own time; before it an image does not change.
 
     Args:
-        start: [B] the times at which the images begin.  An image of start 0 is never touched.
+        start: [B] the start times.  An image of start 0 never changes.
     """
 
     def step(keys, state, t, s):
-        def begun(new, old):
+        def select(new, old):
             if new.ndim == 0:
                 return new
             return jnp.where((t <= start).reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
 
-        return jax.tree.map(begun, sampler.step(keys, state, t, s), state)
+        return jax.tree.map(select, sampler.step(keys, state, t, s), state)
 
     return samplers.Sampler(sampler.init, step)
 
@@ -136,15 +136,15 @@ def with_start_times(sampler: samplers.Sampler, start: jax.Array) -> samplers.Sa
 def continue_sampling(
     model: pipeline.Pipeline, seed: int, paths: np.ndarray, x: np.ndarray, start: np.ndarray
 ) -> np.ndarray:
-    """x_0 [n, H, W, C] of images x at times of their own, by the reverse process from there on.
+    """x_0 [n, H, W, C] from images x, each at its own time, by the reverse process from there on.
 
-    Image i is x[i] at time start[i] and goes through every visited time below it.  There is one program whatever the
-    times are: it begins at the latest of them, and images of earlier ones wait.
+    Image i is x[i] at time start[i] and goes through every visited time below it.  One program serves all
+    start times: it begins at the noisiest of them, and the other images wait.
 
     Args:
         paths: [n, d] uint32; image i's key is key(seed) with each number of its path folded in, one after the other.
         x: [n, H, W, C] in data units.
-        start: [n] visited times; at 0 an image is what it is.
+        start: [n] visited times; an image of start 0 is returned unchanged.
     """
     chain = model.times[model.times <= start.max()]
     if len(chain) < 2:

@@ -1,4 +1,4 @@
-"""Between two images: both noised to t, mixed there, and brought back."""
+"""Interpolation of two images in the space of x_t (DDPM, figures 8 and 9)."""
 
 from typing import NamedTuple
 
@@ -54,9 +54,9 @@ def run(context: EvaluationContext, options: InterpolationOptions) -> int:
 
 
 def interpolate(model: pipeline.Pipeline, integers: data.Pixels, options: InterpolationOptions) -> Interpolations:
-    """The interpolations asked for.
+    """The interpolations that the options request.
 
-    An image's noise has a key of its own and is the same at every t; each pair has one key for the reverse process.
+    An image's noise has its own key and is the same at every t; each pair has one key for the reverse process.
 
     Args:
         integers: the split [n, H, W, C].

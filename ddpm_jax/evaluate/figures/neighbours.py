@@ -1,4 +1,4 @@
-"""Samples beside the training images nearest to them: what a copy would look like, and whether there are any."""
+"""Samples with their nearest training images, and the memorisation report (DDPM, appendix D)."""
 
 import math
 from collections.abc import Callable
@@ -18,10 +18,10 @@ QUANTILES = {"5 % quantile": 0.05, "median": 0.5, "95 % quantile": 0.95}
 
 
 class FeatureSpace(NamedTuple):
-    """Where distances are measured.
+    """A space in which distances are measured.
 
     Attributes:
-        name: what it is.
+        name: "pixels", or the extractor with its fingerprint.
         unit: of the distances, in words.
         embed: integer images [n, H, W, C] -> vectors [n, d].
         scale: what Euclidean distances of these are divided by.
@@ -34,7 +34,7 @@ class FeatureSpace(NamedTuple):
 
 
 class Neighbours(NamedTuple):
-    """Neighbours among the training images.
+    """Nearest training images of samples and of held-out images.
 
     Attributes:
         distances: [n, k] of each sample, ascending.
@@ -118,7 +118,7 @@ def feature_space(context: EvaluationContext, options: NeighboursOptions) -> Fea
 def find_neighbours(
     drawn: np.ndarray, reference: np.ndarray, held_out: np.ndarray, space: FeatureSpace, k: int
 ) -> Neighbours:
-    """The k nearest of the images compared with, for each sample, and how far held-out images are from theirs.
+    """The k nearest reference images of each sample, and the distances of held-out images to theirs.
 
     Args:
         drawn, reference, held_out: integer images [n, H, W, C], alike; only `held_out` may be empty.

@@ -1,4 +1,4 @@
-"""What the network takes the image to be, all along the chain."""
+"""Predicted x_0 over time, its error and its Fréchet distance (DDPM, figures 6, 10 and 14)."""
 
 import math
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ def run(context: EvaluationContext, options: PredictionsOptions) -> int:
 
 
 def measure(context: EvaluationContext, options: PredictionsOptions) -> Predictions:
-    """The predictions of the images asked for.
+    """The predictions of the requested images.
 
     Raises:
         ValueError: if there are no images, fewer than two frames, or too few images for a Fréchet distance.
@@ -90,7 +90,7 @@ def measure(context: EvaluationContext, options: PredictionsOptions) -> Predicti
 def iterate_predictions(
     model: pipeline.Pipeline, options: PredictionsOptions, positions: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Groups of images: x_0 [b, k, H, W, C] predicted from x at these places of the chain, the images [b, H, W, C]."""
+    """Batches of x_0 [b, k, H, W, C] predicted at these positions of the chain, and the final images [b, H, W, C]."""
     n = max(options.num, options.quality)
     after = model.times[positions + 1].tolist()  # a chain keeps with each x the prediction that led there
     progress, done = tracking.Progress(n, unit="images", active=n > options.num), 0
@@ -102,7 +102,7 @@ def iterate_predictions(
 
 
 class FrechetOverTime:
-    """Fréchet distances of the predictions at k times to the training images, while the images come."""
+    """Fréchet distances of the predictions at k times to the training images, accumulated batch by batch."""
 
     def __init__(self, context: EvaluationContext, options: PredictionsOptions, k: int):
         self.extractor = samples.load_extractor(context.model, options.features, options.inception_weights)
@@ -119,14 +119,14 @@ class FrechetOverTime:
         }
 
     def update(self, integers: np.ndarray) -> None:
-        """Takes in predictions [b, k, H, W, C]; every other image belongs to the second half."""
+        """Adds predictions [b, k, H, W, C]; every other image belongs to the second half."""
         for k, halves in enumerate(self.halves):
             features, _ = self.extractor.extract(integers[:, k])
             for i in (0, 1):
                 halves[i] = frechet.merge_moments(halves[i], frechet.moments(features[i::2]))
 
     def measurements(self, times: list[int]) -> list[list[Measurement]]:
-        """For each time the distance, and its bias, nan where halves are too small to tell."""
+        """For each time the distance and its bias; the bias of too few images is nan."""
         few = min(half.n for halves in self.halves for half in halves) <= self.extractor.dimension
         rows = []
         for t, (a, b) in zip(times, self.halves, strict=True):

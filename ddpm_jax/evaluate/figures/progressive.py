@@ -1,4 +1,4 @@
-"""From noise to image: x_t at times of the chain."""
+"""Progressive generation: x_t at times of the reverse process."""
 
 import numpy as np
 

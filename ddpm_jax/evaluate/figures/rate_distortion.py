@@ -1,4 +1,4 @@
-"""How good an image is known after how many bits: the terms of the bound as a progressive code.
+"""Rate and distortion along the chain: the terms of the bound as a progressive code.
 
 DDPM (arXiv:2006.11239), section 4.3, figure 5 and table 4.  The sender transmits x_T, and then for falling t what turns
 x_t into x_s; after each step the receiver knows an x_t and estimates x_0 from it (equation 15).
@@ -96,7 +96,7 @@ def from_vlb(vlb: likelihood.VlbResult) -> RateDistortion:
 
 
 def measurements(vlb: likelihood.VlbResult, rmse: Measurement) -> list[Measurement]:
-    """The end of the curve, where x_t of the last step is known: the rate with its error over images, and the RMSE.
+    """The last point of the curve: the rate with its standard error over images, and the RMSE.
 
     Args:
         rmse: the likelihood command's last number.

@@ -1,4 +1,4 @@
-"""What x_t has settled: several images that share it."""
+"""Stochastic predictions: several images that share an x_t (DDPM, figure 7)."""
 
 import itertools
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Continuations(NamedTuple):
     Attributes:
         times: the shared times, falling.
         shared: [n, k, H, W, C] x_t of each image at these times, data units.
-        ends: [n, k, c, H, W, C] where it leads; the first is the chain's own x_0.
+        ends: [n, k, c, H, W, C] x_0 of the continuations; the first is the chain's own.
     """
 
     times: list[int]
@@ -39,7 +39,9 @@ def run(context: EvaluationContext, options: StochasticOptions) -> int:
         **sample_cache.protocol_fields(context, options.seed, "float"),
     }
     files = figure.FigureFiles(context, "stochastic", fields)
-    cells = np.concatenate([continuations.shared[:, :, None], continuations.ends], axis=2)  # x_t before where it leads
+    cells = np.concatenate(
+        [continuations.shared[:, :, None], continuations.ends], axis=2
+    )  # x_t, then its continuations
     blocks = [data.make_trajectory_grid(list(column)) for column in np.moveaxis(cells, 1, 0)]
     legend = (
         f"rows: {options.describe_images()}; blocks from left to right: t = {times}; in a block: x_t, the chain's own "
@@ -74,7 +76,7 @@ def sample_continuations(model: pipeline.Pipeline, options: StochasticOptions) -
 
 
 def shared_times(model: pipeline.Pipeline, options: StochasticOptions) -> list[int]:
-    """The times asked for, falling, or those nearest to the quarters of T."""
+    """The requested times, falling, or those nearest to the quarters of T."""
     c = model.config.sampling
     if c.sampler in ("dpm_solver_pp", "unipc") or (c.sampler == "ddim" and c.eta == 0):
         name = {"ddim": "DDIM with eta 0", "dpm_solver_pp": "DPM-Solver++", "unipc": "UniPC"}[c.sampler]
