@@ -1,1 +1,1 @@
-"""What is measured rather than tested; each module is a program, `python -m benchmarks.NAME`."""
+"""Benchmarks and comparisons with other libraries; each module is a program, `python -m benchmarks.NAME`."""

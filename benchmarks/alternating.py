@@ -1,7 +1,7 @@
-"""Processes that take turns at the same work, so that what else the machine does falls on all of them alike.
+"""Benchmarks in processes that take turns, so that other load of the machine affects all of them alike.
 
-`Worker` is such a process, seen from outside; `serve` is its inside: it says what it knows of its works, then does the
-one that is asked for and says how long that took.
+`Worker` starts such a process and asks for turns; `serve` runs inside it, prints the facts of its workloads, then runs
+the requested ones and prints their seconds.
 """
 
 import importlib.metadata
@@ -21,11 +21,11 @@ RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 
 
 class Workload(NamedTuple):
-    """What a process can do.
+    """Something that a worker process can run.
 
     Attributes:
-        run: does it once.
-        facts: what is known of it: counts, sizes.
+        run: runs it once.
+        facts: counts and sizes.
     """
 
     run: Callable[[], Any]
@@ -33,10 +33,10 @@ class Workload(NamedTuple):
 
 
 class Worker:
-    """A process that does works by name, one turn at a time.
+    """A process that runs workloads by name, one turn at a time.
 
     Args:
-        argv: what it runs, which ends in `serve`.
+        argv: its command, which ends in `serve`.
         cwd, env: of the process; env is added to this one's.
     """
 
@@ -69,9 +69,9 @@ class Worker:
 
 
 def serve(workloads: Mapping[str, Workload]) -> None:
-    """Says the facts of all works, then takes the turns that the lines of standard input name and says their seconds.
+    """Prints the facts of all workloads, then runs those named by lines of standard input and prints their seconds.
 
-    The line "memory" is answered with the most bytes that the process has held.
+    The line "memory" is answered with the process's peak memory in bytes.
     """
     print(json.dumps({name: dict(work.facts) for name, work in workloads.items()}), flush=True)
     for line in sys.stdin:
@@ -84,9 +84,9 @@ def serve(workloads: Mapping[str, Workload]) -> None:
 
 
 def alternate(workers: Sequence[Worker], workloads: Sequence[str], rounds: int) -> dict[str, list[list[float]]]:
-    """Seconds of each work's turns, by worker and round: all of them in each round, in an order that turns about.
+    """Seconds of each workload's turns, by worker and round; the order of workers is reversed every round.
 
-    A first round warms up and is not kept.
+    The first round warms up and is dropped.
     """
     times = {work: [[] for _ in workers] for work in workloads}
     for i in range(rounds + 1):
@@ -99,13 +99,13 @@ def alternate(workers: Sequence[Worker], workloads: Sequence[str], rounds: int) 
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """Ours over theirs, paired by round: the median and the quartiles."""
+    """Median and quartiles of ours / theirs, paired by round."""
     low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, theirs, strict=True)], n=4)
     return {"ratio": round(middle, 4), "quartiles": [round(low, 4), round(high, 4)]}
 
 
 def environment(*packages: str) -> dict[str, Any]:
-    """The machine, and the versions of Python and of packages."""
+    """Machine, and versions of Python and packages."""
     return {
         "machine": {"system": platform.platform(), "processor": processor(), "cores": os.cpu_count()},
         "versions": {"python": platform.python_version()}
@@ -114,14 +114,14 @@ def environment(*packages: str) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """Name of the processor, from /proc/cpuinfo if it exists."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def commit(revision: str = "HEAD") -> str:
-    """The name of a commit, with "-dirty" if code was changed since the one checked out: results and pages are not."""
+    """Short hash of a commit, with "-dirty" if files other than results and pages were changed."""
 
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=RESULTS.parents[1], capture_output=True, text=True, check=True).stdout
@@ -132,5 +132,5 @@ def commit(revision: str = "HEAD") -> str:
 
 
 def write_results(name: str, results: Mapping[str, Any]) -> None:
-    """Keeps results in benchmarks/results/NAME.json."""
+    """Writes results to benchmarks/results/NAME.json."""
     (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -1,10 +1,10 @@
-"""A trainer of another library, and its network under our evaluation.
+"""Trainer of another library, and evaluation of its network.
 
     python -m benchmarks.baseline_trainer NAME SPEC OUT train     # NAME is of TRAINERS; SPEC is JSON, see `TrainerSpec`
     python -m benchmarks.baseline_trainer NAME SPEC OUT evaluate
 
-The first trains until it is told to end (SIGTERM) and leaves averaged weights in OUT, trained.pt; the second leaves
-samples.npz and numbers.json there: samples by our sampler and the bound by ours, of that network.
+The first trains until SIGTERM and writes EMA weights to OUT/trained.pt; the second writes samples.npz and numbers.json:
+samples of that network by our sampler, and its bound by our likelihood.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ BATCH = 100
 
 @dataclasses.dataclass(frozen=True)
 class TrainerSpec:
-    """What is to be trained, and how.
+    """Network, data and settings of a training.
 
     Attributes:
         network: see `workloads.WorkloadSpec`.
@@ -51,7 +51,7 @@ class TrainerSpec:
 
 
 class TrainedWeights(NamedTuple):
-    """What evaluation needs, and torch.load opens without running anything.
+    """Trained weights for the evaluation, readable by torch.load with weights_only.
 
     Attributes:
         weights: averaged ones, as PyTorch's modules give and take them.
@@ -71,7 +71,7 @@ Go = Callable[[], bool]
 
 
 def build_network(name: str, spec: TrainerSpec) -> Any:
-    """Their module, images last in memory by channel."""
+    """PyTorch module of the network, in channels-last memory format."""
     import torch
 
     if name == "diffusers":

@@ -1,4 +1,4 @@
-"""What `benchmarks.train` and `benchmarks.sample` share: the same cell by this library and by others, taking turns."""
+"""Workloads of this library and of others in turns: the program of `benchmarks.train`, `sample` and `likelihood`."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ class Arguments:
 
 
 def main(name: str, workloads: Sequence[str], argv: Sequence[str]) -> None:
-    """Measures, prints a line for each peer and work, and keeps all in benchmarks/results/NAME.json."""
+    """Measures, prints a line for each library and workload, and writes benchmarks/results/NAME.json."""
     args = tyro.cli(Arguments, prog=f"python -m benchmarks.{name}", args=argv)
     if args.rounds < 4:
         sys.exit(f"{name}: --rounds must be at least 4, for quartiles to mean something, got {args.rounds}")
@@ -65,7 +65,7 @@ def main(name: str, workloads: Sequence[str], argv: Sequence[str]) -> None:
 
 
 def workload_spec(file: str, shape: tuple[int, ...], batch: int, steps: int, nfe: int, args: Arguments) -> WorkloadSpec:
-    """What the processes are told to do, of a row of CELLS."""
+    """Specification of the workloads for a row of CELLS."""
     import jax
 
     from ddpm_jax import config as configs
@@ -81,7 +81,7 @@ def workload_spec(file: str, shape: tuple[int, ...], batch: int, steps: int, nfe
 
 
 def measure(spec: WorkloadSpec, peers: Sequence[str], workloads: Sequence[str], args: Arguments) -> dict[str, Any]:
-    """Images per second, memory, share of the peak, and ratios to each peer."""
+    """Images per second, memory, share of the peak, and ratios to each library."""
     names = ("ours", *peers)
     spec_json = json.dumps(dataclasses.asdict(spec))
     root = pathlib.Path(__file__).resolve().parents[1]
@@ -124,7 +124,7 @@ def measure(spec: WorkloadSpec, peers: Sequence[str], workloads: Sequence[str], 
 
 
 def report_lines(cell: str, results: dict[str, Any]):
-    """Lines for a person."""
+    """Readable lines of the results."""
     yield f"{cell}, batch {results['batch']}; peak {results['peak, operations per second'] / 1e9:.0f} GFLOP/s"
     for name, row in results["rows"].items():
         ratio = row.get("ours over it")

@@ -1,11 +1,11 @@
-"""What another revision of this repository takes for the same work: a training step, and a tile of samples.
+"""Speed of this revision compared with another: a training step, and a tile of samples.
 
     python -m benchmarks.compare_revisions REVISION RUN [--rounds 20]
 
-RUN is the folder of a run that is told nothing, which both revisions can read.  Both have a process that compiles its
-programs and then works when it is its turn: one does, then the other, and the first of each round changes.  Ratios are
-this revision's time over the other's, paired by round, with the quartiles; operations are XLA's count.  Results are
-printed and written to benchmarks/results/compare_revisions.json.
+RUN is the folder of an unconditional run that both revisions can read.  Each revision has a process that compiles its
+programs; the two take turns, in an order that alternates.  Ratios are this revision's time over the other's, paired by
+round, with the quartiles; operations are XLA's count.  Results are printed and written to
+benchmarks/results/compare_revisions.json.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def measure(other: pathlib.Path, root: pathlib.Path, run: str, rounds: int) -> dict[str, Any]:
-    """Operations, medians and ratios of each kind of work."""
+    """Operations, median seconds and ratios of each workload."""
     with start_worker(root, root, run) as ours, start_worker(other, root, run) as theirs:
         operations = [each.receive() for each in (ours, theirs)]
         times = alternating.alternate([ours, theirs], WORKLOADS, rounds)
@@ -68,7 +68,7 @@ def measure(other: pathlib.Path, root: pathlib.Path, run: str, rounds: int) -> d
 
 
 def start_worker(package: pathlib.Path, root: pathlib.Path, run: str) -> Worker:
-    """A process that works with the package in a folder, and with this file of ours."""
+    """Worker with the package of another checkout and this module of ours."""
     # `benchmarks` from here, `ddpm_jax` from there
     code = (
         f"import sys; sys.path.insert(0, {str(root)!r}); from benchmarks import compare_revisions; sys.path.pop(0); "
@@ -78,7 +78,7 @@ def start_worker(package: pathlib.Path, root: pathlib.Path, run: str) -> Worker:
 
 
 def serve_run(run: str) -> None:
-    """Says the operations of each kind of work, then does what the lines of standard input name, and its seconds."""
+    """Serves the two workloads, see `alternating.serve`."""
     import ddpm_jax
     from ddpm_jax import pipeline, process
 
@@ -148,7 +148,7 @@ def sampling_workload(model) -> Workload:
 
 
 def program_flops(compiled) -> float:
-    """Of a program, by XLA's count."""
+    """Floating-point operations of a program, by XLA's count."""
     found = compiled.cost_analysis()
     return float((found[0] if isinstance(found, list) else found)["flops"])
 

@@ -36,27 +36,27 @@ class Arguments:
     cell: tyro.conf.Positional[Literal["digits", "mnist"]]
     """The configuration."""
     minutes: float = 5.0
-    """Of each."""
+    """Minutes of training for each trainer."""
     slice: float = 20.0
     """Seconds of a turn."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """All are trained once with each."""
+    """Seeds; each trainer runs once with each."""
     samples: int = 1000
-    """To be drawn of each."""
+    """Samples to draw of each network."""
     nfe: int = 250
-    """Network calls per sample."""
+    """Number of function evaluations per sample."""
     rates: tuple[float, ...] = ()
-    """At which the others learn as well, beside their own."""
+    """Further learning rates for the other trainers."""
     own: bool = True
-    """Whether they learn at their own."""
+    """Run the other trainers at their own learning rate."""
     source: str | None = None
     """Where the images are, if not where the config says."""
     steps: int | None = None
-    """Of ours, over which its rate falls, if the minutes do not suffice for the config's on this machine."""
+    """Steps of ours and of its learning rate decay, if this machine is too slow for the config's."""
     python: str = sys.executable
-    """The interpreter of the environment that the others are installed in."""
+    """Interpreter of the environment with the other libraries."""
     runs: str = "runs/compare_trainers"
-    """The folder for what is trained."""
+    """Folder of the trained runs."""
 
 
 def main(argv: list[str]) -> None:
@@ -97,7 +97,7 @@ def baseline_table(kept: Mapping[str, Any]) -> list[str]:
 
 
 def train_and_evaluate(args: Arguments, seed: int) -> dict[str, Any]:
-    """Numbers of each trainer."""
+    """Results of each trainer: name -> numbers."""
     folder = pathlib.Path(args.runs) / f"{args.cell}-{seed}"
     from ddpm_jax import config as configs
     from ddpm_jax import data
@@ -154,7 +154,7 @@ def train_and_evaluate(args: Arguments, seed: int) -> dict[str, Any]:
 
 
 def train_unless_done(commands: dict[str, list[str]], folder: pathlib.Path, seconds: float, turn: float) -> None:
-    """Trains by turns, but for what these commands have trained in this folder before.
+    """Trains in turns, unless the folder already holds the result of these commands.
 
     Raises:
         SystemExit: if the folder holds something else.
@@ -169,9 +169,9 @@ def train_unless_done(commands: dict[str, list[str]], folder: pathlib.Path, seco
 
 
 def run_in_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: float, turn: float) -> None:
-    """Runs programs for so many seconds each, one at a time; then tells those that go on to end, which all do at once.
+    """Runs programs in turns for the given seconds each, then ends those that still run with SIGTERM.
 
-    What they print goes to NAME.log in the folder.
+    Their output goes to NAME.log in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     running: dict[str, subprocess.Popen] = {}
@@ -203,7 +203,7 @@ def run_in_turns(commands: dict[str, list[str]], folder: pathlib.Path, seconds: 
 
 
 def run_in_parallel(commands: dict[str, list[str]], folder: pathlib.Path) -> None:
-    """Runs programs at the same time, to their ends."""
+    """Runs programs in parallel until they end."""
     running = {name: start(command, folder / f"{name}.log") for name, command in commands.items()}
     try:
         for name, process in running.items():
@@ -213,23 +213,23 @@ def run_in_parallel(commands: dict[str, list[str]], folder: pathlib.Path) -> Non
 
 
 def start(command: list[str], log: pathlib.Path) -> subprocess.Popen:
-    """In a session of its own; what it prints is added to a file."""
+    """Process of a command in a new session, with its output appended to a file."""
     with log.open("a") as file:
         return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
 
 
 def kill_all(running: dict[str, subprocess.Popen]) -> None:
-    """None of these goes on."""
+    """Kills the processes that still run."""
     for process in running.values():
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
 def check_status(name: str, status: int, folder: pathlib.Path) -> None:
-    """A program has ended.
+    """Checks the exit status of a program.
 
     Raises:
-        SystemExit: if it had not done what it was to do.
+        SystemExit: if it is not 0.
     """
     if status:
         sys.exit(f"{name} ended with status {status}: see {folder / name}.log")

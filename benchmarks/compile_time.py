@@ -1,9 +1,9 @@
-"""How long the programs of a config take to compile, at the first start and with what the first start has kept.
+"""Compilation time of a config's programs, at the first start and with the compilation cache.
 
     python -m benchmarks.compile_time [CELLS]
 
-Each start is a process of its own.  "lowering" is Python's tracing, which is done at every start; "compiling" is
-XLA's, or reading what it made from the folder of compiled programs.
+Each start is a new process.  "lowering" is tracing in Python, at every start; "compiling" is XLA's time, or that of
+reading the cache.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ def time_start(cell: str, folder: str) -> dict[str, Any]:
 
 
 def time_programs(cell: str, folder: str) -> None:
-    """Prints the seconds of each program, with a folder of compiled programs."""
+    """Prints the seconds of each program, with a compilation cache."""
     from ddpm_jax import process
 
     process.initialize(compilation_cache_dir=folder)

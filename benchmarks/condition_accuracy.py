@@ -36,7 +36,7 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     kind: tyro.conf.Positional[Literal["labels", "texts", "pairs", "scenes"]]
-    """What the run is told."""
+    """Kind of condition."""
     run: tyro.conf.Positional[str]
     """Its folder."""
     scales: tuple[float, ...] = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
@@ -98,7 +98,7 @@ def accuracy(right: np.ndarray) -> dict[str, float]:
 
 
 def label_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
-    """How many samples the classifier sees the label in that was asked for."""
+    """Share of samples whose classified digit is the requested label."""
     from ddpm_jax.metrics import classifier
 
     predictions = classifier.load("digits")(draw_samples(model, args, scale, labels=range(10)))
@@ -125,7 +125,7 @@ def text_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
 
 
 def pair_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
-    """How many samples have both digits of the text, of pairs in training and of those held out."""
+    """Share of samples with both digits of the text, for training pairs and held-out pairs."""
     from ddpm_jax.data import pairs, sources
     from ddpm_jax.metrics import attributes
 
@@ -150,9 +150,9 @@ def pair_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
 
 
 def scene_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
-    """What is right of samples, of scenes in training, of both kinds held out, in other phrasings, and by chance.
+    """Shares of correct attributes, for training scenes, both held-out kinds, held-out phrasings and a control.
 
-    The control is told the descriptions of other scenes: what is right by chance, and by the data's own habits.
+    The control compares samples with the descriptions of other scenes: the agreement by chance.
     """
     from ddpm_jax.data import scenes
     from ddpm_jax.metrics import attributes

@@ -1,11 +1,11 @@
-"""Images per second of both ways to feed a training step, beside what the networks need.
+"""Images per second of both data loaders, and the rate that the networks need.
 
-    python -m benchmarks.data_loading [--out data.json]
+    python -m benchmarks.data_loading [--out data_loading.json]
 
-Images on the device: what their part of a digits step takes (the order on the host, and in the step the gather, the
-scaling and the mirroring), against the whole step.  Images read ahead: batches of 64 images of 256x256x3 from a folder
-of JPEG files, of PNG files and of .npy arrays, and from a data set that `ddpm_jax.data prepare` made.  They are random
-fields with the spectrum of photographs.  Medians of alternating rounds.
+Images on the device: the time of their part of a digits step (order on the host; gather, scaling and flip in the step)
+and of the whole step.  Images read ahead: batches of 64 images of 256x256x3 from a folder of JPEG files, of PNG files
+and of .npy arrays, and from a data set of `ddpm-jax prepare`.  They are random fields with the spectrum of photographs.
+Medians of alternating rounds.
 """
 
 import argparse

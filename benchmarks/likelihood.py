@@ -1,8 +1,8 @@
-"""The variational bound, and calls of the network alone: what the bound takes beyond them is its own.
+"""Speed of the variational bound, compared with its function evaluations alone.
 
     python -m benchmarks.likelihood [CELLS]
 
-"images per second" are images times network calls.  No peer has a likelihood.
+"images per second" are images times function evaluations.  No other library here has a likelihood.
 """
 
 import sys

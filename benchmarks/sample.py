@@ -1,9 +1,8 @@
-"""Sampling by this library and by others, and calls of the network alone: the same network and batch, taking turns.
+"""Sampling speed of this library and others, and of the function evaluations alone: same network and batch, in turns.
 
     python -m benchmarks.sample [CELLS] [--peer diffusers diffusers-compiled denoising-diffusion-pytorch]
 
-"images per second" are images times network calls.  Ratios and operations are as in `benchmarks.train`; what sampling
-takes beyond the network's calls is the sampler's own.
+"images per second" are images times function evaluations.  Ratios and operations are as in `benchmarks.train`.
 """
 
 import sys

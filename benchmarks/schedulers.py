@@ -1,4 +1,4 @@
-"""diffusers' schedulers and our samplers side by side, where the answer is known: takes the extra [bench].
+"""Errors of diffusers' schedulers and of our samplers on data with a known answer; needs the extra [bench].
 
     python -m benchmarks.schedulers
 
@@ -28,7 +28,7 @@ EPS_FACTOR = 1.05
 
 
 def run_diffusers(scheduler: Any, denoise: Denoiser, x_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where a scheduler with its times set leads x_T [B, ...], and these times, counted from 1, with 0 at the end."""
+    """Result of a scheduler from x_T [B, ...], and its timesteps, counted from 1, with 0 at the end."""
     import torch
 
     for name in ("alphas_cumprod", "final_alpha_cumprod", "one"):  # whose float32 is no difference of method
@@ -43,13 +43,13 @@ def run_diffusers(scheduler: Any, denoise: Denoiser, x_T: np.ndarray) -> tuple[n
 
 
 def run_ours(sampler: samplers.Sampler, x_T: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Where a sampler that draws no noise leads x_T."""
+    """Result of a deterministic sampler from x_T."""
     keys = samplers.image_keys(0, range(len(x_T)))
     return np.asarray(jax.jit(lambda x: samplers.sample(keys, sampler, x, times))(x_T))
 
 
 def measure() -> list[dict[str, Any]]:
-    """One row for each scheduler, way to choose its times, number of steps and law."""
+    """One row for each scheduler, spacing, number of steps and data distribution."""
     import diffusers
     import torch
 

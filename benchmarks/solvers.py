@@ -1,4 +1,4 @@
-"""Solvers of the deterministic flow beside each other, at equal numbers of network calls.
+"""Errors of ODE solvers at equal numbers of function evaluations (NFE).
 
     python -m benchmarks.solvers
 
@@ -127,7 +127,7 @@ def time_grids() -> dict:
 
 
 def heun_times(nfe: int, times_of) -> tuple[np.ndarray, int]:
-    """Times of Heun's steps for so many calls, and from which time on down a step is Euler's and calls once.
+    """Timesteps of Heun's method for a number of function evaluations, and the timestep from which steps are Euler's.
 
     The step to the data, where sigma is 0, is Euler's; where the number of calls is then odd, the one before too.
     """
@@ -138,7 +138,7 @@ def heun_times(nfe: int, times_of) -> tuple[np.ndarray, int]:
 
 
 def solvers() -> dict:
-    """Name -> `conformance.SamplerOf`, for those with one call a step."""
+    """Name -> `conformance.SamplerFactory`, for solvers with one function evaluation a step."""
     kinds = {"dpm_solver_pp": samplers.dpm_solver_pp, "unipc": samplers.unipc, "unipc, as published": published_unipc}
 
     def of(make, order):
@@ -148,7 +148,7 @@ def solvers() -> dict:
 
 
 def measure() -> list[dict]:
-    """One row for each grid, solver and law: errors by number of calls."""
+    """One row for each grid, solver and data distribution: errors by NFE."""
     rows = []
     for grid, (schedule, chain_of) in time_grids().items():
         chains = [chain_of(n) for n in NFE]
@@ -168,7 +168,7 @@ def measure() -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: both laws beside each other, the best of a grid bold; `as published` is left to the JSON file."""
+    """Markdown table, the best of a grid bold; `as published` is only in the JSON file."""
     laws = ("Gaussian", "mixture")
     errors = {(row["grid"], row["solver"]): [] for row in rows if "published" not in row["solver"]}
     for row in rows:

@@ -1,9 +1,10 @@
-"""What it costs that a TPU's compiler cuts few images into strips, by its own estimate; no TPU is needed.
+"""Cost of space-to-batch on a TPU, by its compiler's estimate; no TPU is needed.
 
     python -m benchmarks.space_to_batch
 
-Three residual blocks and their gradients, compiled for one chip of a v5e as the programs have it (`process.tpu`) and
-as the compiler would.  Cycles and temporary memory of each are kept in benchmarks/results/space_to_batch.json.
+Three residual blocks and their gradients, compiled for one chip of a v5e with the programs' flags (`process.tpu`) and
+with the compiler's defaults, which cut few images into strips.  Cycles and temporary memory are written to
+benchmarks/results/space_to_batch.json.
 """
 
 import json
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
 
 
 def compile_in_subprocess(case: tuple[int, int, int, str], strips: str) -> dict[str, Any]:
-    """A case in a process of its own, for libtpu is told once."""
+    """Cycles and memory of a case, in a new process, because libtpu reads its flags once."""
     libtpu_args = " ".join(f"--{flag}={strips}" for flag in tpu.DISABLED_FLAGS)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.space_to_batch", *map(str, case)],

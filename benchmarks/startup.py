@@ -1,10 +1,10 @@
-"""Time from the command `train.py` to its first step, at the first start (cold) and with compiled programs kept (warm).
+"""Startup time of training: until the first step, with an empty compilation cache (cold) and at the next start (warm).
 
     python -m benchmarks.startup [--runs 3] [--root OTHER_CHECKOUT] [--python EXE]
 
-Each start is a process of its own; a cold one has an empty folder of compiled programs.  "run" is the end of the whole
-run of three steps with its checkpoint, samples of 20 network calls, and held-out evaluation.  CPU seconds are those of
-all threads; programs are those that XLA compiled, which leaves out what was read from the folder.
+Each start is a new process.  "run" is the end of a run of three steps with its checkpoint, samples with 20 function
+evaluations and held-out evaluation.  CPU seconds are those of all threads; programs read from
+the cache are not counted as compiled.
 """
 
 import json
@@ -45,15 +45,18 @@ def mark(name):
     found[name] = {"seconds": time.time() - float(begun), "cpu": time.process_time(), "programs": programs}
 try:
     from ddpm_jax.programs import train
-except ImportError:  # of a tree of before
+except ImportError:  # an older checkout
     import train
-from ddpm_jax import log
-write = log.MetricsLog.write
+try:
+    from ddpm_jax import tracking
+except ImportError:  # an older checkout
+    from ddpm_jax import log as tracking
+write = tracking.MetricsLog.write
 def first(self, values):
     write(self, values)
     if "first step" not in found:
         mark("first step")
-log.MetricsLog.write = first
+tracking.MetricsLog.write = first
 status = train.main(argv); mark("run")
 open(folder + "/found.json", "w").write(json.dumps(found))
 sys.exit(status)
@@ -88,7 +91,7 @@ def main(argv: list[str]) -> None:
 
 
 def time_start(args: Arguments, config: str, folder: pathlib.Path, kind: str) -> dict[str, dict[str, float]]:
-    """What one start took, until its first step and until its end."""
+    """Seconds, CPU seconds and compiled programs of one start, until its first step and until its end."""
     (folder / "tiny.py").write_text(TINY)
     flags = ["--workdir", str(folder / kind), "--steps", "3", "--log-every", "1", "--sampling.steps", "20"]
     env = os.environ | {"XDG_CACHE_HOME": str(folder), "PYTHONPATH": str(args.root.resolve())}

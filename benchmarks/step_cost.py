@@ -1,4 +1,4 @@
-"""What a training step costs: time and memory against batch, resolution and channels; images per second against chips.
+"""Time and memory of a training step by batch, resolution and channels, and images per second by number of chips.
 
     python -m benchmarks.step_cost [--figure docs/step_cost.png]
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
 
 
 def measure(batch: int = BATCH, side: int = SIDE, channels: int = CHANNELS) -> dict[str, Any]:
-    """Seconds and bytes of a training step here."""
+    """Seconds and bytes of a training step on this machine."""
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "report.json"
         flags = {"batch": batch, "net.channels": channels, "images": 1024, "programs": "train", "out": out}

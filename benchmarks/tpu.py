@@ -1,4 +1,4 @@
-"""What the TPU's compiler expects a training step to take, on slices that need not exist.
+"""Estimates by the TPU compiler of a training step's time, for slices that need not exist.
 
     python -m benchmarks.tpu NAME ROW ...          # a row is CONFIG@SLICE@BATCH, such as cifar10:bfloat16@v5e:1x1@128
 
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
 
 
 def measure(row: str) -> dict[str, Any]:
-    """The report of one row, made in a process of its own."""
+    """Preflight report of one row, made in a new process."""
     config, where, batch = row.split("@")
     name, _, variant = config.partition(":")
     subject = TABLE_CONFIGS[name]
@@ -60,7 +60,7 @@ def measure(row: str) -> dict[str, Any]:
 
 
 def table_lines(kept: dict[str, dict[str, Any]]):
-    """Rows to read, of each slice all states of the code one under the other."""
+    """Markdown table, grouped by slice."""
     yield "| config, slice, batch | code | ms per step | of the peak | convolutions | products | sums | copies | rest |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for row in sorted({row for rows in kept.values() for row in rows}):

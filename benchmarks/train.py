@@ -1,4 +1,4 @@
-"""Training steps by this library and by others: the same network, the same batch, taking turns.
+"""Training speed of this library and others: same network and batch, in turns.
 
     python -m benchmarks.train [CELLS] [--peer diffusers diffusers-compiled denoising-diffusion-pytorch]
 

@@ -1,10 +1,10 @@
-"""How often the estimate of the bound is within its stated error of the truth.
+"""Coverage of the bound's stated standard errors, for data with a known bound.
 
     python -m benchmarks.vlb_coverage
 
 Data N(0.2, 1/4) and its ideal denoiser, 1000 linear steps, beta as the reverse variance: the bound is known in closed
-form, 0.840462 nats per component.  Each seed draws 256 new images of 16 components, and times and noise.  Beside it
-the same images by the exact bound, of which every term is drawn once.
+form, 0.840462 nats per component.  Each seed draws 256 new images of 16 components, timesteps and noise.  The same
+images are evaluated by the exact bound, with one draw for every term.
 """
 
 import numpy as np

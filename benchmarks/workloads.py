@@ -1,12 +1,11 @@
-"""The same network at the same work, by this library and by others, each in a process that takes turns.
+"""Workloads of one network in this library and in others, each in a process that takes turns.
 
     python -m benchmarks.workloads NAME SPEC        # NAME is of LIBRARIES; SPEC is JSON, see `WorkloadSpec`
 
-Works are "train" (training steps), "network" (calls of the network alone), "sample" (a DDIM chain of as many calls),
-"likelihood" (the bound of a chain of as many, of this library's alone) and "product" (matrix products, for the
-machine's peak).  A training step is the same everywhere:
-noise at random times, L_simple, gradients clipped to a norm of 1, Adam, and an average of the parameters; images are
-random and in memory.
+Workloads are "train" (training steps), "network" (function evaluations), "sample" (DDIM with as many function
+evaluations), "likelihood" (the bound with as many, only this library's) and "product" (matrix products, for the
+machine's peak).  A training step is the same everywhere: noise at random timesteps, L_simple, gradients clipped to a
+norm of 1, Adam and EMA; images are random and in memory.
 """
 
 import dataclasses
@@ -26,16 +25,16 @@ MATRIX_SIDE, NUM_MATMULS = 1536, 4  # the sides of square matrices, and how many
 
 @dataclasses.dataclass(frozen=True)
 class WorkloadSpec:
-    """A cell of a table.
+    """One configuration of a benchmark.
 
     Attributes:
         config: a config's file.
         shape: of an image, (H, W, C).
         batch: images at a time, in training and sampling.
-        unet: the network as diffusers' `UNet2DModel` says it.
-        parameters: how many it has.
+        unet: the arguments of diffusers' `UNet2DModel`.
+        parameters: their number.
         steps, nfe: in one turn of "train", and of "network" and "sample".
-        dtype: float32, or bfloat16 (of theirs: autocast).
+        dtype: float32, or bfloat16 (in the others: autocast).
     """
 
     config: str
@@ -49,7 +48,7 @@ class WorkloadSpec:
 
 
 def ours(spec: WorkloadSpec) -> dict[str, Workload]:
-    """This library's, as its programs run it."""
+    """Workloads of this library, as its programs run them."""
     from ddpm_jax import process
     from ddpm_jax.data.conditions import DatasetConditions
 
@@ -142,7 +141,7 @@ def ours(spec: WorkloadSpec) -> dict[str, Workload]:
 
 
 def count_flops(jaxpr: Any) -> int:
-    """Operations of the convolutions and matrix products of a program, two for each product of numbers."""
+    """Floating-point operations of a program's convolutions and matrix products, two for each multiplication."""
     total = 0
     for equation in jaxpr.eqns:
         for inner in equation.params.values():
@@ -161,7 +160,7 @@ def count_flops(jaxpr: Any) -> int:
 
 
 def diffusers(spec: WorkloadSpec, *, compiled: bool = False) -> dict[str, Workload]:
-    """diffusers' `UNet2DModel` and `DDIMScheduler`, as its example of training has them."""
+    """Workloads of diffusers' `UNet2DModel` and `DDIMScheduler`, as in its training example."""
     from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
     from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
@@ -186,7 +185,7 @@ def diffusers(spec: WorkloadSpec, *, compiled: bool = False) -> dict[str, Worklo
 
 
 def lucidrains_unet(spec: WorkloadSpec) -> Any:
-    """denoising-diffusion-pytorch's `Unet`, of so many channels that it has about as many parameters as `spec` says."""
+    """denoising-diffusion-pytorch's `Unet` with the number of channels that comes nearest to `spec.parameters`."""
     try:
         import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports]
     except Exception:  # its transforms of files are not used
@@ -207,7 +206,7 @@ def lucidrains_unet(spec: WorkloadSpec) -> Any:
 
 
 def denoising_diffusion_pytorch(spec: WorkloadSpec) -> dict[str, Workload]:
-    """lucidrains' `Unet`: another network."""
+    """Workloads of denoising-diffusion-pytorch's `Unet`, another network."""
     net = lucidrains_unet(spec)
     from denoising_diffusion_pytorch import GaussianDiffusion  # pyright: ignore[reportMissingImports]
 
@@ -228,7 +227,7 @@ def denoising_diffusion_pytorch(spec: WorkloadSpec) -> dict[str, Workload]:
 
 
 def count_torch_flops(spec: WorkloadSpec, net: Any, predict: Any) -> int:
-    """Operations of the convolutions and matrix products of one image's call."""
+    """Floating-point operations of convolutions and matrix products, for one image and function evaluation."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -242,14 +241,14 @@ def torch_workloads(
     spec: WorkloadSpec, net: Any, flops: int, add_noise: Any, predict: Any, draw: Any, *packages: str,
     compiled: bool = False,
 ):  # fmt: skip
-    """The works of a network of PyTorch's.
+    """Workloads of a PyTorch network.
 
     Args:
-        flops: of one image's call.
+        flops: of one function evaluation of one image.
         add_noise: (x_0, noise, t) -> x_t.
         predict: (net, x_t, t) -> the noise.
         draw: (net, x_T) -> x_0.
-        packages: whose versions are told beside PyTorch's.
+        packages: reported with their versions, beside PyTorch.
     """
     import torch
 

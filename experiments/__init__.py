@@ -1,2 +1,2 @@
-"""What the project's results come from: `python -m experiments.run TABLE` trains and measures what a table lacks,
-`python -m experiments.results_page` makes docs/results.md and its figures of what has been measured."""
+"""Experiments of docs/results.md: `python -m experiments.run TABLE` trains and measures missing rows of a table,
+`python -m experiments.results_page` makes the page and its figures from the results."""

@@ -1,11 +1,11 @@
-"""One jump from x_t to x_0 against going there in steps, of the same images (the second question of docs/results.md).
+"""One-step denoising from x_t to x_0 compared with chains, for the same images (section 2 of docs/results.md).
 
     python -m experiments.one_step_denoising jump-digits RUN [RUN ...] [--data npz:FILE]
 
-Held-out images are noised to x_t.  From there the network says in one call what x_0 is, or a chain goes on to x_0 in
-more calls, in equal strides: ancestral with the variance beta-tilde, which few calls need, or DDIM.  Kept are the error
-to the image and the Fréchet distance to the training images for each run, one of each seed, in docs/results/NAME.json,
-and the first images of the first run, and what became of them, in docs/results/NAME-images.npz.
+Held-out images are noised to x_t.  From there the network predicts x_0 in one step, or a chain with equal strides
+reaches x_0 in several: ancestral with variance beta-tilde, or DDIM.  The error to the image and the Fréchet distance to
+the training images are written for each run, one of each seed, to docs/results/NAME.json, and the first images of the
+first run with their results to docs/results/NAME-images.npz.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ START_FRACTIONS = (1.0, 0.75, 0.5, 0.25, 0.1)
 """Of T: the times t that are started from."""
 
 NFE = (2, 5, 10, 50, 250, 1000)
-"""Of the network, from t on; those above t are left out."""
+"""Numbers of function evaluations of the chains from t; those above t are left out."""
 
 NUM_PICTURES = 6
 """Images of which pictures are kept."""
@@ -46,7 +46,7 @@ class Arguments:
     num: int | None = None
     """Only the first so many held-out images."""
     nfe: tuple[int, ...] = NFE
-    """Network calls of the chains."""
+    """Numbers of function evaluations of the chains."""
     source: Annotated[str | None, tyro.conf.arg(name="data")] = None
     """Where the images are, if not where the config says."""
 
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
 
 
 def sampler_grid(T: int, nfe: tuple[int, ...]):
-    """Start, name, kind of sampler and calls of each row."""
+    """Start t, name, sampler and NFE of each row."""
     for part in START_FRACTIONS:
         t = round(part * T)
         yield t, "one jump", "ddim", 1
@@ -81,7 +81,7 @@ def sampler_grid(T: int, nfe: tuple[int, ...]):
 
 
 def measure(model: pipeline.Pipeline, images: data.Dataset, args: Arguments, pictures: dict[str, np.ndarray]):
-    """Rows by name: what became of the images.  The first of them are put into `pictures`, by the same names."""
+    """Rows by name with their numbers.  The first resulting images are put into `pictures`, by the same names."""
     extractor = classifier.load(classifier.name_for_images(model.shape, model.integer_levels))
     reference = frechet.moments(extractor.features(np.asarray(images.train)))
     held = np.asarray(images.test)[: args.num]
@@ -124,7 +124,7 @@ def tile_function(model: pipeline.Pipeline, kind: str) -> tiles.TileFunction:
 
 
 def noised_images(model: pipeline.Pipeline, integers: np.ndarray):
-    """The times that are started from, and x_t [n, H, W, C] of the first images there, with the chains' own noise."""
+    """Start timesteps t, and x_t [n, H, W, C] of the first images there, with the chains' own noise."""
     keys = samplers.image_keys(model.config.seed, range(len(integers)))
     eps, x0 = samplers.initial_noise(keys, integers.shape[1:]), data.normalize(integers, model.integer_levels)
     for t in dict.fromkeys(t for t, *_ in sampler_grid(model.schedule.T, ())):
@@ -134,7 +134,7 @@ def noised_images(model: pipeline.Pipeline, integers: np.ndarray):
 def draw_all(
     model: pipeline.Pipeline, mapped: tiles.TileFunction, integers: np.ndarray, times: np.ndarray
 ) -> np.ndarray:
-    """x_0 [n, H, W, C] of all images; what fills the last tiles is left out."""
+    """x_0 [n, H, W, C] of all images, without the padding of the last tiles."""
     devices, key, done = jax.device_count(), keys.from_seed(model.config.seed), []
     for first in range(0, len(integers), model.tile * devices):
         x = np.asarray(mapped((model.params, times), key, likelihood.device_tiles(integers, first, model.tile)))

@@ -1,9 +1,9 @@
-"""Trains and measures what tables lack, and keeps it in docs/results/TABLE.json.
+"""Trains and measures the missing rows of a table, and writes them to docs/results/TABLE.json.
 
     python -m experiments.run targets-digits [--jobs 2] [--minutes 60] [--data npz:FILE]
 
-Each run is `train.py` in a process of its own, then `ddpm_jax.evaluate`; a run that was interrupted goes on where it
-was.  With --jobs as many run beside each other, each on its share of the cores.  After --minutes nothing new is begun.
+Each run is `train.py` in a new process, then `ddpm-jax evaluate`; interrupted runs continue.  With --jobs, runs share
+the cores in parallel.  After --minutes no new run starts.
 """
 
 import concurrent.futures
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
 
 
 def find_same_run(table: Table, cell: Cell, seed: int) -> dict[str, Any] | None:
-    """The same run in another table that has been measured alike."""
+    """Result of the same run in another table with the same measurements, or None."""
     for name, other in TABLES.items():
         if (other.config, other.flags, other.measures) == (table.config, table.flags, table.measures):
             for twin in other.cells:
@@ -88,7 +88,7 @@ def find_same_run(table: Table, cell: Cell, seed: int) -> dict[str, Any] | None:
 
 
 def train_and_measure(table: Table, cell: Cell, seed: int, folder: pathlib.Path, args: Arguments) -> dict[str, Any]:
-    """One run, trained and measured: its numbers, and all that they depend on."""
+    """Numbers of one run, with its settings, commit and machine."""
     run = folder / f"{'_'.join(flag.lstrip('-') for flag in cell.flags) or 'as-configured'}-{seed}"
     devices = ("--devices", str(max(1, process.num_cores() // args.jobs))) if args.jobs > 1 else ()
     data = ("--data.source", args.data) if args.data else ()
@@ -113,7 +113,7 @@ def train_and_measure(table: Table, cell: Cell, seed: int, folder: pathlib.Path,
 
 
 def limit_steps(measure: tuple[str, ...], T: int) -> tuple[str, ...]:
-    """A measurement with at most T steps."""
+    """Flags of a measurement, with at most T steps."""
     return tuple(
         str(min(int(arg), T)) if before == "--steps" else arg
         for before, arg in zip(("", *measure), measure, strict=False)
@@ -133,7 +133,7 @@ def save_row(path: pathlib.Path, cell: str, seed: int, row: dict[str, Any]) -> N
 
 
 def format_row(row: dict[str, Any]) -> str:
-    """A row for a person."""
+    """Readable line of a row's numbers."""
     known = {name: value[0] for name, value in row["numbers"].items() if isinstance(value, list)}
     return ", ".join(f"{name} {value:.4g}" for name, value in known.items() if value is not None)
 

@@ -1,7 +1,7 @@
-"""The tables of docs/results.md: which runs they are of, and what is measured of each.
+"""Tables of docs/results.md: their runs and measurements.
 
 A run is `train.py CONFIG` with a table's flags, a cell's flags and a seed; all cells of a table have the same steps and
-images.  Measurements are commands of `ddpm_jax.evaluate`, the same for every cell.
+images.  Measurements are commands of `ddpm-jax evaluate`, the same for every cell.
 """
 
 from typing import NamedTuple
@@ -11,8 +11,8 @@ class Cell(NamedTuple):
     """A row of a table.
 
     Attributes:
-        flags: in which it differs from the others; of rows of several tables that have the same, one is run.
-        T: the steps of its chain, above which no measurement takes steps.
+        flags: its own flags; rows of several tables with the same flags share one run.
+        T: timesteps of its schedule, the maximum of sampling steps in its measurements.
     """
 
     name: str
@@ -26,10 +26,10 @@ class Table(NamedTuple):
     Attributes:
         config: of all runs.
         flags: of all runs.
-        cells: the rows; the first is what the others are held against.
-        measures: name -> a command of `ddpm_jax.evaluate` with its flags.
+        cells: the rows; the first is the reference of the others.
+        measures: name -> a command of `ddpm-jax evaluate` with its flags.
         seeds: each cell is run once for each.
-        timed: the rows are to take equally long, so what they took is shown.
+        timed: the rows should take equally long, so their seconds are shown.
     """
 
     config: str
@@ -44,7 +44,7 @@ _WEIGHTS = {"none": "constant", "truncated_snr": "max(SNR, 1)", "min_snr": "min(
 
 
 def _targets(*weights: str) -> tuple[Cell, ...]:
-    """What the network predicts, under each weight of the squared error."""
+    """Prediction targets, under each weight of the squared error."""
     named = {"eps": "ε", "x0": "x₀", "v": "v"}
     return tuple(
         Cell(
@@ -96,7 +96,7 @@ def _training() -> tuple[Cell, ...]:
 
 
 def _budget_cell(name: str, steps: int, *flags: str, falling: bool = True) -> Cell:
-    """So many steps, with a rate that is 0 at their end or stays."""
+    """Cell with a number of steps and a learning rate that decays to 0 or is constant."""
     decay = ("--optim.decay", str(steps)) if falling else ()
     return Cell(name, ("--steps", str(steps), "--save-every", str(steps), *decay, *flags))
 
@@ -176,7 +176,7 @@ def _measures(images: int, samples: int, steps: int = 250) -> dict[str, tuple[st
 
 
 def _steps(steps: int, *flags: str) -> tuple[str, ...]:
-    """So many steps, and nothing before their end that is not training."""
+    """Flags for a number of steps without previews or checkpoints before the end."""
     return "--steps", str(steps), "--sample-every", "0", "--save-every", str(steps), *flags
 
 

@@ -1,4 +1,4 @@
-"""Table of what tests take, by file, from `pytest --cost=FILE.json`.
+"""Table of test costs by file, from `pytest --cost=FILE.json`.
 
 python scripts/cost_table.py [BEFORE.json] AFTER.json [--least 5]
 """

@@ -1,13 +1,13 @@
-"""Kills the programs at random moments (kill -9), continues them, and looks whether anything is lost.
+"""Kill test: kills the programs at random moments (kill -9), continues them and checks that nothing is lost.
 
     python -m scripts.kill_test [--kills 100 --seed 0 --out kill_test.json]
 
-Each program first runs undisturbed.  Then the same command runs again in new folders: it is killed, given again, killed
-again, and in the end left alone.  What it leaves must be what the undisturbed run left: of training every leaf of the
-newest checkpoint, which images each step saw, the log but for its times, and the samples; of everything else every
-file, byte for byte.  What was whole on the disk when a kill came must be taken up by the next process.
+Each program first runs undisturbed.  Then the same command runs in new folders, where it is killed and repeated several
+times and at last runs to its end.  The result must equal that of the undisturbed run: for training every leaf of the
+newest checkpoint, the images of each step, the log except its times, and the samples; for the other programs every
+file, byte for byte.  The next process must continue from whatever was complete on the disk at a kill.
 
-The seed decides where the kills are aimed at; when exactly they land is the machine's affair.  All runs on the CPU.
+The seed chooses the moments to aim at; the exact time of a kill varies.  Everything runs on the CPU.
 """
 
 import argparse
@@ -143,7 +143,7 @@ class KillTest:
 
 
 def read_output(output) -> str:
-    """What is in an output file."""
+    """Text of an output file."""
     output.seek(0)
     return output.read()
 
@@ -162,7 +162,7 @@ def write_digits(folder: pathlib.Path) -> None:
 
 
 def divide_kills(kills: int, programs: tuple[KilledProgram, ...]) -> list[tuple[KilledProgram, int]]:
-    """How many kills each kind gets, by its share and at least one; in pieces of at most CHAIN."""
+    """Numbers of kills for each program, by its share and at least one, in pieces of at most MAX_KILLS_PER_RUN."""
     counts = {kind: max(1, kills * kind.share // sum(k.share for k in programs)) for kind in programs}
     counts[programs[0]] += max(0, kills - sum(counts.values()))
     return [
@@ -172,7 +172,7 @@ def divide_kills(kills: int, programs: tuple[KilledProgram, ...]) -> list[tuple[
 
 
 def run_kills(test: KillTest, kind: KilledProgram, number: int, kills: int, seed: int) -> list[dict[str, Any]]:
-    """So many kills of a kind, over as many runs as it takes."""
+    """Outcomes of a number of kills of a program, over as many runs as needed."""
     dice, struck = random.Random(f"{seed} {kind.name} {number}"), []
     for attempt in range(20 * kills):
         if len(struck) >= kills:
@@ -210,7 +210,7 @@ def format_tallies(tallies: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def environment(seconds: float) -> dict[str, Any]:
-    """Where, with what and of what commit."""
+    """Machine, versions and commit."""
     model = [line for line in cpu_lines() if line.startswith("model name")]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "array_record")
@@ -228,7 +228,7 @@ def environment(seconds: float) -> dict[str, Any]:
 
 
 def cpu_lines() -> list[str]:
-    """What Linux says of the processor."""
+    """Lines of /proc/cpuinfo about the processor."""
     path = pathlib.Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.exists() else []
 

@@ -1,4 +1,4 @@
-"""What `scripts.kill_test` kills: how each program is called, when to strike, and what must come out."""
+"""Programs of `scripts.kill_test`: their commands, the moments to kill them, and their expected results."""
 
 import hashlib
 import io
@@ -31,10 +31,10 @@ SAVE_OFTEN = (
 
 
 class KillMoment(NamedTuple):
-    """A moment: up to `window` seconds (0: as long as the command takes) after a sign that it has come.
+    """A moment to kill: up to `window` seconds (0: as long as the command takes) after its condition holds.
 
-    has_come: (folder, the progress of it at the process's start) -> whether it is there.
-    weight: how often it is chosen.
+    has_come: (folder, its progress at the process's start) -> whether the condition holds.
+    weight: relative frequency.
     """
 
     name: str
@@ -44,15 +44,15 @@ class KillMoment(NamedTuple):
 
 
 class KilledProgram(NamedTuple):
-    """A program that is killed, and what is known of the folder that it fills.
+    """A program to kill, and functions of its output folder.
 
-    command: what to call, of the folder of this kill test and the folder to fill.
-    progress: what changes as it goes on, to tell a `KillMoment` by.
-    is_saving: whether something is half-written there now.
-    saved: what is whole on the disk, by name, and cannot have been written twice if its value is the same.
-    find_loss: what the next process has not taken up of what was safe, given what it says; "" if all is well.
-    unsaved_steps: how many steps are known to have been taken beyond what is safe.
-    outcome: all that must be as in an undisturbed run, by name.
+    command: (folder of this kill test, output folder) -> command line.
+    progress: a value that changes with progress, for `KillMoment`.
+    is_saving: whether something is half-written.
+    saved: what is complete on the disk, by name; the value changes if it is written again.
+    find_loss: description of saved work that the next process did not use, from its output; "" if there is none.
+    unsaved_steps: number of known steps after the last save.
+    outcome: everything that must equal an undisturbed run, by name.
     """
 
     name: str
@@ -68,12 +68,12 @@ class KilledProgram(NamedTuple):
 
 
 def at_any_time(folder: pathlib.Path, marks: Any) -> bool:
-    """The sign of a moment that may come at any time."""
+    """Condition of a moment that may come at any time."""
     return True
 
 
 def no_steps(folder: pathlib.Path) -> int:
-    """Of programs that take no steps."""
+    """Number of unsaved steps of programs without steps: 0."""
     return 0
 
 
@@ -96,7 +96,7 @@ def file_stamps(folder: pathlib.Path, pattern: str) -> dict[str, tuple[int, int]
 
 
 def lost_or_rewritten(saved: dict[str, Any], now: dict[str, Any]) -> str:
-    """Which of the safe things are gone or were written again."""
+    """Names of saved files that are gone or were written again."""
     return ", ".join(name for name, stamp in saved.items() if now.get(name) != stamp)
 
 
@@ -120,7 +120,7 @@ def newest_checkpoint(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def find_fallback(saved: dict[str, Any], folder: pathlib.Path, output: str) -> str:
-    """What a trainer's first lines say of having gone on at an older step."""
+    """Message in a trainer's first lines that it continued at an older step."""
     found = re.search(r"^run  .*?(?:continued from step (\d+))?$", output, re.MULTILINE)
     if found and int(found[1] or 0) != saved["newest"]:
         return f"continued from step {found[1] or 0}, where {saved['newest']} was whole"
@@ -262,7 +262,7 @@ def is_saving_shard(folder: pathlib.Path) -> bool:
 
 
 def images_measured(folder: pathlib.Path) -> int:
-    """How many images' bound is on the disk."""
+    """Number of images with a bound on the disk."""
     for path in folder.glob("likelihood-*.npz"):
         try:
             content = path.read_bytes()
@@ -274,7 +274,7 @@ def images_measured(folder: pathlib.Path) -> int:
 
 
 def find_remeasured(saved: dict[str, Any], folder: pathlib.Path, output: str) -> str:
-    """What a measurement says of having gone on with fewer images."""
+    """Message of a measurement that it continued with fewer images."""
     found = re.search(r"continued after (\d+) of", output)
     before = int(found[1]) if found else 0
     begun = found or re.search(r"^\d+ of \d+ images", output, re.MULTILINE)
