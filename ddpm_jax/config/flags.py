@@ -54,7 +54,7 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class InitFrom:
-    init_from: str | None = None
+    init_from: OptionalFlag[str] = None
     """Begin from the parameters of the run in this folder, to train them further on other images."""
     init_weights: Literal["ema", "raw"] = "ema"
     """With --init-from: the moving average of its parameters, or the parameters as its training has them."""
@@ -64,9 +64,9 @@ class InitFrom:
 
 @dataclasses.dataclass(frozen=True)
 class ConditionOptions:
-    label: str | None = None
+    label: OptionalFlag[str] = None
     """Images of this label, a name or a number."""
-    labels: str | None = None
+    labels: OptionalFlag[str] = None
     """Images of these labels in turn, names or numbers with commas between, or "all" that training images had."""
     text: tuple[str, ...] = ()
     """Images of this text, or of these in turn; "" is unconditional."""
@@ -78,27 +78,27 @@ class ConditionOptions:
 class SamplingOptions:
     sampler: OptionalFlag[Literal["ancestral", "analytic", "ddim", "dpm_solver_pp", "unipc"]] = None
     """The reverse process (default for this and the following: what the config says)."""
-    steps: int | None = None
+    steps: OptionalFlag[int] = None
     """Network calls per image."""
-    spacing: Spacing | None = None
+    spacing: OptionalFlag[Spacing] = None
     """How the visited times are spread over 1..T."""
-    variance_mix: float | None = None
+    variance_mix: OptionalFlag[float] = None
     """Reverse variance of ancestral sampling: 1 is beta, 0 is beta-tilde."""
-    eta: float | None = None
+    eta: OptionalFlag[float] = None
     """Noise of DDIM: 0 is deterministic, 1 ancestral."""
-    order: int | None = None
+    order: OptionalFlag[int] = None
     """Order of DPM-Solver++ and UniPC, 1 to 3."""
-    clip: bool | None = None
+    clip: OptionalFlag[bool] = None
     """Bring each predicted x_0 into [-1, 1]."""
-    threshold: float | None = None
+    threshold: OptionalFlag[float] = None
     """Instead of clipping, divide x_0 by this percentile of its absolute value, if that exceeds 1; 0 is off."""
-    eps_scale: float | None = None
+    eps_scale: OptionalFlag[float] = None
     """Divide the predicted noise by this, before x_0 is clipped."""
-    guidance: float | None = None
+    guidance: OptionalFlag[float] = None
     """How far to go from what nothing says to what the condition says: 1 is there, more is beyond."""
-    guidance_interval: tuple[int, int] | None = None
+    guidance_interval: OptionalFlag[tuple[int, int]] = None
     """First and last time t to guide at."""
-    tile: int | None = None
+    tile: OptionalFlag[int] = None
     """Images per device and network call: part of what an image is, to the bit.  0 is as many as suit the device."""
 
     def overrides(self) -> dict[str, Any]:
@@ -108,9 +108,9 @@ class SamplingOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EditOptions:
-    inpaint: str | None = None
+    inpaint: OptionalFlag[str] = None
     """An image as those of the run: keep its pixels where --mask is not 0, to the bit, and make the others."""
-    mask: str | None = None
+    mask: OptionalFlag[str] = None
     """An image of one channel: 0 where pixels are to be made, any one other value where they are known."""
     resample: OptionalFlag[int] = None
     """How often inpainting comes down each stretch of the chain, for new pixels that fit (default: 1)."""
@@ -118,11 +118,11 @@ class EditOptions:
     """Steps in such a stretch (default: 10)."""
     cg_steps: OptionalFlag[int] = None
     """Bring each prediction in line with the known pixels by this many derivatives of the network (default: 0)."""
-    init_image: str | None = None
+    init_image: OptionalFlag[str] = None
     """An image as those of the run: begin from it, noised, instead of from noise."""
     strength: OptionalFlag[float] = None
     """How much of the chain --init-image goes through, in (0, 1]: 1 leaves next to nothing of it (default: 0.6)."""
-    interpolate: tuple[str, str] | None = None
+    interpolate: OptionalFlag[tuple[str, str]] = None
     """Two images as those of the run: --num images from the first to the second, with --sampler ddim."""
 
 
@@ -139,13 +139,13 @@ class Prepare:
     """Of the data set: lower-case letters, digits and _."""
     out: str
     """The folder that it goes into, for `tfds:NAME@OUT`; TFDS's own is ~/tensorflow_datasets."""
-    resolution: int | None = None
+    resolution: OptionalFlag[int] = None
     """Bring images to this height and width: cut to the middle, scaled with an antialiased filter."""
     shards: OptionalFlag[int] = None
     """Files of the training split (default: about 256 MB of decoded images in each)."""
     held_out: float = 0.1
     """The part of the images that becomes the split test, if the source has none."""
-    levels: int | None = None
+    levels: OptionalFlag[int] = None
     """Levels of the images, if not 256 or 65536."""
     range: tuple[float, ...] = ()
     """Lowest and highest value of floating-point images."""

@@ -13,11 +13,11 @@ from ddpm_jax.config import Config, flags
 class ImageOptions:
     """Options of the images, which files of weights do not describe."""
 
-    source: str | None = None
+    source: flags.OptionalFlag[str] = None
     """Source of images to train on or compare with, as train.py's --data.source; evaluate's --data replaces it."""
     levels: flags.OptionalFlag[int] = None
     """Number of values of a pixel (default: 256, 8 bits)."""
-    range: tuple[float, float] | None = None
+    range: flags.OptionalFlag[tuple[float, float]] = None
     """Instead of levels: the values of floating-point images that become -1 and 1."""
     label_names: tuple[str, ...] = ()
     """Names of the labels, the first of label 0 (default: their numbers)."""
@@ -98,7 +98,7 @@ class FromOpenAI:
     """The run's folder, created."""
     published: flags.OptionalFlag[str] = None
     """The published checkpoint: the name of its file without .pt (default: the name of this file)."""
-    family: Literal["improved", "guided"] | None = None
+    family: flags.OptionalFlag[Literal["improved", "guided"]] = None
     """Instead of a published one: the project that it is of."""
     flags: str = ""
     """With --family: the flags of the command that trained it, as --flags="--image_size 64 --learn_sigma True"."""

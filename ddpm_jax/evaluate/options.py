@@ -20,7 +20,7 @@ class CommonFlags:
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
     condition_request: tyro.conf.OmitArgPrefixes[flags.ConditionOptions] = flags.ConditionOptions()
     sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
-    source: Annotated[str | None, tyro.conf.arg(name="data")] = None
+    source: Annotated[str | None, tyro.conf.arg(name="data", help_behavior_hint="")] = None
     """Source of the images, if not that of the config: "digits" or "npz:PATH"."""
     out: flags.OptionalFlag[str] = None
     """Folder for the results (default: evaluation in the run)."""
@@ -64,7 +64,7 @@ class LikelihoodOptions(EvaluationOptions):
 
     split: Literal["train", "test"] = "test"
     """The split to evaluate."""
-    num: int | None = None
+    num: flags.OptionalFlag[int] = None
     """Only the first NUM images."""
     estimate: flags.OptionalFlag[int] = None
     """Strata of the estimate (default: the exact bound)."""
@@ -95,7 +95,7 @@ class SamplesOptions(EvaluationOptions):
     """The split to compare with."""
     format: Format = "integer"
     """Samples rounded to levels, as in files, or as floats, as the original measured."""
-    samples: str | None = None
+    samples: flags.OptionalFlag[str] = None
     """An .npz file with images `arr_0` to measure instead of drawing."""
     inception_weights: flags.OptionalFlag[str] = None
     """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
@@ -232,7 +232,7 @@ class RateDistortionOptions(EvaluationOptions):
 
     split: Literal["train", "test"] = "test"
     """The split to evaluate."""
-    num: int | None = None
+    num: flags.OptionalFlag[int] = None
     """Only the first NUM images."""
     seed: int = 0
     """Seed of the noise of each x_t."""

@@ -38,9 +38,9 @@ class Arguments:
     From 0 on, its estimate of the time is worth something and is printed."""
     devices: flags.OptionalFlag[int] = None
     """On a CPU: into how many JAX devices to divide it (default: one per core)."""
-    out: str | None = None
+    out: flags.OptionalFlag[str] = None
     """A JSON file for the report."""
-    text: str | None = None
+    text: flags.OptionalFlag[str] = None
     """A folder for the compiled programs, as the compiler prints them."""
 
 

@@ -37,11 +37,11 @@ class Arguments:
     condition: tyro.conf.OmitArgPrefixes[flags.ConditionOptions] = flags.ConditionOptions()
     sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
     edits: tyro.conf.OmitArgPrefixes[flags.EditOptions] = flags.EditOptions()
-    batch: int | None = None
+    batch: flags.OptionalFlag[int] = None
     """How many images to have in flight at once; it changes no image."""
     trajectory: bool = False
     """Also write the way there: trajectory.gif, and trajectory.png with x_t above the predicted x_0."""
-    verify: str | None = None
+    verify: flags.OptionalFlag[str] = None
     """A manifest.json: make its images again and say whether they are equal."""
     devices: flags.OptionalFlag[int] = None
     """On a CPU: into how many JAX devices to divide it (default: one per core)."""

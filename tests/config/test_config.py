@@ -381,6 +381,8 @@ def test_help_names_arguments_and_says_a_default_once(words, arguments, monkeypa
     assert arguments in shown.partition("(required)")[0]
     assert not re.search(r"\] STR\b|__tyro", shown)
     assert not re.search(r"\(default: [^()]*\)\.? \(default: None\)", shown)
+    hosts = shown.count("--coordinator STR")  # whose options are those of a module without command lines
+    assert words[-1] in ("train.py", "preflight") or shown.count("(default: None)") == 3 * hosts
 
 
 def test_help_imports_nothing_heavy():
