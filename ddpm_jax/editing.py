@@ -16,10 +16,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from ddpm_jax import gaussian, samplers
 from ddpm_jax.gaussian import Denoiser, Estimate
+from ddpm_jax.keys import fold_in_all
 from ddpm_jax.samplers import Sampler, SamplerState, State
 from ddpm_jax.schedules import Schedule, gather
 
@@ -68,14 +68,14 @@ def inpainting(schedule: Schedule, sampler: Sampler, known: jax.Array, mask: jax
 
         def reverse_step() -> SamplerState:
             inner = sampler.step(keys, state.inner_state, t, s)
-            eps = samplers.step_noise(_fold_in(keys, KNOWN_STREAM), s, inner.x)
+            eps = samplers.step_noise(fold_in_all(keys, KNOWN_STREAM), s, inner.x)
             known_s = gather(schedule.signal, s, inner.x) * known + gather(schedule.noise, s, inner.x) * eps
             return inner._replace(x=jnp.where(mask, known_s, inner.x))
 
         def forward_step() -> SamplerState:
             scale = gather(schedule.signal, s, state.x) / gather(schedule.signal, t, state.x)
             std = gather(schedule.noise, s, state.x) * jnp.sqrt(gaussian.one_minus_snr_ratio(schedule, s, t, state.x))
-            eps = samplers.step_noise(_fold_in(keys, FORWARD_STREAM), s, state.x)
+            eps = samplers.step_noise(fold_in_all(keys, FORWARD_STREAM), s, state.x)
             return sampler.init(scale * state.x + std * eps, s)
 
         inner = jax.lax.cond(s < t, reverse_step, forward_step)
@@ -310,13 +310,9 @@ def slerp(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
     return of_a * a + of_b * b
 
 
-def _fold_in(keys: jax.Array, number: ArrayLike) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, jnp.asarray(number, jnp.uint32))
-
-
 def _pass_keys(keys: jax.Array, forward_steps: jax.Array) -> jax.Array:
     """The keys before any forward step, and others after each; selected as data, as a selection of keys uses them."""
-    again = jax.random.key_data(_fold_in(_fold_in(keys, REPEAT_STREAM), forward_steps))
+    again = jax.random.key_data(fold_in_all(fold_in_all(keys, REPEAT_STREAM), forward_steps))
     data = jnp.where(forward_steps == 0, jax.random.key_data(keys), again)
     return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
 

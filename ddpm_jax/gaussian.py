@@ -242,12 +242,7 @@ def estimate(schedule: Schedule, predicts: Predicts, out: jax.Array, x_t: jax.Ar
 
 
 def denoiser(
-    schedule: Schedule,
-    net: Net,
-    predicts: Predicts = "eps",
-    *,
-    clip: bool = False,
-    learned_variance: bool = False,
+    schedule: Schedule, net: Net, predicts: Predicts = "eps", *, clip: bool = False, learned_variance: bool = False
 ) -> Denoiser:
     """The `Denoiser` of a network, given the quantity that it predicts.
 

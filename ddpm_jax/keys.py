@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 GENERATOR = "threefry2x32"
 
@@ -41,6 +42,11 @@ def from_seed(seed: int) -> jax.Array:
 def fold_in_each(key: jax.Array, numbers: jax.Array) -> jax.Array:
     """[B] keys, fold_in(key, n) for each n of numbers [B]."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
+
+
+def fold_in_all(keys: jax.Array, number: ArrayLike) -> jax.Array:
+    """[B] keys, fold_in(keys[i], number)."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, jnp.asarray(number, jnp.uint32))
 
 
 def check_integer(name: str, value: Any, below: int = SEED_LIMIT) -> Any:
@@ -100,7 +106,7 @@ def example_keys(key: jax.Array, batch: int) -> jax.Array:
 def split_keys(keys: jax.Array, parts: int) -> list[jax.Array]:
     """Independent sets of keys [B] from keys [B]: set n is fold_in(keys[i], n), n = 0 .. parts - 1."""
     check_keys("keys", keys)
-    return [jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n) for n in range(parts)]
+    return [fold_in_all(keys, n) for n in range(parts)]
 
 
 def standard_normal(keys: jax.Array, like: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ instead, for both of its fixed variances, and a learned variance lies between be
 the likelihood alone (samplers add no noise in the last step).
 """
 
+import functools
 from typing import NamedTuple, Protocol
 
 import jax
@@ -102,10 +103,10 @@ def vlb(
     _check_chain(chain, schedule.T)
     first_var = decoder_variance(schedule, chain) if decoder_var is None else decoder_var
 
+    term = functools.partial(vlb_term, variance_mix=variance_mix, decoder=decoder, decoder_var=first_var)
+
     def step(_: None, ts: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        return None, vlb_term(
-            keys, schedule, denoise, x0, *ts, variance_mix=variance_mix, decoder=decoder, decoder_var=first_var
-        )
+        return None, term(keys, schedule, denoise, x0, *ts)
 
     pairs = jnp.asarray(chain[:-1][::-1]), jnp.asarray(chain[1:][::-1])
     _, (terms, mse) = jax.lax.scan(step, None, pairs)
@@ -140,6 +141,7 @@ def estimate_vlb(
     gaussian.check_unit_interval("variance_mix", variance_mix)
     keys = example_keys(key, x0.shape[0])
     first_var = decoder_variance(schedule) if decoder_var is None else decoder_var
+    term = functools.partial(vlb_term, variance_mix=variance_mix, decoder=decoder, decoder_var=first_var)
     low, high = _strata(schedule.T, strata)
 
     def draw(draw_index: int, lo: jax.Array, hi: jax.Array) -> jax.Array:
@@ -147,9 +149,7 @@ def estimate_vlb(
         own = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, lo), draw_index))(keys)
         time_keys, eps_keys = split_keys(own, 2)
         t = jax.vmap(lambda k: jax.random.randint(k, (), lo, hi + 1, jnp.int32))(time_keys)
-        return vlb_term(
-            eps_keys, schedule, denoise, x0, t, t - 1, variance_mix=variance_mix, decoder=decoder, decoder_var=first_var
-        )[0]
+        return term(eps_keys, schedule, denoise, x0, t, t - 1)[0]
 
     def stratum(_: None, ends: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
         lo, hi = ends
@@ -158,9 +158,7 @@ def estimate_vlb(
         return None, (length * (a + b) / 2, (length * (a - b) / 2) ** 2)
 
     one = jnp.ones((), jnp.int32)
-    decoded, mse = vlb_term(
-        keys, schedule, denoise, x0, one, one - 1, variance_mix=variance_mix, decoder=decoder, decoder_var=first_var
-    )
+    decoded, mse = term(keys, schedule, denoise, x0, one, one - 1)
     prior = prior_kl(schedule, x0, schedule.T)
     if low.size == 0:
         return VLBEstimate(prior + decoded, jnp.zeros_like(prior), prior, decoded, mse)

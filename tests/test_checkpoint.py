@@ -437,7 +437,9 @@ def test_what_was_saved_first_is_read_back_once(tmp_path):
         saved.wait()
         flip_bit(largest_file(tmp_path / "good" / "1" / "ema"))
         saved.save(2, STATE, {})  # the first was read, when it was there
-    with pytest.raises(OSError, match=r"not come back: checkpoint 1 .* its part 'ema': .*\(renamed to 1.unreadable\)"):
+    with pytest.raises(
+        OSError, match=r"cannot be read back: checkpoint 1 .* its part 'ema': .*\(renamed to 1.unreadable\)"
+    ):
         with Checkpoints(tmp_path / "bad") as saved:
             saved.save(1, STATE, {})
             saved._manager.wait_until_finished()

@@ -42,12 +42,7 @@ class HeldOut(NamedTuple):
     losses: np.ndarray
 
 
-def evaluate_held_out(
-    evaluate_batch: EvaluateBatch,
-    key: jax.Array,
-    x0: Any,
-    batch: int,
-) -> HeldOut:
+def evaluate_held_out(evaluate_batch: EvaluateBatch, key: jax.Array, x0: Any, batch: int) -> HeldOut:
     """Loss and bits/dim over x0, batch after batch; the same key gives the same times and noise.
 
     Args:

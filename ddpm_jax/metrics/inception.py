@@ -99,11 +99,7 @@ class Inception:
 
 
 def load(
-    levels: int,
-    *,
-    weights: str | None = None,
-    device: Literal["cpu", "cuda"] | None = None,
-    batch: int = 64,
+    levels: int, *, weights: str | None = None, device: Literal["cpu", "cuda"] | None = None, batch: int = 64
 ) -> Inception:
     """Inception-v3 for images of `levels` levels.
 

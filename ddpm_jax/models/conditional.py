@@ -21,12 +21,7 @@ class ConditionalUNet(nn.Module):
         nn.share_scope(self, self.unet)
 
     def __call__(
-        self,
-        x: jax.Array,
-        t: jax.Array,
-        condition: Condition | None = None,
-        *,
-        dropout_keys: jax.Array | None = None,
+        self, x: jax.Array, t: jax.Array, condition: Condition | None = None, *, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
         """The prediction for x [B, H, W, C] at times t [B], given a condition; see `UNet`."""
         label, _, context, mask, image = self.encode_text(condition or Condition())

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from ddpm_jax import gaussian
-from ddpm_jax.keys import MAX_IMAGES, check_integer, example_keys, fold_in_each, from_seed, standard_normal
+from ddpm_jax.keys import MAX_IMAGES, check_integer, example_keys, fold_in_all, fold_in_each, from_seed, standard_normal
 
 
 class Noise(Protocol):
@@ -80,7 +80,7 @@ def image_keys(seed: int, indices: Iterable[int]) -> jax.Array:
 
 def step_noise(keys: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
     """Standard normal noise [B, ...], image i's from fold_in(keys[i], t)."""
-    return standard_normal(jax.vmap(lambda k: jax.random.fold_in(k, t))(keys), like)
+    return standard_normal(fold_in_all(keys, t), like)
 
 
 def initial_noise(keys: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:

@@ -8,7 +8,7 @@ import scipy.stats
 
 from ddpm_jax import data, tracking
 from ddpm_jax.metrics import monitors
-from ddpm_jax.metrics.monitors import memorisation
+from ddpm_jax.metrics.monitors.memorisation import _fisher_p_value
 
 DIGITS = data.load("digits")
 ALL = np.concatenate([DIGITS.train, DIGITS.test])
@@ -257,7 +257,7 @@ def test_what_cannot_be_judged_is_called_unknown():
 @pytest.mark.parametrize(("hits", "n", "known", "m"), [(0, 5, 0, 5), (3, 64, 1, 100), (20, 64, 5, 100), (5, 5, 40, 40)])
 def test_the_probability_of_chance_is_that_of_fishers_exact_test(hits, n, known, m):
     _, want = scipy.stats.fisher_exact([[hits, n - hits], [known, m - known]], alternative="greater")
-    assert memorisation._fisher_p_value(hits, n, known, m) == pytest.approx(want, rel=1e-9)
+    assert _fisher_p_value(hits, n, known, m) == pytest.approx(want, rel=1e-9)
 
 
 def test_sixteen_bits_of_the_same_images_are_as_near():
@@ -309,9 +309,9 @@ def test_colour_has_a_line_per_channel_and_many_channels_have_the_worst():
     rng = np.random.default_rng(15)
     train, samples = photos(rng, 300), photos(rng, 64)
     red = to_bytes(samples + np.array([20.0, 0, 0]))
-    said = monitors.lines(monitors.report(red, monitors.reference(train, photos(rng, 100), 256)))
-    assert [line[:10] for line in said] == ["samples 0 ", "samples 1 ", "samples 2 ", "neighbours"]
-    assert "<- off:" in said[0] and "tint" in said[0].split("<- off:")[1]
+    lines = monitors.lines(monitors.report(red, monitors.reference(train, photos(rng, 100), 256)))
+    assert [line[:10] for line in lines] == ["samples 0 ", "samples 1 ", "samples 2 ", "neighbours"]
+    assert "<- off:" in lines[0] and "tint" in lines[0].split("<- off:")[1]
 
     def five(images, third):
         return np.concatenate([images[..., [0, 1, 1]], third[..., :1], images[..., 2:]], -1)

@@ -94,12 +94,7 @@ def position_features(sides: Sequence[int], dtype: DTypeLike) -> jax.Array:
 
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    heads: int,
-    mask: Array | None = None,
-    bias: jax.Array | None = None,
+    q: jax.Array, k: jax.Array, v: jax.Array, heads: int, mask: Array | None = None, bias: jax.Array | None = None
 ) -> jax.Array:
     """Attention softmax(q k / sqrt(C) + bias) v over the keys in the mask, in float32 at least; 0 if there are none.
 

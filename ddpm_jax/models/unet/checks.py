@@ -109,12 +109,7 @@ def check_arguments(x: jax.Array, t: jax.Array, dropout_keys: jax.Array | None) 
 
 
 def check_conditions(
-    net: "UNet",
-    x: jax.Array,
-    label: Array | None,
-    context: Array | None,
-    mask: Array | None,
-    image: Array | None,
+    net: "UNet", x: jax.Array, label: Array | None, context: Array | None, mask: Array | None, image: Array | None
 ) -> None:
     """Raises a ValueError for conditions that the network does not take, or of the wrong shape or dtype."""
     batch, sides = x.shape[0], x.shape[1:-1]

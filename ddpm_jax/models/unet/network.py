@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import flax.linen as nn
 import jax
@@ -28,6 +28,8 @@ from ddpm_jax.models.unet.layers import (
 from ddpm_jax.models.unet.norm import GroupNorm
 from ddpm_jax.models.unet.parameters import at_least_float32
 
+_Attention = TypeVar("_Attention", covariant=True)
+
 
 class ResampleLayer(Protocol):
     """(h [B, H, W, C], temb [B, D], dropout_keys [B] or None) -> h of another size."""
@@ -41,16 +43,19 @@ class BlockFactory(Protocol):
     def __call__(self, *, name: str, dropout_index: int, resize: Resize | None = None) -> ResnetBlock: ...
 
 
-class AttentionFactory(Protocol):
-    """The attentions of pixels to each other."""
+class AttentionFactory(Protocol[_Attention]):
+    """The attentions of a level."""
 
-    def __call__(self, *, name: str) -> AttentionBlock: ...
+    def __call__(self, *, name: str) -> _Attention: ...
 
 
-class CrossAttentionFactory(Protocol):
-    """The attentions of pixels to a context."""
+class LevelLayers(NamedTuple):
+    """Factories of the layers of a level; None for those that it does not have."""
 
-    def __call__(self, *, name: str) -> CrossAttention: ...
+    block: BlockFactory
+    attention: AttentionFactory[AttentionBlock] | None
+    cross_attention: AttentionFactory[CrossAttention] | None
+    resample: ResampleLayer | None
 
 
 ContextAndMask = tuple[Array, Array]
@@ -60,13 +65,9 @@ ContextAndMask = tuple[Array, Array]
 class Down(nn.Module):
     """A level of the encoder: blocks, dropout indices from `dropout_index`, downsampling unless `resample` is None."""
 
-    block: BlockFactory
-    attention: AttentionFactory
-    cross_attention: CrossAttentionFactory | None
-    has_attention: bool
+    layers: LevelLayers
     num_res_blocks: int
     dropout_index: int
-    resample: ResampleLayer | None
 
     @nn.compact
     def __call__(
@@ -78,21 +79,17 @@ class Down(nn.Module):
     ) -> Sequence[jax.Array]:
         """Skip connections so far, the last being the input -> the same and those of this level."""
         for i in range(self.num_res_blocks):
-            h = self.block(name=f"block_{i}", dropout_index=self.dropout_index + i)(skips[-1], temb, dropout_keys)
-            if self.has_attention:
-                h = apply_attention(self, h, context, i)
-            skips = [*skips, h]
-        if self.resample is None:
+            block = self.layers.block(name=f"block_{i}", dropout_index=self.dropout_index + i)
+            skips = [*skips, apply_attention(self.layers, block(skips[-1], temb, dropout_keys), context, i)]
+        if self.layers.resample is None:
             return skips
-        return [*skips, self.resample(skips[-1], temb, dropout_keys, name="downsample")]
+        return [*skips, self.layers.resample(skips[-1], temb, dropout_keys, name="downsample")]
 
 
 class Middle(nn.Module):
     """The level of the smallest size: two blocks with attention between them."""
 
-    block: BlockFactory
-    attention: AttentionFactory
-    cross_attention: CrossAttentionFactory | None
+    layers: LevelLayers
     dropout_index: int
 
     @nn.compact
@@ -100,20 +97,16 @@ class Middle(nn.Module):
         self, h: jax.Array, temb: jax.Array, context: ContextAndMask | None, dropout_keys: jax.Array | None
     ) -> jax.Array:
         """[B, H, W, C] -> the same."""
-        h = self.block(name="block_1", dropout_index=self.dropout_index)(h, temb, dropout_keys)
-        h = apply_attention(self, h, context, 1)
-        return self.block(name="block_2", dropout_index=self.dropout_index + 1)(h, temb, dropout_keys)
+        h = self.layers.block(name="block_1", dropout_index=self.dropout_index)(h, temb, dropout_keys)
+        h = apply_attention(self.layers, h, context, 1)
+        return self.layers.block(name="block_2", dropout_index=self.dropout_index + 1)(h, temb, dropout_keys)
 
 
 class Up(nn.Module):
     """A level of the decoder: blocks, dropout indices from `dropout_index`, upsampling unless `resample` is None."""
 
-    block: BlockFactory
-    attention: AttentionFactory
-    cross_attention: CrossAttentionFactory | None
-    has_attention: bool
+    layers: LevelLayers
     dropout_index: int
-    resample: ResampleLayer | None
 
     @nn.compact
     def __call__(
@@ -126,18 +119,20 @@ class Up(nn.Module):
     ) -> jax.Array:
         """The input, and this level's skip connections, one for each block, from the last to the first."""
         for i, skip in enumerate(reversed(skips)):
-            h = self.block(name=f"block_{i}", dropout_index=self.dropout_index + i)((h, skip), temb, dropout_keys)
-            if self.has_attention:
-                h = apply_attention(self, h, context, i)
-        return h if self.resample is None else self.resample(h, temb, dropout_keys, name="upsample")
+            block = self.layers.block(name=f"block_{i}", dropout_index=self.dropout_index + i)
+            h = apply_attention(self.layers, block((h, skip), temb, dropout_keys), context, i)
+        resample = self.layers.resample
+        return h if resample is None else resample(h, temb, dropout_keys, name="upsample")
 
 
-def apply_attention(level: Down | Middle | Up, h: jax.Array, context: ContextAndMask | None, i: int) -> jax.Array:
-    """h after a level's self-attention number i and, if there is a context, its cross-attention."""
-    h = level.attention(name=f"attn_{i}")(h)
-    if level.cross_attention is None or context is None:
+def apply_attention(layers: LevelLayers, h: jax.Array, context: ContextAndMask | None, i: int) -> jax.Array:
+    """h after a level's self-attention number i and, with a context, its cross-attention; h without attention."""
+    if layers.attention is None:
         return h
-    return level.cross_attention(name=f"cross_{i}")(h, *context)
+    h = layers.attention(name=f"attn_{i}")(h)
+    if layers.cross_attention is None or context is None:
+        return h
+    return layers.cross_attention(name=f"cross_{i}")(h, *context)
 
 
 class UNet(nn.Module):
@@ -248,25 +243,23 @@ class UNet(nn.Module):
         conv = functools.partial(Conv, forward_mode=self.forward_mode)
         skips: Sequence[jax.Array] = [conv(self.channels, dtype=self.dtype, name="conv_in")(h)]
         block_of_level, attention, cross_attention = _layer_factories(self)
-        cross_attention = None if context_and_mask is None else cross_attention
+        layers = [
+            LevelLayers(block, attention if attends else None, cross_attention, None)
+            for block, attends in zip(block_of_level, has_attention, strict=True)
+        ]
 
         dropout_index = 0
-        for i in range(levels):
-            resample = _resample_layer(self, block_of_level[i], "down", i) if i < levels - 1 else None
-            down = Down(
-                block_of_level[i], attention, cross_attention, has_attention[i], self.num_res_blocks, dropout_index,
-                resample, name=f"down_{i}",
-            )  # fmt: skip
+        for i, level in enumerate(layers):
+            resample = _resample_layer(self, level.block, "down", i) if i < levels - 1 else None
+            down = Down(level._replace(resample=resample), self.num_res_blocks, dropout_index, name=f"down_{i}")
             skips = down(skips, temb, context_and_mask, dropout_keys)
             dropout_index += self.num_res_blocks
-        middle = Middle(block_of_level[-1], attention, cross_attention, dropout_index, name="mid")
+        middle = Middle(layers[-1]._replace(attention=attention), dropout_index, name="mid")
         h = middle(skips[-1], temb, context_and_mask, dropout_keys)
         dropout_index += 2
-        for i in reversed(range(levels)):
-            resample = _resample_layer(self, block_of_level[i], "up", i) if i > 0 else None
-            up = Up(
-                block_of_level[i], attention, cross_attention, has_attention[i], dropout_index, resample, name=f"up_{i}"
-            )
+        for i, level in reversed([*enumerate(layers)]):
+            resample = _resample_layer(self, level.block, "up", i) if i > 0 else None
+            up = Up(level._replace(resample=resample), dropout_index, name=f"up_{i}")
             h = up(h, skips[-self.num_res_blocks - 1 :], temb, context_and_mask, dropout_keys)
             skips, dropout_index = skips[: -self.num_res_blocks - 1], dropout_index + self.num_res_blocks + 1
 
@@ -298,8 +291,10 @@ def _levels_with_attention(net: UNet, side: int) -> list[bool]:
     ]
 
 
-def _layer_factories(net: UNet) -> tuple[Sequence[BlockFactory], AttentionFactory, CrossAttentionFactory]:
-    """Factories of the blocks of each level, of attentions and of cross-attentions."""
+def _layer_factories(
+    net: UNet,
+) -> tuple[Sequence[BlockFactory], AttentionFactory[AttentionBlock], AttentionFactory[CrossAttention] | None]:
+    """Factories of the blocks of each level, of attentions and of cross-attentions, None without a context."""
     maybe_remat = nn.remat if net.remat else (lambda layer: layer)
     numerics = {
         "dtype": net.dtype, "groups": net.groups, "eps": net.compat.eps, "forward_mode": net.forward_mode
@@ -312,7 +307,7 @@ def _layer_factories(net: UNet) -> tuple[Sequence[BlockFactory], AttentionFactor
     return (
         block_of_level,
         functools.partial(maybe_remat(AttentionBlock), **heads),
-        functools.partial(maybe_remat(CrossAttention), **heads),
+        functools.partial(maybe_remat(CrossAttention), **heads) if net.context_dim else None,
     )
 
 
