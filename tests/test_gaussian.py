@@ -297,14 +297,14 @@ def test_data_beyond_1_are_kept_unless_clipping_is_asked_for():
 
 
 def test_denoiser_gives_the_network_one_time_for_each_example():
-    schedule, told = schedules.linear(10), []
+    schedule, times = schedules.linear(10), []
 
     def net(x, t):
-        told.append(np.asarray(t))
+        times.append(np.asarray(t))
         return x
 
     gaussian.denoiser(schedule, net, "x0", clip=False)(np.zeros((3, 2), np.float32), 4)
-    np.testing.assert_array_equal(told[0], [4, 4, 4])
+    np.testing.assert_array_equal(times[0], [4, 4, 4])
 
 
 # --- the divergence

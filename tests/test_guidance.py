@@ -22,7 +22,7 @@ def net(x_t, t, condition):
     return jnp.where(t[:, None] > 50, x_t, jnp.abs(x_t)) * condition[:, None]
 
 
-TOLD, FREE = np.arange(6, dtype=np.float32), np.full(6, -3, np.float32)
+LABELS, NULL = np.arange(6, dtype=np.float32), np.full(6, -3, np.float32)
 
 
 @functools.cache
@@ -32,34 +32,34 @@ def guided(with_interval=False):
     @jax.jit
     def outputs(scale, first, last):
         interval = (first, last) if with_interval else None
-        found = guidance.classifier_free_guidance(net, TOLD, FREE, scale, interval=interval)(X, T)
-        return found, net(X, T, TOLD), net(X, T, FREE)
+        found = guidance.classifier_free_guidance(net, LABELS, NULL, scale, interval=interval)(X, T)
+        return found, net(X, T, LABELS), net(X, T, NULL)
 
     return lambda scale, first=0, last=0: to_numpy(outputs(np.float32(scale), first, last))
 
 
 def test_guidance_of_1_is_the_conditional_network_and_of_0_the_other_one():
-    one, told, free = guided()(1.0)
-    np.testing.assert_array_equal(one, told)
+    one, conditional, free = guided()(1.0)
+    np.testing.assert_array_equal(one, conditional)
     np.testing.assert_array_equal(guided()(0.0)[0], free)
     # and it goes on in a line
-    np.testing.assert_allclose(guided()(3.5)[0] - told, 2.5 * (told - free), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(guided()(3.5)[0] - conditional, 2.5 * (conditional - free), rtol=1e-5, atol=1e-5)
 
 
 def test_outside_of_its_interval_guidance_does_nothing():
-    found, told, _ = guided(True)(4.0, 20, 60)
+    found, conditional, _ = guided(True)(4.0, 20, 60)
     inside = np.array([False, True, True, True, False, False])
     np.testing.assert_array_equal(found[inside], guided()(4.0)[0][inside])
-    np.testing.assert_array_equal(found[~inside], told[~inside])
+    np.testing.assert_array_equal(found[~inside], conditional[~inside])
 
 
 def test_a_learned_variance_stays_that_of_the_condition():
     def doubled(x_t, t, condition):
         return jnp.concatenate([net(x_t, t, condition), x_t * condition[:, None]], axis=-1)
 
-    found = np.asarray(jax.jit(lambda: guidance.classifier_free_guidance(doubled, TOLD, FREE, 2.0)(X, T))())
+    found = np.asarray(jax.jit(lambda: guidance.classifier_free_guidance(doubled, LABELS, NULL, 2.0)(X, T))())
     np.testing.assert_allclose(found[:, :4], guided()(2.0)[0], rtol=1e-6)
-    np.testing.assert_allclose(found[:, 4:], X * TOLD[:, None], rtol=1e-6)
+    np.testing.assert_allclose(found[:, 4:], X * LABELS[:, None], rtol=1e-6)
 
 
 def test_another_scale_or_interval_is_no_other_program():
@@ -68,7 +68,7 @@ def test_another_scale_or_interval_is_no_other_program():
     @jax.jit
     def some(scale, interval):
         traced.append(scale)
-        return guidance.classifier_free_guidance(net, TOLD, FREE, scale, interval=interval)(X, T)
+        return guidance.classifier_free_guidance(net, LABELS, NULL, scale, interval=interval)(X, T)
 
     for scale, interval in ((1.0, (1, 100)), (0.0, (5, 9)), (7.5, (2, 2))):
         some(jnp.float32(scale), jnp.array(interval))
@@ -77,11 +77,11 @@ def test_another_scale_or_interval_is_no_other_program():
 
 def test_guidance_must_be_one_number():
     with pytest.raises(ValueError, match=r"scale must be a single number, got an array \(2,\)"):
-        guidance.classifier_free_guidance(net, TOLD, FREE, np.ones(2))
+        guidance.classifier_free_guidance(net, LABELS, NULL, np.ones(2))
 
 
 def test_guided_normal_data_are_those_of_the_guided_mean():
-    """Told the mean m, data are N(m, C), told nothing N(0, C): guided by w they are N(w m, C), by w log-densities."""
+    """With the mean m as condition, data are N(m, C), unconditionally N(0, C): with scale w they are N(w m, C)."""
     cov = np.diag([0.5, 0.1, 0.02])
     means = np.array([[1.0, -0.5, 0.2], [-0.3, 0.4, 0.1]])
 
@@ -89,18 +89,18 @@ def test_guided_normal_data_are_those_of_the_guided_mean():
         law = conformance.gaussian_data(mean, cov)
         return conformance.ideal_denoiser(SCHEDULE, law)(x_t, t).eps
 
-    def normal(x_t, t, told):
+    def normal(x_t, t, labels):
         exact = jnp.stack([eps_of(mean, x_t, t) for mean in (*means, np.zeros(3))])
-        return exact[told, jnp.arange(len(told))]
+        return exact[labels, jnp.arange(len(labels))]
 
-    told, nothing = np.array([0, 1, 0, 1]), np.full(4, 2)
+    labels, null = np.array([0, 1, 0, 1]), np.full(4, 2)
     x_T = np.random.default_rng(3).normal(size=(4, 3)).astype(np.float32)
     chain = conformance.uniform_log_snr_times(SCHEDULE, 30, 5)
 
     @jax.jit
     def images(keys, scale):
         denoise = gaussian.denoiser(
-            SCHEDULE, guidance.classifier_free_guidance(normal, told, nothing, scale), clip=False
+            SCHEDULE, guidance.classifier_free_guidance(normal, labels, null, scale), clip=False
         )
         return samplers.sample(keys, samplers.dpm_solver_pp(SCHEDULE, denoise, order=3), x_T, chain)
 
@@ -108,8 +108,8 @@ def test_guided_normal_data_are_those_of_the_guided_mean():
         x = np.asarray(images(samplers.image_keys(0, range(4)), np.float32(scale)))
         for i, k in enumerate([0, 1, 0, 1]):
             law = conformance.gaussian_data(scale * means[k], cov)
-            wanted = conformance.probability_flow(SCHEDULE, law, x_T[i : i + 1], int(chain[0]), int(chain[-1]))[0]
-            np.testing.assert_allclose(x[i], wanted, atol=5e-3, err_msg=f"scale {scale}")
+            expected = conformance.probability_flow(SCHEDULE, law, x_T[i : i + 1], int(chain[0]), int(chain[-1]))[0]
+            np.testing.assert_allclose(x[i], expected, atol=5e-3, err_msg=f"scale {scale}")
 
 
 # --- training
@@ -120,11 +120,11 @@ def keys(n):
 
 
 def condition(n):
-    told = (np.arange(n), np.ones((n, 3, 2), "f4"), np.ones((n, 4, 5), "f4"), np.ones((n, 4), bool))
-    return Condition(*told)
+    fields = (np.arange(n), np.ones((n, 3, 2), "f4"), np.ones((n, 4, 5), "f4"), np.ones((n, 4), bool))
+    return Condition(*fields)
 
 
-def test_so_many_examples_are_told_nothing_and_each_of_them_nothing_at_all():
+def test_the_share_of_dropped_conditions_is_the_rate_and_each_is_dropped_whole():
     n, rate = 4000, 0.2
     some = condition(n)._replace(tokens=np.ones((n, 7), np.uint8), image=np.ones((n, 2, 2, 1), np.float32))
     drop = jax.jit(lambda keys, given: guidance.drop_condition(keys, given, guidance.null_condition(given, n), rate))
@@ -135,7 +135,7 @@ def test_so_many_examples_are_told_nothing_and_each_of_them_nothing_at_all():
     np.testing.assert_array_equal(found.mask.any(-1), ~gone)
     np.testing.assert_array_equal(found.image, some.image)
     np.testing.assert_array_equal(found.context, some.context)
-    # whether one is told depends on its own key
+    # dropped or not by its own key alone
     again = drop(keys(n)[10:20], jax.tree.map(lambda leaf: leaf[10:20], some))
     np.testing.assert_array_equal(again.label, found.label[10:20])
 
@@ -158,7 +158,7 @@ def test_each_text_of_an_example_is_as_likely_and_what_is_not_there_never_comes(
     assert found.min() == 1 and np.abs(shares - 1 / 3).max() < 4 * (2 / 9 / (n / 2)) ** 0.5
 
 
-def test_an_example_of_the_empty_text_alone_is_told_nothing():
+def test_an_example_of_the_empty_text_alone_is_unconditional():
     found = np.asarray(jax.jit(guidance.random_caption)(keys(3), np.zeros((3, 2, 5), np.uint8)))
     assert found.shape == (3, 5) and not found.any()
 
@@ -168,10 +168,10 @@ def test_given_is_the_network_with_its_condition():
 
     @jax.jit
     def outputs():
-        chosen = guidance.select_examples(first, (TOLD, X), (FREE, -X))
-        return guidance.condition_on(net, TOLD)(X, T), net(X, T, TOLD), chosen
+        chosen = guidance.select_examples(first, (LABELS, X), (NULL, -X))
+        return guidance.condition_on(net, LABELS)(X, T), net(X, T, LABELS), chosen
 
-    given, told, chosen = to_numpy(outputs())
-    np.testing.assert_array_equal(given, told)
-    np.testing.assert_array_equal(chosen[0], np.where(first, TOLD, FREE))
+    given, expected, chosen = to_numpy(outputs())
+    np.testing.assert_array_equal(given, expected)
+    np.testing.assert_array_equal(chosen[0], np.where(first, LABELS, NULL))
     np.testing.assert_array_equal(chosen[1], np.concatenate([X[:3], -X[3:]]))

@@ -191,12 +191,12 @@ def test_the_program_of_a_tile():
 def test_conditions_that_are_dropped_and_texts_that_are_chosen():
     texts = np.zeros((4, 3, 5), np.uint8)
 
-    def told(keys):
+    def conditions(keys):
         drop_keys, text_keys = split_keys(keys, 2)
         condition = guidance.Condition(np.arange(4), guidance.random_caption(text_keys, texts))
         return guidance.drop_condition(drop_keys, condition, guidance.null_condition(condition, 4), 0.1)
 
-    assert not refused(told, KEYS)
+    assert not refused(conditions, KEYS)
 
     def same_keys(keys):  # as a training step does: each folds a number of its own into them
         condition = guidance.Condition(np.arange(4), guidance.random_caption(keys, texts))

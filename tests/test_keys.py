@@ -184,9 +184,9 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_sample_refuses_before_it_writes(run_folder, tmp_path, name):
-    flags, said = WRONG[name]
+    flags, message = WRONG[name]
     done = run("sample.py", run_folder, "--num", 1, *flags, "--out", tmp_path / "out", status=2)
-    assert re.search(said, done.stderr) and not (tmp_path / "out").exists()
+    assert re.search(message, done.stderr) and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("command", ["likelihood", "samples", "table", "calls", "progressive", "neighbours"])

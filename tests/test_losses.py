@@ -433,13 +433,13 @@ def test_importance_is_uniform_until_every_time_has_been_seen_often_enough():
 
 def test_a_history_holds_the_latest_losses_of_each_time():
     rng, T, length = np.random.default_rng(0), 5, 3
-    history, told = losses.empty_loss_history(T, length), {t: [] for t in range(1, T + 1)}
+    history, recorded = losses.empty_loss_history(T, length), {t: [] for t in range(1, T + 1)}
     for _ in range(6):
         t, loss = rng.integers(1, T + 1, 8), rng.uniform(size=8).astype(np.float32)
         history = to_numpy(record()(history, t, loss))
         for a, b in zip(t, loss, strict=True):
-            told[int(a)].append(b)
-        for t, seen in told.items():
+            recorded[int(a)].append(b)
+        for t, seen in recorded.items():
             assert history.counts[t - 1] == min(len(seen), length)
             kept = seen[-length:]
             np.testing.assert_array_equal(history.losses[t - 1][: len(kept)], np.array(kept, np.float32))

@@ -163,12 +163,12 @@ def test_a_program_without_loss_counts_what_it_counts(monkeypatch):
 
 def test_stages_follow_each_other_and_short_ones_are_silent(monkeypatch):
     clock, stream = Clock(monkeypatch), io.StringIO()
-    told = tracking.stage_progress(stream=stream)
+    update = tracking.stage_progress(stream=stream)
     for done in range(1, 5):
-        told("checked", done, 4)
+        update("checked", done, 4)
         clock.now += 1
-    told("loaded", 1, 2)
-    told("loaded", 2, 2)
+    update("loaded", 1, 2)
+    update("loaded", 2, 2)
     assert stream.getvalue() == "3 of 4 images checked\n4 of 4 images checked, 1 images checked/s\n"
 
 

@@ -18,9 +18,9 @@ def scene(text):
     return scenes.parse_description(text)
 
 
-def agreement(asked, found):
+def agreement(requested, found):
     """The five numbers of one picture."""
-    return tuple(float(part[0]) for part in attributes.agreement([scene(asked)], [scene(found)]))
+    return tuple(float(part[0]) for part in attributes.agreement([scene(requested)], [scene(found)]))
 
 
 @pytest.mark.parametrize("std", [0, 10, 20, 40])
@@ -88,9 +88,9 @@ def test_pictures_drawn_without_regard_to_the_text_have_the_relation_in_less_tha
 
 def test_pairs_of_held_out_digits_are_read():
     made, names = data.load("pairs"), data.load("digits").label_names
-    asked = [pairs.parse_description(text.split("\n")[0], names) for text in made.test_captions or ()]
+    requested = [pairs.parse_description(text.split("\n")[0], names) for text in made.test_captions or ()]
     found = attributes.recognise_pairs(np.asarray(made.test))
-    right = np.array(asked) == np.array(found)
+    right = np.array(requested) == np.array(found)
     # The classifier is right of 99.33 % of the 297 digits; of 2,000 draws from them the standard error is 0.0018.
     assert abs(right.mean() - 0.9933) < 4 * 0.0018
     assert right.all(1).mean() == pytest.approx(0.98, abs=0.005)

@@ -89,11 +89,11 @@ def test_no_images_change_nothing():
 def test_a_mean_large_against_the_spread_costs_the_spread_no_digits():
     """At 1e8, float64 has a grid of 1.5e-8, and a sum of squares would have one of 2."""
     far = np.random.default_rng(4).normal(size=(4000, 12)) @ rotation(4, 12) + 1e8
-    wanted = frechet.moments(far - 1e8)
+    expected = frechet.moments(far - 1e8)
     batches = [frechet.moments(part) for part in np.split(far, [5, 700, 701, 2500])]
     for found in (frechet.moments(far), functools.reduce(frechet.merge_moments, batches)):
-        np.testing.assert_allclose(found.mean - 1e8, wanted.mean, rtol=0, atol=6e-8)
-        close(found._replace(mean=wanted.mean), wanted, 1e-9)
+        np.testing.assert_allclose(found.mean - 1e8, expected.mean, rtol=0, atol=6e-8)
+        close(found._replace(mean=expected.mean), expected, 1e-9)
 
 
 def test_features_of_low_precision_are_summed_in_float64():
@@ -136,8 +136,8 @@ def test_covariances_with_the_same_axes():
     rng, axes = np.random.default_rng(0), rotation(0, 30)
     (m_a, m_b), (s_a, s_b) = rng.normal(size=(2, 30)), 10 ** rng.uniform(-4, 2, (2, 30))
     a, b = (law(m, axes * s**2 @ axes.T) for m, s in ((m_a, s_a), (m_b, s_b)))
-    wanted = ((m_a - m_b) ** 2).sum() + ((s_a - s_b) ** 2).sum()
-    assert frechet.frechet_distance(a, b) == pytest.approx(wanted, rel=1e-9)
+    expected = ((m_a - m_b) ** 2).sum() + ((s_a - s_b) ** 2).sum()
+    assert frechet.frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-3, 0.7, np.pi / 2])
@@ -165,8 +165,8 @@ def test_the_square_root_of_the_product_gives_the_same(d):
     """The formula as it was first published, with a matrix root that is not symmetric."""
     a, b = (frechet.moments(correlated(seed, 3 * d, d)) for seed in (10, 11))
     root = np.real(scipy.linalg.sqrtm(a.covariance @ b.covariance))
-    wanted = ((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance + b.covariance - 2 * root)
-    assert frechet.frechet_distance(a, b) == pytest.approx(wanted, rel=1e-6)
+    expected = ((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance + b.covariance - 2 * root)
+    assert frechet.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
 
 
 def test_torch_fidelity_computes_the_same():
@@ -221,10 +221,10 @@ def test_the_bias_of_normal_features_is_found(n_first, n_second):
     d, n, standard = 4, n_first + n_second, law(np.zeros(4), np.eye(4))
     pairs = draws(800, n_first, n_second, np.zeros(d), np.ones(d))
     found = [frechet.sampling_bias(*halves, standard) for halves in pairs]
-    wanted = d / n + d * (d + 1) / (4 * (n - 1))
+    expected = d / n + d * (d + 1) / (4 * (n - 1))
     standard_error = np.std(found, ddof=1) / np.sqrt(len(found))
-    assert standard_error < 0.02 * wanted
-    assert abs(np.mean(found) - wanted) < 4 * standard_error + wanted * d / n
+    assert standard_error < 0.02 * expected
+    assert abs(np.mean(found) - expected) < 4 * standard_error + expected * d / n
 
 
 def test_without_its_bias_the_distance_is_that_of_endlessly_many_images():

@@ -81,10 +81,10 @@ def test_one_law_has_the_density_and_coverage_of_naeem_and_others(n, m, k):
     """Whatever the law and the dimension: density 1, coverage 1 - prod (m - j) / (n + m - j)."""
     found = np.array([density_coverage(normal(2 * s, n, 3), normal(2 * s + 1, m, 3), k) for s in range(300)])
     j = np.arange(1, k + 1)
-    wanted = [1, 1 - np.prod((m - j) / (n + m - j))]
+    expected = [1, 1 - np.prod((m - j) / (n + m - j))]
     standard_error = found.std(axis=0, ddof=1) / np.sqrt(len(found))
     assert (standard_error < 0.01).all()
-    assert (np.abs(found.mean(axis=0) - wanted) < 4 * standard_error).all()
+    assert (np.abs(found.mean(axis=0) - expected) < 4 * standard_error).all()
 
 
 def test_moving_turning_and_scaling_both_sets_changes_nothing():

@@ -1,4 +1,4 @@
-"""The network that is told something: texts as bytes, what padding and masks hide, and the start from nothing."""
+"""The text encoder and conditional U-Nets: bytes, padding, masks, and initialisation."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ TEXTS = ("a red square left of a blue circle", "", "a blue square left of a red 
 CONDITIONAL = ConditionalUNet(UNet(**SIZES, num_classes=4, context_dim=16), TextEncoder(16, 1, 2, 48))
 
 
-def told(length=48):
+def full_condition(length=48):
     return Condition(label=np.array([1, 0, 3], np.int32), tokens=text.tokenize(TEXTS, length))
 
 
@@ -41,29 +41,31 @@ PLAIN = UNet(**SIZES)
 
 
 @pytest.fixture(scope="module")
-def begun():
+def initialised():
     """What the network begins with, and some of what the one without conditions does: all takes seconds to compile."""
 
     @jax.jit
     def params(key):
         plain = PLAIN.init(key, X, T)["params"]
-        return CONDITIONAL.init(key, X, T, told()), {name: plain[name] for name in ("conv_in", "temb", "conv_out")}
+        return CONDITIONAL.init(key, X, T, full_condition()), {
+            name: plain[name] for name in ("conv_in", "temb", "conv_out")
+        }
 
     return jax.device_get(params(from_seed(0)))
 
 
 @pytest.fixture(scope="module")
-def moved(begun):
+def moved(initialised):
     """Parameters somewhere else than at the start."""
-    leaves, structure = jax.tree.flatten(begun[0])
+    leaves, structure = jax.tree.flatten(initialised[0])
     rng = np.random.default_rng(0)
     return jax.tree.unflatten(structure, [leaf + 0.2 * rng.normal(size=leaf.shape).astype("f") for leaf in leaves])
 
 
 @pytest.fixture(scope="module")
 def outputs(moved):
-    """The outputs of the network there: told everything, and nothing."""
-    return jitted_apply(CONDITIONAL)(moved, X, T, told()), jitted_apply(CONDITIONAL)(moved, X, T)
+    """The outputs of the network there: conditional, and unconditional."""
+    return jitted_apply(CONDITIONAL)(moved, X, T, full_condition()), jitted_apply(CONDITIONAL)(moved, X, T)
 
 
 def test_texts_that_look_alike_have_the_same_bytes():
@@ -97,7 +99,7 @@ def test_each_byte_is_read_between_its_neighbours():
 
 
 def test_words_are_known_in_sentences_never_read():
-    """Names of digits: learned from the sentences of a config, told apart in others; a guess is right 1 time in 10."""
+    """Names of digits: learned from the sentences of a config, recognised in others; a guess is right 1 time in 10."""
     seen = configs.load("configs/digits.py:text").condition.templates
     other = ("somebody wrote {} twice", "look, {}!", "in this picture there is a {}")
     length, reader = 36, TextEncoder(32, 1, 2, 40)
@@ -130,17 +132,17 @@ def test_words_are_known_in_sentences_never_read():
 
 
 def test_what_fills_a_text_up_changes_nothing(moved, outputs):
-    short = jitted_apply(CONDITIONAL)(moved, X, T, told(34))
+    short = jitted_apply(CONDITIONAL)(moved, X, T, full_condition(34))
     np.testing.assert_allclose(short, outputs[0], atol=1e-5)
 
 
 def test_a_text_means_the_same_wherever_it_begins(moved, outputs):
-    there = told()._replace(tokens=np.roll(told().tokens, 10, axis=1))
+    there = full_condition()._replace(tokens=np.roll(full_condition().tokens, 10, axis=1))
     np.testing.assert_allclose(jitted_apply(CONDITIONAL)(moved, X, T, there), outputs[0], atol=1e-5)
 
 
-def test_heads_begin_by_looking_ahead_and_behind(begun):
-    table = begun[0]["params"]["text"]["layer_0"]["distances"]
+def test_heads_begin_by_looking_ahead_and_behind(initialised):
+    table = initialised[0]["params"]["text"]["layer_0"]["distances"]
     assert table.shape == (2, 2 * 48 - 1) and (table[:, 47] == 0).all()
     np.testing.assert_array_equal(table[0, 47:50], [0, -0.25, -0.5])  # what comes next, to the first head
     np.testing.assert_array_equal(table[0, 44:48], [-3, -2, -1, 0])
@@ -150,21 +152,21 @@ def test_heads_begin_by_looking_ahead_and_behind(begun):
 def test_the_order_of_words_counts(moved):
     """Both texts have the same letters."""
     assert sorted(TEXTS[0]) == sorted(TEXTS[2])
-    same = jax.tree.map(lambda leaf: leaf[[0, 0, 0]], (X, T, told()))
-    other = same[2]._replace(tokens=told().tokens)
+    same = jax.tree.map(lambda leaf: leaf[[0, 0, 0]], (X, T, full_condition()))
+    other = same[2]._replace(tokens=full_condition().tokens)
     found, reference = jitted_apply(CONDITIONAL)(moved, *same[:2], other), jitted_apply(CONDITIONAL)(moved, *same)
     assert float(np.abs(found - reference)[2].max()) > 1e-3
 
 
-def test_at_the_start_it_is_the_network_without_conditions(begun):
-    here, some = begun
+def test_at_the_start_it_is_the_network_without_conditions(initialised):
+    here, some = initialised
     for name, parts in some.items():
         jax.tree.map(np.testing.assert_array_equal, here["params"][name], parts)
     flat = traverse_util.flatten_dict(here["params"])
     there = {path: flat[path] for path in traverse_util.flatten_dict(param_shapes(PLAIN, 4, 4, channels=1))}
     assert {path[0] for path in flat.keys() - there.keys()} == {"text", "label", "pooled", "mid"}
     plain = jitted_apply(PLAIN)({"params": traverse_util.unflatten_dict(there)}, X, T)
-    np.testing.assert_array_equal(jitted_apply(CONDITIONAL)(here, X, T, told()), plain)
+    np.testing.assert_array_equal(jitted_apply(CONDITIONAL)(here, X, T, full_condition()), plain)
 
 
 def test_conditions_come_with_cross_attention_where_there_is_any():
@@ -172,7 +174,7 @@ def test_conditions_come_with_cross_attention_where_there_is_any():
     x = normal(3, 8, 8, 1)
     here, there = (
         set(traverse_util.flatten_dict(jax.eval_shape(net.init, from_seed(0), x, T, *given)["params"]))
-        for net, given in zip(nets, ((told(),), ()), strict=True)
+        for net, given in zip(nets, ((full_condition(),), ()), strict=True)
     )
     added = here - there
     assert there < here and {path[0] for path in added} == {"text", "label", "pooled", "mid", "down_1", "up_1"}
@@ -180,7 +182,7 @@ def test_conditions_come_with_cross_attention_where_there_is_any():
 
 
 def test_a_network_that_is_told_nothing_is_the_same_program():
-    """So being able to be told something costs nothing where it is not wanted."""
+    """So the ability to take conditions costs nothing where they are not used."""
     plain, conditional = UNet(**SIZES), ConditionalUNet(UNet(**SIZES))
     params = jax.eval_shape(plain.init, from_seed(0), X, T)
     assert jax.eval_shape(conditional.init, from_seed(0), X, T) == params
@@ -194,8 +196,8 @@ def test_a_network_that_is_told_nothing_is_the_same_program():
     assert loss_of(conditional) == loss_of(plain)
 
 
-def test_from_the_start_on_it_learns_what_it_is_told(begun):
-    flat = traverse_util.flatten_dict(begun[0]["params"], sep="/")
+def test_conditions_are_learned_from_the_first_step(initialised):
+    flat = traverse_util.flatten_dict(initialised[0]["params"], sep="/")
     zero = ("label/table/embedding", "pooled/proj/kernel", "mid/cross_1/proj_out/kernel")
     some = {name: flat[name] for name in (*zero, "text/bytes/embedding")}
 
@@ -203,7 +205,7 @@ def test_from_the_start_on_it_learns_what_it_is_told(begun):
     @jax.grad
     def gradient(some, flat):
         params = {"params": traverse_util.unflatten_dict(flat | some, sep="/")}
-        return jnp.square(CONDITIONAL.apply(params, X, T, told()) - X).mean()
+        return jnp.square(CONDITIONAL.apply(params, X, T, full_condition()) - X).mean()
 
     slopes = jax.device_get(gradient(some, flat))
     for name in zero:
@@ -217,14 +219,16 @@ def test_the_empty_text_is_no_text_and_no_label_is_the_last_one(moved, outputs):
     everything, nothing = outputs
     none = Condition(label=np.full(3, 4, np.int32), tokens=np.zeros((3, 48), np.uint8))
     np.testing.assert_allclose(jitted_apply(CONDITIONAL)(moved, X, T, none), nothing, atol=1e-6)
-    found = jitted_apply(CONDITIONAL)(moved, X, T, told()._replace(label=np.full(3, 4, np.int32)))
+    found = jitted_apply(CONDITIONAL)(moved, X, T, full_condition()._replace(label=np.full(3, 4, np.int32)))
     np.testing.assert_allclose(found[1], nothing[1], atol=1e-5)
     assert float(np.abs(found[0] - nothing[0]).max()) > 1e-3
     assert float(np.abs(found[0] - everything[0]).max()) > 1e-3
 
 
-def test_a_text_read_before_is_the_text(moved, outputs):
-    read = jax.jit(lambda params, told: CONDITIONAL.apply(params, told, method="encode_text"))(moved, told())
+def test_an_encoded_text_is_the_text(moved, outputs):
+    read = jax.jit(lambda params, condition: CONDITIONAL.apply(params, condition, method="encode_text"))(
+        moved, full_condition()
+    )
     assert read.tokens is None and read.context.shape == (3, 48, 16)
     np.testing.assert_allclose(jitted_apply(CONDITIONAL)(moved, X, T, read), outputs[0], rtol=1e-5, atol=1e-5)
 
@@ -253,16 +257,18 @@ def test_another_image_is_seen_beside_the_noisy_one():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_remat_and_narrow_types_know_conditions_too(dtype, moved, outputs):
     unet = UNet(**SIZES, num_classes=4, context_dim=16, dtype=dtype, remat=True)
-    found, wanted = (
-        jitted_apply(ConditionalUNet(unet, TextEncoder(16, 1, 2, 48, dtype)))(moved, X, T, told()),
+    found, expected = (
+        jitted_apply(ConditionalUNet(unet, TextEncoder(16, 1, 2, 48, dtype)))(moved, X, T, full_condition()),
         outputs[0],
     )
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, wanted, atol=1e-5 if dtype == jnp.float32 else 0.3 * float(np.abs(wanted).max()))
+    np.testing.assert_allclose(
+        found, expected, atol=1e-5 if dtype == jnp.float32 else 0.3 * float(np.abs(expected).max())
+    )
 
 
 @pytest.mark.parametrize(
-    ("asked", "text"),
+    ("arguments", "text"),
     [
         ({"label": np.zeros(3, np.int32)}, "num_classes = 0: it was made without labels"),
         ({"context": np.zeros((3, 2, 5), np.float32)}, "context_dim = 0: it was made without context"),
@@ -273,13 +279,13 @@ def test_remat_and_narrow_types_know_conditions_too(dtype, moved, outputs):
         ),
     ],
 )
-def test_what_a_network_was_not_made_for_is_refused(asked, text):
+def test_what_a_network_was_not_made_for_is_refused(arguments, text):
     with pytest.raises(ValueError, match=text):
-        jax.eval_shape(lambda: UNet(**SIZES).init(from_seed(0), X, T, **asked))
+        jax.eval_shape(lambda: UNet(**SIZES).init(from_seed(0), X, T, **arguments))
 
 
 @pytest.mark.parametrize(
-    ("asked", "text"),
+    ("arguments", "text"),
     [
         ({"label": np.zeros(3, np.float32)}, r"label is float32 \(3,\).*labels are integers \[B\]"),
         ({"label": np.zeros(2, np.int32)}, r"label is int32 \(2,\)"),
@@ -290,9 +296,9 @@ def test_what_a_network_was_not_made_for_is_refused(asked, text):
         ({"context": np.zeros((3, 2, 5), np.float32), "mask": np.ones((3, 2), np.float32)}, "mask is float32"),
     ],
 )
-def test_conditions_of_another_form_are_refused(asked, text):
+def test_conditions_of_another_form_are_refused(arguments, text):
     with pytest.raises(ValueError, match=text):
-        jax.eval_shape(lambda: UNet(**SIZES, num_classes=2, context_dim=5).init(from_seed(0), X, T, **asked))
+        jax.eval_shape(lambda: UNet(**SIZES, num_classes=2, context_dim=5).init(from_seed(0), X, T, **arguments))
 
 
 def test_options_and_texts_that_cannot_be_are_refused():
@@ -303,8 +309,8 @@ def test_options_and_texts_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match=r"tokens are int32 \(1, 49\): expected integers \[B, L\], L <= 48"):
         jax.eval_shape(lambda: TextEncoder(16, 1, 2, 48).init(from_seed(0), np.ones((1, 49), np.int32)))
     with pytest.raises(ValueError, match="without a text encoder"):
-        jax.eval_shape(lambda: ConditionalUNet(UNet(**SIZES)).init(from_seed(0), X, T, told()))
-    both = told()._replace(context=np.zeros((3, 2, 16), np.float32))
+        jax.eval_shape(lambda: ConditionalUNet(UNet(**SIZES)).init(from_seed(0), X, T, full_condition()))
+    both = full_condition()._replace(context=np.zeros((3, 2, 16), np.float32))
     with pytest.raises(ValueError, match="both a text and a context"):
         jax.eval_shape(lambda: CONDITIONAL.init(from_seed(0), X, T, both))
 

@@ -272,9 +272,9 @@ def test_unipc_first_predicts_as_ddim_does_and_corrects_nothing_where_the_predic
         point = gaussian.denoiser(schedule, lambda x, t: jnp.full_like(x, 0.3), "x0", clip=True)
         for denoise, times, tolerance in ((curved, (1000, 600), 1e-12), (point, (1000, 700, 400, 200, 50), 1e-9)):
             solvers = [samplers.unipc(schedule, denoise, order=order) for order in (1, 2, 3)]
-            *found, wanted = ends([*solvers, samplers.ddim(schedule, denoise)], POINTS, times)
+            *found, expected = ends([*solvers, samplers.ddim(schedule, denoise)], POINTS, times)
             for order, x in enumerate(found, 1):
-                np.testing.assert_allclose(x, wanted, rtol=tolerance, err_msg=f"order {order}, {times}")
+                np.testing.assert_allclose(x, expected, rtol=tolerance, err_msg=f"order {order}, {times}")
 
 
 def test_a_thousand_short_steps_lose_no_digits_in_float32():

@@ -46,8 +46,8 @@ def test_a_modulated_normalisation_is_one_and_then_a_line_and_so_are_its_gradien
     with precision("float64"):
         rng = np.random.default_rng(0)
         given = rng.normal(size=(2, 3, 2, 6)), 1 + rng.normal(size=6), rng.normal(size=6), rng.normal(size=(2, 12))
-        (ours, to_one), (wanted, to_two) = outputs_and_gradients(*given)
-        np.testing.assert_allclose(ours, wanted, rtol=1e-12)
+        (ours, to_one), (expected, to_two) = outputs_and_gradients(*given)
+        np.testing.assert_allclose(ours, expected, rtol=1e-12)
         for a, b in zip(to_one, to_two, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
         assert_gradients_agree(
@@ -169,9 +169,9 @@ def test_a_scale_of_the_time_is_another_count_of_the_same_times():
     x, _, params = inputs(NARROW, 4, 4)
     apply, slow = jitted_apply(NARROW), jitted_apply(NARROW.clone(compat=CompatOptions(time_scale=0.25)))
     k = np.array([0, 37, 500, 999], np.int32)
-    wanted = apply(params, x, k + 1)
-    np.testing.assert_allclose(slow(params, x, 4 * k + 1), wanted, atol=1e-5)
-    assert np.abs(slow(params, x, 4 * k + 3) - wanted).max((1, 2, 3)).min() > 1e-4
+    expected = apply(params, x, k + 1)
+    np.testing.assert_allclose(slow(params, x, 4 * k + 1), expected, atol=1e-5)
+    assert np.abs(slow(params, x, 4 * k + 3) - expected).max((1, 2, 3)).min() > 1e-4
 
 
 def test_a_time_is_as_long_as_the_channels_or_as_is_said():
@@ -192,10 +192,10 @@ def test_equal_slices_are_seen_as_one_by_a_network_of_one_axis_more():
 
 def test_what_is_not_told_is_no_label():
     x, t, params = inputs(ADM, 8, 4)
-    told = jitted_apply(ADM)(params, x, t, label=np.array([0, 1, 2, 3], np.int32))
+    conditional = jitted_apply(ADM)(params, x, t, label=np.array([0, 1, 2, 3], np.int32))
     none = jitted_apply(ADM)(params, x, t)
-    np.testing.assert_allclose(none[3], told[3], atol=1e-5)
-    assert np.abs(none[:3] - told[:3]).max((1, 2, 3)).min() > 1e-3
+    np.testing.assert_allclose(none[3], conditional[3], atol=1e-5)
+    assert np.abs(none[:3] - conditional[:3]).max((1, 2, 3)).min() > 1e-3
 
 
 BLOCK = ResnetBlock(16, dropout=0.5, groups=4, time_conditioning="scale_shift", resize=average_pool)
@@ -205,8 +205,8 @@ def test_bfloat16_changes_roundings_alone():
     """Of a block with a scale and a shift that halves the size; test_unet does it with a network."""
     x, temb = normal(4, 6, 4, 16), normal(4, 8, seed=1)
     params, narrow = random_params(BLOCK, x, temb), BLOCK.clone(dtype=jnp.bfloat16)
-    wanted, found = jitted_apply(BLOCK)(params, x, temb), jitted_apply(narrow)(params, x.astype(jnp.bfloat16), temb)
-    assert 0 < np.linalg.norm(found.astype(np.float32) - wanted) < 0.03 * np.linalg.norm(wanted)
+    expected, found = jitted_apply(BLOCK)(params, x, temb), jitted_apply(narrow)(params, x.astype(jnp.bfloat16), temb)
+    assert 0 < np.linalg.norm(found.astype(np.float32) - expected) < 0.03 * np.linalg.norm(expected)
     x, t, params = inputs(ADM, 8, 4)
     assert jax.eval_shape(ADM.clone(dtype=jnp.bfloat16).apply, params, x, t).dtype == jnp.float32
 
@@ -270,9 +270,9 @@ def test_remat_changes_no_parameter_and_no_gradient():
     ],
 )
 def test_options_that_cannot_be_are_refused_in_words(changes, text):
-    said = {**changes, "compat": CompatOptions(**changes.get("compat", {}))}
+    options = {**changes, "compat": CompatOptions(**changes.get("compat", {}))}
     with pytest.raises(ValueError, match=text):
-        jax.eval_shape(ADM.clone(**said).init, from_seed(0), np.zeros((1, 8, 8, 2), np.float32), np.ones(1, int))
+        jax.eval_shape(ADM.clone(**options).init, from_seed(0), np.zeros((1, 8, 8, 2), np.float32), np.ones(1, int))
 
 
 def test_a_config_says_all_of_it_and_survives_json():

@@ -44,9 +44,9 @@ def test_a_convolution_is_its_definition():
         found = outputs(given)
     for (x, kernel), made in zip(given, found, strict=True):
         for (stride, padding, before), ours in zip(KINDS, made, strict=True):
-            wanted = convolution_by_definition(x, kernel, stride, before)
-            said = f"{x.shape}, stride {stride}, {padding}"
-            np.testing.assert_allclose(ours, wanted, rtol=1e-12, atol=1e-12, err_msg=said)
+            expected = convolution_by_definition(x, kernel, stride, before)
+            case = f"{x.shape}, stride {stride}, {padding}"
+            np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-12, err_msg=case)
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 2), (3, 4, 6, 2), (5, 8, 4, 4), (2, 4, 4, 4, 2)])
@@ -68,9 +68,9 @@ def test_gradients_are_lax_s_own(shape, monkeypatch):
         }
 
     with precision("float64"):
-        for said, (ours, theirs) in gradients(x, kernel).items():
+        for case, (ours, theirs) in gradients(x, kernel).items():
             for a, b in zip(ours, theirs, strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10, err_msg=said)
+                np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10, err_msg=case)
 
 
 def test_a_gradient_may_be_differentiated_either_way():

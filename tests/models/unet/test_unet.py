@@ -57,9 +57,9 @@ def embeddings(dtype: str) -> dict:
             given = args["embedding_dim" if ours else "dim"], not ours, int(ours)
         return dict(zip(("dim", "cos_first", "shift"), given, strict=True))
 
-    asked = [Golden(id, dtype) for id in ids("g/*")]
-    kinds = {golden.id: options(golden) for golden in asked}
-    t = {golden.id: golden["t"].astype(golden.dtype) for golden in asked}
+    goldens = [Golden(id, dtype) for id in ids("g/*")]
+    kinds = {golden.id: options(golden) for golden in goldens}
+    t = {golden.id: golden["t"].astype(golden.dtype) for golden in goldens}
     return jax.jit(lambda t: {id: timestep_embedding(t[id], **kind) for id, kind in kinds.items()})(t)
 
 
@@ -169,8 +169,8 @@ def test_groups_are_32_or_the_most_that_hold_two_channels():
     for channels, found in outputs(given).items():
         assert group_count(channels) == GROUPS[channels], channels
         for swish, ours in enumerate(found):
-            wanted = plain_group_norm(*given[channels], GROUPS[channels], swish)
-            np.testing.assert_allclose(ours, wanted, atol=2e-5, err_msg=f"{channels} channels, swish {swish}")
+            expected = plain_group_norm(*given[channels], GROUPS[channels], swish)
+            np.testing.assert_allclose(ours, expected, atol=2e-5, err_msg=f"{channels} channels, swish {swish}")
 
 
 def test_fewer_groups_let_a_narrow_level_feel_the_time():
@@ -205,10 +205,10 @@ def test_one_pass_has_three_digits_or_becomes_two():
     for mean, again in ((0, False), (30, False), (200, True), (2000, True)):
         x = norm_case((2, 16, 16, 64))[0] + np.float32(mean)
         parts = x[..., :16], x[..., 16:]
-        found, wanted = in_one(parts, 8), in_two(parts, 8)
-        for a, b in zip(found, wanted, strict=True):
+        found, expected = in_one(parts, 8), in_two(parts, 8)
+        for a, b in zip(found, expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6, err_msg=f"a mean of {mean}")
-        assert np.array_equal(found[1], wanted[1]) == again, mean
+        assert np.array_equal(found[1], expected[1]) == again, mean
 
 
 def test_a_norm_of_parts_is_that_of_the_whole():
@@ -221,8 +221,8 @@ def test_a_norm_of_parts_is_that_of_the_whole():
         x, params = norm_case((2, 3, 4, 12), dtype=np.float64)
         for swish in (False, True):
             parts = tuple(np.split(x, [2, 7], axis=-1))
-            ours, wanted, slopes, along = jax.jit(outputs)({"params": params}, parts, x)
-            np.testing.assert_allclose(ours, wanted, rtol=1e-12, err_msg=f"swish {swish}")
+            ours, expected, slopes, along = jax.jit(outputs)({"params": params}, parts, x)
+            np.testing.assert_allclose(ours, expected, rtol=1e-12, err_msg=f"swish {swish}")
             np.testing.assert_allclose(slopes, along, rtol=1e-10, atol=1e-14, err_msg=f"swish {swish}")
 
 
@@ -251,7 +251,7 @@ def test_group_norm_under_vmap_is_a_loop():
 def test_statistics_of_bfloat16_are_float32():
     x, params = norm_case((2, 32, 32, 64))
     x = (8 + x).astype(jnp.bfloat16)
-    wanted = plain_group_norm(x, params, 32, swish=True)
+    expected = plain_group_norm(x, params, 32, swish=True)
 
     @jax.jit
     def output_and_gradient(x):
@@ -261,7 +261,7 @@ def test_statistics_of_bfloat16_are_float32():
     ours, gradient = output_and_gradient(x)
     assert ours.dtype == gradient.dtype == jnp.bfloat16
     # one rounding to 8 bits at the end, and none before: sums in bfloat16 would stop growing at 256 terms
-    np.testing.assert_allclose(np.asarray(ours, np.float64), wanted, rtol=2**-8, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(ours, np.float64), expected, rtol=2**-8, atol=1e-5)
 
 
 # --- attention
@@ -522,10 +522,10 @@ def test_attention_follows_every_block_at_its_sizes_and_the_middle(blocks, size,
 
 
 def test_parameters_that_are_there_are_taken_as_they_are_and_none_of_another_shape():
-    asked = []
+    shapes = []
 
     def sevens(key, shape, dtype):
-        asked.append(shape)
+        shapes.append(shape)
         return jnp.full(shape, 7, dtype)
 
     class Times(nn.Module):
@@ -535,9 +535,9 @@ def test_parameters_that_are_there_are_taken_as_they_are_and_none_of_another_sha
 
     two = np.array([2, 3], np.float32)
     made = Times().init(from_seed(0), np.ones(2, np.float32))
-    assert made["params"]["factor"].tolist() == [7, 7] and asked == [(2,)]
+    assert made["params"]["factor"].tolist() == [7, 7] and shapes == [(2,)]
     assert Times().apply({"params": {"factor": two}}, np.ones(2, np.float32)).tolist() == [2, 3]
-    assert len(asked) == 1  # to begin with alone
+    assert len(shapes) == 1  # to begin with alone
     with pytest.raises(flax.errors.ScopeParamShapeError, match=r'"factor" .* shape \(3,\), but .* shape \(2,\)'):
         Times().apply(made, np.ones(3, np.float32))
 
