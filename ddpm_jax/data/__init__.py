@@ -1,8 +1,9 @@
-"""Images: where they come from, in which order they are seen, and how they become pictures again.
+"""Data sets of images, their order in training, and pictures of images.
 
-`sources` loads images (`reader` says how those are read that lie in files of their own, `folder` finds them and
-`survey` reports on them), `batches` orders them by (seed, step), `stream` brings them to the devices, `images` holds
-the only converters to and from [-1, 1] and makes pictures to look at, and `files` reads and writes images as data.
+`sources` loads data sets: from arrays (`array_files`), from folders (`folder`, `folder_report`, `annotations`) and from
+TFDS (`tfds`); `dataset` has their types.  `order` shuffles by (seed, step), `device_loader` brings batches to the
+devices, `conditions` adds labels, texts and conditioning images.  `images` has the only conversions to and from [-1, 1]
+and makes pictures for viewing; `image_files` reads and writes images as data.
 """
 
 from ddpm_jax.data.dataset import (

@@ -1,6 +1,6 @@
-"""Images in one file of arrays: "npz:PATH", "npy:PATH", whose keys and shapes `sources.load` describes.
+"""Data sets in one file of arrays, "npz:PATH" and "npy:PATH", with the keys and shapes of `sources.load`.
 
-What a header says is checked before anything is decompressed: a small file may hold more than there is memory.
+Headers are checked before anything is decompressed: a small file may hold more than fits in memory.
 """
 
 import contextlib
@@ -36,13 +36,13 @@ def load_npz(path: Path, name: str, held_out: float, levels: int | None, value_r
     """The images of an .npz file; arguments and errors as those of `sources.load`."""
     if not path.exists():
         raise FileNotFoundError(f"load: no file {path}")
-    # A plain .npy would be read as an array and a pickle be refused in words about pickles, so look before numpy does.
+    # numpy would read a plain .npy as an array, and refuse other files with a message about pickles
     if not path.is_file() or not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: not an .npz file, or not a whole one (numpy.savez_compressed writes them)")
     with path.open("rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)
-            archive.files  # noqa: B018  of what begins as a plain array or a pickle there are none
+            archive.files  # noqa: B018  a plain array or a pickle has none
         except Exception as error:  # the directory of an archive may be damaged in any way
             raise ValueError(f"{path}: not an .npz file, or a damaged one: {first_line(error)}") from error
         with archive:
@@ -119,7 +119,7 @@ def _find_key(path: Path, files: Sequence[str], names: Sequence[str]) -> str | N
 
 
 def _read_array(path: Path, archive: Mapping[str, np.ndarray], key: str, check: HeaderCheck) -> np.ndarray:
-    """An array of a file, of which the header is checked before anything is decompressed."""
+    """An array of a file, whose header is checked before anything is decompressed."""
     with _explain_read_errors(path, key):
         shape, dtype = read_array_header(archive, key)
     what = f"{path}: {key!r} is {dtype} {shape}"
@@ -154,7 +154,7 @@ def _check_images(what: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 def _validate_images(
     path: Path, key: str, array: np.ndarray, levels: int | None, value_range: ValueRange | None
 ) -> np.ndarray:
-    """The array as [N, H, W, C] or [N, D, H, W, C], if it holds images of so many levels or of this range."""
+    """The array as [N, H, W, C] or [N, D, H, W, C], checked against the levels or the range."""
     what = f"{path}: {key!r} is {array.dtype} {array.shape}"
     array = array if array.ndim > 3 else array[..., None]
     if array.dtype.kind == "f":
@@ -187,7 +187,7 @@ def _read_labels(path: Path, archive: Mapping[str, np.ndarray], key: str, count:
 
 
 def _split_in_place(array: np.ndarray, kept: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The images `kept` of an array, in place, and a copy of those at `out`; both ascend."""
+    """The images `kept` of an array, moved in place, and a copy of those at `out`; both indices ascend."""
     test = array[out]
     if len(kept) == len(array):
         return array, test
@@ -233,7 +233,7 @@ def _decode_jpeg(path: Path, data: np.ndarray, offsets: np.ndarray, i: int) -> n
                 raise ValueError(refusal)
             pixels = np.asarray(file)
             mode = file.mode
-    except Exception as error:  # on damaged bytes, Pillow's decoders raise nearly every type there is
+    except Exception as error:  # Pillow's decoders raise errors of any type on damaged bytes
         raise ValueError(f"{path}: JPEG {i} cannot be decoded: {first_line(error)}") from error
     if mode not in ("L", "RGB"):
         raise ValueError(f"{path}: JPEG {i} has the mode {mode}; expected grey (L) or RGB")

@@ -1,11 +1,10 @@
-"""What is said of each image: its own captions, or sentences that templates make of its label's name.
+"""Texts of each image: its captions, or sentences made by templates from its label's name.
 
-A template is a text in which `{}` stands for the name of the image's label and `{caption}` for the image's caption, as
-in "a handwritten {}" or "a painting of {caption}"; `{{` and `}}` are braces.  A caption of several lines is as many
-descriptions of one image.
+In a template, `{}` stands for the name of the image's label and `{caption}` for the image's caption, as in
+"a handwritten {}" or "a painting of {caption}"; `{{` and `}}` are braces.  Each line of a caption describes the image.
 
-A training step draws one of an image's texts by its key.  So images do not carry texts but the number of a row in a
-table that holds each text once, small enough to lie on the device.
+A training step draws one of an image's texts by the image's key.  So images have the index of a row in a table that
+holds each text once, small enough for the device.
 """
 
 import string
@@ -20,11 +19,11 @@ TEMPLATE_FIELDS = ("", "caption")
 
 
 class CaptionTable(NamedTuple):
-    """Image i is described by every one of texts[row_indices[i]].
+    """Table of texts: each of texts[row_indices[i]] describes image i.
 
     Attributes:
-        texts: rows of one or more texts, none twice in a row.  The rows of templates over labels are the classes 0, 1,
-            ..., and all others are in the order in which images first need them.
+        texts: rows of one or more different texts.  Rows of templates over labels are the classes 0, 1, ...; all others
+            are in the order of the images.
         row_indices: int32 [N], the row of each image.
     """
 
@@ -33,43 +32,43 @@ class CaptionTable(NamedTuple):
 
 
 def caption_table(dataset: Dataset, templates: Sequence[str] = ()) -> CaptionTable:
-    """The texts of the training images: all that the templates make, one after the other.
+    """The texts of the training images, by template.
 
-        table(data.load("digits"), ("a handwritten {}", "the digit {}"))   # row_indices: the labels, of ten rows of two
+        caption_table(data.load("digits"), ("a handwritten {}", "the digit {}"))   # the labels, ten rows of two
 
-    Without templates they are the images' captions, or else the names of their labels.  Where labels have no names but
-    numbers, as those of most .npz files, a number is its name.
+    Without templates they are the images' captions, or else the names of their labels.  Labels without names, as in
+    most .npz files, are named by their numbers.
 
     Raises:
-        ValueError: if templates are not as the module says, or the images have nothing for them to speak of.
+        ValueError: if a template is invalid, or the images lack the labels or captions that it needs.
     """
     return _caption_table(dataset, dataset.train_captions, dataset.train_labels, templates)
 
 
 def held_out_caption_table(dataset: Dataset, templates: Sequence[str] = ()) -> CaptionTable:
-    """The texts of the held-out images; as `table`, and the rows of templates over labels are the same."""
+    """The texts of the held-out images, as in `caption_table`; rows of templates over labels are the same."""
     return _caption_table(dataset, dataset.test_captions, dataset.test_labels, templates)
 
 
 def label_names(dataset: Dataset) -> tuple[str, ...]:
-    """What the labels are called, by number; the numbers themselves where they have no names; () without labels."""
+    """The names of the labels, by number; the numbers themselves if they have no names; () without labels."""
     if dataset.train_labels is None or dataset.test_labels is None or dataset.label_names:
         return dataset.label_names
     return tuple(map(str, range(1 + max(int(dataset.train_labels.max()), int(dataset.test_labels.max())))))
 
 
 def fill_template(template: str, name: str, caption: str = "") -> str:
-    """A template with a label's name and a caption in their places.
+    """The text of a template, with a label's name and a caption filled in.
 
     Raises:
-        ValueError: if the template is not as the module says.
+        ValueError: if the template is invalid.
     """
     check_templates((template,))
     return _fill_template(template, name, caption)
 
 
 def check_templates(templates: Sequence[str]) -> None:
-    """Raises a ValueError if templates are not as the module says, if one names nothing, or one is there twice."""
+    """Raises a ValueError if a template is invalid, has no field, or occurs twice."""
     if isinstance(templates, str):
         raise ValueError(f"templates: expected a sequence of texts, got the text {templates!r}")
     for template in templates:
@@ -77,7 +76,7 @@ def check_templates(templates: Sequence[str]) -> None:
         if not fields:
             raise ValueError(f"the template {template!r} says the same of every image; expected {{}} or {{caption}}")
         if templates.count(template) > 1:
-            raise ValueError(f"the template {template!r} is there {templates.count(template)} times")
+            raise ValueError(f"the template {template!r} occurs {templates.count(template)} times")
 
 
 def _template_fields(template: str) -> set[str]:
@@ -85,7 +84,7 @@ def _template_fields(template: str) -> set[str]:
     try:
         parsed = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
-        raise ValueError(f"the template {template!r} is not one: {error}; a brace is written twice") from None
+        raise ValueError(f"the template {template!r} is invalid: {error}; a literal brace is written twice") from None
     for field, form, conversion in parsed:
         if field not in TEMPLATE_FIELDS or form or conversion:
             written = f"{field}{'!' * bool(conversion)}{conversion or ''}{':' * bool(form)}{form}"
@@ -98,7 +97,7 @@ def _caption_table(
 ) -> CaptionTable:
     check_templates(templates)
     if captions is None and labels is None:
-        raise ValueError(f"{dataset.name}: images with neither captions nor labels, so there is nothing to say of them")
+        raise ValueError(f"{dataset.name}: images with neither captions nor labels have no texts")
     templates = templates or ("{}" if captions is None else "{caption}",)
     fields = {field for template in templates for field in _template_fields(template)}
     for field, values in zip(TEMPLATE_FIELDS, (labels, captions), strict=True):
@@ -124,6 +123,6 @@ def _fill_template(template: str, name: str, caption: str) -> str:
 
 
 def _expand_templates(templates: Sequence[str], name: str, caption: str) -> tuple[str, ...]:
-    """Each template with each line of the caption, none twice; an empty caption is one empty line."""
+    """Each template with each line of the caption, without duplicates; an empty caption is one empty line."""
     lines = [line.strip() for line in caption.splitlines() if line.strip()] or [""]
     return tuple(dict.fromkeys(_fill_template(template, name, line) for template in templates for line in lines))

@@ -1,4 +1,4 @@
-"""The condition of each image of a data set: its label, its texts and its conditioning image."""
+"""Conditions of the images of a data set: labels, texts and conditioning images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,14 +27,14 @@ def load_images(config: configs.Data, **options: Any) -> data.Dataset:
 
 
 class DatasetConditions:
-    """The conditions of a data set's images, as the network of a config takes them.
+    """The conditions of all images of a data set, as the network of a config takes them.
 
     Args:
-        held_out: of the images that are held out, not of those to train on.
+        held_out: use the held-out images in place of the training images.
 
     Raises:
-        ValueError: if the images have no labels or texts where the network takes them, or labels that it does not know,
-            or a text is too long.
+        ValueError: if the images lack labels or texts that the network takes, have more labels than it has classes, or
+            have a text that is too long.
     """
 
     def __init__(self, config: configs.Config, images: data.Dataset, *, held_out: bool = False) -> None:
@@ -56,9 +56,9 @@ class DatasetConditions:
             self.tokens = _token_table(self.texts, config.text.length)
 
     def gather(self, indices: np.ndarray) -> Condition:
-        """The conditions of the images at `indices` [...]: labels [...], and tokens [..., K, L] of all texts of each.
+        """The conditions of the images at `indices` [...]: labels [...], tokens [..., K, L] of all texts of each.
 
-        And conditioning images [..., H, W, C] in [-1, 1]; for super-resolution, training makes them of its images.
+        Conditioning images are [..., H, W, C] in [-1, 1]; in training, the step makes low-resolution ones itself.
         """
         label = None if self.labels is None else self.labels[indices]
         tokens = None if self.text_rows is None else self.tokens[self.text_rows[indices]]
@@ -70,22 +70,22 @@ class DatasetConditions:
         return x.reshape(*indices.shape, *x.shape[1:])
 
     def gather_first_text(self, indices: np.ndarray) -> Condition:
-        """As `gather`, but the first text alone, tokens [..., L]."""
+        """As `gather`, with only the first text, tokens [..., L]."""
         rows = self.gather(indices)
         return rows if rows.tokens is None else rows._replace(tokens=rows.tokens[..., 0, :])
 
     def device_batch(self, indices: np.ndarray) -> Condition:
-        """As `gather`, of the images of k steps [k, batch], on this process's devices: [devices, k, b, ...]."""
+        """As `gather`, for this process's devices: indices of k steps [k, batch] -> [devices, k, b, ...]."""
         return self.gather(process.local_shard(split_by_device(indices, jax.device_count())))
 
 
 def _load_paired(config: configs.Config, images: data.Dataset) -> data.Dataset:
     levels = None if isinstance(images.levels, data.ValueRange) else config.data.levels
     other = load_images(config.data, source=config.condition.paired, levels=levels, skip_bad=False)
-    wanted = conditioning_image_shape(config, images.train.shape[1:])
-    if other.train.shape[1:] != wanted:
+    expected = conditioning_image_shape(config, images.train.shape[1:])
+    if other.train.shape[1:] != expected:
         raise ValueError(
-            f"{other.name} has images {other.train.shape[1:]}, and {wanted} are the conditioning images of those of "
+            f"{other.name} has images {other.train.shape[1:]}, and {expected} are the conditioning images of those of "
             f"{images.name} (--condition.paired-channels)"
         )
     if (other.levels, other.train.dtype) != (images.levels, images.train.dtype):
@@ -104,7 +104,7 @@ def _load_paired(config: configs.Config, images: data.Dataset) -> data.Dataset:
 def _checked_labels(config: configs.Config, images: data.Dataset) -> tuple[Any, Any]:
     classes = config.net.num_classes
     if images.train_labels is None or images.test_labels is None:
-        raise ValueError(f"{images.name} has no labels, and net.num_classes = {classes} tells the network the labels")
+        raise ValueError(f"{images.name} has no labels, and net.num_classes = {classes} needs them")
     most = int(max(images.train_labels.max(), images.test_labels.max())) + 1
     if max(most, len(images.label_names)) > classes:
         raise ValueError(
@@ -119,5 +119,5 @@ def _token_table(texts: Sequence[Sequence[str]], length: int) -> np.ndarray:
     try:
         flat = text.tokenize([text for row in texts for text in (*row, *[""] * (most - len(row)))], length)
     except ValueError as error:
-        raise ValueError(f"{error}; --text.length sets how many bytes a text may have") from None
+        raise ValueError(f"{error}; --text.length sets the most bytes of a text") from None
     return flat.reshape(len(texts), most, length)

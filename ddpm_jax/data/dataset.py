@@ -1,7 +1,7 @@
-"""A data set, whole in memory or read image by image, and the one rule by which both are divided.
+"""Data sets, in memory or read image by image, and their split into training and held-out images.
 
-What is too large for memory, or lies in files of its own, is a `Reader`; `whole` and `gathered` read one into memory,
-and `unread` leaves it where it is.
+An `ImageReader` reads images that are in files of their own or too large for memory; `load_into_memory` reads all of
+them, `load_lazily` reads each when it is indexed.
 """
 
 import math
@@ -15,28 +15,28 @@ import numpy as np
 from ddpm_jax.data.images import ValueRange
 
 ProgressCallback = Callable[[str, int, int], None]
-"""(what, done, total): told after each image that it is "checked" or "loaded"."""
+"""(what, done, total): called after each image, with "checked" or "loaded"."""
 
 MAX_BYTES_IN_MEMORY = 2 << 30
-"""Bytes of images up to which they are held in memory, the host's and each device's, unless told otherwise."""
+"""Largest size, in bytes, of images held in memory (the host's and each device's) by default."""
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 
 class Dataset(NamedTuple):
-    """A data set.
+    """Training and held-out images, with their labels and captions.
 
     train, test: uint8 or uint16, values 0 .. levels - 1, or float32 in a range: [N, H, W, C], or volumes
-        [N, D, H, W, C], in host memory or read where they are indexed; test is held out, never trained on.
+        [N, D, H, W, C], in host memory or read when indexed; test is never trained on.
     train_labels, test_labels: int32 [N], or both None.
-    levels: 17 for the digits, 256 for 8 bits, 65536 for 16 bits, unless the caller of `load` said otherwise; of
-        floating-point images the `Range`.
-    name: the source, as it was given to `load`.
-    label_names: what the labels 0, 1, ... are called; () if there are no labels, or only numbers.
+    levels: 17 for the digits, 256 for 8 bits, 65536 for 16 bits, unless given to `load`; the `ValueRange` of
+        floating-point images.
+    name: the source, as given to `load`.
+    label_names: the names of the labels 0, 1, ...; () if there are no labels, or only numbers.
     train_captions, test_captions: a text for each image, or both None; its lines are descriptions of one image.
-    format: what the images came as: "npz" (also of an .npy file of them all); of a folder's files the most frequent of
-        "png", "jpg", "webp", "bmp", "tiff", "gif" and "npy"; "" for other sources.
+    format: the images' file format: "npz" (also for one .npy file of all); for a folder the most frequent of "png",
+        "jpg", "webp", "bmp", "tiff", "gif" and "npy"; "" for other sources.
     """
 
     train: "Pixels"
@@ -52,11 +52,11 @@ class Dataset(NamedTuple):
 
 
 class ImageReader(Protocol):
-    """Images that are read one by one.  Many threads may read at once."""
+    """Images that are read one by one, by several threads at once."""
 
     @property
     def name(self) -> str:
-        """The source, as it was given."""
+        """The source, as given to `load`."""
         ...
 
     @property
@@ -76,7 +76,7 @@ class ImageReader(Protocol):
 
     @property
     def format(self) -> str:
-        """As in `Images`."""
+        """As in `Dataset`."""
         ...
 
     @property
@@ -86,7 +86,7 @@ class ImageReader(Protocol):
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """What the labels 0, 1, ... are called; () without labels."""
+        """The names of the labels 0, 1, ...; () without labels."""
         ...
 
     @property
@@ -102,7 +102,7 @@ class ImageReader(Protocol):
 
 
 class Subset:
-    """Some images of a reader, in the order of `indices`: a `Reader` itself."""
+    """Some images of a reader, in the order of `indices`, as an `ImageReader`."""
 
     def __init__(self, reader: ImageReader, indices: np.ndarray) -> None:
         self.reader, self.indices = reader, indices
@@ -119,9 +119,9 @@ class Subset:
 
 
 class LazyImages:
-    """The images of a reader as an array [N, H, W, C] that is read where it is indexed, several at a time.
+    """The images of a reader as an array [N, H, W, C] that is read when indexed, several images at a time.
 
-    It is indexed by one integer, a slice or an array of integers, and gives arrays.
+    An index is one integer, a slice or an array of integers.
     """
 
     def __init__(self, reader: ImageReader) -> None:
@@ -143,19 +143,19 @@ class LazyImages:
 
 
 Pixels = np.ndarray | LazyImages
-"""Images [N, H, W, C] in memory, or read where they are indexed."""
+"""Images [N, H, W, C] in memory, or read when indexed."""
 
 
 def train_test_indices(
     what: str, count: int, held_out: float, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `count` images are trained on and which are held out, each in ascending order.
+    """Indices of the training and of the held-out images among `count`, each ascending.
 
-    Held out are the last ones of a fixed permutation, at least one.  The last that training has of a label is not held
-    out: an earlier one of the permutation takes its place, as long as there is one.  A single image is both.
+    The last images of a fixed permutation, at least one, are held out.  The last training image of a label is not held
+    out: an earlier image of the permutation replaces it, if there is one.  A single image is both.
 
     Raises:
-        ValueError: if none would be left to train on; it begins with `what`.
+        ValueError: if no training image would be left; it begins with `what`.
     """
     if count == 1:
         return np.zeros(1, int), np.zeros(1, int)
@@ -174,10 +174,10 @@ def train_test_indices(
 
 
 def train_test_split(reader: ImageReader, held_out: float) -> tuple[Subset, Subset]:
-    """The images to train on and those held out, by the rule of `division`; both keep their order.
+    """The training and the held-out images, by `train_test_indices`; both keep their order.
 
     Raises:
-        ValueError: if none would be left to train on.
+        ValueError: if no training image would be left.
     """
     train, out = train_test_indices(reader.name, len(reader), held_out, reader.labels)
     return Subset(reader, train), Subset(reader, out)
@@ -186,10 +186,10 @@ def train_test_split(reader: ImageReader, held_out: float) -> tuple[Subset, Subs
 def check_range(
     what: str, least: float, most: float, *, levels: int | None, value_range: ValueRange | None
 ) -> ValueRange:
-    """The range of floating-point images whose values go from `least` to `most`.
+    """The range of floating-point images, checked against their values `least` to `most`.
 
     Raises:
-        ValueError: if none is given, or they lie outside of it, or levels are given; the text begins with `what`.
+        ValueError: if no range is given, values are outside it, or levels are given; the text begins with `what`.
     """
     if levels is not None:
         raise ValueError(f"{what}: floating-point images have no levels, got levels={levels}")
@@ -208,12 +208,12 @@ def check_range(
 
 
 def _short(value: float) -> str:
-    """The shortest text that is this number in float32."""
+    """The shortest text of a number in float32."""
     return f"{float(str(np.float32(value))):.9g}"
 
 
 def nbytes(reader: ImageReader) -> int:
-    """The memory that all its images would take."""
+    """The size of all images of a reader, in bytes."""
     return len(reader) * math.prod(reader.shape) * reader.dtype.itemsize
 
 
@@ -223,13 +223,13 @@ def load_split_into_memory(
     """All images of a reader in memory, the fraction `held_out` of them held out as in `load`.
 
     Raises:
-        ValueError: if none would be left to train on, or an image cannot be read.
+        ValueError: if no training image would be left, or an image cannot be read.
     """
     return load_into_memory(*train_test_split(reader, held_out), progress=progress)
 
 
 def load_into_memory(train: ImageReader, test: ImageReader, *, progress: ProgressCallback | None = None) -> Dataset:
-    """All images of two readers in memory, each of them once; several are read at a time.
+    """All images of two readers in memory, read several at a time.
 
     Raises:
         ValueError: if the two are not of one kind, or an image cannot be read.
@@ -244,7 +244,7 @@ def load_into_memory(train: ImageReader, test: ImageReader, *, progress: Progres
 
 
 def load_lazily(train: ImageReader, test: ImageReader) -> Dataset:
-    """The images of two readers, left where they are until they are indexed."""
+    """The images of two readers, read when they are indexed."""
     _check_same_kind(train, test)
     return _dataset(train, test, LazyImages(train), LazyImages(test))
 
@@ -259,20 +259,20 @@ def _dataset(train: ImageReader, test: ImageReader, pixels: "Pixels", test_pixel
 def _read_into(
     array: np.ndarray, reader: ImageReader, indices: np.ndarray, progress: ProgressCallback | None = None
 ) -> None:
-    """array[k] = reader[places[k]] for all k, several at a time."""
+    """Sets array[k] = reader[indices[k]] for all k, several at a time."""
 
     def read(k: int) -> None:
         array[k] = reader[int(indices[k])]
 
-    # What Pillow thinks of metadata is in the report of a folder, by name, and here it would be noise.  Filters are
-    # the whole process's, so they are set around all threads and not in each.
+    # The report of a folder has Pillow's warnings on metadata.  Filters belong to the whole process, so they are set
+    # around all threads and not in each.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         map_in_threads(read, range(len(array)), progress, "loaded")
 
 
 def _check_same_kind(train: ImageReader, test: ImageReader) -> None:
-    """Raises a ValueError if the images of two readers are not of one kind."""
+    """Raises a ValueError unless two readers agree in shape, type, levels, label names and annotations."""
     for field in ("shape", "dtype", "levels", "label_names"):
         ours, theirs = getattr(train, field), getattr(test, field)
         if ours != theirs:
@@ -285,7 +285,7 @@ def _check_same_kind(train: ImageReader, test: ImageReader) -> None:
 def map_in_threads(
     function: Callable[[A], B], items: Sequence[A], progress: ProgressCallback | None, what: str
 ) -> list[B]:
-    """function(item) of every item, in order; an error or an interrupt ends it without beginning further ones."""
+    """function(item) of every item, in order; after an error or an interrupt, no further call begins."""
     pool, results = ThreadPoolExecutor(), []
     try:
         for done, result in enumerate(pool.map(function, items), 1):

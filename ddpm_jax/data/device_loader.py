@@ -1,10 +1,10 @@
-"""The images of each step, or of some steps together, on the devices before they are needed.
+"""Loader of the images of each step, or of several steps together, to the devices.
 
-Two ways, one contract: the images of step n are those of `Order.indices(n, batch)`, in that order over all devices, so
-a run that resumes needs nothing but its step, and neither the way nor the number of processes changes what is seen.
+The images of step n are those of `EpochShuffle.indices(n, batch)`, in that order over all devices.  So a resumed run
+needs only its step, and the batches do not depend on the loading method or the number of processes.
 
-Images that fit lie on every device as the integers they are, a row each, and a step is given indices alone.  Others are
-read ahead by grain's threads (Pillow decodes without holding Python's lock), and a step is given the images themselves.
+Images that fit into memory are put on every device once, as integers, and a step gets indices.  Others are read ahead
+by grain's threads (Pillow decodes without holding Python's lock), and a step gets the images themselves.
 """
 
 import itertools
@@ -19,14 +19,14 @@ from ddpm_jax.data.dataset import MAX_BYTES_IN_MEMORY, ImageReader, LazyImages, 
 from ddpm_jax.data.order import EpochShuffle, FlatImages
 
 READ_AHEAD_BYTES = 1 << 30
-"""Bytes of batches that are read ahead, where that is between 2 and 16 of them."""
+"""Bytes of batches to read ahead; at least 2 and at most 16 batches."""
 
 
 class Batch(NamedTuple):
-    """What k steps are given.
+    """The images of k steps.
 
-    indices: int32 [k, batch], the examples, over all processes: for the record.
-    pixels: images on this process's devices, N of them as `Rows` on each, or [devices, k, b, H, W, C].
+    indices: int32 [k, batch], the examples over all processes, for the record.
+    pixels: images on this process's devices, all N as `FlatImages` on each, or [devices, k, b, H, W, C].
     pixel_indices: int32 [devices, k, b]: which of a device's pixels are its examples.
     """
 
@@ -36,11 +36,11 @@ class Batch(NamedTuple):
 
 
 class DeviceLoader(NamedTuple):
-    """The images of all steps.
+    """Loader of the batches of all steps.
 
-    in_axis: that of `Batch.pixels` over which they are spread: `pmap`'s in_axes for them.  None is the same for all.
-    batches: the batches of the steps start + 1, start + 2, ..., without end, as many together as lead to the next
-        multiple of `steps_per_call`.  Close it: threads may be at work.
+    in_axis: `pmap`'s in_axes for `Batch.pixels`; None if every device has the same.
+    batches: start -> the batches of the steps start + 1, start + 2, ..., without end, each up to the next multiple of
+        `steps_per_call`.  Close the generator: it may have running threads.
     """
 
     in_axis: int | None
@@ -48,12 +48,12 @@ class DeviceLoader(NamedTuple):
 
 
 def is_streamed(pixels: Pixels, stream: bool | None) -> bool:
-    """Whether images are read ahead of each step; None is where they would take more than 2 GiB on every device."""
+    """True if images are read ahead of each step: `stream`, or if it is None, if they take more than 2 GiB."""
     return pixels.nbytes > MAX_BYTES_IN_MEMORY if stream is None else stream
 
 
 def split_by_device(indices: np.ndarray, devices: int) -> np.ndarray:
-    """[k, batch] -> [devices, k, b]: of each step the same share to each device, one after the other."""
+    """[k, batch] -> [devices, k, b]: consecutive equal parts of each step's batch."""
     return indices.reshape(len(indices), devices, -1).swapaxes(0, 1)
 
 
@@ -66,19 +66,19 @@ def make_device_loader(
     stream: bool | None = None,
     steps_per_call: int = 1,
 ) -> DeviceLoader:
-    """The images of each step on the devices of this process, as many on each.
+    """The loader of images [N, H, W, C] for this process's devices, with equal parts for each.
 
     Args:
-        pixels: [N, H, W, C], in host memory or unread.
+        pixels: in host memory, or read when indexed.
         order: of N examples.
-        batch: images of a step, over all devices of all processes.
+        batch: images per step, over all devices of all processes.
         devices: those of this process.
-        stream: see `streams`.
-        steps_per_call: of how many steps.
+        stream: see `is_streamed`.
+        steps_per_call: number of steps per batch.
 
     Raises:
-        ValueError: if the batch is not divisible by the number of devices; from `Feed.batches`, at the step that needs
-            an image that cannot be read, with its name.
+        ValueError: if the batch is not divisible by the number of devices; from `DeviceLoader.batches`, at the step
+            that needs an unreadable image, with the image's name.
     """
     device_count = len(devices) * jax.process_count()
     if batch < 1 or batch % device_count:
@@ -95,14 +95,14 @@ def make_device_loader(
 def read_ahead(
     pixels: Pixels, order: EpochShuffle, batch: int, start: int, *, batch_slice: slice = slice(None)
 ) -> Generator[np.ndarray, None, None]:
-    """The images of the steps start, start + 1, ..., without end, each step's in an array of its own.
+    """Iterator over the images of the steps start, start + 1, ..., without end, a new array for each step.
 
-    No thread is left when it is closed or deleted.
+    Its threads end when it is closed or deleted.
 
     Args:
-        batch_slice: the part of each batch, such as that of one of several processes; all of it by default.
+        batch_slice: the part of each batch, such as that of one of several processes; by default all.
     """
-    import grain  # which only this needs
+    import grain
 
     ahead = min(16, max(2, READ_AHEAD_BYTES // max(1, batch * pixels.nbytes // len(pixels))))
     reader = pixels.reader if isinstance(pixels, LazyImages) else None
@@ -130,7 +130,7 @@ def read_ahead(
 
 
 def _group_steps(start: int, steps_per_call: int) -> Iterator[range]:
-    """The steps from `start` on: those up to the next multiple of `steps_per_call`, and then as many at a time."""
+    """The steps from `start` up to the next multiple of `steps_per_call`, and then `steps_per_call` at a time."""
     while True:
         end = start + steps_per_call - start % steps_per_call
         yield range(start, end)
@@ -166,7 +166,7 @@ def _streamed_batches(
                 put_on_devices(steps, [next(read) for _ in steps]) for steps in _group_steps(start, steps_per_call)
             )
             ready = next(coming)
-            for later in coming:  # it travels while the steps before it are at work
+            for later in coming:  # its transfer overlaps with the steps before
                 yield ready
                 ready = later
         finally:

@@ -1,4 +1,4 @@
-"""Digests of the training images, by which a run that goes on knows them; quick where images are many."""
+"""Digests of the training images, which a resumed run compares; quick for many images."""
 
 import hashlib
 import unicodedata
@@ -16,7 +16,7 @@ _DIGEST_NAMES = {
     "pixels": "their pixels",
     "labels": "labels of single images",
     "texts": "texts",
-    "beside": "the images beside",
+    "beside": "the conditioning images",
 }
 
 
@@ -43,12 +43,12 @@ def digest(*arrays: np.ndarray) -> str:
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """In which ways images are not those that a checkpoint was trained on, in words.
+    """Descriptions of how images differ from those that a checkpoint was trained on.
 
     Args:
-        saved: its record, with "image" and "data" as `trainer.Run` makes them.  What is not in it, as in those of
-            earlier versions, is not compared.
-        current: the same of the images that there are.
+        saved: the checkpoint's record, with "image" and "data" as `trainer.Run` makes them.  Fields that it lacks, as
+            in records of earlier versions, are not compared.
+        current: the record of the present images.
     """
     before, after = ({**record.get("image", {}), **record.get("data", {})} for record in (saved, current))
     lines = [
@@ -58,13 +58,13 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
     ]
     same_shape = not lines
     names, others = ([unicodedata.normalize("NFC", n) for n in d.get("label_names", ())] for d in (before, after))
-    if names != list(map(str, range(len(names)))) and names != others:  # numbers are no names
+    if names != list(map(str, range(len(names)))) and names != others:  # numbers are not names
         i = next(i for i in range(len(names) + 1) if names[i : i + 1] != others[i : i + 1])
         first, second = (printable(some[i]) if i < len(some) else "none" for some in (names, others))
-        lines.append(f"{len(names)} labels then, {len(others)} now, of which number {i} was {first} and is {second}")
+        lines.append(f"{len(names)} labels then, {len(others)} now, number {i} was {first} and is {second}")
     for field, what in _DIGEST_NAMES.items():
         then, now = before.get(field, {}), after.get(field, {})
-        changed = any(then[name] != now[name] for name in then if name in now)  # not all have "all"
+        changed = any(then[name] != now[name] for name in then if name in now)  # some lack "all"
         if changed and (same_shape or field != "pixels"):
             lines.append(f"{what} have changed")
     return lines

@@ -1,7 +1,7 @@
-"""Which images are in batch n, and what the training step makes of them: pure functions of (seed, n).
+"""Order of the training images and their preparation in the step: pure functions of (seed, step).
 
-Step n needs no iterator and no state, so a resumed run sees the images that the straight run would have seen, on any
-number of devices or processes: each of these computes the order of the whole batch and takes its share.
+Without an iterator or state, a resumed run sees the images that an uninterrupted one would have seen, on any number of
+devices or processes: each computes the order of the whole batch and takes its part.
 """
 
 import dataclasses
@@ -17,16 +17,15 @@ import numpy as np
 from ddpm_jax.data.images import ValueRange, normalize
 from ddpm_jax.keys import check_integer, check_keys
 
-# "flip" in ASCII.  An image's key also serves its timestep, its noise and its dropout: what is drawn here must not
-# repeat what is drawn there.
+# "flip" in ASCII.  An image's key also serves its timestep, its noise and its dropout: draws must not repeat.
 FLIP = 0x666C6970
 
 
 class EpochShuffle:
-    """The order in which training sees `size` examples: shuffled epochs, without replacement, one after the other.
+    """The order of `size` training examples: consecutive shuffled epochs, without replacement.
 
-    Epoch e is `jax.random.permutation(jax.random.fold_in(key, e), size)`, made once when it is first needed; the two
-    latest are kept, since a batch may straddle the end of an epoch.
+    Epoch e is `jax.random.permutation(jax.random.fold_in(key, e), size)`, made when first needed; the two latest are
+    kept, since a batch may span two epochs.
 
     Args:
         key: one typed key (`jax.random.key`).
@@ -46,7 +45,7 @@ class EpochShuffle:
         self._lock = threading.Lock()  # batches are read ahead in threads
 
     def indices(self, step: int, batch: int) -> np.ndarray:
-        """The examples of step `step` = 0, 1, ... when every step takes `batch` of them.
+        """The examples of step `step` = 0, 1, ..., with `batch` examples per step.
 
         Returns:
             int32 [batch], each in 0 .. size - 1.  A batch may hold parts of any number of epochs.
@@ -82,9 +81,9 @@ def _permutation(key: jax.Array, epoch: jax.Array, size: int) -> jax.Array:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["flat"], meta_fields=["shape"])
 @dataclasses.dataclass(frozen=True)
 class FlatImages:
-    """Images on a device that is to take some of them out, each a row of numbers.
+    """Images on a device as rows of numbers, for gathering some of them.
 
-    A TPU would lay [N, H, W, C] out with N along its lanes, and copy all of them in every step to take out a few.
+    A TPU would lay out [N, H, W, C] with N along its lanes, and copy all images in every step to gather a few.
 
     Attributes:
         flat: [N, H W C].
@@ -107,17 +106,17 @@ class FlatImages:
 def gather_examples(
     keys: jax.Array, images: jax.Array | FlatImages, indices: jax.Array, *, levels: int | ValueRange, flip: bool
 ) -> jax.Array:
-    """The images at `indices` as the network sees them: in [-1, 1], mirrored left to right half of the time.
+    """The images at `indices` as network inputs: in [-1, 1], with `flip` mirrored left to right with probability 1/2.
 
-    Whether example i is mirrored depends on keys[i] alone.  Made to run inside the training step: keep `images` on the
-    device and pass them as an argument (closed over, they would be compiled into the program).
+    The flip of example i depends on keys[i] alone.  It is meant for the inside of the training step: keep `images` on
+    the device and pass them as an argument (closed over, they would be compiled into the program).
 
     Args:
         keys: typed keys [b], one for each example.
         images: uint8 or uint16 [N, H, W, C] or [N, D, H, W, C], values 0 .. levels - 1; float32 in a range.  Where N
-            is large, `Rows` of them.
-        indices: integers [b] in 0 .. N - 1; as in any compiled gather, what lies outside is not noticed.
-        flip: off for what is not itself in a mirror: digits, text.
+            is large, `FlatImages` of them.
+        indices: integers [b] in 0 .. N - 1; as in any compiled gather, others are not detected.
+        flip: mirror images; not for digits or text.
 
     Returns:
         float32 [b, H, W, C], or [b, D, H, W, C], of which the last axis but one is mirrored.
@@ -135,7 +134,7 @@ def gather_examples(
 
 
 def random_flip(keys: jax.Array, images: jax.Array) -> jax.Array:
-    """Images [b, ..., W, C] mirrored left to right half of the time, as `examples` does with these keys [b]."""
+    """Images [b, ..., W, C], each mirrored left to right with probability 1/2 by its key of keys [b]."""
     check_keys("keys", keys)
     half = np.float32(0.5)
     flipped = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, FLIP), half))(keys)

@@ -83,13 +83,13 @@ def test_one_template_is_filled_for_a_prompt():
     ("templates", "words"),
     [
         (("a cat",), "'a cat' says the same of every image; expected {} or {caption}"),
-        (("a {}", "a {}"), "'a {}' is there 2 times"),
+        (("a {}", "a {}"), "'a {}' occurs 2 times"),
         ("a {}", "expected a sequence of texts, got the text 'a {}'"),
         (("a {name}",), "'a {name}' has a field {name}; there are {} and {caption}"),
         (("a {:>9}",), "has a field {:>9}; there are"),
         (("a {caption!r}",), "has a field {caption!r}; there are"),
         (("a {0}",), "has a field {0}; there are"),
-        (("a {",), "'a {' is not one: .*; a brace is written twice"),
+        (("a {",), "'a {' is invalid: .*; a literal brace is written twice"),
         (("a {caption}",), "made: the template 'a {caption}' needs captions, and the images have none"),
     ],
 )
