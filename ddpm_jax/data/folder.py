@@ -1,10 +1,10 @@
-"""Images in a folder: "folder:PATH".
+"""Data sets in a folder of image files, "folder:PATH".
 
-    cats/train/tabby/1.png          labels are the first-level sub-folders, or stand in a .csv file beside them
-    cats/test/tabby/2.png           train/ and test/, if both are there, divide the images: also Training/ or train2017/
+    cats/train/tabby/1.png          labels are the first-level sub-folders, or are in a .csv file
+    cats/test/tabby/2.png           train/ and test/, if both exist, are the splits: also Training/ or train2017/
                                     and val/, valid/, validation/, testing/, dev/, eval/ or holdout/, in any case
 
-A report says what is in the folder, and what will be done to it, before anything is compiled.
+The content of the folder and its use are reported before anything is compiled.
 """
 
 import dataclasses
@@ -34,9 +34,9 @@ from ddpm_jax.data.images import ValueRange, to_value_range
 
 
 class SplitFolders(NamedTuple):
-    """Sub-folders that divide the images into those to train on and those held out, "" where there is none.
+    """The sub-folders of the training and the held-out images, "" for none.
 
-    only_splits: whether the sub-folders of all images are named after splits, and so are no labels.
+    only_splits: the first-level sub-folders of all images are splits, and not labels.
     """
 
     train: str = ""
@@ -46,10 +46,10 @@ class SplitFolders(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FolderReader:
-    """Image files as a `Reader`: each is decoded when it is asked for.
+    """Image files as an `ImageReader`, each decoded when indexed.
 
     root: the folder.
-    files: those that are used, all of one mode.
+    files: the files in use, all of one mode.
     """
 
     name: str
@@ -75,7 +75,7 @@ class FolderReader:
             raise ValueError(f"{where}: {error}") from error
         if (image.mode, image.pixels.shape) != (file.mode, file.shape):
             raise ValueError(
-                f"{where}: was {file.mode} {file.shape} when the folder was looked through, and is {image.mode} "
+                f"{where}: was {file.mode} {file.shape} when the folder was read, and is {image.mode} "
                 f"{image.pixels.shape}; do not change files that are in use"
             )
         return resize_center_crop(image.pixels, image.mode, self.shape[:-1], self.levels)
@@ -93,17 +93,17 @@ def open_readers(
     report: Callable[[str], None] | None = None,
     progress: ProgressCallback | None = None,
 ) -> tuple[ImageReader, ImageReader]:
-    """The training and the held-out images of a folder, as readers.
+    """The training and the held-out images of a folder.
 
     Args:
         path: the folder.
-        name: the source, as it was given.
+        name: the source, as given to `load`.
         held_out, levels, value_range, resolution, skip_bad, report, progress: as in `sources.load`.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if it holds no images, or bad ones and not `skip_bad`, or images of several sizes and no resolution
-            is given; if labels are not as described, or an option is out of range.
+        ValueError: if it holds no images, or bad ones without `skip_bad`, or images of several sizes without a
+            resolution; if labels are invalid, or an option is out of range.
     """
     size = parse_resolution(resolution)
     folder_report = make_folder_report(path, name, size, progress)
@@ -144,7 +144,7 @@ def open_readers(
 
 
 def parse_resolution(resolution: Sequence[int]) -> tuple[int, int] | None:
-    """(H, W) of a resolution; None for as stored.
+    """(H, W) of a resolution; None for the stored sizes.
 
     Raises:
         ValueError: if it has more than two sides, or one below 1.
@@ -157,7 +157,7 @@ def parse_resolution(resolution: Sequence[int]) -> tuple[int, int] | None:
 
 
 def _check_usable(report: FolderReport, path: Path, skip_bad: bool) -> None:
-    """Raises a ValueError if the files cannot be used together."""
+    """Raises a ValueError if the files of a folder cannot be used together."""
     good, bad = report.good(), report.bad()
     if not report.files:
         there = f"; found {format_counts(Counter(report.others))}" if report.others else ", and no other files"
@@ -165,8 +165,8 @@ def _check_usable(report: FolderReport, path: Path, skip_bad: bool) -> None:
         raise ValueError(f"{path}: no images: looked for {', '.join(EXTENSIONS)} in it and its sub-folders{there}")
     if bad and not skip_bad:
         raise ValueError(
-            f"{path}: {len(bad):,} of {len(report.files):,} image files cannot be used; mend or remove them, or go on "
-            f"without them with --data.skip-bad:{indent_lines(format_reasons(bad))}"
+            f"{path}: {len(bad):,} of {len(report.files):,} image files cannot be used; repair or remove them, or "
+            f"leave them out with --data.skip-bad:{indent_lines(format_reasons(bad))}"
         )
     if not good:
         raise ValueError(f"{path}: none of {len(bad):,} image files can be used:{indent_lines(format_reasons(bad))}")
@@ -190,18 +190,18 @@ def _check_usable(report: FolderReport, path: Path, skip_bad: bool) -> None:
 
 
 def _find_split(report: FolderReport) -> SplitFolders:
-    """How sub-folders divide the images.
+    """The sub-folders that are splits, by their names.
 
     Raises:
-        ValueError: if their names leave that open; or if one of them is a split's, and another one, which is not, has
-            the same sub-folders, so that a split would be taken for a label.
+        ValueError: if the names are ambiguous; or if one is a split's and another, which is not, has the same
+            sub-folders, so that a split would be taken for a label.
     """
     inner = _subfolders(report)
     train, held = ([top for top in inner if split_role(top) == part] for part in ("train", "held out"))
     if train and held:
         if len(train + held) > 2:
             both = f"{'/, '.join(map(printable, held))}/ beside {'/, '.join(map(printable, train))}/"
-            raise ValueError(f"{report.name}: {both}; keep one of them to train on and one to be held out")
+            raise ValueError(f"{report.name}: {both}; keep one to train on and one to hold out")
         outside = [f.path for f in report.good() if not f.path.startswith((f"{train[0]}/", f"{held[0]}/"))]
         if outside:
             raise ValueError(
@@ -224,7 +224,7 @@ def _find_split(report: FolderReport) -> SplitFolders:
 
 
 def _split_hints(report: FolderReport, split: SplitFolders) -> list[str]:
-    """A line of the report where labels may be splits in another language: all have the same sub-folders."""
+    """A line of the report if labels may be splits in another language: all have the same sub-folders."""
     first, *others = [*_subfolders(report).values()] or [set()]
     if split.only_splits or report.tables or len(first) < 2 or not others or any(inner != first for inner in others):
         return []
@@ -233,7 +233,7 @@ def _split_hints(report: FolderReport, split: SplitFolders) -> list[str]:
 
 
 def _subfolders(report: FolderReport) -> dict[str, set[str]]:
-    """The sub-folders with images, and what sub-folders with images they have."""
+    """The sub-folders with images, and the names of their own sub-folders with images."""
     inner: dict[str, set[str]] = {}
     for top, *deeper, _ in (file.path.split("/") for file in report.files if "/" in file.path):
         inner.setdefault(top, set()).update(deeper[:1])

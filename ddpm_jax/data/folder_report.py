@@ -1,7 +1,6 @@
-"""What is in a folder of images, before anything is done with them: every file is decoded once, and what is said of it
-is a report.
+"""Report on the files of a folder of images, each of which is decoded once.
 
-A file is *bad* if its pixels cannot be had exactly as they are stored, or are not of the one mode that the others have.
+A file is *bad* if its pixels cannot be read exactly as stored, or are not of the mode of most others.
 """
 
 import math
@@ -22,21 +21,21 @@ from ddpm_jax.data.image_files import EXTENSIONS, decode
 
 TRAIN_NAMES = ("train", "training")
 HELD_OUT_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "holdout", "heldout")
-MAX_LISTED = 20  # names in a list; what follows is counted
+MAX_LISTED = 20  # names in a list; the others are counted
 
 
 class ImageFile(NamedTuple):
-    """An image file.
+    """An image file: its format and values, or why it is bad.
 
     path: below the folder, with "/".
     size: bytes on disk.
-    format, mode: as in `files.Decoded`; "" if bad.
+    format, mode: as in `image_files.DecodedImage`; "" if bad.
     shape: (H, W, C), upright, or (D, H, W, C).
     dtype: "uint8", "uint16" or "float32".
     minimum, maximum: the smallest and the largest value.
-    exif_transposed: whether its Exif orientation was applied.
-    warning: what Pillow warns of, as damaged metadata; the pixels are used.
-    bad: why it cannot be used; "" if it can.
+    exif_transposed: its Exif orientation was applied.
+    warning: Pillow's warning, as of damaged metadata; the pixels are used.
+    bad: the reason why it cannot be used, or "".
     """
 
     path: str
@@ -53,15 +52,15 @@ class ImageFile(NamedTuple):
 
 
 class FolderReport(NamedTuple):
-    """What a folder holds.
+    """The content of a folder.
 
     name: the source.
-    files: every image file in the order of its path, the bad ones too.
-    others: how many other files there are, by lower-case extension.
-    hidden: how many files and folders whose names begin with a dot; these are not entered.
+    files: every image file in the order of its path, including bad ones.
+    others: numbers of other files, by lower-case extension.
+    hidden: number of files and folders whose names begin with a dot; these are not entered.
     tables: the .csv files beside the images.
-    skipped: what is not looked into, and why: links out of the folder or up in it, pipes, sockets and devices.
-    size: (H, W) to which images will be brought, or None for as they are.
+    skipped: what is not read, and why: links out of the folder or up in it, pipes, sockets and devices.
+    size: (H, W) to which images will be resized, or None.
     """
 
     name: str
@@ -73,19 +72,19 @@ class FolderReport(NamedTuple):
     size: tuple[int, int] | None
 
     def good(self) -> tuple[ImageFile, ...]:
-        """The files that can be used."""
+        """The usable files."""
         return tuple(file for file in self.files if not file.bad)
 
     def bad(self) -> tuple[ImageFile, ...]:
-        """The files that cannot."""
+        """The bad files."""
         return tuple(file for file in self.files if file.bad)
 
     def sizes(self) -> Counter[tuple[int, ...]]:
-        """How many usable images there are of each (H, W) or (D, H, W)."""
+        """Numbers of usable images of each (H, W) or (D, H, W)."""
         return Counter(file.shape[:-1] for file in self.good())
 
     def lines(self) -> list[str]:
-        """The report: counts, what will be resized, disk and memory, and by name what is bad and what is odd."""
+        """The lines of the report: counts, resizing, disk and memory, and by name bad files and warnings."""
         good, bad = self.good(), self.bad()
         disk = sum(file.size for file in self.files)
         lines = [f"{self.name}: {len(self.files):,} image files, {disk / 1e6:,.1f} MB on disk; {len(good):,} usable"]
@@ -140,7 +139,7 @@ class FolderReport(NamedTuple):
 
 
 class FoundFiles(NamedTuple):
-    """The files below a folder: images with their bytes on disk, what only bears an image's name, the rest."""
+    """The files below a folder: images with their bytes on disk, and as in `FolderReport`."""
 
     root: str  # without links
 
@@ -155,12 +154,12 @@ class FoundFiles(NamedTuple):
 def make_folder_report(
     root: Path, name: str, size: tuple[int, int] | None = None, progress: ProgressCallback | None = None
 ) -> FolderReport:
-    """The survey of a folder: each image file is decoded, several at a time.
+    """The report on a folder, whose image files are decoded several at a time.
 
     Args:
-        name: what the folder is called in the report.
-        size: (H, W) to which images will be brought; None for as they are.
-        progress: told ("checked", done, total) after each file.
+        name: the folder's name in the report.
+        size: (H, W) to which images will be resized, or None.
+        progress: called with ("checked", done, total) after each file.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -178,7 +177,7 @@ def make_folder_report(
 
 
 def find_files(root: Path) -> FoundFiles:
-    """All files below a folder; links are followed within it, but not in circles, and hidden ones are left out."""
+    """All files below a folder, without hidden ones; links are followed within it, but not in circles."""
     found, hidden = FoundFiles(os.path.realpath(root), {}, [], Counter(), 0, [], []), 0
     folders: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while folders:
@@ -199,14 +198,14 @@ def find_files(root: Path) -> FoundFiles:
 
 
 def split_role(folder: str) -> str:
-    """ "train" or "held out" for a folder that is named as a split, such as Train, test_images or val2017; else ""."""
+    """ "train" or "held out" for a folder named as a split, such as Train, test_images or val2017; else ""."""
     words = re.findall(r"[^\W\d_]+", folder.casefold())
     word = "".join(word for word in words if word not in ("data", "images", "split")).removesuffix("set")
     return "train" if word in TRAIN_NAMES else "held out" if word in HELD_OUT_NAMES else ""
 
 
 def format_counts(counts: Counter[str]) -> str:
-    """ "1,200 RGB, 3 L", the most frequent first, and how many more kinds there are."""
+    """ "1,200 RGB, 3 L", the most frequent first, and the number of further kinds."""
     kinds = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     more = f" and {len(kinds) - 6:,} others" if len(kinds) > 6 else ""
     return ", ".join(f"{count:,} {kind}" for kind, count in kinds[:6]) + more
@@ -218,29 +217,29 @@ def format_sizes(sizes: Counter[tuple[int, ...]]) -> Counter[str]:
 
 
 def printable(text: str) -> str:
-    """A path, a name or a text as it can be printed: escaped if it holds what moves a cursor, or bytes of no text."""
+    """A text for printing, escaped if it has control characters or undecodable bytes."""
     return text if text.isprintable() else ascii(text)
 
 
 def format_reasons(bad: Sequence[ImageFile]) -> list[str]:
-    """ "PATH: why" for each file."""
+    """ "PATH: reason" for each bad file."""
     return [f"{printable(file.path)}: {printable(file.bad)}" for file in bad]
 
 
 def join_first(paths: Sequence[str], limit: int = MAX_LISTED) -> str:
-    """The first paths on one line, and how many more there are."""
+    """The first paths on one line, and the number of the others."""
     more = f" and {len(paths) - limit:,} more" if len(paths) > limit else ""
     return ", ".join(map(printable, paths[:limit])) + more
 
 
 def indent_lines(items: Sequence[str]) -> str:
-    """The first items on lines of their own, and how many more there are."""
+    """The first items, one a line, and the number of the others."""
     more = [f"and {len(items) - MAX_LISTED:,} more"] if len(items) > MAX_LISTED else []
     return "".join(f"\n  {item}" for item in [*items[:MAX_LISTED], *more])
 
 
 def _add_entry(entry: os.DirEntry[str], path: str, above: frozenset[tuple[int, int]], found: FoundFiles) -> bool:
-    """Notes an entry of a folder; True if it is a folder to enter."""
+    """Records an entry of a folder; True if it is a folder to enter."""
     extension = PurePosixPath(entry.name).suffix.lower()
     about, wrong = None, ""
     try:
@@ -270,7 +269,7 @@ def _add_entry(entry: os.DirEntry[str], path: str, above: frozenset[tuple[int, i
 
 
 def _skip_reason(entry: os.DirEntry[str], about: os.stat_result, above: frozenset[tuple[int, int]], root: str) -> str:
-    """Why an entry of a folder is not looked into; "" if it is."""
+    """The reason why an entry of a folder is not read, or ""."""
     if entry.is_symlink():
         real = os.path.realpath(entry.path)
         if os.path.commonpath([real, root]) != root:
@@ -281,16 +280,16 @@ def _skip_reason(entry: os.DirEntry[str], about: os.stat_result, above: frozense
 
 
 def _decode_files(root: Path, images: dict[str, int], progress: ProgressCallback | None) -> list[ImageFile]:
-    """What decoding says of each file; a warning is noted with the file whose decoding gave it."""
+    """The decoded properties of each file, with the warnings of its decoding."""
     from PIL import Image
 
-    Image.init()  # now, and not in several threads at once
+    Image.init()  # before several threads do
     current = threading.local()
     messages: defaultdict[str, list[str]] = defaultdict(list)
 
     def record_warning(message, category, filename, lineno, file=None, line=None):
         path = getattr(current, "path", None)
-        if path is None:  # another thread of the program, which is not our concern
+        if path is None:  # another thread of the program
             return before(message, category, filename, lineno, file, line)
         messages[path].append(" ".join(str(message).split()))
 
@@ -306,7 +305,7 @@ def _decode_files(root: Path, images: dict[str, int], progress: ProgressCallback
             pixels.min().item(), pixels.max().item(), image.exif_transposed,
         )  # fmt: skip
 
-    # Filters and `showwarning` are the whole process's, so they are set around all threads and not in each.
+    # Filters and `showwarning` belong to the whole process, so they are set around all threads.
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         before, warnings.showwarning = warnings.showwarning, record_warning
@@ -318,7 +317,7 @@ def _decode_files(root: Path, images: dict[str, int], progress: ProgressCallback
 
 
 def _reject_other_modes(files: list[ImageFile]) -> list[ImageFile]:
-    """The same files, of which those are bad that are not of the most frequent mode."""
+    """The files, with those bad that are not of the most frequent mode."""
     modes = Counter(file.mode for file in files if not file.bad).most_common()
     if len(modes) < 2:
         return files

@@ -1,7 +1,7 @@
-"""One image file: its pixels exactly as stored, or the reason why they cannot be had; and an image as a file again.
+"""Reading, resizing and writing of single image files.
 
-Colours are never converted and bits never dropped.  What Pillow would convert on its own when it reads or writes a file
-(16-bit colours to 8 bits, an unnamed fourth channel to nothing) is refused with advice.
+Colours are never converted and bits never dropped.  Conversions that Pillow would make on its own when it reads or
+writes a file (16-bit colours to 8 bits, an unnamed fourth channel dropped) are refused with advice.
 """
 
 import io
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
 READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow's names
 ARRAY_TYPES = ("u1", "u2", "f2", "f4", "f8")  # numpy's, of arrays that are images
-MODES = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "I;16": 1}  # the modes that are read, and their channels
+MODES = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "I;16": 1}  # modes and their channels
 SIXTEEN_BIT_HINT = "which would be cut to 8 bits: save it as a .npy file, uint16 [H, W, C]"
 
 WRITE_FORMATS = {
@@ -34,14 +34,14 @@ WRITE_FORMATS = {
     "bmp": ("bmp", {"L", "RGB"}, {}),
     "tiff": ("tiff", {"L", "LA", "RGB", "RGBA", "I;16"}, {}),
 }
-"""Formats by their extension: Pillow's name, the modes that come back as they were written, Pillow's options."""
+"""Formats by their extension: Pillow's name, the modes that are read back as written, Pillow's options."""
 
 MODE_NAMES = {"L": "grey", "LA": "grey with alpha", "I;16": "16-bit grey"}
 
 # TIFF 6.0: bits of each sample, what zero means, how many samples
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL = 258, 262, 277
 
-# Exif 2.3, 4.6.4 A: where row 0 and column 0 of the stored image belong
+# Exif 2.3, 4.6.4 A: positions of row 0 and column 0 of the stored image
 EXIF_ORIENTATION = 274
 EXIF_TRANSFORMS = {
     2: lambda pixels: pixels[:, ::-1],
@@ -55,12 +55,12 @@ EXIF_TRANSFORMS = {
 
 
 class DecodedImage(NamedTuple):
-    """What a file holds.
+    """The content of an image file.
 
     format: "PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF" (by its content, whatever its name) or "NPY".
     mode: "L" (grey), "LA", "RGB", "RGBA", "I;16" (16-bit grey), or of arrays "uint8 x C", "float64 x C".
-    exif_transposed: whether it was turned or mirrored as its Exif orientation asks.
-    pixels: uint8, uint16 or float32 (which other floats are brought to) [H, W, C]; arrays may be [D, H, W, C].
+    exif_transposed: its Exif orientation was applied.
+    pixels: uint8, uint16 or float32 (to which other floats are converted) [H, W, C]; arrays may be [D, H, W, C].
     """
 
     format: str
@@ -73,7 +73,7 @@ def decode(path: Path) -> DecodedImage:
     """The image in a file.
 
     Raises:
-        ValueError: why there is none, or none that can be had as it is stored; the path is not in the text.
+        ValueError: the reason why it cannot be read exactly as stored, without the path.
     """
     try:
         with path.open("rb") as file:
@@ -85,7 +85,7 @@ def decode(path: Path) -> DecodedImage:
 
 
 def unwritable_reason(format: str, shape: Sequence[int], dtype: np.dtype) -> str:
-    """Why images of this shape and type cannot be files of a format, "" if they can.
+    """The reason why images of a shape and type cannot be files of a format, or "".
 
     Args:
         format: "png", "jpg", "webp", "bmp", "tiff" or "npy".
@@ -102,11 +102,11 @@ def unwritable_reason(format: str, shape: Sequence[int], dtype: np.dtype) -> str
 
 
 def write_image(path: Path, image: np.ndarray, format: str) -> None:
-    """Writes an image, so that `decoded` reads the same numbers; but for "jpg", which is lossy.
+    """Writes an image such that `decode` reads the same values, except for "jpg", which is lossy.
 
     Args:
         image: uint8, uint16 or float32 [H, W, C] or [D, H, W, C].
-        format: as in `unwritable`.
+        format: as in `unwritable_reason`.
 
     Raises:
         ValueError: if the format cannot hold it.
@@ -123,7 +123,7 @@ def write_image(path: Path, image: np.ndarray, format: str) -> None:
 
 
 def _mode_of_array(shape: Sequence[int], dtype: np.dtype) -> str:
-    """Pillow's mode of an array, "" if it has none."""
+    """Pillow's mode of an array, or ""."""
     if len(shape) != 3:
         return ""
     return {"uint8": {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}, "uint16": {1: "I;16"}}.get(str(dtype), {}).get(
@@ -132,14 +132,14 @@ def _mode_of_array(shape: Sequence[int], dtype: np.dtype) -> str:
 
 
 def resize_center_crop(pixels: np.ndarray, mode: str, size: tuple[int, ...], levels: int | ValueRange) -> np.ndarray:
-    """The image at another size: scaled until it covers that, and cut to its middle.
+    """The image at another size: the largest part in its middle of that aspect, resized.
 
-    Scaling is Pillow's Lanczos filter, which widens as it reduces (antialiasing), channel by channel in float32:
-    on integers, Pillow rounds and clips between rows and columns, and does not know 16 bits.  Colours weigh as much as
-    their alpha.  Results are rounded and kept in 0 .. levels - 1, or kept in a range.
+    Pillow's Lanczos filter, antialiased, is applied to each channel in float32: on integers, Pillow rounds and clips
+    between rows and columns, and lacks 16 bits.  Colours are weighted by their alpha.  Results are rounded and clipped
+    to 0 .. levels - 1, or clipped to a range.
 
     Args:
-        pixels, mode: as in `Decoded`.
+        pixels, mode: as in `DecodedImage`.
         size: (H, W).
 
     Raises:
@@ -154,7 +154,7 @@ def resize_center_crop(pixels: np.ndarray, mode: str, size: tuple[int, ...], lev
     height, width = pixels.shape[:2]
     tall, wide = min(height, width * size[0] / size[1]), min(width, height * size[1] / size[0])
     left, top = (width - wide) / 2, (height - tall) / 2
-    box = (left, top, width - left, height - top)  # of what lies outside, the filter sees what its width reaches
+    box = (left, top, width - left, height - top)  # the filter reaches beyond the box
 
     def scaled(channel: np.ndarray) -> np.ndarray:
         return np.asarray(Image.fromarray(channel).resize((size[1], size[0]), Image.Resampling.LANCZOS, box))
@@ -173,7 +173,7 @@ def resize_center_crop(pixels: np.ndarray, mode: str, size: tuple[int, ...], lev
 
 
 _HEADER_LOCK = threading.Lock()
-"""numpy has Python parse the header, and some versions of Python cannot do that in two threads at once."""
+"""numpy lets Python parse the header, which some versions of Python cannot do in two threads at once."""
 
 
 def _decode_array(file: BinaryIO) -> DecodedImage:
@@ -200,10 +200,10 @@ def _decode_array(file: BinaryIO) -> DecodedImage:
 
 
 def to_finite_float32(what: str, array: np.ndarray) -> np.ndarray:
-    """An array of any floating-point type in float32.
+    """A floating-point array in float32.
 
     Raises:
-        ValueError: if a value is not finite there; the text begins with `what`.
+        ValueError: if a value is not finite in float32; the text begins with `what`.
     """
     with np.errstate(over="ignore"):
         floats = np.ascontiguousarray(array, np.float32)
@@ -214,7 +214,7 @@ def to_finite_float32(what: str, array: np.ndarray) -> np.ndarray:
 
 
 def conversion_hint(dtype: np.dtype) -> str:
-    """What to do with an array of a type that is not read, so that it keeps its values."""
+    """Advice for an array of an unsupported type: a conversion that keeps its values."""
     if dtype.kind not in "biu":
         return "array.astype(numpy.float32) of real numbers"
     return (
@@ -224,10 +224,10 @@ def conversion_hint(dtype: np.dtype) -> str:
 
 
 def read_array_header(archive: "Mapping[str, np.ndarray] | NpzFile", key: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an array, in an .npz file from its header: nothing of it is decompressed.
+    """Shape and type of an array, in an .npz file from its header, without decompressing the array.
 
     Raises:
-        ValueError: if it is no array; of damage, any error.
+        ValueError: if it is not an array; for a damaged file, any error.
     """
     zipped = getattr(archive, "zip", None)
     if zipped is None:
@@ -242,24 +242,24 @@ def read_array_header(archive: "Mapping[str, np.ndarray] | NpzFile", key: str) -
 
 
 def check_memory(what: str, size: int) -> None:
-    """Raises a ValueError if so many bytes are more than this machine has memory; the text begins with `what`."""
+    """Raises a ValueError if `size` bytes exceed this machine's memory; the text begins with `what`."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > memory:
         raise ValueError(f"{what}: {size / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB of memory")
 
 
 def too_large_reason(sides: Sequence[int]) -> str:
-    """Why an image of this height and width is not decoded: Pillow's limit against decompression bombs; "" if it is."""
+    """The refusal of an image (height, width) beyond Pillow's limit against decompression bombs, or ""."""
     from PIL import Image
 
     most = Image.MAX_IMAGE_PIXELS
     if most is None or math.prod(sides) <= most:
         return ""
-    return f"too large to be decoded: {'x'.join(map(str, sides))}, and {most:,} pixels are the most"
+    return f"too large to be decoded: {'x'.join(map(str, sides))}, more than {most:,} pixels"
 
 
 def is_channels_first(shape: Sequence[int]) -> bool:
-    """Whether an image of this shape, [a, b, c] or [a, b, c, d], is likely to have its channels in front."""
+    """True if an image of shape [a, b, c] or [a, b, c, d] probably has its channels first."""
     return shape[0] in (1, 3) and min(shape[1:]) > 5
 
 
@@ -278,13 +278,13 @@ def _decode_picture(file: BinaryIO) -> DecodedImage:
         refusal = f"not an image, or a damaged one (none of {', '.join(READ_FORMATS)})"
     except Image.DecompressionBombError as error:
         refusal = f"too large to be decoded: {first_line(error)}"
-    except Exception as error:  # on damaged bytes, Pillow's decoders raise nearly every type there is
+    except Exception as error:  # Pillow's decoders raise errors of any type on damaged bytes
         refusal = f"cannot be decoded, damaged or cut off: {first_line(error)}"
     raise ValueError(refusal)
 
 
 def _refusal_reason(image: "Image.Image", head: bytes) -> str:
-    """Why a picture that Pillow can read is not taken; "" if it is."""
+    """The reason why a picture that Pillow can read is refused, or ""."""
     refusal = too_large_reason((image.height, image.width))
     if refusal:
         return refusal
@@ -292,7 +292,7 @@ def _refusal_reason(image: "Image.Image", head: bytes) -> str:
     bits = max(np.atleast_1d(tags.get(BITS_PER_SAMPLE, 1)))
     if image.format == "PNG" and head[12:16] == b"IHDR":
         bits = head[24]
-    if frames > 1 and image.format != "MPO":  # cameras add previews and depths to the JPEG that a file begins with
+    if frames > 1 and image.format != "MPO":  # cameras append previews and depths to a JPEG
         return f"animated, or several images in one file: {frames} frames; expected one image"
     if image.mode in ("P", "PA"):
         return f"mode {image.mode}, a palette: convert it to RGB (or L, if it is grey)"
@@ -319,7 +319,7 @@ def mode_of_picture(image: "Image.Image") -> str:
 def _apply_exif_orientation(image: "Image.Image") -> tuple[bool, np.ndarray]:
     stored = image.getexif().get(EXIF_ORIENTATION, 1)
     image.load()
-    remaining = image.getexif().get(EXIF_ORIENTATION, 1)  # Pillow turns a TIFF when it loads it, and forgets the tag
+    remaining = image.getexif().get(EXIF_ORIENTATION, 1)  # loading a TIFF applies its orientation and removes the tag
     pixels = np.asarray(image)
     pixels = EXIF_TRANSFORMS.get(remaining, lambda pixels: pixels)(pixels if pixels.ndim == 3 else pixels[..., None])
     return stored in EXIF_TRANSFORMS, np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))

@@ -226,7 +226,7 @@ def test_splits_that_are_not_clear_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"1 images lie outside of train/ and test/: bus/a\.png; move them"):
         data.load(f"folder:{tmp_path}")
     (tmp_path / "bus").rename(tmp_path / "val")
-    with pytest.raises(ValueError, match="test/, val/ beside train/; keep one of them to train on and one to be"):
+    with pytest.raises(ValueError, match="test/, val/ beside train/; keep one to train on and one to hold"):
         data.load(f"folder:{tmp_path}")
     (tmp_path / "val" / "a.png").unlink()
     (tmp_path / "test" / "a.png").write_bytes(b"")
@@ -528,7 +528,7 @@ def test_too_many_pixels_are_bad_and_no_warning(tmp_path, monkeypatch):
         ("12.png", "too large to be decoded"),
         ("20.png", "too large to be decoded"),
     ]
-    assert found.bad()[0].bad == "too large to be decoded: 12x12, and 100 pixels are the most"
+    assert found.bad()[0].bad == "too large to be decoded: 12x12, more than 100 pixels"
 
 
 @pytest.mark.parametrize("side", [12_000, 16_000, 2**31 - 1])

@@ -93,8 +93,8 @@ def trained(home):
 
 def test_a_dirty_folder_is_refused_before_anything_is_done(home, trained):
     refused, left, _ = trained
-    said = f"train: {home / 'pictures'}: 7 of 16 image files cannot be used; mend or remove them, or go on without"
-    assert said in refused.stderr and "them with --data.skip-bad:\n" in refused.stderr
+    said = f"train: {home / 'pictures'}: 7 of 16 image files cannot be used; repair or remove them, or leave"
+    assert said in refused.stderr and "them out with --data.skip-bad:\n" in refused.stderr
     assert_named(refused.stderr)
     assert_named(refused.stdout)  # the report says the same
     assert "Traceback" not in refused.stderr and not left
