@@ -6,13 +6,13 @@ import functools
 import pathlib
 from unittest import mock
 
+import numpy as np
 import run_programs
 
-from ddpm_jax import gaussian, pipeline, schedules
+from ddpm_jax import data, gaussian, pipeline, schedules
 from ddpm_jax.config import flags
-from ddpm_jax.evaluate import context as subjects
 from ddpm_jax.evaluate import likelihood
-from ddpm_jax.evaluate.context import CommonFlags, EvaluationContext
+from ddpm_jax.evaluate.context import CommonFlags, EvaluationContext, open_context
 from ddpm_jax.pipeline import tiles
 
 Model, original_program = pipeline.Pipeline, likelihood.tile_function
@@ -92,19 +92,30 @@ def share_programs():
 
 
 def evaluation_context(folder, out=None, *, source=None, weights="ema", **sampling) -> EvaluationContext:
-    """The subject of a run with these flags."""
+    """The context of a run with these flags."""
     which = CommonFlags(
         flags.Weights(weights), sampling=flags.SamplingOptions(**sampling), source=source, out=out and str(out)
     )  # fmt: skip
-    return subjects.open_context(str(folder), which)
+    return open_context(str(folder), which)
 
 
 def replace_config(old: EvaluationContext, shape=None, levels=None, **config) -> EvaluationContext:
-    """The subject with other fields of its config, or other images."""
+    """The context with other fields of its config, or other images."""
     model = old.model.with_request(old.model.request)
     model.config = dataclasses.replace(model.config, **config)
     model.shape, model.levels = shape or model.shape, levels or model.levels
     return old._replace(model=model)
+
+
+def ddim_context(folder, out, **sampling) -> EvaluationContext:
+    """The context of a run with four steps of DDIM."""
+    return evaluation_context(folder, out, **{"sampler": "ddim", "steps": 4} | sampling)
+
+
+def picture_column(path, which: int) -> np.ndarray:
+    """The cells of one column of a picture of 8x8 images, eight times as large."""
+    pixels = data.read_png(path).image[::8, ::8, 0]
+    return np.stack([row[:, 9 * which + 1 :][:, :8] for row in np.split(pixels[1:], len(pixels) // 9)])[:, :8]
 
 
 @functools.cache

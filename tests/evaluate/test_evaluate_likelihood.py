@@ -10,22 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import shared_evaluation
-import tyro
 
 from ddpm_jax import data, gaussian, likelihood, schedules, tracking
 from ddpm_jax.evaluate import likelihood as evaluated
-from ddpm_jax.evaluate import protocol, sample_cache
+from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
 from ddpm_jax.evaluate.likelihood import LikelihoodOptions
 from ddpm_jax.keys import from_seed
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.programs.evaluate import COMMANDS
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shared():
-    with shared_evaluation.share_programs():
-        yield
 
 
 def of(folder, out, mix=0.0, **sampling) -> EvaluationContext:
@@ -147,32 +139,6 @@ def test_changing_any_field_changes_the_line(run_folder, tmp_path):
     assert "n=16 | digits-test sha " in lines[0] and "| ema | ckpt=" in lines[0] and "step 3" in lines[0]
 
 
-def test_every_field_of_a_protocol_is_in_its_line():
-    facts = {"n": 3, "data": "a", "clip": True, "mix": 0.5, "method": "exact", "anything": "else"}
-    base = protocol.Measurement("bits/dim", 3.75, 0.01, facts)
-    assert protocol.format_line(base) == "bits/dim 3.750 ± 0.010 | n=3 | a | clip | mix=0.5 | exact | anything=else"
-    for name, value in facts.items():
-        other = {**facts, name: not value if isinstance(value, bool) else value * 2}
-        assert protocol.format_line(base._replace(protocol=other)) != protocol.format_line(base)
-        assert protocol.short_hash(other) != protocol.short_hash(facts)
-    close = {**facts, "mix": 0.5000000001}  # digits that a shorter form would drop
-    assert protocol.format_line(base._replace(protocol=close)) != protocol.format_line(base)
-
-
-@pytest.mark.parametrize(
-    ("value", "error", "text"),
-    [
-        (3.75, 0.0123, "3.750 ± 0.012"),
-        (0.5, float("nan"), "0.5"),
-        (123.456, 12.0, "123 ± 12"),
-        (1.7e-7, 7.1e-8, "1.7e-07 ± 7e-08"),
-        (7e-9, 0, "7e-09"),
-    ],
-)
-def test_a_value_has_the_digits_that_its_error_leaves(value, error, text):
-    assert protocol.format_value(value, error) == text
-
-
 def test_the_json_is_the_line(run_folder, straight):
     run, options = of(run_folder, straight), HUNDRED[2]
     found = numbers(run, options)
@@ -181,9 +147,6 @@ def test_the_json_is_the_line(run_folder, straight):
     written = json.loads(path.read_text())
     assert [row["line"] for row in written["numbers"]] == [protocol.format_line(number) for number in found.values()]
     assert written["made_with"]["versions"]["jax"] == jax.__version__
-
-
-# --- against closed forms
 
 
 def test_the_estimates_over_twenty_seeds_cover_the_closed_form():
@@ -233,9 +196,6 @@ def test_the_exact_bound_of_the_large_net_does_not_store_the_activations_of_its_
     assert many - few < 1e6
 
 
-# --- what is refused
-
-
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -271,39 +231,9 @@ def test_the_bound_is_of_the_whole_chain_where_samples_take_strides(run_folder, 
     assert method(of(run_folder, straight, steps=5)) == "exact 5 of T=20 uniform"
 
 
-def test_images_of_another_kind_are_refused(run_folder, tmp_path):
-    np.savez(tmp_path / "other.npz", train=np.zeros((9, 8, 8, 3), np.uint8), test=np.zeros((9, 8, 8, 3), np.uint8))
-    run = shared_evaluation.evaluation_context(run_folder, source=f"npz:{tmp_path / 'other.npz'}")
-    with pytest.raises(ValueError, match=r"images 8x8x3 of 256 levels, but .* makes images 8x8x1 of 17 levels"):
-        load_images(run)
-
-
 def test_a_part_of_something_else_is_not_taken_up(run_folder, tmp_path):
     run, options = of(run_folder, tmp_path), LikelihoodOptions(num=10)
     name = evaluated.result_path(run, select_split(load_images(run), "test", 10), options)
     evaluated.save(name.with_suffix(".part.npz"), evaluated.empty_result(run.model, options, 12))
     with pytest.raises(ValueError, match="belongs to another measurement: remove it to start again"):
         numbers(run, options)
-
-
-def test_damaged_measurements_and_samples_are_named(tmp_path):
-    np.savez(tmp_path / "a.npz", total=np.zeros(3))
-    with pytest.raises(ValueError, match=r"a\.npz holds total, which is no bound: remove it"):
-        evaluated.load(tmp_path / "a.npz")
-    (tmp_path / "a.npz").write_bytes(b"PK\3\4")
-    with pytest.raises(ValueError, match=r"a\.npz is not an \.npz file, or damaged \(.*\): remove it, and what it"):
-        evaluated.load(tmp_path / "a.npz")
-    sample_cache.write_part(tmp_path, 0, np.zeros((4, 2, 2, 1), np.uint8))
-    (path,) = tmp_path.glob("*.npy")
-    np.save(path, np.zeros((3, 2, 2, 1), np.uint8))
-    with pytest.raises(ValueError, match=r"00000004\.npy holds \(3, 2, 2, 1\), not 4 images: remove it"):
-        list(sample_cache.read_chunks(tmp_path, 0, 4))
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"00000004\.npy is damaged: remove it, and its images are drawn anew"):
-        list(sample_cache.read_chunks(tmp_path, 0, 4))
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_flags_of_every_command_can_be_parsed(command):
-    options = COMMANDS[command][0]
-    assert tyro.cli(options, args=["--tile", "3"]).common.sampling.tile == 3

@@ -1,0 +1,37 @@
+"""Progressive generation: the images are those of sample.py."""
+
+import json
+
+import numpy as np
+import pytest
+from shared_evaluation import evaluation_context, ideal_model, picture_column, samples_of_sample_py
+
+from ddpm_jax import data
+from ddpm_jax.config import Sampling, former_names
+from ddpm_jax.evaluate.context import CommonFlags, EvaluationContext
+from ddpm_jax.evaluate.figures import progressive
+from ddpm_jax.evaluate.figures.progressive import ProgressiveOptions
+
+
+def test_the_last_column_is_the_image_that_sample_py_draws(run_folder, tmp_path, capsys):
+    run = evaluation_context(run_folder, tmp_path, sampler="ddim", steps=4)
+    assert progressive.run(run, ProgressiveOptions(num=5, start=2, seed=3, frames=3)) == 0
+    assert "images 2..6 of seed 3; columns: x_t at t = 20, 7, 0" in capsys.readouterr().out
+    drawn = samples_of_sample_py(run_folder)
+    (name,) = tmp_path.glob("progressive-*.json")
+    ours, theirs = (json.loads(path.read_text()) for path in (name, drawn / "manifest.json"))
+    assert ours["sha256"] == theirs["sha256"][2:7] and len(set(ours["sha256"])) == 5
+    assert ours["kept"] == [20, 7, 0] and ours["fingerprint"] == theirs["fingerprint"]
+    images = np.load(drawn / "samples.npz")["arr_0"][2:7]
+    shown = picture_column(name.with_suffix(".png"), 2)
+    np.testing.assert_allclose(shown, images[..., 0] * (255 / 16), atol=8.5)  # half a level of 17
+    text = data.read_png(name.with_suffix(".png")).text
+    assert "t = 20, 7, 0" in text["legend"]
+    assert json.loads(text["sampling"]) == former_names(theirs["sampling"], Sampling)
+    assert name.with_suffix(".gif").stat().st_size > 0
+
+
+def test_too_few_frames_are_refused(run_folder, tmp_path):
+    context = EvaluationContext(ideal_model(run_folder), CommonFlags(), tmp_path)
+    with pytest.raises(ValueError, match="--frames must be at least 2, the ends of the chain, got 1"):
+        progressive.run(context, ProgressiveOptions(frames=1))

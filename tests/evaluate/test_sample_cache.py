@@ -1,0 +1,74 @@
+"""The sample cache: interrupted and continued drawing, formats, and protocol fields."""
+
+import dataclasses
+import os
+import signal
+
+import numpy as np
+from shared_evaluation import ddim_context
+
+from ddpm_jax import tracking
+from ddpm_jax.evaluate import protocol, sample_cache, samples
+from ddpm_jax.evaluate.samples import SamplesOptions
+
+
+def lines_of(found):
+    return [protocol.format_line(number) for number in found]
+
+
+def test_an_interrupted_drawing_goes_on_to_the_same_samples(run_folder, drawn, tmp_path, monkeypatch, capsys):
+    options = SamplesOptions(num=100, seed=3)
+    expected = samples.measure_and_write(drawn, options)
+    run, update = ddim_context(run_folder, tmp_path), tracking.Progress.update
+    monkeypatch.setattr(tracking.Progress, "update", lambda *args: (os.kill(os.getpid(), signal.SIGINT), update(*args)))
+    assert samples.run(run, options) == 4
+    assert "interrupted: 8 of 100 images are kept" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert lines_of(samples.measure_and_write(run, options)) == lines_of(expected)
+
+
+def test_more_samples_are_drawn_on(run_folder, tmp_path):
+    run = ddim_context(run_folder, tmp_path)
+    first = sample_cache.ensure_samples(run, 10, 0, "float")
+    before = np.concatenate(list(sample_cache.read_chunks(first, 0, 10)))
+    assert sample_cache.ensure_samples(run, 25, 0, "float") == first
+    assert [stop for _, stop, _ in sample_cache.list_parts(first)] == [10, 25]
+    np.testing.assert_array_equal(np.concatenate(list(sample_cache.read_chunks(first, 0, 10))), before)
+    assert sum(len(part) for part in sample_cache.read_chunks(first, 4, 21)) == 17
+    assert sample_cache.ensure_samples(run, 10, 1, "float") != first
+
+
+def test_floats_are_the_integers_unrounded(run_folder, tmp_path):
+    run = ddim_context(run_folder, tmp_path)
+    integers, floats = (
+        np.concatenate(list(sample_cache.read_chunks(sample_cache.ensure_samples(run, 9, 0, form), 0, 9)))
+        for form in ("integer", "float")
+    )
+    assert integers.dtype == np.uint8 and floats.dtype == np.float32
+    np.testing.assert_array_equal(np.rint(floats), integers)
+    assert floats.min() >= 0 and floats.max() <= 16 and (floats != integers).any()
+
+
+def test_changing_any_field_changes_the_line(run_folder, drawn, tmp_path):
+    def line(run, **options):
+        options = dataclasses.asdict(SamplesOptions()) | {"num": 80} | options
+        facts = sample_cache.protocol_fields(run, options["seed"], options["format"])
+        return protocol.format_line(
+            protocol.Measurement("x", 1.0, 0.1, {"n": options["num"], "sets": options["sets"], **facts})
+        )
+
+    lines = [
+        line(drawn),
+        line(drawn, num=81),
+        line(drawn, sets=2),
+        line(drawn, seed=1),
+        line(drawn, format="float"),
+        line(ddim_context(run_folder, tmp_path, steps=5)),
+        line(ddim_context(run_folder, tmp_path, eta=0.5)),
+        line(ddim_context(run_folder, tmp_path, spacing="trailing")),
+        line(ddim_context(run_folder, tmp_path, sampler="ancestral")),
+        line(ddim_context(run_folder, tmp_path, sampler="ancestral", variance_mix=0.0)),
+        line(ddim_context(run_folder, tmp_path, clip=False)),
+        line(ddim_context(run_folder, tmp_path, weights="raw")),
+    ]
+    assert len(set(lines)) == len(lines)
