@@ -40,10 +40,10 @@ def run(context: EvaluationContext, options: NfeOptions) -> int:
     rows: list[Row] = []
     for label, sampling in each:
         other = table.with_sampling(context, sampling)
-        found = samples.measure_and_write(other, dataclasses.replace(sample_options, common=other.flags))
-        if found is None:
+        measured = samples.measure_and_write(other, dataclasses.replace(sample_options, common=other.flags))
+        if measured is None:
             return 4
-        rows.append(Row(label, sampling["steps"], found))
+        rows.append(Row(label, sampling["steps"], measured))
     held_out = f"held-out images, {baseline[0].protocol['n']}"
     table_rows = {f"{row.label}, {row.nfe} calls": ([row.label, f"{row.nfe:,}"], row.measurements) for row in rows}
     table_rows["held-out images"] = [held_out, "-"], baseline

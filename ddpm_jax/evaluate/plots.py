@@ -118,12 +118,12 @@ def draw_panel(axes: Any, panel: Panel) -> None:
     x = np.asarray(panel.x, np.float64)
     for i, (name, values) in enumerate(panel.ys.items()):
         y = np.asarray(values, np.float64)
-        seen = np.isfinite(x) & np.isfinite(y)
-        marker = "o" if seen.sum() <= MAX_MARKED_POINTS else ""
-        axes.plot(x[seen], y[seen], color=f"C{i}", label=name, linewidth=1.5, marker=marker, markersize=3.5)
+        finite = np.isfinite(x) & np.isfinite(y)
+        marker = "o" if finite.sum() <= MAX_MARKED_POINTS else ""
+        axes.plot(x[finite], y[finite], color=f"C{i}", label=name, linewidth=1.5, marker=marker, markersize=3.5)
         if name in panel.errors:
-            error = np.asarray(panel.errors[name], np.float64)[seen]
-            axes.fill_between(x[seen], y[seen] - error, y[seen] + error, color=f"C{i}", alpha=0.2, linewidth=0)
+            error = np.asarray(panel.errors[name], np.float64)[finite]
+            axes.fill_between(x[finite], y[finite] - error, y[finite] + error, color=f"C{i}", alpha=0.2, linewidth=0)
     axes.set_xscale(panel.xscale)
     axes.set_yscale(panel.yscale)
     for axis, scale in ((axes.xaxis, panel.xscale), (axes.yaxis, panel.yscale)):

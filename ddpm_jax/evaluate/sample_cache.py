@@ -139,11 +139,11 @@ def write_part(folder: pathlib.Path, first: int, images: np.ndarray) -> None:
 
 def list_parts(folder: pathlib.Path) -> list[tuple[int, int, pathlib.Path]]:
     """First, stop and path of each part, in order, up to the first gap."""
-    found, expected_first = [], 0
+    parts, expected_first = [], 0
     for path in sorted(folder.glob(f"{'[0-9]' * 8}-{'[0-9]' * 8}.npy")):
         first, stop = map(int, path.stem.split("-"))
         if first != expected_first:
             break
-        found.append((first, stop, path))
+        parts.append((first, stop, path))
         expected_first = stop
-    return found
+    return parts

@@ -60,26 +60,26 @@ class Extractor(NamedTuple):
 
 def run(context: EvaluationContext, options: SamplesOptions) -> int:
     """Measures, prints and writes the sample metrics; status 4 if interrupted."""
-    found = measure_and_write(context, options)
-    if found is None:
+    measured = measure_and_write(context, options)
+    if measured is None:
         return 4
-    for number in found:
+    for number in measured:
         print(protocol.format_line(number))
-    print(f"written to {result_path(context, found)}")
+    print(f"written to {result_path(context, measured)}")
     return 0
 
 
 def measure_and_write(context: EvaluationContext, options: SamplesOptions) -> list[Measurement] | None:
     """The sample metrics, also written to the results folder; None if interrupted."""
-    found = measure(context, options)
-    if found is not None:
-        protocol.write_measurements(result_path(context, found), found, context.made_with())
-    return found
+    measured = measure(context, options)
+    if measured is not None:
+        protocol.write_measurements(result_path(context, measured), measured, context.made_with())
+    return measured
 
 
-def result_path(context: EvaluationContext, found: Sequence[Measurement]) -> pathlib.Path:
+def result_path(context: EvaluationContext, measured: Sequence[Measurement]) -> pathlib.Path:
     """The file for sample metrics of this protocol."""
-    return context.out / f"samples-{protocol.short_hash(found[0].protocol)}.json"
+    return context.out / f"samples-{protocol.short_hash(measured[0].protocol)}.json"
 
 
 def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measurement] | None:
@@ -115,8 +115,8 @@ def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measure
 
 def held_out_baseline(context: EvaluationContext, options: SamplesOptions) -> list[Measurement]:
     """The metrics of held-out images: the score of a perfect model with as many samples."""
-    extractor, found = load_extractor(context.model, options.features, options.inception_weights), load_images(context)
-    held, reference_split = select_split(found, "test"), select_split(found, options.reference)
+    extractor, loaded = load_extractor(context.model, options.features, options.inception_weights), load_images(context)
+    held, reference_split = select_split(loaded, "test"), select_split(loaded, options.reference)
     n = min(options.num, len(held.images))
     check_count(extractor, n)
     fields = {
@@ -144,15 +144,15 @@ def train_baseline(context: EvaluationContext, options: SamplesOptions) -> list[
     extracted = [extractor.extract(train.images[i : i + BATCH_SIZE]) for i in range(0, total, BATCH_SIZE)]
     features, scores = (np.concatenate(parts) for parts in zip(*extracted, strict=True))
     precomputed = extractor._replace(extract=lambda places: (features[places], scores[places]))
-    found = []
+    sets = []
     for i in range(options.sets):
         order = np.random.RandomState(i).permutation(total)
         out, others = (accumulate([part], precomputed, len(part)) for part in np.split(order, [options.num]))
-        found.append(compare_features(out, others, extractor))
+        sets.append(compare_features(out, others, extractor))
     reference = f"{train.name} n={total - options.num}, the others"
     fields = {"n": options.num, "sets": options.sets, "reference": reference, "features": extractor.name,
              "data": f"{train.name}, left out"}  # fmt: skip
-    return mean_over_sets(found, fields)
+    return mean_over_sets(sets, fields)
 
 
 def load_extractor(model: pipeline.Pipeline, features: str, inception_weights: str | None = None) -> Extractor:
@@ -160,9 +160,9 @@ def load_extractor(model: pipeline.Pipeline, features: str, inception_weights: s
     if features == "inception":
         net = inception.load(model.integer_levels, weights=inception_weights)
 
-        def scores(seen: FeatureStatistics, reference: FeatureStatistics) -> list[tuple[str, float, float]]:
-            kid = inception.kernel_distance(seen.features, reference.features)
-            score = inception.inception_score(seen.scores)
+        def scores(statistics: FeatureStatistics, reference: FeatureStatistics) -> list[tuple[str, float, float]]:
+            kid = inception.kernel_distance(statistics.features, reference.features)
+            score = inception.inception_score(statistics.scores)
             return [
                 ("inception score", score.mean, math.nan),
                 ("inception score, deviation over 10 splits", score.std, math.nan),
@@ -173,16 +173,16 @@ def load_extractor(model: pipeline.Pipeline, features: str, inception_weights: s
         return Extractor(f"{net.name} {net.fingerprint}", "FID", net.dimension, net, scores)
     network = classifier.load(classifier.name_for_images(model.shape, model.integer_levels))
 
-    def classes(seen: FeatureStatistics, reference: FeatureStatistics) -> list[tuple[str, float, float]]:
-        found = classifier.class_coverage(seen.scores, reference.scores)
+    def classes(statistics: FeatureStatistics, reference: FeatureStatistics) -> list[tuple[str, float, float]]:
+        coverage = classifier.class_coverage(statistics.scores, reference.scores)
         known, nan = float((reference.scores.max(1) > classifier.CONFIDENT).mean()), math.nan
         if known < 0.5:
             print(f"warning: the {network.name} classifier has a confidence above 0.9 on {known:.0%} of the reference "
                   "images: was it trained on such images?", file=sys.stderr)  # fmt: skip
         return [
-            (f"classes present, of {found.classes}", found.present, nan),
-            ("distance of class shares", found.total_variation, nan),
-            ("share with p > 0.9", found.confident, nan),
+            (f"classes present, of {coverage.classes}", coverage.present, nan),
+            ("distance of class shares", coverage.total_variation, nan),
+            ("share with p > 0.9", coverage.confident, nan),
         ]
 
     return Extractor(
@@ -207,11 +207,11 @@ def accumulate(chunks: Iterable[np.ndarray], extractor: Extractor, n: int) -> Fe
             {0, len(chunk), *range(BATCH_SIZE, len(chunk), BATCH_SIZE), min(max(n // 2 - done, 0), len(chunk))}
         )
         for first, stop in itertools.pairwise(edges):
-            seen, marks = extractor.extract(np.asarray(chunk[first:stop]))
+            batch_features, batch_scores = extractor.extract(np.asarray(chunk[first:stop]))
             half = int(done + first >= n // 2)
-            halves[half] = frechet.merge_moments(halves[half], frechet.moments(seen))
-            features.append(seen[: max(0, MANIFOLD_IMAGES - done - first)])
-            scores.append(marks)
+            halves[half] = frechet.merge_moments(halves[half], frechet.moments(batch_features))
+            features.append(batch_features[: max(0, MANIFOLD_IMAGES - done - first)])
+            scores.append(batch_scores)
         done += len(chunk)
     return FeatureStatistics((halves[0], halves[1]), np.concatenate(features), np.concatenate(scores))
 
@@ -264,11 +264,11 @@ def cached_reference(context: EvaluationContext, split: Split, extractor: Extrac
     # the manifold metrics take the first images: shuffle, so that these are a random sample
     order = np.random.RandomState(0).permutation(len(split.images))
     parts = (split.images[np.sort(order[i : i + BATCH_SIZE])] for i in range(0, len(order), BATCH_SIZE))
-    seen = accumulate(parts, extractor, len(order))
+    statistics = accumulate(parts, extractor, len(order))
     with process.atomic_file(path) as file:
-        halves = {f"{key}{i}": value for i in (0, 1) for key, value in seen.halves[i]._asdict().items()}
-        np.savez(file, features=seen.features, scores=seen.scores, **halves)
-    return seen
+        halves = {f"{key}{i}": value for i in (0, 1) for key, value in statistics.halves[i]._asdict().items()}
+        np.savez(file, features=statistics.features, scores=statistics.scores, **halves)
+    return statistics
 
 
 def load_samples(
@@ -283,14 +283,14 @@ def load_samples(
     arrays = protocol.load_npz(path)
     if "arr_0" not in arrays:
         raise ValueError(f"{path}: expected images under the name arr_0, found {', '.join(arrays) or 'none'}")
-    found = arrays["arr_0"]
-    if found.dtype not in (np.uint8, np.uint16) or found.ndim != 4:
-        raise ValueError(f"{path}: expected integer images [n, H, W, C], got {found.dtype} {found.shape}")
+    images = arrays["arr_0"]
+    if images.dtype not in (np.uint8, np.uint16) or images.ndim != 4:
+        raise ValueError(f"{path}: expected integer images [n, H, W, C], got {images.dtype} {images.shape}")
     levels = context.model.integer_levels
-    if found.size and found.max() >= levels:
-        levels = int(found.max()) + 1
-    check_comparable(str(path), found.shape[1:], levels, context.model)
-    if len(found) < options.num * options.sets:
-        raise ValueError(f"{path} holds {len(found)} images, --num {options.num} --sets {options.sets} ask for more")
-    sets = [[found[options.num * i : options.num * (i + 1)]] for i in range(options.sets)]
-    return sets, {"samples": f"{path.name} sha {protocol.data_hash(found)}", "format": str(found.dtype)}
+    if images.size and images.max() >= levels:
+        levels = int(images.max()) + 1
+    check_comparable(str(path), images.shape[1:], levels, context.model)
+    if len(images) < options.num * options.sets:
+        raise ValueError(f"{path} holds {len(images)} images, --num {options.num} --sets {options.sets} ask for more")
+    sets = [[images[options.num * i : options.num * (i + 1)]] for i in range(options.sets)]
+    return sets, {"samples": f"{path.name} sha {protocol.data_hash(images)}", "format": str(images.dtype)}

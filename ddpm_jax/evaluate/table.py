@@ -34,10 +34,10 @@ def run(context: EvaluationContext, options: TableOptions) -> int:
         *((f"DDIM, {steps} steps", {"sampler": "ddim", "steps": steps, "eta": 0.0}) for steps in options.ddim),
     ]
     for name, sampling in sampler_grid:
-        found = measure_row(with_sampling(context, sampling), options, sample_options)
-        if found is None:
+        measured = measure_row(with_sampling(context, sampling), options, sample_options)
+        if measured is None:
             return 4
-        rows.append((name, found))
+        rows.append((name, measured))
     names = [*VLB_COLUMNS, *(number.name for number in rows[0][1])]
     write_table(context, "table", [""], {name: ([name], numbers) for name, numbers in rows}, names)
     return 0
@@ -59,10 +59,10 @@ def measure_row(
     if context.model.config.sampling.sampler == "ancestral":
         likelihood_options = LikelihoodOptions(common=context.flags, seed=options.seed, estimate=options.estimate)
         split = select_split(load_images(context), likelihood_options.split)
-        found = likelihood.load_or_measure(context, split, likelihood_options)
-        if found is None:
+        vlb = likelihood.load_or_measure(context, split, likelihood_options)
+        if vlb is None:
             return None
-        bounds = likelihood.measurements(context, split, likelihood_options, found)
+        bounds = likelihood.measurements(context, split, likelihood_options, vlb)
     drawn = samples.measure_and_write(context, dataclasses.replace(sample_options, common=context.flags))
     return None if drawn is None else bounds + drawn
 
@@ -83,8 +83,8 @@ def write_table(
     """
     lines = ["| " + " | ".join([*head, *names]) + " |", "|---" * (len(head) + len(names)) + "|"]
     for cells, numbers in rows.values():
-        found = {number.name: protocol.format_value(number.value, number.error) for number in numbers}
-        lines.append("| " + " | ".join([*cells, *(found.get(name, "-") for name in names)]) + " |")
+        values = {number.name: protocol.format_value(number.value, number.error) for number in numbers}
+        lines.append("| " + " | ".join([*cells, *(values.get(name, "-") for name in names)]) + " |")
     text, path = "\n".join(lines) + "\n", context.out / f"{stem}.md"
     context.out.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")

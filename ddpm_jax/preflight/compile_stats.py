@@ -147,7 +147,7 @@ def _device_kind(compiled: jax.stages.Compiled) -> str:
 
 
 def _replica_groups(line: str, devices: int) -> tuple[int, int]:
-    """How many groups of how many devices: {{0,1},{2,3}}, or [groups,size]<=..., or {} for one of all."""
+    """Number of groups and devices in each, of {{0,1},{2,3}}, or [groups,size]<=..., or {} for one of all."""
     found = _GROUPS.search(line)
     if found is None or found[1] == "{}":
         return 1, devices

@@ -131,40 +131,38 @@ def header_lines(report: Report) -> Iterator[str]:
 
 def program_lines(report: Report, name: str) -> Iterator[str]:
     """The lines of one program."""
-    found, limit = report.programs[name], report.target.limit
+    stats, limit = report.programs[name], report.target.limit
     of = "" if limit is None else f" of {format_bytes(limit)}"
     yield f"\n{PROGRAM_NAMES[name]}" + (
-        "" if found.memory is None else f", compiled in {tracking.format_duration(found.seconds)}"
+        "" if stats.memory is None else f", compiled in {tracking.format_duration(stats.seconds)}"
     )
-    if found.memory is None:
-        needed = "more" if found.needed is None else format_bytes(found.needed)
-        yield f"  does not fit: it needs {'at least ' * (not found.seconds)}{needed}{of} ({found.error})"
+    if stats.memory is None:
+        needed = "more" if stats.needed is None else format_bytes(stats.needed)
+        yield f"  does not fit: it needs {'at least ' * (not stats.seconds)}{needed}{of} ({stats.error})"
     else:
-        memory = found.memory
+        memory = stats.memory
         yield (f"  arguments {format_bytes(memory.arguments)}, temporaries {format_bytes(memory.temporaries)}, at most "
                f"{format_bytes(memory.peak)} at one time")  # fmt: skip
-        beside, needed = (
-            report.bytes_during_training(name) or memory.peak,
-            "" if name == "train" else ", beside state and images",
-        )
+        beside = report.bytes_during_training(name) or memory.peak
+        needed = "" if name == "train" else ", beside state and images"
         share = "" if limit is None else f", {beside / limit:.1%}"
         yield f"  {'fits' if report.fits(name) else 'does not fit'}: {format_bytes(beside)}{of}{share}{needed}"
     if not report.fits(name):
         yield from (f"  try {proposal}" for proposal in proposals(report, name))
-    if found.cycles and report.target.effort is not None and report.target.effort >= 0:
+    if stats.cycles and report.target.effort is not None and report.target.effort >= 0:
         yield f"  {format_estimate(report, name)}"
     if name == "train":
         yield f"  {format_flops(report.flops)} per step and device"
-        if found.memory is not None:
-            yield f"  {format_collectives(found.collectives, len(report.target.devices))}"
+        if stats.memory is not None:
+            yield f"  {format_collectives(stats.collectives, len(report.target.devices))}"
             yield f"  {'the state is donated' if is_state_donated(report) else 'the state is NOT donated'}"
 
 
 def format_estimate(report: Report, name: str) -> str:
     """The compiler's estimate of a program's time, as text."""
-    found, seconds = report.programs[name], report.estimated_seconds(name)
-    total = sum(found.cycles.values())
-    kinds = ", ".join(f"{kind} {part / total:.0%}" for kind, part in found.cycles.items())
+    stats, seconds = report.programs[name], report.estimated_seconds(name)
+    total = sum(stats.cycles.values())
+    kinds = ", ".join(f"{kind} {part / total:.0%}" for kind, part in stats.cycles.items())
     words = f"{total / 1e6:.1f} M cycles by the compiler's estimate ({kinds})"
     if seconds is None:
         return words
@@ -172,21 +170,21 @@ def format_estimate(report: Report, name: str) -> str:
     return words + (f": {report.utilisation:.0%} of the peak in bfloat16" if name == "train" else "")
 
 
-def format_collectives(found: Sequence[compile_stats.Collective], devices: int) -> str:
+def format_collectives(collectives: Sequence[compile_stats.Collective], devices: int) -> str:
     """The collectives, as text."""
-    if not found:
+    if not collectives:
         return "no operation between devices"
     one = f"all {devices} devices" if devices > 1 else "the one device"
     return ", ".join(
         f"{each.count} {each.kind} "
         + (f"over {one}" if spans_all_devices(each, devices) else f"in {each.groups} groups of {each.size}")
-        for each in found
+        for each in collectives
     )
 
 
-def spans_all_devices(found: compile_stats.Collective, devices: int) -> bool:
+def spans_all_devices(collective: compile_stats.Collective, devices: int) -> bool:
     """True if it is one operation over all devices."""
-    return found.groups == 1 and found.size == devices
+    return collective.groups == 1 and collective.size == devices
 
 
 def is_state_donated(report: Report) -> bool:
@@ -213,14 +211,11 @@ def proposals(report: Report, name: str) -> list[str]:
         return ["devices with more memory: the state lies on each, however many there are"]
     # memory other than images and state is assumed to grow with the device's batch
     room = 0.5 if limit is None or needed is None else min(0.99, (limit - whole) / max(needed - whole, 1))
-    found = trainer.step_oom_hints(config, devices, 0 if streamed else pixels, room)
-    more = (
-        None
-        if report.target.slice is None or report.batch_per_device == 1
-        else topology.next_larger(report.target.slice)
-    )
-    found += [f"--topology {more}: the same batch over more devices"] if more else []
-    return found or ["devices with more memory: there is one image on each already"]
+    hints = trainer.step_oom_hints(config, devices, 0 if streamed else pixels, room)
+    if report.target.slice is not None and report.batch_per_device > 1:
+        more = topology.next_larger(report.target.slice)
+        hints += [f"--topology {more}: the same batch over more devices"] if more else []
+    return hints or ["devices with more memory: there is one image on each already"]
 
 
 def disk_line(report: Report) -> str:
@@ -233,29 +228,29 @@ def disk_line(report: Report) -> str:
 
 def measurement_lines(report: Report) -> Iterator[str]:
     """The lines of the local measurement."""
-    found = report.measured
-    if found is None:
+    measured = report.measured
+    if measured is None:
         return
     yield ""
-    if found.used is None:
-        yield f"memory     {format_bytes(found.analysis)} by analysis; not measured: {found.how}"
+    if measured.used is None:
+        yield f"memory     {format_bytes(measured.analysis)} by analysis; not measured: {measured.how}"
     else:
-        yield (f"memory     {format_bytes(found.analysis)} by analysis, {format_bytes(found.used)} measured: "
-               f"{found.used / found.analysis - 1:+.1%} ({found.how})")  # fmt: skip
-    if found.process is not None:
+        yield (f"memory     {format_bytes(measured.analysis)} by analysis, {format_bytes(measured.used)} measured: "
+               f"{measured.used / measured.analysis - 1:+.1%} ({measured.how})")  # fmt: skip
+    if measured.process is not None:
         yield (
-            f"           {format_bytes(found.process)} was the most that this process had, "
+            f"           {format_bytes(measured.process)} was the most that this process had, "
             "libraries and compilation included"
         )
-    yield (f"speed      {found.steps_per_s:.3g} steps/s over {found.timed} steps: {report.config.steps:,} steps take "
-           f"{tracking.format_duration(report.config.steps / found.steps_per_s)}, without samples "
-           "and evaluations")  # fmt: skip
+    duration = tracking.format_duration(report.config.steps / measured.steps_per_s)
+    yield (f"speed      {measured.steps_per_s:.3g} steps/s over {measured.timed} steps: {report.config.steps:,} steps "
+           f"take {duration}, without samples and evaluations")  # fmt: skip
 
 
 def to_json(report: Report) -> dict[str, Any]:
     """The report as JSON values."""
     target, tpu_slice = report.target, report.target.slice
-    found = {
+    return {
         "config": report.name,
         "settings": dataclasses.asdict(report.config),
         "images": {"number": len(report.images.train), "shape": list(report.images.train.shape[1:])},
@@ -275,21 +270,20 @@ def to_json(report: Report) -> dict[str, Any]:
         "measured": None if report.measured is None else report.measured._asdict(),
         "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
     }
-    return found
 
 
 def _program_json(report: Report, name: str) -> dict[str, Any]:
-    found = report.programs[name]
+    stats = report.programs[name]
     return {
         "fits": report.fits(name),
-        "memory": None if found.memory is None else found.memory._asdict(),
+        "memory": None if stats.memory is None else stats.memory._asdict(),
         "needed": report.bytes_during_training(name),
-        "cycles": found.cycles,
+        "cycles": stats.cycles,
         "estimated_seconds": report.estimated_seconds(name),
         "utilisation": report.utilisation if name == "train" else None,
-        "collectives": [each._asdict() for each in found.collectives],
-        "collectives_span_all": all(spans_all_devices(each, len(report.target.devices)) for each in found.collectives),
+        "collectives": [each._asdict() for each in stats.collectives],
+        "collectives_span_all": all(spans_all_devices(each, len(report.target.devices)) for each in stats.collectives),
         "donated": is_state_donated(report) if name == "train" else None,
-        "seconds": round(found.seconds, 1),
-        "said": found.error,
+        "seconds": round(stats.seconds, 1),
+        "said": stats.error,
     }

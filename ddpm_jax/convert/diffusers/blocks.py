@@ -13,7 +13,7 @@ _RESAMPLE_BLOCKS: dict[str, dict[str, Resample]] = {
     "up": {"UpBlock2D": "layer", "ResnetUpsampleBlock2D": "block"},
 }
 _RESAMPLE_TYPES: dict[str, Resample] = {"conv": "layer", "resnet": "block"}
-"""What changes the size in blocks that attend; the others know it by their name."""
+"""The resampling of blocks with attention; the types of the others define it."""
 
 
 class BlockTypes(NamedTuple):

@@ -11,7 +11,7 @@ from ddpm_jax.models.unet import OPENAI
 from ddpm_jax.models.unet.attention import head_count
 
 QKVOrder = Literal["legacy", "new"]
-"""How queries, keys and values of several heads lie in one tensor: those of the first head, then of the next ("legacy":
+"""The order of queries, keys and values in one tensor: those of the first head, then of the next ("legacy":
 improved-diffusion, and guided-diffusion as a rule), or the queries of all heads, then the keys, then the values ("new":
 guided-diffusion with use_new_attention_order).  The shapes are the same, so a file does not tell."""
 

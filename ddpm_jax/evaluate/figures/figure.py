@@ -41,7 +41,7 @@ class FigureFiles:
         data.write_png(path, picture, scale=data.preview_scale(model.shape), text=text)
         print(f"{path}\n  {legend}")
 
-    def save_measurements(self, measured: Sequence[Measurement], extra: Mapping[str, Any] | None = None) -> None:
+    def save_measurements(self, measured: Sequence[Measurement], extra: dict[str, Any] | None = None) -> None:
         """Writes the numbers and prints them, those of the same t on one line; `extra` goes beside them."""
         path, made_with = self.path.with_suffix(".json"), self.context.made_with()
         if extra is None:

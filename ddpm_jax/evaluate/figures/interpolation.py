@@ -33,23 +33,23 @@ class Interpolations(NamedTuple):
 def run(context: EvaluationContext, options: InterpolationOptions) -> int:
     """Writes the picture and the numbers."""
     split = select_split(load_images(context), options.split)
-    found = interpolate(context.model, split.images, options)
-    times = figure.format_times(found.times)
+    result = interpolate(context.model, split.images, options)
+    times = figure.format_times(result.times)
     fields = {
         "data": split.name,
-        "pairs": " ".join(sorted({f"{a}-{b}" for a, b in found.pairs})),
+        "pairs": " ".join(sorted({f"{a}-{b}" for a, b in result.pairs})),
         "times": times,
         "columns": options.columns,
         **sample_cache.protocol_fields(context, options.seed, "float"),
     }
     files = figure.FigureFiles(context, "interpolation", fields)
-    rows = [np.concatenate([s[:1], x, s[1:]]) for s, x in zip(found.sources, found.decoded, strict=True)]
-    pairs = ", ".join(dict.fromkeys(f"{a} and {b}" for a, b in found.pairs))
-    shown = f"{options.split} images {pairs} at t = {times if options.coarse_to_fine else found.times[0]}"
+    rows = [np.concatenate([s[:1], x, s[1:]]) for s, x in zip(result.sources, result.decoded, strict=True)]
+    pairs = ", ".join(dict.fromkeys(f"{a} and {b}" for a, b in result.pairs))
+    shown = f"{options.split} images {pairs} at t = {times if options.coarse_to_fine else result.times[0]}"
     lambdas = ", ".join(f"{w:.3g}" for w in np.linspace(0, 1, options.columns))
     legend = f"rows: {shown}; columns: image a, lambda = {lambdas}, image b"
     files.save_image(data.make_trajectory_grid(rows), legend)
-    files.save_measurements(measurements(found, fields))
+    files.save_measurements(measurements(result, fields))
     return 0
 
 
@@ -110,15 +110,15 @@ def row_times_and_pairs(
     return np.full(count, t), pairs
 
 
-def measurements(found: Interpolations, fields: protocol.Protocol) -> list[Measurement]:
+def measurements(result: Interpolations, fields: protocol.Protocol) -> list[Measurement]:
     """For each t the errors of the reconstructions at lambda 0 and at lambda 1, over the pairs."""
-    squared = figure.mean_squared(found.decoded[:, [0, -1]].astype(np.float64) - found.sources)  # [r, 2]
+    squared = figure.mean_squared(result.decoded[:, [0, -1]].astype(np.float64) - result.sources)  # [r, 2]
     return [
         Measurement(
             f"RMSE of the reconstruction at lambda {end}, 0..255",
-            *figure.rmse(squared[found.times == t, end]),
+            *figure.rmse(squared[result.times == t, end]),
             {"t": t, **fields},
         )
-        for t in sorted(set(found.times.tolist()), reverse=True)
+        for t in sorted(set(result.times.tolist()), reverse=True)
         for end in (0, 1)
     ]
