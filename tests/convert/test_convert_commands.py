@@ -56,12 +56,12 @@ def same_bytes(one, two) -> bool:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder of diffusers, the run that was made of it, what was said and the network there."""
+    """A folder of diffusers, the run that was made of it, the printed lines and the network there."""
     home = tmp_path_factory.mktemp("convert")
     source, run = diffusers_files.write_pipeline(home / "source"), home / "run"
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert convert("from", "diffusers", source, "--workdir", run) == 0
-    return types.SimpleNamespace(source=source, run=run, said=said.getvalue(), model=model(run))
+    return types.SimpleNamespace(source=source, run=run, printed=printed.getvalue(), model=model(run))
 
 
 @pytest.fixture(scope="module")
@@ -89,18 +89,18 @@ def test_a_full_disk_is_said_with_the_folder_and_nothing_is_left(run_folder, tmp
 def test_a_run_of_diffusers_weights_is_a_run_and_remembers_its_source(home):
     made = home.model
     assert (made.shape, made.levels, made.step, made.dtype) == ((8, 8, 3), 256, 0, np.uint8)
-    assert "702,499 parameters for images 8x8x3 of 256 levels" in home.said
+    assert "702,499 parameters for images 8x8x3 of 256 levels" in home.printed
     assert configs.read(home.run / "config.json") == made.config
-    said = meta(home.run)
-    origin = said["origin"]
-    assert origin["format"] == "diffusers" and said["config"]["data"]["source"] == "unknown"
+    metadata = meta(home.run)
+    origin = metadata["origin"]
+    assert origin["format"] == "diffusers" and metadata["config"]["data"]["source"] == "unknown"
     assert set(origin["files"]) == {"config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors"}
     for name, kept in origin["files"].items():
         content = (home.source / name).read_bytes()
         assert kept == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert origin["tensors"]["down_blocks.1.resnets.0.conv_shortcut.weight"] == "(64, 32, 1, 1) float32"
     assert len(origin["tensors"]) == 144
-    assert said["fingerprint"]["ema"] == said["fingerprint"]["params"]
+    assert metadata["fingerprint"]["ema"] == metadata["fingerprint"]["params"]
     # and its optimizer is as fresh as that of a new run
     fresh = jax.jit(lambda params: training.init(params, optimizer(made.config)))(made.params)
     with checkpoint.Checkpoints(home.run / "checkpoints", read_only=True) as saved:
@@ -125,8 +125,8 @@ def test_the_originals_checkpoint_is_a_run_with_raw_and_averaged_weights(tmp_pat
     )
     given = [tmp_path / "weights.npz", "--config", tmp_path / "small.py", "--shape", 16, 16, 3]
     assert convert("from", "original", *given, "--workdir", tmp_path / "run") == 0
-    said = capsys.readouterr().out
-    assert "288 tensors, all used; raw and averaged weights" in said and "291 variables of its optimizer" in said
+    printed = capsys.readouterr().out
+    assert "288 tensors, all used; raw and averaged weights" in printed and "291 variables of its optimizer" in printed
     raw, ema = (model(tmp_path / "run", weights) for weights in ("raw", "ema"))
     assert raw.step == ema.step == 790_000 and raw.fingerprint != ema.fingerprint
     assert ema.config.data.source == "npz:mine.npz" and ema.config.net.dropout == 0.1
@@ -237,7 +237,7 @@ def test_weights_that_are_not_those_that_were_written_are_refused(small, run_fol
 
 
 def refused(capsys, folder, source, *more) -> str:
-    """What is said of a source of diffusers that becomes no run in this folder, where nothing is written."""
+    """The error for a source of diffusers that becomes no run in this folder, where nothing is written."""
     before = sorted(os.listdir(folder))
     assert convert("from", "diffusers", source, "--workdir", folder / "run", *more) == 2
     assert sorted(os.listdir(folder)) == before
@@ -251,7 +251,7 @@ def test_tensors_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path, ca
     del held["conv_norm_out.bias"]
     held["class_embedding.weight"] = np.zeros((10, 64), np.float32)
     held["conv_out.weight"] = held["conv_out.weight"].astype(np.int32)
-    said = refused(
+    message = refused(
         capsys, tmp_path, diffusers_files.write_pipeline(tmp_path / "spoilt", config=diffusers_files.TINY, held=held)
     )
     for part in (
@@ -264,7 +264,7 @@ def test_tensors_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path, ca
         "conv_in.weight (3, 3, 3, 16) where (16, 3, 3, 3) is right, which looks transposed",
         "1 tensors are not of floats: conv_out.weight is int32",
     ):
-        assert part in said, (part, said)
+        assert part in message, (part, message)
 
     held = diffusers_files.tiny_tensors()
     held["conv_out.bias"][1] = np.nan
@@ -273,28 +273,30 @@ def test_tensors_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path, ca
 
 
 def test_a_damaged_folder_is_refused_and_nothing_is_written(small, tmp_path, capsys):
-    def says(said, *more):
-        assert said in refused(capsys, tmp_path, tmp_path / "source", *more)
+    def check_refused(message, *more):
+        assert message in refused(capsys, tmp_path, tmp_path / "source", *more)
 
-    says("there is no folder")
+    check_refused("there is no folder")
     config = diffusers_files.TINY | {"surprise": 1}
     source = diffusers_files.write_pipeline(tmp_path / "source", config=config, held=load_file(small / WEIGHTS))
-    says("surprise = 1 is a field that is not known here")
+    check_refused("surprise = 1 is a field that is not known here")
     (source / "config.json").write_text(json.dumps(diffusers_files.TINY))
-    says("--levels must lie in [2, 65536], got 1", "--levels", 1)
-    says("--range must be the lowest and the highest value", "--range", 1, 1)
-    says("--label-names names 1 labels, and the network has 0", "--label-names", "cat")
+    check_refused("--levels must lie in [2, 65536], got 1", "--levels", 1)
+    check_refused("--range must be the lowest and the highest value", "--range", 1, 1)
+    check_refused("--label-names names 1 labels, and the network has 0", "--label-names", "cat")
     weights = source / WEIGHTS
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1000])
-    says("is damaged or of another kind")
+    check_refused("is damaged or of another kind")
     weights.rename(source / "diffusion_pytorch_model.fp16.safetensors")
-    says("holds neither diffusion_pytorch_model.safetensors nor diffusion_pytorch_model.bin, but diffusion_pytorch_")
+    check_refused(
+        "holds neither diffusion_pytorch_model.safetensors nor diffusion_pytorch_model.bin, but diffusion_pytorch_"
+    )
     (source / "scheduler_config.json").unlink()
-    says("holds no scheduler_config.json")
+    check_refused("holds no scheduler_config.json")
     (source / "config.json").write_text('{"_class_name": ')
     (source / "scheduler_config.json").write_text(json.dumps(diffusers_files.DDPM_FIXED_LARGE))
-    says("config.json is not JSON, or damaged")
+    check_refused("config.json is not JSON, or damaged")
 
 
 def test_a_folder_that_is_there_is_left_alone(small, run_folder, tmp_path, capsys):
@@ -333,7 +335,7 @@ def test_labels_come_along_and_go_back(small, tmp_path, capsys, null_label):
     assert convert("from", "diffusers", source, "--workdir", run, *flag, *names) == 0
     made = model(run)
     assert made.config.net.num_classes == classes and made.label_names == tuple("abcd"[:classes])
-    # without a row for none, the network was told a label always, and images of none are refused
+    # without a row for none, the network always had a label, and images of none are refused
     assert (made.config.condition.dropout > 0) == null_label
     table = np.asarray(made.params["label"]["table"]["embedding"])
     np.testing.assert_array_equal(table[:4], held["class_embedding.weight"])
@@ -346,7 +348,7 @@ def test_labels_come_along_and_go_back(small, tmp_path, capsys, null_label):
 
 
 def test_where_the_folders_own_sampler_draws_other_images_is_said(small, home, tmp_path, capsys):
-    assert "note:" not in home.said
+    assert "note:" not in home.printed
     settings = {"_class_name": "DDIMScheduler", "timestep_spacing": "linspace"}
     source = diffusers_files.write_pipeline(
         tmp_path / "source", config=diffusers_files.TINY, scheduler=settings, held=load_file(small / WEIGHTS)
@@ -354,14 +356,16 @@ def test_where_the_folders_own_sampler_draws_other_images_is_said(small, home, t
     run = tmp_path / "run"
     for command in (("from", "diffusers", source, "--workdir", run), ("to", "diffusers", run, tmp_path / "to")):
         assert convert(*command) == 0
-        said = capsys.readouterr().out
-        assert "note: clip_sample = True: " in said and "note: timestep_spacing = 'linspace': every step of" in said
+        printed = capsys.readouterr().out
+        assert (
+            "note: clip_sample = True: " in printed and "note: timestep_spacing = 'linspace': every step of" in printed
+        )
 
 
 # --- OpenAI's, and the pages
 
 
-def test_a_checkpoint_of_guided_diffusion_is_a_run_that_is_told_labels(tmp_path, capsys):
+def test_a_checkpoint_of_guided_diffusion_is_a_run_with_labels(tmp_path, capsys):
     case = "h/guided_open_0"
     held = {
         name.removeprefix("param:"): goldens.stored_array(case, name).astype(np.float32)
@@ -369,20 +373,20 @@ def test_a_checkpoint_of_guided_diffusion_is_a_run_that_is_told_labels(tmp_path,
         if name.startswith("param:")
     }
     save_file(held, tmp_path / "model.safetensors")
-    said = (
+    trained_with = (
         "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,1 --attention_resolutions 4 "
         "--learn_sigma True --class_cond True --use_scale_shift_norm True --resblock_updown True --num_head_channels 32"
     )
     given = ["from", "openai", tmp_path / "model.safetensors", "--workdir", tmp_path / "run"]
     assert convert(*given) == 2
     assert "no published checkpoint 'model'; there are: cifar10_uncond_50M_500K" in capsys.readouterr().err
-    assert convert(*given, f"--flags={said}") == 2
+    assert convert(*given, f"--flags={trained_with}") == 2
     assert "needs the project that they are of: --family improved or" in capsys.readouterr().err
     assert convert(*given, "--published", "lsun_cat", "--family", "guided") == 2
     assert "give one of them" in capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["model.safetensors"]
 
-    assert convert(*given, "--family", "guided", f"--flags={said}", "--num-classes", 10, "--step", 7) == 0
+    assert convert(*given, "--family", "guided", f"--flags={trained_with}", "--num-classes", 10, "--step", 7) == 0
     made = model(tmp_path / "run")
     assert made.step == 7 and made.label_names == tuple("0123456789") and made.config.data.source == "unknown"
     # the network and the parameters that test_goldens_networks compares with what theirs gives

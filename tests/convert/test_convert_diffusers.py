@@ -114,7 +114,7 @@ def test_a_convention_is_read_and_a_missing_one_is_diffusers_own_and_not_ours(fi
     assert network.from_diffusers(diffusers_files.CONFIG | {field: value}).net.compat == dataclasses.replace(
         here, **ours
     )
-    without = {name: said for name, said in diffusers_files.CONFIG.items() if name != field}
+    without = {name: value for name, value in diffusers_files.CONFIG.items() if name != field}
     assert network.from_diffusers(without).net.compat == dataclasses.replace(here, **ours)
 
 
@@ -137,7 +137,7 @@ def test_head_dim_is_the_size_of_a_head_and_its_absence_means_eight():
         network.from_diffusers(diffusers_files.CONFIG).net.head_channels == 0
         and network.from_diffusers(diffusers_files.CONFIG).net.heads == 1
     )
-    without = {name: said for name, said in diffusers_files.CONFIG.items() if name != "attention_head_dim"}
+    without = {name: value for name, value in diffusers_files.CONFIG.items() if name != "attention_head_dim"}
     assert network.from_diffusers(without).net.head_channels == 8
     other = network.from_diffusers(diffusers_files.CONFIG | {"attention_head_dim": 16, "norm_num_groups": 16}).net
     assert (other.head_channels, other.heads, other.groups) == (16, 1, 16)
@@ -147,7 +147,7 @@ def test_head_dim_is_the_size_of_a_head_and_its_absence_means_eight():
     "variance, mix", [("fixed_small", 0.0), ("fixed_small_log", 0.0), ("fixed_large", 1.0), (None, 0.0)]
 )
 def test_the_variance_is_read_and_a_missing_one_is_the_small_one(variance, mix):
-    given = {name: said for name, said in diffusers_files.DDPM_FIXED_LARGE.items() if name != "variance_type"}
+    given = {name: value for name, value in diffusers_files.DDPM_FIXED_LARGE.items() if name != "variance_type"}
     given |= {"variance_type": variance} if variance else {}
     assert scheduler.from_diffusers(given, learned_variance=False).sampling.variance_mix == mix
 
@@ -204,7 +204,7 @@ def test_ddim_of_any_prediction_and_schedule_is_read():
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         ({"_class_name": "UNet2DConditionModel"}, "_class_name = 'UNet2DConditionModel': only 'UNet2DModel' is"),
         ({"new_field": 3}, "new_field = 3 is a field that is not known here"),
@@ -249,10 +249,10 @@ def test_ddim_of_any_prediction_and_schedule_is_read():
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip
-def test_a_network_that_cannot_be_had_is_refused_by_the_name_of_its_field(change, said):
+def test_a_network_that_is_not_supported_is_refused_by_the_name_of_its_field(change, message):
     with pytest.raises(ValueError) as raised:
         network.from_diffusers(diffusers_files.CONFIG | change)
-    assert said in str(raised.value), raised.value
+    assert message in str(raised.value), raised.value
 
 
 def test_all_fields_that_stand_in_the_way_are_named_at_once():
@@ -262,7 +262,7 @@ def test_all_fields_that_stand_in_the_way_are_named_at_once():
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         ({"_class_name": "PNDMScheduler"}, "_class_name = 'PNDMScheduler': only 'DDPMScheduler' and 'DDIMScheduler'"),
         ({"new_field": 3}, "new_field = 3 is a field that is not known here"),
@@ -294,10 +294,10 @@ def test_all_fields_that_stand_in_the_way_are_named_at_once():
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_chain_that_cannot_be_had_is_refused_by_the_name_of_its_field(change, said):
+def test_a_chain_that_is_not_supported_is_refused_by_the_name_of_its_field(change, message):
     with pytest.raises(ValueError) as raised:
         scheduler.from_diffusers(diffusers_files.DDPM_FIXED_LARGE | change, learned_variance=False)
-    assert said in str(raised.value), raised.value
+    assert message in str(raised.value), raised.value
 
 
 def test_a_variance_that_the_scheduler_does_not_take_is_refused():
@@ -328,7 +328,7 @@ def test_a_network_that_was_written_is_read_as_itself(net):
     config = Config(net=net)
     read = network.from_diffusers(network.to_diffusers(config, (16, 16, 1)))
     assert read.shape == (16, 16, 1) and not read.learned_variance
-    if net.heads > 1 or net.attention_by == "factor":  # what is read is said in other words
+    if net.heads > 1 or net.attention_by == "factor":  # what is read is written in other words
         one, again = (run_folder.param_shapes(Config(net=n), (16, 16, 1)) for n in (net, read.net))
         assert jax.tree.map(lambda leaf: leaf.shape, one) == jax.tree.map(lambda leaf: leaf.shape, again)
     if net.heads > 1:  # so many heads of so many channels are as many of half of them
@@ -377,7 +377,7 @@ def test_labels_that_were_written_are_read_as_themselves():
 
 
 @pytest.mark.parametrize(
-    "sampling, said",
+    "sampling, message",
     [
         (Sampling("ddim", steps=50, spacing="leading"), ["clip_sample = True"]),
         (Sampling("ddim", steps=50, spacing="leading", clip=False), []),
@@ -392,9 +392,9 @@ def test_labels_that_were_written_are_read_as_themselves():
     ],
     ids=str,
 )  # fmt: skip
-def test_where_diffusers_draws_other_images_is_said(sampling, said):
+def test_where_diffusers_draws_other_images_is_noted(sampling, message):
     found = scheduler.differences(Config(sampling=sampling))
-    assert len(found) == len(said) and all(part in line for part, line in zip(said, found, strict=True)), found
+    assert len(found) == len(message) and all(part in line for part, line in zip(message, found, strict=True)), found
 
 
 def test_a_learned_variance_that_was_written_is_read_as_itself():
@@ -418,7 +418,7 @@ def test_schedules_that_diffusers_has_no_name_for_are_written_as_their_betas():
 
 
 @pytest.mark.parametrize(
-    "net, shape, said",
+    "net, shape, message",
     [
         (Net(), (32, 32), "images (32, 32): there they are [H, W, C]"),
         (Net(), (28, 28, 1), "images (28, 28, 1): there, sides are multiples of 8"),
@@ -433,14 +433,14 @@ def test_schedules_that_diffusers_has_no_name_for_are_written_as_their_betas():
         (Net(compat=CompatOptions(time_dim=64)), (32, 32, 3), "net.compat.time_dim = 64: there it is"),
     ],
 )
-def test_a_network_that_diffusers_cannot_express_is_refused_by_name(net, shape, said):
+def test_a_network_that_diffusers_cannot_express_is_refused_by_name(net, shape, message):
     with pytest.raises(ValueError) as raised:
         network.to_diffusers(Config(net=net), shape)
-    assert said in str(raised.value), raised.value
+    assert message in str(raised.value), raised.value
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         ({"sampling": Sampling("unipc")}, "sampling.sampler = 'unipc': give --sampler ancestral or ddim"),
         (
@@ -463,7 +463,7 @@ def test_a_network_that_diffusers_cannot_express_is_refused_by_name(net, shape, 
     ],
     ids=str,
 )
-def test_a_chain_that_diffusers_cannot_express_is_refused_by_name(change, said):
+def test_a_chain_that_diffusers_cannot_express_is_refused_by_name(change, message):
     with pytest.raises(ValueError) as raised:
         scheduler.to_diffusers(Config(**change))
-    assert said in str(raised.value), raised.value
+    assert message in str(raised.value), raised.value

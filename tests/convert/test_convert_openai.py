@@ -281,11 +281,11 @@ def test_networks_that_theirs_cannot_be_are_refused():
     ours = Net(**{**vars(TINY), "compat": CompatOptions(), "groups": 8})
     with pytest.raises(ValueError) as refused:
         openai.rules(target, ours, "legacy")
-    for said in ("eps = 1e-06 where 1e-05", "padding = 'end' where 'both'", "time_order = 'sin_cos' where 'cos_sin'",
+    for message in ("eps = 1e-06 where 1e-05", "padding = 'end' where 'both'", "time_order = 'sin_cos' where 'cos_sin'",
                  "time_shift = 1 where 0", "net.groups = 8 where 32"):  # fmt: skip
-        assert said in str(refused.value)
+        assert message in str(refused.value)
     text = Config(net=TINY, text=configs.Text(layers=1, width=8, heads=1, length=4))
     net, x = network(text, 3), jnp.zeros((1, 4, 4, 3))
-    told = jax.eval_shape(net.init, from_seed(0), x, jnp.ones(1, int), empty_condition(text, 1, (4, 4, 3)))["params"]
+    params = jax.eval_shape(net.init, from_seed(0), x, jnp.ones(1, int), empty_condition(text, 1, (4, 4, 3)))["params"]
     with pytest.raises(ValueError, match=r"leaves of ours have no rule in this format: .*pooled/proj/kernel"):
-        rules.apply(openai.rules(told, TINY, "legacy"), {}, told)
+        rules.apply(openai.rules(params, TINY, "legacy"), {}, params)

@@ -77,7 +77,7 @@ def test_everything_that_is_wrong_is_said_at_once():
     t["num_batches_tracked"] = np.zeros(())
     with pytest.raises(ValueError) as raised:
         rules.apply(RULES, t, TARGET)
-    said = str(raised.value)
+    message = str(raised.value)
     for part in (
         "1 tensors are missing: c.bias (4,)",
         "1 tensors are unused: num_batches_tracked ()",
@@ -86,21 +86,21 @@ def test_everything_that_is_wrong_is_said_at_once():
         "n.weight (4, 2) where (4, 2, 1, 1) is right, of as many numbers",
         "1 tensors are not of floats: qkv is int64",
     ):
-        assert part in said, (part, said)
+        assert part in message, (part, message)
 
 
 @pytest.mark.parametrize(
-    "name, spoil, said",
+    "name, spoil, message",
     [
         ("c.bias", lambda a: np.full_like(a, np.nan), "c.bias holds NaN or infinity"),
         ("qkv", lambda a: np.where(np.arange(4) == 2, np.inf, a), "qkv holds NaN or infinity"),
         ("d.weight", lambda a: a.astype(np.float64) / 3, "d.weight, float64, is not exact in float32"),
     ],
 )
-def test_numbers_that_are_none_or_would_be_rounded_are_refused(name, spoil, said):
+def test_numbers_that_are_none_or_would_be_rounded_are_refused(name, spoil, message):
     t = tensors()
     t[name] = spoil(t[name])
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         rules.apply(RULES, t, TARGET)
 
 

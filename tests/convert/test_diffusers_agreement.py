@@ -67,8 +67,8 @@ def apart(theirs, net, run: pathlib.Path, batch: int = 2) -> float:
     x = np.random.default_rng(0).normal(size=(batch, *model.shape)).astype(np.float32)
     t = np.linspace(0, 999, batch).astype(np.int32)
     with torch.no_grad():
-        told = None if label is None else torch.from_numpy(label)
-        output = net(torch.from_numpy(x.transpose(0, 3, 1, 2)), torch.from_numpy(t), class_labels=told).sample
+        labels = None if label is None else torch.from_numpy(label)
+        output = net(torch.from_numpy(x.transpose(0, 3, 1, 2)), torch.from_numpy(t), class_labels=labels).sample
         wanted = output.numpy().transpose(0, 2, 3, 1)
     apply = jax.jit(network(model.config, model.shape[-1]).apply)
     condition = empty_condition(model.config, batch, model.shape)
@@ -134,8 +134,8 @@ def ours(tmp_path_factory):
 
 def test_their_ddim_pipeline_draws_our_images_from_our_noise(theirs, ours, monkeypatch):
     diffusers, torch = theirs
-    asked = {"sampler": "ddim", "steps": 50, "spacing": "leading"}
-    model = pipeline.Pipeline(ours / "run", step=None, weights="ema", sampling=asked)
+    sampling = {"sampler": "ddim", "steps": 50, "spacing": "leading"}
+    model = pipeline.Pipeline(ours / "run", step=None, weights="ema", sampling=sampling)
     wanted = np.concatenate([part.x for part in model.draw(seed=3, start=0, num=4)])
     noise = np.asarray(samplers.initial_noise(samplers.image_keys(3, range(4)), model.shape))
     assert wanted.std() > 0.1

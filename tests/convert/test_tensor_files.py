@@ -179,8 +179,8 @@ def test_a_tensorflow_checkpoint_takes_tensorflow_and_the_refusal_says_what_else
     for name in ("model.ckpt-790000", "model.ckpt-790000.index", "model.ckpt-790000.data-00000-of-00001"):
         with pytest.raises(ModuleNotFoundError) as raised:
             tensor_files.read_tensors(tmp_path / name)
-        said = str(raised.value)
-        assert "takes TensorFlow to read: pip install 'ddpm-jax[tfds]'" in said and "numpy.savez" in said
+        message = str(raised.value)
+        assert "takes TensorFlow to read: pip install 'ddpm-jax[tfds]'" in message and "numpy.savez" in message
     with pytest.raises(FileNotFoundError, match=r"there is no file .*model\.ckpt-5\.index"):
         tensor_files.read_tensors(tmp_path / "model.ckpt-5")
 

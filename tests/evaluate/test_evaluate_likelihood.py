@@ -116,8 +116,8 @@ def test_changing_any_field_changes_the_line(run_folder, tmp_path):
     def line(options=plain, fingerprint=None, **flags):
         run = shared_evaluation.evaluation_context(run_folder, tmp_path, **flags)
         run.model.fingerprint = fingerprint or run.model.fingerprint
-        facts = evaluated.protocol_fields(run, select_split(load_images(run), options.split, options.num), options)
-        return protocol.format_line(protocol.Measurement("bits/dim", 3.75, 0.01, facts))
+        fields = evaluated.protocol_fields(run, select_split(load_images(run), options.split, options.num), options)
+        return protocol.format_line(protocol.Measurement("bits/dim", 3.75, 0.01, fields))
 
     lines = [
         line(),
@@ -192,7 +192,7 @@ def test_the_exact_bound_of_the_large_net_does_not_store_the_activations_of_its_
         return compiled.memory_analysis().temp_size_in_bytes
 
     few, many = working_memory(10), working_memory(1000)
-    assert few > 1e6  # it was told at all
+    assert few > 1e6  # the compiler reports it
     assert many - few < 1e6
 
 

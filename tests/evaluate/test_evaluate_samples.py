@@ -19,7 +19,7 @@ from ddpm_jax.programs import cli
 DIGITS = data.load("digits")
 
 
-def asked(num, **options) -> SamplesOptions:
+def options_of(num, **options) -> SamplesOptions:
     return SamplesOptions(num=num, seed=3, **options)
 
 
@@ -34,11 +34,11 @@ def test_the_numbers_are_those_of_the_images_that_sample_draws(run_folder, drawn
     (kept,) = (drawn.out / "draws").iterdir()
     np.testing.assert_array_equal(np.concatenate(list(sample_cache.read_chunks(kept, 0, 80))), images)
 
-    found = values(samples.measure_and_write(drawn, asked(80)))
-    filed = values(samples.measure_and_write(drawn, asked(80, samples=str(file))))
+    found = values(samples.measure_and_write(drawn, options_of(80)))
+    filed = values(samples.measure_and_write(drawn, options_of(80, samples=str(file))))
     assert repr(filed) == repr(found)
-    judge = classifier.load("digits")
-    ours, theirs = judge(images), judge(DIGITS.train)
+    network = classifier.load("digits")
+    ours, theirs = network(images), network(DIGITS.train)
     distance = frechet.frechet_distance(frechet.moments(ours.features), frechet.moments(theirs.features))
     assert found["Fréchet distance"] == pytest.approx(distance, rel=1e-9)
     near = manifold.precision_recall(ours.features, theirs.features, k=3)
@@ -57,28 +57,28 @@ def test_the_reference_against_itself_is_nothing(drawn, tmp_path):
 def test_one_half_of_the_data_against_the_other_is_positive_and_stable():
     """First against second half, in one piece or streamed: above what rounding leaves, the same, and a small part of
     the distance of images that are out of focus."""
-    judge = classifier.load("digits")
-    whole = [frechet.moments(judge(part).features) for part in (DIGITS.train[:750], DIGITS.train[750:])]
+    network = classifier.load("digits")
+    whole = [frechet.moments(network(part).features) for part in (DIGITS.train[:750], DIGITS.train[750:])]
     distance = frechet.frechet_distance(*whole)
-    eye = samples.Extractor("eye", "distance", judge.dimension, judge, lambda a, b: [])
+    extractor = samples.Extractor("extractor", "distance", network.dimension, network, lambda a, b: [])
     for batch in (60, 749):
         parts = [
-            samples.accumulate([half[i : i + batch] for i in range(0, 750, batch)], eye, 750).moments()
+            samples.accumulate([half[i : i + batch] for i in range(0, 750, batch)], extractor, 750).moments()
             for half in (DIGITS.train[:750], DIGITS.train[750:])
         ]
         assert frechet.frechet_distance(*parts) == pytest.approx(distance, rel=1e-5)
     wide = np.pad(DIGITS.train[750:].astype(float), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     blurred = sum(wide[:, i : i + 8, j : j + 8] for i in range(3) for j in range(3)) / 9
-    off = frechet.frechet_distance(whole[0], frechet.moments(judge(blurred.astype(np.float32)).features))
+    off = frechet.frechet_distance(whole[0], frechet.moments(network(blurred.astype(np.float32)).features))
     assert 0.5 < distance < 0.2 * off
 
 
-def test_held_out_images_are_the_floor(drawn):
-    floor = values(samples.held_out_baseline(drawn, asked(80)))
-    noise = values(samples.measure_and_write(drawn, asked(80)))  # of a network that has learnt nothing
-    assert floor["Fréchet distance"] < 0.5 * noise["Fréchet distance"]
-    assert floor["precision, k=3"] > 0.8 > noise["precision, k=3"]
-    assert floor["share with p > 0.9"] > 0.9
+def test_held_out_images_are_the_baseline(drawn):
+    baseline = values(samples.held_out_baseline(drawn, options_of(80)))
+    noise = values(samples.measure_and_write(drawn, options_of(80)))  # of a network that has learnt nothing
+    assert baseline["Fréchet distance"] < 0.5 * noise["Fréchet distance"]
+    assert baseline["precision, k=3"] > 0.8 > noise["precision, k=3"]
+    assert baseline["share with p > 0.9"] > 0.9
 
 
 def test_training_images_left_out_are_held_against_the_others(drawn):
@@ -94,25 +94,25 @@ def test_training_images_left_out_are_held_against_the_others(drawn):
 
 def test_sets_give_a_mean_and_its_error(drawn):
     """Two sets of 66 of one seed: their mean is what each alone gives, and half their difference is the error."""
-    both = samples.measure_and_write(drawn, asked(66, sets=2))
+    both = samples.measure_and_write(drawn, options_of(66, sets=2))
     (kept,) = (drawn.out / "draws").iterdir()
     images = np.concatenate(list(sample_cache.read_chunks(kept, 0, 132)))
-    judge = classifier.load("digits")
-    reference = frechet.moments(judge(DIGITS.train).features)
+    network = classifier.load("digits")
+    reference = frechet.moments(network(DIGITS.train).features)
     parts = [images[:66], images[66:]]
-    alone = [frechet.frechet_distance(frechet.moments(judge(part).features), reference) for part in parts]
+    alone = [frechet.frechet_distance(frechet.moments(network(part).features), reference) for part in parts]
     assert both[0].value == pytest.approx(np.mean(alone), rel=1e-9)
     assert both[0].error == pytest.approx(abs(alone[0] - alone[1]) / 2, rel=1e-6)
 
 
 def test_few_images_are_warned_of_with_the_bias(drawn, capsys):
-    samples.measure_and_write(drawn, asked(80))
+    samples.measure_and_write(drawn, options_of(80))
     assert (
         "80 images are fewer than 10,000: their Fréchet distance is too large by an unknown" in capsys.readouterr().err
     )
     samples.held_out_baseline(drawn, SamplesOptions(num=297))
-    said = capsys.readouterr().err
-    bias = float(said.split("too large by about ")[1].split(";")[0])
+    printed = capsys.readouterr().err
+    bias = float(printed.split("too large by about ")[1].split(";")[0])
     held = values(samples.held_out_baseline(drawn, SamplesOptions(num=297)))
     assert bias == pytest.approx(held["bias of the Fréchet distance at this n"], rel=1e-2)
     assert bias > 0
@@ -121,13 +121,13 @@ def test_few_images_are_warned_of_with_the_bias(drawn, capsys):
 def test_the_reference_is_seen_once_and_again_when_it_changes(run_folder, tmp_path):
     run, seen = ddim_context(run_folder, tmp_path), []
 
-    def judge(images):
+    def extract(images):
         seen.append(len(images))
         return images.reshape(len(images), -1)[:, :3].astype(np.float32), np.ones((len(images), 1), np.float32)
 
-    eye = samples.Extractor("eye 1", "distance", 3, judge, lambda a, b: [])
+    extractor = samples.Extractor("extractor 1", "distance", 3, extract, lambda a, b: [])
     train = select_split(DIGITS, "train")
-    first, again = samples.cached_reference(run, train, eye), samples.cached_reference(run, train, eye)
+    first, again = samples.cached_reference(run, train, extractor), samples.cached_reference(run, train, extractor)
     assert sum(seen) == 1500
     for a, b in zip(first.halves, again.halves, strict=True):
         assert a.n == b.n and a.mean.tobytes() == b.mean.tobytes() and a.scatter.tobytes() == b.scatter.tobytes()
@@ -136,8 +136,8 @@ def test_the_reference_is_seen_once_and_again_when_it_changes(run_folder, tmp_pa
     np.testing.assert_allclose(first.moments().covariance, whole, rtol=1e-9, atol=1e-12)
     changed = DIGITS.train.copy()
     changed[1400, 0, 0] ^= 1  # a thousand are hashed at a time
-    samples.cached_reference(run, select_split(DIGITS._replace(train=changed), "train"), eye)
-    samples.cached_reference(run, train, eye._replace(name="eye 2"))
+    samples.cached_reference(run, select_split(DIGITS._replace(train=changed), "train"), extractor)
+    samples.cached_reference(run, train, extractor._replace(name="extractor 2"))
     assert sum(seen) == 4500
 
 
@@ -145,10 +145,12 @@ def test_the_reference_is_seen_once_and_again_when_it_changes(run_folder, tmp_pa
 def test_fifty_thousand_images_are_seen_in_less_than_a_gigabyte():
     """Features and logits as large as Inception's, 2048 and 1008."""
     block = np.random.default_rng(0).standard_normal((1024, 2048)).astype(np.float32)
-    eye = samples.Extractor("eye", "FID", 2048, lambda x: (block[: len(x)], block[: len(x), :1008]), lambda a, b: [])
+    extractor = samples.Extractor(
+        "extractor", "FID", 2048, lambda x: (block[: len(x)], block[: len(x), :1008]), lambda a, b: []
+    )
     images = (np.zeros((1024, 1, 1, 1), np.uint8)[: 50_000 - first] for first in range(0, 50_000, 1024))
     tracemalloc.start()
-    seen = samples.accumulate(images, eye, 50_000)
+    seen = samples.accumulate(images, extractor, 50_000)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert seen.moments().n == 50_000 and len(seen.features) == 10_000 and len(seen.scores) == 50_000
@@ -185,17 +187,17 @@ def test_a_file_without_samples_is_refused(drawn, tmp_path):
 
 
 def test_features_that_are_not_finite_are_refused():
-    def judge(images):
+    def extract(images):
         features = np.zeros((len(images), 2), np.float32)
         features[3] = np.nan
         return features, features
 
-    eye = samples.Extractor("eye", "distance", 2, judge, lambda a, b: [])
+    extractor = samples.Extractor("extractor", "distance", 2, extract, lambda a, b: [])
     with pytest.raises(ValueError, match="1 of 4 rows of features are not finite"):
-        samples.accumulate([np.zeros((9, 1, 1, 1), np.uint8)], eye, 9)
+        samples.accumulate([np.zeros((9, 1, 1, 1), np.uint8)], extractor, 9)
 
 
-def test_images_without_a_classifier_are_told_what_there_is(drawn):
+def test_images_without_a_classifier_are_refused_with_the_known_ones(drawn):
     run = shared_evaluation.replace_config(drawn, shape=(8, 8, 3), levels=256)
     with pytest.raises(ValueError, match="no classifier for images 8x8x3 of 256 levels; there are digits"):
         samples.measure(run, SamplesOptions(num=80))

@@ -8,14 +8,14 @@ from ddpm_jax.evaluate import protocol, sample_cache
 
 
 def test_every_field_of_a_protocol_is_in_its_line():
-    facts = {"n": 3, "data": "a", "clip": True, "mix": 0.5, "method": "exact", "anything": "else"}
-    base = protocol.Measurement("bits/dim", 3.75, 0.01, facts)
+    fields = {"n": 3, "data": "a", "clip": True, "mix": 0.5, "method": "exact", "anything": "else"}
+    base = protocol.Measurement("bits/dim", 3.75, 0.01, fields)
     assert protocol.format_line(base) == "bits/dim 3.750 ± 0.010 | n=3 | a | clip | mix=0.5 | exact | anything=else"
-    for name, value in facts.items():
-        other = {**facts, name: not value if isinstance(value, bool) else value * 2}
+    for name, value in fields.items():
+        other = {**fields, name: not value if isinstance(value, bool) else value * 2}
         assert protocol.format_line(base._replace(protocol=other)) != protocol.format_line(base)
-        assert protocol.short_hash(other) != protocol.short_hash(facts)
-    close = {**facts, "mix": 0.5000000001}  # digits that a shorter form would drop
+        assert protocol.short_hash(other) != protocol.short_hash(fields)
+    close = {**fields, "mix": 0.5000000001}  # digits that a shorter form would drop
     assert protocol.format_line(base._replace(protocol=close)) != protocol.format_line(base)
 
 

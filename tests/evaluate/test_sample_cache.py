@@ -52,9 +52,9 @@ def test_floats_are_the_integers_unrounded(run_folder, tmp_path):
 def test_changing_any_field_changes_the_line(run_folder, drawn, tmp_path):
     def line(run, **options):
         options = dataclasses.asdict(SamplesOptions()) | {"num": 80} | options
-        facts = sample_cache.protocol_fields(run, options["seed"], options["format"])
+        fields = sample_cache.protocol_fields(run, options["seed"], options["format"])
         return protocol.format_line(
-            protocol.Measurement("x", 1.0, 0.1, {"n": options["num"], "sets": options["sets"], **facts})
+            protocol.Measurement("x", 1.0, 0.1, {"n": options["num"], "sets": options["sets"], **fields})
         )
 
     lines = [

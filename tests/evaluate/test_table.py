@@ -18,7 +18,7 @@ from ddpm_jax.programs import cli
 DIGITS = data.load("digits")
 
 
-def test_the_table_has_a_row_for_each_sampler_and_the_floor(small):
+def test_the_table_has_a_row_for_each_sampler_and_the_baseline(small):
     folder, out = small
     arguments = [folder, "table", "--num", "66", "--sets", "2", "--ddim", "4", "--out", out]
     assert cli.call(["evaluate", *map(str, arguments)]) == 0
@@ -32,21 +32,21 @@ def test_the_table_has_a_row_for_each_sampler_and_the_floor(small):
     again = bounds.load_or_measure(model, select_split(load_images(model), "test"), bounds.LikelihoodOptions())
     assert float(cells["ancestral, mix 0"]["bits/dim"].split()[0]) == pytest.approx(again.total.mean(), abs=1e-2)
     assert " ± " in cells["ancestral, mix 1"]["Fréchet distance"]
-    floor, noise = (
+    baseline, noise = (
         float(cells[row]["Fréchet distance"].split()[0]) for row in ("training images, left out", "DDIM, 4 steps")
     )
-    assert 0 < floor < 0.5 * noise
+    assert 0 < baseline < 0.5 * noise
 
 
 def test_the_table_of_a_learned_variance_has_one_chain(drawn, tmp_path, monkeypatch):
     """What is measured, and not the measurement: another network would have to be compiled for it."""
-    asked = {}
+    protocols = {}
 
     def row(run, options, _):
         of_all = {"n": options.num, **sample_cache.protocol_fields(run, 0, "integer")}
         if run.model.config.sampling.sampler == "ancestral":
             of_all |= bounds.protocol_fields(run, select_split(DIGITS, "test"), bounds.LikelihoodOptions())
-        asked[run.model.config.sampling.sampler] = protocol.format_line(protocol.Measurement("x", 1.0, 0.1, of_all))
+        protocols[run.model.config.sampling.sampler] = protocol.format_line(protocol.Measurement("x", 1.0, 0.1, of_all))
         return [protocol.Measurement("x", 1.0, 0.1, of_all)]
 
     run = shared_evaluation.replace_config(drawn, loss=configs.Loss("hybrid"))
@@ -58,7 +58,8 @@ def test_the_table_of_a_learned_variance_has_one_chain(drawn, tmp_path, monkeypa
     assert list(rows) == [
         "held-out images", "training images, left out", "ancestral, learned variance", "DDIM, 2 steps",
     ]  # fmt: skip
-    assert "learned" in asked["ancestral"] and "mix" not in asked["ancestral"] and list(asked) == ["ancestral", "ddim"]
+    assert "learned" in protocols["ancestral"] and "mix" not in protocols["ancestral"]
+    assert list(protocols) == ["ancestral", "ddim"]
 
 
 @pytest.mark.slow

@@ -161,15 +161,15 @@ def test_every_way_to_write_groups_is_read(groups, found):
 
 
 @pytest.mark.parametrize(
-    ("said", "needed", "available"),
+    ("message", "needed", "available"),
     [
         ("total memory required for HLO temporaries (16.64G) exceeds available HBM (15.75G).", 16.64, 15.75),
         ("total memory required for HLO temporaries (8.00T) exceeds available HBM (95.74G).", 8192, 95.74),
         ("Out of memory allocating 123 bytes", None, None),
     ],
 )
-def test_a_refusal_says_how_much_would_be_needed(said, needed, available):
-    found = compile_stats.parse_out_of_memory(f"RESOURCE_EXHAUSTED: Ran out of memory on HBM, the {said}")
+def test_a_refusal_has_the_bytes_needed(message, needed, available):
+    found = compile_stats.parse_out_of_memory(f"RESOURCE_EXHAUSTED: Ran out of memory on HBM, the {message}")
     for value, gib in zip(found, (needed, available), strict=True):
         assert value == (None if gib is None else round(gib * 2**30))
 
@@ -215,14 +215,14 @@ def test_a_run_takes_the_disk_of_the_checkpoints_it_keeps_and_of_the_one_being_w
 
 
 @pytest.fixture(scope="module")
-def programs_said(tmp_path_factory):
-    return tmp_path_factory.mktemp("said") / "programs"
+def compiled_text(tmp_path_factory):
+    return tmp_path_factory.mktemp("text") / "programs"
 
 
 @pytest.fixture(scope="module")
-def local(tiny, programs_said):
+def local(tiny, compiled_text):
     out = tiny.parent / "local.json"
-    flags = ("--devices", 2, "--batch", 64, "--text", programs_said, "--out", out)
+    flags = ("--devices", 2, "--batch", 64, "--text", compiled_text, "--out", out)
     shown = run("-m", "ddpm_jax", "preflight", tiny, *flags).stdout
     return json.loads(out.read_text()), shown
 
@@ -264,11 +264,11 @@ def test_the_report_of_a_local_run_is_consistent(local):
     assert "1,000 steps take" in shown and "fits" in shown and "does not fit" not in shown
 
 
-def test_the_text_of_each_program_is_kept_where_it_is_asked_for(local, programs_said):
-    assert {path.name for path in programs_said.iterdir()} == {"train.txt", "sampler.txt", "evaluation.txt"}
-    text = {path.stem: path.read_text() for path in programs_said.iterdir()}
-    for name, said in local[0]["programs"].items():
-        reduces = sum(each["count"] for each in said["collectives"])
+def test_the_text_of_each_program_is_kept_where_it_is_asked_for(local, compiled_text):
+    assert {path.name for path in compiled_text.iterdir()} == {"train.txt", "sampler.txt", "evaluation.txt"}
+    text = {path.stem: path.read_text() for path in compiled_text.iterdir()}
+    for name, program in local[0]["programs"].items():
+        reduces = sum(each["count"] for each in program["collectives"])
         assert (reduces > 0) == ("all-reduce" in text[name]) and "ENTRY" in text[name]
 
 

@@ -18,9 +18,9 @@ def test_every_command_says_its_flags(command, capsys):
 @pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), ([], 2), (["run"], 2), (["run", "nothing"], 2)])
 def test_a_call_without_a_command_lists_them(arguments, status, capsys):
     assert cli.call(["evaluate", *arguments]) == status
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     for name in COMMANDS:
-        assert f"  {name}" in said.out + said.err
+        assert f"  {name}" in printed.out + printed.err
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):

@@ -44,6 +44,6 @@ def test_an_image_that_waits_goes_the_way_of_one_that_begins_there(run_folder, s
         return samplers.sample(keys, sampler, x, chain)
 
     for t in (12, 1):
-        begun = plain(paths, x, model.times[model.times <= t])
-        np.testing.assert_allclose(found[start == t], np.asarray(begun)[start == t], atol=1e-5)
+        expected = plain(paths, x, model.times[model.times <= t])
+        np.testing.assert_allclose(found[start == t], np.asarray(expected)[start == t], atol=1e-5)
     np.testing.assert_array_equal(found[2], x[2])
