@@ -1,10 +1,10 @@
-# make demo: trains a model of handwritten digits and draws from it, with nothing but Python, make and git.
-# make test: style, types and the quick tests, which know of every kind of fault; make test TESTS="tests/models/unet/test_unet.py".
-# make test-all: what is left out there, too: real trainings, several hosts, damage by the hundred, the peers.
-# make mutants: puts each fault of tests/faults/mutants.toml in, and looks whether the quick tests notice.
-# make results: the tables and figures of docs/results.md, from what has been measured.
+# make demo: trains a model of handwritten digits and draws samples; needs only Python, make and git.
+# make test: style, types and the quick tests; make test TESTS="tests/models/unet/test_unet.py" for some of them.
+# make test-all: also the slow tests: real trainings, several hosts, hundreds of damaged files, other libraries.
+# make mutants: checks that the quick tests notice each fault of tests/faults/mutants.toml.
+# make results: the tables and figures of docs/results.md, from the recorded results.
 # make kill-test: kills short runs a hundred times and checks that nothing is lost (ten minutes).
-# VENV=.venv-oldest OLDEST=1 runs any of them on the oldest versions that pyproject.toml names.
+# VENV=.venv-oldest OLDEST=1 runs any of them with the oldest versions that pyproject.toml allows.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +13,7 @@ BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n auto --no-loadscope-reorder
 # compiled with all optimisations in test-all
 AS_USERS = tests/goldens tests/test_training.py tests/samplers tests/pipeline/test_tiles.py
-# run once more under another default generator of random numbers
+# repeated with another default random number generator
 SEEDED = tests/test_keys.py tests/test_training.py tests/samplers tests/trainer tests/programs/test_train_and_sample.py \
 	$(addprefix tests/pipeline/test_,tiles.py conditions.py image_conditioning.py)
 ifeq ($(OLDEST),)
@@ -27,7 +27,7 @@ endif
 demo: $(VENV)/.core
 	$(BIN)/python train.py configs/digits.py --workdir runs/digits
 	$(BIN)/python sample.py runs/digits --num 64 --seed 0 --out runs/digits/demo --trajectory
-	@echo "Look at runs/digits/demo/grid.png, and at runs/digits/demo/trajectory.png for how it came about."
+	@echo "Samples: runs/digits/demo/grid.png; their reverse process: runs/digits/demo/trajectory.png."
 
 test: check
 	$(PYTEST) --dist loadfile -m "not slow" $(TESTS)

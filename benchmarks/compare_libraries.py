@@ -19,7 +19,7 @@ CELLS = {
     "mnist": ("mnist.py:wide", (28, 28, 1), 64, 2, 4),
     "cifar10": ("cifar10.py", (32, 32, 3), 8, 1, 2),
 }
-"""Config, shape of an image, images at a time, training steps and network calls in a turn."""
+"""Config, shape of an image, images at a time, training steps and function evaluations in a turn."""
 
 Peer = Literal["diffusers", "diffusers-compiled", "denoising-diffusion-pytorch"]
 SAME_NETWORK = ("diffusers", "diffusers-compiled")

@@ -24,7 +24,7 @@ from benchmarks import alternating
 from benchmarks.alternating import Worker, Workload
 
 HERE = pathlib.Path(__file__).resolve()
-STEPS, NFE = 4, 50  # training steps, and network calls of the tile, in one turn
+STEPS, NFE = 4, 50  # training steps, and function evaluations of the tile, in one turn
 WORKLOADS = ("training step", "tile of samples")
 
 

@@ -1,6 +1,6 @@
 """CelebA-HQ, 256x256: the original's configuration (arXiv:2006.11239, appendix B and its code).
 
-    python train.py configs/celebahq256.py --workdir runs/celebahq256 --data.source npz:celebahq256.npz
+    ddpm-jax train celebahq256 --workdir runs/celebahq256 --data.source npz:celebahq256.npz
 
 113,673,219 parameters.  Published for this configuration: 500,000 steps at 2.2 steps/s on a TPU v3-8.
 """

@@ -1,9 +1,9 @@
 """Unconditional CIFAR-10, 32x32: the original's configuration (arXiv:2006.11239, appendix B and its code).
 
-    python train.py configs/cifar10.py --workdir runs/cifar10 --data.source npz:cifar10.npz
+    ddpm-jax train cifar10 --workdir runs/cifar10 --data.source npz:cifar10.npz
 
 35,746,307 parameters, 4.8 TFLOP per step.  Published for this configuration: FID 3.17, IS 9.46, at most 3.75
-bits/dim, 800,000 steps in 10.6 hours on a TPU v3-8.  Variants: configs/cifar10.py:bfloat16, configs/cifar10.py:hybrid.
+bits/dim, 800,000 steps in 10.6 hours on a TPU v3-8.  Variants: cifar10:bfloat16, cifar10:hybrid.
 """
 
 from dataclasses import replace

@@ -1,10 +1,10 @@
 """Handwritten digits, 8x8, from the package itself: a first model in minutes on a laptop.
 
-python train.py configs/digits.py --workdir runs/digits
+ddpm-jax train digits --workdir runs/digits
 
 395,858 parameters; 4 min 49 s on two shared CPU cores, compilation, evaluation and samples included; 2.226, 2.163 and
 2.166 bits/dim (each +- 0.02) on the 297 held-out images after 2,000, 4,000 and 6,000 steps (the estimated bound; commit
-cf83ff1).  What was tried on the way here: docs/results.md, 6.
+cf83ff1).  Ablations that led to this recipe: docs/results.md, section 6.
 """
 
 from dataclasses import replace
@@ -27,12 +27,12 @@ config = Config(
     evaluation=Evaluation(images=297),
 )
 
-# the same with the paper's schedule, loss and variance: python train.py configs/digits.py:linear ..., 4 min 44 s on two
+# the same with the paper's schedule, loss and variance: ddpm-jax train digits:linear ..., 4 min 44 s on two
 # CPU cores; 2.77 +- 0.02 bits/dim (commit f360827)
 linear = replace(config, schedule=Schedule("linear"), loss=Loss(stratified=True))
 
-# a network of 2.5 times the parameters (1,001,729) under the recipe that this one was found from: python train.py
-# configs/digits.py:wide ..., 5 min 46 s on two CPU cores; 2.88 +- 0.02 bits/dim (commit 677d031)
+# the former recipe, with 2.5 times the parameters (1,001,729): ddpm-jax train digits:wide ..., 5 min 46 s on two CPU
+# cores; 2.88 +- 0.02 bits/dim (commit 677d031)
 wide = replace(
     linear,
     steps=1500,
@@ -45,13 +45,14 @@ wide = replace(
     optim=replace(linear.optim, learning_rate=2e-3, decay=0),
 )
 
-# told which digit it is: python train.py configs/digits.py:labels ..., python sample.py RUN --labels all --guidance 1.5
-# 9 min 52 s on two busy CPU cores; 99.8 +- 0.2 % of samples are the digit asked for at guidance 1.5, 95.8 +- 0.9 % at 1
+# class-conditional: ddpm-jax train digits:labels ..., ddpm-jax sample RUN --labels all --guidance 1.5
+# 9 min 52 s on two busy CPU cores; 99.8 +- 0.2 % of samples show the requested digit at guidance 1.5, 95.8 +- 0.9 % at
+# guidance 1
 labels = replace(wide, net=replace(wide.net, num_classes=10))
 
-# told in words: python train.py configs/digits.py:text ..., python sample.py RUN --text "a handwritten seven"
-# 22 min 27 s on one CPU core; 99.8 +- 0.2 % of samples are the digit asked for at guidance 1.5, 97.6 +- 0.7 % at 1, by
-# sentences of templates that are not among these
+# text-conditional: ddpm-jax train digits:text ..., ddpm-jax sample RUN --text "a handwritten seven"
+# 22 min 27 s on one CPU core; 99.8 +- 0.2 % of samples show the requested digit at guidance 1.5, 97.6 +- 0.7 % at 1,
+# with templates that are not among these
 text = replace(
     wide,
     text=Text(layers=2, width=64, heads=4, length=48),

@@ -1,6 +1,6 @@
 """LSUN Bedroom, 256x256: the original's configuration (arXiv:2006.11239, appendix B and its code).
 
-    python train.py configs/lsun_bedroom256.py --workdir runs/bedroom --data.source npz:bedroom256.npz
+    ddpm-jax train lsun_bedroom256 --workdir runs/bedroom --data.source npz:bedroom256.npz
 
 Published for this configuration: FID 6.36 after 2,400,000 steps; the only one trained without mirrored images.  The
 paper's large model (FID 4.90) has 256 million parameters: 192 channels give 255,677,955.

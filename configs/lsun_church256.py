@@ -1,6 +1,6 @@
 """LSUN Church, 256x256: the original's configuration (arXiv:2006.11239, appendix B and its code).
 
-    python train.py configs/lsun_church256.py --workdir runs/church --data.source npz:church256.npz
+    ddpm-jax train lsun_church256 --workdir runs/church --data.source npz:church256.npz
 
 Published for this configuration: FID 7.89 after 1,200,000 steps.
 """

@@ -1,12 +1,12 @@
 """MNIST, 28x28, from an .npz file with `train` and `test` images (uint8): a model within an hour on two CPU cores.
 
-python train.py configs/mnist.py --workdir runs/mnist --data.source npz:mnist.npz
+ddpm-jax train mnist --workdir runs/mnist --data.source npz:mnist.npz
 
 686,914 parameters; 45 min 37 s on two shared cores of an AMD EPYC, compilation, evaluation and samples included; 1.596,
 1.506, 1.311 and 1.174 bits/dim (each +- 0.016) on 256 held-out images after 3,000, 6,000, 9,000 and 12,000 steps (the
 estimated bound; commit f5e4ca5).  Then 1.193 +- 0.009 on 1,000 images (`ddpm-jax evaluate runs/mnist
 likelihood --estimate 16 --num 1000`), and a Frechet distance of 16.4, precision of 0.679 and recall of 0.888 of 1,000
-samples (`... samples --num 1000`).  What was tried on the way here: docs/results.md, 6.
+samples (`... samples --num 1000`).  Ablations that led to this recipe: docs/results.md, section 6.
 """
 
 from dataclasses import replace
@@ -29,8 +29,7 @@ config = Config(
     sampling=Sampling(steps=50),
 )
 
-# a network of 5.7 times the parameters (3,939,393) under the recipe that this one was found from; not trained to its
-# end
+# the former recipe with 5.7 times the parameters (3,939,393); not trained to its end
 wide = replace(
     config,
     steps=20_000,

@@ -1,10 +1,10 @@
-"""Two handwritten digits beside each other, 8x16, drawn from their description.
+"""Two handwritten digits side by side, 8x16, conditioned on a text.
 
-python train.py configs/pairs.py --workdir runs/pairs
-python sample.py runs/pairs --text "a three left of a five" --guidance 2
+ddpm-jax train pairs --workdir runs/pairs
+ddpm-jax sample runs/pairs --text "a three left of a five" --guidance 2
 
-1,259,449 parameters; 19 min 13 s on one CPU core.  All of 200 samples at guidance 2 are the two digits asked for,
-the right way round; and all of 200 of pairs that training has only the other way round.  At guidance 1, 98 +- 1 %.
+1,259,449 parameters; 19 min 13 s on one CPU core.  All of 200 samples at guidance 2 show the two requested digits in
+order, and so do all of 200 of pairs that training has only in reverse order.  At guidance 1, 98 +- 1 %.
 """
 
 from ddpm_jax.config import Condition, Config, Data, Evaluation, Loss, Net, Optim, Sampling, Text

@@ -1,11 +1,11 @@
-"""Pictures of two things, 16x16, drawn from their descriptions: colours, shapes, sizes, and what stands where.
+"""Images of two objects, 16x16, conditioned on texts about their colours, shapes, sizes and arrangement.
 
-python train.py configs/scenes.py --workdir runs/scenes
-python sample.py runs/scenes --text "a small red square left of a large blue circle" --guidance 2
+ddpm-jax train scenes --workdir runs/scenes
+ddpm-jax sample runs/scenes --text "a small red square left of a large blue circle" --guidance 2
 
-1,506,555 parameters; 45 min 10 s on one CPU core.  Of 250 samples of captions of training at guidance 2, 84 +- 2 % have
-the two things the way round that was said, and 83 +- 2 % where the two never stood together in training; told of other
-scenes, 20 +- 3 %.  The order of words comes last: after 1,500 steps it has only begun to count.
+1,506,555 parameters; 45 min 10 s on one CPU core.  Of 250 samples of training captions at guidance 2, 84 +- 2 % have
+the requested arrangement, and 83 +- 2 % for pairs of objects that training never shows together; by chance (compared
+with other scenes) 20 +- 3 %.  Word order is learned last: after 1,500 steps it has only begun to matter.
 """
 
 from ddpm_jax.config import Condition, Config, Data, Evaluation, Loss, Net, Optim, Sampling, Text
