@@ -355,9 +355,7 @@ def check_times(schedule: Schedule, t: ArrayLike, s: ArrayLike | None = None) ->
     known = (int, np.integer, np.ndarray)
     for name, value, least, most in (("t", t, 1, schedule.T), ("s", s, 0, schedule.T - 1)):
         if isinstance(value, known) and np.size(value) and not (least <= np.min(value) and np.max(value) <= most):
-            raise ValueError(
-                f"{name} must lie in {least}..{most} (steps are counted from 1, 0 is the data), got {value}"
-            )
+            raise ValueError(f"{name} must lie in {least}..{most} (steps count from 1, 0 is the data), got {value}")
     if isinstance(t, known) and isinstance(s, known) and not np.all(np.less(s, t)):
         raise ValueError(f"s must be smaller than t, got s = {s} and t = {t}")
 

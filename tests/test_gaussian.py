@@ -490,8 +490,8 @@ ERRORS = {
     "float t": (lambda x, t: (x, t / 2), "times must be integers of shape () or (3,), got float32 (3,)"),
     "t of another batch": (lambda x, t: (x, t[:2]), "times must be integers of shape () or (3,), got int32 (2,)"),
     "t per component": (lambda x, t: (x, t[:, None]), "times must be integers of shape () or (3,), got int32 (3, 1)"),
-    "t = 0": (lambda x, t: (x, 0), "t must lie in 1..10 (steps are counted from 1, 0 is the data), got 0"),
-    "t = T + 1": (lambda x, t: (x, 11), "t must lie in 1..10 (steps are counted from 1, 0 is the data), got 11"),
+    "t = 0": (lambda x, t: (x, 0), "t must lie in 1..10 (steps count from 1, 0 is the data), got 0"),
+    "t = T + 1": (lambda x, t: (x, 11), "t must lie in 1..10 (steps count from 1, 0 is the data), got 11"),
     "t = -1": (lambda x, t: (x, np.array([1, -1, 2])), "t must lie in 1..10"),
 }
 FUNCTIONS = {

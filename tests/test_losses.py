@@ -481,7 +481,7 @@ def loss(x0=X, t=T3, eps=X, **options):
         ),
         (
             lambda: loss(t=np.array([0, 1, 2])),
-            "t must lie in 1..10 (steps are counted from 1",
+            "t must lie in 1..10 (steps count from 1",
         ),
         (lambda: loss(X.astype(np.uint8)), "x0 must be float32 or float64, got uint8: scale images to [-1, 1] first"),
         (lambda: loss(predicts="score"), "predicts must be one of 'eps', 'x0', 'v', 'mean', got 'score'"),
