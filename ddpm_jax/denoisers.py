@@ -8,7 +8,7 @@ first and a limit last, so that the sampler's x0 lies within the limit:
     denoise = denoisers.limit_x0(schedule, denoise, denoisers.dynamic_threshold(99.5))
 """
 
-from typing import Protocol
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,8 @@ import numpy as np
 from ddpm_jax.gaussian import Denoiser, Estimate, apply_denoiser, check_times
 from ddpm_jax.schedules import Schedule, gather
 
-
-class Limit(Protocol):
-    """x0 [B, ...] -> x0 [B, ...] within some range, each example for itself."""
-
-    def __call__(self, x0: jax.Array, /) -> jax.Array: ...
+Limit = Callable[[jax.Array], jax.Array]
+"""x0 [B, ...] -> x0 [B, ...] within some range, each example for itself."""
 
 
 def limit_x0(schedule: Schedule, denoise: Denoiser, limit: Limit) -> Denoiser:

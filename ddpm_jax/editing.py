@@ -19,12 +19,9 @@ import numpy as np
 
 from ddpm_jax import gaussian, samplers
 from ddpm_jax.gaussian import Denoiser, Estimate
-from ddpm_jax.keys import fold_in_all
+from ddpm_jax.keys import FORWARD_STREAM, KNOWN_STREAM, REPEAT_STREAM, fold_in_all
 from ddpm_jax.samplers import Sampler, SamplerState, State
 from ddpm_jax.schedules import Schedule, gather
-
-# folded into an image's key: no time is one of them
-KNOWN_STREAM, FORWARD_STREAM, REPEAT_STREAM = 2**32 - 1, 2**32 - 2, 2**32 - 3
 
 
 class RePaintState(NamedTuple):

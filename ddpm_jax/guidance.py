@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from ddpm_jax.gaussian import Net
-from ddpm_jax.keys import check_keys
+from ddpm_jax.keys import CAPTION_STREAM, CONDITION_DROPOUT_STREAM, check_keys
 
 Array = jax.Array | np.ndarray
 
@@ -25,10 +25,6 @@ class ConditionalNet(Protocol):
     """(x_t [B, ...], t [B], condition, a pytree of arrays [B, ...]) -> the network's prediction [B, ...]."""
 
     def __call__(self, x_t: jax.Array, t: jax.Array, condition: Any, /) -> jax.Array: ...
-
-
-DROPOUT_STREAM = 0x64726F70
-"""Folded into an example's key to draw whether its condition is dropped."""
 
 
 class Condition(NamedTuple):
@@ -82,7 +78,9 @@ def drop_condition(keys: jax.Array, condition: Tree, null: Tree, rate: float) ->
         raise ValueError(f"rate must lie in [0, 1], got {rate}: it is the share of conditions that are dropped")
     check_keys("keys", keys)
     probability = np.float32(rate)
-    dropped = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, DROPOUT_STREAM), probability))(keys)
+    dropped = jax.vmap(
+        lambda key: jax.random.bernoulli(jax.random.fold_in(key, CONDITION_DROPOUT_STREAM), probability)
+    )(keys)
     return select_examples(dropped, null, condition)
 
 
@@ -181,6 +179,6 @@ def random_caption(keys: jax.Array, tokens: Array) -> jax.Array:
     """
     check_keys("keys", keys)
     num_captions = jnp.maximum((tokens > 0).any(-1).sum(-1, dtype=jnp.int32), 1)
-    draw = lambda key, n: jax.random.randint(jax.random.fold_in(key, DROPOUT_STREAM + 1), (), 0, n, jnp.int32)  # noqa: E731
+    draw = lambda key, n: jax.random.randint(jax.random.fold_in(key, CAPTION_STREAM), (), 0, n, jnp.int32)  # noqa: E731
     drawn = jax.vmap(draw)(keys, num_captions)
     return jnp.take_along_axis(tokens, drawn[:, None, None], axis=1)[:, 0]

@@ -8,6 +8,10 @@ so an image would depend on other keys than its own.
     a run's training                TRAINING_STREAM, then split into parameters, steps, order of the data, evaluation
     noise of the bound, image i     VLB_STREAM, i
     noise of interpolation          ENCODING_STREAM, i for image i; DECODING_STREAM, p for the reverse process of pair p
+
+    of an image's key               RePaint: KNOWN_STREAM for known pixels, FORWARD_STREAM for forward steps, then s;
+                                    before both, after the n-th forward step, REPEAT_STREAM, n
+    of an example's key             CONDITION_DROPOUT_STREAM, CAPTION_STREAM; `split_keys` folds in 0, 1, ...
 """
 
 import operator
@@ -24,6 +28,10 @@ SEED_LIMIT = 2**32
 """Seeds and the numbers folded into a key are integers in 0 .. SEED_LIMIT - 1."""
 
 TRAINING_STREAM, VLB_STREAM, ENCODING_STREAM, DECODING_STREAM = (SEED_LIMIT - n for n in (1, 2, 3, 4))
+
+KNOWN_STREAM, FORWARD_STREAM, REPEAT_STREAM = (SEED_LIMIT - n for n in (1, 2, 3))
+CONDITION_DROPOUT_STREAM, CAPTION_STREAM = 0x64726F70, 0x64726F71
+"""Folded into the key of an image or an example, which no time and no part of `split_keys` equals."""
 
 MAX_IMAGES = SEED_LIMIT - 16
 """Upper limit of image indices; larger numbers are for a seed's other streams."""

@@ -10,7 +10,8 @@ and the same function applies to every predicted quantity:
     |x_0 - x_0_hat|^2 = |eps - eps_hat|^2 / SNR = |v - v_hat|^2 / (1 + SNR)
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,8 @@ from ddpm_jax.keys import check_keys, example_keys, split_keys, standard_normal
 from ddpm_jax.likelihood import Decoder
 from ddpm_jax.schedules import Schedule, gather
 
-
-class Weight(Protocol):
-    """log SNR [B] -> the weight of the squared error of x_0 [B]."""
-
-    def __call__(self, log_snr: jax.Array, /) -> jax.Array: ...
+Weight = Callable[[jax.Array], jax.Array]
+"""log SNR [B] -> the weight of the squared error of x_0 [B]."""
 
 
 def denoising_loss(

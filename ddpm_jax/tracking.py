@@ -7,7 +7,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, Protocol, TextIO
+from typing import Any, BinaryIO, TextIO
 
 _BLOCK = 1 << 16  # bytes
 
@@ -136,10 +136,8 @@ class Progress:
             self.bar.close()
 
 
-class StageProgress(Protocol):
-    """(stage, done, total): shows how far a stage is, as of images "checked" and then "loaded"."""
-
-    def __call__(self, stage: str, done: int, total: int, /) -> None: ...
+StageProgress = Callable[[str, int, int], None]
+"""(stage, done, total): shows the progress of a stage, as of images "checked" and then "loaded"."""
 
 
 def stage_progress(*, delay: float = 2.0, stream: TextIO | None = None, active: bool = True) -> StageProgress:

@@ -5,16 +5,13 @@ colours of samples and finds memorisation; `classifier` and `inception` are feat
 the contents of generated images.
 """
 
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 
+Features = Callable[[np.ndarray], np.ndarray]
+"""Images [n, H, W, C] -> features [n, d], floating point.
 
-class Features(Protocol):
-    """Images [n, H, W, C] -> features [n, d], floating point.
-
-    The images' values lie in 0 .. levels - 1: integers (uint8 or uint16), or float32 where samples are compared as they
-    came out of the network, clipped but not rounded to levels.
-    """
-
-    def __call__(self, images: np.ndarray, /) -> np.ndarray: ...
+The images' values lie in 0 .. levels - 1: integers (uint8 or uint16), or float32 for samples as the network returns
+them, clipped but not rounded to levels.
+"""

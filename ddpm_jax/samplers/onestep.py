@@ -1,6 +1,6 @@
 """One-step samplers: DDPM's reverse process with fixed or analytic variance, and DDIM."""
 
-from typing import Protocol
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,8 @@ from ddpm_jax.gaussian import Denoiser, Estimate
 from ddpm_jax.samplers.chain import Noise, Sampler, State, init_state, step_noise
 from ddpm_jax.schedules import Schedule, gather
 
-
-class _Variance(Protocol):
-    """The variance of x_s given x_t."""
-
-    def __call__(self, estimate: Estimate, x_t: jax.Array, t: jax.Array, s: jax.Array, /) -> jax.Array: ...
+_Variance = Callable[[Estimate, jax.Array, jax.Array, jax.Array], jax.Array]
+"""(estimate, x_t, t, s) -> the variance of x_s."""
 
 
 def ancestral(
