@@ -32,7 +32,7 @@ class MetricsLog:
         ValueError: if one of the lines read is not a JSON object.
     """
 
-    def __init__(self, path: str | os.PathLike[str], start: int | None = None, *, active: bool = True):
+    def __init__(self, path: str | os.PathLike[str], start: int | None = None, *, active: bool = True) -> None:
         self.path, self.active = pathlib.Path(path), active
         self.start_rows: list[dict[str, Any]] = []
         if not active or not self.path.exists():
@@ -100,7 +100,7 @@ class Progress:
         stream: TextIO | None = None,
         interval: float = 10.0,
         active: bool = True,
-    ):
+    ) -> None:
         self.total, self.unit, self.interval, self.active = total, unit, interval, active
         self.stream = sys.stderr if stream is None else stream
         self.started, self.last_printed, self.bar = (start, time.monotonic()), -math.inf, None

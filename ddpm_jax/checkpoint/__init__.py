@@ -76,7 +76,7 @@ class Checkpoints:
 
     def __init__(
         self, folder: str | os.PathLike[str], *, keep: int = 3, keep_every: int | None = None, read_only: bool = False
-    ):
+    ) -> None:
         if keep < 1 or (keep_every is not None and keep_every < 1):
             raise ValueError(f"keep and keep_every must be at least 1, got {keep} and {keep_every}")
         # orbax takes a relative path, reports success, and saves nothing

@@ -20,7 +20,7 @@ class Noise(Protocol):
 
 
 class SamplerState(Protocol):
-    """What every sampler's state has, a NamedTuple: x, x0 and t of `State`."""
+    """The fields common to all samplers' states, which are NamedTuples: x, x0 and t of `State`."""
 
     @property
     def x(self) -> jax.Array: ...
