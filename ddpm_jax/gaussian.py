@@ -180,11 +180,9 @@ def reverse_variance(
     """
     check_batch(t, s, like=like)
     t = mask_invalid_times(schedule, t, s)
-    noise_t = gather(schedule.noise, t, like)
+    noise_t, mix = gather(schedule.noise, t, like), jnp.asarray(variance_mix, like.dtype)
     shrink = (gather(schedule.noise, s, like) / noise_t) ** 2
-    return (
-        one_minus_snr_ratio(schedule, t, s, like) * noise_t**2 * shrink ** (1 - jnp.asarray(variance_mix, like.dtype))
-    )
+    return one_minus_snr_ratio(schedule, t, s, like) * noise_t**2 * shrink ** (1 - mix)
 
 
 @_jit_checking_times("predicts")
@@ -281,8 +279,8 @@ def split_variance(out: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array
     Raises:
         ValueError: if the last axis of `out` is not twice that of `x_t`.
     """
-    if out.shape != (*x_t.shape[:-1], 2 * x_t.shape[-1]):
-        expected = (*x_t.shape[:-1], 2 * x_t.shape[-1])
+    expected = (*x_t.shape[:-1], 2 * x_t.shape[-1])
+    if out.shape != expected:
         raise ValueError(
             f"a learned variance doubles the last axis: the network must return {expected}, got {out.shape}"
         )
