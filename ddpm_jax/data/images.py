@@ -1,8 +1,8 @@
-"""Images as data have them to [-1, 1] and back, and pictures of them: grids, strips, PNG and GIF.
+"""Conversions of images to [-1, 1] and back, and pictures of them: grids, trajectories, PNG and GIF.
 
-Nothing else in the package converts to and from [-1, 1], and nothing else makes pictures for looking at (`files` writes
-images as data).  An image of `levels` levels holds the integers 0 .. levels - 1: 17 for the digits, 256 for 8 bits,
-65536 for 16 bits.  Floating-point images have a `Range` in the place of levels.
+Nothing else in the package converts to and from [-1, 1], or makes pictures for viewing (`image_files` writes images as
+data).  An image of `levels` levels holds the integers 0 .. levels - 1: 17 for the digits, 256 for 8 bits, 65536 for 16
+bits.  Floating-point images have a `ValueRange` in place of levels.
 """
 
 import math
@@ -19,20 +19,18 @@ if TYPE_CHECKING:
 
 BACKGROUND = 128  # mid grey: neither the black nor the white that images end in
 LAST_FRAME_MS = 1500  # milliseconds
-
-
-MAX_SLICES = 8  # of a volume, that are shown
+MAX_SLICES = 8  # slices of a volume in a picture
 
 
 class ValueRange(NamedTuple):
-    """The values of floating-point images that become -1 and 1; it stands where integer images have their levels."""
+    """The values of floating-point images that become -1 and 1, in place of the levels of integer images."""
 
     low: float
     high: float
 
 
 class PngImage(NamedTuple):
-    """What a PNG file holds: image uint8 [H, W, 1 | 3 | 4], and the text written into it."""
+    """The content of a PNG file: image uint8 [H, W, 1 | 3 | 4], and the text written into it."""
 
     image: np.ndarray
     text: dict[str, str]
@@ -42,7 +40,7 @@ def to_value_range(ends: Sequence[float]) -> ValueRange | None:
     """The range from a low to a high end; None for no ends.
 
     Raises:
-        ValueError: if there are not two ends, or they are not ascending and apart by 1e-37 to 1e38.
+        ValueError: if there are not two ends, or they are not ascending with a distance of 1e-37 to 1e38.
     """
     if not len(ends):
         return None
@@ -56,21 +54,21 @@ def to_value_range(ends: Sequence[float]) -> ValueRange | None:
 def normalize(images: np.ndarray | jax.Array, levels: int | ValueRange) -> Any:
     """Images as float32 in [-1, 1]:  x = 2 v / (levels - 1) - 1,  or  x = 2 (v - low) / (high - low) - 1 in a range.
 
-    For 8 bits this is v / 127.5 - 1.  Level v and its mirror image levels - 1 - v differ in sign alone, and the ends of
-    17, 256 and 65536 levels are exactly -1 and 1 (of some other numbers of levels, 1 - 2^-24).  Numpy arrays are
-    converted by numpy, to the same bits, and nothing is compiled.
+    For 8 bits this is v / 127.5 - 1.  Levels v and levels - 1 - v differ only in sign, and the ends of 17, 256 and
+    65536 levels are exactly -1 and 1 (of some other numbers of levels, 1 - 2^-24).  Numpy arrays are converted by
+    numpy, to the same bits, and nothing is compiled.
 
     Args:
-        images: uint8 or uint16, any shape, values 0 .. levels - 1; float32 where a range is given.  Values are not
-            checked: this runs inside compiled code.
+        images: uint8 or uint16, any shape, values 0 .. levels - 1; float32 with a range.  Values are not checked: this
+            runs inside compiled code.
 
     Raises:
-        ValueError: if images are of another type, or their type does not hold so many levels.
+        ValueError: if images are of another type, or their type has fewer levels.
     """
     if isinstance(levels, ValueRange):
         if images.dtype != np.float32:
             raise ValueError(f"normalize: expected float32 images for a range {levels[:]}, got {images.dtype}")
-        # Again a difference, then a product, which no compiler joins.
+        # A difference, then a product, which no compiler fuses.
         middle, scale = np.float32((levels.low + levels.high) / 2), np.float32(2 / (levels.high - levels.low))
         return (images - middle) * scale
     _check_integers("normalize", images, levels)
@@ -81,7 +79,7 @@ def normalize(images: np.ndarray | jax.Array, levels: int | ValueRange) -> Any:
 
 
 def denormalize(x: np.ndarray | jax.Array, levels: int | ValueRange) -> np.ndarray:
-    """Images in [-1, 1] as data have them: `to_integer`, or float32 from low to high; what lies outside is clipped.
+    """Images in [-1, 1] as integers, see `to_integer`, or as float32 from low to high; values outside are clipped.
 
     Raises:
         ValueError: as `to_integer`.
@@ -93,9 +91,9 @@ def denormalize(x: np.ndarray | jax.Array, levels: int | ValueRange) -> np.ndarr
 
 
 def to_integer(x: np.ndarray | jax.Array, levels: int) -> np.ndarray:
-    """Images in [-1, 1] as integers 0 .. levels - 1: what lies outside is clipped, then the nearest level is taken.
+    """Images in [-1, 1] as integers 0 .. levels - 1: values are clipped and rounded to the nearest level.
 
-    The inverse of `to_unit`, exactly, for every level of up to 16 bits in float32.  Runs on the host.
+    It is the exact inverse of `normalize` for every level of up to 16 bits in float32.  Runs on the host.
 
     Args:
         x: floating point, any shape, data units.
@@ -108,8 +106,7 @@ def to_integer(x: np.ndarray | jax.Array, levels: int) -> np.ndarray:
     """
     _check_levels("to_integer", levels)
     x = _finite("to_integer", x)
-    # The original truncates, so that only x = 1 itself is the highest level and every image darkens by half a level on
-    # average; the nearest level is the one whose x is closest.
+    # The original truncates, so only x = 1 itself is the highest level and images darken by half a level on average.
     y = np.clip(x, -1, 1)
     y += 1
     y *= (levels - 1) / 2
@@ -121,13 +118,13 @@ def make_grid(
 ) -> np.ndarray:
     """One picture of many images, filled row by row.
 
-    One channel is shown as grey, three as RGB, four as RGBA; the channels of anything else stand side by side as grey.
-    Of a volume, slices stand side by side: all of up to eight, or eight evenly spaced from the first to the last.
-    Whatever the number of levels, the picture has 8 bits: it is for looking at, and an array file keeps the rest.
+    One channel is shown as grey, three as RGB, four as RGBA; otherwise the channels are shown side by side as grey.  Of
+    a volume, slices are shown side by side: all of up to eight, or eight evenly spaced from the first to the last.  The
+    picture has 8 bits for any number of levels.
 
     Args:
-        images: uint8 or uint16 [N, H, W, C] or [N, D, H, W, C], values 0 .. levels - 1; float32 in a range.
-        columns: images per row; by default as many as make the grid square.
+        images: uint8 or uint16 [N, H, W, C] or [N, D, H, W, C], values 0 .. levels - 1; float32 with a range.
+        columns: images per row; by default the grid is square.
         padding: pixels of grey around each image.
 
     Returns:
@@ -159,18 +156,18 @@ def preview_scale(shape: Sequence[int]) -> int:
 def make_trajectory_grid(rows: Sequence[np.ndarray | jax.Array], *, padding: int = 1) -> np.ndarray:
     """One picture of trajectories: a line for each row, time from left to right.
 
-        strip([x[:, i], x0[:, i]])      # x_t of image i above what the network makes of it
+        make_trajectory_grid([x[:, i], x0[:, i]])      # x_t of image i above the network's prediction of x_0
 
     Args:
-        rows: each floating point [frames, H, W, C] or [frames, D, H, W, C], all of one shape, in [-1, 1].  What lies
-            outside, as x_t does when it is mostly noise, is clipped for display.
+        rows: each floating point [frames, H, W, C] or [frames, D, H, W, C], all of one shape, in [-1, 1].  Values
+            outside, as in a noisy x_t, are clipped.
         padding: pixels of grey around each image.
 
     Returns:
-        uint8 [H', W', 1 | 3 | 4]; channels as in `grid`.
+        uint8 [H', W', 1 | 3 | 4]; channels as in `make_grid`.
 
     Raises:
-        ValueError: if there are no rows or they differ in shape, and as `to_integer` and `grid`.
+        ValueError: if there are no rows or they differ in shape, and as `to_integer` and `make_grid`.
     """
     shapes = [row.shape for row in rows]
     if not shapes or len(set(shapes)) != 1 or len(shapes[0]) not in (4, 5):
@@ -179,10 +176,10 @@ def make_trajectory_grid(rows: Sequence[np.ndarray | jax.Array], *, padding: int
 
 
 def write_png(path: str | Path, image: np.ndarray, *, scale: int = 1, text: Mapping[str, str] | None = None) -> None:
-    """Writes a picture, each pixel as a square of `scale` pixels, with `text` in the file.
+    """Writes a picture as a PNG file, each pixel as a square of `scale` pixels, with `text` in the file.
 
     Args:
-        image: uint8 [H, W, 1 | 3 | 4], as `grid` makes it.
+        image: uint8 [H, W, 1 | 3 | 4], as `make_grid` makes it.
         text: names (1 to 79 latin-1 characters) and values, kept in tEXt chunks (iTXt where a value is not latin-1).
 
     Raises:
@@ -223,13 +220,13 @@ def read_png(path: str | Path) -> PngImage:
 
 
 def write_gif(path: str | Path, frames: Sequence[np.ndarray], *, scale: int = 1, duration: int = 100) -> None:
-    """Writes pictures as an endless animation, the last of them held for 1.5 s.
+    """Writes pictures as an endless GIF animation, whose last frame is shown for 1.5 s.
 
-    Grey is exact.  Colour is reduced to 256 colours per frame, without dithering.  A GIF has no translucency: RGBA is
-    shown over grey.  Frames equal to the one before them are kept as a longer duration of that one.
+    Grey is exact.  Colours are reduced to 256 per frame, without dithering, and RGBA is shown over grey.  A frame equal
+    to the one before prolongs that one.
 
     Args:
-        frames: each uint8 [H, W, 1 | 3 | 4], all of one shape, as `grid` makes them.
+        frames: each uint8 [H, W, 1 | 3 | 4], all of one shape, as `make_grid` makes them.
         duration: milliseconds per frame, at least 20; a GIF counts in tens.
 
     Raises:

@@ -1,10 +1,10 @@
-"""Two handwritten digits beside each other, and what is said of them: the source "pairs".
+"""The source "pairs": pictures of two handwritten digits side by side, with captions.
 
-"a three left of a five" and "a five right of a three" describe the same picture: it takes the order of the words.
+"a three left of a five" and "a five right of a three" describe the same picture: the order of the words matters.
 
-The digits of the training pictures are training digits, those of the test pictures are held-out ones.  Of the 100
-ordered pairs, the 20 `HELD_OUT` are in no training picture, and all test pictures are of these.  Each digit stands in
-them twice on the left and twice on the right, and each of them is trained on the other way round.
+Training pictures are made of training digits, test pictures of held-out ones.  Of the 100 ordered pairs, the 20
+`HELD_OUT_PAIRS` are in no training picture, and all test pictures are of these.  They have each digit twice on the left
+and twice on the right, and training has each of them in the other order.
 """
 
 from typing import NamedTuple
@@ -18,19 +18,19 @@ NUM_TRAIN, NUM_TEST = 4000, 1000  # pictures
 
 
 class Pair(NamedTuple):
-    """The digits in a picture, 0 to 9."""
+    """The two digits of a picture, 0 to 9."""
 
     left: int
     right: int
 
 
 def make_dataset(digits: Dataset) -> Dataset:
-    """4,000 training and 1,000 test pictures uint8 [8, 16, 1] of 17 levels; always the same.
+    """The data set: 4,000 training and 1,000 test pictures uint8 [8, 16, 1] of 17 levels; always the same.
 
     A caption has a line for each of the two `descriptions`.
 
     Args:
-        digits: as `load("digits")`, with labels and their names.
+        digits: those of `load("digits")`, with labels and label names.
     """
     every = [Pair(left, right) for left in range(10) for right in range(10)]
     seen, held = ([pair for pair in every if (pair in HELD_OUT_PAIRS) == out] for out in (False, True))
@@ -43,21 +43,21 @@ def make_dataset(digits: Dataset) -> Dataset:
 
 
 def descriptions(pair: Pair, names: tuple[str, ...]) -> tuple[str, str]:
-    """A pair in words, from its left digit and from its right one; names are those of the ten digits."""
+    """Two texts of a pair, from its left and from its right digit; `names` are those of the ten digits."""
     left, right = (f"{'an' if digit == 8 else 'a'} {names[digit]}" for digit in pair)
     return f"{left} left of {right}", f"{right} right of {left}"
 
 
 def parse_description(text: str, names: tuple[str, ...]) -> Pair:
-    """The pair of which a text is one of the `descriptions`.
+    """The pair that a text describes, one of its `descriptions`.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if it describes none.
     """
     for pair in (Pair(left, right) for left in range(10) for right in range(10)):
         if text in descriptions(pair, names):
             return pair
-    raise ValueError(f"no description of a pair as {descriptions(Pair(3, 5), names)[0]!r} is one: {text!r}")
+    raise ValueError(f"expected a description of a pair, as {descriptions(Pair(3, 5), names)[0]!r}, got {text!r}")
 
 
 def _make_split(

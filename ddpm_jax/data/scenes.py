@@ -1,16 +1,16 @@
-"""Pictures of two things beside or above each other, generated with what is said of them: the source "scenes".
+"""The source "scenes": generated pictures of two objects side by side or one above the other, with captions.
 
-A thing is small or large, has one of six colours and one of four shapes.  Either of the two can be named first, as in
-"a small red square left of a large blue circle" and "a large blue circle right of a small red square", so that it takes
-the order of the words to know the picture.
+An object is small or large, has one of six colours and one of four shapes.  Either can be named first, as in
+"a small red square left of a large blue circle" and "a large blue circle right of a small red square", so the order of
+the words matters.
 
 Held out from training, and all of the test pictures, are
 
-    things      the four looks HELD_OUT of 24 (a colour and a shape), small and large: the colour is seen in training,
-                and so is the shape, but never together;
-    pairings    38 of the 190 pairs of the other 20 looks: both are seen, but never together.
+    things      objects of the four HELD_OUT_LOOKS of 24 (a colour and a shape), small and large: training has the
+                colour and the shape, but never together;
+    pairings    38 of the 190 pairs of the other 20 looks: training has both, but never together.
 
-The HELD_OUT_PHRASINGS are in no caption at all.
+The HELD_OUT_PHRASINGS are in no caption.
 """
 
 import functools
@@ -43,12 +43,12 @@ ROW_WIDTHS = {
     ("triangle", "large"): (1, 1, 3, 3, 5, 5, 7),
     ("cross", "large"): (1, 1, 1, 7, 1, 1, 1),
 }
-"""How many pixels a thing has in each of its rows, in the middle."""
+"""Pixels of an object in each of its rows, centred."""
 SHAPES = ("square", "circle", "triangle", "cross")
 RELATIONS = ("left of", "above")
 OPPOSITE = {"left of": "right of", "above": "below"}
 MAX_OFFSET = 2
-"""Pixels by which the middles of two things may differ, at most, across the direction in which they lie."""
+"""Largest offset in pixels of two objects' centres, across their direction."""
 
 PHRASINGS = (
     "{first} {relation} {second}",
@@ -63,11 +63,11 @@ HELD_OUT_PHRASINGS = (
 )
 HELD_OUT_LOOKS = (("red", "triangle"), ("green", "circle"), ("blue", "cross"), ("yellow", "square"))
 SEEN_LOOKS = tuple(look for look in itertools.product(COLOURS, SHAPES) if look not in HELD_OUT_LOOKS)
-NUM_TRAIN, NUM_TEST = 6000, 500  # pictures; to test, so many of each kind
+NUM_TRAIN, NUM_TEST = 6000, 500  # pictures; NUM_TEST of each kind
 
 
 class SceneObject(NamedTuple):
-    """One of two in a picture."""
+    """One of the two objects of a picture."""
 
     size: str
     colour: str
@@ -75,7 +75,7 @@ class SceneObject(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What is in a picture: first is `relation` second, "left of" or "above", never the other way round."""
+    """The content of a picture; the relation is "left of" or "above", never the other way round."""
 
     first: SceneObject
     relation: str
@@ -83,10 +83,9 @@ class Scene(NamedTuple):
 
 
 def make_dataset() -> Dataset:
-    """6,000 training pictures uint8 [16, 16, 3] and 1,000 test pictures, 500 of each kind; always the same.
+    """The data set: 6,000 training and 1,000 test pictures uint8 [16, 16, 3], 500 of each kind; always the same.
 
-    A caption has a line for each of the `descriptions` of a scene.  In a second picture of it, its things may lie
-    elsewhere.
+    A caption has a line for each of the `descriptions` of a scene.  Pictures of one scene may have other positions.
     """
     looks = itertools.permutations(itertools.product(COLOURS, SHAPES), 2)
     kinds: dict[str, list[tuple]] = {"seen": [], "pairing": [], "thing": []}
@@ -107,12 +106,12 @@ def make_dataset() -> Dataset:
 
 
 def novelty(scene: Scene) -> str:
-    """What of a scene is held out: "thing", if one of the two or both are; "pairing"; or "seen", if nothing is."""
+    """The held-out property of a scene: "thing" if an object is, else "pairing", or "seen" if nothing is held out."""
     return _novelty_of_looks(scene.first[1:], scene.second[1:])
 
 
 def descriptions(scene: Scene, phrasings: Sequence[str] = PHRASINGS) -> tuple[str, ...]:
-    """A scene in words: in every phrasing, once from the first thing and once from the second."""
+    """The texts of a scene: each phrasing, from the first and from the second object."""
     first, second = f"a {' '.join(scene.first)}", f"a {' '.join(scene.second)}"
     orders = (first, scene.relation, second), (second, OPPOSITE[scene.relation], first)
     return tuple(
@@ -123,10 +122,10 @@ def descriptions(scene: Scene, phrasings: Sequence[str] = PHRASINGS) -> tuple[st
 
 
 def parse_description(text: str) -> Scene:
-    """The scene that a text describes in one of the phrasings, held out or not: its `descriptions` have the text.
+    """The scene that a text describes in any phrasing, held out or not.
 
     Raises:
-        ValueError: if it is in none of them.
+        ValueError: if it is in none of the phrasings.
     """
     for pattern in _phrasing_patterns():
         match = pattern.fullmatch(text)
@@ -138,11 +137,11 @@ def parse_description(text: str) -> Scene:
     example = descriptions(
         Scene(SceneObject("small", "red", "square"), "above", SceneObject("large", "blue", "circle"))
     )[0]
-    raise ValueError(f"no description of a scene as {example!r} is one: {text!r}")
+    raise ValueError(f"expected a description of a scene, as {example!r}, got {text!r}")
 
 
 def render_scenes(rng: np.random.RandomState, scenes: Sequence[Scene]) -> np.ndarray:
-    """A picture of each scene on black, uint8 [N, 16, 16, 3], its things at random places of all those `places` has."""
+    """Pictures of scenes on black, uint8 [N, 16, 16, 3], at random `object_positions`."""
     images = np.zeros((len(scenes), SIDE, SIDE, 3), np.uint8)
     for picture, scene, where in zip(images, scenes, rng.random_sample(len(scenes)), strict=True):
         possible = object_positions(scene.first.size, scene.relation, scene.second.size)
@@ -156,16 +155,16 @@ def render_scenes(rng: np.random.RandomState, scenes: Sequence[Scene]) -> np.nda
 
 @functools.cache
 def object_mask(shape: str, size: str) -> np.ndarray:
-    """The pixels of a thing, bool [width, width]."""
+    """The pixels of an object, bool [width, width]."""
     rows = np.array(ROW_WIDTHS[shape, size])[:, None]
     return np.abs(np.arange(WIDTHS[size]) - WIDTHS[size] // 2) <= rows // 2
 
 
 @functools.cache
 def object_positions(first: str, relation: str, second: str) -> np.ndarray:
-    """Where two things of these sizes can lie: rows of two corners (top, left), int [N, 2, 2].
+    """All positions of two objects of these sizes: two corners (top, left) each, int [N, 2, 2].
 
-    There is a row or a column of black between them, and they are not askew by more than `ASKEW`.
+    At least a row or a column of black is between them, and their offset is at most `MAX_OFFSET`.
     """
     widths = WIDTHS[first], WIDTHS[second]
     ends = [range(SIDE - width + 1) for width in widths]
@@ -189,7 +188,7 @@ def _random_scenes(rng: np.random.RandomState, looks: Sequence[tuple], count: in
 def _novelty_of_looks(look: tuple, other: tuple) -> str:
     if look in HELD_OUT_LOOKS or other in HELD_OUT_LOOKS:
         return "thing"
-    # Of two looks of one kind there is no picture; and each look is in three or four of the pairings held out.
+    # No picture has one look twice; each look is in three or four of the held-out pairings.
     return "seen" if look != other and (SEEN_LOOKS.index(look) + SEEN_LOOKS.index(other)) % 5 else "pairing"
 
 

@@ -1,8 +1,7 @@
-"""Where images come from: the digits inside the package, generated pictures, a file, a folder, or a TFDS data set.
+"""Loading of data sets: the digits inside the package, generated pictures, a file, a folder, or a TFDS data set.
 
-Images stay the integers that they are stored as, or float32 in a range that the user states, and
-`ddpm_jax.data.images.to_unit` scales them.  Nothing else is converted on the way in: what is something else is refused,
-in words that say what would be right.
+Images stay the stored integers, or float32 in a range that the user states; `ddpm_jax.data.normalize` scales them.
+Other types are refused with advice, and not converted.
 """
 
 import os
@@ -26,7 +25,7 @@ from ddpm_jax.data.images import ValueRange, to_value_range
 from ddpm_jax.data.tfds import checksums, reader
 from ddpm_jax.data.tfds.address import find_folder, parse_address
 
-BUILT_IN = {"digits": 17, "pairs": 17, "scenes": 256}  # what is in the package or made by it, and its levels
+BUILT_IN = {"digits": 17, "pairs": 17, "scenes": 256}  # sources inside the package, and their levels
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -42,9 +41,9 @@ def load(
     report: Callable[[str], None] | None = None,
     progress: ProgressCallback | None = None,
 ) -> Dataset:
-    """The images of a source: "digits", "pairs", "scenes", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME".
+    """The data set of a source: "digits", "pairs", "scenes", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME".
 
-    The digits are in the package; `pairs` and `scenes` say what those two are, which are generated with captions.
+    The digits are in the package; `pairs` and `scenes` are generated with captions, see the modules of these names.
 
     An .npz file holds the training images under one of `train`, `x_train`, `train_images`, `images`, `arr_0` (as
     numpy.savez names an array without a name), and may hold held-out ones under `test`, `x_test`, `test_images`.
@@ -54,22 +53,21 @@ def load(
     JPEG files, end to end in the bytes `jpeg` with their borders in `offsets` [N + 1]; these are decoded with Pillow.
     Other keys are not read.  An .npy file holds the training images alone.
 
-    A folder holds image files in any sub-folders, and TFDS data sets are read without TensorFlow: see `parts`.
+    A folder holds image files in any sub-folders, and TFDS data sets are read without TensorFlow: see `open_readers`.
 
     Args:
-        held_out: the fraction of the images, at least one image, that is held out where the source has none: the last
-            ones of a fixed permutation, but no label's last image.  The others keep their order.  Of a source of one
-            image, this is both trained on and held out.
+        held_out: the fraction of the images, at least one, to hold out if the source has no held-out images: the last
+            of a fixed permutation, but no label's last image.  The others keep their order.  A single image is both
+            trained on and held out.
         levels: the number of levels if it is not 256 for uint8 and 65536 for uint16.
-        value_range: of floating-point images, the values that become -1 and 1; no value may lie outside.
-        resolution, skip_bad, report: for images that are read one by one, see `parts`.
-        stream: leave images that are read one by one where they are until they are indexed; None does so with those
-            that would take more than 2 GiB of memory.
-        progress: told (what, done, total) after each of these, when it is "checked" and again when it is "loaded".
+        value_range: the values of floating-point images that become -1 and 1; none may be outside.
+        resolution, skip_bad, report: for images that are read one by one, see `open_readers`.
+        stream: read images of folders and TFDS only when they are indexed; None does so for those of more than 2 GiB.
+        progress: called with (what, done, total) after each of these images is "checked" and after it is "loaded".
 
     Raises:
-        FileNotFoundError: if there is no such file or folder.
-        ValueError: if the source is unknown, or what it names or an option is not as described.
+        FileNotFoundError: if the file or folder does not exist.
+        ValueError: if the source is unknown, or its content or an option is not as described.
     """
     _check_held_out(held_out)
     kind, _, path = source.partition(":")
@@ -81,9 +79,7 @@ def load(
         streamed = nbytes(train) + nbytes(test) > MAX_BYTES_IN_MEMORY if stream is None else stream
         return load_lazily(train, test) if streamed else load_into_memory(train, test, progress=progress)
     if resolution or skip_bad:
-        raise ValueError(
-            f"load: resolution and skip_bad are for folder: and tfds: sources; {source!r} is taken as it is"
-        )
+        raise ValueError(f"load: resolution and skip_bad are for folder: and tfds: sources; {source!r} has neither")
     if source in BUILT_IN:
         if levels not in (None, BUILT_IN[source]) or len(value_range):
             got = f"levels={levels}, range={tuple(value_range)}"
@@ -114,36 +110,36 @@ def open_readers(
     report: Callable[[str], None] | None = None,
     progress: ProgressCallback | None = None,
 ) -> tuple[ImageReader, ImageReader]:
-    """The training and the held-out images of a source whose images are read one by one: "folder:PATH", "tfds:NAME".
+    """The readers of training and held-out images of "folder:PATH" or "tfds:NAME".
 
     A folder holds image files in any sub-folders: png, jpg, jpeg, webp, bmp, tif, tiff, gif, and npy for arrays uint8,
     uint16 or floating point [H, W, C], [H, W] or [D, H, W, C] of any number of channels.  Pictures have 8 bits and are
     grey, RGB, or either with alpha, or are 16-bit grey; they are never converted, and all must be of one mode.  Their
     order is that of their paths.  The Exif orientation is applied.  Labels are the first-level sub-folders, or the
     column `label` of a .csv file beside them; captions are its column `caption` (see `annotations`).  Where there are
-    sub-folders `train` and `test`, or of names like these (see `folder`), they divide the images.  Links are followed
-    within the folder only.
+    sub-folders `train` and `test`, or of similar names (see `folder`), these are the splits.  Links are followed only
+    within the folder.
 
-    For the address of a TFDS data set see `catalogue`; `ddpm-jax prepare` makes one.
+    For the address of a TFDS data set see `tfds.address`; `ddpm-jax prepare` makes one.
 
     Args:
         held_out, levels, value_range: as in `load`.
-        resolution: () for as stored; (side,), or (height, width), to cut each image to the largest part in its middle
-            that has this aspect and scale it with an antialiased Lanczos filter.
-        skip_bad: (folders) go on without the files that cannot be read or are not of the most frequent mode; they are
-            in the report.
-        report: (folders) told each line of the report on what is there and what will be done with it.
-        progress: told ("checked", done, total) after each image is.
+        resolution: () for the stored sizes; (side,), or (height, width), to cut each image to the largest part in its
+            middle of this aspect and resize it with an antialiased Lanczos filter.
+        skip_bad: (folders) leave out files that cannot be read or are not of the most frequent mode; the report names
+            them.
+        report: (folders) called with each line of the report.
+        progress: called with ("checked", done, total) after each image.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if the source is not a folder's, or what it holds or an option is not as described.
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if the source is of another kind, or its content or an option is not as described.
     """
     _check_held_out(held_out)
     kind, _, path = source.partition(":")
     if kind == "tfds" and path:
         if skip_bad:
-            raise ValueError(f"open_readers: {source!r} is taken whole; ddpm-jax prepare has --skip-bad")
+            raise ValueError(f"open_readers: skip_bad is not for {source!r}; ddpm-jax prepare has --skip-bad")
         checksums.verify(find_folder(parse_address(source)))
         return reader.open_readers(
             source, held_out=held_out, levels=levels, value_range=to_value_range(value_range),
@@ -161,7 +157,7 @@ def open_readers(
 
 
 def summary(dataset: Dataset) -> str:
-    """One line: how many images of what size and depth, labels, memory."""
+    """A line on a data set: numbers of images, size, levels, classes, memory."""
     levels = dataset.levels
     values = f"{levels.low:g} to {levels.high:g}" if isinstance(levels, ValueRange) else f"{levels} levels"
     labels = "no labels"

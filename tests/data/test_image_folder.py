@@ -802,7 +802,7 @@ def test_options_that_are_refused(tmp_path, options, text):
 
 def test_sources_that_are_no_folders_are_not_resized(tmp_path):
     with pytest.raises(
-        ValueError, match="resolution and skip_bad are for folder: and tfds: sources; 'digits' is taken as it is"
+        ValueError, match="resolution and skip_bad are for folder: and tfds: sources; 'digits' has neither"
     ):
         data.load("digits", resolution=(4,))
     with pytest.raises(
