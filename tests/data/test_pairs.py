@@ -61,7 +61,7 @@ def test_both_descriptions_are_in_the_table_and_understood():
     row = table.texts[table.row_indices[0]]
     for text in row:
         assert pairs.parse_description(text, DIGITS.label_names) == shown("train")[0]
-    with pytest.raises(ValueError, match="expected a description of a pair, .*, got 'a three'"):
+    with pytest.raises(ValueError, match=r"expected a description of a pair, .*, got 'a three'"):
         pairs.parse_description("a three", DIGITS.label_names)
     with pytest.raises(ValueError, match="the pairs have 17 levels, got levels=256"):
         data.load("pairs", levels=256)

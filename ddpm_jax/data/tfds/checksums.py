@@ -1,8 +1,7 @@
-"""What `prepare` says of the files of a finished data set, so that damage to them is told before they are used.
+"""Checksums of the files of a data set that `ddpm-jax prepare` made, verified before the data set is read.
 
-Records of images have checksums of their own; TFDS's descriptions and the names of labels have none, and a file that
-has taken another's place is whole.  So the record of a data set seals each file: its size and content, or of one that
-is large its ends, which are read in no time.
+Records of images have checksums of their own, but TFDS's descriptions and label names have none, and one file may have
+replaced another.  So the record has a checksum of each file's size and content, or for a large file of its two ends.
 """
 
 import hashlib
@@ -14,7 +13,7 @@ MAX_WHOLE_BYTES, END_BYTES = 1 << 20, 1 << 16  # bytes
 
 
 def folder_checksums(folder: Path) -> dict[str, str]:
-    """For each file of a folder but the record: sha256 of its size and of its content, or of its ends."""
+    """sha256 of the size and content (or ends) of each file of a folder but the record."""
     return {
         path.name: _file_checksum(path)
         for path in sorted(folder.iterdir())
@@ -23,17 +22,17 @@ def folder_checksums(folder: Path) -> dict[str, str]:
 
 
 def verify(folder: Path) -> None:
-    """Makes sure that the files of a data set are those that were sealed; without a record, or a seal in it, does not.
+    """Verifies the files of a data set against the record's checksums, if it has any.
 
     Raises:
-        ValueError: naming the file that is damaged or gone.
+        ValueError: naming the file that is damaged or missing.
     """
     for name, expected in _recorded_checksums(folder).items():
         _verify_file(folder / name, expected)
 
 
 def verify_descriptions(folder: Path) -> None:
-    """The same of all files but those of the images, whose records can be read one by one and the damaged left out."""
+    """Verifies all files but those of images, whose damaged records can be left out one by one."""
     for name, expected in _recorded_checksums(folder).items():
         if ".array_record-" not in name:
             _verify_file(folder / name, expected)
@@ -51,11 +50,11 @@ def _recorded_checksums(folder: Path) -> dict[str, str]:
 
 def _verify_file(path: Path, expected: str) -> None:
     if not path.is_file():
-        raise ValueError(f"{path} is not there: prepare the data set anew")
+        raise ValueError(f"{path} is missing: prepare the data set again")
     if _file_checksum(path) != expected:
         raise ValueError(
-            f"{path} is not what was prepared: it is damaged; prepare the data set anew, or of what is left of it, "
-            "with --skip-bad"
+            f"{path} is damaged: it is not what was prepared; prepare the data set again, or another from its readable "
+            "images with --skip-bad"
         )
 
 

@@ -1,8 +1,8 @@
-"""Makes a data set as TensorFlow Datasets (TFDS) keeps them, without TensorFlow, so that `tfds:NAME` reads it.
+"""Preparation of a data set in the format of TensorFlow Datasets (TFDS), without TensorFlow, for `tfds:NAME`.
 
-Shards are written one after the other into OUT/NAME/1.0.0.part, with a record of them in prepare.json; when all are
-there, TFDS's own descriptions are written and the folder gets its name.  So a data set is whole or not there, and what
-was interrupted at any moment goes on after its last whole shard.
+Shards are written one after the other into OUT/NAME/1.0.0.part, with a record of them in prepare.json; after the last,
+TFDS's own descriptions are written and the folder is renamed.  So a data set is complete or not there, and a
+preparation interrupted at any moment continues after its last complete shard.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ from ddpm_jax.data.tfds.checksums import RECORD_FILE
 from ddpm_jax.data.tfds.shards import Shard
 
 VERSION = "1.0.0"
-SHARD_BYTES = 256 << 20  # bytes of decoded images in a shard, about
+SHARD_BYTES = 256 << 20  # approximate bytes of decoded images in a shard
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InMemoryReader:
-    """Images in memory as a `Reader`."""
+    """Images in memory as an `ImageReader`."""
 
     name: str
     images: np.ndarray
@@ -67,10 +67,10 @@ class InMemoryReader:
 
 
 def run(options: Prepare) -> int:
-    """Makes the data set, or goes on with it, and says where it is; status 4 if it is interrupted.
+    """Makes the data set, or continues to; returns the exit status, 4 if it is interrupted.
 
     Raises:
-        FileNotFoundError, ValueError: if the source, an option or what is in the folder is not as described.
+        FileNotFoundError, ValueError: if the source, an option or the content of the folder is not as described.
     """
     target = target_folder(options)
     partial = target.with_name(VERSION + ".part")
@@ -105,10 +105,10 @@ def run(options: Prepare) -> int:
 
 
 def target_folder(options: Prepare) -> Path:
-    """The folder that the data set is to be in.
+    """The folder of the data set.
 
     Raises:
-        ValueError: if the name cannot be one, or --out is in a home that is not there.
+        ValueError: if the name is invalid, or --out is in a home folder that does not exist.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name):
         raise ValueError(f"--name must be of lower-case letters, digits and _, a letter first, got {options.name!r}")
@@ -119,10 +119,10 @@ def target_folder(options: Prepare) -> Path:
 
 
 def read_record(folder: Path, options: Prepare) -> dict[str, Any]:
-    """The record of a folder that this command made.
+    """The record of a folder, if these options made it.
 
     Raises:
-        ValueError: if another command, or something else, made it.
+        ValueError: if other options, or another program, made it.
     """
     try:
         record = json.loads((folder / RECORD_FILE).read_bytes())
@@ -171,7 +171,7 @@ def open_readers(options: Prepare) -> tuple[ImageReader, ImageReader]:
 
 
 def plan_shards(options: Prepare, splits: Mapping[str, ImageReader]) -> list[Shard]:
-    """Which images go into which file.
+    """The shards of all splits, of about equal size.
 
     Raises:
         ValueError: if there are fewer images than shards.
@@ -185,23 +185,23 @@ def plan_shards(options: Prepare, splits: Mapping[str, ImageReader]) -> list[Sha
             raise ValueError(f"--shards {count} are more than the {len(reader)} images of the split {split}")
         edges = [len(reader) * k // files for k in range(files + 1)]
         for k, (start, stop) in enumerate(itertools.pairwise(edges)):
-            file = f"{options.name}-{split}.array_record-{k:05d}-of-{files:05d}"  # TFDS knows them by this
+            file = f"{options.name}-{split}.array_record-{k:05d}-of-{files:05d}"  # TFDS's pattern of names
             planned.append(Shard(split, start, stop, file))
     return planned
 
 
 def resume_record(folder: Path, options: Prepare, splits: Mapping[str, ImageReader]) -> dict[str, Any]:
-    """What has been done in a folder: a new record, or that of an interrupted run, less the shards that are damaged.
+    """A new record, or the record of an interrupted preparation without its damaged shards.
 
     Raises:
-        ValueError: if another command began there, or the images are others now.
+        ValueError: if other options made the folder, or the images have changed.
     """
     seen = fingerprint(splits)
     if not (folder / RECORD_FILE).exists():
         return {"request": _request(options), "images": seen, "shards": {}}
     record = read_record(folder, options)
     if record["images"] != seen:
-        raise ValueError(f"{folder} was begun with other images than {options.source} has now; remove the folder")
+        raise ValueError(f"{folder} was started with other images than {options.source} has now; remove the folder")
     for file, shard in list(record["shards"].items()):
         if not (folder / file).exists() or _sha256(folder / file) != shard["sha256"]:
             del record["shards"][file]
@@ -216,7 +216,7 @@ def write_shards(
     skip_bad: bool,
     should_stop: Callable[[], bool],
 ) -> bool:
-    """Writes the shards that are not yet in the record; False if it is stopped before the last."""
+    """Writes the shards that are missing in the record; False if it is stopped before the last."""
     remaining = [shard for shard in planned if shard.file not in record["shards"]]
     total, ahead = (sum(shard.stop - shard.start for shard in some) for some in (planned, remaining))
     every = 0.1 if sys.stderr.isatty() else 10.0
@@ -239,7 +239,7 @@ def write_shards(
 
 
 def fingerprint(splits: Mapping[str, ImageReader]) -> str:
-    """Of sizes, labels, captions and a few images: what a source has to have in common with itself."""
+    """sha256 of the sizes, labels, captions and a few images of all splits."""
     digest = hashlib.sha256()
     for reader in splits.values():
         digest.update(repr((len(reader), reader.shape, str(reader.dtype), reader.levels, reader.captions)).encode())
@@ -251,7 +251,7 @@ def fingerprint(splits: Mapping[str, ImageReader]) -> str:
 
 
 def _request(options: Prepare) -> dict[str, Any]:
-    """The options that decide what is in the data set, as JSON has them."""
+    """The options that determine the content of the data set, as read from JSON."""
     fields = dataclasses.asdict(options) | {"range": list(options.range)}
     return {key: value for key, value in sorted(fields.items()) if key not in ("name", "out")}
 

@@ -1,7 +1,7 @@
-"""Data sets prepared by TensorFlow Datasets (TFDS), read image by image and without TensorFlow.
+"""Reader of data sets prepared by TensorFlow Datasets (TFDS), image by image and without TensorFlow.
 
-Preparing a data set of TFDS's catalogue takes TensorFlow, once; reading it afterwards does not.  Its files may be of
-array_record or of tfrecord, which is TFDS's default.
+Preparing a data set of TFDS's catalogue needs TensorFlow once; reading it does not.  Its files may be array_record or
+tfrecord, TFDS's default.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from ddpm_jax.data.tfds.records import (
 TEST_SPLITS = ("test", "validation")
 CAPTION_FEATURES = ("caption", "text", "prompt")
 MODE_OF_CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-MAX_SIZES_READ = 1000  # images that are looked at before different sizes are reported
+MAX_SIZES_READ = 1000  # images read before different sizes are reported
 
 
 def open_readers(
@@ -48,17 +48,17 @@ def open_readers(
     """The training and the held-out images of a prepared data set.
 
     The training images are those of the split `train`, the held-out images those of `test`, or else of `validation`,
-    unless the source names others; where there are neither, a part of the training images is held out.
+    unless the source names others; without any of these, a part of the training images is held out.
 
     Args:
-        held_out: the fraction that is held out where the data set has no such split, as in `sources.load`.
-        levels: the number of levels, if it is neither what the data set says nor 256 for uint8 and 65536 for uint16.
-        value_range: the range of floating-point images, if it is not what the data set says.
-        size: (H, W) to which images are brought by `files.fitted`; None for as they are.
+        held_out: the fraction to hold out if the data set has no such split, as in `sources.load`.
+        levels: the number of levels, if it is neither in the data set's metadata nor 256 for uint8 or 65536 for uint16.
+        value_range: the range of floating-point images, if it is not in the data set's metadata.
+        size: (H, W) for `image_files.resize_center_crop`; None for the stored size.
 
     Raises:
-        FileNotFoundError: if it is not prepared; the text says how to.
-        ValueError: if the source is not as described, or the data set has no images or splits that can be read.
+        FileNotFoundError: if it is not prepared, with the command that does.
+        ValueError: if the source is invalid, or the data set has no readable images or splits.
     """
     address = parse_address(source)
     folder = find_folder(address)
@@ -67,7 +67,7 @@ def open_readers(
     try:
         check_feature_classes(folder)
         builder = tfds.builder_from_directory(str(folder))
-    except Exception as error:  # half of what JSON and protocol buffers can raise
+    except Exception as error:  # JSON and protocol buffers raise errors of many types
         raise ValueError(f"{folder}: not a data set as TFDS prepares them: {error}") from error
     available = sorted(builder.info.splits)
     train = address.splits[0] if address.splits else "train"
@@ -87,23 +87,23 @@ def open_readers(
 
 
 class TfdsReader:
-    """A split of a prepared data set: a `Reader`.
+    """A split of a prepared data set as an `ImageReader`.
 
     Args:
-        builder: a TFDS builder of what is on disk.
-        source: as it was given.
+        builder: a TFDS builder of the prepared folder.
+        source: as given to `load`.
         split: its name in TFDS.
-        levels, value_range, size: as in `parts`.
+        levels, value_range, size: as in `open_readers`.
 
     Attributes:
         name: the source.
         dtype: of the images.
         levels: their number of levels, or their range.
-        format: "": what a data set was made of is not known.
-        label_names: () without labels, or if these are only numbers.
+        format: "", since the original format is unknown.
+        label_names: () without labels, or if they are only numbers.
 
     Raises:
-        ValueError: if there is no image in it that can be read, or not so many levels.
+        ValueError: if it has no readable images, or not so many levels.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class TfdsReader:
         self._label = choose_name([key for key, f in features.items() if type(f) is tfds.features.ClassLabel], "label")
         self._caption = choose_name([key for key in CAPTION_FEATURES if type(features.get(key)) is tfds.features.Text])
         feature = features[self._image]
-        # Pillow decodes, and not TFDS: that would be OpenCV where it is installed, and 16 bits would need it.
+        # Pillow decodes: TFDS would use OpenCV where it is installed, and need it for 16 bits.
         self._encoded = type(feature) is tfds.features.Image
         self._skip = {self._image: tfds.decode.SkipDecoding()} if self._encoded else None
         self._declared, self.dtype = tuple(feature.shape), np.dtype(feature.np_dtype)
@@ -141,7 +141,7 @@ class TfdsReader:
         """Image i, [H, W, C] or [D, H, W, C].
 
         Raises:
-            ValueError: naming it, if it cannot be read or is not of the shape that the others have.
+            ValueError: naming it, if it cannot be read or is of another shape than the others.
         """
         if not 0 <= i < len(self):
             raise IndexError(f"{self.name}: expected 0 <= i < {len(self)}, got {i}")
@@ -163,10 +163,10 @@ class TfdsReader:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(H, W, C) or (D, H, W, C) of every image; where the data set does not declare it, all of them are looked at.
+        """(H, W, C) or (D, H, W, C) of every image; all are read if the data set does not declare it.
 
         Raises:
-            ValueError: if they differ; the text names their sizes and says how to make them one.
+            ValueError: if they differ, with their sizes and the command that resizes them.
         """
         return self._shape
 
@@ -192,7 +192,7 @@ class TfdsReader:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int32 [N], or None if there is not one feature of classes, nor one that is called `label`.
+        """int32 [N], or None without a single feature of classes or one called `label`.
 
         Raises:
             ValueError: if an image has no label, which TFDS writes as -1.
@@ -241,7 +241,7 @@ class TfdsReader:
     def _naming_image(self, i: int) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # damaged records and pictures: every decoder has errors of its own
+        except Exception as error:  # decoders raise errors of many types on damaged records
             raise ValueError(f"{self._image_name(i)} cannot be read: {error}") from error
 
     def _image_name(self, i: int) -> str:
@@ -260,7 +260,7 @@ def _open_records(builder: Any, source: str, split: str) -> Records:
         return TFRecords([(Path(f.filename), f.skip, f.take, f.examples_in_shard) for f in files])
     address = parse_address(source)
     raise ValueError(
-        f"{source}: prepared as {', '.join(sorted(formats))}, which is not read here, but array_record and tfrecord "
+        f"{source}: prepared as {', '.join(sorted(formats))}, which is not supported; array_record and tfrecord "
         f"are. This prepares it beside the other: {prepare_command(address, Path(f'{address.data_dir}-array_record'))}"
     )
 

@@ -1,7 +1,7 @@
-"""What TensorFlow Datasets (TFDS) keeps images in: files of records, and the picture that is in a record.
+"""Records and features of TensorFlow Datasets (TFDS): tfrecord files, pictures in records, descriptions.
 
-A tfrecord file is a row of (length, checksum, record, checksum).  Its records are those of an array_record file, and
-it does not take TensorFlow to read them; they are found by their lengths, and their checksums are not looked at.
+A tfrecord file is a sequence of (length, checksum, record, checksum), with the same records as an array_record file.
+They are found by their lengths, without TensorFlow; their checksums are not verified.
 """
 
 import io
@@ -28,10 +28,10 @@ class TFRecords:
     """The records of tfrecord files.
 
     Args:
-        files: (path, how many records to skip, how many to take, how many it holds).
+        files: (path, number of records to skip, to take, and in the file).
 
     Raises:
-        ValueError: if a file is cut off or holds another number of records.
+        ValueError: if a file is truncated or has another number of records.
     """
 
     def __init__(self, files: Sequence[tuple[Path, int, int, int]]) -> None:
@@ -51,7 +51,7 @@ class TFRecords:
 
 
 def _record_positions(path: Path, count: int) -> np.ndarray:
-    """Where the records of a tfrecord file begin and how long they are, int64 [N, 2]."""
+    """Offset and length of each record of a tfrecord file, int64 [N, 2]."""
     positions, offset, size = [], 0, path.stat().st_size
     with path.open("rb") as file:
         while offset + 16 <= size:
@@ -68,7 +68,7 @@ def decode(encoded: bytes, channels: int, dtype: np.dtype) -> np.ndarray:
     """The image in a PNG, JPEG or other file, [H, W, channels] of dtype, as the data set declares it.
 
     Raises:
-        ValueError: if it is of another kind; Pillow has further errors for what is damaged.
+        ValueError: if it is of another kind; Pillow raises further errors for damaged files.
     """
     from PIL import Image
 
@@ -76,7 +76,7 @@ def decode(encoded: bytes, channels: int, dtype: np.dtype) -> np.ndarray:
         refusal = too_large_reason((file.height, file.width))
         if refusal:
             raise ValueError(refusal)
-        # as TFDS does: a colour data set may hold files that are grey or have a palette
+        # as TFDS does: a colour data set may have grey files or palettes
         picture = file.convert("RGB") if channels == 3 and file.mode in ("L", "P") else file
         pixels, mode = np.asarray(picture), mode_of_picture(picture)
     if (mode, channels) not in MODES.items() or (mode == "I;16") != (dtype == np.uint16):
@@ -85,10 +85,10 @@ def decode(encoded: bytes, channels: int, dtype: np.dtype) -> np.ndarray:
 
 
 def find_image_feature(source: str, features: Mapping[str, Any]) -> str:
-    """Which feature of TFDS holds the images.
+    """The name of the TFDS feature with the images.
 
     Raises:
-        ValueError: if there is none, or more than one and none of them is called "image".
+        ValueError: if there is none, or more than one and none is called "image".
     """
     import tensorflow_datasets as tfds
 
@@ -112,15 +112,15 @@ def find_image_feature(source: str, features: Mapping[str, Any]) -> str:
 
 
 def check_feature_classes(folder: Path) -> None:
-    """Makes sure that a data set's descriptions name no classes but TFDS's own: TFDS imports what they name.
+    """Checks that a data set's descriptions name only TFDS's own classes: TFDS imports the classes they name.
 
     Raises:
-        ValueError: naming another class; if a description is not JSON, or there are pipes or devices among its files.
+        ValueError: naming another class; if a description is not JSON, or pipes or devices are among its files.
     """
     import tensorflow_datasets as tfds
 
     odd = [path.name for path in sorted(folder.iterdir()) if path.exists() and not (path.is_file() or path.is_dir())]
-    if odd:  # to open one would be to wait for ever
+    if odd:  # opening one would block for ever
         raise ValueError(f"pipes or devices among its files: {join_first(odd)}")
     known = set()
     for feature in (getattr(tfds.features, name) for name in tfds.features.__all__):
@@ -133,13 +133,13 @@ def check_feature_classes(folder: Path) -> None:
         for name in _named_classes(description.get("features") if file == "dataset_info.json" else description):
             if name not in known:
                 raise ValueError(
-                    f"{file} names the class {name!r}, whose module reading would import and so execute; only TFDS's "
-                    f"own features are read, such as {tfds.features.Image.__module__}.Image"
+                    f"{file} names the class {name!r}, whose module TFDS would import and so execute; only TFDS's "
+                    f"own features are allowed, such as {tfds.features.Image.__module__}.Image"
                 )
 
 
 def _named_classes(description: Any) -> Iterator[str]:
-    """The classes that a description of features names, in any of the forms that TFDS has had, JSON in a text too."""
+    """The classes named in a description of features, in any of TFDS's formats, including JSON in a text."""
     if isinstance(description, dict):
         for key, value in description.items():
             if key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str):
@@ -157,5 +157,5 @@ def _named_classes(description: Any) -> Iterator[str]:
 
 
 def choose_name(names: Sequence[str], preferred: str = "") -> str | None:
-    """The favourite of some names if it is among them, or the one that there is."""
+    """The preferred name if it is among `names`, or the only one; else None."""
     return preferred if preferred in names else names[0] if len(names) == 1 else None

@@ -1,7 +1,7 @@
-"""Files of images as TensorFlow Datasets (TFDS) keeps them, written without TensorFlow.
+"""Writer of shards and descriptions in the format of TensorFlow Datasets (TFDS), without TensorFlow.
 
-TFDS's own preparation writes every image twice and begins anew when it is interrupted; here its parts are used alone:
-its serialization of an example, the writer of array_record files, and its descriptions of files that are there.
+TFDS's own preparation writes every image twice and starts again after an interruption.  Only its parts are used here:
+its serialization of an example, the writer of array_record files, and its descriptions of existing files.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ import numpy as np
 from ddpm_jax.data.dataset import ImageReader
 from ddpm_jax.data.tfds import reader as tfds_reader
 
-IMAGES_PER_CHECK = 64  # images between two looks at whether to stop
-PNG_CHANNELS = {np.dtype(np.uint8): (1, 2, 3, 4), np.dtype(np.uint16): (1,)}  # what a PNG file holds and Pillow writes
+IMAGES_PER_CHECK = 64  # images between two checks of the stop flag
+PNG_CHANNELS = {np.dtype(np.uint8): (1, 2, 3, 4), np.dtype(np.uint16): (1,)}  # channels that Pillow writes to PNG files
 
 
 class Shard(NamedTuple):
@@ -39,21 +39,21 @@ def write_shard(
     pool: ThreadPoolExecutor,
     on_images: Callable[[int], object],
 ) -> dict[str, Any] | None:
-    """Writes a shard's file and says what is in it; None if it is stopped before the end.
+    """Writes a shard and returns its record; None if it is stopped before the end.
 
     Args:
-        path: the file, whatever the shard's own is called.
-        example: image i of the split, serialized.
-        skip_bad: whether to leave out images that cannot be read.
-        should_stop: asked now and then.
-        pool: what reads and compresses images.
-        on_images: told the number of images that are done, again and again.
+        path: the file to write.
+        example: i -> image i of the split, serialized.
+        skip_bad: leave out images that cannot be read.
+        should_stop: called between images; True stops.
+        pool: threads that read and compress images.
+        on_images: called with numbers of finished images.
 
     Returns:
-        "examples", their "bytes", and "skipped": what was said of each image that was left out.
+        "examples", their "bytes", and "skipped", the errors of the images left out.
 
     Raises:
-        ValueError: naming an image that cannot be read, unless these are left out; if none is left.
+        ValueError: naming an image that cannot be read, unless `skip_bad`; if no image can be read.
         OSError: if the file cannot be written.
     """
     from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  no stubs
@@ -82,20 +82,22 @@ def write_shard(
                     writer.write(encoded)
                     count, size = count + 1, size + len(encoded)
                 on_images(min(IMAGES_PER_CHECK, shard.stop - start))
-    except RuntimeError as error:  # so array_record says that a disk is full
+    except RuntimeError as error:  # array_record's error of a full disk
         path.unlink(missing_ok=True)
-        raise OSError(f"{path} cannot be written: {error}. Whole shards are kept, the same command goes on") from error
+        raise OSError(
+            f"{path} cannot be written: {error}. Complete shards are kept; the same command continues"
+        ) from error
     if not count:
         raise ValueError(f"none of the images {shard.start} to {shard.stop - 1} can be read, the first: {skipped[0]}")
     return {"examples": count, "bytes": size, "skipped": skipped}
 
 
 def example_serializers(splits: Mapping[str, ImageReader]) -> dict[str, Callable[[int], bytes]]:
-    """For each split a function that gives image i, its label and its caption as TFDS serializes them."""
+    """For each split a function: i -> image i with its label and caption, as TFDS serializes them."""
     import tensorflow_datasets as tfds
 
-    # Serialized messages end to end are one message.  In a message of its own, each feature has its place; in one of
-    # them all, protocol buffers would order them differently in each process.
+    # Concatenated messages are one message.  A message for each feature fixes their order; in a common message,
+    # protocol buffers would order them differently in each process.
     features = {key: tfds.features.FeaturesDict({key: feature}) for key, feature in tfds_features(splits).items()}
 
     def of(reader: ImageReader) -> Callable[[int], bytes]:
@@ -117,10 +119,10 @@ def example_serializers(splits: Mapping[str, ImageReader]) -> dict[str, Callable
 
 
 def tfds_features(splits: Mapping[str, ImageReader]) -> dict[str, Any]:
-    """What TFDS is told of an example: its image, and its label and caption if there are any.
+    """The TFDS features of an example: its image, and its label and caption if there are any.
 
     Raises:
-        ValueError: if a label's name is not one that TFDS can keep.
+        ValueError: if TFDS cannot keep a label's name.
     """
     import tensorflow_datasets as tfds
 
@@ -143,7 +145,7 @@ def tfds_features(splits: Mapping[str, ImageReader]) -> dict[str, Any]:
 
 
 def is_png_compatible(reader: ImageReader) -> bool:
-    """Whether the images can be PNG files; otherwise they are kept as compressed arrays."""
+    """True if the images can be PNG files; others are kept as compressed arrays."""
     return len(reader.shape) == 3 and reader.shape[-1] in PNG_CHANNELS.get(reader.dtype, ())
 
 
@@ -165,11 +167,11 @@ def write_descriptions(
     version: str,
     metadata: dict[str, Any],
 ) -> None:
-    """Writes TFDS's descriptions of a folder of shards, and looks whether what is there can be read.
+    """Writes TFDS's descriptions of a folder of shards, and checks that the data set can be read.
 
     Args:
-        shard_records: for each shard's file, what `write` said.
-        metadata: kept in the data set's metadata, beside the number of levels.
+        shard_records: for each shard's file, the result of `write_shard`.
+        metadata: kept in the data set's metadata, with the number of levels.
 
     Raises:
         ValueError: if it cannot be read.
@@ -190,4 +192,4 @@ def write_descriptions(
     for info in infos:
         split = tfds_reader.TfdsReader(builder, train.name, info.name, None)
         if len(split) != info.num_examples or split[0].shape != splits[info.name].shape:
-            raise ValueError(f"{folder}: what was written cannot be read back; remove the folder and begin again")
+            raise ValueError(f"{folder}: what was written cannot be read back; remove the folder and start again")

@@ -251,16 +251,16 @@ def test_a_data_set_is_sealed_and_damage_is_named_before_it_is_read(tmp_path):
     for path in (first, folder / "label.labels.txt", folder / "metadata.json", folder / "features.json"):
         whole = path.read_bytes()
         path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
-        with pytest.raises(ValueError, match=f"{path.name} is not what was prepared: it is damaged; prepare the data"):
+        with pytest.raises(ValueError, match=f"{path.name} is damaged: it is not what was prepared; prepare the data"):
             sources.open_readers(f"tfds:figures@{tmp_path}")
         path.write_bytes(whole)
     contents = first.read_bytes(), second.read_bytes()
     first.write_bytes(contents[1])
     second.write_bytes(contents[0])
-    with pytest.raises(ValueError, match=f"{first.name} is not what was prepared"):
+    with pytest.raises(ValueError, match=f"{first.name} is damaged: it is not what was prepared"):
         sources.open_readers(f"tfds:figures@{tmp_path}")
     first.unlink()
-    with pytest.raises(ValueError, match=f"{first.name} is not there: prepare the data set anew"):
+    with pytest.raises(ValueError, match=f"{first.name} is missing: prepare the data set again"):
         sources.open_readers(f"tfds:figures@{tmp_path}")
     first.write_bytes(contents[0])
     second.write_bytes(contents[1])
@@ -357,7 +357,7 @@ def test_other_images_under_the_same_name_are_noticed(tmp_path):
     splits = dict(zip(("train", "test"), prepare.open_readers(wanted), strict=True))
     (part / "prepare.json").write_text(json.dumps(prepare.resume_record(part, wanted, splits)))
     np.savez(tmp_path / "a.npz", images=255 - noise(60, 6, 6, 3))
-    with pytest.raises(ValueError, match=r"1\.0\.0\.part was begun with other images than npz:.*a\.npz has now; rem"):
+    with pytest.raises(ValueError, match=r"1\.0\.0\.part was started with other images than npz:.*a\.npz has now; rem"):
         prepare.run(wanted)
 
 

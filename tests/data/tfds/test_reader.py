@@ -286,7 +286,7 @@ def test_formats_that_are_not_read_are_answered_by_the_command(tmp_path):
     source = unzipped(tmp_path)
     info = tmp_path / "tiny" / "1.0.0" / "dataset_info.json"
     info.write_text(info.read_text().replace('"tfrecord"', '"riegeli"'))
-    text = rf"prepared as riegeli, which is not read .* data_dir='{tmp_path}-array_record', file_format='array_record'"
+    text = rf"as riegeli, which is not supported.* data_dir='{tmp_path}-array_record', file_format='array_record'"
     with pytest.raises(ValueError, match=text):
         reader.open_readers(source)
 
