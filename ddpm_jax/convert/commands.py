@@ -24,10 +24,10 @@ def from_diffusers(args: options.FromDiffusers) -> None:
     """Reads a folder of diffusers and writes a run.
 
     Raises:
-        FileNotFoundError, ValueError, ModuleNotFoundError: as `diffusers.read_pipeline` and `folder.write_run`.
+        FileNotFoundError, ValueError, ModuleNotFoundError: as `diffusers.read_pipeline` and `run_folder.write_run`.
     """
-    pipeline = diffusers.read_pipeline(pathlib.Path(args.path), null_label=args.null_label)
-    network, scheduler = pipeline.network, pipeline.scheduler
+    source = diffusers.read_pipeline(pathlib.Path(args.path), null_label=args.null_label)
+    network, scheduler = source.network, source.scheduler
     always_labelled = network.net.num_classes and not args.null_label
     config = configs.Config(
         data=configs.Data(UNKNOWN_SOURCE),
@@ -38,10 +38,10 @@ def from_diffusers(args: options.FromDiffusers) -> None:
         sampling=_with_fewer_previews(scheduler.sampling, network.shape),
     )
     config = args.images.apply_to(config)
-    origin = run_folder.describe_origin("diffusers", pipeline.files, pipeline.tensors)
+    origin = run_folder.describe_origin("diffusers", source.files, source.tensors)
     image = args.images.image_metadata(config, network.shape)
     imported = run_folder.ImportedModel(
-        config, image, pipeline.tensors, pipeline.tensors, pipeline.rules, 0, origin, pipeline.fingerprint
+        config, image, source.tensors, source.tensors, source.rules, 0, origin, source.fingerprint
     )
     _write_run(args.workdir, imported, ONE_SET_OF_WEIGHTS)
     _print_differences(config)
@@ -51,8 +51,8 @@ def from_original(args: options.FromOriginal) -> None:
     """Reads the original's weights and writes a run.
 
     Raises:
-        FileNotFoundError, ValueError, ModuleNotFoundError: as `files.read_tensors`, `original.from_tensors` and
-            `folder.write_run`.
+        FileNotFoundError, ValueError, ModuleNotFoundError: as `tensor_files.read_tensors`, `original.from_tensors` and
+            `run_folder.write_run`.
     """
     path, images = pathlib.Path(args.path), args.images
     config = images.apply_to(configs.load(args.config))
@@ -75,8 +75,8 @@ def from_openai(args: options.FromOpenAI) -> None:
     """Reads a checkpoint of OpenAI's and writes a run.
 
     Raises:
-        FileNotFoundError, ValueError, ModuleNotFoundError: as `files.read_tensors`, `openai.published_model`,
-            `openai.model_from_flags` and `folder.write_run`.
+        FileNotFoundError, ValueError, ModuleNotFoundError: as `tensor_files.read_tensors`, `openai.published_model`,
+            `openai.model_from_flags` and `run_folder.write_run`.
     """
     path = pathlib.Path(args.path)
     if args.family is not None and args.published is not None:
@@ -105,7 +105,7 @@ def from_plain(args: options.FromPlain) -> None:
     """Reads what `to_plain` wrote and writes a run.
 
     Raises:
-        FileNotFoundError, ValueError: as `plain.read_folder` and `folder.write_run`.
+        FileNotFoundError, ValueError: as `plain.read_folder` and `run_folder.write_run`.
     """
     source = pathlib.Path(args.path)
     config, metadata, tensors = plain.read_folder(source)

@@ -58,7 +58,7 @@ def read_pipeline(folder: pathlib.Path, *, null_label: bool = False) -> Diffuser
     Raises:
         FileNotFoundError: if a file is missing, saying which.
         ValueError: if a file is damaged, or a field of a configuration is not supported.
-        ModuleNotFoundError: as `files.read_tensors`.
+        ModuleNotFoundError: as `tensor_files.read_tensors`.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
