@@ -96,13 +96,13 @@ def check(name: str, make_sampler: SamplerFactory, *, steps: Sequence[int] = (40
     schedule = schedules.linear(100_000, 1e-6, 2e-4)
     end = int(np.abs(np.asarray(schedule.noise) - 0.01).argmin())
     chains = [uniform_log_snr_times(schedule, n, end) for n in steps]
-    calls, deterministic = _probe_step(make_sampler)
+    nfe, deterministic = _probe_step(make_sampler)
     off = flow_errors(make_sampler, schedule, MIXTURE, chains) if deterministic else np.full(len(chains), np.nan)
     start, truth = marginal_moments(schedule, GAUSSIAN, schedule.T), marginal_moments(schedule, GAUSSIAN, end)
     found = terminal_moments(make_sampler, schedule, ideal_denoiser(schedule, GAUSSIAN), chains, start=start)
     mean, cov = (np.array([np.abs(f[i] - truth[i]).max() for f in found]) for i in range(2))
     repeats, apart = reproducibility(make_sampler)
-    return ConformanceReport(name, calls, deterministic, np.asarray(steps), off, mean, cov, repeats, apart)
+    return ConformanceReport(name, nfe, deterministic, np.asarray(steps), off, mean, cov, repeats, apart)
 
 
 def terminal_moments(
@@ -214,7 +214,7 @@ def uniform_log_snr_times(schedule: Schedule, steps: int, end: int) -> np.ndarra
 def format_table(reports: Sequence[ConformanceReport]) -> str:
     """The reports as lines of text, one below the other; errors are those of each report's last number of steps."""
     lines = [
-        f"{'sampler':<24}{'calls':>6}{'steps':>7}{'flow error':>12}{'order':>7}"
+        f"{'sampler':<24}{'NFE':>6}{'steps':>7}{'flow error':>12}{'order':>7}"
         f"{'mean':>10}{'cov':>10}{'order':>7}{'same bits':>11}{'other batch':>13}"
     ]
     for r in reports:
@@ -228,12 +228,12 @@ def format_table(reports: Sequence[ConformanceReport]) -> str:
 
 def _probe_step(make_sampler: SamplerFactory) -> tuple[int, bool]:
     """Function evaluations of a step, and True if it adds no noise."""
-    schedule, calls = schedules.linear(100), 0
+    schedule, nfe = schedules.linear(100), 0
     best = ideal_denoiser(schedule, GAUSSIAN)
 
     def denoise(x_t, t):
-        nonlocal calls
-        calls += 1
+        nonlocal nfe
+        nfe += 1
         return best(x_t, t)
 
     sampler = make_sampler(schedule, denoise, samplers.step_noise)
@@ -241,7 +241,7 @@ def _probe_step(make_sampler: SamplerFactory) -> tuple[int, bool]:
     t, s = jnp.array([60, 30], jnp.int32)
     step = jax.jit(lambda keys, x: sampler.step(keys, sampler.init(x, t), t, s).x)
     one, two = (step(samplers.image_keys(seed, range(2)), x_T) for seed in (1, 2))
-    return calls, bool(np.array_equal(one, two))
+    return nfe, bool(np.array_equal(one, two))
 
 
 def _run_chain(sampler: Sampler, step: Callable, schedule: Schedule, x, chain: np.ndarray) -> np.ndarray:

@@ -142,13 +142,13 @@ def tile_function(model: pipeline.Pipeline, options: LikelihoodOptions) -> tiles
         own = keys.fold_in_each(key, indices)
         x0, denoise = data.normalize(integers, model.integer_levels), model.denoiser(params)
         if options.estimate is None:
-            bound = likelihood.vlb(own, schedule, denoise, x0, variance_mix=mix, decoder=decoder, times=model.times)
-            return bound.prior, bound.terms, bound.x0_mse
-        guess = likelihood.estimate_vlb(
+            vlb = likelihood.vlb(own, schedule, denoise, x0, variance_mix=mix, decoder=decoder, times=model.times)
+            return vlb.prior, vlb.terms, vlb.x0_mse
+        estimate = likelihood.estimate_vlb(
             own, schedule, denoise, x0, strata=options.estimate, variance_mix=mix, decoder=decoder
         )
-        others = guess.total - guess.prior - guess.decoder_nll
-        return guess.prior, jax.numpy.stack([guess.decoder_nll, others]), guess.decoder_x0_mse[None]
+        others = estimate.total - estimate.prior - estimate.decoder_nll
+        return estimate.prior, jax.numpy.stack([estimate.decoder_nll, others]), estimate.decoder_x0_mse[None]
 
     return tile
 
@@ -174,11 +174,11 @@ def accumulate(vlb: VlbResult, results, first: int, shape: tuple[int, ...]) -> N
         valid = min(prior.shape[0], shape[0] - first)
         if valid <= 0:
             return
-        here = slice(first, first + valid)
+        rows = slice(first, first + valid)
         prior, terms, errors = prior[:valid] * scale, terms[:, :valid] * scale, errors[:, :valid]
-        vlb.prior[here], vlb.distortion[here], vlb.rate[here] = prior, terms[0], terms[1:].sum(0)
-        vlb.total[here] = prior + terms.sum(0)
-        vlb.squared_error[here] = errors[0]
+        vlb.prior[rows], vlb.distortion[rows], vlb.rate[rows] = prior, terms[0], terms[1:].sum(0)
+        vlb.total[rows] = prior + terms.sum(0)
+        vlb.squared_error[rows] = errors[0]
         if vlb.chain.size:
             vlb.terms[:] += terms.sum(1)
             vlb.terms_squared[:] += (terms**2).sum(1)

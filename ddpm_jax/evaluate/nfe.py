@@ -59,12 +59,12 @@ def sampler_grid(options: NfeOptions, T: int) -> Iterator[tuple[str, dict[str, A
     Raises:
         ValueError: as `run`.
     """
-    chosen = {name: sorted(set(getattr(options, name))) for name in SAMPLER_NAMES}
-    if not any(chosen.values()):
+    steps_of = {name: sorted(set(getattr(options, name))) for name in SAMPLER_NAMES}
+    if not any(steps_of.values()):
         raise ValueError(
             f"nothing to measure: --{', --'.join(name.replace('_', '-') for name in SAMPLER_NAMES)} are all empty"
         )
-    for sampler, steps in chosen.items():
+    for sampler, steps in steps_of.items():
         if steps and not 1 <= steps[0] <= steps[-1] <= T:
             flag = sampler.replace("_", "-")
             raise ValueError(f"--{flag} must be 1 to {T}, the steps of the schedule, got {' '.join(map(str, steps))}")

@@ -43,9 +43,9 @@ def _condition_fields(context: EvaluationContext) -> protocol.Protocol:
     """The protocol fields of the condition; none for an unconditional network."""
     if not is_conditional(context.model.config):
         return {}
-    s, asked = context.model.config.sampling, context.model.request
+    s, request = context.model.config.sampling, context.model.request
     interval = " at t {}..{}".format(*s.guidance_interval) if s.guidance_interval else ""
-    return {"asked": asked.describe(context.model.label_names), "guidance": f"{s.guidance:g}{interval}"}
+    return {"asked": request.describe(context.model.label_names), "guidance": f"{s.guidance:g}{interval}"}
 
 
 def ensure_samples(context: EvaluationContext, num: int, seed: int, form: Format) -> pathlib.Path | None:

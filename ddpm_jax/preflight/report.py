@@ -143,10 +143,10 @@ def program_lines(report: Report, name: str) -> Iterator[str]:
         memory = stats.memory
         yield (f"  arguments {format_bytes(memory.arguments)}, temporaries {format_bytes(memory.temporaries)}, at most "
                f"{format_bytes(memory.peak)} at one time")  # fmt: skip
-        beside = report.bytes_during_training(name) or memory.peak
-        needed = "" if name == "train" else ", beside state and images"
-        share = "" if limit is None else f", {beside / limit:.1%}"
-        yield f"  {'fits' if report.fits(name) else 'does not fit'}: {format_bytes(beside)}{of}{share}{needed}"
+        needed = report.bytes_during_training(name) or memory.peak
+        note = "" if name == "train" else ", beside state and images"
+        share = "" if limit is None else f", {needed / limit:.1%}"
+        yield f"  {'fits' if report.fits(name) else 'does not fit'}: {format_bytes(needed)}{of}{share}{note}"
     if not report.fits(name):
         yield from (f"  try {proposal}" for proposal in proposals(report, name))
     if stats.cycles and report.target.effort is not None and report.target.effort >= 0:

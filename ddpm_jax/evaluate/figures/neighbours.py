@@ -81,8 +81,8 @@ def run(context: EvaluationContext, options: NeighboursOptions) -> int:
         f"image, nearest first: {figure.format_times(first)}; columns: the sample, then its {options.k} nearest "
         f"training images by {space.name}"
     )
-    beside = reference[neighbours.indices[first]].reshape(-1, *drawn.shape[1:])
-    grids = [(drawn[first], 1), (beside, options.k)]
+    nearest = reference[neighbours.indices[first]].reshape(-1, *drawn.shape[1:])
+    grids = [(drawn[first], 1), (nearest, options.k)]
     picture = [data.make_grid(images, loaded.levels, columns=columns) for images, columns in grids]
     files.save_image(np.concatenate(picture, axis=1), legend)
     rows = [
