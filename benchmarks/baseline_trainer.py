@@ -199,8 +199,8 @@ def evaluate(name: str, spec: TrainerSpec, folder: pathlib.Path) -> None:
 
     def call_torch(x, t):
         with torch.inference_mode():
-            said = torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-            found = theirs(said, torch.from_numpy(np.array(t)).long() - 1)
+            nchw = torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+            found = theirs(nchw, torch.from_numpy(np.array(t)).long() - 1)
         found = found.sample if name == "diffusers" else found
         return np.ascontiguousarray(found.permute(0, 2, 3, 1).numpy())
 

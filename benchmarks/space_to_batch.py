@@ -40,9 +40,9 @@ def main(argv: list[str]) -> None:
     alternating.write_results("space_to_batch", {"made": made, "blocks": found})
 
 
-def compile_in_subprocess(case: tuple[int, int, int, str], strips: str) -> dict[str, Any]:
+def compile_in_subprocess(case: tuple[int, int, int, str], enabled: str) -> dict[str, Any]:
     """Cycles and memory of a case, in a new process, because libtpu reads its flags once."""
-    libtpu_args = " ".join(f"--{flag}={strips}" for flag in tpu.DISABLED_FLAGS)
+    libtpu_args = " ".join(f"--{flag}={enabled}" for flag in tpu.DISABLED_FLAGS)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.space_to_batch", *map(str, case)],
         check=True, stdout=subprocess.PIPE, text=True,

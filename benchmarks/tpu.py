@@ -37,14 +37,14 @@ def measure(row: str) -> dict[str, Any]:
     """Preflight report of one row, made in a new process."""
     config, where, batch = row.split("@")
     name, _, variant = config.partition(":")
-    subject = TABLE_CONFIGS[name]
-    path = f"{subject.path}:{variant}" if variant else subject.path
+    table_config = TABLE_CONFIGS[name]
+    path = f"{table_config.path}:{variant}" if variant else table_config.path
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "report.json"
         subprocess.run(
             [
-                sys.executable, "-m", "ddpm_jax", "preflight", path, "--shape", *map(str, subject.shape),
-                "--images", str(subject.num_images), "--topology", where, "--batch", batch, "--effort", "0",
+                sys.executable, "-m", "ddpm_jax", "preflight", path, "--shape", *map(str, table_config.shape),
+                "--images", str(table_config.num_images), "--topology", where, "--batch", batch, "--effort", "0",
                 "--programs", "train", "--out", str(out),
             ],
             cwd=ROOT, check=True,

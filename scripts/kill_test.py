@@ -63,7 +63,7 @@ class KillTest:
         return subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, text=True)
 
     def finish(self, kind: KilledProgram, folder: pathlib.Path, *, disturbed: bool = True) -> str:
-        """What the command says when it is left alone.
+        """Output of the command when it runs to its end.
 
         Raises:
             RuntimeError: if it does not end with status 0.
@@ -71,13 +71,13 @@ class KillTest:
         with tempfile.TemporaryFile("w+") as output:
             process = self.start(kind, folder, output, disturbed=disturbed)
             status = process.wait(TIMEOUT)
-            said = read_output(output)
+            text = read_output(output)
         if status:
-            raise RuntimeError(f"{kind.name} in {folder} ended with status {status}:\n{said}")
-        return said
+            raise RuntimeError(f"{kind.name} in {folder} ended with status {status}:\n{text}")
+        return text
 
     def run_undisturbed(self, kind: KilledProgram) -> None:
-        """Lets a kind run undisturbed; what it trains is what the others are about."""
+        """Runs a program undisturbed, as the reference of the killed runs."""
         folder, begun = self.home / ("run" if kind.name == "train" else f"straight-{kind.name}"), time.monotonic()
         self.finish(kind, folder, disturbed=False)
         self.seconds[kind.name] = time.monotonic() - begun
@@ -87,12 +87,12 @@ class KillTest:
     def kill_repeatedly(
         self, kind: KilledProgram, folder: pathlib.Path, rng: random.Random, kills: int
     ) -> list[dict[str, Any]]:
-        """Runs a command in a new folder, killed so often or until it gets through; what was found at each kill."""
+        """Outcomes of each kill of a command in a new folder, killed a number of times or until it is done."""
         struck: list[dict[str, Any]] = []
         while len(struck) < kills:
             aim = rng.choices(kind.moments, [aim.weight for aim in kind.moments])[0]
             blow = self.kill(kind, folder, aim, rng.random())
-            found = kind.find_loss(struck[-1]["safe"], folder, blow["said"]) if struck else ""
+            found = kind.find_loss(struck[-1]["safe"], folder, blow["output"]) if struck else ""
             if found:
                 struck[-1]["lost"].append(found)
             if not blow["killed"]:
@@ -113,7 +113,7 @@ class KillTest:
         return struck
 
     def kill(self, kind: KilledProgram, folder: pathlib.Path, moment: KillMoment, chance: float) -> dict[str, Any]:
-        """Starts a process and kills it at a moment, unless it ends before; what was found then.
+        """Outcome of a process that is started and killed at a moment, unless it ends before.
 
         Raises:
             RuntimeError: if it ends by itself with another status than 0.
@@ -133,12 +133,12 @@ class KillTest:
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
             status = process.wait()
-            said = read_output(output)
+            text = read_output(output)
         if status not in (0, -signal.SIGKILL):
-            raise RuntimeError(f"{kind.name} in {folder} ended with status {status}:\n{said}")
+            raise RuntimeError(f"{kind.name} in {folder} ended with status {status}:\n{text}")
         return {
             "killed": status != 0, "aim": moment.name, "saving": kind.is_saving(folder), "safe": kind.saved(folder),
-            "behind": kind.unsaved_steps(folder), "lost": [], "said": said,
+            "behind": kind.unsaved_steps(folder), "lost": [], "output": text,
         }  # fmt: skip
 
 
@@ -189,7 +189,7 @@ def run_kills(test: KillTest, kind: KilledProgram, number: int, kills: int, seed
 
 
 def tally(kills: list[dict[str, Any]]) -> dict[str, Any]:
-    """The numbers of some kills."""
+    """Sums over outcomes of kills."""
     return {
         "kills": len(kills),
         "of which during a save": sum(blow["saving"] for blow in kills),

@@ -192,7 +192,7 @@ def killed_programs() -> tuple[KilledProgram, ...]:
             ),
             lambda folder: len(finished_shards(folder)),
             is_saving_shard, finished_shards,
-            lambda safe, folder, said: lost_or_rewritten(safe, finished_shards(folder)), no_steps, file_digests,
+            lambda safe, folder, output: lost_or_rewritten(safe, finished_shards(folder)), no_steps, file_digests,
         ),
         KilledProgram(
             "sample", 12,
@@ -205,7 +205,7 @@ def killed_programs() -> tuple[KilledProgram, ...]:
             ),
             lambda folder: file_stamps(folder, "*"),
             lambda folder: bool([*folder.glob("**/*.part")]),
-            lambda folder: {}, lambda safe, folder, said: "", no_steps, file_digests,
+            lambda folder: {}, lambda safe, folder, output: "", no_steps, file_digests,
         ),
         KilledProgram(
             "likelihood", 11,
@@ -234,7 +234,7 @@ def killed_programs() -> tuple[KilledProgram, ...]:
             ),
             lambda folder: len(sample_parts(folder)),
             lambda folder: bool([*folder.rglob("*.part")]),
-            sample_parts, lambda safe, folder, said: lost_or_rewritten(safe, sample_parts(folder)), no_steps,
+            sample_parts, lambda safe, folder, output: lost_or_rewritten(safe, sample_parts(folder)), no_steps,
             file_digests,
         ),
     )  # fmt: skip

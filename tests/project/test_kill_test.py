@@ -44,7 +44,7 @@ def test_a_program_that_forgets_is_noticed(tmp_path, monkeypatch):
         "forgetful", 1, lambda home, folder: [sys.executable, str(home / "forgetful.py"), str(folder)],
         (killed_programs.KillMoment("at its start", 1, lambda folder, marks: (folder / "done").exists(), 0.1),),
         lambda folder: None, lambda folder: False, safe,
-        lambda before, folder, said: killed_programs.lost_or_rewritten(before, safe(folder)),
+        lambda before, folder, output: killed_programs.lost_or_rewritten(before, safe(folder)),
         killed_programs.no_steps, killed_programs.file_digests,
     )  # fmt: skip
     one = kill_test.KillTest(tmp_path, tmp_path / "cache")
