@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
 
 def time_start(cell: str, folder: str) -> dict[str, Any]:
     """Seconds of each program, in a new process."""
-    code = f"from benchmarks import compile; compile.time_programs({cell!r}, {folder!r})"
+    code = f"from benchmarks import compile_time; compile_time.time_programs({cell!r}, {folder!r})"
     env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}  # it would win
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=HERE.parents[1], env=env, stdout=subprocess.PIPE, text=True, check=True
