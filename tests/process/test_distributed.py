@@ -197,7 +197,7 @@ def test_when_one_is_killed_the_other_says_so_and_ends(home):
     begun = time.monotonic()
     (_, err), _ = both.ended(5, -signal.SIGKILL)
     assert time.monotonic() - begun < 30
-    last = re.search(r"train.py, process 0 of 2: another process was lost .* Step (\d+) was saved last", err)
+    last = re.search(r"train, process 0 of 2: another process was lost .* Step (\d+) was saved last", err)
     assert last and int(last[1]) == saved_steps(workdir)[-1]
     steps = saved_steps(workdir)[-1]
     assert f"continued from step {steps}" in train(home, workdir, steps=steps + 1).stdout
