@@ -72,7 +72,7 @@ class Net:
     attention_resolutions: tuple[int, ...] = (16,)
     """Resolutions with self-attention; the middle always has it."""
     attention_by: Literal["size", "factor"] = "size"
-    """Whether attention_resolutions lists resolutions, or the factors by which levels are smaller than the image."""
+    """The meaning of attention_resolutions: sizes of a level, or factors by which levels are smaller than the image."""
     heads: int = 1
     """Attention heads."""
     head_channels: int = 0
@@ -180,7 +180,7 @@ class Sampling:
     steps: int = 1000
     """Network calls per image."""
     spacing: Spacing = "uniform"
-    """How the visited times are spread over 1..T."""
+    """Spacing of the visited times over 1..T."""
     variance_mix: float = 1.0
     """Reverse variance of ancestral sampling: 1 is beta (the original's CIFAR-10), 0 is beta-tilde (its 256x256); a
     learned variance takes its place."""

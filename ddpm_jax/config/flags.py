@@ -81,7 +81,7 @@ class SamplingOptions:
     steps: OptionalFlag[int] = None
     """Network calls per image."""
     spacing: OptionalFlag[Spacing] = None
-    """How the visited times are spread over 1..T."""
+    """Spacing of the visited times over 1..T."""
     variance_mix: OptionalFlag[float] = None
     """Reverse variance of ancestral sampling: 1 is beta, 0 is beta-tilde."""
     eta: OptionalFlag[float] = None
@@ -121,7 +121,7 @@ class EditOptions:
     init_image: OptionalFlag[str] = None
     """An image as those of the run: begin from it, noised, instead of from noise."""
     strength: OptionalFlag[float] = None
-    """How much of the chain --init-image goes through, in (0, 1]: 1 leaves next to nothing of it (default: 0.6)."""
+    """Share of the chain that --init-image goes through, in (0, 1]: 1 leaves next to nothing of it (default: 0.6)."""
     interpolate: OptionalFlag[tuple[str, str]] = None
     """Two images as those of the run: --num images from the first to the second, with --sampler ddim."""
 

@@ -56,7 +56,7 @@ def load_images(config: configs.Config, shape: tuple[int, ...], number: int | No
 
 
 def train_state(model: Model) -> tuple[Any, Any]:
-    """What makes the state of a run from a key, compiled at its first call, and that state's shapes."""
+    """A function from a key to the state of a run, compiled at its first call, and that state's shapes."""
     return jax.jit(model.init_state), jax.eval_shape(model.init_state, _key_shape())
 
 
@@ -139,7 +139,7 @@ def step_flops(model: Model, images: data.Dataset, devices: int) -> float:
 
 
 def _batched_shapes(one: Any, shape: tuple[int, ...]) -> Any:
-    """What is said of images [*shape], as shapes, given what is said of one [1]."""
+    """The conditions of images [*shape], as shapes, from those of one image [1]."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*shape, *leaf.shape[1:]), leaf.dtype), one)
 
 

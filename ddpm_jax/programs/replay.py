@@ -18,7 +18,7 @@ class Arguments:
     """Takes a training step again that was not finite, and names the layer where it began."""
 
     record: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RECORD")]]
-    """What training has left: RUN/nonfinite-step-N.npz."""
+    """The record that training has written: RUN/nonfinite-step-N.npz."""
 
 
 def main(argv: list[str]) -> int:

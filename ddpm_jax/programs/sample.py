@@ -24,7 +24,7 @@ class Arguments:
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
     """The run's folder."""
     num: int = 64
-    """How many images."""
+    """Number of images."""
     seed: int = 0
     """The seed of the images."""
     start: int = 0
@@ -38,7 +38,7 @@ class Arguments:
     sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
     edits: tyro.conf.OmitArgPrefixes[flags.EditOptions] = flags.EditOptions()
     batch: flags.OptionalFlag[int] = None
-    """How many images to have in flight at once; it changes no image."""
+    """Number of images in flight at once; it changes no image."""
     trajectory: bool = False
     """Also write the way there: trajectory.gif, and trajectory.png with x_t above the predicted x_0."""
     verify: flags.OptionalFlag[str] = None
