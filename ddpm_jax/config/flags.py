@@ -134,7 +134,7 @@ class Prepare:
     """
 
     source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
-    """Where the images are: "digits", "pairs", "scenes", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME"."""
+    """Source of the images: "digits", "pairs", "scenes", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME"."""
     name: str
     """Of the data set: lower-case letters, digits and _."""
     out: str

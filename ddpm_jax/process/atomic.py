@@ -67,7 +67,7 @@ def atomic_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _is_running(pid: str) -> bool:
-    """Whether a process of this number may be running on this machine; True where that cannot be found out."""
+    """True if a process of this number may be running on this machine, also where that cannot be found out."""
     if os.name != "posix" or not pid.isdigit():
         return True
     try:

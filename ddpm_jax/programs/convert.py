@@ -25,7 +25,7 @@ COMMANDS = {
     ("to", "diffusers"): options.ToDiffusers,
     ("to", "plain"): options.ToPlain,
 }
-"""Each is done by the function of `convert.commands` that is named by its words."""
+"""The options of each command."""
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +40,15 @@ def main(argv: list[str]) -> int:
     from ddpm_jax.convert import commands
 
     process.start_jax()
-    getattr(commands, "_".join(command))(args)
+    run = {
+        ("from", "diffusers"): commands.from_diffusers,
+        ("from", "openai"): commands.from_openai,
+        ("from", "original"): commands.from_original,
+        ("from", "plain"): commands.from_plain,
+        ("to", "diffusers"): commands.to_diffusers,
+        ("to", "plain"): commands.to_plain,
+    }[command]
+    run(args)
     return 0
 
 
