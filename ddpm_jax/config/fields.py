@@ -174,18 +174,18 @@ class Optim:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class SamplerFields:
     sampler: Literal["ancestral", "analytic", "ddim", "dpm_solver_pp", "unipc"] = "ancestral"
     """The reverse process; analytic is ancestral with the variance that the network's errors ask for."""
     steps: int = 1000
-    """Network calls per image."""
+    """Function evaluations (NFE) per image."""
     spacing: Spacing = "uniform"
     """Spacing of the visited times over 1..T."""
     variance_mix: float = 1.0
     """Reverse variance of ancestral sampling: 1 is beta (the original's CIFAR-10), 0 is beta-tilde (its 256x256); a
     learned variance takes its place."""
     eta: float = 0.0
-    """Noise of DDIM: 0 is deterministic."""
+    """Noise of DDIM: 0 is deterministic, 1 ancestral."""
     order: int = 2
     """Order of DPM-Solver++ and UniPC, 1 to 3: 2 and 3 use the predictions of earlier steps."""
     clip: bool = True
@@ -195,11 +195,15 @@ class Sampling:
     eps_scale: float = 1.0
     """Divide the predicted noise by this, before x_0 is clipped."""
     guidance: float = 1.0
-    """How far to go from what nothing says to what the condition says: 1 is there, more is beyond."""
+    """Classifier-free guidance scale: 0 is unconditional, 1 is conditional without guidance, more is stronger."""
     guidance_interval: tuple[int, ...] = ()
     """First and last time t to guide at; () is all."""
     tile: int = 0
     """Images per device and network call: part of what an image is, to the bit.  0 is as many as suit the device."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling(SamplerFields):
     num: int = 64
     """Images in the grids that training draws."""
 

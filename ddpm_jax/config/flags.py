@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from ddpm_jax.config import ranges
-from ddpm_jax.config.fields import Spacing
+from ddpm_jax.config.fields import SamplerFields
 
 T = TypeVar("T")
 OptionalFlag = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
@@ -74,32 +74,17 @@ class ConditionOptions:
     """Files of conditioning images, in turn: coarse ones to refine, or the others of pairs."""
 
 
+def optional_fields(cls: type[T]) -> type[T]:
+    """The dataclass with None for each field that is not given."""
+    assert dataclasses.is_dataclass(cls)
+    optional = [(field.name, OptionalFlag[field.type], None) for field in dataclasses.fields(cls)]
+    return dataclasses.make_dataclass(cls.__name__, optional, bases=(cls,), frozen=True)
+
+
+@optional_fields
 @dataclasses.dataclass(frozen=True)
-class SamplingOptions:
-    sampler: OptionalFlag[Literal["ancestral", "analytic", "ddim", "dpm_solver_pp", "unipc"]] = None
-    """The reverse process (default for this and the following: what the config says)."""
-    steps: OptionalFlag[int] = None
-    """Network calls per image."""
-    spacing: OptionalFlag[Spacing] = None
-    """Spacing of the visited times over 1..T."""
-    variance_mix: OptionalFlag[float] = None
-    """Reverse variance of ancestral sampling: 1 is beta, 0 is beta-tilde."""
-    eta: OptionalFlag[float] = None
-    """Noise of DDIM: 0 is deterministic, 1 ancestral."""
-    order: OptionalFlag[int] = None
-    """Order of DPM-Solver++ and UniPC, 1 to 3."""
-    clip: OptionalFlag[bool] = None
-    """Bring each predicted x_0 into [-1, 1]."""
-    threshold: OptionalFlag[float] = None
-    """Instead of clipping, divide x_0 by this percentile of its absolute value, if that exceeds 1; 0 is off."""
-    eps_scale: OptionalFlag[float] = None
-    """Divide the predicted noise by this, before x_0 is clipped."""
-    guidance: OptionalFlag[float] = None
-    """How far to go from what nothing says to what the condition says: 1 is there, more is beyond."""
-    guidance_interval: OptionalFlag[tuple[int, int]] = None
-    """First and last time t to guide at."""
-    tile: OptionalFlag[int] = None
-    """Images per device and network call: part of what an image is, to the bit.  0 is as many as suit the device."""
+class SamplingOptions(SamplerFields):
+    """The fields of `config.Sampling` as flags, but the size of training's grids; None for those not given."""
 
     def overrides(self) -> dict[str, Any]:
         """The fields of `config.Sampling` that were given, with their values."""

@@ -129,6 +129,7 @@ class ToDiffusers:
     """The folder, created."""
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
     sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
+    """Default of each: what the config of the run says."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Arguments:
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
     condition: tyro.conf.OmitArgPrefixes[flags.ConditionOptions] = flags.ConditionOptions()
     sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
+    """Default of each: what the config of the run says."""
     edits: tyro.conf.OmitArgPrefixes[flags.EditOptions] = flags.EditOptions()
     batch: flags.OptionalFlag[int] = None
     """Number of images in flight at once; it changes no image."""
