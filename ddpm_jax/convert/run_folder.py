@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ddpm_jax
-from ddpm_jax import checkpoint, keys, process, training
+from ddpm_jax import checkpoint, keys, pipeline, process, training
 from ddpm_jax import config as configs
 from ddpm_jax.convert import tensor_files
 from ddpm_jax.convert.rules import Rule, Tensors, apply
@@ -92,7 +92,7 @@ def write_run(workdir: pathlib.Path, imported: ImportedModel) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def weights_metadata(model: Any) -> Mapping[str, Any]:
+def weights_metadata(model: pipeline.Pipeline) -> Mapping[str, Any]:
     """The metadata of exported weights."""
     return {
         "fingerprint": model.fingerprint,

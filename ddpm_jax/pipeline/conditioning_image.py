@@ -1,12 +1,15 @@
 """The conditioning image of a request: read from a file, and named by its pixels."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ddpm_jax import data
 from ddpm_jax.model import conditioning_image_shape
 from ddpm_jax.pipeline import user_images
+
+if TYPE_CHECKING:  # which imports this module
+    from ddpm_jax.pipeline.pipeline import Pipeline
 
 
 class ConditioningImage(NamedTuple):
@@ -17,7 +20,7 @@ class ConditioningImage(NamedTuple):
 
     path: str
     sha256: str
-    x: Any
+    x: np.ndarray
 
     def __eq__(self, other) -> bool:
         return isinstance(other, ConditioningImage) and self.sha256 == other.sha256
@@ -29,22 +32,20 @@ class ConditioningImage(NamedTuple):
         return hash(self.sha256)
 
 
-def read_conditioning_image(model: Any, path: str) -> ConditioningImage:
+def read_conditioning_image(pipe: "Pipeline", path: str) -> ConditioningImage:
     """The conditioning image in a file, as a pipeline's network takes it; for super-resolution a small one.
 
     Raises:
         FileNotFoundError, ValueError: as `user_images.read_image`; or if the network takes no conditioning image.
     """
-    shape, coarse = (
-        conditioning_image_shape(model.config, model.shape),
-        model.config.condition.super_resolution_factor,
-    )
+    shape = conditioning_image_shape(pipe.config, pipe.shape)
+    coarse = pipe.config.condition.super_resolution_factor
     if shape is None:
         raise ValueError("an image is given, and this run's network takes no conditioning image")
     if coarse:
         shape = (*(side // coarse for side in shape[:-1]), shape[-1])
-    image = user_images.read_image(model, "--image", path, shape)
-    x = np.asarray(data.normalize(image[None], model.levels))[0]
+    image = user_images.read_image(pipe, "--image", path, shape)
+    x = np.asarray(data.normalize(image[None], pipe.levels))[0]
     for axis in range(len(shape) - 1 if coarse else 0):
         x = x.repeat(coarse, axis)
     return ConditioningImage(path, user_images.image_hash(image), x)

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from ddpm_jax.guidance import Condition
 from ddpm_jax.model import empty_condition, is_conditional
 from ddpm_jax.models import text
 from ddpm_jax.pipeline.conditioning_image import ConditioningImage, read_conditioning_image
+
+if TYPE_CHECKING:  # which imports this module
+    from ddpm_jax.pipeline.pipeline import Pipeline
 
 
 class ConditionRequest(NamedTuple):
@@ -74,7 +77,9 @@ UNCONDITIONAL = ConditionRequest()
 """Images of nothing in particular."""
 
 
-def parse_request(options: flags.ConditionOptions, sampling: flags.SamplingOptions, model: Any) -> ConditionRequest:
+def parse_request(
+    options: flags.ConditionOptions, sampling: flags.SamplingOptions, pipe: "Pipeline"
+) -> ConditionRequest:
     """The request that flags make of a `Pipeline`.
 
     Raises:
@@ -83,8 +88,8 @@ def parse_request(options: flags.ConditionOptions, sampling: flags.SamplingOptio
             training image had; for an image that is not such as the network sees; or if there is a flag for guidance,
             and nothing to go for.
     """
-    names, num_classes = model.label_names, model.config.net.num_classes
-    images = tuple(read_conditioning_image(model, path) for path in options.image)
+    names, num_classes = pipe.label_names, pipe.config.net.num_classes
+    images = tuple(read_conditioning_image(pipe, path) for path in options.image)
     if sampling.guidance is not None and not (options.label or options.labels or options.text):
         raise ValueError(f"--guidance {sampling.guidance:g} needs something to go for: a label or a text")
     if options.label is not None and options.labels is not None:
@@ -96,11 +101,11 @@ def parse_request(options: flags.ConditionOptions, sampling: flags.SamplingOptio
         raise ValueError("labels are asked for, and this run's network takes none (net.num_classes is 0)")
     if options.label is None and words == ["all"]:
         return ConditionRequest(
-            tuple(i for i in range(num_classes) if i not in model.untrained_labels), options.text, images
+            tuple(i for i in range(num_classes) if i not in pipe.untrained_labels), options.text, images
         )
     labels = tuple(_parse_label(word, names, num_classes) for word in words)
     for label, word in zip(labels, words, strict=True):
-        if label in model.untrained_labels:
+        if label in pipe.untrained_labels:
             raise ValueError(f"the label {word!r} is asked for, and none of this run's training images had it")
     return ConditionRequest(labels, options.text, images)
 
@@ -122,7 +127,7 @@ def _parse_label(word: str, names: Sequence[str], num_classes: int) -> int:
     raise ValueError(f"no label {word.strip()!r}: this run's {known}")
 
 
-def request_from_manifest(record: dict[str, Any], model: Any) -> ConditionRequest:
+def request_from_manifest(record: dict[str, Any], pipe: "Pipeline") -> ConditionRequest:
     """The request that a manifest records; its images are read again.
 
     Raises:
@@ -131,7 +136,7 @@ def request_from_manifest(record: dict[str, Any], model: Any) -> ConditionReques
     """
     images = []
     for path, sha256 in record.get("images", []):
-        images.append(read_conditioning_image(model, path))
+        images.append(read_conditioning_image(pipe, path))
         if images[-1].sha256 != sha256:
             raise ValueError(f"{path} has other pixels than when these images were made")
     return ConditionRequest(tuple(record["labels"]), tuple(record["texts"]), tuple(images))

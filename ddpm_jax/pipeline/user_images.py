@@ -2,49 +2,52 @@
 
 import hashlib
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ddpm_jax import data
 from ddpm_jax.data import image_files
 
+if TYPE_CHECKING:  # which imports this module
+    from ddpm_jax.pipeline.pipeline import Pipeline
 
-def read_image(model: Any, flag: str, path: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+
+def read_image(pipe: "Pipeline", flag: str, path: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """The image in a file, which must be one of the run's: its type, its levels, and its shape or another one.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: naming the flag and the file, if it is not.
     """
-    image, its = read_pixels(flag, path), model.shape if shape is None else shape
-    if image.shape != its or image.dtype != model.dtype:
-        wanted = f"this run has {describe_format(its, model.dtype)}" + (" there" if its != model.shape else "")
+    image, its = read_pixels(flag, path), pipe.shape if shape is None else shape
+    if image.shape != its or image.dtype != pipe.dtype:
+        wanted = f"this run has {describe_format(its, pipe.dtype)}" + (" there" if its != pipe.shape else "")
         raise ValueError(
             f"{flag} {path}: {describe_format(image.shape, image.dtype)}; {wanted}"
-            f"{_conversion_hint(model, image, path, its)}"
+            f"{_conversion_hint(pipe, image, path, its)}"
         )
-    if isinstance(model.levels, data.ValueRange):
-        low, high = model.levels
+    if isinstance(pipe.levels, data.ValueRange):
+        low, high = pipe.levels
         if image.min() < low or image.max() > high:
             raise ValueError(f"{flag} {path}: values from {image.min():g} to {image.max():g}; this run has {low:g} to "
                              f"{high:g}")  # fmt: skip
-    elif image.max() >= model.levels:
+    elif image.max() >= pipe.levels:
         raise ValueError(
-            f"{flag} {path}: holds the value {image.max()}; this run has levels 0 to {model.levels - 1}"
-            f"{_conversion_hint(model, image, path, its)}"
+            f"{flag} {path}: holds the value {image.max()}; this run has levels 0 to {pipe.levels - 1}"
+            f"{_conversion_hint(pipe, image, path, its)}"
         )
     return image
 
 
-def _conversion_hint(model: Any, image: np.ndarray, path: str, its: tuple[int, ...]) -> str:
+def _conversion_hint(pipe: "Pipeline", image: np.ndarray, path: str, its: tuple[int, ...]) -> str:
     """A hint for an ordinary picture of 8 bits, how it becomes one of the run's; "" for anything else."""
-    if image.dtype != np.uint8 or model.dtype != np.uint8 or image.ndim != 3 or its[-1] not in (1, 3) or len(its) != 3:
+    if image.dtype != np.uint8 or pipe.dtype != np.uint8 or image.ndim != 3 or its[-1] not in (1, 3) or len(its) != 3:
         return ""
     steps = [] if image.shape[-1] == its[-1] else [f'.convert("{"L" if its[-1] == 1 else "RGB"}")']
     steps += [] if image.shape[:2] == its[:2] else [f".resize(({its[1]}, {its[0]}))"]
-    if model.levels < 256 and image.max() >= model.levels:
-        steps.append(f".point(lambda v: round(v * {model.levels - 1} / 255))")
+    if pipe.integer_levels < 256 and image.max() >= pipe.integer_levels:
+        steps.append(f".point(lambda v: round(v * {pipe.integer_levels - 1} / 255))")
     return f'. Of an ordinary picture, with Pillow: Image.open("{path}"){"".join(steps)}.save("other.png")'
 
 
