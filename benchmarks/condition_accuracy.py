@@ -46,7 +46,7 @@ class Arguments:
     seed: int = 1000
     """Of the samples."""
     sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
-    """Default of each: what the config of the run says."""
+    """Default of each: the config of the run."""
 
 
 def main(argv: list[str]) -> None:

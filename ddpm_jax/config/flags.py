@@ -47,7 +47,7 @@ def check_words(argv: Sequence[str]) -> list[str]:
 @dataclasses.dataclass(frozen=True)
 class Weights:
     weights: Literal["ema", "raw"] = "ema"
-    """The moving average of the parameters, or the parameters as training has them."""
+    """Moving average (EMA) of the parameters, or the parameters themselves."""
     checkpoint: OptionalFlag[int] = None
     """The checkpoint's step (default: the newest)."""
 
@@ -55,9 +55,9 @@ class Weights:
 @dataclasses.dataclass(frozen=True)
 class InitFrom:
     init_from: OptionalFlag[str] = None
-    """Begin from the parameters of the run in this folder, to train them further on other images."""
+    """Fine-tune: start from the parameters of the run in this folder."""
     init_weights: Literal["ema", "raw"] = "ema"
-    """With --init-from: the moving average of its parameters, or the parameters as its training has them."""
+    """With --init-from: moving average of its parameters, or the parameters themselves."""
     init_checkpoint: OptionalFlag[int] = None
     """With --init-from: the checkpoint's step (default: the newest)."""
 
@@ -65,13 +65,13 @@ class InitFrom:
 @dataclasses.dataclass(frozen=True)
 class ConditionOptions:
     label: OptionalFlag[str] = None
-    """Images of this label, a name or a number."""
+    """Label of all images, a name or a number."""
     labels: OptionalFlag[str] = None
-    """Images of these labels in turn, names or numbers with commas between, or "all" that training images had."""
+    """Labels of the images in turn, names or numbers separated by commas, or "all" of the training images."""
     text: tuple[str, ...] = ()
-    """Images of this text, or of these in turn; "" is unconditional."""
+    """Text of all images, or texts in turn; "": unconditional."""
     image: tuple[str, ...] = ()
-    """Files of conditioning images, in turn: coarse ones to refine, or the others of pairs."""
+    """Files of conditioning images in turn: low-resolution images, or the other images of pairs."""
 
 
 def optional_fields(cls: type[T]) -> type[T]:
@@ -94,21 +94,21 @@ class SamplingOptions(SamplerFields):
 @dataclasses.dataclass(frozen=True)
 class EditOptions:
     inpaint: OptionalFlag[str] = None
-    """An image as those of the run: keep its pixels where --mask is not 0, to the bit, and make the others."""
+    """Inpainting: an image in the format of the run; pixels where --mask is not 0 are kept exactly."""
     mask: OptionalFlag[str] = None
-    """An image of one channel: 0 where pixels are to be made, any one other value where they are known."""
+    """Mask of one channel: 0 for pixels to generate, one other value for known pixels."""
     resample: OptionalFlag[int] = None
-    """How often inpainting comes down each stretch of the chain, for new pixels that fit (default: 1)."""
+    """Inpainting passes through each section of the reverse process (RePaint; default: 1)."""
     jump: OptionalFlag[int] = None
-    """Steps in such a stretch (default: 10)."""
+    """Steps per section (default: 10)."""
     cg_steps: OptionalFlag[int] = None
-    """Bring each prediction in line with the known pixels by this many derivatives of the network (default: 0)."""
+    """Conjugate gradient steps per prediction that fit it to the known pixels (default: 0)."""
     init_image: OptionalFlag[str] = None
-    """An image as those of the run: begin from it, noised, instead of from noise."""
+    """Image-to-image (SDEdit): an image in the format of the run, noised, to start from instead of noise."""
     strength: OptionalFlag[float] = None
-    """Share of the chain that --init-image goes through, in (0, 1]: 1 leaves next to nothing of it (default: 0.6)."""
+    """Strength of --init-image in (0, 1]: 1 keeps almost nothing of it (default: 0.6)."""
     interpolate: OptionalFlag[tuple[str, str]] = None
-    """Two images as those of the run: --num images from the first to the second, with --sampler ddim."""
+    """Interpolation: two images in the format of the run; --num images between them, with --sampler ddim."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,7 +129,7 @@ class ToDiffusers:
     """The folder, created."""
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
     sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
-    """Default of each: what the config of the run says."""
+    """Default of each: the config of the run."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ class CommonFlags:
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
     condition_request: tyro.conf.OmitArgPrefixes[flags.ConditionOptions] = flags.ConditionOptions()
     sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
-    """Default of each: what the config of the run says."""
+    """Default of each: the config of the run."""
     source: Annotated[str | None, tyro.conf.arg(name="data", help_behavior_hint="")] = None
     """Source of the images, if not that of the config: "digits" or "npz:PATH"."""
     out: flags.OptionalFlag[str] = None

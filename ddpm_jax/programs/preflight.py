@@ -37,7 +37,7 @@ class Arguments:
 
     From 0 on, its estimate of the time is worth something and is printed."""
     devices: flags.OptionalFlag[int] = None
-    """On a CPU: into how many JAX devices to divide it (default: one per core)."""
+    """On a CPU: number of JAX devices (default: one per core)."""
     out: flags.OptionalFlag[str] = None
     """A JSON file for the report."""
     text: flags.OptionalFlag[str] = None

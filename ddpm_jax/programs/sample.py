@@ -32,20 +32,20 @@ class Arguments:
     out: flags.OptionalFlag[str] = None
     """Folder for samples.npz, images/, grid.png and manifest.json (default: one in RUN/samples named by this call)."""
     format: Literal["source", "npz", "png", "jpg", "webp", "bmp", "tiff", "npy"] = "source"
-    """Files in images/ beside samples.npz, one an image: as those of the training folder, none (npz), or this."""
+    """Format of images/, one file per image: that of the training folder (source), none (npz), or another."""
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
     condition: tyro.conf.OmitArgPrefixes[flags.ConditionOptions] = flags.ConditionOptions()
     sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
-    """Default of each: what the config of the run says."""
+    """Default of each: the config of the run."""
     edits: tyro.conf.OmitArgPrefixes[flags.EditOptions] = flags.EditOptions()
     batch: flags.OptionalFlag[int] = None
-    """Number of images in flight at once; it changes no image."""
+    """Images computed at once; changes no image."""
     trajectory: bool = False
-    """Also write the way there: trajectory.gif, and trajectory.png with x_t above the predicted x_0."""
+    """Also write the reverse process: trajectory.gif, and trajectory.png with x_t above the predicted x_0."""
     verify: flags.OptionalFlag[str] = None
-    """A manifest.json: make its images again and say whether they are equal."""
+    """A manifest.json: draw its images again and report whether they are equal."""
     devices: flags.OptionalFlag[int] = None
-    """On a CPU: into how many JAX devices to divide it (default: one per core)."""
+    """On a CPU: number of JAX devices (default: one per core)."""
     hosts: tyro.conf.OmitArgPrefixes[process.DistributedOptions] = process.DistributedOptions()
 
 

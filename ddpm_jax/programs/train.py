@@ -25,7 +25,7 @@ class Arguments:
     config: Annotated[configs.Config, tyro.conf.arg(name="")]
     init: tyro.conf.OmitArgPrefixes[flags.InitFrom] = flags.InitFrom()
     devices: flags.OptionalFlag[int] = None
-    """On a CPU: into how many JAX devices to divide it (default: one per core)."""
+    """On a CPU: number of JAX devices (default: one per core)."""
     hosts: tyro.conf.OmitArgPrefixes[process.DistributedOptions] = process.DistributedOptions()
 
 

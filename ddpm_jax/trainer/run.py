@@ -143,7 +143,7 @@ class Run:
             for every in (config.save_every, config.sample_every or config.steps)
         )
         print(f"steps     {start} of {config.steps}; next checkpoint ({size:.1f} MB) at {save}, next samples at {look}")
-        print("          the time left is said as soon as the first steps are compiled and done", flush=True)
+        print("          remaining time appears after the first steps have compiled", flush=True)
 
     def check_consistent(self, start: int, meta: Mapping[str, Any]) -> None:
         """Checks that the data are those that the run was trained on, by `meta` of its checkpoint.
