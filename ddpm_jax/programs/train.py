@@ -9,13 +9,17 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from ddpm_jax import config as configs
 from ddpm_jax import process
 from ddpm_jax.config import flags, ranges
+
+if TYPE_CHECKING:  # --help imports no JAX
+    from ddpm_jax.checkpoint import Checkpoints
+    from ddpm_jax.trainer import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +41,7 @@ def parse(argv: list[str]) -> Arguments:
     elif "-h" not in argv and "--help" not in argv:
         raise ValueError("name a config first, e.g. ddpm-jax train digits --workdir runs/digits")
     usage = "ddpm-jax train CONFIG --workdir DIR [options]"
-    parsed = tyro.cli(Arguments, prog=usage, args=rest, default=Arguments(tyro.MISSING, default))
-    return parsed
+    return tyro.cli(Arguments, prog=usage, args=rest, default=Arguments(tyro.MISSING, default))
 
 
 def main(argv: list[str]) -> int:
@@ -69,11 +72,7 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom) -
     loss = trainer.example_losses(model)
     gradient_step = trainer.train_step(model, loss)
 
-    # runs once: a CPU's compiler leaves out of it what takes longer than it saves, and changes no bit
-    cpu = jax.default_backend() == "cpu"
-    fresh_state = jax.jit(model.init_state, compiler_options={"xla_backend_optimization_level": 1} if cpu else None)
-
-    # where: the state whole on every device, the batch spread over them
+    # pmap: the state whole on every device, the batch spread over them
     devices = jax.local_devices()
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -84,12 +83,10 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom) -
     steps = trainer.parallelise(gradient_step, loader.in_axis)
     run_key = jax.device_put(run_key, replicated)
 
-    # before anything is written, as what does not fit is refused
-    finetuned = (
-        trainer.init_from_run(model, init_key, init)
-        if init.init_from and not trainer.has_checkpoints(workdir)
-        else None
-    )
+    # a new run's first state, before anything is written: weights that do not fit are refused
+    fresh_state, finetuned = trainer.jitted_init(model), None
+    if init.init_from and not trainer.has_checkpoints(workdir):
+        finetuned = trainer.init_from_run(model, init_key, init)
 
     with (
         process.Interrupt() as interrupt,  # first, so that the last save is complete before a signal can end it
@@ -115,24 +112,17 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom) -
                 return steps(run_key, state, bad, batch.pixels, batch.pixel_indices, rows, word)
 
             resident = images.train.nbytes if loader.in_axis is None else 0
-            with (
-                process.explain_oom(
-                    f"a training step of {config.batch // jax.device_count()} images per device",
-                    lambda: trainer.step_oom_hints(config, jax.device_count(), resident),
-                ),
-                contextlib.closing(loader.batches(start)) as batches,
-            ):
+            with trainer.explain_step_oom(config, resident), contextlib.closing(loader.batches(start)) as batches:
                 bad = jax.device_put(np.int32(0), replicated)  # steps in a row that were skipped, of what follows
                 return loop(config, run, saved, start, (state, bad), take_steps, batches)
 
 
-def loop(config: configs.Config, run, saved, start: int, carry, take_steps, batches) -> int:
+def loop(config: configs.Config, run: "Run", saved: "Checkpoints", start: int, carry, take_steps, batches) -> int:
     """Steps start + 1 ... config.steps; what is written after each call, and what ends them early."""
     from ddpm_jax import tracking, trainer
 
-    state, bad = carry
-    begun, step_metrics = time.monotonic(), trainer.StepMetrics(config, run.workdir, start)
-    progress = tracking.Progress(config.steps, start=start, active=process.is_main_process())
+    (state, bad), step_metrics = carry, trainer.StepMetrics(config, run.workdir, start)
+    begun, progress = time.monotonic(), tracking.Progress(config.steps, start=start, active=process.is_main_process())
 
     def due(step, every):
         return step == config.steps or (every and step % every == 0)
@@ -161,9 +151,7 @@ def loop(config: configs.Config, run, saved, start: int, carry, take_steps, batc
         if stopping or saving:
             saved.save(done, state, run.meta(done))
         if evaluating:
-            with process.explain_oom(
-                "what draws samples and evaluates", lambda: trainer.evaluation_oom_hints(config, run.tile)
-            ):
+            with trainer.explain_evaluation_oom(config, run.tile):
                 step_metrics.write_evaluation(done, lambda: run.sample_and_evaluate(done, state.ema))
         if stopping or (evaluating and process.any_process(run.interrupt.requested)):
             if not stopping and saved.latest() != done:
@@ -173,11 +161,7 @@ def loop(config: configs.Config, run, saved, start: int, carry, take_steps, batc
             print(f"interrupted: saved step {done}; the same command continues", flush=True)
             return 0
     progress.close()
-    if start >= config.steps:
-        print(f"the run is complete: {start} steps; raise --steps to go on")
-    else:
-        print(
-            f"steps {start + 1} to {config.steps} took {tracking.format_duration(time.monotonic() - begun)}, "
-            "all included"
-        )
+    seconds = tracking.format_duration(time.monotonic() - begun)
+    complete = f"the run is complete: {start} steps; raise --steps to continue"
+    print(complete if start >= config.steps else f"steps {start + 1} to {config.steps} took {seconds} in all")
     return 0

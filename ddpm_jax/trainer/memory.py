@@ -1,7 +1,26 @@
 """Flags of training that need less memory, to try when something does not fit."""
 
+from contextlib import AbstractContextManager
+
+import jax
+
 from ddpm_jax import config as configs
-from ddpm_jax.process.memory import sampling_oom_hints
+from ddpm_jax import process
+
+
+def explain_step_oom(config: configs.Config, resident: int) -> AbstractContextManager[None]:
+    """`process.explain_oom` for training steps on all devices, with `step_oom_hints`."""
+    devices = jax.device_count()
+    what = f"a training step of {config.batch // devices} images per device"
+    return process.explain_oom(what, lambda: step_oom_hints(config, devices, resident))
+
+
+def explain_evaluation_oom(config: configs.Config, tile: int) -> AbstractContextManager[None]:
+    """`process.explain_oom` for the samples and held-out evaluations of training."""
+    count = min(config.batch, config.evaluation.images)
+    fewer = [f"--evaluation.images {count // 2}: held-out images at a time"] * (count > 1)
+    hints = process.sampling_oom_hints(tile, "--sampling.tile") + fewer
+    return process.explain_oom("what draws samples and evaluates", lambda: hints)
 
 
 def step_oom_hints(config: configs.Config, devices: int, resident: int, room: float = 0.5) -> list[str]:
@@ -26,10 +45,3 @@ def step_oom_hints(config: configs.Config, devices: int, resident: int, room: fl
         fewest = max(1, int(share * room))
         found.append(f"--batch {fewest * devices}: {fewest} on each device, which is another run")
     return found
-
-
-def evaluation_oom_hints(config: configs.Config, tile: int) -> list[str]:
-    """Flags for training whose samples, so many at a time, and held-out evaluations need less memory."""
-    count = min(config.batch, config.evaluation.images)
-    fewer = [f"--evaluation.images {count // 2}: held-out images at a time"] * (count > 1)
-    return sampling_oom_hints(tile, "--sampling.tile") + fewer

@@ -1,6 +1,6 @@
-"""The training step that a config stands for, and the keys of a run."""
+"""The training step of a model, its first state, and the keys of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,12 @@ def run_keys(seed: int):
 @jax.jit
 def _split_run_keys(key):
     return tuple(jax.random.split(jax.random.fold_in(key, keys.TRAINING_STREAM), 4))
+
+
+def jitted_init(model: Model) -> Callable[[jax.Array], training.TrainState]:
+    """`model.init_state`, compiled to run once: on a CPU without optimisations, which take longer than they save."""
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(model.init_state, compiler_options=options)
 
 
 def example_losses(model: Model):
