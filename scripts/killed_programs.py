@@ -25,8 +25,9 @@ config = Config(
 
 # The commands write what they have every 20 seconds and every 1024 images: too seldom for runs of two seconds.
 SAVE_OFTEN = (
-    "from ddpm_jax.evaluate import likelihood, sample_cache; from ddpm_jax.programs import cli; "
-    "likelihood.SAVE_SECONDS, sample_cache.PART_SIZE = 0.05, 16; cli.main('evaluate')"
+    "from ddpm_jax.evaluate import likelihood; from ddpm_jax.pipeline import image_parts; "
+    "from ddpm_jax.programs import cli; "
+    "likelihood.SAVE_SECONDS, image_parts.PART_SIZE = 0.05, 16; cli.main('evaluate')"
 )
 
 

@@ -1,23 +1,20 @@
 """Sample cache: image i of a seed is drawn once, however many evaluations use it.
 
-A folder holds parts, FIRST-STOP.npy, without gaps; a request for more images draws the missing ones.
+A request for more images draws the missing ones.
 """
 
 import json
-import math
 import pathlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
-from ddpm_jax import data, process, tracking
+from ddpm_jax import data, process
 from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.context import EvaluationContext
 from ddpm_jax.evaluate.options import Format
 from ddpm_jax.model import denoiser_options, is_conditional, sampler_options
-
-PART_SIZE = 1024
+from ddpm_jax.pipeline import image_parts
 
 
 def protocol_fields(context: EvaluationContext, seed: int, form: Format) -> protocol.Protocol:
@@ -70,40 +67,7 @@ def _draw_missing(context: EvaluationContext, num: int, seed: int, form: Format)
         for drawn in model.draw(seed=seed, start=done, num=num - done):
             yield to_levels(drawn.x, model.integer_levels, form)
 
-    return folder if complete_parts(folder, num, missing) else None
-
-
-def complete_parts(
-    folder: pathlib.Path, num: int, draw_from: Callable[[int], Iterator[np.ndarray]], save_seconds=math.inf
-) -> bool:
-    """Draws the missing images of a folder's `num` and writes them in parts; False if interrupted.
-
-    Args:
-        draw_from: number of images there are -> iterator over the following ones, in order.
-        save_seconds: a part is written after this time, or when it has `PART_SIZE` images.
-    """
-    done = sum(stop - first for first, stop, _ in list_parts(folder))
-    process.check_equal_across_processes({"images that are kept": str(done).encode()})
-    if done >= num:
-        return True
-    progress, waiting = tracking.Progress(num, start=done, unit="images", active=process.is_main_process()), []
-    with process.Interrupt() as interrupt:
-        written = time.monotonic()
-        for drawn in draw_from(done):
-            waiting.append(drawn)
-            count = sum(map(len, waiting))
-            progress.update(done + count, {})
-            stopping = process.any_process(interrupt.requested)
-            if count >= PART_SIZE or done + count == num or stopping or time.monotonic() - written > save_seconds:
-                if process.is_main_process():
-                    write_part(folder, done, np.concatenate(waiting))
-                done, waiting, written = done + count, [], time.monotonic()
-            if stopping and done < num:
-                progress.close()
-                print(f"interrupted: {done} of {num} images are kept; the same command continues")
-                return False
-    progress.close()
-    return True
+    return folder if image_parts.complete_parts(folder, num, missing) else None
 
 
 def to_levels(x: np.ndarray, levels: int, form: Format) -> np.ndarray:
@@ -112,38 +76,3 @@ def to_levels(x: np.ndarray, levels: int, form: Format) -> np.ndarray:
     if form == "integer":
         return integers
     return ((np.clip(x, -1, 1).astype(np.float64) + 1) * ((levels - 1) / 2)).astype(np.float32)
-
-
-def read_chunks(folder: pathlib.Path, first: int, stop: int) -> Iterator[np.ndarray]:
-    """The images first ... stop - 1, part by part.
-
-    Raises:
-        ValueError: naming the file, if one is damaged.
-    """
-    for start, end, path in list_parts(folder):
-        if start < stop and end > first:
-            try:
-                images = np.load(path, mmap_mode="r", allow_pickle=False)
-            except Exception as error:  # a damaged header is read as Python and fails as Python does, in any way
-                raise ValueError(f"{path} is damaged: remove it, and its images are drawn anew") from error
-            if images.ndim < 4 or len(images) != end - start:
-                raise ValueError(f"{path} holds {images.shape}, not {end - start} images: remove it")
-            yield images[max(first - start, 0) : stop - start]
-
-
-def write_part(folder: pathlib.Path, first: int, images: np.ndarray) -> None:
-    """Writes a part, atomically."""
-    with process.atomic_file(folder / f"{first:08d}-{first + len(images):08d}.npy") as file:
-        np.save(file, images)
-
-
-def list_parts(folder: pathlib.Path) -> list[tuple[int, int, pathlib.Path]]:
-    """First, stop and path of each part, in order, up to the first gap."""
-    parts, expected_first = [], 0
-    for path in sorted(folder.glob(f"{'[0-9]' * 8}-{'[0-9]' * 8}.npy")):
-        first, stop = map(int, path.stem.split("-"))
-        if first != expected_first:
-            break
-        parts.append((first, stop, path))
-        expected_first = stop
-    return parts

@@ -15,6 +15,7 @@ from ddpm_jax.evaluate.context import EvaluationContext, Split, check_comparable
 from ddpm_jax.evaluate.options import SamplesOptions
 from ddpm_jax.evaluate.protocol import Measurement
 from ddpm_jax.metrics import classifier, frechet, inception, manifold
+from ddpm_jax.pipeline import image_parts
 
 BATCH_SIZE = 1024
 MANIFOLD_IMAGES = 10_000  # the nearest-neighbour metrics take at most so many images of each side
@@ -98,7 +99,7 @@ def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measure
         if folder is None:
             return None
         edges = [options.num * i for i in range(options.sets + 1)]
-        sets = [sample_cache.read_chunks(folder, first, stop) for first, stop in itertools.pairwise(edges)]
+        sets = [image_parts.read_chunks(folder, first, stop) for first, stop in itertools.pairwise(edges)]
         fields = sample_cache.protocol_fields(context, options.seed, options.format)
     reference = cached_reference(context, reference_split, extractor)
     fields = {

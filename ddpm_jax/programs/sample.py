@@ -7,7 +7,6 @@ function of (checkpoint, seed, i, sampler): `--start 7 --num 1` makes image 7 of
 """
 
 import dataclasses
-import json
 import pathlib
 import shutil
 import time
@@ -67,8 +66,7 @@ def draw(args: Arguments) -> int:
     import numpy as np
 
     from ddpm_jax import keys, pipeline
-    from ddpm_jax.evaluate import sample_cache
-    from ddpm_jax.pipeline import outputs
+    from ddpm_jax.pipeline import image_parts, outputs
 
     keys.check_images(args.seed, args.start, args.num)
     pipe = pipeline.Pipeline(
@@ -82,7 +80,8 @@ def draw(args: Arguments) -> int:
             "--trajectory shows chains from noise: leave it out with --inpaint, --init-image and --interpolate"
         )
     format = outputs.file_format(pipe, args.format)
-    made = (edit or pipe).manifest() | {"seed": args.seed, "start": args.start, "num": args.num}
+    images = {"seed": args.seed, "start": args.start, "num": args.num}
+    made = (edit or pipe).manifest() | images
     out = pathlib.Path(args.out) if args.out else pipe.workdir / "samples" / output_name(made)
     if process.is_main_process():
         out.mkdir(parents=True, exist_ok=True)
@@ -90,17 +89,17 @@ def draw(args: Arguments) -> int:
 
     start = time.perf_counter()
     parts = out / "samples.parts"
-    if not draw_parts(parts, edit or pipe, args, made):
+    if not image_parts.draw_parts(parts, edit or pipe, made, batch=args.batch, **images):
         return 4
     seconds = time.perf_counter() - start
-    drawn = np.concatenate(list(sample_cache.read_chunks(parts, 0, args.num))) if process.is_main_process() else None
+    drawn = np.concatenate(list(image_parts.read_chunks(parts, 0, args.num))) if process.is_main_process() else None
     if drawn is not None:
         outputs.write_outputs(pipe, drawn, out, made)
         outputs.write_files(out / "images", drawn, args.start, format)
         shutil.rmtree(parts)
     print(f"{args.num} images in {seconds:.1f} s, compilation included: {out / 'grid.png'}")
     if args.trajectory:
-        outputs.write_trajectory(pipe, drawn, out, seed=args.seed, start=args.start, num=args.num)
+        outputs.write_trajectory(pipe, drawn, out, **images)
     elif process.is_main_process() and (out / "trajectory.gif").exists():
         print(f"note: {out} also holds a trajectory, which is of an earlier call")
     return 0
@@ -113,22 +112,3 @@ def output_name(made: dict) -> str:
     decides = {name: value for name, value in made.items() if name not in ("machine", "versions")}
     how = made["sampling"]
     return f"{made['step']}-seed{made['seed']}-{how['sampler']}-{how['steps']}-{protocol.short_hash(decides)}"
-
-
-def draw_parts(folder: pathlib.Path, drawer, args: Arguments, made: dict) -> bool:
-    """Draws the images part by part, after those that the same call has left there; False if interrupted."""
-    from ddpm_jax.evaluate import sample_cache
-
-    call, record = folder / "call.json", json.dumps(made)
-    if process.is_main_process() and not (call.exists() and call.read_text(encoding="utf-8") == record):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        call.write_text(record, encoding="utf-8")
-    process.any_process(False)  # no other looks into the folder before
-
-    def missing(done):
-        rest = {"start": args.start + done, "num": args.num - done}
-        return (drawer.to_pixels(part.x) for part in drawer.draw(seed=args.seed, batch=args.batch, **rest))
-
-    with process.explain_oom("a tile of images", lambda: process.sampling_oom_hints(drawer.tile)):
-        return sample_cache.complete_parts(folder, args.num, missing, save_seconds=20)

@@ -10,10 +10,11 @@ from shared_evaluation import ddim_context
 
 from ddpm_jax import config as configs
 from ddpm_jax import data
-from ddpm_jax.evaluate import sample_cache, samples
+from ddpm_jax.evaluate import samples
 from ddpm_jax.evaluate.context import select_split
 from ddpm_jax.evaluate.samples import SamplesOptions
 from ddpm_jax.metrics import classifier, frechet, manifold
+from ddpm_jax.pipeline import image_parts
 from ddpm_jax.programs import cli
 
 DIGITS = data.load("digits")
@@ -32,7 +33,7 @@ def test_the_numbers_are_those_of_the_images_that_sample_draws(run_folder, drawn
     file = shared_evaluation.samples_of_sample_py(run_folder) / "samples.npz"
     images = np.load(file)["arr_0"]
     (kept,) = (drawn.out / "draws").iterdir()
-    np.testing.assert_array_equal(np.concatenate(list(sample_cache.read_chunks(kept, 0, 80))), images)
+    np.testing.assert_array_equal(np.concatenate(list(image_parts.read_chunks(kept, 0, 80))), images)
 
     found = values(samples.measure_and_write(drawn, options_of(80)))
     filed = values(samples.measure_and_write(drawn, options_of(80, samples=str(file))))
@@ -96,7 +97,7 @@ def test_sets_give_a_mean_and_its_error(drawn):
     """Two sets of 66 of one seed: their mean is what each alone gives, and half their difference is the error."""
     both = samples.measure_and_write(drawn, options_of(66, sets=2))
     (kept,) = (drawn.out / "draws").iterdir()
-    images = np.concatenate(list(sample_cache.read_chunks(kept, 0, 132)))
+    images = np.concatenate(list(image_parts.read_chunks(kept, 0, 132)))
     network = classifier.load("digits")
     reference = frechet.moments(network(DIGITS.train).features)
     parts = [images[:66], images[66:]]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax.evaluate import likelihood as evaluated
-from ddpm_jax.evaluate import protocol, sample_cache
+from ddpm_jax.evaluate import protocol
+from ddpm_jax.pipeline import image_parts
 
 
 def test_every_field_of_a_protocol_is_in_its_line():
@@ -40,11 +41,11 @@ def test_damaged_measurements_and_samples_are_named(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK\3\4")
     with pytest.raises(ValueError, match=r"a\.npz is not an \.npz file, or damaged \(.*\): remove it, and what it"):
         evaluated.load(tmp_path / "a.npz")
-    sample_cache.write_part(tmp_path, 0, np.zeros((4, 2, 2, 1), np.uint8))
+    image_parts.write_part(tmp_path, 0, np.zeros((4, 2, 2, 1), np.uint8))
     (path,) = tmp_path.glob("*.npy")
     np.save(path, np.zeros((3, 2, 2, 1), np.uint8))
     with pytest.raises(ValueError, match=r"00000004\.npy holds \(3, 2, 2, 1\), not 4 images: remove it"):
-        list(sample_cache.read_chunks(tmp_path, 0, 4))
+        list(image_parts.read_chunks(tmp_path, 0, 4))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"00000004\.npy is damaged: remove it, and its images are drawn anew"):
-        list(sample_cache.read_chunks(tmp_path, 0, 4))
+        list(image_parts.read_chunks(tmp_path, 0, 4))

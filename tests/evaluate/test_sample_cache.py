@@ -10,6 +10,7 @@ from shared_evaluation import ddim_context
 from ddpm_jax import tracking
 from ddpm_jax.evaluate import protocol, sample_cache, samples
 from ddpm_jax.evaluate.samples import SamplesOptions
+from ddpm_jax.pipeline import image_parts
 
 
 def lines_of(found):
@@ -30,18 +31,18 @@ def test_an_interrupted_drawing_goes_on_to_the_same_samples(run_folder, drawn, t
 def test_more_samples_are_drawn_on(run_folder, tmp_path):
     run = ddim_context(run_folder, tmp_path)
     first = sample_cache.ensure_samples(run, 10, 0, "float")
-    before = np.concatenate(list(sample_cache.read_chunks(first, 0, 10)))
+    before = np.concatenate(list(image_parts.read_chunks(first, 0, 10)))
     assert sample_cache.ensure_samples(run, 25, 0, "float") == first
-    assert [stop for _, stop, _ in sample_cache.list_parts(first)] == [10, 25]
-    np.testing.assert_array_equal(np.concatenate(list(sample_cache.read_chunks(first, 0, 10))), before)
-    assert sum(len(part) for part in sample_cache.read_chunks(first, 4, 21)) == 17
+    assert [stop for _, stop, _ in image_parts.list_parts(first)] == [10, 25]
+    np.testing.assert_array_equal(np.concatenate(list(image_parts.read_chunks(first, 0, 10))), before)
+    assert sum(len(part) for part in image_parts.read_chunks(first, 4, 21)) == 17
     assert sample_cache.ensure_samples(run, 10, 1, "float") != first
 
 
 def test_floats_are_the_integers_unrounded(run_folder, tmp_path):
     run = ddim_context(run_folder, tmp_path)
     integers, floats = (
-        np.concatenate(list(sample_cache.read_chunks(sample_cache.ensure_samples(run, 9, 0, form), 0, 9)))
+        np.concatenate(list(image_parts.read_chunks(sample_cache.ensure_samples(run, 9, 0, form), 0, 9)))
         for form in ("integer", "float")
     )
     assert integers.dtype == np.uint8 and floats.dtype == np.float32

@@ -27,7 +27,8 @@ from PIL import Image
 from ddpm_jax import checkpoint, data, pipeline, tracking
 from ddpm_jax import config as configs
 from ddpm_jax.data.tfds import prepare
-from ddpm_jax.evaluate import likelihood, protocol, sample_cache
+from ddpm_jax.evaluate import likelihood, protocol
+from ddpm_jax.pipeline import image_parts
 
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 SECONDS = 20  # for one case
@@ -222,12 +223,12 @@ def make_evaluation(folder: pathlib.Path) -> None:
     numbers = [protocol.Measurement("bits/dim", 3.5, 0.1, {"n": 10, "data": "a"})]
     protocol.write_measurements(folder / "likelihood-1.json", numbers, {"jax": "0"})
     for first in (0, 8):
-        sample_cache.write_part(folder, first, random.randint(0, 256, (8, 6, 6, 3)).astype(np.uint8))
+        image_parts.write_part(folder, first, random.randint(0, 256, (8, 6, 6, 3)).astype(np.uint8))
 
 
 def read_evaluation(folder: pathlib.Path, odd: bool) -> tuple[Any, bool]:
     if odd:  # samples have no checksum, and a part that is gone is drawn again
-        return [digest(part) for part in sample_cache.read_chunks(folder, 0, 16)], False
+        return [digest(part) for part in image_parts.read_chunks(folder, 0, 16)], False
     numbers = [number.name for number in protocol.read_measurements(folder / "likelihood-1.json")]
     return [numbers, *map(digest, likelihood.load(folder / "likelihood-1.npz"))], False
 

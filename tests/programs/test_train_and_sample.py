@@ -26,8 +26,8 @@ from run_programs import (
 
 from ddpm_jax import checkpoint, data, process, tracking, trainer
 from ddpm_jax import config as configs
-from ddpm_jax.evaluate import sample_cache
 from ddpm_jax.keys import from_seed
+from ddpm_jax.pipeline import image_parts
 from ddpm_jax.programs import train
 
 SIXTY = TINY.replace("steps=3", "steps=60").replace("log_every=1", "log_every=10")
@@ -418,14 +418,14 @@ def test_an_interrupted_call_keeps_its_images_and_goes_on_where_it_was(run_folde
         signal.raise_signal(signal.SIGTERM)
 
     drawn("whole")
-    store = sample_cache.write_part
-    monkeypatch.setattr(sample_cache, "PART_SIZE", 4)
-    monkeypatch.setattr(sample_cache, "write_part", stopping)
+    store = image_parts.write_part
+    monkeypatch.setattr(image_parts, "PART_SIZE", 4)
+    monkeypatch.setattr(image_parts, "write_part", stopping)
     for out in ("same", "other"):
         assert "interrupted: 8 of 16 images are kept; the same command continues" in drawn(out, status=4).stdout
         assert kept(out) == ["00000000-00000004.npy", "00000004-00000008.npy"]
         assert not (tmp_path / out / "manifest.json").exists()
-    monkeypatch.setattr(sample_cache, "write_part", store)
+    monkeypatch.setattr(image_parts, "write_part", store)
     shown = drawn("same")
     assert "12 of 16 images" in shown.stderr and "4 of 16 images" not in shown.stderr.splitlines()[0]
     drawn("other", "--seed", 1)

@@ -13,6 +13,7 @@ from ddpm_jax.evaluate.figures import figure
 from ddpm_jax.evaluate.options import NeighboursOptions
 from ddpm_jax.evaluate.protocol import Measurement
 from ddpm_jax.metrics import manifold, monitors
+from ddpm_jax.pipeline import image_parts
 
 QUANTILES = {"5 % quantile": 0.05, "median": 0.5, "95 % quantile": 0.95}
 
@@ -62,7 +63,7 @@ def run(context: EvaluationContext, options: NeighboursOptions) -> int:
     folder = sample_cache.ensure_samples(context, options.num, options.seed, "integer")
     if folder is None:
         return 4
-    drawn = np.concatenate(list(sample_cache.read_chunks(folder, 0, options.num)))
+    drawn = np.concatenate(list(image_parts.read_chunks(folder, 0, options.num)))
     reference = np.asarray(train.images)
     if flip:
         reference = np.concatenate([reference, reference[:, :, ::-1]])  # mirrored as in training

@@ -13,6 +13,7 @@ from ddpm_jax import data
 from ddpm_jax.evaluate import sample_cache
 from ddpm_jax.evaluate.figures import neighbours
 from ddpm_jax.evaluate.figures.neighbours import NeighboursOptions
+from ddpm_jax.pipeline import image_parts
 
 DIGITS = data.load("digits")
 
@@ -24,7 +25,7 @@ def drawn(run_folder, tmp_path_factory):
     run = evaluation_context(run_folder, out, steps=4)
     model = ideal_model(run_folder, steps=4)  # the network says nothing here, and to compile it takes seconds
     kept = sample_cache.ensure_samples(run._replace(model=model), 8, 0, "integer")
-    return out, np.concatenate(list(sample_cache.read_chunks(kept, 0, 8)))
+    return out, np.concatenate(list(image_parts.read_chunks(kept, 0, 8)))
 
 
 def planted(folder, out, drawn, train, flip=False):
