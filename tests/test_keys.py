@@ -189,7 +189,7 @@ def test_sample_refuses_before_it_writes(run_folder, tmp_path, name):
     assert re.search(message, done.stderr) and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", ["likelihood", "samples", "table", "calls", "progressive", "neighbours"])
+@pytest.mark.parametrize("command", ["likelihood", "samples", "table", "nfe", "progressive", "neighbours"])
 def test_evaluate_refuses_a_seed_before_it_reads(tmp_path, command):
     done = run("-m", "ddpm_jax", "evaluate", tmp_path, command, "--seed", 2**32, status=2)
     assert "--seed must be an integer in 0..4294967295, got 4294967296" in done.stderr

@@ -24,7 +24,7 @@ COMMANDS = {
     "likelihood": "bits/dim of the held-out images",
     "samples": "Fréchet distance, precision and recall, density and coverage",
     "table": "comparison of samplers",
-    "calls": "sample quality against function evaluations",
+    "nfe": "sample quality against function evaluations",
     "rate_distortion": "rate and distortion along the chain",
     "progressive": "reverse process, x_t over time",
     "predictions": "predicted x_0 over time",
@@ -33,6 +33,9 @@ COMMANDS = {
     "neighbours": "nearest training images",
 }
 """The evaluation commands, which begin the names of their files, and their titles."""
+
+FORMER_COMMANDS = {"calls": "nfe"}
+"""Commands whose files from before they were renamed are still read: former name -> name."""
 
 
 class ResultFile(NamedTuple):
@@ -138,9 +141,10 @@ def find_results(context: EvaluationContext) -> list[ResultFile]:
         if not isinstance(content, dict):
             raise ValueError(f"{path} is no result, but {str(content)[:60]}: remove it")
         kind = path.stem.partition("-")[0]
+        kind = FORMER_COMMANDS.get(kind, kind)
         numbers = protocol.read_measurements(path) if "numbers" in content else []
         lines = [protocol.format_line(number) for number in numbers]
-        if kind in ("table", "calls"):
+        if kind in ("table", "nfe"):
             lines += [line for row in content["rows"].values() for line in row]
         if kind not in COMMANDS and not lines:
             print(f"left out: {path} holds no numbers")
@@ -258,7 +262,7 @@ def add_measurements(card: ModelCard, results: Sequence[ResultFile]) -> None:
         card.add_table(("number", "value ± standard error", "n", "weights", "file"), rows)
     for result in some:
         table = result.path.with_suffix(".md")
-        if result.kind in ("table", "calls", "rate_distortion") and table.exists():
+        if result.kind in ("table", "nfe", "rate_distortion") and table.exists():
             card.add(
                 f"{COMMANDS[result.kind].capitalize()}, {result.path.name}:",
                 table.read_text(encoding="utf-8").split("\n\n")[0],

@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
 
 def run(context: EvaluationContext, options: NfeOptions) -> int:
-    """Measures row by row, writes calls.md, calls.json and calls.png; status 4 if it is interrupted.
+    """Measures row by row, writes nfe.md, nfe.json and nfe.png; status 4 if it is interrupted.
 
     Raises:
         ValueError: if there is nothing to measure, or a sampler would take more steps than the schedule has.
@@ -47,7 +47,7 @@ def run(context: EvaluationContext, options: NfeOptions) -> int:
     held_out = f"held-out images, {baseline[0].protocol['n']}"
     table_rows = {f"{row.label}, {row.nfe} calls": ([row.label, f"{row.nfe:,}"], row.measurements) for row in rows}
     table_rows["held-out images"] = [held_out, "-"], baseline
-    path = table.write_table(context, "calls", ["", "NFE"], table_rows, [number.name for number in baseline])
+    path = table.write_table(context, "nfe", ["", "NFE"], table_rows, [number.name for number in baseline])
     metadata = {"run": f"{context.model.fingerprint} step {context.model.step}", "legend": LEGEND}
     plots.write_panels_if_installed(path.with_suffix(".png"), [panel(rows)], text=metadata)
     return 0

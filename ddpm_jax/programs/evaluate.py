@@ -16,7 +16,7 @@ COMMANDS = {
     "likelihood": (options.LikelihoodOptions, "likelihood"),
     "samples": (options.SamplesOptions, "samples"),
     "table": (options.TableOptions, "table"),
-    "calls": (options.NfeOptions, "nfe"),
+    "nfe": (options.NfeOptions, "nfe"),
     "progressive": (options.ProgressiveOptions, "figures.progressive"),
     "predictions": (options.PredictionsOptions, "figures.predictions"),
     "stochastic": (options.StochasticOptions, "figures.stochastic"),

@@ -118,6 +118,17 @@ def test_a_run_without_anything_says_what_it_lacks(run_folder, tmp_path, capsys)
     assert links(text) == []
 
 
+def test_results_of_a_renamed_command_are_read(run_folder, tmp_path):
+    own = evaluation_context(run_folder, tmp_path).weights_fields()["ckpt"]
+    line = f"Fréchet distance 12 | n=66 | ckpt={own} | seed=0"
+    (tmp_path / "calls.json").write_text(json.dumps({"rows": {"DDIM, uniform, 4 calls": [line]}, "made_with": {}}))
+    (tmp_path / "calls.md").write_text("| | NFE |\n|---|---|\n| DDIM | 4 |\n")
+    assert model_card.run(evaluation_context(run_folder, tmp_path), ReportOptions()) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "Sample quality against function evaluations, calls.json:\n\n| | NFE |" in text and f"\n{line}\n" in text
+    assert "`ddpm-jax evaluate RUN nfe`" not in text
+
+
 def test_a_bar_does_not_end_a_cell(tmp_path):
     card = model_card.ModelCard(tmp_path)
     card.add_table(("field", "here"), [("data.source", "npz:a|b.npz"), ("steps", 3)])

@@ -14,24 +14,24 @@ from ddpm_jax.programs import cli
 
 def test_calls_measures_each_sampler_at_each_number_of_steps(small, capsys):
     folder, out = small
-    arguments = [folder, "calls", "--num", "66", "--sets", "2", "--ancestral", "20", "--ddim", "4", "--unipc"]
+    arguments = [folder, "nfe", "--num", "66", "--sets", "2", "--ancestral", "20", "--ddim", "4", "--unipc"]
     arguments += ["--dpm-solver-pp", "4", "--out", out]
     assert cli.call(["evaluate", *map(str, arguments)]) == 0
-    lines = (out / "calls.md").read_text().splitlines()
+    lines = (out / "nfe.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert rows[0][:3] == ["", "NFE", "Fréchet distance"]
     assert [row[:2] for row in rows[2:]] == [
         ["ancestral", "20"], ["DDIM, uniform", "4"], ["DDIM, quadratic", "4"],
         ["DPM-Solver++, uniform", "4"], ["DPM-Solver++, quadratic", "4"], ["held-out images, 70", "-"],
     ]  # fmt: skip
-    found = json.loads((out / "calls.json").read_text())["rows"]
+    found = json.loads((out / "nfe.json").read_text())["rows"]
     assert [*found] == [*(f"{label}, {n} calls" for label, n, *_ in rows[2:-1]), "held-out images"]
     assert "| dpm_solver_pp 4 of 20 steps quadratic order=2" in found["DPM-Solver++, quadratic, 4 calls"][0]
     alone = ddim_context(folder, out, sampler="ddim", steps=4, spacing="quadratic")
     again = samples.measure_and_write(alone, SamplesOptions(common=alone.flags, num=66, sets=2))
     assert protocol.format_line(again[0]) == found["DDIM, quadratic, 4 calls"][0]
-    assert data.read_png(out / "calls.png").text["legend"] == nfe.LEGEND
-    assert "curves in calls.png" in capsys.readouterr().out
+    assert data.read_png(out / "nfe.png").text["legend"] == nfe.LEGEND
+    assert "curves in nfe.png" in capsys.readouterr().out
 
 
 def test_calls_goes_from_few_steps_to_many_and_once_through_the_complete_chain():
@@ -58,7 +58,7 @@ def test_calls_goes_from_few_steps_to_many_and_once_through_the_complete_chain()
     ],
 )
 def test_calls_refuses_before_anything_is_drawn(run_folder, tmp_path, capsys, flags, text):
-    assert cli.call(["evaluate", str(run_folder), "calls", *flags, "--out", str(tmp_path)]) == 2
+    assert cli.call(["evaluate", str(run_folder), "nfe", *flags, "--out", str(tmp_path)]) == 2
     assert text in capsys.readouterr().err
 
 
