@@ -172,7 +172,7 @@ def test_few_images_are_not_judged():
 
 
 def verdict(samples, train, held_out):
-    return monitors.memorisation(samples, monitors.distance_reference(train, held_out))
+    return monitors.memorisation_report(samples, monitors.distance_reference(train, held_out))
 
 
 def test_half_of_the_held_out_digits_are_new_to_the_training_images():
@@ -370,9 +370,9 @@ PAIRS = np.ones((3, 2))
         ),
         (
             lambda: verdict(COLOUR, GREY, GREY),
-            "memorisation: expected samples like the training images, 64 values of type uint8 each, got 192 of type",
+            "memorisation_report: expected samples .* images, 64 values of type uint8 each, got 192 of type",
         ),
-        (lambda: verdict(GREY[:0], GREY, GREY), r"memorisation: expected images .*got uint8 \(0, 8, 8, 1\)"),
+        (lambda: verdict(GREY[:0], GREY, GREY), r"memorisation_report: expected images .*got uint8 \(0, 8, 8, 1\)"),
         (
             lambda: monitors.memorisation_from_distances(PAIRS[:, :1], PAIRS),
             r"memorisation_from_distances: expected samples \[n, 2\] .*got shape \(3, 1\)",

@@ -127,7 +127,7 @@ def find_neighbours(
     embedded = space.embed(reference)
     near = manifold.nearest(space.embed(drawn), embedded, k)
     known = manifold.nearest(space.embed(held_out), embedded).distances[:, 0] if len(held_out) else np.zeros(0)
-    verdict = monitors.memorisation(drawn, monitors.distance_reference(reference, held_out))
+    verdict = monitors.memorisation_report(drawn, monitors.distance_reference(reference, held_out))
     return Neighbours(near.distances / space.scale, near.indices, known / space.scale, verdict)
 
 

@@ -28,14 +28,14 @@ from ddpm_jax.metrics.monitors.memorisation import (
     DistanceReference,
     MemorisationReport,
     distance_reference,
-    memorisation,
     memorisation_from_distances,
+    memorisation_report,
 )
 
 __all__ = [
     "ChannelMoments", "ColourShift", "ColourStatistics", "Difference", "DistanceReference", "MemorisationReport",
     "Reference", "Report", "colour_shift", "colour_statistics", "distance_reference", "lines", "loss_by_tenth",
-    "loss_by_tenth_line", "memorisation", "memorisation_from_distances", "metrics", "reference", "report",
+    "loss_by_tenth_line", "memorisation_from_distances", "memorisation_report", "metrics", "reference", "report",
 ]  # fmt: skip
 
 MAX_COLOUR_IMAGES = 50_000
@@ -78,10 +78,10 @@ def report(samples: np.ndarray, reference: Reference) -> Report:
     """The comparison of samples, uint8 or uint16 [n, H, W, C] as the training images, with the reference.
 
     Raises:
-        ValueError: as `colour_statistics`, `colour_shift` and `memorisation`.
+        ValueError: as `colour_statistics`, `colour_shift` and `memorisation_report`.
     """
     colours, data = colour_statistics(samples, reference.levels), reference.colours
-    return Report(colours, data, colour_shift(colours, data), memorisation(samples, reference.distances))
+    return Report(colours, data, colour_shift(colours, data), memorisation_report(samples, reference.distances))
 
 
 def loss_by_tenth(t: np.ndarray, loss: np.ndarray, T: int) -> np.ndarray:

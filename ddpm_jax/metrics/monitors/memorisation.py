@@ -83,18 +83,18 @@ def distance_reference(train: np.ndarray, held_out: np.ndarray) -> DistanceRefer
     return DistanceReference(rows, np.concatenate([distances, others]), "held-out and left-out training")
 
 
-def memorisation(samples: np.ndarray, reference: DistanceReference) -> MemorisationReport:
+def memorisation_report(samples: np.ndarray, reference: DistanceReference) -> MemorisationReport:
     """The test for copies among samples, uint8 or uint16 [n, H, W, C] as the training images.
 
     Raises:
         ValueError: if there are no samples, or they differ from the training images in size or type.
     """
-    check_images("memorisation", samples)
+    check_images("memorisation_report", samples)
     rows = samples.reshape(len(samples), -1)
     if (rows.shape[1], rows.dtype) != (reference.train.shape[1], reference.train.dtype):
         raise ValueError(
-            f"memorisation: expected samples like the training images, {reference.train.shape[1]} values of type "
-            f"{reference.train.dtype} each, got {rows.shape[1]} of type {rows.dtype}"
+            f"memorisation_report: expected samples like the training images, {reference.train.shape[1]} values of "
+            f"type {reference.train.dtype} each, got {rows.shape[1]} of type {rows.dtype}"
         )
     return memorisation_from_distances(
         _distances(rows, reference.train, 0), reference.distances, held_out_kind=reference.held_out_kind
