@@ -25,11 +25,7 @@ class EvaluationContext(NamedTuple):
         device = jax.devices()[0]
         return {
             "run": str(self.model.workdir),
-            "versions": {
-                "ddpm_jax": ddpm_jax.__version__,
-                "jax": jax.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__, "python": platform.python_version()},
             "machine": {"platform": device.platform, "kind": device.device_kind, "devices": jax.device_count()},
             "tile": self.model.tile,
         }
@@ -48,6 +44,10 @@ class Split(NamedTuple):
     name: str
     images: data.Pixels
 
+    def describe(self) -> str:
+        """Name and number of images."""
+        return f"{self.name} n={len(self.images)}"
+
 
 def open_context(run: str, flags_given: CommonFlags) -> EvaluationContext:
     """The evaluation context of a run's folder and flags.
@@ -63,9 +63,8 @@ def open_context(run: str, flags_given: CommonFlags) -> EvaluationContext:
     )
     model = model.with_request(pipeline.parse_request(flags_given.condition_request, flags_given.sampling, model))
     _ = model.integer_levels  # raises for floating-point images
-    return EvaluationContext(
-        model, flags_given, pathlib.Path(flags_given.out) if flags_given.out else model.workdir / "evaluation"
-    )
+    out = pathlib.Path(flags_given.out) if flags_given.out else model.workdir / "evaluation"
+    return EvaluationContext(model, flags_given, out)
 
 
 def load_images(context: EvaluationContext, stream: bool | None = None) -> data.Dataset:
@@ -93,11 +92,7 @@ def check_comparable(
 
 
 def select_split(images: data.Dataset, side: Literal["train", "test"], num: int | None = None) -> Split:
-    """A split of a data set, or its first `num` images.
-
-    Raises:
-        ValueError: if it has fewer images.
-    """
+    """A split of a data set, or its first `num` images; a ValueError if it has fewer images."""
     whole = images.train if side == "train" else images.test
     if num is not None and not 1 <= num <= len(whole):
         raise ValueError(f"--num must be 1 to {len(whole)}, the images in {images.name}'s {side} split, got {num}")

@@ -20,38 +20,32 @@ SAVE_SECONDS = 20.0
 
 
 class VlbResult(NamedTuple):
-    """The bound of n images, in bits per dimension where no other unit is given.
+    """The bound of n images, in bits per dimension where no other unit is given; its m steps ascend from L_0.
 
-    Attributes:
-        chain: [m+1] the falling times; empty for an estimate.
-        total, rate, distortion, prior: [n] the bound, and its three parts: KL terms without the prior's, L_0, L_T.
-        squared_error: [n] of the last predicted x_0, data units.
-        terms, terms_squared, errors: [m] sums over images of each step's term, of its square, and of the squared
-            error of x_0 there, ascending from L_0; empty for an estimate.
-        done: [] number of images measured so far.
+    What has a value for each step is empty for an estimate.
     """
 
-    chain: np.ndarray
-    total: np.ndarray
-    rate: np.ndarray
-    distortion: np.ndarray
-    prior: np.ndarray
-    squared_error: np.ndarray
-    terms: np.ndarray
-    terms_squared: np.ndarray
-    errors: np.ndarray
-    done: np.ndarray
+    chain: np.ndarray  # [m+1] the falling times
+    total: np.ndarray  # [n] the bound, of the following three parts
+    rate: np.ndarray  # [n] the KL terms without the prior's
+    distortion: np.ndarray  # [n] L_0
+    prior: np.ndarray  # [n] L_T
+    squared_error: np.ndarray  # [n] of the last predicted x_0, data units
+    terms: np.ndarray  # [m] sums over images of each step's term
+    terms_squared: np.ndarray  # [m] of its square
+    errors: np.ndarray  # [m] of the squared error of x_0 there
+    done: np.ndarray  # [] number of images measured so far
 
 
 def run(context: EvaluationContext, options: LikelihoodOptions) -> int:
     """Measures, prints and writes the bound; status 4 if interrupted."""
     context = with_full_chain(context)
     split = select_split(load_images(context), options.split, options.num)
-    vlb = load_or_measure(context, split, options)
-    if vlb is None:
+    found = load_or_measure(context, split, options)
+    if found is None:
         return 4
-    for number in measurements(context, split, options, vlb):
-        print(protocol.format_line(number))
+    vlb, measured = found
+    print(*map(protocol.format_line, measured), sep="\n")
     name = result_path(context, split, options)
     print(f"written to {name}.json; values of each image and of each step in {name}.npz")
     model, n = context.model, len(vlb.total)
@@ -70,24 +64,25 @@ def with_full_chain(context: EvaluationContext) -> EvaluationContext:
     return context._replace(model=model.with_request(model.request, steps=model.config.schedule.T))
 
 
-def load_or_measure(context: EvaluationContext, split: Split, options: LikelihoodOptions) -> VlbResult | None:
-    """The bound of each image: read from the results folder, or measured and written there as NAME.json, .npz.
+def load_or_measure(
+    context: EvaluationContext, split: Split, options: LikelihoodOptions
+) -> tuple[VlbResult, list[Measurement]] | None:
+    """The bound: read from the results folder, or measured and written there as NAME.json, .npz; None if interrupted.
 
-    None if interrupted.
+    The numbers are the bound over the set, its three parts, and the distortion as a root mean square error of 0..255.
     """
     name = result_path(context, split, options)
-    if process.any_process(name.with_suffix(".json").exists()):
-        if process.is_main_process():
-            name.with_suffix(".part.npz").unlink(missing_ok=True)  # of a process that was killed as it ended
-        return load(name.with_suffix(".npz"))
-    vlb = measure(context, split, options, name.with_suffix(".part.npz"))
-    if vlb is not None and process.is_main_process():
-        save(name.with_suffix(".npz"), vlb)
-        protocol.write_measurements(
-            name.with_suffix(".json"), measurements(context, split, options, vlb), context.made_with()
-        )
-        name.with_suffix(".part.npz").unlink(missing_ok=True)
-    return vlb
+    part, is_there = name.with_suffix(".part.npz"), process.any_process(name.with_suffix(".json").exists())
+    vlb = load(name.with_suffix(".npz")) if is_there else measure(context, split, options, part)
+    if vlb is None:
+        return None
+    measured = measurements(vlb, protocol_fields(context, split, options))
+    if process.is_main_process():
+        if not is_there:
+            save(name.with_suffix(".npz"), vlb)
+            protocol.write_measurements(name.with_suffix(".json"), measured, context.made_with())
+        part.unlink(missing_ok=True)  # also that of a process that was killed as it ended
+    return vlb, measured
 
 
 def result_path(context: EvaluationContext, split: Split, options: LikelihoodOptions) -> pathlib.Path:
@@ -132,10 +127,9 @@ def tile_function(model: pipeline.Pipeline, options: LikelihoodOptions) -> tiles
 
     An estimate has two rows of terms, L_0 and the estimated sum of the others.
     """
-    decoder = {"discretized": likelihood.discretized_gaussian, "tanh": likelihood.discretized_gaussian_tanh}[
-        options.decoder
-    ]
-    decoder, schedule, mix = decoder(model.integer_levels), model.schedule, model.config.sampling.variance_mix
+    decoders = {"discretized": likelihood.discretized_gaussian, "tanh": likelihood.discretized_gaussian_tanh}
+    decoder = decoders[options.decoder](model.integer_levels)
+    schedule, mix = model.schedule, model.config.sampling.variance_mix
 
     def tile(params, key, tile):
         indices, integers = tile
@@ -188,11 +182,7 @@ def accumulate(vlb: VlbResult, results, first: int, shape: tuple[int, ...]) -> N
 
 
 def protocol_fields(context: EvaluationContext, split: Split, options: LikelihoodOptions) -> protocol.Protocol:
-    """The protocol fields of the bound.
-
-    Raises:
-        ValueError: if --estimate is below 1 or combined with fewer steps.
-    """
+    """The protocol fields of the bound; a ValueError if --estimate is below 1 or combined with fewer steps."""
     model, c = context.model, context.model.config
     T, steps = c.schedule.T, len(model.times) - 1
     if options.estimate is not None:
@@ -215,11 +205,9 @@ def protocol_fields(context: EvaluationContext, split: Split, options: Likelihoo
     }
 
 
-def measurements(
-    context: EvaluationContext, split: Split, options: LikelihoodOptions, vlb: VlbResult
-) -> list[Measurement]:
-    """The bound over the set, its three parts, and the distortion as a root mean square error of 0..255."""
-    fields, n = protocol_fields(context, split, options), len(vlb.total)
+def measurements(vlb: VlbResult, fields: protocol.Protocol) -> list[Measurement]:
+    """The numbers of a bound, see `load_or_measure`."""
+    n = len(vlb.total)
 
     def mean(name: str, values: np.ndarray) -> Measurement:
         error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
@@ -243,11 +231,7 @@ def save(path: pathlib.Path, vlb: VlbResult) -> None:
 
 
 def load(path: pathlib.Path) -> VlbResult:
-    """A result that `save` wrote.
-
-    Raises:
-        ValueError: naming the file, if it is damaged.
-    """
+    """A result that `save` wrote; a ValueError names a damaged file."""
     arrays = protocol.load_npz(path)
     if set(arrays) != set(VlbResult._fields):
         raise ValueError(f"{path} holds {', '.join(sorted(arrays))}, which is no bound: remove it")

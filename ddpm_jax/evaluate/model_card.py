@@ -39,25 +39,15 @@ FORMER_COMMANDS = {"calls": "nfe"}
 
 
 class ResultFile(NamedTuple):
-    """A JSON file of the evaluation.
-
-    Attributes:
-        path: of the JSON file.
-        kind: the command that wrote it.
-        same_weights: whether it is of the same weights as the model card.
-        measurements: those in the file, with their protocols.
-        lines: the numbers and their protocols, one to a line.
-        made_with: versions and machine.
-        verdict: of the memorisation check; empty if the file has none.
-    """
+    """A JSON file of the evaluation."""
 
     path: pathlib.Path
-    kind: str
-    same_weights: bool
+    kind: str  # the command that wrote it
+    same_weights: bool  # whether it is of the same weights as the model card
     measurements: list[protocol.Measurement]
-    lines: list[str]
-    made_with: dict[str, Any]
-    verdict: str
+    lines: list[str]  # the numbers and their protocols, one to a line; of a table, all its numbers
+    made_with: dict[str, Any]  # versions and machine
+    verdict: str  # of the memorisation check; empty if the file has none
 
 
 class ModelCard:
@@ -90,10 +80,6 @@ class ModelCard:
         link = urllib.parse.quote(path.relative_to(self.folder).as_posix())
         self.add(f"![{escape_markdown(caption.partition(':')[0])}]({link})", escape_markdown(caption))
 
-    def text(self) -> str:
-        """The Markdown text."""
-        return "\n\n".join(self.parts) + "\n"
-
 
 def run(context: EvaluationContext, options: ReportOptions) -> int:
     """Writes report.md; prints its path and the missing results."""
@@ -113,8 +99,14 @@ def run(context: EvaluationContext, options: ReportOptions) -> int:
     lines = "\n".join(f"- {escape_markdown(line)}" for line in card.missing)
     card.add("## What is missing", lines or "Nothing: every command has been run on these weights.")
     add_limitations(card, context, config, results)
-    add_reproduction(card, context)
-    (home / "report.md").write_text(card.text(), encoding="utf-8")
+    commands = "\n".join(command_line(context, kind) for kind in [*COMMANDS, "report"])
+    card.add(
+        "## How to reproduce",
+        "RUN is the run's folder, and a config file with the fields above trains it again.  The commands have their "
+        "defaults; where a protocol differs (n, seed, sampler and the like), give the flags: see --help.",
+        f"```\npython train.py CONFIG.py --workdir RUN\n{commands}\n```",
+    )
+    (home / "report.md").write_text("\n\n".join(card.parts) + "\n", encoding="utf-8")
     count = sum(len(result.lines) for result in results)
     print(f"{home / 'report.md'}: {count} numbers from {len(results)} files of {context.out}")
     for line in card.missing:
@@ -189,9 +181,9 @@ def add_config(card: ModelCard, config: configs.Config) -> None:
     """Adds the fields that differ from their defaults, and all fields."""
     card.add("## Config")
     changed = [line.partition(": ") for line in configs.differences(configs.Config(), config)]
-    rows = [(field, *values.partition(" -> ")[::2]) for field, _, values in changed]
+    rows = [(f"`{field}`", *values.partition(" -> ")[::2]) for field, _, values in changed]
     if rows:
-        card.add_table(("field", "default", "here"), [(f"`{field}`", old, new) for field, old, new in rows])
+        card.add_table(("field", "default", "here"), rows)
     else:
         card.add("Every field has its default.")
     card.add(f"<details><summary>All fields</summary>\n\n{code_block('json', configs.to_json(config))}\n\n</details>")
@@ -263,10 +255,8 @@ def add_measurements(card: ModelCard, results: Sequence[ResultFile]) -> None:
     for result in some:
         table = result.path.with_suffix(".md")
         if result.kind in ("table", "nfe", "rate_distortion") and table.exists():
-            card.add(
-                f"{COMMANDS[result.kind].capitalize()}, {result.path.name}:",
-                table.read_text(encoding="utf-8").split("\n\n")[0],
-            )
+            content = table.read_text(encoding="utf-8").split("\n\n")[0]
+            card.add(f"{COMMANDS[result.kind].capitalize()}, {result.path.name}:", content)
     for result in some:
         lines = "\n".join(result.lines)
         what = COMMANDS.get(result.kind, escape_markdown(result.kind))
@@ -308,8 +298,7 @@ def add_limitations(
     if counts and counts[0] < samples.RECOMMENDED_NUM:
         lines.append(
             f"some numbers rest on {counts[0]:,} images: Fréchet distances of fewer than {samples.RECOMMENDED_NUM:,} "
-            "are too "
-            "large by a bias of their own, and shares and quantiles are as coarse as so few allow."
+            "are too large by a bias of their own, and shares and quantiles are as coarse as so few allow."
         )
     if any("classifier" in str(f.get("features", "")) for f in fields):
         lines.append("Fréchet distances through the classifier's features are not FID: no published number compares.")
@@ -320,17 +309,6 @@ def add_limitations(
     )
     lines.append("each number is of one training run: its variance over training seeds is not known.")
     card.add("## Limits", "\n".join(f"- {line}" for line in lines))
-
-
-def add_reproduction(card: ModelCard, context: EvaluationContext) -> None:
-    """Adds the commands that make all results."""
-    kinds = "\n".join(command_line(context, kind) for kind in [*COMMANDS, "report"])
-    card.add(
-        "## How to reproduce",
-        "RUN is the run's folder, and a config file with the fields above trains it again.  The commands have their "
-        "defaults; where a protocol differs (n, seed, sampler and the like), give the flags: see --help.",
-        f"```\npython train.py CONFIG.py --workdir RUN\n{kinds}\n```",
-    )
 
 
 def escape_markdown(text: str) -> str:

@@ -14,13 +14,7 @@ LEGEND = "Fréchet distance of samples to the training images against function e
 
 
 class Row(NamedTuple):
-    """The measurements of a sampler with a number of steps.
-
-    Attributes:
-        label: sampler and spacing, the name of its line in the figure.
-        nfe: function evaluations of the network per image.
-        measurements: those of `samples.measure_and_write`.
-    """
+    """Sample metrics of a sampler with a spacing, its label in the figure, at so many function evaluations."""
 
     label: str
     nfe: int
@@ -54,11 +48,7 @@ def run(context: EvaluationContext, options: NfeOptions) -> int:
 
 
 def sampler_grid(options: NfeOptions, T: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Label and sampling options of each row.
-
-    Raises:
-        ValueError: as `run`.
-    """
+    """Label and sampling options of each row; errors as in `run`."""
     steps_of = {name: sorted(set(getattr(options, name))) for name in SAMPLER_NAMES}
     if not any(steps_of.values()):
         raise ValueError(

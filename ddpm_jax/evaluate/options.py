@@ -54,7 +54,19 @@ class ImageOptions(EvaluationOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class LikelihoodOptions(EvaluationOptions):
+class SplitOptions(EvaluationOptions):
+    """Images of a split whose likelihood is bounded."""
+
+    split: Literal["train", "test"] = "test"
+    """The split to evaluate."""
+    num: flags.OptionalFlag[int] = None
+    """Only the first NUM images."""
+    seed: int = 0
+    """Seed of the noise of each x_t."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodOptions(SplitOptions):
     """Bits per dimension of a split by the variational bound, with rate, distortion and prior.
 
     The exact bound has every term of the chain, one function evaluation per image and step.  --estimate draws two times
@@ -63,16 +75,10 @@ class LikelihoodOptions(EvaluationOptions):
     The exact bound of all steps also leaves x0_errors.json in the run, for --sampler analytic, unless --out is given.
     """
 
-    split: Literal["train", "test"] = "test"
-    """The split to evaluate."""
-    num: flags.OptionalFlag[int] = None
-    """Only the first NUM images."""
     estimate: flags.OptionalFlag[int] = None
     """Strata of the estimate (default: the exact bound)."""
     decoder: Literal["discretized", "tanh"] = "discretized"
     """L_0's decoder: the exact normal CDF, or the original's approximation, at least 1e-12."""
-    seed: int = 0
-    """Seed of the noise of each x_t."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,20 +229,13 @@ class InterpolationOptions(EvaluationOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class RateDistortionOptions(EvaluationOptions):
+class RateDistortionOptions(SplitOptions):
     """Rate and distortion along the chain, from the exact bound (section 4.3, figure 5 and table 4 of the paper).
 
     No codec is run: the rates are those of an ideal one, given a procedure that sends a sample of q
     to a receiver who knows p in KL(q || p) bits, as the paper assumes.  A result of the likelihood command for the same
     images is reused.
     """
-
-    split: Literal["train", "test"] = "test"
-    """The split to evaluate."""
-    num: flags.OptionalFlag[int] = None
-    """Only the first NUM images."""
-    seed: int = 0
-    """Seed of the noise of each x_t."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,23 +24,14 @@ class MissingExtra(ValueError):
 
 
 class Panel(NamedTuple):
-    """One plot: axes and lines.
+    """One plot: axes and lines."""
 
-    Attributes:
-        x: [n] where the values are.
-        ys: name -> [n] values.  Values that are not finite are left out.
-        xlabel, ylabel: what the axes are, with units.
-        title: above the axes.
-        errors: name -> [n] standard errors of the line of that name, shaded to both sides.
-        xscale, yscale: of the axes.
-    """
-
-    x: ArrayLike
-    ys: Mapping[str, ArrayLike]
-    xlabel: str
+    x: ArrayLike  # [n] where the values are
+    ys: Mapping[str, ArrayLike]  # name -> [n] values.  Values that are not finite are left out
+    xlabel: str  # with units
     ylabel: str
-    title: str = ""
-    errors: Mapping[str, ArrayLike] = {}
+    title: str = ""  # above the axes
+    errors: Mapping[str, ArrayLike] = {}  # name -> [n] standard errors of the line of that name, shaded to both sides
     xscale: Scale = "linear"
     yscale: Scale = "linear"
 

@@ -23,29 +23,18 @@ _UNLABELLED_FIELDS = ("data", "reference", "samples", "method", "variance", "dec
 
 
 class Measurement(NamedTuple):
-    """A measured number.
+    """A measured number."""
 
-    Attributes:
-        name: of the quantity, with its unit.
-        value: the number.
-        error: its standard error, nan where none is known.
-        protocol: the settings that it depends on.
-    """
-
-    name: str
+    name: str  # of the quantity, with its unit
     value: float
-    error: float
-    protocol: Protocol
+    error: float  # the standard error; nan where none is known
+    protocol: Protocol  # the settings that the number depends on
 
 
 def format_line(measurement: Measurement) -> str:
     """The number and its protocol: "bits/dim 3.750 ± 0.010 | n=10000 | exact T=1000 | ..."; each field is in it."""
-    return " | ".join(
-        [
-            f"{measurement.name} {format_value(measurement.value, measurement.error)}",
-            *map(_format_field, measurement.protocol.items()),
-        ]
-    )
+    number = f"{measurement.name} {format_value(measurement.value, measurement.error)}"
+    return " | ".join([number, *map(_format_field, measurement.protocol.items())])
 
 
 def format_value(value: float, error: float = math.nan) -> str:
@@ -85,11 +74,7 @@ def write_measurements(path: pathlib.Path, measurements: Sequence[Measurement], 
 
 
 def read_measurements(path: pathlib.Path) -> list[Measurement]:
-    """The numbers that `write_measurements` wrote.
-
-    Raises:
-        ValueError: naming the file, if it is damaged.
-    """
+    """The numbers that `write_measurements` wrote; a ValueError names a damaged file."""
     nan = math.nan
     try:
         rows = json.loads(path.read_bytes())["numbers"]

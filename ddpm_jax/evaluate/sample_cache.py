@@ -25,24 +25,20 @@ def protocol_fields(context: EvaluationContext, seed: int, form: Format) -> prot
     steps = f"{s.steps} steps" if s.steps == T else f"{s.steps} of {T} steps {s.spacing}"
     errors = context.model.x0_mse_digest
     integers = "uint8" if context.model.integer_levels <= 256 else "uint16"
+    condition = {}
+    if is_conditional(c):
+        interval = " at t {}..{}".format(*s.guidance_interval) if s.guidance_interval else ""
+        asked = context.model.request.describe(context.model.label_names)
+        condition = {"asked": asked, "guidance": f"{s.guidance:g}{interval}"}
     return {
         "samples": f"{s.sampler} {steps}{how}",
         **({"x0_errors": errors.removeprefix("sha256:")[:12]} if errors else {}),
         **denoiser_options(c),
-        **_condition_fields(context),
+        **condition,
         "format": integers if form == "integer" else "float",
         **context.weights_fields(),
         "seed": seed,
     }
-
-
-def _condition_fields(context: EvaluationContext) -> protocol.Protocol:
-    """The protocol fields of the condition; none for an unconditional network."""
-    if not is_conditional(context.model.config):
-        return {}
-    s, request = context.model.config.sampling, context.model.request
-    interval = " at t {}..{}".format(*s.guidance_interval) if s.guidance_interval else ""
-    return {"asked": request.describe(context.model.label_names), "guidance": f"{s.guidance:g}{interval}"}
 
 
 def ensure_samples(context: EvaluationContext, num: int, seed: int, form: Format) -> pathlib.Path | None:
@@ -50,13 +46,6 @@ def ensure_samples(context: EvaluationContext, num: int, seed: int, form: Format
 
     With several processes all draw, and the first goes on alone: the others end here, by SystemExit.
     """
-    folder = _draw_missing(context, num, seed, form)
-    if folder is not None and not process.is_main_process():
-        raise SystemExit(0)
-    return folder
-
-
-def _draw_missing(context: EvaluationContext, num: int, seed: int, form: Format) -> pathlib.Path | None:
     model, fields = context.model, {**protocol_fields(context, seed, form), "tile": context.model.tile}
     folder = context.out / "draws" / protocol.short_hash(fields)
     if process.is_main_process():
@@ -67,7 +56,11 @@ def _draw_missing(context: EvaluationContext, num: int, seed: int, form: Format)
         for drawn in model.draw(seed=seed, start=done, num=num - done):
             yield to_levels(drawn.x, model.integer_levels, form)
 
-    return folder if image_parts.complete_parts(folder, num, missing) else None
+    if not image_parts.complete_parts(folder, num, missing):
+        return None
+    if not process.is_main_process():
+        raise SystemExit(0)
+    return folder
 
 
 def to_levels(x: np.ndarray, levels: int, form: Format) -> np.ndarray:

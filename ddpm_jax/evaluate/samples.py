@@ -24,17 +24,11 @@ PRECISION_K, COVERAGE_K = 3, 5  # as in the papers
 
 
 class FeatureStatistics(NamedTuple):
-    """Features of a set of images, summarised.
+    """Features of a set of images, summarised."""
 
-    Attributes:
-        halves: moments of the features of the set's first and second half.
-        features: [m, d] those of the first images, at most MANIFOLD_IMAGES.
-        scores: [n, c] class probabilities, or logits, of all images.
-    """
-
-    halves: tuple[frechet.Moments, frechet.Moments]
-    features: np.ndarray
-    scores: np.ndarray
+    halves: tuple[frechet.Moments, frechet.Moments]  # moments of the features of the set's first and second half
+    features: np.ndarray  # [m, d] those of the first images, at most MANIFOLD_IMAGES
+    scores: np.ndarray  # [n, c] class probabilities, or logits, of all images
 
     def moments(self) -> frechet.Moments:
         """Of the whole set."""
@@ -42,21 +36,15 @@ class FeatureStatistics(NamedTuple):
 
 
 class Extractor(NamedTuple):
-    """A feature extractor.
+    """A feature extractor."""
 
-    Attributes:
-        name: what it is, with the fingerprint of its weights.
-        distance_name: what the Fréchet distance of its features is called.
-        dimension: of its features.
-        extract: images [n, H, W, C] -> features [n, d], scores [n, c].
-        extra_metrics: (samples, reference) -> further numbers: name, value, error.
-    """
-
-    name: str
-    distance_name: str
-    dimension: int
+    name: str  # what it is, with the fingerprint of its weights
+    distance_name: str  # what the Fréchet distance of its features is called
+    dimension: int  # of its features
+    # images [n, H, W, C] -> features [n, d], scores [n, c]
     extract: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-    extra_metrics: Callable[[FeatureStatistics, FeatureStatistics], list[tuple[str, float, float]]]
+    # (samples, reference) -> further numbers: name and value
+    extra_metrics: Callable[[FeatureStatistics, FeatureStatistics], list[tuple[str, float]]]
 
 
 def run(context: EvaluationContext, options: SamplesOptions) -> int:
@@ -64,8 +52,7 @@ def run(context: EvaluationContext, options: SamplesOptions) -> int:
     measured = measure_and_write(context, options)
     if measured is None:
         return 4
-    for number in measured:
-        print(protocol.format_line(number))
+    print(*map(protocol.format_line, measured), sep="\n")
     print(f"written to {result_path(context, measured)}")
     return 0
 
@@ -101,17 +88,7 @@ def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measure
         edges = [options.num * i for i in range(options.sets + 1)]
         sets = [image_parts.read_chunks(folder, first, stop) for first, stop in itertools.pairwise(edges)]
         fields = sample_cache.protocol_fields(context, options.seed, options.format)
-    reference = cached_reference(context, reference_split, extractor)
-    fields = {
-        "n": options.num,
-        "sets": options.sets,
-        "reference": f"{reference_split.name} n={len(reference_split.images)}",
-        "features": extractor.name,
-        **fields,
-    }
-    return mean_over_sets(
-        [compare_features(accumulate(chunks, extractor, options.num), reference, extractor) for chunks in sets], fields
-    )
+    return compare_sets(context, sets, options.num, reference_split, extractor, fields)
 
 
 def held_out_baseline(context: EvaluationContext, options: SamplesOptions) -> list[Measurement]:
@@ -120,12 +97,7 @@ def held_out_baseline(context: EvaluationContext, options: SamplesOptions) -> li
     held, reference_split = select_split(loaded, "test"), select_split(loaded, options.reference)
     n = min(options.num, len(held.images))
     check_count(extractor, n)
-    fields = {
-        "n": n, "sets": 1, "reference": f"{reference_split.name} n={len(reference_split.images)}",
-        "features": extractor.name, "data": held.name,
-    }  # fmt: skip
-    reference = cached_reference(context, reference_split, extractor)
-    return mean_over_sets([compare_features(accumulate([held.images[:n]], extractor, n), reference, extractor)], fields)
+    return compare_sets(context, [[held.images[:n]]], n, reference_split, extractor, {"data": held.name})
 
 
 def train_baseline(context: EvaluationContext, options: SamplesOptions) -> list[Measurement]:
@@ -134,10 +106,8 @@ def train_baseline(context: EvaluationContext, options: SamplesOptions) -> list[
     Raises:
         ValueError: if fewer training images would be left than are taken out.
     """
-    extractor, train = (
-        load_extractor(context.model, options.features, options.inception_weights),
-        select_split(load_images(context), "train"),
-    )
+    extractor = load_extractor(context.model, options.features, options.inception_weights)
+    train = select_split(load_images(context), "train")
     check_count(extractor, options.num)
     total = len(train.images)
     if total < 2 * options.num:
@@ -161,34 +131,33 @@ def load_extractor(model: pipeline.Pipeline, features: str, inception_weights: s
     if features == "inception":
         net = inception.load(model.integer_levels, weights=inception_weights)
 
-        def scores(statistics: FeatureStatistics, reference: FeatureStatistics) -> list[tuple[str, float, float]]:
+        def scores(statistics: FeatureStatistics, reference: FeatureStatistics) -> list[tuple[str, float]]:
             kid = inception.kernel_distance(statistics.features, reference.features)
             score = inception.inception_score(statistics.scores)
             return [
-                ("inception score", score.mean, math.nan),
-                ("inception score, deviation over 10 splits", score.std, math.nan),
-                ("KID", kid.mean, math.nan),
-                ("KID, deviation over 100 subsets", kid.std, math.nan),
+                ("inception score", score.mean),
+                ("inception score, deviation over 10 splits", score.std),
+                ("KID", kid.mean),
+                ("KID, deviation over 100 subsets", kid.std),
             ]
 
         return Extractor(f"{net.name} {net.fingerprint}", "FID", net.dimension, net, scores)
     network = classifier.load(classifier.name_for_images(model.shape, model.integer_levels))
 
-    def classes(statistics: FeatureStatistics, reference: FeatureStatistics) -> list[tuple[str, float, float]]:
+    def classes(statistics: FeatureStatistics, reference: FeatureStatistics) -> list[tuple[str, float]]:
         coverage = classifier.class_coverage(statistics.scores, reference.scores)
-        known, nan = float((reference.scores.max(1) > classifier.CONFIDENT).mean()), math.nan
+        known = float((reference.scores.max(1) > classifier.CONFIDENT).mean())
         if known < 0.5:
             print(f"warning: the {network.name} classifier has a confidence above 0.9 on {known:.0%} of the reference "
                   "images: was it trained on such images?", file=sys.stderr)  # fmt: skip
         return [
-            (f"classes present, of {coverage.classes}", coverage.present, nan),
-            ("distance of class shares", coverage.total_variation, nan),
-            ("share with p > 0.9", coverage.confident, nan),
+            (f"classes present, of {coverage.classes}", coverage.present),
+            ("distance of class shares", coverage.total_variation),
+            ("share with p > 0.9", coverage.confident),
         ]
 
-    return Extractor(
-        f"{network.name}-classifier {network.fingerprint}", "Fréchet distance", network.dimension, network, classes
-    )
+    name = f"{network.name}-classifier {network.fingerprint}"
+    return Extractor(name, "Fréchet distance", network.dimension, network, classes)
 
 
 def check_count(extractor: Extractor, num: int, flag: str = "--num") -> None:
@@ -217,33 +186,47 @@ def accumulate(chunks: Iterable[np.ndarray], extractor: Extractor, n: int) -> Fe
     return FeatureStatistics((halves[0], halves[1]), np.concatenate(features), np.concatenate(scores))
 
 
+def compare_sets(
+    context: EvaluationContext,
+    sets: Sequence[Iterable[np.ndarray]],
+    n: int,
+    split: Split,
+    extractor: Extractor,
+    fields: protocol.Protocol,
+) -> list[Measurement]:
+    """The metrics of sets against a split; each set is n images, in chunks."""
+    reference = cached_reference(context, split, extractor)
+    compared = [compare_features(accumulate(chunks, extractor, n), reference, extractor) for chunks in sets]
+    described = {"n": n, "sets": len(sets), "reference": split.describe(), "features": extractor.name}
+    return mean_over_sets(compared, {**described, **fields})
+
+
 def compare_features(
     samples: FeatureStatistics, reference: FeatureStatistics, extractor: Extractor
-) -> list[tuple[str, float, float]]:
-    """Name, value and error of each number of one set against the reference."""
+) -> list[tuple[str, float]]:
+    """Name and value of each number of one set against the reference."""
     whole = reference.moments()
     near = manifold.precision_recall(samples.features, reference.features, k=PRECISION_K)
     dense = manifold.density_coverage(samples.features, reference.features, k=COVERAGE_K)
     few = min(half.n for half in samples.halves) <= extractor.dimension
     bias = math.nan if few else frechet.sampling_bias(*samples.halves, whole)
-    nan = math.nan
     return [
-        (extractor.distance_name, frechet.frechet_distance(samples.moments(), whole), nan),
-        (f"bias of the {extractor.distance_name} at this n", bias, nan),
-        (f"precision, k={PRECISION_K}", near.precision, nan),
-        (f"recall, k={PRECISION_K}", near.recall, nan),
-        (f"density, k={COVERAGE_K}", dense.density, nan),
-        (f"coverage, k={COVERAGE_K}", dense.coverage, nan),
+        (extractor.distance_name, frechet.frechet_distance(samples.moments(), whole)),
+        (f"bias of the {extractor.distance_name} at this n", bias),
+        (f"precision, k={PRECISION_K}", near.precision),
+        (f"recall, k={PRECISION_K}", near.recall),
+        (f"density, k={COVERAGE_K}", dense.density),
+        (f"coverage, k={COVERAGE_K}", dense.coverage),
         *extractor.extra_metrics(samples, reference),
     ]
 
 
-def mean_over_sets(sets: Sequence[list[tuple[str, float, float]]], fields: protocol.Protocol) -> list[Measurement]:
-    """Means over sets, and their standard errors; of a single set, its own."""
+def mean_over_sets(sets: Sequence[list[tuple[str, float]]], fields: protocol.Protocol) -> list[Measurement]:
+    """Means over sets, and their standard errors; nan of a single set."""
     numbers = []
     for same in zip(*sets, strict=True):
-        values = np.array([value for _, value, _ in same])
-        error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else same[0][2]
+        values = np.array([value for _, value in same])
+        error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         numbers.append(Measurement(same[0][0], float(values.mean()), error, fields))
     n, bias = fields["n"], numbers[1].value
     if isinstance(n, int) and n < RECOMMENDED_NUM:

@@ -20,11 +20,9 @@ def run(context: EvaluationContext, options: TableOptions) -> int:
     held = select_split(load_images(context), "test")
     num = options.num or min(len(held.images), samples.RECOMMENDED_NUM)
     sample_options = SamplesOptions(common=context.flags, num=num, sets=options.sets, seed=options.seed)
-    rows: list[tuple[str, list[Measurement]]] = [
-        ("held-out images", samples.held_out_baseline(context, sample_options))
-    ]
+    rows = {"held-out images": samples.held_out_baseline(context, sample_options)}
     if len(load_images(context).train) >= 2 * num:
-        rows.append(("training images, left out", samples.train_baseline(context, sample_options)))
+        rows["training images, left out"] = samples.train_baseline(context, sample_options)
     T = context.model.config.schedule.T
     variances: dict[str, dict[str, float]] = {"mix 0": {"variance_mix": 0.0}, "mix 1": {"variance_mix": 1.0}}
     if has_learned_variance(context.model.config):
@@ -37,9 +35,9 @@ def run(context: EvaluationContext, options: TableOptions) -> int:
         measured = measure_row(with_sampling(context, sampling), options, sample_options)
         if measured is None:
             return 4
-        rows.append((name, measured))
-    names = [*VLB_COLUMNS, *(number.name for number in rows[0][1])]
-    write_table(context, "table", [""], {name: ([name], numbers) for name, numbers in rows}, names)
+        rows[name] = measured
+    names = [*VLB_COLUMNS, *(number.name for number in rows["held-out images"])]
+    write_table(context, "table", [""], {name: ([name], numbers) for name, numbers in rows.items()}, names)
     return 0
 
 
@@ -59,10 +57,10 @@ def measure_row(
     if context.model.config.sampling.sampler == "ancestral":
         likelihood_options = LikelihoodOptions(common=context.flags, seed=options.seed, estimate=options.estimate)
         split = select_split(load_images(context), likelihood_options.split)
-        vlb = likelihood.load_or_measure(context, split, likelihood_options)
-        if vlb is None:
+        found = likelihood.load_or_measure(context, split, likelihood_options)
+        if found is None:
             return None
-        bounds = likelihood.measurements(context, split, likelihood_options, vlb)
+        bounds = found[1]
     drawn = samples.measure_and_write(context, dataclasses.replace(sample_options, common=context.flags))
     return None if drawn is None else bounds + drawn
 

@@ -32,8 +32,7 @@ def measured(run: EvaluationContext, options: LikelihoodOptions):
 
 
 def numbers(run: EvaluationContext, options: LikelihoodOptions):
-    chosen = select_split(load_images(run), options.split, options.num)
-    return {number.name: number for number in evaluated.measurements(run, chosen, options, measured(run, options))}
+    return {number.name: number for number in measured(run, options)[1]}
 
 
 HUNDRED = {estimate: LikelihoodOptions(num=100, estimate=estimate) for estimate in (None, 2)}
@@ -79,7 +78,7 @@ def test_the_command_says_what_the_function_says(run_folder, tmp_path):
 def test_the_estimate_is_within_three_standard_errors_of_the_exact_bound(run_folder, straight):
     run = of(run_folder, straight)
     exact, guess = (numbers(run, options)["bits/dim"] for options in HUNDRED.values())
-    exactly, guessed = (measured(run, options).total for options in HUNDRED.values())
+    exactly, guessed = (measured(run, options)[0].total for options in HUNDRED.values())
     error = (guessed - exactly).std(ddof=1) / 10  # the images are the same: what differs is the draw of times and noise
     assert 0 < abs(guess.value - exact.value) < 3 * error
     assert error < guess.error * 1.5

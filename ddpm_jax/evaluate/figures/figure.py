@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import data, keys, pipeline, process, samplers, tracking
-from ddpm_jax.evaluate import plots, protocol
+from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.context import EvaluationContext
 from ddpm_jax.evaluate.options import ImageOptions
 from ddpm_jax.evaluate.protocol import Measurement
@@ -61,13 +61,8 @@ class FigureFiles:
         with self.path.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
             table.writerow(header)
-            for row in rows:
-                table.writerow([_format_cell(value) for value in row])
+            table.writerows(map(_format_cell, row) for row in rows)
         print(f"table in {self.path.name}.csv")
-
-    def save_curves(self, panels: Sequence[plots.Panel], suffix: str = "", text: Mapping[str, str] | None = None):
-        """Draws panels to NAME and suffix.png, if matplotlib is installed."""
-        plots.write_panels_if_installed(self.path.with_name(f"{self.path.name}{suffix}.png"), panels, text=text)
 
 
 def _format_cell(value: Any) -> Any:
@@ -89,11 +84,7 @@ def draw_states(model: pipeline.Pipeline, options: ImageOptions, times: Sequence
 
 
 def evenly_spaced(times: np.ndarray, frames: int) -> np.ndarray:
-    """At most `frames` of a chain's times, evenly spread over its steps, both ends included.
-
-    Raises:
-        ValueError: if frames is below 2.
-    """
+    """At most `frames` of a chain's times, evenly spread, both ends included; a ValueError if frames is below 2."""
     if frames < 2:
         raise ValueError(f"--frames must be at least 2, the ends of the chain, got {frames}")
     return times[np.linspace(0, len(times) - 1, min(frames, len(times))).round().astype(int)]

@@ -15,19 +15,12 @@ from ddpm_jax.evaluate.protocol import Measurement
 
 
 class Interpolations(NamedTuple):
-    """Interpolations, row by row.
+    """Interpolations, row by row."""
 
-    Attributes:
-        times: [r] of each row's mixture.
-        pairs: [r, 2] indices of each row's images.
-        sources: [r, 2, H, W, C] the images, data units.
-        decoded: [r, columns, H, W, C] the decoded mixtures, from lambda 0 to lambda 1.
-    """
-
-    times: np.ndarray
-    pairs: np.ndarray
-    sources: np.ndarray
-    decoded: np.ndarray
+    times: np.ndarray  # [r] of each row's mixture
+    pairs: np.ndarray  # [r, 2] indices of each row's images
+    sources: np.ndarray  # [r, 2, H, W, C] the images, data units
+    decoded: np.ndarray  # [r, columns, H, W, C] the decoded mixtures, from lambda 0 to lambda 1
 
 
 def run(context: EvaluationContext, options: InterpolationOptions) -> int:
@@ -113,12 +106,9 @@ def row_times_and_pairs(
 def measurements(result: Interpolations, fields: protocol.Protocol) -> list[Measurement]:
     """For each t the errors of the reconstructions at lambda 0 and at lambda 1, over the pairs."""
     squared = figure.mean_squared(result.decoded[:, [0, -1]].astype(np.float64) - result.sources)  # [r, 2]
+    name, times = "RMSE of the reconstruction at lambda {}, 0..255", sorted(set(result.times.tolist()), reverse=True)
     return [
-        Measurement(
-            f"RMSE of the reconstruction at lambda {end}, 0..255",
-            *figure.rmse(squared[result.times == t, end]),
-            {"t": t, **fields},
-        )
-        for t in sorted(set(result.times.tolist()), reverse=True)
+        Measurement(name.format(end), *figure.rmse(squared[result.times == t, end]), {"t": t, **fields})
+        for t in times
         for end in (0, 1)
     ]

@@ -1,12 +1,11 @@
 """Predicted x_0 over time, its error and its Fréchet distance (DDPM, figures 6, 10 and 14)."""
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax import data, pipeline, tracking
+from ddpm_jax import data, tracking
 from ddpm_jax.evaluate import plots, protocol, sample_cache, samples
 from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
 from ddpm_jax.evaluate.figures import figure
@@ -16,19 +15,12 @@ from ddpm_jax.metrics import frechet
 
 
 class Predictions(NamedTuple):
-    """Predictions along chains.
+    """Predictions along chains."""
 
-    Attributes:
-        times: [k] falling; the times t of the x_t that are predicted from.
-        x0: [num, k, H, W, C] x_0 predicted from x_t, data units.
-        squared_error: [n, k] mean squared difference of prediction and image.
-        quality: [k] at each time the Fréchet distance and its bias, or nothing.
-    """
-
-    times: np.ndarray
-    x0: np.ndarray
-    squared_error: np.ndarray
-    quality: list[list[Measurement]]
+    times: np.ndarray  # [k] falling; the times t of the x_t that are predicted from
+    x0: np.ndarray  # [num, k, H, W, C] x_0 predicted from x_t, data units
+    squared_error: np.ndarray  # [n, k] mean squared difference of prediction and image
+    quality: list[list[Measurement]]  # [k] at each time the Fréchet distance and its bias, or nothing
 
 
 def run(context: EvaluationContext, options: PredictionsOptions) -> int:
@@ -61,7 +53,7 @@ def run(context: EvaluationContext, options: PredictionsOptions) -> int:
             values = {name: [number.value for number in numbers]}
             known = {name: errors} if np.isfinite(errors).any() else {}
             panels.append(plots.Panel(steps, values, "reverse process steps, T - t", name, errors=known))
-    files.save_curves(panels, suffix="-curve")
+    plots.write_panels_if_installed(files.path.with_name(f"{files.path.name}-curve.png"), panels)
     return 0
 
 
@@ -76,29 +68,20 @@ def measure(context: EvaluationContext, options: PredictionsOptions) -> Predicti
     if options.quality and options.quality < options.num:
         raise ValueError(f"--quality must be 0 or at least --num, {options.num}, got {options.quality}")
     quality = FrechetOverTime(context, options, len(positions)) if options.quality else None
-    shown, squared = [], []
-    for x0, image in iterate_predictions(model, options, positions):
+    n, shown, squared = max(options.num, options.quality), [], []
+    after = model.times[positions + 1].tolist()  # a chain keeps with each x the prediction that led there
+    progress = tracking.Progress(n, unit="images", active=n > options.num)
+    for part in model.draw(seed=options.seed, start=options.start, num=n, save_at=after):
+        x0, image = part.x[:, 1], part.x[:, 0, -1]
         shown.append(x0[: max(0, options.num - sum(map(len, shown)))])
         squared.append(figure.mean_squared(x0 - image[:, None]))
         if quality is not None:
             quality.update(data.to_integer(x0, model.integer_levels))
+        progress.update(sum(map(len, squared)), {})
+    progress.close()
     times = model.times[positions]
     distances = [] if quality is None else quality.measurements(times.tolist())
     return Predictions(times, np.concatenate(shown), np.concatenate(squared), distances)
-
-
-def iterate_predictions(
-    model: pipeline.Pipeline, options: PredictionsOptions, positions: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of x_0 [b, k, H, W, C] predicted at these positions of the chain, and the final images [b, H, W, C]."""
-    n = max(options.num, options.quality)
-    after = model.times[positions + 1].tolist()  # a chain keeps with each x the prediction that led there
-    progress, done = tracking.Progress(n, unit="images", active=n > options.num), 0
-    for part in model.draw(seed=options.seed, start=options.start, num=n, save_at=after):
-        done += len(part.x)
-        progress.update(done, {})
-        yield part.x[:, 1], part.x[:, 0, -1]
-    progress.close()
 
 
 class FrechetOverTime:
@@ -113,7 +96,7 @@ class FrechetOverTime:
         self.fields = {
             "n": options.quality,
             "start": options.start,
-            "reference": f"{compared.name} n={len(compared.images)}",
+            "reference": compared.describe(),
             "features": self.extractor.name,
             **sample_cache.protocol_fields(context, options.seed, "integer"),
         }
@@ -132,12 +115,8 @@ class FrechetOverTime:
         for t, (a, b) in zip(times, self.halves, strict=True):
             distance = frechet.frechet_distance(frechet.merge_moments(a, b), self.reference)
             bias = math.nan if few else frechet.sampling_bias(a, b, self.reference)
-            rows.append(
-                [
-                    Measurement(name, value, math.nan, {"t": t, **self.fields})
-                    for name, value in (("Fréchet distance", distance), ("its bias", bias))
-                ]
-            )
+            values = {"Fréchet distance": distance, "its bias": bias}
+            rows.append([Measurement(name, v, math.nan, {"t": t, **self.fields}) for name, v in values.items()])
         return rows
 
 

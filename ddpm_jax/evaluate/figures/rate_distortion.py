@@ -9,9 +9,7 @@ x_t into x_s; after each step the receiver knows an x_t and estimates x_0 from i
 At t = T the rate is L_T alone; at t = 1 it is the whole bound but L_0.
 """
 
-import csv
 import math
-import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -27,33 +25,26 @@ CSV_HEADER = ["t", "reverse process time", "RMSE, 0..255", "rate, bits/dim", "st
 
 
 class RateDistortion(NamedTuple):
-    """Means over n images, step by step.
+    """Means over n images, step by step."""
 
-    Attributes:
-        times: [m] the falling times t of the x_t that is known.
-        received: [m] bits/dim sent for x_t once the x before it is known; for the first, L_T.
-        error: [m] standard errors of `received`.
-        rate: [m] bits/dim sent until x_t is known: the sum of `received`.
-        rmse: [m] of the x_0 predicted from x_t, 0..255.
-    """
-
-    times: np.ndarray
-    received: np.ndarray
-    error: np.ndarray
-    rate: np.ndarray
-    rmse: np.ndarray
+    times: np.ndarray  # [m] the falling times t of the x_t that is known
+    received: np.ndarray  # [m] bits/dim sent for x_t once the x before it is known; for the first, L_T
+    error: np.ndarray  # [m] standard errors of `received`
+    rate: np.ndarray  # [m] bits/dim sent until x_t is known: the sum of `received`
+    rmse: np.ndarray  # [m] of the x_0 predicted from x_t, 0..255
 
 
 def run(context: EvaluationContext, options: RateDistortionOptions) -> int:
     """Writes table, curves (figure 5 of the paper) and numbers; status 4 if it is interrupted."""
     context = likelihood.with_full_chain(context)
     split = select_split(load_images(context), options.split, options.num)
-    likelihood_options = LikelihoodOptions(context.flags, options.split, options.num, seed=options.seed)
-    vlb = likelihood.load_or_measure(context, split, likelihood_options)
-    if vlb is None:
+    likelihood_options = LikelihoodOptions(context.flags, options.split, options.num, options.seed)
+    found = likelihood.load_or_measure(context, split, likelihood_options)
+    if found is None:
         return 4
+    vlb, bound = found
     curve, T = from_vlb(vlb), context.model.config.schedule.T
-    measured = measurements(vlb, likelihood.measurements(context, split, likelihood_options, vlb)[-1])
+    measured = measurements(vlb, bound[-1])
     files = figure.FigureFiles(context, "rate_distortion", measured[0].protocol)
     table = markdown(curve, T)
     page = "\n\n".join([table, *map(protocol.format_line, measured)]) + "\n"
@@ -64,8 +55,11 @@ def run(context: EvaluationContext, options: RateDistortionOptions) -> int:
         CSV_HEADER,
         zip(curve.times, T - curve.times + 1, curve.rmse, curve.rate, curve.received, curve.error, strict=True),
     )
-    legend = "distortion and rate over the steps of the reverse process, and distortion over rate"
-    fields = protocol.format_line(measured[0]).split(" | ", 1)[1]
+    text = {
+        "run": files.weights,
+        "legend": "distortion and rate over the steps of the reverse process, and distortion over rate",
+        "protocol": protocol.format_line(measured[0]).split(" | ", 1)[1],
+    }
     steps, over = T - curve.times, "reverse process steps, T - t"
     rate, distortion = "rate, bits/dim", "distortion, RMSE 0..255"
     panels = [
@@ -73,16 +67,12 @@ def run(context: EvaluationContext, options: RateDistortionOptions) -> int:
         plots.Panel(steps, {rate: curve.rate}, over, rate),
         plots.Panel(curve.rate, {distortion: curve.rmse}, rate, distortion),
     ]
-    files.save_curves(panels, text={"run": files.weights, "legend": legend, "protocol": fields})
+    plots.write_panels_if_installed(files.path.with_suffix(".png"), panels, text=text)
     return 0
 
 
 def from_vlb(vlb: likelihood.VlbResult) -> RateDistortion:
-    """Rate and distortion of an exact bound.
-
-    Raises:
-        ValueError: if it is an estimate, which does not have every step's term.
-    """
+    """Rate and distortion of an exact bound; a ValueError for an estimate, which lacks the term of each step."""
     if not vlb.chain.size:
         raise ValueError("rate and distortion need the exact bound: an estimate does not have the term of every step")
     n = len(vlb.total)
@@ -96,23 +86,11 @@ def from_vlb(vlb: likelihood.VlbResult) -> RateDistortion:
 
 
 def measurements(vlb: likelihood.VlbResult, rmse: Measurement) -> list[Measurement]:
-    """The last point of the curve: the rate with its standard error over images, and the RMSE.
-
-    Args:
-        rmse: the likelihood command's last number.
-    """
+    """The last point of the curve: the rate with its standard error over images, and the bound's RMSE."""
     n, sent = len(vlb.total), vlb.rate + vlb.prior
     error = float(sent.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
     rate = Measurement("rate with the prior, L_1 + ... + L_T, bits/dim", float(sent.mean()), error, rmse.protocol)
     return [rate, rmse._replace(name="distortion at the last step, RMSE of x_0, 0..255")]
-
-
-def read_csv(path: pathlib.Path) -> RateDistortion:
-    """The curve that `run` wrote, to seven digits."""
-    with path.open(encoding="utf-8", newline="") as file:
-        _, *rows = csv.reader(file)
-    t, _, rmse, rate, received, error = np.array([[float(v or "nan") for v in row] for row in rows]).T
-    return RateDistortion(t.astype(np.int32), received, error, rate, rmse)
 
 
 def markdown(curve: RateDistortion, T: int) -> str:

@@ -14,17 +14,11 @@ from ddpm_jax.evaluate.protocol import Measurement
 
 
 class Continuations(NamedTuple):
-    """Images that share an x_t.
+    """Images that share an x_t."""
 
-    Attributes:
-        times: the shared times, falling.
-        shared: [n, k, H, W, C] x_t of each image at these times, data units.
-        ends: [n, k, c, H, W, C] x_0 of the continuations; the first is the chain's own.
-    """
-
-    times: list[int]
-    shared: np.ndarray
-    ends: np.ndarray
+    times: list[int]  # the shared times, falling
+    shared: np.ndarray  # [n, k, H, W, C] x_t of each image at these times, data units
+    ends: np.ndarray  # [n, k, c, H, W, C] x_0 of the continuations; the first is the chain's own
 
 
 def run(context: EvaluationContext, options: StochasticOptions) -> int:
@@ -39,9 +33,7 @@ def run(context: EvaluationContext, options: StochasticOptions) -> int:
         **sample_cache.protocol_fields(context, options.seed, "float"),
     }
     files = figure.FigureFiles(context, "stochastic", fields)
-    cells = np.concatenate(
-        [continuations.shared[:, :, None], continuations.ends], axis=2
-    )  # x_t, then its continuations
+    cells = np.concatenate([continuations.shared[:, :, None], continuations.ends], axis=2)
     blocks = [data.make_trajectory_grid(list(column)) for column in np.moveaxis(cells, 1, 0)]
     legend = (
         f"rows: {options.describe_images()}; blocks from left to right: t = {times}; in a block: x_t, the chain's own "
