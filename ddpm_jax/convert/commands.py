@@ -1,4 +1,8 @@
-"""The commands of `ddpm-jax convert`."""
+"""The commands of `ddpm-jax convert`.
+
+Each raises what the functions raise that read its source and write its result: FileNotFoundError, ValueError, and
+ModuleNotFoundError for a format that takes a package which is not installed.
+"""
 
 import dataclasses
 import math
@@ -11,8 +15,6 @@ from ddpm_jax.config import flags
 from ddpm_jax.convert import diffusers, openai, options, original, plain, run_folder, tensor_files
 from ddpm_jax.model import has_learned_variance
 
-ONE_SET_OF_WEIGHTS = "one set of weights, used as raw and as averaged ones"
-
 UNKNOWN_SOURCE = "unknown"
 """The data source of weights whose training data are unknown: nothing is loaded from it."""
 
@@ -21,11 +23,7 @@ LARGE_IMAGE = 64 * 64 * 3
 
 
 def from_diffusers(args: options.FromDiffusers) -> None:
-    """Reads a folder of diffusers and writes a run.
-
-    Raises:
-        FileNotFoundError, ValueError, ModuleNotFoundError: as `diffusers.read_pipeline` and `run_folder.write_run`.
-    """
+    """Reads a folder of diffusers and writes a run."""
     source = diffusers.read_pipeline(pathlib.Path(args.path), null_label=args.null_label)
     network, scheduler = source.network, source.scheduler
     always_labelled = network.net.num_classes and not args.null_label
@@ -40,44 +38,30 @@ def from_diffusers(args: options.FromDiffusers) -> None:
     config = args.images.apply_to(config)
     origin = run_folder.describe_origin("diffusers", source.files, source.tensors)
     image = args.images.image_metadata(config, network.shape)
-    imported = run_folder.ImportedModel(
-        config, image, source.tensors, source.tensors, source.rules, 0, origin, source.fingerprint
+    _write_run(
+        args.workdir,
+        run_folder.ImportedModel(config, image, source.tensors, source.rules, origin, fingerprint=source.fingerprint),
     )
-    _write_run(args.workdir, imported, ONE_SET_OF_WEIGHTS)
     _print_differences(config)
 
 
 def from_original(args: options.FromOriginal) -> None:
-    """Reads the original's weights and writes a run.
-
-    Raises:
-        FileNotFoundError, ValueError, ModuleNotFoundError: as `tensor_files.read_tensors`, `original.from_tensors` and
-            `run_folder.write_run`.
-    """
+    """Reads the original's weights and writes a run."""
     path, images = pathlib.Path(args.path), args.images
     config = images.apply_to(configs.load(args.config))
     weights = original.from_tensors(tensor_files.read_tensors(path))
     step = weights.step if args.step is None else args.step
-    averaged = (
-        {f"{name}{original.EMA_SUFFIX}": tensor for name, tensor in weights.ema.items()} if weights.has_both else {}
-    )
-    tensors = {**weights.raw, **averaged}
-    origin = run_folder.describe_origin(
-        "original", tensor_files.checkpoint_files(path), tensors, aside=list(weights.unused)
-    )
+    averaged = {f"{name}{original.EMA_SUFFIX}": tensor for name, tensor in (weights.ema or {}).items()}
+    files, aside = tensor_files.checkpoint_files(path), list(weights.unused)
+    origin = run_folder.describe_origin("original", files, {**weights.raw, **averaged}, aside=aside)
     image = images.image_metadata(config, args.shape)
-    imported = run_folder.ImportedModel(config, image, weights.raw, weights.ema, weights.rules, step, origin)
-    sets = "raw and averaged weights" if weights.has_both else ONE_SET_OF_WEIGHTS
-    _write_run(args.workdir, imported, sets)
+    _write_run(
+        args.workdir, run_folder.ImportedModel(config, image, weights.raw, weights.rules, origin, step, weights.ema)
+    )
 
 
 def from_openai(args: options.FromOpenAI) -> None:
-    """Reads a checkpoint of OpenAI's and writes a run.
-
-    Raises:
-        FileNotFoundError, ValueError, ModuleNotFoundError: as `tensor_files.read_tensors`, `openai.published_model`,
-            `openai.model_from_flags` and `run_folder.write_run`.
-    """
+    """Reads a checkpoint of OpenAI's and writes a run."""
     path = pathlib.Path(args.path)
     if args.family is not None and args.published is not None:
         raise ValueError("--published defines the network, and so do --family and --flags: give one of them")
@@ -97,33 +81,24 @@ def from_openai(args: options.FromOpenAI) -> None:
     tensors = tensor_files.read_tensors(path)
     origin = run_folder.describe_origin("openai", [path], tensors, **provenance)
     image = args.images.image_metadata(config, model.shape)
-    imported = run_folder.ImportedModel(config, image, tensors, tensors, model.rules, args.step, origin)
-    _write_run(args.workdir, imported, ONE_SET_OF_WEIGHTS)
+    _write_run(args.workdir, run_folder.ImportedModel(config, image, tensors, model.rules, origin, args.step))
 
 
 def from_plain(args: options.FromPlain) -> None:
-    """Reads what `to_plain` wrote and writes a run.
-
-    Raises:
-        FileNotFoundError, ValueError: as `plain.read_folder` and `run_folder.write_run`.
-    """
+    """Reads what `to_plain` wrote and writes a run."""
     source = pathlib.Path(args.path)
     config, metadata, tensors = plain.read_folder(source)
     paths = [source / name for name in ("weights.safetensors", "config.json", "model.json")]
     origin = run_folder.describe_origin("plain", paths, tensors)
     step = metadata["step"] if isinstance(metadata.get("step"), int) else 0
     imported = run_folder.ImportedModel(
-        config, metadata["image"], tensors, tensors, plain.rules, step, origin, metadata["fingerprint"]
+        config, metadata["image"], tensors, plain.rules, origin, step, fingerprint=metadata["fingerprint"]
     )
     _write_run(args.workdir, imported, f"the {metadata.get('weights')} weights, used as both")
 
 
 def to_diffusers(args: options.ToDiffusers) -> None:
-    """Writes a run's weights as diffusers reads them.
-
-    Raises:
-        FileNotFoundError, ValueError: as `pipeline.Pipeline` and `diffusers.write_pipeline`.
-    """
+    """Writes a run's weights as diffusers reads them."""
     model = _load_model(args.run, args.model, args.sampling)
     with process.atomic_folder(pathlib.Path(args.out)) as part:
         metadata = {"fingerprint": model.fingerprint, "step": str(model.step), "weights": model.weights}
@@ -137,11 +112,7 @@ def to_diffusers(args: options.ToDiffusers) -> None:
 
 
 def to_plain(args: options.ToPlain) -> None:
-    """Writes a run's weights, schedule and config for anyone.
-
-    Raises:
-        FileNotFoundError, ValueError: as `pipeline.Pipeline`.
-    """
+    """Writes a run's weights, schedule and config for anyone."""
     model = _load_model(args.run, args.model, flags.SamplingOptions())
     with process.atomic_folder(pathlib.Path(args.out)) as part:
         plain.write_folder(part, model.config, model.params, run_folder.weights_metadata(model))
@@ -163,8 +134,10 @@ def _load_model(run: str, weights: flags.Weights, sampling: flags.SamplingOption
     return pipeline.Pipeline(run, step=weights.checkpoint, weights=weights.weights, sampling=sampling.overrides())
 
 
-def _write_run(workdir: str, imported: run_folder.ImportedModel, weights: str) -> None:
-    """Writes a run and prints a summary."""
+def _write_run(workdir: str, imported: run_folder.ImportedModel, weights: str = "") -> None:
+    """Writes a run and prints a summary; `weights` describes their sets where that needs other words."""
+    one_set = "one set of weights, used as raw and as averaged ones"
+    weights = weights or ("raw and averaged weights" if imported.ema else one_set)
     parameters = run_folder.write_run(pathlib.Path(workdir), imported)
     image, sampling = imported.image, imported.config.sampling
     size, origin = "x".join(map(str, image["shape"])), imported.origin

@@ -23,29 +23,20 @@ class ImageOptions:
     """Names of the labels, the first of label 0 (default: their numbers)."""
 
     def apply_to(self, config: Config) -> Config:
-        """The config with these options in its data.
-
-        Raises:
-            ValueError: if the range is empty, or both are given.
-        """
+        """The config with these options in its data; a ValueError if the range is empty, or both are given."""
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(f"--range must be the lowest and the highest value, got {self.range}")
         if self.range is not None and self.levels is not None:
             raise ValueError("--levels are of integers and --range of floating-point images: give one of them")
-        data = config.data
-        data = data if self.source is None else dataclasses.replace(data, source=self.source)
+        changed: dict[str, Any] = {} if self.source is None else {"source": self.source}
         if self.range is not None:
-            data = dataclasses.replace(data, range=self.range, levels=None)
+            changed |= {"range": self.range, "levels": None}
         elif self.levels is not None:
-            data = dataclasses.replace(data, levels=None if self.levels == 256 else self.levels, range=())
-        return dataclasses.replace(config, data=data)
+            changed |= {"range": (), "levels": None if self.levels == 256 else self.levels}
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, **changed))
 
     def image_metadata(self, config: Config, shape: Sequence[int]) -> dict[str, Any]:
-        """The image metadata of a checkpoint.
-
-        Raises:
-            ValueError: if there are not as many names as labels.
-        """
+        """The image metadata of a checkpoint; a ValueError if there are not as many names as labels."""
         classes, data = config.net.num_classes, config.data
         if self.label_names and len(self.label_names) != classes:
             raise ValueError(f"--label-names names {len(self.label_names)} labels, and the network has {classes}")
@@ -120,19 +111,6 @@ class FromPlain:
 
 
 @dataclasses.dataclass(frozen=True)
-class ToDiffusers:
-    """A folder that diffusers' DDPMPipeline or DDIMPipeline opens."""
-
-    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
-    """The run's folder."""
-    out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
-    """The folder, created."""
-    model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
-    sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
-    """Default of each: the config of the run."""
-
-
-@dataclasses.dataclass(frozen=True)
 class ToPlain:
     """Weights, schedule and config as safetensors and JSON, which open without JAX."""
 
@@ -141,3 +119,11 @@ class ToPlain:
     out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
     """The folder, created."""
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
+
+
+@dataclasses.dataclass(frozen=True)
+class ToDiffusers(ToPlain):
+    """A folder that diffusers' DDPMPipeline or DDIMPipeline opens."""
+
+    sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
+    """Default of each: the config of the run."""

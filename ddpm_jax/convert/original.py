@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from ddpm_jax.convert.rules import Path, Rule, flatten_dict, from_torch, identity
+from ddpm_jax.convert.rules import Path, Rule, from_torch, identity
 
 EMA_SUFFIX = "/ExponentialMovingAverage"
 """TensorFlow's suffix for the moving average of a variable."""
@@ -21,22 +22,13 @@ _CONV1X1 = ("q", "k", "v", "proj_out", "nin_shortcut")
 
 
 class OriginalWeights(NamedTuple):
-    """The weights of a file.
+    """The weights of a file."""
 
-    Attributes:
-        raw, ema: tensors by name, the parameters as training left them and their average; the same where there is one.
-        has_both: whether raw and averaged weights differ.
-        step: of training; 0 if it is not in the file.
-        unused: names of the optimizer's variables.
-        rules: of our tree of parameters.
-    """
-
-    raw: Mapping[str, np.ndarray]
-    ema: Mapping[str, np.ndarray]
-    has_both: bool
-    step: int
-    unused: tuple[str, ...]
-    rules: Callable[[Any], list[Rule]]
+    raw: Mapping[str, np.ndarray]  # tensors by name: the parameters as training left them, or the only ones
+    ema: Mapping[str, np.ndarray] | None  # their average, if the file has both
+    step: int  # of training; 0 if it is not in the file
+    unused: tuple[str, ...]  # names of the optimizer's variables
+    rules: Callable[[Any], list[Rule]]  # of our tree of parameters
 
 
 def from_tensors(tensors: Mapping[str, np.ndarray]) -> OriginalWeights:
@@ -46,11 +38,16 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> OriginalWeights:
         ValueError: if their names are of neither.
     """
     if any(name.startswith("model/") for name in tensors):
-        return _from_tensorflow(tensors)
+        named = {name.removesuffix(":0"): tensor for name, tensor in tensors.items()}
+        unused = tuple(name for name in named if _OPTIMIZER_VARIABLES.fullmatch(name))
+        ema = {name.removesuffix(EMA_SUFFIX): tensor for name, tensor in named.items() if name.endswith(EMA_SUFFIX)}
+        raw = {name: t for name, t in named.items() if name not in unused and not name.endswith(EMA_SUFFIX)}
+        step = int(named["global_step"]) if "global_step" in named and named["global_step"].shape == () else 0
+        return OriginalWeights(raw or ema, ema if raw and ema else None, step, unused, tensorflow_rules)
     if any(name.removeprefix("module.").startswith("down.0.") for name in tensors):
         parallel = all(name.startswith("module.") for name in tensors)  # as PyTorch's DataParallel has them
         named = {name.removeprefix("module.") if parallel else name: tensor for name, tensor in tensors.items()}
-        return OriginalWeights(named, named, False, 0, (), torch_rules)
+        return OriginalWeights(named, None, 0, (), torch_rules)
     raise ValueError(
         f"these are not the original's weights, nor PyTorch's conversion of them: they have no model/conv_in/W and no "
         f"down.0.block.0.conv1.weight, but {', '.join(list(tensors)[:3]) or 'nothing'}"
@@ -78,12 +75,3 @@ def torch_rules(target: Any) -> list[Rule]:
             module = re.sub(r"(down|up|block|attn|dense)_?(\d+)", r"\1.\2", module)
         rules.append(from_torch(path, leaf, module, conv1x1=path[-2] in _CONV1X1))
     return [rule for rule in rules if rule]
-
-
-def _from_tensorflow(tensors: Mapping[str, np.ndarray]) -> OriginalWeights:
-    named = {name.removesuffix(":0"): tensor for name, tensor in tensors.items()}
-    unused = tuple(name for name in named if _OPTIMIZER_VARIABLES.fullmatch(name))
-    ema = {name.removesuffix(EMA_SUFFIX): tensor for name, tensor in named.items() if name.endswith(EMA_SUFFIX)}
-    raw = {name: t for name, t in named.items() if name not in unused and not name.endswith(EMA_SUFFIX)}
-    step = int(named["global_step"]) if "global_step" in named and named["global_step"].shape == () else 0
-    return OriginalWeights(raw or ema, ema or raw, bool(raw and ema), step, unused, tensorflow_rules)

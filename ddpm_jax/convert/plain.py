@@ -10,9 +10,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from ddpm_jax import config as configs
 from ddpm_jax.convert import tensor_files
-from ddpm_jax.convert.rules import Rule, Tensors, flatten_dict, identity, invert
+from ddpm_jax.convert.rules import Rule, Tensors, identity, invert
 from ddpm_jax.convert.schedule_table import schedule_table
 
 NOTES = {

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 Path = tuple[str, ...]
 Tensors = Mapping[str, np.ndarray]
@@ -19,20 +20,13 @@ class Rule(NamedTuple):
     """A map between leaves of our parameters and tensors of the source, in both directions.
 
     Most map one to one (see `identity`, `dense`, `conv`, `pointwise`).  Several leaves come from one tensor where the
-    source keeps queries, keys and values in one.
-
-    Attributes:
-        paths: of our leaves, each the keys from the top of the tree, such as ("mid", "attn_1", "q", "bias").
-        names: of the source's tensors.
-        to_ours: (*tensors) -> the leaves, in the order of `paths`.
-        to_theirs: (*leaves) -> the tensors, in the order of `names`: the inverse of `to_ours`.  Both only
-            rearrange numbers.
+    source keeps queries, keys and values in one.  The maps only rearrange numbers.
     """
 
-    paths: tuple[Path, ...]
-    names: tuple[str, ...]
-    to_ours: Callable[..., tuple[np.ndarray, ...]]
-    to_theirs: Callable[..., tuple[np.ndarray, ...]]
+    paths: tuple[Path, ...]  # of our leaves, each the keys from the top of the tree: ("mid", "attn_1", "q", "bias")
+    names: tuple[str, ...]  # of the source's tensors
+    to_ours: Callable[..., tuple[np.ndarray, ...]]  # (*tensors) -> the leaves, in the order of `paths`
+    to_theirs: Callable[..., tuple[np.ndarray, ...]]  # (*leaves) -> the tensors, in the order of `names`
 
 
 def identity(path: Path, name: str) -> Rule:
@@ -114,20 +108,15 @@ def apply(rules: Sequence[Rule], tensors: Tensors, target: Any) -> dict[str, Any
     leaves = flatten_dict(target)
     _check_rules(rules, leaves)
     expected = {name: shape for rule in rules for name, shape in _expected_shapes(rule, leaves).items()}
-    problems = [
-        *_summary(
-            "tensors are missing", (f"{name} {shape}" for name, shape in expected.items() if name not in tensors)
-        ),
-        *_summary(
-            "tensors are unused", (f"{name} {np.shape(t)}" for name, t in tensors.items() if name not in expected)
-        ),
-        *_summary(
-            "tensors have another shape",
-            (_shape_error(name, tensors[name].shape, shape) for name, shape in expected.items() if name in tensors),
-        ),
-        *_summary("tensors are not of floats", (_dtype_error(n, tensors[n]) for n in expected if n in tensors)),
-    ]
-    _raise_if_any(problems)
+    missing = [f"{name} {shape}" for name, shape in expected.items() if name not in tensors]
+    unused = [f"{name} {np.shape(t)}" for name, t in tensors.items() if name not in expected]
+    present = [name for name in expected if name in tensors]
+    _raise_if_any([
+        *_summary("tensors are missing", missing),
+        *_summary("tensors are unused", unused),
+        *_summary("tensors have another shape", (_shape_error(n, tensors[n].shape, expected[n]) for n in present)),
+        *_summary("tensors are not of floats", (_dtype_error(n, tensors[n]) for n in present)),
+    ])  # fmt: skip
     filled: dict[Path, np.ndarray] = {}
     inexact = []
     for rule in rules:
@@ -162,26 +151,6 @@ def invert(rules: Sequence[Rule], params: Any) -> dict[str, np.ndarray]:
     return tensors
 
 
-def flatten_dict(tree: Any) -> dict[Path, Any]:
-    """The leaves of a nested dict, each by the keys that lead to it."""
-    leaves: dict[Path, Any] = {}
-    for key, value in tree.items():
-        below = {(): value} if not isinstance(value, Mapping) else flatten_dict(value)
-        leaves.update({(key, *path): leaf for path, leaf in below.items()})
-    return leaves
-
-
-def unflatten_dict(leaves: Mapping[Path, Any]) -> dict[str, Any]:
-    """The inverse of `flatten_dict`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        branch = tree
-        for key in path[:-1]:
-            branch = branch.setdefault(key, {})
-        branch[path[-1]] = leaf
-    return tree
-
-
 def _check_rules(rules: Sequence[Rule], leaves: Mapping[Path, Any]) -> None:
     paths = collections.Counter(path for rule in rules for path in rule.paths)
     names = collections.Counter(name for rule in rules for name in rule.names)
@@ -203,14 +172,8 @@ def _expected_shapes(rule: Rule, leaves: Mapping[Path, Any]) -> dict[str, tuple[
 def _shape_error(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> str | None:
     if shape == expected:
         return None
-    transposed = sorted(shape) == sorted(expected)
-    hint = (
-        ", which looks transposed"
-        if transposed
-        else ", of as many numbers"
-        if math.prod(shape) == math.prod(expected)
-        else ""
-    )
+    hint = ", of as many numbers" if math.prod(shape) == math.prod(expected) else ""
+    hint = ", which looks transposed" if sorted(shape) == sorted(expected) else hint
     return f"{name} {shape} where {expected} is right{hint}"
 
 

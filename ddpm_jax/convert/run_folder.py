@@ -19,26 +19,16 @@ from ddpm_jax.model import build, check, optimizer
 
 
 class ImportedModel(NamedTuple):
-    """An imported model.
+    """An imported model."""
 
-    Attributes:
-        config: the run's.
-        image: see `options.ImageOptions.image_metadata`.
-        raw, ema: tensors, by the source's names; the same where there is one.
-        rules: of our tree of parameters.
-        step: of training.
-        origin: see `describe_origin`.
-        fingerprint: of the raw weights as our parameters, if the source has it.
-    """
-
-    config: configs.Config
-    image: dict[str, Any]
-    raw: Tensors
-    ema: Tensors
-    rules: Callable[[Any], list[Rule]]
-    step: int
-    origin: dict[str, Any]
-    fingerprint: str | None = None
+    config: configs.Config  # the run's
+    image: dict[str, Any]  # see `options.ImageOptions.image_metadata`
+    raw: Tensors  # by the source's names
+    rules: Callable[[Any], list[Rule]]  # of our tree of parameters
+    origin: dict[str, Any]  # see `describe_origin`
+    step: int = 0  # of training
+    ema: Tensors | None = None  # as `raw`; None where there is one set of weights, used as both
+    fingerprint: str | None = None  # of the raw weights as our parameters, if the source has it
 
 
 def describe_origin(format: str, paths: Sequence[pathlib.Path], tensors: Tensors, **more: Any) -> dict[str, Any]:
@@ -49,11 +39,7 @@ def describe_origin(format: str, paths: Sequence[pathlib.Path], tensors: Tensors
 
 
 def param_shapes(config: configs.Config, shape: Sequence[int]) -> Any:
-    """Our tree of parameters, as shapes and dtypes.
-
-    Raises:
-        ValueError: if the network's options are invalid.
-    """
+    """Our tree of parameters, as shapes and dtypes; a ValueError if the network's options are invalid."""
     return jax.eval_shape(build(config, shape, levels=256).init, keys.from_seed(0))  # levels have no parameters
 
 
@@ -72,7 +58,7 @@ def write_run(workdir: pathlib.Path, imported: ImportedModel) -> int:
             f"the weights in {', '.join(imported.origin['files'])} are damaged, or others than were written: their "
             f"fingerprint is {actual}, expected {imported.fingerprint}"
         )
-    ema = params if imported.ema is imported.raw else apply(rules, imported.ema, shapes)
+    ema = params if imported.ema is None else apply(rules, imported.ema, shapes)
     # an optimizer that has taken no step: all zeros, which as numpy's take no memory yet
     opt_shapes = jax.eval_shape(optimizer(imported.config).init, shapes)
     opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), opt_shapes)

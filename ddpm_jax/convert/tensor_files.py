@@ -35,8 +35,7 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     suffix, first = path.suffix, checkpoint_files(path)[0]
     if not first.is_file():
         raise FileNotFoundError(f"there is no file {first}")
-    readers = {".safetensors": _safetensors, ".npz": _npz}
-    readers |= dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _torch)
+    readers = {".safetensors": _safetensors, ".npz": _npz} | dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _torch)
     reader = readers.get(suffix) if _tensorflow_prefix(path) is None else _tensorflow
     if reader is None:
         raise ValueError(
@@ -154,23 +153,18 @@ def _torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             "the same weights, where there is one, takes nothing"
         ) from error
     loaded = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        inside = (
-            f"a dict of {', '.join(map(str, list(loaded)[:5]))}"
-            if isinstance(loaded, Mapping)
-            else f"a {type(loaded).__name__}"
-        )
+    is_dict = isinstance(loaded, Mapping)
+    if not is_dict or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        inside = f"dict of {', '.join(map(str, list(loaded)[:5]))}" if is_dict else type(loaded).__name__
         raise ValueError(
-            f"named tensors are expected, and it holds {inside}: save the part that is the network's alone"
+            f"named tensors are expected, and it holds a {inside}: save the part that is the network's alone"
         )
-    return {str(name): _to_numpy(tensor.detach()) for name, tensor in loaded.items()}
 
+    def to_numpy(tensor) -> np.ndarray:
+        if tensor.dtype != torch.bfloat16:
+            return tensor.numpy()
+        import ml_dtypes  # JAX brings it
 
-def _to_numpy(tensor) -> np.ndarray:
-    import torch  # pyright: ignore[reportMissingImports]
+        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
 
-    if tensor.dtype != torch.bfloat16:
-        return tensor.numpy()
-    import ml_dtypes  # JAX brings it
-
-    return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return {str(name): to_numpy(tensor.detach()) for name, tensor in loaded.items()}

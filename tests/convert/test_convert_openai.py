@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from goldens_loader import Golden, precision, synthetic_net
 
 from ddpm_jax import config as configs
@@ -28,9 +29,7 @@ def shapes(config: Config):
 def size(model: openai.ModelSpec) -> int:
     """Parameters in the file, which has no row for no label."""
     target = shapes(model.config)
-    zeros = {
-        path: np.broadcast_to(np.zeros((), np.float32), leaf.shape) for path, leaf in rules.flatten_dict(target).items()
-    }
+    zeros = {path: np.broadcast_to(np.zeros((), np.float32), leaf.shape) for path, leaf in flatten_dict(target).items()}
     found = model.rules(target)
     given = (rule.to_theirs(*(zeros[path] for path in rule.paths)) for rule in found)
     assert {path for rule in found for path in rule.paths} == set(zeros)

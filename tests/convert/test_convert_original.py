@@ -9,7 +9,7 @@ from networks import ORIGINAL, SHAPE, original_checkpoint, original_tree, origin
 from tensorflow_files import needs_tensorflow, write_tensorflow_checkpoint
 
 from ddpm_jax import pipeline
-from ddpm_jax.convert import commands, original, rules, run_folder, tensor_files
+from ddpm_jax.convert import commands, options, original, rules, run_folder, tensor_files
 
 
 @functools.cache
@@ -41,7 +41,7 @@ def test_tensorflows_variables_become_the_parameters_that_give_what_the_original
     """As test_unet has them, which compares what the network makes of them."""
     np.savez(tmp_path / "weights.npz", **original_checkpoint())
     found = original.from_tensors(tensor_files.read_tensors(tmp_path / "weights.npz"))
-    assert found.has_both and found.step == 790_000
+    assert found.ema is not None and found.step == 790_000
     assert len(found.unused) == 2 * len(original_variables()) + 3
     ema, raw = (rules.apply(found.rules(target()), tensors, target()) for tensors in (found.ema, found.raw))
     wanted = original_tree(original_variables())
@@ -53,10 +53,10 @@ def test_tensorflows_variables_become_the_parameters_that_give_what_the_original
 def test_a_tensorflow_checkpoint_becomes_a_run_that_names_its_files(tmp_path):
     write_tensorflow_checkpoint(tmp_path / "model.ckpt-790000", original_checkpoint())
     (tmp_path / "small.py").write_text(f"from ddpm_jax.config import *\nconfig = {ORIGINAL!r}\n")
-    options = commands.FromOriginal(
+    chosen = options.FromOriginal(
         str(tmp_path / "model.ckpt-790000"), str(tmp_path / "small.py"), SHAPE, str(tmp_path / "run")
     )
-    commands.from_original(options)
+    commands.from_original(chosen)
     model = pipeline.Pipeline(tmp_path / "run", step=None, weights="ema", sampling={})
     assert model.step == 790_000
     assert sorted(model.origin["files"]) == [f"model.ckpt-790000.{part}" for part in ("data-00000-of-00001", "index")]
@@ -73,8 +73,8 @@ def test_pytorchs_conversion_gives_the_same_parameters():
     wanted = rules.apply(original.tensorflow_rules(target()), original_variables(), target())
     for tensors in (held, {f"module.{name}": t for name, t in held.items()}):
         found = original.from_tensors(tensors)
-        assert not found.has_both and found.step == 0
-        params = rules.apply(found.rules(target()), found.ema, target())
+        assert found.ema is None and found.step == 0
+        params = rules.apply(found.rules(target()), found.raw, target())
         assert jax.tree.all(jax.tree.map(np.array_equal, params, wanted))
     back = rules.invert(original.torch_rules(target()), wanted)
     assert set(back) == set(held) and all(back[name].tobytes() == held[name].tobytes() for name in held)
@@ -94,7 +94,7 @@ def test_averages_or_raw_ones_alone_stand_for_both():
     averages = {name: v for name, v in original_checkpoint().items() if name.endswith("Average")}
     for held in (averages, original_variables(), {f"{name}:0": v for name, v in original_variables().items()}):
         found = original.from_tensors(held)
-        assert not found.has_both and set(found.raw) == set(found.ema) == set(original_variables())
+        assert found.ema is None and set(found.raw) == set(original_variables())
 
 
 def test_other_names_are_refused():

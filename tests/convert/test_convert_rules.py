@@ -5,6 +5,7 @@ import pathlib
 import ml_dtypes
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from ddpm_jax.convert import rules
 
@@ -64,7 +65,7 @@ def test_each_number_lands_where_the_layouts_say():
     assert params["dense"]["kernel"][4, 6] == t["d.weight"][6, 4]
     assert params["nin"]["kernel"][1, 3] == t["n.weight"][3, 1, 0, 0]
     assert params["attn"]["v"]["kernel"][1, 2] == t["qkv"][8 + 2, 1]
-    assert all(leaf.flags.c_contiguous and leaf.flags.owndata for leaf in rules.flatten_dict(params).values())
+    assert all(leaf.flags.c_contiguous and leaf.flags.owndata for leaf in flatten_dict(params).values())
 
 
 def test_everything_that_is_wrong_is_said_at_once():

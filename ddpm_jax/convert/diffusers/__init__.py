@@ -25,24 +25,15 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 class DiffusersPipeline(NamedTuple):
-    """A pipeline in diffusers' format.
-
-    Attributes:
-        network, scheduler: its configurations as ours.
-        tensors: the network's.
-        files: those that were read.
-        attention: the names in its attentions.
-        fingerprint: of the tensors as our parameters, if `write_pipeline` wrote them; else None.
-        null_label: whether the last of its labels stands for none.
-    """
+    """A pipeline in diffusers' format."""
 
     network: network.NetworkConfig
     scheduler: scheduler.SchedulerConfig
-    tensors: Mapping[str, np.ndarray]
-    files: tuple[pathlib.Path, ...]
+    tensors: Mapping[str, np.ndarray]  # the network's
+    files: tuple[pathlib.Path, ...]  # those that were read
     attention: names.AttentionNames
-    fingerprint: str | None
-    null_label: bool
+    fingerprint: str | None  # of the tensors as our parameters, if `write_pipeline` wrote them; else None
+    null_label: bool  # whether the last of its labels stands for none
 
     def rules(self, target: Any) -> list[Rule]:
         """The rules of our tree of parameters."""
@@ -73,11 +64,8 @@ def read_pipeline(folder: pathlib.Path, *, null_label: bool = False) -> Diffuser
     read = network.from_diffusers(tensor_files.read_json(unet / "config.json"), null_label=null_label)
     chain = scheduler.from_diffusers(tensor_files.read_json(settings), learned_variance=read.learned_variance)
     weights = _weights(unet)
-    tensors = tensor_files.read_tensors(weights)
-    paths, fingerprint = (
-        (unet / "config.json", settings, weights),
-        tensor_files.safetensors_metadata(weights).get("fingerprint"),
-    )
+    tensors, paths = tensor_files.read_tensors(weights), (unet / "config.json", settings, weights)
+    fingerprint = tensor_files.safetensors_metadata(weights).get("fingerprint")
     return DiffusersPipeline(read, chain, tensors, paths, names.attention_names(tensors), fingerprint, null_label)
 
 

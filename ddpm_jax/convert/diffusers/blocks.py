@@ -17,15 +17,10 @@ _RESAMPLE_TYPES: dict[str, Resample] = {"conv": "layer", "resnet": "block"}
 
 
 class BlockTypes(NamedTuple):
-    """Attention and resampling of the levels.
+    """Attention and resampling of the levels."""
 
-    Attributes:
-        attention_levels: the levels with attention, 0 being the largest.
-        resample: see `config.Net`.
-    """
-
-    attention_levels: tuple[int, ...]
-    resample: Resample
+    attention_levels: tuple[int, ...]  # the levels with attention, 0 being the largest
+    resample: Resample  # see `config.Net`
 
 
 def from_diffusers(c: Mapping[str, Any]) -> tuple[BlockTypes, list[str]]:

@@ -11,25 +11,27 @@ IGNORED = (
 
 
 class Supported(NamedTuple):
-    """A field that must have one of some values.
+    """A field that must have one of some values."""
 
-    Attributes:
-        default: diffusers' value of a missing field.
-        values: those that are supported.
-        meaning: of the supported values, for the error.
-    """
-
-    default: Any
-    values: tuple[Any, ...]
-    meaning: str
+    default: Any  # diffusers' value of a missing field
+    values: tuple[Any, ...]  # those that are supported
+    meaning: str  # of the supported values, for the error
 
 
-def unsupported(given: Mapping[str, Any], known: Mapping[str, Any], supported: Mapping[str, Supported]) -> list[str]:
-    """Errors for the unsupported fields of a configuration, one for each.
+def field_errors(
+    given: Mapping[str, Any],
+    known: Mapping[str, Any],
+    supported: Mapping[str, Supported],
+    types: Mapping[str, type | tuple[type, ...]],
+    choices: Mapping[str, Collection[Any]],
+) -> list[str]:
+    """Errors for the fields of a configuration, one for each that is unsupported or of a wrong type.
 
     Args:
         known: the fields that are read, with diffusers' defaults.
         supported: the fields that must have a certain value.
+        types: of fields that are read.
+        choices: the values of fields that are read, where only some are supported.
     """
     unknown = [name for name in given if name not in known and name not in supported and name not in IGNORED]
     errors = [f"{name} = {given[name]!r} is a field that is not known here" for name in unknown]
@@ -38,36 +40,18 @@ def unsupported(given: Mapping[str, Any], known: Mapping[str, Any], supported: M
         if not any(_equal(value, legal) for legal in field.values):
             text = f"{name} = {value!r}" if name in given else f"{name} is missing, which means {value!r}"
             errors.append(f"{text}: only {' or '.join(map(repr, field.values))} is supported, {field.meaning}")
+    for name, kind in types.items():
+        value = given.get(name, known[name])
+        # Python counts booleans as integers
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            errors.append(f"{name} = {value!r} is not {' or '.join(one.__name__ for one in kinds)}")
+    for name, legal in choices.items():
+        value = given.get(name, known[name])
+        if not any(_equal(value, one) for one in legal):
+            errors.append(f"{name} = {value!r}: only {' or '.join(map(repr, legal))} is supported")
     return errors
-
-
-def mistyped(given: Mapping[str, Any], types: Mapping[str, type | tuple[type, ...]]) -> list[str]:
-    """Errors for the fields of a wrong type, one for each."""
-    return [
-        f"{name} = {given[name]!r} is not {_type_names(kind)}"
-        for name, kind in types.items()
-        if name in given and not _has_type(given[name], kind)
-    ]
-
-
-def outside_choices(given: Mapping[str, Any], choices: Mapping[str, Collection[Any]]) -> list[str]:
-    """Errors for the fields with a value outside their choices, one for each."""
-    return [
-        f"{name} = {given[name]!r}: only {' or '.join(map(repr, legal))} is supported"
-        for name, legal in choices.items()
-        if not any(_equal(given[name], value) for value in legal)
-    ]
-
-
-def _has_type(value: Any, types: type | tuple[type, ...]) -> bool:
-    return isinstance(value, types) and (
-        types is bool or not isinstance(value, bool)
-    )  # which Python counts as integers
 
 
 def _equal(value: Any, legal: Any) -> bool:
     return value == legal and isinstance(value, bool) == isinstance(legal, bool)
-
-
-def _type_names(types: type | tuple[type, ...]) -> str:
-    return " or ".join(one.__name__ for one in (types if isinstance(types, tuple) else (types,)))

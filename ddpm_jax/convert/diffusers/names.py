@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from ddpm_jax.convert.rules import Path, Rule, flatten_dict, from_torch, identity, label_embedding
+from flax.traverse_util import flatten_dict
+
+from ddpm_jax.convert.rules import Path, Rule, from_torch, identity, label_embedding
 
 AttentionNames = Literal["old", "today"]
 """The names in attentions: those of the files of 2022 (query, key, value, proj_attn), or today's (to_q, ...)."""
@@ -41,9 +43,8 @@ def rules(target: Any, attention: AttentionNames = "today", *, null_label: bool 
         from_torch(path, leaf, module_name(path[:-1], levels, attention), conv1x1=path[-2] == "nin_shortcut")
         for path, leaf in leaves.items()
     )
-    label_rules = (
-        [(identity if null_label else label_embedding)(LABEL_TABLE, "class_embedding.weight")] if table else []
-    )
+    label_rule = identity if null_label else label_embedding
+    label_rules = [label_rule(LABEL_TABLE, "class_embedding.weight")] if table else []
     return [*(rule for rule in converted if rule), *label_rules]
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ddpm_jax import config as configs
 from ddpm_jax.convert.diffusers import blocks
-from ddpm_jax.convert.diffusers.fields import Supported, mistyped, outside_choices, unsupported
+from ddpm_jax.convert.diffusers.fields import Supported, field_errors
 from ddpm_jax.model import has_learned_variance
 
 DEFAULTS = {
@@ -57,17 +57,11 @@ TIME_ORDER: dict[Any, Any] = {False: "sin_cos", True: "cos_sin"}
 
 
 class NetworkConfig(NamedTuple):
-    """The network of a configuration.
+    """The network of a configuration."""
 
-    Attributes:
-        net: the fields of ours.
-        shape: of an image, (H, W, C).
-        learned_variance: whether there are twice as many output as input channels.
-    """
-
-    net: configs.Net
-    shape: tuple[int, int, int]
-    learned_variance: bool
+    net: configs.Net  # the fields of ours
+    shape: tuple[int, int, int]  # of an image, (H, W, C)
+    learned_variance: bool  # whether there are twice as many output as input channels
 
 
 def from_diffusers(given: Mapping[str, Any], *, null_label: bool = False) -> NetworkConfig:
@@ -86,7 +80,7 @@ def from_diffusers(given: Mapping[str, Any], *, null_label: bool = False) -> Net
         "resnet_time_scale_shift": TIME_CONDITIONING, "downsample_padding": PADDING, "flip_sin_to_cos": TIME_ORDER,
         "freq_shift": (0, 1),
     }  # fmt: skip
-    _raise_if_any([*unsupported(given, DEFAULTS, SUPPORTED), *mistyped(given, TYPES), *outside_choices(c, choices)])
+    _raise_if_any(field_errors(given, DEFAULTS, SUPPORTED, TYPES, choices))
     levels, errors = blocks.from_diffusers(c)
     sides = [c["sample_size"]] * 2 if isinstance(c["sample_size"], int) else list(c["sample_size"] or [])
     _raise_if_any(errors + _size_errors(c, sides) + _label_errors(c["num_class_embeds"], null_label))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax import config as configs
-from ddpm_jax.convert.diffusers.fields import Supported, mistyped, outside_choices, unsupported
+from ddpm_jax.convert.diffusers.fields import Supported, field_errors
 from ddpm_jax.convert.schedule_table import schedule_table
 from ddpm_jax.model import has_learned_variance, noise_schedule
 from ddpm_jax.samplers import times as spaced_times
@@ -34,11 +34,8 @@ SUPPORTED_BY_BOTH = {
     "timestep_values": Supported(None, (None,), "all times"),
     "tensor_format": Supported("pt", ("pt", "np"), "arrays"),
 }  # fmt: skip
-SUPPORTED = {
-    "DDPMScheduler": SUPPORTED_BY_BOTH,
-    "DDIMScheduler": SUPPORTED_BY_BOTH
-    | {"set_alpha_to_one": Supported(True, (True,), "a last step that ends at the data")},
-}
+SUPPORTED_BY_DDIM = {"set_alpha_to_one": Supported(True, (True,), "a last step that ends at the data")}
+SUPPORTED = {"DDPMScheduler": SUPPORTED_BY_BOTH, "DDIMScheduler": SUPPORTED_BY_BOTH | SUPPORTED_BY_DDIM}
 TYPES = {
     "num_train_timesteps": int, "beta_start": (int, float), "beta_end": (int, float), "clip_sample": bool,
     "predict_epsilon": bool, "rescale_betas_zero_snr": bool,
@@ -79,12 +76,7 @@ def from_diffusers(given: Mapping[str, Any], *, learned_variance: bool) -> Sched
     fields = DEFAULTS | ({"variance_type": "fixed_small"} if kind == "DDPMScheduler" else {})
     c = {name: given.get(name, default) for name, default in fields.items()}
     choices = {"beta_schedule": SCHEDULES, "prediction_type": PREDICTS, "timestep_spacing": SPACINGS}
-    errors = [
-        *unsupported(given, fields, SUPPORTED[kind]),
-        *mistyped(given, TYPES),
-        *outside_choices(c, choices),
-        *_variance_errors(c, learned_variance),
-    ]
+    errors = field_errors(given, fields, SUPPORTED[kind], TYPES, choices) + _variance_errors(c, learned_variance)
     errors = errors or _beta_errors(c)  # which rest on numbers
     if errors:
         raise ValueError("the scheduler's config: " + "; ".join(errors))
@@ -104,9 +96,8 @@ def from_diffusers(given: Mapping[str, Any], *, learned_variance: bool) -> Sched
         variance_mix=VARIANCES[c["variance_type"]] if ancestral else 1.0,
         clip=c["clip_sample"],
     )
-    return SchedulerConfig(
-        schedule, configs.Loss("hybrid" if learned_variance else "simple", predicts=predicts), sampling
-    )
+    loss = configs.Loss("hybrid" if learned_variance else "simple", predicts=predicts)
+    return SchedulerConfig(schedule, loss, sampling)
 
 
 def to_diffusers(config: configs.Config) -> dict[str, Any]:
@@ -195,8 +186,7 @@ def _variance_errors(c: Mapping[str, Any], learned_variance: bool) -> list[str]:
 
 def _unsupported(config: configs.Config) -> list[str]:
     """Errors for the sampling options that diffusers cannot express."""
-    c, schedule, errors = config.sampling, config.schedule, []
-    learned = has_learned_variance(config)
+    c, schedule, learned, errors = config.sampling, config.schedule, has_learned_variance(config), []
     if c.sampler not in ("ancestral", "ddim"):
         errors.append(f"sampling.sampler = {c.sampler!r}: give --sampler ancestral or ddim")
     if c.sampler == "ancestral" and not learned and c.variance_mix not in (0, 1):

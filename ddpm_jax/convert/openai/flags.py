@@ -38,18 +38,15 @@ _CHANNEL_MULT: dict[Family, dict[int, tuple[float, ...]]] = {
     },
 }  # fmt: skip
 
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
+
 
 class ModelSpec(NamedTuple):
-    """The network that a command trained, as a config.
+    """The network that a command trained, as a config."""
 
-    config: ours.  Its data are of no source that would be there.
-    shape: of an image, (H, W, C).
-    qkv_order: of queries, keys and values in the file.
-    """
-
-    config: configs.Config
-    shape: tuple[int, int, int]
-    qkv_order: names.QKVOrder
+    config: configs.Config  # ours.  Its data are of no source that would be there
+    shape: tuple[int, int, int]  # of an image, (H, W, C)
+    qkv_order: names.QKVOrder  # of queries, keys and values in the file
 
     def rules(self, target: Any) -> list[Rule]:
         """The rules of our tree of parameters."""
@@ -71,19 +68,27 @@ def model_from_flags(family: Family, flags: str, *, num_classes: int = 1000) -> 
     if family not in DEFAULTS:
         raise ValueError(f"family must be one of {', '.join(map(repr, DEFAULTS))}, got {family!r}")
     f = DEFAULTS[family] | _parse(flags, DEFAULTS[family])
-    side, T = f["image_size"], f["diffusion_steps"]
+    side, T, respacing = f["image_size"], f["diffusion_steps"], f["timestep_respacing"]
     errors = _unsupported(f)
     if errors:
         raise ValueError(f"{family}-diffusion's flags: " + "; ".join(errors))
+    # their linear schedule adds up to as much noise whatever T is
+    betas = {"beta_1": 1e-4 * 1000 / T, "beta_T": 0.02 * 1000 / T} if f["noise_schedule"] == "linear" else {}
     config = configs.Config(
         batch=f["batch_size"],
         data=configs.Data(flip=family == "guided"),
-        schedule=_schedule(f["noise_schedule"], T),
+        schedule=configs.Schedule(kind=f["noise_schedule"], T=T, **betas),
         net=_net(family, f, num_classes),
         condition=configs.Condition(dropout=0.0 if f["class_cond"] else configs.Condition().dropout),
         loss=_loss(f),
         optim=configs.Optim(learning_rate=f["lr"], warmup=0, clip=None),
-        sampling=_sampling(f, T),
+        sampling=configs.Sampling(
+            sampler="ddim" if f["use_ddim"] else "ancestral",
+            steps=int(respacing.removeprefix("ddim") or T),
+            spacing="ddim" if respacing.startswith("ddim") else "uniform",
+            variance_mix=0.0 if f.get("sigma_small") else 1.0,
+            clip=f["clip_denoised"],
+        ),
     )
     return ModelSpec(config, (side, side, 3), "new" if f.get("use_new_attention_order") else "legacy")
 
@@ -96,18 +101,12 @@ def _parse(flags: str, known: dict[str, Any]) -> dict[str, Any]:
         if not name.startswith("--") or name[2:] not in known:
             near = difflib.get_close_matches(name.removeprefix("--"), known, 1)
             raise ValueError(f"unknown flag {name!r}" + (f"; did you mean '--{near[0]}'?" if near else ""))
-        values[name[2:]] = _parse_value(name, value, known[name[2:]])
+        kind = type(known[name[2:]])
+        try:
+            values[name[2:]] = _BOOLEANS[value.lower()] if kind is bool else kind(value)
+        except (KeyError, ValueError):
+            raise ValueError(f"{name} must be {kind.__name__}, got {value!r}") from None
     return values
-
-
-def _parse_value(name: str, value: str, default: Any) -> Any:
-    kind = type(default)
-    try:
-        if kind is bool:
-            return {"true": True, "false": False, "1": True, "0": False}[value.lower()]
-        return kind(value)
-    except (KeyError, ValueError):
-        raise ValueError(f"{name} must be {kind.__name__}, got {value!r}") from None
 
 
 def _unsupported(f: dict[str, Any]) -> list[str]:
@@ -193,13 +192,6 @@ def _parse_integers(name: str, text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in text.split(","))
 
 
-def _schedule(kind: Literal["linear", "cosine"], T: int) -> configs.Schedule:
-    if kind == "cosine":
-        return configs.Schedule(kind=kind, T=T)
-    # theirs is the linear schedule that adds up to as much noise whatever T is
-    return configs.Schedule(kind=kind, T=T, beta_1=1e-4 * 1000 / T, beta_T=0.02 * 1000 / T)
-
-
 def _loss(f: dict[str, Any]) -> configs.Loss:
     predicts = "x0" if f["predict_xstart"] else "eps"
     if f["use_kl"]:
@@ -209,14 +201,3 @@ def _loss(f: dict[str, Any]) -> configs.Loss:
     # they count the bound in bits, and take one thousandth of it or, not rescaled, its mean over all t
     share = 1e-3 if f["rescale_learned_sigmas"] else 1 / f["diffusion_steps"]
     return configs.Loss(kind="hybrid", predicts=predicts, vlb_scale=share / math.log(2))
-
-
-def _sampling(f: dict[str, Any], T: int) -> configs.Sampling:
-    respacing = f["timestep_respacing"]
-    return configs.Sampling(
-        sampler="ddim" if f["use_ddim"] else "ancestral",
-        steps=int(respacing.removeprefix("ddim") or T),
-        spacing="ddim" if respacing.startswith("ddim") else "uniform",
-        variance_mix=0.0 if f.get("sigma_small") else 1.0,
-        clip=f["clip_denoised"],
-    )

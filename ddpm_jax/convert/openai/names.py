@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from ddpm_jax.config import Net
-from ddpm_jax.convert.rules import Path, Rule, flatten_dict, from_torch, label_embedding, pointwise
+from ddpm_jax.convert.rules import Path, Rule, from_torch, label_embedding, pointwise
 from ddpm_jax.models.unet import OPENAI
 from ddpm_jax.models.unet.attention import head_count
 
@@ -36,7 +37,9 @@ def rules(target: Any, net: Net, order: QKVOrder) -> list[Rule]:
     Raises:
         ValueError: naming each option by which the network computes what theirs cannot.
     """
-    _check_supported(net, order)
+    if order not in ("legacy", "new"):
+        raise ValueError(f"order must be 'legacy' or 'new', got {order!r}")
+    _check_supported(net)
     leaves, converted = flatten_dict(target), []
     for path, leaf in leaves.items():
         if path[:2] == ("label", "table"):
@@ -46,9 +49,8 @@ def rules(target: Any, net: Net, order: QKVOrder) -> list[Rule]:
         if module is None or path[-2] in ("k", "v"):  # which come with the queries
             continue
         if path[-2] == "q":
-            converted.append(
-                _qkv_rule(path, f"{module}.{_leaf_name(path)}", head_count(leaf.shape[-1], *_heads(net)), order)
-            )
+            heads = head_count(leaf.shape[-1], net.heads, net.head_channels)
+            converted.append(_qkv_rule(path, module, heads, order))
         elif path[-2:] == ("proj_out", "kernel"):
             converted.append(pointwise(path, f"{module}.weight", 1))
         else:
@@ -85,12 +87,9 @@ def _layer_name(path: Path) -> str:
     return "qkv" if path[2] in ("q", "k", "v") else _IN_BLOCK.get(path[2], path[2])
 
 
-def _leaf_name(path: Path) -> str:
-    return "bias" if path[-1] == "bias" else "weight"
-
-
-def _qkv_rule(path: Path, name: str, heads: int, order: QKVOrder) -> Rule:
+def _qkv_rule(path: Path, module: str, heads: int, order: QKVOrder) -> Rule:
     """Queries, keys and values, three matrices [in, out] or biases, as one tensor [3 out, in, 1] or [3 out]."""
+    name = f"{module}.bias" if path[-1] == "bias" else f"{module}.weight"
     paths = tuple((*path[:-2], part, path[-1]) for part in ("q", "k", "v"))
     axis = 1 if order == "legacy" else 0  # of the three, where the outputs are [heads, 3, ...] or [3, heads, ...]
 
@@ -108,13 +107,7 @@ def _qkv_rule(path: Path, name: str, heads: int, order: QKVOrder) -> Rule:
     return Rule(paths, (name,), to_ours, to_theirs)
 
 
-def _heads(net: Net) -> tuple[int, int]:
-    return net.heads, net.head_channels
-
-
-def _check_supported(net: Net, order: QKVOrder) -> None:
-    if order not in ("legacy", "new"):
-        raise ValueError(f"order must be 'legacy' or 'new', got {order!r}")
+def _check_supported(net: Net) -> None:
     conventions = net.compat
     errors = [
         f"net.compat.{name} = {getattr(conventions, name)!r} where {getattr(OPENAI, name)!r} is right"

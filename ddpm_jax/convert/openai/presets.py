@@ -10,15 +10,11 @@ from ddpm_jax.convert.openai.flags import Family, ModelSpec, model_from_flags
 
 
 class Preset(NamedTuple):
-    """A published checkpoint: its project, flags and training data.
+    """A published checkpoint: its project, flags and training data."""
 
-    family, flags: see `flags.model_from_flags`.
-    trained_on: which images, by which loss.
-    """
-
-    family: Family
-    flags: str
-    trained_on: str
+    family: Family  # see `flags.model_from_flags`
+    flags: str  # see `flags.model_from_flags`
+    trained_on: str  # which images, by which loss
 
 
 _IMAGENET = "--image_size 64 --num_channels 128 --num_res_blocks 3 --learn_sigma True"
@@ -34,7 +30,8 @@ _ADM = (
     "--use_scale_shift_norm True --timestep_respacing 250"
 )
 _WIDE = f"{_ADM} --noise_schedule linear --num_channels 256 --num_res_blocks 2"
-_LSUN = f"{_WIDE} --image_size 256 --num_head_channels 64 --timestep_respacing 1000"
+_ADM_256 = f"{_WIDE} --image_size 256 --num_head_channels 64"
+_LSUN = f"{_ADM_256} --timestep_respacing 1000"
 
 PRESETS: dict[str, Preset] = {
     "cifar10_uncond_50M_500K": Preset("improved", f"{_CIFAR} {_COSINE}", "CIFAR-10, L_hybrid"),
@@ -60,18 +57,10 @@ PRESETS: dict[str, Preset] = {
     "128x128_diffusion": Preset(
         "guided", f"{_WIDE} --class_cond True --image_size 128 --num_heads 4", "ImageNet 128x128 with labels"
     ),
-    "256x256_diffusion": Preset(
-        "guided",
-        f"{_WIDE} --class_cond True --image_size 256 --num_head_channels 64",
-        "ImageNet 256x256 with labels",
-    ),
-    "256x256_diffusion_uncond": Preset(
-        "guided", f"{_WIDE} --class_cond False --image_size 256 --num_head_channels 64", "ImageNet 256x256"
-    ),
+    "256x256_diffusion": Preset("guided", f"{_ADM_256} --class_cond True", "ImageNet 256x256 with labels"),
+    "256x256_diffusion_uncond": Preset("guided", f"{_ADM_256} --class_cond False", "ImageNet 256x256"),
     "512x512_diffusion": Preset(
-        "guided",
-        f"{_WIDE} --class_cond True --image_size 512 --num_head_channels 64",
-        "ImageNet 512x512 with labels",
+        "guided", f"{_ADM_256} --class_cond True --image_size 512", "ImageNet 512x512 with labels"
     ),
     "lsun_bedroom": Preset("guided", f"{_LSUN} --dropout 0.1", "LSUN bedroom"),
     "lsun_cat": Preset("guided", f"{_LSUN} --dropout 0.1", "LSUN cat"),
@@ -81,11 +70,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def published_model(name: str) -> ModelSpec:
-    """The model of a published checkpoint, by its file's name without .pt.
-
-    Raises:
-        ValueError: if there is none of this name, naming those that there are.
-    """
+    """The model of a published checkpoint, by its file's name without .pt; a ValueError lists the known names."""
     if name not in PRESETS:
         raise ValueError(f"no published checkpoint {name!r}; there are: {', '.join(PRESETS)}")
     preset = PRESETS[name]
