@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from ddpm_jax import config as configs
 from ddpm_jax import training
@@ -29,17 +30,11 @@ _CONDITION_MODULES = ("label", "pooled", "text")
 
 
 class TransferredParams(NamedTuple):
-    """Parameters that are partly another run's.
+    """Parameters that are partly another run's."""
 
-    Attributes:
-        params: a tree like our own.
-        reinitialised: the modules that are not the other run's, and why.
-        num_transferred: how many leaves are.
-    """
-
-    params: Any
-    reinitialised: dict[str, str]
-    num_transferred: int
+    params: Any  # a tree like our own
+    reinitialised: dict[str, str]  # the modules that are not the other run's, and why
+    num_transferred: int  # how many leaves are
 
 
 def init_from_run(model: Model, key: Any, options: InitFrom) -> tuple[training.TrainState, dict[str, Any]]:
@@ -54,11 +49,8 @@ def init_from_run(model: Model, key: Any, options: InitFrom) -> tuple[training.T
     source = Pipeline(str(options.init_from), step=options.init_checkpoint, weights=options.init_weights, sampling={})
     _check_compatible(source, model.config, model.shape)
     transferred = transfer_params(jax.jit(model.init)(key), source.params, _attention_hint(source, model.shape))
-    other = [
-        line
-        for line in configs.differences(source.config, model.config)
-        if line.startswith(("schedule.", "loss.", "net.", "text.", "condition."))
-    ]
+    parts = ("schedule.", "loss.", "net.", "text.", "condition.")
+    other = [line for line in configs.differences(source.config, model.config) if line.startswith(parts)]
     record = {
         "run": os.path.abspath(source.workdir),
         "step": source.step,
@@ -110,12 +102,13 @@ def transfer_params(fresh: Any, source: Any, hint: str = "") -> TransferredParam
         ValueError: naming every leaf that does not fit, or that one of the two lacks, but for those of modules that may
             be made anew: the first and last convolution, and what tells the network labels, texts or a context.
     """
-    ours, others = _leaves_by_path(fresh), _leaves_by_path(source)
+    ours: dict[str, Any] = traverse_util.flatten_dict(fresh, sep="/")
+    others: dict[str, Any] = traverse_util.flatten_dict(source, sep="/")
     reinitialised: dict[str, str] = {}
     wrong = [f"{path} {np.shape(leaf)} is there alone" for path, leaf in others.items() if path not in ours]
     for path, leaf in ours.items():
         module = _module_of(path)
-        if path not in others and _is_condition_module(path):
+        if path not in others and (module in _CONDITION_MODULES or "/" in module):
             reinitialised[module] = "which is not there"
         elif path not in others:
             wrong.append(f"{path} {leaf.shape} is here alone")
@@ -126,14 +119,8 @@ def transfer_params(fresh: Any, source: Any, hint: str = "") -> TransferredParam
     if wrong:
         more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise ValueError(f"the other network does not fit: {'; '.join(wrong[:8])}{more}{hint}")
-    mine = [path for path in ours if _module_of(path) in reinitialised]
-    params = jax.tree_util.tree_map_with_path(
-        lambda keys, leaf: (
-            leaf if _module_of(_path_of(keys)) in reinitialised else others[_path_of(keys)].astype(leaf.dtype)
-        ),
-        fresh,
-    )
-    return TransferredParams(params, reinitialised, len(ours) - len(mine))
+    taken = {path: others[path].astype(x.dtype) for path, x in ours.items() if _module_of(path) not in reinitialised}
+    return TransferredParams(traverse_util.unflatten_dict(ours | taken, sep="/"), reinitialised, len(taken))
 
 
 def _check_compatible(source: Pipeline, config: configs.Config, shape: tuple[int, ...]) -> None:
@@ -159,20 +146,7 @@ def _attention_hint(source: Pipeline, shape: tuple[int, ...]) -> str:
     return f". The other network attends where the image is smaller by {factors_text}: {flags}"
 
 
-def _leaves_by_path(tree: Any) -> dict[str, Any]:
-    return {_path_of(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-
-def _path_of(keys: Any) -> str:
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
-
-
 def _module_of(path: str) -> str:
     """The module that is reinitialised as one: a module of the network, or an attention to a context within a level."""
     top, *rest = path.split("/")
     return f"{top}/{rest[0]}" if rest and rest[0].startswith("cross_") else top
-
-
-def _is_condition_module(path: str) -> bool:
-    module = _module_of(path)
-    return module in _CONDITION_MODULES or "/" in module

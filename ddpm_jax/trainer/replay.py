@@ -27,43 +27,27 @@ CHUNK = 8
 
 
 class Record(NamedTuple):
-    """The record of a step that was not finite.
-
-    Attributes:
-        step: its number, from 1.
-        images: [batch, ...] as the data have them.
-        levels: of the images.
-        params: before the step.
-        condition: the conditions of the images, see `DatasetConditions.gather`.
-    """
+    """The record of a step that was not finite."""
 
     config: configs.Config
-    step: int
-    images: np.ndarray
-    levels: int | data.ValueRange
-    params: Any
-    condition: Condition = Condition()
+    step: int  # its number, from 1
+    images: np.ndarray  # [batch, ...] as the data have them
+    levels: int | data.ValueRange  # of the images
+    params: Any  # before the step
+    condition: Condition = Condition()  # the conditions of the images, see `DatasetConditions.gather`
 
 
 class Replay(NamedTuple):
-    """The result of a replay.
+    """The result of a replay."""
 
-    Attributes:
-        loss: the mean over the batch.
-        times: [batch] t of each example.
-        losses: [batch].
-        grad_norm: of the mean loss, before clipping.
-        forward: the first layer in the order of the forward pass whose output is not finite, for the first example
-            whose loss is not; "" if there is none.
-        backward: the first one in the order of the backward pass whose parameters have a gradient that is not finite.
-    """
-
-    loss: float
-    times: np.ndarray
-    losses: np.ndarray
-    grad_norm: float
+    loss: float  # the mean over the batch
+    times: np.ndarray  # [batch] t of each example
+    losses: np.ndarray  # [batch]
+    grad_norm: float  # of the mean loss, before clipping
+    # the first layer in the order of the forward pass whose output is not finite, for the first example whose loss is
+    # not; "" if there is none
     forward: str
-    backward: str
+    backward: str  # the first one in the order of the backward pass whose parameters have a gradient that is not finite
 
     @property
     def finite(self) -> bool:
@@ -101,11 +85,7 @@ def load_record(path: pathlib.Path) -> Record:
 
 
 def check_record(record: Record) -> None:
-    """Makes sure that a record can be of a step of its run.
-
-    Raises:
-        ValueError: saying what cannot be.
-    """
+    """Raises a ValueError that says why a record cannot be of a step of its run."""
     config, images, shape = record.config, record.images, record.images.shape[1:]
     if record.step < 1 or images.shape[:1] != (config.batch,):
         raise ValueError(f"step {record.step} of images {images.shape}, where the run has a batch of {config.batch}")
@@ -159,7 +139,8 @@ def replay(record: Record, dtype: str) -> Replay:
     losses, times = (np.concatenate(parts) for parts in zip(*found, strict=True))
 
     bad = np.flatnonzero(~np.isfinite(losses))
-    spoilt = {name for name, leaf in by_layer(grads) if not np.isfinite(leaf).all()}
+    spoilt = {"/".join(path[:-1]) for path, leaf in traverse_util.flatten_dict(grads).items()
+              if not np.isfinite(leaf).all()}  # fmt: skip
     example = int(bad[0]) if len(bad) else 0
     layers = layer_outputs(lambda: total(*some(example, example + 1))) if len(bad) or spoilt else []
     forward = next((name for name, output in layers if not np.isfinite(output).all()), "") if len(bad) else ""
@@ -195,12 +176,6 @@ def layer_outputs(call) -> list[tuple[str, np.ndarray]]:
     return seen
 
 
-def by_layer(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The path of the layer that a parameter belongs to, and the leaf."""
-    for path, leaf in traverse_util.flatten_dict(tree).items():
-        yield "/".join(path[:-1]), np.asarray(leaf)
-
-
 def report_lines(result: Replay, record: Record, dtype: str) -> Iterator[str]:
     """The lines that describe a replay."""
     yield f"in {dtype}: loss {result.loss:.6g}, norm of the gradient {result.grad_norm:.6g}"
@@ -218,12 +193,7 @@ def report_lines(result: Replay, record: Record, dtype: str) -> Iterator[str]:
 
 def largest_parameter(record: Record) -> str:
     """The parameter of the largest value, or the first that is not finite."""
-    sizes = {name: float(np.abs(leaf).max()) for name, leaf in by_parameter(record.params)}
+    leaves: dict[str, Any] = traverse_util.flatten_dict(record.params, sep="/")
+    sizes = {name: float(np.abs(leaf).max()) for name, leaf in leaves.items()}
     name = next((name for name, size in sizes.items() if not math.isfinite(size)), max(sizes, key=sizes.__getitem__))
     return f"{sizes[name]:.4g} in {name}"
-
-
-def by_parameter(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The path of each parameter, and the parameter."""
-    for path, leaf in traverse_util.flatten_dict(tree).items():
-        yield "/".join(path), np.asarray(leaf)

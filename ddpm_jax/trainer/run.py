@@ -138,10 +138,8 @@ class Run:
             named = [names[i] if i < len(names) else str(i) for i in self.untrained_labels]
             print(f"labels    warning: no training image of {len(named)}, which are not learned: {join_first(named)}")
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
-        save, look = (
-            min((start // every + 1) * every, config.steps)
-            for every in (config.save_every, config.sample_every or config.steps)
-        )
+        intervals = (config.save_every, config.sample_every or config.steps)
+        save, look = (min((start // every + 1) * every, config.steps) for every in intervals)
         print(f"steps     {start} of {config.steps}; next checkpoint ({size:.1f} MB) at {save}, next samples at {look}")
         print("          remaining time appears after the first steps have compiled", flush=True)
 
@@ -165,14 +163,12 @@ class Run:
             return
         train = self.images.train
         seen = np.ascontiguousarray(train[:: max(1, len(train) // 100)])
-        facts = {
-            "config": configs.to_json(self.config),
-            "newest checkpoint": str(start),
-            "shape of data": f"{train.shape}",
-        }
-        process.check_equal_across_processes(
-            {name: text.encode() for name, text in facts.items()} | {"training images": seen.tobytes()}
-        )
+        process.check_equal_across_processes({
+            "config": configs.to_json(self.config).encode(),
+            "newest checkpoint": str(start).encode(),
+            "shape of data": f"{train.shape}".encode(),
+            "training images": seen.tobytes(),
+        })  # fmt: skip
 
     def should_stop(self, stop_received: bool) -> bool:
         """True to end after this step: by a signal here; of several processes, by one all received in this step."""
@@ -226,14 +222,9 @@ class Run:
         parts = []
         inputs = tiles.SamplerInputs(params, self.model.times, self.model.scalars())
         drawn = tiles.draw(
-            self.draw_tiles,
-            inputs,
-            seed=config.seed,
-            start=0,
-            num=config.sampling.num,
-            tile=self.tile,
+            self.draw_tiles, inputs, seed=config.seed, start=0, num=config.sampling.num, tile=self.tile,
             conditions=self.sample_conditions,
-        )
+        )  # fmt: skip
         for part in drawn:
             parts.append(part.x)
             if process.any_process(self.interrupt.requested):

@@ -36,9 +36,8 @@ class StepMetrics:
     def __init__(self, config: configs.Config, workdir: pathlib.Path, start: int) -> None:
         self.config, self.workdir = config, workdir
         self.file = tracking.MetricsLog(workdir / "metrics.jsonl", start, active=process.is_main_process())
-        self.has_evaluation = not process.is_main_process() or any(
-            "held_out_loss" in row for row in self.file.start_rows
-        )
+        evaluated = any("held_out_loss" in row for row in self.file.start_rows)
+        self.has_evaluation = evaluated or not process.is_main_process()
         self.pending: collections.deque[tuple[int, Any, np.ndarray]] = collections.deque()
         self.collected: list[dict[str, Any]] = []
         self.skipped_in_a_row: list[tuple[int, Any]] = []
@@ -113,15 +112,8 @@ class StepMetrics:
         condition = {f"said.{name}": leaf for name, leaf in gather(indices)._asdict().items() if leaf is not None}
         if not process.is_main_process():  # the others have seen the same
             return 3
-        np.savez(
-            path,
-            step=step,
-            indices=indices,
-            images=dataset.train[indices],
-            levels=dataset.levels,
-            **arrays,
-            **condition,
-        )
+        images = dataset.train[indices]
+        np.savez(path, step=step, indices=indices, images=images, levels=dataset.levels, **arrays, **condition)
         print(f"train: loss or gradient not finite in {len(self.skipped_in_a_row)} steps in a row, "
               f"the first being step {step}; "
               "stopped. Checkpoints are as they were. To take that step again, layer by layer: "
@@ -136,8 +128,7 @@ class StepMetrics:
         for i, step_indices in enumerate(indices):
             if self.skip_limit_reached:
                 break
-            self.collected.append({name: value[i] for name, value in values.items()})
-            skipped = self.collected[-1]["skipped"]
-            self.skipped_in_a_row = (
-                [*self.skipped_in_a_row, (last - len(indices) + 1 + i, step_indices)] if skipped else []
-            )
+            row = {name: value[i] for name, value in values.items()}
+            self.collected.append(row)
+            step = last - len(indices) + 1 + i
+            self.skipped_in_a_row = [*self.skipped_in_a_row, (step, step_indices)] if row["skipped"] else []
