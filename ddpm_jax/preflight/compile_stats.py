@@ -13,29 +13,18 @@ from ddpm_jax.preflight import cost
 
 _COLLECTIVE = re.compile(r"\s(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 _GROUPS = re.compile(r"replica_groups=(\{\{.*?\}\}|\{\}|\[[\d,]+\]<=)")
-_SIZE = r"\((?P<{0}>[\d.]+)(?P<{0}_unit>[KMGTP]?)i?B?\)"
-_NEEDED, _AVAILABLE = (
-    re.compile(r"required.*?" + _SIZE.format("size")),
-    re.compile(r"available.*?" + _SIZE.format("size")),
-)
+_SIZE = r"\((?P<size>[\d.]+)(?P<unit>[KMGTP]?)i?B?\)"
+_NEEDED, _AVAILABLE = (re.compile(f"{word}.*?{_SIZE}") for word in ("required", "available"))
 
 
 class Memory(NamedTuple):
-    """Memory of a compiled program, in bytes on each device.
+    """Memory of a compiled program, in bytes on each device."""
 
-    Attributes:
-        arguments: the inputs, in the device's layout.
-        temporaries: buffers for intermediate values.
-        results: the outputs, apart from those in donated arguments.
-        donated: arguments whose memory the results take.
-        peak: the maximum in use at one time, arguments and results included.
-    """
-
-    arguments: int
-    temporaries: int
-    results: int
-    donated: int
-    peak: int
+    arguments: int  # the inputs, in the device's layout
+    temporaries: int  # buffers for intermediate values
+    results: int  # the outputs, apart from those in donated arguments
+    donated: int  # arguments whose memory the results take
+    peak: int  # the maximum in use at one time, arguments and results included
 
 
 class Collective(NamedTuple):
@@ -47,33 +36,17 @@ class Collective(NamedTuple):
     size: int
 
 
-class OutOfMemory(NamedTuple):
-    """Bytes that a program needs and bytes available, from the compiler's error; None where unknown."""
-
-    needed: int | None
-    available: int | None
-
-
 class CompileStats(NamedTuple):
-    """Statistics of a program.
+    """Statistics of a program."""
 
-    Attributes:
-        memory: None if it did not fit.
-        needed: bytes that it needs on each device, as far as they are known.
-        limit: bytes that each device has for programs, as far as they are known.
-        collectives: operations between devices.
-        cycles: the compiler's estimate by kind of work, see `cost.estimated_cycles`; empty where it gives none.
-        seconds: of compilation; 0 if it was clear without compiling that it does not fit.
-        error: the compiler's message if it did not fit.
-    """
-
-    memory: Memory | None
-    needed: int | None
-    limit: int | None
-    collectives: list[Collective]
+    memory: Memory | None  # None if it did not fit
+    needed: int | None  # bytes that it needs on each device, as far as they are known
+    limit: int | None  # bytes that each device has for programs, as far as they are known
+    collectives: list[Collective]  # operations between devices
+    # the compiler's estimate by kind of work, see `cost.estimated_cycles`; empty where it gives none
     cycles: dict[str, int]
-    seconds: float
-    error: str
+    seconds: float  # of compilation; 0 if it was clear without compiling that it does not fit
+    error: str  # the compiler's message if it did not fit
 
     @property
     def fits(self) -> bool:
@@ -91,7 +64,9 @@ def compile_and_analyse(
         options: of the compiler.
     """
     start = time.perf_counter()
-    least = argument_bytes(lowered)
+    # arguments on each device, without padding; mapped ones count as a whole, they are small
+    arguments = jax.tree.leaves(lowered.args_info)
+    least = sum(math.prod(leaf.shape) * getattr(leaf.dtype, "itemsize", 4) for leaf in arguments)
     if limit is not None and least > limit:
         return CompileStats(None, least, limit, [], {}, 0.0, "its arguments alone are more than there is"), None
     try:
@@ -99,9 +74,9 @@ def compile_and_analyse(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        seconds, over = time.perf_counter() - start, parse_out_of_memory(str(error))
-        available = limit if over.available is None else over.available
-        return CompileStats(None, over.needed, available, [], {}, seconds, process.first_line(error)), None
+        seconds, (needed, available) = time.perf_counter() - start, parse_out_of_memory(str(error))
+        available = limit if available is None else available
+        return CompileStats(None, needed, available, [], {}, seconds, process.first_line(error)), None
     seconds, found, text = time.perf_counter() - start, compiled_memory(compiled), compiled.as_text() or ""
     between, cycles = find_collectives(text, devices), cost.estimated_cycles(text)
     return CompileStats(found, found.peak, limit, between, cycles, seconds, ""), compiled
@@ -113,9 +88,13 @@ def compiled_memory(compiled: jax.stages.Compiled) -> Memory:
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     # only the TPU's compiler reports the peak; elsewhere all temporaries are allocated together
     together = analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes
-    peak = analysis.peak_memory_in_bytes if "TPU" in _device_kind(compiled) else together
+    device = next(iter(jax.tree.leaves(compiled.input_shardings)[0].device_set))
     return Memory(
-        analysis.argument_size_in_bytes, analysis.temp_size_in_bytes, results, analysis.alias_size_in_bytes, peak
+        arguments=analysis.argument_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
+        results=results,
+        donated=analysis.alias_size_in_bytes,
+        peak=analysis.peak_memory_in_bytes if "TPU" in device.device_kind else together,
     )
 
 
@@ -129,21 +108,14 @@ def find_collectives(text: str, devices: int) -> list[Collective]:
     return [Collective(kind, count, groups, size) for (kind, groups, size), count in found.items()]
 
 
-def parse_out_of_memory(message: str) -> OutOfMemory:
-    """Bytes needed and available, from a compiler's RESOURCE_EXHAUSTED message."""
-    return OutOfMemory(*(_parse_bytes(pattern.search(message)) for pattern in (_NEEDED, _AVAILABLE)))
+def parse_out_of_memory(message: str) -> tuple[int | None, int | None]:
+    """Bytes needed and available, from a compiler's RESOURCE_EXHAUSTED message; None where it does not say."""
 
+    def parse(pattern: re.Pattern[str]) -> int | None:
+        found = pattern.search(message)
+        return round(float(found["size"]) * 1024 ** " KMGTP".index(found["unit"] or " ")) if found else None
 
-def argument_bytes(lowered: jax.stages.Lowered) -> int:
-    """Bytes of a program's arguments on each device, without padding; mapped ones count as a whole, they are small."""
-    leaves = jax.tree.leaves(lowered.args_info)
-    sizes = (math.prod(leaf.shape) * getattr(leaf.dtype, "itemsize", 4) for leaf in leaves)
-    return sum(sizes)
-
-
-def _device_kind(compiled: jax.stages.Compiled) -> str:
-    shardings = jax.tree.leaves(compiled.input_shardings)
-    return next(iter(shardings[0].device_set)).device_kind
+    return parse(_NEEDED), parse(_AVAILABLE)
 
 
 def _replica_groups(line: str, devices: int) -> tuple[int, int]:
@@ -156,9 +128,3 @@ def _replica_groups(line: str, devices: int) -> tuple[int, int]:
         return int(groups), int(size)
     groups = re.findall(r"\{([\d,]+)\}", found[1])
     return len(groups), len(groups[0].split(","))
-
-
-def _parse_bytes(found: re.Match[str] | None) -> int | None:
-    if found is None:
-        return None
-    return round(float(found["size"]) * 1024 ** " KMGTP".index(found["size_unit"] or " "))

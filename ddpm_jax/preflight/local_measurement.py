@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,23 +31,14 @@ _PROC_STATUS, _PROC_CLEAR_REFS = pathlib.Path("/proc/self/status"), pathlib.Path
 
 
 class LocalMeasurement(NamedTuple):
-    """Measured speed and memory.
+    """Measured speed and memory."""
 
-    Attributes:
-        analysis: bytes of memory on all devices together, by the compiler's analysis.
-        used: bytes by which the memory in use grew; None where it cannot be measured.
-        how: the method of measuring `used`.
-        process: the peak memory of this process, compilation included; None where it cannot be measured.
-        steps_per_s: of the training step, data order and host included.
-        timed: number of timed steps.
-    """
-
-    analysis: int
-    used: int | None
-    how: str
-    process: int | None
-    steps_per_s: float
-    timed: int
+    analysis: int  # bytes of memory on all devices together, by the compiler's analysis
+    used: int | None  # bytes by which the memory in use grew; None where it cannot be measured
+    how: str  # the method of measuring `used`
+    process: int | None  # the peak memory of this process, compilation included; None where it cannot be measured
+    steps_per_s: float  # of the training step, data order and host included
+    timed: int  # number of timed steps
 
 
 def memory_limit() -> int | None:
@@ -128,9 +120,9 @@ def _calls_per_second(step: Callable, state: Any, batches: Iterator[device_loade
 def _memory_growth(work: Callable[[], None], devices: Sequence[Any]) -> tuple[int | None, str]:
     """The maximal growth of the memory in use during `work`, in bytes over all devices, and the method."""
     if devices[0].platform != "cpu":
-        before = [_device_stat(device, "bytes_in_use") for device in devices]
+        before = [(device.memory_stats() or {}).get("bytes_in_use") for device in devices]
         work()
-        most = [_device_stat(device, "peak_bytes_in_use") for device in devices]
+        most = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
         if None in before or None in most:
             return None, "these devices do not tell"
         return sum(a - b for a, b in zip(most, before, strict=True)), "device.memory_stats()"
@@ -155,18 +147,12 @@ def _trim_memory() -> None:
         library.malloc_trim(0)
 
 
-def _device_stat(device: Any, name: str) -> Any:
-    return (device.memory_stats() or {}).get(name)
-
-
 def _proc_status(name: str) -> int | None:
     """A field of /proc/self/status in bytes; None where there is none."""
     if sys.platform != "linux":
         return None
-    found = [
-        line.split()[1] for line in _PROC_STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{name}:")
-    ]
-    return int(found[0]) * 1024 if found else None
+    found = re.search(rf"^{name}:\s*(\d+)", _PROC_STATUS.read_text(encoding="utf-8"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 def checkpoint_bytes(model: Model) -> int:

@@ -114,9 +114,8 @@ def lower_evaluation(model: Model, images: data.Dataset, devices: Sequence[Any])
     run = trainer.Run(model, pathlib.Path(), images, key=None, interrupt=None)
     here = jax.sharding.SingleDeviceSharding(devices[0])
     count = min(model.config.batch, run.num_held_out)
-    params = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), train_state(model)[1].params
-    )
+    shapes = train_state(model)[1].params
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
     own = jax.eval_shape(lambda: jax.random.split(keys.from_seed(0), count))
     examples = jax.ShapeDtypeStruct((count, *model.shape), jnp.float32), model.empty_condition(count)
     return run.evaluate.lower(params, own, examples)

@@ -19,49 +19,33 @@ PROGRAM_NAMES = {"train": "training step", "sampler": "sampler", "evaluation": "
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """The devices that the programs are compiled for.
+    """The devices that the programs are compiled for."""
 
-    Attributes:
-        devices: all of them.
-        hosts: the machines that they are in.
-        slice: the TPU slice, or None for the local devices.
-        limit: bytes of memory on each device, as far as known.
-        effort: the compiler's effort, or None for its own default.
-    """
-
-    devices: Sequence[Any]
-    hosts: int
-    slice: topology.Slice | None
-    limit: int | None
-    effort: float | None
+    devices: Sequence[Any]  # all of them
+    hosts: int  # the machines that they are in
+    slice: topology.Slice | None  # the TPU slice, or None for the local devices
+    limit: int | None  # bytes of memory on each device, as far as known
+    effort: float | None  # the compiler's effort, or None for its own default
 
     def describe(self) -> str:
         """Number and kind of devices, number of hosts, memory."""
         kind = f"{len(self.devices)} x {self.devices[0].device_kind}, {self.hosts} host{'s' * (self.hosts > 1)}"
         where = "" if self.slice is None else f" ({', '.join(filter(None, (self.slice.product, self.slice.name)))})"
-        return f"{kind}{where}, " + (
-            "memory unknown" if self.limit is None else f"{format_bytes(self.limit)} of memory each"
-        )
+        memory = "memory unknown" if self.limit is None else f"{format_bytes(self.limit)} of memory each"
+        return f"{kind}{where}, {memory}"
 
 
 @dataclasses.dataclass
 class Report:
-    """The programs of a config on a target.
+    """The programs of a config on a target."""
 
-    Attributes:
-        name: of the config.
-        flops: floating-point operations of a training step on each device.
-        programs: statistics by the program's name.
-        measured: speed and memory of steps, if the target is the local devices.
-    """
-
-    name: str
+    name: str  # of the config
     model: Model
     images: data.Dataset
     target: Target
-    flops: float
-    programs: dict[str, compile_stats.CompileStats]
-    measured: local_measurement.LocalMeasurement | None = None
+    flops: float  # floating-point operations of a training step on each device
+    programs: dict[str, compile_stats.CompileStats]  # by the program's name
+    measured: local_measurement.LocalMeasurement | None = None  # of steps, if the target is the local devices
 
     @property
     def config(self) -> configs.Config:
@@ -133,9 +117,8 @@ def program_lines(report: Report, name: str) -> Iterator[str]:
     """The lines of one program."""
     stats, limit = report.programs[name], report.target.limit
     of = "" if limit is None else f" of {format_bytes(limit)}"
-    yield f"\n{PROGRAM_NAMES[name]}" + (
-        "" if stats.memory is None else f", compiled in {tracking.format_duration(stats.seconds)}"
-    )
+    compiled = "" if stats.memory is None else f", compiled in {tracking.format_duration(stats.seconds)}"
+    yield f"\n{PROGRAM_NAMES[name]}{compiled}"
     if stats.memory is None:
         needed = "more" if stats.needed is None else format_bytes(stats.needed)
         yield f"  does not fit: it needs {'at least ' * (not stats.seconds)}{needed}{of} ({stats.error})"
@@ -172,14 +155,11 @@ def format_estimate(report: Report, name: str) -> str:
 
 def format_collectives(collectives: Sequence[compile_stats.Collective], devices: int) -> str:
     """The collectives, as text."""
-    if not collectives:
-        return "no operation between devices"
-    one = f"all {devices} devices" if devices > 1 else "the one device"
-    return ", ".join(
-        f"{each.count} {each.kind} "
-        + (f"over {one}" if spans_all_devices(each, devices) else f"in {each.groups} groups of {each.size}")
-        for each in collectives
-    )
+    parts, everywhere = [], f"all {devices} devices" if devices > 1 else "the one device"
+    for each in collectives:
+        over = f"over {everywhere}" if spans_all_devices(each, devices) else f"in {each.groups} groups of {each.size}"
+        parts.append(f"{each.count} {each.kind} {over}")
+    return ", ".join(parts) or "no operation between devices"
 
 
 def spans_all_devices(collective: compile_stats.Collective, devices: int) -> bool:
@@ -238,10 +218,8 @@ def measurement_lines(report: Report) -> Iterator[str]:
         yield (f"memory     {format_bytes(measured.analysis)} by analysis, {format_bytes(measured.used)} measured: "
                f"{measured.used / measured.analysis - 1:+.1%} ({measured.how})")  # fmt: skip
     if measured.process is not None:
-        yield (
-            f"           {format_bytes(measured.process)} was the most that this process had, "
-            "libraries and compilation included"
-        )
+        most = format_bytes(measured.process)
+        yield f"           {most} was the most that this process had, libraries and compilation included"
     duration = tracking.format_duration(report.config.steps / measured.steps_per_s)
     yield (f"speed      {measured.steps_per_s:.3g} steps/s over {measured.timed} steps: {report.config.steps:,} steps "
            f"take {duration}, without samples and evaluations")  # fmt: skip
@@ -266,14 +244,13 @@ def to_json(report: Report) -> dict[str, Any]:
         "flops": None if math.isnan(report.flops) else report.flops,
         "checkpoint_bytes": local_measurement.checkpoint_bytes(report.model),
         "disk_bytes": local_measurement.disk_bytes(report.model, report.images),
-        "programs": {name: _program_json(report, name) for name in report.programs},
+        "programs": {name: _program_json(report, name, stats) for name, stats in report.programs.items()},
         "measured": None if report.measured is None else report.measured._asdict(),
         "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
     }
 
 
-def _program_json(report: Report, name: str) -> dict[str, Any]:
-    stats = report.programs[name]
+def _program_json(report: Report, name: str, stats: compile_stats.CompileStats) -> dict[str, Any]:
     return {
         "fits": report.fits(name),
         "memory": None if stats.memory is None else stats.memory._asdict(),

@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 from ddpm_jax import process
 from ddpm_jax.process import tpu
 
-_GRIDS_2D = {
-    1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",
-}  # fmt: skip
+_GRIDS_2D = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _SQUARE_GRIDS = {4: "2x2", 16: "4x4", 64: "8x8", 128: "8x16", 256: "16x16"}
 _GRIDS_3D = {
     4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8",
@@ -18,19 +16,12 @@ _GRIDS_3D = {
 
 
 class Generation(NamedTuple):
-    """A generation of TPUs.
+    """A generation of TPUs."""
 
-    Attributes:
-        product: the first part of its slices' product names, PRODUCT-NUMBER.
-        cores: how many units of that number a chip is (products before v5e count cores).
-        grids: its slices, by the number of chips.
-        options: further options for libtpu.
-    """
-
-    product: str
-    cores: int
-    grids: dict[int, str]
-    options: dict[str, Any]
+    product: str  # the first part of its slices' product names, PRODUCT-NUMBER
+    cores: int  # how many units of that number a chip is (products before v5e count cores)
+    grids: dict[int, str]  # its slices, by the number of chips
+    options: dict[str, Any]  # further options for libtpu
 
 
 GENERATIONS = {
@@ -48,17 +39,11 @@ _SINGLE_HOST_GRIDS = {"1x1": [1, 1, 1], "2x4": [2, 4, 1]}
 
 
 class Slice(NamedTuple):
-    """A slice of TPUs.
+    """A slice of TPUs."""
 
-    Attributes:
-        name: as libtpu knows it, GENERATION:GRID.
-        product: its product name; None if it has none.
-        options: further options for libtpu.
-    """
-
-    name: str
-    product: str | None
-    options: dict[str, Any]
+    name: str  # as libtpu knows it, GENERATION:GRID
+    product: str | None  # its product name; None if it has none
+    options: dict[str, Any]  # further options for libtpu
 
 
 def find_slice(name: str) -> Slice:
@@ -123,9 +108,8 @@ def devices(tpu_slice: Slice) -> list[Any]:
         return list(topologies.get_topology_desc(tpu_slice.name, platform="tpu", **tpu_slice.options).devices)
     except jax.errors.JaxRuntimeError as error:
         reason = process.first_line(error)
-        raise ValueError(
-            f"libtpu refuses the topology {tpu_slice.name!r}: {reason}; known are {known_names()}"
-        ) from error
+        message = f"libtpu refuses the topology {tpu_slice.name!r}: {reason}; known are {known_names()}"
+        raise ValueError(message) from error
 
 
 def memory_limit(devices: list[Any]) -> int | None:
@@ -142,7 +126,7 @@ def memory_limit(devices: list[Any]) -> int | None:
     try:
         jax.pmap(lambda x: x + 1, devices=devices).lower(huge).compile()
     except jax.errors.JaxRuntimeError as error:
-        return compile_stats.parse_out_of_memory(str(error)).available
+        return compile_stats.parse_out_of_memory(str(error))[1]
     return None
 
 
