@@ -33,20 +33,7 @@ from ddpm_jax.conformance.mixtures import (
 )
 
 __all__ = [
-    "BUILT_IN",
-    "ConformanceReport",
-    "GaussianMixture",
-    "SamplerFactory",
-    "check",
-    "flow_errors",
-    "format_table",
-    "gaussian_data",
-    "ideal_denoiser",
-    "marginal_moments",
-    "mixture_data",
-    "probability_flow",
-    "reproducibility",
-    "sample_data",
-    "terminal_moments",
-    "uniform_log_snr_times",
-]
+    "BUILT_IN", "ConformanceReport", "GaussianMixture", "SamplerFactory", "check", "flow_errors", "format_table",
+    "gaussian_data", "ideal_denoiser", "marginal_moments", "mixture_data", "probability_flow", "reproducibility",
+    "sample_data", "terminal_moments", "uniform_log_snr_times",
+]  # fmt: skip

@@ -25,21 +25,22 @@ from ddpm_jax.schedules import Schedule
 SamplerFactory = Callable[[Schedule, Denoiser, Noise], Sampler]
 """(schedule, denoise, noise) -> the sampler under test; one that is deterministic makes no use of the noise."""
 
+
+def _ancestral(mix: float) -> SamplerFactory:
+    return lambda schedule, denoise, noise: samplers.ancestral(schedule, denoise, variance_mix=mix, noise=noise)
+
+
+def _solver(of: Callable[..., Sampler], order: int) -> SamplerFactory:
+    return lambda schedule, denoise, noise: of(schedule, denoise, order=order)
+
+
 BUILT_IN: Mapping[str, SamplerFactory] = {
-    "ancestral, mix 0": lambda schedule, denoise, noise: samplers.ancestral(
-        schedule, denoise, variance_mix=0.0, noise=noise
-    ),
-    "ancestral, mix 1": lambda schedule, denoise, noise: samplers.ancestral(
-        schedule, denoise, variance_mix=1.0, noise=noise
-    ),
+    "ancestral, mix 0": _ancestral(0.0),
+    "ancestral, mix 1": _ancestral(1.0),
     "ddim, eta 1": lambda schedule, denoise, noise: samplers.ddim(schedule, denoise, eta=1.0, noise=noise),
     "ddim, eta 0": lambda schedule, denoise, noise: samplers.ddim(schedule, denoise),
-    "dpm_solver_pp, order 1": lambda schedule, denoise, noise: samplers.dpm_solver_pp(schedule, denoise, order=1),
-    "dpm_solver_pp, order 2": lambda schedule, denoise, noise: samplers.dpm_solver_pp(schedule, denoise, order=2),
-    "dpm_solver_pp, order 3": lambda schedule, denoise, noise: samplers.dpm_solver_pp(schedule, denoise, order=3),
-    "unipc, order 1": lambda schedule, denoise, noise: samplers.unipc(schedule, denoise, order=1),
-    "unipc, order 2": lambda schedule, denoise, noise: samplers.unipc(schedule, denoise, order=2),
-    "unipc, order 3": lambda schedule, denoise, noise: samplers.unipc(schedule, denoise, order=3),
+    **{f"dpm_solver_pp, order {order}": _solver(samplers.dpm_solver_pp, order) for order in (1, 2, 3)},
+    **{f"unipc, order {order}": _solver(samplers.unipc, order) for order in (1, 2, 3)},
 }
 """The samplers of the library, by the names that the table has for them."""
 
@@ -52,28 +53,17 @@ MIXTURE = mixture_data(
 
 
 class ConformanceReport(NamedTuple):
-    """The results of `check`; an order is the slope of log error against log of the number of steps.
-
-    Attributes:
-        name: as given.
-        nfe_per_step: function evaluations of the network in each step.
-        deterministic: whether x_T alone decides the result.
-        steps: [n] the numbers of steps.
-        flow_error: [n] largest distance to the exact flow of a mixture, data units; NaN where not deterministic.
-        mean_error, cov_error: [n] largest error of the terminal mean and covariance for Gaussian data.
-        is_reproducible: whether the same keys give the same bits, also in another order.
-        batch_difference: largest difference of an image drawn in a smaller batch, or with frames kept, data units.
-    """
+    """The results of `check`; an order is the slope of log error against log of the number of steps."""
 
     name: str
-    nfe_per_step: int
-    deterministic: bool
-    steps: np.ndarray
-    flow_error: np.ndarray
-    mean_error: np.ndarray
-    cov_error: np.ndarray
-    is_reproducible: bool
-    batch_difference: float
+    nfe_per_step: int  # function evaluations of the network in each step
+    deterministic: bool  # whether x_T alone decides the result
+    steps: np.ndarray  # [n] the numbers of steps
+    flow_error: np.ndarray  # [n] largest distance to the exact flow, data units; NaN where not deterministic
+    mean_error: np.ndarray  # [n] largest error of the terminal mean for Gaussian data
+    cov_error: np.ndarray  # [n] largest error of the terminal covariance for Gaussian data
+    is_reproducible: bool  # whether the same keys give the same bits, also in another order
+    batch_difference: float  # largest difference of an image drawn in a smaller batch, or with frames kept, data units
 
     @property
     def flow_order(self) -> float:
