@@ -51,8 +51,7 @@ def write_outputs(pipe: Pipeline, drawn: np.ndarray, out: pathlib.Path, made: di
     (out / "manifest.json").unlink(missing_ok=True)  # of an earlier call: it must not stand beside these images
     with process.atomic_file(out / "samples.npz") as file:
         np.savez(file, arr_0=drawn)
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in manifest.items())
-    process.atomic_write_text(out / "manifest.json", f"{{\n{lines}\n}}\n")
+    process.atomic_write_json(out / "manifest.json", manifest)
     label = pipe.png_text() | {"asked": json.dumps(manifest["asked"])}
     picture = data.make_grid(drawn, pipe.levels)
     data.write_png(out / "grid.png", picture, scale=data.preview_scale(pipe.shape), text=label)

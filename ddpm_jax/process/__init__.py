@@ -16,7 +16,7 @@ import sys
 import threading
 
 from ddpm_jax.process import compilation_cache, tpu
-from ddpm_jax.process.atomic import atomic_file, atomic_folder, atomic_write_text
+from ddpm_jax.process.atomic import atomic_file, atomic_folder, atomic_write_json, atomic_write_text
 from ddpm_jax.process.distributed import (
     EXIT_OUT_OF_MEMORY,
     EXIT_PROCESS_LOST,
@@ -36,33 +36,12 @@ from ddpm_jax.process.memory import explain_oom, sampling_oom_hints
 from ddpm_jax.process.output import explain_write_errors, first_line, run_main
 
 __all__ = [
-    "EXIT_OUT_OF_MEMORY",
-    "EXIT_PROCESS_LOST",
-    "EXIT_UNWRITABLE",
-    "DistributedOptions",
-    "FolderLock",
-    "Interrupt",
-    "abort_together",
-    "all_gather",
-    "any_process",
-    "atomic_file",
-    "atomic_folder",
-    "atomic_write_text",
-    "check_equal_across_processes",
-    "exit_process",
-    "explain_oom",
-    "explain_write_errors",
-    "first_line",
-    "initialize",
-    "is_main_process",
-    "local_shard",
-    "num_cores",
-    "platform",
-    "run_main",
-    "sampling_oom_hints",
-    "start_jax",
-    "tune_malloc",
-]
+    "EXIT_OUT_OF_MEMORY", "EXIT_PROCESS_LOST", "EXIT_UNWRITABLE", "DistributedOptions", "FolderLock", "Interrupt",
+    "abort_together", "all_gather", "any_process", "atomic_file", "atomic_folder", "atomic_write_json",
+    "atomic_write_text", "check_equal_across_processes", "exit_process", "explain_oom", "explain_write_errors",
+    "first_line", "initialize", "is_main_process", "local_shard", "num_cores", "platform", "run_main",
+    "sampling_oom_hints", "start_jax", "tune_malloc",
+]  # fmt: skip
 
 _MAX_CPU_DEVICES = 16  # each holds the whole train state
 
@@ -105,7 +84,10 @@ def initialize(
         raise ValueError(f"devices = {devices} divides a CPU, but JAX will run on {backend}: leave it out")
     elif backend == "tpu":
         tpu.set_libtpu_flags()
-    _pin_jax_config()
+    import jax
+
+    jax.config.update("jax_threefry_partitionable", True)
+    jax.config.update("jax_enable_x64", False)
     compilation_cache.enable_compilation_cache(compilation_cache_dir)
     if distributed is not None:
         connect_processes(distributed, backend)
@@ -213,17 +195,12 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _pin_jax_config() -> None:
-    import jax
-
-    jax.config.update("jax_threefry_partitionable", True)
-    jax.config.update("jax_enable_x64", False)
-
-
 def _set_cpu_devices(devices: int | None) -> None:
     import jax
 
-    configured = _configured_devices()
+    flag = re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    configured = int(flag.group(1)) if flag else jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
+    configured = configured if configured and configured > 0 else None
     if configured is not None and devices not in (None, configured):
         raise ValueError(f"devices = {devices}, but {configured} are set (XLA_FLAGS or jax_num_cpu_devices)")
     number = configured or devices or min(_MAX_CPU_DEVICES, 2 ** (num_cores().bit_length() - 1))
@@ -235,15 +212,6 @@ def _set_cpu_devices(devices: int | None) -> None:
                 raise RuntimeError(
                     f"JAX has already started: call initialize(devices={devices}) before its first use"
                 ) from None
-
-
-def _configured_devices() -> int | None:
-    """The number of CPU devices set by the environment or the program."""
-    import jax
-
-    flag = re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    configured = int(flag.group(1)) if flag else jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
-    return configured if configured and configured > 0 else None
 
 
 def _device_files() -> list[str]:

@@ -2,12 +2,13 @@
 
 import contextlib
 import glob
+import json
 import os
 import pathlib
 import shutil
 import socket
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 from ddpm_jax.process.output import explain_write_errors
 
@@ -35,6 +36,12 @@ def atomic_write_text(path: pathlib.Path, text: str) -> None:
     """Replaces a file's content by a text, in UTF-8."""
     with atomic_file(path) as file:
         file.write(text.encode())
+
+
+def atomic_write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+    """Replaces a file's content by a JSON object, with a line for each of its keys."""
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
+    atomic_write_text(path, f"{{\n{lines}\n}}\n")
 
 
 @contextlib.contextmanager

@@ -49,7 +49,11 @@ def _check_ownership(folder: pathlib.Path) -> None:
 def default_folder() -> pathlib.Path:
     """The folder for this kind of processor in the user's cache: CPU programs use the processor's own instructions."""
     caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return caches / "ddpm_jax" / "compiled" / _processor_id()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    instructions = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    processor = f"{platform.machine()}-{hashlib.sha256(instructions.encode()).hexdigest()[:12]}"
+    return caches / "ddpm_jax" / "compiled" / processor
 
 
 def prune(folder: pathlib.Path, max_bytes: int) -> None:
@@ -65,10 +69,3 @@ def prune(folder: pathlib.Path, max_bytes: int) -> None:
             return
         path.unlink(missing_ok=True)
         total -= stat.st_size
-
-
-def _processor_id() -> str:
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    instructions = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    return f"{platform.machine()}-{hashlib.sha256(instructions.encode()).hexdigest()[:12]}"

@@ -13,7 +13,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from ddpm_jax.process.output import first_line
 
@@ -46,8 +46,10 @@ def check_options(options: DistributedOptions) -> None:
     if any(value is None for value in given.values()) and any(value is not None for value in given.values()):
         got = " ".join(f"{name} {value}" for name, value in given.items() if value is not None)
         raise ValueError(f"--coordinator, --processes and --process go together, got only {got}")
-    if options.coordinator is not None and not _is_address(options.coordinator):
-        raise ValueError(f"--coordinator must be HOST:PORT, got {options.coordinator!r}")
+    if options.coordinator is not None:
+        host, _, port = options.coordinator.rpartition(":")
+        if not (host and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError(f"--coordinator must be HOST:PORT, got {options.coordinator!r}")
     if options.processes is not None and options.process is not None and not 0 <= options.process < options.processes:
         raise ValueError(f"--process must be 0 to --processes - 1 = {options.processes - 1}, got {options.process}")
     if options.heartbeat < 5:
@@ -205,12 +207,8 @@ def abort_together(program: str, details: Callable[[], str] = lambda: "") -> Ite
 
 def exit_process(status: int) -> int:
     """Ends one of several processes at once, without waiting for the others; in a single one returns the status."""
-    if _is_distributed():
-        _exit(status)
-    return status
-
-
-def _exit(status: int) -> NoReturn:
+    if not _is_distributed():
+        return status
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -256,11 +254,6 @@ def _allgather(value: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(value)
-
-
-def _is_address(text: str) -> bool:
-    host, _, port = text.rpartition(":")
-    return bool(host) and port.isdigit() and 0 < int(port) < 65536
 
 
 def _num_tpu_hosts() -> int:

@@ -18,18 +18,13 @@ def set_libtpu_flags() -> None:
     """
     current = os.environ.get("LIBTPU_INIT_ARGS", "")
     missing = [flag for flag in DISABLED_FLAGS if f"--{flag}" not in current.replace("=", " ").split()]
-    added = [f"--{flag}=false" for flag in supported_flags(missing)]
+    path = libtpu_path()
+    if path is None or not missing:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        added = [f"--{flag}=false" for flag in missing if content.find(flag.encode() + b"\0") >= 0]
     if added:
         os.environ["LIBTPU_INIT_ARGS"] = " ".join([current, *added]).strip()
-
-
-def supported_flags(flags: list[str]) -> list[str]:
-    """The flags whose names are in libtpu's file; none without the file."""
-    path = libtpu_path()
-    if path is None or not flags:
-        return []
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return [flag for flag in flags if content.find(flag.encode() + b"\0") >= 0]
 
 
 def libtpu_path() -> pathlib.Path | None:

@@ -26,6 +26,11 @@ def test_a_file_is_replaced_at_the_end_and_an_error_leaves_the_old_one(tmp_path)
     assert path.read_text() == "new" and os.listdir(path.parent) == ["a.json"]
 
 
+def test_json_has_a_line_for_each_key(tmp_path):
+    process.atomic_write_json(tmp_path / "a.json", {"seed": 0, "sha256": ["a", "\N{GREEK SMALL LETTER EPSILON}"]})
+    assert (tmp_path / "a.json").read_bytes() == b'{\n  "seed": 0,\n  "sha256": ["a", "\\u03b5"]\n}\n'
+
+
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(KeyError), process.atomic_folder(tmp_path / "deep" / "out") as part:
         (part / "half").write_text("...")

@@ -3,9 +3,7 @@
 import csv
 import functools
 import itertools
-import json
 import math
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -47,7 +45,7 @@ class FigureFiles:
         if extra is None:
             protocol.write_measurements(path, measured, made_with)
         else:
-            write_json(path, {**protocol.to_json(measured, made_with), **extra})
+            process.atomic_write_json(path, {**protocol.to_json(measured, made_with), **extra})
         for t, group in itertools.groupby(measured, lambda number: number.protocol.get("t")):
             if t is None:
                 print(*map(protocol.format_line, group), sep="\n")
@@ -69,12 +67,6 @@ def _format_cell(value: Any) -> Any:
     if isinstance(value, int | np.integer):
         return value
     return f"{value:.7g}" if math.isfinite(value) else ""
-
-
-def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-    """Writes values as JSON, a line each."""
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
-    process.atomic_write_text(path, f"{{\n{lines}\n}}\n")
 
 
 def draw_states(model: pipeline.Pipeline, options: ImageOptions, times: Sequence[int]) -> np.ndarray:

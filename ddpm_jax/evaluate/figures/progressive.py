@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ddpm_jax import data, pipeline
+from ddpm_jax import data, pipeline, process
 from ddpm_jax.evaluate import sample_cache
 from ddpm_jax.evaluate.context import EvaluationContext
 from ddpm_jax.evaluate.figures import figure
@@ -29,6 +29,6 @@ def run(context: EvaluationContext, options: ProgressiveOptions) -> int:
     data.write_gif(animation, frames, scale=data.preview_scale(model.shape), duration=200)
     hashes = [pipeline.image_hash(image) for image in data.to_integer(x[:, -1], model.integer_levels)]
     made = {"seed": options.seed, "start": options.start, "num": options.num, "kept": times.tolist()}
-    figure.write_json(files.path.with_suffix(".json"), model.manifest() | made | {"sha256": hashes})
+    process.atomic_write_json(files.path.with_suffix(".json"), model.manifest() | made | {"sha256": hashes})
     print(f"animation in {animation.name}, hashes of the images in {files.path.name}.json")
     return 0
