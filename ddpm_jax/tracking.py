@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, TextIO
 
 _BLOCK = 1 << 16  # bytes
+_LINE_SECONDS = 10.0  # between two plain lines of progress
+_STAGE_SECONDS = 2.0  # before a stage is shown at all
 
 
 class MetricsLog:
@@ -60,7 +62,7 @@ class MetricsLog:
         """Appends a line: names with numbers, text, None, numpy or jax arrays, or dicts and lists of these."""
         if self.active:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(_format_row(values))
+                file.write(json.dumps(_to_json_value(values), allow_nan=False) + "\n")
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -79,7 +81,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """Progress of a loop: a bar on a terminal, otherwise a plain line every `interval` seconds.
+    """Progress of a loop: a bar on a terminal, otherwise a plain line every 10 seconds and at both ends.
 
     The rate is counted from the first update on, as the time before it is mostly compilation.
 
@@ -87,21 +89,13 @@ class Progress:
         total, start: last and first count of the loop.
         unit: name of what is counted.
         stream: where to write; None is sys.stderr.
-        interval: seconds between plain lines; the first and the last update always give one.
         active: whether to write at all.
     """
 
     def __init__(
-        self,
-        total: int,
-        *,
-        start: int = 0,
-        unit: str = "steps",
-        stream: TextIO | None = None,
-        interval: float = 10.0,
-        active: bool = True,
+        self, total: int, *, start: int = 0, unit: str = "steps", stream: TextIO | None = None, active: bool = True
     ) -> None:
-        self.total, self.unit, self.interval, self.active = total, unit, interval, active
+        self.total, self.unit, self.active = total, unit, active
         self.stream = sys.stderr if stream is None else stream
         self.started, self.last_printed, self.bar = (start, time.monotonic()), -math.inf, None
         self.updates = 0
@@ -122,7 +116,7 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix_str(", ".join(shown), refresh=False)
             self.bar.update(done - self.bar.n)
-        elif self.active and (done >= self.total or now - self.last_printed >= self.interval):
+        elif self.active and (done >= self.total or now - self.last_printed >= _LINE_SECONDS):
             self.last_printed = now
             if rate > 0:
                 shown.append(f"{rate:.3g} {self.unit}/s")
@@ -136,23 +130,17 @@ class Progress:
             self.bar.close()
 
 
-StageProgress = Callable[[str, int, int], None]
-"""(stage, done, total): shows the progress of a stage, as of images "checked" and then "loaded"."""
+def stage_progress(*, stream: TextIO | None = None, active: bool = True) -> Callable[[str, int, int], None]:
+    """A function (stage, done, total) that shows a `Progress` for each stage, as of images "checked", then "loaded".
 
-
-def stage_progress(*, delay: float = 2.0, stream: TextIO | None = None, active: bool = True) -> StageProgress:
-    """A function that shows one `Progress` after the other.
-
-    Args:
-        delay: seconds before a stage is shown at all.
-        stream, active: as of `Progress`.
+    A stage of less than two seconds is not shown; stream and active are as of `Progress`.
     """
     seen: dict[str, float] = {}
     shown: dict[str, Progress] = {}
 
     def update(stage: str, done: int, total: int) -> None:
         started = seen.setdefault(stage, time.monotonic())
-        if stage not in shown and done < total and time.monotonic() - started >= delay:
+        if stage not in shown and done < total and time.monotonic() - started >= _STAGE_SECONDS:
             shown[stage] = Progress(total, unit=f"images {stage}", stream=stream, active=active)
         if stage in shown:
             shown[stage].update(done, {})
@@ -220,10 +208,6 @@ def _parse_row(line: bytes, where: Callable[[], str]) -> dict[str, Any]:
     if not isinstance(row.get("step", 0), int):
         raise ValueError(f"{where()}: its step is not a number: {text!r}")
     return row
-
-
-def _format_row(values: Mapping[str, Any]) -> str:
-    return json.dumps(_to_json_value(values), allow_nan=False) + "\n"
 
 
 def _to_json_value(value: Any) -> Any:

@@ -39,10 +39,6 @@ class CheckpointWarning(UserWarning):
     """The newest checkpoint cannot be read, and an older one was taken."""
 
 
-class _StepRemoved(Exception):
-    """A trainer, which keeps a limited number of steps, has removed one while it was read."""
-
-
 class Restored(NamedTuple):
     """The contents of a checkpoint.
 
@@ -182,12 +178,10 @@ class Checkpoints:
 
         def read(step: int) -> Restored:
             record, parts = self._read_record(step), records.named_parts(target)
-            records.check_layout(
-                record["parts"], {name: records.layout(part, name) for name, part in parts.items()}, step
-            )
-            arrays = [self._read_part(step, name, part, record) for name, part in parts.items()]
-            leaves = dict(zip(parts, arrays, strict=True))
-            tree = leaves if isinstance(target, Mapping) else type(target)(**leaves)
+            expected = {name: records.layout(part, name) for name, part in parts.items()}
+            records.check_layout(record["parts"], expected, step)
+            read_parts = {name: self._read_part(step, name, part, record) for name, part in parts.items()}
+            tree = read_parts if isinstance(target, Mapping) else type(target)(**read_parts)
             return Restored(step, tree, records.public_meta(record))
 
         return self._read_step(step, read, set_aside=not self.read_only)
@@ -221,7 +215,17 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._save_error(error) from error
-        self._verify_first_save()
+        # Once per run, at its start, to find a file system that loses data.
+        unread, self._unverified = self._unverified, None
+        if unread is None:
+            return
+        step, parts = unread
+        try:
+            record = self._read_record(step)
+            for name, part in parts.items():
+                self._read_part(step, name, part, record)
+        except CheckpointError as error:
+            raise OSError(f"the save cannot be read back: {error} (renamed to {self._set_aside(step)})") from error
 
     def close(self) -> None:
         """Waits until the last save is complete and releases the manager's threads; no method may be called afterwards.
@@ -236,19 +240,6 @@ class Checkpoints:
                 self._resources.close()
             except Exception as error:
                 raise self._save_error(error) from error
-
-    def _verify_first_save(self) -> None:
-        """Reads the first save back, once, to find a file system that loses data at the start of a run."""
-        unread, self._unverified = self._unverified, None
-        if unread is None:
-            return
-        step, parts = unread
-        try:
-            record = self._read_record(step)
-            for name, part in parts.items():
-                self._read_part(step, name, part, record)
-        except CheckpointError as error:
-            raise OSError(f"the save cannot be read back: {error} (renamed to {self._set_aside(step)})") from error
 
     def _save_error(self, error: Exception) -> OSError:
         """The error of a failed save, whose incomplete folders are removed."""
@@ -276,16 +267,15 @@ class Checkpoints:
     def _read_step(self, step: int | None, read: Callable[[int], _T], set_aside: bool = False) -> _T:
         """read(step), or read of the newest step for which it raises no CheckpointError."""
         for _ in range(_MAX_TRIES):
-            try:
-                return self._try_read_step(step, read, set_aside)
-            except _StepRemoved as removed:
-                if step is not None:
-                    raise FileNotFoundError(f"{removed}; without a step the newest is read") from removed
+            result = self._try_read_step(step, read, set_aside)
+            if result is not None:
+                return result
         raise FileNotFoundError(
             f"the newest checkpoint in {self.folder} was removed {_MAX_TRIES} times while it was read"
         )
 
-    def _try_read_step(self, step: int | None, read: Callable[[int], _T], set_aside: bool) -> _T:
+    def _try_read_step(self, step: int | None, read: Callable[[int], _T], set_aside: bool) -> _T | None:
+        """As `_read_step`; None if a trainer, which keeps few steps, has removed the newest meanwhile."""
         steps = self.steps()
         if not steps:
             raise FileNotFoundError(f"{self.folder} holds no checkpoint")
@@ -300,10 +290,13 @@ class Checkpoints:
             try:
                 result = read(each)
             except CheckpointError as error:
-                if self.read_only and not (self.folder / str(each)).exists():
-                    raise _StepRemoved(f"checkpoint {each} in {self.folder} was removed while it was read") from error
-                unreadable[each] = error
-                continue
+                if not self.read_only or (self.folder / str(each)).exists():
+                    unreadable[each] = error
+                    continue
+                if step is None:
+                    return None
+                removed = f"checkpoint {each} in {self.folder} was removed while it was read"
+                raise FileNotFoundError(f"{removed}; without a step the newest is read") from error
             for other, error in unreadable.items():
                 aside = f" (renamed to {self._set_aside(other)})" if set_aside else ""
                 warnings.warn(f"{error}; step {each} is taken instead{aside}", CheckpointWarning, stacklevel=4)
