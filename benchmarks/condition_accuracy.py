@@ -6,8 +6,8 @@
     python -m benchmarks.condition_accuracy scenes RUN       # of configs/scenes.py
 
 Draws equally many samples of each label or text; the classifier of `ddpm_jax.metrics` reads digits,
-`metrics.attributes` reads scenes.  Results are printed and kept in benchmarks/results/condition_accuracy-KIND.json with
-all their settings; a row of the same weights and sampling that is there already is not drawn again.
+`benchmarks.attributes` reads scenes.  Results are printed and kept in benchmarks/results/condition_accuracy-KIND.json
+with all their settings; a row of the same weights and sampling that is there already is not drawn again.
 """
 
 import dataclasses
@@ -127,8 +127,8 @@ def text_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
 
 def pair_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
     """Share of samples with both digits of the text, for training pairs and held-out pairs."""
+    from benchmarks import attributes
     from ddpm_jax.data import pairs, sources
-    from ddpm_jax.metrics import attributes
 
     every = [pairs.Pair(left, right) for left in range(10) for right in range(10)]
 
@@ -155,15 +155,15 @@ def scene_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
 
     The control compares samples with the descriptions of other scenes: the agreement by chance.
     """
+    from benchmarks import attributes
     from ddpm_jax.data import scenes
-    from ddpm_jax.metrics import attributes
 
     found = scenes.make_dataset()
     train, test = found.train_captions or (), found.test_captions or ()
     of_kind: dict[str, list[scenes.Scene]] = {"seen": [], "pairing": [], "thing": []}
     for caption in (*train[: args.num], *test):
-        scene = scenes.parse_description(caption.splitlines()[0])
-        of_kind[scenes.novelty(scene)].append(scene)
+        scene = attributes.parse_scene(caption.splitlines()[0])
+        of_kind[scenes.novelty(scene.first[1:], scene.second[1:])].append(scene)
     draw = np.random.RandomState(args.seed)
 
     def group(some: Sequence[scenes.Scene], phrasings: Sequence[str], other: Callable[[int], int]) -> dict[str, Any]:

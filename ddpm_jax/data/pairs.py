@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.dataset import Dataset
+from ddpm_jax.data.dataset import Dataset, Pixels
 
 HELD_OUT_PAIRS = tuple((left, (left + gap) % 10) for left in range(10) for gap in (3, 4))
 NUM_TRAIN, NUM_TEST = 4000, 1000  # pictures
@@ -35,8 +35,8 @@ def make_dataset(digits: Dataset) -> Dataset:
     every = [Pair(left, right) for left in range(10) for right in range(10)]
     seen, held = ([pair for pair in every if (pair in HELD_OUT_PAIRS) == out] for out in (False, True))
     names = digits.label_names
-    train, captions = _make_split(np.random.RandomState(0), digits.train, digits.train_labels, seen, NUM_TRAIN, names)
-    test, test_captions = _make_split(np.random.RandomState(1), digits.test, digits.test_labels, held, NUM_TEST, names)
+    train, captions = _make_split(0, digits.train, digits.train_labels, seen, NUM_TRAIN, names)
+    test, test_captions = _make_split(1, digits.test, digits.test_labels, held, NUM_TEST, names)
     return Dataset(
         train, test, None, None, digits.levels, "pairs", train_captions=captions, test_captions=test_captions
     )  # fmt: skip
@@ -48,28 +48,12 @@ def descriptions(pair: Pair, names: tuple[str, ...]) -> tuple[str, str]:
     return f"{left} left of {right}", f"{right} right of {left}"
 
 
-def parse_description(text: str, names: tuple[str, ...]) -> Pair:
-    """The pair that a text describes, one of its `descriptions`.
-
-    Raises:
-        ValueError: if it describes none.
-    """
-    for pair in (Pair(left, right) for left in range(10) for right in range(10)):
-        if text in descriptions(pair, names):
-            return pair
-    raise ValueError(f"expected a description of a pair, as {descriptions(Pair(3, 5), names)[0]!r}, got {text!r}")
-
-
 def _make_split(
-    rng: np.random.RandomState,
-    images,
-    labels: np.ndarray | None,
-    pairs: list[Pair],
-    count: int,
-    names: tuple[str, ...],
+    seed: int, images: Pixels, labels: np.ndarray | None, pairs: list[Pair], count: int, names: tuple[str, ...]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Pictures of pairs of random digits, all pairs equally often, and their captions."""
     assert labels is not None
+    rng = np.random.RandomState(seed)
     chosen = [pairs[i] for i in rng.permutation(np.arange(count) % len(pairs))]
     halves = []
     for digits in np.array(chosen).T:

@@ -15,7 +15,6 @@ The HELD_OUT_PHRASINGS are in no caption.
 
 import functools
 import itertools
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -87,10 +86,9 @@ def make_dataset() -> Dataset:
 
     A caption has a line for each of the `descriptions` of a scene.  Pictures of one scene may have other positions.
     """
-    looks = itertools.permutations(itertools.product(COLOURS, SHAPES), 2)
     kinds: dict[str, list[tuple]] = {"seen": [], "pairing": [], "thing": []}
-    for pair in looks:
-        kinds[_novelty_of_looks(*pair)].append(pair)
+    for pair in itertools.permutations(itertools.product(COLOURS, SHAPES), 2):
+        kinds[novelty(*pair)].append(pair)
     train = _random_scenes(np.random.RandomState(0), kinds["seen"], NUM_TRAIN)
     test = [
         scene
@@ -105,9 +103,12 @@ def make_dataset() -> Dataset:
     )  # fmt: skip
 
 
-def novelty(scene: Scene) -> str:
-    """The held-out property of a scene: "thing" if an object is, else "pairing", or "seen" if nothing is held out."""
-    return _novelty_of_looks(scene.first[1:], scene.second[1:])
+def novelty(look: tuple[str, str], other: tuple[str, str]) -> str:
+    """What is held out of two looks (colour, shape): "thing" if either is, else "pairing"; "seen" if nothing is."""
+    if look in HELD_OUT_LOOKS or other in HELD_OUT_LOOKS:
+        return "thing"
+    # No picture has one look twice; each look is in three or four of the held-out pairings.
+    return "seen" if look != other and (SEEN_LOOKS.index(look) + SEEN_LOOKS.index(other)) % 5 else "pairing"
 
 
 def descriptions(scene: Scene, phrasings: Sequence[str] = PHRASINGS) -> tuple[str, ...]:
@@ -119,25 +120,6 @@ def descriptions(scene: Scene, phrasings: Sequence[str] = PHRASINGS) -> tuple[st
         for phrasing in phrasings
         for one, relation, other in orders
     )
-
-
-def parse_description(text: str) -> Scene:
-    """The scene that a text describes in any phrasing, held out or not.
-
-    Raises:
-        ValueError: if it is in none of the phrasings.
-    """
-    for pattern in _phrasing_patterns():
-        match = pattern.fullmatch(text)
-        if match is not None:
-            first, second = (SceneObject(*match[name].split()) for name in ("first", "second"))
-            if match["relation"] in RELATIONS:
-                return Scene(first, match["relation"], second)
-            return Scene(second, next(way for way, back in OPPOSITE.items() if back == match["relation"]), first)
-    example = descriptions(
-        Scene(SceneObject("small", "red", "square"), "above", SceneObject("large", "blue", "circle"))
-    )[0]
-    raise ValueError(f"expected a description of a scene, as {example!r}, got {text!r}")
 
 
 def render_scenes(rng: np.random.RandomState, scenes: Sequence[Scene]) -> np.ndarray:
@@ -183,18 +165,3 @@ def _random_scenes(rng: np.random.RandomState, looks: Sequence[tuple], count: in
         Scene(SceneObject(names[one], *looks[i][0]), RELATIONS[relation], SceneObject(names[other], *looks[i][1]))
         for i, (one, other), relation in zip(chosen, sizes, relations, strict=True)
     ]
-
-
-def _novelty_of_looks(look: tuple, other: tuple) -> str:
-    if look in HELD_OUT_LOOKS or other in HELD_OUT_LOOKS:
-        return "thing"
-    # No picture has one look twice; each look is in three or four of the held-out pairings.
-    return "seen" if look != other and (SEEN_LOOKS.index(look) + SEEN_LOOKS.index(other)) % 5 else "pairing"
-
-
-@functools.cache
-def _phrasing_patterns() -> tuple[re.Pattern[str], ...]:
-    thing = rf"({'|'.join(WIDTHS)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
-    fields = {"first": f"a (?P<first>{thing})", "second": f"a (?P<second>{thing})"}
-    relation = f"(?P<relation>{'|'.join([*RELATIONS, *OPPOSITE.values()])})"
-    return tuple(re.compile(text.format(**fields, relation=relation)) for text in (*PHRASINGS, *HELD_OUT_PHRASINGS))

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from benchmarks.attributes import parse_pair
 from ddpm_jax import data
 from ddpm_jax.data import captions, pairs
 
@@ -60,8 +61,8 @@ def test_both_descriptions_are_in_the_table_and_understood():
     assert len(table.texts) == 80
     row = table.texts[table.row_indices[0]]
     for text in row:
-        assert pairs.parse_description(text, DIGITS.label_names) == shown("train")[0]
+        assert parse_pair(text, DIGITS.label_names) == shown("train")[0]
     with pytest.raises(ValueError, match=r"expected a description of a pair, .*, got 'a three'"):
-        pairs.parse_description("a three", DIGITS.label_names)
+        parse_pair("a three", DIGITS.label_names)
     with pytest.raises(ValueError, match="the pairs have 17 levels, got levels=256"):
         data.load("pairs", levels=256)

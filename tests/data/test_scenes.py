@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from benchmarks.attributes import parse_scene
 from ddpm_jax import data
 from ddpm_jax.data import captions, scenes
 
@@ -83,7 +84,8 @@ def test_no_training_picture_has_what_is_held_out():
     assert len(pairs("train")) == 152
     tested = {pair for pair in pairs("test") if not pair & set(scenes.HELD_OUT_LOOKS)}
     assert len(tested) == 38 and not tested & pairs("train")
-    kinds = [scenes.novelty(scenes.parse_description(lines[0])) for part in ("train", "test") for lines in SAID[part]]
+    drawn = [parse_scene(lines[0]) for part in ("train", "test") for lines in SAID[part]]
+    kinds = [scenes.novelty(scene.first[1:], scene.second[1:]) for scene in drawn]
     assert kinds == ["seen"] * 6000 + ["pairing"] * 500 + ["thing"] * 500
 
 
@@ -105,18 +107,18 @@ def test_every_description_is_understood_and_means_one_scene():
         texts = scenes.descriptions(scene) + scenes.descriptions(scene, scenes.HELD_OUT_PHRASINGS)
         assert len(set(texts)) == 14
         for text in texts:
-            assert scenes.parse_description(text) == scene == meant.setdefault(text, scene)
+            assert parse_scene(text) == scene == meant.setdefault(text, scene)
 
 
 def test_held_out_phrasings_are_in_no_caption():
     trained = {text for lines in SAID["train"] for text in lines}
-    scene = scenes.parse_description("a small red square left of a large blue circle")
+    scene = parse_scene("a small red square left of a large blue circle")
     assert set(scenes.descriptions(scene)) <= trained
     assert "a large blue circle right of a small red square" in trained
     held = {
         text
         for lines in SAID["train"]
-        for text in scenes.descriptions(scenes.parse_description(lines[0]), scenes.HELD_OUT_PHRASINGS)
+        for text in scenes.descriptions(parse_scene(lines[0]), scenes.HELD_OUT_PHRASINGS)
     }
     assert len(held) > 10000 and not held & trained
     assert max(map(len, trained | held)) <= 64  # what a text encoder of 64 bytes reads
@@ -130,7 +132,7 @@ def test_the_captions_of_scenes_make_a_table_of_all_their_descriptions():
 
 
 def test_fresh_pictures_of_a_scene_use_every_place():
-    scene = scenes.parse_description("a large red square left of a large blue circle")
+    scene = parse_scene("a large red square left of a large blue circle")
     made = scenes.render_scenes(np.random.RandomState(5), [scene] * 3000)
     # 3 ways across; 10 + 9 + 9 + 8 + 8 ways down, 0, 1 or 2 askew
     assert len(np.unique(made, axis=0)) == 3 * 44 == len(scenes.object_positions("large", "left of", "large"))
@@ -141,7 +143,7 @@ def test_texts_and_options_that_mean_nothing_are_refused():
         ValueError,
         match=r"^expected a description of a scene, as 'a small red .* blue circle', got 'a red",
     ):
-        scenes.parse_description("a red square above a blue circle")
+        parse_scene("a red square above a blue circle")
     with pytest.raises(ValueError, match="the scenes have 256 levels, got levels=17"):
         data.load("scenes", levels=17)
     with pytest.raises(ValueError, match=r"the scenes have 256 levels, got levels=None, range=\(0, 1\)"):

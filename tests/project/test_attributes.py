@@ -5,17 +5,17 @@ import itertools
 import numpy as np
 import pytest
 
+from benchmarks import attributes
 from ddpm_jax import data
-from ddpm_jax.data import pairs, scenes
-from ddpm_jax.metrics import attributes
+from ddpm_jax.data import scenes
 
 SCENES = data.load("scenes")
-ASKED = [scenes.parse_description((SCENES.test_captions or ())[i].split("\n")[0]) for i in range(0, 1000, 4)]
+ASKED = [attributes.parse_scene((SCENES.test_captions or ())[i].split("\n")[0]) for i in range(0, 1000, 4)]
 SQUARE = "a small red square left of a large blue circle"
 
 
 def scene(text):
-    return scenes.parse_description(text)
+    return attributes.parse_scene(text)
 
 
 def agreement(requested, found):
@@ -88,7 +88,7 @@ def test_pictures_drawn_without_regard_to_the_text_have_the_relation_in_less_tha
 
 def test_pairs_of_held_out_digits_are_read():
     made, names = data.load("pairs"), data.load("digits").label_names
-    requested = [pairs.parse_description(text.split("\n")[0], names) for text in made.test_captions or ()]
+    requested = [attributes.parse_pair(text.split("\n")[0], names) for text in made.test_captions or ()]
     found = attributes.recognise_pairs(np.asarray(made.test))
     right = np.array(requested) == np.array(found)
     # The classifier is right of 99.33 % of the 297 digits; of 2,000 draws from them the standard error is 0.0018.

@@ -1,4 +1,4 @@
-"""Recognition of generated images of the sources "scenes" and "pairs", and their agreement with the condition.
+"""What texts of the sources "scenes" and "pairs" ask for, what generated images show, and whether the two agree.
 
 A scene is recognised as the nearest image that `data.scenes` can draw, of all objects and positions: the most probable
 one for an image with Gaussian noise.  It is correct for all of 2,000 new images, held-out objects included, and for
@@ -9,6 +9,7 @@ A pair's halves are recognised by the digit classifier: both are correct in 98.0
 
 import functools
 import itertools
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,6 +48,37 @@ class Agreement(NamedTuple):
     shape: np.ndarray
     relation: np.ndarray
     everything: np.ndarray
+
+
+def parse_scene(text: str) -> scenes.Scene:
+    """The scene that a text describes in any phrasing, held out or not.
+
+    Raises:
+        ValueError: if it is in none of the phrasings.
+    """
+    for pattern in _phrasing_patterns():
+        match = pattern.fullmatch(text)
+        if match is not None:
+            first, second = (scenes.SceneObject(*match[name].split()) for name in ("first", "second"))
+            if match["relation"] in scenes.RELATIONS:
+                return scenes.Scene(first, match["relation"], second)
+            relation = next(way for way, back in scenes.OPPOSITE.items() if back == match["relation"])
+            return scenes.Scene(second, relation, first)
+    example = "a small red square above a large blue circle"
+    raise ValueError(f"expected a description of a scene, as {example!r}, got {text!r}")
+
+
+def parse_pair(text: str, names: tuple[str, ...]) -> pairs.Pair:
+    """The pair that a text describes, one of its `descriptions`.
+
+    Raises:
+        ValueError: if it describes none.
+    """
+    for pair in (pairs.Pair(left, right) for left in range(10) for right in range(10)):
+        if text in pairs.descriptions(pair, names):
+            return pair
+    example = pairs.descriptions(pairs.Pair(3, 5), names)[0]
+    raise ValueError(f"expected a description of a pair, as {example!r}, got {text!r}")
 
 
 def recognise_scenes(images: np.ndarray) -> RecognisedScenes:
@@ -152,3 +184,12 @@ def _recognise(x: np.ndarray) -> tuple[list[scenes.Scene], np.ndarray]:
         found.append(scenes.Scene(things[0], scenes.RELATIONS[layouts.relation[layout]], things[1]))
     # rounding may make the square of an exact match negative
     return found, np.sqrt(np.maximum(sums.min(1) + (x**2).sum((1, 2, 3)), 0) / x[0].size)
+
+
+@functools.cache
+def _phrasing_patterns() -> tuple[re.Pattern[str], ...]:
+    thing = rf"({'|'.join(scenes.WIDTHS)}) ({'|'.join(scenes.COLOURS)}) ({'|'.join(scenes.SHAPES)})"
+    fields = {"first": f"a (?P<first>{thing})", "second": f"a (?P<second>{thing})"}
+    relation = f"(?P<relation>{'|'.join([*scenes.RELATIONS, *scenes.OPPOSITE.values()])})"
+    phrasings = (*scenes.PHRASINGS, *scenes.HELD_OUT_PHRASINGS)
+    return tuple(re.compile(text.format(**fields, relation=relation)) for text in phrasings)
