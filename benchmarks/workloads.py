@@ -50,7 +50,7 @@ class WorkloadSpec:
 def ours(spec: WorkloadSpec) -> dict[str, Workload]:
     """Workloads of this library, as its programs run them."""
     from ddpm_jax import process
-    from ddpm_jax.data.conditions import DatasetConditions
+    from ddpm_jax.conditions import DatasetConditions
 
     process.initialize()
     import jax

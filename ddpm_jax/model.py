@@ -268,7 +268,7 @@ def training_condition(config: Config, keys, condition: Condition) -> Condition:
     """The condition of training examples with keys [b]: of the texts of each one, and at times the null condition.
 
     Args:
-        condition: of all that is known of the examples, see `data.conditions.DatasetConditions.gather`.
+        condition: of all that is known of the examples, see `conditions.DatasetConditions.gather`.
     """
     if not is_conditional(config):
         return condition

@@ -15,8 +15,6 @@ import numpy as np
 
 from ddpm_jax.data.dataset import Dataset
 
-TEMPLATE_FIELDS = ("", "caption")
-
 
 class CaptionTable(NamedTuple):
     """Table of texts: each of texts[row_indices[i]] describes image i.
@@ -31,23 +29,40 @@ class CaptionTable(NamedTuple):
     row_indices: np.ndarray
 
 
-def caption_table(dataset: Dataset, templates: Sequence[str] = ()) -> CaptionTable:
-    """The texts of the training images, by template.
+def caption_table(dataset: Dataset, templates: Sequence[str] = (), *, held_out: bool = False) -> CaptionTable:
+    """The texts of the training images, or of the held-out images, by template.
 
         caption_table(data.load("digits"), ("a handwritten {}", "the digit {}"))   # the labels, ten rows of two
 
     Without templates they are the images' captions, or else the names of their labels.  Labels without names, as in
-    most .npz files, are named by their numbers.
+    most .npz files, are named by their numbers.  Rows of templates over labels are the same for both sets of images.
 
     Raises:
         ValueError: if a template is invalid, or the images lack the labels or captions that it needs.
     """
-    return _caption_table(dataset, dataset.train_captions, dataset.train_labels, templates)
-
-
-def held_out_caption_table(dataset: Dataset, templates: Sequence[str] = ()) -> CaptionTable:
-    """The texts of the held-out images, as in `caption_table`; rows of templates over labels are the same."""
-    return _caption_table(dataset, dataset.test_captions, dataset.test_labels, templates)
+    captions, labels = dataset.train_captions, dataset.train_labels
+    if held_out:
+        captions, labels = dataset.test_captions, dataset.test_labels
+    _check_templates(templates)
+    if captions is None and labels is None:
+        raise ValueError(f"{dataset.name}: images with neither captions nor labels have no texts")
+    templates = templates or ("{}" if captions is None else "{caption}",)
+    template_of = {field: template for template in reversed(templates) for field in _template_fields(template)}
+    for field, needed, values in (("", "labels", labels), ("caption", "captions", captions)):
+        if field in template_of and values is None:
+            raise ValueError(
+                f"{dataset.name}: the template {template_of[field]!r} needs {needed}, and the images have none"
+            )
+    names = label_names(dataset)
+    if captions is None or "caption" not in template_of:
+        assert labels is not None
+        return CaptionTable(tuple(_expand_templates(templates, name, "") for name in names), labels.astype(np.int32))
+    numbers = np.zeros(len(captions), int) if labels is None or "" not in template_of else labels
+    rows: dict[tuple[int, str], int] = {}
+    pairs = zip(numbers.tolist(), captions, strict=True)
+    row_indices = np.array([rows.setdefault(key, len(rows)) for key in pairs], np.int32)
+    texts = tuple(_expand_templates(templates, names[number] if names else "", caption) for number, caption in rows)
+    return CaptionTable(texts, row_indices)
 
 
 def label_names(dataset: Dataset) -> tuple[str, ...]:
@@ -57,17 +72,7 @@ def label_names(dataset: Dataset) -> tuple[str, ...]:
     return tuple(map(str, range(1 + max(int(dataset.train_labels.max()), int(dataset.test_labels.max())))))
 
 
-def fill_template(template: str, name: str, caption: str = "") -> str:
-    """The text of a template, with a label's name and a caption filled in.
-
-    Raises:
-        ValueError: if the template is invalid.
-    """
-    check_templates((template,))
-    return _fill_template(template, name, caption)
-
-
-def check_templates(templates: Sequence[str]) -> None:
+def _check_templates(templates: Sequence[str]) -> None:
     """Raises a ValueError if a template is invalid, has no field, or occurs twice."""
     if isinstance(templates, str):
         raise ValueError(f"templates: expected a sequence of texts, got the text {templates!r}")
@@ -86,43 +91,15 @@ def _template_fields(template: str) -> set[str]:
     except ValueError as error:
         raise ValueError(f"the template {template!r} is invalid: {error}; a literal brace is written twice") from None
     for field, form, conversion in parsed:
-        if field not in TEMPLATE_FIELDS or form or conversion:
+        if field not in ("", "caption") or form or conversion:
             written = f"{field}{'!' * bool(conversion)}{conversion or ''}{':' * bool(form)}{form}"
             raise ValueError(f"the template {template!r} has a field {{{written}}}; there are {{}} and {{caption}}")
     return {field or "" for field, *_ in parsed}
 
 
-def _caption_table(
-    dataset: Dataset, captions: Sequence[str] | None, labels: np.ndarray | None, templates: Sequence[str]
-) -> CaptionTable:
-    check_templates(templates)
-    if captions is None and labels is None:
-        raise ValueError(f"{dataset.name}: images with neither captions nor labels have no texts")
-    templates = templates or ("{}" if captions is None else "{caption}",)
-    fields = {field for template in templates for field in _template_fields(template)}
-    for field, values in zip(TEMPLATE_FIELDS, (labels, captions), strict=True):
-        if field in fields and values is None:
-            missing = "labels" if field == "" else "captions"
-            template = next(template for template in templates if field in _template_fields(template))
-            raise ValueError(f"{dataset.name}: the template {template!r} needs {missing}, and the images have none")
-    names = label_names(dataset)
-    if captions is None or "caption" not in fields:
-        assert labels is not None
-        return CaptionTable(tuple(_expand_templates(templates, name, "") for name in names), labels.astype(np.int32))
-    numbers = np.zeros(len(captions), int) if labels is None or "" not in fields else labels
-    rows: dict[tuple[int, str], int] = {}
-    pairs = zip(numbers.tolist(), captions, strict=True)
-    row_indices = np.array([rows.setdefault(key, len(rows)) for key in pairs], np.int32)
-    texts = tuple(_expand_templates(templates, names[number] if names else "", caption) for number, caption in rows)
-    return CaptionTable(texts, row_indices)
-
-
-def _fill_template(template: str, name: str, caption: str) -> str:
-    value = {"": name, "caption": caption, None: ""}
-    return "".join(literal + value[field] for literal, field, *_ in string.Formatter().parse(template))
-
-
 def _expand_templates(templates: Sequence[str], name: str, caption: str) -> tuple[str, ...]:
     """Each template with each line of the caption, without duplicates; an empty caption is one empty line."""
     lines = [line.strip() for line in caption.splitlines() if line.strip()] or [""]
-    return tuple(dict.fromkeys(_fill_template(template, name, line) for template in templates for line in lines))
+    # as many names as any template has fields {}
+    names = [name] * max(template.count("{}") for template in templates)
+    return tuple(dict.fromkeys(template.format(*names, caption=line) for template in templates for line in lines))

@@ -7,8 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 import ddpm_jax
-from ddpm_jax import data, pipeline
-from ddpm_jax.data import conditions
+from ddpm_jax import conditions, data, pipeline
 from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.options import CommonFlags
 

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from ddpm_jax import data, keys, process, trainer
+from ddpm_jax.conditions import DatasetConditions
 from ddpm_jax.data import device_loader
-from ddpm_jax.data.conditions import DatasetConditions
 from ddpm_jax.model import Model
 from ddpm_jax.preflight import compile_stats, lowering
 

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import conditions, data, keys, trainer
 from ddpm_jax import config as configs
-from ddpm_jax import data, keys, trainer
-from ddpm_jax.data import conditions
 from ddpm_jax.data.device_loader import is_streamed
 from ddpm_jax.model import Model, build
 from ddpm_jax.pipeline import tiles

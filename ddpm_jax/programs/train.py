@@ -59,7 +59,7 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom) -
     import numpy as np
 
     from ddpm_jax import checkpoint, data, tracking, trainer
-    from ddpm_jax.data.conditions import load_images
+    from ddpm_jax.conditions import load_images
     from ddpm_jax.data.device_loader import make_device_loader
     from ddpm_jax.model import build, check
 

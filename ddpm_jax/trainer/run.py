@@ -16,8 +16,8 @@ import numpy as np
 import ddpm_jax
 from ddpm_jax import config as configs
 from ddpm_jax import data, process
+from ddpm_jax.conditions import DatasetConditions
 from ddpm_jax.data import captions, digests
-from ddpm_jax.data.conditions import DatasetConditions
 from ddpm_jax.data.folder_report import join_first
 from ddpm_jax.metrics import held_out, monitors
 from ddpm_jax.model import Model

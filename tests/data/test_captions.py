@@ -28,14 +28,15 @@ def test_templates_speak_of_every_class_by_its_name():
     found = captions.caption_table(CATS, ("a {}", "{} of {}s {{x}}"))
     assert found.texts == (("a cat", "cat of cats {x}"), ("a dog", "dog of dogs {x}"))
     assert (found.row_indices.tolist(), found.row_indices.dtype) == ([1, 0, 1, 1], np.int32)
-    held = captions.held_out_caption_table(CATS, ("a {}",))
+    held = captions.caption_table(CATS, ("a {}",), held_out=True)
     assert described(held) == [("a cat",), ("a dog",)]
 
 
 def test_the_classes_of_both_parts_are_in_both_tables():
     found = images([0, 0, 0, 0, 2, 1], ("cat", "dog", "owl"))
-    assert captions.caption_table(found, ("a {}",)).texts == captions.held_out_caption_table(found, ("a {}",)).texts
-    assert captions.held_out_caption_table(found, ("a {}",)).row_indices.tolist() == [2, 1]
+    held = captions.caption_table(found, ("a {}",), held_out=True)
+    assert captions.caption_table(found, ("a {}",)).texts == held.texts
+    assert held.row_indices.tolist() == [2, 1]
 
 
 def test_digits_are_called_by_their_names():
@@ -51,7 +52,7 @@ def test_captions_are_kept_once_each():
     assert found.texts == captions.caption_table(TOLD, ("{caption}",)).texts
     assert found.texts == (("a cat",), ("a dog",), ("",))
     assert found.row_indices.tolist() == [0, 1, 0, 2]
-    assert described(captions.held_out_caption_table(TOLD)) == [("a dog",), ("an ant",)]
+    assert described(captions.caption_table(TOLD, held_out=True)) == [("a dog",), ("an ant",)]
 
 
 def test_the_lines_of_a_caption_are_descriptions_of_one_image():
@@ -73,10 +74,6 @@ def test_labels_without_names_are_called_by_their_numbers():
     found = captions.caption_table(images([1, 0, 2, 1, 3, 0]))
     assert found.texts == (("0",), ("1",), ("2",), ("3",))
     assert captions.label_names(CATS) == ("cat", "dog") and captions.label_names(TOLD) == ()
-
-
-def test_one_template_is_filled_for_a_prompt():
-    assert captions.fill_template("a handwritten {}", "seven") == "a handwritten seven"
 
 
 @pytest.mark.parametrize(
@@ -103,4 +100,4 @@ def test_images_of_which_nothing_is_known_are_refused():
     with pytest.raises(ValueError, match="made: images with neither captions nor labels"):
         captions.caption_table(images(), ("a {}",))
     with pytest.raises(ValueError, match=r"the template 'a \{\}' needs labels, and the images have none"):
-        captions.held_out_caption_table(TOLD, ("a {}",))
+        captions.caption_table(TOLD, ("a {}",), held_out=True)

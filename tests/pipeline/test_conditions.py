@@ -15,8 +15,8 @@ from run_programs import TINY, assert_same_bytes, load_state, logged_losses, run
 
 from ddpm_jax import config as configs
 from ddpm_jax import data, pipeline
+from ddpm_jax.conditions import DatasetConditions
 from ddpm_jax.config import flags
-from ddpm_jax.data.conditions import DatasetConditions
 from ddpm_jax.model import check
 from ddpm_jax.pipeline.conditioning_image import ConditioningImage
 

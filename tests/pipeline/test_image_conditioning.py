@@ -13,8 +13,8 @@ from run_programs import TINY, run
 
 from ddpm_jax import config as configs
 from ddpm_jax import data, guidance, pipeline, trainer
+from ddpm_jax.conditions import DatasetConditions
 from ddpm_jax.config import flags
-from ddpm_jax.data.conditions import DatasetConditions
 from ddpm_jax.keys import from_seed
 from ddpm_jax.model import build, check
 

@@ -16,7 +16,7 @@ MATHEMATICS = (
 )  # fmt: skip
 NETWORKS = ("models",)
 MACHINERY = (
-    "training", "config", "model", "process", "data", "checkpoint", "tracking",
+    "training", "config", "model", "process", "data", "conditions", "checkpoint", "tracking",
     "metrics", "pipeline", "trainer", "convert", "evaluate", "preflight", "conformance",
     "programs", "__main__",
 )  # fmt: skip

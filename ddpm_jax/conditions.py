@@ -49,10 +49,10 @@ class DatasetConditions:
         self.labels: np.ndarray | None = None
         self.text_rows: np.ndarray | None = None
         if config.net.num_classes:
-            self.labels = _checked_labels(config, images)[held_out]
+            _check_labels(config.net.num_classes, images)
+            self.labels = images.test_labels if held_out else images.train_labels
         if config.text.layers:
-            of = captions.held_out_caption_table if held_out else captions.caption_table
-            self.texts, self.text_rows = of(images, config.condition.templates)
+            self.texts, self.text_rows = captions.caption_table(images, config.condition.templates, held_out=held_out)
             self.tokens = _token_table(self.texts, config.text.length)
 
     def gather(self, indices: np.ndarray) -> Condition:
@@ -62,12 +62,11 @@ class DatasetConditions:
         """
         label = None if self.labels is None else self.labels[indices]
         tokens = None if self.text_rows is None else self.tokens[self.text_rows[indices]]
-        return Condition(label, tokens, image=self._conditioning_images(indices) if self.has_images else None)
-
-    def _conditioning_images(self, indices: np.ndarray) -> np.ndarray:
+        if not self.has_images:
+            return Condition(label, tokens)
         x = np.asarray(data.normalize(np.asarray(self.images[indices.reshape(-1)]), self.levels))
         x = np.asarray(guidance.block_average(x, self.factor)) if self.factor else x
-        return x.reshape(*indices.shape, *x.shape[1:])
+        return Condition(label, tokens, image=x.reshape(*indices.shape, *x.shape[1:]))
 
     def gather_first_text(self, indices: np.ndarray) -> Condition:
         """As `gather`, with only the first text, tokens [..., L]."""
@@ -101,16 +100,12 @@ def _load_paired(config: configs.Config, images: data.Dataset) -> data.Dataset:
     return other
 
 
-def _checked_labels(config: configs.Config, images: data.Dataset) -> tuple[Any, Any]:
-    classes = config.net.num_classes
+def _check_labels(classes: int, images: data.Dataset) -> None:
     if images.train_labels is None or images.test_labels is None:
         raise ValueError(f"{images.name} has no labels, and net.num_classes = {classes} needs them")
-    most = int(max(images.train_labels.max(), images.test_labels.max())) + 1
-    if max(most, len(images.label_names)) > classes:
-        raise ValueError(
-            f"{images.name} has {max(most, len(images.label_names))} labels, and net.num_classes is {classes}"
-        )
-    return images.train_labels, images.test_labels
+    most = max(1 + int(max(images.train_labels.max(), images.test_labels.max())), len(images.label_names))
+    if most > classes:
+        raise ValueError(f"{images.name} has {most} labels, and net.num_classes is {classes}")
 
 
 def _token_table(texts: Sequence[Sequence[str]], length: int) -> np.ndarray:
