@@ -200,9 +200,19 @@ def abort_together(program: str, details: Callable[[], str] = lambda: "") -> Ite
     except BaseException as error:
         if not _is_distributed():
             raise
+        import jax
+
+        status = _exit_status(error)
         with contextlib.suppress(Exception):
-            _print_reason(program, error, details())
-        exit_process(_exit_status(error))
+            me = f"{program}, process {jax.process_index()} of {jax.process_count()}"
+            if status == EXIT_PROCESS_LOST:
+                print(f"{me}: another process was lost ({first_line(error)}). {details()}", file=sys.stderr)
+            elif status == 1:
+                traceback.print_exception(error)
+                print(f"{me}: stopped, and with it the others", file=sys.stderr)
+            else:
+                print(f"{me}: {error}. {details()}", file=sys.stderr)
+        exit_process(status)
 
 
 def exit_process(status: int) -> int:
@@ -213,19 +223,6 @@ def exit_process(status: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)
-
-
-def _print_reason(program: str, error: BaseException, details: str) -> None:
-    import jax
-
-    me = f"{program}, process {jax.process_index()} of {jax.process_count()}"
-    if _exit_status(error) == EXIT_PROCESS_LOST:
-        print(f"{me}: another process was lost ({first_line(error)}). {details}", file=sys.stderr)
-    elif _exit_status(error) == 1:
-        traceback.print_exception(error)
-        print(f"{me}: stopped, and with it the others", file=sys.stderr)
-    else:
-        print(f"{me}: {error}. {details}", file=sys.stderr)
 
 
 def _exit_status(error: BaseException) -> int:
