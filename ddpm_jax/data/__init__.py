@@ -2,27 +2,21 @@
 
 `sources` loads data sets: from arrays (`array_files`), from folders (`folder`, `folder_report`, `annotations`) and from
 TFDS (`tfds`); `dataset` has their types.  `order` shuffles by (seed, step), `device_loader` brings batches to the
-devices, `conditions` adds labels, texts and conditioning images.  `images` has the only conversions to and from [-1, 1]
-and makes pictures for viewing; `image_files` reads and writes images as data.
+devices, `captions` makes texts.  `images` has the only conversions to and from [-1, 1] and makes pictures for viewing;
+`image_files` reads and writes images as data.
 """
 
 from ddpm_jax.data.dataset import (
-    MAX_BYTES_IN_MEMORY,
     Dataset,
     ImageReader,
     LazyImages,
     Pixels,
-    ProgressCallback,
-    Subset,
     load_into_memory,
     load_lazily,
-    load_split_into_memory,
-    nbytes,
     train_test_split,
 )
 from ddpm_jax.data.image_files import unwritable_reason, write_image
 from ddpm_jax.data.images import (
-    PngImage,
     ValueRange,
     denormalize,
     make_grid,
@@ -31,7 +25,6 @@ from ddpm_jax.data.images import (
     preview_scale,
     read_png,
     to_integer,
-    to_value_range,
     write_gif,
     write_png,
 )
@@ -39,37 +32,8 @@ from ddpm_jax.data.order import EpochShuffle, FlatImages, gather_examples, rando
 from ddpm_jax.data.sources import load, open_readers, summary
 
 __all__ = [
-    "MAX_BYTES_IN_MEMORY",
-    "Dataset",
-    "EpochShuffle",
-    "FlatImages",
-    "ImageReader",
-    "LazyImages",
-    "Pixels",
-    "PngImage",
-    "ProgressCallback",
-    "Subset",
-    "ValueRange",
-    "denormalize",
-    "gather_examples",
-    "load",
-    "load_into_memory",
-    "load_lazily",
-    "load_split_into_memory",
-    "make_grid",
-    "make_trajectory_grid",
-    "nbytes",
-    "normalize",
-    "open_readers",
-    "preview_scale",
-    "random_flip",
-    "read_png",
-    "summary",
-    "to_integer",
-    "to_value_range",
-    "train_test_split",
-    "unwritable_reason",
-    "write_gif",
-    "write_image",
-    "write_png",
-]
+    "Dataset", "EpochShuffle", "FlatImages", "ImageReader", "LazyImages", "Pixels", "ValueRange", "denormalize",
+    "gather_examples", "load", "load_into_memory", "load_lazily", "make_grid", "make_trajectory_grid", "normalize",
+    "open_readers", "preview_scale", "random_flip", "read_png", "summary", "to_integer", "train_test_split",
+    "unwritable_reason", "write_gif", "write_image", "write_png",
+]  # fmt: skip

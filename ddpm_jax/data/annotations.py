@@ -62,44 +62,38 @@ def read_annotations(
     lines = [f"tables    {join_first(tables)}"] if tables else []
     texts = _column_values("caption", columns, paths)
     captions = None if texts is None else tuple(texts)
-    label_texts = _column_values("label", columns, paths)
+    label_texts, origin = _column_values("label", columns, paths), "of the column 'label'"
     if label_texts is None:
-        label_texts, line = _labels_by_folder(paths, only_splits)
-        lines.append(line)
-    else:
-        lines.append(f"labels    of the column 'label': {_format_classes(label_texts)}")
+        label_texts, origin = _labels_by_folder(paths, only_splits)
     if label_texts is None:
-        return Annotations(None, (), captions, tuple(lines))
-    names = tuple(dict.fromkeys(map(_nfc, _sorted_names(label_texts))))
+        return Annotations(None, (), captions, (*lines, f"labels    {origin}"))
+    names = _label_names(label_texts)
+    lines.append(f"labels    {origin}: {len(names):,} ({join_first(names, 6)})")
     number = {name: i for i, name in enumerate(names)}
     return Annotations(np.array([number[_nfc(word)] for word in label_texts], np.int32), names, captions, tuple(lines))
 
 
 def _labels_by_folder(paths: Sequence[str], only_splits: bool) -> tuple[list[str] | None, str]:
+    """The sub-folder of each image, or None if they are no labels; and which of the two, for the report."""
     inner = [path.split("/", 1)[1] if only_splits else path for path in paths]
     loose = [path for path, rest in zip(paths, inner, strict=True) if "/" not in rest]
     if len(loose) == len(paths):
-        return None, "labels    none: no sub-folders"
+        return None, "none: no sub-folders"
     if loose:
-        return None, f"labels    none: {len(loose):,} images lie outside of the sub-folders ({join_first(loose, 3)})"
-    label_texts = [rest.split("/", 1)[0] for rest in inner]
-    return label_texts, f"labels    by sub-folder: {_format_classes(label_texts)}"
-
-
-def _format_classes(label_texts: Sequence[str]) -> str:
-    names = list(dict.fromkeys(map(_nfc, _sorted_names(label_texts))))
-    return f"{len(names):,} ({join_first(names, 6)})"
+        return None, f"none: {len(loose):,} images lie outside of the sub-folders ({join_first(loose, 3)})"
+    return [rest.split("/", 1)[0] for rest in inner], "by sub-folder"
 
 
 def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _sorted_names(label_texts: Sequence[str]) -> tuple[str, ...]:
+def _label_names(label_texts: Sequence[str]) -> tuple[str, ...]:
+    """The names of the labels 0, 1, ..., in normal form."""
     names = set(label_texts)
     if all(name.isascii() and name.isdecimal() and len(name) < 19 for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))
+    return tuple(dict.fromkeys(map(_nfc, sorted(names))))
 
 
 def _column_values(column: str, columns: dict[str, dict[str, Cell]], paths: Sequence[str]) -> list[str] | None:

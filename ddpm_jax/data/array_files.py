@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.data.dataset import Dataset, check_range, train_test_indices
+from ddpm_jax.data.dataset import Dataset, check_levels, check_range, train_test_indices
 from ddpm_jax.data.image_files import (
     ARRAY_TYPES,
     check_memory,
@@ -73,15 +73,15 @@ def _load_archive(
 ) -> Dataset:
     key, test_key, label_key, test_label_key = _find_keys(path, list(archive))
     train = _decode_jpegs(path, archive) if key == "jpeg" else _read_array(path, archive, key, _check_images)
-    train = _validate_images(path, key, train, levels, value_range)
-    scale = value_range or (int(np.iinfo(train.dtype).max) + 1 if levels is None else levels)
+    train, scale = _validate_images(path, key, train, levels, value_range)
     labels = _read_labels(path, archive, label_key, len(train)) if label_key else None
     if not test_key:
         kept, out = train_test_indices(f"{path}: {key!r}", len(train), held_out, labels)
         train, test = _split_in_place(train, kept, out)
         both = (None, None) if labels is None else (labels[kept], labels[out])
         return Dataset(train, test, *both, scale, name)
-    test = _validate_images(path, test_key, _read_array(path, archive, test_key, _check_images), levels, value_range)
+    test = _read_array(path, archive, test_key, _check_images)
+    test, _ = _validate_images(path, test_key, test, levels, value_range)
     if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
         raise ValueError(
             f"{path}: {key!r} and {test_key!r} must be alike, got {train.dtype} {train.shape} and "
@@ -153,23 +153,18 @@ def _check_images(what: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 def _validate_images(
     path: Path, key: str, array: np.ndarray, levels: int | None, value_range: ValueRange | None
-) -> np.ndarray:
-    """The array as [N, H, W, C] or [N, D, H, W, C], checked against the levels or the range."""
+) -> tuple[np.ndarray, int | ValueRange]:
+    """The array as [N, H, W, C] or [N, D, H, W, C], and its number of levels or range, checked against its values."""
     what = f"{path}: {key!r} is {array.dtype} {array.shape}"
     array = array if array.ndim > 3 else array[..., None]
     if array.dtype.kind == "f":
         array = to_finite_float32(what, array)
-        check_range(what, array.min().item(), array.max().item(), levels=levels, value_range=value_range)
-        return array
+        return array, check_range(what, array.min().item(), array.max().item(), levels=levels, value_range=value_range)
     array = np.asarray(array, array.dtype.newbyteorder("="))
-    if value_range is not None:
-        raise ValueError(f"{what}, which has levels; a range is for floating-point images")
-    most = int(np.iinfo(array.dtype).max) + 1
-    if levels is not None and not 2 <= levels <= most:
-        raise ValueError(f"{what}; expected 2 to {most} levels, got levels={levels}")
-    if levels is not None and array.max() >= levels:
+    levels = check_levels(what, array.dtype, levels=levels, value_range=value_range)
+    if array.max() >= levels:
         raise ValueError(f"{what} with the value {array.max()}, above levels - 1 = {levels - 1}")
-    return array
+    return array, levels
 
 
 def _read_labels(path: Path, archive: Mapping[str, np.ndarray], key: str, count: int) -> np.ndarray:

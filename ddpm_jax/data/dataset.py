@@ -52,50 +52,33 @@ class Dataset(NamedTuple):
 
 
 class ImageReader(Protocol):
-    """Images that are read one by one, by several threads at once."""
+    """Images that are read one by one, by several threads at once.
+
+    name: the source, as given to `load`.
+    shape: (H, W, C) or (D, H, W, C) of every image, after resizing.
+    dtype: uint8, uint16 or float32.
+    levels, label_names, format: as in `Dataset`.
+    labels: int32 [N], or None.
+    captions: a text for each image, or None.
+    """
 
     @property
-    def name(self) -> str:
-        """The source, as given to `load`."""
-        ...
-
+    def name(self) -> str: ...
     @property
-    def shape(self) -> tuple[int, ...]:
-        """(H, W, C) or (D, H, W, C) of every image, after resizing."""
-        ...
-
+    def shape(self) -> tuple[int, ...]: ...
     @property
-    def dtype(self) -> np.dtype:
-        """uint8, uint16 or float32."""
-        ...
-
+    def dtype(self) -> np.dtype: ...
     @property
-    def levels(self) -> int | ValueRange:
-        """Values are 0 .. levels - 1, or lie in a range."""
-        ...
-
+    def levels(self) -> int | ValueRange: ...
     @property
-    def format(self) -> str:
-        """As in `Dataset`."""
-        ...
-
+    def format(self) -> str: ...
     @property
-    def labels(self) -> np.ndarray | None:
-        """int32 [N], or None."""
-        ...
-
+    def labels(self) -> np.ndarray | None: ...
     @property
-    def label_names(self) -> tuple[str, ...]:
-        """The names of the labels 0, 1, ...; () without labels."""
-        ...
-
+    def label_names(self) -> tuple[str, ...]: ...
     @property
-    def captions(self) -> tuple[str, ...] | None:
-        """A text for each image, or None."""
-        ...
-
+    def captions(self) -> tuple[str, ...] | None: ...
     def __len__(self) -> int: ...
-
     def __getitem__(self, i: int, /) -> np.ndarray:
         """Image i, of shape and dtype; a ValueError names the file if it cannot be read."""
         ...
@@ -127,7 +110,7 @@ class LazyImages:
     def __init__(self, reader: ImageReader) -> None:
         self.reader, self.dtype = reader, reader.dtype
         self.shape = (len(reader), *reader.shape)
-        self.ndim, self.nbytes = len(self.shape), nbytes(reader)
+        self.ndim, self.nbytes = len(self.shape), math.prod(self.shape) * reader.dtype.itemsize
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -135,7 +118,7 @@ class LazyImages:
     def __getitem__(self, index: "int | slice | np.ndarray") -> np.ndarray:
         indices = np.arange(len(self))[index]
         images = np.empty((indices.size, *self.reader.shape), self.dtype)
-        _read_into(images, self.reader, indices.reshape(-1))
+        _read_images([(image, self.reader, int(i)) for image, i in zip(images, indices.reshape(-1), strict=True)])
         return images.reshape(*indices.shape, *self.reader.shape)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
@@ -207,72 +190,48 @@ def check_range(
     return value_range
 
 
+def check_levels(what: str, dtype: np.dtype, *, levels: int | None, value_range: ValueRange | None) -> int:
+    """The number of levels of integer images: `levels`, or if it is None, all of their type.
+
+    Raises:
+        ValueError: if the type has fewer levels, or a range is given; the text begins with `what`.
+    """
+    if value_range is not None:
+        raise ValueError(f"{what}: images of type {dtype} have levels; a range is for floating-point images")
+    most = int(np.iinfo(dtype).max) + 1
+    levels = most if levels is None else levels
+    if not isinstance(levels, int) or not 2 <= levels <= most:
+        raise ValueError(f"{what}: images of type {dtype}; expected 2 to {most} levels, got levels={levels}")
+    return levels
+
+
 def _short(value: float) -> str:
     """The shortest text of a number in float32."""
     return f"{float(str(np.float32(value))):.9g}"
-
-
-def nbytes(reader: ImageReader) -> int:
-    """The size of all images of a reader, in bytes."""
-    return len(reader) * math.prod(reader.shape) * reader.dtype.itemsize
-
-
-def load_split_into_memory(
-    reader: ImageReader, *, held_out: float, progress: ProgressCallback | None = None
-) -> Dataset:
-    """All images of a reader in memory, the fraction `held_out` of them held out as in `load`.
-
-    Raises:
-        ValueError: if no training image would be left, or an image cannot be read.
-    """
-    return load_into_memory(*train_test_split(reader, held_out), progress=progress)
 
 
 def load_into_memory(train: ImageReader, test: ImageReader, *, progress: ProgressCallback | None = None) -> Dataset:
     """All images of two readers in memory, read several at a time.
 
     Raises:
-        ValueError: if the two are not of one kind, or an image cannot be read.
+        ValueError: as `load_lazily`, or if an image cannot be read.
     """
-    _check_same_kind(train, test)
-    arrays = np.empty((len(train), *train.shape), train.dtype), np.empty((len(test), *test.shape), test.dtype)
-    report = progress or (lambda what, done, total: None)
-    total = len(train) + len(test)
-    _read_into(arrays[0], train, np.arange(len(train)), lambda what, done, _: report(what, done, total))
-    _read_into(arrays[1], test, np.arange(len(test)), lambda what, done, _: report(what, len(train) + done, total))
-    return _dataset(train, test, *arrays)
+    dataset = load_lazily(train, test)
+    readers = train, test
+    arrays = [np.empty((len(reader), *reader.shape), reader.dtype) for reader in readers]
+    places = [
+        (image, reader, i) for array, reader in zip(arrays, readers, strict=True) for i, image in enumerate(array)
+    ]
+    _read_images(places, progress)
+    return dataset._replace(train=arrays[0], test=arrays[1])
 
 
 def load_lazily(train: ImageReader, test: ImageReader) -> Dataset:
-    """The images of two readers, read when they are indexed."""
-    _check_same_kind(train, test)
-    return _dataset(train, test, LazyImages(train), LazyImages(test))
+    """The images of two readers, read when they are indexed.
 
-
-def _dataset(train: ImageReader, test: ImageReader, pixels: "Pixels", test_pixels: "Pixels") -> Dataset:
-    return Dataset(
-        pixels, test_pixels, train.labels, test.labels, train.levels, train.name, train.label_names,
-        train.captions, test.captions, train.format,
-    )  # fmt: skip
-
-
-def _read_into(
-    array: np.ndarray, reader: ImageReader, indices: np.ndarray, progress: ProgressCallback | None = None
-) -> None:
-    """Sets array[k] = reader[indices[k]] for all k, several at a time."""
-
-    def read(k: int) -> None:
-        array[k] = reader[int(indices[k])]
-
-    # The report of a folder has Pillow's warnings on metadata.  Filters belong to the whole process, so they are set
-    # around all threads and not in each.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        map_in_threads(read, range(len(array)), progress, "loaded")
-
-
-def _check_same_kind(train: ImageReader, test: ImageReader) -> None:
-    """Raises a ValueError unless two readers agree in shape, type, levels, label names and annotations."""
+    Raises:
+        ValueError: unless the two agree in shape, type, levels, label names and in which annotations they have.
+    """
     for field in ("shape", "dtype", "levels", "label_names"):
         ours, theirs = getattr(train, field), getattr(test, field)
         if ours != theirs:
@@ -280,6 +239,26 @@ def _check_same_kind(train: ImageReader, test: ImageReader) -> None:
     for field in ("labels", "captions"):
         if (getattr(train, field) is None) != (getattr(test, field) is None):
             raise ValueError(f"{train.name}: expected {field} of both training and held-out images or of neither")
+    return Dataset(
+        LazyImages(train), LazyImages(test), train.labels, test.labels, train.levels, train.name, train.label_names,
+        train.captions, test.captions, train.format,
+    )  # fmt: skip
+
+
+def _read_images(
+    places: Sequence[tuple[np.ndarray, ImageReader, int]], progress: ProgressCallback | None = None
+) -> None:
+    """Reads image i of a reader into an array, for each (array, reader, i) and several at a time."""
+
+    def read(place: tuple[np.ndarray, ImageReader, int]) -> None:
+        array, reader, i = place
+        array[:] = reader[i]
+
+    # The report of a folder has Pillow's warnings on metadata.  Filters belong to the whole process, so they are set
+    # around all threads and not in each.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        map_in_threads(read, places, progress, "loaded")
 
 
 def map_in_threads(

@@ -9,13 +9,14 @@ by grain's threads (Pillow decodes without holding Python's lock), and a step ge
 
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ddpm_jax import process
-from ddpm_jax.data.dataset import MAX_BYTES_IN_MEMORY, ImageReader, LazyImages, Pixels
+from ddpm_jax.data.dataset import MAX_BYTES_IN_MEMORY, LazyImages, Pixels
 from ddpm_jax.data.order import EpochShuffle, FlatImages
 
 READ_AHEAD_BYTES = 1 << 30
@@ -86,10 +87,11 @@ def make_device_loader(
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     if not is_streamed(pixels, stream):
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        rows = jax.device_put(FlatImages.from_images(np.asarray(pixels)), replicated)
-        return DeviceLoader(None, _resident_batches(rows, order, batch, device_count, steps_per_call))
+        images = np.asarray(pixels)
+        rows = jax.device_put(FlatImages(images.reshape(len(images), -1), images.shape[1:]), replicated)
+        return DeviceLoader(None, partial(_resident_batches, rows, order, batch, device_count, steps_per_call))
     sharded = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-    return DeviceLoader(0, _streamed_batches(pixels, order, batch, device_count, sharded, steps_per_call))
+    return DeviceLoader(0, partial(_streamed_batches, pixels, order, batch, device_count, sharded, steps_per_call))
 
 
 def read_ahead(
@@ -113,7 +115,12 @@ def read_ahead(
             return pixels[indices]  # fancy indexing copies
         images = np.empty((len(indices), *reader.shape), reader.dtype)
         for place, i in enumerate(indices):
-            images[place] = _read_checked(reader, int(i))
+            image = reader[int(i)]
+            if (image.shape, image.dtype) != (reader.shape, reader.dtype):
+                raise ValueError(
+                    f"{reader.name}: image {i} is {image.dtype} {image.shape}, expected {reader.dtype} {reader.shape}"
+                )
+            images[place] = image
         return images
 
     steps = grain.MapDataset.range(start, 2**62).map(read)
@@ -137,18 +144,23 @@ def _group_steps(start: int, steps_per_call: int) -> Iterator[range]:
         start = end
 
 
-def _resident_batches(pixels: FlatImages, order: EpochShuffle, batch: int, devices: int, steps_per_call: int):
-    def batches(start: int) -> Generator[Batch, None, None]:
-        for steps in _group_steps(start, steps_per_call):
-            indices = np.stack([order.indices(step, batch) for step in steps])
-            yield Batch(indices, pixels, process.local_shard(split_by_device(indices, devices)))
-
-    return batches
+def _resident_batches(
+    pixels: FlatImages, order: EpochShuffle, batch: int, devices: int, steps_per_call: int, start: int
+) -> Generator[Batch, None, None]:
+    for steps in _group_steps(start, steps_per_call):
+        indices = np.stack([order.indices(step, batch) for step in steps])
+        yield Batch(indices, pixels, process.local_shard(split_by_device(indices, devices)))
 
 
 def _streamed_batches(
-    pixels: Pixels, order: EpochShuffle, batch: int, devices: int, sharding: jax.sharding.Sharding, steps_per_call: int
-):
+    pixels: Pixels,
+    order: EpochShuffle,
+    batch: int,
+    devices: int,
+    sharding: jax.sharding.Sharding,
+    steps_per_call: int,
+    start: int,
+) -> Generator[Batch, None, None]:
     local_devices, per_device = devices // jax.process_count(), batch // devices
     first = jax.process_index() * local_devices * per_device
     batch_slice = slice(first, first + local_devices * per_device)
@@ -159,26 +171,12 @@ def _streamed_batches(
         pixel_indices = np.broadcast_to(np.arange(per_device, dtype=np.int32), (local_devices, len(steps), per_device))
         return Batch(indices, jax.device_put(parts, sharding), pixel_indices)
 
-    def batches(start: int) -> Generator[Batch, None, None]:
-        read = read_ahead(pixels, order, batch, start, batch_slice=batch_slice)
-        try:
-            coming = (
-                put_on_devices(steps, [next(read) for _ in steps]) for steps in _group_steps(start, steps_per_call)
-            )
-            ready = next(coming)
-            for later in coming:  # its transfer overlaps with the steps before
-                yield ready
-                ready = later
-        finally:
-            read.close()
-
-    return batches
-
-
-def _read_checked(reader: ImageReader, i: int) -> np.ndarray:
-    image = reader[i]
-    if (image.shape, image.dtype) != (reader.shape, reader.dtype):
-        raise ValueError(
-            f"{reader.name}: image {i} is {image.dtype} {image.shape}, expected {reader.dtype} {reader.shape}"
-        )
-    return image
+    read = read_ahead(pixels, order, batch, start, batch_slice=batch_slice)
+    try:
+        coming = (put_on_devices(steps, [next(read) for _ in steps]) for steps in _group_steps(start, steps_per_call))
+        ready = next(coming)
+        for later in coming:  # its transfer overlaps with the steps before
+            yield ready
+            ready = later
+    finally:
+        read.close()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_jax.data.annotations import read_annotations
-from ddpm_jax.data.dataset import ImageReader, ProgressCallback, Subset, check_range, train_test_split
+from ddpm_jax.data.dataset import ImageReader, ProgressCallback, Subset, check_levels, check_range, train_test_split
 from ddpm_jax.data.folder_report import (
     FolderReport,
     ImageFile,
@@ -85,20 +85,15 @@ def open_readers(
     path: Path,
     name: str,
     *,
-    held_out: float = 0.1,
-    levels: int | None = None,
-    value_range: Sequence[float] = (),
-    resolution: Sequence[int] = (),
-    skip_bad: bool = False,
-    report: Callable[[str], None] | None = None,
-    progress: ProgressCallback | None = None,
+    held_out: float,
+    levels: int | None,
+    value_range: Sequence[float],
+    resolution: Sequence[int],
+    skip_bad: bool,
+    report: Callable[[str], None] | None,
+    progress: ProgressCallback | None,
 ) -> tuple[ImageReader, ImageReader]:
-    """The training and the held-out images of a folder.
-
-    Args:
-        path: the folder.
-        name: the source, as given to `load`.
-        held_out, levels, value_range, resolution, skip_bad, report, progress: as in `sources.load`.
+    """The training and the held-out images of a folder; options as in `sources.open_readers`, `name` is the source.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -117,13 +112,7 @@ def open_readers(
         path, [f.path for f in good], [f.path for f in folder_report.files], folder_report.tables, split.only_splits
     )
     shape, dtype = (*(size or good[0].shape[:-1]), good[0].shape[-1]), np.dtype(good[0].dtype)
-    scale = (
-        _check_value_range(path, good, levels, to_value_range(value_range))
-        if dtype.kind == "f"
-        else _check_levels(good, dtype, levels)
-    )
-    if dtype.kind != "f" and len(value_range):
-        raise ValueError(f"{path}: images of type {dtype} have levels; a range is for floating-point images")
+    scale = _check_values(path, good, dtype, levels, to_value_range(value_range))
     format = Counter(file.format for file in good).most_common(1)[0][0].lower().replace("jpeg", "jpg")
     reader = FolderReader(
         name, path, good, shape, dtype, scale, annotations.labels, annotations.label_names, annotations.captions, format
@@ -177,14 +166,12 @@ def _check_usable(report: FolderReport, path: Path, skip_bad: bool) -> None:
             f"{path}: {printable(deep.path)} is a volume {'x'.join(map(str, deep.shape))}, and these are not resized"
         )
     if deep and len(sizes) > 1:
-        raise ValueError(
-            f"{path}: volumes of different sizes: {format_counts(format_sizes(sizes))}; cut them to one size"
-        )
+        raise ValueError(f"{path}: volumes of different sizes: {format_sizes(sizes)}; cut them to one size")
     if report.size is None and len(sizes) > 1:
         side = min(min(size) for size in sizes)
         side = 1 << side.bit_length() - 1
         raise ValueError(
-            f"{path}: images of different sizes: {format_counts(format_sizes(sizes))} (height x width); "
+            f"{path}: images of different sizes: {format_sizes(sizes)} (height x width); "
             f"--data.resolution {side} would cut each to its middle and scale it to {side}x{side}"
         )
 
@@ -240,24 +227,18 @@ def _subfolders(report: FolderReport) -> dict[str, set[str]]:
     return inner
 
 
-def _check_value_range(
-    path: Path, files: Sequence[ImageFile], levels: int | None, value_range: ValueRange | None
-) -> ValueRange:
-    if value_range is not None:
+def _check_values(
+    path: Path, files: Sequence[ImageFile], dtype: np.dtype, levels: int | None, value_range: ValueRange | None
+) -> int | ValueRange:
+    """The number of levels of a folder's images, or their range, checked against the values in the files."""
+    if dtype.kind == "f" and value_range is not None:
         for file in files:
-            check_range(
-                f"{path / printable(file.path)}", file.minimum, file.maximum, levels=levels, value_range=value_range
-            )
-    least, most = min(file.minimum for file in files), max(file.maximum for file in files)
-    return check_range(str(path), least, most, levels=levels, value_range=value_range)
-
-
-def _check_levels(files: Sequence[ImageFile], dtype: np.dtype, levels: int | None) -> int:
-    most = int(np.iinfo(dtype).max) + 1
-    if levels is None:
-        return most
-    if not 2 <= levels <= most:
-        raise ValueError(f"load: images of type {dtype} have 2 to {most} levels, got levels={levels}")
+            name = f"{path / printable(file.path)}"
+            check_range(name, file.minimum, file.maximum, levels=levels, value_range=value_range)
+    if dtype.kind == "f":
+        least, most = min(file.minimum for file in files), max(file.maximum for file in files)
+        return check_range(str(path), least, most, levels=levels, value_range=value_range)
+    levels = check_levels(str(path), dtype, levels=levels, value_range=value_range)
     highest = max(files, key=lambda file: file.maximum)
     if highest.maximum >= levels:
         raise ValueError(

@@ -87,14 +87,17 @@ class FolderReport(NamedTuple):
         """The lines of the report: counts, resizing, disk and memory, and by name bad files and warnings."""
         good, bad = self.good(), self.bad()
         disk = sum(file.size for file in self.files)
+        memory = 0
+        for file in good:
+            memory += math.prod(self.size or file.shape[:-1]) * file.shape[-1] * np.dtype(file.dtype).itemsize
         lines = [f"{self.name}: {len(self.files):,} image files, {disk / 1e6:,.1f} MB on disk; {len(good):,} usable"]
         if good:
             lines += [
                 f"formats   {format_counts(Counter(file.format for file in good))}",
                 f"modes     {format_counts(Counter(file.mode for file in good))}",
-                f"sizes     {format_counts(format_sizes(self.sizes()))} (height x width)",
+                f"sizes     {format_sizes(self.sizes())} (height x width)",
                 f"resizing  {self._resizing()}",
-                f"memory    {self._memory()}",
+                f"memory    {memory / 1e6:,.1f} MB when decoded",
             ]
         turned = [file.path for file in good if file.exif_transposed]
         if turned:
@@ -130,12 +133,6 @@ class FolderReport(NamedTuple):
             f"{rest:,} to {height}x{width} with the Lanczos filter (antialiased), of which {cut:,} are cut to the "
             f"middle first and {fewer:,} enlarged; {same:,} as they are"
         )
-
-    def _memory(self) -> str:
-        total = 0
-        for file in self.good():
-            total += math.prod(self.size or file.shape[:-1]) * file.shape[-1] * np.dtype(file.dtype).itemsize
-        return f"{total / 1e6:,.1f} MB when decoded"
 
 
 class FoundFiles(NamedTuple):
@@ -211,9 +208,9 @@ def format_counts(counts: Counter[str]) -> str:
     return ", ".join(f"{count:,} {kind}" for kind, count in kinds[:6]) + more
 
 
-def format_sizes(sizes: Counter[tuple[int, ...]]) -> Counter[str]:
-    """Counts of (H, W), as counts of "HxW"."""
-    return Counter({"x".join(map(str, size)): count for size, count in sizes.items()})
+def format_sizes(sizes: Counter[tuple[int, ...]]) -> str:
+    """As `format_counts`, of the kinds "HxW"."""
+    return format_counts(Counter({"x".join(map(str, size)): count for size, count in sizes.items()}))
 
 
 def printable(text: str) -> str:

@@ -90,7 +90,8 @@ def unwritable_reason(format: str, shape: Sequence[int], dtype: np.dtype) -> str
     Args:
         format: "png", "jpg", "webp", "bmp", "tiff" or "npy".
     """
-    mode = _mode_of_array(shape, dtype)
+    modes = {"uint8": {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}, "uint16": {1: "I;16"}}
+    mode = modes.get(str(dtype), {}).get(shape[-1], "") if len(shape) == 3 else ""
     if format == "npy" or mode in WRITE_FORMATS[format][1]:
         return ""
     held = ", ".join(MODE_NAMES.get(mode, mode) for mode in MODES if mode in WRITE_FORMATS[format][1])
@@ -101,7 +102,7 @@ def unwritable_reason(format: str, shape: Sequence[int], dtype: np.dtype) -> str
     )
 
 
-def write_image(path: Path, image: np.ndarray, format: str) -> None:
+def write_image(file: Path | BinaryIO, image: np.ndarray, format: str) -> None:
     """Writes an image such that `decode` reads the same values, except for "jpg", which is lossy.
 
     Args:
@@ -117,18 +118,9 @@ def write_image(path: Path, image: np.ndarray, format: str) -> None:
     if refusal:
         raise ValueError(f"write_image: {refusal}")
     if format == "npy":
-        return np.save(path, image, allow_pickle=False)
+        return np.save(file, image, allow_pickle=False)
     name, _, options = WRITE_FORMATS[format]
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path, format=name, **options)
-
-
-def _mode_of_array(shape: Sequence[int], dtype: np.dtype) -> str:
-    """Pillow's mode of an array, or ""."""
-    if len(shape) != 3:
-        return ""
-    return {"uint8": {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}, "uint16": {1: "I;16"}}.get(str(dtype), {}).get(
-        shape[-1], ""
-    )
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format=name, **options)
 
 
 def resize_center_crop(pixels: np.ndarray, mode: str, size: tuple[int, ...], levels: int | ValueRange) -> np.ndarray:

@@ -153,7 +153,7 @@ def preview_scale(shape: Sequence[int]) -> int:
     return max(1, 512 // 8 // (shape[-2] * (min(shape[0], MAX_SLICES) if len(shape) == 4 else 1)))
 
 
-def make_trajectory_grid(rows: Sequence[np.ndarray | jax.Array], *, padding: int = 1) -> np.ndarray:
+def make_trajectory_grid(rows: Sequence[np.ndarray | jax.Array]) -> np.ndarray:
     """One picture of trajectories: a line for each row, time from left to right.
 
         make_trajectory_grid([x[:, i], x0[:, i]])      # x_t of image i above the network's prediction of x_0
@@ -161,7 +161,6 @@ def make_trajectory_grid(rows: Sequence[np.ndarray | jax.Array], *, padding: int
     Args:
         rows: each floating point [frames, H, W, C] or [frames, D, H, W, C], all of one shape, in [-1, 1].  Values
             outside, as in a noisy x_t, are clipped.
-        padding: pixels of grey around each image.
 
     Returns:
         uint8 [H', W', 1 | 3 | 4]; channels as in `make_grid`.
@@ -172,7 +171,7 @@ def make_trajectory_grid(rows: Sequence[np.ndarray | jax.Array], *, padding: int
     shapes = [row.shape for row in rows]
     if not shapes or len(set(shapes)) != 1 or len(shapes[0]) not in (4, 5):
         raise ValueError(f"make_trajectory_grid: expected rows [frames, H, W, C] of one shape, got shapes {shapes}")
-    return make_grid(np.concatenate([to_integer(row, 256) for row in rows]), 256, columns=shapes[0][0], padding=padding)
+    return make_grid(np.concatenate([to_integer(row, 256) for row in rows]), 256, columns=shapes[0][0])
 
 
 def write_png(path: str | Path, image: np.ndarray, *, scale: int = 1, text: Mapping[str, str] | None = None) -> None:

@@ -39,8 +39,7 @@ class EpochShuffle:
         _check_keys("EpochShuffle", key, ())
         if not 1 <= size < 2**31:
             raise ValueError(f"EpochShuffle: expected a size of 1 to 2^31 - 1 examples, got {size}")
-        self._key = key
-        self._size = size
+        self._key, self._size = key, size
         self._epochs: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()  # batches are read ahead in threads
 
@@ -92,11 +91,6 @@ class FlatImages:
 
     flat: Any
     shape: tuple[int, ...]
-
-    @classmethod
-    def from_images(cls, images: np.ndarray) -> "FlatImages":
-        """Images [N, H, W, C] in host memory."""
-        return cls(images.reshape(len(images), -1), images.shape[1:])
 
     def __getitem__(self, indices: jax.Array) -> jax.Array:
         return self.flat[indices].reshape(*indices.shape, *self.shape)

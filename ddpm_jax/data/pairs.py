@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.dataset import Dataset, Pixels
+from ddpm_jax.data.dataset import Dataset
 
 HELD_OUT_PAIRS = tuple((left, (left + gap) % 10) for left in range(10) for gap in (3, 4))
 NUM_TRAIN, NUM_TEST = 4000, 1000  # pictures
@@ -49,7 +49,7 @@ def descriptions(pair: Pair, names: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _make_split(
-    seed: int, images: Pixels, labels: np.ndarray | None, pairs: list[Pair], count: int, names: tuple[str, ...]
+    seed: int, images, labels: np.ndarray | None, pairs: list[Pair], count: int, names: tuple[str, ...]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Pictures of pairs of random digits, all pairs equally often, and their captions."""
     assert labels is not None

@@ -19,7 +19,6 @@ from ddpm_jax.data.dataset import (
     ProgressCallback,
     load_into_memory,
     load_lazily,
-    nbytes,
 )
 from ddpm_jax.data.images import ValueRange, to_value_range
 from ddpm_jax.data.tfds import checksums, reader
@@ -76,8 +75,9 @@ def load(
             source, held_out=held_out, levels=levels, value_range=value_range, resolution=resolution,
             skip_bad=skip_bad, report=report, progress=progress,
         )  # fmt: skip
-        streamed = nbytes(train) + nbytes(test) > MAX_BYTES_IN_MEMORY if stream is None else stream
-        return load_lazily(train, test) if streamed else load_into_memory(train, test, progress=progress)
+        images = load_lazily(train, test)
+        streamed = images.train.nbytes + images.test.nbytes > MAX_BYTES_IN_MEMORY if stream is None else stream
+        return images if streamed else load_into_memory(train, test, progress=progress)
     if resolution or skip_bad:
         raise ValueError(f"load: resolution and skip_bad are for folder: and tfds: sources; {source!r} has neither")
     if source in BUILT_IN:

@@ -362,7 +362,7 @@ def test_floats_without_a_range_are_told_what_is_there_and_what_to_say(tmp_path,
         (FLOATS, {"value_range": (0, np.inf)}, "got 0 inf"),
         (FLOATS, {"value_range": (0, 1e300)}, r"got 0 1e\+300"),
         (FLOATS, {"value_range": (-3, 7), "levels": 256}, "floating-point images have no levels, got levels=256"),
-        (IMAGES, {"value_range": (0, 9)}, "which has levels; a range is for floating-point images"),
+        (IMAGES, {"value_range": (0, 9)}, "images of type uint8 have levels; a range is for floating-point images"),
     ],
 )
 def test_ranges_that_do_not_fit_are_refused(tmp_path, images, options, text):

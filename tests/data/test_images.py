@@ -184,7 +184,7 @@ def test_the_padding_of_translucent_images_is_opaque():
 def test_a_strip_shows_time_from_left_to_right_and_clips_noise():
     x_t = np.stack([np.full((2, 2, 1), value, np.float32) for value in (9, 1, -1, -9)])
     x0 = jnp.zeros((4, 2, 2, 1)) + 1 / 255
-    picture = data.make_trajectory_grid([x_t, x0], padding=1)[..., 0]
+    picture = data.make_trajectory_grid([x_t, x0])[..., 0]
     assert picture[1, 1::3].tolist() == [255, 255, 0, 0]
     assert picture[4, 1::3].tolist() == [128] * 4
 
@@ -205,7 +205,7 @@ def test_a_grid_of_floats_is_that_of_their_eight_bits():
 
 def test_strips_show_volumes():
     row = np.zeros((4, 3, 5, 6, 1))
-    assert data.make_trajectory_grid([row, row], padding=0).shape == (2 * 5, 4 * 3 * 6, 1)
+    assert data.make_trajectory_grid([row, row]).shape == (2 * (5 + 1) + 1, 4 * (3 * 6 + 1) + 1, 1)
 
 
 @pytest.mark.parametrize(

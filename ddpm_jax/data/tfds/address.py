@@ -68,28 +68,26 @@ def find_folder(address: TfdsAddress) -> Path:
         raise ValueError(
             f"{top} has the configs {join_first(configs)}: name one, as in tfds:{address.name}/{configs[0]}"
         )
-    raise FileNotFoundError(_not_prepared_message(address))
+    import tensorflow_datasets as tfds
+
+    if address.name in tfds.list_builders(with_community_datasets=False):
+        name = "/".join(filter(None, address[:2]))
+        raise FileNotFoundError(
+            f"{name} is not prepared in {address.data_dir}. This prepares it, once: "
+            f"{prepare_command(address, address.data_dir)}"
+        )
+    there = sorted(path.name for path in address.data_dir.glob("*/"))
+    raise FileNotFoundError(
+        f"{address.data_dir}: no data set {address.name}; there are {join_first(there) or 'none'}. "
+        "This makes one of images in a folder: "
+        f"ddpm-jax prepare folder:PATH --name {address.name} --out {shlex.quote(str(address.data_dir))}"
+    )
 
 
 def _versions(folder: Path) -> list[str]:
     """The versions prepared in a folder, the newest last."""
     found = [path.parent.name for path in folder.glob("*/dataset_info.json")]
     return sorted(filter(VERSION_PATTERN.fullmatch, found), key=lambda name: [int(part) for part in name.split(".")])
-
-
-def _not_prepared_message(address: TfdsAddress) -> str:
-    import tensorflow_datasets as tfds
-
-    if address.name in tfds.list_builders(with_community_datasets=False):
-        command = prepare_command(address, address.data_dir)
-        name = "/".join(filter(None, address[:2]))
-        return f"{name} is not prepared in {address.data_dir}. This prepares it, once: {command}"
-    there = sorted(path.name for path in address.data_dir.glob("*/"))
-    return (
-        f"{address.data_dir}: no data set {address.name}; there are {join_first(there) or 'none'}. "
-        "This makes one of images in a folder: "
-        f"ddpm-jax prepare folder:PATH --name {address.name} --out {shlex.quote(str(address.data_dir))}"
-    )
 
 
 def prepare_command(address: TfdsAddress, data_dir: Path) -> str:

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ddpm_jax.data.dataset import ImageReader, check_range, train_test_split
+from ddpm_jax.data.dataset import ImageReader, check_levels, check_range, train_test_split
 from ddpm_jax.data.folder_report import join_first
 from ddpm_jax.data.image_files import resize_center_crop, to_finite_float32
 from ddpm_jax.data.images import ValueRange, to_value_range
 from ddpm_jax.data.tfds.address import find_folder, parse_address, prepare_command
 from ddpm_jax.data.tfds.records import (
-    Records,
     TFRecords,
     check_feature_classes,
     choose_name,
@@ -78,29 +77,22 @@ def open_readers(
                 f"{source}: no split {split!r}; there are {join_first(available)}: name those to train and to test on, "
                 f"as in tfds:{address.name}#{available[0]}"
             )
-    first = TfdsReader(builder, source, train, levels, value_range, size)
-    return (
-        (first, TfdsReader(builder, source, test[0], levels, value_range, size))
-        if test
-        else train_test_split(first, held_out)
-    )
+
+    def read(split: str) -> ImageReader:
+        # pyright does not know that a cached_property is a property
+        return TfdsReader(builder, source, split, levels, value_range, size)  # pyright: ignore[reportReturnType]
+
+    return (read(train), read(test[0])) if test else train_test_split(read(train), held_out)
 
 
 class TfdsReader:
-    """A split of a prepared data set as an `ImageReader`.
+    """A split of a prepared data set as an `ImageReader`; its format is "", since the original one is unknown.
 
     Args:
         builder: a TFDS builder of the prepared folder.
         source: as given to `load`.
         split: its name in TFDS.
         levels, value_range, size: as in `open_readers`.
-
-    Attributes:
-        name: the source.
-        dtype: of the images.
-        levels: their number of levels, or their range.
-        format: "", since the original format is unknown.
-        label_names: () without labels, or if they are only numbers.
 
     Raises:
         ValueError: if it has no readable images, or not so many levels.
@@ -117,15 +109,15 @@ class TfdsReader:
     ) -> None:
         import tensorflow_datasets as tfds
 
-        self.format = ""
-        self.name, self._split, features = source, split, dict(builder.info.features.items())
+        self.name, self.format, self._split = source, "", split
+        features = dict(builder.info.features.items())
         self._image = find_image_feature(source, features)
         self._label = choose_name([key for key, f in features.items() if type(f) is tfds.features.ClassLabel], "label")
         self._caption = choose_name([key for key in CAPTION_FEATURES if type(features.get(key)) is tfds.features.Text])
         feature = features[self._image]
         # Pillow decodes: TFDS would use OpenCV where it is installed, and need it for 16 bits.
         self._encoded = type(feature) is tfds.features.Image
-        self._skip = {self._image: tfds.decode.SkipDecoding()} if self._encoded else None
+        self._decoders = {self._image: tfds.decode.SkipDecoding()} if self._encoded else {}
         self._declared, self.dtype = tuple(feature.shape), np.dtype(feature.np_dtype)
         names = tuple(map(str, features[self._label].names)) if self._label else ()
         self.label_names = () if names == tuple(map(str, range(len(names)))) else names
@@ -146,7 +138,7 @@ class TfdsReader:
         if not 0 <= i < len(self):
             raise IndexError(f"{self.name}: expected 0 <= i < {len(self)}, got {i}")
         with self._naming_image(i):
-            image = self._read_feature(i, self._image, self._skip)
+            image = self._read_feature(i, self._image)
             image = decode(image, self._declared[-1], self.dtype) if self._encoded else image
         if isinstance(self.levels, ValueRange):
             least, most = to_finite_float32(self._image_name(i), image).min().item(), image.max().item()
@@ -161,24 +153,23 @@ class TfdsReader:
             raise ValueError(f"{self._image_name(i)} has the shape {image.shape}, others have {self.shape}")
         return image
 
-    @property
+    @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         """(H, W, C) or (D, H, W, C) of every image; all are read if the data set does not declare it.
 
         Raises:
             ValueError: if they differ, with their sizes and the command that resizes them.
         """
-        return self._shape
-
-    @functools.cached_property
-    def _shape(self) -> tuple[int, ...]:
         if self._size is not None and len(self._declared) == 3:
             return (*self._size, self._declared[-1])
         if None not in self._declared:
             return self._declared
+        from PIL import Image
+
         sizes: Counter[tuple[int, int]] = Counter()
         for i in tqdm(range(len(self)), desc=f"{self.name}: sizes", delay=2, leave=False):
-            sizes[self._height_and_width(i)] += 1
+            with self._naming_image(i), Image.open(io.BytesIO(self._read_feature(i, self._image))) as file:
+                sizes[file.height, file.width] += 1
             if len(sizes) > 1 and i >= MAX_SIZES_READ:
                 break
         if len(sizes) > 1:
@@ -190,17 +181,13 @@ class TfdsReader:
             )
         return (*next(iter(sizes)), self._declared[-1])
 
-    @property
+    @functools.cached_property
     def labels(self) -> np.ndarray | None:
         """int32 [N], or None without a single feature of classes or one called `label`.
 
         Raises:
             ValueError: if an image has no label, which TFDS writes as -1.
         """
-        return self._labels
-
-    @functools.cached_property
-    def _labels(self) -> np.ndarray | None:
         if self._label is None:
             return None
         labels = np.array([int(value) for value in self._read_column(self._label)], np.int32)
@@ -211,31 +198,22 @@ class TfdsReader:
             )
         return labels
 
-    @property
+    @functools.cached_property
     def captions(self) -> tuple[str, ...] | None:
         """A text for each image, if there is a feature called `caption`, `text` or `prompt`."""
-        return self._captions
-
-    @functools.cached_property
-    def _captions(self) -> tuple[str, ...] | None:
         return None if self._caption is None else tuple(value.decode() for value in self._read_column(self._caption))
 
     def _read_column(self, key: str) -> list[Any]:
         values = []
         for i in tqdm(range(len(self)), desc=f"{self.name}: {key}", delay=2, leave=False):
             with self._naming_image(i):
-                values.append(self._read_feature(i, key, None))
+                values.append(self._read_feature(i, key))
         return values
 
-    def _read_feature(self, i: int, key: str, decoders: dict[str, Any] | None) -> Any:
+    def _read_feature(self, i: int, key: str) -> Any:
+        decoders = {key: self._decoders[key]} if key in self._decoders else None
         example: Any = self._columns[key].deserialize_example_np(self._records[i], decoders=decoders)
         return example[key]
-
-    def _height_and_width(self, i: int) -> tuple[int, int]:
-        from PIL import Image
-
-        with self._naming_image(i), Image.open(io.BytesIO(self._read_feature(i, self._image, self._skip))) as file:
-            return file.height, file.width
 
     @contextlib.contextmanager
     def _naming_image(self, i: int) -> Iterator[None]:
@@ -248,7 +226,8 @@ class TfdsReader:
         return f"{self.name}: image {i} of the split {self._split!r}"
 
 
-def _open_records(builder: Any, source: str, split: str) -> Records:
+def _open_records(builder: Any, source: str, split: str) -> Any:
+    """The serialized examples of a split, a sequence of bytes that is read one by one."""
     import tensorflow_datasets as tfds
 
     formats = {format.value for format in builder.info.available_file_formats()}
@@ -279,10 +258,5 @@ def _check_levels(
                 "images can have, as --data.range 0 1"
             )
         return known_range
-    if value_range is not None:
-        raise ValueError(f"{source}: images of type {dtype} have levels; a range is for floating-point images")
-    most = int(np.iinfo(dtype).max) + 1
-    levels = recorded.get("levels", most) if requested is None else requested
-    if not isinstance(levels, int) or not 2 <= levels <= most:
-        raise ValueError(f"{source}: images of type {dtype}; expected 2 to {most} levels, got levels={levels}")
-    return levels
+    levels = recorded.get("levels") if requested is None else requested
+    return check_levels(source, dtype, levels=levels, value_range=value_range)

@@ -8,20 +8,12 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ddpm_jax.data.folder_report import join_first
 from ddpm_jax.data.image_files import MODES, mode_of_picture, too_large_reason
-
-
-class Records(Protocol):
-    """Serialized examples, read one by one."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int, /) -> bytes: ...
 
 
 class TFRecords:
@@ -92,19 +84,12 @@ def find_image_feature(source: str, features: Mapping[str, Any]) -> str:
     """
     import tensorflow_datasets as tfds
 
-    def picture(feature: Any) -> bool:
-        return type(feature) is tfds.features.Image and feature.np_dtype in (np.uint8, np.uint16)
-
-    def array(feature: Any) -> bool:
-        if type(feature) is not tfds.features.Tensor or feature.np_dtype not in (np.uint8, np.uint16, np.float32):
-            return False
-        shape: Any = feature.shape
-        return len(shape) in (3, 4) and None not in shape
-
-    pictures = [key for key, feature in features.items() if picture(feature)]
-    found = choose_name(pictures, "image") or choose_name(
-        [key for key, f in features.items() if key == "image" and array(f)]
-    )
+    pictures = [key for key, feature in features.items() if type(feature) is tfds.features.Image]
+    found = choose_name([key for key in pictures if features[key].np_dtype in (np.uint8, np.uint16)], "image")
+    array = features.get("image")
+    if found is None and type(array) is tfds.features.Tensor and array.np_dtype in (np.uint8, np.uint16, np.float32):
+        shape: Any = array.shape
+        found = "image" if len(shape) in (3, 4) and None not in shape else None
     if found is None:
         shown = ", ".join(f"{key}: {type(feature).__name__}" for key, feature in sorted(features.items()))
         raise ValueError(f"{source}: expected one feature of images, or one called 'image'; it has {shown}")

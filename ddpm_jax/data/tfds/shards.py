@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.data.dataset import ImageReader
+from ddpm_jax.data.image_files import unwritable_reason, write_image
 from ddpm_jax.data.tfds import reader as tfds_reader
 
 IMAGES_PER_CHECK = 64  # images between two checks of the stop flag
-PNG_CHANNELS = {np.dtype(np.uint8): (1, 2, 3, 4), np.dtype(np.uint16): (1,)}  # channels that Pillow writes to PNG files
 
 
 class Shard(NamedTuple):
@@ -104,9 +104,12 @@ def example_serializers(splits: Mapping[str, ImageReader]) -> dict[str, Callable
         labels, captions = reader.labels, reader.captions
 
         def example(i: int) -> bytes:
-            value: dict[str, Any] = {
-                "image": io.BytesIO(encode_png(reader[i])) if is_png_compatible(reader) else reader[i]
-            }
+            value: dict[str, Any] = {"image": reader[i]}
+            if _is_png_compatible(reader):
+                picture = io.BytesIO()
+                write_image(picture, value["image"], "png")
+                picture.seek(0)
+                value["image"] = picture
             if labels is not None:
                 value["label"] = int(labels[i])
             if captions is not None:
@@ -129,7 +132,7 @@ def tfds_features(splits: Mapping[str, ImageReader]) -> dict[str, Any]:
     train = splits["train"]
     shape, dtype = train.shape, train.dtype
     image = tfds.features.Tensor(shape=shape, dtype=dtype, encoding="zlib")
-    if is_png_compatible(train):
+    if _is_png_compatible(train):
         image = tfds.features.Image(shape=shape, dtype=dtype, encoding_format="png")
     features: dict[str, Any] = {"image": image}
     if train.labels is not None:
@@ -144,18 +147,9 @@ def tfds_features(splits: Mapping[str, ImageReader]) -> dict[str, Any]:
     return features
 
 
-def is_png_compatible(reader: ImageReader) -> bool:
+def _is_png_compatible(reader: ImageReader) -> bool:
     """True if the images can be PNG files; others are kept as compressed arrays."""
-    return len(reader.shape) == 3 and reader.shape[-1] in PNG_CHANNELS.get(reader.dtype, ())
-
-
-def encode_png(image: np.ndarray) -> bytes:
-    """The PNG file of an image, uint8 [H, W, 1 ... 4] or uint16 [H, W, 1]."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format="PNG")
-    return file.getvalue()
+    return not unwritable_reason("png", reader.shape, reader.dtype)
 
 
 def write_descriptions(
