@@ -83,14 +83,14 @@ def sampler_grid(T: int, nfe: tuple[int, ...]):
 def measure(model: pipeline.Pipeline, images: data.Dataset, args: Arguments, pictures: dict[str, np.ndarray]):
     """Rows by name with their numbers.  The first resulting images are put into `pictures`, by the same names."""
     extractor = classifier.load(classifier.name_for_images(model.shape, model.integer_levels))
-    reference = frechet.moments(extractor.features(np.asarray(images.train)))
+    reference = frechet.moments(extractor(np.asarray(images.train)).features)
     held = np.asarray(images.test)[: args.num]
     integers = np.concatenate([held] * args.draws)
     facts = {
         "images": len(held), "draws": args.draws, "run": model.fingerprint.removeprefix("sha256:")[:12],
         "commit": alternating.commit(), **alternating.environment("jax", "flax", "numpy"),
     }  # fmt: skip
-    own = frechet.frechet_distance(frechet.moments(extractor.features(held)), reference)
+    own = frechet.frechet_distance(frechet.moments(extractor(held).features), reference)
     yield "held-out images", {"numbers": {"Fréchet distance": own}, **facts}
     pictures |= {"levels": np.array(model.integer_levels), "held-out images": held[:NUM_PICTURES]}
     pictures |= {f"t={t}": model.to_pixels(x) for t, x in noised_images(model, held[:NUM_PICTURES])}
@@ -99,7 +99,7 @@ def measure(model: pipeline.Pipeline, images: data.Dataset, args: Arguments, pic
         x = draw_all(model, programs[kind], integers, samplers.times(t, n, spacing="trailing"))
         squared = ((x - data.normalize(integers, model.integer_levels)) ** 2).mean()
         denoised = model.to_pixels(x)
-        features = extractor.features(denoised)
+        features = extractor(denoised).features
         pictures[f"t={t}, {way}"] = denoised[: len(held)][:NUM_PICTURES]
         numbers = {
             "RMSE, 0..255": 127.5 * float(np.sqrt(squared)),

@@ -1,17 +1,19 @@
 """Metrics of samples and models, as functions of arrays.
 
 `held_out` is the validation of training; `frechet` and `manifold` compare two sets of features; `monitors` compares the
-colours of samples and finds memorisation; `classifier` and `inception` are feature extractors; `attributes` recognises
-the contents of generated images.
+colours of samples and finds memorisation; `classifier` and `inception` are feature extractors.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 
-Features = Callable[[np.ndarray], np.ndarray]
-"""Images [n, H, W, C] -> features [n, d], floating point.
 
-The images' values lie in 0 .. levels - 1: integers (uint8 or uint16), or float32 for samples as the network returns
-them, clipped but not rounded to levels.
-"""
+def check_values(name: str, images: np.ndarray, levels: int) -> None:
+    """Raises a ValueError, naming the feature extractor, unless images hold values 0 .. levels - 1.
+
+    They are integers, or float32 for samples as the network returns them, clipped but not rounded to levels.
+    """
+    if images.dtype not in (np.uint8, np.uint16, np.float32):
+        raise ValueError(f"{name}: expected images of type uint8, uint16 or float32, got {images.dtype}")
+    low, high = images.min(), images.max()  # both nan if any is
+    if not (low >= 0 and high <= levels - 1):
+        raise ValueError(f"{name}: expected values from 0 to levels - 1 = {levels - 1}, got {low} to {high}")

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from ddpm_jax.metrics import check_values
 from ddpm_jax.models.unet import dropout
 
 TILE = 256
@@ -99,8 +100,7 @@ class Classifier:
 
         output = classifier.load("digits")(images)
 
-    Its method `features` is a `ddpm_jax.metrics.Features`.  Accuracy on held-out images, and their squared Fréchet
-    distance to the training images:
+    Accuracy on held-out images, and their squared Fréchet distance to the training images:
 
                 held-out images                    accuracy    distance
         digits  297, of `data.load("digits")`       99.33 %        3.51
@@ -118,21 +118,6 @@ class Classifier:
     name: str
     weights: Mapping[str, np.ndarray]
     record: Mapping[str, Any]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the images."""
-        return CLASSIFIERS[self.name].shape
-
-    @property
-    def levels(self) -> int:
-        """The images hold values 0 .. levels - 1."""
-        return CLASSIFIERS[self.name].levels
-
-    @property
-    def classes(self) -> int:
-        """The number of classes."""
-        return CLASSIFIERS[self.name].network.classes
 
     @property
     def dimension(self) -> int:
@@ -160,22 +145,21 @@ class Classifier:
         Raises:
             ValueError: if images are not as described.
         """
-        _check_images(self, images)
-        n = len(images)
+        kind, n = CLASSIFIERS[self.name], len(images)
+        if images.shape[1:] != kind.shape or n == 0:
+            size = ", ".join(map(str, kind.shape))
+            raise ValueError(f"{self.name}: expected images [n, {size}], n at least 1, got shape {images.shape}")
+        check_values(self.name, images, kind.levels)
         features = np.empty((n, self.dimension), np.float32)
-        probabilities = np.empty((n, self.classes), np.float32)
+        probabilities = np.empty((n, kind.network.classes), np.float32)
         params = jax.device_put(traverse_util.unflatten_dict(self.weights, sep="/"))
         for first in range(0, n, TILE):
             rows = slice(first, min(first + TILE, n))
-            tile = np.zeros((TILE, *self.shape), np.float32)
+            tile = np.zeros((TILE, *kind.shape), np.float32)
             tile[: rows.stop - first] = images[rows]
-            output = jax.device_get(_extract(CLASSIFIERS[self.name].network, params, tile))
+            output = jax.device_get(_extract(kind.network, params, tile))
             features[rows], probabilities[rows] = (part[: rows.stop - first] for part in output)
         return ClassifierOutput(features, probabilities)
-
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """The features alone, float32 [n, dimension]; see `__call__`."""
-        return self(images).features
 
 
 def load(name: str) -> Classifier:
@@ -285,18 +269,6 @@ def _extract(network: ClassifierNetwork, params: Mapping[str, Any], images: jax.
 def _list_classifiers() -> str:
     described = (f"{name} ({'x'.join(map(str, k.shape))}, {k.levels} levels)" for name, k in CLASSIFIERS.items())
     return " and ".join(described)
-
-
-def _check_images(classifier: Classifier, images: np.ndarray) -> None:
-    name, levels = classifier.name, classifier.levels
-    if images.dtype not in (np.uint8, np.uint16, np.float32):
-        raise ValueError(f"{name}: expected images of type uint8, uint16 or float32, got {images.dtype}")
-    if images.shape[1:] != classifier.shape or len(images) == 0:
-        size = ", ".join(map(str, classifier.shape))
-        raise ValueError(f"{name}: expected images [n, {size}], n at least 1, got shape {images.shape}")
-    low, high = images.min(), images.max()  # both nan if any is
-    if not (low >= 0 and high <= levels - 1):
-        raise ValueError(f"{name}: expected values from 0 to levels - 1 = {levels - 1}, got {low} to {high}")
 
 
 def _check_probabilities(name: str, given: np.ndarray) -> None:

@@ -1,28 +1,20 @@
 """Loss and bits/dim of a model on held-out images."""
 
-import functools
 import math
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import likelihood, losses
 from ddpm_jax.gaussian import Denoiser, Net
-from ddpm_jax.keys import example_keys, split_keys
+from ddpm_jax.keys import fold_in_each, split_keys
 from ddpm_jax.schedules import Schedule
 
-
-class ExampleLoss(Protocol):
-    """The loss of each image [b] at times t [b]."""
-
-    def __call__(self, keys: jax.Array, schedule: Schedule, net: Net, x0: jax.Array, t: jax.Array, /) -> jax.Array: ...
-
-
-class EvaluateBatch(Protocol):
-    """(keys [b], x0, a pytree of arrays [b, ...]) -> each image's time, its loss there, and its bits/dim, all [b]."""
-
-    def __call__(self, keys: jax.Array, x0: Any, /) -> tuple[jax.Array, jax.Array, jax.Array]: ...
+EvaluateBatch = Callable[[jax.Array, Any], tuple[jax.Array, jax.Array, jax.Array]]
+"""(keys [b], x0, a pytree of arrays [b, ...]) -> each image's time, its loss there, and its bits/dim, all [b]."""
 
 
 class HeldOut(NamedTuple):
@@ -55,22 +47,18 @@ def evaluate_held_out(evaluate_batch: EvaluateBatch, key: jax.Array, x0: Any, ba
     for first in range(0, n, batch):
         places = np.arange(first, first + batch) % n
         some = jax.tree.map(lambda leaf, places=places: leaf[places], x0)
-        rows.append(np.stack(jax.device_get(evaluate_batch(_example_keys(key, n, places), some)))[:, : n - first])
+        keys = fold_in_each(key, jnp.asarray(places, jnp.uint32))
+        rows.append(np.stack(jax.device_get(evaluate_batch(keys, some)))[:, : n - first])
     times, loss, bits = np.concatenate(rows, axis=1).astype(np.float64)
     error = float(bits.std(ddof=1) / n**0.5) if n > 1 else math.nan
     return HeldOut(float(loss.mean()), float(bits.mean()), error, times.astype(np.int64), loss)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _example_keys(key: jax.Array, n: int, places: np.ndarray) -> jax.Array:
-    return example_keys(key, n)[places]
 
 
 def make_evaluate_batch(
     schedule: Schedule,
     net: Net,
     denoise: Denoiser,
-    example_loss: ExampleLoss,
+    example_loss: Callable[[jax.Array, Schedule, Net, jax.Array, jax.Array], jax.Array],
     *,
     variance_mix: float,
     decoder: likelihood.Decoder,
@@ -80,6 +68,7 @@ def make_evaluate_batch(
 
     Args:
         net, denoise: of the parameters to be evaluated.
+        example_loss: (keys [b], schedule, net, x0, t [b]) -> the loss of each image [b].
         variance_mix: the reverse variance (a learned one takes precedence).
         decoder: of the data.  Bits/dim by `likelihood.gaussian_density` are those of a density in [-1, 1]:
             they may be negative.

@@ -17,6 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ddpm_jax.metrics import check_values
+
 SHUFFLE_SEED = 2020  # torch-fidelity's own, so that its command line finds the same scores
 
 
@@ -53,10 +55,12 @@ class Inception:
     dimension = 2048
 
     def __init__(self, network: Any, levels: int, batch: int) -> None:
-        self.levels = levels
-        self.fingerprint = _fingerprint(network)
-        self._network = network
-        self._batch = batch
+        digest = hashlib.sha256()
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().numpy().tobytes())
+        self.levels, self.fingerprint = levels, digest.hexdigest()[:12]
+        self._network, self._batch = network, batch
 
     def __call__(self, images: np.ndarray) -> InceptionOutput:
         """Features and logits of images, batch after batch; one channel is repeated to grey RGB.
@@ -69,7 +73,9 @@ class Inception:
         Raises:
             ValueError: if images are not as described.
         """
-        _check_images(images, self.levels)
+        if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.size == 0:
+            raise ValueError(f"Inception: expected images [n, H, W, 1 | 3], none of them 0, got shape {images.shape}")
+        check_values("Inception", images, self.levels)
         features = np.empty((len(images), self.dimension), np.float32)
         logits = np.empty((len(images), self._network.fc.out_features), np.float32)
         for first in range(0, len(images), self._batch):
@@ -212,27 +218,9 @@ def _to_channels_first(images: np.ndarray, levels: int) -> np.ndarray:
     return np.array(planes, kind, order="C")
 
 
-def _fingerprint(network: Any) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
 def _tensor(rows: np.ndarray) -> Any:
     # torch warns of arrays that it may not write to, such as files that numpy maps: those are copied
     return _import_optional("torch").from_numpy(np.require(rows, requirements=["C", "W"]))
-
-
-def _check_images(images: np.ndarray, levels: int) -> None:
-    if images.dtype not in (np.uint8, np.uint16, np.float32):
-        raise ValueError(f"Inception: expected images of type uint8, uint16 or float32, got {images.dtype}")
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.size == 0:
-        raise ValueError(f"Inception: expected images [n, H, W, 1 | 3], none of them 0, got shape {images.shape}")
-    low, high = images.min(), images.max()  # both nan if any is
-    if not (low >= 0 and high <= levels - 1):
-        raise ValueError(f"Inception: expected values from 0 to levels - 1 = {levels - 1}, got {low} to {high}")
 
 
 def _check_rows(caller: str, name: str, rows: np.ndarray) -> None:

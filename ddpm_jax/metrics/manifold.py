@@ -61,8 +61,7 @@ def precision_recall(samples: np.ndarray, reference: np.ndarray, k: int = 3) -> 
     Both depend on n and m: compare results of equal sizes alone.  The paper takes 50,000 of each.
 
     Args:
-        samples: [n, d], of any integer or floating-point type.
-        reference: [m, d].
+        samples, reference: [n, d] and [m, d], of any integer or floating-point type.
         k: the neighbour at a ball's radius.
 
     Raises:
@@ -85,8 +84,7 @@ def density_coverage(samples: np.ndarray, reference: np.ndarray, k: int = 5) -> 
         1 - ((m - 1) ... (m - k)) / ((n + m - 1) ... (n + m - k))
 
     Args:
-        samples: [n, d], of any integer or floating-point type.
-        reference: [m, d].
+        samples, reference: [n, d] and [m, d], of any integer or floating-point type.
         k: the neighbour at a ball's radius.
 
     Raises:

@@ -90,7 +90,7 @@ def test_features_are_of_an_image_alone_however_many_are_asked_for(name, digits)
             np.testing.assert_array_equal(part, all_of_it[:n])
     others = np.roll(images, 1, axis=0)
     others[17] = images[17]
-    np.testing.assert_array_equal(judge.features(others)[17], whole.features[17])
+    np.testing.assert_array_equal(judge(others).features[17], whole.features[17])
 
 
 @each
@@ -105,13 +105,13 @@ def test_integers_and_the_same_values_as_floats_have_the_same_bits(name, digits)
 
 def test_floats_are_not_rounded(digits, judge):
     between = np.minimum(digits.test + np.float32(0.4), 16)
-    assert np.abs(judge.features(between) - judge.features(digits.test)).max(1).min() > 0
+    assert np.abs(judge(between).features - judge(digits.test).features).max(1).min() > 0
 
 
 @each
 def test_the_covariance_has_full_rank_and_every_feature_both_signs(name, digits):
     images = digits.train if name == "digits" else like_mnist(digits.train)
-    features = classifier.load(name).features(images)
+    features = classifier.load(name)(images).features
     values = np.linalg.eigvalsh(np.cov(features.T.astype(np.float64)))
     assert values[0] > 1e-6 * values[-1]
     assert ((features > 0).mean(0) > 0.01).all() and ((features < 0).mean(0) > 0.01).all()
@@ -127,7 +127,7 @@ def distance(features, reference):
 @pytest.fixture(scope="module")
 def floor(digits, judge, reference):
     """Of held-out images against the training images."""
-    return distance(judge.features(digits.test), reference.features)
+    return distance(judge(digits.test).features, reference.features)
 
 
 def test_held_out_images_are_as_far_away_as_training_images_are_from_each_other(digits, reference, floor):
@@ -148,7 +148,7 @@ def test_the_distance_grows_with_noise(digits, judge, reference, floor):
     found = [floor]
     for std in (0.05, 0.1, 0.2, 0.4):
         noisy = np.clip(digits.test + 16 * std * eps, 0, 16).astype(np.float32)
-        found.append(distance(judge.features(noisy), reference.features))
+        found.append(distance(judge(noisy).features, reference.features))
     assert found == sorted(found)
     assert found[2] > 1.5 * floor and found[3] > 4 * floor and found[4] > 12 * floor
 
@@ -164,7 +164,7 @@ def test_the_distance_sees_blur_shifts_and_a_missing_class(digits, judge, refere
         "without threes": digits.test[digits.test_labels != 3],
     }
     for what, images in changed.items():
-        assert distance(judge.features(images), reference.features) > 2.5 * floor, what
+        assert distance(judge(images).features, reference.features) > 2.5 * floor, what
 
 
 # Class coverage
@@ -287,7 +287,7 @@ def test_a_file_holds_what_was_measured_and_is_made_twice_alike(tmp_path, digits
     assert (tmp_path / "0.npz").read_bytes() == (tmp_path / "1.npz").read_bytes()
     back = classifier.load_file(tmp_path / "0.npz")
     assert (back.fingerprint, back.record) == (made.fingerprint, made.record)
-    np.testing.assert_array_equal(back.features(digits.test), made.features(digits.test))
+    np.testing.assert_array_equal(back(digits.test).features, made(digits.test).features)
     right = (back(digits.test).probabilities.argmax(1) == digits.test_labels).mean()
     assert back.record["held_out_accuracy"] == pytest.approx(right, abs=1e-5)
 

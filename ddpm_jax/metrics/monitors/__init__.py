@@ -17,10 +17,8 @@ import numpy as np
 
 from ddpm_jax.metrics.monitors.colours import (
     MIN_IMAGES,
-    ChannelMoments,
     ColourShift,
     ColourStatistics,
-    Difference,
     colour_shift,
     colour_statistics,
 )
@@ -33,9 +31,9 @@ from ddpm_jax.metrics.monitors.memorisation import (
 )
 
 __all__ = [
-    "ChannelMoments", "ColourShift", "ColourStatistics", "Difference", "DistanceReference", "MemorisationReport",
-    "Reference", "Report", "colour_shift", "colour_statistics", "distance_reference", "lines", "loss_by_tenth",
-    "loss_by_tenth_line", "memorisation_from_distances", "memorisation_report", "metrics", "reference", "report",
+    "ColourShift", "ColourStatistics", "DistanceReference", "MemorisationReport", "Reference", "Report", "colour_shift",
+    "colour_statistics", "distance_reference", "lines", "loss_by_tenth", "loss_by_tenth_line",
+    "memorisation_from_distances", "memorisation_report", "metrics", "reference", "report",
 ]  # fmt: skip
 
 MAX_COLOUR_IMAGES = 50_000
@@ -115,7 +113,9 @@ def lines(report: Report) -> list[str]:
         text = [f"samples {c} {_describe_colours(report, c)}" for c in range(count)]
     else:
         among = off if len(off) else np.arange(count)
-        worst = among[np.argmax(np.nan_to_num(np.max(np.abs(_all_z(report.colour_shift)), 0))[among])]
+        channels, tint = report.colour_shift.channels, report.colour_shift.tint
+        z = np.abs(np.stack([channels.mean_z, channels.std_z, tint.mean_z, tint.std_z])).max(0)
+        worst = among[np.argmax(np.nan_to_num(z)[among])]
         text = [f"samples   {count} channels, {len(off)} off; channel {worst}: {_describe_colours(report, worst)}"]
     if report.colour_shift.not_judged_because:
         text.append(f"          colours not judged: {report.colour_shift.not_judged_because}, {MIN_IMAGES} are needed")
@@ -151,10 +151,6 @@ def metrics(report: Report) -> dict[str, Any]:
     names = ("nearest_train_5_percent", "nearest_train_median", "nearest_train_95_percent")
     values |= dict(zip(names, memorisation.samples.tolist(), strict=True))
     return values | {"copying": memorisation.verdict, "copied_share": memorisation.copied}
-
-
-def _all_z(shift: ColourShift) -> np.ndarray:
-    return np.stack([shift.channels.mean_z, shift.channels.std_z, shift.tint.mean_z, shift.tint.std_z])
 
 
 def _describe_colours(report: Report, c: int) -> str:
