@@ -29,6 +29,7 @@ TRAIN_KEYS = ("train", "x_train", "train_images", "images", "arr_0", "jpeg")
 TEST_KEYS = ("test", "x_test", "test_images")
 TRAIN_LABEL_KEYS = ("train_labels", "y_train", "labels")
 TEST_LABEL_KEYS = ("test_labels", "y_test")
+LABEL_NAMES_KEY = "label_names"
 HeaderCheck = Callable[[str, tuple[int, ...], np.dtype], None]
 
 
@@ -76,10 +77,11 @@ def _load_archive(
     train, scale = _validate_images(path, key, train, levels, value_range)
     labels = _read_labels(path, archive, label_key, len(train)) if label_key else None
     if not test_key:
+        names = _read_label_names(path, archive, labels)
         kept, out = train_test_indices(f"{path}: {key!r}", len(train), held_out, labels)
         train, test = _split_in_place(train, kept, out)
         both = (None, None) if labels is None else (labels[kept], labels[out])
-        return Dataset(train, test, *both, scale, name)
+        return Dataset(train, test, *both, scale, name, names)
     test = _read_array(path, archive, test_key, _check_images)
     test, _ = _validate_images(path, test_key, test, levels, value_range)
     if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
@@ -88,7 +90,8 @@ def _load_archive(
             f"{test.dtype} {test.shape}"
         )
     test_labels = _read_labels(path, archive, test_label_key, len(test)) if test_label_key else None
-    return Dataset(train, test, labels, test_labels, scale, name)
+    names = _read_label_names(path, archive, labels, test_labels)
+    return Dataset(train, test, labels, test_labels, scale, name, names)
 
 
 def _find_keys(path: Path, files: Sequence[str]) -> tuple[str, str | None, str | None, str | None]:
@@ -179,6 +182,24 @@ def _read_labels(path: Path, archive: Mapping[str, np.ndarray], key: str, count:
         what = f"{path}: {key!r} is {labels.dtype} {labels.shape}"
         raise ValueError(f"{what} with values {labels.min()} .. {labels.max()}; expected classes 0, 1, ...")
     return labels.astype(np.int32)
+
+
+def _read_label_names(path: Path, archive: Mapping[str, np.ndarray], *labels: np.ndarray | None) -> tuple[str, ...]:
+    """The names of the labels 0, 1, ...; () without names or labels."""
+    present = [some for some in labels if some is not None]
+    if LABEL_NAMES_KEY not in archive or not present:
+        return ()
+    count = 1 + max(int(some.max()) for some in present)
+
+    def check(what: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        if dtype.kind != "U" or len(shape) != 1 or shape[0] < count:
+            raise ValueError(f"{what}; expected a text for each of the {count} labels, shape ({count},)")
+
+    names = tuple(map(str, _read_array(path, archive, LABEL_NAMES_KEY, check)))
+    twice = [name for name in names if not name.strip() or names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{path}: {LABEL_NAMES_KEY!r} has {twice[0]!r}; expected names that differ and are not empty")
+    return names
 
 
 def _split_in_place(array: np.ndarray, kept: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -48,9 +48,10 @@ def load(
     numpy.savez names an array without a name), and may hold held-out ones under `test`, `x_test`, `test_images`.
     Images are uint8, uint16 or floating point [N, H, W, C], [N, H, W] for one channel, or [N, D, H, W, C] for volumes;
     floating-point values need a `value_range`, and are kept in float32.  Labels, integers [N], are found under
-    `train_labels`, `y_train`, `labels` (beside `arr_0` also `arr_1`) and `test_labels`, `y_test`.  Images may also be
-    JPEG files, end to end in the bytes `jpeg` with their borders in `offsets` [N + 1]; these are decoded with Pillow.
-    Other keys are not read.  An .npy file holds the training images alone.
+    `train_labels`, `y_train`, `labels` (beside `arr_0` also `arr_1`) and `test_labels`, `y_test`; texts [K] under
+    `label_names` name the labels 0 .. K - 1.  Images may also be JPEG files, end to end in the bytes `jpeg` with their
+    borders in `offsets` [N + 1]; these are decoded with Pillow.  Other keys are not read.  An .npy file holds the
+    training images alone.
 
     A folder holds image files in any sub-folders, and TFDS data sets are read without TensorFlow: see `open_readers`.
 

@@ -219,6 +219,16 @@ def test_sixteen_bits_and_other_numbers_of_levels(tmp_path):
     assert data.load(named, levels=400).levels == 400
 
 
+@pytest.mark.parametrize("held_out", [{}, {"test": pictures(3, 4, 5), "test_labels": np.array([0, 2, 3])}])
+def test_labels_have_the_names_that_a_file_gives_them(tmp_path, held_out):
+    names = np.array(["cat", "a dog", "köttur", "owl", "unused"])
+    arrays = {"images": pictures(20, 4, 5), "labels": np.arange(20) % 4, "label_names": names, **held_out}
+    assert data.load(saved(tmp_path / "a.npz", **arrays)).label_names == tuple(names)
+    del arrays["labels"]
+    arrays.pop("test_labels", None)
+    assert data.load(saved(tmp_path / "a.npz", **arrays)).label_names == ()
+
+
 def test_positional_arrays_without_labels(tmp_path):
     np.savez(tmp_path / "a.npz", pictures(20, 2, 2, 1))
     found = data.load(f"npz:{tmp_path / 'a.npz'}")
@@ -301,6 +311,28 @@ REFUSED = {
         "labels of both training and test images or of neither, found test, train, train_labels",
     ),
     "labels of none": ({"train": IMAGES, "test_labels": np.arange(10)}, "'test_labels' without test images; .*x_test"),
+    "names too few": (
+        {
+            "train": IMAGES,
+            "test": IMAGES,
+            "labels": np.arange(10) % 3,
+            "test_labels": np.arange(10) % 4,
+            "label_names": np.array(["a", "b", "c"]),
+        },
+        r"'label_names' is <U1 \(3,\); expected a text for each of the 4 labels, shape \(4,\)",
+    ),
+    "names are bytes": (
+        {"images": IMAGES, "labels": np.arange(10), "label_names": np.array([b"a"] * 10)},
+        r"'label_names' is \|S1 \(10,\); expected a text for each of the 10 labels",
+    ),
+    "names are the same": (
+        {"images": IMAGES, "labels": np.arange(10) % 2, "label_names": np.array(["cat", "dog", "dog"])},
+        "'label_names' has 'dog'; expected names that differ and are not empty",
+    ),
+    "a name is empty": (
+        {"images": IMAGES, "labels": np.arange(10) % 2, "label_names": np.array(["cat", " "])},
+        "'label_names' has ' '; expected names that differ and are not empty",
+    ),
     "jpeg alone": (packed([jpeg(0)]) | {"offsets_": 0, "offsets": np.zeros(0)}, "'offsets' must be increasing .* = "),
     "no offsets": ({"jpeg": jpeg(0)}, r"'jpeg' without 'offsets' \[N \+ 1\]"),
     "jpeg not bytes": (
