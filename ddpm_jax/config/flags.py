@@ -113,17 +113,23 @@ class EditOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """Makes a data set for `tfds:NAME` of images from elsewhere: as PNG files in shards, its two splits train and test.
+    """Writes MNIST or CIFAR-10 to OUT/mnist.npz or OUT/cifar10.npz, or other images to a data set for `tfds:NAME@OUT`.
 
-    The same command goes on after an interruption, and does nothing if the data set is there.
+    The same command goes on after an interruption, and does nothing if the result is there.  The files of MNIST and
+    CIFAR-10 are compared with the MD5 of the published ones; all options but --out and --from are for other images.
     """
 
     source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
-    """Source of the images: "digits", "pairs", "scenes", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME"."""
-    name: str
-    """Of the data set: lower-case letters, digits and _."""
+    """"mnist", "cifar10", or a source of other images: "folder:PATH", "npz:PATH", "npy:PATH", "tfds:NAME", "digits",
+    "pairs", "scenes"."""
     out: str
-    """The folder that it goes into, for `tfds:NAME@OUT`; TFDS's own is ~/tensorflow_datasets."""
+    """The folder that the result goes into; TFDS's own is ~/tensorflow_datasets."""
+    archives: Annotated[str | None, tyro.conf.arg(name="from", metavar="FOLDER|tfds:NAME", help_behavior_hint="")] = (
+        None
+    )
+    """The folder with the downloaded files of MNIST or CIFAR-10 (default: OUT), or the set that TFDS has prepared."""
+    name: OptionalFlag[str] = None
+    """Name of the TFDS data set: lower-case letters, digits and _."""
     resolution: OptionalFlag[int] = None
     """Bring images to this height and width: cut to the middle, scaled with an antialiased filter."""
     shards: OptionalFlag[int] = None

@@ -6,6 +6,7 @@ Headers are checked before anything is decompressed: a small file may hold more 
 import contextlib
 import io
 import math
+import shlex
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,9 @@ HeaderCheck = Callable[[str, tuple[int, ...], np.dtype], None]
 def load_npz(path: Path, name: str, held_out: float, levels: int | None, value_range: ValueRange | None) -> Dataset:
     """The images of an .npz file; arguments and errors as those of `sources.load`."""
     if not path.exists():
-        raise FileNotFoundError(f"load: no file {path}")
+        known = path.name in ("mnist.npz", "cifar10.npz")
+        hint = f"; ddpm-jax prepare {path.stem} --out {shlex.quote(str(path.parent))} makes it" if known else ""
+        raise FileNotFoundError(f"load: no file {path}{hint}")
     # numpy would read a plain .npy as an array, and refuse other files with a message about pickles
     if not path.is_file() or not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: not an .npz file, or not a whole one (numpy.savez_compressed writes them)")

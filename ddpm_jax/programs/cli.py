@@ -17,7 +17,7 @@ COMMANDS = {
     "evaluate": "likelihood, sample quality and the figures of the paper",
     "convert": "weights from and to diffusers, OpenAI's checkpoints, the original, plain files",
     "preflight": "memory, cost and speed of a config before a long run",
-    "prepare": "converts images (a folder, .npz, .npy, another data set) to a TFDS data set",
+    "prepare": "MNIST or CIFAR-10 as .npz; other images (a folder, arrays) as a TFDS data set",
     "replay": "replays a training step that was not finite, and names the layer where it began",
     "conformance": "checks the samplers against analytic solutions",
 }

@@ -1,7 +1,14 @@
-"""The command `ddpm-jax prepare`: converts images (a folder, .npz, .npy, another data set) to a TFDS data set.
+"""The command `ddpm-jax prepare`: writes MNIST or CIFAR-10 to an .npz file, or other images to a TFDS data set.
 
+ddpm-jax prepare mnist --out data
 ddpm-jax prepare SOURCE --name NAME --out FOLDER [--resolution 64 ...]
 """
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+import numpy as np
 
 from ddpm_jax import process
 from ddpm_jax.config import flags
@@ -15,7 +22,46 @@ def main(argv: list[str]) -> int:
     """
     options = flags.parse(flags.Prepare, argv, prog="ddpm-jax prepare")
 
+    from ddpm_jax.data import archives
     from ddpm_jax.data.tfds import prepare
 
     with process.explain_write_errors(options.out):
-        return prepare.run(options)
+        return write_npz(options) if options.source in archives.PUBLISHED else prepare.run(options)
+
+
+def write_npz(options: flags.Prepare) -> int:
+    """Writes OUT/mnist.npz or OUT/cifar10.npz, or finds it there; returns exit status 0.
+
+    Raises:
+        FileNotFoundError: as `archives.read`.
+        ValueError: as `archives.read`; if OUT/NAME.npz holds other images, or an option is for other sources.
+    """
+    from ddpm_jax.data import archives, sources
+
+    name, folder = options.source, Path(options.out).expanduser()
+    target = folder / f"{name}.npz"
+    source = f"npz:{target}"
+    others = [field for field in dataclasses.fields(options) if field.name not in ("source", "out", "archives")]
+    given = [f"--{f.name.replace('_', '-')}" for f in others if getattr(options, f.name) != f.default]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)}: not for {name}, which becomes {target} as it is published. A TFDS data set of it is "
+            f"then made by ddpm-jax prepare {shlex.quote(source)} --name NAME --out FOLDER"
+        )
+    if target.exists():
+        present = sources.load(source)
+        archives.check(name, present, f"{target} is there already and is not {name}: remove it, or take another --out")
+        print(f"nothing to do, it is there already: {sources.summary(present)}")
+        return 0
+    images = archives.read(name, options.out if options.archives is None else options.archives)
+    arrays = dict(x_train=images.train, y_train=images.train_labels, x_test=images.test, y_test=images.test_labels)
+    arrays = {key: np.asarray(array, np.uint8) for key, array in arrays.items()}
+    if images.label_names:
+        arrays["label_names"] = np.array(images.label_names)
+    folder.mkdir(parents=True, exist_ok=True)
+    with process.FolderLock(folder), process.atomic_file(target) as file:
+        np.savez(file, **arrays)
+    print(f"written: {sources.summary(images._replace(name=source))}")
+    flag = "" if target == Path("data", target.name) else f" --data.source {shlex.quote(source)}"  # as the configs say
+    print(f"train on it: ddpm-jax train {name} --workdir runs/{name}{flag}")
+    return 0

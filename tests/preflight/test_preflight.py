@@ -113,7 +113,14 @@ def test_without_the_compiler_it_is_said_how_to_get_it(monkeypatch):
     ("args", "text"),
     [
         ([], "name a config first"),
-        (["configs/cifar10.py"], "no file cifar10.npz: say what its images are with --shape H W C, such as"),
+        (
+            ["configs/cifar10.py"],
+            "no file data/cifar10.npz; ddpm-jax prepare cifar10 --out data makes it. Without it, ",
+        ),
+        (
+            ["configs/cifar10.py", "--data.source", "npz:a.npz"],
+            "no file a.npz. Without it, say what its images are with",
+        ),
         (["configs/digits.py", "--shape", "8", "8"], "--shape must be H W C, or D H W C of volumes, got 8 8"),
         (["configs/digits.py", "--images", "5"], "--images 5 needs --shape H W C"),
         (["configs/digits.py", "--shape", "8", "0", "1"], "--shape must lie in [1, 65536], got (8, 0, 1)"),

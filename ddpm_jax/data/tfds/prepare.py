@@ -108,8 +108,14 @@ def target_folder(options: Prepare) -> Path:
     """The folder of the data set.
 
     Raises:
-        ValueError: if the name is invalid, or --out is in a home folder that does not exist.
+        ValueError: if the name is missing or invalid, or --out is in a home folder that does not exist.
     """
+    if options.name is None:
+        raise ValueError(
+            f"--name is missing: {options.source} becomes a TFDS data set in OUT/NAME, read as tfds:NAME@OUT"
+        )
+    if options.archives is not None:
+        raise ValueError(f"--from is for mnist and cifar10; {options.source} says itself where its images are")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name):
         raise ValueError(f"--name must be of lower-case letters, digits and _, a letter first, got {options.name!r}")
     try:
@@ -253,7 +259,7 @@ def fingerprint(splits: Mapping[str, ImageReader]) -> str:
 def _request(options: Prepare) -> dict[str, Any]:
     """The options that determine the content of the data set, as read from JSON."""
     fields = dataclasses.asdict(options) | {"range": list(options.range)}
-    return {key: value for key, value in sorted(fields.items()) if key not in ("name", "out")}
+    return {key: value for key, value in sorted(fields.items()) if key not in ("name", "out", "archives")}
 
 
 def _sha256(path: Path) -> str:
