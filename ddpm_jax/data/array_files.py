@@ -31,14 +31,15 @@ TEST_KEYS = ("test", "x_test", "test_images")
 TRAIN_LABEL_KEYS = ("train_labels", "y_train", "labels")
 TEST_LABEL_KEYS = ("test_labels", "y_test")
 LABEL_NAMES_KEY = "label_names"
+PREPARED = ("mnist", "cifar10")  # files NAME.npz that `ddpm-jax prepare NAME` makes
 HeaderCheck = Callable[[str, tuple[int, ...], np.dtype], None]
 
 
 def load_npz(path: Path, name: str, held_out: float, levels: int | None, value_range: ValueRange | None) -> Dataset:
     """The images of an .npz file; arguments and errors as those of `sources.load`."""
     if not path.exists():
-        known = path.name in ("mnist.npz", "cifar10.npz")
-        hint = f"; ddpm-jax prepare {path.stem} --out {shlex.quote(str(path.parent))} makes it" if known else ""
+        command = f"ddpm-jax prepare {path.stem} --out {shlex.quote(str(path.parent))}"
+        hint = f"; {command} makes it" if path.stem in PREPARED and path.suffix == ".npz" else ""
         raise FileNotFoundError(f"load: no file {path}{hint}")
     # numpy would read a plain .npy as an array, and refuse other files with a message about pickles
     if not path.is_file() or not zipfile.is_zipfile(path):

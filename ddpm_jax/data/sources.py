@@ -96,6 +96,8 @@ def load(
     ends = next((end for end in ("npz", "npy") if source.endswith(f".{end}") and not kind.startswith("np")), "")
     hint = f'; did you mean "{ends}:{source}"?' if ends else ""
     hint = f'; did you mean "folder:{source}"?' if not hint and source and Path(source).is_dir() else hint
+    if source in array_files.PREPARED:
+        hint = f"; ddpm-jax prepare {source} --out data makes npz:data/{source}.npz"
     expected = '"digits", "pairs", "scenes", "npz:PATH", "npy:PATH", "folder:PATH" or "tfds:NAME"'
     raise ValueError(f"load: unknown source {source!r}: expected {expected}{hint}")
 

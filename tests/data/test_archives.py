@@ -4,8 +4,10 @@ import gzip
 import hashlib
 import io
 import os
+import pathlib
 import pickle
 import re
+import shlex
 import struct
 import tarfile
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import config, data
+from ddpm_jax.config import flags
 from ddpm_jax.data import archives
 from ddpm_jax.programs.cli import call as main
 
@@ -226,10 +229,14 @@ def test_only_what_is_missing_is_asked_for(tmp_path, capsys):
     assert "cifar-10-python.tar.gz has no data_batch_3 of cifar10. Download into" in capsys.readouterr().err
 
 
-def test_a_missing_file_of_a_config_names_the_command_that_makes_it():
+def test_what_a_config_misses_is_named_with_the_command_that_makes_it():
     for name in archives.PUBLISHED:
         with pytest.raises(FileNotFoundError, match=f"; ddpm-jax prepare {name} --out 'a b' makes it$"):
             data.load(f"npz:a b/{name}.npz")
+        with pytest.raises(ValueError, match=f"; ddpm-jax prepare {name} --out data makes npz:data/{name}.npz$"):
+            data.load(name)
+    with pytest.raises(FileNotFoundError, match=r"no file a b/digits\.npz$"):
+        data.load("npz:a b/digits.npz")
 
 
 # What is damaged, or something else
@@ -364,3 +371,18 @@ def test_options_of_other_sources_are_refused(tmp_path, capsys, arguments, text)
     assert main(["prepare", *arguments, "--out", str(tmp_path / "data")]) == 2
     assert re.search(text, capsys.readouterr().err)
     assert not (tmp_path / "data").exists()
+
+
+def test_the_commands_of_the_page_on_data_are_the_programs_own():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    commands = re.findall(r"ddpm-jax prepare ([^`\n]+)", page)
+    assert len(commands) >= 5
+    for command in commands:
+        options = flags.parse(flags.Prepare, shlex.split(command), prog="prepare")
+        assert options.source in archives.PUBLISHED or options.name
+    for source in archives.PUBLISHED:
+        assert f"`npz:data/{source}.npz`" in page
+    names = re.findall(r"ddpm-jax train (\w+) ", page)
+    assert len(names) >= 3
+    for name in names:
+        assert name == "CONFIG" or config.load(name)
