@@ -173,8 +173,8 @@ def train(name: str, spec: TrainerSpec, folder: pathlib.Path) -> None:
     random = np.random.default_rng(spec.seed)
 
     def next_batch():
-        chosen = random.integers(0, len(pixels), spec.network["batch"])
-        x = torch.from_numpy(pixels[chosen].astype(np.float32)) * (2 / (images.levels - 1)) - 1
+        selected = random.integers(0, len(pixels), spec.network["batch"])
+        x = torch.from_numpy(pixels[selected].astype(np.float32)) * (2 / (images.levels - 1)) - 1
         return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
     trained = TRAINERS[name](spec, next_batch, TrainingClock(spec.minutes))

@@ -169,8 +169,8 @@ def scene_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
     def group(some: Sequence[scenes.Scene], phrasings: Sequence[str], other: Callable[[int], int]) -> dict[str, Any]:
         some = [some[i % len(some)] for i in range(args.num)]
         candidates = [scenes.descriptions(scene, phrasings) for scene in some]
-        chosen = [lines[draw.randint(len(lines))] for lines in candidates]
-        captions = [chosen[other(i)] for i in range(args.num)]
+        selected = [lines[draw.randint(len(lines))] for lines in candidates]
+        captions = [selected[other(i)] for i in range(args.num)]
         read = attributes.recognise_scenes(draw_samples(model, args, scale, texts=captions))
         right = attributes.agreement(some, read.scenes)
         return {name: round(float(np.mean(value)), 4) for name, value in right._asdict().items()} | {

@@ -132,8 +132,8 @@ def train_network(
 
     state, order = (params, optimizer.init(params)), data.EpochShuffle(order_key, len(images))
     for n in range(steps):
-        chosen = order.indices(n, recipe.batch)
-        state = step(state, images[chosen].astype(np.float32), labels[chosen], n)
+        selected = order.indices(n, recipe.batch)
+        state = step(state, images[selected].astype(np.float32), labels[selected], n)
     return state[0]
 
 

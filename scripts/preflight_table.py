@@ -167,8 +167,8 @@ def cells(name: str, slice_name: str, report: dict[str, Any]) -> Sequence[str]:
 def _collectives(train: dict[str, Any], devices: int) -> str:
     if train["memory"] is None:
         return "-"
-    said = ", ".join(f"{each['count']} {each['kind']}" for each in train["collectives"]) or "none"
-    return said + (f" over all {devices}" if train["collectives_span_all"] else ", **not over all**")
+    message = ", ".join(f"{each['count']} {each['kind']}" for each in train["collectives"]) or "none"
+    return message + (f" over all {devices}" if train["collectives_span_all"] else ", **not over all**")
 
 
 def _format_gib(number: float) -> str:

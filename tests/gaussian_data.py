@@ -24,8 +24,8 @@ def ideal_denoiser(schedule, mean=0.2, std=0.5, mix=None):
         x0 = mean + std**2 * signal / (signal**2 * std**2 + noise**2) * (x_t - signal * mean)
         if mix is None:
             return Estimate(x0, (x_t - signal * x0) / noise)
-        chosen = jnp.asarray(mix, x_t.dtype) if jnp.ndim(mix) == 0 else schedules.gather(mix, t, x_t)
-        return Estimate(x0, (x_t - signal * x0) / noise, jnp.broadcast_to(chosen, x_t.shape))
+        selected = jnp.asarray(mix, x_t.dtype) if jnp.ndim(mix) == 0 else schedules.gather(mix, t, x_t)
+        return Estimate(x0, (x_t - signal * x0) / noise, jnp.broadcast_to(selected, x_t.shape))
 
     return denoise
 

@@ -58,8 +58,8 @@ class Golden:
     def tolerance(self) -> dict[str, float]:
         given = self.case.get("tolerance") or {}
         if str(self.dtype) in given:
-            said = given[str(self.dtype)]
-            return {} if isinstance(said, str) else said  # a rule in words is the test's own business
+            rule = given[str(self.dtype)]
+            return {} if isinstance(rule, str) else rule  # a rule in words is the test's own business
         if self.single:
             return {"rtol": given["float32_rtol"], "atol": 0.0} if "float32_rtol" in given else PLAIN_FLOAT32
         return {name: given[name] for name in ("rtol", "atol") if name in given}

@@ -122,6 +122,6 @@ def picture_column(path, which: int) -> np.ndarray:
 def samples_of_sample_py(folder: pathlib.Path) -> pathlib.Path:
     """What sample.py leaves of eighty images of seed 3: four steps of DDIM."""
     out = folder.parent / "by_sample_py"
-    chosen = ("--num", 80, "--seed", 3, "--sampler", "ddim", "--steps", 4, "--devices", 2)
-    run_programs.run("sample.py", folder, *chosen, "--out", out)
+    selected = ("--num", 80, "--seed", 3, "--sampler", "ddim", "--steps", 4, "--devices", 2)
+    run_programs.run("sample.py", folder, *selected, "--out", out)
     return out

@@ -419,10 +419,10 @@ def test_no_derivative_is_nan_at_either_end():
         for (predicts, learned), raw in zip(cases, raws, strict=True):
             out = jnp.concatenate([raw, jnp.tanh(raw)], -1) if learned else raw
             found = gaussian.denoiser(schedule, lambda x, t: out, predicts, learned_variance=learned, clip=True)(x_t, t)
-            chosen = found.variance_mix if learned else mix
+            selected = found.variance_mix if learned else mix
             reverse = Gaussian(
                 gaussian.posterior(schedule, found.x0, x_t, t, s).mean,
-                gaussian.reverse_variance(schedule, t, s, x_t, chosen),
+                gaussian.reverse_variance(schedule, t, s, x_t, selected),
             )
             law = gaussian.posterior(schedule, x0, x_t, t, s)
             parts += [found, reverse, law, gaussian.target(schedule, predicts, x0, x_t, t)]

@@ -168,10 +168,10 @@ def test_given_is_the_network_with_its_condition():
 
     @jax.jit
     def outputs():
-        chosen = guidance.select_examples(first, (LABELS, X), (NULL, -X))
-        return guidance.condition_on(net, LABELS)(X, T), net(X, T, LABELS), chosen
+        selected = guidance.select_examples(first, (LABELS, X), (NULL, -X))
+        return guidance.condition_on(net, LABELS)(X, T), net(X, T, LABELS), selected
 
-    given, expected, chosen = to_numpy(outputs())
+    given, expected, selected = to_numpy(outputs())
     np.testing.assert_array_equal(given, expected)
-    np.testing.assert_array_equal(chosen[0], np.where(first, LABELS, NULL))
-    np.testing.assert_array_equal(chosen[1], np.concatenate([X[:3], -X[3:]]))
+    np.testing.assert_array_equal(selected[0], np.where(first, LABELS, NULL))
+    np.testing.assert_array_equal(selected[1], np.concatenate([X[:3], -X[3:]]))

@@ -245,9 +245,9 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_outside_their_range_are_refused(name):
-    of, values, said = OPTIONS[name]
+    of, values, message = OPTIONS[name]
     for wrong in values:
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             of(wrong)
 
 

@@ -115,14 +115,14 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_and_their_gradients(name):
-    shape, options, told = NETWORKS[name]
+    shape, options, conditions = NETWORKS[name]
     unet = UNet(
         channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), out_channels=3, **options
     )
 
     def gradient(key, x):
-        params = unet.init(key, x, T2, **told)
-        return jax.grad(lambda params: unet.apply(params, x, T2, **told).sum())(params)
+        params = unet.init(key, x, T2, **conditions)
+        return jax.grad(lambda params: unet.apply(params, x, T2, **conditions).sum())(params)
 
     jax.eval_shape(gradient, KEYS[0], jax.ShapeDtypeStruct((2, *shape), jnp.float32))
 

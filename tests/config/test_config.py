@@ -217,7 +217,7 @@ def test_tiles_suit_the_device_unless_they_are_said(shape, platform, tile):
 
 def test_results_of_other_refinements_have_other_names():
     # by these a results folder tells apart what must not be taken for one another; the default's name stays as it was
-    said = [
+    options_found = [
         denoiser_options(configs.from_dict({"sampling": changes}))
         for changes in (
             {},
@@ -227,8 +227,11 @@ def test_results_of_other_refinements_have_other_names():
             {"threshold": 99.5, "clip": False},
         )
     ]
-    assert said[0] == {"clip": True} and said[1] == {"clip": False}
-    assert said[2] == said[4] == {"threshold": 99.5} and said[3] == {"eps_scale": 1.02, "clip": True}
+    assert options_found[0] == {"clip": True} and options_found[1] == {"clip": False}
+    assert options_found[2] == options_found[4] == {"threshold": 99.5} and options_found[3] == {
+        "eps_scale": 1.02,
+        "clip": True,
+    }
 
 
 def test_a_schedule_without_terminal_signal_is_fine_for_v():
@@ -262,7 +265,7 @@ def test_files_that_are_no_config(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("x = 1\ny = [2\n", r"broken\.py, line 2: SyntaxError: '\[' was never closed"),
         ("x = 1\ny = x.z\n", r"broken\.py, line 2: AttributeError: 'int' object has no attribute 'z'"),
@@ -270,9 +273,9 @@ def test_files_that_are_no_config(tmp_path):
         ("\0", r"broken\.py.*: .*null bytes"),
     ],
 )
-def test_files_that_cannot_be_run_are_named_with_the_line(tmp_path, text, said):
+def test_files_that_cannot_be_run_are_named_with_the_line(tmp_path, text, message):
     (tmp_path / "broken.py").write_text(text)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         configs.load(tmp_path / "broken.py")
 
 

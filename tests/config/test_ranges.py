@@ -123,13 +123,13 @@ def test_a_file_with_numbers_of_another_type_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (("train.py", "configs/digits.py", "--workdir", "x", "--optim.clip", "nan"), "optim.clip must lie in (0, inf]"),
         (("-m", "ddpm_jax", "evaluate", "x", "samples", "--num", 0), "--num must lie in [1, 4294967280], got 0"),
         (("-m", "ddpm_jax", "preflight", "configs/digits.py", "--images", 0), "--images must lie in [1, "),
     ],
 )
-def test_the_programs_refuse_it_before_anything_is_done(args, said):
+def test_the_programs_refuse_it_before_anything_is_done(args, message):
     shown = run(*args, status=2)
-    assert said in shown.stderr and "Traceback" not in shown.stderr
+    assert message in shown.stderr and "Traceback" not in shown.stderr

@@ -53,10 +53,10 @@ def test_tensorflows_variables_become_the_parameters_that_give_what_the_original
 def test_a_tensorflow_checkpoint_becomes_a_run_that_names_its_files(tmp_path):
     write_tensorflow_checkpoint(tmp_path / "model.ckpt-790000", original_checkpoint())
     (tmp_path / "small.py").write_text(f"from ddpm_jax.config import *\nconfig = {ORIGINAL!r}\n")
-    chosen = options.FromOriginal(
+    selected = options.FromOriginal(
         str(tmp_path / "model.ckpt-790000"), str(tmp_path / "small.py"), SHAPE, str(tmp_path / "run")
     )
-    commands.from_original(chosen)
+    commands.from_original(selected)
     model = pipeline.Pipeline(tmp_path / "run", step=None, weights="ema", sampling={})
     assert model.step == 790_000
     assert sorted(model.origin["files"]) == [f"model.ckpt-790000.{part}" for part in ("data-00000-of-00001", "index")]

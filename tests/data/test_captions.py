@@ -11,12 +11,12 @@ def images(labels=None, names=(), texts=None):
     """Four training images and two held out, with six labels and captions of these."""
     part = np.zeros((4, 2, 2, 1), np.uint8)
     train, test = (None, None) if labels is None else (np.array(labels[:4], np.int32), np.array(labels[4:], np.int32))
-    said, told = (None, None) if texts is None else (tuple(texts[:4]), tuple(texts[4:]))
-    return data.Dataset(part, part[:2], train, test, 256, "made", names, said, told)
+    train_captions, test_captions = (None, None) if texts is None else (tuple(texts[:4]), tuple(texts[4:]))
+    return data.Dataset(part, part[:2], train, test, 256, "made", names, train_captions, test_captions)
 
 
 CATS = images([1, 0, 1, 1, 0, 1], ("cat", "dog"))
-TOLD = images(texts=["a cat", "a dog", "a cat", "", "a dog", "an ant"])
+CONDITIONAL = images(texts=["a cat", "a dog", "a cat", "", "a dog", "an ant"])
 
 
 def described(table):
@@ -48,11 +48,11 @@ def test_digits_are_called_by_their_names():
 
 
 def test_captions_are_kept_once_each():
-    found = captions.caption_table(TOLD)
-    assert found.texts == captions.caption_table(TOLD, ("{caption}",)).texts
+    found = captions.caption_table(CONDITIONAL)
+    assert found.texts == captions.caption_table(CONDITIONAL, ("{caption}",)).texts
     assert found.texts == (("a cat",), ("a dog",), ("",))
     assert found.row_indices.tolist() == [0, 1, 0, 2]
-    assert described(captions.caption_table(TOLD, held_out=True)) == [("a dog",), ("an ant",)]
+    assert described(captions.caption_table(CONDITIONAL, held_out=True)) == [("a dog",), ("an ant",)]
 
 
 def test_the_lines_of_a_caption_are_descriptions_of_one_image():
@@ -73,7 +73,7 @@ def test_labels_and_captions_in_one_template():
 def test_labels_without_names_are_called_by_their_numbers():
     found = captions.caption_table(images([1, 0, 2, 1, 3, 0]))
     assert found.texts == (("0",), ("1",), ("2",), ("3",))
-    assert captions.label_names(CATS) == ("cat", "dog") and captions.label_names(TOLD) == ()
+    assert captions.label_names(CATS) == ("cat", "dog") and captions.label_names(CONDITIONAL) == ()
 
 
 @pytest.mark.parametrize(
@@ -100,4 +100,4 @@ def test_images_of_which_nothing_is_known_are_refused():
     with pytest.raises(ValueError, match="made: images with neither captions nor labels"):
         captions.caption_table(images(), ("a {}",))
     with pytest.raises(ValueError, match=r"the template 'a \{\}' needs labels, and the images have none"):
-        captions.caption_table(TOLD, ("a {}",), held_out=True)
+        captions.caption_table(CONDITIONAL, ("a {}",), held_out=True)

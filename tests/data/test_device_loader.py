@@ -153,7 +153,7 @@ def test_images_that_are_not_in_memory_are_indexed_as_arrays_are(unread):
 
 def test_more_than_two_gib_are_streamed_unless_told_otherwise():
     small, large = (np.broadcast_to(np.uint8(0), (n, 1024, 1024, 1)) for n in (2048, 2049))
-    assert [is_streamed(pixels, told) for pixels in (small, large) for told in (None, True, False)] == [
+    assert [is_streamed(pixels, setting) for pixels in (small, large) for setting in (None, True, False)] == [
         False, True, False, True, True, False,
     ]  # fmt: skip
 

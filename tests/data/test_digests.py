@@ -76,7 +76,7 @@ def again(trained, status=0, steps=1, *flags):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         (
             another_class,
@@ -91,7 +91,7 @@ def again(trained, status=0, steps=1, *flags):
         (one_label, "now: labels of single images have changed. Bring"),
     ],
 )
-def test_a_run_does_not_go_on_with_other_images(trained, change, told):
+def test_a_run_does_not_go_on_with_other_images(trained, change, reported):
     folder = trained / "pictures"
     shutil.copytree(folder, trained / "kept")
     try:
@@ -101,7 +101,7 @@ def test_a_run_does_not_go_on_with_other_images(trained, change, told):
         shutil.rmtree(folder)
         (trained / "kept").rename(folder)
     assert f"train: {trained / 'run'} was trained on other images than folder:{folder} has now: " in shown
-    assert told in shown, shown
+    assert reported in shown, shown
     assert saved_steps(trained / "run") == [1]
 
 

@@ -192,8 +192,8 @@ def test_a_folder_that_may_be_a_split_is_not_taken_for_a_label(tmp_path):
     for top in ("train", "Lernen"):
         for name in ("cat", "dog", "cow"):
             put(tmp_path / top / name / "a.png", pixels)
-    told = r"train/ and Lernen/ both have sub-folders cat, cow, dog: if the two divide the images, call them"
-    with pytest.raises(ValueError, match=told):
+    report_lines = r"train/ and Lernen/ both have sub-folders cat, cow, dog: if the two divide the images, call them"
+    with pytest.raises(ValueError, match=report_lines):
         data.load(f"folder:{tmp_path}")
     (tmp_path / "train").rename(tmp_path / "Validation")
     with pytest.raises(ValueError, match=r"Validation/ and Lernen/ both have sub-folders"):
@@ -382,10 +382,10 @@ def test_twenty_bad_files_are_named_and_the_others_counted(tmp_path):
     with pytest.raises(ValueError, match=r"25 of 25 image files cannot be used") as caught:
         data.load(f"folder:{tmp_path}")
     lines = str(caught.value).splitlines()
-    told: list[str] = []
+    report_lines: list[str] = []
     with pytest.raises(ValueError):
-        data.load(f"folder:{tmp_path}", report=told.append)
-    assert "25 image files, 0.0 MB on disk; 0 usable" in told[0]  # the report comes first
+        data.load(f"folder:{tmp_path}", report=report_lines.append)
+    assert "25 image files, 0.0 MB on disk; 0 usable" in report_lines[0]  # the report comes first
     assert lines[1] == "  00.png: empty: 0 bytes"
     assert lines[20:] == ["  19.png: empty: 0 bytes", "  and 5 more"]
     with pytest.raises(ValueError, match="none of 25 image files can be used"):
@@ -703,9 +703,9 @@ def test_what_does_not_fit_is_left_where_it_is(tmp_path):
     large = data.load(f"folder:{tmp_path}", resolution=(16384,))  # 3 GiB
     assert isinstance(large.train, data.LazyImages) and isinstance(large.test, data.LazyImages)
     assert large.train.nbytes == 3 * 16384**2 * 3 and "3221.2 MB, read when needed" in data.summary(large)
-    asked = data.load(f"folder:{tmp_path}", stream=True)
-    assert isinstance(asked.train, data.LazyImages)
-    np.testing.assert_array_equal(asked.train[:], data.load(f"folder:{tmp_path}", stream=False).train)
+    lazy = data.load(f"folder:{tmp_path}", stream=True)
+    assert isinstance(lazy.train, data.LazyImages)
+    np.testing.assert_array_equal(lazy.train[:], data.load(f"folder:{tmp_path}", stream=False).train)
 
 
 # Tables
@@ -941,9 +941,9 @@ def test_a_folder_has_the_format_of_most_of_its_files(tmp_path, names, format):
 def test_progress_is_told_after_each_image(tmp_path):
     for i in range(5):
         put(tmp_path / f"{i}.png", SMALL)
-    told = []
-    data.load(f"folder:{tmp_path}", progress=lambda *said: told.append(said))
-    assert told == [(what, i, 5) for what in ("checked", "loaded") for i in range(1, 6)]
+    report_lines = []
+    data.load(f"folder:{tmp_path}", progress=lambda *message: report_lines.append(message))
+    assert report_lines == [(what, i, 5) for what in ("checked", "loaded") for i in range(1, 6)]
 
 
 def test_a_file_that_changes_is_noticed(tmp_path):

@@ -43,7 +43,7 @@ def middle(picture, colour):
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_things_lie_as_every_line_of_the_caption_says(part):
     """Found by their colours, so of the scenes in which these differ."""
-    told = 0
+    count_described = 0
     for picture, lines in zip(getattr(SCENES, part), SAID[part][:1000], strict=False):
         if len({colour for colour, _ in looks(lines[0])}) == 1:
             continue
@@ -54,8 +54,8 @@ def test_things_lie_as_every_line_of_the_caption_says(part):
             down, right = middle(picture, other) - middle(picture, one)
             across = "left of" if right > 0 else "right of"
             assert way == (across if abs(right) > abs(down) else "above" if down > 0 else "below"), text
-            told += 1
-    assert told > 6000
+            count_described += 1
+    assert count_described > 6000
 
 
 def test_things_have_their_size_and_are_apart():

@@ -25,8 +25,8 @@ def of(folder, out, mix=0.0, **sampling) -> EvaluationContext:
 
 
 def measured(run: EvaluationContext, options: LikelihoodOptions):
-    chosen = select_split(load_images(run), options.split, options.num)
-    found = evaluated.load_or_measure(run, chosen, options)
+    selected = select_split(load_images(run), options.split, options.num)
+    found = evaluated.load_or_measure(run, selected, options)
     assert found is not None
     return found
 

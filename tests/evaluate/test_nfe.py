@@ -36,7 +36,7 @@ def test_calls_measures_each_sampler_at_each_number_of_steps(small, capsys):
 
 def test_calls_goes_from_few_steps_to_many_and_once_through_the_complete_chain():
     options = nfe.NfeOptions(ancestral=(20,), ddim=(20, 4, 2, 4), dpm_solver_pp=(), unipc=(2,))
-    found = [(label, *chosen.values()) for label, chosen in nfe.sampler_grid(options, 20)]
+    found = [(label, *selected.values()) for label, selected in nfe.sampler_grid(options, 20)]
     assert found == [
         ("ancestral", "ancestral", 20, "uniform"),
         ("DDIM, uniform", "ddim", 2, "uniform"),

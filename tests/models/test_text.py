@@ -115,8 +115,8 @@ def test_words_are_known_in_sentences_never_read():
         return (reader.apply(params["reader"], tokens) * read).sum(1) / read.sum(1) @ params["out"]
 
     @jax.jit
-    def step(params, state, chosen):
-        chosen_texts, digits = jnp.asarray(texts)[chosen], chosen % 10
+    def step(params, state, selected):
+        chosen_texts, digits = jnp.asarray(texts)[selected], selected % 10
 
         def loss(params):
             return optax.softmax_cross_entropy_with_integer_labels(logits(params, chosen_texts), digits).mean()
@@ -125,8 +125,8 @@ def test_words_are_known_in_sentences_never_read():
         return optax.apply_updates(params, updates), state
 
     state = jax.jit(optimizer.init)(params)
-    for chosen in np.random.default_rng(1).integers(0, len(texts), (80, 64), np.int32):
-        params, state = step(params, state, chosen)
+    for selected in np.random.default_rng(1).integers(0, len(texts), (80, 64), np.int32):
+        params, state = step(params, state, selected)
     right = np.asarray(jax.jit(logits)(params, others).argmax(1)) == np.arange(30) % 10
     assert right.mean() >= 0.95, right.mean()
 

@@ -20,7 +20,7 @@ from ddpm_jax.config import flags
 from ddpm_jax.model import check
 from ddpm_jax.pipeline.conditioning_image import ConditioningImage
 
-TOLD = dataclasses.replace(
+CONDITIONAL = dataclasses.replace(
     tiny_run.CONFIG,
     net=dataclasses.replace(tiny_run.CONFIG.net, num_classes=10),
     text=configs.Text(layers=1, width=8, heads=2, length=24),
@@ -36,7 +36,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    return tiny_run.make_run(tmp_path_factory.mktemp("said") / "run", TOLD, label_names=NAMES)
+    return tiny_run.make_run(tmp_path_factory.mktemp("said") / "run", CONDITIONAL, label_names=NAMES)
 
 
 @functools.cache
@@ -52,16 +52,16 @@ def drawn(model, start=0, num=6, **more):
 
 
 def test_an_image_is_told_its_label_and_the_texts_of_its_class():
-    told = DatasetConditions(TOLD, digits())
+    conditional = DatasetConditions(CONDITIONAL, digits())
     places = np.array([[5, 900], [31, 7]])
-    rows = told.gather(places)
+    rows = conditional.gather(places)
     labels = digits().train_labels[places]
     np.testing.assert_array_equal(rows.label, labels)
     assert rows.tokens.shape == (2, 2, 2, 24)
     for label, texts in zip(labels.reshape(-1), rows.tokens.reshape(-1, 2, 24), strict=True):
         words = [bytes(text).rstrip(b"\0").decode() for text in texts]
         assert words == [f"a {NAMES[label]}", f"the digit {NAMES[label]}"]
-    held = DatasetConditions(TOLD, digits(), held_out=True).gather_first_text(np.arange(3))
+    held = DatasetConditions(CONDITIONAL, digits(), held_out=True).gather_first_text(np.arange(3))
     np.testing.assert_array_equal(held.label, digits().test_labels[:3])
     assert held.tokens.shape == (3, 24)
 
@@ -74,10 +74,13 @@ def test_a_network_that_is_told_nothing_has_nothing_to_be_told():
 @pytest.mark.parametrize(
     ("config", "change", "text"),
     [
-        (TOLD, {"train_labels": None}, "digits has no labels, and net.num_classes = 10"),
-        (dataclasses.replace(TOLD, net=dataclasses.replace(TOLD.net, num_classes=9)), {}, "has 10 labels, and net.num"),
+        (CONDITIONAL, {"train_labels": None}, "digits has no labels, and net.num_classes = 10"),
         (
-            dataclasses.replace(TOLD, text=dataclasses.replace(TOLD.text, length=8)), {},
+            dataclasses.replace(CONDITIONAL, net=dataclasses.replace(CONDITIONAL.net, num_classes=9)), {},
+            "has 10 labels, and net.num",
+        ),
+        (
+            dataclasses.replace(CONDITIONAL, text=dataclasses.replace(CONDITIONAL.text, length=8)), {},
             "a text of 14 bytes where 8 is the most: 'the digit zero'; --text.length",
         ),
     ],
@@ -131,7 +134,7 @@ def test_labels_are_asked_for_by_name_or_number(home, run_folder):
 
 
 def asked_of(label_names, untrained=(), **wanted):
-    few = types.SimpleNamespace(label_names=label_names, untrained_labels=untrained, config=TOLD)
+    few = types.SimpleNamespace(label_names=label_names, untrained_labels=untrained, config=CONDITIONAL)
     return pipeline.parse_request(flags.ConditionOptions(**wanted), flags.SamplingOptions(), few).labels
 
 
@@ -158,9 +161,9 @@ def test_a_name_is_found_in_either_form_of_its_accents():
 
 
 def test_what_moves_a_cursor_is_escaped_where_it_is_said():
-    asked = pipeline.ConditionRequest((0, 1), ("x\x1b[2J",), (ConditioningImage("a\x1b.png", "", None),))
-    told = asked.describe(("a\x1b[31m", "caf\u00e9"))
-    assert told == r"labels 'a\x1b[31m', caf\u00e9 and texts 'x\x1b[2J' and images 'a\x1b.png'".replace(
+    requested = pipeline.ConditionRequest((0, 1), ("x\x1b[2J",), (ConditioningImage("a\x1b.png", "", None),))
+    conditional = requested.describe(("a\x1b[31m", "caf\u00e9"))
+    assert conditional == r"labels 'a\x1b[31m', caf\u00e9 and texts 'x\x1b[2J' and images 'a\x1b.png'".replace(
         "\\u00e9", "\u00e9"
     )
     with pytest.raises(ValueError, match=r"\('a\\x1b', b\)"):
@@ -176,31 +179,31 @@ def test_labels_that_no_training_image_had_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("asked", "config", "text"),
+    ("requested", "config", "text"),
     [
         (pipeline.ConditionRequest((1,)), tiny_run.CONFIG, "labels are asked for, and this run's network"),
         (pipeline.ConditionRequest((), ("x",)), tiny_run.CONFIG,
          "a text is given, and this run's network takes none"),
-        (pipeline.ConditionRequest((10,)), TOLD, "label 10 is asked for, and this run knows 0 to 9"),
-        (pipeline.ConditionRequest((), ("x" * 30,)), TOLD, "a text of 30 bytes where 24 is the most"),
+        (pipeline.ConditionRequest((10,)), CONDITIONAL, "label 10 is asked for, and this run knows 0 to 9"),
+        (pipeline.ConditionRequest((), ("x" * 30,)), CONDITIONAL, "a text of 30 bytes where 24 is the most"),
         (
-            pipeline.ConditionRequest(), dataclasses.replace(TOLD, condition=configs.Condition(dropout=0.0)),
+            pipeline.ConditionRequest(), dataclasses.replace(CONDITIONAL, condition=configs.Condition(dropout=0.0)),
             "never unconditional .*give a label or a text",
         ),
     ],
 )  # fmt: skip
-def test_what_a_network_cannot_be_told_is_not_asked_of_it(asked, config, text):
+def test_what_a_network_cannot_be_told_is_not_asked_of_it(requested, config, text):
     with pytest.raises(ValueError, match=text):
-        asked.check(config)
+        requested.check(config)
 
 
 def test_image_i_is_told_the_label_and_the_text_of_its_turn(home):
-    asked = pipeline.ConditionRequest((4, 1, 7), ("a four", "a one"))
-    rows = asked.gather(TOLD, (8, 8, 1), np.array([5, 6, 7, 8]))
+    requested = pipeline.ConditionRequest((4, 1, 7), ("a four", "a one"))
+    rows = requested.gather(CONDITIONAL, (8, 8, 1), np.array([5, 6, 7, 8]))
     np.testing.assert_array_equal(rows.label, [7, 4, 1, 7])
     assert [bytes(row).rstrip(b"\0") for row in rows.tokens] == [b"a one", b"a four", b"a one", b"a four"]
-    whole = drawn(model(home).with_request(asked, guidance=2.0))
-    np.testing.assert_array_equal(drawn(model(home).with_request(asked, guidance=2.0), 3, 2), whole[3:5])
+    whole = drawn(model(home).with_request(requested, guidance=2.0))
+    np.testing.assert_array_equal(drawn(model(home).with_request(requested, guidance=2.0), 3, 2), whole[3:5])
     # which is image 3 of a call that asks for its label and text alone
     alone = drawn(model(home).with_request(pipeline.ConditionRequest((4,), ("a one",)), guidance=2.0))
     np.testing.assert_array_equal(alone[3], whole[3])
@@ -208,29 +211,29 @@ def test_image_i_is_told_the_label_and_the_text_of_its_turn(home):
 
 
 def test_keeping_the_way_or_other_batches_change_no_image(home):
-    asked = model(home).with_request(pipeline.ConditionRequest((2, 3)), guidance=1.5)
-    whole = drawn(asked)
-    np.testing.assert_array_equal(drawn(asked, batch=1), whole)
-    kept = drawn(asked, save_at=[20, 0])
+    requested = model(home).with_request(pipeline.ConditionRequest((2, 3)), guidance=1.5)
+    whole = drawn(requested)
+    np.testing.assert_array_equal(drawn(requested, batch=1), whole)
+    kept = drawn(requested, save_at=[20, 0])
     np.testing.assert_allclose(kept[:, 0, 1], whole, atol=1e-5)
 
 
 def test_guidance_of_1_is_the_condition_and_of_0_nothing_and_nothing_needs_no_guidance(home):
     nothing = drawn(model(home))
-    asked = pipeline.ConditionRequest((2,), ("a two",))
-    told, free = (drawn(model(home).with_request(asked, guidance=scale)) for scale in (1.0, 0.0))
+    requested = pipeline.ConditionRequest((2,), ("a two",))
+    conditional, free = (drawn(model(home).with_request(requested, guidance=scale)) for scale in (1.0, 0.0))
     np.testing.assert_allclose(free, nothing, atol=1e-4)
-    assert np.abs(told - nothing).max() > 1e-3
+    assert np.abs(conditional - nothing).max() > 1e-3
     np.testing.assert_array_equal(drawn(model(home).with_request(pipeline.ConditionRequest(), guidance=3.0)), nothing)
     # guidance at no visited time is guidance of 1
-    never = model(home).with_request(asked, guidance=3.0, guidance_interval=[2, 3])
+    never = model(home).with_request(requested, guidance=3.0, guidance_interval=[2, 3])
     assert not {2, 3} & set(never.times.tolist())
-    np.testing.assert_array_equal(drawn(never), told)
+    np.testing.assert_array_equal(drawn(never), conditional)
 
 
 def test_no_label_text_guidance_eta_seed_or_spacing_is_compiled_anew(home, caplog):
-    def draw(asked, seed, **sampling):
-        return [*model(home).with_request(asked, sampler="ddim", **sampling).draw(seed=seed, start=0, num=3)]
+    def draw(requested, seed, **sampling):
+        return [*model(home).with_request(requested, sampler="ddim", **sampling).draw(seed=seed, start=0, num=3)]
 
     draw(pipeline.ConditionRequest(), 0)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
@@ -252,7 +255,7 @@ def test_the_bound_is_of_the_network_that_is_told_nothing(home):
 
 # --- the programs
 
-TOLD_TINY = TINY.replace(
+CONDITIONAL_TINY = TINY.replace(
     "net=Net(8, (1,), 1, (), dropout=0.1)",
     """
     net=Net(8, (1,), 1, (), dropout=0.1, num_classes=10), text=Text(1, 8, 2, 24),
@@ -264,7 +267,7 @@ TOLD_TINY = TINY.replace(
 def trained(tmp_path_factory):
     """Six steps in one go."""
     folder = tmp_path_factory.mktemp("told")
-    (folder / "told.py").write_text(TOLD_TINY)
+    (folder / "told.py").write_text(CONDITIONAL_TINY)
     run("train.py", folder / "told.py", "--save-every", 3, "--workdir", folder / "once", "--steps", 6)
     return folder
 

@@ -43,7 +43,7 @@ def drawn(found, start=0, num=4):
     return np.concatenate([found.to_pixels(part.x) for part in found.draw(seed=3, start=start, num=num)])
 
 
-def asked(home, **given):
+def requested(home, **given):
     paths = {name: str(home / value) for name, value in given.items() if isinstance(value, str)}
     return flags.EditOptions(**(given | paths))
 
@@ -51,7 +51,7 @@ def asked(home, **given):
 def test_known_pixels_are_the_file_s_and_the_others_are_each_image_s_own(home):
     given = data.load("digits").test[0]
     found = pipeline.make_edit(
-        model(home), asked(home, inpaint="a.png", mask="upper.png", resample=2, jump=2), start=0, num=4
+        model(home), requested(home, inpaint="a.png", mask="upper.png", resample=2, jump=2), start=0, num=4
     )
     images = drawn(found)
     np.testing.assert_array_equal(images[:, :4], np.broadcast_to(given[:4], (4, 4, 8, 1)))
@@ -62,14 +62,14 @@ def test_known_pixels_are_the_file_s_and_the_others_are_each_image_s_own(home):
 def test_predictions_are_brought_in_line_with_known_pixels_if_asked(home):
     given, found = data.load("digits").test[0], []
     for count in (None, 1):
-        ask = asked(home, inpaint="a.png", mask="upper.png", cg_steps=count)
+        ask = requested(home, inpaint="a.png", mask="upper.png", cg_steps=count)
         found.append(drawn(pipeline.make_edit(model(home), ask, start=0, num=4)))
         np.testing.assert_array_equal(found[-1][:, :4], np.broadcast_to(given[:4], (4, 4, 8, 1)))
     assert (found[0][:, 4:] != found[1][:, 4:]).any((1, 2, 3)).all()
 
 
 def test_of_a_wholly_known_image_nothing_is_made(home):
-    found = pipeline.make_edit(model(home), asked(home, inpaint="a.png", mask="all.png"), start=0, num=2)
+    found = pipeline.make_edit(model(home), requested(home, inpaint="a.png", mask="all.png"), start=0, num=2)
     np.testing.assert_array_equal(drawn(found, num=2), data.load("digits").test[[0, 0]])
 
 
@@ -78,7 +78,7 @@ def test_a_little_strength_leaves_the_image_and_all_of_it_does_not(home):
     given, off = data.load("digits").test[0].astype(float), {}
     for strength in (0.05, 1.0):
         found = pipeline.make_edit(
-            model(home, steps=20), asked(home, init_image="a.png", strength=strength), start=0, num=4
+            model(home, steps=20), requested(home, init_image="a.png", strength=strength), start=0, num=4
         )
         off[strength] = np.sqrt(np.mean((drawn(found) - given) ** 2))
     assert off[0.05] < 2 < off[1.0], off
@@ -103,7 +103,7 @@ def test_a_series_of_a_network_that_says_nothing_is_the_arc_between_its_two_imag
 def test_a_manifest_makes_them_again_unless_a_file_has_changed(home, tmp_path):
     for name in ("a.png", "upper.png"):
         shutil.copy(home / name, tmp_path / name)
-    found = pipeline.make_edit(model(home), asked(tmp_path, inpaint="a.png", mask="upper.png"), start=0, num=2)
+    found = pipeline.make_edit(model(home), requested(tmp_path, inpaint="a.png", mask="upper.png"), start=0, num=2)
     manifest = json.loads(json.dumps(found.manifest() | {"start": 0, "num": 2}))
     np.testing.assert_array_equal(drawn(pipeline.edit_from_manifest(model(home), manifest), num=2), drawn(found, num=2))
     assert pipeline.edit_from_manifest(model(home), {"start": 0, "num": 2}) is None
@@ -118,7 +118,7 @@ def test_a_manifest_makes_them_again_unless_a_file_has_changed(home, tmp_path):
 
 
 def test_a_manifest_of_an_older_version_names_flags_by_their_former_names(home):
-    found = pipeline.make_edit(model(home), asked(home, init_image="a.png", strength=0.5), start=0, num=2)
+    found = pipeline.make_edit(model(home), requested(home, init_image="a.png", strength=0.5), start=0, num=2)
     manifest = json.loads(json.dumps(found.manifest() | {"start": 0, "num": 2}))
     given = manifest["edit"]["flags"]
     given["init"] = given.pop("init_image")
@@ -155,18 +155,18 @@ def test_a_manifest_of_an_older_version_names_flags_by_their_former_names(home):
 )
 def test_what_cannot_be_is_refused(home, given, text):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(text)):
-        pipeline.make_edit(model(home), asked(home, **given), start=0, num=4)
+        pipeline.make_edit(model(home), requested(home, **given), start=0, num=4)
 
 
 def test_how_an_ordinary_picture_becomes_the_runs_is_said(home, tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / "photo.png")
     with pytest.raises(ValueError, match="12x16x3 uint8; this run has 8x8x1 uint8") as raised:
-        pipeline.make_edit(model(home), asked(tmp_path, init_image="photo.png"), start=0, num=4)
+        pipeline.make_edit(model(home), requested(tmp_path, init_image="photo.png"), start=0, num=4)
     advice = str(raised.value).partition("with Pillow: ")[2]
     with contextlib.chdir(tmp_path):
         eval(advice, {"Image": Image})
-    made = pipeline.make_edit(model(home), asked(tmp_path, init_image="other.png"), start=0, num=4)
+    made = pipeline.make_edit(model(home), requested(tmp_path, init_image="other.png"), start=0, num=4)
     (given,) = made.inputs
     grey = np.asarray(Image.fromarray(picture).convert("L").resize((8, 8)), float) / 127.5 - 1
     np.testing.assert_allclose(given[..., 0], grey, atol=1 / 16 + 1e-6)

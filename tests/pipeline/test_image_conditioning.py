@@ -137,8 +137,8 @@ def test_configs_of_no_other_image_are_refused(change, text):
 def test_an_image_that_is_shown_is_part_of_what_is_drawn(home):
     def drawn(*names, start=0, num=4):
         wanted = flags.ConditionOptions(image=tuple(str(home / name) for name in names))
-        asked = model(home).with_request(pipeline.parse_request(wanted, flags.SamplingOptions(), model(home)))
-        return np.concatenate([part.x for part in asked.draw(seed=2, start=start, num=num)])
+        requested = model(home).with_request(pipeline.parse_request(wanted, flags.SamplingOptions(), model(home)))
+        return np.concatenate([part.x for part in requested.draw(seed=2, start=start, num=num)])
 
     one, both = drawn("small.png"), drawn("small.png", "other.png")
     np.testing.assert_array_equal(both[::2], one[::2])
@@ -147,20 +147,20 @@ def test_an_image_that_is_shown_is_part_of_what_is_drawn(home):
 
 
 def test_other_images_than_the_network_sees_are_refused(home, run_folder):
-    def asked(run, name):
+    def requested(run, name):
         return pipeline.parse_request(flags.ConditionOptions(image=(str(home / name),)), flags.SamplingOptions(), run)
 
     with pytest.raises(ValueError, match=r"--image .*large.png: 8x8x1 uint8; this run has 4x4x1 uint8 there"):
-        asked(model(home), "large.png")
+        requested(model(home), "large.png")
     with pytest.raises(FileNotFoundError, match=r"--image: there is no file .*none.png"):
-        asked(model(home), "none.png")
+        requested(model(home), "none.png")
     with pytest.raises(ValueError, match="takes a conditioning image: give --image FILE"):
         next(model(home).draw(seed=0, start=0, num=1))
     with pytest.raises(ValueError, match="takes a conditioning image: give --image FILE"):
         model(home).denoiser(model(home).params)
     plain = pipeline.Pipeline(run_folder, step=None, weights="ema", sampling={})
     with pytest.raises(ValueError, match="this run's network takes no conditioning image"):
-        asked(plain, "small.png")
+        requested(plain, "small.png")
 
 
 def test_a_run_of_pairs_trains_and_its_samples_are_made_again(home):

@@ -18,17 +18,17 @@ MANIFEST = {
 def test_a_manifest_comes_back(tmp_path):
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(MANIFEST))
-    asked = {"labels": [], "texts": []}  # as of a version that knew none
-    assert pipeline.read_manifest(path) == MANIFEST | {"asked": asked}
-    asked = {"labels": [3], "texts": ["a three"]}
-    path.write_text(json.dumps(MANIFEST | {"asked": asked}))
-    assert pipeline.read_manifest(path) == MANIFEST | {"asked": asked}
+    requested = {"labels": [], "texts": []}  # as of a version that knew none
+    assert pipeline.read_manifest(path) == MANIFEST | {"asked": requested}
+    requested = {"labels": [3], "texts": ["a three"]}
+    path.write_text(json.dumps(MANIFEST | {"asked": requested}))
+    assert pipeline.read_manifest(path) == MANIFEST | {"asked": requested}
     with pytest.raises(FileNotFoundError, match="nowhere"):
         pipeline.read_manifest(tmp_path / "nowhere.json")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (json.dumps(MANIFEST)[:-9], "is not a manifest, or damaged: "),
         ("[" * 100_000, "is not a manifest, or damaged: "),
@@ -42,10 +42,10 @@ def test_a_manifest_comes_back(tmp_path):
         (json.dumps(MANIFEST | {"start": -1}), "damaged: 2 hashes of 2 images from -1 on"),
     ],
 )
-def test_what_is_no_manifest_is_named(tmp_path, text, said):
+def test_what_is_no_manifest_is_named(tmp_path, text, message):
     path = tmp_path / "manifest.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=f"manifest.json.*{said}"):
+    with pytest.raises(ValueError, match=f"manifest.json.*{message}"):
         pipeline.read_manifest(path)
 
 

@@ -68,17 +68,17 @@ def test_what_is_said_of_an_image_comes_to_it_whatever_its_tile():
         return jnp.stack([tile.indices, tile.condition["twice"]], axis=1)
 
     mapped = tiles.parallelise(program)
-    said = lambda indices: {"twice": 2 * indices}  # noqa: E731
-    parts = list(tiles.draw(mapped, np.zeros(1), seed=0, start=5, num=37, tile=2, conditions=said))
+    twice_the_index = lambda indices: {"twice": 2 * indices}  # noqa: E731
+    parts = list(tiles.draw(mapped, np.zeros(1), seed=0, start=5, num=37, tile=2, conditions=twice_the_index))
     np.testing.assert_array_equal(np.concatenate([part.x for part in parts]), [[i, 2 * i] for i in range(5, 42)])
 
 
 @pytest.mark.parametrize("wrong", [{"start": -1}, {"num": 0}, {"tile": 0}, {"batch": 0}])
 def test_requests_for_nothing_are_refused(wrong):
-    asked = {"seed": 0, "start": 0, "num": 1, "tile": 2, "batch": 1} | wrong
+    requested = {"seed": 0, "start": 0, "num": 1, "tile": 2, "batch": 1} | wrong
     (name, value), *_ = wrong.items()
     with pytest.raises(ValueError, match=rf"need start >= 0 and num, tile, batch >= 1, got .*{name}={value}"):
-        next(tiles.draw(mapped_tiles(), params(), **asked))
+        next(tiles.draw(mapped_tiles(), params(), **requested))
 
 
 # A run's model

@@ -128,9 +128,9 @@ def test_what_is_missing_or_of_another_network_is_said_with_the_command_that_mea
 
 
 def test_a_manifest_rests_on_the_errors(home, tmp_path, capsys):
-    chosen = flags.SamplingOptions(sampler="analytic", steps=5)
-    asked = sample.Arguments(str(home), num=4, out=str(tmp_path / "out"), sampling=chosen)
-    assert sample.draw(asked) == 0
+    selected = flags.SamplingOptions(sampler="analytic", steps=5)
+    requested = sample.Arguments(str(home), num=4, out=str(tmp_path / "out"), sampling=selected)
+    assert sample.draw(requested) == 0
     manifest = tmp_path / "out" / "manifest.json"
     assert verify(str(home), manifest) == 0 and "equal: all 4 images" in capsys.readouterr().out
     rewrite(home, x0_errors=[0.5] * 21)

@@ -58,9 +58,9 @@ class Together:
             end = min(end, time.monotonic() + 5) if any(wrong) else end
         for process in self.processes:
             process.kill()
-        said = [process.communicate() for process in self.processes]
-        assert [process.returncode for process in self.processes] == [*statuses], said
-        return said
+        outputs = [process.communicate() for process in self.processes]
+        assert [process.returncode for process in self.processes] == [*statuses], outputs
+        return outputs
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def train(home, workdir, *, processes=1, devices=1, steps=3, **flags):
     given = {"workdir": workdir, "steps": steps, **flags}
     if processes > 1:
         return Together(*TRAIN_WITHOUT_PREVIEWS, home / "tiny.py", processes=processes, devices=devices, **given)
-    told = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
-    return run("train.py", home / "tiny.py", "--devices", devices, *told, preview=False)
+    flags_given = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return run("train.py", home / "tiny.py", "--devices", devices, *flags_given, preview=False)
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +89,8 @@ def straight(home):
 @pytest.fixture(scope="module")
 def pair(home):
     """Three steps in two processes, and what they said."""
-    said = train(home, home / "pair", processes=2).ended(0, 0)
-    return home / "pair", said
+    outputs = train(home, home / "pair", processes=2).ended(0, 0)
+    return home / "pair", outputs
 
 
 def test_two_processes_take_the_steps_of_one(pair, straight):
@@ -109,10 +109,10 @@ def test_a_word_of_one_device_is_heard_by_all():
 
     steps, places = trainer.parallelise(step, None, jax.devices()[:2]), np.zeros((2, 1, 3), np.int32)
     pixels, word = np.zeros(1), np.array([0, 1], np.float32)
-    told, silent = (
-        steps(from_seed(0), np.int32(0), np.int32(0), pixels, places, places, said)[2] for said in (word, None)
+    flags_given, silent = (
+        steps(from_seed(0), np.int32(0), np.int32(0), pixels, places, places, outputs)[2] for outputs in (word, None)
     )
-    assert told["stop"] == 1 and "stop" not in silent
+    assert flags_given["stop"] == 1 and "stop" not in silent
 
 
 @pytest.mark.slow
@@ -128,8 +128,8 @@ def test_how_many_there_are_changes_no_batch(home, straight, processes, devices,
 @pytest.mark.slow
 def test_two_draw_and_evaluate_previews_and_one_speaks(home):
     workdir = home / "previews"
-    said = Together("train.py", home / "tiny.py", workdir=workdir).ended(0, 0)
-    assert "held-out loss" in said[0][0] and "held-out loss" not in said[1][0]
+    outputs = Together("train.py", home / "tiny.py", workdir=workdir).ended(0, 0)
+    assert "held-out loss" in outputs[0][0] and "held-out loss" not in outputs[1][0]
     assert (workdir / "samples" / "3.png").exists()
 
 

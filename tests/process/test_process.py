@@ -36,7 +36,7 @@ def run_python(code: str, *, cores: int | None = None, **env: str) -> subprocess
     )
 
 
-def told(code: str, *, cores: int | None = None, **env: str):
+def printed_by(code: str, *, cores: int | None = None, **env: str):
     done = run_python(code, cores=cores, **env)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
@@ -55,16 +55,19 @@ def test_importing_brings_nothing_but_the_standard_library():
 
 @pytest.mark.parametrize("cores, devices", [(1, 1), (2, 2), (6, 4), (8, 8), (100, 16)])
 def test_a_cpu_is_divided_into_a_power_of_two(cores, devices):
-    assert told("process.initialize()" + SAY, cores=cores, JAX_PLATFORMS="cpu") == devices
+    assert printed_by("process.initialize()" + SAY, cores=cores, JAX_PLATFORMS="cpu") == devices
 
 
 def test_what_is_asked_for_or_has_been_said_before_counts():
-    assert told("process.initialize(devices=3)" + SAY, cores=2, JAX_PLATFORMS="cpu") == 3
-    assert told("process.initialize(devices=1)" + SAY, cores=2, JAX_PLATFORMS="cpu") == 1
+    assert printed_by("process.initialize(devices=3)" + SAY, cores=2, JAX_PLATFORMS="cpu") == 3
+    assert printed_by("process.initialize(devices=1)" + SAY, cores=2, JAX_PLATFORMS="cpu") == 1
     flag = "--xla_force_host_platform_device_count=5"
-    assert told("process.initialize()" + SAY, cores=2, JAX_PLATFORMS="cpu", XLA_FLAGS=flag) == 5
+    assert printed_by("process.initialize()" + SAY, cores=2, JAX_PLATFORMS="cpu", XLA_FLAGS=flag) == 5
     before = "import jax; jax.config.update('jax_num_cpu_devices', 5)\n"
-    assert told(before + "process.initialize(); process.initialize(devices=5)" + SAY, cores=2, JAX_PLATFORMS="cpu") == 5
+    assert (
+        printed_by(before + "process.initialize(); process.initialize(devices=5)" + SAY, cores=2, JAX_PLATFORMS="cpu")
+        == 5
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ process.initialize()"""
 
 def test_the_platform_is_known_without_starting_jax(monkeypatch):
     code = "import jax; before = process.platform()\nprint(json.dumps([before, jax.default_backend()]))"
-    assert told(code, JAX_PLATFORMS="cpu") == ["cpu", "cpu"]
+    assert printed_by(code, JAX_PLATFORMS="cpu") == ["cpu", "cpu"]
     monkeypatch.delitem(sys.modules, "jax")
     for value in ("cuda,cpu", "tpu"):
         monkeypatch.setenv("JAX_PLATFORMS", value)
@@ -141,7 +144,7 @@ PLAIN, NEW = (f"--{flag}=false" for flag in tpu.DISABLED_FLAGS)
 
 
 @pytest.mark.parametrize(
-    "has, said, told",
+    "has, existing, expected_flags",
     [
         (tpu.DISABLED_FLAGS, None, f"{PLAIN} {NEW}"),
         (tpu.DISABLED_FLAGS, "--xla_other=1", f"--xla_other=1 {PLAIN} {NEW}"),
@@ -155,17 +158,17 @@ PLAIN, NEW = (f"--{flag}=false" for flag in tpu.DISABLED_FLAGS)
         ((), "--xla_other=1", "--xla_other=1"),
     ],
 )
-def test_libtpu_is_told_only_what_it_knows_and_nobody_has_said(monkeypatch, tmp_path, has, said, told):
+def test_libtpu_is_told_only_what_it_knows_and_nobody_has_said(monkeypatch, tmp_path, has, existing, expected_flags):
     library = tmp_path / "libtpu.so"
     library.write_bytes(b"\x7fELF" + b"".join(b"\0" + flag.encode() + b"\0" for flag in has))
     monkeypatch.setenv("TPU_LIBRARY_PATH", str(library))
     monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
-    if said is not None:
-        monkeypatch.setenv("LIBTPU_INIT_ARGS", said)
+    if existing is not None:
+        monkeypatch.setenv("LIBTPU_INIT_ARGS", existing)
     tpu.set_libtpu_flags()
-    assert os.environ.get("LIBTPU_INIT_ARGS") == told
+    assert os.environ.get("LIBTPU_INIT_ARGS") == expected_flags
     tpu.set_libtpu_flags()
-    assert os.environ.get("LIBTPU_INIT_ARGS") == told
+    assert os.environ.get("LIBTPU_INIT_ARGS") == expected_flags
 
 
 def test_without_libtpu_nothing_is_said(monkeypatch, tmp_path):
@@ -191,7 +194,7 @@ first = faults()
 kept = process.tune_malloc()
 faults()
 print(json.dumps([kept, first, faults()]))"""
-    kept, before, after = told(code)
+    kept, before, after = printed_by(code)
     if not kept:
         pytest.skip("not glibc")
     pages = 20 * (64 << 20) // 4096
@@ -205,18 +208,18 @@ jax.jit(lambda x: x * 2)(1.0).block_until_ready(); print(json.dumps(jax.config.j
 
 def test_compiled_programs_are_kept_in_the_folder_that_is_named(tmp_path):
     code = f"process.initialize(compilation_cache_dir={str(tmp_path / 'cache')!r})" + COMPILES
-    told(code, JAX_PLATFORMS="cpu", JAX_COMPILATION_CACHE_DIR="")
+    printed_by(code, JAX_PLATFORMS="cpu", JAX_COMPILATION_CACHE_DIR="")
     assert any((tmp_path / "cache").iterdir())
 
 
 def test_compiled_programs_are_kept_in_the_users_cache_and_once_for_each_kind_of_processor(tmp_path):
     settings = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path)}
-    (folder,) = {told("process.initialize()" + COMPILES, **settings) for _ in range(2)}
+    (folder,) = {printed_by("process.initialize()" + COMPILES, **settings) for _ in range(2)}
     assert folder == str(compiled_folder(tmp_path)) and any(pathlib.Path(folder).iterdir())
     before = set(pathlib.Path(folder).iterdir())
-    assert not told("process.initialize(compilation_cache_dir=False)" + COMPILES, **settings)
+    assert not printed_by("process.initialize(compilation_cache_dir=False)" + COMPILES, **settings)
     given = settings | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine")}
-    assert told("process.initialize()" + COMPILES, **given) == str(tmp_path / "mine")
+    assert printed_by("process.initialize()" + COMPILES, **given) == str(tmp_path / "mine")
     assert set(pathlib.Path(folder).iterdir()) == before and any((tmp_path / "mine").iterdir())
 
 
@@ -232,9 +235,9 @@ def test_where_nothing_can_be_kept_that_is_said(tmp_path):
     assert done.returncode == 0 and "compiled programs are not kept for the next time" in done.stderr
 
 
-@pytest.mark.parametrize("mode, uid, said", [(0o777, 0, "others can write"), (0o775, 0, "others can write"),
+@pytest.mark.parametrize("mode, uid, message", [(0o777, 0, "others can write"), (0o775, 0, "others can write"),
                                              (0o700, 1, "belongs to another user")])  # fmt: skip
-def test_a_folder_that_others_can_write_keeps_no_compiled_programs(tmp_path, monkeypatch, capsys, mode, uid, said):
+def test_a_folder_that_others_can_write_keeps_no_compiled_programs(tmp_path, monkeypatch, capsys, mode, uid, message):
     folder, uses = tmp_path / "cache", []
     folder.mkdir()
     folder.chmod(mode)
@@ -243,7 +246,7 @@ def test_a_folder_that_others_can_write_keeps_no_compiled_programs(tmp_path, mon
     monkeypatch.setattr(jax, "config", types.SimpleNamespace(
         jax_compilation_cache_dir=None, update=lambda *setting: uses.append(setting)))  # fmt: skip
     compilation_cache.enable_compilation_cache(str(folder))
-    assert said in capsys.readouterr().err and not uses
+    assert message in capsys.readouterr().err and not uses
     owner -= uid
     folder.chmod(0o755)
     compilation_cache.enable_compilation_cache(str(folder))
@@ -375,7 +378,7 @@ def test_jax_alone_refuses_a_single_process_or_waits_for_others_that_never_come(
     done = run_python("import jax; jax.distributed.initialize(initialization_timeout=2)", **alone)
     assert done.returncode != 0 and words in done.stderr
     code = "process.initialize(distributed=process.DistributedOptions(), devices=1)" + SAY
-    assert told(code, **alone) == 1
+    assert printed_by(code, **alone) == 1
 
 
 def test_results_of_all_processes_come_in_the_order_of_the_processes(monkeypatch):
@@ -425,7 +428,7 @@ FULL = "standard output cannot be written (No space left on device): going on wi
 
 
 @pytest.mark.parametrize(
-    "end, unbuffered, said",
+    "end, unbuffered, message",
     [
         ("| head -n 1", "", "9.9 ± 0.1 bits/dim 0\ndone\n"),
         ("> /dev/full", "", f"{FULL}done\n"),
@@ -434,11 +437,11 @@ FULL = "standard output cannot be written (No space left on device): going on wi
         ("2>&1 >&- | head -n 1", "", "done\n"),
     ],
 )
-def test_a_program_goes_on_where_its_words_cannot_be_written(end, unbuffered, said):
+def test_a_program_goes_on_where_its_words_cannot_be_written(end, unbuffered, message):
     env = os.environ | {"PYTHONUNBUFFERED": unbuffered, "PYTHONIOENCODING": "utf-8"}
     line = ["bash", "-c", f'"$0" -c "$1" {end}; exit ${{PIPESTATUS[0]}}', sys.executable, PROGRAM]
     done = subprocess.run(line, cwd=HERE, env=env, capture_output=True, encoding="utf-8", timeout=100)
-    assert (done.returncode, done.stdout + done.stderr) == (3, said)
+    assert (done.returncode, done.stdout + done.stderr) == (3, message)
 
 
 def test_what_an_output_cannot_say_it_says_otherwise():

@@ -93,8 +93,8 @@ def trained(home):
 
 def test_a_dirty_folder_is_refused_before_anything_is_done(home, trained):
     refused, left, _ = trained
-    said = f"train: {home / 'pictures'}: 7 of 16 image files cannot be used; repair or remove them, or leave"
-    assert said in refused.stderr and "them out with --data.skip-bad:\n" in refused.stderr
+    message = f"train: {home / 'pictures'}: 7 of 16 image files cannot be used; repair or remove them, or leave"
+    assert message in refused.stderr and "them out with --data.skip-bad:\n" in refused.stderr
     assert_named(refused.stderr)
     assert_named(refused.stdout)  # the report says the same
     assert "Traceback" not in refused.stderr and not left
@@ -132,8 +132,8 @@ def test_a_log_that_a_kill_tore_is_mended_and_another_damage_is_named(home, trai
     assert tracking.read_metrics(path) == whole and path.read_bytes().endswith(b"}\n")
     text = path.read_text()
     path.write_text(text + "?\n")
-    said = f"train: {path}, line {len(whole) + 1}: not a JSON object: '?'"
-    assert said in train(home, "--data.skip-bad", status=2).stderr
+    message = f"train: {path}, line {len(whole) + 1}: not a JSON object: '?'"
+    assert message in train(home, "--data.skip-bad", status=2).stderr
     assert path.read_text() == text + "?\n"
     path.write_text(text)
 

@@ -96,10 +96,10 @@ def make_table(folder: pathlib.Path) -> None:
 def read_folder(folder: pathlib.Path, odd: bool) -> tuple[Any, bool]:
     """The images that were loaded; none may be left out unasked."""
     there = [path for path in folder.rglob("*") if path.suffix.lower() in data.image_files.EXTENSIONS]
-    told: list[str] = []
-    images = data.load(f"folder:{folder}", skip_bad=odd, report=told.append)
+    reported: list[str] = []
+    images = data.load(f"folder:{folder}", skip_bad=odd, report=reported.append)
     count = len(images.train) + len(images.test)
-    assert count == len(there) or (odd and "cannot be used" in "".join(told)), (count, len(there))
+    assert count == len(there) or (odd and "cannot be used" in "".join(reported)), (count, len(there))
     return {digest(image) for image in (*images.train, *images.test)}, count < len(there)
 
 
@@ -201,7 +201,7 @@ def make_checkpoints(folder: pathlib.Path) -> None:
 
 def read_checkpoints(folder: pathlib.Path, odd: bool) -> tuple[Any, bool]:
     """As a trainer reads them, or as sampling does."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as reported:
         warnings.simplefilter("always")
         with checkpoint.Checkpoints(folder / "checkpoints", read_only=not odd) as saved:
             if odd:
@@ -212,7 +212,7 @@ def read_checkpoints(folder: pathlib.Path, odd: bool) -> tuple[Any, bool]:
     written = state(step) if odd else state(step)["ema"]
     leaves = zip(jax.tree.leaves(found), jax.tree.leaves(written), strict=True)
     assert all(a.tobytes() == np.asarray(b).tobytes() for a, b in leaves)
-    warned = any(warning.category is checkpoint.CheckpointWarning for warning in told)
+    warned = any(warning.category is checkpoint.CheckpointWarning for warning in reported)
     assert step == 2 or (step == 1 and warned)
     return "a checkpoint", step == 1
 

@@ -60,10 +60,12 @@ def test_a_full_or_read_only_disk_ends_the_run_and_spares_what_was_saved(home, d
     args = (home / "tiny.py", "--workdir", workdir, "--devices", 1, "--save-every", 1, "--keep", 1000)
     # in a process of its own: what orbax was doing when the disk was full goes with it
     shown = run_process(*TRAIN_WITHOUT_PREVIEWS, *args, "--steps", 1000, status=6)
-    said = re.search(r"No space left on device\. Step (\d+) was saved last; the same command continues", shown.stderr)
-    assert said and f"train: {workdir} cannot be written" in shown.stderr
+    message = re.search(
+        r"No space left on device\. Step (\d+) was saved last; the same command continues", shown.stderr
+    )
+    assert message and f"train: {workdir} cannot be written" in shown.stderr
     steps = saved_steps(workdir)
-    assert int(said[1]) == steps[-1] == load_state(workdir).tree.step
+    assert int(message[1]) == steps[-1] == load_state(workdir).tree.step
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == sorted(map(str, steps))  # no half ones
 
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)

@@ -71,7 +71,7 @@ def home(tmp_path_factory):
 
 
 @functools.cache
-def said(home: pathlib.Path, name: str) -> str:
+def message(home: pathlib.Path, name: str) -> str:
     """What the programs say of a run that trains 5 steps and then draws the images 7, 8 and 9."""
     source, flags = sources(home)[name]
     shown = [run("train.py", home / "tiny.py", "--workdir", home / name, "--data.source", source, *flags)]
@@ -99,7 +99,7 @@ some = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for 
 @pytest.mark.parametrize("name", some)
 def test_it_trains_and_draws_what_came_in(home, name):
     shape, dtype, extension = EXPECTED[name]
-    out = said(home, name)
+    out = message(home, name)
     assert f", {'x'.join(map(str, shape))} {np.dtype(dtype)}, " in out and "held-out loss" in out
     found = np.load(home / f"{name}-out" / "samples.npz")["arr_0"]
     assert (found.shape, found.dtype) == ((3, *shape), dtype)
@@ -118,20 +118,20 @@ def test_it_trains_and_draws_what_came_in(home, name):
 
 
 def test_samples_of_a_folder_are_a_folder_to_train_on(home):
-    said(home, "grey16")
+    message(home, "grey16")
     found = data.load(f"folder:{home / 'grey16-out' / 'images'}")
     assert (found.train.dtype, found.levels, found.format) == (np.uint16, 65536, "png")
 
 
 def test_another_format_holds_the_same_images(home):
-    said(home, "grey16")
+    message(home, "grey16")
     for i in (7, 8, 9):
         png, tiff = decode(home / "grey16-out/images" / f"00000{i}.png"), decode(home / f"tiffs/images/00000{i}.tiff")
         np.testing.assert_array_equal(png.pixels, tiff.pixels)
 
 
 def test_floating_point_volumes_are_in_their_range_drawn_on_their_way_and_made_again(home):
-    out = said(home, "volume")
+    out = message(home, "volume")
     found = np.load(home / "volume-out" / "samples.npz")["arr_0"]
     assert found.min() >= -3 and found.max() <= 7 and "float32, -3 to 7, " in out
     assert "equal: all 3 images, bit for bit" in out and "the way there at t = [8, " in out
@@ -150,14 +150,14 @@ def test_floating_point_volumes_are_in_their_range_drawn_on_their_way_and_made_a
     ],
 )
 def test_what_cannot_be_written_is_refused_before_it_is_drawn(home, name, form, text):
-    said(home, name)
+    message(home, name)
     assert re.search(
         f"--format {form}: images {text}", run("sample.py", home / name, "--format", form, status=2).stderr
     )
 
 
 def test_floating_point_images_are_not_for_what_is_done_with_integers_and_need_a_range(home):
-    said(home, "volume")
+    message(home, "volume")
     refused = run("-m", "ddpm_jax", "evaluate", home / "volume", "likelihood", status=2).stderr
     assert "makes floating-point images, and this is for integers" in refused
     flags = ("--workdir", home / "none", "--data.source", f"folder:{home / '6'}")
@@ -166,14 +166,14 @@ def test_floating_point_images_are_not_for_what_is_done_with_integers_and_need_a
 
 
 @pytest.mark.parametrize(
-    ("came", "shape", "asked", "written"),
+    ("came", "shape", "requested", "written"),
     [
         ("gif", (8, 8, 3), "source", "png"), ("bmp", (8, 8, 4), "source", "png"), ("bmp", (8, 8, 3), "source", "bmp"),
         ("", (8, 8, 1), "source", "npz"), ("png", (8, 8, 1), "npz", "npz"), ("npz", (8, 8, 1), "bmp", "bmp"),
     ],
 )  # fmt: skip
-def test_what_cannot_go_out_as_it_came_in_is_a_png_and_that_is_said(capsys, came, shape, asked, written):
+def test_what_cannot_go_out_as_it_came_in_is_a_png_and_that_is_said(capsys, came, shape, requested, written):
     model = types.SimpleNamespace(format=came, shape=shape, dtype=np.dtype(np.uint8))
-    assert outputs.file_format(model, asked) == written
-    said = f"the images came as {came} files, which are not written; these will be png files\n"
-    assert capsys.readouterr().out == (said if written == "png" else "")
+    assert outputs.file_format(model, requested) == written
+    message = f"the images came as {came} files, which are not written; these will be png files\n"
+    assert capsys.readouterr().out == (message if written == "png" else "")

@@ -71,8 +71,8 @@ def copied(straight, workdir, last=60):
 
 def test_a_run_says_what_it_is_and_leaves_what_it_says(straight):
     workdir, shown, _ = straight
-    for said in ("run ", "devices   1 x", "parameters", "1,500 training and 297 held-out", "bits/dim", "60"):
-        assert said in shown, said
+    for message in ("run ", "devices   1 x", "parameters", "1,500 training and 297 held-out", "bits/dim", "60"):
+        assert message in shown, message
     assert configs.from_dict(json.loads((workdir / "config.json").read_text())).steps == 60
     assert saved_steps(workdir) == [10, 20, 30, 40, 50, 60]
     assert (workdir / "samples" / "60.png").exists()
@@ -84,13 +84,13 @@ def test_a_run_says_what_it_is_and_leaves_what_it_says(straight):
     assert np.isfinite(rows[-1]["held_out_bits_per_dim"]) and rows[-1]["held_out_bits_per_dim_se"] > 0
 
     # eight samples of a network that has learnt nothing: too few for a verdict on colours, and no copies
-    for said in (
+    for message in (
         "loss by t  ",
         "samples   mean ",
         "colours not judged: only 8 samples",
         "neighbours  nearest training",
     ):
-        assert said in shown, said
+        assert message in shown, message
     assert rows[-1]["copying"] in ("new", "unknown")
     assert len(rows[-1]["sample_mean"]) == 1 and rows[-1]["channels_off"] == []
     tenths = [x for x in rows[-1]["held_out_loss_by_tenth_of_t"] if x is not None]
@@ -203,21 +203,23 @@ def test_sigterm_finishes_the_step_saves_and_exits_with_0(home):
 
 
 def test_a_run_says_that_it_has_saved_when_it_has_and_no_signal_ends_it_before(home, monkeypatch):
-    workdir, add, close, said = home / "told", trainer.StepMetrics.add, checkpoint.Checkpoints.close, []
+    workdir, add, close, message = home / "told", trainer.StepMetrics.add, checkpoint.Checkpoints.close, []
 
     def stopped(self, step, *rest):
         signal.raise_signal(signal.SIGTERM)
         add(self, step, *rest)
 
     def closed(self):
-        said.append(getattr(signal.getsignal(signal.SIGTERM), "__self__", None))
+        message.append(getattr(signal.getsignal(signal.SIGTERM), "__self__", None))
         close(self)
 
     monkeypatch.setattr(trainer.StepMetrics, "add", stopped)
     monkeypatch.setattr(checkpoint.Checkpoints, "close", closed)
-    monkeypatch.setattr(train, "print", lambda *words, **_: said.append((*words, saved_steps(workdir))), raising=False)
+    monkeypatch.setattr(
+        train, "print", lambda *words, **_: message.append((*words, saved_steps(workdir))), raising=False
+    )
     run("train.py", home / "tiny.py", "--workdir", workdir, preview=False)
-    interrupted, handler = said[-2:]
+    interrupted, handler = message[-2:]
     assert interrupted == ("interrupted: saved step 1; the same command continues", [1])
     assert isinstance(handler, process.Interrupt)
 
@@ -297,9 +299,9 @@ def test_steps_that_are_not_finite_stop_the_run(burnt):
 
 def test_the_step_that_was_not_finite_is_taken_again_layer_by_layer(burnt):
     workdir, _, record = burnt
-    said = run("-m", "ddpm_jax", "replay", record, status=1)
-    assert re.search(rf"step \d+ of {workdir}: 16 images, largest parameter", said.stdout)
-    assert "in float32: loss nan" in said.stdout and "forward, the first output that is not finite" in said.stdout
+    message = run("-m", "ddpm_jax", "replay", record, status=1)
+    assert re.search(rf"step \d+ of {workdir}: 16 images, largest parameter", message.stdout)
+    assert "in float32: loss nan" in message.stdout and "forward, the first output that is not finite" in message.stdout
 
 
 @pytest.mark.slow

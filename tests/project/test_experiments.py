@@ -111,8 +111,8 @@ def test_a_small_row_is_made_measured_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "RESULTS", tmp_path)
     monkeypatch.setattr(results_page, "RESULTS", tmp_path)
     monkeypatch.setattr(run, "TABLES", {"targets-digits": small})
-    chosen = ["--cells", "ε, constant", "x₀, constant", "--runs", str(tmp_path / "runs")]
-    run.main(["targets-digits", *chosen, "--jobs", "2"])
+    selected = ["--cells", "ε, constant", "x₀, constant", "--runs", str(tmp_path / "runs")]
+    run.main(["targets-digits", *selected, "--jobs", "2"])
     kept = json.loads((tmp_path / "targets-digits.json").read_text())
     assert set(kept) == {"ε, constant", "x₀, constant"}
     numbers = kept["x₀, constant"]["0"]["numbers"]
@@ -128,7 +128,7 @@ def test_a_small_row_is_made_measured_and_kept(tmp_path, monkeypatch):
         "x₀ under every weight",
     ]
     before = (tmp_path / "targets-digits.json").stat().st_mtime_ns
-    run.main(["targets-digits", *chosen])  # nothing is missing
+    run.main(["targets-digits", *selected])  # nothing is missing
     assert (tmp_path / "targets-digits.json").stat().st_mtime_ns == before
 
     trained = tmp_path / "runs" / "targets-digits" / "as-configured-0"

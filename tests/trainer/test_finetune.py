@@ -64,17 +64,17 @@ def test_a_learned_variance_renews_the_last_convolution():
 
 
 def test_labels_and_texts_begin_as_nothing_in_a_network_that_was_told_none():
-    told = dataclasses.replace(
+    conditional = dataclasses.replace(
         SMALL, net=dataclasses.replace(NET, num_classes=3), text=config.Text(layers=1, width=8, heads=2, length=6)
     )
-    net, key = network(told, 1), from_seed(0)
-    own = jax.jit(build(told, (8, 8, 1), 17).init)(key)
+    net, key = network(conditional, 1), from_seed(0)
+    own = jax.jit(build(conditional, (8, 8, 1), 17).init)(key)
     theirs = parameters(SMALL, (8, 8, 1), seed=1)
     found = trainer.transfer_params(own, theirs)
     assert {"label", "pooled", "text", "mid/cross_1"} <= set(found.reinitialised)
     assert set(found.reinitialised.values()) == {"which is not there"}
     x, t = np.ones((2, 8, 8, 1), np.float32), np.array([3, 9], np.int32)
-    condition = empty_condition(told, 2, (8, 8, 1))._replace(
+    condition = empty_condition(conditional, 2, (8, 8, 1))._replace(
         label=np.array([0, 2]), tokens=np.full((2, 6), 65, np.uint8)
     )
     before = jax.jit(network(SMALL, 1).apply)({"params": theirs}, x, t)
@@ -92,12 +92,12 @@ def test_a_network_that_does_not_fit_is_refused_by_the_names_of_its_leaves():
     wide = dataclasses.replace(SMALL, net=dataclasses.replace(NET, channel_multipliers=(1, 3)))
     with pytest.raises(ValueError) as raised:
         trainer.transfer_params(parameters(wide, (8, 8, 1)), parameters(SMALL, (8, 8, 1)), ". Say so")
-    said = str(raised.value)
-    assert "down_1/attn_0/q/kernel is (32, 32) there and (48, 48) here" in said
-    assert re.search(r"; and \d+ more\. Say so$", said)
-    told = dataclasses.replace(SMALL, net=dataclasses.replace(NET, num_classes=3))
+    message = str(raised.value)
+    assert "down_1/attn_0/q/kernel is (32, 32) there and (48, 48) here" in message
+    assert re.search(r"; and \d+ more\. Say so$", message)
+    conditional = dataclasses.replace(SMALL, net=dataclasses.replace(NET, num_classes=3))
     with pytest.raises(ValueError, match=re.escape("label/table/embedding (4, 64) is there alone")):
-        trainer.transfer_params(parameters(SMALL, (8, 8, 1)), parameters(told, (8, 8, 1)))
+        trainer.transfer_params(parameters(SMALL, (8, 8, 1)), parameters(conditional, (8, 8, 1)))
 
 
 # --- whole beginnings
@@ -134,15 +134,15 @@ def test_a_beginning_has_the_others_averages_a_fresh_optimizer_and_says_what_is_
         )
     fresh = training.init(state.params, optimizer(SMALL))
     assert jax.tree.all(jax.tree.map(jnp.array_equal, state.opt_state, fresh.opt_state)) and state.step == 0
-    said, about = capsys.readouterr().out, kept["begun_from"]
-    assert f"from {home / 'source'}, step 3, ema weights" in said
+    message, about = capsys.readouterr().out, kept["begun_from"]
+    assert f"from {home / 'source'}, step 3, ema weights" in message
     for part in (
         "made anew: conv_in, (3, 3, 1, 16) there and (3, 3, 3, 16) here",
         "made anew: conv_out,",
         "not as there: schedule.T: 20 -> 30",
         "not as there: net.dropout: 0.0 -> 0.25",
     ):
-        assert part in said, (part, said)
+        assert part in message, (part, message)
     assert about["fingerprint"] == source.fingerprint and about["image"] == [8, 8, 1]
     assert list(about["renewed"]) == ["conv_in", "conv_out"]
     raw, _ = begin(home, net, which=flags.InitFrom(str(home / "source"), "raw", 3))
@@ -150,7 +150,7 @@ def test_a_beginning_has_the_others_averages_a_fresh_optimizer_and_says_what_is_
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         ({"channels": 32}, "net.channels is 16 there and 32 here"),
         ({"channel_multipliers": (1, 1)}, "net.channel_multipliers is (1, 2) there and (1, 1) here"),
@@ -163,10 +163,10 @@ def test_a_beginning_has_the_others_averages_a_fresh_optimizer_and_says_what_is_
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_networks_of_other_options_are_refused_by_name(home, change, said):
+def test_networks_of_other_options_are_refused_by_name(home, change, message):
     with pytest.raises(ValueError) as raised:
         begin(home, dataclasses.replace(dataclasses.replace(NET, attention_resolutions=(8,)), **change))
-    assert said in str(raised.value), raised.value
+    assert message in str(raised.value), raised.value
 
 
 def test_images_of_other_dimensions_are_refused(home):

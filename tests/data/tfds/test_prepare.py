@@ -190,11 +190,11 @@ def test_sigterm_keeps_whole_shards_and_says_so(noisy, tmp_path, monkeypatch, ca
     monkeypatch.setattr(prepare, "_write_json", interrupted)
     assert main(["prepare", *arguments, "--out", str(tmp_path)]) == 4
     monkeypatch.undo()
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     shards = json.loads((part / "prepare.json").read_text())["shards"]
     kept = sum(shard["examples"] for shard in shards.values())
     assert 0 < kept < 400
-    assert f"interrupted: {kept} images are in {part}; the same command goes on" in said
+    assert f"interrupted: {kept} images are in {part}; the same command goes on" in message
     assert main(["prepare", *arguments, "--out", str(tmp_path)]) == 0
     assert contents(tmp_path / "noisy" / "1.0.0") == straight
 
@@ -229,11 +229,11 @@ def test_bad_images_are_named_and_can_be_left_out(tmp_path, capsys):
     source = bad_set(tmp_path)
     arguments = ["prepare", source, "--name", "rest", "--out", str(tmp_path)]
     assert main(arguments) == 2
-    assert f"{source}: image 9 of the split 'train' cannot be read: " in (said := capsys.readouterr().err)
-    assert "(--skip-bad leaves it out)" in said
+    assert f"{source}: image 9 of the split 'train' cannot be read: " in (message := capsys.readouterr().err)
+    assert "(--skip-bad leaves it out)" in message
     assert main([*arguments[:2], "--name", "less", *arguments[4:], "--skip-bad"]) == 0
-    said = capsys.readouterr().out
-    assert "left out: " in said and "image 9 of the split 'train'" in said and "; 1 left out" in said
+    message = capsys.readouterr().out
+    assert "left out: " in message and "image 9 of the split 'train'" in message and "; 1 left out" in message
     train, _ = tfds_reader.open_readers(f"tfds:less@{tmp_path}")
     np.testing.assert_array_equal(stack(train), np.delete(noise(30, 6, 6, 3), 9, axis=0))
 
@@ -338,8 +338,8 @@ def test_a_full_disk_ends_it_in_good_order_and_it_goes_on_with_more_room(tmp_pat
     try:
         arguments = ["prepare", "digits", "--name", "figures", "--shards", "5", "--out", str(disk)]
         assert main(arguments) == 6
-        said = capsys.readouterr().err
-        assert "unfinished cannot be written: " in said and "No space left on device" in said
+        message = capsys.readouterr().err
+        assert "unfinished cannot be written: " in message and "No space left on device" in message
         (part,) = disk.glob("figures/*.part")
         assert not (part / "unfinished").exists() and 0 < shards_in(part) < 5
         subprocess.run(["mount", "-o", "remount,size=9m", str(disk)], check=True)

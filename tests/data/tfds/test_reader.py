@@ -416,15 +416,15 @@ def test_a_data_set_cannot_name_code_to_execute(tmp_path, monkeypatch, file, for
     text = json.dumps(form).replace('"WITHIN"', json.dumps(within))
     form = json.loads(text.replace("SEQUENCE", sequence).replace("CLASS", "hostile.Feature"))
     path = tmp_path / "tiny" / "1.0.0" / file
-    said = json.loads(path.read_text())
+    message = json.loads(path.read_text())
     if file == "features.json" and "type" in form:
-        said = {"type": said["pythonClassName"], "content": {"image": form}}
+        message = {"type": message["pythonClassName"], "content": {"image": form}}
     elif file == "features.json":
-        said["featuresDict"]["features"]["image"] = form
+        message["featuresDict"]["features"]["image"] = form
     else:
         own = json.loads((path.parent / "features.json").read_text())["pythonClassName"]
-        said["features"] = {"pythonClassName": own, "featuresDict": {"features": {"image": form}}}
-    path.write_text(json.dumps(said))
+        message["features"] = {"pythonClassName": own, "featuresDict": {"features": {"image": form}}}
+    path.write_text(json.dumps(message))
     with pytest.raises(ValueError) as error:
         reader.open_readers(source)
     assert not ran.exists()
