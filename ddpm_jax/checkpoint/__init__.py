@@ -14,7 +14,7 @@ import pathlib
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -142,10 +142,8 @@ class Checkpoints:
         parts = {name: records.to_host(part, name) for name, part in records.named_parts(state).items()}
         items: dict[str, Any] = {name: ocp.args.StandardSave(p) for name, p in parts.items() if jax.tree.leaves(p)}
         items["meta"] = ocp.args.JsonSave(records.make_record(parts, meta))
-        try:
+        with self._explain_save_errors():
             saved = self._manager.save(step, args=ocp.args.Composite(**items))
-        except Exception as error:
-            raise self._save_error(error) from error
         if not saved:
             raise OSError(f"orbax did not save step {step} to {self.folder}")
         if not self._has_saved:
@@ -200,10 +198,8 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises an OSError if the last save has failed, without waiting for it."""
-        try:
+        with self._explain_save_errors():
             self._manager.check_for_errors()
-        except Exception as error:
-            raise self._save_error(error) from error
 
     def wait(self) -> None:
         """Waits until the last save is complete.
@@ -211,10 +207,8 @@ class Checkpoints:
         Raises:
             OSError: if it failed, or the first cannot be read back.
         """
-        try:
+        with self._explain_save_errors():
             self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._save_error(error) from error
         # Once per run, at its start, to find a file system that loses data.
         unread, self._unverified = self._unverified, None
         if unread is None:
@@ -236,24 +230,27 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            try:
+            with self._explain_save_errors():
                 self._resources.close()
-            except Exception as error:
-                raise self._save_error(error) from error
 
-    def _save_error(self, error: Exception) -> OSError:
-        """The error of a failed save, whose incomplete folders are removed."""
-        if not self.read_only and jax.process_index() == 0:
-            for _ in range(10):  # another part of the checkpoint may still be written
-                left = list(self.folder.glob("*.orbax-checkpoint-tmp*")) if self.folder.is_dir() else []
-                for path in left:
-                    shutil.rmtree(path, ignore_errors=True)
-                if not left:
-                    break
-                time.sleep(0.1)
-        text = str(error)  # of many lines, the system's message among them
-        reasons = [os.strerror(number) for number in _DISK_ERRNOS if os.strerror(number) in text]
-        return OSError(f"saving to {self.folder} failed: {reasons[0] if reasons else process.first_line(error)}")
+    @contextlib.contextmanager
+    def _explain_save_errors(self) -> Iterator[None]:
+        """Turns any error of the body, that of a failed save, into an OSError; incomplete folders are removed."""
+        try:
+            yield
+        except Exception as error:
+            if not self.read_only and jax.process_index() == 0:
+                for _ in range(10):  # another part of the checkpoint may still be written
+                    left = list(self.folder.glob("*.orbax-checkpoint-tmp*")) if self.folder.is_dir() else []
+                    for path in left:
+                        shutil.rmtree(path, ignore_errors=True)
+                    if not left:
+                        break
+                    time.sleep(0.1)
+            text = str(error)  # of many lines, the system's message among them
+            reasons = [os.strerror(number) for number in _DISK_ERRNOS if os.strerror(number) in text]
+            reason = reasons[0] if reasons else process.first_line(error)
+            raise OSError(f"saving to {self.folder} failed: {reason}") from error
 
     def _retry_if_removed(self, scan: Callable[[], _T]) -> _T:
         """scan(), which lists the folder; a reader tries again if a step is removed meanwhile."""
