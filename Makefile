@@ -3,6 +3,7 @@
 # make test-all: also the slow tests: real trainings, several hosts, hundreds of damaged files, other libraries.
 # make mutants: checks that the quick tests notice each fault of tests/faults/mutants.toml.
 # make results: the tables and figures of docs/results.md, from the recorded results.
+# make docs: the documentation as a site, site/index.html; needs a network once, for KaTeX and the theme.
 # make kill-test: kills short runs a hundred times and checks that nothing is lost (ten minutes).
 # VENV=.venv-oldest OLDEST=1 runs any of them with the oldest versions that pyproject.toml allows.
 
@@ -10,6 +11,8 @@ PYTHON ?= python3
 VENV ?= .venv
 OLDEST ?=
 BIN = $(VENV)/bin
+KATEX_VERSION = 0.16.22
+KATEX = $(abspath $(VENV))/katex-$(KATEX_VERSION)
 PYTEST = $(BIN)/python -m pytest -n auto --no-loadscope-reorder
 # compiled with all optimisations in test-all
 AS_USERS = tests/goldens tests/test_training.py tests/samplers tests/pipeline/test_tiles.py
@@ -22,7 +25,7 @@ else
 INSTALL = $(BIN)/python -m pip install --quiet uv && $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --resolution lowest-direct
 endif
 
-.PHONY: demo test test-all slow trainings check mutants results kill-test clean
+.PHONY: demo test test-all slow trainings check mutants results docs kill-test clean
 
 demo: $(VENV)/.core
 	$(BIN)/python train.py configs/digits.py --workdir runs/digits
@@ -56,6 +59,10 @@ kill-test: $(VENV)/.core
 results: $(VENV)/.dev
 	$(BIN)/python -m experiments.results_page
 
+docs: $(VENV)/.docs $(KATEX)
+	NO_MKDOCS_2_WARNING=1 KATEX=$(KATEX) $(BIN)/mkdocs build --strict
+	$(BIN)/python -m scripts.check_site site
+
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) --editable .
@@ -66,5 +73,16 @@ $(VENV)/.dev: pyproject.toml
 	$(INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.core
 
+$(VENV)/.docs: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable '.[docs]'
+	@touch $@ $(VENV)/.core
+
+# formulas are rendered by KaTeX from its npm package; the extra docs brings npm
+$(KATEX): $(VENV)/.docs
+	rm -rf $@ && mkdir $@
+	cd $@ && $(abspath $(BIN))/npm pack --silent katex@$(KATEX_VERSION)
+	tar -xzf $@/katex-$(KATEX_VERSION).tgz -C $@ --strip-components 1
+
 clean:
-	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) site .jax_cache .pytest_cache .ruff_cache
