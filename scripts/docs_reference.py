@@ -28,7 +28,9 @@ LAYERS = {
         "keys", "schedules", "gaussian", "denoisers", "likelihood", "losses", "samplers", "editing", "guidance",
     ),
     "Networks and training step": ("models", "training"),
-    "Configs, files and devices": ("config", "model", "process", "data", "checkpoint", "tracking", "metrics"),
+    "Configs, files and devices": (
+        "config", "model", "process", "data", "conditions", "checkpoint", "tracking", "metrics",
+    ),
     "Programs": ("pipeline", "trainer", "convert", "evaluate", "preflight", "conformance", "programs"),
 }  # fmt: skip
 """The pages of the API, in the import order of docs/design.md: a page for each module or folder of ddpm_jax."""
@@ -194,12 +196,17 @@ def config_parts() -> list[tuple[str, type]]:
 
 
 def attribute_docs(kind: type) -> dict[str, str]:
-    """The texts below the fields of a dataclass, as one line each."""
-    (body,) = (node.body for node in ast.parse(inspect.getsource(kind)).body if isinstance(node, ast.ClassDef))
+    """The texts below the fields of a dataclass and its bases, as one line each."""
     texts = {}
-    for field, after in itertools.pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            texts[field.target.id] = " ".join(inspect.cleandoc(str(after.value.value)).split())
+    for owner in filter(dataclasses.is_dataclass, kind.__mro__):
+        (body,) = (node.body for node in ast.parse(inspect.getsource(owner)).body if isinstance(node, ast.ClassDef))
+        for field, after in itertools.pairwise(body):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
+                texts[field.target.id] = " ".join(inspect.cleandoc(str(after.value.value)).split())
     return texts
 
 

@@ -51,13 +51,14 @@ def on_devices(number: int):
         yield
 
 
-def run(*args, status: int = 0, preview: bool = True):
+def run(*args, status: int = 0, preview: bool = True, folder: pathlib.Path = ROOT):
     """A program in this process, its outputs caught: `run("train.py", ...)`, `run("-m", "ddpm_jax", "evaluate", ...)`.
 
     Args:
         args: as on the command line; without --devices it is one device.
         status: the exit status that it must have.
         preview: False leaves out what train.py draws and evaluates, a third of the time of a short run.
+        folder: the working directory.
     """
     argv = [str(arg) for arg in args]
     if argv[0] == "-m":
@@ -66,7 +67,7 @@ def run(*args, status: int = 0, preview: bool = True):
     number = int(argv[argv.index("--devices") + 1]) if "--devices" in argv else 1
     out, err = io.StringIO(), io.StringIO()
     with (
-        contextlib.chdir(ROOT), on_devices(number), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
+        contextlib.chdir(folder), on_devices(number), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
         warnings.catch_warnings(record=True) as warned,
         contextlib.nullcontext() if preview else mock.patch.object(trainer.Run, "sample_and_evaluate", lambda *_: {}),
     ):  # fmt: skip

@@ -7,8 +7,9 @@ import shlex
 import numpy as np
 import pytest
 import tyro
+from run_programs import run
 
-from ddpm_jax import config
+from ddpm_jax import config, data
 from ddpm_jax.programs import cli, sample
 from ddpm_jax.programs.evaluate import COMMANDS
 
@@ -16,19 +17,72 @@ ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
+LANGUAGES = "README.md", "README.zh-CN.md"
+CUT_SHORT = {
+    "train": "--steps 2 --batch 8 --schedule.T 20 --net.channels 8 --net.channel-multipliers 1 1 --net.groups 4 "
+    "--net.num-res-blocks 1 --net.attention-resolutions 7 --sampling.steps 4 --sampling.num 4 --sampling.tile 4 "
+    "--evaluation.images 8 --evaluation.strata 2",
+    "prepare": "", "sample": "", "evaluate": "",
+}  # fmt: skip
+
+
 @pytest.mark.slow
 def test_the_notebook_lines_run_and_learn_something():
     (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert "range(300)" in block
     names: dict = {}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block.replace("range(300)", "range(40)"), "README.md", "exec"), names)
     assert np.isfinite(names["x"]).all()
     # an untrained network of v has a loss of about 1; forty steps bring it well below
     assert names["metrics"]["loss"] < 0.6
     assert names["x"].shape == (16, 8, 8, 1)
 
 
-def test_the_files_it_names_exist():
-    for path in re.findall(r"\]\(([^)#:]+)\)", README):
+@pytest.fixture
+def folder_of_a_reader(tmp_path):
+    """The working directory of someone who has downloaded the data sets and has images of their own."""
+    for name, side, channels in (("mnist", 28, 1), ("cifar10", 32, 3)):
+        sizes = {"train": 60_000 if name == "mnist" else 50_000, "test": 10_000}
+        arrays = {f"x_{part}": np.zeros((n, side, side, channels), np.uint8) for part, n in sizes.items()}
+        (tmp_path / "data").mkdir(exist_ok=True)
+        labels = {f"y_{part}": np.arange(n, dtype=np.uint8) % 10 for part, n in sizes.items()}
+        np.savez(tmp_path / "data" / f"{name}.npz", **arrays, **labels)
+    (tmp_path / "pictures").mkdir()
+    random = np.random.default_rng(0)
+    for i in range(12):
+        data.write_image(tmp_path / "pictures" / f"{i}.png", random.integers(0, 256, (40, 36, 3), np.uint8), "png")
+    np.savez(tmp_path / "images.npz", images=random.integers(0, 256, (12, 20, 20, 1), np.uint8))
+    run("-m", "ddpm_jax", "prepare", "folder:pictures", "--name", "flowers", "--out", "sets", folder=tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_its_commands_run_one_after_the_other_cut_short(folder_of_a_reader):
+    blocks = re.findall(r"^```\n(.*?)^```$", re.sub(r"```python.*?```", "", README, flags=re.S), re.S | re.M)
+    lines = [line.partition("#")[0] for block in blocks for line in block.splitlines()]
+    commands = [command.strip() for line in lines for command in line.split("&&") if "ddpm-jax " in command]
+    assert len(commands) >= 11
+    for command in commands:
+        _, name, *words = shlex.split(command.replace("tfds:NAME", "tfds:flowers@sets"))
+        run("-m", "ddpm_jax", name, *words, *CUT_SHORT[name].split(), folder=folder_of_a_reader)
+    assert (folder_of_a_reader / "samples" / "grid.png").exists()
+    assert {path.name for path in (folder_of_a_reader / "runs").iterdir()} == {
+        "digits", "mnist", "cifar10", "mine", "arrays", "flowers",
+    }  # fmt: skip
+
+
+def test_both_languages_have_the_same_lines_of_code():
+    english, chinese = (
+        [re.sub(r" *#.*", "", block) for block in re.findall(r"```.*?```", (ROOT / name).read_text(), re.S)]
+        for name in LANGUAGES
+    )
+    assert english == chinese
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_the_files_it_names_exist(name):
+    text = (ROOT / name).read_text()
+    for path in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text) + re.findall(r'src="([^"]+)"', text):
         assert (ROOT / path).exists(), path
 
 
@@ -42,13 +96,14 @@ def test_its_commands_are_the_makefile_s_and_the_programs_own():
 
 def test_its_configs_can_be_loaded():
     names = re.findall(r"ddpm-jax train ([a-z]\w*(?::\w+)?) ", README)
-    assert len(names) >= 4
+    assert {"digits", "mnist", "cifar10"} <= set(names)
     for name in names:
         config.load(name)
 
 
 def test_its_samples_are_asked_for_by_the_flags_that_there_are():
-    lines = re.findall(r"^ddpm-jax sample ([^#\n]*)", README, re.M)
+    pages = [README, *((ROOT / "docs" / f"{name}.md").read_text() for name in ("quickstart", "samplers", "editing"))]
+    lines = [line for page in pages for line in re.findall(r"^ddpm-jax sample ([^#\n]*)(?<!\\)$", page, re.M)]
     assert len(lines) >= 8
     for line in lines:
         tyro.cli(sample.Arguments, args=shlex.split(line))
