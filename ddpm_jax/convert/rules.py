@@ -105,7 +105,7 @@ def apply(rules: Sequence[Rule], tensors: Tensors, target: Any) -> dict[str, Any
         ValueError: one, which lists by name all tensors that are missing, unused, of another shape, apparently
             transposed, not of floats, not finite, or not exact in the target's dtype.
     """
-    leaves = flatten_dict(target)
+    leaves: dict[Path, Any] = flatten_dict(target)
     _check_rules(rules, leaves)
     expected = {name: shape for rule in rules for name, shape in _expected_shapes(rule, leaves).items()}
     missing = [f"{name} {shape}" for name, shape in expected.items() if name not in tensors]
@@ -140,7 +140,7 @@ def invert(rules: Sequence[Rule], params: Any) -> dict[str, np.ndarray]:
         ValueError: one, which lists by name the leaves without a rule, those that are missing, and those that
             are not finite.
     """
-    leaves = flatten_dict(params)
+    leaves: dict[Path, Any] = flatten_dict(params)
     _check_rules(rules, leaves)
     not_finite = (f"{'/'.join(path)} holds NaN or infinity" for path, x in leaves.items() if not np.isfinite(x).all())
     _raise_if_any(_summary("leaves hold no usable numbers", not_finite))

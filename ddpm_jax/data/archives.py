@@ -168,10 +168,10 @@ def _parse_cifar10(contents: Mapping[str, bytes]) -> Dataset:
         name: _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load() for name, content in contents.items()
     }
     parts = [batches[name] for name in sorted(batches) if name != "test_batch"], [batches["test_batch"]]
-    train, test = (np.concatenate([batch[b"data"] for batch in part]).reshape(-1, 3, 32, 32) for part in parts)
+    rows = (np.concatenate([batch[b"data"] for batch in part]) for part in parts)
+    train, test = (np.moveaxis(part.reshape(-1, 3, 32, 32), 1, -1) for part in rows)
     labels, test_labels = (np.concatenate([batch[b"labels"] for batch in part]).astype(np.int32) for part in parts)
-    images = (np.moveaxis(part, 1, -1) for part in (train, test))
-    return Dataset(*images, labels, test_labels, 256, "cifar10", CIFAR10_NAMES)
+    return Dataset(train, test, labels, test_labels, 256, "cifar10", CIFAR10_NAMES)
 
 
 class _ArrayUnpickler(pickle.Unpickler):

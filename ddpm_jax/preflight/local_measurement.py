@@ -120,14 +120,16 @@ def _calls_per_second(step: Callable, state: Any, batches: Iterator[device_loade
 def _memory_growth(work: Callable[[], None], devices: Sequence[Any]) -> tuple[int | None, str]:
     """The maximal growth of the memory in use during `work`, in bytes over all devices, and the method."""
     if devices[0].platform != "cpu":
-        before = [(device.memory_stats() or {}).get("bytes_in_use") for device in devices]
+        before = [device.memory_stats() or {} for device in devices]
         work()
-        most = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
-        if None in before or None in most:
-            return None, "these devices do not tell"
-        return sum(a - b for a, b in zip(most, before, strict=True)), "device.memory_stats()"
+        after = [device.memory_stats() or {} for device in devices]
+        try:
+            growth = sum(a["peak_bytes_in_use"] - b["bytes_in_use"] for a, b in zip(after, before, strict=True))
+        except KeyError:
+            return None, "these devices do not report it"
+        return growth, "device.memory_stats()"
     if not _PROC_CLEAR_REFS.exists():
-        return None, "this system does not tell"
+        return None, "this system does not report it"
     _trim_memory()
     _PROC_CLEAR_REFS.write_text("5", encoding="utf-8")  # the most memory so far is now what is in use
     before = _proc_status("VmRSS")

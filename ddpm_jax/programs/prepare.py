@@ -7,6 +7,9 @@ ddpm-jax prepare SOURCE --name NAME --out FOLDER [--resolution 64 ...]
 import dataclasses
 import shlex
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ddpm_jax import process
 from ddpm_jax.config import flags
@@ -34,8 +37,6 @@ def write_npz(options: flags.Prepare) -> int:
         FileNotFoundError: as `archives.read`.
         ValueError: as `archives.read`; if OUT/NAME.npz holds other images, or an option is for other sources.
     """
-    import numpy as np
-
     from ddpm_jax.data import archives, sources
 
     name, folder = options.source, Path(options.out).expanduser()
@@ -54,8 +55,8 @@ def write_npz(options: flags.Prepare) -> int:
         print(f"nothing to do, it is there already: {sources.summary(present)}")
         return 0
     images = archives.read(name, options.out if options.archives is None else options.archives)
-    arrays = dict(x_train=images.train, y_train=images.train_labels, x_test=images.test, y_test=images.test_labels)
-    arrays = {key: np.asarray(array, np.uint8) for key, array in arrays.items()}
+    parts = dict(x_train=images.train, y_train=images.train_labels, x_test=images.test, y_test=images.test_labels)
+    arrays: dict[str, Any] = {key: np.asarray(array, np.uint8) for key, array in parts.items()}
     if images.label_names:
         arrays["label_names"] = np.array(images.label_names)
     folder.mkdir(parents=True, exist_ok=True)

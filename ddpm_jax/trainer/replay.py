@@ -139,8 +139,8 @@ def replay(record: Record, dtype: str) -> Replay:
     losses, times = (np.concatenate(parts) for parts in zip(*found, strict=True))
 
     bad = np.flatnonzero(~np.isfinite(losses))
-    spoilt = {"/".join(path[:-1]) for path, leaf in traverse_util.flatten_dict(grads).items()
-              if not np.isfinite(leaf).all()}  # fmt: skip
+    leaves: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(grads)
+    spoilt = {"/".join(path[:-1]) for path, leaf in leaves.items() if not np.isfinite(leaf).all()}
     example = int(bad[0]) if len(bad) else 0
     layers = layer_outputs(lambda: total(*some(example, example + 1))) if len(bad) or spoilt else []
     forward = next((name for name, output in layers if not np.isfinite(output).all()), "") if len(bad) else ""

@@ -40,7 +40,8 @@ def rules(target: Any, net: Net, order: QKVOrder) -> list[Rule]:
     if order not in ("legacy", "new"):
         raise ValueError(f"order must be 'legacy' or 'new', got {order!r}")
     _check_supported(net)
-    leaves, converted = flatten_dict(target), []
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(target)
+    converted = []
     for path, leaf in leaves.items():
         if path[:2] == ("label", "table"):
             converted.append(label_embedding(path, "label_emb.weight"))
