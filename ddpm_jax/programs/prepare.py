@@ -9,8 +9,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ddpm_jax import process
 from ddpm_jax.config import flags
 
@@ -37,6 +35,8 @@ def write_npz(options: flags.Prepare) -> int:
         FileNotFoundError: as `archives.read`.
         ValueError: as `archives.read`; if OUT/NAME.npz holds other images, or an option is for other sources.
     """
+    import numpy as np
+
     from ddpm_jax.data import archives, sources
 
     name, folder = options.source, Path(options.out).expanduser()
