@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import resource
+import signal
 import time
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -115,3 +116,11 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--cost"):
         config.pluginmanager.register(Cost(config.getoption("--cost")))
+
+
+@pytest.fixture
+def hangup():
+    """SIGHUP as a terminal sends it: the programs that a test starts do not ignore it, as they would under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

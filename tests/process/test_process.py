@@ -518,7 +518,7 @@ def test_only_the_main_thread_can_enter():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_a_loop_ends_in_good_order(number):
+def test_a_loop_ends_in_good_order(number, hangup):
     code = """
 import time
 from ddpm_jax.process import Interrupt

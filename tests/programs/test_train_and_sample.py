@@ -224,7 +224,7 @@ def test_a_run_says_that_it_has_saved_when_it_has_and_no_signal_ends_it_before(h
     assert isinstance(handler, process.Interrupt)
 
 
-def test_a_closed_terminal_does_not_keep_a_run_from_saving(home):
+def test_a_closed_terminal_does_not_keep_a_run_from_saving(home, hangup):
     """Nobody reads what it prints any more, then the signal comes."""
     workdir = home / "hung"
     flags = ("--devices", 1, "--steps", 100_000, "--save-every", 100_000)
