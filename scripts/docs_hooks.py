@@ -37,15 +37,16 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"API": ["reference/api.md", *({name: f"reference/api/{name}.md"} for name in names)]},
     ]
     sections["Tutorial"] += pages_of("tutorial", "*.ipynb")
-    if chinese := pages_of("zh", "*.md") + pages_of("zh", "*.ipynb"):
-        config.nav.append({"中文": chinese})
+    if chinese := pages_of("zh", "*.md"):
+        config.nav.append({"中文": [chinese[0], *pages_of("zh", "*.ipynb"), *chinese[1:]]})
     return config
 
 
 def pages_of(folder: str, pattern: str) -> list[str]:
-    """The pages of files below a folder of docs/, sorted."""
+    """The pages of files below a folder of docs/, sorted, an overview first."""
     root = ROOT / "docs"
-    return [path.relative_to(root).with_suffix(".md").as_posix() for path in sorted((root / folder).rglob(pattern))]
+    paths = sorted((root / folder).rglob(pattern), key=lambda path: (path.name != "README.md", path))
+    return [path.relative_to(root).with_suffix(".md").as_posix() for path in paths]
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
