@@ -20,9 +20,9 @@ SAVE_SECONDS = 20.0
 
 
 class VlbResult(NamedTuple):
-    """The bound of n images, in bits per dimension where no other unit is given; its m steps ascend from L_0.
+    """The bound of n images, in bits per dimension where no other unit is given.
 
-    What has a value for each step is empty for an estimate.
+    The chain, and the sums over images for each of its m steps, ascending from L_0, are empty for an estimate.
     """
 
     chain: np.ndarray  # [m+1] the falling times
@@ -31,9 +31,9 @@ class VlbResult(NamedTuple):
     distortion: np.ndarray  # [n] L_0
     prior: np.ndarray  # [n] L_T
     squared_error: np.ndarray  # [n] of the last predicted x_0, data units
-    terms: np.ndarray  # [m] sums over images of each step's term
-    terms_squared: np.ndarray  # [m] of its square
-    errors: np.ndarray  # [m] of the squared error of x_0 there
+    terms: np.ndarray  # [m] sums of each step's term
+    terms_squared: np.ndarray  # [m] sums of its square
+    errors: np.ndarray  # [m] sums of the squared error of x_0 there
     done: np.ndarray  # [] number of images measured so far
 
 
