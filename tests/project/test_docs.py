@@ -5,13 +5,15 @@ import dataclasses
 import os
 import pathlib
 import re
+import shlex
 import zlib
 
 import pytest
+import tyro
 import yaml
 
 from ddpm_jax.config import Config
-from ddpm_jax.programs import cli, convert, evaluate
+from ddpm_jax.programs import cli, convert, evaluate, sample
 from scripts import check_site, docs_reference
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -59,6 +61,19 @@ def test_a_long_page_begins_with_a_summary_of_five_lines(page):
         assert len(re.findall(r"^- ", beginning.partition("**Summary**\n\n")[2].partition("\n\n")[0], re.M)) == 5
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_the_flags_of_a_config_that_a_page_names_exist(page):
+    fields = {
+        f"{prefix}{field.name}".replace("_", "-")
+        for prefix, kind in docs_reference.config_parts()
+        for field in dataclasses.fields(kind)
+    }
+    named = re.findall(
+        r"--((?:data|schedule|net|text|condition|loss|optim|sampling|evaluation)\.[\w.-]*\w)", (DOCS / page).read_text()
+    )
+    assert [name for name in named if re.sub(r"\.no-", ".", name) not in fields] == []
+
+
 def test_a_page_of_the_gallery_shows_files_that_there_are():
     shown = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (DOCS / "gallery.md").read_text())
     assert len(shown) >= 15
@@ -67,21 +82,21 @@ def test_a_page_of_the_gallery_shows_files_that_there_are():
     }
 
 
-def test_the_commands_of_the_gallery_are_those_of_the_programs():
-    import shlex
-
-    import tyro
-
-    from ddpm_jax.programs import sample
-
-    page = (DOCS / "gallery.md").read_text()
-    for line in re.findall(r"^ddpm-jax sample ([^#\n]*)", page, re.M):
+@pytest.mark.parametrize("page", ["gallery.md", "quickstart.md"])
+def test_the_commands_of_a_page_are_those_of_the_programs(page):
+    text = (DOCS / page).read_text()
+    samples = re.findall(r"^ddpm-jax sample ([^#\n]*)", text, re.M)
+    evaluations = re.findall(r"^ddpm-jax evaluate \S+ (\w+)([^\n#]*)", text, re.M)
+    assert len(samples) >= 3 and len(evaluations) >= 3
+    for line in samples:
         tyro.cli(sample.Arguments, args=shlex.split(line))
-    named = re.findall(r"^ddpm-jax evaluate \S+ (\w+)([^\n#]*)", page, re.M)
-    for command, flags in named:
+    for command, flags in evaluations:
         tyro.cli(evaluate.COMMANDS[command][0], args=flags.split())
+
+
+def test_the_gallery_has_every_figure():
     figures = {name for name, (_, module) in evaluate.COMMANDS.items() if module.startswith("figures.")}
-    assert figures <= {command for command, _ in named}
+    assert figures <= set(re.findall(r"^ddpm-jax evaluate \S+ (\w+)", (DOCS / "gallery.md").read_text(), re.M))
 
 
 # --- pages made from the code
