@@ -56,14 +56,22 @@ class ConformanceReport(NamedTuple):
     """The results of `check`; an order is the slope of log error against log of the number of steps."""
 
     name: str
-    nfe_per_step: int  # function evaluations of the network in each step
-    deterministic: bool  # whether x_T alone decides the result
-    steps: np.ndarray  # [n] the numbers of steps
-    flow_error: np.ndarray  # [n] largest distance to the exact flow, data units; NaN where not deterministic
-    mean_error: np.ndarray  # [n] largest error of the terminal mean for Gaussian data
-    cov_error: np.ndarray  # [n] largest error of the terminal covariance for Gaussian data
-    is_reproducible: bool  # whether the same keys give the same bits, also in another order
-    batch_difference: float  # largest difference of an image drawn in a smaller batch, or with frames kept, data units
+    nfe_per_step: int
+    """Function evaluations of the network in each step."""
+    deterministic: bool
+    """Whether x_T alone decides the result."""
+    steps: np.ndarray
+    """[n] the numbers of steps."""
+    flow_error: np.ndarray
+    """[n] largest distance to the exact flow, data units; NaN where not deterministic."""
+    mean_error: np.ndarray
+    """[n] largest error of the terminal mean for Gaussian data."""
+    cov_error: np.ndarray
+    """[n] largest error of the terminal covariance for Gaussian data."""
+    is_reproducible: bool
+    """Whether the same keys give the same bits, also in another order."""
+    batch_difference: float
+    """Largest difference of an image drawn in a smaller batch, or with frames kept, data units."""
 
     @property
     def flow_order(self) -> float:

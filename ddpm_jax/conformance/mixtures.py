@@ -23,10 +23,14 @@ from ddpm_jax.schedules import Schedule, gather
 class GaussianMixture(NamedTuple):
     """A mixture of K normal laws in D dimensions, each by the eigenvalues and eigenvectors of its covariance."""
 
-    weights: np.ndarray  # [K] positive, of sum 1
-    means: np.ndarray  # [K, D]
-    variances: np.ndarray  # [K, D] the eigenvalues, variances in squared data units; they may be 0
-    axes: np.ndarray  # [K, D, D] the eigenvectors, as columns
+    weights: np.ndarray
+    """[K] positive, of sum 1."""
+    means: np.ndarray
+    """[K, D]."""
+    variances: np.ndarray
+    """[K, D] the eigenvalues, variances in squared data units; they may be 0."""
+    axes: np.ndarray
+    """[K, D, D] the eigenvectors, as columns."""
 
     @property
     def dims(self) -> int:
