@@ -29,7 +29,7 @@ def encode(texts):
     return guidance.Condition(context=jnp.asarray(context), mask=jnp.asarray(mask))
 
 
-def main(steps=1500, batch=64, channels=24, scale=2.0):
+def main(steps=600, batch=64, channels=24, scale=2.0):
     """Trains on digits with texts and returns ten samples [10, 8, 8, 1], of "the digit zero" to "the digit nine"."""
     digits = data.load("digits")
     images, schedule = data.normalize(digits.train, levels=17), schedules.cosine(200)
