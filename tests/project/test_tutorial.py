@@ -1,11 +1,17 @@
 """The notebooks of the tutorial: executed, small, the same code in both languages, and listed in their index."""
 
+import base64
+import importlib
+import io
 import json
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from scripts import notebooks
 
@@ -68,6 +74,20 @@ def test_the_index_lists_it(path):
     assert f"]({path.name})" in INDEX.read_text(encoding="utf-8")
 
 
+def test_the_index_has_eleven_formulas_and_names_functions_that_exist():
+    _, index = INDEX.read_text(encoding="utf-8").split("## Formula index")
+    rows = [line for line in index.splitlines() if line.startswith("| $")]
+    assert len(rows) == 11
+    for row in rows:
+        names = re.findall(r"`(\w+)(?:\.(\w+))?`", row.rsplit("|", 2)[1])
+        assert names, row
+        for module, function in names:
+            found = importlib.import_module(f"ddpm_jax.{module}")
+            assert not function or callable(getattr(found, function)), row
+    for link in re.findall(r"\]\((\w+\.ipynb)\)", INDEX.read_text(encoding="utf-8")):
+        assert (INDEX.parent / link).exists(), link
+
+
 @pytest.mark.slow
 @each_notebook
 def test_it_runs_from_a_fresh_kernel(path):
@@ -90,6 +110,17 @@ def test_outputs_are_copied_and_everything_else_stays():
     assert [c["source"] for c in copied["cells"]] == [["文字"], ["print(1)"]]
     assert copied["cells"][1]["outputs"] == outputs
     assert copied["cells"][1]["execution_count"] == 1
+
+
+def test_pictures_lose_their_text_and_are_written_once():
+    pixels, text, file = np.arange(3 * 64).reshape(8, 8, 3).astype(np.uint8), PngInfo(), io.BytesIO()
+    text.add_text("Software", "a version")
+    Image.fromarray(pixels).save(file, "PNG", pnginfo=text)
+    plain = notebooks.plain_png(base64.b64encode(file.getvalue()).decode())
+    written = base64.b64decode(plain)
+    assert b"version" in file.getvalue() and b"version" not in written
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(written)).convert("RGB")), pixels)
+    assert notebooks.plain_png(plain) == plain
 
 
 def test_translations_are_checked_and_outputs_copied_by_the_command(tmp_path, monkeypatch, capsys):
