@@ -1,6 +1,6 @@
 """Unconditional CIFAR-10, 32x32: the original's configuration (arXiv:2006.11239, appendix B and its code).
 
-    ddpm-jax prepare cifar10 --out data      (says which file to download, 170 MB, and makes data/cifar10.npz)
+    ddpm-jax prepare cifar10 --out data      (names the file to download, 170 MB; makes data/cifar10.npz)
     ddpm-jax train cifar10 --workdir runs/cifar10
 
 35,746,307 parameters, 4.8 TFLOP per step.  Published for this configuration: FID 3.17, IS 9.46, at most 3.75

@@ -2,8 +2,8 @@
 
     ddpm-jax train lsun_bedroom256 --workdir runs/bedroom --data.source npz:bedroom256.npz
 
-Published for this configuration: FID 6.36 after 2,400,000 steps; the only one trained without mirrored images.  The
-paper's large model (FID 4.90) has 256 million parameters: 192 channels give 255,677,955.
+Published for this configuration: FID 6.36 after 2,400,000 steps; the only data set trained without flips.  The paper's
+large model (FID 4.90) has 256 million parameters; 192 channels give 255,677,955.
 """
 
 import pathlib

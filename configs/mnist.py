@@ -1,13 +1,13 @@
 """MNIST, 28x28: a model within an hour on two CPU cores.
 
-    ddpm-jax prepare mnist --out data        (says which four files to download, 11.6 MB, and makes data/mnist.npz)
+    ddpm-jax prepare mnist --out data        (names the four files to download, 11.6 MB; makes data/mnist.npz)
     ddpm-jax train mnist --workdir runs/mnist
 
-686,914 parameters; 45 min 37 s on two shared cores of an AMD EPYC, compilation, evaluation and samples included; 1.596,
-1.506, 1.311 and 1.174 bits/dim (each +- 0.016) on 256 held-out images after 3,000, 6,000, 9,000 and 12,000 steps (the
-estimated bound; commit f5e4ca5).  Then 1.193 +- 0.009 on 1,000 images (`ddpm-jax evaluate runs/mnist
-likelihood --estimate 16 --num 1000`), and a Frechet distance of 16.4, precision of 0.679 and recall of 0.888 of 1,000
-samples (`... samples --num 1000`).  Ablations that led to this recipe: docs/results.md, section 6.
+686,914 parameters.  Training takes 45 min 37 s on two shared cores of an AMD EPYC, compilation, evaluation and samples
+included.  256 held-out images have 1.596, 1.506, 1.311 and 1.174 bits/dim (each +- 0.016) after 3,000, 6,000, 9,000 and
+12,000 steps (the estimated bound; commit f5e4ca5).  The trained model has 1.193 +- 0.009 on 1,000 images (`ddpm-jax
+evaluate runs/mnist likelihood --estimate 16 --num 1000`), and a Frechet distance of 16.4, precision 0.679 and recall
+0.888 for 1,000 samples (`... samples --num 1000`).  Ablations that led to this recipe: docs/results.md, section 6.
 """
 
 from dataclasses import replace
@@ -30,7 +30,7 @@ config = Config(
     sampling=Sampling(steps=50),
 )
 
-# the former recipe with 5.7 times the parameters (3,939,393); not trained to its end
+# the former recipe with 5.7 times the parameters (3,939,393); not trained for all steps
 wide = replace(
     config,
     steps=20_000,

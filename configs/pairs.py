@@ -4,7 +4,7 @@ ddpm-jax train pairs --workdir runs/pairs
 ddpm-jax sample runs/pairs --text "a three left of a five" --guidance 2
 
 1,259,449 parameters; 19 min 13 s on one CPU core.  All of 200 samples at guidance 2 show the two requested digits in
-order, and so do all of 200 of pairs that training has only in reverse order.  At guidance 1, 98 +- 1 %.
+order, and so do all of 200 samples of pairs that training has only in reverse order.  At guidance 1 it is 98 +- 1 %.
 """
 
 from ddpm_jax.config import Condition, Config, Data, Evaluation, Loss, Net, Optim, Sampling, Text

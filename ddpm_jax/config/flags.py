@@ -1,4 +1,4 @@
-"""Flags that several programs share: which weights of a run, and what replaces its sampling."""
+"""Flags that several programs share: weights, fine-tuning, conditions, sampling, editing; and those of prepare."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ OptionalFlag = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
 """An optional flag whose help text states its default itself."""
 
 MAY_BE_EMPTY = ("--text", "--condition.paired", "--condition.templates", "--flags")
-"""Flags whose empty value means something."""
+"""Flags that may have an empty value."""
 
 
 def parse(options: type[T], argv: Sequence[str], *, prog: str) -> T:
@@ -40,14 +40,14 @@ def check_words(argv: Sequence[str]) -> list[str]:
         flag = name if name.startswith("--") else flag
         empty = not (value if equals and word.startswith("--") else word).strip()
         if empty and flag not in MAY_BE_EMPTY:
-            raise ValueError(f"{flag or 'an argument'} is empty: leave it out, or see whether its variable is set")
+            raise ValueError(f"{flag or 'an argument'} is empty: leave it out, or check that its shell variable is set")
     return list(argv)
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
     weights: Literal["ema", "raw"] = "ema"
-    """Moving average (EMA) of the parameters, or the parameters themselves."""
+    """Moving average (EMA) of the parameters, or the raw parameters."""
     checkpoint: OptionalFlag[int] = None
     """The checkpoint's step (default: the newest)."""
 
@@ -57,7 +57,7 @@ class InitFrom:
     init_from: OptionalFlag[str] = None
     """Fine-tune: start from the parameters of the run in this folder."""
     init_weights: Literal["ema", "raw"] = "ema"
-    """With --init-from: moving average of its parameters, or the parameters themselves."""
+    """With --init-from: moving average (EMA) of its parameters, or the raw parameters."""
     init_checkpoint: OptionalFlag[int] = None
     """With --init-from: the checkpoint's step (default: the newest)."""
 
@@ -67,11 +67,11 @@ class ConditionOptions:
     label: OptionalFlag[str] = None
     """Label of all images, a name or a number."""
     labels: OptionalFlag[str] = None
-    """Labels of the images in turn, names or numbers separated by commas, or "all" of the training images."""
+    """Labels that images take in turn: names or numbers separated by commas, or "all" labels of training."""
     text: tuple[str, ...] = ()
-    """Text of all images, or texts in turn; "": unconditional."""
+    """Text of all images, or several that images take in turn; "": unconditional."""
     image: tuple[str, ...] = ()
-    """Files of conditioning images in turn: low-resolution images, or the other images of pairs."""
+    """Files of conditioning images, taken in turn: low-resolution images, or the other images of pairs."""
 
 
 def optional_fields(cls: type[T]) -> type[T]:
@@ -84,7 +84,7 @@ def optional_fields(cls: type[T]) -> type[T]:
 @optional_fields
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions(SamplerFields):
-    """The fields of `config.Sampling` as flags, but the size of training's grids; None for those not given."""
+    """The fields of `config.Sampling` as flags, except the size of training's grids; None for those not given."""
 
     def overrides(self) -> dict[str, Any]:
         """The fields of `config.Sampling` that were given, with their values."""
@@ -98,15 +98,15 @@ class EditOptions:
     mask: OptionalFlag[str] = None
     """Mask of one channel: 0 for pixels to generate, one other value for known pixels."""
     resample: OptionalFlag[int] = None
-    """Inpainting passes through each section of the reverse process (RePaint; default: 1)."""
+    """Inpainting: passes through each section of the reverse process (RePaint; default: 1)."""
     jump: OptionalFlag[int] = None
-    """Steps per section (default: 10)."""
+    """Inpainting: steps per section (default: 10)."""
     cg_steps: OptionalFlag[int] = None
-    """Conjugate gradient steps per prediction that fit it to the known pixels (default: 0)."""
+    """Inpainting: conjugate-gradient steps that condition each prediction on the known pixels (default: 0)."""
     init_image: OptionalFlag[str] = None
-    """Image-to-image (SDEdit): an image in the format of the run, noised, to start from instead of noise."""
+    """Image-to-image (SDEdit): an image in the format of the run; sampling starts from it, noised."""
     strength: OptionalFlag[float] = None
-    """Strength of --init-image in (0, 1]: 1 keeps almost nothing of it (default: 0.6)."""
+    """Strength of --init-image in (0, 1]: 1 keeps almost nothing of the image (default: 0.6)."""
     interpolate: OptionalFlag[tuple[str, str]] = None
     """Interpolation: two images in the format of the run; --num images between them, with --sampler ddim."""
 
@@ -115,30 +115,30 @@ class EditOptions:
 class Prepare:
     """Writes MNIST or CIFAR-10 to OUT/mnist.npz or OUT/cifar10.npz, or other images to a data set for `tfds:NAME@OUT`.
 
-    The same command goes on after an interruption, and does nothing if the result is there.  The files of MNIST and
-    CIFAR-10 are compared with the MD5 of the published ones; all options but --out and --from are for other images.
+    The same command continues after an interruption, and does nothing if the result exists.  The files of MNIST and
+    CIFAR-10 are checked against the published MD5; all options except --out and --from are for other images.
     """
 
     source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
     """"mnist", "cifar10", or a source of other images: "folder:PATH", "npz:PATH", "npy:PATH", "tfds:NAME", "digits",
     "pairs", "scenes"."""
     out: str
-    """The folder that the result goes into; TFDS's own is ~/tensorflow_datasets."""
+    """The folder for the result; TFDS's default is ~/tensorflow_datasets."""
     archives: Annotated[str | None, tyro.conf.arg(name="from", metavar="FOLDER|tfds:NAME", help_behavior_hint="")] = (
         None
     )
-    """The folder with the downloaded files of MNIST or CIFAR-10 (default: OUT), or the set that TFDS has prepared."""
+    """The folder with the downloaded files of MNIST or CIFAR-10 (default: OUT), or a data set of TFDS."""
     name: OptionalFlag[str] = None
     """Name of the TFDS data set: lower-case letters, digits and _."""
     resolution: OptionalFlag[int] = None
-    """Bring images to this height and width: cut to the middle, scaled with an antialiased filter."""
+    """Centre-crop images and scale them to this height and width, with an antialiased filter."""
     shards: OptionalFlag[int] = None
-    """Files of the training split (default: about 256 MB of decoded images in each)."""
+    """Number of files of the training split (default: about 256 MB of decoded images per file)."""
     held_out: float = 0.1
-    """The part of the images that becomes the split test, if the source has none."""
+    """Share of the images for the split test, if the source has none."""
     levels: OptionalFlag[int] = None
-    """Levels of the images, if not 256 or 65536."""
+    """Number of values of a pixel, if not 256 or 65536."""
     range: tuple[float, ...] = ()
     """Lowest and highest value of floating-point images."""
     skip_bad: bool = False
-    """Leave out images that cannot be read, instead of ending with the first; they are listed."""
+    """Leave out and list images that cannot be read, instead of ending with an error."""

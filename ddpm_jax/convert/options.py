@@ -11,23 +11,23 @@ from ddpm_jax.config import Config, flags
 
 @dataclasses.dataclass(frozen=True)
 class ImageOptions:
-    """Options of the images, which files of weights do not describe."""
+    """Options of the images, which weights do not contain."""
 
     source: flags.OptionalFlag[str] = None
-    """Source of images to train on or compare with, as train.py's --data.source; evaluate's --data replaces it."""
+    """Source of images to train on or evaluate against, as --data.source of train; `evaluate --data` replaces it."""
     levels: flags.OptionalFlag[int] = None
     """Number of values of a pixel (default: 256, 8 bits)."""
     range: flags.OptionalFlag[tuple[float, float]] = None
     """Instead of levels: the values of floating-point images that become -1 and 1."""
     label_names: tuple[str, ...] = ()
-    """Names of the labels, the first of label 0 (default: their numbers)."""
+    """Names of the labels, from label 0 on (default: their numbers)."""
 
     def apply_to(self, config: Config) -> Config:
         """The config with these options in its data; a ValueError if the range is empty, or both are given."""
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(f"--range must be the lowest and the highest value, got {self.range}")
         if self.range is not None and self.levels is not None:
-            raise ValueError("--levels are of integers and --range of floating-point images: give one of them")
+            raise ValueError("--levels is for integer images and --range for floating-point images: give only one")
         changed: dict[str, Any] = {} if self.source is None else {"source": self.source}
         if self.range is not None:
             changed |= {"range": self.range, "levels": None}
@@ -39,7 +39,7 @@ class ImageOptions:
         """The image metadata of a checkpoint; a ValueError if there are not as many names as labels."""
         classes, data = config.net.num_classes, config.data
         if self.label_names and len(self.label_names) != classes:
-            raise ValueError(f"--label-names names {len(self.label_names)} labels, and the network has {classes}")
+            raise ValueError(f"--label-names has {len(self.label_names)} names, but the network has {classes} labels")
         names = self.label_names or tuple(map(str, range(classes)))
         levels = data.levels or 256
         usual = "float32" if data.range else "uint8" if levels <= 256 else "uint16"
@@ -58,7 +58,7 @@ class FromDiffusers:
     workdir: str
     """The run's folder, created."""
     null_label: bool = False
-    """The last of num_class_embeds stands for no label, as in networks that were trained for guidance."""
+    """The last of num_class_embeds is the null label, as in networks trained for classifier-free guidance."""
     images: tyro.conf.OmitArgPrefixes[ImageOptions] = ImageOptions()
 
 
@@ -67,15 +67,15 @@ class FromOriginal:
     """A run from the original's TensorFlow checkpoint, or from PyTorch's conversion of one."""
 
     path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
-    """With TensorFlow model.ckpt-STEP; with PyTorch .ckpt, .pt; with neither .npz, .safetensors."""
+    """model.ckpt-STEP (needs TensorFlow), .ckpt or .pt (needs PyTorch), .npz or .safetensors."""
     config: str
-    """The config that the weights do not contain: configs/cifar10.py for those of CIFAR-10."""
+    """The config, which the weights do not contain: configs/cifar10.py for CIFAR-10."""
     shape: tuple[int, int, int]
     """Height, width and channels of an image."""
     workdir: str
     """The run's folder, created."""
     step: flags.OptionalFlag[int] = None
-    """The training step of the weights (default: that in the file, else 0)."""
+    """The training step of the weights (default: that of the file, or 0)."""
     images: tyro.conf.OmitArgPrefixes[ImageOptions] = ImageOptions()
 
 
@@ -84,17 +84,17 @@ class FromOpenAI:
     """A run from a checkpoint of improved- or guided-diffusion (.pt)."""
 
     path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
-    """The file: with PyTorch .pt, or .safetensors, .npz."""
+    """The file: .pt (needs PyTorch), .safetensors or .npz."""
     workdir: str
     """The run's folder, created."""
     published: flags.OptionalFlag[str] = None
-    """The published checkpoint: the name of its file without .pt (default: the name of this file)."""
+    """Name of the published checkpoint, without .pt (default: the name of this file)."""
     family: flags.OptionalFlag[Literal["improved", "guided"]] = None
-    """Instead of a published one: the project that it is of."""
+    """For other checkpoints: the project that trained them."""
     flags: str = ""
-    """With --family: the flags of the command that trained it, as --flags="--image_size 64 --learn_sigma True"."""
+    """With --family: flags of the training command, for example --flags="--image_size 64 --learn_sigma True"."""
     num_classes: int = 1000
-    """With --family, and --class_cond True among its flags: number of labels."""
+    """With --family and --class_cond True in --flags: number of labels."""
     step: int = 0
     """The training step of the weights."""
     images: tyro.conf.OmitArgPrefixes[ImageOptions] = ImageOptions()
@@ -112,7 +112,7 @@ class FromPlain:
 
 @dataclasses.dataclass(frozen=True)
 class ToPlain:
-    """Weights, schedule and config as safetensors and JSON, which open without JAX."""
+    """Weights, schedule and config as safetensors and JSON, for programs without JAX."""
 
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
     """The run's folder."""
@@ -126,4 +126,4 @@ class ToDiffusers(ToPlain):
     """A folder that diffusers' DDPMPipeline or DDIMPipeline opens."""
 
     sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
-    """Default of each: the config of the run."""
+    """Defaults: those of the run's config."""

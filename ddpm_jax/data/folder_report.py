@@ -101,7 +101,7 @@ class FolderReport(NamedTuple):
             ]
         turned = [file.path for file in good if file.exif_transposed]
         if turned:
-            lines.append(f"turned    {len(turned):,} upright, as their Exif orientation says: {join_first(turned, 3)}")
+            lines.append(f"rotated   {len(turned):,} by their Exif orientation: {join_first(turned, 3)}")
         odd = [f"{printable(file.path)}: {printable(file.warning)}" for file in good if file.warning]
         if odd:
             lines.append(
@@ -110,7 +110,9 @@ class FolderReport(NamedTuple):
         if bad:
             lines.append(f"bad       {len(bad):,} files cannot be used{indent_lines(format_reasons(bad))}")
         if self.skipped:
-            lines.append(f"skipped   {len(self.skipped):,} that are no files of the folder{indent_lines(self.skipped)}")
+            lines.append(
+                f"skipped   {len(self.skipped):,} that are not files of the folder{indent_lines(self.skipped)}"
+            )
         if self.others or self.hidden:
             hidden = [f"{self.hidden:,} hidden"] if self.hidden else []
             count = sum(self.others.values())
@@ -130,8 +132,8 @@ class FolderReport(NamedTuple):
         if not rest:
             return f"none: all are {height}x{width}"
         return (
-            f"{rest:,} to {height}x{width} with the Lanczos filter (antialiased), of which {cut:,} are cut to the "
-            f"middle first and {fewer:,} enlarged; {same:,} as they are"
+            f"{rest:,} to {height}x{width} with the Lanczos filter (antialiased), of which {cut:,} are "
+            f"centre-cropped first and {fewer:,} enlarged; {same:,} unchanged"
         )
 
 
@@ -165,7 +167,7 @@ def make_folder_report(
     if not root.exists():
         raise FileNotFoundError(f"load: no folder {root}")
     if not root.is_dir():
-        raise ValueError(f"{root}: not a folder; folder:PATH names the folder that images are in")
+        raise ValueError(f"{root}: not a folder; PATH of folder:PATH must be the folder of the images")
     found = find_files(root)
     files = _reject_other_modes([*found.bad, *_decode_files(root, found.images, progress)])
     files.sort(key=lambda file: file.path)
@@ -242,7 +244,7 @@ def _add_entry(entry: os.DirEntry[str], path: str, above: frozenset[tuple[int, i
     try:
         about = os.stat(entry.path)
     except OSError as error:
-        wrong = f"a link that leads nowhere: {error.strerror}" if entry.is_symlink() else f"{error.strerror}"
+        wrong = f"a broken link: {error.strerror}" if entry.is_symlink() else f"{error.strerror}"
     if about is not None:
         skipped = _skip_reason(entry, about, above, found.root)
         if skipped:
@@ -270,9 +272,9 @@ def _skip_reason(entry: os.DirEntry[str], about: os.stat_result, above: frozense
     if entry.is_symlink():
         real = os.path.realpath(entry.path)
         if os.path.commonpath([real, root]) != root:
-            return f"a link out of the folder, to {printable(real)}; a copy in its place would be read"
+            return f"a link out of the folder, to {printable(real)}; use a copy instead"
     if stat.S_ISDIR(about.st_mode):
-        return "a link to a folder that it is in" if (about.st_dev, about.st_ino) in above else ""
+        return "a link to a folder that contains it" if (about.st_dev, about.st_ino) in above else ""
     return "" if stat.S_ISREG(about.st_mode) else "a pipe, a socket or a device"
 
 
@@ -321,5 +323,5 @@ def _reject_other_modes(files: list[ImageFile]) -> list[ImageFile]:
     (mode, most), (_, second) = modes[:2]
     if most == second:
         return [file if file.bad else file._replace(bad=f"mode {file.mode}: no mode has a majority") for file in files]
-    odd = f"where {mode} is the most frequent"
+    odd = f"but the most frequent mode is {mode}"
     return [file if file.bad or file.mode == mode else file._replace(bad=f"mode {file.mode}, {odd}") for file in files]

@@ -20,13 +20,13 @@ class CommonFlags:
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
     condition_request: tyro.conf.OmitArgPrefixes[flags.ConditionOptions] = flags.ConditionOptions()
     sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
-    """Default of each: the config of the run."""
+    """Defaults: those of the run's config."""
     source: Annotated[str | None, tyro.conf.arg(name="data", help_behavior_hint="")] = None
-    """Source of the images, if not that of the config: "digits" or "npz:PATH"."""
+    """Source of the images, for example "npz:PATH" (default: that of the config)."""
     out: flags.OptionalFlag[str] = None
     """Folder for the results (default: evaluation in the run)."""
     devices: flags.OptionalFlag[int] = None
-    """On a CPU: number of JAX devices to divide it into (default: one per core)."""
+    """On a CPU: number of JAX devices (default: one per core)."""
     hosts: tyro.conf.OmitArgPrefixes[process.DistributedOptions] = process.DistributedOptions()
 
 
@@ -42,7 +42,7 @@ class ImageOptions(EvaluationOptions):
     """Images that a figure draws."""
 
     num: int = 8
-    """Images, a row each."""
+    """Number of images, one per row."""
     start: int = 0
     """The first image's index."""
     seed: int = 0
@@ -55,7 +55,7 @@ class ImageOptions(EvaluationOptions):
 
 @dataclasses.dataclass(frozen=True)
 class SplitOptions(EvaluationOptions):
-    """Images of a split whose likelihood is bounded."""
+    """Images of a split for the bound."""
 
     split: Literal["train", "test"] = "test"
     """The split to evaluate."""
@@ -69,10 +69,10 @@ class SplitOptions(EvaluationOptions):
 class LikelihoodOptions(SplitOptions):
     """Bits per dimension of a split by the variational bound, with rate, distortion and prior.
 
-    The exact bound has every term of the chain, one function evaluation per image and step.  --estimate draws two times
-    from each of so many strata of the steps instead.  --steps and --spacing bound the likelihood under a strided
-    chain; without --steps it is the whole chain, even if the config samples with fewer steps.
-    The exact bound of all steps also leaves x0_errors.json in the run, for --sampler analytic, unless --out is given.
+    The exact bound computes every term, with one function evaluation per image and step.  --estimate draws two
+    timesteps from each of that many strata instead.  --steps and --spacing give the bound of a reverse process with
+    fewer steps; without --steps it has all T steps, even if the config samples with fewer.
+    The exact bound of all steps also writes x0_errors.json to the run, for --sampler analytic, unless --out is given.
     """
 
     estimate: flags.OptionalFlag[int] = None
@@ -85,8 +85,8 @@ class LikelihoodOptions(SplitOptions):
 class SamplesOptions(EvaluationOptions):
     """Fréchet distance, precision and recall, density and coverage, and classes of samples against the training images.
 
-    Features are those of the classifier that comes with the package, for digits and MNIST, or of Inception (the extra
-    `eval`).  The reference is the whole training split, unaugmented.  With --sets the numbers are means over disjoint
+    Features come from the package's classifier, for digits and MNIST, or from Inception (the extra `eval`).  The
+    reference is the whole training split, without augmentation.  With --sets the numbers are means over disjoint
     sets of --num samples, with the standard error of these means.
     """
 
@@ -112,10 +112,10 @@ class SamplesOptions(EvaluationOptions):
 class TableOptions(EvaluationOptions):
     """The likelihood and the sample metrics of several samplers in one table, with the held-out baseline.
 
-    Ancestral sampling over all steps with both fixed variances or the learned one, and DDIM with few steps.  Rate and
-    distortion are those of the ancestral chain: a deterministic sampler has none.  Samples come in sets as large as the
-    held-out split (at most 10,000), so that the baselines have the same bias: held-out images, and random training
-    images against the others.
+    The rows are ancestral sampling over all steps, with both fixed variances or the learned one, and DDIM with few
+    steps.  Rate and distortion are for ancestral sampling; a deterministic sampler has none.  The two baselines are
+    held-out images, and random training images compared with the others.  Sets of samples are as large as the held-out
+    split (at most 10,000), so that samples and baselines have the same bias.
     """
 
     num: flags.OptionalFlag[int] = None
@@ -150,36 +150,36 @@ class NfeOptions(EvaluationOptions):
     unipc: tuple[int, ...] = (5, 10, 20)
     """Steps of UniPC."""
     spacings: tuple[Spacing, ...] = ("uniform", "quadratic")
-    """Spacings of the times; a chain of all steps has only one."""
+    """Spacings of the timesteps; with all T steps there is only one."""
     seed: int = 0
     """The seed of the samples."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgressiveOptions(ImageOptions):
-    """Progressive generation: x_t of some images at evenly spread times, as a picture and an animation.
+    """Progressive generation: x_t of some images at evenly spaced timesteps, as a picture and an animation.
 
-    The images are those that sample.py draws; the JSON file has their hashes, as its manifest has.
+    The images are those of `ddpm-jax sample`; the JSON file has their hashes.
     """
 
     frames: int = 11
-    """Times, from the first of the chain to 0, evenly spread over its steps; all, if it has fewer."""
+    """Number of timesteps from the first to 0, evenly spaced over the sampler's steps; all, if there are fewer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictionsOptions(ImageOptions):
-    """The x_0 predicted from x_t over time, and how far it is from the image (figures 6, 10 and 14 of the paper).
+    """The x_0 predicted from x_t by timestep, and its error (figures 6, 10 and 14 of the paper).
 
-    The last prediction, from the last time above 0, is the image itself.  With --quality also the Fréchet distance
-    of the predictions at each time to the training images.
+    The prediction from the smallest timestep is the image itself.  --quality adds the Fréchet distance of the
+    predictions at each timestep to the training images.
     """
 
     num: int = 8
-    """Images in the picture, a row each; the errors are means over them, or over those of --quality."""
+    """Number of images in the picture, one per row; errors are means over these, or over those of --quality."""
     frames: int = 11
-    """Times to predict from, evenly spread over the chain's steps; all, if it has fewer."""
+    """Number of timesteps, evenly spaced over the sampler's steps; all, if there are fewer."""
     quality: int = 0
-    """Images for the Fréchet distance at each time; 0 leaves it out."""
+    """Number of images for the Fréchet distance at each timestep; 0: none."""
     features: Literal["classifier", "inception"] = "classifier"
     """Feature extractor of --quality."""
     inception_weights: flags.OptionalFlag[str] = None
@@ -188,17 +188,17 @@ class PredictionsOptions(ImageOptions):
 
 @dataclasses.dataclass(frozen=True)
 class StochasticOptions(ImageOptions):
-    """Several images that share one x_t, for falling t, and how much they differ (figure 7 of the paper).
+    """Several samples that share one x_t, for decreasing t, and their differences (figure 7 of the paper).
 
-    From each x_t of an image's chain the reverse process runs several times.  The first time it is the chain itself and
-    ends in the image that sample.py draws; the others have their own noise from t on.
+    From each x_t of an image the reverse process runs several times.  The first run is the image's own trajectory; the
+    others have their own noise from t on.
     """
 
     num: int = 4
     times: flags.OptionalFlag[tuple[int, ...]] = None
-    """The shared times, in any order (default: the visited times nearest to T, 3T/4, T/2 and T/4)."""
+    """The shared timesteps, in any order (default: the visited ones nearest to T, 3T/4, T/2 and T/4)."""
     continuations: int = 3
-    """Images from each x_t, the chain's own among them."""
+    """Number of images from each x_t, including the first run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,8 +206,8 @@ class InterpolationOptions(EvaluationOptions):
     """Interpolation of two images in the space of x_t (figure 8 of the paper; figure 9 with --coarse-to-fine).
 
     Images a and b are noised to x_t and x_t', mixed as (1 - lambda) x_t + lambda x_t', and decoded by the reverse
-    process from t on.  The mixture is linear, as in the paper: in between, its noise has a variance below that of an
-    x_t.  The noise, of both images and of the reverse process, is the same for all lambda.
+    process from t on.  The mixture is linear, as in the paper, so between the images its noise has a smaller variance
+    than that of an x_t.  All lambda use the same noise, for both images and for the reverse process.
     """
 
     split: Literal["train", "test"] = "test"
@@ -217,24 +217,23 @@ class InterpolationOptions(EvaluationOptions):
     second: int = 1
     """Index of image b."""
     pairs: int = 1
-    """Pairs, a row each; every further pair has both indices two higher."""
+    """Number of pairs, one per row; both indices increase by two from pair to pair."""
     t: flags.OptionalFlag[int] = None
-    """The time of the mixture (default: the visited time nearest to T/2); images of few pixels want a smaller one."""
+    """Timestep of the mixture (default: the visited one nearest to T/2); use a smaller one for images of few pixels."""
     coarse_to_fine: bool = False
-    """One pair at falling times instead: a row for each of those nearest to T, 7T/8, ... T/8, and 0, the pixels."""
+    """One pair at decreasing timesteps: rows for those nearest to T, 7T/8, ... T/8, and for 0 (the pixels)."""
     columns: int = 11
-    """Values of lambda, evenly from 0 to 1."""
+    """Number of values of lambda, evenly spaced from 0 to 1."""
     seed: int = 0
     """The seed of the noise."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RateDistortionOptions(SplitOptions):
-    """Rate and distortion along the chain, from the exact bound (section 4.3, figure 5 and table 4 of the paper).
+    """Rate and distortion along the reverse process, by the exact bound (section 4.3, figure 5, table 4 of the paper).
 
-    No codec is run: the rates are those of an ideal one, given a procedure that sends a sample of q
-    to a receiver who knows p in KL(q || p) bits, as the paper assumes.  A result of the likelihood command for the same
-    images is reused.
+    There is no codec.  The rates are those of an ideal code, which sends a sample of q to a receiver who has p in
+    KL(q || p) bits, as the paper assumes.  An existing result of `likelihood` for the same images is reused.
     """
 
 
@@ -242,9 +241,9 @@ class RateDistortionOptions(SplitOptions):
 class NeighboursOptions(EvaluationOptions):
     """Samples with their nearest training images, and a memorisation check (the figures of the paper's appendix).
 
-    Of --num samples the picture shows the --rows nearest to a training image, nearest first: the most suspicious, not
-    a random selection.  The verdict is always about pixels; --features is the space of the neighbours and distances in
-    the picture.  Where training mirrors images, mirror images count.
+    The picture shows those --rows of --num samples that are nearest to a training image, nearest first; this is not a
+    random selection.  The memorisation check always uses pixels; --features is for the neighbours and distances in the
+    picture.  If training flips images, flipped images are compared, too.
     """
 
     num: int = 256
@@ -265,7 +264,7 @@ class NeighboursOptions(EvaluationOptions):
 class ReportOptions(EvaluationOptions):
     """A model card of the run: report.md with curves, pictures, all measured numbers, and a list of missing ones.
 
-    It collects the files of the run and of its evaluation; nothing is measured.  It goes into the run's folder, or with
-    --out beside the results there.  Links are relative, and files from elsewhere are copied to a folder `report` next
+    The command collects files of the run and of its evaluations, and measures nothing.  report.md is written to the
+    run's folder, or to --out.  Its links are relative, and files from elsewhere are copied to the folder `report` next
     to it, so the folder can be moved.
     """

@@ -124,10 +124,10 @@ def program_lines(report: Report, name: str) -> Iterator[str]:
         yield f"  does not fit: it needs {'at least ' * (not stats.seconds)}{needed}{of} ({stats.error})"
     else:
         memory = stats.memory
-        yield (f"  arguments {format_bytes(memory.arguments)}, temporaries {format_bytes(memory.temporaries)}, at most "
-               f"{format_bytes(memory.peak)} at one time")  # fmt: skip
+        yield (f"  arguments {format_bytes(memory.arguments)}, temporaries {format_bytes(memory.temporaries)}, peak "
+               f"{format_bytes(memory.peak)}")  # fmt: skip
         needed = report.bytes_during_training(name) or memory.peak
-        note = "" if name == "train" else ", beside state and images"
+        note = "" if name == "train" else ", with training's state and images"
         share = "" if limit is None else f", {needed / limit:.1%}"
         yield f"  {'fits' if report.fits(name) else 'does not fit'}: {format_bytes(needed)}{of}{share}{note}"
     if not report.fits(name):
@@ -187,22 +187,22 @@ def proposals(report: Report, name: str) -> list[str]:
     whole = pixels + lowering.state_bytes(report.model)
     if limit is not None and whole > limit:
         if not streamed:
-            return [f"--data.stream True: now all images ({format_bytes(pixels)}) lie on each device, beside the state"]
-        return ["devices with more memory: the state lies on each, however many there are"]
+            return [f"--data.stream True: at present each device holds all images ({format_bytes(pixels)})"]
+        return ["devices with more memory: each device holds the whole state"]
     # memory other than images and state is assumed to grow with the device's batch
     room = 0.5 if limit is None or needed is None else min(0.99, (limit - whole) / max(needed - whole, 1))
     hints = trainer.step_oom_hints(config, devices, 0 if streamed else pixels, room)
     if report.target.slice is not None and report.batch_per_device > 1:
         more = topology.next_larger(report.target.slice)
         hints += [f"--topology {more}: the same batch over more devices"] if more else []
-    return hints or ["devices with more memory: there is one image on each already"]
+    return hints or ["devices with more memory: each device has only one image already"]
 
 
 def disk_line(report: Report) -> str:
     """The line of the disk space."""
     one = local_measurement.checkpoint_bytes(report.model)
-    return (f"disk       {format_bytes(one)} a checkpoint, "
-            f"{format_bytes(local_measurement.disk_bytes(report.model, report.images))} the whole run "
+    return (f"disk       {format_bytes(one)} per checkpoint, "
+            f"{format_bytes(local_measurement.disk_bytes(report.model, report.images))} for the whole run "
             f"({report.config.keep} checkpoints kept, and samples)")  # fmt: skip
 
 
@@ -219,7 +219,7 @@ def measurement_lines(report: Report) -> Iterator[str]:
                f"{measured.used / measured.analysis - 1:+.1%} ({measured.how})")  # fmt: skip
     if measured.process is not None:
         most = format_bytes(measured.process)
-        yield f"           {most} was the most that this process had, libraries and compilation included"
+        yield f"           {most} was the peak of this process, libraries and compilation included"
     duration = tracking.format_duration(report.config.steps / measured.steps_per_s)
     yield (f"speed      {measured.steps_per_s:.3g} steps/s over {measured.timed} steps: {report.config.steps:,} steps "
            f"take {duration}, without samples and evaluations")  # fmt: skip

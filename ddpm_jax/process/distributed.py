@@ -27,13 +27,13 @@ _SHUTDOWN_TIMEOUT = 7 * 24 * 3600  # at the end the first process may still be w
 @dataclasses.dataclass(frozen=True)
 class DistributedOptions:
     coordinator: str | None = None
-    """HOST:PORT at process 0, for several processes that no cluster manager connects."""
+    """HOST:PORT of process 0: connects several processes without a cluster manager."""
     processes: int | None = None
     """Number of processes (with --coordinator)."""
     process: int | None = None
     """Index of this process, from 0 (with --coordinator)."""
     heartbeat: int = 60
-    """With several processes: seconds after which one that does not answer counts as lost, which ends the others."""
+    """With several processes: seconds without an answer after which a process counts as lost; the others then end."""
 
 
 def check_options(options: DistributedOptions) -> None:
@@ -177,7 +177,7 @@ def check_equal_across_processes(values: Mapping[str, bytes]) -> None:
     for name, column in zip(values, np.moveaxis(seen, 1, 0), strict=True):
         others = [str(i) for i in range(len(column)) if (column[i] != column[0]).any()]
         if others:
-            raise ValueError(f"processes must have the same {name}: in process {', '.join(others)} it is another")
+            raise ValueError(f"processes must have the same {name}: it differs in process {', '.join(others)}")
 
 
 @contextlib.contextmanager

@@ -14,12 +14,12 @@ from ddpm_jax import process
 COMMANDS = {
     "train": "trains a model of a config, or continues a run",
     "sample": "draws images from a run",
-    "evaluate": "likelihood, sample quality and the figures of the paper",
-    "convert": "weights from and to diffusers, OpenAI's checkpoints, the original, plain files",
-    "preflight": "memory, cost and speed of a config before a long run",
-    "prepare": "MNIST or CIFAR-10 as .npz; other images (a folder, arrays) as a TFDS data set",
-    "replay": "replays a training step that was not finite, and names the layer where it began",
-    "conformance": "checks the samplers against analytic solutions",
+    "evaluate": "measures likelihood and sample quality; draws the figures of the paper",
+    "convert": "converts weights from diffusers, OpenAI's checkpoints and the original, and to diffusers",
+    "preflight": "reports memory, cost and speed of a config before a long run",
+    "prepare": "writes MNIST or CIFAR-10 to .npz, other images (a folder, arrays) to a TFDS data set",
+    "replay": "repeats a non-finite training step and names the first layer that is not finite",
+    "conformance": "checks the samplers against known solutions",
 }
 
 

@@ -11,7 +11,7 @@ from ddpm_jax.config import flags
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Prints what is measured of the library's samplers where the answer is known; it takes minutes."""
+    """Checks the library's samplers on data with a known solution and prints a table; takes minutes."""
 
 
 def main(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Weights from elsewhere as a run, and a run's weights elsewhere.
+"""The command `ddpm-jax convert`: weights to runs, and runs to other formats.
 
     ddpm-jax convert from diffusers FOLDER --workdir RUN
     ddpm-jax convert from openai FILE.pt --workdir RUN
@@ -7,8 +7,8 @@
     ddpm-jax convert to diffusers RUN OUT
     ddpm-jax convert to plain RUN OUT
 
-`from diffusers --help` lists a command's flags.  Files are local; nothing in them is executed, and nothing is written
-if anything about them is refused.
+`from diffusers --help` lists a command's flags.  Files are local; no code in them is executed, and nothing is written
+if a check fails.
 """
 
 import sys
@@ -29,7 +29,7 @@ COMMANDS = {
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command; exit status 0, or 2 for what is refused, or 6 for what cannot be written."""
+    """Runs one command; exit status 0, 2 if the request or a file is refused, 6 if a file cannot be written."""
     command = (argv[0], argv[1]) if len(argv) > 1 else ("", "")
     if command not in COMMANDS:
         is_help = bool({"-h", "--help"} & set(argv))

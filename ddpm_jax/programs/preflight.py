@@ -1,8 +1,8 @@
-"""Compiles the programs of a config: memory, cost, and on the devices at hand speed.
+"""The command `ddpm-jax preflight`: memory and cost of a config's programs, and their speed on local devices.
 
     ddpm-jax preflight CONFIG[:NAME] [--topology v5e:4x4] [--shape H W C] [any flag of the config]
 
-Exit status 0 if everything fits, 1 if something does not, 2 for a wrong request, 6 for what cannot be written.
+Exit status 0 if everything fits, 1 if something does not, 2 for a wrong request, 6 if a file cannot be written.
 """
 
 import dataclasses
@@ -25,17 +25,17 @@ QUICK = -1.0
 class Arguments:
     config: Annotated[configs.Config, tyro.conf.arg(name="")]
     topology: flags.OptionalFlag[str] = None
-    """A slice of TPUs to compile for, such as v5litepod-16, v4-32 or v5e:4x4 (default: the devices at hand)."""
+    """A slice of TPUs to compile for, such as v5litepod-16, v4-32 or v5e:4x4 (default: the local devices)."""
     shape: tuple[int, ...] = ()
-    """Height, width and channels of integer images (default: those of the config's source, which is read)."""
+    """Height, width and channels of integer images (default: those of the config's source)."""
     images: flags.OptionalFlag[int] = None
-    """With --shape: how many training images there are, all of which lie on each device (default: 50,000)."""
+    """With --shape: number of training images (default: 50,000)."""
     programs: tuple[Literal["train", "sampler", "evaluation"], ...] = ("train", "sampler", "evaluation")
-    """Which programs to compile."""
+    """Programs to compile."""
     effort: flags.OptionalFlag[float] = None
-    """With --topology: the compiler's effort from -1 (default: quick) over 0 (as a run is compiled) to 1.
+    """With --topology: the compiler's effort, from -1 (quick, the default) to 1; 0 is that of a real run.
 
-    From 0 on, its estimate of the time is worth something and is printed."""
+    From 0 on, its estimate of the time is meaningful and is printed."""
     devices: flags.OptionalFlag[int] = None
     """On a CPU: number of JAX devices (default: one per core)."""
     out: flags.OptionalFlag[str] = None
@@ -55,9 +55,9 @@ def parse(argv: list[str]) -> tuple[str, Arguments]:
     args = tyro.cli(Arguments, prog=usage, args=rest, default=Arguments(default))
     ranges.check_flags(args)
     if args.effort is not None and (args.topology is None or not -1 <= args.effort <= 1):
-        raise ValueError(f"--effort goes with --topology and must lie in [-1, 1], got {args.effort}")
+        raise ValueError(f"--effort needs --topology and must be in [-1, 1], got {args.effort}")
     if args.topology is not None and args.devices is not None:
-        raise ValueError(f"--devices {args.devices} divides this machine's CPU: it does not go with --topology")
+        raise ValueError(f"--devices {args.devices} is for this machine's CPU: leave it out with --topology")
     return name, args
 
 
@@ -115,7 +115,7 @@ def run(name: str, args: Arguments) -> int:
 
 
 def place(args: Arguments):
-    """The slice that is named, or the devices at hand."""
+    """The slice that is named, or the local devices."""
     import jax
 
     from ddpm_jax.preflight import local_measurement, report
@@ -123,9 +123,7 @@ def place(args: Arguments):
     if args.topology is None:
         devices = jax.local_devices()
         return report.Target(devices, 1, None, local_measurement.memory_limit(), None)
-    jax.config.update(
-        "jax_enable_compilation_cache", False
-    )  # what is compiled for devices elsewhere cannot be read back
+    jax.config.update("jax_enable_compilation_cache", False)  # programs for absent devices cannot be read back
     which = topology.find_slice(args.topology)
     devices = topology.devices(which)
     hosts = len({device.process_index for device in devices})

@@ -46,13 +46,13 @@ def write_npz(options: flags.Prepare) -> int:
     given = [f"--{f.name.replace('_', '-')}" for f in others if getattr(options, f.name) != f.default]
     if given:
         raise ValueError(
-            f"{', '.join(given)}: not for {name}, which becomes {target} as it is published. A TFDS data set of it is "
-            f"then made by ddpm-jax prepare {shlex.quote(source)} --name NAME --out FOLDER"
+            f"{', '.join(given)}: not for {name}, which is written to {target} as published. To make a TFDS data set "
+            f"of that file: ddpm-jax prepare {shlex.quote(source)} --name NAME --out FOLDER"
         )
     if target.exists():
         present = sources.load(source)
-        archives.check(name, present, f"{target} is there already and is not {name}: remove it, or take another --out")
-        print(f"nothing to do, it is there already: {sources.summary(present)}")
+        archives.check(name, present, f"{target} exists and is not {name}: remove it, or give another --out")
+        print(f"nothing to do, the file exists: {sources.summary(present)}")
         return 0
     images = archives.read(name, options.out if options.archives is None else options.archives)
     parts = dict(x_train=images.train, y_train=images.train_labels, x_test=images.test, y_test=images.test_labels)
@@ -63,6 +63,6 @@ def write_npz(options: flags.Prepare) -> int:
     with process.FolderLock(folder), process.atomic_file(target) as file:
         np.savez(file, **arrays)
     print(f"written: {sources.summary(images._replace(name=source))}")
-    flag = "" if target == Path("data", target.name) else f" --data.source {shlex.quote(source)}"  # as the configs say
+    flag = "" if target == Path("data", target.name) else f" --data.source {shlex.quote(source)}"  # as in the configs
     print(f"train on it: ddpm-jax train {name} --workdir runs/{name}{flag}")
     return 0

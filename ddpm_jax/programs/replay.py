@@ -1,4 +1,4 @@
-"""Takes a training step again that was not finite, on the CPU in float32, and names the layer where it began.
+"""Repeats a non-finite training step on the CPU in float32 and names the first layer that is not finite.
 
 ddpm-jax replay RUN/nonfinite-step-N.npz
 """
@@ -15,10 +15,10 @@ from ddpm_jax.config import flags
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Takes a training step again that was not finite, and names the layer where it began."""
+    """Repeats a non-finite training step and names the first layer that is not finite."""
 
     record: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RECORD")]]
-    """The record that training has written: RUN/nonfinite-step-N.npz."""
+    """The record that training wrote: RUN/nonfinite-step-N.npz."""
 
 
 def main(argv: list[str]) -> int:

@@ -2,8 +2,8 @@
 
     ddpm-jax sample runs/digits --num 64 --seed 0 --out samples [--sampler ddim --steps 50 ...]
 
-The checkpoint knows the config; a flag replaces one of its values.  Image i is a
-function of (checkpoint, seed, i, sampler): `--start 7 --num 1` makes image 7 of every other call.
+The config is read from the checkpoint; flags replace its values.  Image i is a function of (checkpoint, seed, i,
+sampler): `--start 7 --num 1` draws image 7 of every other call.
 """
 
 import dataclasses
@@ -29,16 +29,16 @@ class Arguments:
     start: int = 0
     """The first image's index."""
     out: flags.OptionalFlag[str] = None
-    """Folder for samples.npz, images/, grid.png and manifest.json (default: one in RUN/samples named by this call)."""
+    """Folder for samples.npz, images/, grid.png and manifest.json (default: in RUN/samples, named by the settings)."""
     format: Literal["source", "npz", "png", "jpg", "webp", "bmp", "tiff", "npy"] = "source"
     """Format of images/, one file per image: that of the training folder (source), none (npz), or another."""
     model: tyro.conf.OmitArgPrefixes[flags.Weights] = flags.Weights()
     condition: tyro.conf.OmitArgPrefixes[flags.ConditionOptions] = flags.ConditionOptions()
     sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
-    """Default of each: the config of the run."""
+    """Defaults: those of the run's config."""
     edits: tyro.conf.OmitArgPrefixes[flags.EditOptions] = flags.EditOptions()
     batch: flags.OptionalFlag[int] = None
-    """Images computed at once; changes no image."""
+    """Images computed at once; does not change the images."""
     trajectory: bool = False
     """Also write the reverse process: trajectory.gif, and trajectory.png with x_t above the predicted x_0."""
     verify: flags.OptionalFlag[str] = None
@@ -77,7 +77,7 @@ def draw(args: Arguments) -> int:
     edit = pipeline.make_edit(pipe, args.edits, start=args.start, num=args.num)
     if edit and args.trajectory:
         raise ValueError(
-            "--trajectory shows chains from noise: leave it out with --inpaint, --init-image and --interpolate"
+            "--trajectory is only for sampling from noise: leave it out with --inpaint, --init-image and --interpolate"
         )
     format = outputs.file_format(pipe, args.format)
     images = {"seed": args.seed, "start": args.start, "num": args.num}
@@ -101,7 +101,7 @@ def draw(args: Arguments) -> int:
     if args.trajectory:
         outputs.write_trajectory(pipe, drawn, out, **images)
     elif process.is_main_process() and (out / "trajectory.gif").exists():
-        print(f"note: {out} also holds a trajectory, which is of an earlier call")
+        print(f"note: the trajectory in {out} is of an earlier call")
     return 0
 
 

@@ -127,7 +127,7 @@ def loop(config: configs.Config, run: "Run", saved: "Checkpoints", start: int, c
     def due(step, every):
         return step == config.steps or (every and step % every == 0)
 
-    # what was saved, and ended before its samples
+    # a run that was saved and ended before it drew its samples
     if start and due(start, config.sample_every) and process.any_process(not step_metrics.has_evaluation):
         step_metrics.write_evaluation(start, lambda: run.sample_and_evaluate(start, state.ema))
     done = start
@@ -163,5 +163,5 @@ def loop(config: configs.Config, run: "Run", saved: "Checkpoints", start: int, c
     progress.close()
     seconds = tracking.format_duration(time.monotonic() - begun)
     complete = f"the run is complete: {start} steps; raise --steps to continue"
-    print(complete if start >= config.steps else f"steps {start + 1} to {config.steps} took {seconds} in all")
+    print(complete if start >= config.steps else f"steps {start + 1} to {config.steps} took {seconds} in total")
     return 0

@@ -49,9 +49,9 @@ def lock_run(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
             except (ValueError, OSError) as error:
                 failed = error
         if process.any_process(failed is not None):
-            raise failed or ValueError(f"the first process could not take {workdir}; it says why")
+            raise failed or ValueError(f"the first process could not lock {workdir}: see its error message")
         if process.any_process(not (workdir / "config.json").exists()):
-            raise ValueError(f"all processes must see {workdir}: it has to lie in a folder that they share")
+            raise ValueError(f"{workdir} must be in a folder that all processes share")
         try:
             yield
         except OSError as error:
@@ -69,7 +69,7 @@ def _make_folder(workdir: pathlib.Path) -> None:
     inside = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
     inside -= {".lock", "config.json.part", "config.part"}  # of a process killed before it had written config.json
     if inside and "config.json" not in inside:
-        raise ValueError(f"{workdir} is not empty and holds no config.json: it is not a run; take a new folder")
+        raise ValueError(f"{workdir} is not empty and has no config.json, so it is not a run: give a new folder")
     workdir.mkdir(parents=True, exist_ok=True)
 
 
@@ -80,8 +80,8 @@ def _write_config(workdir: pathlib.Path, config: configs.Config) -> None:
         changed = configs.differences(_with_changeable_fields(old, config), config)
         if changed and any((workdir / "checkpoints").glob("[0-9]*")):  # without a checkpoint nothing has started
             raise ValueError(
-                f"{workdir} holds a run of another config; take a new folder, or go on with its own. "
-                f"What differs: {'; '.join(changed)}"
+                f"{workdir} holds a run of another config: give a new folder, or continue with the run's config. "
+                f"Differences: {'; '.join(changed)}"
             )
     process.atomic_write_text(path, configs.to_json(config))
     (workdir / "samples").mkdir(exist_ok=True)
@@ -107,7 +107,7 @@ class Run:
         self.images, self.key, self.interrupt = images, key, interrupt
         self.num_held_out = min(self.config.evaluation.images, len(images.test))
         self.tile = model.tile_size(jax.local_devices()[0].platform)
-        self.provenance: dict[str, Any] = {}  # what every checkpoint says of where the first parameters came from
+        self.provenance: dict[str, Any] = {}  # source of the first parameters, in every checkpoint
         self.train_conditions = DatasetConditions(self.config, images)
         self.held_out_conditions = DatasetConditions(self.config, images, held_out=True)
 
@@ -136,7 +136,7 @@ class Run:
         if self.untrained_labels:
             names = captions.label_names(self.images)
             named = [names[i] if i < len(names) else str(i) for i in self.untrained_labels]
-            print(f"labels    warning: no training image of {len(named)}, which are not learned: {join_first(named)}")
+            print(f"labels    warning: {len(named)} without training images, which stay untrained: {join_first(named)}")
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
         intervals = (config.save_every, config.sample_every or config.steps)
         save, look = (min((start // every + 1) * every, config.steps) for every in intervals)
@@ -156,7 +156,7 @@ class Run:
         if changed:
             raise ValueError(
                 f"{self.workdir} was trained on other images than {self.images.name} has now: {'; '.join(changed)}. "
-                f"Bring back the former ones, or take a new folder: --init-from {self.workdir} begins there from this "
+                f"Restore the former images, or give a new folder; --init-from {self.workdir} starts there from this "
                 "run's parameters"
             )
         if jax.process_count() == 1:

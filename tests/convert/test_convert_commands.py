@@ -283,7 +283,7 @@ def test_a_damaged_folder_is_refused_and_nothing_is_written(small, tmp_path, cap
     (source / "config.json").write_text(json.dumps(diffusers_files.TINY))
     check_refused("--levels must lie in [2, 65536], got 1", "--levels", 1)
     check_refused("--range must be the lowest and the highest value", "--range", 1, 1)
-    check_refused("--label-names names 1 labels, and the network has 0", "--label-names", "cat")
+    check_refused("--label-names has 1 names, but the network has 0 labels", "--label-names", "cat")
     weights = source / WEIGHTS
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1000])

@@ -173,7 +173,7 @@ def test_the_same_command_again_does_nothing_and_the_bytes_are_a_function_of_the
     assert "written: npz:" in capsys.readouterr().out
     assert prepare("cifar10", tmp_path) == 0
     shown = capsys.readouterr().out
-    assert "nothing to do, it is there already: npz:" in shown and "10 training and 2 held-out images, 32x32x3" in shown
+    assert "nothing to do, the file exists: npz:" in shown and "10 training and 2 held-out images, 32x32x3" in shown
     assert target.stat().st_mtime_ns == written
     target.unlink()
     assert prepare("cifar10", tmp_path) == 0
@@ -335,7 +335,7 @@ def test_a_file_of_something_else_is_not_overwritten(tmp_path, capsys):
     ):
         np.savez(tmp_path / "mnist.npz", **arrays)
         shown = refused("mnist", tmp_path, capsys)
-        assert "mnist.npz is there already and is not mnist: remove it, or take another --out (expected " in shown
+        assert "mnist.npz exists and is not mnist: remove it, or give another --out (expected " in shown
     (tmp_path / "mnist.npz").write_bytes(b"PK")
     assert "mnist.npz: not an .npz file, or not a whole one" in refused("mnist", tmp_path, capsys)
 
@@ -358,7 +358,7 @@ def test_a_write_that_fails_leaves_no_part_of_the_file(tmp_path, capsys, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["mnist", "--name", "a", "--held-out", "0.5"], "--name, --held-out: not for mnist, which becomes "),
+        (["mnist", "--name", "a", "--held-out", "0.5"], "--name, --held-out: not for mnist, which is written to "),
         (
             ["cifar10", "--skip-bad"],
             r"--skip-bad: not for cifar10, .* prepare npz:\S*cifar10.npz --name NAME --out FOL",

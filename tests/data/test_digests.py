@@ -117,7 +117,7 @@ def test_a_run_goes_on_with_its_images_in_memory_or_not(trained):
 
 def test_a_label_without_a_training_image_is_named_and_not_drawn(began):
     home, shown = began
-    assert "warning: no training image of 1, which are not learned: 3\n" in shown
+    assert "warning: 1 without training images, which stay untrained: 3\n" in shown
     refused = run("sample.py", home / "run", "--labels", "cat,3", "--num", 1, status=2).stderr
     assert "the label '3' is asked for, and none of this run's training images had it" in refused
 

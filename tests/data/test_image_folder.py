@@ -315,8 +315,8 @@ BAD = {
     "apng.png": (animation("PNG"), "animated, .*: 3 frames"),
     "pages.tif": (animation("TIFF"), "animated, .*: 3 frames"),
     "cmyk.jpg": (converted("CMYK", "JPEG"), "mode CMYK: convert it to one of L, LA, RGB, RGBA"),
-    "gray.png": (converted("L", "PNG"), "mode L, where RGB is the most frequent"),
-    "alpha.png": (converted("RGBA", "PNG"), "mode RGBA, where RGB is the most frequent"),
+    "gray.png": (converted("L", "PNG"), "mode L, but the most frequent mode is RGB"),
+    "alpha.png": (converted("RGBA", "PNG"), "mode RGBA, but the most frequent mode is RGB"),
     "palette.png": (converted("P", "PNG"), "mode P, a palette: convert it to RGB"),
     "bits.png": (converted("1", "PNG"), "mode 1, one bit per pixel: convert it to L"),
     "float.tif": (converted("F", "TIFF"), "mode F: convert it to one of"),
@@ -432,22 +432,22 @@ def test_links_lead_nowhere_out_or_in_circles(tmp_path):
     os.mkfifo(root / "pipe.csv")
     found = make_folder_report(root, "links")
     assert {file.path: file.bad.split(":")[0] for file in found.bad()} == {
-        "broken.png": "a link that leads nowhere",
-        "self.png": "a link that leads nowhere",
+        "broken.png": "a broken link",
+        "self.png": "a broken link",
     }
     out = f"a link out of the folder, to {elsewhere}"
-    copy = "; a copy in its place would be read"
+    copy = "; use a copy instead"
     assert found.skipped == (
-        "here/up: a link to a folder that it is in",
+        "here/up: a link to a folder that contains it",
         f"labels.csv: {out}/secret.png{copy}",
-        "linked/up: a link to a folder that it is in",
+        "linked/up: a link to a folder that contains it",
         f"out.png: {out}/secret.png{copy}",
         f"out: {out}{copy}",
         "pipe.csv: a pipe, a socket or a device",
         "pipe.png: a pipe, a socket or a device",
     )
     assert (len(found.good()), found.others, found.tables) == (7, {"without extension": 1}, ())
-    assert "skipped   7 that are no files of the folder\n  here/up: a link" in "\n".join(found.lines())
+    assert "skipped   7 that are not files of the folder\n  here/up: a link" in "\n".join(found.lines())
     (tmp_path / "all").mkdir()
     (tmp_path / "all" / "images").symlink_to(root)
     with pytest.raises(ValueError, match=r"no images: .*; skipped were\n  images: a link out of the folder, to "):
@@ -601,7 +601,7 @@ def test_images_are_turned_upright_as_exif_says(tmp_path, extension):
         assert image.exif_transposed == (orientation != 1)
     if extension == "png":
         _, report = reported(tmp_path, resolution=(24, 24))
-        assert "turned    7 upright, as their Exif orientation says: 2.png, 3.png, 4.png and 4 more" in report
+        assert "rotated   7 by their Exif orientation: 2.png, 3.png, 4.png and 4 more" in report
         assert "sizes     4 24x48, 4 48x24 (height x width)" in report
 
 
@@ -685,16 +685,14 @@ def test_different_sizes_need_a_resolution(tmp_path):
     with pytest.raises(ValueError, match=r"sizes: 6 20x20, 3 30x40, 3 50x20 \(height.*--data.resolution 16 .*to 16x16"):
         data.load(f"folder:{tmp_path}")
     images, report = reported(tmp_path, resolution=(20,))
-    assert (
-        "resizing  6 to 20x20 with the Lanczos filter (antialiased), of which 6 are cut to the middle first" in report
-    )
-    assert "and 0 enlarged; 6 as they are" in report
+    assert "resizing  6 to 20x20 with the Lanczos filter (antialiased), of which 6 are centre-cropped first" in report
+    assert "and 0 enlarged; 6 unchanged" in report
     assert "memory    0.0 MB when decoded" in report
     assert images.train.shape[1:] == (20, 20, 3)
     assert sorted(together(images)[:, 3, 4, 1]) == [10 * i for i in range(12)]
     wide, report = reported(tmp_path, resolution=(24, 32))
     assert wide.train.shape[1:] == (24, 32, 3)
-    assert "12 to 24x32" in report and "9 are cut to the middle first and 9 enlarged" in report
+    assert "12 to 24x32" in report and "9 are centre-cropped first and 9 enlarged" in report
 
 
 def test_what_does_not_fit_is_left_where_it_is(tmp_path):

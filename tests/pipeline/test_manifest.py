@@ -63,7 +63,7 @@ def test_no_two_calls_share_a_folder_that_nobody_named(run_folder, tmp_path):
     assert not (second / "trajectory.gif").exists()
     again = run(*call).stdout  # the first call, in its own folder
     assert len([*(folder / "samples").iterdir()]) == 2
-    assert f"note: {first} also holds a trajectory, which is of an earlier call" in again
+    assert f"note: the trajectory in {first} is of an earlier call" in again
 
 
 def test_a_folder_is_named_by_all_that_decides_images_and_nothing_else():

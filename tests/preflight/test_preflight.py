@@ -126,9 +126,9 @@ def test_without_the_compiler_it_is_said_how_to_get_it(monkeypatch):
         (["configs/digits.py", "--shape", "8", "0", "1"], "--shape must lie in [1, 65536], got (8, 0, 1)"),
         (["configs/digits.py", "--batch", "100"], "100 over 8; --batch 104 is 13 on each"),
         (["configs/digits.py", "--optim.accumulate", "3"], "batch of 8 cannot be cut into accumulate = 3 equal parts"),
-        (["configs/digits.py", "--effort", "0"], "--effort goes with --topology and must lie in [-1, 1], got 0.0"),
+        (["configs/digits.py", "--effort", "0"], "--effort needs --topology and must be in [-1, 1], got 0.0"),
         (["configs/digits.py", "--topology", "v5e:4x4", "--effort", "2"], "must lie in [-1, 1], got 2.0"),
-        (["configs/digits.py", "--topology", "v3-8", "--devices", "2"], "--devices 2 divides this machine's CPU"),
+        (["configs/digits.py", "--topology", "v3-8", "--devices", "2"], "--devices 2 is for this machine's CPU"),
         (["configs/digits.py", "--topology", "v5e:4"], "unknown topology 'v5e:4'"),
     ],
 )
@@ -381,7 +381,7 @@ def test_images_that_fill_a_device_are_noticed_before_anything_is_compiled(tiny)
     assert report["programs"]["train"]["seconds"] == 0
     assert report["programs"]["train"]["needed"] == pytest.approx(64e9, rel=0.01)
     assert "at least 59.6" in shown
-    assert "try --data.stream True: now all images (59.60 GiB) lie on each device" in shown
+    assert "try --data.stream True: at present each device holds all images (59.60 GiB)" in shown
     report, shown = preflight(tiny, *flags)  # so many are streamed anyway
     assert report["programs"]["train"]["fits"] and "read ahead of each step, with 32 KiB on each device" in shown
 

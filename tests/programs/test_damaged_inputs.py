@@ -30,10 +30,10 @@ BAD = {
         "mode CMYK: convert it to one of L, LA, RGB, RGBA, I;16, or save it as a .npy file",
     ),
     "deep/er/empty.png": (b"", "empty: 0 bytes"),
-    "deep/er/gray.png": (encoded(random_pixels(8, 8), "PNG"), "mode L, where RGB is the most frequent"),
+    "deep/er/gray.png": (encoded(random_pixels(8, 8), "PNG"), "mode L, but the most frequent mode is RGB"),
     "deep/er/sixteen.png": (
         encoded(random_pixels(8, 8, dtype=np.uint16), "PNG"),
-        "mode I;16, where RGB is the most frequent",
+        "mode I;16, but the most frequent mode is RGB",
     ),
     "deep/er/text.png": (b"hello", "not an image, or a damaged one (none of PNG, JPEG, WEBP, BMP, TIFF, GIF)"),
     "deep/er/truncated.JPG": (

@@ -246,7 +246,7 @@ def test_a_folder_that_is_no_run_is_left_alone(home):
     (home / "thesis").mkdir()
     (home / "thesis" / "chapter1.tex").write_text("precious")
     shown = run("train.py", home / "tiny.py", "--workdir", home / "thesis", status=2)
-    assert "is not empty and holds no config.json" in shown.stderr
+    assert "is not empty and has no config.json" in shown.stderr
     assert [p.name for p in (home / "thesis").iterdir()] == ["chapter1.tex"]
 
 
