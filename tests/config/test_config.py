@@ -360,7 +360,7 @@ def test_help_lists_every_field_with_its_default_and_without_jax():
 def test_an_empty_word_is_refused_by_every_program(words, flag):
     """A shell makes one of a variable that is not set."""
     shown = run_programs.run(*words, status=2)
-    assert f"{flag} is empty: leave it out, or see whether its variable is set" in shown.stderr
+    assert f"{flag} is empty: leave it out, or check that its shell variable is set" in shown.stderr
 
 
 @pytest.mark.parametrize(

@@ -82,13 +82,13 @@ def again(trained, status=0, steps=1, *flags):
             another_class,
             "number then 19, now 26; 3 labels then, 4 now, number 0 was cat and is ant; labels of",
         ),
-        (other_names, "3 labels then, 3 now, number 0 was cat and is bird. Bring"),
+        (other_names, "3 labels then, 3 now, number 0 was cat and is bird. Restore"),
         (
             other_kind,
-            "shape then [8, 8, 1], now [24, 24, 1]; type then uint8, now uint16; levels then 256, now 65536. B",
+            "shape then [8, 8, 1], now [24, 24, 1]; type then uint8, now uint16; levels then 256, now 65536. R",
         ),
-        (one_pixel, "now: their pixels have changed. Bring"),
-        (one_label, "now: labels of single images have changed. Bring"),
+        (one_pixel, "now: their pixels have changed. Restore"),
+        (one_label, "now: labels of single images have changed. Restore"),
     ],
 )
 def test_a_run_does_not_go_on_with_other_images(trained, change, reported):

@@ -321,7 +321,7 @@ BAD = {
     "bits.png": (converted("1", "PNG"), "mode 1, one bit per pixel: convert it to L"),
     "float.tif": (converted("F", "TIFF"), "mode F: convert it to one of"),
     "key.png": (converted("RGB", "PNG", transparency=(1, 2, 3)), "mode RGB with one transparent colour"),
-    "deep.png": (encoded(random_pixels(8, 8, dtype=np.uint16), "PNG"), "mode I;16, where RGB"),
+    "deep.png": (encoded(random_pixels(8, 8, dtype=np.uint16), "PNG"), "mode I;16, but the most frequent mode is RGB"),
     "deeper.png": (
         sixteen_bit_colour_png(random_pixels(8, 8, 3, dtype=np.uint16)),
         "16 bits in each of 3 channels, .*npy",
@@ -407,7 +407,7 @@ def test_folders_without_images_are_refused(tmp_path):
     (tmp_path / "a.heic").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"no images: looked for .png, .* and its sub-folders; found 1 .heic"):
         data.load(f"folder:{tmp_path}")
-    with pytest.raises(ValueError, match=r"a\.heic: not a folder; folder:PATH names the folder"):
+    with pytest.raises(ValueError, match=r"a\.heic: not a folder; PATH of folder:PATH must be the folder"):
         data.load(f"folder:{tmp_path / 'a.heic'}")
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
         data.load(f"folder:{tmp_path / 'nowhere'}")
