@@ -89,7 +89,7 @@ def optimizer(
     if not all(isinstance(n, (int, np.integer)) and n >= 0 for n in (warmup, decay)):
         raise ValueError(f"warmup and decay must be integers of at least 0, steps, got {warmup} and {decay}")
     if not (clip is None or clip > 0):
-        raise ValueError(f"clip must be positive, or None, which never clips, got {clip}")
+        raise ValueError(f"clip must be positive, or None (no clipping), got {clip}")
     if not (0 <= b1 < 1 and 0 <= b2 < 1):
         raise ValueError(f"b1 and b2 must lie in [0, 1), got {b1} and {b2}")
     if not eps > 0:

@@ -496,7 +496,7 @@ def test_a_step_copied_over_another_is_not_taken_for_it(two):
     with Checkpoints(two) as saved:
         with pytest.warns(CheckpointWarning, match=rf"{words}; step 1 is taken instead \(renamed to 2.unreadable\)"):
             assert saved.restore(TARGET).step == 1
-        with pytest.raises(ValueError, match="cannot save step 2 with a meta that says step 1"):
+        with pytest.raises(ValueError, match="cannot save step 2 with the metadata of step 1"):
             saved.save(2, STATE, {"step": 1})
 
 

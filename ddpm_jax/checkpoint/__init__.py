@@ -136,7 +136,7 @@ class Checkpoints:
         if latest is not None and step <= latest:
             raise ValueError(f"cannot save step {step}: {self.folder} already holds step {latest}, and steps only rise")
         if meta.get("step", step) != step:
-            raise ValueError(f"cannot save step {step} with a meta that says step {meta['step']}")
+            raise ValueError(f"cannot save step {step} with the metadata of step {meta['step']}")
         if self._unverified is not None:
             self.wait()
         parts = {name: records.to_host(part, name) for name, part in records.named_parts(state).items()}

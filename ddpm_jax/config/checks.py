@@ -12,7 +12,7 @@ def check(config: Config) -> None:
     """
     if config.sampling.sampler == "analytic":
         raise ValueError(
-            "sampling.sampler 'analytic' needs the errors of a trained network: train with another one, and give "
+            "sampling.sampler 'analytic' needs the errors of a trained network: train with another sampler, and give "
             "--sampler analytic to sample.py"
         )
     from ddpm_jax import keys  # which imports JAX: a program's --help must not
@@ -53,19 +53,19 @@ def _check_condition(config: Config) -> None:
     if text.width % text.heads:
         raise ValueError(f"text.width must be a multiple of text.heads, got {text.width} and {text.heads}")
     if c.templates and not text.layers:
-        raise ValueError("condition.templates are texts, and text.layers 0 reads none; --text.layers 2 does")
+        raise ValueError("condition.templates need a text encoder, but text.layers is 0: set --text.layers 2")
     if c.super_resolution_factor == 1:
         raise ValueError("condition.super_resolution_factor must be 0 or at least 2, got 1: the same image")
     if c.super_resolution_factor and c.paired:
         raise ValueError(
-            "condition.super_resolution_factor and condition.paired are two other images, and there is room for one"
+            "condition.super_resolution_factor and condition.paired exclude each other: set only one of them"
         )
     if sampling.guidance != 1 and not (net.num_classes or text.layers):
         raise ValueError(f"sampling.guidance {sampling.guidance:g} needs a network with labels or texts")
     if sampling.guidance != 1 and not c.dropout:
         raise ValueError(
-            f"sampling.guidance {sampling.guidance:g} compares with the unconditional network, which "
-            "condition.dropout 0 did not train"
+            f"sampling.guidance {sampling.guidance:g} needs the unconditional network, which "
+            "condition.dropout 0 does not train"
         )
     interval = sampling.guidance_interval
     if interval and (len(interval) != 2 or not 1 <= interval[0] <= interval[1] <= config.schedule.T):

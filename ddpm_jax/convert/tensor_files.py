@@ -149,8 +149,8 @@ def _torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         import torch  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{path} is PyTorch's and takes PyTorch to read: pip install 'ddpm-jax[convert]'; a .safetensors file of "
-            "the same weights, where there is one, takes nothing"
+            f"{path} is a PyTorch file and needs PyTorch: pip install 'ddpm-jax[convert]'; a .safetensors file of the "
+            "same weights needs nothing"
         ) from error
     loaded = torch.load(path, map_location="cpu", weights_only=True)
     is_dict = isinstance(loaded, Mapping)

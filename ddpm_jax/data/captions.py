@@ -79,7 +79,9 @@ def _check_templates(templates: Sequence[str]) -> None:
     for template in templates:
         fields = _template_fields(template)
         if not fields:
-            raise ValueError(f"the template {template!r} says the same of every image; expected {{}} or {{caption}}")
+            raise ValueError(
+                f"the template {template!r} gives the same text for every image; expected {{}} or {{caption}}"
+            )
         if templates.count(template) > 1:
             raise ValueError(f"the template {template!r} occurs {templates.count(template)} times")
 

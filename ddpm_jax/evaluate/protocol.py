@@ -103,8 +103,8 @@ def load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
                 return {name: archive[name] for name in archive.files}
         except Exception as error:  # an archive may be damaged in any way
             raise ValueError(
-                f"{path} is not an .npz file, or damaged ({_describe_error(error)}): remove it, and what it held is "
-                "made anew"
+                f"{path} is not an .npz file, or damaged ({_describe_error(error)}): remove it, and its content is "
+                "computed again"
             ) from error
 
 

@@ -41,7 +41,7 @@ def read_conditioning_image(pipe: "Pipeline", path: str) -> ConditioningImage:
     shape = conditioning_image_shape(pipe.config, pipe.shape)
     coarse = pipe.config.condition.super_resolution_factor
     if shape is None:
-        raise ValueError("an image is given, and this run's network takes no conditioning image")
+        raise ValueError("an image is given, but this run's network takes no conditioning image")
     if coarse:
         shape = (*(side // coarse for side in shape[:-1]), shape[-1])
     image = user_images.read_image(pipe, "--image", path, shape)

@@ -82,7 +82,7 @@ def make_edit(pipe: Pipeline, options: flags.EditOptions, *, start: int, num: in
     for name, to in {"mask": "inpaint", "resample": "inpaint", "jump": "inpaint", "cg_steps": "inpaint",
                      "strength": "init_image"}.items():  # fmt: skip
         if getattr(options, name) is not None and to not in chosen:
-            raise ValueError(f"{_flag(name)} belongs to {_flag(to)}, which is not given")
+            raise ValueError(f"{_flag(name)} needs {_flag(to)}, which is not given")
     if options.inpaint is not None:
         return _inpaint(pipe, options)
     if options.init_image is not None:
@@ -139,7 +139,7 @@ def read_mask(pipe: Pipeline, path: str) -> np.ndarray:
     values = np.unique(mask)
     if np.count_nonzero(values) > 1:
         raise ValueError(
-            f"--mask {path}: {len(values)} different values; expected 0 where a pixel is to be made and one other "
+            f"--mask {path}: {len(values)} different values; expected 0 where a pixel is generated and one other "
             "value where it is known (there are no soft masks)"
         )
     return mask != 0
@@ -147,7 +147,7 @@ def read_mask(pipe: Pipeline, path: str) -> np.ndarray:
 
 def _inpaint(pipe: Pipeline, options: flags.EditOptions) -> Edit:
     if options.mask is None:
-        raise ValueError("--inpaint needs a --mask: an image that is 0 where pixels are to be made")
+        raise ValueError("--inpaint needs a --mask: an image that is 0 where pixels are generated")
     image, mask = user_images.read_image(pipe, "--inpaint", str(options.inpaint)), read_mask(pipe, options.mask)
     resample = 1 if options.resample is None else options.resample
     jump, cg_steps = 10 if options.jump is None else options.jump, options.cg_steps or 0
@@ -186,7 +186,7 @@ def _interpolate(pipe: Pipeline, options: flags.EditOptions, start: int, num: in
     """Images i = 0 ... num - 1 decode the point i / (num - 1) of the arc between the two inverted images."""
     c = pipe.config.sampling
     if c.sampler != "ddim" or c.eta != 0:
-        raise ValueError("--interpolate takes images to noise and back, which ddim without noise does: "
+        raise ValueError("--interpolate needs a deterministic sampler: "
                          "add --sampler ddim --eta 0")  # fmt: skip
     if start != 0 or num < 2:
         raise ValueError(f"--interpolate makes a series from the first image to the second: --start must be 0 "

@@ -86,7 +86,7 @@ def read_chunks(folder: pathlib.Path, first: int, stop: int) -> Iterator[np.ndar
             try:
                 images = np.load(path, mmap_mode="r", allow_pickle=False)
             except Exception as error:  # a damaged header is read as Python and fails as Python does, in any way
-                raise ValueError(f"{path} is damaged: remove it, and its images are drawn anew") from error
+                raise ValueError(f"{path} is damaged: remove it, and its images are drawn again") from error
             if images.ndim < 4 or len(images) != end - start:
                 raise ValueError(f"{path} holds {images.shape}, not {end - start} images: remove it")
             yield images[max(first - start, 0) : stop - start]

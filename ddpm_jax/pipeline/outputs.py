@@ -26,7 +26,7 @@ def file_format(pipe: Pipeline, requested: str) -> str:
         return "npz"
     if came != "gif" and not data.unwritable_reason(came, pipe.shape, pipe.dtype):
         return came
-    print(f"the images came as {came} files, which are not written; these will be png files")
+    print(f"training images are {came} files, which cannot be written: the samples will be png files")
     return "png"
 
 

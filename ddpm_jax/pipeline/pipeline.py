@@ -177,8 +177,8 @@ class Pipeline:
         """
         if isinstance(self.levels, data.ValueRange):
             raise ValueError(
-                f"{self.workdir} makes floating-point images, and this is for integers: train.py says the held-out "
-                "bound of such a run, and sample.py draws from it"
+                f"{self.workdir} has floating-point images, and this command needs integers: training reports the "
+                "held-out bound of such a run, and `sample` draws its images"
             )
         return self.levels
 

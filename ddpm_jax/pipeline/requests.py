@@ -33,16 +33,16 @@ class ConditionRequest(NamedTuple):
         classes, length = config.net.num_classes, config.text.length
         sees = bool(config.condition.super_resolution_factor or config.condition.paired)
         if self.images and not sees:
-            raise ValueError("an image is given, and this run's network takes no conditioning image")
+            raise ValueError("an image is given, but this run's network takes no conditioning image")
         if sees and not self.images:
             raise ValueError("this run's network takes a conditioning image: give --image FILE, one or more")
         if self.labels and not classes:
-            raise ValueError("labels are asked for, and this run's network takes none (net.num_classes is 0)")
+            raise ValueError("labels are requested, but this run's network takes none (net.num_classes is 0)")
         if self.texts and not config.text.layers:
-            raise ValueError("a text is given, and this run's network takes none (text.layers is 0)")
+            raise ValueError("a text is given, but this run's network takes none (text.layers is 0)")
         for label in self.labels:
             if not 0 <= label < classes:
-                raise ValueError(f"label {label} is asked for, and this run knows 0 to {classes - 1}")
+                raise ValueError(f"label {label} is requested, but this run has labels 0 to {classes - 1}")
         text.tokenize(self.texts, length)
         if is_conditional(config) and not (self.labels or self.texts) and not config.condition.dropout:
             raise ValueError(
@@ -91,14 +91,14 @@ def parse_request(
     names, num_classes = pipe.label_names, pipe.config.net.num_classes
     images = tuple(read_conditioning_image(pipe, path) for path in options.image)
     if sampling.guidance is not None and not (options.label or options.labels or options.text):
-        raise ValueError(f"--guidance {sampling.guidance:g} needs something to go for: a label or a text")
+        raise ValueError(f"--guidance {sampling.guidance:g} needs a condition: give a label or a text")
     if options.label is not None and options.labels is not None:
-        raise ValueError("--label is one for all images and --labels several: say one of them")
+        raise ValueError("--label is one label for all images and --labels a list: give only one of them")
     words = (
         [options.label] if options.label is not None else [] if options.labels is None else options.labels.split(",")
     )
     if not num_classes and words:
-        raise ValueError("labels are asked for, and this run's network takes none (net.num_classes is 0)")
+        raise ValueError("labels are requested, but this run's network takes none (net.num_classes is 0)")
     if options.label is None and words == ["all"]:
         return ConditionRequest(
             tuple(i for i in range(num_classes) if i not in pipe.untrained_labels), options.text, images
@@ -106,7 +106,7 @@ def parse_request(
     labels = tuple(_parse_label(word, names, num_classes) for word in words)
     for label, word in zip(labels, words, strict=True):
         if label in pipe.untrained_labels:
-            raise ValueError(f"the label {word!r} is asked for, and none of this run's training images had it")
+            raise ValueError(f"label {word!r} is requested, but no training image of this run has it")
     return ConditionRequest(labels, options.text, images)
 
 

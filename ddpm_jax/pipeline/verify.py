@@ -32,10 +32,10 @@ def verify(run: str, path: pathlib.Path, batch: int | None = None) -> int:
         with np.load(file, allow_pickle=False) as stored:
             before = stored["arr_0"]
         if [image_hash(image) for image in before] != manifest["sha256"]:
-            raise ValueError("it holds other images than the manifest tells of")
+            raise ValueError("its images differ from those of the manifest")
     except Exception as error:  # an archive may be missing, or damaged in any way
-        same = f"all {len(equal)} images come out as the manifest has them, and are not what is in"
-        other = f"{differ} of {len(equal)} images differ; how much cannot be said without"
+        same = f"all {len(equal)} images equal those of the manifest, but not those in"
+        other = f"{differ} of {len(equal)} images differ; the size of the difference is unknown without"
         print(f"{other if differ else same} {file}: {error}")
         return 1
     if not differ:

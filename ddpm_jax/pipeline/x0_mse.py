@@ -73,7 +73,7 @@ def _content(path: pathlib.Path) -> dict:
         numbers = np.asarray(found["x0_errors"], np.float64)
         right = numbers.ndim == 1 and np.isfinite(numbers).all() and (numbers >= 0).all() and found["images"] > 0
         if not right or type(found["fingerprint"]) is not str or type(found["denoiser"]) is not dict:
-            raise ValueError("not what an evaluation writes there")
+            raise ValueError("unexpected content")
     except (ValueError, TypeError, KeyError, RecursionError) as error:  # of what JSON nests too deeply
         raise ValueError(f"{path} is damaged, remove it: {process.first_line(error)}") from error
     return found

@@ -49,8 +49,8 @@ def load_images(config: configs.Config, shape: tuple[int, ...], number: int | No
         return conditions.load_images(config.data)
     except FileNotFoundError as error:
         raise ValueError(
-            f"{error}. Without it, say what its images are with --shape H W C, such as --shape 32 32 3, and how many "
-            f"there are with --images N (default {DEFAULT_NUM_IMAGES:,})"
+            f"{error}. Without the data, give the shape of the images, for example --shape 32 32 3, and their number, "
+            f"--images N (default {DEFAULT_NUM_IMAGES:,})"
         ) from error
 
 

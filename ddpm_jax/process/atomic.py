@@ -55,7 +55,7 @@ def atomic_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         OSError: naming the folder, if it cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already: take a new folder")
+        raise ValueError(f"{folder} exists: give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     stem = f".{folder.name}.{socket.gethostname()}"  # in the same parent folder, so that renaming suffices
     for abandoned in folder.parent.glob(f"{glob.escape(stem)}.*.part"):

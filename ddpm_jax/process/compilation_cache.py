@@ -43,7 +43,7 @@ def _check_ownership(folder: pathlib.Path) -> None:
     if status.st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to another user (uid {status.st_uid})")
     if status.st_mode & 0o022:
-        raise PermissionError(f"others can write {folder}: chmod go-w it, and see what is in it")
+        raise PermissionError(f"others can write to {folder}: check its content, and run chmod go-w on it")
 
 
 def default_folder() -> pathlib.Path:

@@ -63,14 +63,14 @@ def init_from_run(model: Model, key: Any, options: InitFrom) -> tuple[training.T
     }
     print(
         f"begun     from {source.workdir}, step {source.step}, {source.weights} weights: "
-        f"{transferred.num_transferred} arrays are its"
+        f"{transferred.num_transferred} arrays transferred"
     )
     for name, why in transferred.reinitialised.items():
-        print(f"          made anew: {name}, {why}")
+        print(f"          reinitialised: {name}, {why}")
     if not transferred.reinitialised:
-        print("          nothing is made anew")
+        print("          nothing is reinitialised")
     for line in other:
-        print(f"          not as there: {line}")
+        print(f"          different: {line}")
     return training.init(transferred.params, model.optimizer), {"begun_from": record}
 
 
@@ -89,8 +89,8 @@ def provenance(meta: Mapping[str, Any], options: InitFrom, workdir: Any) -> dict
     if options.init_from is not None and (begun is None or begun["run"] != os.path.abspath(options.init_from)):
         began = "from no other run" if begun is None else f"from {begun['run']}"
         raise ValueError(
-            f"--init-from {options.init_from}: {workdir} is under way and began {began}; take a new folder, or "
-            "leave the flag out to go on"
+            f"--init-from {options.init_from}: {workdir} already has checkpoints and began {began}: give a new "
+            "folder, or leave the flag out to continue"
         )
     return {name: meta[name] for name in PROVENANCE_KEYS if name in meta}
 

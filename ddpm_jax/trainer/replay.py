@@ -64,7 +64,7 @@ def load_record(path: pathlib.Path) -> Record:
     config_path = path.with_name("config.json")
     for file in (path, config_path):
         if not file.is_file():
-            raise FileNotFoundError(f"no file {file}: a record lies in the folder of its run, beside config.json")
+            raise FileNotFoundError(f"no file {file}: a record must be in the folder of its run, next to config.json")
     config = configs.read(config_path)
     try:
         configs.check(config)
@@ -85,10 +85,10 @@ def load_record(path: pathlib.Path) -> Record:
 
 
 def check_record(record: Record) -> None:
-    """Raises a ValueError that says why a record cannot be of a step of its run."""
+    """Raises a ValueError with the reason if a record cannot be of a step of its run."""
     config, images, shape = record.config, record.images, record.images.shape[1:]
     if record.step < 1 or images.shape[:1] != (config.batch,):
-        raise ValueError(f"step {record.step} of images {images.shape}, where the run has a batch of {config.batch}")
+        raise ValueError(f"step {record.step} of images {images.shape}, but the run's batch is {config.batch}")
     data.normalize(images[:1], record.levels)
     if isinstance(record.levels, int) and images.max() >= record.levels:
         raise ValueError(f"images hold the value {images.max()}, and have levels 0 to {record.levels - 1}")
@@ -99,7 +99,7 @@ def check_record(record: Record) -> None:
     expected = empty_condition(config, config.batch, shape)._asdict()
     for name, rows in record.condition._asdict().items():
         if (rows is None) != (expected[name] is None) or (rows is not None and len(rows) != config.batch):
-            raise ValueError(f"what was said of the images has no {name}, or not of each, or the network is told none")
+            raise ValueError(f"the record has no {name}, or not for every image, or the network takes none")
 
 
 @functools.lru_cache

@@ -304,7 +304,7 @@ def test_a_folder_that_is_there_is_left_alone(small, run_folder, tmp_path, capsy
     (tmp_path / "run" / "mine").write_text("...")
     assert convert("from", "diffusers", small, "--workdir", tmp_path / "run") == 2
     assert convert("to", "plain", run_folder, tmp_path / "run") == 2
-    assert capsys.readouterr().err.count("run is there already: take a new folder") == 2
+    assert capsys.readouterr().err.count("run exists: give a new folder") == 2
     assert os.listdir(tmp_path) == ["run"] and os.listdir(tmp_path / "run") == ["mine"]
 
 

@@ -364,7 +364,7 @@ def test_a_write_that_fails_leaves_no_part_of_the_file(tmp_path, capsys, monkeyp
             r"--skip-bad: not for cifar10, .* prepare npz:\S*cifar10.npz --name NAME --out FOL",
         ),
         (["digits"], "--name is missing: digits becomes a TFDS data set in OUT/NAME, read as tfds:NAME@OUT"),
-        (["digits", "--name", "a", "--from", "b"], "--from is for mnist and cifar10; digits says itself where its"),
+        (["digits", "--name", "a", "--from", "b"], "--from is for mnist and cifar10; digits is itself the source"),
     ],
 )
 def test_options_of_other_sources_are_refused(tmp_path, capsys, arguments, text):

@@ -79,7 +79,7 @@ def test_labels_without_names_are_called_by_their_numbers():
 @pytest.mark.parametrize(
     ("templates", "words"),
     [
-        (("a cat",), "'a cat' says the same of every image; expected {} or {caption}"),
+        (("a cat",), "'a cat' gives the same text for every image; expected {} or {caption}"),
         (("a {}", "a {}"), "'a {}' occurs 2 times"),
         ("a {}", "expected a sequence of texts, got the text 'a {}'"),
         (("a {name}",), "'a {name}' has a field {name}; there are {} and {caption}"),

@@ -119,7 +119,7 @@ def test_a_label_without_a_training_image_is_named_and_not_drawn(began):
     home, shown = began
     assert "warning: 1 without training images, which stay untrained: 3\n" in shown
     refused = run("sample.py", home / "run", "--labels", "cat,3", "--num", 1, status=2).stderr
-    assert "the label '3' is asked for, and none of this run's training images had it" in refused
+    assert "label '3' is requested, but no training image of this run has it" in refused
 
 
 class Counted:

@@ -47,5 +47,5 @@ def test_damaged_measurements_and_samples_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"00000004\.npy holds \(3, 2, 2, 1\), not 4 images: remove it"):
         list(image_parts.read_chunks(tmp_path, 0, 4))
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"00000004\.npy is damaged: remove it, and its images are drawn anew"):
+    with pytest.raises(ValueError, match=r"00000004\.npy is damaged: remove it, and its images are drawn again"):
         list(image_parts.read_chunks(tmp_path, 0, 4))

@@ -96,7 +96,7 @@ def test_data_that_do_not_say_what_the_network_is_told_are_refused(config, chang
         ({"net": {"num_classes": -1}}, r"net.num_classes must lie in \[0, 1000000\], got -1"),
         ({"text": {"layers": 1, "width": 10, "heads": 4}}, "text.width must be a multiple of text.heads"),
         ({"condition": {"dropout": 1.0}}, r"condition.dropout must lie in \[0, 1\), got 1.0"),
-        ({"condition": {"templates": ["a {}"]}}, "condition.templates are texts, and text.layers 0 reads none"),
+        ({"condition": {"templates": ["a {}"]}}, "condition.templates need a text encoder, but text.layers is 0"),
         ({"sampling": {"guidance": 2.0}}, "guidance 2 needs a network with labels or texts"),
         ({"sampling": {"guidance": float("inf")}}, r"guidance must lie in \[-1e6, 1e6\], got inf"),
         (
@@ -129,7 +129,7 @@ def test_labels_are_asked_for_by_name_or_number(home, run_folder):
     with pytest.raises(ValueError, match="this run's network takes none"):
         plain = pipeline.Pipeline(run_folder, step=None, weights="ema", sampling={})
         pipeline.parse_request(flags.ConditionOptions("1"), flags.SamplingOptions(), plain)
-    with pytest.raises(ValueError, match="--guidance 2 needs something to go for"):
+    with pytest.raises(ValueError, match="--guidance 2 needs a condition"):
         pipeline.parse_request(flags.ConditionOptions(), flags.SamplingOptions(guidance=2.0), model(home))
 
 
@@ -174,17 +174,17 @@ def test_labels_that_no_training_image_had_are_refused():
     names = ("a", "b", "c")
     assert asked_of(names, (1, 3, 4, 5, 6, 7, 8, 9), labels="all") == (0, 2)
     for word in ("b", "1"):
-        with pytest.raises(ValueError, match=f"the label '{word}' is asked for, and none of this run's"):
+        with pytest.raises(ValueError, match=f"label '{word}' is requested, but no training image"):
             asked_of(names, (1,), labels=f"a,{word}")
 
 
 @pytest.mark.parametrize(
     ("requested", "config", "text"),
     [
-        (pipeline.ConditionRequest((1,)), tiny_run.CONFIG, "labels are asked for, and this run's network"),
+        (pipeline.ConditionRequest((1,)), tiny_run.CONFIG, "labels are requested, but this run's network"),
         (pipeline.ConditionRequest((), ("x",)), tiny_run.CONFIG,
-         "a text is given, and this run's network takes none"),
-        (pipeline.ConditionRequest((10,)), CONDITIONAL, "label 10 is asked for, and this run knows 0 to 9"),
+         "a text is given, but this run's network takes none"),
+        (pipeline.ConditionRequest((10,)), CONDITIONAL, "label 10 is requested, but this run has labels 0 to 9"),
         (pipeline.ConditionRequest((), ("x" * 30,)), CONDITIONAL, "a text of 30 bytes where 24 is the most"),
         (
             pipeline.ConditionRequest(), dataclasses.replace(CONDITIONAL, condition=configs.Condition(dropout=0.0)),

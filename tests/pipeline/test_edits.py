@@ -132,10 +132,10 @@ def test_a_manifest_of_an_older_version_names_flags_by_their_former_names(home):
     ("given", "text"),
     [
         ({"inpaint": "a.png"}, "--inpaint needs a --mask"),
-        ({"mask": "all.png"}, "--mask belongs to --inpaint, which is not given"),
-        ({"strength": 0.5}, "--strength belongs to --init-image, which is not given"),
+        ({"mask": "all.png"}, "--mask needs --inpaint, which is not given"),
+        ({"strength": 0.5}, "--strength needs --init-image, which is not given"),
         ({"inpaint": "a.png", "init_image": "a.png"}, "--inpaint and --init-image are different things"),
-        ({"inpaint": "a.png", "mask": "soft.png"}, "64 different values; expected 0 where a pixel is to be made"),
+        ({"inpaint": "a.png", "mask": "soft.png"}, "64 different values; expected 0 where a pixel is generated"),
         (
             {"inpaint": "a.png", "mask": "wide.png"},
             "8x9x1 uint8; expected the images' size with one",
@@ -144,7 +144,7 @@ def test_a_manifest_of_an_older_version_names_flags_by_their_former_names(home):
             {"inpaint": "a.png", "mask": "all.png", "jump": 0},
             "jump and repeats must be integers of at least 1, got 0 and 1",
         ),
-        ({"init_image": "a.png", "cg_steps": 1}, "--cg-steps belongs to --inpaint, which is not given"),
+        ({"init_image": "a.png", "cg_steps": 1}, "--cg-steps needs --inpaint, which is not given"),
         ({"init_image": "wide.png"}, "8x9x1 uint8; this run has 8x8x1 uint8"),
         ({"init_image": "loud.png"}, "holds the value 17; this run has levels 0 to 16"),
         ({"init_image": "none.png"}, "--init-image: there is no file"),

@@ -126,7 +126,7 @@ def test_what_are_no_pairs_is_refused(home, there, channels, text):
     ("change", "text"),
     [
         ({"condition": {"super_resolution_factor": 1}}, "condition.super_resolution_factor must be 0 or at least 2"),
-        ({"condition": {"super_resolution_factor": 2, "paired": "digits"}}, "there is room for one"),
+        ({"condition": {"super_resolution_factor": 2, "paired": "digits"}}, "exclude each other"),
     ],
 )
 def test_configs_of_no_other_image_are_refused(change, text):

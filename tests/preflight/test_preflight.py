@@ -119,7 +119,7 @@ def test_without_the_compiler_it_is_said_how_to_get_it(monkeypatch):
         ),
         (
             ["configs/cifar10.py", "--data.source", "npz:a.npz"],
-            "no file a.npz. Without it, say what its images are with",
+            "no file a.npz. Without the data, give the shape of the images",
         ),
         (["configs/digits.py", "--shape", "8", "8"], "--shape must be H W C, or D H W C of volumes, got 8 8"),
         (["configs/digits.py", "--images", "5"], "--images 5 needs --shape H W C"),

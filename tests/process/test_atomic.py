@@ -41,7 +41,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         assert not (tmp_path / "deep" / "out").exists()
     assert os.listdir(tmp_path / "deep") == ["out"] and os.listdir(tmp_path / "deep" / "out") == ["whole"]
     with (
-        pytest.raises(ValueError, match="out is there already: take a new folder"),
+        pytest.raises(ValueError, match="out exists: give a new folder"),
         process.atomic_folder(tmp_path / "deep" / "out"),
     ):
         pass

@@ -170,7 +170,7 @@ def test_a_damaged_manifest_is_named(home, trained):
     path.write_text(json.dumps(json.loads(text) | {"seed": 9}))
     (home / "drawn2" / "samples.npz").write_bytes(b"PK")
     shown = run("sample.py", home / "run", "--verify", path, status=1)
-    assert "2 of 2 images differ; how much cannot be said without" in shown.stdout
+    assert "2 of 2 images differ; the size of the difference is unknown without" in shown.stdout
 
 
 def test_a_run_that_was_killed_at_its_first_moment_is_taken_up(tmp_path):

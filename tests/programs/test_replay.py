@@ -131,7 +131,7 @@ KERNEL = "params['conv_in']['kernel']"
         ({KERNEL: np.zeros((3, 3, 1, 9), np.float32)}, r"conv_in/kernel is float32 \(3, 3, 1, 9\), the run's"),
         ({"params['more']": np.zeros(1)}, r"more is float64 \(1,\), the run's network has None"),
         ({f"{KERNEL}['more']": np.zeros(1)}, "indices"),
-        ({"said.label": np.zeros(16, int)}, "what was said of the images has no label"),
+        ({"said.label": np.zeros(16, int)}, "the record has no label"),
     ],
 )
 def test_a_record_that_is_damaged_or_another_runs_is_named(params, tmp_path, change, text):
@@ -165,7 +165,7 @@ def test_the_config_of_a_record_that_is_damaged_is_named(params, tmp_path, text)
     ("content", "text"),
     [
         (b"PK", "is not a record of a step, or not a whole one"),
-        (None, "no file .*: a record lies in the folder of its run, beside config.json"),
+        (None, "no file .*: a record must be in the folder of its run, next to config.json"),
     ],
 )
 def test_what_is_no_record_is_refused(tmp_path, content, text):

@@ -159,7 +159,7 @@ def test_what_cannot_be_written_is_refused_before_it_is_drawn(home, name, form, 
 def test_floating_point_images_are_not_for_what_is_done_with_integers_and_need_a_range(home):
     message(home, "volume")
     refused = run("-m", "ddpm_jax", "evaluate", home / "volume", "likelihood", status=2).stderr
-    assert "makes floating-point images, and this is for integers" in refused
+    assert "has floating-point images, and this command needs integers" in refused
     flags = ("--workdir", home / "none", "--data.source", f"folder:{home / '6'}")
     refused = run("train.py", home / "tiny.py", *flags, status=2).stderr
     assert "floating-point values from -3 to 7; say which" in refused
@@ -175,5 +175,5 @@ def test_floating_point_images_are_not_for_what_is_done_with_integers_and_need_a
 def test_what_cannot_go_out_as_it_came_in_is_a_png_and_that_is_said(capsys, came, shape, requested, written):
     model = types.SimpleNamespace(format=came, shape=shape, dtype=np.dtype(np.uint8))
     assert outputs.file_format(model, requested) == written
-    message = f"the images came as {came} files, which are not written; these will be png files\n"
+    message = f"training images are {came} files, which cannot be written: the samples will be png files\n"
     assert capsys.readouterr().out == (message if written == "png" else "")

@@ -404,7 +404,7 @@ def test_verify_looks_at_the_file_beside_the_manifest(run_folder, tmp_path):
     for damage in (lambda: file.write_bytes(whole[:-30]), lambda: np.savez(file, arr_0=flipped), file.unlink):
         damage()
         shown = run("sample.py", run_folder, "--verify", manifest, status=1).stdout
-        assert f"all 4 images come out as the manifest has them, and are not what is in {file}: " in shown
+        assert f"all 4 images equal those of the manifest, but not those in {file}: " in shown
         assert "equal" not in shown
 
 

@@ -137,10 +137,10 @@ def test_a_beginning_has_the_others_averages_a_fresh_optimizer_and_says_what_is_
     message, about = capsys.readouterr().out, kept["begun_from"]
     assert f"from {home / 'source'}, step 3, ema weights" in message
     for part in (
-        "made anew: conv_in, (3, 3, 1, 16) there and (3, 3, 3, 16) here",
-        "made anew: conv_out,",
-        "not as there: schedule.T: 20 -> 30",
-        "not as there: net.dropout: 0.0 -> 0.25",
+        "reinitialised: conv_in, (3, 3, 1, 16) there and (3, 3, 3, 16) here",
+        "reinitialised: conv_out,",
+        "different: schedule.T: 20 -> 30",
+        "different: net.dropout: 0.0 -> 0.25",
     ):
         assert part in message, (part, message)
     assert about["fingerprint"] == source.fingerprint and about["image"] == [8, 8, 1]
@@ -181,9 +181,9 @@ def test_a_run_under_way_does_not_begin_from_elsewhere():
             "begun_from": begun["begun_from"],
             "origin": begun["origin"],
         }
-    with pytest.raises(ValueError, match="mine is under way and began from /runs/one; take a new folder, or leave the"):
+    with pytest.raises(ValueError, match="mine already has checkpoints and began from /runs/one: give a new"):
         trainer.provenance(begun, flags.InitFrom("/runs/two"), "mine")
-    with pytest.raises(ValueError, match="mine is under way and began from no other run"):
+    with pytest.raises(ValueError, match="mine already has checkpoints and began from no other run"):
         trainer.provenance({"step": 3}, flags.InitFrom("/runs/one"), "mine")
 
 
@@ -193,7 +193,7 @@ def test_a_run_goes_on_from_there_and_then_needs_the_other_no_more(home):
         return run("train.py", *given, preview=False, status=status)
 
     shutil.copytree(home / "source", home / "gone")
-    assert "made anew: conv_in" in trained("straight").stdout
+    assert "reinitialised: conv_in" in trained("straight").stdout
     shutil.copytree(home / "straight", home / "halves")
     shutil.rmtree(home / "halves" / "checkpoints" / "4")
     shutil.rmtree(home / "gone")

@@ -76,7 +76,7 @@ def run(options: Prepare) -> int:
     partial = target.with_name(VERSION + ".part")
     if target.exists():
         read_record(target, options)
-        print(f"{target} is there already, made by the same command")
+        print(f"{target} exists, made by the same command")
         return 0
     partial.mkdir(parents=True, exist_ok=True)
     with process.FolderLock(target.parent):
@@ -87,7 +87,7 @@ def run(options: Prepare) -> int:
             complete = write_shards(partial, record, planned, splits, options.skip_bad, lambda: interrupt.requested)
         kept = sum(shard["examples"] for shard in record["shards"].values())
         if not complete:
-            print(f"interrupted: {kept} images are in {partial}; the same command goes on")
+            print(f"interrupted: {kept} images are in {partial}; the same command continues")
             return 4
         (partial / "unfinished").unlink(missing_ok=True)
         shards.write_descriptions(
@@ -115,7 +115,7 @@ def target_folder(options: Prepare) -> Path:
             f"--name is missing: {options.source} becomes a TFDS data set in OUT/NAME, read as tfds:NAME@OUT"
         )
     if options.archives is not None:
-        raise ValueError(f"--from is for mnist and cifar10; {options.source} says itself where its images are")
+        raise ValueError(f"--from is for mnist and cifar10; {options.source} is itself the source of the images")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name):
         raise ValueError(f"--name must be of lower-case letters, digits and _, a letter first, got {options.name!r}")
     try:

@@ -127,6 +127,6 @@ def check_conditions(
         if mask is not None and (mask.shape != context.shape[:2] or mask.dtype != bool):
             raise ValueError(f"mask is {mask.dtype} {mask.shape}: expected booleans [B, L] = {context.shape[:2]}")
     elif mask is not None:
-        raise ValueError("a mask is given, but no context that it could hide")
+        raise ValueError("a mask is given without a context")
     if image is not None and (image.shape[:-1] != (batch, *sides) or not jnp.issubdtype(image.dtype, jnp.floating)):
         raise ValueError(f"image is {image.dtype} {image.shape}: expected floats {(batch, *sides, 'C')}, as x")

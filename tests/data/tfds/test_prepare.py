@@ -194,7 +194,7 @@ def test_sigterm_keeps_whole_shards_and_says_so(noisy, tmp_path, monkeypatch, ca
     shards = json.loads((part / "prepare.json").read_text())["shards"]
     kept = sum(shard["examples"] for shard in shards.values())
     assert 0 < kept < 400
-    assert f"interrupted: {kept} images are in {part}; the same command goes on" in message
+    assert f"interrupted: {kept} images are in {part}; the same command continues" in message
     assert main(["prepare", *arguments, "--out", str(tmp_path)]) == 0
     assert contents(tmp_path / "noisy" / "1.0.0") == straight
 
@@ -205,7 +205,7 @@ def test_a_finished_data_set_is_not_made_again(tmp_path, capsys):
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     capsys.readouterr()
     assert main(arguments) == 0
-    assert "is there already, made by the same command" in capsys.readouterr().out
+    assert "exists, made by the same command" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == times
 
 
