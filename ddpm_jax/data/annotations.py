@@ -145,7 +145,7 @@ def _read_rows(root: Path, table: str) -> list[tuple[str, dict[str, str]]]:
             if "file" not in named or len(named) < 2 or any(header.count(name) > 1 for name in ("file", *COLUMNS)):
                 raise ValueError(
                     "expected a header with the columns file and label, file and caption, or all three, found "
-                    f"{printable(','.join(header)[:80]) or 'none'}; if it is not about these images, move it out of the folder"
+                    f"{printable(','.join(header)[:80]) or 'none'}; if it is not about these images, move it elsewhere"
                 )
             rows = [(f"{printable(table)}, line {lines.line_num}", row) for row in lines if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:

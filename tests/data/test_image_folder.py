@@ -725,7 +725,7 @@ TABLES = {
     "an unquoted comma": ({"a.csv": "file,caption\n0.png,red, round\n"}, "line 2: 3 values under 2 columns; .*quotes"),
     "too few values": ({"a.csv": "file,caption\n0.png\n"}, "a.csv, line 2: 1 values under 2 columns"),
     "no header": ({"a.csv": THREE}, f"{HEADER}, .*found 0.png,x;"),
-    "nothing": ({"a.csv": ""}, f"{HEADER}, .* found none; if it is not about these images, move it out"),
+    "nothing": ({"a.csv": ""}, f"{HEADER}, .* found none; if it is not about these images, move it elsewhere"),
     "one column": ({"a.csv": "file\n0.png\n"}, f"{HEADER}, .* found file;"),
     "a column twice": ({"a.csv": "file,label,label\n0.png,x,y\n"}, f"{HEADER}, .* found file,label,label"),
     "an empty label": ({"a.csv": "file,label\n0.png, \n"}, "a.csv, line 2: an empty label"),

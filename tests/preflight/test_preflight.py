@@ -115,7 +115,7 @@ def test_without_the_compiler_it_is_said_how_to_get_it(monkeypatch):
         ([], "name a config first"),
         (
             ["configs/cifar10.py"],
-            "no file data/cifar10.npz; ddpm-jax prepare cifar10 --out data makes it. Without it, ",
+            "no file data/cifar10.npz; ddpm-jax prepare cifar10 --out data makes it. Without the data, ",
         ),
         (
             ["configs/cifar10.py", "--data.source", "npz:a.npz"],
