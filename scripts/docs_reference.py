@@ -158,11 +158,11 @@ def config_page() -> str:
         "---",
         "# Config reference",
         "",
-        "The fields of a config, with their defaults, as `ddpm_jax/config/fields.py` defines them. Each is a flag of "
+        "The fields of a config, with their defaults, from `ddpm_jax/config/fields.py`. Each field is a flag of "
         "`ddpm-jax train` and `ddpm-jax preflight`: its name with `-` for `_`, for example "
-        "`--net.channel-multipliers 1 2 2`. A number outside its range is refused (`[` includes an end, `(` leaves it "
-        "out). A config file is a Python file whose `config` is a `ddpm_jax.config.Config`; `ddpm-jax train "
-        "NAME:VARIANT` takes another variable of the file.",
+        "`--net.channel-multipliers 1 2 2`. Numbers outside the range are refused (`[` includes the end, `(` excludes "
+        "it). A config file is a Python file whose `config` is a `ddpm_jax.config.Config`; `ddpm-jax train "
+        "NAME:VARIANT` uses another variable of the file.",
         "",
     ]
     for prefix, kind in config_parts():
@@ -259,8 +259,8 @@ def cli_pages() -> dict[str, str]:
     index = [
         "# Command line",
         "",
-        f"The commands of ddpm_jax {ddpm_jax.__version__}; a page has what `--help` prints. "
-        "The files that they write and their exit statuses: [run folder](../files.md).",
+        f"The commands of ddpm_jax {ddpm_jax.__version__}; each page is the output of `--help`. "
+        "[Run folder](../files.md) lists the files that they write and their exit statuses.",
         "",
         "| command | purpose |",
         "|---|---|",

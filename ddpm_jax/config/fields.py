@@ -56,7 +56,7 @@ class CompatOptions:
     time_shift: int = 1
     """Embedding frequencies 10000^(-i / (half - shift)): 1 in the original, 0 in OpenAI's code."""
     time_scale: float = 1.0
-    """Factor of the timestep, counted from 0, before its embedding; 1000 / T: it always runs to 1000."""
+    """Factor of the timestep (counted from 0) before its embedding; 1000 / T: the input ends at 1000 for every T."""
     time_dim: int = 0
     """Size of the timestep embedding; 0: as many as channels."""
 
@@ -76,7 +76,7 @@ class Net:
     heads: int = 1
     """Attention heads."""
     head_channels: int = 0
-    """Channels per attention head, in place of heads; 0: heads decides."""
+    """Channels per attention head, instead of heads; 0: heads sets the number."""
     dropout: float = 0.1
     """Dropout rate before the second convolution of each block."""
     groups: int = 32
@@ -84,9 +84,9 @@ class Net:
     resample_with_conv: bool = True
     """Change resolution by convolutions; otherwise by average pooling and nearest-neighbour upsampling."""
     resample: Literal["layer", "block"] = "layer"
-    """Change resolution in a layer of its own, or in a residual block that pools or upsamples."""
+    """Change resolution in a separate layer, or in a residual block that pools or upsamples."""
     time_conditioning: Literal["add", "scale_shift"] = "add"
-    """Add the timestep embedding in each block, or let it scale and shift the second normalisation."""
+    """The timestep embedding is added in each block, or scales and shifts the second normalisation."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation; parameters, statistics and losses stay float32."""
     remat: bool = False
@@ -136,7 +136,7 @@ class Loss:
     p2_gamma: float = 1.0
     """Exponent gamma of p2."""
     learned_variance: bool = False
-    """Let the network also predict the reverse variance (always with hybrid)."""
+    """The network also predicts the reverse variance (always with hybrid)."""
     vlb_scale: float = 1e-3
     """Weight of the variational bound in the hybrid loss."""
     stratified: bool = False
@@ -150,7 +150,7 @@ class Optim:
     warmup: int = 5000
     """Steps of the linear warm-up of the learning rate."""
     decay: int = 0
-    """Steps until a cosine decay of the learning rate reaches 0, such as those of the run; 0: no decay."""
+    """Steps until a cosine decay of the learning rate reaches 0, usually the steps of the run; 0: no decay."""
     clip: float | None = 1.0
     """Gradient clipping: largest global norm; None or infinity: off."""
     b1: float = 0.9
@@ -191,7 +191,7 @@ class SamplerFields:
     clip: bool = True
     """Clip each predicted x_0 to [-1, 1]."""
     threshold: float = 0.0
-    """Dynamic thresholding in place of clipping: percentile of |x_0|; 0: off."""
+    """Dynamic thresholding instead of clipping: percentile of |x_0|; 0: off."""
     eps_scale: float = 1.0
     """Epsilon scaling: divide the predicted noise by this, before clipping."""
     guidance: float = 1.0
