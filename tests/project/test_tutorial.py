@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from run_programs import OPTIMISED, environment
 
 from scripts import notebooks
 
@@ -91,7 +92,8 @@ def test_the_index_has_eleven_formulas_and_names_functions_that_exist():
 @pytest.mark.slow
 @each_notebook
 def test_it_runs_from_a_fresh_kernel(path):
-    subprocess.run([sys.executable, notebooks.ROOT / "scripts" / "notebooks.py", "check", path], check=True)
+    script = notebooks.ROOT / "scripts" / "notebooks.py"
+    subprocess.run([sys.executable, script, "check", path], check=True, env=environment() | OPTIMISED)
 
 
 def test_differing_cells_are_named():
