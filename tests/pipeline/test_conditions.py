@@ -124,7 +124,7 @@ def test_labels_are_asked_for_by_name_or_number(home, run_folder):
     assert ask(text=("a", "b")) == pipeline.ConditionRequest((), ("a", "b"))
     with pytest.raises(ValueError, match=r"no label 'ten': this run's are 0 to 9 \(zero, one"):
         ask("ten")
-    with pytest.raises(ValueError, match="--label is one for all images and --labels several"):
+    with pytest.raises(ValueError, match="--label is one label for all images and --labels a list"):
         ask("1", "2,3")
     with pytest.raises(ValueError, match="this run's network takes none"):
         plain = pipeline.Pipeline(run_folder, step=None, weights="ema", sampling={})

@@ -123,7 +123,7 @@ KERNEL = "params['conv_in']['kernel']"
         ({"step": np.arange(3)}, "only .*arrays can be converted"),
         ({"levels": np.arange(3)}, "Range"),
         ({"levels": 3}, "images hold the value 1., and have levels 0 to 2"),
-        ({"images": np.zeros((3, 8, 8, 1), np.uint8)}, r"step 7 of images \(3, 8, 8, 1\), where .* a batch of 16"),
+        ({"images": np.zeros((3, 8, 8, 1), np.uint8)}, r"step 7 of images \(3, 8, 8, 1\), but the run.s batch is 16"),
         ({"images": np.zeros((16, 8, 8, 3), np.uint8)}, r"conv_in/kernel is float32 \(3, 3, 1, 8\), the run's"),
         ({"images": np.zeros(16, np.uint8)}, "tuple index out of range"),
         ({"images": np.zeros((16, 8, 8, 1), complex)}, "expected images of type uint8"),
