@@ -99,7 +99,7 @@ def test_pytorchs_files_take_pytorch_and_the_refusal_says_so(tmp_path, monkeypat
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     path = tmp_path / f"w.{kind}"
     path.write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-    with pytest.raises(ModuleNotFoundError, match=r"takes PyTorch to read: pip install 'ddpm-jax\[convert\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"needs PyTorch: pip install 'ddpm-jax\[convert\]'"):
         tensor_files.read_tensors(path)
     assert not (tmp_path / "sprung").exists()
 

@@ -272,7 +272,7 @@ def test_remat_and_narrow_types_know_conditions_too(dtype, moved, outputs):
     [
         ({"label": np.zeros(3, np.int32)}, "num_classes = 0: it was made without labels"),
         ({"context": np.zeros((3, 2, 5), np.float32)}, "context_dim = 0: it was made without context"),
-        ({"mask": np.ones((3, 2), bool)}, "a mask is given, but no context"),
+        ({"mask": np.ones((3, 2), bool)}, "a mask is given without a context"),
         (
             {"image": np.zeros((3, 2, 4, 1), np.float32)},
             r"image is float32 \(3, 2, 4, 1\): expected floats \(3, 4, 4, 'C'\)",
