@@ -39,7 +39,7 @@ def test_damaged_measurements_and_samples_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"a\.npz holds total, which is no bound: remove it"):
         evaluated.load(tmp_path / "a.npz")
     (tmp_path / "a.npz").write_bytes(b"PK\3\4")
-    with pytest.raises(ValueError, match=r"a\.npz is not an \.npz file, or damaged \(.*\): remove it, and what it"):
+    with pytest.raises(ValueError, match=r"a\.npz is not an \.npz file, or damaged \(.*\): remove it, and its content"):
         evaluated.load(tmp_path / "a.npz")
     image_parts.write_part(tmp_path, 0, np.zeros((4, 2, 2, 1), np.uint8))
     (path,) = tmp_path.glob("*.npy")
