@@ -59,7 +59,7 @@ class ConformanceReport(NamedTuple):
     nfe_per_step: int
     """Function evaluations of the network in each step."""
     deterministic: bool
-    """Whether x_T alone decides the result."""
+    """True if x_T alone decides the result."""
     steps: np.ndarray
     """[n] the numbers of steps."""
     flow_error: np.ndarray
@@ -69,7 +69,7 @@ class ConformanceReport(NamedTuple):
     cov_error: np.ndarray
     """[n] largest error of the terminal covariance for Gaussian data."""
     is_reproducible: bool
-    """Whether the same keys give the same bits, also in another order."""
+    """True if the same keys give the same bits, also in another order."""
     batch_difference: float
     """Largest difference of an image drawn in a smaller batch, or with frames kept, data units."""
 
