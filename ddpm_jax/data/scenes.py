@@ -104,7 +104,7 @@ def make_dataset() -> Dataset:
 
 
 def novelty(look: tuple[str, str], other: tuple[str, str]) -> str:
-    """Novelty of two looks (colour, shape): "thing" if either is held out, "pairing" if both together are, else "seen"."""
+    """Novelty of two looks (colour, shape): "thing" if either is held out, "pairing" if the pair is, else "seen"."""
     if look in HELD_OUT_LOOKS or other in HELD_OUT_LOOKS:
         return "thing"
     # No picture has one look twice; each look is in three or four of the held-out pairings.
