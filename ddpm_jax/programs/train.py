@@ -45,7 +45,7 @@ def parse(argv: list[str]) -> Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Runs or continues a training run; exit statuses are in the README."""
+    """Runs or continues a training run; exit statuses are in docs/files.md."""
     args = parse(flags.check_words(argv))
     ranges.check_flags(args)
     process.initialize(devices=args.devices, distributed=args.hosts)
