@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from ddpm_jax import config as configs
 from ddpm_jax.config import ranges
 from ddpm_jax.config.fields import SamplerFields
 
@@ -24,6 +25,26 @@ def parse(options: type[T], argv: Sequence[str], *, prog: str) -> T:
         ValueError: as `check_words` and `ranges.check_flags`.
     """
     chosen = tyro.cli(options, prog=prog, args=check_words(argv), config=(tyro.conf.DisallowNone,))
+    ranges.check_flags(chosen)
+    return chosen
+
+
+def parse_with_config(options: type[T], argv: Sequence[str], *, usage: str) -> T:
+    """The options of a command line whose first word names a config; flags replace its fields.
+
+    Args:
+        options: a dataclass with a field `config`.
+        usage: "COMMAND CONFIG ...", for help and errors.
+
+    Raises:
+        ValueError: if no config is named; as `config.load`, `check_words` and `ranges.check_flags`.
+    """
+    default, words = configs.Config(), check_words(argv)
+    if words and not words[0].startswith("-"):
+        default, words = configs.load(words[0]), words[1:]
+    elif "-h" not in words and "--help" not in words:
+        raise ValueError(f"name a config first: {usage.replace('CONFIG', 'digits').removesuffix(' [options]')}")
+    chosen = tyro.cli(options, prog=usage, args=words, default=options(**{"config": default}))
     ranges.check_flags(chosen)
     return chosen
 

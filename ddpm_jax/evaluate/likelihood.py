@@ -14,7 +14,7 @@ from ddpm_jax.evaluate.context import EvaluationContext, Split, load_images, sel
 from ddpm_jax.evaluate.options import LikelihoodOptions
 from ddpm_jax.evaluate.protocol import Measurement
 from ddpm_jax.model import denoiser_options, has_learned_variance
-from ddpm_jax.pipeline import tiles, x0_mse
+from ddpm_jax.pipeline import manifest, tiles, x0_mse
 
 SAVE_SECONDS = 20.0
 
@@ -87,7 +87,7 @@ def load_or_measure(
 
 def result_path(context: EvaluationContext, split: Split, options: LikelihoodOptions) -> pathlib.Path:
     """The path of the result, without a suffix."""
-    return context.out / f"likelihood-{protocol.short_hash(protocol_fields(context, split, options))}"
+    return context.out / f"likelihood-{manifest.short_hash(protocol_fields(context, split, options))}"
 
 
 def measure(

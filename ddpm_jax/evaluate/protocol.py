@@ -47,11 +47,6 @@ def format_value(value: float, error: float = math.nan) -> str:
     return f"{value:.{places}f} ± {error:.{places}f}"
 
 
-def short_hash(protocol: Protocol) -> str:
-    """Ten hexadecimal digits of a protocol's hash, for file names."""
-    return hashlib.sha256(json.dumps(dict(protocol)).encode()).hexdigest()[:10]
-
-
 def to_json(measurements: Sequence[Measurement], made_with: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers for a JSON file: each with its line, its protocol field by field, and what it was made with."""
     rows = [

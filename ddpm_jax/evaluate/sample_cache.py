@@ -14,7 +14,7 @@ from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.context import EvaluationContext
 from ddpm_jax.evaluate.options import Format
 from ddpm_jax.model import denoiser_options, is_conditional, sampler_options
-from ddpm_jax.pipeline import image_parts
+from ddpm_jax.pipeline import image_parts, manifest
 
 
 def protocol_fields(context: EvaluationContext, seed: int, form: Format) -> protocol.Protocol:
@@ -47,7 +47,7 @@ def ensure_samples(context: EvaluationContext, num: int, seed: int, form: Format
     With several processes all draw, and the first goes on alone: the others end here, by SystemExit.
     """
     model, fields = context.model, {**protocol_fields(context, seed, form), "tile": context.model.tile}
-    folder = context.out / "draws" / protocol.short_hash(fields)
+    folder = context.out / "draws" / manifest.short_hash(fields)
     if process.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "protocol.json").write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")

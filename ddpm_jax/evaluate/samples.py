@@ -15,7 +15,7 @@ from ddpm_jax.evaluate.context import EvaluationContext, Split, check_comparable
 from ddpm_jax.evaluate.options import SamplesOptions
 from ddpm_jax.evaluate.protocol import Measurement
 from ddpm_jax.metrics import classifier, frechet, inception, manifold
-from ddpm_jax.pipeline import image_parts
+from ddpm_jax.pipeline import image_parts, manifest
 
 BATCH_SIZE = 1024
 MANIFOLD_IMAGES = 10_000  # the nearest-neighbour metrics take at most so many images of each side
@@ -67,7 +67,7 @@ def measure_and_write(context: EvaluationContext, options: SamplesOptions) -> li
 
 def result_path(context: EvaluationContext, measured: Sequence[Measurement]) -> pathlib.Path:
     """The file for sample metrics of this protocol."""
-    return context.out / f"samples-{protocol.short_hash(measured[0].protocol)}.json"
+    return context.out / f"samples-{manifest.short_hash(measured[0].protocol)}.json"
 
 
 def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measurement] | None:

@@ -1,7 +1,9 @@
 """The manifest of images, manifest.json: the record from which they can be drawn again."""
 
+import hashlib
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 FIELD_TYPES = {
@@ -48,3 +50,15 @@ def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
             f"{path}, damaged: {len(found['sha256'])} hashes of {found['num']} images from {found['start']} on"
         )
     return found
+
+
+def output_name(made: Mapping[str, Any]) -> str:
+    """A folder's name that no other call has: checkpoint, seed, sampler, and a hash of all that decides the images."""
+    decides = {name: value for name, value in made.items() if name not in ("machine", "versions")}
+    how = made["sampling"]
+    return f"{made['step']}-seed{made['seed']}-{how['sampler']}-{how['steps']}-{short_hash(decides)}"
+
+
+def short_hash(record: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits of a record's hash, for file names."""
+    return hashlib.sha256(json.dumps(dict(record)).encode()).hexdigest()[:10]

@@ -14,7 +14,7 @@ import tyro
 
 from ddpm_jax import config as configs
 from ddpm_jax import process
-from ddpm_jax.config import flags, ranges
+from ddpm_jax.config import flags
 from ddpm_jax.preflight import topology
 
 QUICK = -1.0
@@ -44,26 +44,13 @@ class Arguments:
     """A folder for the compiled programs, as the compiler prints them."""
 
 
-def parse(argv: list[str]) -> tuple[str, Arguments]:
-    """The command line: a config file, which is also the report's name, then flags for its fields."""
-    default, rest, name = configs.Config(), argv, ""
-    if argv and not argv[0].startswith("-"):
-        default, rest, name = configs.load(argv[0]), argv[1:], argv[0]
-    elif "-h" not in argv and "--help" not in argv:
-        raise ValueError("name a config first, e.g. ddpm-jax preflight digits")
-    usage = "ddpm-jax preflight CONFIG [options]"
-    args = tyro.cli(Arguments, prog=usage, args=rest, default=Arguments(default))
-    ranges.check_flags(args)
+def main(argv: list[str]) -> int:
+    """Compiles, measures and prints; exit status 0 if everything fits."""
+    args = flags.parse_with_config(Arguments, argv, usage="ddpm-jax preflight CONFIG [options]")
     if args.effort is not None and (args.topology is None or not -1 <= args.effort <= 1):
         raise ValueError(f"--effort needs --topology and must be in [-1, 1], got {args.effort}")
     if args.topology is not None and args.devices is not None:
         raise ValueError(f"--devices {args.devices} is for this machine's CPU: leave it out with --topology")
-    return name, args
-
-
-def main(argv: list[str]) -> int:
-    """Compiles, measures and prints; exit status 0 if everything fits."""
-    name, args = parse(flags.check_words(argv))
     if args.topology is None:
         process.initialize(devices=args.devices)
     else:
@@ -74,7 +61,7 @@ def main(argv: list[str]) -> int:
 
     check(args.config)
     with process.explain_write_errors(args.out or args.text or "."):
-        return run(name, args)
+        return run(argv[0], args)
 
 
 def run(name: str, args: Arguments) -> int:

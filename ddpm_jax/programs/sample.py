@@ -66,7 +66,7 @@ def draw(args: Arguments) -> int:
     import numpy as np
 
     from ddpm_jax import keys, pipeline
-    from ddpm_jax.pipeline import image_parts, outputs
+    from ddpm_jax.pipeline import image_parts, manifest, outputs
 
     keys.check_images(args.seed, args.start, args.num)
     pipe = pipeline.Pipeline(
@@ -76,13 +76,11 @@ def draw(args: Arguments) -> int:
     pipe.request.check(pipe.config)
     edit = pipeline.make_edit(pipe, args.edits, start=args.start, num=args.num)
     if edit and args.trajectory:
-        raise ValueError(
-            "--trajectory is only for sampling from noise: leave it out with --inpaint, --init-image and --interpolate"
-        )
+        raise ValueError("--trajectory only shows sampling from noise: not with --inpaint, --init-image, --interpolate")
     format = outputs.file_format(pipe, args.format)
     images = {"seed": args.seed, "start": args.start, "num": args.num}
     made = (edit or pipe).manifest() | images
-    out = pathlib.Path(args.out) if args.out else pipe.workdir / "samples" / output_name(made)
+    out = pathlib.Path(args.out) if args.out else pipe.workdir / "samples" / manifest.output_name(made)
     if process.is_main_process():
         out.mkdir(parents=True, exist_ok=True)
     print(f"{pipe.describe()}; images {args.start}..{args.start + args.num - 1} of seed {args.seed}", flush=True)
@@ -103,12 +101,3 @@ def draw(args: Arguments) -> int:
     elif process.is_main_process() and (out / "trajectory.gif").exists():
         print(f"note: the trajectory in {out} is of an earlier call")
     return 0
-
-
-def output_name(made: dict) -> str:
-    """A folder's name that no other call has: checkpoint, seed, sampler, and a hash of all that decides the images."""
-    from ddpm_jax.evaluate import protocol
-
-    decides = {name: value for name, value in made.items() if name not in ("machine", "versions")}
-    how = made["sampling"]
-    return f"{made['step']}-seed{made['seed']}-{how['sampler']}-{how['steps']}-{protocol.short_hash(decides)}"

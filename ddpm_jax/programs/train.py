@@ -15,7 +15,7 @@ import tyro
 
 from ddpm_jax import config as configs
 from ddpm_jax import process
-from ddpm_jax.config import flags, ranges
+from ddpm_jax.config import flags
 
 if TYPE_CHECKING:  # --help imports no JAX
     from ddpm_jax.checkpoint import Checkpoints
@@ -24,30 +24,18 @@ if TYPE_CHECKING:  # --help imports no JAX
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    workdir: str
-    """The run's folder: config.json, metrics.jsonl, checkpoints/STEP, samples/."""
     config: Annotated[configs.Config, tyro.conf.arg(name="")]
+    workdir: str = tyro.MISSING
+    """The run's folder: config.json, metrics.jsonl, checkpoints/STEP, samples/."""
     init: tyro.conf.OmitArgPrefixes[flags.InitFrom] = flags.InitFrom()
     devices: flags.OptionalFlag[int] = None
     """On a CPU: number of JAX devices (default: one per core)."""
     hosts: tyro.conf.OmitArgPrefixes[process.DistributedOptions] = process.DistributedOptions()
 
 
-def parse(argv: list[str]) -> Arguments:
-    """The command line: a config file, then flags for its fields."""
-    default, rest = configs.Config(), argv
-    if argv and not argv[0].startswith("-"):
-        default, rest = configs.load(argv[0]), argv[1:]
-    elif "-h" not in argv and "--help" not in argv:
-        raise ValueError("name a config first, e.g. ddpm-jax train digits --workdir runs/digits")
-    usage = "ddpm-jax train CONFIG --workdir DIR [options]"
-    return tyro.cli(Arguments, prog=usage, args=rest, default=Arguments(tyro.MISSING, default))
-
-
 def main(argv: list[str]) -> int:
     """Runs or continues a training run; exit statuses are in docs/files.md."""
-    args = parse(flags.check_words(argv))
-    ranges.check_flags(args)
+    args = flags.parse_with_config(Arguments, argv, usage="ddpm-jax train CONFIG --workdir DIR [options]")
     process.initialize(devices=args.devices, distributed=args.hosts)
     with process.abort_together("train"):
         return train(args.config, pathlib.Path(args.workdir), args.init)

@@ -5,7 +5,7 @@ import pytest
 
 from ddpm_jax.evaluate import likelihood as evaluated
 from ddpm_jax.evaluate import protocol
-from ddpm_jax.pipeline import image_parts
+from ddpm_jax.pipeline import image_parts, manifest
 
 
 def test_every_field_of_a_protocol_is_in_its_line():
@@ -15,7 +15,7 @@ def test_every_field_of_a_protocol_is_in_its_line():
     for name, value in fields.items():
         other = {**fields, name: not value if isinstance(value, bool) else value * 2}
         assert protocol.format_line(base._replace(protocol=other)) != protocol.format_line(base)
-        assert protocol.short_hash(other) != protocol.short_hash(fields)
+        assert manifest.short_hash(other) != manifest.short_hash(fields)
     close = {**fields, "mix": 0.5000000001}  # digits that a shorter form would drop
     assert protocol.format_line(base._replace(protocol=close)) != protocol.format_line(base)
 

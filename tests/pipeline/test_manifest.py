@@ -7,7 +7,7 @@ import pytest
 from run_programs import run
 
 from ddpm_jax import pipeline
-from ddpm_jax.programs import sample
+from ddpm_jax.pipeline import manifest
 
 MANIFEST = {
     "fingerprint": "sha256:0123", "step": 30, "weights": "ema", "sampling": {"steps": 20}, "machine": {}, "seed": 5,
@@ -68,12 +68,12 @@ def test_no_two_calls_share_a_folder_that_nobody_named(run_folder, tmp_path):
 
 def test_a_folder_is_named_by_all_that_decides_images_and_nothing_else():
     made = MANIFEST | {"sampling": {"sampler": "unipc", "steps": 5}, "asked": {"labels": []}, "versions": {"jax": "1"}}
-    name = sample.output_name(made)
+    name = manifest.output_name(made)
     assert name.startswith("30-seed5-unipc-5-")
     others = [
         {"seed": 6}, {"start": 1}, {"num": 3}, {"weights": "raw"}, {"fingerprint": "sha256:9"}, {"step": 31},
         {"sampling": made["sampling"] | {"order": 3}}, {"asked": {"labels": [1]}}, {"edit": {"flags": {}}},
         {"x0_errors": "sha256:1"},
     ]  # fmt: skip
-    assert len({name, *(sample.output_name(made | other) for other in others)}) == len(others) + 1
-    assert sample.output_name(made | {"machine": {"kind": "another"}, "versions": {}}) == name
+    assert len({name, *(manifest.output_name(made | other) for other in others)}) == len(others) + 1
+    assert manifest.output_name(made | {"machine": {"kind": "another"}, "versions": {}}) == name

@@ -16,7 +16,7 @@ from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.context import EvaluationContext
 from ddpm_jax.evaluate.options import ImageOptions
 from ddpm_jax.evaluate.protocol import Measurement
-from ddpm_jax.pipeline import tiles
+from ddpm_jax.pipeline import manifest, tiles
 
 
 class FigureFiles:
@@ -28,7 +28,7 @@ class FigureFiles:
     """
 
     def __init__(self, context: EvaluationContext, command: str, fields: protocol.Protocol):
-        self.context, self.path = context, context.out / f"{command}-{protocol.short_hash(fields)}"
+        self.context, self.path = context, context.out / f"{command}-{manifest.short_hash(fields)}"
         self.weights = f"{context.model.fingerprint} step {context.model.step}"
         context.out.mkdir(parents=True, exist_ok=True)
 
