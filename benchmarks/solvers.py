@@ -63,10 +63,10 @@ def published_unipc(schedule, denoise, *, order) -> Sampler:
         # the step that led here, once more with what is known of its end
         x = state.x
         for p in range(1, order + 1):
-            again = _solve(schedule, state.corrected, state.at[:p], state.m[:p], now, at_end=x0, t=t)
+            again = _solve(schedule, state.corrected, state.lambdas[:p], state.x0s[:p], now, at_end=x0, t=t)
             x = jnp.where(jnp.minimum(state.n, order) == p, again, x)
-        knots = jnp.concatenate([now[None], state.at[:-1]])
-        past = jnp.concatenate([x0[None], state.m[:-1]])
+        knots = jnp.concatenate([now[None], state.lambdas[:-1]])
+        past = jnp.concatenate([x0[None], state.x0s[:-1]])
         end, found = 0.5 * gather(schedule.log_snr, s, x), x
         for p in range(1, order + 1):
             there = _solve(schedule, x, knots[:p], past[:p], end, at_end=None, t=s)
