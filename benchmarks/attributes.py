@@ -26,11 +26,11 @@ class RecognisedScenes(NamedTuple):
 
     Attributes:
         scenes: the nearest scene of each image.
-        errors: float64 [n], the root mean square distance to it, in levels.
+        distances: float64 [n], the root mean square distance to it, in levels.
     """
 
     scenes: tuple[scenes.Scene, ...]
-    errors: np.ndarray
+    distances: np.ndarray
 
 
 class Agreement(NamedTuple):
@@ -59,11 +59,11 @@ def parse_scene(text: str) -> scenes.Scene:
     for pattern in _phrasing_patterns():
         match = pattern.fullmatch(text)
         if match is not None:
-            first, second = (scenes.SceneObject(*match[name].split()) for name in ("first", "second"))
+            first_object, second_object = (scenes.SceneObject(*match[name].split()) for name in ("first", "second"))
             if match["relation"] in scenes.RELATIONS:
-                return scenes.Scene(first, match["relation"], second)
+                return scenes.Scene(first_object, match["relation"], second_object)
             relation = next(way for way, back in scenes.OPPOSITE.items() if back == match["relation"])
-            return scenes.Scene(second, relation, first)
+            return scenes.Scene(second_object, relation, first_object)
     example = "a small red square above a large blue circle"
     raise ValueError(f"expected a description of a scene, as {example!r}, got {text!r}")
 
@@ -127,7 +127,7 @@ def agreement(requested: Sequence[scenes.Scene], recognised: Sequence[scenes.Sce
             f"agreement: expected as many recognised as requested scenes, got {len(recognised)} and {len(requested)}"
         )
     things, others = (
-        np.array([(s.first, s.second) for s in part]).reshape(-1, 2, 3) for part in (requested, recognised)
+        np.array([(s.first_object, s.second_object) for s in seq]).reshape(-1, 2, 3) for seq in (requested, recognised)
     )
     straight, crossed = things == others, things == others[:, ::-1]
     margin = straight.sum((1, 2)) - crossed.sum((1, 2))
@@ -144,8 +144,8 @@ class _Layouts(NamedTuple):
 
     sizes: list[str]  # of each position of one object
     masks: np.ndarray  # float64 [positions, shapes, 256]
-    first: np.ndarray  # [layouts], of positions
-    second: np.ndarray
+    first_positions: np.ndarray  # [layouts], indices of positions
+    second_positions: np.ndarray
     relation: np.ndarray  # [layouts], of scenes.RELATIONS
 
 
@@ -168,19 +168,19 @@ def _layouts() -> _Layouts:
 
 
 def _recognise(x: np.ndarray) -> tuple[list[scenes.Scene], np.ndarray]:
-    """The scenes of images float64 [n, 16, 16, 3], and their errors."""
+    """The scenes of images float64 [n, 16, 16, 3], and their distances."""
     layouts, appearances = _layouts(), [*itertools.product(scenes.SHAPES, scenes.COLOURS)]
     colours = np.array([*scenes.COLOURS.values()], np.float64)
     pixels = (colours**2).sum(1) - 2 * x.reshape(len(x), -1, 3) @ colours.T  # [n, 256, colours]
     costs = np.einsum("ksp,npc->nksc", layouts.masks, pixels, optimize=True).reshape(len(x), -1, len(appearances))
     best, appearance = costs.min(2), costs.argmin(2)
-    sums = best[:, layouts.first] + best[:, layouts.second]
+    sums = best[:, layouts.first_positions] + best[:, layouts.second_positions]
     found, which = [], sums.argmin(1)
     for row, layout in zip(appearance, which, strict=True):
         things = []
-        for place in (layouts.first[layout], layouts.second[layout]):
-            shape, colour = appearances[row[place]]
-            things.append(scenes.SceneObject(layouts.sizes[place], colour, shape))
+        for position in (layouts.first_positions[layout], layouts.second_positions[layout]):
+            shape, colour = appearances[row[position]]
+            things.append(scenes.SceneObject(layouts.sizes[position], colour, shape))
         found.append(scenes.Scene(things[0], scenes.RELATIONS[layouts.relation[layout]], things[1]))
     # rounding may make the square of an exact match negative
     return found, np.sqrt(np.maximum(sums.min(1) + (x**2).sum((1, 2, 3)), 0) / x[0].size)

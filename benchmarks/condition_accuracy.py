@@ -118,11 +118,11 @@ def text_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
         predictions = classifier.load("digits")(draw_samples(model, args, scale, texts=captions))
         return accuracy(predictions.probabilities.argmax(1) == np.arange(args.num) % 10)
 
-    seen = model.config.condition.templates
+    training_templates = model.config.condition.templates
     assert not {template.format(name) for template in UNSEEN_TEMPLATES for name in sources.DIGIT_NAMES} & {
-        template.format(name) for template in seen for name in sources.DIGIT_NAMES
+        template.format(name) for template in training_templates for name in sources.DIGIT_NAMES
     }
-    return {"templates of training": of(seen), "other templates": of(UNSEEN_TEMPLATES)}
+    return {"templates of training": of(training_templates), "other templates": of(UNSEEN_TEMPLATES)}
 
 
 def pair_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def scene_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
     of_kind: dict[str, list[scenes.Scene]] = {"seen": [], "pairing": [], "thing": []}
     for caption in (*train[: args.num], *test):
         scene = attributes.parse_scene(caption.splitlines()[0])
-        of_kind[scenes.novelty(scene.first[1:], scene.second[1:])].append(scene)
+        of_kind[scenes.novelty(scene.first_object[1:], scene.second_object[1:])].append(scene)
     draw = np.random.RandomState(args.seed)
 
     def group(some: Sequence[scenes.Scene], phrasings: Sequence[str], other: Callable[[int], int]) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def scene_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
         read = attributes.recognise_scenes(draw_samples(model, args, scale, texts=captions))
         right = attributes.agreement(some, read.scenes)
         return {name: round(float(np.mean(value)), 4) for name, value in right._asdict().items()} | {
-            "distance in levels": round(float(np.median(read.errors)), 1)
+            "distance in levels": round(float(np.median(read.distances)), 1)
         }
 
     def itself(i: int) -> int:

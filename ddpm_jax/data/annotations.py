@@ -70,7 +70,7 @@ def read_annotations(
     names = _label_names(label_texts)
     lines.append(f"labels    {origin}: {len(names):,} ({join_first(names, 6)})")
     number = {name: i for i, name in enumerate(names)}
-    return Annotations(np.array([number[_nfc(word)] for word in label_texts], np.int32), names, captions, tuple(lines))
+    return Annotations(np.array([number[_nfc(text)] for text in label_texts], np.int32), names, captions, tuple(lines))
 
 
 def _labels_by_folder(paths: Sequence[str], only_splits: bool) -> tuple[list[str] | None, str]:

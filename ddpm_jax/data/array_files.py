@@ -82,9 +82,9 @@ def _load_archive(
     labels = _read_labels(path, archive, label_key, len(train)) if label_key else None
     if not test_key:
         names = _read_label_names(path, archive, labels)
-        kept, out = train_test_indices(f"{path}: {key!r}", len(train), held_out, labels)
-        train, test = _split_in_place(train, kept, out)
-        both = (None, None) if labels is None else (labels[kept], labels[out])
+        train_rows, test_rows = train_test_indices(f"{path}: {key!r}", len(train), held_out, labels)
+        train, test = _split_in_place(train, train_rows, test_rows)
+        both = (None, None) if labels is None else (labels[train_rows], labels[test_rows])
         return Dataset(train, test, *both, scale, name, names)
     test = _read_array(path, archive, test_key, _check_images)
     test, _ = _validate_images(path, test_key, test, levels, value_range)
@@ -206,14 +206,14 @@ def _read_label_names(path: Path, archive: Mapping[str, np.ndarray], *labels: np
     return names
 
 
-def _split_in_place(array: np.ndarray, kept: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The images `kept` of an array, moved in place, and a copy of those at `out`; both indices ascend."""
-    test = array[out]
-    if len(kept) == len(array):
+def _split_in_place(array: np.ndarray, train_rows: np.ndarray, test_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The images at `train_rows`, moved in place, and a copy of those at `test_rows`; both indices ascend."""
+    test = array[test_rows]
+    if len(train_rows) == len(array):
         return array, test
     # Close the gaps from front to back: no second copy of what may fill half of the memory.
-    end = int(out[0])
-    for gap, after in zip(out, [*out[1:], len(array)], strict=True):
+    end = int(test_rows[0])
+    for gap, after in zip(test_rows, [*test_rows[1:], len(array)], strict=True):
         array[end : end + after - gap - 1] = array[gap + 1 : after]
         end += int(after - gap) - 1
     return array[:end], test
@@ -232,13 +232,13 @@ def _decode_jpegs(path: Path, archive: Mapping[str, np.ndarray]) -> np.ndarray:
     increasing = offsets.dtype.kind in "iu" and offsets.ndim == 1 and len(offsets) > 1
     if not increasing or offsets[0] != 0 or offsets[-1] != len(data) or np.any(offsets[:-1] >= offsets[1:]):
         raise ValueError(f"{path}: 'offsets' must be increasing integers [N + 1] from 0 to len(jpeg) = {len(data)}")
-    first = _decode_jpeg(path, data, offsets, 0)
-    check_memory(f"{path}: {len(offsets) - 1:,} JPEG files {first.shape}", (len(offsets) - 1) * first.size)
-    images = np.empty((len(offsets) - 1, *first.shape), np.uint8)
+    jpeg_0 = _decode_jpeg(path, data, offsets, 0)
+    check_memory(f"{path}: {len(offsets) - 1:,} JPEG files {jpeg_0.shape}", (len(offsets) - 1) * jpeg_0.size)
+    images = np.empty((len(offsets) - 1, *jpeg_0.shape), np.uint8)
     for i in range(len(images)):
         image = _decode_jpeg(path, data, offsets, i)
-        if image.shape != first.shape:
-            raise ValueError(f"{path}: JPEG {i} has shape {image.shape}, JPEG 0 has {first.shape}; expected one shape")
+        if image.shape != jpeg_0.shape:
+            raise ValueError(f"{path}: JPEG {i} has shape {image.shape}, JPEG 0 has {jpeg_0.shape}; expected one shape")
         images[i] = image
     return images
 

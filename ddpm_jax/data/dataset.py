@@ -149,9 +149,9 @@ def train_test_indices(
     order = np.random.RandomState(0).permutation(count)[::-1]
     if labels is not None and len(np.setdiff1d(labels[order[:held]], labels[order[held:]])):
         last = np.unique(labels[order][::-1], return_index=True)[1]  # the first of each label in the permutation
-        kept = np.zeros(count, bool)
-        kept[count - 1 - last] = True
-        order = np.concatenate([order[~kept], order[kept]])
+        must_train = np.zeros(count, bool)
+        must_train[count - 1 - last] = True
+        order = np.concatenate([order[~must_train], order[must_train]])
     out = np.sort(order[:held])
     return np.delete(np.arange(count), out), out
 
@@ -246,19 +246,19 @@ def load_lazily(train: ImageReader, test: ImageReader) -> Dataset:
 
 
 def _read_images(
-    places: Sequence[tuple[np.ndarray, ImageReader, int]], progress: ProgressCallback | None = None
+    tasks: Sequence[tuple[np.ndarray, ImageReader, int]], progress: ProgressCallback | None = None
 ) -> None:
     """Reads image i of a reader into an array, for each (array, reader, i) and several at a time."""
 
-    def read(place: tuple[np.ndarray, ImageReader, int]) -> None:
-        array, reader, i = place
+    def read(task: tuple[np.ndarray, ImageReader, int]) -> None:
+        array, reader, i = task
         array[:] = reader[i]
 
     # The report of a folder has Pillow's warnings on metadata.  Filters belong to the whole process, so they are set
     # around all threads and not in each.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        map_in_threads(read, places, progress, "loaded")
+        map_in_threads(read, tasks, progress, "loaded")
 
 
 def map_in_threads(

@@ -114,13 +114,13 @@ def read_ahead(
         if reader is None:
             return pixels[indices]  # fancy indexing copies
         images = np.empty((len(indices), *reader.shape), reader.dtype)
-        for place, i in enumerate(indices):
+        for row, i in enumerate(indices):
             image = reader[int(i)]
             if (image.shape, image.dtype) != (reader.shape, reader.dtype):
                 raise ValueError(
                     f"{reader.name}: image {i} is {image.dtype} {image.shape}, expected {reader.dtype} {reader.shape}"
                 )
-            images[place] = image
+            images[row] = image
         return images
 
     steps = grain.MapDataset.range(start, 2**62).map(read)
@@ -162,8 +162,8 @@ def _streamed_batches(
     start: int,
 ) -> Generator[Batch, None, None]:
     local_devices, per_device = devices // jax.process_count(), batch // devices
-    first = jax.process_index() * local_devices * per_device
-    batch_slice = slice(first, first + local_devices * per_device)
+    process_offset = jax.process_index() * local_devices * per_device
+    batch_slice = slice(process_offset, process_offset + local_devices * per_device)
 
     def put_on_devices(steps: range, images: Sequence[np.ndarray]) -> Batch:
         indices = np.stack([order.indices(step, batch) for step in steps])

@@ -60,8 +60,8 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
     names, others = ([unicodedata.normalize("NFC", n) for n in d.get("label_names", ())] for d in (before, after))
     if names != list(map(str, range(len(names)))) and names != others:  # numbers are not names
         i = next(i for i in range(len(names) + 1) if names[i : i + 1] != others[i : i + 1])
-        first, second = (printable(some[i]) if i < len(some) else "none" for some in (names, others))
-        lines.append(f"{len(names)} labels then, {len(others)} now, number {i} was {first} and is {second}")
+        saved_name, current_name = (printable(some[i]) if i < len(some) else "none" for some in (names, others))
+        lines.append(f"{len(names)} labels then, {len(others)} now, number {i} was {saved_name} and is {current_name}")
     for field, what in _DIGEST_NAMES.items():
         then, now = before.get(field, {}), after.get(field, {})
         changed = any(then[name] != now[name] for name in then if name in now)  # some lack "all"

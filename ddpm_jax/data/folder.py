@@ -118,8 +118,8 @@ def open_readers(
         name, path, good, shape, dtype, scale, annotations.labels, annotations.label_names, annotations.captions, format
     )
     if split.held_out:
-        first = np.array([file.path.startswith(f"{split.train}/") for file in good])
-        train, test = Subset(reader, np.flatnonzero(first)), Subset(reader, np.flatnonzero(~first))
+        in_train = np.array([file.path.startswith(f"{split.train}/") for file in good])
+        train, test = Subset(reader, np.flatnonzero(in_train)), Subset(reader, np.flatnonzero(~in_train))
         if not len(train) or not len(test):
             raise ValueError(f"{path}: no usable images in {printable(split.held_out if len(train) else split.train)}/")
     else:
@@ -212,10 +212,10 @@ def _find_split(report: FolderReport) -> SplitFolders:
 
 def _split_hints(report: FolderReport, split: SplitFolders) -> list[str]:
     """A line of the report if labels may be splits in another language: all have the same sub-folders."""
-    first, *others = [*_subfolders(report).values()] or [set()]
-    if split.only_splits or report.tables or len(first) < 2 or not others or any(inner != first for inner in others):
+    names, *others = [*_subfolders(report).values()] or [set()]
+    if split.only_splits or report.tables or len(names) < 2 or not others or any(inner != names for inner in others):
         return []
-    same = join_first(sorted(first), 6)
+    same = join_first(sorted(names), 6)
     return [f"          all have the sub-folders {same}: if they divide the images, call them train/ and test/"]
 
 

@@ -182,25 +182,25 @@ def find_files(root: Path) -> FoundFiles:
     while folders:
         prefix, above = folders.pop()
         try:
-            place = os.stat(root / prefix)
+            folder_stat = os.stat(root / prefix)
             entries = sorted(os.scandir(root / prefix), key=lambda entry: entry.name)
         except OSError as error:
             found.bad.append(ImageFile(prefix or ".", bad=f"a folder that cannot be listed: {error.strerror}"))
             continue
-        here = above | {(place.st_dev, place.st_ino)}
+        ancestors = above | {(folder_stat.st_dev, folder_stat.st_ino)}
         for entry in entries:
             if entry.name.startswith("."):
                 hidden += 1
-            elif _add_entry(entry, prefix + entry.name, here, found):
-                folders.append((f"{prefix}{entry.name}/", here))
+            elif _add_entry(entry, prefix + entry.name, ancestors, found):
+                folders.append((f"{prefix}{entry.name}/", ancestors))
     return found._replace(hidden=hidden)
 
 
 def split_role(folder: str) -> str:
     """ "train" or "held out" for a folder named as a split, such as Train, test_images or val2017; else ""."""
-    words = re.findall(r"[^\W\d_]+", folder.casefold())
-    word = "".join(word for word in words if word not in ("data", "images", "split")).removesuffix("set")
-    return "train" if word in TRAIN_NAMES else "held out" if word in HELD_OUT_NAMES else ""
+    parts = re.findall(r"[^\W\d_]+", folder.casefold())
+    name = "".join(part for part in parts if part not in ("data", "images", "split")).removesuffix("set")
+    return "train" if name in TRAIN_NAMES else "held out" if name in HELD_OUT_NAMES else ""
 
 
 def format_counts(counts: Counter[str]) -> str:

@@ -148,14 +148,14 @@ def resize_center_crop(pixels: np.ndarray, mode: str, size: tuple[int, ...], lev
     left, top = (width - wide) / 2, (height - tall) / 2
     box = (left, top, width - left, height - top)  # the filter reaches beyond the box
 
-    def scaled(channel: np.ndarray) -> np.ndarray:
+    def resize(channel: np.ndarray) -> np.ndarray:
         return np.asarray(Image.fromarray(channel).resize((size[1], size[0]), Image.Resampling.LANCZOS, box))
 
     values = pixels.astype(np.float32)
     translucent = mode in ("LA", "RGBA")
     if translucent:
         values[..., :-1] *= values[..., -1:]
-    result = np.stack([scaled(channel) for channel in np.moveaxis(values, -1, 0)], -1)
+    result = np.stack([resize(channel) for channel in np.moveaxis(values, -1, 0)], -1)
     if translucent:
         alpha = result[..., -1:]
         result[..., :-1] = np.where(alpha >= 0.5, result[..., :-1] / np.maximum(alpha, 0.5), 0)

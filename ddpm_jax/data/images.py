@@ -238,9 +238,9 @@ def write_gif(path: str | Path, frames: Sequence[np.ndarray], *, scale: int = 1,
         raise ValueError(f"write_gif: expected a duration of at least 20 ms (viewers slow faster ones), got {duration}")
     for frame in frames:
         _check_picture("write_gif", frame, scale)
-    first, *rest = [_paletted(_pillow(frame, scale)) for frame in frames]
+    first_frame, *rest = [_paletted(_pillow(frame, scale)) for frame in frames]
     durations = [duration] * len(rest) + [max(LAST_FRAME_MS, duration)]
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=False)
+    first_frame.save(path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=False)
 
 
 def _pillow(image: np.ndarray, scale: int) -> "Image.Image":

@@ -58,8 +58,8 @@ class EpochShuffle:
         start, stop = step * batch, (step + 1) * batch
         parts = []
         for epoch in range(start // self._size, (stop - 1) // self._size + 1):
-            first = epoch * self._size
-            parts.append(self._epoch(epoch)[max(start - first, 0) : stop - first])
+            epoch_start = epoch * self._size
+            parts.append(self._epoch(epoch)[max(start - epoch_start, 0) : stop - epoch_start])
         return np.concatenate(parts)
 
     def _epoch(self, epoch: int) -> np.ndarray:
@@ -121,10 +121,10 @@ def gather_examples(
     if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ValueError(f"gather_examples: expected integer indices [b], got {indices.dtype} {indices.shape}")
     _check_keys("gather_examples", keys, indices.shape)
-    gathered = images[indices]
-    if gathered.ndim not in (4, 5):
+    examples = images[indices]
+    if examples.ndim not in (4, 5):
         raise ValueError(f"gather_examples: expected images [N, H, W, C], got shape {images.shape}")
-    return normalize(random_flip(keys, gathered) if flip else gathered, levels)
+    return normalize(random_flip(keys, examples) if flip else examples, levels)
 
 
 def random_flip(keys: jax.Array, images: jax.Array) -> jax.Array:

@@ -33,10 +33,10 @@ def make_dataset(digits: Dataset) -> Dataset:
         digits: those of `load("digits")`, with labels and label names.
     """
     every = [Pair(left, right) for left in range(10) for right in range(10)]
-    seen, held = ([pair for pair in every if (pair in HELD_OUT_PAIRS) == out] for out in (False, True))
+    train_pairs, test_pairs = ([pair for pair in every if (pair in HELD_OUT_PAIRS) == out] for out in (False, True))
     names = digits.label_names
-    train, captions = _make_split(0, digits.train, digits.train_labels, seen, NUM_TRAIN, names)
-    test, test_captions = _make_split(1, digits.test, digits.test_labels, held, NUM_TEST, names)
+    train, captions = _make_split(0, digits.train, digits.train_labels, train_pairs, NUM_TRAIN, names)
+    test, test_captions = _make_split(1, digits.test, digits.test_labels, test_pairs, NUM_TEST, names)
     return Dataset(
         train, test, None, None, digits.levels, "pairs", train_captions=captions, test_captions=test_captions
     )  # fmt: skip
@@ -54,10 +54,10 @@ def _make_split(
     """Pictures of pairs of random digits, all pairs equally often, and their captions."""
     assert labels is not None
     rng = np.random.RandomState(seed)
-    chosen = [pairs[i] for i in rng.permutation(np.arange(count) % len(pairs))]
+    shuffled_pairs = [pairs[i] for i in rng.permutation(np.arange(count) % len(pairs))]
     halves = []
-    for digits in np.array(chosen).T:
+    for digits in np.array(shuffled_pairs).T:
         uniforms = rng.random_sample(count)
         kinds = [np.flatnonzero(labels == digit) for digit in range(10)]
         halves.append(images[[kinds[d][int(u * len(kinds[d]))] for d, u in zip(digits, uniforms, strict=True)]])
-    return np.concatenate(halves, axis=2), tuple("\n".join(descriptions(pair, names)) for pair in chosen)
+    return np.concatenate(halves, axis=2), tuple("\n".join(descriptions(pair, names)) for pair in shuffled_pairs)

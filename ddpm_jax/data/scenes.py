@@ -61,7 +61,7 @@ HELD_OUT_PHRASINGS = (
     "{second} with {first} {relation} it",
 )
 HELD_OUT_LOOKS = (("red", "triangle"), ("green", "circle"), ("blue", "cross"), ("yellow", "square"))
-SEEN_LOOKS = tuple(look for look in itertools.product(COLOURS, SHAPES) if look not in HELD_OUT_LOOKS)
+SEEN_LOOKS = tuple(pair for pair in itertools.product(COLOURS, SHAPES) if pair not in HELD_OUT_LOOKS)
 NUM_TRAIN, NUM_TEST = 6000, 500  # pictures; NUM_TEST of each kind
 
 
@@ -76,9 +76,9 @@ class SceneObject(NamedTuple):
 class Scene(NamedTuple):
     """The content of a picture; the relation is "left of" or "above", never the other way round."""
 
-    first: SceneObject
+    first_object: SceneObject
     relation: str
-    second: SceneObject
+    second_object: SceneObject
 
 
 def make_dataset() -> Dataset:
@@ -103,18 +103,18 @@ def make_dataset() -> Dataset:
     )  # fmt: skip
 
 
-def novelty(look: tuple[str, str], other: tuple[str, str]) -> str:
+def novelty(one: tuple[str, str], other: tuple[str, str]) -> str:
     """Novelty of two looks (colour, shape): "thing" if either is held out, "pairing" if the pair is, else "seen"."""
-    if look in HELD_OUT_LOOKS or other in HELD_OUT_LOOKS:
+    if one in HELD_OUT_LOOKS or other in HELD_OUT_LOOKS:
         return "thing"
     # No picture has one look twice; each look is in three or four of the held-out pairings.
-    return "seen" if look != other and (SEEN_LOOKS.index(look) + SEEN_LOOKS.index(other)) % 5 else "pairing"
+    return "seen" if one != other and (SEEN_LOOKS.index(one) + SEEN_LOOKS.index(other)) % 5 else "pairing"
 
 
 def descriptions(scene: Scene, phrasings: Sequence[str] = PHRASINGS) -> tuple[str, ...]:
     """The texts of a scene: each phrasing, from the first and from the second object."""
-    first, second = f"a {' '.join(scene.first)}", f"a {' '.join(scene.second)}"
-    orders = (first, scene.relation, second), (second, OPPOSITE[scene.relation], first)
+    first_object, second_object = f"a {' '.join(scene.first_object)}", f"a {' '.join(scene.second_object)}"
+    orders = (first_object, scene.relation, second_object), (second_object, OPPOSITE[scene.relation], first_object)
     return tuple(
         phrasing.format(first=one, relation=relation, second=other)
         for phrasing in phrasings
@@ -126,8 +126,10 @@ def render_scenes(rng: np.random.RandomState, scenes: Sequence[Scene]) -> np.nda
     """Pictures of scenes on black, uint8 [N, 16, 16, 3], at random `object_positions`."""
     images = np.zeros((len(scenes), SIDE, SIDE, 3), np.uint8)
     for picture, scene, where in zip(images, scenes, rng.random_sample(len(scenes)), strict=True):
-        possible = object_positions(scene.first.size, scene.relation, scene.second.size)
-        for thing, (top, left) in zip((scene.first, scene.second), possible[int(where * len(possible))], strict=True):
+        possible = object_positions(scene.first_object.size, scene.relation, scene.second_object.size)
+        for thing, (top, left) in zip(
+            (scene.first_object, scene.second_object), possible[int(where * len(possible))], strict=True
+        ):
             width = WIDTHS[thing.size]
             picture[top : top + width, left : left + width][object_mask(thing.shape, thing.size)] = COLOURS[
                 thing.colour
@@ -143,25 +145,25 @@ def object_mask(shape: str, size: str) -> np.ndarray:
 
 
 @functools.cache
-def object_positions(first: str, relation: str, second: str) -> np.ndarray:
+def object_positions(first_size: str, relation: str, second_size: str) -> np.ndarray:
     """All positions of two objects of these sizes: two corners (top, left) each, int [N, 2, 2].
 
     At least a row or a column of black is between them, and their offset is at most `MAX_OFFSET`.
     """
-    widths = WIDTHS[first], WIDTHS[second]
+    widths = WIDTHS[first_size], WIDTHS[second_size]
     ends = [range(SIDE - width + 1) for width in widths]
     apart = [(a, b) for a, b in itertools.product(*ends) if a + widths[0] < b]
     off = (widths[1] - widths[0]) // 2
-    beside = [(a, b) for a, b in itertools.product(*ends) if abs(b + off - a) <= MAX_OFFSET]
-    corners = [((a, c), (b, d)) for (a, b), (c, d) in itertools.product(apart, beside)]
+    aligned = [(a, b) for a, b in itertools.product(*ends) if abs(b + off - a) <= MAX_OFFSET]
+    corners = [((a, c), (b, d)) for (a, b), (c, d) in itertools.product(apart, aligned)]
     return np.array(corners)[..., :: 1 if relation == "above" else -1]
 
 
 def _random_scenes(rng: np.random.RandomState, looks: Sequence[tuple], count: int) -> list[Scene]:
-    chosen = rng.randint(len(looks), size=count)
+    indices = rng.randint(len(looks), size=count)
     sizes, relations = rng.randint(2, size=(count, 2)), rng.randint(2, size=count)
     names = tuple(WIDTHS)
     return [
         Scene(SceneObject(names[one], *looks[i][0]), RELATIONS[relation], SceneObject(names[other], *looks[i][1]))
-        for i, (one, other), relation in zip(chosen, sizes, relations, strict=True)
+        for i, (one, other), relation in zip(indices, sizes, relations, strict=True)
     ]

@@ -85,7 +85,7 @@ def test_no_training_picture_has_what_is_held_out():
     tested = {pair for pair in pairs("test") if not pair & set(scenes.HELD_OUT_LOOKS)}
     assert len(tested) == 38 and not tested & pairs("train")
     drawn = [parse_scene(lines[0]) for part in ("train", "test") for lines in SAID[part]]
-    kinds = [scenes.novelty(scene.first[1:], scene.second[1:]) for scene in drawn]
+    kinds = [scenes.novelty(scene.first_object[1:], scene.second_object[1:]) for scene in drawn]
     assert kinds == ["seen"] * 6000 + ["pairing"] * 500 + ["thing"] * 500
 
 

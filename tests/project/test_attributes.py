@@ -34,8 +34,8 @@ def test_fresh_pictures_of_what_is_held_out_are_read_rightly(std):
 def test_the_error_is_the_noise():
     draw = np.random.RandomState(1)
     fresh = scenes.render_scenes(draw, ASKED)
-    assert attributes.recognise_scenes(fresh).errors.max() == 0
-    errors = attributes.recognise_scenes(fresh + 20 * draw.standard_normal(fresh.shape)).errors
+    assert attributes.recognise_scenes(fresh).distances.max() == 0
+    errors = attributes.recognise_scenes(fresh + 20 * draw.standard_normal(fresh.shape)).distances
     # The mean of 250 x 768 squares has a standard error of 20 sqrt(2 / 192000) / 2 = 0.032.
     assert abs(np.sqrt(np.mean(errors**2)) - 20) < 4 * 0.032
 
@@ -44,8 +44,8 @@ def test_the_nearest_picture_is_the_nearest_of_all():
     """All pictures of two things of one look and size each, against noise in which there is nothing."""
     noise = np.random.RandomState(2).uniform(0, 255, (3, 16, 16, 3))
     found = attributes.recognise_scenes(noise)
-    for picture, read, error in zip(noise, found.scenes, found.errors, strict=True):
-        possible = len(scenes.object_positions(read.first.size, read.relation, read.second.size))
+    for picture, read, error in zip(noise, found.scenes, found.distances, strict=True):
+        possible = len(scenes.object_positions(read.first_object.size, read.relation, read.second_object.size))
         drawn = scenes.render_scenes(np.random.RandomState(3), [read] * 20 * possible)
         assert len(np.unique(drawn, axis=0)) == possible
         distances = np.sqrt(((drawn - picture) ** 2).mean((1, 2, 3)))

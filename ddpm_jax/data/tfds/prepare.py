@@ -85,9 +85,9 @@ def run(options: Prepare) -> int:
         record = resume_record(partial, options, splits)
         with process.Interrupt() as interrupt:
             complete = write_shards(partial, record, planned, splits, options.skip_bad, lambda: interrupt.requested)
-        kept = sum(shard["examples"] for shard in record["shards"].values())
+        num_written = sum(shard["examples"] for shard in record["shards"].values())
         if not complete:
-            print(f"interrupted: {kept} images are in {partial}; the same command continues")
+            print(f"interrupted: {num_written} images are in {partial}; the same command continues")
             return 4
         (partial / "unfinished").unlink(missing_ok=True)
         shards.write_descriptions(
@@ -99,7 +99,7 @@ def run(options: Prepare) -> int:
     for line in skipped:
         print(f"left out: {line}")
     size = sum(shard["bytes"] for shard in record["shards"].values()) / 1e6
-    print(f"{target}: {kept} images in {len(planned)} shards, {size:.1f} MB; {len(skipped)} left out")
+    print(f"{target}: {num_written} images in {len(planned)} shards, {size:.1f} MB; {len(skipped)} left out")
     print(f"read it as {shlex.quote(f'tfds:{options.name}@{options.out}')}")
     return 0
 
@@ -202,11 +202,11 @@ def resume_record(folder: Path, options: Prepare, splits: Mapping[str, ImageRead
     Raises:
         ValueError: if other options made the folder, or the images have changed.
     """
-    seen = fingerprint(splits)
+    images_fingerprint = fingerprint(splits)
     if not (folder / RECORD_FILE).exists():
-        return {"request": _request(options), "images": seen, "shards": {}}
+        return {"request": _request(options), "images": images_fingerprint, "shards": {}}
     record = read_record(folder, options)
-    if record["images"] != seen:
+    if record["images"] != images_fingerprint:
         raise ValueError(f"{folder} was started with other images than {options.source} has now; remove the folder")
     for file, shard in list(record["shards"].items()):
         if not (folder / file).exists() or _sha256(folder / file) != shard["sha256"]:

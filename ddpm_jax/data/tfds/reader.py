@@ -173,9 +173,9 @@ class TfdsReader:
             if len(sizes) > 1 and i >= MAX_SIZES_READ:
                 break
         if len(sizes) > 1:
-            address, seen = parse_address(self.name), ", ".join(f"{h}x{w} ({n})" for (h, w), n in sizes.most_common(4))
+            address, shown = parse_address(self.name), ", ".join(f"{h}x{w} ({n})" for (h, w), n in sizes.most_common(4))
             raise ValueError(
-                f"{self.name}: images of different sizes: {seen}{', ...' if len(sizes) > 4 else ''} (height x width). "
+                f"{self.name}: images of different sizes: {shown}{', ...' if len(sizes) > 4 else ''} (height x width). "
                 f"This makes them one: ddpm-jax prepare {shlex.quote(self.name)} --name {address.name}_64 "
                 f"--out {shlex.quote(str(address.data_dir))} --resolution 64"
             )

@@ -28,7 +28,7 @@ class TFRecords:
 
     def __init__(self, files: Sequence[tuple[Path, int, int, int]]) -> None:
         self._paths = [path for path, *_ in files]
-        every = [_record_positions(path, count)[skip : skip + take] for path, skip, take, count in files]
+        every = [_record_positions(path, count)[skip : skip + length] for path, skip, length, count in files]
         self._file = np.repeat(np.arange(len(files)), [len(places) for places in every])
         self._positions = np.concatenate(every)
 
