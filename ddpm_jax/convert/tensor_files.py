@@ -32,9 +32,9 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         ValueError: naming the file, if it is damaged, of another kind, or holds something other than named tensors.
         ModuleNotFoundError: if it takes PyTorch or TensorFlow, which is not there.
     """
-    suffix, first = path.suffix, checkpoint_files(path)[0]
-    if not first.is_file():
-        raise FileNotFoundError(f"there is no file {first}")
+    suffix, first_file = path.suffix, checkpoint_files(path)[0]
+    if not first_file.is_file():
+        raise FileNotFoundError(f"there is no file {first_file}")
     readers = {".safetensors": _safetensors, ".npz": _npz} | dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _torch)
     reader = readers.get(suffix) if _tensorflow_prefix(path) is None else _tensorflow
     if reader is None:

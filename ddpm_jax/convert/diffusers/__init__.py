@@ -62,11 +62,11 @@ def read_pipeline(folder: pathlib.Path, *, null_label: bool = False) -> Diffuser
             "noise that the network was trained with"
         )
     read = network.from_diffusers(tensor_files.read_json(unet / "config.json"), null_label=null_label)
-    chain = scheduler.from_diffusers(tensor_files.read_json(settings), learned_variance=read.learned_variance)
+    diffusion = scheduler.from_diffusers(tensor_files.read_json(settings), learned_variance=read.learned_variance)
     weights = _weights(unet)
     tensors, paths = tensor_files.read_tensors(weights), (unet / "config.json", settings, weights)
     fingerprint = tensor_files.safetensors_metadata(weights).get("fingerprint")
-    return DiffusersPipeline(read, chain, tensors, paths, names.attention_names(tensors), fingerprint, null_label)
+    return DiffusersPipeline(read, diffusion, tensors, paths, names.attention_names(tensors), fingerprint, null_label)
 
 
 def write_pipeline(
@@ -82,15 +82,15 @@ def write_pipeline(
         ValueError: naming everything that diffusers cannot express; nothing is written then.
     """
     version = {"_diffusers_version": "0.30.0"}
-    unet, chain = network.to_diffusers(config, shape), scheduler.to_diffusers(config)
+    unet, diffusion = network.to_diffusers(config, shape), scheduler.to_diffusers(config)
     tensors = invert(names.rules(params, null_label=network.null_label(config)), params)
-    pipeline = chain["_class_name"].replace("Scheduler", "Pipeline")
+    pipeline = diffusion["_class_name"].replace("Scheduler", "Pipeline")
     for part in ("unet", "scheduler"):
         (folder / part).mkdir()
     index = {"_class_name": pipeline, **version, "unet": ["diffusers", "UNet2DModel"]}
-    tensor_files.write_json(folder / "model_index.json", index | {"scheduler": ["diffusers", chain["_class_name"]]})
+    tensor_files.write_json(folder / "model_index.json", index | {"scheduler": ["diffusers", diffusion["_class_name"]]})
     tensor_files.write_json(folder / "unet" / "config.json", unet | version)
-    tensor_files.write_json(folder / "scheduler" / "scheduler_config.json", chain | version)
+    tensor_files.write_json(folder / "scheduler" / "scheduler_config.json", diffusion | version)
     header = {"format": "pt", "ddpm_jax": ddpm_jax.__version__, **metadata}
     tensor_files.write_safetensors(folder / "unet" / WEIGHTS[0], tensors, header)
 

@@ -27,7 +27,7 @@ def from_diffusers(c: Mapping[str, Any]) -> tuple[BlockTypes, list[str]]:
     """The block types as ours, and errors for the unsupported ones."""
     block_types = {"down": [*map(str, c["down_block_types"])], "up": [*map(str, reversed(c["up_block_types"]))]}
     known = {way: (*_RESAMPLE_BLOCKS[way], _ATTENTION_BLOCKS[way]) for way in block_types}
-    errors = [
+    messages = [
         f"{way}_block_types holds {kind!r}: only {', '.join(map(repr, known[way]))} is supported"
         for way, kinds in block_types.items()
         for kind in dict.fromkeys(kinds)
@@ -37,14 +37,14 @@ def from_diffusers(c: Mapping[str, Any]) -> tuple[BlockTypes, list[str]]:
         for way in block_types
         if c[f"{way}sample_type"] not in _RESAMPLE_TYPES
     ]
-    if errors:
-        return BlockTypes((), "layer"), errors
+    if messages:
+        return BlockTypes((), "layer"), messages
     attended = {
         way: [i for i, kind in enumerate(kinds) if kind == _ATTENTION_BLOCKS[way]] for way, kinds in block_types.items()
     }
     shown = f"down_block_types = {block_types['down']}, up_block_types = {c['up_block_types']}"
     if len(block_types["down"]) != len(block_types["up"]) or attended["down"] != attended["up"]:
-        errors.append(f"{shown} are not each other's mirror: a level attends both ways or not at all")
+        messages.append(f"{shown} are not each other's mirror: a level attends both ways or not at all")
     # the last block of each way changes no size, whatever its type says of that
     between = [kinds[:-1] if way == "down" else kinds[1:] for way, kinds in block_types.items()]
     used: set[Resample] = {
@@ -53,11 +53,11 @@ def from_diffusers(c: Mapping[str, Any]) -> tuple[BlockTypes, list[str]]:
         for kind in kinds
     }
     if len(used) > 1:
-        errors.append(
+        messages.append(
             f"{shown}, downsample_type = {c['downsample_type']!r}, upsample_type = {c['upsample_type']!r}: sizes are "
             "changed by layers of their own or in residual blocks, the same everywhere"
         )
-    return BlockTypes(tuple(attended["down"]), used.pop() if used else "layer"), errors
+    return BlockTypes(tuple(attended["down"]), used.pop() if used else "layer"), messages
 
 
 def to_diffusers(net: configs.Net, attends: Sequence[bool]) -> dict[str, Any]:
@@ -65,8 +65,8 @@ def to_diffusers(net: configs.Net, attends: Sequence[bool]) -> dict[str, Any]:
     named = {way: {by: kind for kind, by in kinds.items()}[net.resample] for way, kinds in _RESAMPLE_BLOCKS.items()}
     kind = {by: kind for kind, by in _RESAMPLE_TYPES.items()}[net.resample]
     return {
-        "down_block_types": [_ATTENTION_BLOCKS["down"] if here else named["down"] for here in attends],
-        "up_block_types": [_ATTENTION_BLOCKS["up"] if here else named["up"] for here in reversed(attends)],
+        "down_block_types": [_ATTENTION_BLOCKS["down"] if attended else named["down"] for attended in attends],
+        "up_block_types": [_ATTENTION_BLOCKS["up"] if attended else named["up"] for attended in reversed(attends)],
         "downsample_type": kind,
         "upsample_type": kind,
     }

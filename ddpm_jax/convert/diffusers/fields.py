@@ -19,7 +19,7 @@ class Supported(NamedTuple):
 
 
 def field_errors(
-    given: Mapping[str, Any],
+    config: Mapping[str, Any],
     known: Mapping[str, Any],
     supported: Mapping[str, Supported],
     types: Mapping[str, type | tuple[type, ...]],
@@ -33,24 +33,24 @@ def field_errors(
         types: of fields that are read.
         choices: the values of fields that are read, where only some are supported.
     """
-    unknown = [name for name in given if name not in known and name not in supported and name not in IGNORED]
-    errors = [f"{name} = {given[name]!r} is a field that is not known here" for name in unknown]
+    unknown = [name for name in config if name not in known and name not in supported and name not in IGNORED]
+    messages = [f"{name} = {config[name]!r} is a field that is not known here" for name in unknown]
     for name, field in supported.items():
-        value = given.get(name, field.default)
+        value = config.get(name, field.default)
         if not any(_equal(value, legal) for legal in field.values):
-            text = f"{name} = {value!r}" if name in given else f"{name} is missing, which means {value!r}"
-            errors.append(f"{text}: only {' or '.join(map(repr, field.values))} is supported, {field.meaning}")
+            text = f"{name} = {value!r}" if name in config else f"{name} is missing, which means {value!r}"
+            messages.append(f"{text}: only {' or '.join(map(repr, field.values))} is supported, {field.meaning}")
     for name, kind in types.items():
-        value = given.get(name, known[name])
+        value = config.get(name, known[name])
         # Python counts booleans as integers
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             kinds = kind if isinstance(kind, tuple) else (kind,)
-            errors.append(f"{name} = {value!r} is not {' or '.join(one.__name__ for one in kinds)}")
+            messages.append(f"{name} = {value!r} is not {' or '.join(one.__name__ for one in kinds)}")
     for name, legal in choices.items():
-        value = given.get(name, known[name])
+        value = config.get(name, known[name])
         if not any(_equal(value, one) for one in legal):
-            errors.append(f"{name} = {value!r}: only {' or '.join(map(repr, legal))} is supported")
-    return errors
+            messages.append(f"{name} = {value!r}: only {' or '.join(map(repr, legal))} is supported")
+    return messages
 
 
 def _equal(value: Any, legal: Any) -> bool:

@@ -58,8 +58,8 @@ def _component_name(name: str, levels: int, attention: dict[str, str], top: bool
     if top and kind in ("down", "up"):
         return f"{kind}_blocks.{number if kind == 'down' else levels - 1 - int(number)}"
     if kind in ("block", "attn") and number.isdigit():
-        place = int(number) - (path[0] == "mid")  # whose own numbers begin at 1
-        return f"{'resnets' if kind == 'block' else 'attentions'}.{place}"
+        index = int(number) - (path[0] == "mid")  # whose own numbers begin at 1
+        return f"{'resnets' if kind == 'block' else 'attentions'}.{index}"
     if name in ("downsample", "upsample"):
         return f"{name}rs.0"
     if top and name in ("mid", "temb"):

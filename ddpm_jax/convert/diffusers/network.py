@@ -64,7 +64,7 @@ class NetworkConfig(NamedTuple):
     learned_variance: bool  # whether there are twice as many output as input channels
 
 
-def from_diffusers(given: Mapping[str, Any], *, null_label: bool = False) -> NetworkConfig:
+def from_diffusers(config: Mapping[str, Any], *, null_label: bool = False) -> NetworkConfig:
     """Our network that is equivalent to a `UNet2DModel` of this configuration.
 
     Args:
@@ -73,17 +73,17 @@ def from_diffusers(given: Mapping[str, Any], *, null_label: bool = False) -> Net
     Raises:
         ValueError: naming every unsupported field, its value and the supported ones.
     """
-    if given.get("_class_name") != "UNet2DModel":
-        _raise_if_any([f"_class_name = {given.get('_class_name')!r}: only 'UNet2DModel' is supported"])
-    c = {name: given.get(name, default) for name, default in DEFAULTS.items()}
+    if config.get("_class_name") != "UNet2DModel":
+        _raise_if_any([f"_class_name = {config.get('_class_name')!r}: only 'UNet2DModel' is supported"])
+    c = {name: config.get(name, default) for name, default in DEFAULTS.items()}
     choices = {
         "resnet_time_scale_shift": TIME_CONDITIONING, "downsample_padding": PADDING, "flip_sin_to_cos": TIME_ORDER,
         "freq_shift": (0, 1),
     }  # fmt: skip
-    _raise_if_any(field_errors(given, DEFAULTS, SUPPORTED, TYPES, choices))
-    levels, errors = blocks.from_diffusers(c)
+    _raise_if_any(field_errors(config, DEFAULTS, SUPPORTED, TYPES, choices))
+    levels, messages = blocks.from_diffusers(c)
     sides = [c["sample_size"]] * 2 if isinstance(c["sample_size"], int) else list(c["sample_size"] or [])
-    _raise_if_any(errors + _size_errors(c, sides) + _label_errors(c["num_class_embeds"], null_label))
+    _raise_if_any(messages + _size_errors(c, sides) + _label_errors(c["num_class_embeds"], null_label))
     widths = list(c["block_out_channels"])
     net = configs.Net(
         channels=widths[0],
@@ -112,9 +112,9 @@ def to_diffusers(config: configs.Config, shape: tuple[int, ...]) -> dict[str, An
     Raises:
         ValueError: naming everything that diffusers cannot express.
     """
-    errors = _unsupported(config, shape)
-    if errors:
-        raise ValueError("diffusers' UNet2DModel cannot be this network: " + "; ".join(errors))
+    messages = _unsupported(config, shape)
+    if messages:
+        raise ValueError("diffusers' UNet2DModel cannot be this network: " + "; ".join(messages))
     net, conventions, (height, width, channels) = config.net, config.net.compat, shape
     widths = [net.channels * m for m in net.channel_multipliers]
     head_size = widths[-1] // net.heads if net.heads > 1 else None
@@ -147,46 +147,48 @@ def null_label(config: configs.Config) -> bool:
 
 def _size_errors(c: Mapping[str, Any], sides: list[Any]) -> list[str]:
     """Errors for the numbers of channels, pixels, layers and groups."""
-    levels, errors, widths = len(c["down_block_types"]), [], list(c["block_out_channels"])
+    levels, messages, widths = len(c["down_block_types"]), [], list(c["block_out_channels"])
     if not levels:
         return ["down_block_types is empty: at least one block is right"]
     if len(widths) != levels or not all(isinstance(w, int) and w > 0 and w % widths[0] == 0 for w in widths):
-        errors.append(
+        messages.append(
             f"block_out_channels = {widths}: only multiples of the first, one for each of {levels} blocks, fit"
         )
     if len(sides) != 2 or not all(isinstance(n, int) and n > 0 and n % 2 ** (levels - 1) == 0 for n in sides):
-        errors.append(f"sample_size = {c['sample_size']!r}: only multiples of {2 ** (levels - 1)} fit {levels} blocks")
+        messages.append(
+            f"sample_size = {c['sample_size']!r}: only multiples of {2 ** (levels - 1)} fit {levels} blocks"
+        )
     if c["in_channels"] < 1:
-        errors.append(f"in_channels = {c['in_channels']}: at least 1 is right")
+        messages.append(f"in_channels = {c['in_channels']}: at least 1 is right")
     if c["out_channels"] not in (c["in_channels"], 2 * c["in_channels"]):
-        errors.append(
+        messages.append(
             f"out_channels = {c['out_channels']}: only in_channels = {c['in_channels']} or twice that is supported"
         )
     if c["layers_per_block"] < 1 or c["norm_num_groups"] < 1:
-        errors.append(
+        messages.append(
             f"layers_per_block = {c['layers_per_block']}, norm_num_groups = {c['norm_num_groups']}: at least 1"
         )
     elif any(isinstance(w, int) and w % c["norm_num_groups"] for w in widths):
-        errors.append(f"norm_num_groups = {c['norm_num_groups']} does not divide block_out_channels = {widths}")
+        messages.append(f"norm_num_groups = {c['norm_num_groups']} does not divide block_out_channels = {widths}")
     elif c["resnet_time_scale_shift"] == "default" and set(widths) == {c["norm_num_groups"]}:
-        errors.append(
+        messages.append(
             f"norm_num_groups = {c['norm_num_groups']}, as many as block_out_channels = {widths}: each channel is "
             "normalised by itself and forgets the time that was added to it; fewer groups are supported"
         )
     if not 0 < c["norm_eps"] < math.inf:
-        errors.append(f"norm_eps = {c['norm_eps']}: only a positive number is supported")
+        messages.append(f"norm_eps = {c['norm_eps']}: only a positive number is supported")
     if not 0 <= c["dropout"] < 1:
-        errors.append(f"dropout = {c['dropout']}: only in [0, 1)")
+        messages.append(f"dropout = {c['dropout']}: only in [0, 1)")
     # the middle's own: left out where scale and shift are on, it has no normalisation at all
     usual = (None, c["norm_num_groups"]) if c["resnet_time_scale_shift"] == "default" else (c["norm_num_groups"],)
     if c["attn_norm_num_groups"] not in usual:
-        errors.append(
+        messages.append(
             f"attn_norm_num_groups = {c['attn_norm_num_groups']}: only {usual[-1]}, as norm_num_groups, is supported"
         )
     size = c["attention_head_dim"]  # the channels of a head, not how many heads there are
     if size is not None and (size < 1 or any(isinstance(w, int) and w % size for w in widths)):
-        errors.append(f"attention_head_dim = {size} does not divide block_out_channels = {widths}")
-    return errors
+        messages.append(f"attention_head_dim = {size} does not divide block_out_channels = {widths}")
+    return messages
 
 
 def _label_errors(count: int | None, null_label: bool) -> list[str]:
@@ -214,30 +216,30 @@ def _unsupported(config: configs.Config, shape: tuple[int, ...]) -> list[str]:
         "text.layers": config.text.layers, "condition.super_resolution_factor": c.super_resolution_factor,
         "condition.paired": c.paired,
     }  # fmt: skip
-    errors = [
+    messages = [
         f"{name} = {value!r}: there, labels are the only condition" for name, value in other_conditions.items() if value
     ]
     if len(shape) != 3:
-        return [*errors, f"images {shape}: there they are [H, W, C]"]
+        return [*messages, f"images {shape}: there they are [H, W, C]"]
     fewest, widths = 2 ** (len(net.channel_multipliers) - 1), [net.channels * m for m in net.channel_multipliers]
     if any(side % fewest for side in shape[:-1]):
-        errors.append(f"images {shape}: there, sides are multiples of {fewest}")
+        messages.append(f"images {shape}: there, sides are multiples of {fewest}")
     if not net.resample_with_conv and net.resample == "layer":
-        errors.append("net.resample_with_conv = False: there, layers that change the size convolve")
+        messages.append("net.resample_with_conv = False: there, layers that change the size convolve")
     odd = sorted({width for width in widths if width % net.groups})
     if odd:  # where ours takes fewer groups, see `group_count`
-        errors.append(f"net.groups = {net.groups}: there they divide the channels of every level, and not {odd}")
+        messages.append(f"net.groups = {net.groups}: there they divide the channels of every level, and not {odd}")
     has_attention = [*_has_attention(net, shape)[:-1], True]
     attention_widths = {width for width, attends in zip(widths, has_attention, strict=True) if attends}
     if net.heads > 1 and len(attention_widths) > 1:
-        errors.append(f"net.heads = {net.heads} over {sorted(attention_widths)} channels: there, heads have one size")
+        messages.append(f"net.heads = {net.heads} over {sorted(attention_widths)} channels: there, heads have one size")
     if conventions.time_scale != 1:
-        errors.append(f"net.compat.time_scale = {conventions.time_scale}: there, times are not scaled")
+        messages.append(f"net.compat.time_scale = {conventions.time_scale}: there, times are not scaled")
     if conventions.time_dim not in (0, net.channels):
-        errors.append(f"net.compat.time_dim = {conventions.time_dim}: there it is net.channels = {net.channels}")
-    return errors
+        messages.append(f"net.compat.time_dim = {conventions.time_dim}: there it is net.channels = {net.channels}")
+    return messages
 
 
-def _raise_if_any(errors: list[str]) -> None:
-    if errors:
-        raise ValueError("the network's config: " + "; ".join(errors))
+def _raise_if_any(messages: list[str]) -> None:
+    if messages:
+        raise ValueError("the network's config: " + "; ".join(messages))

@@ -59,7 +59,7 @@ class SchedulerConfig(NamedTuple):
     sampling: configs.Sampling
 
 
-def from_diffusers(given: Mapping[str, Any], *, learned_variance: bool) -> SchedulerConfig:
+def from_diffusers(config: Mapping[str, Any], *, learned_variance: bool) -> SchedulerConfig:
     """Our schedule, loss and sampling that are equivalent to a scheduler's configuration.
 
     Args:
@@ -68,18 +68,18 @@ def from_diffusers(given: Mapping[str, Any], *, learned_variance: bool) -> Sched
     Raises:
         ValueError: naming every unsupported field, its value and the supported ones.
     """
-    kind = given.get("_class_name")
+    kind = config.get("_class_name")
     if kind not in SUPPORTED:
         raise ValueError(
             f"the scheduler's config: _class_name = {kind!r}: only {' and '.join(map(repr, SUPPORTED))} is supported"
         )
     fields = DEFAULTS | ({"variance_type": "fixed_small"} if kind == "DDPMScheduler" else {})
-    c = {name: given.get(name, default) for name, default in fields.items()}
+    c = {name: config.get(name, default) for name, default in fields.items()}
     choices = {"beta_schedule": SCHEDULES, "prediction_type": PREDICTS, "timestep_spacing": SPACINGS}
-    errors = field_errors(given, fields, SUPPORTED[kind], TYPES, choices) + _variance_errors(c, learned_variance)
-    errors = errors or _beta_errors(c)  # which rest on numbers
-    if errors:
-        raise ValueError("the scheduler's config: " + "; ".join(errors))
+    messages = field_errors(config, fields, SUPPORTED[kind], TYPES, choices) + _variance_errors(c, learned_variance)
+    messages = messages or _beta_errors(c)  # which rest on numbers
+    if messages:
+        raise ValueError("the scheduler's config: " + "; ".join(messages))
     T, predicts = c["num_train_timesteps"], PREDICTS[c["prediction_type"]] if c["predict_epsilon"] else "x0"
     schedule = configs.Schedule(
         SCHEDULES[c["beta_schedule"]],
@@ -107,9 +107,9 @@ def to_diffusers(config: configs.Config) -> dict[str, Any]:
         ValueError: naming everything that diffusers cannot express.
     """
     c, schedule = config.sampling, config.schedule
-    errors = _unsupported(config)
-    if errors:
-        raise ValueError("diffusers' schedulers cannot be this chain: " + "; ".join(errors))
+    messages = _unsupported(config)
+    if messages:
+        raise ValueError("diffusers' schedulers cannot be this chain: " + "; ".join(messages))
     beta_schedules = {ours: theirs for theirs, ours in SCHEDULES.items()}
     betas = {} if schedule.kind in beta_schedules else {"trained_betas": schedule_table(config)["betas"].tolist()}
     shared = {
@@ -154,21 +154,21 @@ def differences(config: configs.Config) -> list[str]:
 
 def _beta_errors(c: Mapping[str, Any]) -> list[str]:
     """Errors for the noise schedule's numbers."""
-    T, first, last = c["num_train_timesteps"], c["beta_start"], c["beta_end"]
+    T, beta_1, beta_T = c["num_train_timesteps"], c["beta_start"], c["beta_end"]
     least = 2 if c["rescale_betas_zero_snr"] else 1
-    errors = [] if T >= least else [f"num_train_timesteps = {T}: at least {least} is right"]
+    messages = [] if T >= least else [f"num_train_timesteps = {T}: at least {least} is right"]
     zero_snr = c["rescale_betas_zero_snr"]
     if c["beta_schedule"] != "squaredcos_cap_v2":
-        if not (0 < first < 1 and 0 < last <= 1):
-            errors.append(f"beta_start = {first}, beta_end = {last}: only positive numbers below 1 are supported")
-        zero_snr = zero_snr or last == 1
+        if not (0 < beta_1 < 1 and 0 < beta_T <= 1):
+            messages.append(f"beta_start = {beta_1}, beta_end = {beta_T}: only positive numbers below 1 are supported")
+        zero_snr = zero_snr or beta_T == 1
     if zero_snr and c["predict_epsilon"] and c["prediction_type"] == "epsilon":
-        errors.append(
-            f"rescale_betas_zero_snr = {c['rescale_betas_zero_snr']}, beta_end = {last}: no signal is left at the last "
-            "time, and x_0 cannot be computed there from prediction_type = 'epsilon', but from 'sample' or "
+        messages.append(
+            f"rescale_betas_zero_snr = {c['rescale_betas_zero_snr']}, beta_end = {beta_T}: no signal is left at the "
+            "last time, and x_0 cannot be computed there from prediction_type = 'epsilon', but from 'sample' or "
             "'v_prediction'"
         )
-    return errors
+    return messages
 
 
 def _variance_errors(c: Mapping[str, Any], learned_variance: bool) -> list[str]:
@@ -186,27 +186,27 @@ def _variance_errors(c: Mapping[str, Any], learned_variance: bool) -> list[str]:
 
 def _unsupported(config: configs.Config) -> list[str]:
     """Errors for the sampling options that diffusers cannot express."""
-    c, schedule, learned, errors = config.sampling, config.schedule, has_learned_variance(config), []
+    c, schedule, learned, messages = config.sampling, config.schedule, has_learned_variance(config), []
     if c.sampler not in ("ancestral", "ddim"):
-        errors.append(f"sampling.sampler = {c.sampler!r}: give --sampler ancestral or ddim")
+        messages.append(f"sampling.sampler = {c.sampler!r}: give --sampler ancestral or ddim")
     if c.sampler == "ancestral" and not learned and c.variance_mix not in (0, 1):
-        errors.append(
+        messages.append(
             f"sampling.variance_mix = {c.variance_mix}: its variances are those of 0 and 1, give --variance-mix"
         )
     if c.sampler == "ddim" and learned:
-        errors.append("sampling.sampler = 'ddim' of a network with a learned variance: give --sampler ancestral")
+        messages.append("sampling.sampler = 'ddim' of a network with a learned variance: give --sampler ancestral")
     if c.sampler == "ddim" and c.eta:
-        errors.append(f"sampling.eta = {c.eta}: it is an argument of its pipeline's call, give --eta 0")
+        messages.append(f"sampling.eta = {c.eta}: it is an argument of its pipeline's call, give --eta 0")
     if c.steps < schedule.T and c.spacing not in SPACINGS:
-        errors.append(f"sampling.spacing = {c.spacing!r}: give --spacing {', '.join(SPACINGS)}")
+        messages.append(f"sampling.spacing = {c.spacing!r}: give --spacing {', '.join(SPACINGS)}")
     if config.loss.predicts not in PREDICTS.values():
-        errors.append(f"loss.predicts = {config.loss.predicts!r}: its networks predict eps, x0 or v")
+        messages.append(f"loss.predicts = {config.loss.predicts!r}: its networks predict eps, x0 or v")
     if c.threshold:
-        errors.append(f"sampling.threshold = {c.threshold}: its thresholding is another one, give --threshold 0")
+        messages.append(f"sampling.threshold = {c.threshold}: its thresholding is another one, give --threshold 0")
     if c.eps_scale != 1:
-        errors.append(f"sampling.eps_scale = {c.eps_scale}: give --eps-scale 1")
+        messages.append(f"sampling.eps_scale = {c.eps_scale}: give --eps-scale 1")
     if schedule.kind == "cosine" and (schedule.offset, schedule.max_beta) != (0.008, 0.999):
-        errors.append(
+        messages.append(
             f"schedule.offset = {schedule.offset}, max_beta = {schedule.max_beta}: its cosine has 0.008 and 0.999"
         )
-    return errors
+    return messages

@@ -69,9 +69,9 @@ def model_from_flags(family: Family, flags: str, *, num_classes: int = 1000) -> 
         raise ValueError(f"family must be one of {', '.join(map(repr, DEFAULTS))}, got {family!r}")
     f = DEFAULTS[family] | _parse(flags, DEFAULTS[family])
     side, T, respacing = f["image_size"], f["diffusion_steps"], f["timestep_respacing"]
-    errors = _unsupported(f)
-    if errors:
-        raise ValueError(f"{family}-diffusion's flags: " + "; ".join(errors))
+    messages = _unsupported(f)
+    if messages:
+        raise ValueError(f"{family}-diffusion's flags: " + "; ".join(messages))
     # their linear schedule adds up to as much noise whatever T is
     betas = {"beta_1": 1e-4 * 1000 / T, "beta_T": 0.02 * 1000 / T} if f["noise_schedule"] == "linear" else {}
     config = configs.Config(
@@ -112,44 +112,46 @@ def _parse(flags: str, known: dict[str, Any]) -> dict[str, Any]:
 def _unsupported(f: dict[str, Any]) -> list[str]:
     """Errors for the flags that are not supported."""
     counts = ("image_size", "num_channels", "num_res_blocks", "num_heads", "diffusion_steps", "batch_size")
-    errors = [f"{name} = {f[name]}: at least 1 is right" for name in counts if f[name] < 1]
+    messages = [f"{name} = {f[name]}: at least 1 is right" for name in counts if f[name] < 1]
     if not 0 <= f["dropout"] < 1:
-        errors.append(f"dropout = {f['dropout']}: only in [0, 1)")
+        messages.append(f"dropout = {f['dropout']}: only in [0, 1)")
     if f["num_heads_upsample"] not in (-1, f["num_heads"]):
-        errors.append(f"num_heads_upsample = {f['num_heads_upsample']}: as many heads as on the way down are supported")
+        messages.append(
+            f"num_heads_upsample = {f['num_heads_upsample']}: as many heads as on the way down are supported"
+        )
     if f["noise_schedule"] not in ("linear", "cosine"):
-        errors.append(f"noise_schedule = {f['noise_schedule']!r}: 'linear' and 'cosine' are theirs")
+        messages.append(f"noise_schedule = {f['noise_schedule']!r}: 'linear' and 'cosine' are theirs")
     T, respacing = f["diffusion_steps"], f["timestep_respacing"]
     if f["noise_schedule"] == "linear" and 1 <= T < 20 + (not f["predict_xstart"]):
-        errors.append(
+        messages.append(
             f"diffusion_steps = {T}: the 'linear' noise_schedule, whose last beta is 20 / {T}, takes more than 20"
         )
     if "," in respacing:
-        errors.append(
+        messages.append(
             f"timestep_respacing = {respacing!r}: sections are samplers.section_times, for programs of "
             "one's own; 'N' and 'ddimN' are supported"
         )
     elif not respacing.removeprefix("ddim").isdecimal() and respacing:
-        errors.append(f"timestep_respacing = {respacing!r}: 'N' and 'ddimN' are supported")
+        messages.append(f"timestep_respacing = {respacing!r}: 'N' and 'ddimN' are supported")
     elif respacing and not 1 <= int(respacing.removeprefix("ddim")) <= T:
-        errors.append(f"timestep_respacing = {respacing!r}: 1 to diffusion_steps = {T} times are supported")
+        messages.append(f"timestep_respacing = {respacing!r}: 1 to diffusion_steps = {T} times are supported")
     elif respacing.startswith("ddim") and all(
         len(range(0, T, stride)) != int(respacing[4:]) for stride in range(1, T + 1)
     ):
-        errors.append(f"timestep_respacing = {respacing!r}: no stride over diffusion_steps = {T} gives as many times")
-    return errors
+        messages.append(f"timestep_respacing = {respacing!r}: no stride over diffusion_steps = {T} gives as many times")
+    return messages
 
 
 def _net(family: Family, f: dict[str, Any], num_classes: int) -> configs.Net:
     side, width = f["image_size"], f["num_channels"]
-    multipliers = _channel_multipliers(family, side, f.get("channel_mult", ""))
-    channels, first = int(multipliers[0] * width), multipliers[0]
-    if channels < 1 or any(m % first for m in multipliers):
-        raise ValueError(f"channel_mult = {multipliers}: multiples of the first are supported")
-    factors = [2**i for i in range(len(multipliers))]
+    channel_multipliers = _channel_multipliers(family, side, f.get("channel_mult", ""))
+    channels, first_multiplier = int(channel_multipliers[0] * width), channel_multipliers[0]
+    if channels < 1 or any(m % first_multiplier for m in channel_multipliers):
+        raise ValueError(f"channel_mult = {channel_multipliers}: multiples of the first are supported")
+    factors = [2**i for i in range(len(channel_multipliers))]
     attention_factors = {side // size for size in _parse_integers("attention_resolutions", f["attention_resolutions"])}
     head_channels = max(f.get("num_head_channels", -1), 0)
-    widths = [int(m * width) for m in multipliers]
+    widths = [int(m * width) for m in channel_multipliers]
     if any(w % (head_channels or f["num_heads"]) for w in widths):
         name = "num_head_channels" if head_channels else "num_heads"
         raise ValueError(f"{name} = {f[name]} does not divide the channels of the levels, {widths}")
@@ -157,7 +159,7 @@ def _net(family: Family, f: dict[str, Any], num_classes: int) -> configs.Net:
         raise ValueError(f"num_channels = {width}: with as many channels as the 32 groups the time would be forgotten")
     return configs.Net(
         channels=channels,
-        channel_multipliers=tuple(int(m // first) for m in multipliers),
+        channel_multipliers=tuple(int(m // first_multiplier) for m in channel_multipliers),
         num_res_blocks=f["num_res_blocks"],
         attention_resolutions=tuple(factor for factor in factors if factor in attention_factors),
         attention_by="factor",
@@ -187,9 +189,9 @@ def _channel_multipliers(family: Family, side: int, channel_mult: str) -> tuple[
 
 
 def _parse_integers(name: str, text: str) -> tuple[int, ...]:
-    if not all(word.isdecimal() and int(word) for word in text.split(",")):
+    if not all(number.isdecimal() and int(number) for number in text.split(",")):
         raise ValueError(f"--{name} must be positive integers with commas between, got {text!r}")
-    return tuple(int(word) for word in text.split(","))
+    return tuple(int(number) for number in text.split(","))
 
 
 def _loss(f: dict[str, Any]) -> configs.Loss:
@@ -199,5 +201,5 @@ def _loss(f: dict[str, Any]) -> configs.Loss:
     if not f["learn_sigma"]:
         return configs.Loss(predicts=predicts)
     # they count the bound in bits, and take one thousandth of it or, not rescaled, its mean over all t
-    share = 1e-3 if f["rescale_learned_sigmas"] else 1 / f["diffusion_steps"]
-    return configs.Loss(kind="hybrid", predicts=predicts, vlb_scale=share / math.log(2))
+    bits_weight = 1e-3 if f["rescale_learned_sigmas"] else 1 / f["diffusion_steps"]
+    return configs.Loss(kind="hybrid", predicts=predicts, vlb_scale=bits_weight / math.log(2))

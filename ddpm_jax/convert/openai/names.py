@@ -71,16 +71,16 @@ def _module_name(path: Path, leaves: Mapping[Path, Any]) -> str | None:
     # their list has every block of every level and, on the way down, every change of size
     levels = len({top for top, *_ in leaves if top.startswith("down_")})
     stride = len({block for top, block, *_ in leaves if top == "up_0" and block.startswith("block_")})
-    place = (int(number) if kind == "down" else levels - 1 - int(number)) * stride
+    block_index = (int(number) if kind == "down" else levels - 1 - int(number)) * stride
     attends = (path[0], "attn_0", "norm", "bias") in leaves
     part, _, index = path[1].partition("_")
     if kind == "down":
         if part == "downsample":
-            return f"input_blocks.{place + stride}.0.{'op' if path[2] == 'conv' else _layer_name(path)}"
-        return f"input_blocks.{place + 1 + int(index)}.{int(part == 'attn')}.{_layer_name(path)}"
+            return f"input_blocks.{block_index + stride}.0.{'op' if path[2] == 'conv' else _layer_name(path)}"
+        return f"input_blocks.{block_index + 1 + int(index)}.{int(part == 'attn')}.{_layer_name(path)}"
     if part == "upsample":
-        return f"output_blocks.{place + stride - 1}.{1 + attends}.{_layer_name(path)}"
-    return f"output_blocks.{place + int(index)}.{int(part == 'attn')}.{_layer_name(path)}"
+        return f"output_blocks.{block_index + stride - 1}.{1 + attends}.{_layer_name(path)}"
+    return f"output_blocks.{block_index + int(index)}.{int(part == 'attn')}.{_layer_name(path)}"
 
 
 def _layer_name(path: Path) -> str:
@@ -110,12 +110,12 @@ def _qkv_rule(path: Path, module: str, heads: int, order: QKVOrder) -> Rule:
 
 def _check_supported(net: Net) -> None:
     conventions = net.compat
-    errors = [
+    messages = [
         f"net.compat.{name} = {getattr(conventions, name)!r} where {getattr(OPENAI, name)!r} is right"
         for name in ("eps", "padding", "time_order", "time_shift")
         if getattr(conventions, name) != getattr(OPENAI, name)
     ]
     if net.groups != 32:
-        errors.append(f"net.groups = {net.groups} where 32 is right")
-    if errors:
-        raise ValueError("OpenAI's UNetModel cannot be this network: " + "; ".join(errors))
+        messages.append(f"net.groups = {net.groups} where 32 is right")
+    if messages:
+        raise ValueError("OpenAI's UNetModel cannot be this network: " + "; ".join(messages))
