@@ -106,9 +106,9 @@ def measure(
     progress = tracking.Progress(n, start=int(vlb.done), unit="images", active=process.is_main_process())
     saved = time.monotonic()
     with process.Interrupt() as interrupt:
-        for first in range(int(vlb.done), n, tile * jax.device_count()):
-            results = mapped(model.params, key, process.local_shard(device_tiles(split.images, first, tile)))
-            accumulate(vlb, process.all_gather(results), first, split.images.shape)
+        for start_index in range(int(vlb.done), n, tile * jax.device_count()):
+            results = mapped(model.params, key, process.local_shard(device_tiles(split.images, start_index, tile)))
+            accumulate(vlb, process.all_gather(results), start_index, split.images.shape)
             progress.update(int(vlb.done), {})
             stopping = process.any_process(interrupt.requested)
             if process.is_main_process() and (stopping or time.monotonic() - saved > SAVE_SECONDS):
@@ -147,38 +147,38 @@ def tile_function(model: pipeline.Pipeline, options: LikelihoodOptions) -> tiles
     return tile
 
 
-def device_tiles(integers: data.Pixels, first: int, tile: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices [devices, tile] and images [devices, tile, H, W, C] from `first` on; the last are repeated."""
+def device_tiles(integers: data.Pixels, start_index: int, tile: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices [devices, tile] and images [devices, tile, H, W, C] from `start_index` on; the last are repeated."""
     devices = jax.device_count()
-    indices = (first + np.arange(devices * tile, dtype=np.uint32)).reshape(devices, tile)
+    indices = (start_index + np.arange(devices * tile, dtype=np.uint32)).reshape(devices, tile)
     return indices, integers[np.minimum(indices, len(integers) - 1)]
 
 
 def empty_result(model: pipeline.Pipeline, options: LikelihoodOptions, n: int) -> VlbResult:
     """A result without measured images."""
     steps = 0 if options.estimate else len(model.times) - 1
-    chain = np.zeros(0, np.int32) if options.estimate else model.times
-    return VlbResult(chain, *np.zeros((5, n)), *np.zeros((3, steps)), np.zeros((), np.int64))  # pyright: ignore
+    times = np.zeros(0, np.int32) if options.estimate else model.times
+    return VlbResult(times, *np.zeros((5, n)), *np.zeros((3, steps)), np.zeros((), np.int64))  # pyright: ignore
 
 
-def accumulate(vlb: VlbResult, results, first: int, shape: tuple[int, ...]) -> None:
+def accumulate(vlb: VlbResult, results, start_index: int, shape: tuple[int, ...]) -> None:
     """Adds the results of a group of tiles, in float64 and in the order of the images."""
     scale = 1 / (math.prod(shape[1:]) * math.log(2))
-    for prior, terms, errors in zip(*(np.asarray(r, np.float64) for r in results), strict=True):
-        valid = min(prior.shape[0], shape[0] - first)
+    for prior, terms, squared_errors in zip(*(np.asarray(r, np.float64) for r in results), strict=True):
+        valid = min(prior.shape[0], shape[0] - start_index)
         if valid <= 0:
             return
-        rows = slice(first, first + valid)
-        prior, terms, errors = prior[:valid] * scale, terms[:, :valid] * scale, errors[:, :valid]
+        rows = slice(start_index, start_index + valid)
+        prior, terms, squared_errors = prior[:valid] * scale, terms[:, :valid] * scale, squared_errors[:, :valid]
         vlb.prior[rows], vlb.distortion[rows], vlb.rate[rows] = prior, terms[0], terms[1:].sum(0)
         vlb.total[rows] = prior + terms.sum(0)
-        vlb.squared_error[rows] = errors[0]
+        vlb.squared_error[rows] = squared_errors[0]
         if vlb.chain.size:
             vlb.terms[:] += terms.sum(1)
             vlb.terms_squared[:] += (terms**2).sum(1)
-            vlb.errors[:] += errors.sum(1)
-        first += valid
-        vlb.done[...] = first
+            vlb.errors[:] += squared_errors.sum(1)
+        start_index += valid
+        vlb.done[...] = start_index
 
 
 def protocol_fields(context: EvaluationContext, split: Split, options: LikelihoodOptions) -> protocol.Protocol:

@@ -76,7 +76,7 @@ def panel(rows: list[Row]) -> plots.Panel:
         {label: [number.value for number in line] for label, line in lines.items()},
         "function evaluations (NFE)",
         missing.name,
-        errors={label: [number.error for number in line] for label, line in lines.items()},
+        standard_errors={label: [number.error for number in line] for label, line in lines.items()},
         xscale="log",
         yscale="log",
     )

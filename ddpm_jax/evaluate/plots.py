@@ -31,7 +31,7 @@ class Panel(NamedTuple):
     xlabel: str  # with units
     ylabel: str
     title: str = ""  # above the axes
-    errors: Mapping[str, ArrayLike] = {}  # name -> [n] standard errors of the line of that name, shaded to both sides
+    standard_errors: Mapping[str, ArrayLike] = {}  # name -> [n] of the line of that name, shaded to both sides
     xscale: Scale = "linear"
     yscale: Scale = "linear"
 
@@ -89,7 +89,7 @@ def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
     steps, bits = column(rows, "held_out_bits_per_dim")
     if np.isfinite(bits).any():
         name, (_, error) = "estimated bound", column(rows, "held_out_bits_per_dim_se")
-        row.append(Panel(steps, {name: bits}, over, "held-out bits/dim", errors={name: error}))
+        row.append(Panel(steps, {name: bits}, over, "held-out bits/dim", standard_errors={name: error}))
     return row
 
 
@@ -112,8 +112,8 @@ def draw_panel(axes: Any, panel: Panel) -> None:
         finite = np.isfinite(x) & np.isfinite(y)
         marker = "o" if finite.sum() <= MAX_MARKED_POINTS else ""
         axes.plot(x[finite], y[finite], color=f"C{i}", label=name, linewidth=1.5, marker=marker, markersize=3.5)
-        if name in panel.errors:
-            error = np.asarray(panel.errors[name], np.float64)[finite]
+        if name in panel.standard_errors:
+            error = np.asarray(panel.standard_errors[name], np.float64)[finite]
             axes.fill_between(x[finite], y[finite] - error, y[finite] + error, color=f"C{i}", alpha=0.2, linewidth=0)
     axes.set_xscale(panel.xscale)
     axes.set_yscale(panel.yscale)
@@ -149,10 +149,10 @@ def check_panel(panel: Panel) -> None:
     x, named = np.asarray(panel.x, np.float64), f"panel {panel.ylabel!r}"
     if not panel.ys or x.ndim != 1:
         raise ValueError(f"{named}: expected x [n] and at least one line, got {x.shape} and {len(panel.ys)} lines")
-    strange = sorted(set(panel.errors) - set(panel.ys))
+    strange = sorted(set(panel.standard_errors) - set(panel.ys))
     if strange:
         raise ValueError(f"{named}: errors of {strange[0]!r}, which is none of its lines: {', '.join(panel.ys)}")
-    for name, values in [*panel.ys.items(), *panel.errors.items()]:
+    for name, values in [*panel.ys.items(), *panel.standard_errors.items()]:
         if np.shape(values) != x.shape:
             raise ValueError(f"{named}: {name!r} has shape {np.shape(values)}, x has {x.shape}")
     if not any(np.isfinite(np.asarray(y, np.float64)).any() for y in panel.ys.values()):

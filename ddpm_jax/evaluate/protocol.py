@@ -106,8 +106,8 @@ def load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 def data_hash(array: data.Pixels) -> str:
     """Twelve hexadecimal digits of the hash of an array's type, shape and values."""
     digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
-    for first in range(0, len(array), 1000):  # it may not be in memory
-        digest.update(np.ascontiguousarray(array[first : first + 1000]).data)
+    for start in range(0, len(array), 1000):  # it may not be in memory
+        digest.update(np.ascontiguousarray(array[start : start + 1000]).data)
     return digest.hexdigest()[:12]
 
 

@@ -23,16 +23,16 @@ def protocol_fields(context: EvaluationContext, seed: int, form: Format) -> prot
     s, T = c.sampling, c.schedule.T
     how = "".join(f" {name}={value}" for name, value in sampler_options(c).items())
     steps = f"{s.steps} steps" if s.steps == T else f"{s.steps} of {T} steps {s.spacing}"
-    errors = context.model.x0_mse_digest
+    x0_mse_digest = context.model.x0_mse_digest
     integers = "uint8" if context.model.integer_levels <= 256 else "uint16"
     condition = {}
     if is_conditional(c):
         interval = " at t {}..{}".format(*s.guidance_interval) if s.guidance_interval else ""
-        asked = context.model.request.describe(context.model.label_names)
-        condition = {"asked": asked, "guidance": f"{s.guidance:g}{interval}"}
+        request_text = context.model.request.describe(context.model.label_names)
+        condition = {"asked": request_text, "guidance": f"{s.guidance:g}{interval}"}
     return {
         "samples": f"{s.sampler} {steps}{how}",
-        **({"x0_errors": errors.removeprefix("sha256:")[:12]} if errors else {}),
+        **({"x0_errors": x0_mse_digest.removeprefix("sha256:")[:12]} if x0_mse_digest else {}),
         **denoiser_options(c),
         **condition,
         "format": integers if form == "integer" else "float",

@@ -17,8 +17,8 @@ def plotted(path, x, ys, *, text=None, **options):
 def test_what_is_not_finite_is_as_if_it_were_not_there(tmp_path):
     x, y = np.arange(6.0), np.array([1, np.nan, 3, np.inf, 2, 5])
     few = np.isfinite(y)
-    whole = plotted(tmp_path / "a.png", x, {"a": y}, errors={"a": np.full(6, 0.3)})
-    assert whole == plotted(tmp_path / "b.png", x[few], {"a": y[few]}, errors={"a": np.full(4, 0.3)})
+    whole = plotted(tmp_path / "a.png", x, {"a": y}, standard_errors={"a": np.full(6, 0.3)})
+    assert whole == plotted(tmp_path / "b.png", x[few], {"a": y[few]}, standard_errors={"a": np.full(4, 0.3)})
     assert whole != plotted(tmp_path / "c.png", x[few], {"a": y[few]})  # the band is seen
 
 
@@ -44,7 +44,7 @@ def test_a_curve_keeps_text_and_leaves_the_state_of_pyplot_alone(tmp_path):
     [
         (plots.Panel([1, 2], {}, "x", "y"), r"panel 'y': expected x \[n\] and at least one line, got \(2,\) and 0"),
         (plots.Panel([1, 2], {"a": [1]}, "x", "y"), r"panel 'y': 'a' has shape \(1,\), x has \(2,\)"),
-        (plots.Panel([1], {"a": [1]}, "x", "y", errors={"b": [1]}), "errors of 'b', which is none of its lines: a"),
+        (plots.Panel([1], {"a": [1]}, "x", "y", standard_errors={"b": [1]}), "errors of 'b', which is none of its"),
         (plots.Panel([1], {"a": [np.nan]}, "x", "y"), "none of its values is finite"),
         (plots.Panel([1, 2], {"a": [0, 1]}, "x", "y", yscale="log"), "a logarithmic y axis has no place for 0"),
     ],

@@ -129,25 +129,25 @@ def continue_sampling(
         x: [n, H, W, C] in data units.
         start: [n] visited times; an image of start 0 is returned unchanged.
     """
-    chain = model.times[model.times <= start.max()]
-    if len(chain) < 2:
+    times = model.times[model.times <= start.max()]
+    if len(times) < 2:
         return x
     n, everywhere = len(x), jax.local_device_count()
     rounds = math.ceil(n / (model.tile * everywhere))
     size = math.ceil(n / (rounds * everywhere))
 
-    def program(params, key, tile):
+    def sample_tile(params, key, tile):
         paths, x, start = tile
         own = jax.vmap(lambda path: functools.reduce(jax.random.fold_in, path, key))(paths)
-        return samplers.sample(own, with_start_times(model.sampler(params), start), x, chain)
+        return samplers.sample(own, with_start_times(model.sampler(params), start), x, times)
 
-    mapped, key, parts = tiles.parallelise(program), keys.from_seed(seed), []
+    mapped, key, parts = tiles.parallelise(sample_tile), keys.from_seed(seed), []
     progress = tracking.Progress(n, unit="images", active=rounds > 1)
-    for first in range(0, n, size * everywhere):
-        rows = np.minimum(first + np.arange(size * everywhere), n - 1).reshape(everywhere, size)
+    for offset in range(0, n, size * everywhere):
+        rows = np.minimum(offset + np.arange(size * everywhere), n - 1).reshape(everywhere, size)
         tile = paths[rows].astype(np.uint32), x[rows], start[rows].astype(np.int32)
-        parts.append(np.asarray(mapped(model.params, key, tile)).reshape(-1, *x.shape[1:])[: n - first])
-        progress.update(min(n, first + size * everywhere), {})
+        parts.append(np.asarray(mapped(model.params, key, tile)).reshape(-1, *x.shape[1:])[: n - offset])
+        progress.update(min(n, offset + size * everywhere), {})
     progress.close()
     return np.concatenate(parts)
 

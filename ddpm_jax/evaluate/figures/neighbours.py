@@ -50,14 +50,14 @@ def run(context: EvaluationContext, options: NeighboursOptions) -> int:
     }
     files = figure.FigureFiles(context, "neighbours", {**fields, "rows": options.rows, "k": options.k})
     order = np.argsort(distances[:, 0], kind="stable")  # the sample nearest to a training image first
-    first = order[: options.rows]
+    shown = order[: options.rows]
     legend = (
         f"rows: the {options.rows} of {options.num} samples of seed {options.seed} that are nearest to a training "
-        f"image, nearest first: {figure.format_times(first)}; columns: the sample, then its {options.k} nearest "
+        f"image, nearest first: {figure.format_times(shown)}; columns: the sample, then its {options.k} nearest "
         f"training images by {space}"
     )
-    nearest = reference[indices[first]].reshape(-1, *drawn.shape[1:])
-    grids = [(drawn[first], 1), (nearest, options.k)]
+    nearest = reference[indices[shown]].reshape(-1, *drawn.shape[1:])
+    grids = [(drawn[shown], 1), (nearest, options.k)]
     picture = [data.make_grid(images, loaded.levels, columns=columns) for images, columns in grids]
     files.save_image(np.concatenate(picture, axis=1), legend)
 

@@ -48,11 +48,11 @@ def run(context: EvaluationContext, options: PredictionsOptions) -> int:
     steps = context.model.config.schedule.T - predictions.times
     panels = []
     for numbers in zip(*measured, strict=True):  # of one name, over the times
-        name, errors = numbers[0].name, [number.error for number in numbers]
+        name, standard_errors = numbers[0].name, [number.error for number in numbers]
         if name != "its bias":
             values = {name: [number.value for number in numbers]}
-            known = {name: errors} if np.isfinite(errors).any() else {}
-            panels.append(plots.Panel(steps, values, "reverse process steps, T - t", name, errors=known))
+            known = {name: standard_errors} if np.isfinite(standard_errors).any() else {}
+            panels.append(plots.Panel(steps, values, "reverse process steps, T - t", name, standard_errors=known))
     plots.write_panels_if_installed(files.path.with_name(f"{files.path.name}-curve.png"), panels)
     return 0
 

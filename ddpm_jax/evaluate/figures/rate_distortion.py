@@ -42,9 +42,9 @@ def run(context: EvaluationContext, options: RateDistortionOptions) -> int:
     found = likelihood.load_or_measure(context, split, likelihood_options)
     if found is None:
         return 4
-    vlb, bound = found
+    vlb, vlb_measurements = found
     curve, T = from_vlb(vlb), context.model.config.schedule.T
-    measured = measurements(vlb, bound[-1])
+    measured = measurements(vlb, vlb_measurements[-1])
     files = figure.FigureFiles(context, "rate_distortion", measured[0].protocol)
     table = markdown(curve, T)
     page = "\n\n".join([table, *map(protocol.format_line, measured)]) + "\n"

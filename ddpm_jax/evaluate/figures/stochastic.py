@@ -34,12 +34,12 @@ def run(context: EvaluationContext, options: StochasticOptions) -> int:
     }
     files = figure.FigureFiles(context, "stochastic", fields)
     cells = np.concatenate([continuations.shared[:, :, None], continuations.ends], axis=2)
-    blocks = [data.make_trajectory_grid(list(column)) for column in np.moveaxis(cells, 1, 0)]
+    grids = [data.make_trajectory_grid(list(column)) for column in np.moveaxis(cells, 1, 0)]
     legend = (
         f"rows: {options.describe_images()}; blocks from left to right: t = {times}; in a block: x_t, the chain's own "
         f"x_0, then {options.continuations - 1} others from the same x_t"
     )
-    files.save_image(np.concatenate(blocks, axis=1), legend)
+    files.save_image(np.concatenate(grids, axis=1), legend)
     files.save_measurements(measurements(continuations, fields))
     return 0
 
@@ -56,15 +56,15 @@ def sample_continuations(model: pipeline.Pipeline, options: StochasticOptions) -
     times, c = shared_times(model, options), options.continuations
     if c < 2:
         raise ValueError(f"--continuations must be at least 2, or nothing can differ, got {c}")
-    kept = figure.draw_states(model, options, [*times, 0])
-    shared, own = kept[:, :-1], kept[:, -1:]
+    states = figure.draw_states(model, options, [*times, 0])
+    shared, own = states[:, :-1], states[:, -1:]
     cells = list(itertools.product(range(options.num), range(len(times)), range(1, c)))
     paths = np.array([(options.start + i, 2**32 - 1 - j, times[k]) for i, k, j in cells], np.uint32)
     x = np.stack([shared[i, k] for i, k, _ in cells])
     others = figure.continue_sampling(model, options.seed, paths, x, np.array([times[k] for _, k, _ in cells]))
     others = others.reshape(options.num, len(times), c - 1, *model.shape)
-    chain = np.broadcast_to(own[:, :, None], (options.num, len(times), 1, *model.shape))
-    return Continuations(times, shared, np.concatenate([chain, others], axis=2))
+    own_ends = np.broadcast_to(own[:, :, None], (options.num, len(times), 1, *model.shape))
+    return Continuations(times, shared, np.concatenate([own_ends, others], axis=2))
 
 
 def shared_times(model: pipeline.Pipeline, options: StochasticOptions) -> list[int]:
