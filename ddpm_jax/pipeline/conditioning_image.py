@@ -39,13 +39,13 @@ def read_conditioning_image(pipe: "Pipeline", path: str) -> ConditioningImage:
         FileNotFoundError, ValueError: as `user_images.read_image`; or if the network takes no conditioning image.
     """
     shape = conditioning_image_shape(pipe.config, pipe.shape)
-    coarse = pipe.config.condition.super_resolution_factor
+    factor = pipe.config.condition.super_resolution_factor
     if shape is None:
         raise ValueError("an image is given, but this run's network takes no conditioning image")
-    if coarse:
-        shape = (*(side // coarse for side in shape[:-1]), shape[-1])
+    if factor:
+        shape = (*(side // factor for side in shape[:-1]), shape[-1])
     image = user_images.read_image(pipe, "--image", path, shape)
     x = np.asarray(data.normalize(image[None], pipe.levels))[0]
-    for axis in range(len(shape) - 1 if coarse else 0):
-        x = x.repeat(coarse, axis)
+    for axis in range(len(shape) - 1 if factor else 0):
+        x = x.repeat(factor, axis)
     return ConditioningImage(path, user_images.image_hash(image), x)

@@ -15,7 +15,7 @@ from ddpm_jax.pipeline import tiles, user_images
 from ddpm_jax.pipeline.pipeline import Pipeline
 from ddpm_jax.pipeline.user_images import image_hash
 
-INVERSION_ITERATIONS = 5  # network calls for each step towards the noise
+INVERSION_ITERATIONS = 5  # function evaluations for each step towards the noise
 
 
 class Edit(NamedTuple):
@@ -45,10 +45,10 @@ class Edit(NamedTuple):
 
     def draw(self, *, seed: int, start: int, num: int, batch: int | None = None) -> Iterator[tiles.Drawn]:
         """As `Pipeline.draw`."""
-        given = self.record["flags"]
+        flag_values = self.record["flags"]
         name = (
-            next(name for name in ("inpaint", "init_image", "interpolate") if name in given),
-            given.get("cg_steps", 0),
+            next(name for name in ("inpaint", "init_image", "interpolate") if name in flag_values),
+            flag_values.get("cg_steps", 0),
         )
         both = self.pipe.inputs._replace(times=self.times), self.inputs
         return self.pipe.draw_with(self.sampler_factory, name, both, seed=seed, start=start, num=num, batch=batch)
@@ -58,8 +58,8 @@ class Edit(NamedTuple):
         drawn = self.pipe.to_pixels(x)
         if self.known_pixels is None or not isinstance(self.pipe.levels, data.ValueRange):
             return drawn
-        given, mask = self.known_pixels
-        return np.where(mask, given, drawn)
+        known_image, mask = self.known_pixels
+        return np.where(mask, known_image, drawn)
 
     def manifest(self) -> dict[str, Any]:
         """As `Pipeline.manifest`."""
@@ -76,12 +76,12 @@ def make_edit(pipe: Pipeline, options: flags.EditOptions, *, start: int, num: in
         FileNotFoundError: if a file is not there.
         ValueError: if flags contradict one another, or a file is no image of the run's.
     """
-    chosen = [name for name in ("inpaint", "init_image", "interpolate") if getattr(options, name) is not None]
-    if len(chosen) > 1:
-        raise ValueError(f"{' and '.join(map(_flag, chosen))} are different things: take one of them")
+    requested = [name for name in ("inpaint", "init_image", "interpolate") if getattr(options, name) is not None]
+    if len(requested) > 1:
+        raise ValueError(f"{' and '.join(map(_flag, requested))} are different things: take one of them")
     for name, to in {"mask": "inpaint", "resample": "inpaint", "jump": "inpaint", "cg_steps": "inpaint",
                      "strength": "init_image"}.items():  # fmt: skip
-        if getattr(options, name) is not None and to not in chosen:
+        if getattr(options, name) is not None and to not in requested:
             raise ValueError(f"{_flag(name)} needs {_flag(to)}, which is not given")
     if options.inpaint is not None:
         return _inpaint(pipe, options)
@@ -105,10 +105,10 @@ def edit_from_manifest(pipe: Pipeline, manifest: dict[str, Any]) -> Edit | None:
     if stored is None:
         return None
     try:
-        given = configs.current_names(dict(stored["flags"]), flags.EditOptions)
-        if "interpolate" in given:
-            given["interpolate"] = tuple(given["interpolate"])
-        options, then = flags.EditOptions(**given), dict(stored["sha256"])
+        flag_values = configs.current_names(dict(stored["flags"]), flags.EditOptions)
+        if "interpolate" in flag_values:
+            flag_values["interpolate"] = tuple(flag_values["interpolate"])
+        options, then = flags.EditOptions(**flag_values), dict(stored["sha256"])
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"the manifest is damaged in its record of an edit: {error!r}") from error
     found = make_edit(pipe, options, start=manifest["start"], num=manifest["num"])
@@ -156,10 +156,10 @@ def _inpaint(pipe: Pipeline, options: flags.EditOptions) -> Edit:
     def sampler_factory(both, tile):
         inputs, (known, where) = both
 
-        def given(denoise):
+        def transform(denoise):
             return editing.condition_on_pixels(pipe.schedule, denoise, known, where, iterations=cg_steps, clip=False)
 
-        sampler = pipe.conditioned_sampler(inputs, tile.condition, given if cg_steps else None)
+        sampler = pipe.conditioned_sampler(inputs, tile.condition, transform if cg_steps else None)
         return editing.inpainting(pipe.schedule, sampler, known, where), inputs.times
 
     inputs = np.asarray(data.normalize(image[None], pipe.levels)), np.broadcast_to(mask, pipe.shape)[None]
@@ -191,8 +191,8 @@ def _interpolate(pipe: Pipeline, options: flags.EditOptions, start: int, num: in
     if start != 0 or num < 2:
         raise ValueError(f"--interpolate makes a series from the first image to the second: --start must be 0 "
                          f"and --num at least 2, got {start} and {num}")  # fmt: skip
-    first, second = options.interpolate or ("", "")
-    pair = [user_images.read_image(pipe, "--interpolate", path) for path in (first, second)]
+    first_path, second_path = options.interpolate or ("", "")
+    pair = [user_images.read_image(pipe, "--interpolate", path) for path in (first_path, second_path)]
     invert = jax.jit(
         lambda params, x: editing.invert(
             pipe.schedule, pipe.denoiser(params), x, pipe.times, iterations=INVERSION_ITERATIONS
@@ -207,10 +207,10 @@ def _interpolate(pipe: Pipeline, options: flags.EditOptions, start: int, num: in
         sampler = pipe.conditioned_sampler(inputs, tile.condition)
         return sampler._replace(init=lambda _, t: sampler.init(editing.slerp(a, b, weight), t)), inputs.times
 
-    record = _edit_record(options, {first: pair[0], second: pair[1]})
+    record = _edit_record(options, {first_path: pair[0], second_path: pair[1]})
     return Edit(pipe, sampler_factory, pipe.times, (latents, np.float32(num - 1)), None, record)
 
 
 def _edit_record(options: flags.EditOptions, files: dict[Any, np.ndarray]) -> dict[str, Any]:
-    given = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
-    return {"flags": given, "sha256": {name: image_hash(pixels) for name, pixels in files.items()}}
+    flag_values = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
+    return {"flags": flag_values, "sha256": {name: image_hash(pixels) for name, pixels in files.items()}}

@@ -51,7 +51,7 @@ def complete_parts(
         draw_from: number of images there are -> iterator over the following ones, in order.
         save_seconds: a part is written after this time, or when it has `PART_SIZE` images.
     """
-    done = sum(stop - first for first, stop, _ in list_parts(folder))
+    done = sum(stop - start for start, stop, _ in list_parts(folder))
     process.check_equal_across_processes({"images that are kept": str(done).encode()})
     if done >= num:
         return True
@@ -75,36 +75,36 @@ def complete_parts(
     return True
 
 
-def read_chunks(folder: pathlib.Path, first: int, stop: int) -> Iterator[np.ndarray]:
-    """The images first ... stop - 1, part by part.
+def read_chunks(folder: pathlib.Path, start: int, stop: int) -> Iterator[np.ndarray]:
+    """The images start ... stop - 1, part by part.
 
     Raises:
         ValueError: naming the file, if one is damaged.
     """
-    for start, end, path in list_parts(folder):
-        if start < stop and end > first:
+    for part_start, part_stop, path in list_parts(folder):
+        if part_start < stop and part_stop > start:
             try:
                 images = np.load(path, mmap_mode="r", allow_pickle=False)
             except Exception as error:  # a damaged header is read as Python and fails as Python does, in any way
                 raise ValueError(f"{path} is damaged: remove it, and its images are drawn again") from error
-            if images.ndim < 4 or len(images) != end - start:
-                raise ValueError(f"{path} holds {images.shape}, not {end - start} images: remove it")
-            yield images[max(first - start, 0) : stop - start]
+            if images.ndim < 4 or len(images) != part_stop - part_start:
+                raise ValueError(f"{path} holds {images.shape}, not {part_stop - part_start} images: remove it")
+            yield images[max(start - part_start, 0) : stop - part_start]
 
 
-def write_part(folder: pathlib.Path, first: int, images: np.ndarray) -> None:
+def write_part(folder: pathlib.Path, start: int, images: np.ndarray) -> None:
     """Writes a part, atomically."""
-    with process.atomic_file(folder / f"{first:08d}-{first + len(images):08d}.npy") as file:
+    with process.atomic_file(folder / f"{start:08d}-{start + len(images):08d}.npy") as file:
         np.save(file, images)
 
 
 def list_parts(folder: pathlib.Path) -> list[tuple[int, int, pathlib.Path]]:
-    """First, stop and path of each part, in order, up to the first gap."""
-    parts, expected_first = [], 0
+    """Start, stop and path of each part, in order, up to the first gap."""
+    parts, expected_start = [], 0
     for path in sorted(folder.glob(f"{'[0-9]' * 8}-{'[0-9]' * 8}.npy")):
-        first, stop = map(int, path.stem.split("-"))
-        if first != expected_first:
+        start, stop = map(int, path.stem.split("-"))
+        if start != expected_start:
             break
-        parts.append((first, stop, path))
-        expected_first = stop
+        parts.append((start, stop, path))
+        expected_start = stop
     return parts

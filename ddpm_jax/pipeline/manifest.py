@@ -36,15 +36,15 @@ def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
             )
     if found["weights"] not in ("ema", "raw"):
         raise ValueError(f"{path}, damaged: weights must be 'ema' or 'raw', got {found['weights']!r}")
-    asked = found.setdefault("asked", {"labels": [], "texts": []})
+    record = found.setdefault("asked", {"labels": [], "texts": []})
     kinds = {"labels": int, "texts": str}
-    if type(asked) is not dict or any(
-        type(asked.get(name)) is not list or any(type(one) is not kind for one in asked[name])
+    if type(record) is not dict or any(
+        type(record.get(name)) is not list or any(type(one) is not kind for one in record[name])
         for name, kind in kinds.items()
     ):
-        raise ValueError(f"{path}, damaged: asked must hold lists of labels and texts, got {str(asked)[:60]}")
-    if any(type(pair) is not list or [type(one) for one in pair] != [str, str] for pair in asked.get("images", [])):
-        raise ValueError(f"{path}, damaged: asked must name images with their sha256, got {str(asked['images'])[:60]}")
+        raise ValueError(f"{path}, damaged: asked must hold lists of labels and texts, got {str(record)[:60]}")
+    if any(type(pair) is not list or [type(one) for one in pair] != [str, str] for pair in record.get("images", [])):
+        raise ValueError(f"{path}, damaged: asked must name images with their sha256, got {str(record['images'])[:60]}")
     if found["start"] < 0 or not 1 <= found["num"] == len(found["sha256"]):
         raise ValueError(
             f"{path}, damaged: {len(found['sha256'])} hashes of {found['num']} images from {found['start']} on"

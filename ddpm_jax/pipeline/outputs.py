@@ -61,20 +61,22 @@ def write_trajectory(
     pipe: Pipeline, drawn: np.ndarray | None, out: pathlib.Path, *, seed: int, start: int, num: int, frames: int = 21
 ) -> None:
     """Writes the way to the first images, at evenly spread places of the chain."""
-    chain = pipe.times
-    keep = chain[np.unique(np.linspace(0, len(chain) - 1, frames).round().astype(int))]
+    times = pipe.times
+    save_at = times[np.unique(np.linspace(0, len(times) - 1, frames).round().astype(int))]
     num = min(num, 16)
-    parts = pipe.draw(seed=seed, start=start, num=num, save_at=[int(t) for t in keep])
-    kept = np.concatenate([part.x for part in parts])  # [num, 2, frames, ...]
+    parts = pipe.draw(seed=seed, start=start, num=num, save_at=[int(t) for t in save_at])
+    states = np.concatenate([part.x for part in parts])  # [num, 2, frames, ...]
     if drawn is None:  # another process writes
         return
-    if not np.array_equal(pipe.to_pixels(kept[:, 0, -1]), drawn[:num]):
+    if not np.array_equal(pipe.to_pixels(states[:, 0, -1]), drawn[:num]):
         print("note: the trajectory's last images differ from samples.npz in the last bits of their arithmetic")
-    shown, scale = data.to_integer(kept, 256), data.preview_scale(pipe.shape)
-    data.write_gif(out / "trajectory.gif", [data.make_grid(shown[:, 0, i], 256) for i in range(len(keep))], scale=scale)
-    few = np.unique(np.linspace(0, len(keep) - 1, 11).round().astype(int))
-    rows = [row[few] for image in kept[: min(num, 4)] for row in image]
-    data.write_png(
-        out / "trajectory.png", data.make_trajectory_grid(rows), scale=scale, text={"times": str(keep[few].tolist())}
+    shown, scale = data.to_integer(states, 256), data.preview_scale(pipe.shape)
+    data.write_gif(
+        out / "trajectory.gif", [data.make_grid(shown[:, 0, i], 256) for i in range(len(save_at))], scale=scale
     )
-    print(f"the way there at t = {keep[few].tolist()}, x_t above the predicted x_0: {out / 'trajectory.png'}")
+    few = np.unique(np.linspace(0, len(save_at) - 1, 11).round().astype(int))
+    rows = [row[few] for image in states[: min(num, 4)] for row in image]
+    data.write_png(
+        out / "trajectory.png", data.make_trajectory_grid(rows), scale=scale, text={"times": str(save_at[few].tolist())}
+    )
+    print(f"the way there at t = {save_at[few].tolist()}, x_t above the predicted x_0: {out / 'trajectory.png'}")

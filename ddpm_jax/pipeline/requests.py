@@ -94,37 +94,37 @@ def parse_request(
         raise ValueError(f"--guidance {sampling.guidance:g} needs a condition: give a label or a text")
     if options.label is not None and options.labels is not None:
         raise ValueError("--label is one label for all images and --labels a list: give only one of them")
-    words = (
+    entries = (
         [options.label] if options.label is not None else [] if options.labels is None else options.labels.split(",")
     )
-    if not num_classes and words:
+    if not num_classes and entries:
         raise ValueError("labels are requested, but this run's network takes none (net.num_classes is 0)")
-    if options.label is None and words == ["all"]:
+    if options.label is None and entries == ["all"]:
         return ConditionRequest(
             tuple(i for i in range(num_classes) if i not in pipe.untrained_labels), options.text, images
         )
-    labels = tuple(_parse_label(word, names, num_classes) for word in words)
-    for label, word in zip(labels, words, strict=True):
+    labels = tuple(_parse_label(entry, names, num_classes) for entry in entries)
+    for label, entry in zip(labels, entries, strict=True):
         if label in pipe.untrained_labels:
-            raise ValueError(f"label {word!r} is requested, but no training image of this run has it")
+            raise ValueError(f"label {entry!r} is requested, but no training image of this run has it")
     return ConditionRequest(labels, options.text, images)
 
 
-def _parse_label(word: str, names: Sequence[str], num_classes: int) -> int:
+def _parse_label(entry: str, names: Sequence[str], num_classes: int) -> int:
     """The label that a name or a number means; where names are numbers, names alone mean one."""
-    word = unicodedata.normalize("NFC", word)
-    for name in (word, word.strip()):
+    entry = unicodedata.normalize("NFC", entry)
+    for name in (entry, entry.strip()):
         if name in names:
             return names.index(name)
     numbers = any(name.isdecimal() for name in names)
-    if not numbers and word.strip().isdecimal() and int(word) < num_classes:
-        return int(word)
+    if not numbers and entry.strip().isdecimal() and int(entry) < num_classes:
+        return int(entry)
     known = (
         f"are called {folder_report.join_first(names)}"
         if numbers
         else f"are 0 to {num_classes - 1} ({folder_report.join_first(names)})"
     )
-    raise ValueError(f"no label {word.strip()!r}: this run's {known}")
+    raise ValueError(f"no label {entry.strip()!r}: this run's {known}")
 
 
 def request_from_manifest(record: dict[str, Any], pipe: "Pipeline") -> ConditionRequest:

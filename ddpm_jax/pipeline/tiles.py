@@ -50,13 +50,14 @@ class Drawn(NamedTuple):
     x: np.ndarray
 
 
-def parallelise(program: TileFunction) -> TileFunction:
+def parallelise(tile_program: TileFunction) -> TileFunction:
     """A tile's program over all devices, a tile each: (params, key, tiles [devices, ...]).
 
-    With several processes each passes and gets the rows of its own devices, see `process.share` and `gathered`.
+    With several processes each passes and gets the rows of its own devices, see `process.local_shard` and
+    `all_gather`.
     Compiled once, at its first call: keep it for as long as images are drawn.
     """
-    return jax.pmap(program, axis_name="tiles", in_axes=(None, None, 0))
+    return jax.pmap(tile_program, axis_name="tiles", in_axes=(None, None, 0))
 
 
 def draw(
@@ -138,7 +139,7 @@ def tile_function(
         x_T = samplers.initial_noise(own, shape)
         if not len(save_at):
             return samplers.sample(own, sampler, x_T, times)
-        kept = samplers.trajectory(own, sampler, x_T, times, save_at=save_at)
-        return jnp.moveaxis(jnp.stack([kept.x, kept.x0]), 2, 0)
+        states = samplers.trajectory(own, sampler, x_T, times, save_at=save_at)
+        return jnp.moveaxis(jnp.stack([states.x, states.x0]), 2, 0)
 
     return tile

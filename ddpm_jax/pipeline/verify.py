@@ -42,16 +42,16 @@ def verify(run: str, path: pathlib.Path, batch: int | None = None) -> int:
         print(f"equal: all {len(equal)} images, bit for bit, here and in {file}")
         return 0
     off = np.abs(again.astype(np.float64) - before)
-    here, there = pipe.manifest()["machine"], manifest["machine"]
-    line = f"{differ} of {len(equal)} images differ (made on {there}, now on {here})"
+    current_machine, recorded_machine = pipe.manifest()["machine"], manifest["machine"]
+    line = f"{differ} of {len(equal)} images differ (made on {recorded_machine}, now on {current_machine})"
     if isinstance(pipe.levels, data.ValueRange):
         off = off.max() / (pipe.levels.high - pipe.levels.low)
         within, tolerance = off < 1e-3, "at most 0.1 % of the range"
         print(f"{line}: by at most {off:.3g} of the range")
     else:
-        share = float((off > 0).mean())
-        within, tolerance = off.max() <= 1 and share < 1e-3, "at most 1 level, in under 0.1 % of values"
-        print(f"{line}: by at most {off.max():g} levels, in {share:.4%} of values")
+        changed_fraction = float((off > 0).mean())
+        within, tolerance = off.max() <= 1 and changed_fraction < 1e-3, "at most 1 level, in under 0.1 % of values"
+        print(f"{line}: by at most {off.max():g} levels, in {changed_fraction:.4%} of values")
     print(f"within tolerance: {tolerance}" if within else "different")
     return 0 if within else 1
 
