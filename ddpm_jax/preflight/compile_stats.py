@@ -14,7 +14,7 @@ from ddpm_jax.preflight import cost
 _COLLECTIVE = re.compile(r"\s(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 _GROUPS = re.compile(r"replica_groups=(\{\{.*?\}\}|\{\}|\[[\d,]+\]<=)")
 _SIZE = r"\((?P<size>[\d.]+)(?P<unit>[KMGTP]?)i?B?\)"
-_NEEDED, _AVAILABLE = (re.compile(f"{word}.*?{_SIZE}") for word in ("required", "available"))
+_NEEDED, _AVAILABLE = (re.compile(f"{quantity}.*?{_SIZE}") for quantity in ("required", "available"))
 
 
 class Memory(NamedTuple):

@@ -43,28 +43,28 @@ def estimated_cycles(text: str) -> dict[str, int]:
     Args:
         text: the program as the compiler prints it.
     """
-    program, entry = parse_computations(text)
+    computations, entry = parse_computations(text)
     found: collections.Counter[str] = collections.Counter()
-    for instruction, times in iterate_scheduled(program, entry):
+    for instruction, times in iterate_scheduled(computations, entry):
         if instruction.cycles:
-            found[classify(program, instruction)] += times * instruction.cycles
+            found[classify(computations, instruction)] += times * instruction.cycles
     return dict(found.most_common())
 
 
 def iterate_scheduled(
-    program: dict[str, list[Instruction]], name: str, repeats: int = 1
+    computations: dict[str, list[Instruction]], name: str, repeats: int = 1
 ) -> Iterator[tuple[Instruction, int]]:
     """The scheduled instructions, those of loops included, each with the number of its executions."""
-    for instruction in program.get(name, []):
+    for instruction in computations.get(name, []):
         if instruction.operation in ("while", "call"):
-            yield from iterate_scheduled(program, instruction.called, repeats * instruction.trip_count)
+            yield from iterate_scheduled(computations, instruction.called, repeats * instruction.trip_count)
         else:
             yield instruction, repeats
 
 
-def classify(program: dict[str, list[Instruction]], instruction: Instruction) -> str:
+def classify(computations: dict[str, list[Instruction]], instruction: Instruction) -> str:
     """The kind of an instruction, by the operations fused into it: a convolution or product decides, then a sum."""
-    inside = [instruction, *_nested_instructions(program, instruction.called)]
+    inside = [instruction, *_nested_instructions(computations, instruction.called)]
     operations = {one.operation for one in inside}
     if operations & {"convolution", "dot"}:
         named = [one.name for one in inside if one.operation in ("convolution", "dot")]
@@ -79,27 +79,27 @@ def classify(program: dict[str, list[Instruction]], instruction: Instruction) ->
 
 def parse_computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
     """The computations of a program by name, and the name of its entry computation."""
-    program: dict[str, list[Instruction]] = {}
+    computations: dict[str, list[Instruction]] = {}
     entry = current = ""
     for line in text.splitlines():
         opened = _COMPUTATION.match(line)
         if opened:
             current = opened[2]
             entry = current if opened[1] else entry
-            program[current] = []
+            computations[current] = []
         elif current and (found := _INSTRUCTION.match(line)):
-            calls, estimate, trips, name = (pattern.search(line) for pattern in (_CALLS, _CYCLES, _TRIPS, _NAME))
-            program[current].append(
+            callee, estimate, trips, name = (pattern.search(line) for pattern in (_CALLS, _CYCLES, _TRIPS, _NAME))
+            computations[current].append(
                 Instruction(
-                    found[1], calls[1] if calls else "", int(estimate[1]) if estimate else 0,
+                    found[1], callee[1] if callee else "", int(estimate[1]) if estimate else 0,
                     int(trips[1]) if trips else 1, name[1] if name else "",
                 )
             )  # fmt: skip
-    return program, entry
+    return computations, entry
 
 
-def _nested_instructions(program: dict[str, list[Instruction]], name: str) -> Iterator[Instruction]:
-    for instruction in program.get(name, []):
+def _nested_instructions(computations: dict[str, list[Instruction]], name: str) -> Iterator[Instruction]:
+    for instruction in computations.get(name, []):
         yield instruction
         if instruction.called:
-            yield from _nested_instructions(program, instruction.called)
+            yield from _nested_instructions(computations, instruction.called)

@@ -86,9 +86,9 @@ def lower_train_step(model: Model, images: data.Dataset, devices: Sequence[Any])
     if not streamed:
         pixels = data.FlatImages(jax.ShapeDtypeStruct((len(images.train), math.prod(one)), dtype), one)
     several = len({device.process_index for device in devices}) > 1
-    word, bad = jax.ShapeDtypeStruct(places.shape[:1], jnp.float32) if several else None, jnp.int32(0)
+    stop_flag, bad = jax.ShapeDtypeStruct(places.shape[:1], jnp.float32) if several else None, jnp.int32(0)
     rows = _batched_shapes(conditions.DatasetConditions(config, images).gather(np.zeros(1, int)), places.shape)
-    return step.lower(_key_shape(), train_state(model)[1], bad, pixels, places, rows, word)
+    return step.lower(_key_shape(), train_state(model)[1], bad, pixels, places, rows, stop_flag)
 
 
 def device_pixel_bytes(config: configs.Config, images: data.Dataset, devices: int) -> int:
@@ -100,9 +100,9 @@ def device_pixel_bytes(config: configs.Config, images: data.Dataset, devices: in
 
 def lower_sampler(model: Model, devices: Sequence[Any]) -> jax.stages.Lowered:
     """The sampler, lowered as training and `sample.py` have it: a tile of images on each device."""
-    program = tiles.tile_function(tiles.sampler_factory(model), model.shape)
+    tile_function = tiles.tile_function(tiles.sampler_factory(model), model.shape)
     indices = jax.ShapeDtypeStruct((len(devices), model.tile_size(devices[0].platform)), jnp.uint32)
-    mapped = jax.pmap(program, axis_name="tiles", in_axes=(None, None, 0), devices=devices)
+    mapped = jax.pmap(tile_function, axis_name="tiles", in_axes=(None, None, 0), devices=devices)
     inputs = tiles.SamplerInputs(train_state(model)[1].params, model.times, model.scalars())
     condition = _batched_shapes(model.empty_condition(1), indices.shape)
     return mapped.lower(inputs, _key_shape(), tiles.Tile(indices, condition))
@@ -111,10 +111,10 @@ def lower_sampler(model: Model, devices: Sequence[Any]) -> jax.stages.Lowered:
 def lower_evaluation(model: Model, images: data.Dataset, devices: Sequence[Any]) -> jax.stages.Lowered:
     """The held-out evaluation, lowered as training has it: each device computes the same whole batch."""
     run = trainer.Run(model, pathlib.Path(), images, key=None, interrupt=None)
-    here = jax.sharding.SingleDeviceSharding(devices[0])
+    sharding = jax.sharding.SingleDeviceSharding(devices[0])
     count = min(model.config.batch, run.num_held_out)
     shapes = train_state(model)[1].params
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
     own = jax.eval_shape(lambda: jax.random.split(keys.from_seed(0), count))
     examples = jax.ShapeDtypeStruct((count, *model.shape), jnp.float32), model.empty_condition(count)
     return run.evaluate.lower(params, own, examples)

@@ -127,9 +127,9 @@ def program_lines(report: Report, name: str) -> Iterator[str]:
         yield (f"  arguments {format_bytes(memory.arguments)}, temporaries {format_bytes(memory.temporaries)}, peak "
                f"{format_bytes(memory.peak)}")  # fmt: skip
         needed = report.bytes_during_training(name) or memory.peak
-        note = "" if name == "train" else ", with training's state and images"
-        share = "" if limit is None else f", {needed / limit:.1%}"
-        yield f"  {'fits' if report.fits(name) else 'does not fit'}: {format_bytes(needed)}{of}{share}{note}"
+        included = "" if name == "train" else ", with training's state and images"
+        fraction = "" if limit is None else f", {needed / limit:.1%}"
+        yield f"  {'fits' if report.fits(name) else 'does not fit'}: {format_bytes(needed)}{of}{fraction}{included}"
     if not report.fits(name):
         yield from (f"  try {proposal}" for proposal in proposals(report, name))
     if stats.cycles and report.target.effort is not None and report.target.effort >= 0:

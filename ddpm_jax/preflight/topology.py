@@ -135,7 +135,7 @@ def next_larger(tpu_slice: Slice) -> str | None:
     generation, _, grid = tpu_slice.name.partition(":")
     kind = GENERATIONS[generation]
     grids = list(kind.grids.items())
-    after = [chips for place, (chips, _) in enumerate(grids) if place and grids[place - 1][1] == grid]
+    after = [chips for i, (chips, _) in enumerate(grids) if i and grids[i - 1][1] == grid]
     return f"{kind.product}-{after[0] * kind.cores}" if after else None
 
 

@@ -42,9 +42,9 @@ def check_options(options: DistributedOptions) -> None:
     Raises:
         ValueError: naming the flag, its value and the values allowed.
     """
-    given = {"--coordinator": options.coordinator, "--processes": options.processes, "--process": options.process}
-    if any(value is None for value in given.values()) and any(value is not None for value in given.values()):
-        got = " ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+    flags = {"--coordinator": options.coordinator, "--processes": options.processes, "--process": options.process}
+    if any(value is None for value in flags.values()) and any(value is not None for value in flags.values()):
+        got = " ".join(f"{name} {value}" for name, value in flags.items() if value is not None)
         raise ValueError(f"--coordinator, --processes and --process go together, got only {got}")
     if options.coordinator is not None:
         host, _, port = options.coordinator.rpartition(":")
@@ -173,15 +173,15 @@ def check_equal_across_processes(values: Mapping[str, bytes]) -> None:
     if not _is_distributed():
         return
     digests = [np.frombuffer(hashlib.sha256(value).digest()[:16], np.uint32) for value in values.values()]
-    seen = _allgather(np.stack(digests))
-    for name, column in zip(values, np.moveaxis(seen, 1, 0), strict=True):
+    all_digests = _allgather(np.stack(digests))
+    for name, column in zip(values, np.moveaxis(all_digests, 1, 0), strict=True):
         others = [str(i) for i in range(len(column)) if (column[i] != column[0]).any()]
         if others:
             raise ValueError(f"processes must have the same {name}: it differs in process {', '.join(others)}")
 
 
 @contextlib.contextmanager
-def abort_together(program: str, details: Callable[[], str] = lambda: "") -> Iterator[None]:
+def abort_together(program_name: str, details: Callable[[], str] = lambda: "") -> Iterator[None]:
     """Context manager that ends this process at once if an error ends its part of a common task.
 
     At a normal exit, or at an unfinished checkpoint, it would wait for processes that wait for it.  So after an error
@@ -190,7 +190,7 @@ def abort_together(program: str, details: Callable[[], str] = lambda: "") -> Ite
     others itself, with status 134.  In a single process, errors are raised as usual.
 
     Args:
-        program: its name, for the message.
+        program_name: its name in the message.
         details: text to add, such as the step saved last.
     """
     try:
@@ -204,7 +204,7 @@ def abort_together(program: str, details: Callable[[], str] = lambda: "") -> Ite
 
         status = _exit_status(error)
         with contextlib.suppress(Exception):
-            me = f"{program}, process {jax.process_index()} of {jax.process_count()}"
+            me = f"{program_name}, process {jax.process_index()} of {jax.process_count()}"
             if status == EXIT_PROCESS_LOST:
                 print(f"{me}: another process was lost ({first_line(error)}). {details()}", file=sys.stderr)
             elif status == 1:
@@ -228,13 +228,13 @@ def exit_process(status: int) -> int:
 def _exit_status(error: BaseException) -> int:
     import jax
 
-    chain, cause = [], error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
+    causes, cause = [], error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, MemoryError):
         return EXIT_OUT_OF_MEMORY
-    if any(isinstance(e, jax.errors.JaxRuntimeError) for e in chain):
+    if any(isinstance(e, jax.errors.JaxRuntimeError) for e in causes):
         return EXIT_PROCESS_LOST
     if isinstance(error, KeyboardInterrupt):
         return 130

@@ -69,7 +69,7 @@ def run(name: str, args: Arguments) -> int:
     from ddpm_jax.model import build
     from ddpm_jax.preflight import compile_stats, local_measurement, lowering, report
 
-    target = place(args)
+    target = find_target(args)
     images = lowering.load_images(args.config, args.shape, args.images)
     model = build(args.config, images.train.shape[1:], images.levels)
     lower = {
@@ -77,22 +77,22 @@ def run(name: str, args: Arguments) -> int:
         "sampler": lambda: lowering.lower_sampler(model, target.devices),
         "evaluation": lambda: lowering.lower_evaluation(model, images, target.devices),
     }
-    first = lower["train"]()
+    lowered_step = lower["train"]()
     flops = lowering.step_flops(model, images, len(target.devices))
     found = report.Report(name, model, images, target, flops, {})
     say(report.header_lines(found))
     options = {} if target.effort is None else {"exec_time_optimization_effort": target.effort}
-    for program in args.programs:
-        lowered = first if program == "train" else lower[program]()
-        found.programs[program], compiled = compile_stats.compile_and_analyse(
+    for program_name in args.programs:
+        lowered = lowered_step if program_name == "train" else lower[program_name]()
+        found.programs[program_name], compiled = compile_stats.compile_and_analyse(
             lowered, len(target.devices), target.limit, options
         )
         if args.text is not None and compiled is not None:
             folder = pathlib.Path(args.text)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{program}.txt").write_text(compiled.as_text() or "", encoding="utf-8")
-        say(report.program_lines(found, program))
-        if program == "train" and target.slice is None and compiled is not None and found.fits("train"):
+            (folder / f"{program_name}.txt").write_text(compiled.as_text() or "", encoding="utf-8")
+        say(report.program_lines(found, program_name))
+        if program_name == "train" and target.slice is None and compiled is not None and found.fits("train"):
             found.measured = local_measurement.measure(model, images, compiled, target.devices)
     say(report.measurement_lines(found))
     say([report.disk_line(found)])
@@ -101,7 +101,7 @@ def run(name: str, args: Arguments) -> int:
     return 0 if all(map(found.fits, found.programs)) else 1
 
 
-def place(args: Arguments):
+def find_target(args: Arguments):
     """The slice that is named, or the local devices."""
     import jax
 

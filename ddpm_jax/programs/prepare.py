@@ -43,10 +43,10 @@ def write_npz(options: flags.Prepare) -> int:
     target = folder / f"{name}.npz"
     source = f"npz:{target}"
     others = [field for field in dataclasses.fields(options) if field.name not in ("source", "out", "archives")]
-    given = [f"--{f.name.replace('_', '-')}" for f in others if getattr(options, f.name) != f.default]
-    if given:
+    changed = [f"--{f.name.replace('_', '-')}" for f in others if getattr(options, f.name) != f.default]
+    if changed:
         raise ValueError(
-            f"{', '.join(given)}: not for {name}, which is written to {target} as published. To make a TFDS data set "
+            f"{', '.join(changed)}: not for {name}, which is written to {target} as published. To make a TFDS data set "
             f"of that file: ddpm-jax prepare {shlex.quote(source)} --name NAME --out FOLDER"
         )
     if target.exists():

@@ -34,9 +34,9 @@ def main(argv: list[str]) -> int:
     record = load_record(path)
     largest = largest_parameter(record)
     print(f"step {record.step} of {path.parent}: {len(record.images)} images, largest parameter {largest}")
-    first = replay(record, "float32")
-    print(*report_lines(first, record, "float32"), sep="\n", flush=True)
+    float32_replay = replay(record, "float32")
+    print(*report_lines(float32_replay, record, "float32"), sep="\n", flush=True)
     if record.config.net.dtype != "float32":
         own = replay(record, record.config.net.dtype)
         print(*report_lines(own, record, record.config.net.dtype), sep="\n")
-    return 0 if first.finite else 1
+    return 0 if float32_replay.finite else 1

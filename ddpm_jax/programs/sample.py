@@ -36,7 +36,7 @@ class Arguments:
     condition: tyro.conf.OmitArgPrefixes[flags.ConditionOptions] = flags.ConditionOptions()
     sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
     """Defaults: those of the run's config."""
-    edits: tyro.conf.OmitArgPrefixes[flags.EditOptions] = flags.EditOptions()
+    editing: tyro.conf.OmitArgPrefixes[flags.EditOptions] = flags.EditOptions()
     batch: flags.OptionalFlag[int] = None
     """Images computed at once; does not change the images."""
     trajectory: bool = False
@@ -74,7 +74,7 @@ def draw(args: Arguments) -> int:
     )
     pipe = pipe.with_request(pipeline.parse_request(args.condition, args.sampling, pipe))
     pipe.request.check(pipe.config)
-    edit = pipeline.make_edit(pipe, args.edits, start=args.start, num=args.num)
+    edit = pipeline.make_edit(pipe, args.editing, start=args.start, num=args.num)
     if edit and args.trajectory:
         raise ValueError("--trajectory only shows sampling from noise: not with --inpaint, --init-image, --interpolate")
     format = outputs.file_format(pipe, args.format)

@@ -96,8 +96,8 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom) -
             run.print_summary(state, start)
 
             def take_steps(state, bad, batch):
-                rows, word = run.train_conditions.device_batch(batch.indices), trainer.stop_flag(interrupt.requested)
-                return steps(run_key, state, bad, batch.pixels, batch.pixel_indices, rows, word)
+                rows, stop = run.train_conditions.device_batch(batch.indices), trainer.stop_flag(interrupt.requested)
+                return steps(run_key, state, bad, batch.pixels, batch.pixel_indices, rows, stop)
 
             resident = images.train.nbytes if loader.in_axis is None else 0
             with trainer.explain_step_oom(config, resident), contextlib.closing(loader.batches(start)) as batches:
