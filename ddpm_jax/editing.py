@@ -101,12 +101,12 @@ def repaint_times(times: np.ndarray, *, jump: int, repeats: int) -> np.ndarray:
     """
     if not all(isinstance(n, (int, np.integer)) and n >= 1 for n in (jump, repeats)):
         raise ValueError(f"jump and repeats must be integers of at least 1, got {jump} and {repeats}")
-    chain, n = [int(t) for t in times], len(times) - 1
-    visited = chain[:1]
+    base_times, n = [int(t) for t in times], len(times) - 1
+    visited = base_times[:1]
     for left in range(n - 1, -1, -1):
-        visited.append(chain[n - left])
+        visited.append(base_times[n - left])
         if left and (left - 1) % jump == 0 and left + jump <= n:
-            again = chain[n - left - jump : n - left + 1]
+            again = base_times[n - left - jump : n - left + 1]
             visited += again * (repeats - 1)
     return np.array(visited, np.int32)
 

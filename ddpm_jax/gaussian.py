@@ -331,7 +331,7 @@ def one_minus_snr_ratio(schedule: Schedule, t: jax.Array, s: jax.Array, like: ja
 
 def check_batch(*times: jax.Array, **arrays: jax.Array) -> None:
     """Raises a ValueError unless arrays have one shape [B, ...], float32 or 64, and times are integers [] or [B]."""
-    (first, x), *rest = arrays.items()
+    (first_name, x), *rest = arrays.items()
     for name, a in arrays.items():
         dtype = a.dtype
         if dtype not in (np.float32, np.float64):
@@ -341,7 +341,7 @@ def check_batch(*times: jax.Array, **arrays: jax.Array) -> None:
             raise ValueError(f"{name} must have a batch axis, got shape ()")
     for name, a in rest:
         if a.shape != x.shape:
-            raise ValueError(f"{name} must have the shape of {first}, {x.shape}, got {a.shape}")
+            raise ValueError(f"{name} must have the shape of {first_name}, {x.shape}, got {a.shape}")
     for t in times:
         dtype, shape = jnp.result_type(t), jnp.shape(t)
         if not jnp.issubdtype(dtype, jnp.integer) or shape not in ((), x.shape[:1]):

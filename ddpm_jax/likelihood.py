@@ -99,18 +99,18 @@ def vlb(
     gaussian.check_batch(x0=x0)
     gaussian.check_unit_interval("variance_mix", variance_mix)
     keys = example_keys(key, x0.shape[0])
-    chain = np.arange(schedule.T, -1, -1) if times is None else np.asarray(times)
-    _check_chain(chain, schedule.T)
-    first_var = decoder_variance(schedule, chain) if decoder_var is None else decoder_var
+    times = np.arange(schedule.T, -1, -1) if times is None else np.asarray(times)
+    _check_times(times, schedule.T)
+    first_var = decoder_variance(schedule, times) if decoder_var is None else decoder_var
 
-    term = functools.partial(vlb_term, variance_mix=variance_mix, decoder=decoder, decoder_var=first_var)
+    evaluate_term = functools.partial(vlb_term, variance_mix=variance_mix, decoder=decoder, decoder_var=first_var)
 
     def step(_: None, ts: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        return None, term(keys, schedule, denoise, x0, *ts)
+        return None, evaluate_term(keys, schedule, denoise, x0, *ts)
 
-    pairs = jnp.asarray(chain[:-1][::-1]), jnp.asarray(chain[1:][::-1])
+    pairs = jnp.asarray(times[:-1][::-1]), jnp.asarray(times[1:][::-1])
     _, (terms, mse) = jax.lax.scan(step, None, pairs)
-    prior = prior_kl(schedule, x0, int(chain[0]))
+    prior = prior_kl(schedule, x0, int(times[0]))
     return VLB(prior + terms.sum(0), prior, terms, mse)
 
 
@@ -141,7 +141,7 @@ def estimate_vlb(
     gaussian.check_unit_interval("variance_mix", variance_mix)
     keys = example_keys(key, x0.shape[0])
     first_var = decoder_variance(schedule) if decoder_var is None else decoder_var
-    term = functools.partial(vlb_term, variance_mix=variance_mix, decoder=decoder, decoder_var=first_var)
+    evaluate_term = functools.partial(vlb_term, variance_mix=variance_mix, decoder=decoder, decoder_var=first_var)
     low, high = _strata(schedule.T, strata)
 
     def draw(draw_index: int, lo: jax.Array, hi: jax.Array) -> jax.Array:
@@ -149,7 +149,7 @@ def estimate_vlb(
         own = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, lo), draw_index))(keys)
         time_keys, eps_keys = split_keys(own, 2)
         t = jax.vmap(lambda k: jax.random.randint(k, (), lo, hi + 1, jnp.int32))(time_keys)
-        return term(eps_keys, schedule, denoise, x0, t, t - 1)[0]
+        return evaluate_term(eps_keys, schedule, denoise, x0, t, t - 1)[0]
 
     def stratum(_: None, ends: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
         lo, hi = ends
@@ -158,7 +158,7 @@ def estimate_vlb(
         return None, (length * (a + b) / 2, (length * (a - b) / 2) ** 2)
 
     one = jnp.ones((), jnp.int32)
-    decoded, mse = term(keys, schedule, denoise, x0, one, one - 1)
+    decoded, mse = evaluate_term(keys, schedule, denoise, x0, one, one - 1)
     prior = prior_kl(schedule, x0, schedule.T)
     if low.size == 0:
         return VLBEstimate(prior + decoded, jnp.zeros_like(prior), prior, decoded, mse)
@@ -221,7 +221,7 @@ def vlb_term_from_estimate(
     without a difference of nearly equal numbers (cf. arXiv:2107.00630, equation 15, which is mix = 0).
     """
     variance_mix = variance_mix if estimate.variance_mix is None else estimate.variance_mix
-    first = jnp.broadcast_to(s, x0.shape[:1]).reshape((-1,) + (1,) * (x0.ndim - 1)) == 0
+    is_l0 = jnp.broadcast_to(s, x0.shape[:1]).reshape((-1,) + (1,) * (x0.ndim - 1)) == 0
     later = jnp.where(jnp.equal(s, 0), 1, s)  # the KL's own branch never has row 0: its SNR is infinite
     from_t = jnp.where(jnp.equal(s, 0), jnp.minimum(later + 1, schedule.T), t)
     noise_t, noise_s = gather(schedule.noise, from_t, x0), gather(schedule.noise, later, x0)
@@ -233,22 +233,22 @@ def vlb_term_from_estimate(
     var = jnp.asarray(decoder_var, x0.dtype)
     if estimate.variance_mix is not None:
         largest = gather(schedule.noise, jnp.where(jnp.equal(s, 0), t, 1), x0)
-        variance_mix = jnp.where(first, variance_mix, 0.0)  # nor the decoder's a mix with which its range overflows
+        variance_mix = jnp.where(is_l0, variance_mix, 0.0)  # nor the decoder's a mix with which its range overflows
         var = jnp.exp((1 - variance_mix) * jnp.log(var) + 2 * variance_mix * jnp.log(largest))
     distortion = -decoder(x0, Gaussian(estimate.x0, var))
-    return jnp.where(first, distortion, rate)
+    return jnp.where(is_l0, distortion, rate)
 
 
-def decoder_variance(schedule: Schedule, chain: np.ndarray | None = None) -> jax.Array:
+def decoder_variance(schedule: Schedule, times: np.ndarray | None = None) -> jax.Array:
     """The variance of p(x_0 | x_1) in the original: beta-tilde_2, or beta_1 where there is no second step.
 
     Args:
-        chain: falling timesteps T ... 0; the second step is theirs.  None is every step.
+        times: falling timesteps T ... 0; the second step is theirs.  None is every step.
     """
-    chain = np.arange(schedule.T, -1, -1) if chain is None else chain
-    if len(chain) == 2:
-        return schedule.noise[chain[0]] ** 2
-    return gaussian.reverse_variance(schedule, chain[-3], chain[-2], schedule.noise[:1], 0.0)[()]
+    times = np.arange(schedule.T, -1, -1) if times is None else times
+    if len(times) == 2:
+        return schedule.noise[times[0]] ** 2
+    return gaussian.reverse_variance(schedule, times[-3], times[-2], schedule.noise[:1], 0.0)[()]
 
 
 def prior_kl(schedule: Schedule, x0: jax.Array, t: int) -> jax.Array:
@@ -346,12 +346,12 @@ def _bin_width(levels: int) -> float:
     return 2.0 / (levels - 1)
 
 
-def _check_chain(chain: np.ndarray, T: int) -> None:
+def _check_times(times: np.ndarray, T: int) -> None:
     falls = (
-        chain.ndim == 1 and len(chain) >= 2 and np.issubdtype(chain.dtype, np.integer) and (np.diff(chain) < 0).all()
+        times.ndim == 1 and len(times) >= 2 and np.issubdtype(times.dtype, np.integer) and (np.diff(times) < 0).all()
     )
-    if not falls or chain[-1] != 0 or chain[0] > T:
-        raise ValueError(f"times must be integers that fall from at most T = {T} to 0, got {chain}")
+    if not falls or times[-1] != 0 or times[0] > T:
+        raise ValueError(f"times must be integers that fall from at most T = {T} to 0, got {times}")
 
 
 def _strata(T: int, strata: int) -> tuple[np.ndarray, np.ndarray]:

@@ -41,9 +41,9 @@ class MetricsLog:
             return
         stays, apart = 0, b""  # the end of what is kept, and later lines without a step, kept too
         with self.path.open("r+b") as file:
-            for at, line in _lines_from_end(file):
-                row = _parse_row(line, lambda at=at: f"{path}, line {_line_number(file, at)}")
-                after = at + len(line) + 1
+            for offset, line in _lines_from_end(file):
+                row = _parse_row(line, lambda offset=offset: f"{path}, line {_line_number(file, offset)}")
+                after = offset + len(line) + 1
                 step = row.get("step", start)
                 if start is None or step < start:
                     stays = stays or after
@@ -108,8 +108,8 @@ class Progress:
         """Shows that `done` of the total are done and, of the values, "loss"."""
         loss = values.get("loss")
         shown = [] if loss is None else [f"loss {float(loss):.4f}"]
-        now, (first, then) = time.monotonic(), self.started
-        rate = (done - first) / (now - then) if now > then else 0.0
+        now, (start_done, start_time) = time.monotonic(), self.started
+        rate = (done - start_done) / (now - start_time) if now > start_time else 0.0
         self.updates += 1
         if self.updates == 1:
             self.started = done, now
@@ -135,11 +135,11 @@ def stage_progress(*, stream: TextIO | None = None, active: bool = True) -> Call
 
     A stage of less than two seconds is not shown; stream and active are as of `Progress`.
     """
-    seen: dict[str, float] = {}
+    start_times: dict[str, float] = {}
     shown: dict[str, Progress] = {}
 
     def update(stage: str, done: int, total: int) -> None:
-        started = seen.setdefault(stage, time.monotonic())
+        started = start_times.setdefault(stage, time.monotonic())
         if stage not in shown and done < total and time.monotonic() - started >= _STAGE_SECONDS:
             shown[stage] = Progress(total, unit=f"images {stage}", stream=stream, active=active)
         if stage in shown:

@@ -154,8 +154,8 @@ def make_step(
 
     def step(key: jax.Array, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         size = _batch_size(batch, accumulate)
-        first = jax.lax.axis_index(axis_name) * size if axis_name else 0
-        keys = step_keys(key, state.step, first + jnp.arange(size))
+        offset = jax.lax.axis_index(axis_name) * size if axis_name else 0
+        keys = step_keys(key, state.step, offset + jnp.arange(size))
         (loss, aux), grads = _accumulate_gradients(grad_fn, state.params, keys, batch, accumulate, platform)
         if axis_name:
             loss, aux, grads = jax.lax.pmean((loss, aux, grads), axis_name)

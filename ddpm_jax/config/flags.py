@@ -24,9 +24,9 @@ def parse(options: type[T], argv: Sequence[str], *, prog: str) -> T:
     Raises:
         ValueError: as `check_words` and `ranges.check_flags`.
     """
-    chosen = tyro.cli(options, prog=prog, args=check_words(argv), config=(tyro.conf.DisallowNone,))
-    ranges.check_flags(chosen)
-    return chosen
+    parsed = tyro.cli(options, prog=prog, args=check_words(argv), config=(tyro.conf.DisallowNone,))
+    ranges.check_flags(parsed)
+    return parsed
 
 
 def parse_with_config(options: type[T], argv: Sequence[str], *, usage: str) -> T:
@@ -56,10 +56,10 @@ def check_words(argv: Sequence[str]) -> list[str]:
         ValueError: naming the flag that an empty word follows.
     """
     flag = ""
-    for word in argv:
-        name, equals, value = word.partition("=")
+    for argument in argv:
+        name, equals, value = argument.partition("=")
         flag = name if name.startswith("--") else flag
-        empty = not (value if equals and word.startswith("--") else word).strip()
+        empty = not (value if equals and argument.startswith("--") else argument).strip()
         if empty and flag not in MAY_BE_EMPTY:
             raise ValueError(f"{flag or 'an argument'} is empty: leave it out, or check that its shell variable is set")
     return list(argv)

@@ -135,13 +135,13 @@ def terminal_moments(
         return make_sampler(schedule, denoise, noise).step(keys, state, t, s)
 
     found = []
-    for chain in chains:
+    for times in chains:
         # whose column a run finds: that of the noise of a step which leaves this time; 0 for x_T, -1 for nothing
-        leaves = np.pad(np.asarray(chain[:-1]), (0, longest - len(chain)), constant_values=-1)
+        leaves = np.pad(np.asarray(times[:-1]), (0, longest - len(times)), constant_values=-1)
         owner = np.concatenate([[-1], np.repeat([0, *leaves], dims)])
         x_T = np.where((owner == 0)[:, None], unit, 0)
         sampler = make_sampler(schedule, denoise, samplers.step_noise)
-        end = _run_chain(sampler, functools.partial(step, jnp.asarray(owner)), schedule, x_T, chain)
+        end = _run_chain(sampler, functools.partial(step, jnp.asarray(owner)), schedule, x_T, times)
         slopes = end[1:] - end[0]
         of_start, of_noise = slopes[:dims], slopes[dims:]
         found.append((end[0] + mean @ of_start, of_start.T @ cov @ of_start + of_noise.T @ of_noise))
@@ -164,11 +164,11 @@ def flow_errors(
     x_t = np.random.default_rng(0).standard_normal((num, mixture.dims))
     sampler = make_sampler(schedule, ideal_denoiser(schedule, mixture), samplers.step_noise)
     step = jax.jit(lambda state, t, s: sampler.step(samplers.image_keys(0, range(num)), state, t, s))
-    ends = [_run_chain(sampler, step, schedule, x_t, chain) for chain in chains]
+    ends = [_run_chain(sampler, step, schedule, x_t, times) for times in chains]
     truth = {
-        between: probability_flow(schedule, mixture, x_t, *between) for between in {_ends(chain) for chain in chains}
+        between: probability_flow(schedule, mixture, x_t, *between) for between in {_ends(times) for times in chains}
     }
-    return np.array([np.abs(x - truth[_ends(chain)]).max() for x, chain in zip(ends, chains, strict=True)])
+    return np.array([np.abs(x - truth[_ends(times)]).max() for x, times in zip(ends, chains, strict=True)])
 
 
 def reproducibility(make_sampler: SamplerFactory, *, num: int = 8) -> tuple[bool, float]:
@@ -178,12 +178,12 @@ def reproducibility(make_sampler: SamplerFactory, *, num: int = 8) -> tuple[bool
     draw two of them alone, and all with every frame kept.
     """
     schedule = schedules.linear(100, 1e-3, 0.2)
-    chain = samplers.times(100, 10)
+    times = samplers.times(100, 10)
     sampler = make_sampler(schedule, ideal_denoiser(schedule, MIXTURE), samplers.step_noise)
-    images = jax.jit(lambda keys: samplers.sample(keys, sampler, samplers.initial_noise(keys, (2,)), chain))
+    images = jax.jit(lambda keys: samplers.sample(keys, sampler, samplers.initial_noise(keys, (2,)), times))
     frames = jax.jit(
         lambda keys: samplers.trajectory(
-            keys, sampler, samplers.initial_noise(keys, (2,)), chain, save_at=chain.tolist()
+            keys, sampler, samplers.initial_noise(keys, (2,)), times, save_at=times.tolist()
         )
     )
     keys = samplers.image_keys(0, range(num))
@@ -242,17 +242,17 @@ def _probe_step(make_sampler: SamplerFactory) -> tuple[int, bool]:
     return nfe, bool(np.array_equal(one, two))
 
 
-def _run_chain(sampler: Sampler, step: Callable, schedule: Schedule, x, chain: np.ndarray) -> np.ndarray:
+def _run_chain(sampler: Sampler, step: Callable, schedule: Schedule, x, times: np.ndarray) -> np.ndarray:
     """x at the end of the chain, float64: step by step, as a scan would be another program for each length."""
-    state = sampler.init(jnp.asarray(x, schedule.signal.dtype), jnp.asarray(chain[0], jnp.int32))
-    for t, s in itertools.pairwise(np.asarray(chain, np.int32)):
+    state = sampler.init(jnp.asarray(x, schedule.signal.dtype), jnp.asarray(times[0], jnp.int32))
+    for t, s in itertools.pairwise(np.asarray(times, np.int32)):
         state = step(state, t, s)
     return np.asarray(state.x, np.float64)
 
 
-def _ends(chain: np.ndarray) -> tuple[int, int]:
-    return int(chain[0]), int(chain[-1])
+def _ends(times: np.ndarray) -> tuple[int, int]:
+    return int(times[0]), int(times[-1])
 
 
-def _convergence_orders(steps: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    return -np.diff(np.log(errors)) / np.diff(np.log(steps))
+def _convergence_orders(steps: np.ndarray, max_errors: np.ndarray) -> np.ndarray:
+    return -np.diff(np.log(max_errors)) / np.diff(np.log(steps))

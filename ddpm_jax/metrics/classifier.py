@@ -153,12 +153,12 @@ class Classifier:
         features = np.empty((n, self.dimension), np.float32)
         probabilities = np.empty((n, kind.network.classes), np.float32)
         params = jax.device_put(traverse_util.unflatten_dict(self.weights, sep="/"))
-        for first in range(0, n, TILE):
-            rows = slice(first, min(first + TILE, n))
+        for start in range(0, n, TILE):
+            rows = slice(start, min(start + TILE, n))
             tile = np.zeros((TILE, *kind.shape), np.float32)
-            tile[: rows.stop - first] = images[rows]
+            tile[: rows.stop - start] = images[rows]
             output = jax.device_get(_extract(kind.network, params, tile))
-            features[rows], probabilities[rows] = (part[: rows.stop - first] for part in output)
+            features[rows], probabilities[rows] = (part[: rows.stop - start] for part in output)
         return ClassifierOutput(features, probabilities)
 
 
@@ -248,14 +248,14 @@ def class_coverage(probabilities: np.ndarray, reference: np.ndarray) -> ClassCov
         )
     counts, reference_counts = (np.bincount(p.argmax(axis=1), minlength=width) for p in (probabilities, reference))
     known = reference_counts > 0
-    share, reference_share = counts / counts.sum(), reference_counts / reference_counts.sum()
+    fractions, reference_fractions = counts / counts.sum(), reference_counts / reference_counts.sum()
     return ClassCoverage(
         counts,
         reference_counts,
         classes=int(known.sum()),
         present=int((counts[known] > 0).sum()),
-        half_present=int((share >= reference_share / 2)[known].sum()),
-        total_variation=float(np.abs(share - reference_share).sum() / 2),
+        half_present=int((fractions >= reference_fractions / 2)[known].sum()),
+        total_variation=float(np.abs(fractions - reference_fractions).sum() / 2),
         confident=float((probabilities.max(axis=1) > CONFIDENT).mean()),
     )
 
@@ -271,11 +271,11 @@ def _list_classifiers() -> str:
     return " and ".join(described)
 
 
-def _check_probabilities(name: str, given: np.ndarray) -> None:
-    if given.ndim != 2 or 0 in given.shape or not np.issubdtype(given.dtype, np.floating):
-        what = f"{given.dtype} {given.shape}"
+def _check_probabilities(name: str, probabilities: np.ndarray) -> None:
+    if probabilities.ndim != 2 or 0 in probabilities.shape or not np.issubdtype(probabilities.dtype, np.floating):
+        what = f"{probabilities.dtype} {probabilities.shape}"
         raise ValueError(f"class_coverage: expected {name} floating point [n, classes], none of them 0, got {what}")
-    off = np.abs(given.sum(axis=1) - 1).max()
-    if not (given.min() >= 0 and off < 1e-3):
-        found = f"{given.min():.3g} and sums off by up to {off:.3g}"
+    off = np.abs(probabilities.sum(axis=1) - 1).max()
+    if not (probabilities.min() >= 0 and off < 1e-3):
+        found = f"{probabilities.min():.3g} and sums off by up to {off:.3g}"
         raise ValueError(f"class_coverage: expected {name} from 0 that sum to 1, got {found}: are these logits?")

@@ -58,12 +58,12 @@ def moments(features: np.ndarray) -> Moments:
     features = np.asarray(features)
     n, d = features.shape
     rows = max(1, BLOCK // d)
-    blocks = [features[first : first + rows] for first in range(0, n, rows)]
-    bad = n - sum(np.count_nonzero(np.isfinite(block).all(axis=1)) for block in blocks)
+    row_blocks = [features[start : start + rows] for start in range(0, n, rows)]
+    bad = n - sum(np.count_nonzero(np.isfinite(block).all(axis=1)) for block in row_blocks)
     if bad:
         raise ValueError(f"moments: {bad} of {n} rows of features are not finite (nan or inf)")
     return functools.reduce(
-        merge_moments, (_block_moments(block.astype(np.float64)) for block in blocks), empty_moments(d)
+        merge_moments, (_block_moments(block.astype(np.float64)) for block in row_blocks), empty_moments(d)
     )
 
 

@@ -44,11 +44,11 @@ def evaluate_held_out(evaluate_batch: EvaluateBatch, key: jax.Array, x0: Any, ba
     """
     n = len(jax.tree.leaves(x0)[0])
     rows = []
-    for first in range(0, n, batch):
-        places = np.arange(first, first + batch) % n
+    for start in range(0, n, batch):
+        places = np.arange(start, start + batch) % n
         some = jax.tree.map(lambda leaf, places=places: leaf[places], x0)
         keys = fold_in_each(key, jnp.asarray(places, jnp.uint32))
-        rows.append(np.stack(jax.device_get(evaluate_batch(keys, some)))[:, : n - first])
+        rows.append(np.stack(jax.device_get(evaluate_batch(keys, some)))[:, : n - start])
     times, loss, bits = np.concatenate(rows, axis=1).astype(np.float64)
     error = float(bits.std(ddof=1) / n**0.5) if n > 1 else math.nan
     return HeldOut(float(loss.mean()), float(bits.mean()), error, times.astype(np.int64), loss)

@@ -78,8 +78,8 @@ class Inception:
         check_values("Inception", images, self.levels)
         features = np.empty((len(images), self.dimension), np.float32)
         logits = np.empty((len(images), self._network.fc.out_features), np.float32)
-        for first in range(0, len(images), self._batch):
-            rows = slice(first, first + self._batch)
+        for start in range(0, len(images), self._batch):
+            rows = slice(start, start + self._batch)
             features[rows], logits[rows] = self._extract(_to_channels_first(images[rows], self.levels))
         return InceptionOutput(features, logits)
 
@@ -212,8 +212,8 @@ def _to_channels_first(images: np.ndarray, levels: int) -> np.ndarray:
     """Images [b, H, W, 1 | 3] as a new array [b, 3, H, W] over 0 .. 255: float32 of floats, uint8 of integers."""
     kind = np.float32 if images.dtype == np.float32 else np.uint8
     if levels != 256:
-        scaled = images * (255 / (levels - 1))
-        images = scaled if kind == np.float32 else np.rint(scaled)
+        rescaled = images * (255 / (levels - 1))
+        images = rescaled if kind == np.float32 else np.rint(rescaled)
     planes = np.moveaxis(np.broadcast_to(images, (*images.shape[:3], 3)), -1, 1)
     return np.array(planes, kind, order="C")
 

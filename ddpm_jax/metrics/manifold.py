@@ -136,8 +136,8 @@ def _smallest(
     row = np.concatenate([np.repeat(np.arange(a), k), i])
     squares, indices = np.concatenate([squares.ravel(), candidates]), np.concatenate([indices.ravel(), j])
     order = np.lexsort((squares, row))  # stable, and the references come in ascending order: the lower index wins
-    kept = order[np.searchsorted(row[order], np.arange(a))[:, None] + np.arange(k)]
-    return squares[kept], indices[kept]
+    smallest = order[np.searchsorted(row[order], np.arange(a))[:, None] + np.arange(k)]
+    return squares[smallest], indices[smallest]
 
 
 def _radii(caller: str, name: str, points: np.ndarray, k: int) -> np.ndarray:
@@ -205,13 +205,13 @@ def _squared_distances(queries: np.ndarray, references: np.ndarray, i: np.ndarra
 
 
 def _slices(n: int, length: int) -> Iterator[slice]:
-    return (slice(first, min(first + length, n)) for first in range(0, n, length))
+    return (slice(start, min(start + length, n)) for start in range(0, n, length))
 
 
 def _check_sets(caller: str, **sets: np.ndarray) -> list[np.ndarray]:
     """The two sets as numpy arrays, their shapes and values checked."""
-    (first, a), (second, b) = ((name, np.asarray(points)) for name, points in sets.items())
-    for name, points in ((first, a), (second, b)):
+    (a_name, a), (b_name, b) = ((name, np.asarray(points)) for name, points in sets.items())
+    for name, points in ((a_name, a), (b_name, b)):
         if points.ndim != 2 or points.size == 0:
             raise ValueError(f"{caller}: expected {name} [n, d], neither of them 0, got shape {points.shape}")
         if not (jnp.issubdtype(points.dtype, jnp.floating) or jnp.issubdtype(points.dtype, jnp.integer)):
@@ -221,5 +221,5 @@ def _check_sets(caller: str, **sets: np.ndarray) -> list[np.ndarray]:
         if bad:
             raise ValueError(f"{caller}: {bad} of {len(points)} rows of {name} are not finite (nan or inf)")
     if a.shape[1] != b.shape[1]:
-        raise ValueError(f"{caller}: {first} have {a.shape[1]} components each and {second} {b.shape[1]}")
+        raise ValueError(f"{caller}: {a_name} have {a.shape[1]} components each and {b_name} {b.shape[1]}")
     return [a, b]

@@ -117,11 +117,11 @@ def trajectory(
     Raises:
         ValueError: if a time in `save_at` is not visited.
     """
-    chain = np.asarray(times)
-    missing = [int(t) for t in save_at if t not in chain]
+    times = np.asarray(times)
+    missing = [int(t) for t in save_at if t not in times]
     if missing:
         raise ValueError(f"save_at has times that the reverse process does not visit: {missing}")
-    return _scan(keys, sampler, x_T, chain, tuple(int(t) for t in save_at))[1]
+    return _scan(keys, sampler, x_T, times, tuple(int(t) for t in save_at))[1]
 
 
 def _scan(
@@ -129,7 +129,7 @@ def _scan(
 ) -> tuple[SamplerState, State]:
     """The scan over times: the last state, and the saved states [len(save_at), B, ...]."""
     gaussian.check_batch(x_T=x_T)
-    chain = jnp.asarray(_check_times(times, sampler.allows_forward_steps), jnp.int32)
+    times = jnp.asarray(_check_times(times, sampler.allows_forward_steps), jnp.int32)
     if keys.ndim != 1:
         raise ValueError(f"keys must be one per image, shape {x_T.shape[:1]} (see image_keys), got {keys.shape}")
     keys = example_keys(keys, x_T.shape[0])
@@ -148,21 +148,21 @@ def _scan(
         state = sampler.step(keys, carry[0], *ts)
         return (state, record(carry[1], state) if save_at else carry[1]), None
 
-    state = sampler.init(x_T, chain[0])
+    state = sampler.init(x_T, times[0])
     zeros = jnp.zeros((len(save_at), *x_T.shape), x_T.dtype)
     saved = State(zeros, zeros, jnp.asarray(save_at, jnp.int32))
     carry = state, record(saved, state) if save_at else saved
-    return jax.lax.scan(step, carry, (chain[:-1], chain[1:]))[0]
+    return jax.lax.scan(step, carry, (times[:-1], times[1:]))[0]
 
 
 def _check_times(times: np.ndarray | jax.Array, allows_forward_steps: bool) -> np.ndarray | jax.Array:
     if isinstance(times, Tracer):
         return times
-    chain = np.asarray(times)
-    vector = chain.ndim == 1 and len(chain) >= 2 and np.issubdtype(chain.dtype, np.integer)
+    times = np.asarray(times)
+    vector = times.ndim == 1 and len(times) >= 2 and np.issubdtype(times.dtype, np.integer)
     if allows_forward_steps:
-        if not vector or (np.diff(chain) == 0).any() or chain.min() < 0:
-            raise ValueError(f"times must be a vector of at least two integers, no two neighbours equal, got {chain}")
-    elif not vector or (np.diff(chain) >= 0).any() or chain[-1] < 0:
-        raise ValueError(f"times must be a falling vector of at least two integers, got {chain}")
-    return chain
+        if not vector or (np.diff(times) == 0).any() or times.min() < 0:
+            raise ValueError(f"times must be a vector of at least two integers, no two neighbours equal, got {times}")
+    elif not vector or (np.diff(times) >= 0).any() or times[-1] < 0:
+        raise ValueError(f"times must be a falling vector of at least two integers, got {times}")
+    return times

@@ -86,7 +86,7 @@ def section_times(T: int, counts: Sequence[int]) -> np.ndarray:
     if any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0 for n in counts) or not any(counts):
         raise ValueError(f"counts must be integers of at least 0, and ask for at least one time, got {list(counts)}")
     size, extra = divmod(T, len(counts))
-    start, chosen = 0, set()
+    start, selected_times = 0, set()
     for i, count in enumerate(counts):
         length = size + (i < extra)
         if length < count:
@@ -95,7 +95,7 @@ def section_times(T: int, counts: Sequence[int]) -> np.ndarray:
         position = 0.0
         for _ in range(count):
             # the positions are accumulated, as there, so that halves round alike
-            chosen.add(start + round(position) + 1)
+            selected_times.add(start + round(position) + 1)
             position += stride
         start += length
-    return np.array([*sorted(chosen, reverse=True), 0], np.int32)
+    return np.array([*sorted(selected_times, reverse=True), 0], np.int32)

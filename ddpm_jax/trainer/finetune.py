@@ -127,7 +127,7 @@ def _check_compatible(source: Pipeline, config: configs.Config, shape: tuple[int
     """Raises a ValueError that names the options in which the two networks must be the same and are not."""
     pairs = [(f"net.{f.name}", getattr(source.config.net, f.name), getattr(config.net, f.name))
              for f in dataclasses.fields(config.net) if f.name not in _MAY_DIFFER]  # fmt: skip
-    wrong = [f"{name} is {there!r} there and {here!r} here" for name, there, here in pairs if there != here]
+    wrong = [f"{name} is {old!r} there and {new!r} here" for name, old, new in pairs if old != new]
     if len(source.shape) != len(shape):
         wrong.append(f"images have shape {source.shape} there and {shape} here")
     if wrong:

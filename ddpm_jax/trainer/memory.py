@@ -31,17 +31,17 @@ def step_oom_hints(config: configs.Config, devices: int, resident: int, room: fl
         resident: bytes of images that lie on each device all the time; 0 if they are streamed.
         room: the share of what the examples in work take now that there is memory for, as far as it is known.
     """
-    share, found = config.batch // devices, []
-    micro = share // config.optim.accumulate
+    device_batch, found = config.batch // devices, []
+    micro = device_batch // config.optim.accumulate
     fewer = [n for n in range(2, micro + 1) if micro % n == 0]
     if fewer:
         parts = config.optim.accumulate * next((n for n in fewer if n * room >= 1), fewer[-1])
-        found.append(f"--optim.accumulate {parts}: the same step, {share // parts} images at a time")
+        found.append(f"--optim.accumulate {parts}: the same step, {device_batch // parts} images at a time")
     if not config.net.remat:
         found.append("--net.remat: the same step; blocks keep their input alone, and work a third more")
     if resident > 1 << 28:
         found.append(f"--data.stream True: {resident / 2**30:.1f} GiB of images no longer lie on each device")
-    if share > 1:
-        fewest = max(1, int(share * room))
+    if device_batch > 1:
+        fewest = max(1, int(device_batch * room))
         found.append(f"--batch {fewest * devices}: {fewest} on each device, which is another run")
     return found

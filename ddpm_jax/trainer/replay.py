@@ -71,10 +71,10 @@ def load_record(path: pathlib.Path) -> Record:
     except ValueError as error:
         raise ValueError(f"{config_path} is not the config of a run: {error}") from error
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:  # numpy leaves it open where it fails
-            params = {name: kept[name] for name in kept.files if name.startswith("params[")}
-            condition = {name: kept[f"said.{name}"] for name in Condition._fields if f"said.{name}" in kept.files}
-            step, levels, images = int(kept["step"]), kept["levels"].tolist(), kept["images"]
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as npz:  # numpy leaves it open where it fails
+            params = {name: npz[name] for name in npz.files if name.startswith("params[")}
+            condition = {name: npz[f"said.{name}"] for name in Condition._fields if f"said.{name}" in npz.files}
+            step, levels, images = int(npz["step"]), npz["levels"].tolist(), npz["images"]
         leaves = {tuple(name.removeprefix("params")[2:-2].split("']['")): leaf for name, leaf in params.items()}
         levels = levels if isinstance(levels, int) else data.ValueRange(*levels)
         record = Record(config, step, images, levels, traverse_util.unflatten_dict(leaves), Condition(**condition))
@@ -118,20 +118,20 @@ def replay(record: Record, dtype: str) -> Replay:
     config = dataclasses.replace(record.config, net=dataclasses.replace(record.config.net, dtype=dtype))
     size, run_key = len(record.images), trainer.run_keys(config.seed)[1]
 
-    def some(first: int, stop: int):
-        """The arguments of the functions of `loss_and_gradient`, for the examples first ... stop - 1."""
-        places, before = jnp.arange(first, min(stop, size)), record.step - 1
+    def some(start: int, stop: int):
+        """The arguments of the functions of `loss_and_gradient`, for the examples start ... stop - 1."""
+        places, before = jnp.arange(start, min(stop, size)), record.step - 1
         keys, t = (of(before, places) for of in (step_keys, times_of))
-        rows = jax.tree.map(lambda leaf: leaf[first:stop], record.condition)
-        return record.params, keys, record.images[first:stop], t, rows
+        rows = jax.tree.map(lambda leaf: leaf[start:stop], record.condition)
+        return record.params, keys, record.images[start:stop], t, rows
 
     step_keys = functools.partial(training.step_keys, run_key)
     times_of = functools.partial(trainer.stratified_times, config, run_key)
 
     total, gradient = loss_and_gradient(config, record.images.shape[1:], record.levels)
     grads, found = jax.tree.map(np.zeros_like, record.params), []
-    for first in range(0, size, CHUNK):
-        more, aux = gradient(*some(first, first + CHUNK))
+    for start in range(0, size, CHUNK):
+        more, aux = gradient(*some(start, start + CHUNK))
         with np.errstate(all="ignore"):  # what is not finite is looked for below
             grads = jax.tree.map(np.add, grads, jax.device_get(more))
         found.append(aux)
@@ -163,17 +163,17 @@ def loss_and_gradient(config: configs.Config, shape: tuple[int, ...], levels: in
 
 def layer_outputs(call) -> list[tuple[str, np.ndarray]]:
     """The path and the output of every layer that has parameters or sublayers, in the order in which they end."""
-    seen: list[tuple[str, np.ndarray]] = []
+    outputs: list[tuple[str, np.ndarray]] = []
 
     def watch(of, args, kwargs, context):
         result = of(*args, **kwargs)
         if context.method_name == "__call__" and isinstance(result, jax.Array) and context.module.path:
-            seen.append(("/".join(context.module.path), np.asarray(result, np.float32)))
+            outputs.append(("/".join(context.module.path), np.asarray(result, np.float32)))
         return result
 
     with nn.intercept_methods(watch):
         call()
-    return seen
+    return outputs
 
 
 def report_lines(result: Replay, record: Record, dtype: str) -> Iterator[str]:

@@ -139,8 +139,8 @@ class Run:
             print(f"labels    warning: {len(named)} without training images, which stay untrained: {join_first(named)}")
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
         intervals = (config.save_every, config.sample_every or config.steps)
-        save, look = (min((start // every + 1) * every, config.steps) for every in intervals)
-        print(f"steps     {start} of {config.steps}; next checkpoint ({size:.1f} MB) at {save}, next samples at {look}")
+        save, draw = (min((start // every + 1) * every, config.steps) for every in intervals)
+        print(f"steps     {start} of {config.steps}; next checkpoint ({size:.1f} MB) at {save}, next samples at {draw}")
         print("          remaining time appears after the first steps have compiled", flush=True)
 
     def check_consistent(self, start: int, meta: Mapping[str, Any]) -> None:
@@ -162,12 +162,12 @@ class Run:
         if jax.process_count() == 1:
             return
         train = self.images.train
-        seen = np.ascontiguousarray(train[:: max(1, len(train) // 100)])
+        checked_images = np.ascontiguousarray(train[:: max(1, len(train) // 100)])
         process.check_equal_across_processes({
             "config": configs.to_json(self.config).encode(),
             "newest checkpoint": str(start).encode(),
             "shape of data": f"{train.shape}".encode(),
-            "training images": seen.tobytes(),
+            "training images": checked_images.tobytes(),
         })  # fmt: skip
 
     def should_stop(self, stop_received: bool) -> bool:
@@ -270,9 +270,9 @@ class Run:
         train = self.images.train
         if isinstance(train, data.LazyImages):
             train = train[:: -(-train.nbytes // _REFERENCE_BYTES)]
-        seen = np.concatenate([train, train[..., ::-1, :]]) if self.config.data.flip else train
+        images = np.concatenate([train, train[..., ::-1, :]]) if self.config.data.flip else train
         return monitors.reference(
-            self._to_preview(seen), self._to_preview(self.images.test[: self.num_held_out]), self._preview_levels
+            self._to_preview(images), self._to_preview(self.images.test[: self.num_held_out]), self._preview_levels
         )
 
     @property

@@ -82,8 +82,8 @@ def train_step(model: Model, losses_of, platform: str | None = None):
             mean = jnp.where(bad < config.optim.max_skipped, loss.mean(), jnp.nan)
             return mean, {"quarter_loss": (loss[:, None] * quarter).mean(0), "quarter_share": quarter.mean(0)}
 
-        here = jax.lax.axis_index("batch") * indices.shape[0] + jnp.arange(indices.shape[0])
-        t = stratified_times(config, key, state.step, here)
+        batch_positions = jax.lax.axis_index("batch") * indices.shape[0] + jnp.arange(indices.shape[0])
+        t = stratified_times(config, key, state.step, batch_positions)
         batch = {"index": indices, "condition": conditions} | ({} if t is None else {"t": t})
         gradient_step = training.make_step(
             loss_fn, model.optimizer, ema_decay=model.ema_decay, accumulate=config.optim.accumulate,

@@ -77,10 +77,10 @@ class StepMetrics:
         good = [row for row in rows if not row["skipped"]]
         line: dict[str, Any] = {"step": step}
         if good:
-            share = np.sum([row["quarter_share"] for row in good], axis=0)
-            quarters = np.sum([row["quarter_loss"] for row in good], axis=0) / np.maximum(share, 1e-12)
+            shares = np.sum([row["quarter_share"] for row in good], axis=0)
+            quarters = np.sum([row["quarter_loss"] for row in good], axis=0) / np.maximum(shares, 1e-12)
             line["loss"] = float(np.mean([row["loss"] for row in good]))
-            line["loss_by_quarter_of_t"] = [float(q) if n else None for q, n in zip(quarters, share, strict=True)]
+            line["loss_by_quarter_of_t"] = [float(q) if n else None for q, n in zip(quarters, shares, strict=True)]
             line["grad_norm"] = float(np.mean([row["grad_norm"] for row in good]))
         line |= {"skipped": len(rows) - len(good), "steps_per_s": len(rows) / seconds}
         line["images_per_s"] = line["steps_per_s"] * self.config.batch

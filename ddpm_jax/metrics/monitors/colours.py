@@ -105,12 +105,12 @@ def colour_statistics(images: np.ndarray, levels: int) -> ColourStatistics:
     means = np.empty((4, count, channels))  # over an image's pixels: of value, value^2, tint, tint^2
     histogram = np.zeros((channels, levels), np.int64)
     step = max(1, 2**20 // pixels[0].size)
-    for first in range(0, count, step):
+    for start in range(0, count, step):
         # Sums of integer levels are exact in float64: constant values have a variance of exactly 0.
-        part = np.ascontiguousarray(np.moveaxis(pixels[first : first + step], 1, 2), np.float64)
+        part = np.ascontiguousarray(np.moveaxis(pixels[start : start + step], 1, 2), np.float64)
         tint = channels * part - part.sum(1, keepdims=True)
         squares = [np.einsum("ncp,ncp->nc", x, x) for x in (part, tint)]
-        means[:, first : first + step] = np.stack([part.sum(2), squares[0], tint.sum(2), squares[1]]) / pixels.shape[1]
+        means[:, start : start + step] = np.stack([part.sum(2), squares[0], tint.sum(2), squares[1]]) / pixels.shape[1]
         for channel in range(channels):
             histogram[channel] += np.bincount(part[:, channel].astype(np.int64).ravel(), minlength=levels)
     value, square, tint, tint_square = means
@@ -137,9 +137,9 @@ def colour_shift(samples: ColourStatistics, data: ColourStatistics) -> ColourShi
             f"{samples.histogram.shape} and {data.histogram.shape}"
         )
     few = [f"{p.images} {what}" for p, what in ((samples, "samples"), (data, "data")) if p.images < MIN_IMAGES]
-    share = [np.cumsum(p.histogram, 1) / p.histogram.sum(1, keepdims=True) for p in (samples, data)]
+    cdfs = [np.cumsum(p.histogram, 1) / p.histogram.sum(1, keepdims=True) for p in (samples, data)]
     # In one dimension the optimal transport is in order: its cost is the area between the distribution functions.
-    distance = np.abs(share[0] - share[1]).sum(1) / (samples.histogram.shape[1] - 1)
+    distance = np.abs(cdfs[0] - cdfs[1]).sum(1) / (samples.histogram.shape[1] - 1)
     scale = math.sqrt(1 / samples.images + 1 / data.images)
     return ColourShift(
         _difference(samples.channels, data.channels, scale),

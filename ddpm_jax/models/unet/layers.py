@@ -79,8 +79,8 @@ def dropout(x: jax.Array, keys: jax.Array | None, rate: float, index: int) -> ja
         keys: [B] typed keys, one per image; None leaves x as it is.
         index: the number of this dropout in the network.
     """
-    threshold = round(rate / DROPOUT_STEP)
-    if keys is None or threshold == 0:
+    rate_in_steps = round(rate / DROPOUT_STEP)
+    if keys is None or rate_in_steps == 0:
         return x
     # Two numbers of 16 bits from each word of 32, as jax draws a narrower type at the price of a whole word.  One is
     # for the first half of the rows, the other for the second, which needs no interleaving.  The barrier keeps the
@@ -89,10 +89,10 @@ def dropout(x: jax.Array, keys: jax.Array | None, rate: float, index: int) -> ja
     draw = lambda key: jax.random.bits(jax.random.fold_in(key, index), (half, *x.shape[2:]), jnp.uint32)  # noqa: E731
     words = jax.vmap(draw)(keys)
     halves = jax.lax.optimization_barrier(
-        ((words & 0xFFFF) >= np.uint32(threshold), words >> 16 >= np.uint32(threshold))
+        ((words & 0xFFFF) >= np.uint32(rate_in_steps), words >> 16 >= np.uint32(rate_in_steps))
     )
-    kept = jnp.concatenate(halves, axis=1)[:, : x.shape[1]]
-    return jnp.where(kept, x / (1 - threshold * DROPOUT_STEP), jnp.zeros((), x.dtype))
+    keep_mask = jnp.concatenate(halves, axis=1)[:, : x.shape[1]]
+    return jnp.where(keep_mask, x / (1 - rate_in_steps * DROPOUT_STEP), jnp.zeros((), x.dtype))
 
 
 def average_pool(x: jax.Array) -> jax.Array:

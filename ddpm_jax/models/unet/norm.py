@@ -122,8 +122,8 @@ def _write_one_by_one(parts: Parts) -> jax.Array:
     channels = sum(part.shape[-1] for part in parts)
     # a barrier, as the compiler would turn an update of zeros into padding, as slow as a concatenation
     y = jax.lax.optimization_barrier(jnp.zeros((*parts[0].shape[:-1], channels), parts[0].dtype))
-    for part, at in zip(parts, [0, *split_indices(parts)], strict=True):
-        y = jax.lax.dynamic_update_slice_in_dim(y, part, at, axis=-1)
+    for part, start in zip(parts, [0, *split_indices(parts)], strict=True):
+        y = jax.lax.dynamic_update_slice_in_dim(y, part, start, axis=-1)
     return y
 
 
