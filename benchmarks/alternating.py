@@ -1,7 +1,7 @@
 """Benchmarks in processes that take turns, so that other load of the machine affects all of them alike.
 
-`Worker` starts such a process and asks for turns; `serve` runs inside it, prints the facts of its workloads, then runs
-the requested ones and prints their seconds.
+`Worker` starts such a process and asks for turns; `serve` runs inside it, prints the metadata of its workloads, then
+runs the requested ones and prints their seconds.
 """
 
 import importlib.metadata
@@ -25,11 +25,11 @@ class Workload(NamedTuple):
 
     Attributes:
         run: runs it once.
-        facts: counts and sizes.
+        metadata: counts and sizes.
     """
 
     run: Callable[[], Any]
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
 
 class Worker:
@@ -69,11 +69,11 @@ class Worker:
 
 
 def serve(workloads: Mapping[str, Workload]) -> None:
-    """Prints the facts of all workloads, then runs those named by lines of standard input and prints their seconds.
+    """Prints the metadata of all workloads, then runs those named by lines of standard input and prints their seconds.
 
     The line "memory" is answered with the process's peak memory in bytes.
     """
-    print(json.dumps({name: dict(work.facts) for name, work in workloads.items()}), flush=True)
+    print(json.dumps({name: dict(work.metadata) for name, work in workloads.items()}), flush=True)
     for line in sys.stdin:
         if line.strip() == "memory":
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)

@@ -92,23 +92,23 @@ def measure(spec: WorkloadSpec, peers: Sequence[str], workloads: Sequence[str], 
         for name in names
     ]
     try:
-        facts = [worker.receive() for worker in workers]
-        for name, fact in zip(names, facts, strict=True):
-            same = all(fact["train"][key] == facts[0]["train"][key] for key in ("parameters", "operations"))
+        metadata = [worker.receive() for worker in workers]
+        for name, each in zip(names, metadata, strict=True):
+            same = all(each["train"][key] == metadata[0]["train"][key] for key in ("parameters", "operations"))
             if name in SAME_NETWORK and not same:
-                sys.exit(f"{name} is not the same network: {fact['train']} where ours has {facts[0]['train']}")
+                sys.exit(f"{name} is not the same network: {each['train']} where ours has {metadata[0]['train']}")
         times = alternating.alternate(workers, (*workloads, "product"), args.rounds)
         memory = [worker.run_turn("memory") for worker in workers]
     finally:
         for worker in workers:
             worker.__exit__()
-    peaks = [fact["product"]["operations"] / min(kept) for fact, kept in zip(facts, times["product"], strict=True)]
+    peaks = [each["product"]["operations"] / min(turns) for each, turns in zip(metadata, times["product"], strict=True)]
     rows: dict[str, Any] = {}
     for work in workloads:
         images = spec.batch * (spec.steps if work == "train" else spec.nfe)
         for i, name in enumerate(names):
             seconds = statistics.median(times[work][i])
-            operations = images * facts[i]["train"]["operations"] * (3 if work == "train" else 1)
+            operations = images * metadata[i]["train"]["operations"] * (3 if work == "train" else 1)
             rows[f"{name}: {work}"] = {
                 "images per second": round(images / seconds, 2),
                 "share of the peak": round(operations / seconds / max(peaks), 3),
@@ -116,7 +116,7 @@ def measure(spec: WorkloadSpec, peers: Sequence[str], workloads: Sequence[str], 
             }
     return {
         "batch": spec.batch, "shape": list(spec.shape),
-        "networks": {name: fact["train"] for name, fact in zip(names, facts, strict=True)},
+        "networks": {name: each["train"] for name, each in zip(names, metadata, strict=True)},
         "peak, operations per second": round(max(peaks)),
         "most memory, bytes": dict(zip(names, memory, strict=True)),
         "rows": rows,

@@ -59,11 +59,11 @@ def measure(other: pathlib.Path, root: pathlib.Path, run: str, rounds: int) -> d
         times = alternating.alternate([ours, theirs], WORKLOADS, rounds)
     return {
         name: {
-            "seconds": [round(statistics.median(each), 4) for each in kept],
+            "seconds": [round(statistics.median(each), 4) for each in seconds],
             "operations": [each[name]["operations"] for each in operations],
-            **alternating.ratio(*kept),
+            **alternating.ratio(*seconds),
         }
-        for name, kept in times.items()
+        for name, seconds in times.items()
     }
 
 

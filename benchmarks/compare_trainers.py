@@ -65,26 +65,26 @@ def main(argv: list[str]) -> None:
     path = alternating.RESULTS / "compare_trainers.json"
     for seed in args.seeds:
         found = train_and_evaluate(args, seed)
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        kept.setdefault(f"{args.cell}, {args.minutes:g} minutes", {})[str(seed)] = {
+        results = json.loads(path.read_text()) if path.exists() else {}
+        results.setdefault(f"{args.cell}, {args.minutes:g} minutes", {})[str(seed)] = {
             "made": {
                 "commit": alternating.commit(), **alternating.environment("jax", "flax", "optax"),
                 "command": f"python -m benchmarks.compare_trainers {' '.join(shown_argv)}",
             },
             "trainers": found,
         }  # fmt: skip
-        alternating.write_results("compare_trainers", kept)
+        alternating.write_results("compare_trainers", results)
         for who, numbers in found.items():
             print(seed, who, {key: value[0] if isinstance(value, list) else value for key, value in numbers.items()})
     for line in baseline_table(json.loads(path.read_text())):
         print(line)
 
 
-def baseline_table(kept: Mapping[str, Any]) -> list[str]:
-    """Markdown table of kept results: a row for each trainer."""
-    heads = ["steps", *COLUMNS, "seeds", "commit"] if kept else []
-    lines = [f"| | | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"] if kept else []
-    for cell, found in kept.items():
+def baseline_table(results: Mapping[str, Any]) -> list[str]:
+    """Markdown table of results: a row for each trainer."""
+    heads = ["steps", *COLUMNS, "seeds", "commit"] if results else []
+    lines = [f"| | | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"] if results else []
+    for cell, found in results.items():
         commits = ", ".join(sorted({seed["made"]["commit"] for seed in found.values()}))
         for who in next(iter(found.values()))["trainers"]:
             seeds = [seed["trainers"][who] for seed in found.values()]
@@ -140,15 +140,15 @@ def train_and_evaluate(args: Arguments, seed: int) -> dict[str, Any]:
     for name in commands:
         out = folder / "measured" / name
         if name == "ours":
-            bound = ("likelihood", "--estimate", "16", "--num", str(held))
-            run_program("-m", "ddpm_jax", "evaluate", str(ours), *bound, "--out", str(out / "bound"))
+            likelihood_command = ("likelihood", "--estimate", "16", "--num", str(held))
+            run_program("-m", "ddpm_jax", "evaluate", str(ours), *likelihood_command, "--out", str(out / "bound"))
             steps = max(int(path.name) for path in (ours / "checkpoints").iterdir() if path.name.isdigit())
             numbers = {"steps": steps, **read_numbers("bound", out / "bound")}
-            given = ("--steps", str(args.nfe), "--variance-mix", "0")
+            flags = ("--steps", str(args.nfe), "--variance-mix", "0")
         else:
             numbers = json.loads((folder / name / "numbers.json").read_text())
-            given = ("--samples", str(folder / name / "samples.npz"))
-        run_program("-m", "ddpm_jax", "evaluate", str(ours), "samples", *how, *given, "--out", str(out / "samples"))
+            flags = ("--samples", str(folder / name / "samples.npz"))
+        run_program("-m", "ddpm_jax", "evaluate", str(ours), "samples", *how, *flags, "--out", str(out / "samples"))
         found[name] = numbers | read_numbers("samples", out / "samples")
     return found
 

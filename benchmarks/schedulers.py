@@ -66,16 +66,16 @@ def measure() -> list[dict[str, Any]]:
     ) -> None:
         for name, law in LAWS.items():
             denoise = conformance.ideal_denoiser(schedule, law)
-            there, times = run_diffusers(scheduler(), denoise, x_T)
-            here = run_ours(sampler(denoise), x_T, times)
-            row(what, n, name, np.abs(there - ends[name]).max(), np.abs(here - ends[name]).max())
+            peer_x0, times = run_diffusers(scheduler(), denoise, x_T)
+            own_x0 = run_ours(sampler(denoise), x_T, times)
+            row(what, n, name, np.abs(peer_x0 - ends[name]).max(), np.abs(own_x0 - ends[name]).max())
 
-    def make_scheduler(kind: str, n: int | None = None, chain: np.ndarray | None = None, **config: Any) -> Any:
+    def make_scheduler(kind: str, n: int | None = None, times: np.ndarray | None = None, **config: Any) -> Any:
         scheduler = getattr(diffusers, f"{kind}Scheduler")(**config)
-        if chain is None:
+        if times is None:
             scheduler.set_timesteps(n)
         else:
-            scheduler.set_timesteps(timesteps=(chain[:-1] - 1).tolist())
+            scheduler.set_timesteps(timesteps=(times[:-1] - 1).tolist())
         return scheduler
 
     for n, spacing in ((10, "linspace"), (50, "linspace"), (300, "linspace"), (600, "linspace"), (600, "trailing")):
@@ -85,10 +85,10 @@ def measure() -> list[dict[str, Any]]:
             lambda denoise: samplers.ddim(schedule, denoise),
         )  # fmt: skip
     for n in (20, 40):
-        chain = samplers.times(schedule, n, spacing="log_snr")
+        log_snr_times = samplers.times(schedule, n, spacing="log_snr")
         compare(
             "DPM-Solver++, order 3, log_snr", n,
-            lambda chain=chain: make_scheduler("DPMSolverMultistep", chain=chain, solver_order=3),
+            lambda times=log_snr_times: make_scheduler("DPMSolverMultistep", times=times, solver_order=3),
             lambda denoise: samplers.dpm_solver_pp(schedule, denoise, order=3),
         )  # fmt: skip
     for n in (10, 20):
@@ -102,9 +102,9 @@ def measure() -> list[dict[str, Any]]:
     wrong = denoisers.scale_eps(schedule, best, 1 / EPS_FACTOR)
     clipped = denoisers.limit_x0(schedule, wrong, denoisers.clip)
     for n in (10, 50):
-        there, times = run_diffusers(make_scheduler("DDIM", n, timestep_spacing="leading"), wrong, x_T)
-        here = run_ours(samplers.ddim(schedule, clipped), x_T, times)
-        off = [np.linalg.norm(x - ends["mixture"], axis=1).mean() for x in (there, here)]
+        peer_x0, times = run_diffusers(make_scheduler("DDIM", n, timestep_spacing="leading"), wrong, x_T)
+        own_x0 = run_ours(samplers.ddim(schedule, clipped), x_T, times)
+        off = [np.linalg.norm(x - ends["mixture"], axis=1).mean() for x in (peer_x0, own_x0)]
         row("DDIM, clipped, noise 5 % too large, leading", n, "mixture", *off)
 
     many = np.random.default_rng(1).standard_normal((100_000, 2))
@@ -114,12 +114,12 @@ def measure() -> list[dict[str, Any]]:
         scheduler = make_scheduler(
             "DDPM", n, timestep_spacing="trailing", variance_type="fixed_large", clip_sample=False
         )
-        there, times = run_diffusers(scheduler, denoise, many)
+        peer_x0, times = run_diffusers(scheduler, denoise, many)
         ((_, cov),) = conformance.terminal_moments(
             lambda schedule, denoise, noise: samplers.ancestral(schedule, denoise, variance_mix=1.0, noise=noise),
             schedule, denoise, [times], start=(np.zeros(2), np.eye(2)),
         )  # fmt: skip
-        row("DDPM, fixed_large, trailing: std of data of 0.5", n, "Gaussian", there[:, 0].std(), np.sqrt(cov[0, 0]))
+        row("DDPM, fixed_large, trailing: std of data of 0.5", n, "Gaussian", peer_x0[:, 0].std(), np.sqrt(cov[0, 0]))
     return rows
 
 

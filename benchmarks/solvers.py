@@ -133,8 +133,8 @@ def heun_times(nfe: int, times_of) -> tuple[np.ndarray, int]:
     """
     to_data = times_of(1)[-1] == 0
     last = (1 if nfe % 2 else 2) if to_data else nfe % 2
-    chain = times_of((nfe - last) // 2 + last)
-    return chain, int(chain[len(chain) - 1 - last]) if last else -1
+    times = times_of((nfe - last) // 2 + last)
+    return times, int(times[len(times) - 1 - last]) if last else -1
 
 
 def solvers() -> dict:
@@ -150,19 +150,19 @@ def solvers() -> dict:
 def measure() -> list[dict]:
     """One row for each grid, solver and data distribution: errors by NFE."""
     rows = []
-    for grid, (schedule, chain_of) in time_grids().items():
-        chains = [chain_of(n) for n in NFE]
-        twice = [heun_times(n, chain_of) for n in NFE]
+    for grid, (schedule, times_of) in time_grids().items():
+        chains = [times_of(n) for n in NFE]
+        twice = [heun_times(n, times_of) for n in NFE]
         for data, law in {"Gaussian": GAUSSIAN, "mixture": MIXTURE}.items():
             found = {name: conformance.flow_errors(of, schedule, law, chains) for name, of in solvers().items()}
             found["heun, two calls a step"] = np.concatenate(
                 [
-                    conformance.flow_errors(lambda s, d, _, single=single: heun(s, d, single), schedule, law, [chain])
-                    for chain, single in twice
+                    conformance.flow_errors(lambda s, d, _, single=single: heun(s, d, single), schedule, law, [times])
+                    for times, single in twice
                 ]
             )
-            for name, errors in found.items():
-                rows.append({"grid": grid, "solver": name, "data": data, "errors": [float(e) for e in errors]})
+            for name, flow_errors in found.items():
+                rows.append({"grid": grid, "solver": name, "data": data, "errors": [float(e) for e in flow_errors]})
                 print(*rows[-1].values(), flush=True)
     return rows
 
@@ -170,14 +170,14 @@ def measure() -> list[dict]:
 def table(rows: list[dict]) -> str:
     """Markdown table, the best of a grid bold; `as published` is only in the JSON file."""
     laws = ("Gaussian", "mixture")
-    errors = {(row["grid"], row["solver"]): [] for row in rows if "published" not in row["solver"]}
+    solver_errors = {(row["grid"], row["solver"]): [] for row in rows if "published" not in row["solver"]}
     for row in rows:
-        if (row["grid"], row["solver"]) in errors:
-            errors[row["grid"], row["solver"]] += row["errors"]
+        if (row["grid"], row["solver"]) in solver_errors:
+            solver_errors[row["grid"], row["solver"]] += row["errors"]
     head = ["grid", "solver", *(f"{law}, {n}" if n == NFE[0] else f"{n}" for law in laws for n in NFE)]
     lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * len(laws) * len(NFE)]
-    for (grid, solver), found in errors.items():
-        best = np.min([others for (where, _), others in errors.items() if where == grid], axis=0)
+    for (grid, solver), found in solver_errors.items():
+        best = np.min([others for (where, _), others in solver_errors.items() if where == grid], axis=0)
         cells = [f"**{e:.1e}**" if e == least else f"{e:.1e}" for e, least in zip(found, best, strict=True)]
         lines.append("| " + " | ".join([grid, solver, *cells]) + " |")
     return "\n".join(lines)

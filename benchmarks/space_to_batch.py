@@ -59,16 +59,16 @@ def compile_blocks(batch: int, side: int, channels: int, dtype: str) -> dict[str
 
     from ddpm_jax.models.unet.layers import ResnetBlock
 
-    blocks = [ResnetBlock(channels, dtype=jnp.dtype(dtype), dropout_index=place) for place in range(3)]
+    resnet_blocks = [ResnetBlock(channels, dtype=jnp.dtype(dtype), dropout_index=index) for index in range(3)]
 
     def loss(params, x, temb):
-        for block, its in zip(blocks, params, strict=True):
+        for block, its in zip(resnet_blocks, params, strict=True):
             x = block.apply(its, x, temb)
         return jnp.square(x.astype(jnp.float32)).mean()
 
     x = jax.ShapeDtypeStruct((batch, side, side, channels), jnp.dtype(dtype))
     temb = jax.ShapeDtypeStruct((batch, 512), jnp.float32)
-    params = [jax.eval_shape(block.init, jax.random.key(0), x, temb) for block in blocks]
+    params = [jax.eval_shape(block.init, jax.random.key(0), x, temb) for block in resnet_blocks]
     one = jax.sharding.SingleDeviceSharding(topology.devices(topology.find_slice(TOPOLOGY))[0])
     step = jax.jit(jax.grad(loss, argnums=(0, 1)), in_shardings=one, out_shardings=one)
     done = step.lower(params, x, temb).compile(compiler_options={"exec_time_optimization_effort": 0.0})

@@ -36,16 +36,16 @@ class Arguments:
 
 def main(argv: list[str]) -> None:
     args = tyro.cli(Arguments, prog="python -m benchmarks.step_cost", args=argv)
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"made": {}, "points": {}}
-    kept["made"] = {"command": "python -m benchmarks.step_cost", **alternating.environment("jax", "flax")}
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"made": {}, "points": {}}
+    results["made"] = {"command": "python -m benchmarks.step_cost", **alternating.environment("jax", "flax")}
     for axis, values in AXES.items():
         for value in values:
             name = f"{axis} {value}"
-            if name not in kept["points"]:
-                kept["points"][name] = measure(**{axis: value})
-                print(name, kept["points"][name], flush=True)
-                RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-    draw(ROOT / args.figure, kept["points"], json.loads(TPU.read_text()) if TPU.exists() else {})
+            if name not in results["points"]:
+                results["points"][name] = measure(**{axis: value})
+                print(name, results["points"][name], flush=True)
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    draw(ROOT / args.figure, results["points"], json.loads(TPU.read_text()) if TPU.exists() else {})
 
 
 def measure(batch: int = BATCH, side: int = SIDE, channels: int = CHANNELS) -> dict[str, Any]:

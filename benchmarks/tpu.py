@@ -26,9 +26,9 @@ def main(argv: list[str]) -> None:
         sys.exit(__doc__)
     name, *rows = argv
     for row in rows:
-        kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        kept.setdefault(name, {})[row] = measure(row)
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        results.setdefault(name, {})[row] = measure(row)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     for line in table_lines(json.loads(RESULTS.read_text())):
         print(line)
 
@@ -59,12 +59,12 @@ def measure(row: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def table_lines(kept: dict[str, dict[str, Any]]):
+def table_lines(results: dict[str, dict[str, Any]]):
     """Markdown table, grouped by slice."""
     yield "| config, slice, batch | code | ms per step | of the peak | convolutions | products | sums | copies | rest |"
     yield "|---|---|---|---|---|---|---|---|---|"
-    for row in sorted({row for rows in kept.values() for row in rows}):
-        for name, rows in kept.items():
+    for row in sorted({row for rows in results.values() for row in rows}):
+        for name, rows in results.items():
             if row in rows:
                 found = rows[row]
                 total = sum(found["cycles"].values())

@@ -130,12 +130,12 @@ def ours(spec: WorkloadSpec) -> dict[str, Workload]:
         jax.block_until_ready(out)
 
     one = jax.make_jaxpr(lambda p: net.apply({"params": p}, x[0, :1], t[0, :1]))(params)
-    facts = {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params)), "operations": count_flops(one.jaxpr)}
+    metadata = {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params)), "operations": count_flops(one.jaxpr)}
     return {
-        "train": Workload(train, facts),
-        "network": Workload(network, facts),
-        "sample": Workload(lambda: jax.block_until_ready(sample_program(inputs, key, tile)), facts),
-        "likelihood": Workload(lambda: jax.block_until_ready(vlb_program(params, keys, x0)), facts),
+        "train": Workload(train, metadata),
+        "network": Workload(network, metadata),
+        "sample": Workload(lambda: jax.block_until_ready(sample_program(inputs, key, tile)), metadata),
+        "likelihood": Workload(lambda: jax.block_until_ready(vlb_program(params, keys, x0)), metadata),
         "product": Workload(products, {"operations": 2 * MATRIX_SIDE**3 * NUM_MATMULS * len(devices)}),
     }
 
@@ -164,15 +164,15 @@ def diffusers(spec: WorkloadSpec, *, compiled: bool = False) -> dict[str, Worklo
     from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
     from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
-    net, noise, chain = UNet2DModel.from_config(spec.unet), DDPMScheduler(), DDIMScheduler()
-    chain.set_timesteps(spec.nfe)
+    net, noise, ddim = UNet2DModel.from_config(spec.unet), DDPMScheduler(), DDIMScheduler()
+    ddim.set_timesteps(spec.nfe)
 
     def predict(net, x, t):
         return net(x, t, return_dict=False)[0]
 
     def draw(net, x):
-        for t in chain.timesteps:
-            x = chain.step(predict(net, x, t), t, x, eta=0.0, use_clipped_model_output=True).prev_sample
+        for t in ddim.timesteps:
+            x = ddim.step(predict(net, x, t), t, x, eta=0.0, use_clipped_model_output=True).prev_sample
         return x
 
     attentions = [module for module in net.modules() if isinstance(module, Attention)]
@@ -195,10 +195,10 @@ def lucidrains_unet(spec: WorkloadSpec) -> Any:
         vision.transforms, vision.utils = sys.modules["torchvision.transforms"], sys.modules["torchvision.utils"]  # type: ignore
     from denoising_diffusion_pytorch import Unet  # pyright: ignore[reportMissingImports]
 
-    multipliers = tuple(width // spec.unet["block_out_channels"][0] for width in spec.unet["block_out_channels"])
+    dim_mults = tuple(width // spec.unet["block_out_channels"][0] for width in spec.unet["block_out_channels"])
 
     def unet(channels: int):
-        return Unet(channels, dim_mults=multipliers, channels=spec.shape[-1], flash_attn=False)
+        return Unet(channels, dim_mults=dim_mults, channels=spec.shape[-1], flash_attn=False)
 
     return unet(
         min(range(8, 257, 4), key=lambda n: abs(sum(p.numel() for p in unet(n).parameters()) - spec.parameters))
@@ -257,7 +257,7 @@ def torch_workloads(
     shape = (spec.batch, spec.shape[-1], *spec.shape[:-1])
     net = net.to(memory_format=torch.channels_last)
     versions = {package: importlib.metadata.version(package) for package in ("torch", *packages)}
-    facts = {"parameters": sum(p.numel() for p in net.parameters()), "operations": flops, "versions": versions}
+    metadata = {"parameters": sum(p.numel() for p in net.parameters()), "operations": flops, "versions": versions}
     net.train()
     model = torch.compile(net) if compiled else net
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-4, fused=True)
@@ -298,9 +298,9 @@ def torch_workloads(
             matrix @ matrix
 
     return {
-        "train": Workload(train, facts),
-        "network": Workload(network, facts),
-        "sample": Workload(sample, facts),
+        "train": Workload(train, metadata),
+        "network": Workload(network, metadata),
+        "sample": Workload(sample, metadata),
         "product": Workload(products, {"operations": 2 * MATRIX_SIDE**3 * NUM_MATMULS}),
     }
 
