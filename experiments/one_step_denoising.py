@@ -86,12 +86,12 @@ def measure(model: pipeline.Pipeline, images: data.Dataset, args: Arguments, pic
     reference = frechet.moments(extractor(np.asarray(images.train)).features)
     held = np.asarray(images.test)[: args.num]
     integers = np.concatenate([held] * args.draws)
-    facts = {
+    provenance = {
         "images": len(held), "draws": args.draws, "run": model.fingerprint.removeprefix("sha256:")[:12],
         "commit": alternating.commit(), **alternating.environment("jax", "flax", "numpy"),
     }  # fmt: skip
     own = frechet.frechet_distance(frechet.moments(extractor(held).features), reference)
-    yield "held-out images", {"numbers": {"Fréchet distance": own}, **facts}
+    yield "held-out images", {"numbers": {"Fréchet distance": own}, **provenance}
     pictures |= {"levels": np.array(model.integer_levels), "held-out images": held[:NUM_PICTURES]}
     pictures |= {f"t={t}": model.to_pixels(x) for t, x in noised_images(model, held[:NUM_PICTURES])}
     programs = {kind: tiles.parallelise(tile_function(model, kind)) for kind in ("ancestral", "ddim")}
@@ -105,7 +105,7 @@ def measure(model: pipeline.Pipeline, images: data.Dataset, args: Arguments, pic
             "RMSE, 0..255": 127.5 * float(np.sqrt(squared)),
             "Fréchet distance": frechet.frechet_distance(frechet.moments(features), reference),
         }
-        yield f"t={t}, {way}", {"numbers": {name: round(value, 4) for name, value in numbers.items()}, **facts}
+        yield f"t={t}, {way}", {"numbers": {name: round(value, 4) for name, value in numbers.items()}, **provenance}
 
 
 def tile_function(model: pipeline.Pipeline, kind: str) -> tiles.TileFunction:
@@ -136,8 +136,8 @@ def draw_all(
 ) -> np.ndarray:
     """x_0 [n, H, W, C] of all images, without the padding of the last tiles."""
     devices, key, done = jax.device_count(), keys.from_seed(model.config.seed), []
-    for first in range(0, len(integers), model.tile * devices):
-        x = np.asarray(mapped((model.params, times), key, likelihood.device_tiles(integers, first, model.tile)))
+    for start in range(0, len(integers), model.tile * devices):
+        x = np.asarray(mapped((model.params, times), key, likelihood.device_tiles(integers, start, model.tile)))
         done.append(x.reshape(-1, *x.shape[2:]))
     return np.concatenate(done)[: len(integers)]
 

@@ -41,8 +41,8 @@ def main() -> None:
     if found := read_rows(RESULTS / "jump-digits.json"):
         write_panels(RESULTS / "jump-digits.png", nfe_panels(found))
     if (images := RESULTS / "jump-digits-images.npz").exists():
-        with np.load(images) as kept:
-            plots.save_figure(images.with_suffix(".png"), one_step_figure(kept))
+        with np.load(images) as arrays:
+            plots.save_figure(images.with_suffix(".png"), one_step_figure(arrays))
 
 
 def fill_table(page: str, name: str, lines: Iterable[str]) -> str:
@@ -94,13 +94,13 @@ def target_panels(found: Mapping[str, Any]) -> list[Panel]:
     cells = [name for name in found if BY_T in next(iter(found[name].values()))["numbers"]]
     curves = {name: [error_curve(seed["numbers"][BY_T]) for seed in found[name].values()] for name in cells}
     times = next(iter(curves.values()))[0][0]
-    first = np.mean([values for _, values in next(iter(curves.values()))], axis=0)
+    baseline = np.mean([values for _, values in next(iter(curves.values()))], axis=0)
 
     def panel(title: str, names: Sequence[str]) -> Panel:
-        ratios = {name: np.array([values for _, values in curves[name]]) / first for name in names}
-        errors = {n: r.std(0, ddof=1) / len(r) ** 0.5 for n, r in ratios.items() if len(r) > 1}
+        ratios = {name: np.array([values for _, values in curves[name]]) / baseline for name in names}
+        se = {n: r.std(0, ddof=1) / len(r) ** 0.5 for n, r in ratios.items() if len(r) > 1}
         ys = {n: r.mean(0) for n, r in ratios.items()}
-        return Panel(times, ys, "t", f"RMSE of x₀ over that of {cells[0]}", title, errors, xscale="log", yscale="log")
+        return Panel(times, ys, "t", f"RMSE of x₀ over that of {cells[0]}", title, se, xscale="log", yscale="log")
 
     constant = [name for name in cells if name.endswith(", constant")]
     weighted = [cells[0], *(name for name in cells if name.startswith("x₀"))]
@@ -144,12 +144,12 @@ def nfe_panels(found: Mapping[str, Any]) -> list[Panel]:
     row = []
     for kind, number in (("ddim", DISTANCE), ("ancestral", DISTANCE), ("ancestral", ERROR)):
         counts = sorted({int(key.split()[-2]) for key in found if f", {kind}, " in key})
-        ys, errors = {}, {}
+        ys, se = {}, {}
         for start in starts:
             rows = [f"{start}, one jump", *(f"{start}, {kind}, {n} calls" for n in counts)]
             values = [seed_mean(found, row, number) or (float("nan"), float("nan")) for row in rows]
-            ys[f"from {start}"], errors[f"from {start}"] = zip(*values, strict=True)
-        known = {name: e for name, e in errors.items() if np.isfinite(e).any()}
+            ys[f"from {start}"], se[f"from {start}"] = zip(*values, strict=True)
+        known = {name: e for name, e in se.items() if np.isfinite(e).any()}
         yscale = "log" if number == DISTANCE else "linear"
         row.append(
             Panel([1, *counts], ys, "function evaluations (NFE)", number, kind, known, xscale="log", yscale=yscale)
@@ -157,21 +157,21 @@ def nfe_panels(found: Mapping[str, Any]) -> list[Panel]:
     return row
 
 
-def one_step_figure(kept: Mapping[str, np.ndarray]) -> Any:
+def one_step_figure(arrays: Mapping[str, np.ndarray]) -> Any:
     """Matplotlib figure by start t: images, x_t, one-step predictions, and results of chains with few to many NFE."""
     from matplotlib.figure import Figure
 
-    starts = [name for name in kept if name.startswith("t=") and "," not in name]
+    starts = [name for name in arrays if name.startswith("t=") and "," not in name]
     figure = Figure(figsize=(2.6 * len(starts), 3.4), dpi=150, layout="constrained")
     for axes, start in zip(figure.subplots(1, len(starts)), starts, strict=True):
-        samplers = [name for name in kept if name.startswith(f"{start}, ")]
+        samplers = [name for name in arrays if name.startswith(f"{start}, ")]
         chains = {kind: [way for way in samplers if f" {kind}, " in way] for kind in ("ancestral", "ddim")}
         picked = [f"{start}, one jump", *dict.fromkeys(c[i] for c in chains.values() for i in (0, len(c) // 2, -1))]
-        rows = {"image": kept["held-out images"], "x_t": kept[start]}
-        rows |= {name.partition(", ")[2].replace(" calls", "").replace("jump", "step"): kept[name] for name in picked}
+        rows = {"image": arrays["held-out images"], "x_t": arrays[start]}
+        rows |= {name.partition(", ")[2].replace(" calls", "").replace("jump", "step"): arrays[name] for name in picked}
         cells = np.concatenate(list(rows.values()))
         axes.imshow(
-            data.make_grid(cells, int(kept["levels"]), columns=len(kept[start])).squeeze(),
+            data.make_grid(cells, int(arrays["levels"]), columns=len(arrays[start])).squeeze(),
             cmap="grey",
             interpolation="nearest",
         )

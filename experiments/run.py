@@ -64,12 +64,12 @@ def main(argv: list[str]) -> None:
             save_row(path, cell.name, seed, found)
         print(f"{cell.name}, seed {seed}: {format_row(found)}", flush=True)
 
-    kept = read_rows(path)
+    rows = read_rows(path)
     missing = [
         (cell, seed)
         for seed in args.seeds or table.seeds
         for cell in table.cells
-        if (not args.cells or cell.name in args.cells) and str(seed) not in kept.get(cell.name, {})
+        if (not args.cells or cell.name in args.cells) and str(seed) not in rows.get(cell.name, {})
     ]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         for done in [pool.submit(fill, *one) for one in missing]:
@@ -127,9 +127,9 @@ def read_rows(path: pathlib.Path) -> dict[str, Any]:
 
 def save_row(path: pathlib.Path, cell: str, seed: int, row: dict[str, Any]) -> None:
     """Adds a row to a file."""
-    kept = read_rows(path)
-    kept.setdefault(cell, {})[str(seed)] = row
-    process.atomic_write_text(path, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    rows = read_rows(path)
+    rows.setdefault(cell, {})[str(seed)] = row
+    process.atomic_write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
 
 def format_row(row: dict[str, Any]) -> str:

@@ -60,16 +60,16 @@ def _targets(*weights: str) -> tuple[Cell, ...]:
 
 def _objectives() -> tuple[Cell, ...]:
     """The paper's table 2, and the hybrid loss of improved-DDPM."""
-    bound, learned = ("--loss.kind", "variational"), ("--loss.learned-variance",)
+    variational, learned = ("--loss.kind", "variational"), ("--loss.learned-variance",)
     mean = ("--loss.predicts", "mean")
     return (
         Cell("ε, L_simple, fixed variance"),
-        Cell("ε, L, fixed variance", bound),
-        Cell("ε, L, learned variance", (*bound, *learned)),
+        Cell("ε, L, fixed variance", variational),
+        Cell("ε, L, learned variance", (*variational, *learned)),
         Cell("ε, L_hybrid, learned variance", ("--loss.kind", "hybrid", *learned)),
         Cell("mean, squared error, fixed variance", mean),
-        Cell("mean, L, fixed variance", (*mean, *bound)),
-        Cell("mean, L, learned variance", (*mean, *bound, *learned)),
+        Cell("mean, L, fixed variance", (*mean, *variational)),
+        Cell("mean, L, learned variance", (*mean, *variational, *learned)),
     )
 
 
@@ -119,7 +119,7 @@ def _recipes() -> tuple[Cell, ...]:
         flags = (*best, *helped, *narrow, *shallow, *_QUAD, *flags)
         return cell(f"all that helped, 24 channels, one block, quad{name}", 6000, *flags)
 
-    def first(beta_1: str) -> tuple[str, str]:
+    def beta_1_flag(beta_1: str) -> tuple[str, str]:
         return "--schedule.beta-1", beta_1
 
     return (
@@ -140,8 +140,8 @@ def _recipes() -> tuple[Cell, ...]:
         cell("all that helped, 24 channels, one block", 6000, *best, *helped, *narrow, *shallow),
         cell("all that helped, 24 channels, one block, rate 2e-3", 6000, *rate("2e-3"), *helped, *narrow, *shallow),
         quad(""), quad(", hybrid", *_HYBRID),
-        *(quad(f" from {beta_1}", *first(beta_1)) for beta_1 in ("3e-4", "1e-3", "3e-3")),
-        *(quad(f" from {beta_1}, hybrid", *first(beta_1), *_HYBRID) for beta_1 in ("3e-4", "1e-3")),
+        *(quad(f" from {beta_1}", *beta_1_flag(beta_1)) for beta_1 in ("3e-4", "1e-3", "3e-3")),
+        *(quad(f" from {beta_1}, hybrid", *beta_1_flag(beta_1), *_HYBRID) for beta_1 in ("3e-4", "1e-3")),
         cell("all that helped, 16 channels, one block", 9000, *best, *helped, "--net.channels", "16", *shallow),
         cell("all that helped, 32 channels, one block", 4400, *best, *helped, *shallow),
         cell("all that helped, batch 32", 5000, *best, *helped[2:], "--batch", "32"),
@@ -152,9 +152,9 @@ def _recipes_mnist() -> tuple[Cell, ...]:
     """The same for a quarter of an hour of one core, what helped on digits first; then for three quarters."""
     helped = ("--optim.warmup", "100", "--optim.ema-decay", "0.999", "--loss.stratified", "--net.dropout", "0")
 
-    def cell(steps: int, channels: int, blocks: int, rate: str, batch: int = 64, *flags: str, more: str = "") -> Cell:
-        network = ("--net.channels", str(channels), "--net.num-res-blocks", str(blocks), "--batch", str(batch))
-        name = f"{channels} channels, {blocks} block{'s' * (blocks > 1)}, batch {batch}, rate {rate}{more}"
+    def cell(steps: int, channels: int, depth: int, rate: str, batch: int = 64, *flags: str, more: str = "") -> Cell:
+        network = ("--net.channels", str(channels), "--net.num-res-blocks", str(depth), "--batch", str(batch))
+        name = f"{channels} channels, {depth} block{'s' * (depth > 1)}, batch {batch}, rate {rate}{more}"
         return _budget_cell(name, steps, *network, *_rate(rate), *helped, *flags)
 
     return (
