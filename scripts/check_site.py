@@ -62,26 +62,26 @@ def read_pages(site: pathlib.Path) -> dict[str, Page]:
     return {path.relative_to(site).as_posix(): Page(path.read_text()) for path in sorted(site.rglob("*.html"))}
 
 
-def external_files(site: pathlib.Path, pages: dict[str, Page]) -> list[str]:
+def external_files(site: pathlib.Path, site_pages: dict[str, Page]) -> list[str]:
     """Files of other hosts that pages or style sheets load, each with the page."""
-    found = [f"{name} loads {file}" for name, page in pages.items() for file in page.loaded if is_external(file)]
+    found = [f"{name} loads {file}" for name, page in site_pages.items() for file in page.loaded if is_external(file)]
     for path in sorted(site.rglob("*.css")):
         addresses = re.findall(r"url\(([^)]*)\)|@import\s+[\"']([^\"']+)", path.read_text())
         found += [f"{path.relative_to(site)} loads {a or b}" for a, b in addresses if is_external(a or b)]
     return found
 
 
-def clicks(pages: dict[str, Page], start: str = "index.html") -> dict[str, int]:
+def clicks(site_pages: dict[str, Page], start: str = "index.html") -> dict[str, int]:
     """The number of clicks from the first page to each page that can be reached."""
     depths, queue = {start: 0}, [start]
     for name in queue:
-        for link in pages[name].links:
+        for link in site_pages[name].links:
             target = urllib.parse.unquote(urllib.parse.urlsplit(link).path)
             if is_external(link) or not target:
                 continue
             path = pathlib.PurePosixPath(name).parent / target
             resolved = _normalise(path)
-            if resolved in pages and resolved not in depths:
+            if resolved in site_pages and resolved not in depths:
                 depths[resolved] = depths[name] + 1
                 queue.append(resolved)
     return depths
@@ -120,18 +120,18 @@ def missing_names(documented: set[str]) -> list[str]:
 def main(argv: list[str]) -> int:
     """Checks the site in a folder; exit status 0, or 1 with what fails."""
     site = pathlib.Path(argv[0])
-    pages = read_pages(site)
-    depths = clicks(pages)
-    failures = external_files(site, pages) + missing_names(inventory(site))
+    site_pages = read_pages(site)
+    depths = clicks(site_pages)
+    failures = external_files(site, site_pages) + missing_names(inventory(site))
     failures += [
         f"more than {CLICKS} clicks away: {name}"
-        for name in pages
+        for name in site_pages
         if depths.get(name, CLICKS + 1) > CLICKS and name != "404.html"
     ]
     failures += [f"no file {name}" for name in RENDERED if not (site / name).exists()]
     index = json.loads((site / "search" / "search_index.json").read_text())
     print(*failures, sep="\n", end="\n" * bool(failures))
-    print(f"{len(pages)} pages, {len(index['docs'])} entries of the search index, {len(failures)} failures")
+    print(f"{len(site_pages)} pages, {len(index['docs'])} entries of the search index, {len(failures)} failures")
     return bool(failures)
 
 

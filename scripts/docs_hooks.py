@@ -29,7 +29,7 @@ SHOWN = (*PICTURES, "text/markdown", "text/plain")
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Puts the generated pages into the navigation: API and command line under Reference, notebooks where they are."""
-    sections = {name: pages for section in config.nav or [] for name, pages in section.items()}
+    sections = {name: entries for section in config.nav or [] for name, entries in section.items()}
     commands = [f"reference/cli/{name}.md" for name in docs_reference.cli.COMMANDS]
     names = [name for layer in docs_reference.LAYERS.values() for name in layer]
     sections["Reference"] += [
@@ -51,13 +51,13 @@ def pages_of(folder: str, pattern: str) -> list[str]:
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Adds the generated pages, the notebooks as pages, and KaTeX's files."""
-    pages = {"reference/config.md": docs_reference.config_page(), "reference/api.md": docs_reference.api_index()}
-    pages |= {f"reference/api/{name}.md": text for name, text in docs_reference.api_pages().items()}
+    text_by_uri = {"reference/config.md": docs_reference.config_page(), "reference/api.md": docs_reference.api_index()}
+    text_by_uri |= {f"reference/api/{name}.md": text for name, text in docs_reference.api_pages().items()}
     for name, text in docs_reference.cli_pages().items():
-        pages["reference/cli.md" if name == "index" else f"reference/cli/{name}.md"] = text
+        text_by_uri["reference/cli.md" if name == "index" else f"reference/cli/{name}.md"] = text
     for name in ("CONTRIBUTING", "CHANGELOG"):
-        pages[f"{name.lower()}.md"] = re.sub(r"\]\(docs/", "](", (ROOT / f"{name}.md").read_text())
-    for uri, text in pages.items():
+        text_by_uri[f"{name.lower()}.md"] = re.sub(r"\]\(docs/", "](", (ROOT / f"{name}.md").read_text())
+    for uri, text in text_by_uri.items():
         files.append(File.generated(config, uri, content=text))
     for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
         notebook = nbformat.reads(file.content_string, as_version=4)

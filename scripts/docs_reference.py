@@ -69,14 +69,14 @@ def api_pages() -> dict[str, str]:
     Raises:
         ValueError: if a module of the package is on no page.
     """
-    pages, rest = {}, modules()
+    text_by_page, rest = {}, modules()
     rest.pop("ddpm_jax")
     for names in LAYERS.values():
         for name in names:
             whole = f"ddpm_jax.{name}"
-            chosen = [module for module in rest if module == whole or module.startswith(f"{whole}.")]
+            page_modules = [module for module in rest if module == whole or module.startswith(f"{whole}.")]
             lines = []
-            for module in chosen:
+            for module in page_modules:
                 path = rest.pop(module)
                 level = 1 if module == whole else 2
                 lines += [f"::: {module}", "    options:", f"      heading_level: {level}"]
@@ -84,10 +84,10 @@ def api_pages() -> dict[str, str]:
                     lines.append(f"      members: {own_members(path) or 'false'}")
                 lines.append("")
                 lines += reexports(module, path)
-            pages[name] = "\n".join(lines)
+            text_by_page[name] = "\n".join(lines)
     if rest:
         raise ValueError(f"modules on no page of the API: {', '.join(rest)}; name their folder in LAYERS")
-    return pages
+    return text_by_page
 
 
 def own_members(path: pathlib.Path) -> list[str]:
@@ -269,7 +269,7 @@ def cli_pages() -> dict[str, str]:
         "`python -m ddpm_jax COMMAND` is the same program, and in a clone `train.py` and `sample.py` are `ddpm-jax "
         "train` and `ddpm-jax sample`. `ddpm-jax --version` prints the version.",
     ]
-    pages = {"index": "\n".join(index)}
+    text_by_page = {"index": "\n".join(index)}
     for name, title in cli.COMMANDS.items():
         lines = [f"# ddpm-jax {name}", "", f"`ddpm-jax {name}`: {title}.", ""]
         if name in ("train", "preflight"):
@@ -281,5 +281,5 @@ def cli_pages() -> dict[str, str]:
             if len(words) > 1:
                 lines += [f"## {' '.join(words[1:])}", ""]
             lines += ["```text", help_text(words), "```", ""]
-        pages[name] = "\n".join(lines)
-    return pages
+        text_by_page[name] = "\n".join(lines)
+    return text_by_page

@@ -162,12 +162,12 @@ def write_digits(folder: pathlib.Path) -> None:
 
 
 def divide_kills(kills: int, programs: tuple[KilledProgram, ...]) -> list[tuple[KilledProgram, int]]:
-    """Numbers of kills for each program, by its share and at least one, in pieces of at most MAX_KILLS_PER_RUN."""
-    counts = {kind: max(1, kills * kind.share // sum(k.share for k in programs)) for kind in programs}
+    """Numbers of kills for each program, by its weight and at least one, in pieces of at most MAX_KILLS_PER_RUN."""
+    counts = {kind: max(1, kills * kind.weight // sum(k.weight for k in programs)) for kind in programs}
     counts[programs[0]] += max(0, kills - sum(counts.values()))
     return [
-        (kind, min(MAX_KILLS_PER_RUN, count - first)) for kind, count in counts.items()
-        for first in range(0, count, MAX_KILLS_PER_RUN)
+        (kind, min(MAX_KILLS_PER_RUN, count - start)) for kind, count in counts.items()
+        for start in range(0, count, MAX_KILLS_PER_RUN)
     ]  # fmt: skip
 
 

@@ -47,6 +47,7 @@ class KillMoment(NamedTuple):
 class KilledProgram(NamedTuple):
     """A program to kill, and functions of its output folder.
 
+    weight: its part of the kills, relative to the other programs.
     command: (folder of this kill test, output folder) -> command line.
     progress: a value that changes with progress, for `KillMoment`.
     is_saving: whether something is half-written.
@@ -57,7 +58,7 @@ class KilledProgram(NamedTuple):
     """
 
     name: str
-    share: int
+    weight: int
     command: Callable[[pathlib.Path, pathlib.Path], list[str]]
     moments: tuple[KillMoment, ...]
     progress: Callable[[pathlib.Path], Any]

@@ -68,11 +68,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("name", choices=sorted(CLASSIFIERS))
     parser.add_argument("--source", help='where the images come from, as data.load takes it; "digits" for the digits')
     parser.add_argument("--out", type=Path, help="the file to write; by default the package's own")
-    given = parser.parse_args(argv)
-    if given.source is None and given.name != "digits":
-        parser.error(f"{given.name} needs --source npz:PATH")
-    path = given.out or Path(metrics.__file__).with_name(f"{given.name}.npz")
-    save_file(path, make_classifier(given.name, data.load(given.source or "digits"), RECIPES[given.name]))
+    args = parser.parse_args(argv)
+    if args.source is None and args.name != "digits":
+        parser.error(f"{args.name} needs --source npz:PATH")
+    path = args.out or Path(metrics.__file__).with_name(f"{args.name}.npz")
+    save_file(path, make_classifier(args.name, data.load(args.source or "digits"), RECIPES[args.name]))
     classifier = load_file(path)
     print(f"{path}: {path.stat().st_size:,} bytes, fingerprint {classifier.fingerprint}")
     print(json.dumps(classifier.record, indent=2))
@@ -138,21 +138,21 @@ def train_network(
 
 
 def _loss(
-    params, network: ClassifierNetwork, key: jax.Array, images: jax.Array, labels: jax.Array, share: float
+    params, network: ClassifierNetwork, key: jax.Array, images: jax.Array, labels: jax.Array, probability: float
 ) -> jax.Array:
     shift_key, dropout_key = jax.random.split(key)
     dropout_keys = jax.random.split(dropout_key, len(images))
-    found: Any = network.apply({"params": params}, random_shift(shift_key, images, share), dropout_keys)
+    found: Any = network.apply({"params": params}, random_shift(shift_key, images, probability), dropout_keys)
     _, logits = found
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def random_shift(key: jax.Array, images: jax.Array, share: float) -> jax.Array:
-    """Images [b, H, W, C], each moved by -1, 0 or 1 pixels down and across, with probabilities share, rest, share."""
+def random_shift(key: jax.Array, images: jax.Array, probability: float) -> jax.Array:
+    """Images [b, H, W, C], each moved by -1, 0 or 1 pixels down and across, -1 and 1 with `probability` each."""
     draw = jax.random.uniform(key, (len(images), 2), jnp.float32)
-    corners = 1 + (draw > 1 - share).astype(jnp.int32) - (draw < share).astype(jnp.int32)
+    corners = 1 + (draw > 1 - probability).astype(jnp.int32) - (draw < probability).astype(jnp.int32)
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    cut = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:]))
+    cut = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), images.shape[1:]))
     return cut(padded, corners)
 
 

@@ -61,8 +61,8 @@ def stratified_mask(labels: np.ndarray, count: int) -> np.ndarray:
     # RandomState and not default_rng: numpy promises that its stream never changes.
     draw = np.random.RandomState(0)
     mask = np.zeros(len(labels), bool)
-    for label, share in enumerate(shares):
-        mask[draw.permutation(np.flatnonzero(labels == label))[:share]] = True
+    for label, class_count in enumerate(shares):
+        mask[draw.permutation(np.flatnonzero(labels == label))[:class_count]] = True
     return mask
 
 

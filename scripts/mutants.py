@@ -54,7 +54,7 @@ class Fault:
 def load_faults(path: pathlib.Path) -> list[Fault]:
     """The faults of a list; the longest entry of its claims that begins a file's path says which tests claim it."""
     content, faults = tomllib.loads(path.read_text()), []
-    claims = sorted(content["claims"].items(), key=lambda claim: len(claim[0]))
+    claims = sorted(content["claims"].items(), key=lambda item: len(item[0]))
     for row in content["fault"]:
         tests = [names for prefix, names in claims if row["file"].startswith(prefix)]
         faults.append(Fault(**row, tests=tuple(tests[-1]) if tests else ()))
@@ -159,10 +159,10 @@ def run_faults(faults: Sequence[Fault], args: argparse.Namespace) -> int:
                         break
             finally:
                 path.write_text(right)
-            seconds, first = round(time.monotonic() - begun, 1), FAILURE.search(output)
-            by = "hung" if status is None else first[1] if first else f"exit status {status}"
+            seconds, failure = round(time.monotonic() - begun, 1), FAILURE.search(output)
+            by = "hung" if status is None else failure[1] if failure else f"exit status {status}"
             # the test file that noticed it, or all where none is named, must pass without it
-            suspects = [by.partition("::")[0]] if first else fault.tests
+            suspects = [by.partition("::")[0]] if failure else fault.tests
             bad = [name for name in suspects if fails(name, marked, copy)] if noticed else []
         finally:
             copies.put(copy)
@@ -189,9 +189,9 @@ def run_faults(faults: Sequence[Fault], args: argparse.Namespace) -> int:
         with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
             found = list(pool.map(one, faults))
     outcomes = [noticed for noticed in found if noticed is not None]
-    share = sum(outcomes) / max(1, len(outcomes))
-    print(f"{sum(outcomes)} of {len(outcomes)} noticed ({share:.0%})")
-    return 2 if len(outcomes) < len(found) else 0 if share >= REQUIRED_SHARE else 1
+    noticed_fraction = sum(outcomes) / max(1, len(outcomes))
+    print(f"{sum(outcomes)} of {len(outcomes)} noticed ({noticed_fraction:.0%})")
+    return 2 if len(outcomes) < len(found) else 0 if noticed_fraction >= REQUIRED_SHARE else 1
 
 
 def table(paths: Sequence[pathlib.Path]) -> str:

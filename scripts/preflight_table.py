@@ -117,20 +117,20 @@ def read_reports(page: pathlib.Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 def write_page(page: pathlib.Path, rows: dict[tuple[str, str], dict[str, Any]]) -> None:
     """Writes the reports, and the table between the marks of the page."""
-    before, first, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
-    _, second, after = rest.partition(MARKS[1])
-    if not first or not second:
+    before, start_mark, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
+    _, end_mark, after = rest.partition(MARKS[1])
+    if not start_mark or not end_mark:
         raise ValueError(f"{page} must have the lines {MARKS[0]!r} and {MARKS[1]!r}: the table goes between them")
     order = [(name, where) for name in TABLE_CONFIGS for where in SLICES]
-    kept = [
+    reports = [
         {"name": name, "slice": where, "report": rows[name, where]} for name, where in order if (name, where) in rows
     ]
-    page.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    page.with_suffix(".json").write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
     there, missing = [key for key in order if key in rows], [key for key in order if key not in rows]
     table = "\n".join(markdown({key: rows[key] for key in there}))
     commands = "\n".join(f"ddpm-jax preflight {shlex.join(preflight_arguments(*key))}" for key in missing)
     left = f"\nNot run:\n\n```\n{commands}\n```\n" if missing else ""
-    page.write_text(f"{before}{first}\n\n{table}\n{left}\n{second}{after}", encoding="utf-8")
+    page.write_text(f"{before}{start_mark}\n\n{table}\n{left}\n{end_mark}{after}", encoding="utf-8")
 
 
 def markdown(rows: dict[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
