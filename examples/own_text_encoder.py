@@ -38,8 +38,8 @@ def main(steps=600, batch=64, channels=24, scale=2.0):
         channels, (1, 2), num_res_blocks=1, attention_resolutions=(4,), groups=8, out_channels=1, context_dim=SIZE
     )
     net = ConditionalUNet(unet)
-    first = jax.tree.map(lambda a: a[:1], condition)
-    params = jax.jit(net.init)(keys.from_seed(0), images[:1], jnp.ones((1,), int), first)
+    example = jax.tree.map(lambda a: a[:1], condition)
+    params = jax.jit(net.init)(keys.from_seed(0), images[:1], jnp.ones((1,), int), example)
 
     def loss(params, example_keys, batch):
         x0, condition = batch
@@ -56,10 +56,10 @@ def main(steps=600, batch=64, channels=24, scale=2.0):
         state, metrics = step(keys.from_seed(2), state, (images[rows], jax.tree.map(lambda a: a[rows], condition)))
     print(f"loss {metrics['loss']:.3f}")
 
-    wanted = encode([f"the digit {name}" for name in NAMES])
-    null = guidance.null_condition(wanted, 0)
-    guided = guidance.classifier_free_guidance(partial(net.apply, state.ema), wanted, null, scale)
-    denoise = gaussian.denoiser(schedule, guided, predicts="v", clip=True)
+    requested = encode([f"the digit {name}" for name in NAMES])
+    null = guidance.null_condition(requested, 0)
+    guided_net = guidance.classifier_free_guidance(partial(net.apply, state.ema), requested, null, scale)
+    denoise = gaussian.denoiser(schedule, guided_net, predicts="v", clip=True)
     image_keys = samplers.image_keys(seed=0, indices=range(10))
     x_T = samplers.initial_noise(image_keys, images.shape[1:])
     return samplers.sample(image_keys, samplers.ddim(schedule, denoise), x_T, samplers.times(200, 50))
