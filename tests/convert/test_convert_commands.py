@@ -95,9 +95,9 @@ def test_a_run_of_diffusers_weights_is_a_run_and_remembers_its_source(home):
     origin = metadata["origin"]
     assert origin["format"] == "diffusers" and metadata["config"]["data"]["source"] == "unknown"
     assert set(origin["files"]) == {"config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors"}
-    for name, kept in origin["files"].items():
+    for name, file_record in origin["files"].items():
         content = (home.source / name).read_bytes()
-        assert kept == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        assert file_record == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert origin["tensors"]["down_blocks.1.resnets.0.conv_shortcut.weight"] == "(64, 32, 1, 1) float32"
     assert len(origin["tensors"]) == 144
     assert metadata["fingerprint"]["ema"] == metadata["fingerprint"]["params"]
@@ -123,8 +123,8 @@ def test_the_originals_checkpoint_is_a_run_with_raw_and_averaged_weights(tmp_pat
         "from ddpm_jax.config import Config, Data, Net\n"
         "config = Config(data=Data('npz:mine.npz'), net=Net(32, (1, 2), 1, (8,), dropout=0.1))\n"
     )
-    given = [tmp_path / "weights.npz", "--config", tmp_path / "small.py", "--shape", 16, 16, 3]
-    assert convert("from", "original", *given, "--workdir", tmp_path / "run") == 0
+    arguments = [tmp_path / "weights.npz", "--config", tmp_path / "small.py", "--shape", 16, 16, 3]
+    assert convert("from", "original", *arguments, "--workdir", tmp_path / "run") == 0
     printed = capsys.readouterr().out
     assert "288 tensors, all used; raw and averaged weights" in printed and "291 variables of its optimizer" in printed
     raw, ema = (model(tmp_path / "run", weights) for weights in ("raw", "ema"))
@@ -377,16 +377,16 @@ def test_a_checkpoint_of_guided_diffusion_is_a_run_with_labels(tmp_path, capsys)
         "--image_size 8 --num_channels 32 --num_res_blocks 1 --channel_mult 1,1 --attention_resolutions 4 "
         "--learn_sigma True --class_cond True --use_scale_shift_norm True --resblock_updown True --num_head_channels 32"
     )
-    given = ["from", "openai", tmp_path / "model.safetensors", "--workdir", tmp_path / "run"]
-    assert convert(*given) == 2
+    arguments = ["from", "openai", tmp_path / "model.safetensors", "--workdir", tmp_path / "run"]
+    assert convert(*arguments) == 2
     assert "no published checkpoint 'model'; there are: cifar10_uncond_50M_500K" in capsys.readouterr().err
-    assert convert(*given, f"--flags={trained_with}") == 2
+    assert convert(*arguments, f"--flags={trained_with}") == 2
     assert "needs the project that they are of: --family improved or" in capsys.readouterr().err
-    assert convert(*given, "--published", "lsun_cat", "--family", "guided") == 2
+    assert convert(*arguments, "--published", "lsun_cat", "--family", "guided") == 2
     assert "give one of them" in capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["model.safetensors"]
 
-    assert convert(*given, "--family", "guided", f"--flags={trained_with}", "--num-classes", 10, "--step", 7) == 0
+    assert convert(*arguments, "--family", "guided", f"--flags={trained_with}", "--num-classes", 10, "--step", 7) == 0
     made = model(tmp_path / "run")
     assert made.step == 7 and made.label_names == tuple("0123456789") and made.config.data.source == "unknown"
     # the network and the parameters that test_goldens_networks compares with what theirs gives

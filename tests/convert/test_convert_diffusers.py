@@ -25,9 +25,9 @@ def target():
     return run_folder.param_shapes(Config(net=read.net), read.shape)
 
 
-def output(given: dict, tensors: dict) -> np.ndarray:
+def output(unet_config: dict, tensors: dict) -> np.ndarray:
     """What our network gives for the small network's input, read from a configuration and tensors."""
-    read = network.from_diffusers(given)
+    read = network.from_diffusers(unet_config)
     config = Config(net=read.net)
     wanted = run_folder.param_shapes(config, read.shape)
     params = rules.apply(names.rules(wanted), tensors, wanted)
@@ -41,7 +41,7 @@ def output(given: dict, tensors: dict) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "given, variance, file, mix",
+    "unet_config, variance, file, mix",
     [
         (diffusers_files.CIFAR10, diffusers_files.DDPM_FIXED_LARGE, "cifar10", 1.0),
         (diffusers_files.CAT256, diffusers_files.DDPM_FIXED_SMALL, "lsun_church256", 0.0),
@@ -49,22 +49,24 @@ def output(given: dict, tensors: dict) -> np.ndarray:
     ],
     ids=["cifar10", "cat256", "celebahq256"],
 )
-def test_the_published_networks_are_those_of_the_recipes(given, variance, file, mix):
+def test_the_published_networks_are_those_of_the_recipes(unet_config, variance, file, mix):
     ours = configs.load(ROOT / "configs" / f"{file}.py")
-    read = network.from_diffusers(given)
-    chain = scheduler.from_diffusers(variance, learned_variance=read.learned_variance)
+    read = network.from_diffusers(unet_config)
+    diffusion = scheduler.from_diffusers(variance, learned_variance=read.learned_variance)
     # dropout is of training, which the files no longer know
     assert read.net == dataclasses.replace(ours.net, dropout=0.0)
-    assert (chain.schedule, chain.loss) == (ours.schedule, ours.loss)
-    assert (chain.sampling.sampler, chain.sampling.steps, chain.sampling.clip) == ("ancestral", 1000, True)
-    assert chain.sampling.variance_mix == mix == ours.sampling.variance_mix
+    assert (diffusion.schedule, diffusion.loss) == (ours.schedule, ours.loss)
+    assert (diffusion.sampling.sampler, diffusion.sampling.steps, diffusion.sampling.clip) == ("ancestral", 1000, True)
+    assert diffusion.sampling.variance_mix == mix == ours.sampling.variance_mix
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given, count", [(diffusers_files.CIFAR10, 35_746_307), (diffusers_files.CAT256, 113_673_219)])
-def test_the_published_networks_have_the_sizes_of_ours(given, count):
+@pytest.mark.parametrize(
+    "config, count", [(diffusers_files.CIFAR10, 35_746_307), (diffusers_files.CAT256, 113_673_219)]
+)
+def test_the_published_networks_have_the_sizes_of_ours(config, count):
     """Which test_unet counts."""
-    read = network.from_diffusers(given)
+    read = network.from_diffusers(config)
     leaves = jax.tree.leaves(run_folder.param_shapes(Config(net=read.net), read.shape))
     assert sum(int(np.prod(leaf.shape)) for leaf in leaves) == count
 
@@ -109,13 +111,13 @@ def test_a_file_with_both_names_is_refused_by_the_tensors():
     ],
 )
 def test_a_convention_is_read_and_a_missing_one_is_diffusers_own_and_not_ours(field, value, ours):
-    here = network.from_diffusers(diffusers_files.CONFIG).net.compat
-    assert here == CompatOptions()
+    compat = network.from_diffusers(diffusers_files.CONFIG).net.compat
+    assert compat == CompatOptions()
     assert network.from_diffusers(diffusers_files.CONFIG | {field: value}).net.compat == dataclasses.replace(
-        here, **ours
+        compat, **ours
     )
     without = {name: value for name, value in diffusers_files.CONFIG.items() if name != field}
-    assert network.from_diffusers(without).net.compat == dataclasses.replace(here, **ours)
+    assert network.from_diffusers(without).net.compat == dataclasses.replace(compat, **ours)
 
 
 @pytest.mark.slow
@@ -147,9 +149,9 @@ def test_head_dim_is_the_size_of_a_head_and_its_absence_means_eight():
     "variance, mix", [("fixed_small", 0.0), ("fixed_small_log", 0.0), ("fixed_large", 1.0), (None, 0.0)]
 )
 def test_the_variance_is_read_and_a_missing_one_is_the_small_one(variance, mix):
-    given = {name: value for name, value in diffusers_files.DDPM_FIXED_LARGE.items() if name != "variance_type"}
-    given |= {"variance_type": variance} if variance else {}
-    assert scheduler.from_diffusers(given, learned_variance=False).sampling.variance_mix == mix
+    theirs = {name: value for name, value in diffusers_files.DDPM_FIXED_LARGE.items() if name != "variance_type"}
+    theirs |= {"variance_type": variance} if variance else {}
+    assert scheduler.from_diffusers(theirs, learned_variance=False).sampling.variance_mix == mix
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -166,32 +168,32 @@ def test_clipping_is_read(clip):
 
 
 def test_scale_and_shift_with_changes_of_size_in_residual_blocks_are_read():
-    given = diffusers_files.CONFIG | {
+    unet_config = diffusers_files.CONFIG | {
         "down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D"],
         "up_block_types": ["AttnUpBlock2D", "ResnetUpsampleBlock2D"],
         "downsample_type": "resnet", "upsample_type": "resnet", "resnet_time_scale_shift": "scale_shift",
         "attn_norm_num_groups": 32, "attention_head_dim": 32, "out_channels": 6,
     }  # fmt: skip
-    read = network.from_diffusers(given)
+    read = network.from_diffusers(unet_config)
     assert (read.net.resample, read.net.time_conditioning, read.net.head_channels) == ("block", "scale_shift", 32)
     assert read.learned_variance and read.net.attention_resolutions == (4,)
 
 
 def test_a_learned_variance_is_a_hybrid_loss():
-    chain = scheduler.from_diffusers(
+    diffusion = scheduler.from_diffusers(
         diffusers_files.DDPM_FIXED_LARGE | {"variance_type": "learned_range"}, learned_variance=True
     )
-    assert chain.loss.kind == "hybrid"
+    assert diffusion.loss.kind == "hybrid"
 
 
 def test_ddim_of_any_prediction_and_schedule_is_read():
-    given = {
+    theirs = {
         "_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction",
         "timestep_spacing": "trailing", "num_train_timesteps": 500, "clip_sample": False,
     }  # fmt: skip
-    chain = scheduler.from_diffusers(given, learned_variance=False)
-    assert (chain.schedule.kind, chain.schedule.T, chain.loss.predicts) == ("cosine", 500, "v")
-    assert chain.sampling == Sampling("ddim", steps=50, spacing="trailing", clip=False)
+    diffusion = scheduler.from_diffusers(theirs, learned_variance=False)
+    assert (diffusion.schedule.kind, diffusion.schedule.T, diffusion.loss.predicts) == ("cosine", 500, "v")
+    assert diffusion.sampling == Sampling("ddim", steps=50, spacing="trailing", clip=False)
     assert (
         scheduler.from_diffusers(
             diffusers_files.DDPM_FIXED_LARGE | {"predict_epsilon": False}, learned_variance=False
@@ -345,19 +347,19 @@ def test_a_network_that_was_written_is_read_as_itself(net):
 )
 def test_a_chain_that_was_written_is_read_as_itself(kind, sampling):
     config = Config(schedule=configs.Schedule(kind, T=60), loss=configs.Loss(predicts="v"), sampling=sampling)
-    chain = scheduler.from_diffusers(scheduler.to_diffusers(config), learned_variance=False)
-    assert (chain.schedule, chain.loss) == (config.schedule, config.loss)
+    diffusion = scheduler.from_diffusers(scheduler.to_diffusers(config), learned_variance=False)
+    assert (diffusion.schedule, diffusion.loss) == (config.schedule, config.loss)
     spacing = "leading" if sampling.spacing == "uniform" else sampling.spacing  # all 60 are all 60
     mix = sampling.variance_mix if sampling.sampler == "ancestral" else 1.0
-    kept = dataclasses.replace(sampling, spacing=spacing, variance_mix=mix)
-    assert chain.sampling == kept
+    expected = dataclasses.replace(sampling, spacing=spacing, variance_mix=mix)
+    assert diffusion.sampling == expected
 
 
 def test_a_schedule_without_signal_at_its_end_is_read_and_written():
-    given = diffusers_files.DDPM_FIXED_LARGE | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
-    chain = scheduler.from_diffusers(given, learned_variance=False)
-    assert chain.schedule == configs.Schedule("linear", T=1000, zero_terminal_snr=True)
-    config = Config(schedule=chain.schedule, loss=chain.loss, sampling=chain.sampling)
+    theirs = diffusers_files.DDPM_FIXED_LARGE | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    diffusion = scheduler.from_diffusers(theirs, learned_variance=False)
+    assert diffusion.schedule == configs.Schedule("linear", T=1000, zero_terminal_snr=True)
+    config = Config(schedule=diffusion.schedule, loss=diffusion.loss, sampling=diffusion.sampling)
     assert scheduler.to_diffusers(config)["rescale_betas_zero_snr"] is True
     # betas that have no name there are the rescaled ones already
     other = dataclasses.replace(config, schedule=configs.Schedule("const", T=1000, zero_terminal_snr=True))
@@ -367,8 +369,8 @@ def test_a_schedule_without_signal_at_its_end_is_read_and_written():
 
 def test_labels_that_were_written_are_read_as_themselves():
     net = Net(32, (1, 2), 1, (8,), dropout=0.0, num_classes=10)
-    for drop, count in ((0.0, 10), (0.1, 11)):  # a network trained to do without has a row for none
-        config = Config(net=net, condition=configs.Condition(dropout=drop))
+    for dropout, count in ((0.0, 10), (0.1, 11)):  # a network trained to do without has a row for none
+        config = Config(net=net, condition=configs.Condition(dropout=dropout))
         written = network.to_diffusers(config, (16, 16, 1))
         assert written["num_class_embeds"] == count
         assert network.from_diffusers(written, null_label=network.null_label(config)).net == net
@@ -400,14 +402,14 @@ def test_where_diffusers_draws_other_images_is_noted(sampling, message):
 def test_a_learned_variance_that_was_written_is_read_as_itself():
     config = Config(net=Net(32, (1, 2), 1, (8,), dropout=0.0), loss=configs.Loss("hybrid", predicts="v"))
     written = network.to_diffusers(config, (16, 16, 1))
-    read, chain = (
+    read, diffusion = (
         network.from_diffusers(written),
         scheduler.from_diffusers(scheduler.to_diffusers(config), learned_variance=True),
     )
     assert (
         written["out_channels"] == 2 and read.learned_variance and read.shape == (16, 16, 1) and read.net == config.net
     )
-    assert (chain.schedule, chain.loss) == (config.schedule, config.loss)
+    assert (diffusion.schedule, diffusion.loss) == (config.schedule, config.loss)
     assert scheduler.to_diffusers(config)["variance_type"] == "learned_range"
 
 

@@ -31,9 +31,9 @@ def size(model: openai.ModelSpec) -> int:
     target = shapes(model.config)
     zeros = {path: np.broadcast_to(np.zeros((), np.float32), leaf.shape) for path, leaf in flatten_dict(target).items()}
     found = model.rules(target)
-    given = (rule.to_theirs(*(zeros[path] for path in rule.paths)) for rule in found)
+    tensor_groups = (rule.to_theirs(*(zeros[path] for path in rule.paths)) for rule in found)
     assert {path for rule in found for path in rule.paths} == set(zeros)
-    return sum(tensor.size for tensors in given for tensor in tensors)
+    return sum(tensor.size for tensors in tensor_groups for tensor in tensors)
 
 
 # --- the published checkpoints
@@ -128,13 +128,13 @@ def test_a_respaced_chain_with_learned_variance_by_its_flags_is_theirs(id, flags
         by_time[times[:-1][::-1]] = golden["noise"]
 
         @jax.jit
-        def chain(x, by_time):
+        def final_state(x, by_time):
             sampler = samplers.ancestral(
                 schedule, denoise, variance_mix=config.sampling.variance_mix, noise=lambda k, t, _: by_time[t]
             )
             return samplers.sample(samplers.image_keys(0, range(len(x))), sampler, x, times)
 
-        golden.close("final", chain(golden["x_T"], by_time))
+        golden.close("final", final_state(golden["x_T"], by_time))
 
 
 @pytest.mark.parametrize(

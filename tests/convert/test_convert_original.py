@@ -30,8 +30,8 @@ def in_pytorch(held: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             v = v.T if linear else v.T[:, :, None, None]
         path = ".".join(modules)
         if modules[0] != "mid":
-            for word in ("down_", "up_", "block_", "attn_"):
-                path = path.replace(word, word[:-1] + ".")
+            for prefix in ("down_", "up_", "block_", "attn_"):
+                path = path.replace(prefix, prefix[:-1] + ".")
         path = path.replace("temb.dense0", "temb.dense.0").replace("temb.dense1", "temb.dense.1")
         found[f"{path}.{'weight' if leaf in ('W', 'gamma') else 'bias'}"] = v
     return found

@@ -144,8 +144,8 @@ def test_their_ddim_pipeline_draws_our_images_from_our_noise(theirs, ours, monke
     assert isinstance(theirs_pipeline.scheduler, diffusers.DDIMScheduler)
     theirs_pipeline.set_progress_bar_config(disable=True)
     drawing = importlib.import_module(type(theirs_pipeline).__module__)
-    given = torch.from_numpy(noise.transpose(0, 3, 1, 2).copy())
-    monkeypatch.setattr(drawing, "randn_tensor", lambda shape, **_: given)
+    start_noise = torch.from_numpy(noise.transpose(0, 3, 1, 2).copy())
+    monkeypatch.setattr(drawing, "randn_tensor", lambda shape, **_: start_noise)
     found = theirs_pipeline(
         batch_size=4, num_inference_steps=50, use_clipped_model_output=True, output_type="np"
     ).images
@@ -179,6 +179,6 @@ def test_the_variances_that_we_write_are_theirs(theirs, ours):
         written = json.loads((ours / "ddpm" / "scheduler" / "scheduler_config.json").read_text())
         there = diffusers.DDPMScheduler.from_config(written | {"variance_type": kind})
         theirs_at = np.array([float(there._get_variance(int(i) - 1)) for i in t])
-        here = np.asarray(gaussian.reverse_variance(schedule, t, t - 1, jnp.ones(t.shape), mix))
+        ours_at = np.asarray(gaussian.reverse_variance(schedule, t, t - 1, jnp.ones(t.shape), mix))
         # they subtract cumulated products in float32
-        np.testing.assert_allclose(theirs_at, here, rtol=2e-3)
+        np.testing.assert_allclose(theirs_at, ours_at, rtol=2e-3)

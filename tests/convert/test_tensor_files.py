@@ -53,15 +53,15 @@ def test_what_is_written_is_readable_to_all_and_has_the_same_bytes_for_the_same_
     assert (tmp_path / "1.safetensors").stat().st_mode == plain.stat().st_mode
 
 
-@pytest.mark.parametrize("kept", [0, 4, 8, 40, 100, -7, -1])
+@pytest.mark.parametrize("end", [0, 4, 8, 40, 100, -7, -1])
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
-def test_a_file_that_was_cut_short_is_refused(tmp_path, kind, kept):
+def test_a_file_that_was_cut_short_is_refused(tmp_path, kind, end):
     path = tmp_path / f"w.{kind}"
     if kind == "safetensors":
         save_file(TENSORS, path)
     else:
         np.savez(path, **TENSORS)
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(path.read_bytes()[:end])
     with pytest.raises(ValueError, match=rf"w\.{kind} cannot be read, it is damaged or of another kind"):
         tensor_files.read_tensors(path)
 

@@ -169,7 +169,7 @@ def test_the_same_command_again_does_nothing_and_the_bytes_are_a_function_of_the
     FORMS["cifar10, archive"][1](tmp_path)
     assert prepare("cifar10", tmp_path) == 0
     target = tmp_path / "cifar10.npz"
-    first, written = target.read_bytes(), target.stat().st_mtime_ns
+    contents, written = target.read_bytes(), target.stat().st_mtime_ns
     assert "written: npz:" in capsys.readouterr().out
     assert prepare("cifar10", tmp_path) == 0
     shown = capsys.readouterr().out
@@ -177,7 +177,7 @@ def test_the_same_command_again_does_nothing_and_the_bytes_are_a_function_of_the
     assert target.stat().st_mtime_ns == written
     target.unlink()
     assert prepare("cifar10", tmp_path) == 0
-    assert target.read_bytes() == first
+    assert target.read_bytes() == contents
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
@@ -250,16 +250,16 @@ def refused(name, folder, capsys):
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.9, 0.99])
-def test_a_truncated_file_is_refused(tmp_path, capsys, share):
+@pytest.mark.parametrize("fraction", [0.01, 0.3, 0.6, 0.9, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, capsys, fraction):
     write_files(tmp_path, files_of("mnist"), ".gz", zipped=True)
     path = tmp_path / "train-images-idx3-ubyte.gz"
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(fraction * path.stat().st_size)])
     shown = refused("mnist", tmp_path, capsys)
     assert f"{path} is damaged or not whole ({path.stat().st_size:,} bytes; EOFError: " in shown
     assert "Download it again: https://" in shown and "/train-images-idx3-ubyte.gz (9,912,422 bytes)" in shown
     whole = tar_of(files_of("cifar10"))
-    write_tar(tmp_path, whole[: int(share * len(whole))])
+    write_tar(tmp_path, whole[: int(fraction * len(whole))])
     assert "cifar-10-python.tar.gz is damaged or not whole (" in refused("cifar10", tmp_path, capsys)
 
 
@@ -267,8 +267,8 @@ def test_a_flipped_bit_is_noticed(tmp_path, capsys):
     files = files_of("cifar10")
     for zipped, error in ((True, "is damaged or "), (False, "data_batch_2 is damaged or of another data set")):
         content = bytearray(tar_of(files, "w:gz" if zipped else "w"))
-        at = len(content) // 2 if zipped else bytes(content).index(files["data_batch_2"]) + 4000
-        content[at] ^= 4
+        offset = len(content) // 2 if zipped else bytes(content).index(files["data_batch_2"]) + 4000
+        content[offset] ^= 4
         write_tar(tmp_path, bytes(content))
         assert error in refused("cifar10", tmp_path, capsys)
 

@@ -44,8 +44,8 @@ def test_the_digits_are_divided_by_class():
     assert digits.train_labels is not None
     assert digits.test_labels is not None
     held = np.bincount(digits.test_labels)
-    share = 297 / 1797 * (held + np.bincount(digits.train_labels))
-    assert np.abs(held - share).max() < 1
+    expected = 297 / 1797 * (held + np.bincount(digits.train_labels))
+    assert np.abs(held - expected).max() < 1
 
 
 def test_the_digits_look_like_their_labels():
@@ -568,10 +568,10 @@ def test_resuming_and_going_back_see_what_a_straight_run_saw():
 
 
 def test_epochs_and_seeds_have_different_orders():
-    first, second = running(data.EpochShuffle(from_seed(0), 100), 100, 2).reshape(2, 100)
+    epoch_0, epoch_1 = running(data.EpochShuffle(from_seed(0), 100), 100, 2).reshape(2, 100)
     other = data.EpochShuffle(from_seed(1), 100).indices(0, 100)
     # Two random orders of 100 agree in about one place (Poisson): more than seven is one chance in 10^5.
-    assert max(np.sum(first == second), np.sum(first == other)) <= 7
+    assert max(np.sum(epoch_0 == epoch_1), np.sum(epoch_0 == other)) <= 7
 
 
 def test_a_permutation_is_made_once_per_epoch(monkeypatch):
@@ -668,12 +668,12 @@ def test_the_flip_of_an_example_is_its_keys_alone():
 def test_flips_are_not_what_the_same_key_draws_elsewhere(flipped):
     @jax.jit
     def elsewhere(keys):
-        draws = jax.random.bernoulli, lambda key: jax.random.bernoulli(jax.random.fold_in(key, 0))
-        return [jax.vmap(draw)(keys) for draw in draws]
+        draw_functions = jax.random.bernoulli, lambda key: jax.random.bernoulli(jax.random.fold_in(key, 0))
+        return [jax.vmap(draw)(keys) for draw in draw_functions]
 
     for other in elsewhere(image_keys(1, MANY)):
-        agree = np.mean((flipped[:, 0, 0, 0] == 1) == np.asarray(other))
-        assert abs(agree - 0.5) < 4 * 0.5 / np.sqrt(MANY)
+        agreement = np.mean((flipped[:, 0, 0, 0] == 1) == np.asarray(other))
+        assert abs(agreement - 0.5) < 4 * 0.5 / np.sqrt(MANY)
 
 
 def test_examples_are_the_same_on_any_number_of_devices():

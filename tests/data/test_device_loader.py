@@ -53,7 +53,7 @@ def order(size=1500, seed=0):
     return data.EpochShuffle(from_seed(seed), size)
 
 
-def take(count, generator):
+def first_items(count, generator):
     with contextlib.closing(generator):
         return list(itertools.islice(generator, count))
 
@@ -76,9 +76,9 @@ def gone(seconds=5.0):
 @pytest.mark.parametrize("processes", [1, 2, 8])
 def test_training_sees_the_images_that_it_sees_when_all_are_in_memory(unread, processes):
     pixels, steps, each = data.load("digits").train, range(60, 66), BATCH // processes  # an epoch ends in step 62
-    shares = [slice(i * each, (i + 1) * each) for i in range(processes)]
+    slices = [slice(i * each, (i + 1) * each) for i in range(processes)]
     with contextlib.ExitStack() as stack:
-        read = [read_ahead(unread, order(), BATCH, steps.start, batch_slice=share) for share in shares]
+        read = [read_ahead(unread, order(), BATCH, steps.start, batch_slice=part) for part in slices]
         for one in read:
             stack.enter_context(contextlib.closing(one))
         for step in steps:
@@ -108,7 +108,7 @@ def test_both_ways_give_each_device_the_same_examples(unread, devices, together)
                 return zip(*map(examples, own, np.asarray(places)), strict=True)
 
         found[streamed] = []
-        for batch in take(4, fed.batches(61)):  # an epoch ends in step 62
+        for batch in first_items(4, fed.batches(61)):  # an epoch ends in step 62
             steps = mapped(batch.pixels, batch.pixel_indices)
             found[streamed] += zip(batch.indices, map(np.asarray, steps), strict=True)
     assert len(found[False]) == (-61 % together or together) + 3 * together
@@ -123,19 +123,19 @@ def test_both_ways_give_each_device_the_same_examples(unread, devices, together)
 @pytest.mark.parametrize("batch", [1, 7, 64, 2000])
 def test_an_array_in_memory_may_be_streamed_too(batch):
     images = data.load("digits").train
-    for step, found in enumerate(take(5, read_ahead(images, order(), batch, 0))):
+    for step, found in enumerate(first_items(5, read_ahead(images, order(), batch, 0))):
         np.testing.assert_array_equal(found, images[order().indices(step, batch)])
 
 
 def test_it_goes_on_at_any_step(unread):
-    straight = take(8, read_ahead(unread, order(), BATCH, 0))
+    straight = first_items(8, read_ahead(unread, order(), BATCH, 0))
     for step in (3, 7, 0):
-        np.testing.assert_array_equal(take(1, read_ahead(unread, order(), BATCH, step))[0], straight[step])
+        np.testing.assert_array_equal(first_items(1, read_ahead(unread, order(), BATCH, step))[0], straight[step])
 
 
 def test_a_batch_may_hold_several_epochs():
     images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
-    (found,) = take(1, read_ahead(images, order(5), 20, 0))
+    (found,) = first_items(1, read_ahead(images, order(5), 20, 0))
     assert np.bincount(found.ravel()).tolist() == [4] * 5
 
 
@@ -222,10 +222,10 @@ def damaged(home, tmp_path, image):
     for path in source.iterdir():
         (target / path.name).write_bytes(path.read_bytes())
     file = target / "figures-train.array_record-00000-of-00003"
-    content, at = bytearray(file.read_bytes()), -1
+    content, offset = bytearray(file.read_bytes()), -1
     for _ in range(image + 1):
-        at = bytes(content).index(b"IHDR", at + 1)
-    content[at] ^= 255
+        offset = bytes(content).index(b"IHDR", offset + 1)
+    content[offset] ^= 255
     file.write_bytes(content)
     return data.LazyImages(reader.open_readers(f"tfds:figures@{tmp_path}")[0])
 
@@ -244,7 +244,7 @@ def test_a_bad_image_ends_the_step_that_needs_it_and_no_other(home, tmp_path):
     assert gone()
     # from the next step on all is well
     np.testing.assert_array_equal(
-        take(1, read_ahead(unread, order(), BATCH, bad + 1))[0], images[order().indices(bad + 1, BATCH)]
+        first_items(1, read_ahead(unread, order(), BATCH, bad + 1))[0], images[order().indices(bad + 1, BATCH)]
     )
 
 
@@ -266,4 +266,4 @@ def test_an_image_of_another_kind_is_refused(image):
             return image
 
     with pytest.raises(ValueError, match=r"slow: image \d+ is uint(8|16) \([12], 1, 1\), expected uint8 \(1, 1, 1\)"):
-        take(1, read_ahead(data.LazyImages(Odd()), order(10_000), 4, 0))
+        first_items(1, read_ahead(data.LazyImages(Odd()), order(10_000), 4, 0))

@@ -103,16 +103,16 @@ def test_arrays_may_have_any_number_of_channels(tmp_path, shape, dtype):
 
 
 def test_lossy_formats_are_close(tmp_path):
-    slope = np.broadcast_to(np.arange(0, 250, 5, dtype=np.uint8)[:, None, None], (50, 40, 3))
+    ramp = np.broadcast_to(np.arange(0, 250, 5, dtype=np.uint8)[:, None, None], (50, 40, 3))
     for name in ("a.jpg", "b.JPEG", "c.webp"):
-        image = decode(put(tmp_path / name, slope, quality=95)).pixels
-        assert np.abs(image.astype(int) - slope).max() <= 8
+        image = decode(put(tmp_path / name, ramp, quality=95)).pixels
+        assert np.abs(image.astype(int) - ramp).max() <= 8
 
 
 def test_of_a_cameras_file_of_several_pictures_the_first_is_read(tmp_path):
-    first, second = (np.full((16, 16, 3), value, np.uint8) for value in (40, 200))
-    Image.fromarray(first).save(
-        tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.fromarray(second)], quality=95
+    first_picture, second_picture = (np.full((16, 16, 3), value, np.uint8) for value in (40, 200))
+    Image.fromarray(first_picture).save(
+        tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.fromarray(second_picture)], quality=95
     )
     with Image.open(tmp_path / "a.jpg") as file:
         assert (file.format, file.n_frames) == ("MPO", 2)
@@ -504,8 +504,8 @@ def test_damaged_files_are_bad_or_load_and_nothing_else_happens(tmp_path, form, 
         elif i % 5 == 2:
             damaged[start:start] = random.bytes(random.randint(1, 30))
         else:
-            for place in random.randint(0, (64, len(damaged))[i % 2], 1 + i % 4):
-                damaged[place] = random.randint(256)
+            for index in random.randint(0, (64, len(damaged))[i % 2], 1 + i % 4):
+                damaged[index] = random.randint(256)
         (tmp_path / f"{i:02}.{extension}").write_bytes(damaged)
     found = make_folder_report(tmp_path, "damaged")
     assert len(found.files) == 101
@@ -608,11 +608,11 @@ def test_images_are_turned_upright_as_exif_says(tmp_path, extension):
 # Resizing
 
 
-def lanczos(size, begin, end, out):
-    """The matrix [out, size] that scales begin .. end to `out` values: Lanczos of order 3, widened when it reduces."""
-    scale = (end - begin) / out
+def lanczos(size, start, end, out):
+    """The matrix [out, size] that scales start .. end to `out` values: Lanczos of order 3, widened when it reduces."""
+    scale = (end - start) / out
     wider = max(scale, 1)
-    centres = begin + (np.arange(out) + 0.5) * scale
+    centres = start + (np.arange(out) + 0.5) * scale
     x = (np.arange(size) + 0.5 - centres[:, None]) / wider
     weights = np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0)
     return weights / weights.sum(1, keepdims=True)
@@ -961,7 +961,7 @@ def test_a_file_that_changes_is_noticed(tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
-class Numbers:
+class NumberedReader:
     """A reader of images that are each filled with their number."""
 
     name: str = "numbers"
@@ -983,7 +983,7 @@ class Numbers:
 def test_any_reader_can_be_read_whole_and_is_held_once():
     tracemalloc.start()
     try:
-        images = data.load_into_memory(*data.train_test_split(Numbers(), 0.1))
+        images = data.load_into_memory(*data.train_test_split(NumberedReader(), 0.1))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -994,7 +994,7 @@ def test_any_reader_can_be_read_whole_and_is_held_once():
     np.testing.assert_array_equal(images.test[:, 0, 0, 0], np.sort(last))
 
 
-class Failing(Numbers):
+class Failing(NumberedReader):
     """One image of which cannot be read, after a while."""
 
     def __getitem__(self, i):
@@ -1016,17 +1016,17 @@ def test_an_error_ends_the_reading_at_once():
 
 
 def test_readers_that_are_not_alike_are_not_put_together():
-    other = dataclasses.replace(Numbers(), shape=(32, 32, 3))
+    other = dataclasses.replace(NumberedReader(), shape=(32, 32, 3))
     with pytest.raises(ValueError, match=r"numbers: .* must have one shape, got \(64, 64, 3\), \(32, 32, 3\)"):
-        data.load_into_memory(Numbers(), other)
+        data.load_into_memory(NumberedReader(), other)
     with pytest.raises(ValueError, match="numbers: expected labels of both training and held-out images or of neither"):
-        data.load_into_memory(Numbers(), dataclasses.replace(Numbers(), labels=np.zeros(200, np.int32)))
+        data.load_into_memory(NumberedReader(), dataclasses.replace(NumberedReader(), labels=np.zeros(200, np.int32)))
 
 
 def test_the_options_go_through_flags_and_files():
-    given = tyro.cli(configs.Data, args=["--source", "folder:cats", "--resolution", "48", "64", "--skip-bad"])
-    assert (given.resolution, given.skip_bad) == ((48, 64), True)
-    config = configs.Config(data=given)
+    data_config = tyro.cli(configs.Data, args=["--source", "folder:cats", "--resolution", "48", "64", "--skip-bad"])
+    assert (data_config.resolution, data_config.skip_bad) == ((48, 64), True)
+    config = configs.Config(data=data_config)
     assert configs.from_dict(dataclasses.asdict(config)) == config
     old = dataclasses.asdict(config)
     del old["data"]["resolution"], old["data"]["skip_bad"]

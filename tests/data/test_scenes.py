@@ -77,7 +77,7 @@ def test_shapes_of_one_size_can_be_told_apart():
 
 
 def test_no_training_picture_has_what_is_held_out():
-    named = {look for pair in pairs("train") for look in pair}
+    named = {appearance for pair in pairs("train") for appearance in pair}
     every = set(itertools.product(scenes.COLOURS, scenes.SHAPES))
     assert every - named == set(scenes.HELD_OUT_LOOKS) and len(scenes.HELD_OUT_LOOKS) == 4
     # 152 of the 190 pairs of 20 are trained on, and all 38 others are tested.
@@ -94,7 +94,7 @@ def test_what_is_trained_on_has_every_part_of_what_is_held_out():
     texts = [lines[0] for lines in SAID["train"]]
     for size, (colour, shape), way in itertools.product(scenes.WIDTHS, scenes.SEEN_LOOKS, scenes.RELATIONS):
         assert any(f"{size} {colour} {shape} {way}" in text for text in texts)
-    shares = [np.mean([word in text for text in texts]) for word in ("left of", "above", "a small", "large")]
+    shares = [np.mean([phrase in text for text in texts]) for phrase in ("left of", "above", "a small", "large")]
     # two of size 6000 with p = 1/2 have a standard error of 0.0065; a thing of the two is small in 3 of 4 scenes
     np.testing.assert_allclose(shares, [0.5, 0.5, 0.75, 0.75], atol=4 * 0.0065)
 
@@ -102,8 +102,8 @@ def test_what_is_trained_on_has_every_part_of_what_is_held_out():
 def test_every_description_is_understood_and_means_one_scene():
     meant: dict[str, scenes.Scene] = {}
     things = [scenes.SceneObject(*parts) for parts in itertools.product(scenes.WIDTHS, ("red", "white"), scenes.SHAPES)]
-    for first, second, way in itertools.product(things, things, scenes.RELATIONS):
-        scene = scenes.Scene(first, way, second)
+    for first_object, second_object, way in itertools.product(things, things, scenes.RELATIONS):
+        scene = scenes.Scene(first_object, way, second_object)
         texts = scenes.descriptions(scene) + scenes.descriptions(scene, scenes.HELD_OUT_PHRASINGS)
         assert len(set(texts)) == 14
         for text in texts:

@@ -148,10 +148,10 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(noisy, tmp_path, kill
     arguments, straight = noisy
     whole = tmp_path / "noisy" / "1.0.0"
     part = whole.with_name("1.0.0.part")
-    kept = []
+    finished_shards = []
     for _ in range(kills):
         process = subprocess.Popen(call(*arguments, "--out", tmp_path), cwd=ROOT, stderr=subprocess.DEVNULL)
-        while shards_in(part) < len(kept) + 3:
+        while shards_in(part) < len(finished_shards) + 3:
             assert process.poll() is None
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
@@ -159,15 +159,15 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(noisy, tmp_path, kill
         assert not whole.exists()
         with pytest.raises(FileNotFoundError, match="no data set noisy; there are noisy"):
             tfds_reader.open_readers(f"tfds:noisy@{tmp_path}")
-        kept = sorted(path for path in part.iterdir() if "array_record" in path.name)
+        finished_shards = sorted(path for path in part.iterdir() if "array_record" in path.name)
     # what is kept is used, unless it was damaged
-    before = [path.stat().st_mtime_ns for path in kept]
-    damaged = bytearray(kept[0].read_bytes())
+    before = [path.stat().st_mtime_ns for path in finished_shards]
+    damaged = bytearray(finished_shards[0].read_bytes())
     damaged[70] ^= 1
-    kept[0].write_bytes(damaged)
+    finished_shards[0].write_bytes(damaged)
     assert main(["prepare", *arguments, "--out", str(tmp_path)]) == 0
     assert contents(whole) == straight
-    after = [(whole / path.name).stat().st_mtime_ns for path in kept]
+    after = [(whole / path.name).stat().st_mtime_ns for path in finished_shards]
     assert after[1:] == before[1:] and after[0] > before[0]
     assert not part.exists()
 
@@ -192,9 +192,9 @@ def test_sigterm_keeps_whole_shards_and_says_so(noisy, tmp_path, monkeypatch, ca
     monkeypatch.undo()
     message = capsys.readouterr().out
     shards = json.loads((part / "prepare.json").read_text())["shards"]
-    kept = sum(shard["examples"] for shard in shards.values())
-    assert 0 < kept < 400
-    assert f"interrupted: {kept} images are in {part}; the same command continues" in message
+    num_prepared = sum(shard["examples"] for shard in shards.values())
+    assert 0 < num_prepared < 400
+    assert f"interrupted: {num_prepared} images are in {part}; the same command continues" in message
     assert main(["prepare", *arguments, "--out", str(tmp_path)]) == 0
     assert contents(tmp_path / "noisy" / "1.0.0") == straight
 
@@ -217,10 +217,10 @@ def bad_set(home):
     np.savez(home / "a.npz", images=noise(30, 6, 6, 3), test=noise(2, 6, 6, 3))
     assert main(["prepare", f"npz:{home / 'a.npz'}", "--name", "good", "--out", str(home)]) == 0
     (file,) = home.glob("good/1.0.0/*train.array_record*")
-    content, at = bytearray(file.read_bytes()), -1
+    content, offset = bytearray(file.read_bytes()), -1
     for _ in range(10):
-        at = bytes(content).index(b"IHDR", at + 1)
-    content[at] ^= 255
+        offset = bytes(content).index(b"IHDR", offset + 1)
+    content[offset] ^= 255
     file.write_bytes(content)
     return f"tfds:good@{home}"
 
@@ -247,23 +247,23 @@ def test_a_shard_without_any_good_image_is_refused(tmp_path, capsys):
 def test_a_data_set_is_sealed_and_damage_is_named_before_it_is_read(tmp_path):
     prepare.run(options(tmp_path, shards=2))
     folder = tmp_path / "figures" / "1.0.0"
-    first, second = sorted(folder.glob("*train.array_record*"))
-    for path in (first, folder / "label.labels.txt", folder / "metadata.json", folder / "features.json"):
+    first_shard, second_shard = sorted(folder.glob("*train.array_record*"))
+    for path in (first_shard, folder / "label.labels.txt", folder / "metadata.json", folder / "features.json"):
         whole = path.read_bytes()
         path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
         with pytest.raises(ValueError, match=f"{path.name} is damaged: it is not what was prepared; prepare the data"):
             sources.open_readers(f"tfds:figures@{tmp_path}")
         path.write_bytes(whole)
-    contents = first.read_bytes(), second.read_bytes()
-    first.write_bytes(contents[1])
-    second.write_bytes(contents[0])
-    with pytest.raises(ValueError, match=f"{first.name} is damaged: it is not what was prepared"):
+    contents = first_shard.read_bytes(), second_shard.read_bytes()
+    first_shard.write_bytes(contents[1])
+    second_shard.write_bytes(contents[0])
+    with pytest.raises(ValueError, match=f"{first_shard.name} is damaged: it is not what was prepared"):
         sources.open_readers(f"tfds:figures@{tmp_path}")
-    first.unlink()
-    with pytest.raises(ValueError, match=f"{first.name} is missing: prepare the data set again"):
+    first_shard.unlink()
+    with pytest.raises(ValueError, match=f"{first_shard.name} is missing: prepare the data set again"):
         sources.open_readers(f"tfds:figures@{tmp_path}")
-    first.write_bytes(contents[0])
-    second.write_bytes(contents[1])
+    first_shard.write_bytes(contents[0])
+    second_shard.write_bytes(contents[1])
     assert len(sources.open_readers(f"tfds:figures@{tmp_path}")[0]) == 1500
     for text in ('{"seal": [1]}', "[]", "{", '{"seal": 3}'):
         (folder / "prepare.json").write_text(text)

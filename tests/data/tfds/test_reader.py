@@ -107,13 +107,13 @@ def test_images_labels_and_captions_are_those_that_tfds_was_given(tmp_path):
         "label": tfds.features.ClassLabel(names=["cat", "dog", "cow"]),
     }  # fmt: skip
     train, test = reader.open_readers(prepared(tmp_path, features, train=rows[:8], test=rows[8:]))
-    for part, first in ((train, 0), (test, 8)):
+    for part, start in ((train, 0), (test, 8)):
         count = len(part)
         assert (part.shape, part.dtype, part.levels) == ((4, 6, 3), np.uint8, 256)
-        np.testing.assert_array_equal([part[i] for i in range(count)], images[first : first + count])
+        np.testing.assert_array_equal([part[i] for i in range(count)], images[start : start + count])
         assert part.labels is not None
-        np.testing.assert_array_equal(part.labels, [i % 3 for i in range(first, first + count)])
-        assert part.captions == tuple(words[first : first + count])
+        np.testing.assert_array_equal(part.labels, [i % 3 for i in range(start, start + count)])
+        assert part.captions == tuple(words[start : start + count])
         assert part.label_names == ("cat", "dog", "cow")
 
 
@@ -169,12 +169,12 @@ def test_sixteen_bits_are_kept(tmp_path):
 
 @pytest.mark.parametrize(("dtype", "levels"), [(np.uint16, 65536), (np.float32, ValueRange(0, 255))])
 def test_arrays_called_image_are_images(tmp_path, dtype, levels):
-    given = levels if isinstance(levels, ValueRange) else None
+    value_range = levels if isinstance(levels, ValueRange) else None
     images = noise(3, 4, 6, 5).astype(dtype)
     features = {"image": tfds.features.Tensor(shape=(4, 6, 5), dtype=dtype, encoding="zlib")}
     train, _ = reader.open_readers(
         prepared(tmp_path, features, train=[{"image": image} for image in images], test=[{"image": images[0]}]),
-        value_range=given,
+        value_range=value_range,
     )
     assert (train.dtype, train.levels) == (dtype, levels)
     np.testing.assert_array_equal([train[i] for i in range(3)], images)
@@ -319,8 +319,8 @@ def test_damage_is_told_with_the_image(tmp_path):
         train[0]
     (file,) = tmp_path.glob("made/1.0.0/*train.array_record*")
     data = bytearray(file.read_bytes())
-    at = bytes(data).rindex(b"IHDR")
-    data[at] ^= 255
+    offset = bytes(data).rindex(b"IHDR")
+    data[offset] ^= 255
     file.write_bytes(data)
     train, _ = reader.open_readers(source)
     with pytest.raises(ValueError, match="image 1 of the split 'train' cannot be read: Corrupted"):
