@@ -20,8 +20,8 @@ from ddpm_jax.keys import from_seed
 from ddpm_jax.models.unet import UNet
 
 
-def of(folder, out, mix=0.0, **sampling) -> EvaluationContext:
-    return shared_evaluation.evaluation_context(folder, out, variance_mix=mix, **sampling)
+def of(folder, out, variance_mix=0.0, **sampling) -> EvaluationContext:
+    return shared_evaluation.evaluation_context(folder, out, variance_mix=variance_mix, **sampling)
 
 
 def measured(run: EvaluationContext, options: LikelihoodOptions):
@@ -64,13 +64,13 @@ def test_the_command_says_what_the_function_says(run_folder, tmp_path):
 
     total, terms, mse = (np.asarray(part, np.float64) for part in plain(from_seed(0), data.load("digits").test[:45]))
     (path,) = tmp_path.glob("likelihood-*.npz")
-    kept = evaluated.load(path)
-    np.testing.assert_allclose(kept.total, total, rtol=2e-5)
+    stored = evaluated.load(path)
+    np.testing.assert_allclose(stored.total, total, rtol=2e-5)
     assert found["bits/dim"].value == pytest.approx(total.mean(), rel=1e-5)
     assert found["bits/dim"].error == pytest.approx(total.std(ddof=1) / 45**0.5, rel=1e-4)
     parts = [found[name].value for name in ("rate, bits/dim", "distortion, bits/dim", "prior, bits/dim")]
     assert sum(parts) == pytest.approx(found["bits/dim"].value, rel=1e-6)
-    np.testing.assert_allclose(kept.terms / 45, terms.mean(1), rtol=1e-4)
+    np.testing.assert_allclose(stored.terms / 45, terms.mean(1), rtol=1e-4)
     rmse = 127.5 * np.sqrt(mse.mean())
     assert found["RMSE of x_0, 0..255"].value == pytest.approx(rmse, rel=1e-5)
 
@@ -183,11 +183,11 @@ def test_the_exact_bound_of_the_large_net_does_not_store_the_activations_of_its_
     def working_memory(T):
         schedule = schedules.cosine(T)
 
-        def bound(params, key, x0):
+        def vlb_of_params(params, key, x0):
             denoise = gaussian.denoiser(schedule, lambda x, t: net.apply(params, x, t), clip=True)
             return likelihood.vlb(key, schedule, denoise, x0, decoder=likelihood.decoder_8bit)
 
-        compiled = jax.jit(bound).lower(params, from_seed(0), x0).compile()
+        compiled = jax.jit(vlb_of_params).lower(params, from_seed(0), x0).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     few, many = working_memory(10), working_memory(1000)
@@ -218,9 +218,9 @@ def test_the_bound_is_of_the_whole_chain_where_samples_take_strides(run_folder, 
     fewer = run._replace(
         model=run.model.with_request(run.model.request, steps=5)
     )  # as a config with sampling.steps = 5 does
-    kept = {path: path.stat().st_mtime_ns for path in straight.iterdir()}
+    written_at = {path: path.stat().st_mtime_ns for path in straight.iterdir()}
     assert evaluated.run(fewer, options) == 0
-    assert {path: path.stat().st_mtime_ns for path in straight.iterdir()} == kept  # the bound that is there
+    assert {path: path.stat().st_mtime_ns for path in straight.iterdir()} == written_at  # the bound that is there
 
     def method(run):
         run = evaluated.with_full_chain(run)

@@ -32,8 +32,8 @@ def test_the_numbers_are_those_of_the_images_that_sample_draws(run_folder, drawn
     """Drawn here, or by sample.py into a file: the same images, and the distance of their features by hand."""
     file = shared_evaluation.samples_of_sample_py(run_folder) / "samples.npz"
     images = np.load(file)["arr_0"]
-    (kept,) = (drawn.out / "draws").iterdir()
-    np.testing.assert_array_equal(np.concatenate(list(image_parts.read_chunks(kept, 0, 80))), images)
+    (cache_folder,) = (drawn.out / "draws").iterdir()
+    np.testing.assert_array_equal(np.concatenate(list(image_parts.read_chunks(cache_folder, 0, 80))), images)
 
     found = values(samples.measure_and_write(drawn, options_of(80)))
     filed = values(samples.measure_and_write(drawn, options_of(80, samples=str(file))))
@@ -96,8 +96,8 @@ def test_training_images_left_out_are_held_against_the_others(drawn):
 def test_sets_give_a_mean_and_its_error(drawn):
     """Two sets of 66 of one seed: their mean is what each alone gives, and half their difference is the error."""
     both = samples.measure_and_write(drawn, options_of(66, sets=2))
-    (kept,) = (drawn.out / "draws").iterdir()
-    images = np.concatenate(list(image_parts.read_chunks(kept, 0, 132)))
+    (cache_folder,) = (drawn.out / "draws").iterdir()
+    images = np.concatenate(list(image_parts.read_chunks(cache_folder, 0, 132)))
     network = classifier.load("digits")
     reference = frechet.moments(network(DIGITS.train).features)
     parts = [images[:66], images[66:]]
@@ -120,26 +120,26 @@ def test_few_images_are_warned_of_with_the_bias(drawn, capsys):
 
 
 def test_the_reference_is_seen_once_and_again_when_it_changes(run_folder, tmp_path):
-    run, seen = ddim_context(run_folder, tmp_path), []
+    run, batch_sizes = ddim_context(run_folder, tmp_path), []
 
     def extract(images):
-        seen.append(len(images))
+        batch_sizes.append(len(images))
         return images.reshape(len(images), -1)[:, :3].astype(np.float32), np.ones((len(images), 1), np.float32)
 
     extractor = samples.Extractor("extractor 1", "distance", 3, extract, lambda a, b: [])
     train = select_split(DIGITS, "train")
-    first, again = samples.cached_reference(run, train, extractor), samples.cached_reference(run, train, extractor)
-    assert sum(seen) == 1500
-    for a, b in zip(first.halves, again.halves, strict=True):
+    computed, again = samples.cached_reference(run, train, extractor), samples.cached_reference(run, train, extractor)
+    assert sum(batch_sizes) == 1500
+    for a, b in zip(computed.halves, again.halves, strict=True):
         assert a.n == b.n and a.mean.tobytes() == b.mean.tobytes() and a.scatter.tobytes() == b.scatter.tobytes()
     # complete, as it is: the moments of all training images
     whole = np.cov(DIGITS.train.reshape(1500, -1)[:, :3].astype(float), rowvar=False)
-    np.testing.assert_allclose(first.moments().covariance, whole, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(computed.moments().covariance, whole, rtol=1e-9, atol=1e-12)
     changed = DIGITS.train.copy()
     changed[1400, 0, 0] ^= 1  # a thousand are hashed at a time
     samples.cached_reference(run, select_split(DIGITS._replace(train=changed), "train"), extractor)
     samples.cached_reference(run, train, extractor._replace(name="extractor 2"))
-    assert sum(seen) == 4500
+    assert sum(batch_sizes) == 4500
 
 
 @pytest.mark.slow
@@ -149,12 +149,12 @@ def test_fifty_thousand_images_are_seen_in_less_than_a_gigabyte():
     extractor = samples.Extractor(
         "extractor", "FID", 2048, lambda x: (block[: len(x)], block[: len(x), :1008]), lambda a, b: []
     )
-    images = (np.zeros((1024, 1, 1, 1), np.uint8)[: 50_000 - first] for first in range(0, 50_000, 1024))
+    images = (np.zeros((1024, 1, 1, 1), np.uint8)[: 50_000 - start] for start in range(0, 50_000, 1024))
     tracemalloc.start()
-    seen = samples.accumulate(images, extractor, 50_000)
+    result = samples.accumulate(images, extractor, 50_000)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seen.moments().n == 50_000 and len(seen.features) == 10_000 and len(seen.scores) == 50_000
+    assert result.moments().n == 50_000 and len(result.features) == 10_000 and len(result.scores) == 50_000
     assert peak < 1e9
 
 

@@ -21,7 +21,7 @@ from ddpm_jax.evaluate.figures.progressive import ProgressiveOptions
 from ddpm_jax.evaluate.figures.rate_distortion import RateDistortionOptions
 from ddpm_jax.evaluate.likelihood import LikelihoodOptions
 from ddpm_jax.evaluate.model_card import ReportOptions
-from ddpm_jax.programs import evaluate as program
+from ddpm_jax.programs import evaluate as evaluation
 
 DIGITS = data.load("digits")
 
@@ -94,7 +94,7 @@ def test_what_was_not_measured_is_named_with_its_command(card):
     for command in model_card.COMMANDS:
         assert (f": `ddpm-jax evaluate RUN {command}`" in text) == (command not in done), command
     assert "Reverse process, x_t over time (of other weights)" in text
-    assert set(program.COMMANDS) - {"report"} <= set(model_card.COMMANDS)  # or what they measure would go unnoticed
+    assert set(evaluation.COMMANDS) - {"report"} <= set(model_card.COMMANDS)  # or what they measure would go unnoticed
 
 
 def test_a_report_elsewhere_takes_the_runs_pictures_along(finished, tmp_path):

@@ -35,8 +35,8 @@ def test_only_several_lines_have_a_legend():
 def test_a_curve_keeps_text_and_leaves_the_state_of_pyplot_alone(tmp_path):
     before = "matplotlib.pyplot" in sys.modules
     plotted(tmp_path / "new" / "a.png", [1, 2], {"": [3, 4]}, text={"legend": "a ± b"})
-    kept = data.read_png(tmp_path / "new" / "a.png")
-    assert kept.text == {"legend": "a ± b"} and ("matplotlib.pyplot" in sys.modules) == before
+    png = data.read_png(tmp_path / "new" / "a.png")
+    assert png.text == {"legend": "a ± b"} and ("matplotlib.pyplot" in sys.modules) == before
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,13 @@ def test_an_interrupted_drawing_goes_on_to_the_same_samples(run_folder, drawn, t
 
 def test_more_samples_are_drawn_on(run_folder, tmp_path):
     run = ddim_context(run_folder, tmp_path)
-    first = sample_cache.ensure_samples(run, 10, 0, "float")
-    before = np.concatenate(list(image_parts.read_chunks(first, 0, 10)))
-    assert sample_cache.ensure_samples(run, 25, 0, "float") == first
-    assert [stop for _, stop, _ in image_parts.list_parts(first)] == [10, 25]
-    np.testing.assert_array_equal(np.concatenate(list(image_parts.read_chunks(first, 0, 10))), before)
-    assert sum(len(part) for part in image_parts.read_chunks(first, 4, 21)) == 17
-    assert sample_cache.ensure_samples(run, 10, 1, "float") != first
+    cache_folder = sample_cache.ensure_samples(run, 10, 0, "float")
+    before = np.concatenate(list(image_parts.read_chunks(cache_folder, 0, 10)))
+    assert sample_cache.ensure_samples(run, 25, 0, "float") == cache_folder
+    assert [stop for _, stop, _ in image_parts.list_parts(cache_folder)] == [10, 25]
+    np.testing.assert_array_equal(np.concatenate(list(image_parts.read_chunks(cache_folder, 0, 10))), before)
+    assert sum(len(part) for part in image_parts.read_chunks(cache_folder, 4, 21)) == 17
+    assert sample_cache.ensure_samples(run, 10, 1, "float") != cache_folder
 
 
 def test_floats_are_the_integers_unrounded(run_folder, tmp_path):

@@ -24,14 +24,14 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def judge():
+def extractor():
     return classifier.load("digits")
 
 
 @pytest.fixture(scope="module")
-def reference(digits, judge):
+def reference(digits, extractor):
     """What it makes of the training images."""
-    return judge(digits.train)
+    return extractor(digits.train)
 
 
 def like_mnist(images):
@@ -52,12 +52,12 @@ each = pytest.mark.parametrize("name", ["digits", "mnist"])
 # What they know
 
 
-def test_held_out_digits_are_recognised_and_noise_is_nothing_to_be_sure_of(digits, judge):
-    probabilities = judge(digits.test).probabilities
+def test_held_out_digits_are_recognised_and_noise_is_nothing_to_be_sure_of(digits, extractor):
+    probabilities = extractor(digits.test).probabilities
     assert (probabilities.argmax(1) == digits.test_labels).mean() > 0.97
     assert (probabilities.max(1) > classifier.CONFIDENT).mean() > 0.9
     noise = np.random.default_rng(0).integers(0, 17, digits.test.shape).astype(np.uint8)
-    assert (judge(noise).probabilities.max(1) > classifier.CONFIDENT).mean() < 0.5
+    assert (extractor(noise).probabilities.max(1) > classifier.CONFIDENT).mean() < 0.5
 
 
 def test_mnist_recognises_the_digits_of_another_data_set(digits):
@@ -73,9 +73,9 @@ def test_the_file_says_what_the_docstring_says(name):
     assert f"{record['held_out_accuracy']:.2%}".replace("%", " %") in str(classifier.Classifier.__doc__)
 
 
-def test_it_was_trained_on_the_digits_of_the_package(digits, judge):
+def test_it_was_trained_on_the_digits_of_the_package(digits, extractor):
     own = make_classifier.data_sha256(digits.train, digits.train_labels)
-    assert judge.record["data_sha256"] == own != make_classifier.data_sha256(digits.test, digits.test_labels)
+    assert extractor.record["data_sha256"] == own != make_classifier.data_sha256(digits.test, digits.test_labels)
 
 
 # Features
@@ -83,29 +83,29 @@ def test_it_was_trained_on_the_digits_of_the_package(digits, judge):
 
 @each
 def test_features_are_of_an_image_alone_however_many_are_asked_for(name, digits):
-    images, judge = some_images(name, digits), classifier.load(name)
-    whole = judge(images)
+    images, extractor = some_images(name, digits), classifier.load(name)
+    whole = extractor(images)
     for n in (1, 7, TILE, TILE + 1):
-        for part, all_of_it in zip(judge(images[:n]), whole, strict=True):
+        for part, all_of_it in zip(extractor(images[:n]), whole, strict=True):
             np.testing.assert_array_equal(part, all_of_it[:n])
     others = np.roll(images, 1, axis=0)
     others[17] = images[17]
-    np.testing.assert_array_equal(judge(others).features[17], whole.features[17])
+    np.testing.assert_array_equal(extractor(others).features[17], whole.features[17])
 
 
 @each
 def test_integers_and_the_same_values_as_floats_have_the_same_bits(name, digits):
-    images, judge = some_images(name, digits), classifier.load(name)
-    whole = judge(images)
+    images, extractor = some_images(name, digits), classifier.load(name)
+    whole = extractor(images)
     for kind in (np.uint16, np.float32):
-        for found, expected in zip(judge(images.astype(kind)), whole, strict=True):
+        for found, expected in zip(extractor(images.astype(kind)), whole, strict=True):
             assert found.dtype == np.float32
             np.testing.assert_array_equal(found, expected)
 
 
-def test_floats_are_not_rounded(digits, judge):
+def test_floats_are_not_rounded(digits, extractor):
     between = np.minimum(digits.test + np.float32(0.4), 16)
-    assert np.abs(judge(between).features - judge(digits.test).features).max(1).min() > 0
+    assert np.abs(extractor(between).features - extractor(digits.test).features).max(1).min() > 0
 
 
 @each
@@ -125,12 +125,12 @@ def distance(features, reference):
 
 
 @pytest.fixture(scope="module")
-def floor(digits, judge, reference):
+def held_out_distance(digits, extractor, reference):
     """Of held-out images against the training images."""
-    return distance(judge(digits.test).features, reference.features)
+    return distance(extractor(digits.test).features, reference.features)
 
 
-def test_held_out_images_are_as_far_away_as_training_images_are_from_each_other(digits, reference, floor):
+def test_held_out_images_are_as_far_away_as_training_images_are_from_each_other(digits, reference, held_out_distance):
     """Were it trained too closely, the training images' features would be of another law.
 
     The 297 held-out images were drawn class by class, so the fifths of the training images (300 each) are too; one
@@ -140,20 +140,20 @@ def test_held_out_images_are_as_far_away_as_training_images_are_from_each_other(
     order = np.lexsort((np.random.default_rng(0).random(count), digits.train_labels))
     fifths = [np.isin(np.arange(count), order[i::5]) for i in range(5)]
     expected = np.mean([distance(reference.features[one], reference.features[~one]) for one in fifths])
-    assert floor == pytest.approx(expected, rel=0.4)
+    assert held_out_distance == pytest.approx(expected, rel=0.4)
 
 
-def test_the_distance_grows_with_noise(digits, judge, reference, floor):
+def test_the_distance_grows_with_noise(digits, extractor, reference, held_out_distance):
     eps = np.random.default_rng(0).normal(size=digits.test.shape)
-    found = [floor]
+    found = [held_out_distance]
     for std in (0.05, 0.1, 0.2, 0.4):
         noisy = np.clip(digits.test + 16 * std * eps, 0, 16).astype(np.float32)
-        found.append(distance(judge(noisy).features, reference.features))
+        found.append(distance(extractor(noisy).features, reference.features))
     assert found == sorted(found)
-    assert found[2] > 1.5 * floor and found[3] > 4 * floor and found[4] > 12 * floor
+    assert found[2] > 1.5 * held_out_distance and found[3] > 4 * held_out_distance and found[4] > 12 * held_out_distance
 
 
-def test_the_distance_sees_blur_shifts_and_a_missing_class(digits, judge, reference, floor):
+def test_the_distance_sees_blur_shifts_and_a_missing_class(digits, extractor, reference, held_out_distance):
     padded = np.pad(digits.test.astype(np.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = 0.25 * padded[:, :-2] + 0.5 * padded[:, 1:-1] + 0.25 * padded[:, 2:]
     changed = {
@@ -164,14 +164,14 @@ def test_the_distance_sees_blur_shifts_and_a_missing_class(digits, judge, refere
         "without threes": digits.test[digits.test_labels != 3],
     }
     for what, images in changed.items():
-        assert distance(judge(images).features, reference.features) > 2.5 * floor, what
+        assert distance(extractor(images).features, reference.features) > 2.5 * held_out_distance, what
 
 
 # Class coverage
 
 
-def test_held_out_digits_cover_the_classes_and_a_dropped_class_is_noticed(digits, judge, reference):
-    probabilities = judge(digits.test).probabilities
+def test_held_out_digits_cover_the_classes_and_a_dropped_class_is_noticed(digits, extractor, reference):
+    probabilities = extractor(digits.test).probabilities
     found = classifier.class_coverage(probabilities, reference.probabilities)
     assert (found.classes, found.present, found.half_present) == (10, 10, 10)
     assert found.total_variation < 0.02 and found.confident > 0.9  # the division is by class
@@ -268,15 +268,15 @@ def test_a_data_set_finds_its_classifier_or_hears_which_there_are(digits):
 # How they are made
 
 
-def test_the_fingerprint_is_of_the_weights_alone(judge):
-    weights = dict(judge.weights)
-    assert classifier.load("mnist").fingerprint != judge.fingerprint
-    assert dataclasses.replace(judge, record={}).fingerprint == judge.fingerprint
-    assert dataclasses.replace(judge, weights=dict(reversed(weights.items()))).fingerprint == judge.fingerprint
+def test_the_fingerprint_is_of_the_weights_alone(extractor):
+    weights = dict(extractor.weights)
+    assert classifier.load("mnist").fingerprint != extractor.fingerprint
+    assert dataclasses.replace(extractor, record={}).fingerprint == extractor.fingerprint
+    assert dataclasses.replace(extractor, weights=dict(reversed(weights.items()))).fingerprint == extractor.fingerprint
     weights["logits/bias"] = np.nextafter(weights["logits/bias"], np.float32(9))
-    assert dataclasses.replace(judge, weights=weights).fingerprint != judge.fingerprint
-    swapped = {**judge.weights, "logits/kernel": judge.weights["logits/kernel"].reshape(10, 64)}
-    assert dataclasses.replace(judge, weights=swapped).fingerprint != judge.fingerprint
+    assert dataclasses.replace(extractor, weights=weights).fingerprint != extractor.fingerprint
+    swapped = {**extractor.weights, "logits/kernel": extractor.weights["logits/kernel"].reshape(10, 64)}
+    assert dataclasses.replace(extractor, weights=swapped).fingerprint != extractor.fingerprint
 
 
 def test_a_file_holds_what_was_measured_and_is_made_twice_alike(tmp_path, digits):
@@ -293,18 +293,18 @@ def test_a_file_holds_what_was_measured_and_is_made_twice_alike(tmp_path, digits
 
 
 def test_the_ends_of_the_levels_come_to_the_first_layer_as_minus_one_and_one():
-    network, seen = classifier.ClassifierNetwork(levels=17, convolutions=((1, 1),), features=2), []
+    network, layer_inputs = classifier.ClassifierNetwork(levels=17, convolutions=((1, 1),), features=2), []
 
     def watch(layer, args, kwargs, context):
-        seen.append(args[0])
+        layer_inputs.append(args[0])
         return layer(*args, **kwargs)
 
-    def look(images):
+    def first_layer_input(images):
         with nn.intercept_methods(watch):
             network.init(from_seed(0), images)
-        return seen[1]  # after the network's own
+        return layer_inputs[1]  # after the network's own
 
-    found = jax.jit(look)(np.float32([0, 8, 16, 4]).reshape(1, 2, 2, 1))
+    found = jax.jit(first_layer_input)(np.float32([0, 8, 16, 4]).reshape(1, 2, 2, 1))
     np.testing.assert_allclose(np.ravel(found), [-1, 0, 1, -0.5], atol=1e-6)
 
 
@@ -316,27 +316,27 @@ def test_another_seed_makes_another_classifier(digits):
 
 
 @pytest.mark.slow
-def test_the_script_makes_the_classifier_that_is_in_the_package(tmp_path, digits, judge, capsys):
+def test_the_script_makes_the_classifier_that_is_in_the_package(tmp_path, digits, extractor, capsys):
     """To the bit only where versions and machine are the same; that two such classifiers agree is another matter."""
     assert make_classifier.main(["digits", "--out", str(tmp_path / "again.npz")]) == 0
     again = classifier.load_file(tmp_path / "again.npz")
     assert again.fingerprint in capsys.readouterr().out
-    found, expected = again(digits.test).probabilities, judge(digits.test).probabilities
+    found, expected = again(digits.test).probabilities, extractor(digits.test).probabilities
     assert (found.argmax(1) == expected.argmax(1)).mean() > 0.98
-    assert again.record["recipe"] == judge.record["recipe"]
+    assert again.record["recipe"] == extractor.record["recipe"]
     assert again.record["held_out_accuracy"] > 0.97
 
 
 def test_images_move_by_a_pixel_as_often_as_told_and_black_comes_in():
-    share, n = 0.2, 4000
+    fraction, n = 0.2, 4000
     images = np.zeros((n, 5, 5, 1), np.float32)
     images[:, 2, 2] = 1
-    moved = np.asarray(make_classifier.random_shift(from_seed(0), jnp.asarray(images), share))
+    moved = np.asarray(make_classifier.random_shift(from_seed(0), jnp.asarray(images), fraction))
     assert moved.sum() == n
     for found in (moved.sum((0, 1, 3)) / n, moved.sum((0, 2, 3)) / n):
-        np.testing.assert_allclose(found, [0, share, 1 - 2 * share, share, 0], atol=4 * (0.24 / n) ** 0.5)
+        np.testing.assert_allclose(found, [0, fraction, 1 - 2 * fraction, fraction, 0], atol=4 * (0.24 / n) ** 0.5)
     edge = np.ones((n, 3, 3, 1), np.float32)
-    sums = np.asarray(make_classifier.random_shift(from_seed(0), jnp.asarray(edge), share)).sum((1, 2, 3))
+    sums = np.asarray(make_classifier.random_shift(from_seed(0), jnp.asarray(edge), fraction)).sum((1, 2, 3))
     assert set(sums.tolist()) == {9, 6, 4}
 
 

@@ -205,7 +205,7 @@ def test_two_thousand_features_are_no_distance_from_themselves():
 # Its bias
 
 
-def draws(seeds, n_first, n_second, mean, std):
+def pairs_of_moments(seeds, n_first, n_second, mean, std):
     """For each seed, the moments of normal features in two disjoint sets."""
     for seed in range(seeds):
         z = np.random.default_rng(seed).normal(mean, std, (n_first + n_second, len(mean)))
@@ -219,7 +219,7 @@ def test_the_bias_of_normal_features_is_found(n_first, n_second):
     |m|^2 has the mean d / n, and with C = 1 + E, tr C + d - 2 tr C^1/2 is tr E^2 / 4 to second order.
     """
     d, n, standard = 4, n_first + n_second, law(np.zeros(4), np.eye(4))
-    pairs = draws(800, n_first, n_second, np.zeros(d), np.ones(d))
+    pairs = pairs_of_moments(800, n_first, n_second, np.zeros(d), np.ones(d))
     found = [frechet.sampling_bias(*halves, standard) for halves in pairs]
     expected = d / n + d * (d + 1) / (4 * (n - 1))
     standard_error = np.std(found, ddof=1) / np.sqrt(len(found))
@@ -231,7 +231,7 @@ def test_without_its_bias_the_distance_is_that_of_endlessly_many_images():
     mean, std = np.array([0.3, 0, 0, 0]), np.array([1, 0.8, 1.3, 1])
     limit = (mean**2).sum() + ((std - 1) ** 2).sum()
     standard, biased, corrected = law(np.zeros(4), np.eye(4)), [], []
-    for halves in draws(600, 60, 60, mean, std):
+    for halves in pairs_of_moments(600, 60, 60, mean, std):
         biased.append(frechet.frechet_distance(frechet.merge_moments(*halves), standard))
         corrected.append(biased[-1] - frechet.sampling_bias(*halves, standard))
     standard_error = np.std(corrected, ddof=1) / np.sqrt(600)

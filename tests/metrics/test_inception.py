@@ -273,23 +273,23 @@ def test_a_run_is_measured_by_inception(weights, tmp_path):
     """FID, Inception score, KID and the neighbours of samples, on twenty of the features so that they span a space."""
     run = tiny_run.make_run(tmp_path / "run")
     model = open_context(str(run), CommonFlags(out=str(tmp_path))).model
-    eye = evaluated.load_extractor(model, "inception", weights)
-    assert eye.dimension == 2048 and eye.name.startswith("inception-v3-compat ")
+    extractor = evaluated.load_extractor(model, "inception", weights)
+    assert extractor.dimension == 2048 and extractor.name.startswith("inception-v3-compat ")
 
-    def judge(images):
-        features, logits = eye.extract(images)
+    def extract_few(images):
+        features, logits = extractor.extract(images)
         return features[:, :20].astype(np.float64), logits
 
     digits = data.load("digits")
-    few = eye._replace(extract=judge, dimension=20)
+    few = extractor._replace(extract=extract_few, dimension=20)
     train, held = (evaluated.accumulate([images[:30]], few, 30) for images in (digits.train, digits.test))
     found = {
         n.name: n
         for n in evaluated.mean_over_sets([evaluated.compare_features(held, train, few)], {"n": 30, "format": "uint8"})
     }
-    whole = [frechet.moments(judge(images[:30])[0]) for images in (digits.test, digits.train)]
+    whole = [frechet.moments(extract_few(images[:30])[0]) for images in (digits.test, digits.train)]
     assert found["FID"].value == pytest.approx(frechet.frechet_distance(*whole), rel=1e-5)
-    score = inception.inception_score(eye.extract(digits.test[:30])[1])
+    score = inception.inception_score(extractor.extract(digits.test[:30])[1])
     assert found["inception score"].value == pytest.approx(score.mean)
     assert {"KID", "precision, k=3", "recall, k=3", "coverage, k=5"} <= set(found)
     assert protocol.format_line(found["FID"]).startswith("FID ")

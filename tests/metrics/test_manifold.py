@@ -177,15 +177,15 @@ def test_many_large_images_are_searched_in_little_memory():
     """As for a page of samples against a training set: copies are found, 0 away, and what differs by one level 1."""
     rng = np.random.default_rng(0)
     references = rng.integers(0, 256, (12_000, 3072), dtype=np.uint8)
-    place = rng.choice(12_000, 64, replace=False)
-    queries = references[place]
+    indices = rng.choice(12_000, 64, replace=False)
+    queries = references[indices]
     queries[32:, 5] ^= 1
     tracemalloc.start()
     found = nearest(queries, references, 2)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**28
-    np.testing.assert_array_equal(found.indices[:, 0], place)
+    np.testing.assert_array_equal(found.indices[:, 0], indices)
     np.testing.assert_array_equal(found.distances[:, 0], [0] * 32 + [1] * 32)
     # two images of independent levels are 256 sqrt(d / 6) apart, and the nearest of 12,000 little less
     assert (np.abs(found.distances[:, 1] / (256 * np.sqrt(3072 / 6)) - 0.95) < 0.05).all()

@@ -99,10 +99,10 @@ def test_the_errors_are_those_of_means_over_images():
     """400 draws of 64 digits: the scatter of their means and standard deviations, itself known to 3.5 %."""
     rng = np.random.default_rng(4)
     known = monitors.colour_statistics(ALL, 17).channels
-    draws = [monitors.colour_statistics(ALL[rng.integers(0, len(ALL), 64)], 17).channels for _ in range(400)]
+    statistics = [monitors.colour_statistics(ALL[rng.integers(0, len(ALL), 64)], 17).channels for _ in range(400)]
     error = 1 / np.sqrt(2 * 400)
-    assert np.std([d.mean for d in draws]) == pytest.approx(known.mean_error[0] / 8, rel=4 * error)
-    assert np.std([d.std for d in draws]) == pytest.approx(known.std_error[0] / 8, rel=4 * error)
+    assert np.std([d.mean for d in statistics]) == pytest.approx(known.mean_error[0] / 8, rel=4 * error)
+    assert np.std([d.std for d in statistics]) == pytest.approx(known.std_error[0] / 8, rel=4 * error)
     pixels = ALL.astype(float) / 16
     np.testing.assert_allclose([known.mean[0], known.std[0]], [pixels.mean(), pixels.std()], rtol=1e-12)
 
@@ -317,8 +317,8 @@ def test_colour_has_a_line_per_channel_and_many_channels_have_the_worst():
         return np.concatenate([images[..., [0, 1, 1]], third[..., :1], images[..., 2:]], -1)
 
     reference = monitors.reference(five(train, train), five(photos(rng, 30), photos(rng, 30)), 256)
-    first = monitors.lines(monitors.report(five(samples, red), reference))[0]
-    assert first.startswith("samples   5 channels, ") and " off; channel 3: mean " in first
+    colour_line = monitors.lines(monitors.report(five(samples, red), reference))[0]
+    assert colour_line.startswith("samples   5 channels, ") and " off; channel 3: mean " in colour_line
     assert monitors.lines(monitors.report(samples[:5], monitors.reference(train, train[:0], 256)))[3] == (
         "          colours not judged: only 5 samples, 16 are needed"
     )

@@ -21,11 +21,11 @@ def test_a_chain_continued_from_its_beginning_is_the_image_that_sample_py_draws(
 
 
 def test_times_are_spread_over_the_chain_with_both_ends():
-    chain = samplers.times(1000, 50, spacing="ddim")
-    kept = figure.evenly_spaced(chain, 11)
-    assert (kept[0], kept[-1], len(kept)) == (981, 0, 11) and set(kept) <= set(chain)
-    assert np.ptp(np.diff(kept)) <= 20
-    np.testing.assert_array_equal(figure.evenly_spaced(chain, 99), chain)
+    times = samplers.times(1000, 50, spacing="ddim")
+    selected = figure.evenly_spaced(times, 11)
+    assert (selected[0], selected[-1], len(selected)) == (981, 0, 11) and set(selected) <= set(times)
+    assert np.ptp(np.diff(selected)) <= 20
+    np.testing.assert_array_equal(figure.evenly_spaced(times, 99), times)
 
 
 @pytest.mark.parametrize("sampling", [{"variance_mix": 0.5}, {"sampler": "ddim", "eta": 0.3}])
@@ -39,9 +39,9 @@ def test_an_image_that_waits_goes_the_way_of_one_that_begins_there(run_folder, s
     sampler = model.sampler(model.params)
 
     @jax.jit
-    def plain(paths, x, chain):
+    def plain(paths, x, times):
         keys = jax.vmap(lambda p: jax.random.fold_in(jax.random.fold_in(from_seed(3), p[0]), p[1]))(paths)
-        return samplers.sample(keys, sampler, x, chain)
+        return samplers.sample(keys, sampler, x, times)
 
     for t in (12, 1):
         expected = plain(paths, x, model.times[model.times <= t])

@@ -24,8 +24,8 @@ def drawn(run_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("drawn")
     run = evaluation_context(run_folder, out, steps=4)
     model = ideal_model(run_folder, steps=4)  # the network says nothing here, and to compile it takes seconds
-    kept = sample_cache.ensure_samples(run._replace(model=model), 8, 0, "integer")
-    return out, np.concatenate(list(image_parts.read_chunks(kept, 0, 8)))
+    cache_folder = sample_cache.ensure_samples(run._replace(model=model), 8, 0, "integer")
+    return out, np.concatenate(list(image_parts.read_chunks(cache_folder, 0, 8)))
 
 
 def planted(folder, out, drawn, train, flip=False):
@@ -48,13 +48,13 @@ def test_a_planted_copy_comes_first(run_folder, tmp_path, drawn, flip):
     run = planted(run_folder, tmp_path, drawn, train, flip)
     assert neighbours.run(run, NeighboursOptions(num=8, rows=3, k=2)) == 0
     found, picture = result(tmp_path)
-    first, second, *_ = found["neighbours"]
-    assert (first["sample"], first["train"][0], first["mirrored"][0], first["distance"][0]) == (5, 37, flip, 0)
+    closest, next_closest, *_ = found["neighbours"]
+    assert (closest["sample"], closest["train"][0], closest["mirrored"][0], closest["distance"][0]) == (5, 37, flip, 0)
     # the others by the formula: root mean square over pixels, over all training images, mirrored where training mirrors
     every = np.concatenate([train, train[:, :, ::-1]]) if flip else train
     direct = np.sqrt(((samples[:, None].astype(float) - every) ** 2).mean((2, 3, 4)))
     nearest = np.sort(direct, 1)[:, :2]
-    assert second["distance"] == pytest.approx(nearest[second["sample"]], rel=1e-12)
+    assert next_closest["distance"] == pytest.approx(nearest[next_closest["sample"]], rel=1e-12)
     assert [row["sample"] for row in found["neighbours"]] == np.argsort(nearest[:, 0], kind="stable").tolist()
     median = next(
         n["value"] for n in found["numbers"] if n["name"] == "nearest training image, samples, median, RMS in levels"

@@ -62,20 +62,20 @@ def test_the_last_row_is_the_bound_without_the_decoder(run_folder, tmp_path, cap
     monkeypatch.setattr(likelihood, "measure", None)  # the number is there: it is not measured again
     assert rate_distortion.run(run, RateDistortionOptions(num=5)) == 0
     (path,) = tmp_path.glob("rate_distortion-*.csv")
-    (kept,) = tmp_path.glob("likelihood-*.json")
-    bound = {number.name: number for number in protocol.read_measurements(kept)}
-    total = bound["bits/dim"].value - bound["distortion, bits/dim"].value
+    (measurements_file,) = tmp_path.glob("likelihood-*.json")
+    measurements = {number.name: number for number in protocol.read_measurements(measurements_file)}
+    total = measurements["bits/dim"].value - measurements["distortion, bits/dim"].value
     found = read_csv(path)
     assert found.rate[-1] == pytest.approx(total, rel=1e-6)
-    assert found.rate[0] == pytest.approx(bound["prior, bits/dim"].value, rel=1e-6)
-    assert found.rmse[-1] == pytest.approx(bound["RMSE of x_0, 0..255"].value, rel=1e-6)
+    assert found.rate[0] == pytest.approx(measurements["prior, bits/dim"].value, rel=1e-6)
+    assert found.rmse[-1] == pytest.approx(measurements["RMSE of x_0, 0..255"].value, rel=1e-6)
     assert (np.diff(found.rate) >= 0).all()
     np.testing.assert_array_equal(found.times, run.model.times[:-1])
     rate, rmse = protocol.read_measurements(path.with_suffix(".json"))
-    assert rate.value == pytest.approx(total, rel=1e-6) and rmse == bound["RMSE of x_0, 0..255"]._replace(
+    assert rate.value == pytest.approx(total, rel=1e-6) and rmse == measurements["RMSE of x_0, 0..255"]._replace(
         name=rmse.name
     )
-    assert rate.protocol == bound["bits/dim"].protocol
+    assert rate.protocol == measurements["bits/dim"].protocol
     table = path.with_suffix(".md").read_text().partition("\n\n")[0]
     assert table in capsys.readouterr().out
     shown = [int(row) for row in re.findall(r"^\| (\d+)", table, re.MULTILINE)]

@@ -44,10 +44,10 @@ def test_numbers_of_a_volume_are_those_of_the_same_pixels_in_an_image(continued)
 
 def test_the_first_continuation_is_the_chain_itself(continued):
     model, found = continued
-    chain = figure.draw_states(model, ProgressiveOptions(num=64), [20, 15, 10, 5, 0])
-    np.testing.assert_array_equal(chain[:, :-1], found.shared)
+    states = figure.draw_states(model, ProgressiveOptions(num=64), [20, 15, 10, 5, 0])
+    np.testing.assert_array_equal(states[:, :-1], found.shared)
     for k in range(4):
-        np.testing.assert_array_equal(found.ends[:, k, 0], chain[:, -1])
+        np.testing.assert_array_equal(found.ends[:, k, 0], states[:, -1])
 
 
 def test_continuations_share_the_mean_and_no_noise(continued):
@@ -71,9 +71,9 @@ def test_continuations_are_shown_and_written_down(run_folder, tmp_path, capsys):
     assert stochastic.run(run, options) == 0
     assert "t = 20, 1; in a block: x_t, the chain's own x_0, then 2 others" in capsys.readouterr().out
     (path,) = tmp_path.glob("stochastic-*.json")
-    first, last = protocol.read_measurements(path)
-    assert (first.protocol["t"], last.protocol["t"]) == (20, 1)
-    assert first.value > 10 and last.value < 1e-3  # from t = 1 one step is left, and it adds no noise
+    from_t20, from_t1 = protocol.read_measurements(path)
+    assert (from_t20.protocol["t"], from_t1.protocol["t"]) == (20, 1)
+    assert from_t20.value > 10 and from_t1.value < 1e-3  # from t = 1 one step is left, and it adds no noise
     (image,) = run.model.draw(seed=0, start=0, num=2)
     np.testing.assert_array_equal(picture_column(path.with_suffix(".png"), 1), data.to_integer(image.x, 256)[..., 0])
 
