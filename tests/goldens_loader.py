@@ -56,21 +56,21 @@ class Golden:
         return self.dtype == jnp.float32
 
     def tolerance(self) -> dict[str, float]:
-        given = self.case.get("tolerance") or {}
-        if str(self.dtype) in given:
-            rule = given[str(self.dtype)]
+        tolerances = self.case.get("tolerance") or {}
+        if str(self.dtype) in tolerances:
+            rule = tolerances[str(self.dtype)]
             return {} if isinstance(rule, str) else rule  # a rule in words is the test's own business
         if self.single:
-            return {"rtol": given["float32_rtol"], "atol": 0.0} if "float32_rtol" in given else PLAIN_FLOAT32
-        return {name: given[name] for name in ("rtol", "atol") if name in given}
+            return {"rtol": tolerances["float32_rtol"], "atol": 0.0} if "float32_rtol" in tolerances else PLAIN_FLOAT32
+        return {name: tolerances[name] for name in ("rtol", "atol") if name in tolerances}
 
-    def close(self, name: str, ours, *, at=..., **tolerance) -> None:
-        """Asserts |ours - golden[at]| <= atol + rtol |golden|, with the manifest's tolerances unless others are given.
+    def close(self, name: str, ours, *, index=..., **tolerance) -> None:
+        """Asserts |ours - golden[index]| <= atol + rtol |golden|, by default with the manifest's tolerances.
 
         Args:
-            at: which part of the golden array `ours` is.
+            index: which part of the golden array `ours` is.
         """
-        wanted = stored_array(self.id, name)[at]
+        wanted = stored_array(self.id, name)[index]
         ours = np.asarray(ours)
         assert ours.dtype == self.dtype, f"{name}: computed in {ours.dtype}"
         assert ours.shape == wanted.shape, f"{name}: shape {ours.shape}, golden {wanted.shape}"
@@ -143,9 +143,9 @@ def _schedule(betas: str, dtype: str) -> Schedule:
     made_by, name, rest = re.match(r"get_(named_)?beta_schedule\('(\w+)',?\s*(.*)\)$", betas).groups()
     if made_by:
         return named_schedule(name, int(rest))
-    given = dict(pair.split("=") for pair in rest.split(","))
+    arguments = dict(pair.split("=") for pair in rest.split(","))
     return original_schedule(
-        name, int(given["num_diffusion_timesteps"]), float(given["beta_start"]), float(given["beta_end"])
+        name, int(arguments["num_diffusion_timesteps"]), float(arguments["beta_start"]), float(arguments["beta_end"])
     )
 
 
@@ -169,9 +169,9 @@ def original_schedule(name: str, T: int, beta_start: float, beta_end: float) -> 
     return getattr(schedules, name)(T, beta_start, beta_end)
 
 
-def first_and_rest(first: jax.Array, rest: jax.Array) -> jax.Array:
+def first_and_rest(first_value: jax.Array, rest: jax.Array) -> jax.Array:
     """The peers' clipped log variances: entry 0 is another one."""
-    return rest.at[0].set(first)
+    return rest.at[0].set(first_value)
 
 
 def mix_from_log_variance(
@@ -186,11 +186,11 @@ def mix_from_log_variance(
         log_var: [B, ...]; t: [B].
         first_var: the smaller variance at t = 1, where beta-tilde is 0.
     """
-    first = (t == 1).reshape((-1,) + (1,) * (log_var.ndim - 1))
+    is_first = (t == 1).reshape((-1,) + (1,) * (log_var.ndim - 1))
     s = jnp.where(t == 1, 1, t - 1)
     noise_t, noise_s = schedules.gather(schedule.noise, t, log_var), schedules.gather(schedule.noise, s, log_var)
     log_range = 2 * jnp.log(noise_t / noise_s) if for_vlb else -jnp.log((noise_s / noise_t) ** 2)
-    log_range = jnp.where(first, 2 * jnp.log(schedule.noise[1]) - jnp.log(first_var), log_range)
+    log_range = jnp.where(is_first, 2 * jnp.log(schedule.noise[1]) - jnp.log(first_var), log_range)
     log_large = jnp.log(gaussian.one_minus_snr_ratio(schedule, t, t - 1, log_var) * noise_t**2)
     return 1 + (log_var - log_large) / log_range
 
@@ -297,12 +297,12 @@ def _reverse_step(peer: Peer):
         sample, mean, x0_hat = map_examples(step, x_t, t, out, noise)
         found = peer.denoiser(sched, constant_net(out))(x_t, t)
         var = gaussian.reverse_variance(sched, t, t - 1, x_t, mix if found.variance_mix is None else found.variance_mix)
-        first = likelihood.decoder_variance(sched)
+        var_1 = likelihood.decoder_variance(sched)
         if found.variance_mix is not None:
-            first = jnp.exp(
-                (1 - found.variance_mix[0]) * jnp.log(first) + 2 * found.variance_mix[0] * jnp.log(sched.noise[1])
+            var_1 = jnp.exp(
+                (1 - found.variance_mix[0]) * jnp.log(var_1) + 2 * found.variance_mix[0] * jnp.log(sched.noise[1])
             )
-        return mean, first_and_rest(first, var), first_and_rest(jnp.log(first), jnp.log(var)), x0_hat, sample, var
+        return mean, first_and_rest(var_1, var), first_and_rest(jnp.log(var_1), jnp.log(var)), x0_hat, sample, var
 
     return steps
 

@@ -63,7 +63,7 @@ def test_schedule_and_its_derived_arrays(golden: Golden):
             golden.close(name, ours, **rounding)
     if "alphas_cumprod_next" in golden.names:
         # the peer's 0 beyond the last step is no row of ours
-        golden.close("alphas_cumprod_next", sched.signal[2:] ** 2, at=slice(None, -1))
+        golden.close("alphas_cumprod_next", sched.signal[2:] ** 2, index=slice(None, -1))
 
 
 @jax.jit
@@ -180,15 +180,15 @@ def test_the_first_version_of_the_original(golden: Golden):
 def test_one_ddim_step(golden: Golden):
     sched, t, x_t, clip = schedule(golden), golden["t"] + 1, golden["x_t"], golden.args["clip_denoised"]
     steps = ddim_steps(MEAN_TYPE[golden.args["model_mean_type"]], clip)
-    given = x_t, t, golden["model_output"], golden["noise"]
-    samples, x0_hat, back, eps = map(np.asarray, steps(sched, np.array([0, 0.5, 1], golden.dtype), *given))
+    inputs = x_t, t, golden["model_output"], golden["noise"]
+    samples, x0_hat, back, eps = map(np.asarray, steps(sched, np.array([0, 0.5, 1], golden.dtype), *inputs))
     for eta, sample in zip((0.0, 0.5, 1.0), samples, strict=True):
         golden.close(f"sample_eta{eta}", sample)
     golden.close("pred_xstart", x0_hat)
     # beyond t = T the peer puts pure noise, its predicted eps; we have no such row
     assert (t[:-1] < sched.T).all() and t[-1] == sched.T
-    golden.close("reverse_sample", back, at=slice(None, -1))
-    golden.close("reverse_sample", eps[-1], at=-1)
+    golden.close("reverse_sample", back, index=slice(None, -1))
+    golden.close("reverse_sample", eps[-1], index=-1)
 
 
 @functools.cache
@@ -197,7 +197,7 @@ def ddim_steps(predicts: str, clip: bool):
 
     @jax.jit
     def steps(sched, etas, x_t, t, out, noise):
-        def step(eta, forward, *given):
+        def step(eta, forward, *inputs):
             def one(x_t, t, out, noise):
                 denoise = gaussian.denoiser(sched, constant_net(out), predicts, clip=clip)
                 sampler = samplers.ddim(sched, denoise, eta=eta, noise=lambda keys, t, like: noise)
@@ -205,11 +205,11 @@ def ddim_steps(predicts: str, clip: bool):
                 state = sampler.step(None, sampler.init(x_t, t[0]), t[0], s)
                 return state.x, state.x0
 
-            return map_examples(one, *given)
+            return map_examples(one, *inputs)
 
-        given = x_t, t, out, noise
-        down, x0_hat = jax.vmap(lambda eta: step(eta, False, *given))(etas)
-        up, _ = step(0.0, True, *(a[:-1] for a in given))
+        inputs = x_t, t, out, noise
+        down, x0_hat = jax.vmap(lambda eta: step(eta, False, *inputs))(etas)
+        up, _ = step(0.0, True, *(a[:-1] for a in inputs))
         eps = gaussian.denoiser(sched, constant_net(out), predicts, clip=clip)(x_t, t).eps
         return down, x0_hat[-1], up, eps
 
@@ -235,8 +235,8 @@ def test_impossible_respacings_raise(golden: Golden):
 @cases("f/spaced_diffusion/*")
 def test_respaced_schedule_is_two_rows_of_the_full_one(golden: Golden):
     sched = schedule(golden)
-    chain = times_of(sched.T, golden.args["timestep_respacing"])
-    t, s = chain[:-1][::-1], chain[1:][::-1]
+    times = times_of(sched.T, golden.args["timestep_respacing"])
+    t, s = times[:-1][::-1], times[1:][::-1]
     np.testing.assert_array_equal(t - 1, golden["timestep_map"])
     golden.exempt("timestep_map")  # compared just now
     like, numbers = np.ones(t.shape, golden.dtype), (np.asarray(mix, golden.dtype) for mix in (0.0, 1.0))
@@ -244,8 +244,8 @@ def test_respaced_schedule_is_two_rows_of_the_full_one(golden: Golden):
     golden.close("betas", large)
     golden.close("alphas_cumprod", np.asarray(sched.signal)[t] ** 2)
     golden.close("posterior_variance", small)
-    first = np.asarray(likelihood.decoder_variance(sched, chain))
-    golden.close("posterior_log_variance_clipped", np.log(np.append(first, small[1:])))
+    var_1 = np.asarray(likelihood.decoder_variance(sched, times))
+    golden.close("posterior_log_variance_clipped", np.log(np.append(var_1, small[1:])))
 
 
 # --- lucidrains' extras
@@ -271,7 +271,7 @@ def test_sigmoid_schedule_and_min_snr_weights(golden: Golden):
         off_by_one = constant_net(gaussian.target(sched, predicts, x0, eps, t) + 1)
         return losses.denoising_loss(sched, off_by_one, x0, t, eps, predicts=predicts, weight=losses.min_snr(5.0))
 
-    weights = jax.jit(lambda *given: [weight(predicts, *given) for predicts in ("eps", "x0", "v")])
+    weights = jax.jit(lambda *inputs: [weight(predicts, *inputs) for predicts in ("eps", "x0", "v")])
 
     one = np.ones((T, 1), golden.dtype)
     for name, weight in zip(("noise", "x0", "v"), weights(one, 2 * one), strict=True):

@@ -23,8 +23,8 @@ NODES = np.polynomial.hermite_e.hermegauss(2)[0]
 def expectation(f, m, s, T: int, dtype) -> jax.Array:
     """E f(x_0, eps) over x_0 ~ N(m, s^2) and eps ~ N(0, 1), for f: [T, 1], [T, 1] -> [T] or [T, 1]; returns [T]."""
     a, b = np.array(list(itertools.product(NODES, NODES))).T
-    draws = m + s * jnp.asarray(a, dtype), jnp.asarray(b, dtype)
-    found = jax.vmap(lambda x0, eps: f(jnp.full((T, 1), x0, dtype), jnp.full((T, 1), eps, dtype)))(*draws)
+    nodes = m + s * jnp.asarray(a, dtype), jnp.asarray(b, dtype)
+    found = jax.vmap(lambda x0, eps: f(jnp.full((T, 1), x0, dtype), jnp.full((T, 1), eps, dtype)))(*nodes)
     return found.reshape(len(a), T).mean(0)
 
 
@@ -82,29 +82,29 @@ def pipeline(sched, m, s, optimal_log_var) -> dict[str, jax.Array]:
     found["marginal_var"] = marginal.var
     found["kl_qxT_to_prior"] = gaussian.kl(Gaussian(*(x[-1] for x in marginal)), standard)
 
-    first = likelihood.decoder_variance(sched)
+    var_1 = likelihood.decoder_variance(sched)
     post = gaussian.posterior(sched, one, zero, t, t - 1)
     for name, mix in (("fixedsmall", 0.0), ("fixedlarge", 1.0), ("optimal", None)):
         if mix is None:
             sigma2 = post.var + post.mean**2 * x0_mse
-            bound_mix, chain_mix = (
-                mix_from_log_variance(sched, jnp.asarray(t), optimal_log_var, first, for_vlb=bound)
-                for bound in (True, False)
+            vlb_mix, chain_mix = (
+                mix_from_log_variance(sched, jnp.asarray(t), optimal_log_var, var_1, for_vlb=for_vlb)
+                for for_vlb in (True, False)
             )
         else:
-            sigma2 = first_and_rest(first, gaussian.reverse_variance(sched, t, t - 1, one, mix))
-            bound_mix = chain_mix = jnp.full((T, 1), mix, dtype)
+            sigma2 = first_and_rest(var_1, gaussian.reverse_variance(sched, t, t - 1, one, mix))
+            vlb_mix = chain_mix = jnp.full((T, 1), mix, dtype)
         found[f"{name}/sigma2"] = sigma2
 
-        def term(x0, eps, mix=mix, bound_mix=bound_mix):
+        def vlb_term(x0, eps, mix=mix, vlb_mix=vlb_mix):
             found = estimate(x0, eps)
             if mix is None:
-                found, mix = found._replace(variance_mix=bound_mix), 1.0
+                found, mix = found._replace(variance_mix=vlb_mix), 1.0
             return likelihood.vlb_term_from_estimate(
-                sched, found, x0, t, t - 1, variance_mix=mix, decoder=likelihood.gaussian_density, decoder_var=first
+                sched, found, x0, t, t - 1, variance_mix=mix, decoder=likelihood.gaussian_density, decoder_var=var_1
             )
 
-        terms = found[f"{name}/terms"] = mean(term)
+        terms = found[f"{name}/terms"] = mean(vlb_term)
         nelbo = found[f"{name}/nelbo"] = terms.sum() + prior
         found[f"{name}/gap_to_entropy"] = nelbo - entropy
 
@@ -136,7 +136,7 @@ def chain_law(sched, denoise, mix: jax.Array) -> tuple[jax.Array, jax.Array]:
     @jax.vmap
     def moves(t, mix):
         @jax.vmap
-        def at(x, noise):
+        def next_state(x, noise):
             sampler = samplers.ancestral(
                 sched,
                 lambda x, t: denoise(x, t)._replace(variance_mix=mix[0]),
@@ -144,12 +144,12 @@ def chain_law(sched, denoise, mix: jax.Array) -> tuple[jax.Array, jax.Array]:
             )
             return sampler.step(None, sampler.init(jnp.full((1, 1), x, dtype), t), t, t - 1).x[0, 0]
 
-        origin, ahead, noisy = at(jnp.asarray([0.0, 1.0, 0.0], dtype), jnp.asarray([0.0, 0.0, 1.0], dtype))
+        origin, ahead, noisy = next_state(jnp.asarray([0.0, 1.0, 0.0], dtype), jnp.asarray([0.0, 0.0, 1.0], dtype))
         return origin, ahead - origin, noisy - origin
 
     def push(law, move):
-        (mean, var), (offset, slope, std) = law, move
-        law = offset + slope * mean, slope**2 * var + std**2
+        (mean, var), (offset, scale, std) = law, move
+        law = offset + scale * mean, scale**2 * var + std**2
         return law, law
 
     start = jnp.zeros((), dtype), jnp.ones((), dtype)

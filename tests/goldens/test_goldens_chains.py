@@ -60,11 +60,11 @@ def compiled(kind: Kind):
             def denoise(x, t):
                 return Estimate(clipped(x, t).x0, unclipped(x, t).eps)
 
-        given = lambda keys, t, like: noise  # noqa: E731
+        step_noise = lambda keys, t, like: noise  # noqa: E731
         if kind.sampler == "ancestral":
-            return samplers.ancestral(sched, denoise, variance_mix=option, noise=given)
+            return samplers.ancestral(sched, denoise, variance_mix=option, noise=step_noise)
         if kind.sampler == "ddim":
-            return samplers.ddim(sched, denoise, eta=option, noise=given)
+            return samplers.ddim(sched, denoise, eta=option, noise=step_noise)
         return samplers.dpm_solver_pp(sched, denoise, **SOLVERS[kind.sampler])
 
     def step(sched, p, option, state, t, s, noise):
@@ -113,7 +113,7 @@ def test_the_originals_chain_and_its_predictions_on_the_way(golden: Golden):
     """By `trajectory`, in one program."""
     sched, (kind, mix) = schedule(golden), peer(golden, golden.args["clip_denoised"])
     denoise = kind.denoiser(sched, synthetic_net(golden, sched))
-    slots = 5 * np.arange(stored_array(golden.id, "xstartpreds").shape[1])  # slot n: the last x_0 seen with t // 5 = n
+    save_at = 5 * np.arange(stored_array(golden.id, "xstartpreds").shape[1])  # slot n: the last x_0 with t // 5 = n
 
     @jax.jit
     def states(x_T, noise):
@@ -121,7 +121,7 @@ def test_the_originals_chain_and_its_predictions_on_the_way(golden: Golden):
         by_time = jnp.concatenate([jnp.zeros_like(noise[:1]), noise])
         sampler = samplers.ancestral(sched, denoise, variance_mix=mix, noise=lambda keys, t, like: by_time[t])
         times = np.arange(sched.T, -1, -1)
-        return samplers.trajectory(keys, sampler, x_T, times, save_at=slots.tolist())
+        return samplers.trajectory(keys, sampler, x_T, times, save_at=save_at.tolist())
 
     found = states(golden["x_T"], golden["noise"])
     golden.close("final", found.x[0])
@@ -217,7 +217,7 @@ def test_diffusers_ddim_misses_its_own_next_time(golden: Golden):
 
     ours = run(golden, kind, sched, 0.0, golden["x_T"], list(itertools.pairwise(times)))
     # the first prediction rests on x_T alone
-    golden.close("pred_original_sample", ours[int(times[1])][1], at=0)
+    golden.close("pred_original_sample", ours[int(times[1])][1], index=0)
     off = np.abs(ours[0][0] - stored_array(golden.id, "final")).max()
     assert off > 0.02  # and the tolerance of the comparison above is 1e-6
 

@@ -50,16 +50,16 @@ def test_decoders(golden: Golden):
     if golden.single:
         # a mean on the edge of a bin multiplies the rounding of the inputs by 1 / scale
         assert (np.abs(np.exp(tanh) - np.exp(wanted)) <= 3e-7 + 1e-7 / scale).all()
-        golden.close("log_prob", tanh[likely], at=likely, rtol=0, atol=5e-3)
+        golden.close("log_prob", tanh[likely], index=likely, rtol=0, atol=5e-3)
         # our exact CDF keeps its relative precision into the tails, but the distance to the mean, rounded at 1e-7
         # and divided by scale, enters log p with its own size: |d log p| = |z| 1e-7 / scale
         z = np.abs(stored_array(golden.id, "x") - stored_array(golden.id, "means")) / scale
         error = np.abs(ours - wanted_exact)
         assert (error <= 1e-5 + 1e-6 * np.abs(wanted_exact) + 1e-7 * (z + 2) / scale)[unfloored].all()
     else:
-        golden.close("log_prob", tanh[likely], at=likely, rtol=0, atol=1e-6)
-        golden.close("log_prob", tanh[~likely], at=~likely, rtol=0, atol=1e-3)
-        golden.close("log_prob_exact_cdf", ours[unfloored], at=unfloored, rtol=1e-9, atol=1e-9)
+        golden.close("log_prob", tanh[likely], index=likely, rtol=0, atol=1e-6)
+        golden.close("log_prob", tanh[~likely], index=~likely, rtol=0, atol=1e-3)
+        golden.close("log_prob_exact_cdf", ours[unfloored], index=unfloored, rtol=1e-9, atol=1e-9)
 
 
 @cases("e/*/prior_bpd")
@@ -74,17 +74,17 @@ def bound_term(kind: Peer):
     """(schedule, mix, x0, t, noise, out) -> the term of the bound in bits per component, [B]."""
 
     @jax.jit
-    def term(sched, mix, x0, t, noise, out):
+    def vlb_term(sched, mix, x0, t, noise, out):
         found = kind.denoiser(sched, constant_net(out), for_vlb=True)(gaussian.q_sample(sched, x0, t, noise), t)
-        first = likelihood.decoder_variance(sched)
+        var_1 = likelihood.decoder_variance(sched)
         return bits(
             likelihood.vlb_term_from_estimate(
-                sched, found, x0, t, t - 1, variance_mix=mix, decoder=DECODER, decoder_var=first
+                sched, found, x0, t, t - 1, variance_mix=mix, decoder=DECODER, decoder_var=var_1
             ),
             x0,
         )
 
-    return term
+    return vlb_term
 
 
 def vb(golden: Golden, out) -> jax.Array:
@@ -138,8 +138,8 @@ def train(golden: Golden, trained: str, out, scaled_bound: str = "MSE"):
     """
     sched, (kind, mix) = schedule(golden), peer(golden, False)
     scale = 1e-3 / np.log(2) if scaled_bound == "RESCALED_MSE" else 1 / (sched.T * np.log(2))
-    given = golden["x_start"], golden["t"] + 1, golden["noise"], out, np.asarray(scale, golden.dtype)
-    return jax.tree.map(np.asarray, training_loss(kind, trained)(sched, mix, *given))
+    inputs = golden["x_start"], golden["t"] + 1, golden["noise"], out, np.asarray(scale, golden.dtype)
+    return jax.tree.map(np.asarray, training_loss(kind, trained)(sched, mix, *inputs))
 
 
 @cases("e/*/training_*")
@@ -189,18 +189,18 @@ def bound_terms(kind: Peer, function: str):
     @functools.partial(jax.jit, static_argnums=2)
     def found(sched, numbers, variance, mix, x0, noise):
         denoise = kind.denoiser(sched, net_of(function, variance, numbers, sched), for_vlb=True)
-        first = likelihood.decoder_variance(sched)
+        var_1 = likelihood.decoder_variance(sched)
 
-        def term(t, eps):
+        def vlb_term(t, eps):
             found = denoise(gaussian.q_sample(sched, x0, t, eps), t)
             nats = likelihood.vlb_term_from_estimate(
-                sched, found, x0, t, t - 1, variance_mix=mix, decoder=DECODER, decoder_var=first
+                sched, found, x0, t, t - 1, variance_mix=mix, decoder=DECODER, decoder_var=var_1
             )
             x0_mse, eps_mse = (((a - b) ** 2).mean((1, 2, 3)) for a, b in ((found.x0, x0), (found.eps, eps)))
             return bits(nats, x0), x0_mse, eps_mse
 
         prior = likelihood.bits_per_dim(likelihood.prior_kl(sched, x0, sched.T), x0)
-        return *(column.T for column in jax.vmap(term)(jnp.arange(1, sched.T + 1), noise)), prior
+        return *(column.T for column in jax.vmap(vlb_term)(jnp.arange(1, sched.T + 1), noise)), prior
 
     return found
 
@@ -226,18 +226,18 @@ def test_the_bound_term_by_term(golden: Golden):
 @cases("e/loss_second_moment_resampler")
 def test_importance_sampling_of_times(golden: Golden):
     T, length, uniform = golden.args["T"], golden.args["history_per_term"], golden.args["uniform_prob"]
-    t, seen, weights = golden["ts"] + 1, golden["losses"], stored_array(golden.id, "weights")
+    t, recorded_losses, weights = golden["ts"] + 1, golden["losses"], stored_array(golden.id, "weights")
 
     def enter(history, pair):
         history = losses.record_losses(history, *(x[None] for x in pair))
         return history, losses.importance_probabilities(history, uniform)
 
     @jax.jit
-    def both(t, seen):
+    def both(t, recorded_losses):
         empty = losses.empty_loss_history(T, length)
-        return jax.lax.scan(enter, empty, (t, seen)), losses.record_losses(empty, t, seen)
+        return jax.lax.scan(enter, empty, (t, recorded_losses)), losses.record_losses(empty, t, recorded_losses)
 
-    (history, p), once = jax.tree.map(np.asarray, both(t, seen))
+    (history, p), once = jax.tree.map(np.asarray, both(t, recorded_losses))
     wanted = weights / weights.sum(1, keepdims=True)
     np.testing.assert_allclose(p[golden["after"]], wanted, **golden.tolerance())
     golden.exempt("weights", "after")  # compared just now, after normalising
