@@ -95,18 +95,18 @@ def assert_gradients_agree(f, args, along, *, near=1e-6, rtol=1e-6) -> None:
         def moved(step):
             return tuple(a + step * d for a, d in zip(args, along, strict=True))
 
-        def slope(*args):
+        def directional_derivative(*args):
             return sum(jnp.vdot(g, d) for g, d in zip(gradient(*args), along, strict=True))
 
         gradient = jax.grad(f, range(len(args)))
-        first = slope(*args), (f(*moved(near)) - f(*moved(-near))) / (2 * near)
+        first_order = directional_derivative(*args), (f(*moved(near)) - f(*moved(-near))) / (2 * near)
         ahead, behind = gradient(*moved(near)), gradient(*moved(-near))
         differences = tuple((a - b) / (2 * near) for a, b in zip(ahead, behind, strict=True))
-        second = jax.grad(slope, range(len(args)))(*args), jax.jvp(gradient, args, along)[1]
-        return first, second, differences
+        second_order = jax.grad(directional_derivative, range(len(args)))(*args), jax.jvp(gradient, args, along)[1]
+        return first_order, second_order, differences
 
-    (slope, difference), (reverse, forward), differences = derivatives(tuple(args), tuple(along))
-    np.testing.assert_allclose(slope, difference, rtol=rtol)
+    (directional_derivative, difference), (reverse, forward), differences = derivatives(tuple(args), tuple(along))
+    np.testing.assert_allclose(directional_derivative, difference, rtol=rtol)
     for i, (a, b, c) in enumerate(zip(reverse, forward, differences, strict=True)):
         size = np.abs(a).max()
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11 * size, err_msg=f"argument {i}, twice")
@@ -119,9 +119,9 @@ def convolution_by_definition(x, kernel, stride: int, before: int) -> np.ndarray
     sides = [-(-side // stride) for side in x.shape[1:-1]]
     x = np.pad(x, ((0, 0), *((before, 3) for _ in range(axes)), (0, 0)))
     total = 0
-    for place in np.ndindex((3,) * axes):
-        seen = x[:, *(slice(at, at + stride * n, stride) for at, n in zip(place, sides, strict=True))]
-        total = total + seen @ kernel[place]
+    for offsets in np.ndindex((3,) * axes):
+        window = x[:, *(slice(start, start + stride * n, stride) for start, n in zip(offsets, sides, strict=True))]
+        total = total + window @ kernel[offsets]
     return total
 
 

@@ -100,12 +100,12 @@ def test_each_byte_is_read_between_its_neighbours():
 
 def test_words_are_known_in_sentences_never_read():
     """Names of digits: learned from the sentences of a config, recognised in others; a guess is right 1 time in 10."""
-    seen = configs.load("configs/digits.py:text").condition.templates
-    other = ("somebody wrote {} twice", "look, {}!", "in this picture there is a {}")
+    known_templates = configs.load("configs/digits.py:text").condition.templates
+    new_templates = ("somebody wrote {} twice", "look, {}!", "in this picture there is a {}")
     length, reader = 36, TextEncoder(32, 1, 2, 40)
     texts, others = (
         text.tokenize([line.format(name) for line in lines for name in sources.DIGIT_NAMES], length)
-        for lines in (seen, other)
+        for lines in (known_templates, new_templates)
     )
     params = {"reader": jax.jit(reader.init)(from_seed(0), texts), "out": np.zeros((32, 10), np.float32)}
     optimizer = optax.adam(3e-3)
@@ -159,25 +159,25 @@ def test_the_order_of_words_counts(moved):
 
 
 def test_at_the_start_it_is_the_network_without_conditions(initialised):
-    here, some = initialised
+    conditional_params, some = initialised
     for name, parts in some.items():
-        jax.tree.map(np.testing.assert_array_equal, here["params"][name], parts)
-    flat = traverse_util.flatten_dict(here["params"])
-    there = {path: flat[path] for path in traverse_util.flatten_dict(param_shapes(PLAIN, 4, 4, channels=1))}
-    assert {path[0] for path in flat.keys() - there.keys()} == {"text", "label", "pooled", "mid"}
-    plain = jitted_apply(PLAIN)({"params": traverse_util.unflatten_dict(there)}, X, T)
-    np.testing.assert_array_equal(jitted_apply(CONDITIONAL)(here, X, T, full_condition()), plain)
+        jax.tree.map(np.testing.assert_array_equal, conditional_params["params"][name], parts)
+    flat = traverse_util.flatten_dict(conditional_params["params"])
+    plain_params = {path: flat[path] for path in traverse_util.flatten_dict(param_shapes(PLAIN, 4, 4, channels=1))}
+    assert {path[0] for path in flat.keys() - plain_params.keys()} == {"text", "label", "pooled", "mid"}
+    plain = jitted_apply(PLAIN)({"params": traverse_util.unflatten_dict(plain_params)}, X, T)
+    np.testing.assert_array_equal(jitted_apply(CONDITIONAL)(conditional_params, X, T, full_condition()), plain)
 
 
 def test_conditions_come_with_cross_attention_where_there_is_any():
     nets = ConditionalUNet(UNet(**LEVELS, num_classes=4, context_dim=16), TextEncoder(16, 1, 2, 48)), UNet(**LEVELS)
     x = normal(3, 8, 8, 1)
-    here, there = (
-        set(traverse_util.flatten_dict(jax.eval_shape(net.init, from_seed(0), x, T, *given)["params"]))
-        for net, given in zip(nets, ((full_condition(),), ()), strict=True)
+    conditional, plain = (
+        set(traverse_util.flatten_dict(jax.eval_shape(net.init, from_seed(0), x, T, *conditions)["params"]))
+        for net, conditions in zip(nets, ((full_condition(),), ()), strict=True)
     )
-    added = here - there
-    assert there < here and {path[0] for path in added} == {"text", "label", "pooled", "mid", "down_1", "up_1"}
+    added = conditional - plain
+    assert plain < conditional and {path[0] for path in added} == {"text", "label", "pooled", "mid", "down_1", "up_1"}
     assert {path[1] for path in added if path[0] in ("mid", "down_1", "up_1")} == {"cross_0", "cross_1"}
 
 
@@ -216,13 +216,13 @@ def test_conditions_are_learned_from_the_first_step(initialised):
 
 
 def test_the_empty_text_is_no_text_and_no_label_is_the_last_one(moved, outputs):
-    everything, nothing = outputs
+    conditional, unconditional = outputs
     none = Condition(label=np.full(3, 4, np.int32), tokens=np.zeros((3, 48), np.uint8))
-    np.testing.assert_allclose(jitted_apply(CONDITIONAL)(moved, X, T, none), nothing, atol=1e-6)
+    np.testing.assert_allclose(jitted_apply(CONDITIONAL)(moved, X, T, none), unconditional, atol=1e-6)
     found = jitted_apply(CONDITIONAL)(moved, X, T, full_condition()._replace(label=np.full(3, 4, np.int32)))
-    np.testing.assert_allclose(found[1], nothing[1], atol=1e-5)
-    assert float(np.abs(found[0] - nothing[0]).max()) > 1e-3
-    assert float(np.abs(found[0] - everything[0]).max()) > 1e-3
+    np.testing.assert_allclose(found[1], unconditional[1], atol=1e-5)
+    assert float(np.abs(found[0] - unconditional[0]).max()) > 1e-3
+    assert float(np.abs(found[0] - conditional[0]).max()) > 1e-3
 
 
 def test_an_encoded_text_is_the_text(moved, outputs):

@@ -45,13 +45,13 @@ def test_a_modulated_normalisation_is_one_and_then_a_line_and_so_are_its_gradien
 
     with precision("float64"):
         rng = np.random.default_rng(0)
-        given = rng.normal(size=(2, 3, 2, 6)), 1 + rng.normal(size=6), rng.normal(size=6), rng.normal(size=(2, 12))
-        (ours, to_one), (expected, to_two) = outputs_and_gradients(*given)
+        arguments = rng.normal(size=(2, 3, 2, 6)), 1 + rng.normal(size=6), rng.normal(size=6), rng.normal(size=(2, 12))
+        (ours, to_one), (expected, to_two) = outputs_and_gradients(*arguments)
         np.testing.assert_allclose(ours, expected, rtol=1e-12)
         for a, b in zip(to_one, to_two, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
         assert_gradients_agree(
-            lambda *args: jnp.sin(one(*args)).sum(), given, [rng.normal(size=a.shape) for a in given]
+            lambda *args: jnp.sin(one(*args)).sum(), arguments, [rng.normal(size=a.shape) for a in arguments]
         )
 
 
@@ -86,9 +86,9 @@ def test_padding_says_at_which_pixels_a_strided_convolution_looks():
     params = random_params(Downsample(), x)
     of_conv = jax.device_get(params["params"]["conv"])
     everywhere = convolution_by_definition(x, of_conv["kernel"], 1, 1) + of_conv["bias"]
-    for padding, first in (("end", 1), ("both", 0)):
+    for padding, start in (("end", 1), ("both", 0)):
         found = jitted_apply(Downsample(padding=padding))(params, x)
-        np.testing.assert_allclose(found, everywhere[:, first::2, first::2], atol=1e-5)
+        np.testing.assert_allclose(found, everywhere[:, start::2, start::2], atol=1e-5)
 
 
 def blocks_of(net: UNet):
@@ -228,9 +228,9 @@ def test_remat_changes_no_parameter_and_no_gradient():
 
     jax.tree.map(np.testing.assert_array_equal, *begun(from_seed(0)))
 
-    def gradient(net, params, *given):
+    def gradient(net, params, *arguments):
         def loss(params, keys):
-            return jnp.square(net.apply(params, *given, dropout_keys=keys)).mean()
+            return jnp.square(net.apply(params, *arguments, dropout_keys=keys)).mean()
 
         def some(params, keys):  # the way back is the same to all of them
             slopes = jax.grad(loss)(params, keys)["params"]
@@ -240,11 +240,11 @@ def test_remat_changes_no_parameter_and_no_gradient():
 
     temb, image = normal(2, 6, seed=1), normal(2, 4, 4, 8)
     kind = {name: getattr(BLOCK, name) for name in ("out_channels", "dropout", "groups", "time_conditioning", "resize")}
-    for one, other, *given in (
+    for one, other, *arguments in (
         (small, again, params, x, t),
         (BLOCK, nn.remat(ResnetBlock)(**kind), random_params(BLOCK, image, temb), image, temb),
     ):
-        for a, b in zip(gradient(one, *given), gradient(other, *given), strict=True):
+        for a, b in zip(gradient(one, *arguments), gradient(other, *arguments), strict=True):
             np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
 
 

@@ -34,15 +34,15 @@ KINDS = [(1, "end", 1), (1, "both", 1), (2, "end", 0), (2, "both", 1)]
 
 def test_a_convolution_is_its_definition():
     shapes = [(8,), (4, 6), (2, 4, 6)]
-    given = [(random(2, *sides, 3), random(*(3,) * len(sides), 3, 4)) for sides in shapes]
+    inputs = [(random(2, *sides, 3), random(*(3,) * len(sides), 3, 4)) for sides in shapes]
 
     @jax.jit
-    def outputs(given):
-        return [[convolve(x, kernel, stride, padding) for stride, padding, _ in KINDS] for x, kernel in given]
+    def outputs(inputs):
+        return [[convolve(x, kernel, stride, padding) for stride, padding, _ in KINDS] for x, kernel in inputs]
 
     with precision("float64"):
-        found = outputs(given)
-    for (x, kernel), made in zip(given, found, strict=True):
+        found = outputs(inputs)
+    for (x, kernel), made in zip(inputs, found, strict=True):
         for (stride, padding, before), ours in zip(KINDS, made, strict=True):
             expected = convolution_by_definition(x, kernel, stride, before)
             case = f"{x.shape}, stride {stride}, {padding}"

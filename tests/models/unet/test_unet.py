@@ -51,11 +51,11 @@ def embeddings(dtype: str) -> dict:
     def options(golden: Golden) -> dict:
         args = golden.args
         if golden.id.startswith("g/diffusers"):
-            given = args["embedding_dim"], args["flip_sin_to_cos"], args["downscale_freq_shift"]
+            values = args["embedding_dim"], args["flip_sin_to_cos"], args["downscale_freq_shift"]
         else:
             ours = golden.id.startswith("g/original")
-            given = args["embedding_dim" if ours else "dim"], not ours, int(ours)
-        return dict(zip(("dim", "cos_first", "shift"), given, strict=True))
+            values = args["embedding_dim" if ours else "dim"], not ours, int(ours)
+        return dict(zip(("dim", "cos_first", "shift"), values, strict=True))
 
     goldens = [Golden(id, dtype) for id in ids("g/*")]
     kinds = {golden.id: options(golden) for golden in goldens}
@@ -114,16 +114,16 @@ def outputs_of_layers(dtype: str) -> dict:
     """Those of all layers, from one program."""
     goldens = {id: Golden(id, dtype) for id in LAYERS}
     variables = {id: original_tree(tensors(golden, "var:")) for id, golden in goldens.items()}
-    given = {id: [golden[name] for name in ("x", "temb") if name in golden.names] for id, golden in goldens.items()}
+    arrays = {id: [golden[name] for name in ("x", "temb") if name in golden.names] for id, golden in goldens.items()}
 
-    def outputs(variables, given):
+    def outputs(variables, arrays):
         return {
-            id: layer.clone(dtype=jnp.dtype(dtype)).apply({"params": variables[id]}, *given[id])
+            id: layer.clone(dtype=jnp.dtype(dtype)).apply({"params": variables[id]}, *arrays[id])
             for id, layer in LAYERS.items()
         }
 
     with jax.default_matmul_precision("highest"):
-        return jax.jit(outputs)(variables, given)
+        return jax.jit(outputs)(variables, arrays)
 
 
 @cases("h/layer_*")
@@ -157,19 +157,19 @@ GROUPS = {32: 32, 128: 32, 384: 32, 48: 24, 40: 20, 33: 11, 37: 1, 16: 8, 3: 1}
 
 
 def test_groups_are_32_or_the_most_that_hold_two_channels():
-    given = {channels: norm_case((2, 3, 5, channels)) for channels in GROUPS}
-    given = {channels: (3 * x + np.arange(channels) % 7, params) for channels, (x, params) in given.items()}
+    pairs = {channels: norm_case((2, 3, 5, channels)) for channels in GROUPS}
+    pairs = {channels: (3 * x + np.arange(channels) % 7, params) for channels, (x, params) in pairs.items()}
 
     @jax.jit
-    def outputs(given):
+    def outputs(pairs):
         both = [GroupNorm(swish=swish) for swish in (False, True)]
-        return {c: [layer.apply({"params": params}, x) for layer in both] for c, (x, params) in given.items()}
+        return {c: [layer.apply({"params": params}, x) for layer in both] for c, (x, params) in pairs.items()}
 
-    given = jax.tree.map(lambda a: a.astype(np.float32), given)
-    for channels, found in outputs(given).items():
+    pairs = jax.tree.map(lambda a: a.astype(np.float32), pairs)
+    for channels, found in outputs(pairs).items():
         assert group_count(channels) == GROUPS[channels], channels
         for swish, ours in enumerate(found):
-            expected = plain_group_norm(*given[channels], GROUPS[channels], swish)
+            expected = plain_group_norm(*pairs[channels], GROUPS[channels], swish)
             np.testing.assert_allclose(ours, expected, atol=2e-5, err_msg=f"{channels} channels, swish {swish}")
 
 
@@ -191,10 +191,10 @@ def test_fewer_groups_let_a_narrow_level_feel_the_time():
 
 
 def test_a_mean_of_2000_standard_deviations_does_no_harm():
-    given = [norm_case(shape) for shape in ((2, 8, 8, 32), (1, 64, 64, 64))]
-    given = [(x + np.float32(2000), params) for x, params in given]
-    found = jax.jit(lambda given: [GroupNorm().apply({"params": params}, x) for x, params in given])(given)
-    for ours, (x, params) in zip(found, given, strict=True):
+    pairs = [norm_case(shape) for shape in ((2, 8, 8, 32), (1, 64, 64, 64))]
+    pairs = [(x + np.float32(2000), params) for x, params in pairs]
+    found = jax.jit(lambda pairs: [GroupNorm().apply({"params": params}, x) for x, params in pairs])(pairs)
+    for ours, (x, params) in zip(found, pairs, strict=True):
         # float32 holds numbers near 2000 to 1.2e-4, and the mean is one of them; E[x^2] - E[x]^2 is wrong by more than
         # 1
         np.testing.assert_allclose(ours, plain_group_norm(x, params, 32), atol=2e-3, err_msg=str(x.shape))
@@ -214,7 +214,7 @@ def test_one_pass_has_three_digits_or_becomes_two():
 def test_a_norm_of_parts_is_that_of_the_whole():
     def outputs(params, parts, x):
         apply = GroupNorm(swish=swish, groups=4).apply
-        by_part, whole = (jax.grad(lambda x: jnp.sin(apply(params, x)).sum())(given) for given in (parts, x))
+        by_part, whole = (jax.grad(lambda x: jnp.sin(apply(params, x)).sum())(argument) for argument in (parts, x))
         return apply(params, parts), apply(params, x), jnp.concatenate(by_part, axis=-1), whole
 
     with precision("float64"):
@@ -325,11 +325,11 @@ def test_the_mask_of_an_image_is_its_own_wherever_it_is_computed():
 
 def test_masks_differ_between_images_and_places():
     x, keys = np.ones((2, 16, 16, 4), np.float32), image_keys(2)
-    a, b = (np.asarray(dropped(x, keys, 0.5, place)) for place in (0, 1))
+    a, b = (np.asarray(dropped(x, keys, 0.5, dropout_index)) for dropout_index in (0, 1))
     for one, other in [(a[0], a[1]), (a, b)]:
         # independent fair coins agree half of the time, with a standard error of 1 / sqrt(4 n)
-        agree = np.mean((one == 0) == (other == 0))
-        assert abs(agree - 0.5) < 4 / math.sqrt(4 * one.size)
+        agreement = np.mean((one == 0) == (other == 0))
+        assert abs(agreement - 0.5) < 4 / math.sqrt(4 * one.size)
 
 
 def test_dropout_drops_its_rate_and_leaves_the_mean():
@@ -337,9 +337,9 @@ def test_dropout_drops_its_rate_and_leaves_the_mean():
     x = np.ones((16, n // 16), np.float32)
     found = jax.jit(lambda x, keys: [dropout(x, keys, rate, 0) for rate in rates])(x, image_keys(16))
     for rate, y in zip(rates, map(np.asarray, found), strict=True):
-        kept = 1 - round(rate * 2**16) / 2**16
-        assert abs(np.mean(y != 0) - kept) < 4 * math.sqrt(kept * (1 - kept) / n), rate
-        np.testing.assert_allclose(y[y != 0], 1 / kept, rtol=1e-6)
+        keep_prob = 1 - round(rate * 2**16) / 2**16
+        assert abs(np.mean(y != 0) - keep_prob) < 4 * math.sqrt(keep_prob * (1 - keep_prob) / n), rate
+        np.testing.assert_allclose(y[y != 0], 1 / keep_prob, rtol=1e-6)
 
 
 def test_gradient_of_dropout_is_its_mask():
@@ -505,19 +505,19 @@ def test_padding_goes_to_the_next_size_that_halves_and_no_further():
 
 
 @pytest.mark.parametrize(
-    ("blocks", "size", "at", "levels"),
+    ("per_level", "size", "sides", "levels"),
     [
         (2, (32, 32), (16, 8), {1, 2}), (1, (32, 32), (16,), {1}), (1, (32, 32), (), set()),
         (1, (8, 64), (4,), {1}), (1, (29, 64), (32,), {0}),
     ],
 )  # fmt: skip
-def test_attention_follows_every_block_at_its_sizes_and_the_middle(blocks, size, at, levels):
+def test_attention_follows_every_block_at_its_sizes_and_the_middle(per_level, size, sides, levels):
     tree = param_shapes(
-        UNet(channels=16, channel_multipliers=(1, 2, 2), num_res_blocks=blocks, attention_resolutions=at), *size
+        UNet(channels=16, channel_multipliers=(1, 2, 2), num_res_blocks=per_level, attention_resolutions=sides), *size
     )
     found = {f"{level}/{name}" for level, parts in tree.items() for name in parts if name.startswith("attn")}
-    down = {f"down_{i}/attn_{j}" for i in levels for j in range(blocks)}
-    up = {f"up_{i}/attn_{j}" for i in levels for j in range(blocks + 1)}
+    down = {f"down_{i}/attn_{j}" for i in levels for j in range(per_level)}
+    up = {f"up_{i}/attn_{j}" for i in levels for j in range(per_level + 1)}
     assert found == {"mid/attn_1"} | down | up
 
 
@@ -563,9 +563,9 @@ def test_the_start_is_silence():
         if kind == "kernel":  # uniform, of variance scale / fan average
             fan = math.prod(leaf.shape[:-2]) * (leaf.shape[-2] + leaf.shape[-1]) / 2
             scale = 1e-10 if scope[-1] in ("conv2", "proj_out", "conv_out") else 1.0
-            bound = math.sqrt(3 * scale / fan)
-            assert 0.98 * bound < np.abs(leaf).max() <= 1.0001 * bound, scope
-            assert abs(leaf.std() * math.sqrt(3) / bound - 1) < 4 / math.sqrt(leaf.size), scope
+            limit = math.sqrt(3 * scale / fan)
+            assert 0.98 * limit < np.abs(leaf).max() <= 1.0001 * limit, scope
+            assert abs(leaf.std() * math.sqrt(3) / limit - 1) < 4 / math.sqrt(leaf.size), scope
         else:
             assert (leaf == (kind == "scale")).all(), scope
 
@@ -573,8 +573,8 @@ def test_the_start_is_silence():
 def test_bfloat16_computes_and_float32_remembers():
     x, t, params = inputs(TINY, 8, 4)
     half = TINY.clone(dtype=jnp.bfloat16)
-    kept = param_shapes(half, 8, 4, channels=2)
-    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype("float32")}
+    shapes = param_shapes(half, 8, 4, channels=2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     exact, close = jitted_apply(TINY)(params, x, t), jitted_apply(half)(params, x, t)
     assert close.dtype == jnp.float32
     # 8 bits a number, through some thirty layers
@@ -588,17 +588,17 @@ def test_forward_mode_agrees_with_reverse_mode(options):
     net = UNet(8, (1, 2), 1, (4,), groups=4, out_channels=2, dtype=jnp.float64, **options)
     draw, t = np.random.default_rng(0), np.array([1, 7])
     x, w = draw.standard_normal((2, 2, 8, 8, 2))
-    given = {"label": np.array([0, 1]), "context": draw.standard_normal((2, 3, 3))} if options else {}
+    conditions = {"label": np.array([0, 1]), "context": draw.standard_normal((2, 3, 3))} if options else {}
 
     def derivatives(primals, along, w):
         plain = net.clone(forward_mode=True)
-        y, forward = jax.jvp(lambda params, x: plain.apply(params, x, t, **given), primals, along)
-        usual, back = jax.vjp(lambda params, x: net.apply(params, x, t, **given), *primals)
+        y, forward = jax.jvp(lambda params, x: plain.apply(params, x, t, **conditions), primals, along)
+        usual, back = jax.vjp(lambda params, x: net.apply(params, x, t, **conditions), *primals)
         reverse = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (back(w), along)), strict=True))
         return y, usual, jnp.vdot(w, forward), reverse
 
     with precision("float64"):
-        shapes = jax.eval_shape(net.init, from_seed(0), x, t, **given), x
+        shapes = jax.eval_shape(net.init, from_seed(0), x, t, **conditions), x
         primals, along = (jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape) / 3, shapes) for _ in range(2))
         y, usual, forward, reverse = jax.jit(derivatives)(primals, along, w)
     np.testing.assert_allclose(y, usual, rtol=1e-12, atol=1e-12)
