@@ -141,9 +141,9 @@ def asked_of(label_names, untrained=(), **wanted):
 def test_where_names_are_numbers_names_alone_are_meant():
     names = ("1", "2", "3")
     assert asked_of(names, labels="1,3, 2") == (0, 2, 1) and asked_of(names, label="3") == (2,)
-    for word in ("0", "4"):
-        with pytest.raises(ValueError, match=f"no label '{word}': this run's are called 1, 2, 3"):
-            asked_of(names, labels=f"1,{word}")
+    for label in ("0", "4"):
+        with pytest.raises(ValueError, match=f"no label '{label}': this run's are called 1, 2, 3"):
+            asked_of(names, labels=f"1,{label}")
     with pytest.raises(ValueError, match="no label '2': this run's are called 7, cat"):
         asked_of(("7", "cat"), label="2")
 
@@ -156,8 +156,8 @@ def test_what_is_not_a_label_is_refused():
 
 
 def test_a_name_is_found_in_either_form_of_its_accents():
-    for given in ("caf\u00e9", "cafe\u0301"):
-        assert asked_of(("tea", "caf\u00e9"), label=given) == (1,)
+    for spelling in ("caf\u00e9", "cafe\u0301"):
+        assert asked_of(("tea", "caf\u00e9"), label=spelling) == (1,)
 
 
 def test_what_moves_a_cursor_is_escaped_where_it_is_said():
@@ -173,9 +173,9 @@ def test_what_moves_a_cursor_is_escaped_where_it_is_said():
 def test_labels_that_no_training_image_had_are_refused():
     names = ("a", "b", "c")
     assert asked_of(names, (1, 3, 4, 5, 6, 7, 8, 9), labels="all") == (0, 2)
-    for word in ("b", "1"):
-        with pytest.raises(ValueError, match=f"label '{word}' is requested, but no training image"):
-            asked_of(names, (1,), labels=f"a,{word}")
+    for label in ("b", "1"):
+        with pytest.raises(ValueError, match=f"label '{label}' is requested, but no training image"):
+            asked_of(names, (1,), labels=f"a,{label}")
 
 
 @pytest.mark.parametrize(
@@ -214,17 +214,19 @@ def test_keeping_the_way_or_other_batches_change_no_image(home):
     requested = model(home).with_request(pipeline.ConditionRequest((2, 3)), guidance=1.5)
     whole = drawn(requested)
     np.testing.assert_array_equal(drawn(requested, batch=1), whole)
-    kept = drawn(requested, save_at=[20, 0])
-    np.testing.assert_allclose(kept[:, 0, 1], whole, atol=1e-5)
+    saved = drawn(requested, save_at=[20, 0])
+    np.testing.assert_allclose(saved[:, 0, 1], whole, atol=1e-5)
 
 
 def test_guidance_of_1_is_the_condition_and_of_0_nothing_and_nothing_needs_no_guidance(home):
-    nothing = drawn(model(home))
+    unconditional = drawn(model(home))
     requested = pipeline.ConditionRequest((2,), ("a two",))
     conditional, free = (drawn(model(home).with_request(requested, guidance=scale)) for scale in (1.0, 0.0))
-    np.testing.assert_allclose(free, nothing, atol=1e-4)
-    assert np.abs(conditional - nothing).max() > 1e-3
-    np.testing.assert_array_equal(drawn(model(home).with_request(pipeline.ConditionRequest(), guidance=3.0)), nothing)
+    np.testing.assert_allclose(free, unconditional, atol=1e-4)
+    assert np.abs(conditional - unconditional).max() > 1e-3
+    np.testing.assert_array_equal(
+        drawn(model(home).with_request(pipeline.ConditionRequest(), guidance=3.0)), unconditional
+    )
     # guidance at no visited time is guidance of 1
     never = model(home).with_request(requested, guidance=3.0, guidance_interval=[2, 3])
     assert not {2, 3} & set(never.times.tolist())

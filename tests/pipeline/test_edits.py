@@ -43,28 +43,28 @@ def drawn(found, start=0, num=4):
     return np.concatenate([found.to_pixels(part.x) for part in found.draw(seed=3, start=start, num=num)])
 
 
-def requested(home, **given):
-    paths = {name: str(home / value) for name, value in given.items() if isinstance(value, str)}
-    return flags.EditOptions(**(given | paths))
+def requested(home, **options):
+    paths = {name: str(home / value) for name, value in options.items() if isinstance(value, str)}
+    return flags.EditOptions(**(options | paths))
 
 
 def test_known_pixels_are_the_file_s_and_the_others_are_each_image_s_own(home):
-    given = data.load("digits").test[0]
+    original = data.load("digits").test[0]
     found = pipeline.make_edit(
         model(home), requested(home, inpaint="a.png", mask="upper.png", resample=2, jump=2), start=0, num=4
     )
     images = drawn(found)
-    np.testing.assert_array_equal(images[:, :4], np.broadcast_to(given[:4], (4, 4, 8, 1)))
+    np.testing.assert_array_equal(images[:, :4], np.broadcast_to(original[:4], (4, 4, 8, 1)))
     assert len({image.tobytes() for image in images}) == 4
     assert found.manifest()["times"] == found.times.tolist() and (np.diff(found.times) > 0).any()
 
 
 def test_predictions_are_brought_in_line_with_known_pixels_if_asked(home):
-    given, found = data.load("digits").test[0], []
+    original, found = data.load("digits").test[0], []
     for count in (None, 1):
         ask = requested(home, inpaint="a.png", mask="upper.png", cg_steps=count)
         found.append(drawn(pipeline.make_edit(model(home), ask, start=0, num=4)))
-        np.testing.assert_array_equal(found[-1][:, :4], np.broadcast_to(given[:4], (4, 4, 8, 1)))
+        np.testing.assert_array_equal(found[-1][:, :4], np.broadcast_to(original[:4], (4, 4, 8, 1)))
     assert (found[0][:, 4:] != found[1][:, 4:]).any((1, 2, 3)).all()
 
 
@@ -75,12 +75,12 @@ def test_of_a_wholly_known_image_nothing_is_made(home):
 
 def test_a_little_strength_leaves_the_image_and_all_of_it_does_not(home):
     """Of 20 times the first has a noise of 0.07, half a level of 17; the last has next to no signal."""
-    given, off = data.load("digits").test[0].astype(float), {}
+    original, off = data.load("digits").test[0].astype(float), {}
     for strength in (0.05, 1.0):
         found = pipeline.make_edit(
             model(home, steps=20), requested(home, init_image="a.png", strength=strength), start=0, num=4
         )
-        off[strength] = np.sqrt(np.mean((drawn(found) - given) ** 2))
+        off[strength] = np.sqrt(np.mean((drawn(found) - original) ** 2))
     assert off[0.05] < 2 < off[1.0], off
 
 
@@ -120,8 +120,8 @@ def test_a_manifest_makes_them_again_unless_a_file_has_changed(home, tmp_path):
 def test_a_manifest_of_an_older_version_names_flags_by_their_former_names(home):
     found = pipeline.make_edit(model(home), requested(home, init_image="a.png", strength=0.5), start=0, num=2)
     manifest = json.loads(json.dumps(found.manifest() | {"start": 0, "num": 2}))
-    given = manifest["edit"]["flags"]
-    given["init"] = given.pop("init_image")
+    recorded_flags = manifest["edit"]["flags"]
+    recorded_flags["init"] = recorded_flags.pop("init_image")
     again = pipeline.edit_from_manifest(model(home), manifest)
     assert again.record == found.record
     np.testing.assert_array_equal(drawn(again, num=2), drawn(found, num=2))
@@ -129,7 +129,7 @@ def test_a_manifest_of_an_older_version_names_flags_by_their_former_names(home):
 
 
 @pytest.mark.parametrize(
-    ("given", "text"),
+    ("options", "text"),
     [
         ({"inpaint": "a.png"}, "--inpaint needs a --mask"),
         ({"mask": "all.png"}, "--mask needs --inpaint, which is not given"),
@@ -153,9 +153,9 @@ def test_a_manifest_of_an_older_version_names_flags_by_their_former_names(home):
         ({"interpolate": ("a.png", "b.png")}, "add --sampler ddim --eta 0"),
     ],
 )
-def test_what_cannot_be_is_refused(home, given, text):
+def test_what_cannot_be_is_refused(home, options, text):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(text)):
-        pipeline.make_edit(model(home), requested(home, **given), start=0, num=4)
+        pipeline.make_edit(model(home), requested(home, **options), start=0, num=4)
 
 
 def test_how_an_ordinary_picture_becomes_the_runs_is_said(home, tmp_path):
@@ -167,9 +167,9 @@ def test_how_an_ordinary_picture_becomes_the_runs_is_said(home, tmp_path):
     with contextlib.chdir(tmp_path):
         eval(advice, {"Image": Image})
     made = pipeline.make_edit(model(home), requested(tmp_path, init_image="other.png"), start=0, num=4)
-    (given,) = made.inputs
+    (model_input,) = made.inputs
     grey = np.asarray(Image.fromarray(picture).convert("L").resize((8, 8)), float) / 127.5 - 1
-    np.testing.assert_allclose(given[..., 0], grey, atol=1 / 16 + 1e-6)
+    np.testing.assert_allclose(model_input[..., 0], grey, atol=1 / 16 + 1e-6)
 
 
 def test_a_series_begins_at_its_first_image(home):
@@ -183,8 +183,8 @@ def test_the_program_keeps_known_pixels_and_verifies(home, tmp_path):
     shutil.copy(home / "a.png", tmp_path / "a.png")  # which is overwritten below
     edit = ("--inpaint", tmp_path / "a.png", "--mask", home / "upper.png", "--resample", 2, "--jump", 3)
     run("sample.py", home / "run", "--num", 4, "--steps", 8, "--format", "png", "--out", out, *edit)
-    given = data.load("digits").test[0]
-    np.testing.assert_array_equal(data.read_png(out / "images" / "000003.png").image[:4], given[:4])
+    original = data.load("digits").test[0]
+    np.testing.assert_array_equal(data.read_png(out / "images" / "000003.png").image[:4], original[:4])
     shown = run("sample.py", home / "run", "--verify", out / "manifest.json")
     assert "equal: all 4 images" in shown.stdout
     shutil.copy(home / "b.png", tmp_path / "a.png")

@@ -66,7 +66,7 @@ def test_a_coarser_image_has_the_means_of_squares():
         guidance.block_average(x, 4)
 
 
-def losses_with(config, images, place):
+def losses_with(config, images, index):
     """The loss of example 3 at a fixed time, by a network that gives back what it is shown."""
 
     class Mirror:
@@ -75,11 +75,11 @@ def losses_with(config, images, place):
             return 0 * x_t
 
     shown: list = []
-    rows = DatasetConditions(config, images).gather(np.array([place]))
+    rows = DatasetConditions(config, images).gather(np.array([index]))
     model = dataclasses.replace(build(config, images.train.shape[1:], images.levels), network=Mirror())
     of = trainer.example_losses(model)
-    keys = jax.random.split(from_seed(place), 1)
-    of({}, keys, images.train, jnp.array([place]), jnp.array([5]), rows)
+    keys = jax.random.split(from_seed(index), 1)
+    of({}, keys, images.train, jnp.array([index]), jnp.array([5]), rows)
     return shown[0], keys
 
 
@@ -95,14 +95,14 @@ def test_in_training_the_network_is_shown_the_image_made_coarser():
 def test_pairs_stay_pairs_when_they_are_mirrored(home):
     config = paired(home, flip=True)
     images = loaded(config)
-    seen = set()
-    for place in range(12):
-        shown, keys = losses_with(config, images, place)
+    unmirrored = set()
+    for index in range(12):
+        shown, keys = losses_with(config, images, index)
         flip_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 0)
-        x0 = data.gather_examples(flip_keys, images.train, jnp.array([place]), levels=17, flip=True)
+        x0 = data.gather_examples(flip_keys, images.train, jnp.array([index]), levels=17, flip=True)
         np.testing.assert_allclose(shown[..., :1], -x0, atol=1e-6)  # 16 - v
-        seen.add(bool((np.asarray(x0) == np.asarray(data.normalize(images.train[place : place + 1], 17))).all()))
-    assert seen == {True, False}  # some are mirrored, and some not
+        unmirrored.add(bool((np.asarray(x0) == np.asarray(data.normalize(images.train[index : index + 1], 17))).all()))
+    assert unmirrored == {True, False}  # some are mirrored, and some not
 
 
 @pytest.mark.parametrize(

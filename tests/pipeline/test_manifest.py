@@ -54,16 +54,16 @@ def test_no_two_calls_share_a_folder_that_nobody_named(run_folder, tmp_path):
     folder = shutil.copytree(run_folder, tmp_path / "run")
     call = "sample.py", folder, "--num", 1, "--sampler", "ddim", "--steps", 4
     run(*call, "--trajectory")
-    (first,) = (folder / "samples").iterdir()
-    assert first.name.startswith("3-seed0-ddim-4-") and (first / "trajectory.gif").exists()
+    (first_folder,) = (folder / "samples").iterdir()
+    assert first_folder.name.startswith("3-seed0-ddim-4-") and (first_folder / "trajectory.gif").exists()
     run(*call, "--eta", 0.5)
-    (second,) = {*(folder / "samples").iterdir()} - {first}
-    assert pipeline.read_manifest(first / "manifest.json")["sampling"]["eta"] == 0
-    assert pipeline.read_manifest(second / "manifest.json")["sampling"]["eta"] == 0.5
-    assert not (second / "trajectory.gif").exists()
+    (second_folder,) = {*(folder / "samples").iterdir()} - {first_folder}
+    assert pipeline.read_manifest(first_folder / "manifest.json")["sampling"]["eta"] == 0
+    assert pipeline.read_manifest(second_folder / "manifest.json")["sampling"]["eta"] == 0.5
+    assert not (second_folder / "trajectory.gif").exists()
     again = run(*call).stdout  # the first call, in its own folder
     assert len([*(folder / "samples").iterdir()]) == 2
-    assert f"note: the trajectory in {first} is of an earlier call" in again
+    assert f"note: the trajectory in {first_folder} is of an earlier call" in again
 
 
 def test_a_folder_is_named_by_all_that_decides_images_and_nothing_else():

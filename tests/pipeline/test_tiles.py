@@ -18,14 +18,14 @@ NET = UNet(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_res
 
 
 @functools.cache
-def mapped_tiles(keep=()):
+def mapped_tiles(save_at=()):
     """A network of random weights, under the sampler, over all devices."""
 
-    def chain(params, tile):
+    def make_sampler(params, tile):
         net = functools.partial(NET.apply, params)
         return samplers.ancestral(SCHEDULE, gaussian.denoiser(SCHEDULE, net, clip=True)), TIMES
 
-    return tiles.parallelise(tiles.tile_function(chain, (8, 8, 1), keep))
+    return tiles.parallelise(tiles.tile_function(make_sampler, (8, 8, 1), save_at))
 
 
 @functools.cache
@@ -33,8 +33,8 @@ def params():
     return tiny_run.random_params(NET, jnp.zeros((1, 8, 8, 1)), jnp.ones(1, int))
 
 
-def draw(start, num, batch=None, keep=()):
-    parts = list(tiles.draw(mapped_tiles(keep), params(), seed=3, start=start, num=num, tile=2, batch=batch))
+def draw(start, num, batch=None, save_at=()):
+    parts = list(tiles.draw(mapped_tiles(save_at), params(), seed=3, start=start, num=num, tile=2, batch=batch))
     indices = np.concatenate([part.indices for part in parts])
     np.testing.assert_array_equal(indices, np.arange(start, start + num))
     return np.concatenate([part.x for part in parts])
@@ -54,20 +54,20 @@ def test_how_many_are_in_flight_changes_nothing():
 
 
 def test_the_way_there_ends_in_the_image():
-    kept = draw(0, 6, keep=(20, 0))
-    assert kept.shape == (6, 2, 2, 8, 8, 1)
-    np.testing.assert_allclose(kept[:, 0, 1], draw(0, 6), atol=1e-5)  # by another program
+    saved = draw(0, 6, save_at=(20, 0))
+    assert saved.shape == (6, 2, 2, 8, 8, 1)
+    np.testing.assert_allclose(saved[:, 0, 1], draw(0, 6), atol=1e-5)  # by another program
     x_T = samplers.initial_noise(samplers.image_keys(3, range(6)), (8, 8, 1))
-    np.testing.assert_array_equal(kept[:, 0, 0], x_T)
+    np.testing.assert_array_equal(saved[:, 0, 0], x_T)
 
 
 def test_what_is_said_of_an_image_comes_to_it_whatever_its_tile():
     """The images are their indices and what is said of them; over eight devices, in two rounds and a part of one."""
 
-    def program(inputs, key, tile):
+    def tile_function(inputs, key, tile):
         return jnp.stack([tile.indices, tile.condition["twice"]], axis=1)
 
-    mapped = tiles.parallelise(program)
+    mapped = tiles.parallelise(tile_function)
     twice_the_index = lambda indices: {"twice": 2 * indices}  # noqa: E731
     parts = list(tiles.draw(mapped, np.zeros(1), seed=0, start=5, num=37, tile=2, conditions=twice_the_index))
     np.testing.assert_array_equal(np.concatenate([part.x for part in parts]), [[i, 2 * i] for i in range(5, 42)])
@@ -92,5 +92,5 @@ def test_what_was_compiled_serves_other_numbers_and_no_other_kind_of_sampling(ru
 
     (still, one), (noisy, same) = (drawn(sampler="ddim", eta=eta) for eta in (0.0, 0.5))
     assert one == same and (still != noisy).any()
-    (first, two), (second, three) = (drawn(sampler="dpm_solver_pp", order=order) for order in (1, 2))
-    assert (two, three) == (one + 1, one + 2) and (first != second).any()
+    (order_1, two), (order_2, three) = (drawn(sampler="dpm_solver_pp", order=order) for order in (1, 2))
+    assert (two, three) == (one + 1, one + 2) and (order_1 != order_2).any()

@@ -61,17 +61,17 @@ def test_a_runs_images_are_those_of_the_sampler_with_the_errors_that_were_measur
     run = model(home)
     # of five images by hand: the results that the command leaves beside hold the sums of each step
     (path,) = (home / "evaluation").glob("likelihood-*.npz")
-    errors = np.append(0, likelihood.load(path).errors / 5)
+    mse_by_t = np.append(0, likelihood.load(path).errors / 5)
     assert run.x0_mse is not None
-    np.testing.assert_allclose(run.x0_mse, errors, rtol=1e-6)
+    np.testing.assert_allclose(run.x0_mse, mse_by_t, rtol=1e-6)
 
     @jax.jit
-    def plain(errors):
+    def plain(mse_by_t):
         keys = samplers.image_keys(0, range(4))
-        sampler = samplers.analytic(run.schedule, run.denoiser(run.params), errors)
+        sampler = samplers.analytic(run.schedule, run.denoiser(run.params), mse_by_t)
         return samplers.sample(keys, sampler, samplers.initial_noise(keys, (8, 8, 1)), run.times)
 
-    np.testing.assert_allclose(drawn(run), plain(errors.astype(np.float32)), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(drawn(run), plain(mse_by_t.astype(np.float32)), rtol=0, atol=1e-5)
     assert run.describe().endswith("; analytic, 5 steps")
     # and errors are an argument of what was compiled
     compiled = len(run._programs)
@@ -84,11 +84,11 @@ def test_a_runs_images_are_those_of_the_sampler_with_the_errors_that_were_measur
 
 def test_errors_of_more_images_stay_and_those_of_fewer_go(home):
     run = model(home)
-    first = run.x0_mse_digest
+    digest = run.x0_mse_digest
     x0_mse.save(home, run.fingerprint, run.config, np.full(20, 0.1), 4)
-    assert model(home).x0_mse_digest == first
+    assert model(home).x0_mse_digest == digest
     x0_mse.save(home, run.fingerprint, run.config, np.full(20, 0.1), 6)
-    assert model(home).x0_mse_digest != first
+    assert model(home).x0_mse_digest != digest
     x0_mse.save(home, "sha256:0", run.config, np.full(20, 0.1), 1)
     with pytest.raises(ValueError, match=re.escape("has the errors of sha256:0, not of sha256:")):
         model(home)

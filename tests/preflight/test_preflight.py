@@ -265,8 +265,8 @@ def test_the_report_of_a_local_run_is_consistent(local):
     for name in ("sampler", "evaluation"):
         assert report["programs"][name]["fits"] and report["programs"][name]["memory"]["peak"] > 0
         # it runs beside what training keeps, of which it uses the parameters
-        beside = report["programs"][name]["needed"] - report["programs"][name]["memory"]["peak"]
-        assert beside == pytest.approx(memory["arguments"] - state / 4, rel=0.1)
+        resident = report["programs"][name]["needed"] - report["programs"][name]["memory"]["peak"]
+        assert resident == pytest.approx(memory["arguments"] - state / 4, rel=0.1)
     assert report["measured"]["steps_per_s"] > 0
     assert "1,000 steps take" in shown and "fits" in shown and "does not fit" not in shown
 
@@ -274,8 +274,8 @@ def test_the_report_of_a_local_run_is_consistent(local):
 def test_the_text_of_each_program_is_kept_where_it_is_asked_for(local, compiled_text):
     assert {path.name for path in compiled_text.iterdir()} == {"train.txt", "sampler.txt", "evaluation.txt"}
     text = {path.stem: path.read_text() for path in compiled_text.iterdir()}
-    for name, program in local[0]["programs"].items():
-        reduces = sum(each["count"] for each in program["collectives"])
+    for name, statistics in local[0]["programs"].items():
+        reduces = sum(each["count"] for each in statistics["collectives"])
         assert (reduces > 0) == ("all-reduce" in text[name]) and "ENTRY" in text[name]
 
 
@@ -289,8 +289,8 @@ def test_the_text_of_each_program_is_kept_where_it_is_asked_for(local, compiled_
 def test_gradients_are_averaged_over_all_devices_of_a_slice(tiny, name, devices, hosts):
     pytest.importorskip("libtpu")
     report, shown = preflight(tiny, "--topology", name, "--programs", "train", "sampler")
-    train, place = report["programs"]["train"], report["place"]
-    assert (place["devices"], place["hosts"]) == (devices, hosts) and "TPU" in place["kind"]
+    train, target = report["programs"]["train"], report["place"]
+    assert (target["devices"], target["hosts"]) == (devices, hosts) and "TPU" in target["kind"]
     assert train["collectives"] == [{"kind": "all-reduce", "count": 1, "groups": 1, "size": devices}]
     assert train["donated"] and train["fits"]
     config = configs.from_dict(report["settings"])

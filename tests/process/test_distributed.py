@@ -72,10 +72,10 @@ def home(tmp_path_factory):
 
 def train(home, workdir, *, processes=1, devices=1, steps=3, **flags):
     """In this process, or in several; without previews."""
-    given = {"workdir": workdir, "steps": steps, **flags}
+    settings = {"workdir": workdir, "steps": steps, **flags}
     if processes > 1:
-        return Together(*TRAIN_WITHOUT_PREVIEWS, home / "tiny.py", processes=processes, devices=devices, **given)
-    flags_given = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+        return Together(*TRAIN_WITHOUT_PREVIEWS, home / "tiny.py", processes=processes, devices=devices, **settings)
+    flags_given = [argument for name, value in settings.items() for argument in (f"--{name.replace('_', '-')}", value)]
     return run("train.py", home / "tiny.py", "--devices", devices, *flags_given, preview=False)
 
 
@@ -98,9 +98,9 @@ def test_two_processes_take_the_steps_of_one(pair, straight):
 
 
 def test_only_the_first_of_them_speaks(pair):
-    (first, _), (second, silence) = pair[1]
-    assert "1 in each of 2 processes" in first and "steps 1 to 3 took" in first
-    assert "run " not in second and "steps" not in silence
+    (main_output, _), (other_output, silence) = pair[1]
+    assert "1 in each of 2 processes" in main_output and "steps 1 to 3 took" in main_output
+    assert "run " not in other_output and "steps" not in silence
 
 
 def test_a_word_of_one_device_is_heard_by_all():
@@ -108,9 +108,9 @@ def test_a_word_of_one_device_is_heard_by_all():
         return state + places.sum(), {"skipped": places[0]}
 
     steps, places = trainer.parallelise(step, None, jax.devices()[:2]), np.zeros((2, 1, 3), np.int32)
-    pixels, word = np.zeros(1), np.array([0, 1], np.float32)
+    pixels, stop = np.zeros(1), np.array([0, 1], np.float32)
     flags_given, silent = (
-        steps(from_seed(0), np.int32(0), np.int32(0), pixels, places, places, outputs)[2] for outputs in (word, None)
+        steps(from_seed(0), np.int32(0), np.int32(0), pixels, places, places, outputs)[2] for outputs in (stop, None)
     )
     assert flags_given["stop"] == 1 and "stop" not in silent
 
@@ -183,8 +183,8 @@ def test_both_give_up_at_the_same_step_and_one_leaves_the_record(home):
     flags = {"optim.learning_rate": 1e30, "optim.warmup": 1, "optim.max_skipped": 4}
     (_, err), (_, silence) = train(home, workdir, processes=2, steps=60, **flags).ended(3, 3)
     (record,) = workdir.glob("nonfinite-step-*.npz")
-    with np.load(record) as kept:
-        assert kept["indices"].shape == (16,) and f"the first being step {kept['step']}" in err
+    with np.load(record) as dump:
+        assert dump["indices"].shape == (16,) and f"the first being step {dump['step']}" in err
     assert "not finite" not in silence
 
 

@@ -23,13 +23,13 @@ HERE = pathlib.Path(__file__).parents[2]
 
 
 def run_python(code: str, *, cores: int | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    inherited = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     pretend = "" if cores is None else f"import os; os.sched_getaffinity = lambda pid: set(range({cores}))\n"
     code = pretend + "import json, os, sys\nfrom ddpm_jax import process\n" + code
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=HERE,
-        env=kept | env,
+        env=inherited | env,
         capture_output=True,
         text=True,
         timeout=100,
@@ -194,11 +194,11 @@ first = faults()
 kept = process.tune_malloc()
 faults()
 print(json.dumps([kept, first, faults()]))"""
-    kept, before, after = printed_by(code)
-    if not kept:
+    tuned, before, after = printed_by(code)
+    if not tuned:
         pytest.skip("not glibc")
-    pages = 20 * (64 << 20) // 4096
-    assert before > pages / 600 and after < before / 10  # with huge pages there are fewer faults, of 2 MiB
+    num_pages = 20 * (64 << 20) // 4096
+    assert before > num_pages / 600 and after < before / 10  # with huge pages there are fewer faults, of 2 MiB
 
 
 COMPILES = """
@@ -218,8 +218,8 @@ def test_compiled_programs_are_kept_in_the_users_cache_and_once_for_each_kind_of
     assert folder == str(compiled_folder(tmp_path)) and any(pathlib.Path(folder).iterdir())
     before = set(pathlib.Path(folder).iterdir())
     assert not printed_by("process.initialize(compilation_cache_dir=False)" + COMPILES, **settings)
-    given = settings | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine")}
-    assert printed_by("process.initialize()" + COMPILES, **given) == str(tmp_path / "mine")
+    own_folder = settings | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine")}
+    assert printed_by("process.initialize()" + COMPILES, **own_folder) == str(tmp_path / "mine")
     assert set(pathlib.Path(folder).iterdir()) == before and any((tmp_path / "mine").iterdir())
 
 
@@ -292,7 +292,7 @@ def test_flags_that_do_not_say_who_is_where_are_refused(flags, words):
 
 
 @pytest.mark.parametrize(
-    "coordinator, at",
+    "coordinator, address",
     [
         ("127.0.0.1:123", "127.0.0.1:123"),
         ("localhost:123", "127.0.0.1:123"),
@@ -303,10 +303,10 @@ def test_flags_that_do_not_say_who_is_where_are_refused(flags, words):
         (None, None),
     ],
 )
-def test_process_0_listens_where_it_is_told_to(coordinator, at):
-    if at == "[::1]:123" and not pathlib.Path("/proc/net/if_inet6").exists():
+def test_process_0_listens_where_it_is_told_to(coordinator, address):
+    if address == "[::1]:123" and not pathlib.Path("/proc/net/if_inet6").exists():
         pytest.skip("no IPv6")
-    assert distributed.bind_address(coordinator) == at
+    assert distributed.bind_address(coordinator) == address
 
 
 SLURM = {
@@ -503,18 +503,18 @@ def test_under_nohup_a_closed_terminal_stops_nothing():
 
 
 def test_only_the_main_thread_can_enter():
-    errors = []
+    messages = []
 
     def enter():
         try:
             process.Interrupt().__enter__()
         except RuntimeError as error:
-            errors.append(str(error))
+            messages.append(str(error))
 
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert errors == ["Interrupt handles signals: only the main thread can enter it"]
+    assert messages == ["Interrupt handles signals: only the main thread can enter it"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
