@@ -95,8 +95,8 @@ TRAIN_WITHOUT_PREVIEWS = (
 
 def environment() -> dict[str, str]:
     """The programs' own devices and threads; compiled as the tests are."""
-    given = {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
-    return os.environ | given | {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(not os.environ.get("OPTIMISED"))}
+    defaults = {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+    return os.environ | defaults | {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(not os.environ.get("OPTIMISED"))}
 
 
 OPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "False", "XLA_FLAGS": ""}

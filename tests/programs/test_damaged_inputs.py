@@ -152,10 +152,10 @@ def test_a_damaged_config_of_a_run_stops_training_and_not_those_who_do_not_need_
     evaluated = ("-m", "ddpm_jax", "evaluate", copy, "likelihood", "--num", 2, "--out", home / "bound")
     assert "bits/dim" in run(*evaluated).stdout
     # what an evaluation left is damaged
-    kept = next((home / "bound").glob("likelihood-*.npz"))
-    kept.write_bytes(kept.read_bytes()[:-100])
+    vlb_file = next((home / "bound").glob("likelihood-*.npz"))
+    vlb_file.write_bytes(vlb_file.read_bytes()[:-100])
     shown = run(*evaluated, status=2)
-    assert f"evaluate: {kept} is not an .npz file, or damaged (" in shown.stderr and "Traceback" not in shown.stderr
+    assert f"evaluate: {vlb_file} is not an .npz file, or damaged (" in shown.stderr and "Traceback" not in shown.stderr
 
 
 def test_a_damaged_manifest_is_named(home, trained):

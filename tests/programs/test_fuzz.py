@@ -60,9 +60,9 @@ def digest(array: np.ndarray) -> str:
 
 def pixels(count: int) -> np.ndarray:
     """Not noise, so that compressed formats have something to compress."""
-    at = np.random.RandomState(0).uniform(0, 6, (count, 1, 1, 3))
+    phase = np.random.RandomState(0).uniform(0, 6, (count, 1, 1, 3))
     x, y = np.linspace(0, 3, SHAPE[0])[None, :, None, None], np.linspace(0, 3, SHAPE[1])[None, None, :, None]
-    return np.rint(127.5 + 127.5 * np.sin(at + x * at + y)).astype(np.uint8)
+    return np.rint(127.5 + 127.5 * np.sin(phase + x * phase + y)).astype(np.uint8)
 
 
 def equal(found: Any, written: Any) -> bool:
@@ -222,8 +222,8 @@ def make_evaluation(folder: pathlib.Path) -> None:
     likelihood.save(folder / "likelihood-1.npz", likelihood.VlbResult(*random.normal(size=(10, 30))))
     numbers = [protocol.Measurement("bits/dim", 3.5, 0.1, {"n": 10, "data": "a"})]
     protocol.write_measurements(folder / "likelihood-1.json", numbers, {"jax": "0"})
-    for first in (0, 8):
-        image_parts.write_part(folder, first, random.randint(0, 256, (8, 6, 6, 3)).astype(np.uint8))
+    for start in (0, 8):
+        image_parts.write_part(folder, start, random.randint(0, 256, (8, 6, 6, 3)).astype(np.uint8))
 
 
 def read_evaluation(folder: pathlib.Path, odd: bool) -> tuple[Any, bool]:
@@ -271,7 +271,7 @@ KINDS = {
 # Damage
 
 
-def damage(folder: pathlib.Path, random: np.random.RandomState, ways) -> str:
+def damage(folder: pathlib.Path, random: np.random.RandomState, mutators) -> str:
     """Damages one or two files of a folder in one of these ways; what was done."""
     done = []
     for _ in range(random.choice((1, 1, 2))):
@@ -281,55 +281,55 @@ def damage(folder: pathlib.Path, random: np.random.RandomState, ways) -> str:
         # what holds much is hit often, and so is the newest checkpoint
         weights = np.array([(path.stat().st_size ** 0.5 + 5) * (4 if "/2/" in str(path) else 1) for path in paths])
         path, other = (paths[i] for i in random.choice(len(paths), size=2, p=weights / weights.sum()))
-        how = ways[random.randint(len(ways))]
+        how = mutators[random.randint(len(mutators))]
         how(path, other, random)
         done.append(f"{how.__name__} {path.relative_to(folder)}")
     return "; ".join(done)
 
 
-def place(content: bytes, random: np.random.RandomState) -> int:
+def random_offset(content: bytes, random: np.random.RandomState) -> int:
     """Half of the damage is in the first bytes, where formats say what follows."""
     return random.randint((len(content), min(64, len(content)))[random.randint(2)] or 1) if content else 0
 
 
 def cut(path, other, random):
     content = path.read_bytes()
-    path.write_bytes(content[: place(content, random)])
+    path.write_bytes(content[: random_offset(content, random)])
 
 
 def flip(path, other, random):
     content = bytearray(path.read_bytes())
     for _ in range(random.randint(1, 9) if content else 0):
-        content[place(content, random)] ^= 1 << random.randint(8)
+        content[random_offset(content, random)] ^= 1 << random.randint(8)
     path.write_bytes(content)
 
 
 def zero(path, other, random):
     content = bytearray(path.read_bytes())
-    at = place(content, random)
-    length = min(random.choice((1, 4, 64, 4096)), len(content) - at)
-    content[at : at + length] = bytes(length)
+    offset = random_offset(content, random)
+    length = min(random.choice((1, 4, 64, 4096)), len(content) - offset)
+    content[offset : offset + length] = bytes(length)
     path.write_bytes(content)
 
 
 def rubbish(path, other, random):
     content = bytearray(path.read_bytes())
-    at, length = place(content, random), random.choice((1, 4, 30))
-    content[at : at + length] = random.bytes(length)
+    offset, length = random_offset(content, random), random.choice((1, 4, 30))
+    content[offset : offset + length] = random.bytes(length)
     path.write_bytes(content)
 
 
 def insert(path, other, random):
     content = bytearray(path.read_bytes())
-    at = place(content, random)
-    content[at:at] = (random.bytes(9), b"[" * 100_000, b"NaN", b'"', b"-", b"9" * 30)[random.randint(6)]
+    offset = random_offset(content, random)
+    content[offset:offset] = (random.bytes(9), b"[" * 100_000, b"NaN", b'"', b"-", b"9" * 30)[random.randint(6)]
     path.write_bytes(content)
 
 
 def remove_bytes(path, other, random):
     content = bytearray(path.read_bytes())
-    at = place(content, random)
-    del content[at : at + random.randint(1, 30)]
+    offset = random_offset(content, random)
+    del content[offset : offset + random.randint(1, 30)]
     path.write_bytes(content)
 
 
@@ -382,15 +382,15 @@ HOW = (
 )
 
 
-WAYS = tuple(dict.fromkeys(HOW))
+MUTATORS = tuple(dict.fromkeys(HOW))
 LONG = ("checkpoints", "folder", "folder of arrays", "folder with a table", "tfds")
 """Kinds of files whose cases take seconds."""
 
 
 def few(name: str) -> list[tuple]:
     """Six of the twelve ways of damage, others for the next kind of files."""
-    first = LONG.index(name)
-    return [(WAYS[(first + 2 * case) % len(WAYS)],) for case in range(6)]
+    start = LONG.index(name)
+    return [(MUTATORS[(start + 2 * case) % len(MUTATORS)],) for case in range(6)]
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:
@@ -454,11 +454,11 @@ def test_damage_is_refused_by_name_or_does_not_matter(name, complete, tmp_path, 
     kind.make(original)
     whole = {odd: kind.read(original, odd)[0] for odd in (True, False)}
     outcomes, wrong = collections.Counter(), []
-    for case, ways in enumerate(cases):
+    for case, mutators in enumerate(cases):
         random = np.random.RandomState([SEED, sum(map(ord, name)), case])
         folder = tmp_path / "damaged"
         shutil.copytree(original, folder)
-        what, odd = damage(folder, random, ways), bool(case % 2)
+        what, odd = damage(folder, random, mutators), bool(case % 2)
         limit(SECONDS)
         try:
             outcomes[judged(kind, folder, odd, whole[odd])] += 1
@@ -475,4 +475,4 @@ def test_damage_is_refused_by_name_or_does_not_matter(name, complete, tmp_path, 
 
 def test_the_cases_are_five_hundred_and_few_of_them_have_every_damage():
     assert sum(kind.cases for kind in KINDS.values()) == 500
-    assert {way for name in LONG for ways in few(name) for way in ways} == set(WAYS)
+    assert {mutator for name in LONG for mutators in few(name) for mutator in mutators} == set(MUTATORS)

@@ -31,14 +31,14 @@ def home(tmp_path_factory):
 def test_a_second_trainer_is_refused_until_the_first_is_gone(home):
     workdir = home / "two"
     args = (home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps")
-    first = start_process(*TRAIN_WITHOUT_PREVIEWS, *args, 100_000)
+    holder = start_process(*TRAIN_WITHOUT_PREVIEWS, *args, 100_000)
     try:
-        wait_for(lambda: (workdir / "checkpoints" / "10").is_dir(), first)
+        wait_for(lambda: (workdir / "checkpoints" / "10").is_dir(), holder)
         refused = run("train.py", *args, 100_000, status=2)
-        assert f"{workdir} is in use by process {first.pid} on " in refused.stderr
+        assert f"{workdir} is in use by process {holder.pid} on " in refused.stderr
     finally:
-        first.send_signal(signal.SIGKILL)
-        first.communicate()
+        holder.send_signal(signal.SIGKILL)
+        holder.communicate()
     steps = saved_steps(workdir)[-1]
     assert f"continued from step {steps}" in run("train.py", *args, steps + 1, preview=False).stdout
 
@@ -76,18 +76,18 @@ def test_a_full_or_read_only_disk_ends_the_run_and_spares_what_was_saved(home, d
 
 
 @pytest.mark.parametrize(
-    ("program", "args"),
+    ("command_name", "args"),
     [
         ("sample.py", ("sample.py", "RUN", "--num", 1, "--out", "OUT")),
         ("evaluate", ("-m", "ddpm_jax", "evaluate", "RUN", "samples", "--num", 80, "--out", "OUT")),
         ("convert", ("-m", "ddpm_jax", "convert", "to", "plain", "RUN", "OUT")),
     ],
 )
-def test_what_cannot_be_written_ends_with_a_status_of_its_own(run_folder, tmp_path, program, args):
+def test_what_cannot_be_written_ends_with_a_status_of_its_own(run_folder, tmp_path, command_name, args):
     (tmp_path / "file").touch()
     paths = {"RUN": run_folder, "OUT": tmp_path / "file" / "out"}  # a file is no folder
     shown = run(*(paths.get(arg, arg) for arg in args), status=6)
-    assert re.match(rf"{program.removesuffix('.py')}: .*(Not a directory|File exists): ", shown.stderr)
+    assert re.match(rf"{command_name.removesuffix('.py')}: .*(Not a directory|File exists): ", shown.stderr)
 
 
 @pytest.mark.slow
@@ -95,12 +95,12 @@ def test_files_of_limited_size_end_the_run_too(home, tmp_path):
     """As a quota does, and without the rights to mount anything."""
     workdir = tmp_path / "run"
     run("train.py", home / "tiny.py", "--workdir", workdir, "--steps", 2, "--save-every", 1, preview=False)
-    limited = "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
+    code = "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.argv[:] = sys.argv[1:]; " \
         "runpy.run_path('train.py', run_name='__main__')"  # fmt: skip
     args = ("train.py", home / "tiny.py", "--workdir", workdir, "--devices", 1, "--steps", 40, "--save-every", 1)
     env = environment() | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1000"}  # read, not written
-    done = subprocess.run(command("-c", limited, *args), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command("-c", code, *args), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 6, done.stderr
     assert "File too large. Step 2 was saved last" in done.stderr
     assert saved_steps(workdir) == [1, 2] and load_state(workdir).tree.step == 2

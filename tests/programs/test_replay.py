@@ -43,13 +43,13 @@ def spoilt(params, path):
 def test_a_replay_is_the_step_that_training_takes(params):
     config = STRATIFIED
     model = build(config, (8, 8, 1), 17)
-    kept = record(params, config)
+    dump = record(params, config)
     step = trainer.parallelise(trainer.train_step(model, trainer.example_losses(model)), None, jax.devices()[:4])
-    state = training.init(params, model.optimizer)._replace(step=np.int32(kept.step - 1))
+    state = training.init(params, model.optimizer)._replace(step=np.int32(dump.step - 1))
     places = np.arange(20, dtype=np.int32).reshape(4, 1, 5)
-    metrics = step(trainer.run_keys(config.seed)[1], state, np.int32(0), kept.images, places, Condition(), None)[2]
+    metrics = step(trainer.run_keys(config.seed)[1], state, np.int32(0), dump.images, places, Condition(), None)[2]
     metrics = jax.tree.map(lambda leaf: leaf[0], metrics)
-    found = replay.replay(kept, "float32")
+    found = replay.replay(dump, "float32")
     assert found.finite and not found.forward and not found.backward
     np.testing.assert_allclose([found.loss, found.grad_norm], [metrics["loss"], metrics["grad_norm"]], rtol=2e-5)
     assert sorted(found.times) == [*range(1, 21)]
@@ -81,28 +81,28 @@ def test_where_only_the_gradient_overflows_its_layer_is_named(params):
 
 @pytest.mark.slow
 def test_bfloat16_is_taken_again_in_both_precisions(params):
-    kept = record(params)
-    whole, half = replay.replay(kept, "float32"), replay.replay(kept, "bfloat16")
+    dump = record(params)
+    whole, half = replay.replay(dump, "float32"), replay.replay(dump, "bfloat16")
     assert whole.finite and half.finite and whole.loss != half.loss
     np.testing.assert_allclose(half.loss, whole.loss, rtol=0.02)
 
 
 def test_the_program_reads_what_training_leaves(params, tmp_path):
-    kept = record(spoilt(params, "down_0/block_0/conv1/kernel"))
-    path = written(tmp_path, arrays_of(kept))
+    dump = record(spoilt(params, "down_0/block_0/conv1/kernel"))
+    path = written(tmp_path, arrays_of(dump))
     read = replay.load_record(path)
-    assert jax.tree.all(jax.tree.map(np.array_equal, read.params, kept.params)) and read.step == 7
+    assert jax.tree.all(jax.tree.map(np.array_equal, read.params, dump.params)) and read.step == 7
     lines = list(replay.report_lines(replay.replay(read, "float32"), read, "float32"))
     assert "in float32: loss nan" in lines[0]
     assert re.search(r"the loss of 16 of 16 examples is not finite: 0 at t = \d+, 1 at", lines[1])
     assert "forward, the first output that is not finite is that of down_0/block_0/conv1" in lines[2]
 
 
-def arrays_of(kept):
+def arrays_of(dump):
     """As training leaves them."""
-    leaves = jax.tree_util.tree_flatten_with_path(kept.params)[0]
+    leaves = jax.tree_util.tree_flatten_with_path(dump.params)[0]
     arrays = {"params" + jax.tree_util.keystr(where): leaf for where, leaf in leaves}
-    return {"step": 7, "indices": np.arange(len(kept.images)), "images": kept.images, "levels": 17, **arrays}
+    return {"step": 7, "indices": np.arange(len(dump.images)), "images": dump.images, "levels": 17, **arrays}
 
 
 def written(folder, arrays, config=CONFIG):
@@ -144,8 +144,8 @@ def test_a_record_that_is_damaged_or_another_runs_is_named(params, tmp_path, cha
 def test_a_record_that_is_cut_or_has_one_other_byte_is_named(params, tmp_path):
     path = written(tmp_path, arrays_of(record(params)))
     whole = path.read_bytes()
-    for at in np.linspace(0, len(whole) - 1, 40).astype(int):
-        for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :]):
+    for offset in np.linspace(0, len(whole) - 1, 40).astype(int):
+        for damaged in (whole[:offset], whole[:offset] + bytes([whole[offset] ^ 255]) + whole[offset + 1 :]):
             path.write_bytes(damaged)
             try:
                 replay.load_record(path)  # a byte of no meaning, such as a time of the archive's, may be another

@@ -100,7 +100,7 @@ def test_a_run_says_what_it_is_and_leaves_what_it_says(straight):
 def test_the_log_witnesses_which_images_were_seen(straight):
     order = data.EpochShuffle(trainer.run_keys(0)[2], 1500)
     rows = [json.loads(line) for line in (straight[0] / "metrics.jsonl").read_text().splitlines()]
-    batches = [np.concatenate([order.indices(n, 16) for n in range(first, first + 10)]) for first in range(0, 60, 10)]
+    batches = [np.concatenate([order.indices(n, 16) for n in range(start, start + 10)]) for start in range(0, 60, 10)]
     expected = [hashlib.sha256(batch.astype("<i4").tobytes()).hexdigest()[:16] for batch in batches]
     assert [row["seen"] for row in rows if "seen" in row] == expected and len(set(expected)) == 6
 
@@ -286,13 +286,13 @@ def test_steps_that_are_not_finite_stop_the_run(burnt):
     step = int(re.search(r"\d+", record.stem)[0])
     assert f"4 steps in a row, the first being step {step}" in shown.stderr
     assert f"ddpm-jax replay {record}" in shown.stderr
-    with np.load(record) as kept:
-        assert kept["step"] == step and kept["indices"].shape == (16,) and kept["images"].shape == (16, 8, 8, 1)
-        indices, images = kept["indices"], kept["images"]
+    with np.load(record) as dump:
+        assert dump["step"] == step and dump["indices"].shape == (16,) and dump["images"].shape == (16, 8, 8, 1)
+        indices, images = dump["indices"], dump["images"]
         # the parameters are those that the last good step left behind
         good = load_state(workdir, step - 1).tree
         for where, leaf in jax.tree_util.tree_flatten_with_path(good.params)[0]:
-            np.testing.assert_array_equal(kept["params" + jax.tree_util.keystr(where)], leaf)
+            np.testing.assert_array_equal(dump["params" + jax.tree_util.keystr(where)], leaf)
     assert taken_again(workdir, good, images)["skipped"] == 1
     np.testing.assert_array_equal(images, data.load("digits").train[indices])
 
@@ -357,10 +357,10 @@ def test_sampling_needs_no_flags_and_leaves_a_manifest(sixteen):
         assert (out / name).stat().st_size > 500
 
 
-@pytest.mark.parametrize(("first", "num", "batch"), [(3, 6, 1), (15, 1, 16)])
-def test_image_i_is_image_i_however_many_are_in_flight(home, straight, sixteen, first, num, batch):
-    part = draw(straight[0], home / f"from{first}", "--start", first, "--batch", batch, num=num)
-    np.testing.assert_array_equal(part, sixteen[0][first : first + num])
+@pytest.mark.parametrize(("start", "num", "batch"), [(3, 6, 1), (15, 1, 16)])
+def test_image_i_is_image_i_however_many_are_in_flight(home, straight, sixteen, start, num, batch):
+    part = draw(straight[0], home / f"from{start}", "--start", start, "--batch", batch, num=num)
+    np.testing.assert_array_equal(part, sixteen[0][start : start + num])
 
 
 @pytest.mark.slow
@@ -412,7 +412,7 @@ def test_an_interrupted_call_keeps_its_images_and_goes_on_where_it_was(run_folde
     def drawn(out, *flags, status=0):
         return run("sample.py", run_folder, "--num", 16, "--out", tmp_path / out, *flags, status=status)
 
-    def kept(out):
+    def stored_parts(out):
         return [path.name for path in sorted((tmp_path / out / "samples.parts").glob("*.npy"))]
 
     def stopping(folder, *part):
@@ -425,7 +425,7 @@ def test_an_interrupted_call_keeps_its_images_and_goes_on_where_it_was(run_folde
     monkeypatch.setattr(image_parts, "write_part", stopping)
     for out in ("same", "other"):
         assert "interrupted: 8 of 16 images are kept; the same command continues" in drawn(out, status=4).stdout
-        assert kept(out) == ["00000000-00000004.npy", "00000004-00000008.npy"]
+        assert stored_parts(out) == ["00000000-00000004.npy", "00000004-00000008.npy"]
         assert not (tmp_path / out / "manifest.json").exists()
     monkeypatch.setattr(image_parts, "write_part", store)
     shown = drawn("same")
@@ -440,8 +440,8 @@ def test_an_interrupted_call_keeps_its_images_and_goes_on_where_it_was(run_folde
 def test_raw_weights_and_other_samplers_make_other_images(home, straight, sixteen):
     ddim = draw(straight[0], home / "ddim", "--sampler", "ddim", "--steps", 5)
     raw = draw(straight[0], home / "raw", "--sampler", "ddim", "--steps", 5, "--weights", "raw")
-    first = draw(straight[0], home / "first", "--sampler", "dpm_solver_pp", "--order", 1, "--steps", 5)
-    assert np.abs(first.astype(int) - ddim).max() <= 1
+    first_order = draw(straight[0], home / "first", "--sampler", "dpm_solver_pp", "--order", 1, "--steps", 5)
+    assert np.abs(first_order.astype(int) - ddim).max() <= 1
     assert (ddim != sixteen[0]).any() and (ddim != raw).any()
 
 
