@@ -325,17 +325,17 @@ def test_a_damaged_config_of_a_run_is_named(tmp_path):
     assert configs.read(path).steps == 7
 
 
-def program(*args):
+def run_python(*args):
     return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
 def test_help_lists_every_field_with_its_default_and_without_jax():
-    shown = program("train.py", "configs/digits.py", "--help")
+    shown = run_python("train.py", "configs/digits.py", "--help")
     assert shown.returncode == 0
     for field in dataclasses.fields(configs.Optim):
         assert f"--optim.{field.name.replace('_', '-')}" in shown.stdout
     assert "--batch" in shown.stdout and "128" in shown.stdout
-    assert "jax" not in program("-X", "importtime", "train.py", "--help").stderr.replace("ddpm_jax", "")
+    assert "jax" not in run_python("-X", "importtime", "train.py", "--help").stderr.replace("ddpm_jax", "")
 
 
 @pytest.mark.parametrize(

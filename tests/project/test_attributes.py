@@ -35,9 +35,9 @@ def test_the_error_is_the_noise():
     draw = np.random.RandomState(1)
     fresh = scenes.render_scenes(draw, ASKED)
     assert attributes.recognise_scenes(fresh).distances.max() == 0
-    errors = attributes.recognise_scenes(fresh + 20 * draw.standard_normal(fresh.shape)).distances
+    rmse = attributes.recognise_scenes(fresh + 20 * draw.standard_normal(fresh.shape)).distances
     # The mean of 250 x 768 squares has a standard error of 20 sqrt(2 / 192000) / 2 = 0.032.
-    assert abs(np.sqrt(np.mean(errors**2)) - 20) < 4 * 0.032
+    assert abs(np.sqrt(np.mean(rmse**2)) - 20) < 4 * 0.032
 
 
 def test_the_nearest_picture_is_the_nearest_of_all():
@@ -73,8 +73,8 @@ def test_an_agreement_is_counted_as_by_hand():
     assert agreement(SQUARE, "a small red square left of a large blue cross") == (1, 1, 0.5, 1, 0)
     assert agreement(SQUARE, "a large red square left of a small blue circle") == (0, 1, 1, 1, 0)
     # colours bound to the wrong shapes: it matches as well in either order, so it is not left of anything
-    bound = agreement("a small red square above a small blue circle", "a small blue square above a small red circle")
-    assert bound == (1, 0, 1, 0, 0)
+    swapped = agreement("a small red square above a small blue circle", "a small blue square above a small red circle")
+    assert swapped == (1, 0, 1, 0, 0)
     # nothing is right but the sizes, in the other order
     assert agreement(SQUARE, "a large white cross left of a small green triangle") == (1, 0, 0, 0, 0)
 

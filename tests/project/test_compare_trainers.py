@@ -21,18 +21,18 @@ sys.exit(int(sys.argv[3]))
 """
 
 
-def program(tmp_path, name: str, seconds: float, status: int = 0) -> list[str]:
+def trainer_command(tmp_path, name: str, seconds: float, status: int = 0) -> list[str]:
     """One that says when it ran, ends by itself after so many seconds of work, or on SIGTERM."""
     return [sys.executable, "-c", TICK, str(tmp_path / f"{name}.ticks"), str(seconds), str(status)]
 
 
 def test_one_runs_while_the_other_stands_still_and_both_end_in_good_order(tmp_path):
-    commands = {"long": program(tmp_path, "long", 60), "short": program(tmp_path, "short", 0.4)}
+    commands = {"long": trainer_command(tmp_path, "long", 60), "short": trainer_command(tmp_path, "short", 0.4)}
     compare_trainers.run_in_turns(commands, tmp_path / "logs", seconds=6.0, turn=1.0)
     ran = {name: [float(line) for line in (tmp_path / f"{name}.ticks").read_text().split()] for name in commands}
     assert (tmp_path / "long.terminated").exists() and not (tmp_path / "short.terminated").exists()
     assert len(ran["short"]) == 40  # it has done all its work, though it had no second more
-    ticks = sorted([(at, name) for name in ran for at in ran[name]])
+    ticks = sorted([(timestamp, name) for name in ran for timestamp in ran[name]])
     changes = sum(a != b for (_, a), (_, b) in itertools.pairwise(ticks))
     assert 1 <= changes < 20  # turns, not side by side
 
@@ -40,19 +40,19 @@ def test_one_runs_while_the_other_stands_still_and_both_end_in_good_order(tmp_pa
 def test_a_trainer_that_fails_is_named_with_its_log(tmp_path):
     with pytest.raises(SystemExit, match=r"short ended with status 3: see .*short\.log"):
         compare_trainers.run_in_turns(
-            {"short": program(tmp_path, "short", 0.05, status=3)}, tmp_path / "logs", 5.0, 5.0
+            {"short": trainer_command(tmp_path, "short", 0.05, status=3)}, tmp_path / "logs", 5.0, 5.0
         )
 
 
 def test_what_was_trained_is_not_trained_again_and_nothing_else_is_taken_for_it(tmp_path):
     ticks, folder = tmp_path / "short.ticks", tmp_path / "runs"
-    commands = {"short": program(tmp_path, "short", 0.05)}
+    commands = {"short": trainer_command(tmp_path, "short", 0.05)}
     for _ in range(2):
         compare_trainers.train_unless_done(commands, folder, seconds=5.0, turn=5.0)
         assert len(ticks.read_text().split()) == 5
     with pytest.raises(SystemExit, match="runs holds other training"):
         compare_trainers.train_unless_done(commands, folder, seconds=6.0, turn=5.0)
-    interrupted = {"short": program(tmp_path, "short", 0.05, status=3)}
+    interrupted = {"short": trainer_command(tmp_path, "short", 0.05, status=3)}
     for expected in ("ended with status 3", "holds other training, or some that was interrupted"):
         with pytest.raises(SystemExit, match=expected):
             compare_trainers.train_unless_done(interrupted, tmp_path / "others", seconds=5.0, turn=5.0)

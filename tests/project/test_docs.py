@@ -57,8 +57,8 @@ def test_the_files_that_a_page_links_to_exist(page):
 def test_a_long_page_begins_with_a_summary_of_five_lines(page):
     text = (DOCS / page).read_text()
     if len(text.split()) > 1500:
-        beginning = text.partition("\n## ")[0]
-        assert len(re.findall(r"^- ", beginning.partition("**Summary**\n\n")[2].partition("\n\n")[0], re.M)) == 5
+        introduction = text.partition("\n## ")[0]
+        assert len(re.findall(r"^- ", introduction.partition("**Summary**\n\n")[2].partition("\n\n")[0], re.M)) == 5
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -20,13 +20,13 @@ def test_cells_differ_and_their_flags_are_those_of_train():
     import tyro
 
     for name, table in tables.TABLES.items():
-        default, seen = configs.load(ROOT / table.config), {}
+        default, cell_names = configs.load(ROOT / table.config), {}
         for cell in table.cells:
             made = tyro.cli(configs.Config, args=[*table.flags, *cell.flags], default=default)
             check(made)
             assert made.schedule.T == cell.T, (name, cell.name)
-            assert made not in seen, (name, cell.name, seen[made])
-            seen[made] = cell.name
+            assert made not in cell_names, (name, cell.name, cell_names[made])
+            cell_names[made] = cell.name
         assert len({cell.name for cell in table.cells}) == len(table.cells)
 
 
@@ -113,17 +113,17 @@ def test_a_small_row_is_made_measured_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "TABLES", {"targets-digits": small})
     selected = ["--cells", "ε, constant", "x₀, constant", "--runs", str(tmp_path / "runs")]
     run.main(["targets-digits", *selected, "--jobs", "2"])
-    kept = json.loads((tmp_path / "targets-digits.json").read_text())
-    assert set(kept) == {"ε, constant", "x₀, constant"}
-    numbers = kept["x₀, constant"]["0"]["numbers"]
+    stored = json.loads((tmp_path / "targets-digits.json").read_text())
+    assert set(stored) == {"ε, constant", "x₀, constant"}
+    numbers = stored["x₀, constant"]["0"]["numbers"]
     assert set(numbers) >= {results_page.BY_T, *results_page.COLUMNS.values()}
     assert len(numbers[results_page.BY_T]) == 5 and all(
         0 < value < 255 for value in numbers[results_page.BY_T].values()
     )
-    assert "--loss.predicts x0" in kept["x₀, constant"]["0"]["commands"][0]
+    assert "--loss.predicts x0" in stored["x₀, constant"]["0"]["commands"][0]
     lines = results_page.run_table("targets-digits")
     assert len(lines) == 4 and lines[2].startswith("| ε, constant | ")
-    assert [panel.title for panel in results_page.target_panels(kept)] == [
+    assert [panel.title for panel in results_page.target_panels(stored)] == [
         "under a constant weight",
         "x₀ under every weight",
     ]
@@ -139,7 +139,7 @@ def test_a_small_row_is_made_measured_and_kept(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "jump-digits.json").read_text())
     assert set(found["t=1000, ddim, 5 calls"]["0"]["numbers"]) == {results_page.DISTANCE, results_page.ERROR}
     assert len(results_page.nfe_panels(found)) == 3
-    with np.load(tmp_path / "jump-digits-images.npz") as kept:
-        assert kept["t=1000, one jump"].shape == kept["t=100"].shape == (one_step_denoising.NUM_PICTURES, 8, 8, 1)
-        rows = [label.get_text() for label in results_page.one_step_figure(kept).axes[0].get_yticklabels()]
+    with np.load(tmp_path / "jump-digits-images.npz") as stored:
+        assert stored["t=1000, one jump"].shape == stored["t=100"].shape == (one_step_denoising.NUM_PICTURES, 8, 8, 1)
+        rows = [label.get_text() for label in results_page.one_step_figure(stored).axes[0].get_yticklabels()]
         assert rows == ["image", "x_t", "one step", "ancestral, 2", "ancestral, 5", "ddim, 2", "ddim, 5"]

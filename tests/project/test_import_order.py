@@ -79,7 +79,7 @@ def test_text_is_utf_8_in_every_file_that_is_read_or_written(path):
             text = name.endswith((".read_text", ".write_text"))
             if name == "open" or name.endswith("path.open"):
                 text = not any(isinstance(mode, ast.Constant) and "b" in str(mode.value) for mode in call.args)
-            assert not text or "encoding" in {word.arg for word in call.keywords}, f"{path}:{call.lineno}"
+            assert not text or "encoding" in {keyword.arg for keyword in call.keywords}, f"{path}:{call.lineno}"
 
 
 def test_no_module_is_named_after_nothing():

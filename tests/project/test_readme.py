@@ -58,8 +58,8 @@ def folder_of_a_reader(tmp_path):
 
 @pytest.mark.slow
 def test_its_commands_run_one_after_the_other_cut_short(folder_of_a_reader):
-    blocks = re.findall(r"^```\n(.*?)^```$", re.sub(r"```python.*?```", "", README, flags=re.S), re.S | re.M)
-    lines = [line.partition("#")[0] for block in blocks for line in block.splitlines()]
+    code_blocks = re.findall(r"^```\n(.*?)^```$", re.sub(r"```python.*?```", "", README, flags=re.S), re.S | re.M)
+    lines = [line.partition("#")[0] for block in code_blocks for line in block.splitlines()]
     commands = [command.strip() for line in lines for command in line.split("&&") if "ddpm-jax " in command]
     assert len(commands) >= 11
     for command in commands:

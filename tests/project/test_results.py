@@ -43,14 +43,14 @@ def test_the_noise_predicting_row_comes_out_again_and_one_jump_from_it(tmp_path,
     """Rows of section 1, and the run of section 2 whose images are denoised in one step."""
     check(trained(*TARGETS, tmp_path / "runs"), *TARGETS)
     (again,) = (tmp_path / "runs").iterdir()
-    kept = run.read_rows(run.RESULTS / "jump-digits.json")
+    stored = run.read_rows(run.RESULTS / "jump-digits.json")
     monkeypatch.setattr(one_step_denoising, "RESULTS", tmp_path)
     one_step_denoising.main(["jump-digits", str(again), "--nfe", "2"])
     found = run.read_rows(tmp_path / "jump-digits.json")
     rows = [row for row in found if row.endswith("one jump")]
     assert len(rows) == len(one_step_denoising.START_FRACTIONS)
     for row in rows:
-        mean, error = results_page.seed_mean(kept, row, results_page.ERROR)
+        mean, error = results_page.seed_mean(stored, row, results_page.ERROR)
         assert found[row]["0"]["numbers"][results_page.ERROR] == pytest.approx(mean, abs=10 * error), row
 
 
@@ -90,12 +90,12 @@ def cell(name: str, row: str):
 
 def check(numbers: dict[str, Any], name: str, row: str) -> None:
     """Within four standard deviations over seeds of their mean; on another processor the same seed is another run."""
-    table, kept = TABLES[name], run.read_rows(run.RESULTS / f"{name}.json")
-    known, T = [seed["numbers"] for seed in kept[row].values()], cell(name, row).T
+    table, stored = TABLES[name], run.read_rows(run.RESULTS / f"{name}.json")
+    known, T = [seed["numbers"] for seed in stored[row].values()], cell(name, row).T
     assert len(known) == len(table.seeds)
     for what in ("bits/dim", *results_page.X0_ERROR_FRACTIONS):
         mean, _ = results_page.mean_and_error([value(each, what, T) for each in known])
-        allowed = 4 * (1 + 1 / len(known)) ** 0.5 * deviation(kept, row, what, table)
+        allowed = 4 * (1 + 1 / len(known)) ** 0.5 * deviation(stored, row, what, table)
         assert abs(value(numbers, what, T) - mean) < allowed, (what, value(numbers, what, T), mean, allowed)
 
 
@@ -104,10 +104,10 @@ def value(numbers, what: str | float, T: int) -> float:
     return numbers[what][0] if isinstance(what, str) else results_page.error_near(numbers[results_page.BY_T], what * T)
 
 
-def deviation(kept, row: str, what: str | float, table) -> float:
+def deviation(stored, row: str, what: str | float, table) -> float:
     """Of one seed: the row's own, and at least the median of those of the table's rows, for three seeds may agree."""
     lengths = {cell.name: cell.T for cell in table.cells}
-    values = {name: [value(seed["numbers"], what, lengths[name]) for seed in kept[name].values()] for name in kept}
+    values = {name: [value(seed["numbers"], what, lengths[name]) for seed in stored[name].values()] for name in stored}
     found = {
         name: results_page.mean_and_error(each)[1] * len(each) ** 0.5 for name, each in values.items() if len(each) > 1
     }

@@ -118,7 +118,7 @@ def home(tmp_path_factory):
     return home
 
 
-def begin(home, net=NET, shape=(16, 16, 3), which=None, **change):
+def init_from(home, net=NET, shape=(16, 16, 3), which=None, **change):
     other = dataclasses.replace(SMALL, net=net, **change)
     which = which or flags.InitFrom(str(home / "source"))
     return trainer.init_from_run(build(other, shape, 17), from_seed(5), which)
@@ -126,7 +126,7 @@ def begin(home, net=NET, shape=(16, 16, 3), which=None, **change):
 
 def test_a_beginning_has_the_others_averages_a_fresh_optimizer_and_says_what_is_new(home, capsys):
     net = dataclasses.replace(NET, attention_resolutions=(8,), dropout=0.25)
-    state, kept = begin(home, net, schedule=dataclasses.replace(SMALL.schedule, T=30))
+    state, provenance = init_from(home, net, schedule=dataclasses.replace(SMALL.schedule, T=30))
     source = pipeline.Pipeline(home / "source", step=None, weights="ema", sampling={})
     for tree in (state.params, state.ema):
         np.testing.assert_array_equal(
@@ -134,7 +134,7 @@ def test_a_beginning_has_the_others_averages_a_fresh_optimizer_and_says_what_is_
         )
     fresh = training.init(state.params, optimizer(SMALL))
     assert jax.tree.all(jax.tree.map(jnp.array_equal, state.opt_state, fresh.opt_state)) and state.step == 0
-    message, about = capsys.readouterr().out, kept["begun_from"]
+    message, about = capsys.readouterr().out, provenance["begun_from"]
     assert f"from {home / 'source'}, step 3, ema weights" in message
     for part in (
         "reinitialised: conv_in, (3, 3, 1, 16) there and (3, 3, 3, 16) here",
@@ -145,7 +145,7 @@ def test_a_beginning_has_the_others_averages_a_fresh_optimizer_and_says_what_is_
         assert part in message, (part, message)
     assert about["fingerprint"] == source.fingerprint and about["image"] == [8, 8, 1]
     assert list(about["renewed"]) == ["conv_in", "conv_out"]
-    raw, _ = begin(home, net, which=flags.InitFrom(str(home / "source"), "raw", 3))
+    raw, _ = init_from(home, net, which=flags.InitFrom(str(home / "source"), "raw", 3))
     assert not np.array_equal(raw.params["mid"]["attn_1"]["q"]["kernel"], state.params["mid"]["attn_1"]["q"]["kernel"])
 
 
@@ -165,13 +165,13 @@ def test_a_beginning_has_the_others_averages_a_fresh_optimizer_and_says_what_is_
 )
 def test_networks_of_other_options_are_refused_by_name(home, change, message):
     with pytest.raises(ValueError) as raised:
-        begin(home, dataclasses.replace(dataclasses.replace(NET, attention_resolutions=(8,)), **change))
+        init_from(home, dataclasses.replace(dataclasses.replace(NET, attention_resolutions=(8,)), **change))
     assert message in str(raised.value), raised.value
 
 
 def test_images_of_other_dimensions_are_refused(home):
     with pytest.raises(ValueError, match=re.escape("images have shape (8, 8, 1) there and (4, 8, 8, 1) here")):
-        begin(home, shape=(4, 8, 8, 1))
+        init_from(home, shape=(4, 8, 8, 1))
 
 
 def test_a_run_under_way_does_not_begin_from_elsewhere():
@@ -189,8 +189,8 @@ def test_a_run_under_way_does_not_begin_from_elsewhere():
 
 def test_a_run_goes_on_from_there_and_then_needs_the_other_no_more(home):
     def trained(workdir, status=0):
-        given = (home / "mine.py", "--workdir", home / workdir, "--init-from", home / "gone")
-        return run("train.py", *given, preview=False, status=status)
+        arguments = (home / "mine.py", "--workdir", home / workdir, "--init-from", home / "gone")
+        return run("train.py", *arguments, preview=False, status=status)
 
     shutil.copytree(home / "source", home / "gone")
     assert "reinitialised: conv_in" in trained("straight").stdout

@@ -19,9 +19,9 @@ def test_stratified_times_differ_from_step_to_step_and_are_those_of_the_whole_ba
     def times(step, places):
         return np.asarray(trainer.stratified_times(CONFIG, from_seed(0), step, np.asarray(places)))
 
-    first, second = times(1, range(8)), times(2, range(8))
-    assert (first != second).any() and len(set(first)) > 1
-    np.testing.assert_array_equal(times(1, range(4, 8)), first[4:])
+    step_1, step_2 = times(1, range(8)), times(2, range(8))
+    assert (step_1 != step_2).any() and len(set(step_1)) > 1
+    np.testing.assert_array_equal(times(1, range(4, 8)), step_1[4:])
     assert trainer.stratified_times(tiny_run.CONFIG, from_seed(0), 1, np.arange(8)) is None
 
 
