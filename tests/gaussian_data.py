@@ -12,31 +12,35 @@ SHAPES = [(5,), (4, 3), (4, 2, 3), (2, 3, 2, 2)]
 PREDICTS = ["eps", "x0", "v", "mean"]
 
 
-def ideal_denoiser(schedule, mean=0.2, std=0.5, mix=None):
+def ideal_denoiser(schedule, mean=0.2, std=0.5, variance_mix=None):
     """E[x_0 | x_t] for data N(mean, std^2); numbers may be traced.
 
     Args:
-        mix: a learned variance: a number, or a column [T+1] with one for each t.
+        variance_mix: a learned variance: a number, or a column [T+1] with one for each t.
     """
 
     def denoise(x_t, t):
         signal, noise = schedules.gather(schedule.signal, t, x_t), schedules.gather(schedule.noise, t, x_t)
         x0 = mean + std**2 * signal / (signal**2 * std**2 + noise**2) * (x_t - signal * mean)
-        if mix is None:
+        if variance_mix is None:
             return Estimate(x0, (x_t - signal * x0) / noise)
-        selected = jnp.asarray(mix, x_t.dtype) if jnp.ndim(mix) == 0 else schedules.gather(mix, t, x_t)
+        selected = (
+            jnp.asarray(variance_mix, x_t.dtype)
+            if jnp.ndim(variance_mix) == 0
+            else schedules.gather(variance_mix, t, x_t)
+        )
         return Estimate(x0, (x_t - signal * x0) / noise, jnp.broadcast_to(selected, x_t.shape))
 
     return denoise
 
 
-def ideal_net(schedule, predicts, denoise, mix=None):
-    """The network that predicts `predicts`, from what `denoise` finds; with a mix, of a learned variance too."""
+def ideal_net(schedule, predicts, denoise, variance_mix=None):
+    """The network that predicts `predicts`, from what `denoise` finds; with variance_mix, of a learned variance too."""
 
     def net(x_t, t):
         found = denoise(x_t, t)
         out = gaussian.target(schedule, predicts, found.x0, found.eps, t)
-        return out if mix is None else jnp.concatenate([out, jnp.full_like(out, 2 * mix - 1)], -1)
+        return out if variance_mix is None else jnp.concatenate([out, jnp.full_like(out, 2 * variance_mix - 1)], -1)
 
     return net
 

@@ -80,14 +80,14 @@ def test_scaling_by_1_is_nothing_and_a_column_has_a_factor_for_each_time():
 
 def test_scaling_repairs_a_network_that_overestimates_the_noise():
     # a network with 3 % too much eps everywhere, scaled by 1.03, is the one without, along a whole chain
-    chain = samplers.times(100, 20)
+    times = samplers.times(100, 20)
 
     @jax.jit
     def end(keys, factor):
         denoise = gaussian.denoiser(SCHEDULE, lambda x, t: factor * 0.5 * jnp.sin(x), clip=False)
         denoise = denoisers.scale_eps(SCHEDULE, denoise, factor)
         denoise = denoisers.limit_x0(SCHEDULE, denoise, denoisers.dynamic_threshold(95))
-        return samplers.sample(keys, samplers.ddim(SCHEDULE, denoise), X, chain)
+        return samplers.sample(keys, samplers.ddim(SCHEDULE, denoise), X, times)
 
     loud, plain = (np.asarray(end(samplers.image_keys(0, range(4)), np.float32(factor))) for factor in (1.03, 1.0))
     np.testing.assert_allclose(loud, plain, atol=2e-5)

@@ -42,14 +42,14 @@ WANTED = [part[~MASK] for part in conditional([0, 3], SEEN[[0, 3]])]
 WANTED[1] = WANTED[1][:, ~MASK]
 
 
-def law(schedule, chain, mix, *, corrected=False):
+def law(schedule, times, mix, *, corrected=False):
     """Mean and covariance of the unknown pixels when known ones are replaced after each ancestral step, in float64.
 
     If corrected, the step's x_0 is the conditional mean given the known pixels too.
     """
     alpha_bar, one = np.asarray(schedule.signal, np.float64) ** 2, np.eye(4)
     m, v = np.zeros(4), one
-    for t, s in itertools.pairwise(chain):
+    for t, s in itertools.pairwise(times):
         a, b = alpha_bar[t], alpha_bar[s]
         if s > t:
             m, v = np.sqrt(b / a) * m, b / a * v + (1 - b / a) * one
@@ -63,9 +63,9 @@ def law(schedule, chain, mix, *, corrected=False):
         small = (1 - b) * (1 - a / b) / (1 - a)
         spread = 0.0 if s == 0 else small ** (1 - mix) * (1 - a / b) ** mix
         on_x, on_x0 = np.sqrt(a / b) * (1 - b) / (1 - a), np.sqrt(b) * (1 - a / b) / (1 - a)
-        slope = on_x * one + on_x0 * gain
-        m = slope @ m + on_x0 * rest
-        v = slope @ v @ slope.T + spread * one
+        transition = on_x * one + on_x0 * gain
+        m = transition @ m + on_x0 * rest
+        v = transition @ v @ transition.T + spread * one
         m[MASK], v[MASK], v[:, MASK] = np.sqrt(b) * SEEN[MASK], 0, 0
         v[MASK, MASK] = 1 - b
     return m[~MASK], v[np.ix_(~MASK, ~MASK)]
@@ -83,20 +83,20 @@ def walk(step, keys, state, times):
 
 @pytest.mark.parametrize("corrected", [False, True])
 def test_the_inpainted_chain_has_the_law_that_its_steps_say(corrected):
-    schedule, n, seen = schedules.linear(100, 1e-3, 0.2), 8192, SEEN[None].astype("f4")
+    schedule, n, known = schedules.linear(100, 1e-3, 0.2), 8192, SEEN[None].astype("f4")
     denoise = ideal(schedule)
     if corrected:
-        denoise = editing.condition_on_pixels(schedule, denoise, seen, MASK, iterations=2, clip=False)
-    sampler = editing.inpainting(schedule, samplers.ancestral(schedule, denoise, variance_mix=0.5), seen, MASK)
+        denoise = editing.condition_on_pixels(schedule, denoise, known, MASK, iterations=2, clip=False)
+    sampler = editing.inpainting(schedule, samplers.ancestral(schedule, denoise, variance_mix=0.5), known, MASK)
     step, keys = jax.jit(sampler.step), samplers.image_keys(1, range(n))
     for jump, repeats in ((1, 1),) if corrected else ((1, 1), (4, 3)):
-        chain, keys = (
+        times, keys = (
             editing.repaint_times(samplers.times(100, 25), jump=jump, repeats=repeats),
             samplers.image_keys(1, range(n)),
         )
         x_T = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32)
-        x = np.asarray(walk(step, keys, sampler.init(x_T, jnp.int32(chain[0])), chain).x, np.float64)
-        mean, cov = law(schedule, chain, 0.5, corrected=corrected)
+        x = np.asarray(walk(step, keys, sampler.init(x_T, jnp.int32(times[0])), times).x, np.float64)
+        mean, cov = law(schedule, times, 0.5, corrected=corrected)
         assert (np.abs(x[:, ~MASK].mean(0) - mean) < 4 * np.sqrt(np.diag(cov) / n)).all(), (jump, repeats)
         error = np.sqrt((np.outer(np.diag(cov), np.diag(cov)) + cov**2) / n)
         assert (np.abs(np.cov(x[:, ~MASK].T) - cov) < 4 * error).all(), (jump, repeats)
@@ -106,10 +106,10 @@ def test_the_inpainted_chain_has_the_law_that_its_steps_say(corrected):
 def test_going_over_times_again_brings_replaced_pixels_near_the_conditional_law():
     """What is left of the bias of the mean and of the covariance: the standard deviation there is 0.27."""
     with jax.enable_x64(True):
-        schedule, chain = schedules.linear(1000), samplers.times(1000, 250)
+        schedule, times = schedules.linear(1000), samplers.times(1000, 250)
         left = []
         for repeats in (1, 5, 20):
-            mean, cov = law(schedule, editing.repaint_times(chain, jump=1, repeats=repeats), 1.0)
+            mean, cov = law(schedule, editing.repaint_times(times, jump=1, repeats=repeats), 1.0)
             left.append((abs(mean - WANTED[0]).max(), abs(cov - WANTED[1]).max()))
     assert left[0][0] > 0.05 and left[0][1] > 0.035  # replacement alone is off by a fifth of a standard deviation
     assert left[1][0] < 0.0125 and left[1][1] < 0.0075
@@ -155,7 +155,7 @@ def test_times_go_back_up_where_the_paper_s_do(steps, jump, repeats):
 
 @pytest.mark.parametrize("solver", ["ancestral", "dpm_solver_pp"])
 def test_a_mask_without_known_pixels_changes_nothing_and_one_of_all_gives_the_image(solver):
-    schedule, chain, keys = schedules.linear(100), samplers.times(100, 12), samplers.image_keys(0, range(3))
+    schedule, falling, keys = schedules.linear(100), samplers.times(100, 12), samplers.image_keys(0, range(3))
     known = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
     x_T = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     plain = samplers.ancestral(schedule, ideal(schedule), variance_mix=0.5)
@@ -163,7 +163,7 @@ def test_a_mask_without_known_pixels_changes_nothing_and_one_of_all_gives_the_im
         plain = samplers.dpm_solver_pp(schedule, ideal(schedule), order=3)
     step, painted = (
         jax.jit(plain.step),
-        jax.jit(lambda mask, *given: editing.inpainting(schedule, plain, known, mask).step(*given)),
+        jax.jit(lambda mask, *step_args: editing.inpainting(schedule, plain, known, mask).step(*step_args)),
     )
 
     def run(mask, times):
@@ -171,17 +171,17 @@ def test_a_mask_without_known_pixels_changes_nothing_and_one_of_all_gives_the_im
         state = sampler.init(jnp.asarray(x_T), jnp.int32(times[0]))
         return np.asarray(walk(functools.partial(painted, mask), keys, state, times).x)
 
-    nothing, all_of_it, again = np.zeros(4, bool), np.ones(4, bool), editing.repaint_times(chain, jump=3, repeats=2)
-    np.testing.assert_array_equal(run(all_of_it, again), known)
-    without = walk(step, keys, plain.init(jnp.asarray(x_T), jnp.int32(chain[0])), chain).x
-    np.testing.assert_allclose(run(nothing, chain), without, rtol=0, atol=1e-6)
-    assert np.isfinite(run(nothing, again)).all()
+    empty, full, again = np.zeros(4, bool), np.ones(4, bool), editing.repaint_times(falling, jump=3, repeats=2)
+    np.testing.assert_array_equal(run(full, again), known)
+    without = walk(step, keys, plain.init(jnp.asarray(x_T), jnp.int32(falling[0])), falling).x
+    np.testing.assert_allclose(run(empty, falling), without, rtol=0, atol=1e-6)
+    assert np.isfinite(run(empty, again)).all()
 
 
 def test_no_noise_is_drawn_twice_however_often_a_time_is_visited():
     """A sampler that is nothing but the noise it draws, over times that rise: every image of it is another."""
     schedule = schedules.linear(100)
-    chain = editing.repaint_times(samplers.times(100, 8), jump=2, repeats=3)
+    times = editing.repaint_times(samplers.times(100, 8), jump=2, repeats=3)
 
     def step(keys, state, t, s):
         return samplers.State(samplers.step_noise(keys, t, state.x), state.x0, s)
@@ -191,8 +191,8 @@ def test_no_noise_is_drawn_twice_however_often_a_time_is_visited():
     sampler = editing.inpainting(schedule, noise, known, np.arange(40) < 20)
     move = jax.jit(lambda state, t, s: sampler.step(keys, state, t, s))
     x_T = jax.jit(lambda keys: samplers.initial_noise(keys, (40,)))(keys)
-    state, drawn = sampler.init(x_T, jnp.int32(chain[0])), [np.asarray(x_T)]
-    for t, s in itertools.pairwise(chain):
+    state, drawn = sampler.init(x_T, jnp.int32(times[0])), [np.asarray(x_T)]
+    for t, s in itertools.pairwise(times):
         before, state = state, move(state, t, s)
         x = np.asarray(state.x)
         if s > t:  # what the forward step added
@@ -200,8 +200,8 @@ def test_no_noise_is_drawn_twice_however_often_a_time_is_visited():
         drawn += [] if s == 0 else [x]
     # what the sampler itself drew for pixels that were known, in the first pass
     own = jax.jit(lambda t: samplers.step_noise(keys, t, x_T))
-    first = chain[: 1 + np.argmax(np.diff(chain) > 0)]
-    hidden = [np.asarray(own(t))[:, :20] for t in first]
+    first_pass = times[: 1 + np.argmax(np.diff(times) > 0)]
+    hidden = [np.asarray(own(t))[:, :20] for t in first_pass]
     for name, arrays in (("all", drawn), ("known", [x[:, :20] for x in drawn] + hidden)):
         flat = np.stack([x.reshape(-1) / x.std() for x in arrays])
         most = abs(np.corrcoef(flat)[np.triu_indices(len(flat), 1)]).max()
@@ -211,14 +211,14 @@ def test_no_noise_is_drawn_twice_however_often_a_time_is_visited():
 def test_another_image_and_mask_are_no_other_program():
     schedule, keys, traced = schedules.linear(100), samplers.image_keys(0, range(2)), []
     x_T = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
-    chain = editing.repaint_times(samplers.times(100, 6), jump=2, repeats=2)
+    times = editing.repaint_times(samplers.times(100, 6), jump=2, repeats=2)
 
     @jax.jit
     def draw(known, mask):
         traced.append(known)
         denoise = editing.condition_on_pixels(schedule, ideal(schedule), known, mask)
         inner = editing.sdedit(schedule, samplers.ancestral(schedule, denoise), known)
-        return samplers.sample(keys, editing.inpainting(schedule, inner, known, mask), x_T, chain)
+        return samplers.sample(keys, editing.inpainting(schedule, inner, known, mask), x_T, times)
 
     for value, count in ((0.1, 1), (0.9, 4), (-0.3, 0)):
         x = np.asarray(draw(np.full((1, 4), value, np.float32), np.arange(4) < count))
@@ -257,18 +257,18 @@ def test_samplers_of_given_pixels_end_in_the_conditional_law():
         points = np.concatenate([np.zeros((1, 4)), np.eye(4)])
         denoise = editing.condition_on_pixels(schedule, ideal(schedule), SEEN[None], MASK, iterations=2, clip=False)
 
-        def errors(sampler, *numbers):
+        def max_errors(sampler, *numbers):
             step = jax.jit(sampler.step)
             for steps in numbers:
                 start = sampler.init(jnp.asarray(points), jnp.int32(1000))
                 x = np.asarray(walk(step, keys, start, samplers.times(1000, steps)).x)
                 np.testing.assert_array_equal(x[:, MASK], np.broadcast_to(SEEN[MASK], (5, 2)))
-                slope = (x[1:] - x[0])[:, ~MASK]
-                yield max(abs(x[0, ~MASK] - WANTED[0]).max(), abs(slope.T @ slope - WANTED[1]).max())
+                transition = (x[1:] - x[0])[:, ~MASK]
+                yield max(abs(x[0, ~MASK] - WANTED[0]).max(), abs(transition.T @ transition - WANTED[1]).max())
 
-        coarse, fine = errors(samplers.ddim(schedule, denoise), 250, 1000)
-        (third,) = errors(samplers.dpm_solver_pp(schedule, denoise, order=3), 250)
-    assert coarse < 4e-3 and fine < 1e-3 and third < 2e-3, (coarse, fine, third)
+        ddim_250, ddim_1000 = max_errors(samplers.ddim(schedule, denoise), 250, 1000)
+        (third,) = max_errors(samplers.dpm_solver_pp(schedule, denoise, order=3), 250)
+    assert ddim_250 < 4e-3 and ddim_1000 < 1e-3 and third < 2e-3, (ddim_250, ddim_1000, third)
 
 
 # --- pictures to start from
@@ -276,39 +276,39 @@ def test_samplers_of_given_pixels_end_in_the_conditional_law():
 
 def test_a_chain_from_an_image_keeps_more_of_it_the_later_it_begins():
     """From strength 1 on, nothing but the share signal_T; for Gaussian data the way down is affine in the image."""
-    schedule, chain, keys = schedules.linear(1000), samplers.times(1000, 100), samplers.image_keys(0, range(2))
+    schedule, times, keys = schedules.linear(1000), samplers.times(1000, 100), samplers.image_keys(0, range(2))
     x_T = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
     image = np.array([[0.9, -0.9, 0.9, -0.9]], np.float32)
     plain = samplers.ddim(schedule, ideal(schedule))
-    from_image, step = editing.sdedit(schedule, plain, image), jax.jit(plain.step)
-    assert from_image.step is plain.step
-    np.testing.assert_array_equal(editing.truncate_times(chain, 1.0), chain)
+    sampler, step = editing.sdedit(schedule, plain, image), jax.jit(plain.step)
+    assert sampler.step is plain.step
+    np.testing.assert_array_equal(editing.truncate_times(times, 1.0), times)
     off = []
     for strength in (0.02, 0.3, 1.0):
-        part = editing.truncate_times(chain, strength)
-        assert part[0] <= strength * 1000 < chain[len(chain) - len(part) - 1] or strength == 1
-        x = np.asarray(walk(step, keys, from_image.init(jnp.asarray(x_T), jnp.int32(part[0])), part).x)
+        part = editing.truncate_times(times, strength)
+        assert part[0] <= strength * 1000 < times[len(times) - len(part) - 1] or strength == 1
+        x = np.asarray(walk(step, keys, sampler.init(jnp.asarray(x_T), jnp.int32(part[0])), part).x)
         off.append(np.sqrt(np.mean((x - image) ** 2)))
     assert off[0] < 0.1 and (np.diff(off) > 0).all()
-    without = walk(step, keys, plain.init(jnp.asarray(x_T), jnp.int32(1000)), chain).x
+    without = walk(step, keys, plain.init(jnp.asarray(x_T), jnp.int32(1000)), times).x
     np.testing.assert_allclose(x, without, atol=2 * float(schedule.signal[1000]))
 
 
 def test_an_inverted_image_comes_back():
     with jax.enable_x64(True):
-        schedule, chain = schedules.linear(1000), samplers.times(1000, 50)
+        schedule, times = schedules.linear(1000), samplers.times(1000, 50)
         x0 = np.random.default_rng(0).normal(size=(3, 4)) * 0.5
 
         @jax.jit
         def there_and_back(x0):
             keys, backs = samplers.image_keys(0, range(3)), {}
             for iterations in (1, 3, 10):
-                latent = editing.invert(schedule, ideal(schedule), x0, chain, iterations=iterations)
-                backs[iterations] = samplers.sample(keys, samplers.ddim(schedule, ideal(schedule)), latent, chain)
+                latent = editing.invert(schedule, ideal(schedule), x0, times, iterations=iterations)
+                backs[iterations] = samplers.sample(keys, samplers.ddim(schedule, ideal(schedule)), latent, times)
             return backs
 
-        errors = {iterations: np.abs(back - x0).max() for iterations, back in there_and_back(x0).items()}
-    assert errors[1] < 0.2 and errors[3] < 0.02 and errors[10] < 1e-5, errors
+        max_errors = {iterations: np.abs(back - x0).max() for iterations, back in there_and_back(x0).items()}
+    assert max_errors[1] < 0.2 and max_errors[3] < 0.02 and max_errors[10] < 1e-5, max_errors
 
 
 def test_inversion_follows_the_exact_flow_to_the_noise():
@@ -350,7 +350,7 @@ def test_slerp_keeps_the_length_of_noise_and_meets_both_ends():
 
 
 def test_wrong_requests_are_refused():
-    schedule, chain = schedules.linear(100), samplers.times(100, 10)
+    schedule, times = schedules.linear(100), samplers.times(100, 10)
     plain, x = samplers.ancestral(schedule, ideal(schedule)), np.zeros((1, 4), np.float32)
     soft = np.full(4, 0.5, np.float32)
     cases = [
@@ -359,11 +359,11 @@ def test_wrong_requests_are_refused():
         (lambda: editing.condition_on_pixels(schedule, ideal(schedule), x, MASK, iterations=0), "at least 1, got 0"),
         (lambda: editing.ddim_inverse(schedule, ideal(schedule), iterations=0), "iterations must be at least 1, got 0"),
         (
-            lambda: editing.repaint_times(chain, jump=0, repeats=2),
+            lambda: editing.repaint_times(times, jump=0, repeats=2),
             "jump and repeats must be integers of at least 1, got 0 and 2",
         ),
-        (lambda: editing.truncate_times(chain, 1.5), "strength must lie in (0, 1], got 1.5"),
-        (lambda: editing.truncate_times(chain, 0.001), "strength 0.001 leaves no step of 10: take 0.01 or more"),
+        (lambda: editing.truncate_times(times, 1.5), "strength must lie in (0, 1], got 1.5"),
+        (lambda: editing.truncate_times(times, 0.001), "strength 0.001 leaves no step of 10: take 0.01 or more"),
         (lambda: samplers.sample(samplers.image_keys(0, [0]), plain, x, [5, 7, 0]), "times must be a falling vector"),
     ]
     for call, text in cases:

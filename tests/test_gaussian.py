@@ -41,14 +41,14 @@ def _found(linear, others, x0, eps):
 
     a, b, c = np.array([(1000, 999, 998), (1000, 500, 1), (500, 100, 0), (3, 2, 1), (2, 1, 0), (999, 2, 1)], np.int32).T
     one, other = x0[:6], eps[:6]
-    first, direct = gaussian.posterior(linear, one, other, a, b), gaussian.posterior(linear, one, other, a, c)
-    slope = gaussian.posterior(linear, jnp.zeros_like(one), jnp.ones_like(one), b, c).mean
-    out["two jumps"] = gaussian.posterior(linear, one, first.mean, b, c), first, direct, slope
+    one_jump, direct = gaussian.posterior(linear, one, other, a, b), gaussian.posterior(linear, one, other, a, c)
+    coefficient = gaussian.posterior(linear, jnp.zeros_like(one), jnp.ones_like(one), b, c).mean
+    out["two jumps"] = gaussian.posterior(linear, one, one_jump.mean, b, c), one_jump, direct, coefficient
 
     a, b = JUMPS.T
     there, expected = gaussian.marginal(others[0], x0, a), gaussian.marginal(others[0], x0, b)
-    slope = gaussian.posterior(others[0], 0 * x0, 0 * x0 + 1, a, b).mean
-    out["and back"] = gaussian.posterior(others[0], x0, there.mean, a, b), there, expected, slope
+    coefficient = gaussian.posterior(others[0], 0 * x0, 0 * x0 + 1, a, b).mean
+    out["and back"] = gaussian.posterior(others[0], x0, there.mean, a, b), there, expected, coefficient
 
     for predicts in PREDICTS:
         target = gaussian.target(linear, predicts, x0, eps, t)
@@ -129,9 +129,9 @@ def test_one_step_forward_is_that_of_the_paper_and_from_the_data_it_is_the_margi
         # and two steps are one: the mean goes on, the variance is carried and added to
         (t, s), u = JUMPS[:6].T, np.zeros(6, int)
         whole = gaussian.transition(schedule, x[:6], t, u)
-        first, slope = gaussian.transition(schedule, x[:6], s, u), gaussian.transition(schedule, 1 + 0 * x[:6], t, s)
-        np.testing.assert_allclose(slope.mean * first.mean, whole.mean, rtol=1e-12)
-        np.testing.assert_allclose(slope.mean[:, :1] ** 2 * first.var + slope.var, whole.var, rtol=1e-11)
+        to_s, of_ones = gaussian.transition(schedule, x[:6], s, u), gaussian.transition(schedule, 1 + 0 * x[:6], t, s)
+        np.testing.assert_allclose(of_ones.mean * to_s.mean, whole.mean, rtol=1e-12)
+        np.testing.assert_allclose(of_ones.mean[:, :1] ** 2 * to_s.var + of_ones.var, whole.var, rtol=1e-11)
 
 
 def test_posterior_is_the_chain_conditioned_by_linear_algebra():
@@ -163,18 +163,18 @@ def test_posterior_at_the_data_is_the_data(shape):
 
 @every_precision
 def test_two_jumps_have_the_law_of_one(shape, wide):
-    then, first, direct, slope = found(shape, wide)["two jumps"]
+    then, one_jump, direct, coefficient = found(shape, wide)["two jumps"]
     tol = {"rtol": 1e-11, "atol": 1e-14} if wide else {"rtol": 2e-5, "atol": 1e-6}
     np.testing.assert_allclose(then.mean, direct.mean, **tol)
-    composed = then.var + slope**2 * first.var
-    np.testing.assert_allclose(composed, np.broadcast_to(direct.var, slope.shape), rtol=tol["rtol"])
+    composed = then.var + coefficient**2 * one_jump.var
+    np.testing.assert_allclose(composed, np.broadcast_to(direct.var, coefficient.shape), rtol=tol["rtol"])
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3]])
 def test_forward_to_t_and_back_to_s_is_forward_to_s(shape):
-    back, there, expected, slope = found(shape, True)["and back"]
+    back, there, expected, coefficient = found(shape, True)["and back"]
     np.testing.assert_allclose(back.mean, expected.mean, rtol=1e-10)
-    np.testing.assert_allclose(back.var + slope**2 * there.var, expected.var + 0 * slope, rtol=1e-10)
+    np.testing.assert_allclose(back.var + coefficient**2 * there.var, expected.var + 0 * coefficient, rtol=1e-10)
 
 
 # --- the reverse variance
@@ -290,8 +290,8 @@ def test_denoiser_halves_a_learned_variance(shape):
 def test_data_beyond_1_are_kept_unless_clipping_is_asked_for():
     schedule, x_t, t = schedules.linear(1000), np.array([[0.2, -1.5], [1.0, 0.4]], np.float32), np.array([5, 900])
     denoiser = functools.partial(gaussian.denoiser, schedule, lambda x, t: 3 * x, "x0")
-    given = functools.partial(editing.condition_on_pixels, schedule, denoiser(), x_t, np.zeros(x_t.shape, bool))
-    for of in (denoiser, given):
+    conditioned = functools.partial(editing.condition_on_pixels, schedule, denoiser(), x_t, np.zeros(x_t.shape, bool))
+    for of in (denoiser, conditioned):
         np.testing.assert_array_equal(of()(x_t, t).x0, 3 * x_t)
         np.testing.assert_array_equal(of(clip=True)(x_t, t).x0, np.clip(3 * x_t, -1, 1))
 
@@ -389,10 +389,10 @@ def all_laws(x0, x_t, t, s, mix):
 
 def test_jit_vmap_and_pmap_change_nothing():
     x0, x_t, mix = normals((4, 3), 8, 3)
-    given = (x0, x_t, TIMES, np.array([0, 1, 0, 9, 20, 499, 1, 999], np.int32), 1 / (1 + np.exp(-mix)))
-    one_each = [a[:, None] for a in given]
-    plain = to_numpy(all_laws(*given))
-    jitted = jax.jit(all_laws)(*given)
+    arguments = (x0, x_t, TIMES, np.array([0, 1, 0, 9, 20, 499, 1, 999], np.int32), 1 / (1 + np.exp(-mix)))
+    one_each = [a[:, None] for a in arguments]
+    plain = to_numpy(all_laws(*arguments))
+    jitted = jax.jit(all_laws)(*arguments)
     mapped, spread = (
         jax.tree.map(lambda a: np.asarray(a)[:, 0], of(all_laws)(*one_each))
         for of in (lambda laws: jax.jit(jax.vmap(laws)), jax.pmap)

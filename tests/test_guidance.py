@@ -26,39 +26,39 @@ LABELS, NULL = np.arange(6, dtype=np.float32), np.full(6, -3, np.float32)
 
 
 @functools.cache
-def guided(with_interval=False):
-    """(scale, first, last) -> the guided network's output, the conditional one's and the other one's, of X."""
+def guided_outputs(with_interval=False):
+    """(scale, start, end) -> the guided network's output, the conditional one's and the other one's, of X."""
 
     @jax.jit
-    def outputs(scale, first, last):
-        interval = (first, last) if with_interval else None
+    def outputs(scale, start, end):
+        interval = (start, end) if with_interval else None
         found = guidance.classifier_free_guidance(net, LABELS, NULL, scale, interval=interval)(X, T)
         return found, net(X, T, LABELS), net(X, T, NULL)
 
-    return lambda scale, first=0, last=0: to_numpy(outputs(np.float32(scale), first, last))
+    return lambda scale, start=0, end=0: to_numpy(outputs(np.float32(scale), start, end))
 
 
 def test_guidance_of_1_is_the_conditional_network_and_of_0_the_other_one():
-    one, conditional, free = guided()(1.0)
+    one, conditional, free = guided_outputs()(1.0)
     np.testing.assert_array_equal(one, conditional)
-    np.testing.assert_array_equal(guided()(0.0)[0], free)
+    np.testing.assert_array_equal(guided_outputs()(0.0)[0], free)
     # and it goes on in a line
-    np.testing.assert_allclose(guided()(3.5)[0] - conditional, 2.5 * (conditional - free), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(guided_outputs()(3.5)[0] - conditional, 2.5 * (conditional - free), rtol=1e-5, atol=1e-5)
 
 
 def test_outside_of_its_interval_guidance_does_nothing():
-    found, conditional, _ = guided(True)(4.0, 20, 60)
+    found, conditional, _ = guided_outputs(True)(4.0, 20, 60)
     inside = np.array([False, True, True, True, False, False])
-    np.testing.assert_array_equal(found[inside], guided()(4.0)[0][inside])
+    np.testing.assert_array_equal(found[inside], guided_outputs()(4.0)[0][inside])
     np.testing.assert_array_equal(found[~inside], conditional[~inside])
 
 
 def test_a_learned_variance_stays_that_of_the_condition():
-    def doubled(x_t, t, condition):
+    def net_with_variance(x_t, t, condition):
         return jnp.concatenate([net(x_t, t, condition), x_t * condition[:, None]], axis=-1)
 
-    found = np.asarray(jax.jit(lambda: guidance.classifier_free_guidance(doubled, LABELS, NULL, 2.0)(X, T))())
-    np.testing.assert_allclose(found[:, :4], guided()(2.0)[0], rtol=1e-6)
+    found = np.asarray(jax.jit(lambda: guidance.classifier_free_guidance(net_with_variance, LABELS, NULL, 2.0)(X, T))())
+    np.testing.assert_allclose(found[:, :4], guided_outputs()(2.0)[0], rtol=1e-6)
     np.testing.assert_allclose(found[:, 4:], X * LABELS[:, None], rtol=1e-6)
 
 
@@ -95,20 +95,20 @@ def test_guided_normal_data_are_those_of_the_guided_mean():
 
     labels, null = np.array([0, 1, 0, 1]), np.full(4, 2)
     x_T = np.random.default_rng(3).normal(size=(4, 3)).astype(np.float32)
-    chain = conformance.uniform_log_snr_times(SCHEDULE, 30, 5)
+    times = conformance.uniform_log_snr_times(SCHEDULE, 30, 5)
 
     @jax.jit
     def images(keys, scale):
         denoise = gaussian.denoiser(
             SCHEDULE, guidance.classifier_free_guidance(normal, labels, null, scale), clip=False
         )
-        return samplers.sample(keys, samplers.dpm_solver_pp(SCHEDULE, denoise, order=3), x_T, chain)
+        return samplers.sample(keys, samplers.dpm_solver_pp(SCHEDULE, denoise, order=3), x_T, times)
 
     for scale in (0.0, 1.0, 2.5):
         x = np.asarray(images(samplers.image_keys(0, range(4)), np.float32(scale)))
         for i, k in enumerate([0, 1, 0, 1]):
             law = conformance.gaussian_data(scale * means[k], cov)
-            expected = conformance.probability_flow(SCHEDULE, law, x_T[i : i + 1], int(chain[0]), int(chain[-1]))[0]
+            expected = conformance.probability_flow(SCHEDULE, law, x_T[i : i + 1], int(times[0]), int(times[-1]))[0]
             np.testing.assert_allclose(x[i], expected, atol=5e-3, err_msg=f"scale {scale}")
 
 
@@ -127,8 +127,8 @@ def condition(n):
 def test_the_share_of_dropped_conditions_is_the_rate_and_each_is_dropped_whole():
     n, rate = 4000, 0.2
     some = condition(n)._replace(tokens=np.ones((n, 7), np.uint8), image=np.ones((n, 2, 2, 1), np.float32))
-    drop = jax.jit(lambda keys, given: guidance.drop_condition(keys, given, guidance.null_condition(given, n), rate))
-    found = to_numpy(drop(keys(n), some))
+    dropped = jax.jit(lambda keys, batch: guidance.drop_condition(keys, batch, guidance.null_condition(batch, n), rate))
+    found = to_numpy(dropped(keys(n), some))
     gone = found.label == n
     assert abs(gone.mean() - rate) < 4 * (rate * (1 - rate) / n) ** 0.5
     np.testing.assert_array_equal(found.tokens.any(-1), ~gone)
@@ -136,7 +136,7 @@ def test_the_share_of_dropped_conditions_is_the_rate_and_each_is_dropped_whole()
     np.testing.assert_array_equal(found.image, some.image)
     np.testing.assert_array_equal(found.context, some.context)
     # dropped or not by its own key alone
-    again = drop(keys(n)[10:20], jax.tree.map(lambda leaf: leaf[10:20], some))
+    again = dropped(keys(n)[10:20], jax.tree.map(lambda leaf: leaf[10:20], some))
     np.testing.assert_array_equal(again.label, found.label[10:20])
 
 
@@ -164,14 +164,14 @@ def test_an_example_of_the_empty_text_alone_is_unconditional():
 
 
 def test_given_is_the_network_with_its_condition():
-    first = np.arange(6) < 3
+    chosen_examples = np.arange(6) < 3
 
     @jax.jit
     def outputs():
-        selected = guidance.select_examples(first, (LABELS, X), (NULL, -X))
+        selected = guidance.select_examples(chosen_examples, (LABELS, X), (NULL, -X))
         return guidance.condition_on(net, LABELS)(X, T), net(X, T, LABELS), selected
 
-    given, expected, selected = to_numpy(outputs())
-    np.testing.assert_array_equal(given, expected)
-    np.testing.assert_array_equal(selected[0], np.where(first, LABELS, NULL))
+    conditioned, expected, selected = to_numpy(outputs())
+    np.testing.assert_array_equal(conditioned, expected)
+    np.testing.assert_array_equal(selected[0], np.where(chosen_examples, LABELS, NULL))
     np.testing.assert_array_equal(selected[1], np.concatenate([X[:3], -X[3:]]))

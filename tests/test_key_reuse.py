@@ -42,9 +42,9 @@ def wide(x, t):
     return jnp.concatenate([0.5 * x, 0.1 * x], -1)
 
 
-def refused(program, *args) -> bool:
+def refused(function, *args) -> bool:
     try:
-        jax.jit(program).trace(*args)
+        jax.jit(function).trace(*args)
     except jax.errors.KeyReuseError:
         return True
     return False
@@ -125,7 +125,7 @@ def test_held_out_evaluation():
 DENOISE = ideal_denoiser(SCHEDULE)
 SAMPLERS = {
     "ancestral": samplers.ancestral(SCHEDULE, DENOISE, variance_mix=0.5),
-    "learned": samplers.ancestral(SCHEDULE, ideal_denoiser(SCHEDULE, mix=0.5)),
+    "learned": samplers.ancestral(SCHEDULE, ideal_denoiser(SCHEDULE, variance_mix=0.5)),
     "analytic": samplers.analytic(SCHEDULE, DENOISE, np.full(21, 0.1, np.float32)),
     "ddim": samplers.ddim(SCHEDULE, DENOISE, eta=0.5),
     **{f"dpm_solver_pp {n}": samplers.dpm_solver_pp(SCHEDULE, DENOISE, order=n) for n in (1, 2, 3)},
@@ -177,12 +177,12 @@ def test_draws_of_a_law_and_the_samplers_under_test():
 
 
 def test_the_program_of_a_tile():
-    def chain(inputs, tile):
+    def make_sampler(inputs, tile):
         return SAMPLERS["ancestral"], TIMES
 
     tile = tiles.Tile(jax.ShapeDtypeStruct((4,), jnp.uint32), None)
-    for keep in ((), (20, 0)):
-        assert not refused(tiles.tile_function(chain, X.shape[1:], keep), None, KEY, tile)
+    for save_at in ((), (20, 0)):
+        assert not refused(tiles.tile_function(make_sampler, X.shape[1:], save_at), None, KEY, tile)
 
 
 # --- conditions and data

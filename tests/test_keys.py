@@ -223,12 +223,12 @@ def test_sampling_training_and_resume_are_the_same_whatever_the_environment_says
         run_process(*train, "--steps", 2, env=env)
         assert "continued from step 2" in run_process(*train, env=env).stdout
         run_process("sample.py", folder, "--devices", 1, "--num", 6, "--out", folder / "out", env=env)
-        seen = [
+        digests = [
             row["seen"] for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "seen" in row
         ]
-        return load_state(folder).tree, seen, np.load(folder / "out" / "samples.npz")["arr_0"]
+        return load_state(folder).tree, digests, np.load(folder / "out" / "samples.npz")["arr_0"]
 
-    state, seen, images = everything("default", {})
+    state, digests, images = everything("default", {})
     environments = {
         "rbg": {"JAX_DEFAULT_PRNG_IMPL": "rbg"},
         "all": {
@@ -239,7 +239,7 @@ def test_sampling_training_and_resume_are_the_same_whatever_the_environment_says
         },
     }
     for name, env in environments.items():
-        other, also_seen, drawn = everything(name, env)
+        other, other_digests, drawn = everything(name, env)
         assert_same_bytes(state, other)
-        assert seen == also_seen and len(seen) == 3
+        assert digests == other_digests and len(digests) == 3
         np.testing.assert_array_equal(images, drawn)

@@ -15,25 +15,25 @@ from ddpm_jax.gaussian import Estimate, Gaussian
 from ddpm_jax.keys import from_seed
 
 
-def known_terms(alpha_bar, chain, mean, std, mix, first_var, x0=None):
+def known_terms(alpha_bar, times, mean, std, mix, first_var, x0=None):
     """[n] expected terms in nats, ascending, of N(mean, std^2), or of the one value x0 of it; then the prior."""
     terms = []
-    for t, s in zip(chain[:-1][::-1], chain[1:][::-1], strict=True):
-        at, as_ = alpha_bar[t], alpha_bar[s]
-        total = at * std**2 + 1 - at
-        gain = std**2 * np.sqrt(at) / total
-        error = std**2 * (1 - at) / total
+    for t, s in zip(times[:-1][::-1], times[1:][::-1], strict=True):
+        a_t, a_s = alpha_bar[t], alpha_bar[s]
+        total = a_t * std**2 + 1 - a_t
+        gain = std**2 * np.sqrt(a_t) / total
+        error = std**2 * (1 - a_t) / total
         if x0 is not None:
-            error = (x0 - mean) ** 2 * (1 - gain * np.sqrt(at)) ** 2 + gain**2 * (1 - at)
+            error = (x0 - mean) ** 2 * (1 - gain * np.sqrt(a_t)) ** 2 + gain**2 * (1 - a_t)
         if s == 0:
             terms.append(0.5 * np.log(2 * np.pi * first_var) + 0.5 * error / first_var + 0 * error)
             continue
-        beta = 1 - at / as_
-        small = beta * (1 - as_) / (1 - at)
-        c1 = np.sqrt(as_) * beta / (1 - at)
-        var = small + c1**2 * std**2 * (1 - at) / total if mix == "best" else small ** (1 - mix) * beta**mix
+        beta = 1 - a_t / a_s
+        small = beta * (1 - a_s) / (1 - a_t)
+        c1 = np.sqrt(a_s) * beta / (1 - a_t)
+        var = small + c1**2 * std**2 * (1 - a_t) / total if mix == "best" else small ** (1 - mix) * beta**mix
         terms.append(0.5 * (np.log(var / small) + small / var - 1 + c1**2 * error / var))
-    last = alpha_bar[chain[0]]
+    last = alpha_bar[times[0]]
     square = mean**2 + std**2 if x0 is None else x0**2
     return np.array(terms), 0.5 * (last * square + (1 - last) - 1 - np.log(1 - last))
 
@@ -60,9 +60,9 @@ def test_the_bound_of_standard_normal_data_is_its_entropy(T, dims):
     )
     # the data's own fluctuation is known, and taken out: the standard error is that of eps, as the images tell
     surprise = (0.5 * x0**2).mean(1) - 0.5
-    estimates = found.total / dims - surprise
-    error = estimates.std(ddof=1) / np.sqrt(n)
-    assert error < 0.02 and abs(estimates.mean() - 1.4189385) < 4 * error
+    entropy_estimates = found.total / dims - surprise
+    error = entropy_estimates.std(ddof=1) / np.sqrt(n)
+    assert error < 0.02 and abs(entropy_estimates.mean() - 1.4189385) < 4 * error
     np.testing.assert_allclose(found.total, found.prior + found.terms.sum(0), rtol=1e-5)
 
 
@@ -93,7 +93,7 @@ def bound_of(learned: bool):
 def test_the_bound_of_gaussian_data_is_the_known_one(name, which):
     data, named, known = CASES[name]
     schedule, alpha_bar = named[0](*named[1:]), alpha_bars(*named)
-    T, chain = schedule.T, np.arange(schedule.T, -1, -1)
+    T, times = schedule.T, np.arange(schedule.T, -1, -1)
     mix = {"small": 0.0, "large": 1.0, "best": "best"}[which]
     beta = np.r_[np.nan, 1 - alpha_bar[1:] / alpha_bar[:-1]]
     small = np.r_[np.nan, beta[1:] * (1 - alpha_bar[:-1]) / (1 - alpha_bar[1:])]
@@ -104,17 +104,17 @@ def test_the_bound_of_gaussian_data_is_the_known_one(name, which):
         best = small[2:] + alpha_bar[1:-1] * (beta[2:] / (1 - alpha_bar[2:])) ** 2 * ideal_error[2:]
         first_var = ideal_error[1]
         mixes = np.r_[0, np.log(np.r_[first_var, best] / small[1:]) / np.log(beta[1:] / small[1:])]
-    terms, prior = known_terms(alpha_bar, chain, *data, mix, first_var)
+    terms, prior = known_terms(alpha_bar, times, *data, mix, first_var)
     assert terms.sum() + prior == pytest.approx(known[["small", "large", "best"].index(which)], abs=2e-6)
 
     # and of the images at hand, eps alone being random
     n, dims = (16, 128) if T == 1000 else (32, 1024)
     x0 = gaussian_samples(n, dims, *data)
-    given = schedule, *default_precision(data), default_precision(mixes), x0
-    found = to_numpy(bound_of(mix == "best")(from_seed(1), *given))
-    here, prior_here = known_terms(alpha_bar, chain, *data, mix, first_var, np.asarray(x0, np.float64))
-    np.testing.assert_allclose(found.prior, prior_here.sum(-1), rtol=1e-4, atol=1e-5)
-    off = np.asarray(found.terms, np.float64) - here.sum(-1)
+    args = schedule, *default_precision(data), default_precision(mixes), x0
+    found = to_numpy(bound_of(mix == "best")(from_seed(1), *args))
+    image_terms, image_prior = known_terms(alpha_bar, times, *data, mix, first_var, np.asarray(x0, np.float64))
+    np.testing.assert_allclose(found.prior, image_prior.sum(-1), rtol=1e-4, atol=1e-5)
+    off = np.asarray(found.terms, np.float64) - image_terms.sum(-1)
     spread = off.std(axis=1, ddof=1) / np.sqrt(n)
     assert (abs(off.mean(1)) < 6 * spread + 1e-3).all()  # each term; of `n` images, so with the tails of Student's law
     assert abs(off.sum(0).mean()) < 4 * off.sum(0).std(ddof=1) / np.sqrt(n)
@@ -123,17 +123,17 @@ def test_the_bound_of_gaussian_data_is_the_known_one(name, which):
 
 @pytest.mark.parametrize("spacing", ["ddim", "quadratic"])
 def test_the_bound_of_a_strided_chain(spacing):
-    schedule, chain, data = schedules.linear(1000), samplers.times(1000, 20, spacing=spacing), (0.2, 0.5)
+    schedule, times, data = schedules.linear(1000), samplers.times(1000, 20, spacing=spacing), (0.2, 0.5)
     x0, alpha_bar = gaussian_samples(32, 1024, *data), alpha_bars(schedules.linear, 1000)
 
     @jax.jit
-    def bound(key, mix):
-        options = {"variance_mix": mix, "decoder": likelihood.gaussian_density, "decoder_var": 1e-3, "times": chain}
+    def strided_vlb(key, mix):
+        options = {"variance_mix": mix, "decoder": likelihood.gaussian_density, "decoder_var": 1e-3, "times": times}
         return likelihood.vlb(key, schedule, ideal_denoiser(schedule, *data), x0, **options)
 
     for mix in (0.0, 1.0):
-        found = to_numpy(bound(from_seed(2), np.float32(mix)))
-        terms, prior = known_terms(alpha_bar, chain, *data, mix, 1e-3, np.asarray(x0, np.float64))
+        found = to_numpy(strided_vlb(from_seed(2), np.float32(mix)))
+        terms, prior = known_terms(alpha_bar, times, *data, mix, 1e-3, np.asarray(x0, np.float64))
         off = np.asarray(found.total, np.float64) - (terms.sum(0) + prior).sum(-1)
         assert found.terms.shape == (20, 32)
         assert abs(off.mean()) < 4 * off.std(ddof=1) / np.sqrt(32), mix
@@ -154,8 +154,8 @@ def test_the_bound_of_an_image_does_not_depend_on_its_batch():
 
     @jax.jit
     def bounds(keys, x0):
-        given, options = (schedule, ideal_denoiser(schedule, 0, 0.5), x0), {"decoder": likelihood.gaussian_density}
-        return likelihood.vlb(keys, *given, **options), likelihood.estimate_vlb(keys, *given, **options)
+        args, options = (schedule, ideal_denoiser(schedule, 0, 0.5), x0), {"decoder": likelihood.gaussian_density}
+        return likelihood.vlb(keys, *args, **options), likelihood.estimate_vlb(keys, *args, **options)
 
     whole = to_numpy(bounds(samplers.image_keys(0, range(6)), x0))
     one_key = to_numpy(bounds(from_seed(0), x0))
@@ -202,18 +202,18 @@ def test_the_estimate_is_unbiased_and_knows_its_error():
     np.testing.assert_allclose(found.prior, prior.sum(-1), rtol=1e-4)
     # L_0 is always evaluated, so its own eps is no part of the standard error of the sampled terms
     off = np.asarray(found.total - found.decoder_nll - found.prior, np.float64) - terms[1:].sum((0, 2))
-    errors = np.asarray(found.standard_error, np.float64)
+    standard_errors = np.asarray(found.standard_error, np.float64)
     n = images * seeds
     assert abs(off.mean()) < 4 * off.std() / np.sqrt(n)
     # the squared standard error is an unbiased estimate of the variance; its own error from the sample at hand
-    excess = off**2 - errors**2
+    excess = off**2 - standard_errors**2
     assert abs(excess.mean()) < 4 * excess.std() / np.sqrt(n)
     # two draws for each of 14 strata: Student's tails, with few degrees of freedom
-    inside = np.abs(off) < 2 * errors
+    inside = np.abs(off) < 2 * standard_errors
     assert 0.85 < inside.mean() < 0.98
     for image in range(images):
         mine = slice(image * seeds, (image + 1) * seeds)
-        assert abs(off[mine].mean()) < 3 * np.sqrt((errors[mine] ** 2).mean() / seeds)
+        assert abs(off[mine].mean()) < 3 * np.sqrt((standard_errors[mine] ** 2).mean() / seeds)
 
 
 @pytest.mark.parametrize("T", [1, 2, 7])
@@ -223,9 +223,9 @@ def test_the_estimate_of_a_short_chain_is_nearly_the_bound(T):
 
     @jax.jit
     def both(key, other):
-        given = schedule, ideal_denoiser(schedule, *data), x0
+        args = schedule, ideal_denoiser(schedule, *data), x0
         options = {"variance_mix": 1.0, "decoder": likelihood.gaussian_density}
-        return likelihood.vlb(key, *given, **options), likelihood.estimate_vlb(other, *given, strata=4096, **options)
+        return likelihood.vlb(key, *args, **options), likelihood.estimate_vlb(other, *args, strata=4096, **options)
 
     exact, found = to_numpy(both(*jax.random.split(from_seed(0))))
     gap = np.asarray(found.total - exact.total, np.float64)
@@ -250,14 +250,14 @@ def test_a_constant_learned_variance_is_the_fixed_one_but_for_the_last_step():
 
     @jax.jit
     def bounds(mix, first_var):
-        def bound(denoise, mix, **options):
+        def vlb_of(denoise, mix, **options):
             key = from_seed(0)
             return likelihood.vlb(
                 key, schedule, denoise, x0, variance_mix=mix, decoder=likelihood.gaussian_density, **options
             )
 
         fixed, learned = ideal_denoiser(schedule, *data), ideal_denoiser(schedule, *data, jnp.full(31, mix))
-        return bound(fixed, mix), bound(learned, 0.5), bound(fixed, mix, decoder_var=first_var)
+        return vlb_of(fixed, mix), vlb_of(learned, 0.5), vlb_of(fixed, mix, decoder_var=first_var)
 
     smallest = likelihood.decoder_variance(schedule)
     for mix in (0.0, 1.0):
@@ -311,11 +311,11 @@ def test_no_derivative_of_a_term_is_nan():
     data = np.linspace(-1, 1, 256)[[0, 1, 77, 128, 254, 255]].astype(np.float32)[None]
     cases = [(name, learned) for name in DECODERS for learned in (False, True)]
 
-    def total(given, t, s):
+    def total(variables, t, s):
         """Each case has variables of its own, so that the derivative says which one is wrong."""
         options = {"variance_mix": 0.3, "decoder_var": likelihood.decoder_variance(schedule)}
         terms = []
-        for (name, learned), (guess, raw) in zip(cases, given, strict=True):
+        for (name, learned), (guess, raw) in zip(cases, variables, strict=True):
             found = Estimate(guess, guess, (raw + 1) / 2 if learned else None)
             terms.append(
                 likelihood.vlb_term_from_estimate(schedule, found, data, t, s, decoder=DECODERS[name], **options).sum()
@@ -323,12 +323,12 @@ def test_no_derivative_of_a_term_is_nan():
         return sum(terms)
 
     guesses = [data, data + 0.01, 0 * data + 3, 0 * data - 30, -data]
-    given = [(guess, np.full_like(data, raw)) for guess in guesses for raw in (-1.0, 0.0, 1.0, 1.4)]
-    stacked = tuple(map(np.stack, zip(*given, strict=True)))
+    variables = [(guess, np.full_like(data, raw)) for guess in guesses for raw in (-1.0, 0.0, 1.0, 1.4)]
+    stacked = tuple(map(np.stack, zip(*variables, strict=True)))
     grad = jax.jit(jax.vmap(jax.grad(total), in_axes=(0, None, None)))
     for t, s in ((1, 0), (2, 1), (1000, 999), (1000, 0), (500, 0)):
         for case, found in zip(cases, to_numpy(grad([stacked] * len(cases), t, s)), strict=True):
-            for i, (guess, raw) in enumerate(given):
+            for i, (guess, raw) in enumerate(variables):
                 assert all(np.isfinite(g[i]).all() for g in found), (case, t, s, guess, raw[0, 0])
 
 
@@ -368,7 +368,7 @@ def table(levels: int, wide: bool):
 def test_probabilities_sum_to_one(levels, wide):
     found, _, means, stds = table(levels, wide)
     for name, log_p in found.items():
-        # the floor of the tanh decoder adds up to 1e-12 for each value
+        # the least probability of the tanh decoder adds up to 1e-12 for each value
         ordinary = stds > 5e-4  # narrower ones meet the rounding of the values in float32
         off = abs(np.exp(log_p[:, ordinary]).sum(-1) - 1)
         i, j = np.unravel_index(off.argmax(), off.shape)
@@ -502,17 +502,17 @@ S10, X = schedules.linear(10), np.zeros((3, 2), np.float32)
         (lambda: likelihood.discretized_gaussian_tanh(2.5), "levels must be an integer of at least 2, got 2.5"),
         (lambda: likelihood.softmax_decoder(True), "levels must be an integer of at least 2, got True"),
         (
-            lambda: bound(times=np.array([10, 5, 1])),
+            lambda: vlb(times=np.array([10, 5, 1])),
             "fall from at most T = 10 to 0, got [10  5  1]",
         ),
-        (lambda: bound(times=np.array([11, 0])), "must be integers that fall from at most T = 10 to 0, got [11  0]"),
-        (lambda: bound(times=np.array([5, 5, 0])), "must be integers that fall from at most T = 10 to 0, got [5 5 0]"),
-        (lambda: bound(times=np.array([0])), "must be integers that fall from at most T = 10 to 0, got [0]"),
-        (lambda: bound(times=np.array([9.0, 0.0])), "must be integers that fall from at most T = 10 to 0, got [9. 0.]"),
-        (lambda: bound(X.astype(np.uint8)), "x0 must be float32 or float64, got uint8: scale images to [-1, 1] first"),
+        (lambda: vlb(times=np.array([11, 0])), "must be integers that fall from at most T = 10 to 0, got [11  0]"),
+        (lambda: vlb(times=np.array([5, 5, 0])), "must be integers that fall from at most T = 10 to 0, got [5 5 0]"),
+        (lambda: vlb(times=np.array([0])), "must be integers that fall from at most T = 10 to 0, got [0]"),
+        (lambda: vlb(times=np.array([9.0, 0.0])), "must be integers that fall from at most T = 10 to 0, got [9. 0.]"),
+        (lambda: vlb(X.astype(np.uint8)), "x0 must be float32 or float64, got uint8: scale images to [-1, 1] first"),
         (lambda: estimate(X.astype(np.uint8)), "x0 must be float32 or float64, got uint8: scale images to [-1, 1]"),
         (lambda: estimate(strata=0), "strata must be at least 1, got 0"),
-        (lambda: bound(key=jax.random.PRNGKey(0)), "keys must be typed (jax.random.key), got uint32"),
+        (lambda: vlb(key=jax.random.PRNGKey(0)), "keys must be typed (jax.random.key), got uint32"),
         (
             lambda: estimate(key=samplers.image_keys(0, [1])),
             "one key or one per example, [] or (3,), got (1,)",
@@ -524,7 +524,7 @@ def test_errors_name_the_value(call, text):
         call()
 
 
-def bound(x0=X, key=None, **options):
+def vlb(x0=X, key=None, **options):
     key = from_seed(0) if key is None else key
     return likelihood.vlb(key, S10, ideal_denoiser(S10, 0, 1), x0, decoder=likelihood.gaussian_density, **options)
 

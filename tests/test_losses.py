@@ -118,16 +118,16 @@ def test_given_times_and_noise_replace_the_draws():
     @jax.jit
     def found(key):
         fixed = losses.denoising_loss(schedule, net, x0, t, eps)
-        given = losses.simple_loss(key, schedule, net, x0, t=t, eps=eps)
+        simple = losses.simple_loss(key, schedule, net, x0, t=t, eps=eps)
         return (
             fixed,
-            given,
+            simple,
             losses.draw_times_and_noise(key, schedule, x0),
             losses.draw_times_and_noise(key, schedule, x0, t=t),
         )
 
-    fixed, given, (own_t, own_eps), (same_t, same_eps) = to_numpy(found(from_seed(0)))
-    np.testing.assert_array_equal(given, fixed)
+    fixed, simple, (own_t, own_eps), (same_t, same_eps) = to_numpy(found(from_seed(0)))
+    np.testing.assert_array_equal(simple, fixed)
     np.testing.assert_array_equal(same_eps, own_eps)
     np.testing.assert_array_equal(same_t, t)
     assert (own_t != t).any()
@@ -228,8 +228,8 @@ def test_the_variational_weight_is_half_the_relative_fall_of_the_snr():
 def test_the_variational_weight_is_finite_at_the_first_step_for_beta_alone():
     schedule = schedules.linear(1000)
     # 1 / (2 beta_1) beta_1^2 / (beta_1 (1 - beta_1)) = 1 / (2 (1 - beta_1))
-    first, small, between = (np.asarray(variational_weight()(schedule, 1, mix)).item() for mix in (1.0, 0.0, 0.5))
-    assert first == pytest.approx(0.5 / 0.9999, rel=1e-5) and [small, between] == [np.inf, np.inf]
+    large, small, between = (np.asarray(variational_weight()(schedule, 1, mix)).item() for mix in (1.0, 0.0, 0.5))
+    assert large == pytest.approx(0.5 / 0.9999, rel=1e-5) and [small, between] == [np.inf, np.inf]
     assert jax.eval_shape(losses.variational_weight, schedule, 7).shape in ((), (1,))
 
 
@@ -296,26 +296,26 @@ def test_the_hybrid_loss_teaches_the_mean_by_the_simple_loss_and_the_variance_by
         def net(p):
             return lambda x, t: jnp.concatenate([p["mean"] * x, p["variance"] * jnp.tanh(x)], -1)
 
-        given = {"t": t, "eps": eps}
+        drawn = {"t": t, "eps": eps}
 
         def hybrid(p):
-            return losses.hybrid_loss(key, schedule, net(p), x0, vlb_scale=0.25, **given)
+            return losses.hybrid_loss(key, schedule, net(p), x0, vlb_scale=0.25, **drawn)
 
-        def bound(p):
-            return losses.variational_loss(key, schedule, net(p), x0, learned_variance=True, **given)
+        def variational(p):
+            return losses.variational_loss(key, schedule, net(p), x0, learned_variance=True, **drawn)
 
         def simple(p):
-            return losses.simple_loss(key, schedule, lambda x, t: p["mean"] * x, x0, **given)
+            return losses.simple_loss(key, schedule, lambda x, t: p["mean"] * x, x0, **drawn)
 
         parts = losses.denoising_loss(schedule, net(params), x0, t, eps, learned_variance=True)
-        gradients = [jax.grad(lambda p, loss=loss: loss(p).sum())(params) for loss in (hybrid, bound, simple)]
-        return *gradients, hybrid(params), parts + 0.25 * bound(params)
+        gradients = [jax.grad(lambda p, loss=loss: loss(p).sum())(params) for loss in (hybrid, variational, simple)]
+        return *gradients, hybrid(params), parts + 0.25 * variational(params)
 
     params = {"mean": np.float32(0.3), "variance": np.float32(0.2)}
-    hybrid, bound, simple, whole, parts = to_numpy(found(params, from_seed(0)))
+    hybrid, variational, simple, whole, parts = to_numpy(found(params, from_seed(0)))
     np.testing.assert_allclose(hybrid["mean"], simple["mean"], rtol=1e-6)
-    assert bound["mean"] != 0 and abs(bound["mean"]) > 1e-3 * abs(simple["mean"])
-    np.testing.assert_allclose(hybrid["variance"], 0.25 * bound["variance"], rtol=1e-5)
+    assert variational["mean"] != 0 and abs(variational["mean"]) > 1e-3 * abs(simple["mean"])
+    np.testing.assert_allclose(hybrid["variance"], 0.25 * variational["variance"], rtol=1e-5)
     assert hybrid["variance"] != 0
     np.testing.assert_allclose(whole, parts, rtol=1e-5)
 
@@ -328,14 +328,14 @@ def test_no_derivative_is_nan_at_either_end():
         parts = []
         for predicts, (a, b, c) in zip(PREDICTS, w, strict=True):
             net, wide = lambda x, t, a=a: a * x, lambda x, t, a=a, b=b, c=c: jnp.concatenate([a * x, b + c * x], -1)
-            given = {"predicts": predicts, "t": t, "eps": eps}
-            parts += [losses.simple_loss(key, schedule, net, x0, weight=w, **given) for w in (None, *WEIGHTS.values())]
+            kwargs = {"predicts": predicts, "t": t, "eps": eps}
+            parts += [losses.simple_loss(key, schedule, net, x0, weight=w, **kwargs) for w in (None, *WEIGHTS.values())]
             parts += [losses.weighted_loss(schedule, net, x0, t, eps, predicts=predicts, variance_mix=1.0)]
             # the decoder's derivatives, which do not know what is predicted, are long to compile
-            given["decoder"] = likelihood.decoder_8bit if predicts == "eps" else likelihood.gaussian_density
-            parts += [losses.variational_loss(key, schedule, net, x0, variance_mix=0.5, **given)]
-            parts += [losses.variational_loss(key, schedule, wide, x0, learned_variance=True, **given)]
-            parts += [losses.hybrid_loss(key, schedule, wide, x0, weight=losses.min_snr(), **given)]
+            kwargs["decoder"] = likelihood.decoder_8bit if predicts == "eps" else likelihood.gaussian_density
+            parts += [losses.variational_loss(key, schedule, net, x0, variance_mix=0.5, **kwargs)]
+            parts += [losses.variational_loss(key, schedule, wide, x0, learned_variance=True, **kwargs)]
+            parts += [losses.hybrid_loss(key, schedule, wide, x0, weight=losses.min_snr(), **kwargs)]
         return jnp.stack(parts).sum(), jnp.stack(parts)
 
     value_and_grad = jax.jit(jax.value_and_grad(total, has_aux=True))
@@ -386,8 +386,8 @@ def test_stratified_times_cover_the_steps_evenly():
 def test_each_stratified_time_is_uniform():
     keys = jax.random.split(from_seed(0), 20_000)
     t = np.asarray(jax.jit(jax.vmap(lambda key: losses.stratified_times(key, 10, jnp.arange(4), 4)))(keys))
-    for place in range(4):
-        counts = np.bincount(t[:, place], minlength=11)[1:]
+    for index in range(4):
+        counts = np.bincount(t[:, index], minlength=11)[1:]
         assert (abs(counts - 2000) < 4 * np.sqrt(20_000 * 0.1 * 0.9)).all()
 
 
@@ -439,10 +439,10 @@ def test_a_history_holds_the_latest_losses_of_each_time():
         history = to_numpy(record()(history, t, loss))
         for a, b in zip(t, loss, strict=True):
             recorded[int(a)].append(b)
-        for t, seen in recorded.items():
-            assert history.counts[t - 1] == min(len(seen), length)
-            kept = seen[-length:]
-            np.testing.assert_array_equal(history.losses[t - 1][: len(kept)], np.array(kept, np.float32))
+        for t, recorded_losses in recorded.items():
+            assert history.counts[t - 1] == min(len(recorded_losses), length)
+            latest = recorded_losses[-length:]
+            np.testing.assert_array_equal(history.losses[t - 1][: len(latest)], np.array(latest, np.float32))
 
 
 def test_importance_leaves_the_mean_and_lowers_the_variance():

@@ -33,15 +33,15 @@ def wide(x, t):
     return jnp.concatenate([0.5 * x, 0.1 * x], -1)
 
 
-def denoise(x, t, x0=same, eps=same, mix=None):
-    return gaussian.Estimate(x0(x, t), eps(x, t), mix)
+def denoise(x, t, x0=same, eps=same, variance_mix=None):
+    return gaussian.Estimate(x0(x, t), eps(x, t), variance_mix)
 
 
 GREY_X0, GREY_EPS = functools.partial(denoise, x0=grey), functools.partial(denoise, eps=grey)
-BAD_MIX = functools.partial(denoise, mix=jnp.zeros(3))  # would be taken for one of each channel
+BAD_MIX = functools.partial(denoise, variance_mix=jnp.zeros(3))  # would be taken for one of each channel
 
 
-def chain(of):
+def sample(of):
     return lambda denoise: samplers.sample(KEYS, of(denoise), jnp.asarray(X), TIMES)
 
 
@@ -57,11 +57,11 @@ LOSSES = {
 USES = {
     "bound": lambda of: likelihood.vlb(KEYS, SCHEDULE, of, X, decoder=likelihood.gaussian_density),
     "bound_estimate": lambda of: likelihood.estimate_vlb(KEYS, SCHEDULE, of, X, decoder=likelihood.gaussian_density),
-    "ancestral": chain(lambda of: samplers.ancestral(SCHEDULE, of)),
-    "analytic": chain(lambda of: samplers.analytic(SCHEDULE, of, np.full(T + 1, 0.1, np.float32))),
-    "ddim": chain(lambda of: samplers.ddim(SCHEDULE, of, eta=0.5)),
-    "dpm_solver_pp": chain(lambda of: samplers.dpm_solver_pp(SCHEDULE, of)),
-    "unipc": chain(lambda of: samplers.unipc(SCHEDULE, of)),
+    "ancestral": sample(lambda of: samplers.ancestral(SCHEDULE, of)),
+    "analytic": sample(lambda of: samplers.analytic(SCHEDULE, of, np.full(T + 1, 0.1, np.float32))),
+    "ddim": sample(lambda of: samplers.ddim(SCHEDULE, of, eta=0.5)),
+    "dpm_solver_pp": sample(lambda of: samplers.dpm_solver_pp(SCHEDULE, of)),
+    "unipc": sample(lambda of: samplers.unipc(SCHEDULE, of)),
     "ddim_inverse": lambda of: editing.invert(SCHEDULE, of, X, TIMES),
     "given_pixels": lambda of: editing.condition_on_pixels(SCHEDULE, of, X, X > 0)(X, T2),
     "limited": lambda of: denoisers.limit_x0(SCHEDULE, of, denoisers.clip)(X, T2),
@@ -90,8 +90,8 @@ def test_noise_times_and_images_of_another_shape_are_refused():
         lambda: losses.variational_loss(KEYS, SCHEDULE, same, X, t=np.array([[3], [10]])),
         lambda: editing.slerp(X, X[..., :1], 0.5),
         lambda: editing.slerp(X, X, np.ones((3, 3), np.float32)),
-        lambda: chain(lambda of: editing.sdedit(SCHEDULE, samplers.ddim(SCHEDULE, of), X[..., :1]))(denoise),
-        lambda: chain(lambda of: editing.inpainting(SCHEDULE, samplers.ddim(SCHEDULE, of), X[0], X > 0))(denoise),
+        lambda: sample(lambda of: editing.sdedit(SCHEDULE, samplers.ddim(SCHEDULE, of), X[..., :1]))(denoise),
+        lambda: sample(lambda of: editing.inpainting(SCHEDULE, samplers.ddim(SCHEDULE, of), X[0], X > 0))(denoise),
         lambda: editing.condition_on_pixels(SCHEDULE, denoise, X[..., :1], X > 0)(X, T2),
     ):
         with pytest.raises(ValueError, match="shape"):
@@ -100,7 +100,7 @@ def test_noise_times_and_images_of_another_shape_are_refused():
 
 def test_known_images_that_are_not_scaled_are_refused():
     with pytest.raises(ValueError, match=r"known must be float32 or float64, got uint8: scale images to \[-1, 1\]"):
-        chain(lambda of: editing.inpainting(SCHEDULE, samplers.ddim(SCHEDULE, of), X.astype(np.uint8), X > 0))(denoise)
+        sample(lambda of: editing.inpainting(SCHEDULE, samplers.ddim(SCHEDULE, of), X.astype(np.uint8), X > 0))(denoise)
 
 
 # --- times
@@ -140,10 +140,10 @@ OF_T = {
 def test_of_times_on_a_device_that_a_schedule_has_not_comes_nan_and_of_the_others_not(name, jitted):
     of = jax.jit(OF_T[name]) if jitted else OF_T[name]
     for wrong in (0, -1, T + 1, 2**31 - 1):
-        first, second = ([np.broadcast_to(leaf, (2, *np.shape(leaf)[1:]))[i] for leaf in jax.tree.leaves(
+        invalid, valid = ([np.broadcast_to(leaf, (2, *np.shape(leaf)[1:]))[i] for leaf in jax.tree.leaves(
             of(jnp.array([wrong, 5], jnp.int32)))] for i in range(2))  # fmt: skip
-        assert all(np.isnan(leaf).all() for leaf in first), wrong
-        assert all(np.isfinite(leaf).all() for leaf in second), wrong
+        assert all(np.isnan(leaf).all() for leaf in invalid), wrong
+        assert all(np.isfinite(leaf).all() for leaf in valid), wrong
 
 
 @pytest.mark.parametrize("name", OF_T)

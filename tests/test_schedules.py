@@ -73,13 +73,13 @@ def test_betas_are_recovered_from_the_table(T):
 def test_the_ends_of_each_rise_of_the_betas():
     with jax.enable_x64(True):
         ends = {f.__name__: columns(f(1000))[0] for f in NAMED[:-1]}
-    first = {name: 1 - signal[1] ** 2 for name, signal in ends.items()}
-    last = {name: 1 - (signal[-1] / signal[-2]) ** 2 for name, signal in ends.items()}
+    first_beta = {name: 1 - signal[1] ** 2 for name, signal in ends.items()}
+    last_beta = {name: 1 - (signal[-1] / signal[-2]) ** 2 for name, signal in ends.items()}
     for name in ("linear", "quad", "warmup10", "warmup50"):
-        assert first[name] == pytest.approx(1e-4, rel=1e-10) and last[name] == pytest.approx(0.02, rel=1e-10)
-    assert first["const"] == pytest.approx(0.02) and last["const"] == pytest.approx(0.02)
-    assert first["jsd"] == pytest.approx(1e-3) and last["jsd"] == 1
-    assert last["cosine"] == pytest.approx(0.999)
+        assert first_beta[name] == pytest.approx(1e-4, rel=1e-10) and last_beta[name] == pytest.approx(0.02, rel=1e-10)
+    assert first_beta["const"] == pytest.approx(0.02) and last_beta["const"] == pytest.approx(0.02)
+    assert first_beta["jsd"] == pytest.approx(1e-3) and last_beta["jsd"] == 1
+    assert last_beta["cosine"] == pytest.approx(0.999)
 
 
 def test_linear_known_values():
@@ -105,10 +105,10 @@ def test_cosine_known_values():
 
 def test_from_log_snr_rebuilds_a_schedule_from_its_log_snr():
     with jax.enable_x64(True):
-        given = schedules.linear(1000)
-        rows = np.asarray(given.log_snr)[1:]
+        linear = schedules.linear(1000)
+        rows = np.asarray(linear.log_snr)[1:]
         again = schedules.from_log_snr(lambda u: rows[np.round(u * 999).astype(int)], 1000)
-    for a, b in zip(columns(again), columns(given), strict=True):
+    for a, b in zip(columns(again), columns(linear), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
@@ -154,10 +154,10 @@ def test_dtype_is_what_jax_keeps(make):
 @pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 2, 4), (3, 2, 4, 1), (3, 2, 4, 1, 2)])
 def test_a_row_meets_each_example_of_a_batch(shape):
     schedule, x, t = schedules.linear(10), np.ones(shape, np.float32), np.array([1, 5, 10])
-    noise, scaled = np.asarray(schedule.noise), np.asarray(schedules.gather(schedule.noise, t, x)) * x
-    assert scaled.shape == shape
+    noise, scaled_x = np.asarray(schedule.noise), np.asarray(schedules.gather(schedule.noise, t, x)) * x
+    assert scaled_x.shape == shape
     for i, k in enumerate(t):
-        assert (scaled[i] == noise[k]).all()
+        assert (scaled_x[i] == noise[k]).all()
     row = schedules.gather(schedule.noise, 5, x)
     assert row.shape == () and row == noise[5] and row.dtype == np.float32
 

@@ -27,8 +27,8 @@ def test_lines_come_back_and_every_line_is_strict_json(tmp_path):
     )
     file.write({"step": 3, "loss": math.nan, "other": -math.inf})
 
-    def refuse(word):
-        raise AssertionError(word)
+    def refuse(constant):
+        raise AssertionError(constant)
 
     rows = [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
     assert rows == tracking.read_metrics(path)
@@ -46,10 +46,10 @@ def test_floats_come_back_exactly(tmp_path):
 
 def test_a_resumed_run_writes_no_step_twice(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    first = tracking.MetricsLog(path, 0)
+    log = tracking.MetricsLog(path, 0)
     for step in (10, 20, 30, 40):
-        first.write({"step": step, "run": 1})
-    first.write({"note": "no step"})
+        log.write({"step": step, "run": 1})
+    log.write({"note": "no step"})
     again = tracking.MetricsLog(path, 20)
     again.write({"step": 30, "run": 2})
     want = [{"step": 10, "run": 1}, {"step": 20, "run": 1}, {"note": "no step"}, {"step": 30, "run": 2}]
@@ -72,20 +72,20 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
 def test_only_the_end_of_a_long_file_is_read(tmp_path, monkeypatch):
     """Whatever the blocks that it is read by: the beginning, which nobody could read, stays as it is."""
     path = tmp_path / "metrics.jsonl"
-    begin = b"?" * 1000 + b"\n"
+    unreadable = b"?" * 1000 + b"\n"
     steps = [b'{"step": %d, "loss": %d}\n' % (step, 10**step) for step in range(30)]
     noted = [b'{"step": 20, "held_out_loss": 1}\n', b'{"note": "none"}\n']
-    monkeypatch.setattr(json, "loads", (seen := mock.Mock(side_effect=json.loads)))
+    monkeypatch.setattr(json, "loads", (json_loads := mock.Mock(side_effect=json.loads)))
     for block in (1, 7, 100, 1 << 16):
         monkeypatch.setattr(tracking, "_BLOCK", block)
-        path.write_bytes(begin + b"".join(steps[:21] + noted + steps[21:]) + b'{"st')
-        seen.reset_mock()
+        path.write_bytes(unreadable + b"".join(steps[:21] + noted + steps[21:]) + b'{"st')
+        json_loads.reset_mock()
         again = tracking.MetricsLog(path, 20)
-        assert path.read_bytes() == begin + b"".join(steps[:21] + noted)
+        assert path.read_bytes() == unreadable + b"".join(steps[:21] + noted)
         assert [sorted(row) for row in again.start_rows] == [["held_out_loss", "step"], ["loss", "step"]]
-        assert seen.call_count == 9 + 2 + 2  # the steps above 20, the two notes, and 20 and 19
+        assert json_loads.call_count == 9 + 2 + 2  # the steps above 20, the two notes, and 20 and 19
         tracking.MetricsLog(path)
-        assert path.read_bytes() == begin + b"".join(steps[:21] + noted)
+        assert path.read_bytes() == unreadable + b"".join(steps[:21] + noted)
 
 
 def test_another_bad_line_is_an_error_that_names_it(tmp_path):

@@ -119,11 +119,11 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
 
 def test_steps_differ_in_what_they_draw_and_a_repeated_step_does_not():
     step, start = jitted()[0], lambda: training.init(PARAMS, optimizer())
-    first, metrics = step(from_seed(3), start(), BATCH)
+    after_one, metrics = step(from_seed(3), start(), BATCH)
     _, again = step(from_seed(3), start(), BATCH)
     # the warm-up's first step has the rate 0: the parameters are those of the beginning
-    np.testing.assert_array_equal(first.params["w"], PARAMS["w"])
-    _, other = step(from_seed(3), first, BATCH)
+    np.testing.assert_array_equal(after_one.params["w"], PARAMS["w"])
+    _, other = step(from_seed(3), after_one, BATCH)
     assert metrics["loss"] == again["loss"]
     assert metrics["loss"] != other["loss"]
 
@@ -159,11 +159,11 @@ def test_the_average_is_of_the_parameters_that_each_step_leaves():
 
 def test_the_state_owns_its_buffers():
     """Parameters and average must not share a buffer, or donating the state hands one buffer over twice."""
-    given = jax.tree.map(jnp.asarray, PARAMS)
-    state = training.init(given, optimizer())
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state = training.init(params, optimizer())
     for _ in range(2):
         state, _ = jitted()[0](from_seed(3), state, BATCH)
-    assert not given["w"].is_deleted()
+    assert not params["w"].is_deleted()
     assert np.isfinite(state.ema["w"]).all()
 
 

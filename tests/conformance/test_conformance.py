@@ -14,7 +14,7 @@ from ddpm_jax.conformance.checks import GAUSSIAN, MIXTURE
 from ddpm_jax.keys import from_seed
 
 LINE = conformance.mixture_data([0.3, 0.7], [[-0.8], [0.5]], [[[0.01]], [[0.09]]])
-CHAINS = [samplers.times(schedules.linear(1000), 10, spacing=spacing) for spacing in samplers.Spacing.__args__]
+TIME_GRIDS = [samplers.times(schedules.linear(1000), 10, spacing=spacing) for spacing in samplers.Spacing.__args__]
 
 
 # --- the laws
@@ -91,19 +91,19 @@ def closed_form(schedule, times, sampler, option, law=GAUSSIAN):
         a, b, c = alpha_bar[t], alpha_bar[s], axes.T @ mean
         gain = variances * np.sqrt(a) / (a * variances + 1 - a)
         small = (1 - b) * (1 - a / b) / (1 - a)
-        keep = np.sqrt(a / b) * (1 - b) / (1 - a), np.sqrt(b) * (1 - a / b) / (1 - a)
+        coefficients = np.sqrt(a / b) * (1 - b) / (1 - a), np.sqrt(b) * (1 - a / b) / (1 - a)
         spread = 0.0
         if sampler == "ancestral" and s:
             spread = small ** (1 - option) * (1 - a / b) ** option
         if sampler == "analytic" and s:  # and what x_t leaves unknown of x_0
-            spread = small + keep[1] ** 2 * variances * (1 - a) / (a * variances + 1 - a)
+            spread = small + coefficients[1] ** 2 * variances * (1 - a) / (a * variances + 1 - a)
         if sampler == "ddim":
             spread = option**2 * small
             on_x = np.sqrt((1 - b - spread) / (1 - a))
-            keep = on_x, np.sqrt(b) - np.sqrt(a) * on_x
-        slope = keep[0] + keep[1] * gain
-        m = slope * m + keep[1] * c * (1 - gain * np.sqrt(a))
-        root, var = slope * root, slope**2 * var + spread
+            coefficients = on_x, np.sqrt(b) - np.sqrt(a) * on_x
+        factor = coefficients[0] + coefficients[1] * gain
+        m = factor * m + coefficients[1] * c * (1 - gain * np.sqrt(a))
+        root, var = factor * root, factor**2 * var + spread
     return axes @ m, axes @ np.diag(root**2 + var) @ axes.T
 
 
@@ -186,10 +186,10 @@ def test_terminal_moments_are_the_closed_form_with_every_spacing(kind, option, p
     with jax.enable_x64(predicts == "mean"):
         schedule, start = schedules.linear(1000), (np.zeros(2), np.eye(2))
         found = conformance.terminal_moments(
-            make(kind, option), schedule, predicting(schedule, predicts), CHAINS, start=start
+            make(kind, option), schedule, predicting(schedule, predicts), TIME_GRIDS, start=start
         )
     truth = closed_form_of_a_solver if kind in SOLVERS else closed_form
-    near_the_closed_form(found, [truth(schedule, chain, kind, option) for chain in CHAINS])
+    near_the_closed_form(found, [truth(schedule, times, kind, option) for times in TIME_GRIDS])
 
 
 @pytest.mark.parametrize("predicts", ["v", "mean"])
@@ -198,10 +198,10 @@ def test_terminal_moments_of_the_analytic_variance_are_the_closed_form_with_ever
     with jax.enable_x64(predicts == "mean"):
         schedule, start = schedules.linear(1000), (np.zeros(2), np.eye(2))
         signal, noise = (np.asarray(column) for column in schedule[:2])
-        errors = 0.25 * noise**2 / (0.25 * signal**2 + noise**2)
-        of = lambda schedule, denoise, noise: samplers.analytic(schedule, denoise, errors, noise=noise)  # noqa: E731
-        found = conformance.terminal_moments(of, schedule, predicting(schedule, predicts, law), CHAINS, start=start)
-    near_the_closed_form(found, [closed_form(schedule, chain, "analytic", None, law) for chain in CHAINS])
+        x0_mse = 0.25 * noise**2 / (0.25 * signal**2 + noise**2)
+        of = lambda schedule, denoise, noise: samplers.analytic(schedule, denoise, x0_mse, noise=noise)  # noqa: E731
+        found = conformance.terminal_moments(of, schedule, predicting(schedule, predicts, law), TIME_GRIDS, start=start)
+    near_the_closed_form(found, [closed_form(schedule, times, "analytic", None, law) for times in TIME_GRIDS])
 
 
 def test_the_analytic_variance_draws_gaussian_data_exactly_in_any_number_of_steps():
@@ -209,8 +209,8 @@ def test_the_analytic_variance_draws_gaussian_data_exactly_in_any_number_of_step
     law, schedule = conformance.gaussian_data([0.2, -0.1], 0.25 * np.eye(2)), schedules.linear(1000)
     # Var[x_0 | x_t] = s^2 noise^2 / (signal^2 s^2 + noise^2)
     signal, noise = (np.asarray(column) for column in schedule[:2])
-    errors = 0.25 * noise**2 / (0.25 * signal**2 + noise**2)
-    of = lambda schedule, denoise, noise: samplers.analytic(schedule, denoise, errors, noise=noise)  # noqa: E731
+    x0_mse = 0.25 * noise**2 / (0.25 * signal**2 + noise**2)
+    of = lambda schedule, denoise, noise: samplers.analytic(schedule, denoise, x0_mse, noise=noise)  # noqa: E731
     cases = [(steps, end) for steps in (1, 2, 10) for end in (1, 200)]
     chains = [np.append(np.linspace(1000, end, steps + 1)[:-1].astype(int), end) for steps, end in cases]
     start = conformance.marginal_moments(schedule, law, 1000)
@@ -225,11 +225,11 @@ def test_the_bound_measures_the_errors_that_the_analytic_variance_asks_for():
     law, schedule, n = conformance.gaussian_data([0.2, -0.1], 0.25 * np.eye(2)), schedules.linear(50, 2e-3, 0.3), 4000
 
     @jax.jit
-    def errors(keys, key):
-        given = schedule, conformance.ideal_denoiser(schedule, law), conformance.sample_data(keys, law)
-        return likelihood.vlb(key, *given, decoder=likelihood.gaussian_density).x0_mse.mean(1)
+    def measured_x0_mse(keys, key):
+        vlb_args = schedule, conformance.ideal_denoiser(schedule, law), conformance.sample_data(keys, law)
+        return likelihood.vlb(key, *vlb_args, decoder=likelihood.gaussian_density).x0_mse.mean(1)
 
-    found = np.asarray(errors(samplers.image_keys(0, range(n)), from_seed(1)))
+    found = np.asarray(measured_x0_mse(samplers.image_keys(0, range(n)), from_seed(1)))
     signal, noise = (np.asarray(column)[1:] for column in schedule[:2])
     truth = 0.25 * noise**2 / (0.25 * signal**2 + noise**2)
     np.testing.assert_array_less(abs(found / truth - 1), 4 * np.sqrt(2 / (2 * n)))

@@ -82,13 +82,13 @@ def affine(kind: str):
     return moves
 
 
-def push(schedule, kind, option, chain, mean=0.2, std=0.5):
+def push(schedule, kind, option, times, mean=0.2, std=0.5):
     """Mean and variance at every time of the chain for x_T ~ N(0, 1)."""
-    t, s = (np.pad(side, (0, 30 - side.size), constant_values=end) for side, end in ((chain[:-1], 1), (chain[1:], 0)))
+    t, s = (np.pad(side, (0, 30 - side.size), constant_values=end) for side, end in ((times[:-1], 1), (times[1:], 0)))
     steps = affine(kind)(schedule, *default_precision([mean, std]), default_precision(np.full(30, option)), t, s)
     m, v, moments = 0.0, 1.0, [(0.0, 1.0)]
-    for offset, slope, spread in np.asarray(steps, np.float64).T[: len(chain) - 1]:
-        m, v = offset + slope * m, slope**2 * v + spread**2
+    for offset, scale, spread in np.asarray(steps, np.float64).T[: len(times) - 1]:
+        m, v = offset + scale * m, scale**2 * v + spread**2
         moments.append((m, v))
     return np.array(moments)
 
@@ -98,9 +98,9 @@ def push(schedule, kind, option, chain, mean=0.2, std=0.5):
 def test_ddim_of_a_point_has_the_forward_marginals(spacing, eta):
     # the family of equation 12 keeps q(x_t | x_0), for every eta
     with jax.enable_x64(True):
-        schedule, chain, point = schedules.linear(1000), samplers.times(1000, 10, spacing=spacing), 0.4
-        moments = push(schedule, "ddim", eta, chain, point, 0.0)
-        signal, noise = np.asarray(schedule.signal)[chain], np.asarray(schedule.noise)[chain]
+        schedule, times, point = schedules.linear(1000), samplers.times(1000, 10, spacing=spacing), 0.4
+        moments = push(schedule, "ddim", eta, times, point, 0.0)
+        signal, noise = np.asarray(schedule.signal)[times], np.asarray(schedule.noise)[times]
     # from N(0, 1) instead of q(x_T | x_0): what is left of the difference falls with each step
     started = point * signal[0], noise[0] ** 2
     close = max(abs(started[0]), abs(1 - started[1])) if spacing == "uniform" else 0.2
@@ -111,22 +111,22 @@ def test_ddim_of_a_point_has_the_forward_marginals(spacing, eta):
 
 def test_ancestral_of_a_point_and_of_noise_is_exact_at_its_two_ends():
     with jax.enable_x64(True):
-        schedule, chain = schedules.cosine(1000), samplers.times(1000, 20)
-        signal, noise = np.asarray(schedule.signal)[chain], np.asarray(schedule.noise)[chain]
+        schedule, times = schedules.cosine(1000), samplers.times(1000, 20)
+        signal, noise = np.asarray(schedule.signal)[times], np.asarray(schedule.noise)[times]
         # beta-tilde is right when the data are a point, beta when they are standard normal
-        point = push(schedule, "ancestral", 0.0, chain, 0.4, 0.0)
+        point = push(schedule, "ancestral", 0.0, times, 0.4, 0.0)
         np.testing.assert_allclose(point[1:], np.stack([0.4 * signal, noise**2], 1)[1:], atol=1e-4)
-        normal = push(schedule, "ancestral", 1.0, chain, 0.0, 1.0)
+        normal = push(schedule, "ancestral", 1.0, times, 0.0, 1.0)
         np.testing.assert_allclose(normal[:-1], np.stack([0 * signal, 0 * signal + 1], 1)[:-1], atol=1e-12)
     # the last step adds nothing: it is the mean of x_0
     assert normal[-1, 1] == pytest.approx(signal[-2] ** 2, abs=1e-12)
 
 
-def recursion(schedule, chain, mean, std, kind, option):
+def recursion(schedule, times, mean, std, kind, option):
     """Moments of the reverse chain from alpha-bars alone, by conditioning (x_s, x_t) on x_0."""
     alpha_bar = np.asarray(schedule.signal) ** 2
     m, v, out = 0.0, 1.0, [(0.0, 1.0)]
-    for t, s in itertools.pairwise(chain):
+    for t, s in itertools.pairwise(times):
         a, b = alpha_bar[t], alpha_bar[s]
         # x_0_hat = c + g x_t
         g = std**2 * np.sqrt(a) / (a * std**2 + 1 - a)
@@ -139,8 +139,8 @@ def recursion(schedule, chain, mean, std, kind, option):
         else:
             spread = 0.0 if s == 0 else small ** (1 - option) * (1 - a / b) ** option
             on_x, on_x0 = np.sqrt(a / b) * (1 - b) / (1 - a), np.sqrt(b) * (1 - a / b) / (1 - a)
-        slope = on_x + on_x0 * g
-        m, v = slope * m + on_x0 * c, slope**2 * v + spread
+        factor = on_x + on_x0 * g
+        m, v = factor * m + on_x0 * c, factor**2 * v + spread
         out.append((m, v))
     return np.array(out)
 
@@ -149,17 +149,17 @@ def recursion(schedule, chain, mean, std, kind, option):
 @pytest.mark.parametrize("option", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("kind", ["ancestral", "learned", "ddim"])
 def test_moments_of_gaussian_data_follow_the_recursion(kind, option, steps):
-    chain = samplers.times(1000, steps)
+    times = samplers.times(1000, steps)
     with jax.enable_x64(True):
-        expected = recursion(schedules.linear(1000), chain, 0.2, 0.5, kind, option)
-    found = push(schedules.linear(1000), kind, option, chain)
+        expected = recursion(schedules.linear(1000), times, 0.2, 0.5, kind, option)
+    found = push(schedules.linear(1000), kind, option, times)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_samples_of_gaussian_data_have_its_moments_whatever_is_predicted():
     # 2048 images of 4 values by each kind of network; mix 0 and full grid, with the variance that the recursion gives
     T, n, predicts = 100, 2048, ["eps", "x0", "v", "mean"]
-    schedule, chain = schedules.linear(T, 1e-3, 0.2), samplers.times(T, T)
+    schedule, times = schedules.linear(T, 1e-3, 0.2), samplers.times(T, T)
 
     def denoiser(predicts):
         def net(x_t, t):
@@ -175,11 +175,11 @@ def test_samples_of_gaussian_data_have_its_moments_whatever_is_predicted():
     @jax.jit
     def draw(keys):
         x_T = samplers.initial_noise(keys, (4,))
-        return samplers.sample(keys, samplers.ancestral(schedule, denoise, variance_mix=0.0), x_T, chain)
+        return samplers.sample(keys, samplers.ancestral(schedule, denoise, variance_mix=0.0), x_T, times)
 
     images = np.asarray(draw(samplers.image_keys(0, range(4 * n)))).reshape(4, n, 4)
     with jax.enable_x64(True):
-        mean, var = recursion(schedules.linear(T, 1e-3, 0.2), chain, 0.2, 0.5, "ancestral", 0.0)[-1]
+        mean, var = recursion(schedules.linear(T, 1e-3, 0.2), times, 0.2, 0.5, "ancestral", 0.0)[-1]
     for kind, x in zip(predicts, images, strict=True):
         assert abs(x.mean() - mean) < 4 * np.sqrt(var / x.size), kind
         assert abs(x.var() - var) < 4 * var * np.sqrt(2 / x.size), kind
@@ -207,15 +207,15 @@ def test_solvers_have_their_order():
         solvers += [samplers.dpm_solver_pp(schedule, denoise, order=order) for order in (1, 2, 3)]
         solvers += [samplers.unipc(schedule, denoise, order=order) for order in (1, 2)]
         init, step = stepping(*solvers)
-        errors = []
+        max_errors = []
         for steps in (20, 40, 80):
             times = conformance.uniform_log_snr_times(schedule, steps, end)
             states = walk(step, init(quantiles(100_000), 100_000), times)
-            errors.append([np.abs(np.asarray(state.x) - quantiles(end)).max() for state in states])
-    errors = np.array(errors)
-    orders = np.log2(errors[:-1] / errors[1:])
+            max_errors.append([np.abs(np.asarray(state.x) - quantiles(end)).max() for state in states])
+    max_errors = np.array(max_errors)
+    orders = np.log2(max_errors[:-1] / max_errors[1:])
     least = [0.9, 0.9, 1.85, 2.8, 1.8, 2.6]
-    assert (orders > least).all() and (errors[0] < 0.2).all(), (errors, orders)
+    assert (orders > least).all() and (max_errors[0] < 0.2).all(), (max_errors, orders)
 
 
 def test_ddim_is_a_first_order_solver_of_the_probability_flow():
@@ -225,12 +225,12 @@ def test_ddim_is_a_first_order_solver_of_the_probability_flow():
         signal, noise = float(schedule.signal[1000]), float(schedule.noise[1000])
         x_T = signal * 0.2 + np.sqrt(signal**2 * 0.25 + noise**2) * u
         init, step = stepping(samplers.ddim(schedule, ideal_denoiser(schedule)))
-        errors = []
+        max_errors = []
         for steps in (20, 40, 80, 160):
             (state,) = walk(step, init(x_T, 1000), samplers.times(1000, steps))
-            errors.append(np.abs(np.asarray(state.x) - (0.2 + 0.5 * u)).max())
-    orders = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert errors[0] < 0.2 and (abs(orders - 1) < 0.15).all(), (errors, orders)
+            max_errors.append(np.abs(np.asarray(state.x) - (0.2 + 0.5 * u)).max())
+    orders = np.log2(np.array(max_errors[:-1]) / max_errors[1:])
+    assert max_errors[0] < 0.2 and (abs(orders - 1) < 0.15).all(), (max_errors, orders)
 
 
 @pytest.mark.parametrize("solver", [samplers.dpm_solver_pp, samplers.unipc])
@@ -322,16 +322,16 @@ def test_ddim_with_eta_1_is_ancestral_with_mix_0_path_by_path():
         schedule, keys = schedules.linear(100, 1e-3, 0.2), samplers.image_keys(3, range(2))
         net = lambda x, t: 0.5 * jnp.tanh(3 * x)  # noqa: E731
         for shape, steps, predicts, clip in (((4, 3), 100, "x0", True), ((2, 3, 2, 2), 7, "v", False)):
-            denoise, chain = gaussian.denoiser(schedule, net, predicts, clip=clip), samplers.times(100, steps)
+            denoise, times = gaussian.denoiser(schedule, net, predicts, clip=clip), samplers.times(100, steps)
 
             @jax.jit
-            def paths(keys, denoise=denoise, chain=chain, shape=shape):
+            def paths(keys, denoise=denoise, times=times, shape=shape):
                 x_T = samplers.initial_noise(keys, shape, jnp.float64)
                 both = (
                     samplers.ddim(schedule, denoise, eta=1.0),
                     samplers.ancestral(schedule, denoise, variance_mix=0.0),
                 )
-                return [samplers.trajectory(keys, sampler, x_T, chain, save_at=chain) for sampler in both]
+                return [samplers.trajectory(keys, sampler, x_T, times, save_at=times) for sampler in both]
 
             one, other = to_numpy(paths(keys))
             np.testing.assert_allclose(one.x, other.x, rtol=0, atol=1e-11, err_msg=f"{shape}")
@@ -379,14 +379,14 @@ def test_the_last_step_gives_the_predicted_data_without_noise():
 
 
 def test_a_learned_mix_takes_precedence():
-    schedule, chain, keys = schedules.linear(100), samplers.times(100, 10), samplers.image_keys(0, range(2))
+    schedule, times, keys = schedules.linear(100), samplers.times(100, 10), samplers.image_keys(0, range(2))
     x_T = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
 
     @jax.jit
     def both(mix):
-        learned = samplers.ancestral(schedule, ideal_denoiser(schedule, mix=mix), variance_mix=0.1)
+        learned = samplers.ancestral(schedule, ideal_denoiser(schedule, variance_mix=mix), variance_mix=0.1)
         fixed = samplers.ancestral(schedule, ideal_denoiser(schedule), variance_mix=mix)
-        return [samplers.sample(keys, sampler, x_T, chain) for sampler in (learned, fixed)]
+        return [samplers.sample(keys, sampler, x_T, times) for sampler in (learned, fixed)]
 
     for mix in (0.0, 0.5, 1.0, 1.3):
         learned, fixed = to_numpy(both(np.float32(mix)))
@@ -405,7 +405,7 @@ def test_a_start_without_signal():
 
 
 def test_an_image_depends_on_its_key_alone():
-    schedule, chain = schedules.linear(100), samplers.times(100, 5)
+    schedule, times = schedules.linear(100), samplers.times(100, 5)
     denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * x, "v", clip=True)
     ancestral, ddim = samplers.ancestral(schedule, denoise, variance_mix=0.5), samplers.ddim(schedule, denoise, eta=0.5)
     kinds = [(f"ancestral, {shape}", ancestral, shape) for shape in SHAPES] + [("ddim", ddim, SHAPES[1])]
@@ -413,7 +413,7 @@ def test_an_image_depends_on_its_key_alone():
     @functools.partial(jax.jit, static_argnums=1)
     def draw(keys, kinds):
         images = {
-            name: samplers.sample(keys, sampler, samplers.initial_noise(keys, shape), chain)
+            name: samplers.sample(keys, sampler, samplers.initial_noise(keys, shape), times)
             for name, sampler, shape in kinds
         }
         like = jnp.zeros((keys.shape[0], *SHAPES[1]))
@@ -436,18 +436,18 @@ def test_an_image_depends_on_its_key_alone():
 
 def test_an_image_is_the_same_on_any_number_of_devices():
     # tiles of one size, on as many devices as there are
-    schedule, chain = schedules.linear(100), samplers.times(100, 5)
+    schedule, times = schedules.linear(100), samplers.times(100, 5)
     denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * x, "v", clip=True)
     both = samplers.ancestral(schedule, denoise), samplers.ddim(schedule, denoise, eta=0.5)
 
     def draw(keys):
         x_T = samplers.initial_noise(keys, (4, 3))
-        return x_T, *(samplers.sample(keys, sampler, x_T, chain) for sampler in both)
+        return x_T, *(samplers.sample(keys, sampler, x_T, times) for sampler in both)
 
     drawn = {}
     for devices in (1, 2, 8):
-        program = jax.pmap(draw, devices=jax.devices()[:devices])
-        tiles = [to_numpy(program(tile)) for tile in samplers.image_keys(7, range(16)).reshape(-1, devices, 2)]
+        draw_on_devices = jax.pmap(draw, devices=jax.devices()[:devices])
+        tiles = [to_numpy(draw_on_devices(tile)) for tile in samplers.image_keys(7, range(16)).reshape(-1, devices, 2)]
         drawn[devices] = [np.concatenate([x.reshape(-1, 4, 3) for x in part]) for part in zip(*tiles, strict=True)]
     np.testing.assert_array_equal(drawn[1][0], drawn[8][0])
     tile = to_numpy(jax.jit(draw)(samplers.image_keys(7, [4, 5])))
@@ -461,12 +461,12 @@ def test_an_image_is_the_same_on_any_number_of_devices():
 
 def test_the_noise_of_steps_images_and_the_start_is_independent():
     @jax.jit
-    def draws(keys):
+    def all_noise(keys):
         like = jnp.zeros((50, 200))
         noise = [samplers.step_noise(keys, jnp.int32(t), like) for t in (1, 2, 999)]
         return jnp.stack([samplers.initial_noise(keys, (200,)), *noise]).reshape(4, -1)
 
-    flat = np.asarray(draws(samplers.image_keys(0, range(50))))
+    flat = np.asarray(all_noise(samplers.image_keys(0, range(50))))
     assert abs(np.corrcoef(flat)[np.triu_indices(4, 1)]).max() < 4 / np.sqrt(flat.shape[1])
     assert (abs(flat.var(1) - 1) < 4 * np.sqrt(2 / flat.shape[1])).all()
 
@@ -476,19 +476,19 @@ def test_the_noise_of_steps_images_and_the_start_is_independent():
 
 @pytest.mark.parametrize(("make", "shape"), [(samplers.ancestral, (2, 3, 2, 2)), (samplers.ddim, (8,))])
 def test_kept_frames_are_those_of_a_run_that_keeps_all_and_end_in_the_sample(make, shape):
-    schedule, chain = schedules.linear(100), samplers.times(100, 6)
+    schedule, times = schedules.linear(100), samplers.times(100, 6)
     denoise, keys = ideal_denoiser(schedule), samplers.image_keys(0, range(2))
-    keep, x_T = [0, int(chain[3]), 100], np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    frames, x_T = [0, int(times[3]), 100], np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
 
     @jax.jit
     def run(x_T):
         sampler = make(schedule, denoise)
-        everything, some = (samplers.trajectory(keys, sampler, x_T, chain, save_at=times) for times in (chain, keep))
-        expected = denoise(everything.x[2], jnp.int32(chain[2])).x0
-        return everything, some, samplers.sample(keys, sampler, x_T, chain), expected
+        everything, some = (samplers.trajectory(keys, sampler, x_T, times, save_at=saved) for saved in (times, frames))
+        expected = denoise(everything.x[2], jnp.int32(times[2])).x0
+        return everything, some, samplers.sample(keys, sampler, x_T, times), expected
 
     everything, some, end, expected = to_numpy(run(x_T))
-    np.testing.assert_array_equal(some.t, keep)
+    np.testing.assert_array_equal(some.t, frames)
     np.testing.assert_array_equal(some.x, everything.x[[6, 3, 0]])
     np.testing.assert_array_equal(some.x0, everything.x0[[6, 3, 0]])
     np.testing.assert_array_equal(some.x[2], x_T)
@@ -504,9 +504,9 @@ def test_memory_grows_with_keep_and_not_with_the_steps():
     image = 2 * 64 * 64 * 4
 
     def needed(steps, count):
-        chain = samplers.times(1000, steps)
-        keep = chain[np.linspace(0, steps, count).astype(int)]
-        run = jax.jit(lambda x: samplers.trajectory(keys, sampler, x, chain, save_at=keep))
+        times = samplers.times(1000, steps)
+        save_at = times[np.linspace(0, steps, count).astype(int)]
+        run = jax.jit(lambda x: samplers.trajectory(keys, sampler, x, times, save_at=save_at))
         compiled = run.lower(jax.ShapeDtypeStruct((2, 64, 64), jnp.float32)).compile().memory_analysis()
         return compiled.temp_size_in_bytes + compiled.output_size_in_bytes
 
@@ -544,11 +544,11 @@ diffusers' DPMSolverMultistepScheduler with use_lu_lambdas and with use_karras_s
 
 @pytest.mark.parametrize(("spacing", "steps"), ONE_BASED)
 def test_times_are_those_of_the_peers(spacing, steps):
-    chain = samplers.times(schedules.linear(1000), steps, spacing=spacing)
-    np.testing.assert_array_equal(chain[::-1], [0, *ONE_BASED[spacing, steps]])
-    assert chain.dtype == np.int32
+    times = samplers.times(schedules.linear(1000), steps, spacing=spacing)
+    np.testing.assert_array_equal(times[::-1], [0, *ONE_BASED[spacing, steps]])
+    assert times.dtype == np.int32
     if spacing not in ("log_snr", "karras"):
-        np.testing.assert_array_equal(samplers.times(1000, steps, spacing=spacing), chain)
+        np.testing.assert_array_equal(samplers.times(1000, steps, spacing=spacing), times)
 
 
 @pytest.mark.parametrize("spacing", samplers.Spacing.__args__)
@@ -562,10 +562,10 @@ def test_times_fall_to_the_data_and_are_as_many_as_asked_for(spacing, make):
     for T, counts in ((1000, (1, 2, 3, 7, 20, 30, 50, 333, 999)), (50, range(1, 51)), (7, range(1, 8)), (1, (1,))):
         schedule = make(T)
         for steps in counts:
-            chain = samplers.times(schedule, steps, spacing=spacing)
-            assert len(chain) == steps + 1 and chain[-1] == 0 and chain[0] <= T and (np.diff(chain) < 0).all()
+            times = samplers.times(schedule, steps, spacing=spacing)
+            assert len(times) == steps + 1 and times[-1] == 0 and times[0] <= T and (np.diff(times) < 0).all()
             if spacing != "leading" and (spacing, steps) != ("linspace", 1):
-                assert chain[0] == T
+                assert times[0] == T
 
 
 @pytest.mark.parametrize(("spacing", "power"), [("log_snr", 0), ("karras", 1 / 7)])
@@ -575,9 +575,9 @@ def test_strides_in_the_noise_are_as_even_as_rows_allow(spacing, power):
     without_end = schedules.from_log_snr(lambda u: np.where(u < 1, 9 - 19 * u, -np.inf), 20_000)
     for schedule, steps in ((fine, 12), (without_end, 12)):
         log_sigma = -0.5 * np.asarray(schedule.log_snr, np.float64)
-        chain = samplers.times(schedule, steps, spacing=spacing)[:-1]
-        assert (chain[0], chain[-1]) == (schedule.T, 1)
-        rows = np.minimum(chain, schedule.T - np.isinf(log_sigma[-1]))
+        times = samplers.times(schedule, steps, spacing=spacing)[:-1]
+        assert (times[0], times[-1]) == (schedule.T, 1)
+        rows = np.minimum(times, schedule.T - np.isinf(log_sigma[-1]))
         strides = np.diff(np.exp(power * log_sigma[rows]) if power else log_sigma[rows])
         np.testing.assert_allclose(strides, strides.mean(), rtol=0.01)
 
@@ -586,10 +586,10 @@ def test_section_times():
     np.testing.assert_array_equal(samplers.section_times(1000, [10]), samplers.times(1000, 10))
     np.testing.assert_array_equal(samplers.section_times(20, [20]), np.arange(20, -1, -1))
     # 300 steps as 10 + 15 + 20: the example in the authors' own docstring
-    chain = samplers.section_times(300, [10, 15, 20])[::-1]
-    assert chain[0] == 0 and [((a < chain) & (chain <= a + 100)).sum() for a in (0, 100, 200)] == [10, 15, 20]
-    assert {1, 100, 101, 200, 201, 300} <= set(chain)
-    np.testing.assert_array_equal(chain[1:11], 1 + 11 * np.arange(10))
+    times = samplers.section_times(300, [10, 15, 20])[::-1]
+    assert times[0] == 0 and [((a < times) & (times <= a + 100)).sum() for a in (0, 100, 200)] == [10, 15, 20]
+    assert {1, 100, 101, 200, 201, 300} <= set(times)
+    np.testing.assert_array_equal(times[1:11], 1 + 11 * np.arange(10))
     np.testing.assert_array_equal(samplers.section_times(10, [0, 1]), [6, 0])
     np.testing.assert_array_equal(samplers.section_times(5, [3, 0]), [3, 2, 1, 0])  # sections of 3 and 2
 
@@ -631,11 +631,11 @@ def test_no_derivative_of_a_step_is_nan_at_either_end():
 S10, X = schedules.linear(10), np.zeros((2, 3), np.float32)
 
 
-def run(x=X, times=(10, 5, 0), keys=None, keep=None):
+def run(x=X, times=(10, 5, 0), keys=None, save_at=None):
     keys, sampler = samplers.image_keys(0, range(2)) if keys is None else keys, samplers.ddim(S10, ideal_denoiser(S10))
-    if keep is None:
+    if save_at is None:
         return samplers.sample(keys, sampler, x, np.array(times))
-    return samplers.trajectory(keys, sampler, x, np.array(times), save_at=keep)
+    return samplers.trajectory(keys, sampler, x, np.array(times), save_at=save_at)
 
 
 @pytest.mark.parametrize(
@@ -657,7 +657,7 @@ def run(x=X, times=(10, 5, 0), keys=None, keep=None):
         (lambda: run(times=(10,)), "times must be a falling vector of at least two integers, got [10]"),
         (lambda: run(times=(10, -1)), "times must be a falling vector of at least two integers, got [10 -1]"),
         (lambda: run(times=((10, 0),)), "times must be a falling vector of at least two integers, got [[10  0]]"),
-        (lambda: run(keep=(0, 3, 4)), "save_at has times that the reverse process does not visit: [3, 4]"),
+        (lambda: run(save_at=(0, 3, 4)), "save_at has times that the reverse process does not visit: [3, 4]"),
         (lambda: run(X.astype(jnp.uint8)), "x_T must be float32 or float64, got uint8"),
         (lambda: run(X.astype(jnp.bfloat16)), "x_T must be float32 or float64, got bfloat16: cast it up first"),
         (lambda: run(keys=from_seed(0)), "keys must be one per image, shape (2,) (see image_keys), got ()"),
