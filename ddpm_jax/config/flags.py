@@ -44,9 +44,9 @@ def parse_with_config(options: type[T], argv: Sequence[str], *, usage: str) -> T
         default, words = configs.load(words[0]), words[1:]
     elif "-h" not in words and "--help" not in words:
         raise ValueError(f"name a config first: {usage.replace('CONFIG', 'digits').removesuffix(' [options]')}")
-    chosen = tyro.cli(options, prog=usage, args=words, default=options(**{"config": default}))
-    ranges.check_flags(chosen)
-    return chosen
+    parsed = tyro.cli(options, prog=usage, args=words, default=options(**{"config": default}))
+    ranges.check_flags(parsed)
+    return parsed
 
 
 def check_words(argv: Sequence[str]) -> list[str]:
