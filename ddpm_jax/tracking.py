@@ -29,6 +29,7 @@ class MetricsLog:
 
     Attributes:
         start_rows: the lines of the step `start`, the last one first.
+        followers: functions that are called with each line after it is written, as `read_metrics` returns it.
 
     Raises:
         ValueError: if one of the lines read is not a JSON object.
@@ -37,6 +38,7 @@ class MetricsLog:
     def __init__(self, path: str | os.PathLike[str], start: int | None = None, *, active: bool = True) -> None:
         self.path, self.active = pathlib.Path(path), active
         self.start_rows: list[dict[str, Any]] = []
+        self.followers: list[Callable[[dict[str, Any]], None]] = []
         if not active or not self.path.exists():
             return
         stays, apart = 0, b""  # the end of what is kept, and later lines without a step, kept too
@@ -61,8 +63,11 @@ class MetricsLog:
     def write(self, values: Mapping[str, Any]) -> None:
         """Appends a line: names with numbers, text, None, numpy or jax arrays, or dicts and lists of these."""
         if self.active:
+            row = _to_json_value(values)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_to_json_value(values), allow_nan=False) + "\n")
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+            for follow in self.followers:
+                follow(row)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -147,14 +147,16 @@ def from_dict(values: dict[str, Any], cls: type = Config, where: str = "") -> An
 
 def differences(old: Config, new: Config) -> list[str]:
     """One line "field: old -> new" for each field that differs."""
-    flat_old, flat_new = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
+    flat_old, flat_new = flatten(old), flatten(new)
     return [f"{k}: {flat_old[k]!r} -> {flat_new[k]!r}" for k in flat_old if flat_old[k] != flat_new[k]]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a config, or of a part of one, by the names of their flags, such as "net.channels"."""
     flat = {}
-    for name, value in values.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
+    for field in dataclasses.fields(values):
+        name, value = f"{prefix}{field.name}", getattr(values, field.name)
+        flat |= flatten(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
     return flat
 
 

@@ -1,4 +1,4 @@
-"""Flags that several programs share: weights, fine-tuning, conditions, sampling, editing; and those of prepare."""
+"""Flags that several programs share: weights, fine-tuning, conditions, sampling, editing; of training; of prepare."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -81,6 +81,14 @@ class InitFrom:
     """With --init-from: moving average (EMA) of its parameters, or the raw parameters."""
     init_checkpoint: OptionalFlag[int] = None
     """With --init-from: the checkpoint's step (default: the newest)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackingOptions:
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Trackers that show the lines of metrics.jsonl: TensorBoard, Weights & Biases, or both."""
+    profile: OptionalFlag[str] = None
+    """START:STOP: write a trace of these training steps to the run's folder, for XProf or TensorBoard."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,14 @@ MAX_MARKED_POINTS = 40  # lines of at most so many points get markers
 
 Scale = Literal["linear", "log"]
 
+_METRICS = {
+    "grad_norm": "gradient norm",
+    "images_per_s": "images/s",
+    "held_out_loss": "held-out loss",
+    "nearest_train_median": "distance to nearest training image",
+    "copied_share": "share of copied samples",
+}
+
 
 class MissingExtra(ValueError):
     """matplotlib is not installed; the message says how to install it."""
@@ -36,10 +44,13 @@ class Panel(NamedTuple):
     yscale: Scale = "linear"
 
 
-def write_panels(path: str | pathlib.Path, panels: Sequence[Panel], *, text: Mapping[str, str] | None = None) -> None:
-    """Writes panels side by side to a PNG file; a panel of more than one line gets a legend.
+def write_panels(
+    path: str | pathlib.Path, panels: Sequence[Panel], *, columns: int = 0, text: Mapping[str, str] | None = None
+) -> None:
+    """Writes panels to a PNG file; a panel of more than one line gets a legend.
 
     Args:
+        columns: number of panels side by side; 0: all.
         text: names and values kept in the file, latin-1; the versions of programs are not.
 
     Raises:
@@ -55,9 +66,14 @@ def write_panels(path: str | pathlib.Path, panels: Sequence[Panel], *, text: Map
         import matplotlib.figure
     except ImportError:
         raise MissingExtra(MISSING_MESSAGE) from None
-    figure = matplotlib.figure.Figure(figsize=(1 + 4.2 * len(panels), 3.6), dpi=150, layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    columns = min(columns or len(panels), len(panels))
+    rows = -(-len(panels) // columns)
+    figure = matplotlib.figure.Figure(figsize=(1 + 4.2 * columns, 3.6 * rows), dpi=150, layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, axes in zip(panels, places, strict=False):  # panels first: they end first
         draw_panel(axes, panel)
+    for axes in places:  # those that are left
+        axes.set_visible(False)
     save_figure(path, figure, text)
 
 
@@ -91,6 +107,16 @@ def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
         name, (_, error) = "estimated bound", column(rows, "held_out_bits_per_dim_se")
         row.append(Panel(steps, {name: bits}, over, "held-out bits/dim", standard_errors={name: error}))
     return row
+
+
+def metric_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """Those of `training_panels`, then gradient norm, speed, and further metrics of held-out images and samples."""
+    panels = training_panels(rows)
+    for name, label in _METRICS.items():
+        steps, values = column(rows, name)
+        if np.isfinite(values).any():
+            panels.append(Panel(steps, {label: values}, "training step", label, yscale=scale(values)))
+    return panels
 
 
 def column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

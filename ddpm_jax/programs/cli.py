@@ -13,6 +13,7 @@ from ddpm_jax import process
 
 COMMANDS = {
     "train": "trains a model of a config, or continues a run",
+    "plot": "draws the curves of a run's metrics.jsonl",
     "sample": "draws images from a run",
     "evaluate": "measures likelihood and sample quality; draws the figures of the paper",
     "convert": "converts weights from diffusers, OpenAI's checkpoints and the original, and to diffusers",

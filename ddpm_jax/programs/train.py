@@ -19,7 +19,7 @@ from ddpm_jax.config import flags
 
 if TYPE_CHECKING:  # --help imports no JAX
     from ddpm_jax.checkpoint import Checkpoints
-    from ddpm_jax.trainer import Run
+    from ddpm_jax.trainer import Run, StepMetrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Arguments:
     devices: flags.OptionalFlag[int] = None
     """On a CPU: number of JAX devices (default: one per core)."""
     hosts: tyro.conf.OmitArgPrefixes[process.DistributedOptions] = process.DistributedOptions()
+    tracking: tyro.conf.OmitArgPrefixes[flags.TrackingOptions] = flags.TrackingOptions()
 
 
 def main(argv: list[str]) -> int:
@@ -38,10 +39,10 @@ def main(argv: list[str]) -> int:
     args = flags.parse_with_config(Arguments, argv, usage="ddpm-jax train CONFIG --workdir DIR [options]")
     process.initialize(devices=args.devices, distributed=args.hosts)
     with process.abort_together("train"):
-        return train(args.config, pathlib.Path(args.workdir), args.init)
+        return train(args.config, pathlib.Path(args.workdir), args.init, args.tracking)
 
 
-def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom) -> int:
+def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, options: flags.TrackingOptions) -> int:
     """Data, model, loss, gradient step, devices, and the state of the newest checkpoint; then `loop`."""
     import jax
     import numpy as np
@@ -52,6 +53,7 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom) -
     from ddpm_jax.model import build, check
 
     check(config)
+    trainer.check_tracking(options, config.steps)
     images = load_images(config.data, report=print, progress=tracking.stage_progress(active=process.is_main_process()))
     init_key, run_key, order_key, eval_key = trainer.run_keys(config.seed)
 
@@ -100,16 +102,21 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom) -
                 return steps(run_key, state, bad, batch.pixels, batch.pixel_indices, rows, stop)
 
             resident = images.train.nbytes if loader.in_axis is None else 0
-            with trainer.explain_step_oom(config, resident), contextlib.closing(loader.batches(start)) as batches:
+            with (
+                trainer.track(options.log, config, workdir, start) as step_metrics,
+                trainer.explain_step_oom(config, resident),
+                trainer.profile(options.profile, workdir, start, take_steps) as take_steps,
+                contextlib.closing(loader.batches(start)) as batches,
+            ):
                 bad = jax.device_put(np.int32(0), replicated)  # steps in a row that were skipped, of what follows
-                return loop(config, run, saved, start, (state, bad), take_steps, batches)
+                return loop(run, saved, step_metrics, start, (state, bad), take_steps, batches)
 
 
-def loop(config: configs.Config, run: "Run", saved: "Checkpoints", start: int, carry, take_steps, batches) -> int:
+def loop(run: "Run", saved: "Checkpoints", step_metrics: "StepMetrics", start: int, carry, take_steps, batches) -> int:
     """Steps start + 1 ... config.steps; what is written after each call, and what ends them early."""
     from ddpm_jax import tracking, trainer
 
-    (state, bad), step_metrics = carry, trainer.StepMetrics(config, run.workdir, start)
+    config, (state, bad) = run.config, carry
     begun, progress = time.monotonic(), tracking.Progress(config.steps, start=start, active=process.is_main_process())
 
     def due(step, every):

@@ -5,6 +5,7 @@ config.json   metrics.jsonl   checkpoints/STEP   samples/STEP.png
 
 from ddpm_jax.trainer.finetune import has_checkpoints, init_from_run, provenance, transfer_params
 from ddpm_jax.trainer.memory import explain_evaluation_oom, explain_step_oom, step_oom_hints
+from ddpm_jax.trainer.profiler import profile
 from ddpm_jax.trainer.run import Run, describe_last_checkpoint, lock_run
 from ddpm_jax.trainer.step import (
     example_losses,
@@ -16,9 +17,11 @@ from ddpm_jax.trainer.step import (
     train_step,
 )
 from ddpm_jax.trainer.step_metrics import StepMetrics
+from ddpm_jax.trainer.trackers import check_tracking, track
 
 __all__ = [
-    "Run", "StepMetrics", "describe_last_checkpoint", "example_losses", "explain_evaluation_oom", "explain_step_oom",
-    "has_checkpoints", "init_from_run", "jitted_init", "lock_run", "parallelise", "provenance", "run_keys",
-    "step_oom_hints", "stop_flag", "stratified_times", "train_step", "transfer_params",
+    "Run", "StepMetrics", "check_tracking", "describe_last_checkpoint", "example_losses", "explain_evaluation_oom",
+    "explain_step_oom", "has_checkpoints", "init_from_run", "jitted_init", "lock_run", "parallelise",
+    "profile", "provenance", "run_keys", "step_oom_hints", "stop_flag", "stratified_times", "track", "train_step",
+    "transfer_params",
 ]  # fmt: skip
