@@ -66,7 +66,7 @@ class MetricsLog:
             row = _to_json_value(values)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
-            for follow in self.followers:
+            for follow in tuple(self.followers):  # one may remove itself
                 follow(row)
 
 

@@ -105,11 +105,11 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
             with (
                 trainer.track(options.log, config, workdir, start) as step_metrics,
                 trainer.explain_step_oom(config, resident),
-                trainer.profile(options.profile, workdir, start, take_steps) as take_steps,
+                trainer.profile(options.profile, workdir, start, take_steps) as annotated_steps,
                 contextlib.closing(loader.batches(start)) as batches,
             ):
                 bad = jax.device_put(np.int32(0), replicated)  # steps in a row that were skipped, of what follows
-                return loop(run, saved, step_metrics, start, (state, bad), take_steps, batches)
+                return loop(run, saved, step_metrics, start, (state, bad), annotated_steps, batches)
 
 
 def loop(run: "Run", saved: "Checkpoints", step_metrics: "StepMetrics", start: int, carry, take_steps, batches) -> int:

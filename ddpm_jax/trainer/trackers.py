@@ -26,8 +26,8 @@ from ddpm_jax.trainer.step_metrics import StepMetrics
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 """The package of each value of --log; the extra of that name installs it."""
 
-HISTOGRAMS = "loss_by_quarter_of_t", "held_out_loss_by_tenth_of_t"
-"""The metrics that are a loss for each of equal parts of 1..T."""
+QUARTERS, TENTHS = "loss_by_quarter_of_t", "held_out_loss_by_tenth_of_t"
+"""The metrics that are a loss for each of equal parts of 1..T: both histograms, and the first also curves."""
 
 Row = Mapping[str, Any]
 
@@ -40,12 +40,18 @@ def check_tracking(options: flags.TrackingOptions, steps: int) -> None:
     """
     profiler.parse_steps(options.profile, steps)
     for name in options.log:
-        try:
-            importlib.import_module(PACKAGES[name])
-        except ImportError:
-            raise ValueError(
-                f"--log {name} needs {PACKAGES[name]}, which is not installed: pip install 'ddpm-jax[{name}]'"
-            ) from None
+        _import(name)
+
+
+def _import(tracker: str, module: str = "") -> Any:
+    """The package of a tracker, or a module of it."""
+    package = PACKAGES[tracker]
+    try:
+        return importlib.import_module(f"{package}{module}")
+    except ImportError:
+        raise ValueError(
+            f"--log {tracker} needs {package}, which is not installed: pip install 'ddpm-jax[{tracker}]'"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -68,20 +74,28 @@ def track(names: Sequence[str], config: configs.Config, workdir: pathlib.Path, s
     with contextlib.ExitStack() as stack:
         for name in dict.fromkeys(names if log.active else ()):
             tracker = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}[name](config, workdir, rows)
-
-            def close(kind, *_, name=name, tracker=tracker):
-                with _printed_errors(name):
-                    tracker.close(failed=kind is not None)
-
-            def follow(row: Row, name=name, tracker=tracker):
-                with _printed_errors(name) as errors:
-                    tracker.write(row)
-                if errors:
-                    log.followers.remove(follow)
-
-            stack.push(close)
-            log.followers.append(follow)
+            stack.enter_context(_following(log, name, tracker))
         yield step_metrics
+
+
+@contextlib.contextmanager
+def _following(log: tracking.MetricsLog, name: str, tracker: "TensorBoard | WeightsAndBiases") -> Iterator[None]:
+    """Context in which a tracker gets each new line of a log, until it fails; then it is closed."""
+
+    def follow(row: Row) -> None:
+        with _printed_errors(name) as errors:
+            tracker.write(row)
+        if errors:
+            log.followers.remove(follow)
+
+    log.followers.append(follow)
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        with _printed_errors(name):
+            tracker.close(failed=failed)
 
 
 @contextlib.contextmanager
@@ -107,21 +121,20 @@ class TensorBoard:
     """
 
     def __init__(self, config: configs.Config, workdir: pathlib.Path, rows: Sequence[Row]) -> None:
-        from tensorboardX import RecordWriter, summary
-        from tensorboardX.proto import event_pb2
-
+        self.events, self.summaries = (_import("tensorboard", f".proto.{name}_pb2") for name in ("event", "summary"))
         self.workdir, self.T = workdir, config.schedule.T
         folder = workdir / "tensorboard"
         folder.mkdir(exist_ok=True)
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
         times = _wall_times(rows, time.time())
-        self.file = RecordWriter(
-            str(folder / f"events.out.tfevents.{times[-1]:.0f}.{socket.gethostname()}.{os.getpid()}")
-        )
+        name = f"events.out.tfevents.{times[-1]:.0f}.{socket.gethostname()}.{os.getpid()}"
+        self.file = _import("tensorboard").RecordWriter(str(folder / name))
         self._add(0, times[0], file_version="brain.Event:2")
         # a TensorBoard that is open drops what it has read of the former file
-        self._add(0, times[0], session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+        log = self.events.SessionLog
+        self._add(0, times[0], session_log=log(status=log.START))
+        summary = _import("tensorboard", ".summary")
         text = summary.text("config", "".join(f"    {line}\n" for line in configs.to_json(config).splitlines()))
         flat = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in configs.flatten(config).items()}
         experiment, start, _ = summary.hparams(flat, {"held_out/bits_per_dim": 0, "held_out/loss": 0})
@@ -141,13 +154,12 @@ class TensorBoard:
         self.file.close()
 
     def _add_row(self, row: Row, when: float) -> None:
-        from tensorboardX.proto.summary_pb2 import HistogramProto, Summary
-
+        Summary = self.summaries.Summary
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(row).items()]
         for tag, (edges, heights) in histograms(row, self.T).items():
             total = math.fsum(heights)
             mean = [h * (low + high) / 2 for h, low, high in zip(heights, edges, edges[1:], strict=False)]
-            histogram = HistogramProto(
+            histogram = self.summaries.HistogramProto(
                 min=edges[0], max=edges[-1], num=total, sum=math.fsum(mean), bucket_limit=edges[1:], bucket=heights
             )
             values.append(Summary.Value(tag=tag, histo=histogram))
@@ -161,9 +173,7 @@ class TensorBoard:
         self._add(row["step"], when, summary=Summary(value=values))
 
     def _add(self, step: int, when: float, **content: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        self.file.write(Event(step=step, wall_time=when, **content).SerializeToString())
+        self.file.write(self.events.Event(step=step, wall_time=when, **content).SerializeToString())
 
 
 class WeightsAndBiases:
@@ -182,20 +192,18 @@ class WeightsAndBiases:
     """
 
     def __init__(self, config: configs.Config, workdir: pathlib.Path, rows: Sequence[Row]) -> None:
-        import wandb
-
-        self.config, self.workdir = config, workdir
+        self.wandb, self.config, self.workdir = _import("wandb"), config, workdir
         self.step, self.values = -1, {}
         known = workdir / "wandb" / "run_id"
-        settings = wandb.setup().settings
+        settings = self.wandb.setup().settings
         try:
-            self.run = wandb.init(
+            self.run = self.wandb.init(
                 id=known.read_text(encoding="utf-8") if known.exists() else None,
                 resume=None if settings.mode == "offline" else "allow", project=settings.project or "ddpm_jax",
                 dir=str(workdir), name=workdir.resolve().name,
                 config=dataclasses.asdict(config), allow_val_change=True,
             )  # fmt: skip
-        except wandb.Error as error:
+        except self.wandb.Error as error:
             raise ValueError(
                 f"--log wandb: {error} (`wandb login` stores a key; WANDB_MODE=offline needs none)"
             ) from error
@@ -206,8 +214,6 @@ class WeightsAndBiases:
 
     def write(self, row: Row) -> None:
         """Adds a line of metrics.jsonl, and its grid of samples if it has one, unless W&B has the step already."""
-        import wandb
-
         if row["step"] < self.run.starting_step:
             return
         if row["step"] != self.step:
@@ -215,10 +221,10 @@ class WeightsAndBiases:
         self.step = row["step"]
         self.values |= scalars(row)
         for tag, (edges, heights) in histograms(row, self.config.schedule.T).items():
-            self.values[tag] = wandb.Histogram(np_histogram=(heights, edges))
+            self.values[tag] = self.wandb.Histogram(np_histogram=(heights, edges))
         grid = grid_path(row, self.workdir)
         if grid:
-            self.values["samples/grid"] = wandb.Image(str(grid))
+            self.values["samples/grid"] = self.wandb.Image(str(grid))
 
     def close(self, *, failed: bool) -> None:
         """Sends what is complete and waits until W&B has it."""
@@ -237,12 +243,12 @@ class WeightsAndBiases:
 def scalars(row: Row) -> dict[str, float]:
     """The numbers of a line of metrics.jsonl by tag, such as training/loss, held_out/loss or samples/copied_share.
 
-    A list of numbers has a tag for each, NAME_1, NAME_2, ...; null and texts have none.
+    A list of numbers has a tag for each, NAME_1, NAME_2, ...; null, texts and the losses by tenth of t have none.
     """
     found: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, list):
-            numbers = all(each is None or isinstance(each, float) for each in value)
+            numbers = name != TENTHS and all(each is None or isinstance(each, float) for each in value)
             found |= {f"{_tag(row, name)}_{i}": each for i, each in enumerate(value if numbers else (), 1)}
         elif name != "step":
             found[_tag(row, name)] = value
@@ -253,7 +259,7 @@ def histograms(row: Row, T: int) -> dict[str, tuple[list[float], list[float]]]:
     """Edges in 0..T and heights of the losses by t in a line of metrics.jsonl, by tag; a part without images has 0."""
     return {
         _tag(row, name): ([T * i / len(row[name]) for i in range(len(row[name]) + 1)], [x or 0.0 for x in row[name]])
-        for name in HISTOGRAMS
+        for name in (QUARTERS, TENTHS)
         if name in row
     }
 
