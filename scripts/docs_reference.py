@@ -27,7 +27,7 @@ LAYERS = {
     "Mathematics": (
         "keys", "schedules", "gaussian", "denoisers", "likelihood", "losses", "samplers", "editing", "guidance",
     ),
-    "Networks and training step": ("models", "training"),
+    "Networks and training step": ("models", "training", "posthoc_ema"),
     "Configs, files and devices": (
         "config", "model", "process", "data", "conditions", "checkpoint", "tracking", "metrics",
     ),

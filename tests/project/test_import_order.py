@@ -16,7 +16,7 @@ MATHEMATICS = (
 )  # fmt: skip
 NETWORKS = ("models",)
 MACHINERY = (
-    "training", "config", "model", "process", "data", "conditions", "checkpoint", "tracking",
+    "training", "posthoc_ema", "config", "model", "process", "data", "conditions", "checkpoint", "tracking",
     "metrics", "pipeline", "trainer", "convert", "evaluate", "preflight", "conformance",
     "programs", "__main__",
 )  # fmt: skip
