@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from ddpm_jax import config as configs
-from ddpm_jax import denoisers, gaussian, guidance, likelihood, losses, samplers, schedules, training
+from ddpm_jax import denoisers, gaussian, guidance, likelihood, losses, posthoc_ema, samplers, schedules, training
 from ddpm_jax.config import Config
 from ddpm_jax.guidance import Condition
 from ddpm_jax.models.conditional import ConditionalUNet
@@ -242,9 +242,10 @@ def network(config: Config, channels: int) -> ConditionalUNet:
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """The optax transformation."""
+    """The optax transformation; with `optim.ema_lengths` its state ends with a `posthoc_ema.PowerEmaState`."""
     c = config.optim
-    return training.optimizer(c.learning_rate, warmup=c.warmup, decay=c.decay, clip=c.clip, b1=c.b1, b2=c.b2, eps=c.eps)
+    adam = training.optimizer(c.learning_rate, warmup=c.warmup, decay=c.decay, clip=c.clip, b1=c.b1, b2=c.b2, eps=c.eps)
+    return optax.chain(adam, posthoc_ema.power_ema(c.ema_lengths)) if c.ema_lengths else adam
 
 
 def conditioning_image_shape(config: Config, shape: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -16,10 +16,11 @@ CONFIG = f"""
 from ddpm_jax.config import Config, Data, Evaluation, Net, Optim, Sampling, Schedule
 
 config = Config(
-    steps={STEPS}, batch=16, log_every=1, sample_every=20, save_every=2, keep=3, data=Data("digits", flip=True),
+    steps={STEPS}, batch=16, log_every=1, sample_every=20, save_every=2, keep=3, snapshot_every=4,
+    data=Data("digits", flip=True), evaluation=Evaluation(images=16, strata=2),
     schedule=Schedule(T=20, beta_1=0.005, beta_T=0.6), net=Net(8, (1,), 1, (), dropout=0.1),
-    optim=Optim(learning_rate=3e-3, warmup=10, ema_decay=0.9), sampling=Sampling(steps=20, tile=4, num=8),
-    evaluation=Evaluation(images=16, strata=2),
+    optim=Optim(learning_rate=3e-3, warmup=10, ema_decay=0.9, ema_lengths=(0.05, 0.1)),
+    sampling=Sampling(steps=20, tile=4, num=8),
 )
 """
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import checkpoint, training
+from ddpm_jax import checkpoint, posthoc_ema, training
 from ddpm_jax import config as configs
 from ddpm_jax.keys import from_seed
 from ddpm_jax.model import build
@@ -33,6 +33,10 @@ def make_run(
     rng = np.random.default_rng(seed)
     params, ema = (_random_like(rng, shapes) for _ in range(2))
     state = training.init(params, model.optimizer)._replace(step=np.int32(3), ema=ema)
+    if config.optim.ema_lengths:
+        averages = tuple(_random_like(rng, shapes) for _ in config.optim.ema_lengths)
+        kept = posthoc_ema.PowerEmaState(np.int32(3), averages)
+        state = state._replace(opt_state=(*state.opt_state[:-1], kept))
     meta = {
         "step": 3,
         "config": dataclasses.asdict(config),

@@ -20,7 +20,7 @@ def fingerprint(tree: Any) -> str:
         ValueError: if a leaf is not an array of numbers with at least one element.
     """
     digest = hashlib.sha256()
-    for path, leaf in sorted(_leaves(tree), key=operator.itemgetter(0)):
+    for path, leaf in sorted(named_leaves(tree), key=operator.itemgetter(0)):
         digest.update(f"{path} {_describe(leaf)}\n".encode())
         digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
     return f"sha256:{digest.hexdigest()}"
@@ -37,7 +37,7 @@ def named_parts(state: Any) -> dict[str, Any]:
     return dict(parts)
 
 
-def _leaves(tree: Any, name: str = "") -> list[tuple[str, Any]]:
+def named_leaves(tree: Any, name: str = "") -> list[tuple[str, Any]]:
     """The leaves of a tree in its own order, each with its path below `name`; they must be arrays of numbers."""
     leaves = []
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)[0]:
@@ -65,7 +65,7 @@ def _describe(leaf: Any) -> str:
 
 def layout(tree: Any, name: str) -> dict[str, str]:
     """Shape and dtype of every array of a tree, by path."""
-    return {path: _describe(leaf) for path, leaf in _leaves(tree, name)}
+    return {path: _describe(leaf) for path, leaf in named_leaves(tree, name)}
 
 
 def to_host(part: Any, name: str) -> Any:
@@ -74,7 +74,7 @@ def to_host(part: Any, name: str) -> Any:
     A numpy view of an array on the CPU would keep its buffer from being donated, and orbax refuses one host's jax
     arrays when there are several hosts.
     """
-    for path, leaf in _leaves(part, name):
+    for path, leaf in named_leaves(part, name):
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_replicated or leaf.is_fully_addressable):
             raise ValueError(f"{path} is spread over several hosts, sharding {leaf.sharding}: gather it first")
     one = jax.tree.map(lambda leaf: leaf.addressable_data(0) if _replicated(leaf) else leaf, part)

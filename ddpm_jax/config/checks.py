@@ -18,8 +18,16 @@ def check(config: Config) -> None:
     from ddpm_jax import keys  # which imports JAX: a program's --help must not
 
     ranges.check(config)
+    lengths = config.optim.ema_lengths
+    if len(set(lengths)) < len(lengths):
+        raise ValueError(f"optim.ema_lengths must differ from each other, got {lengths}")
+    if lengths and config.snapshot_every > config.steps:
+        raise ValueError(
+            f"snapshot_every must be at most steps, {config.steps}, with optim.ema_lengths, got "
+            f"{config.snapshot_every}: 30 to 60 snapshots in a run are enough"
+        )
     keys.check_integer("seed", config.seed)
-    for name in ("steps", "log_every", "save_every", "sample_every"):
+    for name in ("steps", "log_every", "save_every", "sample_every", *(["snapshot_every"] if lengths else [])):
         every, together = getattr(config, name), config.steps_per_call
         if every % together:
             raise ValueError(

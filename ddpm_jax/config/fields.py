@@ -163,6 +163,8 @@ class Optim:
     """Decay of the exponential moving average (EMA) of the parameters."""
     ema_warmup: bool = False
     """Limit the EMA decay to (1 + n) / (10 + n) at step n: for short runs."""
+    ema_lengths: tuple[float, ...] = ()
+    """Post-hoc EMA: relative lengths of power-function averages to keep, such as 0.05 0.1; (): none."""
     accumulate: int = 1
     """Gradient accumulation: micro-batches per step and device."""
     max_skipped: int = 10
@@ -234,6 +236,8 @@ class Config:
     """Steps between checkpoints; the last step always has one."""
     keep: int = 3
     """Number of checkpoints to keep."""
+    snapshot_every: int = 25_000
+    """Steps between snapshots of the averages for post-hoc EMA (optim.ema_lengths), which are all kept."""
     data: Data = Data()
     schedule: Schedule = Schedule()
     net: Net = Net()

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -13,6 +13,9 @@ from ddpm_jax.config.fields import SamplerFields
 T = TypeVar("T")
 OptionalFlag = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
 """An optional flag whose help text states its default itself."""
+
+WeightsName = Annotated[str, tyro.conf.arg(metavar="ema|raw|ema:LENGTH")]
+"""A flag for which weights of a run, see `ranges.ema_length`."""
 
 MAY_BE_EMPTY = ("--text", "--condition.paired", "--condition.templates", "--flags")
 """Flags that may have an empty value."""
@@ -67,8 +70,8 @@ def check_words(argv: Sequence[str]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    weights: Literal["ema", "raw"] = "ema"
-    """Moving average (EMA) of the parameters, or the raw parameters."""
+    weights: WeightsName = "ema"
+    """Moving average (EMA) of the parameters, the raw parameters, or a post-hoc EMA of a relative length."""
     checkpoint: OptionalFlag[int] = None
     """The checkpoint's step (default: the newest)."""
 
@@ -77,8 +80,8 @@ class Weights:
 class InitFrom:
     init_from: OptionalFlag[str] = None
     """Fine-tune: start from the parameters of the run in this folder."""
-    init_weights: Literal["ema", "raw"] = "ema"
-    """With --init-from: moving average (EMA) of its parameters, or the raw parameters."""
+    init_weights: WeightsName = "ema"
+    """With --init-from: which of its weights, as --weights of the other programs."""
     init_checkpoint: OptionalFlag[int] = None
     """With --init-from: the checkpoint's step (default: the newest)."""
 

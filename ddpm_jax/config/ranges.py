@@ -5,6 +5,7 @@ fields must have in common is in `checks`, what depends on a run or its data whe
 and images there are in `ddpm_jax.keys`.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -12,6 +13,9 @@ from ddpm_jax.config.fields import Config
 
 _COUNT, _NONE_OR_COUNT = "[1, 2147483647]", "[0, 2147483647]"  # what int32 counts
 _FINITE = "[-1e38, 1e38]"  # what float32 holds
+
+EMA_LENGTHS = "(0, 0.2886]"
+"""Relative lengths of power-function averages; 12^(-1/2) is that of the uniform average."""
 
 RANGES = {
     "steps": _COUNT,
@@ -21,6 +25,7 @@ RANGES = {
     "sample_every": _NONE_OR_COUNT,
     "save_every": _COUNT,
     "keep": _COUNT,
+    "snapshot_every": _COUNT,
     "data.held_out": "(0, 1)",
     "data.levels": "[2, 65536]",
     "data.range": _FINITE,
@@ -61,6 +66,7 @@ RANGES = {
     "optim.b2": "[0, 1)",
     "optim.eps": "(0, 1e38]",
     "optim.ema_decay": "[0, 1)",
+    "optim.ema_lengths": EMA_LENGTHS,
     "optim.accumulate": "[1, 1048576]",
     "optim.max_skipped": _COUNT,
     "sampling.steps": "[1, 1000000]",
@@ -97,6 +103,7 @@ FLAGS = {
     "init_checkpoint": _NONE_OR_COUNT,
     "jump": RANGES["sampling.steps"],
     "k": _COUNT,
+    "lengths": EMA_LENGTHS,
     "levels": RANGES["data.levels"],
     "num": "[1, 4294967280]",
     "num_classes": RANGES["net.num_classes"],
@@ -138,6 +145,24 @@ def check(values: Any, where: str = "") -> None:
             if "" in (value, *(value if isinstance(value, tuple) else ())) and field.default != "":
                 raise ValueError(f"{name} is empty: give a value, or leave it out")
             _check(name, value, RANGES.get(name))
+
+
+def ema_length(weights: str) -> float | None:
+    """The relative length in the name of weights "ema:LENGTH"; None for "ema" and "raw".
+
+    Raises:
+        ValueError: if it is no name of weights.
+    """
+    if weights in ("ema", "raw"):
+        return None
+    with contextlib.suppress(ValueError):
+        length = float(weights.removeprefix("ema:"))
+        if weights.startswith("ema:") and _within(length, EMA_LENGTHS):
+            return length
+    raise ValueError(
+        f"weights must be 'ema', 'raw', or 'ema:' and a relative length in {EMA_LENGTHS}, as 'ema:0.05', got "
+        f"{weights!r}"
+    )
 
 
 def check_flags(values: Any) -> None:

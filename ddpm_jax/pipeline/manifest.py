@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from ddpm_jax.config import ranges
+
 FIELD_TYPES = {
     "fingerprint": str, "step": int, "weights": str, "sampling": dict, "machine": dict, "seed": int, "start": int,
     "num": int, "sha256": list,
@@ -34,8 +36,10 @@ def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
             raise ValueError(
                 f"{path} is not a manifest, or damaged: {name} must be {kind.__name__}, got {str(found.get(name))[:60]}"
             )
-    if found["weights"] not in ("ema", "raw"):
-        raise ValueError(f"{path}, damaged: weights must be 'ema' or 'raw', got {found['weights']!r}")
+    try:
+        ranges.ema_length(found["weights"])
+    except ValueError as error:
+        raise ValueError(f"{path}, damaged: {error}") from error
     record = found.setdefault("asked", {"labels": [], "texts": []})
     kinds = {"labels": int, "texts": str}
     if type(record) is not dict or any(

@@ -15,8 +15,9 @@ import numpy as np
 import ddpm_jax
 from ddpm_jax import checkpoint, data, keys, samplers
 from ddpm_jax import config as configs
-from ddpm_jax.model import build, is_conditional, sampler_options
-from ddpm_jax.pipeline import tiles, x0_mse
+from ddpm_jax.config import ranges
+from ddpm_jax.model import Model, build, is_conditional, sampler_options
+from ddpm_jax.pipeline import averages, tiles, x0_mse
 from ddpm_jax.pipeline.requests import UNCONDITIONAL, ConditionRequest
 
 
@@ -26,13 +27,13 @@ class Pipeline:
     Args:
         workdir: the run's folder; it is only read.
         step: which checkpoint; None is the newest that can be read.
-        weights: "ema", the moving average of the parameters, or "raw".
+        weights: "ema", the moving average of the parameters, "raw", or "ema:LENGTH", a post-hoc EMA.
         sampling: fields of `config.Sampling` in place of the config's own.
 
     Raises:
         FileNotFoundError: if there is no such run or checkpoint, or the analytic sampler misses the network's errors.
-        ValueError: if a field of `sampling` is unknown or has a value that the config refuses, or the errors are not
-            those of this network.
+        ValueError: if a field of `sampling` is unknown or has a value that the config refuses, the errors are not
+            those of this network, or the run has no such weights.
 
     Attributes:
         shape: of an image, (H, W, C) or (D, H, W, C).
@@ -48,10 +49,9 @@ class Pipeline:
     """
 
     def __init__(self, workdir: str | pathlib.Path, *, step: int | None, weights: str, sampling: dict[str, Any]):
-        self.workdir, self.weights = pathlib.Path(workdir), weights
+        self.workdir = pathlib.Path(workdir)
         if not (self.workdir / "checkpoints").is_dir():
             raise FileNotFoundError(f"{workdir} holds no checkpoints: it is not the folder of a run")
-        part = {"ema": "ema", "raw": "params"}[weights]
         with checkpoint.Checkpoints(self.workdir / "checkpoints", read_only=True) as saved:
             meta = saved.meta(step)
             config = configs.from_dict(meta["config"])
@@ -64,12 +64,21 @@ class Pipeline:
             self.label_names = tuple(unicodedata.normalize("NFC", name) for name in image.get("label_names", ()))
             self.untrained_labels = tuple(image.get("untrained", ()))
             built = build(config, self.shape, self.levels)
-            target = jax.eval_shape(built.init, keys.from_seed(0))
-            self.step, self.params, meta = saved.restore_part(part, target, step=step)
-        self.fingerprint, self.origin = meta["fingerprint"][part], meta.get("origin")
-        self.schedule = built.schedule
+            self._load_weights(saved, built, weights, step)
+        self.schedule, self.origin = built.schedule, meta.get("origin")
         self._programs: dict[Any, tiles.TileFunction] = {}
         self._configure(config, sampling, UNCONDITIONAL)
+
+    def _load_weights(self, saved: checkpoint.Checkpoints, model: Model, weights: str, step: int | None) -> None:
+        length = ranges.ema_length(weights)
+        if length is not None:
+            kept = averages.KeptAverages(self.workdir, saved, model, step)
+            self.weights, self.step, self.params = f"ema:{length:g}", kept.step, kept.reconstruct(length)
+            self.fingerprint = checkpoint.fingerprint(self.params)
+            return
+        part, target = {"ema": "ema", "raw": "params"}[weights], jax.eval_shape(model.init, keys.from_seed(0))
+        self.step, self.params, meta = saved.restore_part(part, target, step=step)
+        self.weights, self.fingerprint = weights, meta["fingerprint"][part]
 
     def _configure(self, config: configs.Config, sampling: dict[str, Any], request: ConditionRequest) -> None:
         resolved = dataclasses.asdict(config.sampling) | configs.current_names(sampling, configs.Sampling)
@@ -91,6 +100,18 @@ class Pipeline:
         """
         other = copy.copy(self)
         other._configure(self.config, sampling, request)
+        return other
+
+    def with_weights(self, weights: str) -> "Pipeline":
+        """The same network with other weights of its checkpoint; what was compiled stays.
+
+        Raises:
+            FileNotFoundError, ValueError: as the class.
+        """
+        other = copy.copy(self)
+        with checkpoint.Checkpoints(self.workdir / "checkpoints", read_only=True) as saved:
+            other._load_weights(saved, self.model, weights, self.step)
+        other._configure(self.config, {}, self.request)
         return other
 
     def describe(self) -> str:

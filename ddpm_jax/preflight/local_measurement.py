@@ -168,10 +168,12 @@ def checkpoint_bytes(model: Model) -> int:
 
 
 def disk_bytes(model: Model, images: data.Dataset) -> int:
-    """Approximate bytes of a whole run on disk: checkpoints, one of them in writing, samples and metrics."""
+    """Approximate bytes of a whole run on disk: checkpoints, one of them in writing, snapshots, samples, metrics."""
     config = model.config
     previews = 1 + (config.steps // config.sample_every if config.sample_every else 0)
     grids = previews * config.sampling.num * images.train.nbytes // len(images.train)
     lines = 400 * (config.steps // config.log_every + previews)
     saved = min(config.keep + 1, -(-config.steps // config.save_every))
-    return saved * checkpoint_bytes(model) + grids + lines
+    params = sum(4 * leaf.size for leaf in jax.tree.leaves(lowering.train_state(model)[1].params))
+    averages = len(config.optim.ema_lengths) * params * (config.steps // config.snapshot_every)
+    return saved * checkpoint_bytes(model) + averages + grids + lines

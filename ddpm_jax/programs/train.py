@@ -94,6 +94,7 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
             else:
                 state = fresh_state(init_key)
             run.check_consistent(start, meta)
+            run.remove_snapshots_after(start)
             state = jax.device_put(state, replicated)
             run.print_summary(state, start)
 
@@ -134,7 +135,8 @@ def loop(run: "Run", saved: "Checkpoints", step_metrics: "StepMetrics", start: i
         stopping = run.should_stop(step_metrics.stop_received)
         often = config.log_every, config.save_every, config.sample_every
         logging, saving, evaluating = (due(done, every) for every in often)
-        if stopping or logging or saving or evaluating:
+        averaging = config.optim.ema_lengths and done % config.snapshot_every == 0
+        if stopping or logging or saving or evaluating or averaging:
             step_metrics.flush()
         if step_metrics.skip_limit_reached:  # the parameters are still those before the first skipped step
             progress.close()
@@ -143,6 +145,8 @@ def loop(run: "Run", saved: "Checkpoints", step_metrics: "StepMetrics", start: i
         if stopping or logging:
             progress.update(done, step_metrics.write_metrics(done))
             saved.check()
+        if averaging:  # before the checkpoint: what a kill leaves unfinished is taken again
+            run.save_snapshot(done, state)
         if stopping or saving:
             saved.save(done, state, run.meta(done))
         if evaluating:

@@ -1,6 +1,6 @@
 """Parts of training: the step, its metrics, the run's folder and checks, fine-tuning, and memory hints.
 
-config.json   metrics.jsonl   checkpoints/STEP   samples/STEP.png
+config.json   metrics.jsonl   checkpoints/STEP   samples/STEP.png   snapshots/STEP.npz
 """
 
 from ddpm_jax.trainer.finetune import has_checkpoints, init_from_run, provenance, transfer_params

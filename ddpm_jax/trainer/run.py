@@ -15,13 +15,14 @@ import numpy as np
 
 import ddpm_jax
 from ddpm_jax import config as configs
-from ddpm_jax import data, process
+from ddpm_jax import data, posthoc_ema, process, training
+from ddpm_jax.checkpoint import snapshots
 from ddpm_jax.conditions import DatasetConditions
 from ddpm_jax.data import captions, digests
 from ddpm_jax.data.folder_report import join_first
 from ddpm_jax.metrics import held_out, monitors
 from ddpm_jax.model import Model
-from ddpm_jax.pipeline import tiles
+from ddpm_jax.pipeline import averages, tiles
 
 _REFERENCE_BYTES = 1 << 28
 """Bytes of images that samples are compared with, where not all are in memory."""
@@ -107,6 +108,7 @@ class Run:
         self.images, self.key, self.interrupt = images, key, interrupt
         self.num_held_out = min(self.config.evaluation.images, len(images.test))
         self.tile = model.tile_size(jax.local_devices()[0].platform)
+        self.snapshots = workdir / averages.FOLDER
         self.provenance: dict[str, Any] = {}  # source of the first parameters, in every checkpoint
         self.train_conditions = DatasetConditions(self.config, images)
         self.held_out_conditions = DatasetConditions(self.config, images, held_out=True)
@@ -140,8 +142,22 @@ class Run:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
         intervals = (config.save_every, config.sample_every or config.steps)
         save, draw = (min((start // every + 1) * every, config.steps) for every in intervals)
+        if config.optim.ema_lengths:
+            lengths = ", ".join(f"{length:g}" for length in config.optim.ema_lengths)
+            print(f"averages  of relative lengths {lengths}; a snapshot every {config.snapshot_every} steps")
         print(f"steps     {start} of {config.steps}; next checkpoint ({size:.1f} MB) at {save}, next samples at {draw}")
         print("          remaining time appears after the first steps have compiled", flush=True)
+
+    def remove_snapshots_after(self, start: int) -> None:
+        """Removes the snapshots of steps that a continued run takes again; one process does."""
+        if process.is_main_process():
+            snapshots.remove_after(self.snapshots, start)
+
+    def save_snapshot(self, step: int, state: training.TrainState) -> None:
+        """Writes the averages for post-hoc EMA, the last part of the optimizer's state; one process does."""
+        if process.is_main_process():
+            ema: posthoc_ema.PowerEmaState = state.opt_state[-1]
+            snapshots.save(self.snapshots, step, ema.averages, {"step": step, "count": int(ema.count)})
 
     def check_consistent(self, start: int, meta: Mapping[str, Any]) -> None:
         """Checks that the data are those that the run was trained on, by `meta` of its checkpoint.

@@ -193,6 +193,16 @@ def test_a_prediction_is_scaled_before_it_is_clipped():
         ({"steps_per_call": 32}, "log_every must be a multiple of steps_per_call, got 100 and 32; the nearest is 96"),
         ({"sampling": {"sampler": "analytic"}}, "'analytic' needs the errors of a trained network: train with another"),
         ({"optim": {"ema_decay": 1.0}}, r"ema_decay must lie in \[0, 1\), got 1.0"),
+        ({"optim": {"ema_lengths": (0.05, 0.3)}}, r"optim.ema_lengths must lie in \(0, 0.2886\], got \(0.05, 0.3\)"),
+        ({"optim": {"ema_lengths": (0.1, 0.1)}}, r"ema_lengths must differ from each other, got \(0.1, 0.1\)"),
+        (
+            {"steps": 9000, "optim": {"ema_lengths": (0.1,)}},
+            "snapshot_every must be at most steps, 9000, with optim.ema_lengths, got 25000: 30 to 60 snapshots",
+        ),
+        (
+            {"steps_per_call": 2, "snapshot_every": 25, "optim": {"ema_lengths": (0.1,)}},
+            "snapshot_every must be a multiple of steps_per_call, got 25 and 2",
+        ),
         ({"steps": 10, "optim": {"warmup": 5, "decay": 9}}, "decay must be 0 .* or at least steps, 10, .*, 5, got 9"),
         ({"steps": 10, "optim": {"warmup": 20, "decay": 15}}, "and more than optim.warmup, 20, got 15: afterwards"),
         ({"steps": 10, "optim": {"decay": -1}}, r"optim.decay must lie in \[0, 2147483647\], got -1"),

@@ -216,6 +216,13 @@ def test_a_run_takes_the_disk_of_the_checkpoints_it_keeps_and_of_the_one_being_w
         for keep in (1, 3, 50)
     )
     assert few - one == pytest.approx(2) and many - few == pytest.approx(6)  # 2, 4 and all 10
+    optim = dataclasses.replace(config.optim, ema_lengths=(0.05, 0.1))
+    averaging, later = (
+        build(dataclasses.replace(config, optim=optim, snapshot_every=every), (8, 8, 1), 17) for every in (30, 101)
+    )
+    params = sum(leaf.size for leaf in jax.tree.leaves(lowering.train_state(averaging)[1].params))
+    more = local_measurement.disk_bytes(averaging, images) - local_measurement.disk_bytes(later, images)
+    assert more == 3 * 2 * 4 * params  # three snapshots of two averages
 
 
 # The devices at hand
