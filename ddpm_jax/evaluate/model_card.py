@@ -25,6 +25,7 @@ COMMANDS = {
     "samples": "Fréchet distance, precision and recall, density and coverage",
     "table": "comparison of samplers",
     "nfe": "sample quality against function evaluations",
+    "ema": "sample quality by length of the average",
     "rate_distortion": "rate and distortion along the chain",
     "progressive": "reverse process, x_t over time",
     "predictions": "predicted x_0 over time",
@@ -93,18 +94,19 @@ def run(context: EvaluationContext, options: ReportOptions) -> int:
     add_training(card, context, config)
     add_measurements(card, results)
     add_images(card, context, results)
-    for kind, what in COMMANDS.items():
+    commands = {kind: what for kind, what in COMMANDS.items() if kind != "ema" or config.optim.ema_lengths}
+    for kind, what in commands.items():
         if not any(result.same_weights and result.kind == kind for result in results):
             card.missing.append(f"not measured: {what} of these weights: `{command_line(context, kind)}`")
     lines = "\n".join(f"- {escape_markdown(line)}" for line in card.missing)
     card.add("## What is missing", lines or "Nothing: every command has been run on these weights.")
     add_limitations(card, context, config, results)
-    commands = "\n".join(command_line(context, kind) for kind in [*COMMANDS, "report"])
+    lines = "\n".join(command_line(context, kind) for kind in [*commands, "report"])
     card.add(
         "## How to reproduce",
         "RUN is the run's folder, and a config file with the fields above trains it again.  The commands have their "
         "defaults; where a protocol differs (n, seed, sampler and the like), give the flags: see --help.",
-        f"```\npython train.py CONFIG.py --workdir RUN\n{commands}\n```",
+        f"```\npython train.py CONFIG.py --workdir RUN\n{lines}\n```",
     )
     (home / "report.md").write_text("\n\n".join(card.parts) + "\n", encoding="utf-8")
     count = sum(len(result.lines) for result in results)
@@ -118,7 +120,7 @@ def command_line(context: EvaluationContext, kind: str) -> str:
     """The command line of an evaluation, with RUN for the run's folder."""
     which = context.flags.model
     flags = [f"--checkpoint {context.model.step}"] if which.checkpoint is not None else []
-    flags += ["--weights raw"] if which.weights == "raw" else []
+    flags += [f"--weights {which.weights}"] if which.weights != "ema" else []
     return " ".join(["ddpm-jax evaluate RUN", kind, *flags])
 
 
@@ -136,7 +138,7 @@ def find_results(context: EvaluationContext) -> list[ResultFile]:
         kind = FORMER_COMMANDS.get(kind, kind)
         numbers = protocol.read_measurements(path) if "numbers" in content else []
         lines = [protocol.format_line(number) for number in numbers]
-        if kind in ("table", "nfe"):
+        if kind in ("table", "nfe", "ema"):
             lines += [line for row in content["rows"].values() for line in row]
         if kind not in COMMANDS and not lines:
             print(f"left out: {path} holds no numbers")
@@ -154,7 +156,8 @@ def add_summary(card: ModelCard, context: EvaluationContext, config: configs.Con
     model = context.model
     shape = "x".join(map(str, model.shape))
     parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(model.params))
-    which = {"ema": "the moving average of the parameters", "raw": "the raw parameters"}[model.weights]
+    names = {"ema": "the moving average of the parameters", "raw": "the raw parameters"}
+    which = names.get(model.weights, f"the average {model.weights} of the parameters (post-hoc EMA)")
     card.add(
         f"# {escape_markdown(model.workdir.resolve().name)}",
         f"A denoising diffusion model of images {shape} of {model.levels} levels: a U-Net of "
@@ -254,7 +257,7 @@ def add_measurements(card: ModelCard, results: Sequence[ResultFile]) -> None:
         card.add_table(("number", "value ± standard error", "n", "weights", "file"), rows)
     for result in some:
         table = result.path.with_suffix(".md")
-        if result.kind in ("table", "nfe", "rate_distortion") and table.exists():
+        if result.kind in ("table", "nfe", "ema", "rate_distortion") and table.exists():
             content = table.read_text(encoding="utf-8").split("\n\n")[0]
             card.add(f"{COMMANDS[result.kind].capitalize()}, {result.path.name}:", content)
     for result in some:

@@ -156,6 +156,26 @@ class NfeOptions(EvaluationOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class EmaOptions(EvaluationOptions):
+    """Sample metrics by length of the parameters' average (post-hoc EMA): a table and a figure.
+
+    For runs that were trained with --optim.ema-lengths.  The other rows are the raw parameters, the exponential
+    average of training, and all held-out images.
+    """
+
+    lengths: flags.OptionalFlag[tuple[float, ...]] = None
+    """Relative lengths (default: some from 0.01 to 0.25, as far as the run's snapshots reach)."""
+    num: int = 1000
+    """Samples in a set."""
+    sets: int = 3
+    """Disjoint sets of samples, for the error of each number."""
+    seed: int = 0
+    """The seed of the samples, and of the bound's noise."""
+    estimate: flags.OptionalFlag[int] = None
+    """Also bits/dim of the held-out images, estimated with this many strata."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ProgressiveOptions(ImageOptions):
     """Progressive generation: x_t of some images at evenly spaced timesteps, as a picture and an animation.
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "samples": (options.SamplesOptions, "samples"),
     "table": (options.TableOptions, "table"),
     "nfe": (options.NfeOptions, "nfe"),
+    "ema": (options.EmaOptions, "ema"),
     "progressive": (options.ProgressiveOptions, "figures.progressive"),
     "predictions": (options.PredictionsOptions, "figures.predictions"),
     "stochastic": (options.StochasticOptions, "figures.stochastic"),

@@ -91,6 +91,7 @@ def test_every_link_exists_wherever_the_folder_goes(card, tmp_path):
 def test_what_was_not_measured_is_named_with_its_command(card):
     text = card[1]
     done = {"likelihood", "rate_distortion", "neighbours"}  # of progressive there is only one of other weights
+    done |= {"ema"}  # for which the run keeps no averages
     for command in model_card.COMMANDS:
         assert (f": `ddpm-jax evaluate RUN {command}`" in text) == (command not in done), command
     assert "Reverse process, x_t over time (of other weights)" in text

@@ -1,0 +1,99 @@
+"""Sample quality by length of the parameters' average (post-hoc EMA): a table and a figure."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm_jax import checkpoint
+from ddpm_jax.evaluate import likelihood, plots, samples, table
+from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
+from ddpm_jax.evaluate.options import EmaOptions, LikelihoodOptions, SamplesOptions
+from ddpm_jax.evaluate.protocol import Measurement
+from ddpm_jax.pipeline.averages import KeptAverages
+
+LENGTHS = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.14, 0.2, 0.25)
+"""The lengths of a sweep, as far as the snapshots of a run reach."""
+
+LEGEND = "metrics of the weights by relative length of the average (post-hoc EMA)"
+
+
+class Row(NamedTuple):
+    """Measurements of some weights."""
+
+    weights: str  # the name, see `config.ranges.ema_length`
+    length: float  # the relative length; nan of "raw" and "ema"
+    measurements: list[Measurement]  # bits/dim, if they are measured, and the sample metrics
+
+
+def run(context: EvaluationContext, options: EmaOptions) -> int:
+    """Measures row by row, writes ema.md, ema.json and ema.png; status 4 if it is interrupted.
+
+    Raises:
+        ValueError: if the run has no averages for post-hoc EMA, or a length is out of reach.
+    """
+    lengths = select_lengths(context, options)
+    held = select_split(load_images(context), "test")
+    sample_options = SamplesOptions(common=context.flags, num=options.num, sets=options.sets, seed=options.seed)
+    baseline = samples.held_out_baseline(context, dataclasses.replace(sample_options, num=len(held.images)))
+    rows: list[Row] = []
+    for weights, length in [("raw", math.nan), ("ema", math.nan), *((f"ema:{each:g}", each) for each in lengths)]:
+        other = with_weights(context, weights)
+        measured: list[Measurement] = []
+        if options.estimate is not None:
+            vlb_options = LikelihoodOptions(common=other.flags, seed=options.seed, estimate=options.estimate)
+            model = other.model.with_request(other.model.request, steps=other.model.config.schedule.T)
+            bound = likelihood.load_or_measure(other._replace(model=model), held, vlb_options)
+            if bound is None:
+                return 4
+            measured = bound[1][:1]
+        drawn = samples.measure_and_write(other, dataclasses.replace(sample_options, common=other.flags))
+        if drawn is None:
+            return 4
+        rows.append(Row(weights, length, measured + drawn))
+    table_rows = {row.weights: ([row.weights], row.measurements) for row in rows}
+    table_rows["held-out images"] = [f"held-out images, {baseline[0].protocol['n']}"], baseline
+    names = [number.name for number in rows[0].measurements]
+    path = table.write_table(context, "ema", ["weights"], table_rows, names)
+    metadata = {"run": f"{context.model.fingerprint} step {context.model.step}", "legend": LEGEND}
+    panels = [panel(rows, baseline, name) for name in names if name in ("bits/dim", baseline[0].name)]
+    plots.write_panels_if_installed(path.with_suffix(".png"), panels, text=metadata)
+    return 0
+
+
+def select_lengths(context: EvaluationContext, options: EmaOptions) -> list[float]:
+    """The lengths of a sweep, ascending; errors as in `run`."""
+    model = context.model
+    with checkpoint.Checkpoints(model.workdir / "checkpoints", read_only=True) as saved:
+        kept = KeptAverages(model.workdir, saved, model.model, model.step)
+    if options.lengths is None:
+        return sorted({*filter(kept.can_reconstruct, LENGTHS), *model.config.optim.ema_lengths})
+    for length in options.lengths:
+        kept.weights(length)
+    return sorted(set(options.lengths))
+
+
+def with_weights(old: EvaluationContext, weights: str) -> EvaluationContext:
+    """The context with other weights of its checkpoint; compiled programs are shared."""
+    which = dataclasses.replace(old.flags.model, weights=weights, checkpoint=old.model.step)
+    return old._replace(flags=dataclasses.replace(old.flags, model=which), model=old.model.with_weights(weights))
+
+
+def panel(rows: list[Row], baseline: list[Measurement], name: str) -> plots.Panel:
+    """A number by length of the average; the numbers of the other weights and of held-out images are level lines."""
+    swept = [row for row in rows if math.isfinite(row.length)]
+    level = {row.weights: row.measurements for row in rows if not math.isfinite(row.length)}
+    lines = {"post-hoc EMA": [_number(row.measurements, name) for row in swept]}
+    for weights, measured in [*level.items(), ("held-out images", baseline)]:
+        if any(number.name == name for number in measured):
+            lines[weights] = [_number(measured, name)] * len(swept)
+    values = {label: [number.value for number in line] for label, line in lines.items()}
+    errors = {label: [number.error for number in line] for label, line in lines.items()}
+    lengths, yscale = [row.length for row in swept], plots.scale(np.array([*values.values()]))
+    return plots.Panel(lengths, values, "relative length of the average", name, errors=errors, xscale="log",
+                       yscale=yscale)  # fmt: skip
+
+
+def _number(measured: list[Measurement], name: str) -> Measurement:
+    return next(number for number in measured if number.name == name)
