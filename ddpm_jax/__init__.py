@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         keys,
         likelihood,
         losses,
+        measurements,
         metrics,
         models,
         pipeline,
@@ -39,8 +40,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "UNet", "__version__", "checkpoint", "config", "conformance", "convert", "data", "denoisers", "editing", "evaluate",
-    "gaussian", "guidance", "keys", "likelihood", "losses", "metrics", "models", "pipeline", "preflight", "process",
-    "samplers", "schedules", "tracking", "trainer", "training",
+    "gaussian", "guidance", "keys", "likelihood", "losses", "measurements", "metrics", "models", "pipeline",
+    "preflight", "process", "samplers", "schedules", "tracking", "trainer", "training",
 ]  # fmt: skip
 
 

@@ -1,16 +1,15 @@
 """Image editing: inpainting, image-to-image, inversion and interpolation.
 
-Each is a `Sampler` around a sampler or a `Denoiser` around a denoiser, so they combine with each other and any network:
+Each is a `Sampler` around a sampler or a denoiser, so they combine with each other and any network:
 
-    inpainting           RePaint: known pixels are set after every step, and times may go back up
-    condition_on_pixels  the denoiser conditioned on known pixels
-    sdedit               SDEdit: the reverse process from a noised image instead of from noise
-    ddim_inverse         the deterministic reverse process backwards, from an image to its noise
+    inpainting    RePaint: known pixels are set after every step, and times may go back up
+    sdedit        SDEdit: the reverse process from a noised image instead of from noise
+    ddim_inverse  the deterministic reverse process backwards, from an image to its noise
 
 A mask is True where a pixel is known.  Known pixels are kept exactly.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import gaussian, samplers
-from ddpm_jax.gaussian import Denoiser, Estimate
+from ddpm_jax.gaussian import Denoiser
 from ddpm_jax.keys import FORWARD_STREAM, KNOWN_STREAM, REPEAT_STREAM, fold_in_all
 from ddpm_jax.samplers import Sampler, SamplerState, State
 from ddpm_jax.schedules import Schedule, gather
@@ -41,7 +40,7 @@ def inpainting(schedule: Schedule, sampler: Sampler, known: jax.Array, mask: jax
     x_s ~ q(x_s | x_t), without a function evaluation, and the inner sampler starts afresh.  Lugmayr et al.
     (arXiv:2201.09865), algorithm 1.  As there, a step to s does not use the known pixels at s, so the others fit them
     only after they are noised and denoised again.  docs/editing.md measures the bias for data of a known law;
-    `condition_on_pixels` has none there.
+    `measurements.condition_on_measurement` has none there.
 
     No noise is drawn twice: after the n-th forward step the keys are fold_in(fold_in(key_i, REPEAT_STREAM), n).  If no
     pixel is known and times fall, the samples are those of the inner sampler.
@@ -53,10 +52,10 @@ def inpainting(schedule: Schedule, sampler: Sampler, known: jax.Array, mask: jax
     Raises:
         ValueError: if the mask is not boolean.
     """
-    _check_mask(mask)
+    check_mask(mask)
 
     def init(x: jax.Array, t: jax.Array) -> RePaintState:
-        _check_image("known", known, x)
+        check_image("known", known, x)
         inner = sampler.init(x, t)
         return RePaintState(inner.x, inner.x0, inner.t, jnp.zeros((), jnp.uint32), inner)
 
@@ -116,77 +115,6 @@ def num_function_evaluations(times: np.ndarray) -> int:
     return int((np.diff(times) < 0).sum())
 
 
-def condition_on_pixels(
-    schedule: Schedule, denoise: Denoiser, known: jax.Array, mask: jax.Array, *, iterations: int = 5, clip: bool = False
-) -> Denoiser:
-    """The denoiser of images with known pixels: E[x_0 | x_t, known] instead of E[x_0 | x_t].
-
-    By Tweedie's formula the covariance of x_0 given x_t is C = (noise_t^2 / signal_t) d x_0_hat / d x_t, and with H the
-    projection to the known pixels
-
-        x_0 = x_0_hat + C H' (H C H')^-1 (known - H x_0_hat)
-
-    which is exact for Gaussian data of any mean and covariance, at every t.  So any sampler draws, up to its own error,
-    from the law of the data given these pixels, without repeated times.  Pseudoinverse guidance (Song et al., ICLR
-    2023) takes a constant for H C H'; here the system is solved by conjugate gradients.
-
-    Args:
-        denoise: should not clip, where its derivatives would vanish.
-        known, mask: as in `inpainting`.
-        iterations: of conjugate gradients, each a derivative of the network in reverse mode (the cost of two or three
-            function evaluations).  Gaussian data with d known pixels need d at most, networks few.
-        clip: bring x0 into [-1, 1] in the end, as in `gaussian.denoiser`.
-
-    Raises:
-        ValueError: if the mask is not boolean, or iterations is below 1.
-    """
-    _check_mask(mask)
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}")
-
-    def conditioned(x_t: jax.Array, t: jax.Array) -> Estimate:
-        _check_image("known", known, x_t)
-
-        def predict(x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-            estimate = gaussian.apply_denoiser(denoise, x, t)
-            return estimate.x0, estimate.variance_mix
-
-        x0, vjp_fn, mix = jax.vjp(predict, x_t, has_aux=True)
-        signal, noise = gather(schedule.signal, t, x_t), gather(schedule.noise, t, x_t)
-
-        def covariance(v: jax.Array) -> jax.Array:
-            return vjp_fn(v)[0]  # but for noise^2 / signal, which cancels: an infinite one at signal 0 would not
-
-        missing = jnp.where(mask, known - x0, 0)
-        weights = _conjugate_gradients(lambda v: jnp.where(mask, covariance(v), 0), missing, iterations)
-        x0 = x0 + covariance(weights)
-        x0 = jnp.where(mask, known, jnp.clip(x0, -1, 1) if clip else x0)
-        return Estimate(x0, (x_t - signal * x0) / noise, mix)
-
-    return conditioned
-
-
-def _conjugate_gradients(operator: Callable[[jax.Array], jax.Array], b: jax.Array, iterations: int) -> jax.Array:
-    """w with operator(w) about b, image by image; stops for an image whose curvature is not positive."""
-    axes = tuple(range(1, b.ndim))
-
-    def dot(u: jax.Array, v: jax.Array) -> jax.Array:
-        return jnp.sum(u * v, axes, keepdims=True)
-
-    def iterate(_, carry):
-        w, residual, direction, square = carry
-        product = operator(direction)
-        curvature = dot(direction, product)
-        good = (curvature > 0) & (square > 0)
-        length = jnp.where(good, square / jnp.where(good, curvature, 1), 0)
-        w, residual = w + length * direction, residual - length * product
-        left = dot(residual, residual)
-        direction = residual + jnp.where(good, left / jnp.where(good, square, 1), 0) * direction
-        return w, residual, direction, jnp.where(good, left, 0)
-
-    return jax.lax.fori_loop(0, iterations, iterate, (jnp.zeros_like(b), b, b, dot(b, b)))[0]
-
-
 def sdedit(schedule: Schedule, sampler: Sampler, image: jax.Array) -> Sampler:
     """SDEdit: the sampler started at x_t = signal_t image + noise_t eps, where eps is the given x_T.
 
@@ -198,7 +126,7 @@ def sdedit(schedule: Schedule, sampler: Sampler, image: jax.Array) -> Sampler:
     """
 
     def init(x: jax.Array, t: jax.Array) -> SamplerState:
-        _check_image("image", image, x)
+        check_image("image", image, x)
         return sampler.init(gather(schedule.signal, t, x) * image + gather(schedule.noise, t, x) * x, t)
 
     return sampler._replace(init=init)
@@ -314,12 +242,14 @@ def _pass_keys(keys: jax.Array, forward_steps: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
 
 
-def _check_image(name: str, image: jax.Array, x: jax.Array) -> None:
+def check_image(name: str, image: jax.Array, x: jax.Array, shape_of: str = "x") -> None:
+    """Raises a ValueError unless the image is one for each of x, or one for all."""
     gaussian.check_batch(**{name: image})
     if image.shape[1:] != x.shape[1:] or image.shape[0] not in (1, x.shape[0]):
-        raise ValueError(f"{name} must have the shape of x, {x.shape}, or of one for all, got {image.shape}")
+        raise ValueError(f"{name} must have the shape of {shape_of}, {x.shape}, or of one for all, got {image.shape}")
 
 
-def _check_mask(mask: jax.Array) -> None:
+def check_mask(mask: jax.Array) -> None:
+    """Raises a ValueError unless the mask is boolean."""
     if mask.dtype != jnp.bool_:
         raise ValueError(f"mask must be bool, True where a pixel is known (there are no soft masks), got {mask.dtype}")

@@ -8,6 +8,7 @@ so an image would depend on other keys than its own.
     a run's training                TRAINING_STREAM, then split into parameters, steps, order of the data, evaluation
     noise of the bound, image i     VLB_STREAM, i
     noise of interpolation          ENCODING_STREAM, i for image i; DECODING_STREAM, p for the reverse process of pair p
+    noise of a measurement          MEASUREMENT_STREAM, of seed 0
 
     of an image's key               RePaint: KNOWN_STREAM for known pixels, FORWARD_STREAM for forward steps, then s;
                                     before both, after the n-th forward step, REPEAT_STREAM, n
@@ -27,7 +28,9 @@ GENERATOR = "threefry2x32"
 SEED_LIMIT = 2**32
 """Seeds and the numbers folded into a key are integers in 0 .. SEED_LIMIT - 1."""
 
-TRAINING_STREAM, VLB_STREAM, ENCODING_STREAM, DECODING_STREAM = (SEED_LIMIT - n for n in (1, 2, 3, 4))
+TRAINING_STREAM, VLB_STREAM, ENCODING_STREAM, DECODING_STREAM, MEASUREMENT_STREAM = (
+    SEED_LIMIT - n for n in (1, 2, 3, 4, 5)
+)
 
 KNOWN_STREAM, FORWARD_STREAM, REPEAT_STREAM = (SEED_LIMIT - n for n in (1, 2, 3))
 CONDITION_DROPOUT_STREAM, CAPTION_STREAM = 0x64726F70, 0x64726F71

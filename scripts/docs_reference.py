@@ -26,6 +26,7 @@ PACKAGE = ROOT / "ddpm_jax"
 LAYERS = {
     "Mathematics": (
         "keys", "schedules", "gaussian", "denoisers", "likelihood", "losses", "samplers", "editing", "guidance",
+        "measurements",
     ),
     "Networks and training step": ("models", "training", "posthoc_ema"),
     "Configs, files and devices": (

@@ -15,7 +15,19 @@ import pytest
 from gaussian_data import ideal_denoiser
 
 from ddpm_jax import config as configs
-from ddpm_jax import conformance, data, editing, gaussian, guidance, likelihood, losses, samplers, schedules, training
+from ddpm_jax import (
+    conformance,
+    data,
+    editing,
+    gaussian,
+    guidance,
+    likelihood,
+    losses,
+    measurements,
+    samplers,
+    schedules,
+    training,
+)
 from ddpm_jax.keys import from_seed, split_keys
 from ddpm_jax.metrics import held_out
 from ddpm_jax.metrics.classifier import ClassifierNetwork
@@ -166,7 +178,8 @@ def test_chains_from_images(edit, name):
 
 
 def test_pixels_as_a_condition_and_inversion():
-    denoise = editing.condition_on_pixels(SCHEDULE, DENOISE, X, MASK[:, None])
+    A = measurements.known_pixels(MASK[:, None])
+    denoise = measurements.condition_on_measurement(SCHEDULE, DENOISE, A, A(X))
     sampler = samplers.ancestral(SCHEDULE, denoise)
     assert not refused(lambda keys: samplers.sample(keys, sampler, X, TIMES), KEYS)
     assert not refused(lambda x0: editing.invert(SCHEDULE, DENOISE, x0, TIMES), X)

@@ -171,8 +171,10 @@ def test_a_step_and_an_epoch_are_numbers_that_a_key_can_be_folded_with():
 
 
 def test_no_stream_of_a_seed_has_an_images_index():
-    streams = keys.TRAINING_STREAM, keys.VLB_STREAM, keys.ENCODING_STREAM, keys.DECODING_STREAM
-    assert len(set(streams)) == 4 and min(streams) >= keys.MAX_IMAGES and max(streams) < keys.SEED_LIMIT
+    streams = (
+        keys.TRAINING_STREAM, keys.VLB_STREAM, keys.ENCODING_STREAM, keys.DECODING_STREAM, keys.MEASUREMENT_STREAM
+    )  # fmt: skip
+    assert len(set(streams)) == 5 and min(streams) >= keys.MAX_IMAGES and max(streams) < keys.SEED_LIMIT
 
 
 WRONG = {

@@ -10,7 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import conformance, denoisers, editing, gaussian, likelihood, losses, samplers, schedules, training
+from ddpm_jax import (
+    conformance,
+    denoisers,
+    editing,
+    gaussian,
+    likelihood,
+    losses,
+    measurements,
+    samplers,
+    schedules,
+    training,
+)
 
 T = 10
 SCHEDULE = schedules.linear(T, 5e-3, 0.6)
@@ -63,7 +74,7 @@ USES = {
     "dpm_solver_pp": sample(lambda of: samplers.dpm_solver_pp(SCHEDULE, of)),
     "unipc": sample(lambda of: samplers.unipc(SCHEDULE, of)),
     "ddim_inverse": lambda of: editing.invert(SCHEDULE, of, X, TIMES),
-    "given_pixels": lambda of: editing.condition_on_pixels(SCHEDULE, of, X, X > 0)(X, T2),
+    "measured": lambda of: measurements.condition_on_measurement(SCHEDULE, of, measurements.grey, X[..., :1])(X, T2),
     "limited": lambda of: denoisers.limit_x0(SCHEDULE, of, denoisers.clip)(X, T2),
     "scaled": lambda of: denoisers.scale_eps(SCHEDULE, of, 1.1)(X, T2),
 }
@@ -92,7 +103,7 @@ def test_noise_times_and_images_of_another_shape_are_refused():
         lambda: editing.slerp(X, X, np.ones((3, 3), np.float32)),
         lambda: sample(lambda of: editing.sdedit(SCHEDULE, samplers.ddim(SCHEDULE, of), X[..., :1]))(denoise),
         lambda: sample(lambda of: editing.inpainting(SCHEDULE, samplers.ddim(SCHEDULE, of), X[0], X > 0))(denoise),
-        lambda: editing.condition_on_pixels(SCHEDULE, denoise, X[..., :1], X > 0)(X, T2),
+        lambda: measurements.condition_on_measurement(SCHEDULE, denoise, measurements.grey, X)(X, T2),
     ):
         with pytest.raises(ValueError, match="shape"):
             wrong()

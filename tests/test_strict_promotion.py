@@ -20,6 +20,7 @@ from ddpm_jax import (
     guidance,
     likelihood,
     losses,
+    measurements,
     samplers,
     schedules,
     training,
@@ -85,6 +86,17 @@ FUNCTIONS = {
     "inversion": lambda x: editing.invert(SCHEDULE, CLIPPED, x, TIMES),
     "guided": lambda x: guidance.classifier_free_guidance(labelled, LABELS, LABELS, 2.0, interval=(2, 8))(x, T2),
     "coarser": lambda x: guidance.block_average(x[..., None], 3),
+    **{
+        f"measured, {name}": lambda x, A=A: measurements.condition_on_measurement(
+            SCHEDULE, CLIPPED, A, A(jnp.ones((1, 3, 3, 3))), 0.1
+        )(jnp.stack([x, x, x], -1), T2)
+        for name, A in {
+            "pixels": measurements.known_pixels(np.eye(3, dtype=bool)),
+            "small": measurements.downsample(3),
+            "blurred": measurements.blur(0.5),
+            "grey": measurements.grey,
+        }.items()
+    },
     "ideal": lambda x: conformance.ideal_denoiser(SCHEDULE, conformance.checks.MIXTURE)(x[:, 0, :2], T2),
     "law": lambda x: conformance.sample_data(KEYS, conformance.checks.MIXTURE),
     "16 bits": lambda x: data.normalize(jnp.ones((2, 2), jnp.uint16), 65536),

@@ -134,7 +134,15 @@ class EditOptions:
     jump: OptionalFlag[int] = None
     """Inpainting: steps per section (default: 10)."""
     cg_steps: OptionalFlag[int] = None
-    """Inpainting: conjugate-gradient steps that condition each prediction on the known pixels (default: 0)."""
+    """Conjugate-gradient steps that condition each prediction on --inpaint (default: 0) or --measure (default: 5)."""
+    measure: OptionalFlag[str] = None
+    """Images with a given measurement, blur:SIGMA (in pixels), downsample:FACTOR or grey."""
+    original: OptionalFlag[str] = None
+    """Measurement: an image in the format of the run, which is measured."""
+    measurement: OptionalFlag[str] = None
+    """Measurement: the result itself, a blurred, small or grey image of the run's type and levels."""
+    noise: OptionalFlag[float] = None
+    """Measurement: standard deviation of its noise, for images in [-1, 1]; added to that of --original (default: 0)."""
     init_image: OptionalFlag[str] = None
     """Image-to-image (SDEdit): an image in the format of the run; sampling starts from it, noised."""
     strength: OptionalFlag[float] = None

@@ -105,6 +105,7 @@ FLAGS = {
     "k": _COUNT,
     "lengths": EMA_LENGTHS,
     "levels": RANGES["data.levels"],
+    "noise": "[0, 1000]",
     "num": "[1, 4294967280]",
     "num_classes": RANGES["net.num_classes"],
     "pairs": _COUNT,

@@ -1,7 +1,8 @@
-"""Sampling from images that a user gives: inpainting, SDEdit and interpolation."""
+"""Sampling from images that a user gives: inpainting, measurements, SDEdit and interpolation."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import config as configs
-from ddpm_jax import data, editing, samplers
+from ddpm_jax import data, denoisers, editing, keys, measurements, samplers
 from ddpm_jax.config import flags
 from ddpm_jax.pipeline import tiles, user_images
 from ddpm_jax.pipeline.pipeline import Pipeline
 from ddpm_jax.pipeline.user_images import image_hash
 
+EDITS = "inpaint", "measure", "init_image", "interpolate"
 INVERSION_ITERATIONS = 5  # function evaluations for each step towards the noise
 
 
@@ -29,6 +31,7 @@ class Edit(NamedTuple):
         known_pixels: the image whose pixels come out as they are, as the data have it, and where: bool.
             None for neither.
         record: the flags, and the sha256 of each file's pixels, for the manifest.
+        pictures: images before the samples in the grid, as the data have them.
     """
 
     pipe: Pipeline
@@ -37,6 +40,7 @@ class Edit(NamedTuple):
     inputs: Any
     known_pixels: tuple[np.ndarray, np.ndarray] | None
     record: dict[str, Any]
+    pictures: Sequence[np.ndarray] = ()
 
     @property
     def tile(self) -> int:
@@ -45,11 +49,8 @@ class Edit(NamedTuple):
 
     def draw(self, *, seed: int, start: int, num: int, batch: int | None = None) -> Iterator[tiles.Drawn]:
         """As `Pipeline.draw`."""
-        flag_values = self.record["flags"]
-        name = (
-            next(name for name in ("inpaint", "init_image", "interpolate") if name in flag_values),
-            flag_values.get("cg_steps", 0),
-        )
+        options = self.record["flags"]
+        name = next(name for name in EDITS if name in options), options.get("cg_steps", 0), options.get("measure")
         both = self.pipe.inputs._replace(times=self.times), self.inputs
         return self.pipe.draw_with(self.sampler_factory, name, both, seed=seed, start=start, num=num, batch=batch)
 
@@ -76,15 +77,18 @@ def make_edit(pipe: Pipeline, options: flags.EditOptions, *, start: int, num: in
         FileNotFoundError: if a file is not there.
         ValueError: if flags contradict one another, or a file is no image of the run's.
     """
-    requested = [name for name in ("inpaint", "init_image", "interpolate") if getattr(options, name) is not None]
+    requested = [name for name in EDITS if getattr(options, name) is not None]
     if len(requested) > 1:
         raise ValueError(f"{' and '.join(map(_flag, requested))} are different things: take one of them")
-    for name, to in {"mask": "inpaint", "resample": "inpaint", "jump": "inpaint", "cg_steps": "inpaint",
-                     "strength": "init_image"}.items():  # fmt: skip
-        if getattr(options, name) is not None and to not in requested:
-            raise ValueError(f"{_flag(name)} needs {_flag(to)}, which is not given")
+    for name, needed in {"mask": ["inpaint"], "resample": ["inpaint"], "jump": ["inpaint"],
+                         "cg_steps": ["inpaint", "measure"], "original": ["measure"], "measurement": ["measure"],
+                         "noise": ["measure"], "strength": ["init_image"]}.items():  # fmt: skip
+        if getattr(options, name) is not None and not set(requested) & set(needed):
+            raise ValueError(f"{_flag(name)} needs {' or '.join(map(_flag, needed))}, which is not given")
     if options.inpaint is not None:
         return _inpaint(pipe, options)
+    if options.measure is not None:
+        return _measure(pipe, options, options.measure)
     if options.init_image is not None:
         return _sdedit(pipe, options)
     return None if options.interpolate is None else _interpolate(pipe, options, start, num)
@@ -157,7 +161,9 @@ def _inpaint(pipe: Pipeline, options: flags.EditOptions) -> Edit:
         inputs, (known, where) = both
 
         def transform(denoise):
-            return editing.condition_on_pixels(pipe.schedule, denoise, known, where, iterations=cg_steps, clip=False)
+            A = measurements.known_pixels(where)
+            denoise = measurements.condition_on_measurement(pipe.schedule, denoise, A, A(known), iterations=cg_steps)
+            return denoisers.limit_x0(pipe.schedule, denoise, lambda x0: jnp.where(where, known, x0))
 
         sampler = pipe.conditioned_sampler(inputs, tile.condition, transform if cg_steps else None)
         return editing.inpainting(pipe.schedule, sampler, known, where), inputs.times
@@ -166,6 +172,75 @@ def _inpaint(pipe: Pipeline, options: flags.EditOptions) -> Edit:
     settings = dataclasses.replace(options, resample=resample, jump=jump, cg_steps=cg_steps)
     record = _edit_record(settings, {options.inpaint: image, options.mask: mask})
     return Edit(pipe, sampler_factory, times, inputs, (image, mask), record)
+
+
+def read_operator(text: str, shape: tuple[int, ...]) -> measurements.LinearMap:
+    """The measurement that --measure names, of images of a shape.
+
+    Raises:
+        ValueError: if there is none of this name, or none of these images.
+    """
+    sides = shape[:-1]
+    if text == "grey":
+        if shape[-1] != 3:
+            raise ValueError(f"--measure grey is for images of 3 channels, and this run's have {shape[-1]}")
+        return measurements.grey
+    if match := re.fullmatch(r"downsample:([0-9]{1,9})", text):
+        factors = [n for n in range(1, min(sides) + 1) if not any(side % n for side in sides)]
+        if int(match[1]) not in factors:
+            raise ValueError(
+                f"--measure {text}: the factor must divide the images' sides, {'x'.join(map(str, sides))}: it is one "
+                f"of {', '.join(map(str, factors))}"
+            )
+        return measurements.downsample(int(match[1]))
+    if (match := re.fullmatch(r"blur:([0-9]*\.?[0-9]+)", text)) and 0 < float(match[1]) <= max(sides):
+        return measurements.blur(float(match[1]))
+    raise ValueError(
+        f"--measure {text}: expected blur:SIGMA, a standard deviation above 0 and up to {max(sides)} pixels, "
+        "downsample:FACTOR or grey"
+    )
+
+
+def _measure(pipe: Pipeline, options: flags.EditOptions, name: str) -> Edit:
+    A = read_operator(name, pipe.shape)
+    if (options.original is None) == (options.measurement is None):
+        raise ValueError(
+            "--measure needs one of --original, an image of which the program takes the measurement, and "
+            "--measurement, the measurement itself"
+        )
+    noise, cg_steps = options.noise or 0.0, 5 if options.cg_steps is None else options.cg_steps
+    if cg_steps < 1:
+        raise ValueError("--measure needs --cg-steps of at least 1, got 0: without them nothing is measured")
+    shape = jax.eval_shape(A, jax.ShapeDtypeStruct((1, *pipe.shape), jnp.float32)).shape
+    if options.original is not None:
+        path, image = options.original, user_images.read_image(pipe, "--original", options.original)
+        key = jax.random.fold_in(keys.from_seed(0), keys.MEASUREMENT_STREAM)  # one measurement for all seeds
+        y = A(data.normalize(image[None], pipe.levels))
+        y = np.asarray(y + noise * keys.standard_normal(key[None], y))
+        pictures = [image, pipe.to_pixels(y)[0]]
+    else:
+        path = str(options.measurement)
+        image = user_images.read_image(pipe, "--measurement", path, shape[1:])
+        y, pictures = np.asarray(data.normalize(image[None], pipe.levels)), [image]
+
+    def sampler_factory(both, tile):
+        inputs, (y, noise) = both
+
+        def transform(denoise):
+            return measurements.condition_on_measurement(pipe.schedule, denoise, A, y, noise, iterations=cg_steps)
+
+        return pipe.conditioned_sampler(inputs, tile.condition, transform), inputs.times
+
+    record = _edit_record(dataclasses.replace(options, noise=noise, cg_steps=cg_steps), {path: image})
+    pictures = [_enlarge(picture, pipe.shape) for picture in pictures]
+    return Edit(pipe, sampler_factory, pipe.times, (y, np.float32(noise)), None, record, pictures)
+
+
+def _enlarge(picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A measurement as an image of this shape, its pixels repeated."""
+    for axis, size in enumerate(shape):
+        picture = picture.repeat(size // picture.shape[axis], axis)
+    return picture
 
 
 def _sdedit(pipe: Pipeline, options: flags.EditOptions) -> Edit:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -45,15 +46,17 @@ def write_files(folder: pathlib.Path, drawn: np.ndarray, start: int, format: str
         print(f"note: {folder} holds {others} other files, of other calls")
 
 
-def write_outputs(pipe: Pipeline, drawn: np.ndarray, out: pathlib.Path, made: dict) -> None:
-    """Writes the images, a grid of them, and their manifest."""
+def write_outputs(
+    pipe: Pipeline, drawn: np.ndarray, out: pathlib.Path, made: dict, pictures: Sequence[np.ndarray] = ()
+) -> None:
+    """Writes the images, a grid of them after the other pictures, and their manifest."""
     manifest = made | {"sha256": [image_hash(image) for image in drawn]}
     (out / "manifest.json").unlink(missing_ok=True)  # of an earlier call: it must not stand beside these images
     with process.atomic_file(out / "samples.npz") as file:
         np.savez(file, arr_0=drawn)
     process.atomic_write_json(out / "manifest.json", manifest)
     label = pipe.png_text() | {"asked": json.dumps(manifest["asked"])}
-    picture = data.make_grid(drawn, pipe.levels)
+    picture = data.make_grid(np.stack([*pictures, *drawn]), pipe.levels)
     data.write_png(out / "grid.png", picture, scale=data.preview_scale(pipe.shape), text=label)
 
 

@@ -76,7 +76,7 @@ def draw(args: Arguments) -> int:
     pipe.request.check(pipe.config)
     edit = pipeline.make_edit(pipe, args.editing, start=args.start, num=args.num)
     if edit and args.trajectory:
-        raise ValueError("--trajectory only shows sampling from noise: not with --inpaint, --init-image, --interpolate")
+        raise ValueError("--trajectory only shows sampling from noise: leave it out with images of your own")
     format = outputs.file_format(pipe, args.format)
     images = {"seed": args.seed, "start": args.start, "num": args.num}
     made = (edit or pipe).manifest() | images
@@ -92,7 +92,7 @@ def draw(args: Arguments) -> int:
     seconds = time.perf_counter() - start
     drawn = np.concatenate(list(image_parts.read_chunks(parts, 0, args.num))) if process.is_main_process() else None
     if drawn is not None:
-        outputs.write_outputs(pipe, drawn, out, made)
+        outputs.write_outputs(pipe, drawn, out, made, edit.pictures if edit else ())
         outputs.write_files(out / "images", drawn, args.start, format)
         shutil.rmtree(parts)
     print(f"{args.num} images in {seconds:.1f} s, compilation included: {out / 'grid.png'}")

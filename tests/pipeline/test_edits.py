@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from PIL import Image
 from run_programs import run
 
-from ddpm_jax import data, pipeline
+from ddpm_jax import data, measurements, pipeline
 from ddpm_jax.config import flags
+from ddpm_jax.pipeline import edits, image_parts
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,11 @@ def home(tmp_path_factory, run_folder):
     data.write_image(folder / "soft.png", np.arange(64, dtype=np.uint8).reshape(8, 8, 1), "png")
     data.write_image(folder / "wide.png", np.zeros((8, 9, 1), np.uint8), "png")
     data.write_image(folder / "loud.png", np.full((8, 8, 1), 17, np.uint8), "png")
+    small = a[:4, :4]
+    data.write_image(folder / "small.png", small, "png")
+    data.write_image(folder / "blocks.png", small.repeat(2, 0).repeat(2, 1), "png")
+    data.write_image(folder / "long.png", np.zeros((4, 8, 1), np.uint8), "png")
+    (folder / "torn.png").write_bytes((folder / "a.png").read_bytes()[:60])
     return folder
 
 
@@ -44,7 +51,8 @@ def drawn(found, start=0, num=4):
 
 
 def requested(home, **options):
-    paths = {name: str(home / value) for name, value in options.items() if isinstance(value, str)}
+    files = {name: value for name, value in options.items() if isinstance(value, str) and name != "measure"}
+    paths = {name: str(home / value) for name, value in files.items()}
     return flags.EditOptions(**(options | paths))
 
 
@@ -71,6 +79,43 @@ def test_predictions_are_brought_in_line_with_known_pixels_if_asked(home):
 def test_of_a_wholly_known_image_nothing_is_made(home):
     found = pipeline.make_edit(model(home), requested(home, inpaint="a.png", mask="all.png"), start=0, num=2)
     np.testing.assert_array_equal(drawn(found, num=2), data.load("digits").test[[0, 0]])
+
+
+def test_samples_have_the_measurement_that_is_given_or_taken_of_an_image_with_its_noise(home):
+    """With eps_hat = 0 one step of conjugate gradients is exact."""
+    silent = pipeline.Pipeline(home / "run", step=None, weights="ema", sampling={"steps": 5, "clip": False})
+    silent.params = jax.tree.map(np.zeros_like, silent.params)
+
+    def found(**options):
+        options = requested(home, measure="downsample:2", cg_steps=1, **options)
+        return pipeline.make_edit(silent, options, start=0, num=4)
+
+    computed, read = found(original="blocks.png"), found(measurement="small.png")
+    images = drawn(computed)
+    np.testing.assert_array_equal(drawn(read), images)
+    np.testing.assert_array_equal(drawn(read, start=2, num=1), images[2:3])
+    assert len({image.tobytes() for image in images}) == 4
+    np.testing.assert_array_equal(computed.pictures, [*read.pictures, *read.pictures])
+
+    y = {}
+    for noise in (0.0, 1e-3, 2.0):
+        edit = found(original="a.png", noise=noise)
+        (part,) = edit.draw(seed=3, start=0, num=4)
+        y[noise] = edit.inputs[0]
+        means = part.x.reshape(4, 4, 2, 4, 2, 1).mean((2, 4))
+        np.testing.assert_allclose(means, np.broadcast_to(y[noise], means.shape), atol=5 * noise + 1e-5)
+    a = data.load("digits").test[0].reshape(4, 2, 4, 2, 1).mean((1, 3)) / 8.0 - 1
+    np.testing.assert_allclose(y[0.0][0], a, atol=1e-6)
+    np.testing.assert_allclose((y[2.0] - y[0.0]) / 2, (y[1e-3] - y[0.0]) / 1e-3, atol=1e-3)
+    assert 0.5 < np.std(y[2.0] - y[0.0]) / 2 < 1.5
+
+
+@pytest.mark.parametrize(("name", "channels"), [("blur:1.5", 3), ("downsample:4", 1), ("grey", 3)])
+def test_each_name_is_its_operator(name, channels):
+    x = np.random.default_rng(0).normal(size=(1, 8, 4, channels)).astype(np.float32)
+    expected = {"blur:1.5": measurements.blur(1.5), "downsample:4": measurements.downsample(4)}
+    operator = edits.read_operator(name, x.shape[1:])
+    np.testing.assert_array_equal(operator(x), expected.get(name, measurements.grey)(x))
 
 
 def test_a_little_strength_leaves_the_image_and_all_of_it_does_not(home):
@@ -144,7 +189,24 @@ def test_a_manifest_of_an_older_version_names_flags_by_their_former_names(home):
             {"inpaint": "a.png", "mask": "all.png", "jump": 0},
             "jump and repeats must be integers of at least 1, got 0 and 1",
         ),
-        ({"init_image": "a.png", "cg_steps": 1}, "--cg-steps needs --inpaint, which is not given"),
+        ({"init_image": "a.png", "cg_steps": 1}, "--cg-steps needs --inpaint or --measure, which is not given"),
+        ({"inpaint": "a.png", "mask": "all.png", "noise": 0.1}, "--noise needs --measure, which is not given"),
+        ({"measurement": "a.png"}, "--measurement needs --measure, which is not given"),
+        ({"measure": "blur:1", "inpaint": "a.png"}, "--inpaint and --measure are different things"),
+        ({"measure": "blur:1"}, "--measure needs one of --original, an image of which the program takes"),
+        ({"measure": "blur:1", "original": "a.png", "measurement": "a.png"}, "--measure needs one of --original"),
+        ({"measure": "blur:1", "original": "a.png", "cg_steps": 0}, "--measure needs --cg-steps of at least 1, got 0"),
+        ({"measure": "blur", "original": "a.png"}, "--measure blur: expected blur:SIGMA, a standard deviation above 0"),
+        ({"measure": "blur:0", "original": "a.png"}, "--measure blur:0: expected blur:SIGMA"),
+        ({"measure": "blur:9", "original": "a.png"}, "above 0 and up to 8 pixels, downsample:FACTOR or grey"),
+        ({"measure": "sharpen:2", "original": "a.png"}, "--measure sharpen:2: expected blur:SIGMA"),
+        (
+            {"measure": "downsample:3", "original": "a.png"},
+            "--measure downsample:3: the factor must divide the images' sides, 8x8: it is one of 1, 2, 4, 8",
+        ),
+        ({"measure": "grey", "original": "a.png"}, "--measure grey is for images of 3 channels, and this run's have 1"),
+        ({"measure": "downsample:2", "measurement": "long.png"}, "4x8x1 uint8; this run has 4x4x1 uint8 there"),
+        ({"measure": "blur:1", "original": "torn.png"}, "torn.png: cannot be decoded, damaged or cut off"),
         ({"init_image": "wide.png"}, "8x9x1 uint8; this run has 8x8x1 uint8"),
         ({"init_image": "loud.png"}, "holds the value 17; this run has levels 0 to 16"),
         ({"init_image": "none.png"}, "--init-image: there is no file"),
@@ -190,3 +252,32 @@ def test_the_program_keeps_known_pixels_and_verifies(home, tmp_path):
     shutil.copy(home / "b.png", tmp_path / "a.png")
     shown = run("sample.py", home / "run", "--verify", out / "manifest.json", status=2)
     assert "a.png has other pixels than when these images were made" in shown.stderr
+
+
+def test_the_program_draws_from_a_measurement_goes_on_where_it_was_and_verifies(home, tmp_path, monkeypatch):
+    shutil.copy(home / "a.png", tmp_path / "a.png")
+    edit = "--measure", "blur:0.8", "--original", tmp_path / "a.png", "--noise", 0.1, "--cg-steps", 2
+
+    def sample(status):
+        call = "sample.py", home / "run", "--num", 12, "--steps", 4, "--out", tmp_path / "out", "--format", "npz"
+        run(*call, *edit, status=status)
+
+    def stopping(folder, *part):
+        store(folder, *part)
+        signal.raise_signal(signal.SIGTERM)
+
+    store = image_parts.write_part
+    with monkeypatch.context() as patches:
+        patches.setattr(image_parts, "PART_SIZE", 4)
+        patches.setattr(image_parts, "write_part", stopping)
+        sample(status=4)
+    assert len([*(tmp_path / "out" / "samples.parts").glob("*.npy")]) == 2
+    sample(status=0)
+    grid = data.read_png(tmp_path / "out" / "grid.png").image
+    original, scale = data.load("digits").test[0], data.preview_scale((8, 8, 1))
+    np.testing.assert_array_equal(grid[scale : 9 * scale : scale, scale : 9 * scale : scale], np.rint(original / 16 * 255))
+    shown = run("sample.py", home / "run", "--verify", tmp_path / "out" / "manifest.json")
+    assert "equal: all 12 images" in shown.stdout
+    shutil.copy(home / "torn.png", tmp_path / "a.png")
+    shown = run("sample.py", home / "run", "--verify", tmp_path / "out" / "manifest.json", status=2)
+    assert "a.png: cannot be decoded, damaged or cut off" in shown.stderr

@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(ddpm_jax.__file__).parent
 ROOT = PACKAGE.parent
 MATHEMATICS = (
     "keys", "schedules", "gaussian", "denoisers", "likelihood", "losses", "samplers", "editing", "guidance",
+    "measurements",
 )  # fmt: skip
 NETWORKS = ("models",)
 MACHINERY = (
