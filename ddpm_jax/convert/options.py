@@ -67,7 +67,7 @@ class FromOriginal:
     """A run from the original's TensorFlow checkpoint, or from PyTorch's conversion of one."""
 
     path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
-    """model.ckpt-STEP (needs TensorFlow), .ckpt or .pt (needs PyTorch), .npz or .safetensors."""
+    """model.ckpt-STEP (needs TensorFlow), .ckpt or .pt (PyTorch), .npz or .safetensors."""
     config: str
     """The config, which the weights do not contain: configs/cifar10.py for CIFAR-10."""
     shape: tuple[int, int, int]
@@ -84,7 +84,7 @@ class FromOpenAI:
     """A run from a checkpoint of improved- or guided-diffusion (.pt)."""
 
     path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
-    """The file: .pt (needs PyTorch), .safetensors or .npz."""
+    """The file: .pt (PyTorch), .safetensors or .npz."""
     workdir: str
     """The run's folder, created."""
     published: flags.OptionalFlag[str] = None

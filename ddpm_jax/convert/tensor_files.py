@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax import process
+from ddpm_jax.convert import torch_files
 
 NPZ_RECIPE = (
     "numpy.savez('weights.npz', **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})"
@@ -22,7 +23,7 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors of a file, by name: .safetensors, .npz, PyTorch's .bin, .pt, .pth, .ckpt, or TensorFlow's .ckpt-STEP.
 
     Nothing in it is executed: safetensors and TensorFlow's checkpoints hold no code, arrays of objects are refused, and
-    of PyTorch's pickles only what makes tensors is read (`weights_only`).  The last two take PyTorch and TensorFlow.
+    of PyTorch's pickles only what makes tensors is read.  TensorFlow's checkpoints take TensorFlow.
 
     Args:
         path: of a TensorFlow checkpoint the name that its files have in common, or one of them.
@@ -30,7 +31,7 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: naming the file, if it is damaged, of another kind, or holds something other than named tensors.
-        ModuleNotFoundError: if it takes PyTorch or TensorFlow, which is not there.
+        ModuleNotFoundError: if it takes TensorFlow, which is not there.
     """
     suffix, first_file = path.suffix, checkpoint_files(path)[0]
     if not first_file.is_file():
@@ -145,26 +146,11 @@ def _tensorflow(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{path} is a PyTorch file and needs PyTorch: pip install 'ddpm-jax[convert]'; a .safetensors file of the "
-            "same weights needs nothing"
-        ) from error
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    loaded = torch_files.load(path)
     is_dict = isinstance(loaded, Mapping)
-    if not is_dict or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+    if not is_dict or not all(isinstance(value, np.ndarray) for value in loaded.values()):
         inside = f"dict of {', '.join(map(str, list(loaded)[:5]))}" if is_dict else type(loaded).__name__
         raise ValueError(
             f"named tensors are expected, and it holds a {inside}: save the part that is the network's alone"
         )
-
-    def to_numpy(tensor) -> np.ndarray:
-        if tensor.dtype != torch.bfloat16:
-            return tensor.numpy()
-        import ml_dtypes  # JAX brings it
-
-        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-
-    return {str(name): to_numpy(tensor.detach()) for name, tensor in loaded.items()}
+    return {str(name): np.asarray(tensor, order="C") for name, tensor in loaded.items()}

@@ -1,21 +1,20 @@
 """Files of tensors, sound and hostile; and folders that appear whole or not at all."""
 
-import importlib.util
 import io
 import pathlib
 import pickle
 import zipfile
 
+import goldens_loader
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from tensorflow_files import needs_tensorflow, write_tensorflow_checkpoint
 
-from ddpm_jax.convert import tensor_files
+from ddpm_jax.convert import tensor_files, torch_files
 
 TENSORS = {"a.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "a.bias": np.float16([1, 2, 3])}
-with_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="takes the extra [convert]")
 
 
 class Trap:
@@ -94,52 +93,78 @@ def test_an_archive_that_holds_something_else_than_arrays_is_refused(tmp_path):
         tensor_files.read_tensors(tmp_path / "one.npz")
 
 
+@pytest.mark.parametrize("format", ["zip", "old"])
+def test_pytorchs_tensors_are_read_to_the_bit(format):
+    """Views of one storage, of any order, and one of no numbers; goldens/make_torch.py wrote them."""
+    table = np.arange(24, dtype=np.float32).reshape(4, 6)
+    found = tensor_files.read_tensors(goldens_loader.FOLDER / f"torch_{format}.pt")
+    assert list(found)[:3] == ["table", "part", "turned"]
+    same(
+        found,
+        {
+            "table": table,
+            "part": table[1:3, 2:5],
+            "turned": table.T,
+            "scalar": np.float64(3.5),
+            "empty": np.zeros((0, 3), np.float32),
+            "half": np.arange(3).astype(np.float16),
+            "narrow": np.arange(5).astype(ml_dtypes.bfloat16),
+            "steps": np.int64(7),
+            "parameter": np.array([True, False]),
+        },
+    )
+    assert all(found[name].flags.c_contiguous for name in found)
+
+
+def write_zip(path, members):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(f"archive/{name}", content)
+
+
+def old_file(held) -> bytes:
+    """A file of PyTorch before 1.6, of no storages."""
+    parts = [torch_files.MAGIC, torch_files.VERSION, {"little_endian": True}, held, []]
+    return b"".join(pickle.dumps(part, protocol=2) for part in parts)
+
+
 @pytest.mark.parametrize("kind", ["bin", "pt", "pth", "ckpt"])
-def test_pytorchs_files_take_pytorch_and_the_refusal_says_so(tmp_path, monkeypatch, kind):
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    path = tmp_path / f"w.{kind}"
-    path.write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-    with pytest.raises(ModuleNotFoundError, match=r"needs PyTorch: pip install 'ddpm-jax\[convert\]'"):
-        tensor_files.read_tensors(path)
-    assert not (tmp_path / "sprung").exists()
-
-
-@with_torch
-def test_pytorchs_tensors_are_read_to_the_bit(tmp_path):
-    import torch
-
-    narrow = torch.arange(5, dtype=torch.bfloat16)
-    torch.save({**{name: torch.from_numpy(t) for name, t in TENSORS.items()}, "narrow": narrow}, tmp_path / "w.pt")
-    same(tensor_files.read_tensors(tmp_path / "w.pt"), TENSORS | {"narrow": np.arange(5).astype(ml_dtypes.bfloat16)})
-
-
-@with_torch
-def test_pytorchs_pickles_are_not_executed(tmp_path):
-    import torch
-
-    (tmp_path / "bare.bin").write_bytes(pickle.dumps({"a.weight": Trap(tmp_path / "sprung")}))
-    torch.save({"a.weight": torch.zeros(2), "b": Trap(tmp_path / "sprung")}, tmp_path / "zipped.pt")
-    torch.save({"a.weight": Trap(tmp_path / "sprung")}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    for name in ("bare.bin", "zipped.pt", "old.pt"):
-        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+def test_pytorchs_pickles_are_not_executed(tmp_path, kind):
+    held = {"a.weight": Trap(tmp_path / "sprung")}
+    (tmp_path / f"bare.{kind}").write_bytes(pickle.dumps(held))
+    (tmp_path / f"old.{kind}").write_bytes(old_file(held))
+    write_zip(tmp_path / f"zipped.{kind}", {"data.pkl": pickle.dumps(held, protocol=2)})
+    for name in (f"bare.{kind}", f"old.{kind}", f"zipped.{kind}"):
+        with pytest.raises(ValueError, match=rf"{name} cannot be read.*refers to .*no part of a tensor"):
             tensor_files.read_tensors(tmp_path / name)
         assert not (tmp_path / "sprung").exists()
 
 
-@with_torch
 def test_other_things_than_named_tensors_are_refused_by_what_they_are(tmp_path):
-    import torch
-
-    torch.save({"state_dict": {"a.weight": torch.zeros(2)}, "epoch": 3}, tmp_path / "w.pt")
+    write_zip(tmp_path / "w.pt", {"data.pkl": pickle.dumps({"state_dict": {}, "epoch": 3}, protocol=2)})
     with pytest.raises(ValueError, match="named tensors are expected, and it holds a dict of state_dict, epoch"):
         tensor_files.read_tensors(tmp_path / "w.pt")
-    torch.save([{"a.weight": torch.zeros(2)}], tmp_path / "l.ckpt")
+    (tmp_path / "l.ckpt").write_bytes(old_file([1]))
     with pytest.raises(ValueError, match="and it holds a list"):
         tensor_files.read_tensors(tmp_path / "l.ckpt")
-    whole = (tmp_path / "w.pt").read_bytes()
-    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="cannot be read"):
-        tensor_files.read_tensors(tmp_path / "cut.pt")
+
+
+def test_pytorchs_files_that_were_cut_short_are_refused(tmp_path):
+    for format in ("zip", "old"):
+        whole = (goldens_loader.FOLDER / f"torch_{format}.pt").read_bytes()
+        for kept in (0, 20, len(whole) // 2, len(whole) - 1):
+            (tmp_path / "cut.pt").write_bytes(whole[:kept])
+            with pytest.raises(ValueError, match="cannot be read"):
+                tensor_files.read_tensors(tmp_path / "cut.pt")
+    # a tensor that goes beyond its storage
+    with zipfile.ZipFile(goldens_loader.FOLDER / "torch_zip.pt") as archive:
+        members = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    write_zip(tmp_path / "short.pt", members | {"data/0": members["data/0"][:-1]})
+    with pytest.raises(ValueError, match=r"short\.pt cannot be read.*buffer"):
+        tensor_files.read_tensors(tmp_path / "short.pt")
+    write_zip(tmp_path / "big.pt", members | {"byteorder": b"big"})
+    with pytest.raises(ValueError, match=r"big\.pt cannot be read.*big-endian"):
+        tensor_files.read_tensors(tmp_path / "big.pt")
 
 
 @needs_tensorflow
