@@ -9,8 +9,11 @@ from ddpm_jax import process
 from ddpm_jax.config import flags
 from ddpm_jax.config.fields import Spacing
 
-Format = Literal["integer", "float"]
-"""Samples rounded to levels, as in files, or clipped floats."""
+Format = Literal["integer", "floor", "float"]
+"""Samples rounded to the nearest level, as in files, or to the one below; or clipped floats."""
+
+INCEPTION_WEIGHTS = "data/weights-inception-2015-12-05-6726825d.pth"
+"""Where the weights of Inception are by default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +88,9 @@ class LikelihoodOptions(SplitOptions):
 class SamplesOptions(EvaluationOptions):
     """Fréchet distance, precision and recall, density and coverage, and classes of samples against the training images.
 
-    Features come from the package's classifier, for digits and MNIST, or from Inception (the extra `eval`).  The
-    reference is the whole training split, without augmentation.  With --sets the numbers are means over disjoint
-    sets of --num samples, with the standard error of these means.
+    Features come from the package's classifier, for digits and MNIST, or from Inception.  The reference is the whole
+    training split, without augmentation, or that of --reference.  With --sets the numbers are means over disjoint sets
+    of --num samples, with the standard error of these means.
     """
 
     num: int = 10_000
@@ -98,14 +101,14 @@ class SamplesOptions(EvaluationOptions):
     """The seed of the samples."""
     features: Literal["classifier", "inception"] = "classifier"
     """Feature extractor."""
-    reference: Literal["train", "test"] = "train"
-    """The split to compare with."""
+    reference: str = "train"
+    """The split to compare with, train or test; or an .npz file with mu and sigma, images arr_0, or both."""
     format: Format = "integer"
-    """Samples rounded to levels, as in files, or as floats, as the original measured."""
+    """Samples rounded to levels, as in files, cut to the level below, or as floats, as the original measured."""
     samples: flags.OptionalFlag[str] = None
     """An .npz file with images `arr_0` to measure instead of drawing."""
-    inception_weights: flags.OptionalFlag[str] = None
-    """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
+    inception_weights: str = INCEPTION_WEIGHTS
+    """The file of Inception's weights, as torch-fidelity publishes it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,8 +205,8 @@ class PredictionsOptions(ImageOptions):
     """Number of images for the Fréchet distance at each timestep; 0: none."""
     features: Literal["classifier", "inception"] = "classifier"
     """Feature extractor of --quality."""
-    inception_weights: flags.OptionalFlag[str] = None
-    """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
+    inception_weights: str = INCEPTION_WEIGHTS
+    """The file of Inception's weights, as torch-fidelity publishes it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,8 +279,8 @@ class NeighboursOptions(EvaluationOptions):
     """The seed of the samples."""
     features: Literal["pixels", "classifier", "inception"] = "pixels"
     """Distances: root mean squares over pixels, or Euclidean between features."""
-    inception_weights: flags.OptionalFlag[str] = None
-    """A file with the Inception network's weights (default: torch-fidelity downloads them)."""
+    inception_weights: str = INCEPTION_WEIGHTS
+    """The file of Inception's weights, as torch-fidelity publishes it."""
 
 
 @dataclasses.dataclass(frozen=True)

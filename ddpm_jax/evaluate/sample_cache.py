@@ -16,6 +16,9 @@ from ddpm_jax.evaluate.options import Format
 from ddpm_jax.model import denoiser_options, is_conditional, sampler_options
 from ddpm_jax.pipeline import image_parts, manifest
 
+ROUNDING = {"integer": "round", "floor": "floor"}
+"""The protocol's words for the formats of integers: to the nearest level, or to the one below."""
+
 
 def protocol_fields(context: EvaluationContext, seed: int, form: Format) -> protocol.Protocol:
     """The protocol fields of a run's samples."""
@@ -35,18 +38,17 @@ def protocol_fields(context: EvaluationContext, seed: int, form: Format) -> prot
         **({"x0_errors": x0_mse_digest.removeprefix("sha256:")[:12]} if x0_mse_digest else {}),
         **denoiser_options(c),
         **condition,
-        "format": integers if form == "integer" else "float",
+        **({"format": "float"} if form == "float" else {"format": integers, "rounding": ROUNDING[form]}),
         **context.weights_fields(),
         "seed": seed,
     }
 
 
 def ensure_samples(context: EvaluationContext, num: int, seed: int, form: Format) -> pathlib.Path | None:
-    """The folder that holds images 0 ... num - 1 of a seed, drawing the missing ones; None if interrupted.
-
-    With several processes all draw, and the first goes on alone: the others end here, by SystemExit.
-    """
+    """The folder that holds images 0 ... num - 1 of a seed, drawing the missing ones; None if interrupted."""
     model, fields = context.model, {**protocol_fields(context, seed, form), "tile": context.model.tile}
+    if form == "integer":
+        del fields["rounding"]  # so that images that were drawn before there were two are found
     folder = context.out / "draws" / manifest.short_hash(fields)
     if process.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,16 +58,14 @@ def ensure_samples(context: EvaluationContext, num: int, seed: int, form: Format
         for drawn in model.draw(seed=seed, start=done, num=num - done):
             yield to_levels(drawn.x, model.integer_levels, form)
 
-    if not image_parts.complete_parts(folder, num, missing):
-        return None
-    if not process.is_main_process():
-        raise SystemExit(0)
-    return folder
+    return folder if image_parts.complete_parts(folder, num, missing) else None
 
 
 def to_levels(x: np.ndarray, levels: int, form: Format) -> np.ndarray:
-    """Samples in [-1, 1] on the scale 0 .. levels - 1: integers, or float32."""
+    """Samples in [-1, 1] on the scale 0 .. levels - 1: integers, rounded or cut, or float32."""
     integers = data.to_integer(x, levels)  # which also refuses what is not finite
     if form == "integer":
         return integers
-    return ((np.clip(x, -1, 1).astype(np.float64) + 1) * ((levels - 1) / 2)).astype(np.float32)
+    # floor in the arithmetic of the programs that do it
+    scaled = (np.clip(x, -1, 1).astype(np.float32 if form == "floor" else np.float64) + 1) * ((levels - 1) / 2)
+    return scaled.astype(integers.dtype if form == "floor" else np.float32)

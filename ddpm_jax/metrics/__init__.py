@@ -4,6 +4,9 @@
 colours of samples and finds memorisation; `classifier` and `inception` are feature extractors.
 """
 
+import hashlib
+from collections.abc import Mapping
+
 import numpy as np
 
 
@@ -17,3 +20,12 @@ def check_values(name: str, images: np.ndarray, levels: int) -> None:
     low, high = images.min(), images.max()  # both nan if any is
     if not (low >= 0 and high <= levels - 1):
         raise ValueError(f"{name}: expected values from 0 to levels - 1 = {levels - 1}, got {low} to {high}")
+
+
+def fingerprint(weights: Mapping[str, np.ndarray]) -> str:
+    """12 hex digits of the SHA-256 of weights by "layer/weight"; scores of different fingerprints do not compare."""
+    digest = hashlib.sha256()
+    for path, weight in sorted(weights.items()):
+        digest.update(f"{path} {weight.shape} ".encode())
+        digest.update(weight.astype("<f4").tobytes())
+    return digest.hexdigest()[:12]

@@ -8,7 +8,6 @@ scripts/make_classifier.py trained them, on the training images alone; each file
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from ddpm_jax.metrics import check_values
+from ddpm_jax.metrics import check_values, fingerprint
 from ddpm_jax.models.unet import dropout
 
 TILE = 256
@@ -127,11 +126,7 @@ class Classifier:
     @functools.cached_property
     def fingerprint(self) -> str:
         """12 hex digits of the SHA-256 of the weights: scores of different fingerprints do not compare."""
-        digest = hashlib.sha256()
-        for path, weight in sorted(self.weights.items()):
-            digest.update(f"{path} {weight.shape} ".encode())
-            digest.update(weight.astype("<f4").tobytes())
-        return digest.hexdigest()[:12]
+        return fingerprint(self.weights)
 
     def __call__(self, images: np.ndarray) -> ClassifierOutput:
         """Features and class probabilities, `TILE` images at a time, the last tile padded with black ones.

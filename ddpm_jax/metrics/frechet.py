@@ -67,6 +67,22 @@ def moments(features: np.ndarray) -> Moments:
     )
 
 
+def moments_of_law(mean: np.ndarray, covariance: np.ndarray) -> Moments:
+    """The moments of a normal law, as of the statistics that others publish without their number of images.
+
+    n is 2^31 + 1, so that the law counts as one of many images, and its covariance comes out to the bit.
+
+    Args:
+        mean, covariance: [d] and [d, d], floating point.
+
+    Raises:
+        ValueError: if they have other shapes.
+    """
+    if mean.ndim != 1 or covariance.shape != mean.shape * 2:
+        raise ValueError(f"moments_of_law: expected [d] and [d, d], got {mean.shape} and {covariance.shape}")
+    return Moments(2**31 + 1, mean.astype(np.float64), covariance.astype(np.float64) * 2**31)
+
+
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """The moments of the union of two disjoint sets.
 

@@ -1,8 +1,11 @@
-"""Features of Inception-v3, for scores that are comparable with published ones: FID, Inception score, KID.
+"""Inception-v3 as a Flax module, the Inception score and the kernel Inception distance.
 
-The network is torch-fidelity's port of the one with which FID and Inception score were published, weights of 5 December
-2015; other ports and torchvision's Inception have other features.  It is an optional extra, `pip install
-'ddpm-jax[eval]'`; `load` imports torch.
+Published FIDs use TensorFlow's weights of 5 December 2015; `convert.inception` reads torch-fidelity's file of them.
+Features of other weights, another pooling or another resizing are not comparable.
+
+The layers are those of arXiv:1512.00567, with three differences of the TensorFlow graph: averages over 3x3 pixels leave
+out the padding; the last block has a maximum in place of the average; images are resized without antialiasing, and
+their first pixels have the same place.
 
 Two protocols, chosen by the type of the images, not to be mixed within a comparison:
 
@@ -10,28 +13,21 @@ Two protocols, chosen by the type of the images, not to be mixed within a compar
     float32     clipped but not rounded, as in DDPM's own code (8-bit data are the same in both)
 """
 
-import hashlib
-import importlib
-from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.metrics import check_values
 
+SIZE = 299
+"""Height and width of the network's images."""
+
+FEATURES, CLASSES = 2048, 1008
+
 SHUFFLE_SEED = 2020  # torch-fidelity's own, so that its command line finds the same scores
-
-
-class InceptionOutput(NamedTuple):
-    """Features and logits of n images.
-
-    Attributes:
-        features: float32 [n, 2048], the last average pool: for FID, KID, precision and recall.
-        logits: float32 [n, 1008], without the last layer's bias, as in the published Inception score.
-    """
-
-    features: np.ndarray
-    logits: np.ndarray
 
 
 class Score(NamedTuple):
@@ -41,107 +37,186 @@ class Score(NamedTuple):
     std: float
 
 
-class Inception:
-    """Inception-v3, images -> `InceptionOutput`; see `load`.
+class Inception(nn.Module):
+    """Inception-v3: images -> features and logits.
 
-    Attributes:
-        name: of the network, as torch-fidelity calls it.
-        dimension: of the features.
-        fingerprint: 12 hex digits of the SHA-256 of the weights: scores of different fingerprints do not compare.
-        levels: of the images that it takes, which hold values 0 .. levels - 1.
+    Parameters have the names of torch-fidelity's file.  All arithmetic is in float32, on accelerators too.
     """
 
-    name = "inception-v3-compat"
-    dimension = 2048
-
-    def __init__(self, network: Any, levels: int, batch: int) -> None:
-        digest = hashlib.sha256()
-        for name, tensor in network.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.cpu().numpy().tobytes())
-        self.levels, self.fingerprint = levels, digest.hexdigest()[:12]
-        self._network, self._batch = network, batch
-
-    def __call__(self, images: np.ndarray) -> InceptionOutput:
-        """Features and logits of images, batch after batch; one channel is repeated to grey RGB.
-
-        Values are scaled to 0 .. 255 and integers rounded to 8 bits; float32 is not rounded.
+    @nn.compact
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Features and logits.
 
         Args:
-            images: uint8, uint16 or float32 [n, H, W, 1 | 3], values 0 .. levels - 1.
+            images: uint8 or float32 [n, H, W, 1 | 3], values 0 .. 255 as of `to_8_bit`; one channel is grey RGB.
 
-        Raises:
-            ValueError: if images are not as described.
+        Returns:
+            features: float32 [n, 2048], the mean over the last layer: for FID, KID, precision and recall.
+            logits: float32 [n, 1008], without the last layer's bias, as in the published Inception score.
         """
-        if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.size == 0:
-            raise ValueError(f"Inception: expected images [n, H, W, 1 | 3], none of them 0, got shape {images.shape}")
-        check_values("Inception", images, self.levels)
-        features = np.empty((len(images), self.dimension), np.float32)
-        logits = np.empty((len(images), self._network.fc.out_features), np.float32)
-        for start in range(0, len(images), self._batch):
-            rows = slice(start, start + self._batch)
-            features[rows], logits[rows] = self._extract(_to_channels_first(images[rows], self.levels))
-        return InceptionOutput(features, logits)
-
-    def _extract(self, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features and logits of one batch [b, 3, H, W] over 0 .. 255, uint8 or float32."""
-        torch = _import_optional("torch")
-        network = self._network
-        x = torch.from_numpy(planes).to(network.fc.weight.device)
-        with torch.no_grad():
-            if planes.dtype == np.uint8:
-                output = network(x)
-            else:
-                # The network takes uint8 alone: it gets zeros of that type, and a hook gives the preprocessed floats
-                # to its first convolution.
-                preprocessed = _preprocess(x, network.INPUT_IMAGE_SIZE)
-                hook = network.Conv2d_1a_3x3.register_forward_pre_hook(lambda *_: (preprocessed,))
-                try:
-                    output = network(torch.zeros((len(x), 3, 1, 1), dtype=torch.uint8, device=x.device))
-                finally:
-                    hook.remove()
-        features, logits = (part.cpu().numpy() for part in output)
-        return features, logits
+        x = resize(images.astype(jnp.float32))
+        x = (jnp.broadcast_to(x, (*x.shape[:3], 3)) - 128) / 128
+        x = Conv(32, (3, 3), 2, name="Conv2d_1a_3x3")(x)
+        x = Conv(32, (3, 3), padding="VALID", name="Conv2d_2a_3x3")(x)
+        x = max_pool(Conv(64, (3, 3), name="Conv2d_2b_3x3")(x))
+        x = Conv(80, name="Conv2d_3b_1x1")(x)
+        x = max_pool(Conv(192, (3, 3), padding="VALID", name="Conv2d_4a_3x3")(x))
+        for block in (
+            BlockA(32, name="Mixed_5b"), BlockA(64, name="Mixed_5c"), BlockA(64, name="Mixed_5d"),
+            BlockB(name="Mixed_6a"),
+            BlockC(128, name="Mixed_6b"), BlockC(160, name="Mixed_6c"), BlockC(160, name="Mixed_6d"),
+            BlockC(192, name="Mixed_6e"),
+            BlockD(name="Mixed_7a"),
+            BlockE("average", name="Mixed_7b"), BlockE("max", name="Mixed_7c"),
+        ):  # fmt: skip
+            x = block(x)
+        x = x.mean((1, 2))
+        return x, nn.Dense(CLASSES, use_bias=False, precision=jax.lax.Precision.HIGHEST, name="fc")(x)
 
 
-def load(
-    levels: int, *, weights: str | None = None, device: Literal["cpu", "cuda"] | None = None, batch: int = 64
-) -> Inception:
-    """Inception-v3 for images of `levels` levels.
+class Conv(nn.Module):
+    """Convolution without bias, normalisation by stored statistics, ReLU; no padding where the stride is 2."""
+
+    channels: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: int = 1
+    padding: str = "SAME"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        padding = self.padding if self.stride == 1 else "VALID"
+        # accelerators would round the factors of float32 products to fewer digits
+        exact = jax.lax.Precision.HIGHEST
+        x = nn.Conv(
+            self.channels, self.kernel, self.stride, padding, use_bias=False, precision=exact, name="conv"
+        )(x)  # fmt: skip
+        return nn.relu(nn.BatchNorm(use_running_average=True, epsilon=1e-3, name="bn")(x))
+
+
+class BlockA(nn.Module):
+    """The blocks of 35x35 pixels."""
+
+    pool_channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        one = Conv(64, name="branch1x1")(x)
+        five = _chain(x, "branch5x5", (48,), (64, (5, 5)))
+        three = _chain(x, "branch3x3dbl", (64,), (96, (3, 3)), (96, (3, 3)))
+        return jnp.concatenate([one, five, three, Conv(self.pool_channels, name="branch_pool")(average_pool(x))], -1)
+
+
+class BlockB(nn.Module):
+    """From 35x35 to 17x17 pixels."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        three = Conv(384, (3, 3), 2, name="branch3x3")(x)
+        twice = _chain(x, "branch3x3dbl", (64,), (96, (3, 3)), (96, (3, 3), 2))
+        return jnp.concatenate([three, twice, max_pool(x)], -1)
+
+
+class BlockC(nn.Module):
+    """The blocks of 17x17 pixels."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c, row, column = self.channels, (1, 7), (7, 1)
+        one = Conv(192, name="branch1x1")(x)
+        seven = _chain(x, "branch7x7", (c,), (c, row), (192, column))
+        twice = _chain(x, "branch7x7dbl", (c,), (c, column), (c, row), (c, column), (192, row))
+        return jnp.concatenate([one, seven, twice, Conv(192, name="branch_pool")(average_pool(x))], -1)
+
+
+class BlockD(nn.Module):
+    """From 17x17 to 8x8 pixels."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        three = _chain(x, "branch3x3", (192,), (320, (3, 3), 2))
+        seven = _chain(x, "branch7x7x3", (192,), (192, (1, 7)), (192, (7, 1)), (192, (3, 3), 2))
+        return jnp.concatenate([three, seven, max_pool(x)], -1)
+
+
+class BlockE(nn.Module):
+    """The blocks of 8x8 pixels; pool: "average" or "max"."""
+
+    pool: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def fork(y: jax.Array, name: str) -> list[jax.Array]:
+            return [Conv(384, (1, 3), name=f"{name}a")(y), Conv(384, (3, 1), name=f"{name}b")(y)]
+
+        one = Conv(320, name="branch1x1")(x)
+        three = fork(Conv(384, name="branch3x3_1")(x), "branch3x3_2")
+        twice = fork(_chain(x, "branch3x3dbl", (448,), (384, (3, 3))), "branch3x3dbl_3")
+        pooled = average_pool(x) if self.pool == "average" else max_pool(x, 1, "SAME")
+        return jnp.concatenate([one, *three, *twice, Conv(192, name="branch_pool")(pooled)], -1)
+
+
+def _chain(x: jax.Array, name: str, *layers: tuple) -> jax.Array:
+    """Convolutions one after the other, each the arguments of a `Conv`."""
+    for i, layer in enumerate(layers):
+        x = Conv(*layer, name=f"{name}_{i + 1}")(x)
+    return x
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """The mean over 3x3 pixels, of those that are inside the image."""
+    return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
+
+
+def max_pool(x: jax.Array, stride: int = 2, padding: str = "VALID") -> jax.Array:
+    """The maximum over 3x3 pixels."""
+    return nn.max_pool(x, (3, 3), (stride, stride), padding)
+
+
+def resize(images: jax.Array) -> jax.Array:
+    """Images [n, H, W, C] in float32, resized to 299x299 as by TensorFlow 1's `resize_bilinear`.
+
+    Row i of the result is at i H / 299 in the image, interpolated between the two rows there; beyond the last row it is
+    the last row.  Columns likewise.  Larger images are not smoothed before.
+    """
+    for axis in (2, 1):
+        n = images.shape[axis]
+        place = np.arange(SIZE, dtype=np.float32) * np.float32(n / SIZE)
+        low = place.astype(np.int32)
+        shape = [1, 1, 1, 1]
+        shape[axis] = SIZE
+        weight = (place - low).reshape(shape)
+        below, above = (jnp.take(images, indices, axis) for indices in (low, np.minimum(low + 1, n - 1)))
+        images = below + (above - below) * weight
+    return images
+
+
+def to_8_bit(images: np.ndarray, levels: int) -> np.ndarray:
+    """Images on the scale 0 .. 255: integers rounded to uint8, float32 not rounded.
 
     Args:
-        levels: the images hold values 0 .. levels - 1.
-        weights: a file with the network's state dict; None is torch-fidelity's, 90 MB, downloaded at the first use to
-            torch's folder of models.  torch-fidelity unpickles the file, which can run code: use trusted files only.
-        device: None is a GPU if torch finds one.  JAX must leave memory on it for torch.  By default torch's GPU
-            convolutions round to TF32, so the last digits differ from those of a CPU.
-        batch: images at a time; changes the last bits of the features at most.
+        images: uint8, uint16 or float32 [n, H, W, 1 | 3], values 0 .. levels - 1.
 
     Raises:
-        ModuleNotFoundError: if the extra is not installed, with the command that installs it.
-        ValueError: if an argument is out of range, or device is "cuda" and torch finds no GPU.
+        ValueError: if images are not as described.
     """
-    if not 2 <= levels <= 65536:
-        raise ValueError(f"load: expected 2 to 65536 levels, got levels={levels}")
-    if batch < 1:
-        raise ValueError(f"load: expected batch >= 1, got {batch}")
-    if device not in (None, "cpu", "cuda"):
-        raise ValueError(f"load: expected device 'cpu', 'cuda' or None, got {device!r}")
-    extractor = _import_optional("torch_fidelity").FeatureExtractorInceptionV3
-    gpu = _import_optional("torch").cuda.is_available()
-    if device == "cuda" and not gpu:
-        raise ValueError("load: device='cuda', but torch finds no GPU; device=None takes one where there is one")
-    network = extractor(Inception.name, ["2048", "logits_unbiased"], feature_extractor_weights_path=weights)
-    return Inception(network.to(device or ("cuda" if gpu else "cpu")), levels, batch)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.size == 0:
+        raise ValueError(f"Inception: expected images [n, H, W, 1 | 3], none of them 0, got shape {images.shape}")
+    check_values("Inception", images, levels)
+    if levels == 256:
+        return images if images.dtype == np.float32 else images.astype(np.uint8)
+    scaled = images * (255 / (levels - 1))
+    return scaled.astype(np.float32) if images.dtype == np.float32 else np.rint(scaled).astype(np.uint8)
 
 
 def inception_score(logits: np.ndarray, *, splits: int = 10) -> Score:
-    """The Inception score, by torch-fidelity.  The mean over splits of
+    """The Inception score.  The mean over splits of
 
         exp(mean over x of KL(p(y|x) || mean over x of p(y|x)))
 
-    Improved Techniques for Training GANs (arXiv:1606.03498), section 4.  The images are shuffled by a fixed seed and
-    cut into splits of n / splits.  The score grows with a split's size: compare at equal n and splits.
+    Improved Techniques for Training GANs (arXiv:1606.03498), section 4.  The images are shuffled by torch-fidelity's
+    seed and cut into splits of n / splits.  The score grows with a split's size: compare at equal n and splits.
 
     Args:
         logits: floating point [n, classes], n >= splits.
@@ -151,22 +226,30 @@ def inception_score(logits: np.ndarray, *, splits: int = 10) -> Score:
         ValueError: if the logits are not as described, or splits is less than 1.
     """
     _check_rows("inception_score", "logits", logits)
-    if not 1 <= splits <= len(logits):
-        raise ValueError(f"inception_score: expected splits in 1 .. {len(logits)}, the images, got {splits}")
-    metric = _import_optional("torch_fidelity.metric_isc")
-    score = metric.isc_features_to_metric(_tensor(logits), splits=splits, shuffle=True, rng_seed=SHUFFLE_SEED)
-    return Score(score[metric.KEY_METRIC_ISC_MEAN], score[metric.KEY_METRIC_ISC_STD])
+    n = len(logits)
+    if not 1 <= splits <= n:
+        raise ValueError(f"inception_score: expected splits in 1 .. {n}, the images, got {splits}")
+    x = logits[np.random.RandomState(SHUFFLE_SEED).permutation(n)].astype(np.float64)
+    x -= x.max(axis=1, keepdims=True)
+    log_p = x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+    scores = []
+    for i in range(splits):
+        part = log_p[i * n // splits : (i + 1) * n // splits]
+        p = np.exp(part)
+        divergences = (p * (part - np.log(p.mean(axis=0)))).sum(axis=1)
+        scores.append(np.exp(divergences.mean()))
+    return Score(float(np.mean(scores)), float(np.std(scores)))
 
 
 def kernel_distance(
     features: np.ndarray, reference: np.ndarray, *, subsets: int = 100, subset_size: int = 1000
 ) -> Score:
-    """The kernel Inception distance (KID), by torch-fidelity.  The mean over random subsets of the unbiased estimate of
+    """The kernel Inception distance (KID).  The mean over random subsets of the unbiased estimate of
 
         MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y),    k(x, y) = (x . y / d + 1)^3
 
     Demystifying MMD GANs (arXiv:1801.01401), section 4.  Unlike the FID its expectation does not depend on n; it can be
-    a little less than 0.  Computed in the features' own precision.
+    a little less than 0.  Subsets are drawn by torch-fidelity's seed, and computed in the features' own precision.
 
     Args:
         features, reference: both float32 or both float64 [n, d], n at least 2 and of each its own.
@@ -180,47 +263,24 @@ def kernel_distance(
     if features.dtype != reference.dtype or features.shape[1] != reference.shape[1]:
         described = f"{features.dtype} {features.shape} and {reference.dtype} {reference.shape}"
         raise ValueError(f"kernel_distance: expected two sets [n, d] of one type and one d, got {described}")
-    size = min(subset_size, len(features), len(reference))
-    if size < 2 or subsets < 1:
+    m = min(subset_size, len(features), len(reference))
+    if m < 2 or subsets < 1:
         raise ValueError(
             "kernel_distance: expected subsets >= 1 and subsets of at least 2 rows, got "
             f"subsets={subsets}, subset_size={subset_size}, {len(features)} and {len(reference)} rows"
         )
-    metric = _import_optional("torch_fidelity.metric_kid")
-    options = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": SHUFFLE_SEED, "verbose": False}
-    score = metric.kid_features_to_metric(_tensor(features), _tensor(reference), **options)
-    return Score(score[metric.KEY_METRIC_KID_MEAN], score[metric.KEY_METRIC_KID_STD])
 
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a @ b.T / a.shape[1] + 1) ** 3
 
-def _import_optional(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError(
-            f"metrics.inception needs {missing.name}, which is not installed: pip install 'ddpm-jax[eval]'",
-            name=missing.name,
-        ) from missing
+    def mean_of_pairs(k: np.ndarray) -> np.ndarray:
+        return (k.sum() - k.trace()) / (m * (m - 1))
 
-
-def _preprocess(x: Any, size: int) -> Any:
-    """The network's preprocessing of images [b, 3, H, W] over 0 .. 255: resized as by TensorFlow 1, scaled."""
-    resize = _import_optional("torch_fidelity.interpolate_compat_tensorflow").interpolate_bilinear_2d_like_tensorflow1x
-    return (resize(x, size=(size, size), align_corners=False) - 128) / 128
-
-
-def _to_channels_first(images: np.ndarray, levels: int) -> np.ndarray:
-    """Images [b, H, W, 1 | 3] as a new array [b, 3, H, W] over 0 .. 255: float32 of floats, uint8 of integers."""
-    kind = np.float32 if images.dtype == np.float32 else np.uint8
-    if levels != 256:
-        rescaled = images * (255 / (levels - 1))
-        images = rescaled if kind == np.float32 else np.rint(rescaled)
-    planes = np.moveaxis(np.broadcast_to(images, (*images.shape[:3], 3)), -1, 1)
-    return np.array(planes, kind, order="C")
-
-
-def _tensor(rows: np.ndarray) -> Any:
-    # torch warns of arrays that it may not write to, such as files that numpy maps: those are copied
-    return _import_optional("torch").from_numpy(np.require(rows, requirements=["C", "W"]))
+    random, distances = np.random.RandomState(SHUFFLE_SEED), []
+    for _ in range(subsets):
+        x, y = (rows[random.choice(len(rows), m, replace=False)] for rows in (features, reference))
+        distances.append(mean_of_pairs(kernel(x, x)) + mean_of_pairs(kernel(y, y)) - 2 * kernel(x, y).mean())
+    return Score(float(np.mean(distances)), float(np.std(distances)))
 
 
 def _check_rows(caller: str, name: str, rows: np.ndarray) -> None:

@@ -162,6 +162,16 @@ def all_gather(arrays: Any) -> Any:
     return jax.tree.map(lambda a: _allgather(np.asarray(a)).reshape(-1, *a.shape[1:]), arrays)
 
 
+def broadcast(array: Any) -> Any:
+    """The first process's numpy array, in every process; the others pass one of its shape and type."""
+    if not _is_distributed():
+        return array
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
 def check_equal_across_processes(values: Mapping[str, bytes]) -> None:
     """Checks that every process has the same values, by their hashes.
 

@@ -1,6 +1,5 @@
 """Sample metrics: the numbers, their baselines, the cached reference, and refused requests."""
 
-import sys
 import tracemalloc
 
 import numpy as np
@@ -10,7 +9,7 @@ from shared_evaluation import ddim_context
 
 from ddpm_jax import config as configs
 from ddpm_jax import data
-from ddpm_jax.evaluate import samples
+from ddpm_jax.evaluate import extractors, references, samples
 from ddpm_jax.evaluate.context import select_split
 from ddpm_jax.evaluate.samples import SamplesOptions
 from ddpm_jax.metrics import classifier, frechet, manifold
@@ -61,10 +60,10 @@ def test_one_half_of_the_data_against_the_other_is_positive_and_stable():
     network = classifier.load("digits")
     whole = [frechet.moments(network(part).features) for part in (DIGITS.train[:750], DIGITS.train[750:])]
     distance = frechet.frechet_distance(*whole)
-    extractor = samples.Extractor("extractor", "distance", network.dimension, network, lambda a, b: [])
+    extractor = extractors.Extractor("extractor", "distance", network.dimension, network, lambda a, b: [])
     for batch in (60, 749):
         parts = [
-            samples.accumulate([half[i : i + batch] for i in range(0, 750, batch)], extractor, 750).moments()
+            references.accumulate([half[i : i + batch] for i in range(0, 750, batch)], extractor, 750).moments()
             for half in (DIGITS.train[:750], DIGITS.train[750:])
         ]
         assert frechet.frechet_distance(*parts) == pytest.approx(distance, rel=1e-5)
@@ -126,9 +125,9 @@ def test_the_reference_is_seen_once_and_again_when_it_changes(run_folder, tmp_pa
         batch_sizes.append(len(images))
         return images.reshape(len(images), -1)[:, :3].astype(np.float32), np.ones((len(images), 1), np.float32)
 
-    extractor = samples.Extractor("extractor 1", "distance", 3, extract, lambda a, b: [])
+    extractor = extractors.Extractor("extractor 1", "distance", 3, extract, lambda a, b: [])
     train = select_split(DIGITS, "train")
-    computed, again = samples.cached_reference(run, train, extractor), samples.cached_reference(run, train, extractor)
+    computed, again = (references.cached_reference(run, train, extractor) for _ in range(2))
     assert sum(batch_sizes) == 1500
     for a, b in zip(computed.halves, again.halves, strict=True):
         assert a.n == b.n and a.mean.tobytes() == b.mean.tobytes() and a.scatter.tobytes() == b.scatter.tobytes()
@@ -137,8 +136,8 @@ def test_the_reference_is_seen_once_and_again_when_it_changes(run_folder, tmp_pa
     np.testing.assert_allclose(computed.moments().covariance, whole, rtol=1e-9, atol=1e-12)
     changed = DIGITS.train.copy()
     changed[1400, 0, 0] ^= 1  # a thousand are hashed at a time
-    samples.cached_reference(run, select_split(DIGITS._replace(train=changed), "train"), extractor)
-    samples.cached_reference(run, train, extractor._replace(name="extractor 2"))
+    references.cached_reference(run, select_split(DIGITS._replace(train=changed), "train"), extractor)
+    references.cached_reference(run, train, extractor._replace(name="extractor 2"))
     assert sum(batch_sizes) == 4500
 
 
@@ -146,12 +145,12 @@ def test_the_reference_is_seen_once_and_again_when_it_changes(run_folder, tmp_pa
 def test_fifty_thousand_images_are_seen_in_less_than_a_gigabyte():
     """Features and logits as large as Inception's, 2048 and 1008."""
     block = np.random.default_rng(0).standard_normal((1024, 2048)).astype(np.float32)
-    extractor = samples.Extractor(
+    extractor = extractors.Extractor(
         "extractor", "FID", 2048, lambda x: (block[: len(x)], block[: len(x), :1008]), lambda a, b: []
     )
     images = (np.zeros((1024, 1, 1, 1), np.uint8)[: 50_000 - start] for start in range(0, 50_000, 1024))
     tracemalloc.start()
-    result = samples.accumulate(images, extractor, 50_000)
+    result = references.accumulate(images, extractor, 50_000)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert result.moments().n == 50_000 and len(result.features) == 10_000 and len(result.scores) == 50_000
@@ -193,9 +192,9 @@ def test_features_that_are_not_finite_are_refused():
         features[3] = np.nan
         return features, features
 
-    extractor = samples.Extractor("extractor", "distance", 2, extract, lambda a, b: [])
+    extractor = extractors.Extractor("extractor", "distance", 2, extract, lambda a, b: [])
     with pytest.raises(ValueError, match="1 of 4 rows of features are not finite"):
-        samples.accumulate([np.zeros((9, 1, 1, 1), np.uint8)], extractor, 9)
+        references.accumulate([np.zeros((9, 1, 1, 1), np.uint8)], extractor, 9)
 
 
 def test_images_without_a_classifier_are_refused_with_the_known_ones(drawn):
@@ -204,10 +203,12 @@ def test_images_without_a_classifier_are_refused_with_the_known_ones(drawn):
         samples.measure(run, SamplesOptions(num=80))
 
 
-def test_a_missing_extra_is_named(run_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    assert cli.call(["evaluate", str(run_folder), "samples", "--features", "inception", "--out", str(tmp_path)]) == 2
-    assert "pip install 'ddpm-jax[eval]'" in capsys.readouterr().err
+def test_missing_weights_of_inception_are_named_with_their_address(run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.call(["evaluate", str(run_folder), "samples", "--features", "inception", "--out", "out"]) == 2
+    told = capsys.readouterr().err
+    assert "there are no Inception weights data/weights-inception-2015-12-05-6726825d.pth: download https://" in told
+    assert "or name its place by --inception-weights" in told
 
 
 def test_the_reference_warns_where_the_classifier_knows_nothing(drawn, tmp_path, capsys):

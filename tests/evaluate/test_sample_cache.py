@@ -10,7 +10,7 @@ from shared_evaluation import ddim_context
 from ddpm_jax import tracking
 from ddpm_jax.evaluate import protocol, sample_cache, samples
 from ddpm_jax.evaluate.samples import SamplesOptions
-from ddpm_jax.pipeline import image_parts
+from ddpm_jax.pipeline import image_parts, manifest
 
 
 def lines_of(found):
@@ -41,13 +41,25 @@ def test_more_samples_are_drawn_on(run_folder, tmp_path):
 
 def test_floats_are_the_integers_unrounded(run_folder, tmp_path):
     run = ddim_context(run_folder, tmp_path)
-    integers, floats = (
+    integers, cut, floats = (
         np.concatenate(list(image_parts.read_chunks(sample_cache.ensure_samples(run, 9, 0, form), 0, 9)))
-        for form in ("integer", "float")
+        for form in ("integer", "floor", "float")
     )
-    assert integers.dtype == np.uint8 and floats.dtype == np.float32
+    assert integers.dtype == cut.dtype == np.uint8 and floats.dtype == np.float32
     np.testing.assert_array_equal(np.rint(floats), integers)
+    near = np.abs(floats - np.rint(floats)) < 1e-5  # where float32 decides
+    np.testing.assert_array_equal(np.floor(floats)[~near], cut[~near])
+    assert (cut < integers).any()
     assert floats.min() >= 0 and floats.max() <= 16 and (floats != integers).any()
+
+
+def test_the_rounding_is_in_the_line_and_older_draws_are_found(drawn):
+    fields = {form: sample_cache.protocol_fields(drawn, 3, form) for form in ("integer", "floor", "float")}
+    assert [found["rounding"] for found in (fields["integer"], fields["floor"])] == ["round", "floor"]
+    assert fields["float"]["format"] == "float" and "rounding" not in fields["float"]
+    before = {name: value for name, value in fields["integer"].items() if name != "rounding"}
+    folder = sample_cache.ensure_samples(drawn, 2, 3, "integer")
+    assert folder is not None and folder.name == manifest.short_hash({**before, "tile": drawn.model.tile})
 
 
 def test_changing_any_field_changes_the_line(run_folder, drawn, tmp_path):
@@ -64,6 +76,7 @@ def test_changing_any_field_changes_the_line(run_folder, drawn, tmp_path):
         line(drawn, sets=2),
         line(drawn, seed=1),
         line(drawn, format="float"),
+        line(drawn, format="floor"),
         line(ddim_context(run_folder, tmp_path, steps=5)),
         line(ddim_context(run_folder, tmp_path, eta=0.5)),
         line(ddim_context(run_folder, tmp_path, spacing="trailing")),

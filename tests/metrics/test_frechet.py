@@ -175,6 +175,15 @@ def test_torch_fidelity_computes_the_same():
     assert found == pytest.approx(float(GOLDEN["frechet_inception_distance"]), rel=1e-9)
 
 
+def test_a_law_of_others_has_the_distance_of_its_images():
+    features, others = correlated(26, 300, 32), frechet.moments(correlated(27, 300, 32))
+    own = frechet.moments(features)
+    law_of_it = frechet.moments_of_law(own.mean, own.covariance)
+    np.testing.assert_array_equal(law_of_it.covariance, own.covariance)
+    distance = frechet.frechet_distance(own, others)
+    assert frechet.frechet_distance(law_of_it, others) == pytest.approx(distance, rel=1e-9)
+
+
 def test_it_is_symmetric_and_above_zero():
     a, b = (frechet.moments(correlated(seed, 200, 32)) for seed in (20, 21))
     there, back = frechet.frechet_distance(a, b), frechet.frechet_distance(b, a)
@@ -274,6 +283,10 @@ def test_without_its_bias_the_distance_is_that_of_endlessly_many_images():
         (
             lambda: frechet.frechet_distance(law([0, 0], [[1, 0], [0, -1]]), law([0, 0], np.eye(2))),
             "without negative eigenvalues, got a covariance's -1 to 1",
+        ),
+        (
+            lambda: frechet.moments_of_law(np.zeros(3), np.eye(2)),
+            r"moments_of_law: expected \[d\] and \[d, d\], got \(3,\) and \(2, 2\)",
         ),
         (lambda: frechet.empty_moments(3).covariance, "covariance: expected moments of at least 2 images, got 0"),
     ],

@@ -274,8 +274,8 @@ def test_the_program_draws_from_a_measurement_goes_on_where_it_was_and_verifies(
     assert len([*(tmp_path / "out" / "samples.parts").glob("*.npy")]) == 2
     sample(status=0)
     grid = data.read_png(tmp_path / "out" / "grid.png").image
-    original, scale = data.load("digits").test[0], data.preview_scale((8, 8, 1))
-    np.testing.assert_array_equal(grid[scale : 9 * scale : scale, scale : 9 * scale : scale], np.rint(original / 16 * 255))
+    expected, scale = np.rint(data.load("digits").test[0] / 16 * 255), data.preview_scale((8, 8, 1))
+    np.testing.assert_array_equal(grid[scale : 9 * scale : scale, scale : 9 * scale : scale], expected)
     shown = run("sample.py", home / "run", "--verify", tmp_path / "out" / "manifest.json")
     assert "equal: all 12 images" in shown.stdout
     shutil.copy(home / "torn.png", tmp_path / "a.png")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ddpm_jax import data
-from ddpm_jax.evaluate import protocol, sample_cache, samples
+from ddpm_jax.evaluate import extractors, protocol, references, sample_cache
 from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
 from ddpm_jax.evaluate.figures import figure
 from ddpm_jax.evaluate.options import NeighboursOptions
@@ -92,11 +92,11 @@ def feature_space(
     """The space of the distances: its name, and (integer images [n, H, W, C]) -> vectors [n, d]."""
     if options.features == "pixels":
         return "pixels", lambda integers: integers.reshape(len(integers), -1)
-    extractor = samples.load_extractor(context.model, options.features, options.inception_weights)
+    extractor = extractors.load_extractor(context.model, options.features, options.inception_weights)
 
     def features(integers: np.ndarray) -> np.ndarray:
-        parts = range(0, len(integers), samples.BATCH_SIZE)
-        return np.concatenate([extractor.extract(integers[i : i + samples.BATCH_SIZE])[0] for i in parts])
+        parts = range(0, len(integers), references.BATCH_SIZE)
+        return np.concatenate([extractor.extract(integers[i : i + references.BATCH_SIZE])[0] for i in parts])
 
     return extractor.name, features
 

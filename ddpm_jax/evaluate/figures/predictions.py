@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_jax import data, tracking
-from ddpm_jax.evaluate import plots, protocol, sample_cache, samples
+from ddpm_jax.evaluate import extractors, plots, protocol, references, sample_cache
 from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
 from ddpm_jax.evaluate.figures import figure
 from ddpm_jax.evaluate.options import PredictionsOptions
@@ -88,10 +88,10 @@ class FrechetOverTime:
     """Fréchet distances of the predictions at k times to the training images, accumulated batch by batch."""
 
     def __init__(self, context: EvaluationContext, options: PredictionsOptions, k: int):
-        self.extractor = samples.load_extractor(context.model, options.features, options.inception_weights)
-        samples.check_count(self.extractor, options.quality, "--quality")
+        self.extractor = extractors.load_extractor(context.model, options.features, options.inception_weights)
+        extractors.check_count(self.extractor, options.quality, "--quality")
         compared = select_split(load_images(context), "train")
-        self.reference = samples.cached_reference(context, compared, self.extractor).moments()
+        self.reference = references.cached_reference(context, compared, self.extractor).moments()
         self.halves = [[frechet.empty_moments(self.extractor.dimension)] * 2 for _ in range(k)]
         self.fields = {
             "n": options.quality,

@@ -8,7 +8,7 @@ import pytest
 from shared_evaluation import ideal_model, picture_column
 
 from ddpm_jax import data
-from ddpm_jax.evaluate import protocol, samples
+from ddpm_jax.evaluate import extractors, protocol, samples
 from ddpm_jax.evaluate.context import CommonFlags, EvaluationContext
 from ddpm_jax.evaluate.figures import figure, predictions
 from ddpm_jax.evaluate.figures.predictions import PredictionsOptions
@@ -55,7 +55,7 @@ def test_the_last_distance_is_that_of_the_samples(run_folder, tmp_path):
     assert len(found.x0) == 2 and found.squared_error.shape == (160, 5)
     distance, bias = found.quality[-1]
     assert distance.value == pytest.approx(expected["Fréchet distance"], rel=1e-5)
-    assert distance.protocol["features"] == samples.load_extractor(run.model, "classifier").name
+    assert distance.protocol["features"] == extractors.load_extractor(run.model, "classifier", "").name
     assert bias.name == "its bias" and found.quality[0][0].value != distance.value
 
 

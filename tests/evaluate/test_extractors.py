@@ -1,0 +1,106 @@
+"""Inception over devices and processes: every image once and in order."""
+
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import numpy_inception
+import pytest
+import run_programs
+
+from ddpm_jax.evaluate import extractors
+from ddpm_jax.metrics import inception
+
+
+class Corner:
+    """In place of Inception: features are three pixels of each image, logits four."""
+
+    def apply(self, variables, images):
+        x = images.reshape(len(images), -1).astype(np.float32) * variables["fc"]["kernel"]
+        return x[:, :3], x[:, 4:8]
+
+
+@pytest.fixture
+def corner(monkeypatch):
+    monkeypatch.setattr(extractors, "TILE", 2)
+    monkeypatch.setattr(extractors.inception, "Inception", Corner)
+    monkeypatch.setattr(extractors.inception_weights, "read_weights", lambda path: {"fc": {"kernel": np.float32(2)}})
+    return extractors.load_extractor
+
+
+def images_of(n, dtype=np.uint8):
+    return np.random.default_rng(n).integers(0, 256, (n, 2, 2, 3)).astype(dtype)
+
+
+@pytest.mark.parametrize("n", [1, 16, 37])
+def test_every_image_has_its_features_in_order(corner, n):
+    """On eight devices two each: a part of a round, a round, and two rounds and a part."""
+    extractor = extractors.load_inception(256, "weights")
+    for dtype in (np.uint8, np.float32):
+        images = images_of(n, dtype)
+        with extractors.extraction(extractor):
+            features, logits = extractor.extract(images)
+        flat = 2 * images.reshape(n, -1).astype(np.float32)
+        np.testing.assert_array_equal(features, flat[:, :3])
+        np.testing.assert_array_equal(logits, flat[:, 4:8])
+    assert extractor.name.startswith("inception-v3-compat ") and extractor.dimension == 2048
+
+
+def test_the_scores_of_a_reference_without_images_leave_out_the_kernel_distance(corner):
+    extractor = extractors.load_inception(256, "weights")
+    features, logits = extractor.extract(images_of(40))
+    whole = extractors.FeatureStatistics(None, features, logits / 100)  # pyright: ignore[reportArgumentType]
+    score = inception.inception_score(logits / 100)
+    first = [("inception score", score.mean), ("inception score, deviation over 10 splits", score.std)]
+    assert extractor.extra_metrics(whole, whole._replace(features=features[:0])) == first
+    found = extractor.extra_metrics(whole, whole)
+    assert found[:2] == first and [name for name, _ in found[2:]] == ["KID", "KID, deviation over 100 subsets"]
+
+
+PROGRAM = """
+import pathlib, sys
+import numpy as np
+from ddpm_jax import process
+from ddpm_jax.evaluate import extractors
+
+address, processes, number, devices, weights, out = sys.argv[1:]
+several = process.DistributedOptions(address, int(processes), int(number)) if int(processes) > 1 else None
+process.initialize(devices=int(devices), distributed=several)
+extractors.TILE = 1
+extractor = extractors.load_inception(256, pathlib.Path(weights))
+with extractors.extraction(extractor):
+    for dtype in (np.uint8, np.float32):
+        images = np.random.default_rng(0).integers(0, 256, (3, 5, 4, 3)).astype(dtype)
+        features, logits = extractor.extract(images)
+    np.savez(out, features=features, logits=logits)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_extract_the_features_of_one_to_the_bit(tmp_path):
+    """The network of full size, with the file of its weights, on two devices in one process and one in each of two."""
+    network, _, _ = numpy_inception.example()
+    np.savez(tmp_path / "random.npz", **network.weights)
+    (tmp_path / "extract.py").write_text(PROGRAM)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+
+    def start(processes, number, devices, out):
+        words = [address, processes, number, devices, tmp_path / "random.npz", tmp_path / out]
+        return subprocess.Popen(
+            [sys.executable, tmp_path / "extract.py", *map(str, words)],
+            env=run_programs.environment() | {"PYTHONPATH": str(run_programs.ROOT)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    for group in ([(1, 0, 2, "one.npz")], [(2, 0, 1, "two.npz"), (2, 1, 1, "none.npz")]):
+        for process in [start(*words) for words in group]:
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, output
+    assert not (tmp_path / "none.npz").exists()
+    one, two = (np.load(tmp_path / name) for name in ("one.npz", "two.npz"))
+    assert one["features"].shape == (3, 2048) and one["features"].std() > 0.1
+    for name in one.files:
+        np.testing.assert_array_equal(two[name], one[name])
