@@ -1,6 +1,5 @@
 """Feature extractors: the package's classifiers, and Inception on all devices of all processes."""
 
-import collections
 import contextlib
 import pathlib
 import sys
@@ -127,19 +126,13 @@ def check_count(extractor: Extractor, num: int, flag: str = "--num") -> None:
 
 def _map_tiles(mapped: tiles.TileFunction, inputs: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Features and logits of images, which every process has; the last round is padded with black ones."""
-    devices, parts = jax.device_count(), []
-    in_flight = collections.deque()
-    for first in range(0, len(images), devices * TILE):
-        rows = images[first : first + devices * TILE]
-        padded = np.zeros((devices * TILE, *images.shape[1:]), images.dtype)
-        padded[: len(rows)] = rows
-        in_flight.append(mapped(inputs, None, process.local_shard(padded.reshape(devices, TILE, *images.shape[1:]))))
-        if len(in_flight) > 1:
-            parts.append(process.all_gather(in_flight.popleft()))
-    parts.extend(process.all_gather(output) for output in in_flight)
+    size, n = jax.device_count() * TILE, len(images)
+    rounds = np.pad(images, ((0, -n % size), (0, 0), (0, 0), (0, 0))).reshape(-1, size // TILE, TILE, *images.shape[1:])
+    outputs = [mapped(inputs, None, process.local_shard(tile)) for tile in rounds]
+    gathered = [process.all_gather(output) for output in outputs]
     features, logits = (
-        np.concatenate([np.asarray(part).reshape(devices * TILE, -1) for part in side])[: len(images)]
-        for side in zip(*parts, strict=True)
+        np.concatenate([np.asarray(part).reshape(size, -1) for part in side])[:n]
+        for side in zip(*gathered, strict=True)
     )
     return features, logits
 

@@ -74,12 +74,12 @@ def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measure
 
 
 def held_out_baseline(context: EvaluationContext, options: SamplesOptions) -> list[Measurement]:
-    """The metrics of held-out images: the score of a perfect model with as many samples."""
-    extractor = load_extractor(context.model, options.features, options.inception_weights)
-    held = select_split(load_images(context), "test")
+    """The metrics of held-out images against the training images: the score of a perfect model with as many samples."""
+    extractor, loaded = load_extractor(context.model, options.features, options.inception_weights), load_images(context)
+    held, train = select_split(loaded, "test"), select_split(loaded, "train")
     n = min(options.num, len(held.images))
     check_count(extractor, n)
-    reference = find_reference(context, options.reference, extractor)
+    reference = Reference(train.describe(), train)
     return compare_sets(context, [[held.images[:n]]], n, reference, extractor, {"data": held.name})
 
 

@@ -1,10 +1,9 @@
 """Inception and its scores beside torch-fidelity's own, on one file of random weights that torch wrote."""
 
-import pathlib
-
 import numpy as np
 import pytest
 
+from benchmarks.inception import make_images, write_random_weights
 from ddpm_jax.evaluate import extractors
 from ddpm_jax.metrics import frechet, inception, manifold
 
@@ -13,49 +12,12 @@ pytestmark = pytest.mark.slow
 N = 16
 
 
-@pytest.fixture(scope="module")
-def fidelity():
-    pytest.importorskip("torch_fidelity", reason="takes torch-fidelity: pip install torch-fidelity")
-    import torch_fidelity
-
-    return torch_fidelity
-
-
-@pytest.fixture(scope="module")
-def weights(fidelity, tmp_path_factory):
-    """A state dict of weights whose activations neither vanish nor explode."""
+def test_features_and_scores_are_those_of_torch_fidelity_from_image_to_number(tmp_path, monkeypatch):
+    fidelity = pytest.importorskip("torch_fidelity", reason="takes torch-fidelity: pip install torch-fidelity")
     import torch
 
     torch.set_num_threads(1)  # where cores are shared with other tests, its threads wait for each other
-
-    class Random(fidelity.FeatureExtractorInceptionV3):
-        def load_state_dict(self, state_dict):  # the constructor insists on loading a file
-            generator = torch.Generator().manual_seed(0)
-            for module in self.modules():
-                if isinstance(module, torch.nn.Conv2d):
-                    torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-                elif isinstance(module, torch.nn.BatchNorm2d):
-                    for tensor, mean, std in (
-                        (module.weight, 1, 0.1), (module.bias, 0, 0.1), (module.running_mean, 0, 0.1),
-                    ):  # fmt: skip
-                        tensor.data.normal_(mean, std, generator=generator)
-                    module.running_var.uniform_(0.8, 1.3, generator=generator)
-
-    path = str(tmp_path_factory.mktemp("weights") / "random.pth")
-    torch.save({}, path)
-    torch.save(Random("random", ["2048"], path).state_dict(), path)
-    return path
-
-
-def pictures(seed, contrast=1.0):
-    """[N, 16, 16, 3] uint8, coarse patches of colour with some noise."""
-    draw = np.random.RandomState(seed)
-    patches = np.kron(draw.randint(0, 256, (N, 4, 4, 3)), np.ones((1, 4, 4, 1)))
-    return np.clip(contrast * patches + 20 * draw.randn(N, 16, 16, 3), 0, 255).astype(np.uint8)
-
-
-def test_features_and_scores_are_those_of_torch_fidelity_from_image_to_number(fidelity, weights, monkeypatch):
-    import torch
+    weights = write_random_weights(tmp_path / "random.pth")
 
     class Images(torch.utils.data.Dataset):
         def __init__(self, images):
@@ -68,11 +30,11 @@ def test_features_and_scores_are_those_of_torch_fidelity_from_image_to_number(fi
             return self.planes[i]
 
     monkeypatch.setattr(extractors, "TILE", 2)
-    extract = extractors.load_inception(256, pathlib.Path(weights)).extract
-    samples, reference = pictures(1, contrast=0.9), pictures(2)
+    extract = extractors.load_inception(256, weights).extract
+    samples, reference = make_images(1, N, 0.9), make_images(2, N, 1.0)
     ours = [extract(images) for images in (samples, reference)]
 
-    network = fidelity.FeatureExtractorInceptionV3("ours", ["2048", "logits_unbiased"], weights)
+    network = fidelity.FeatureExtractorInceptionV3("ours", ["2048", "logits_unbiased"], str(weights))
     with torch.no_grad():
         theirs = network(Images(samples).planes[:4])
     for found, expected in zip(ours[0], theirs, strict=True):
@@ -81,7 +43,7 @@ def test_features_and_scores_are_those_of_torch_fidelity_from_image_to_number(fi
 
     expected = fidelity.calculate_metrics(
         input1=Images(samples), input2=Images(reference), isc=True, kid=True, prc=True, fid=True,
-        feature_extractor_weights_path=weights, kid_subset_size=N - 4, batch_size=8, cuda=False, cache=False,
+        feature_extractor_weights_path=str(weights), kid_subset_size=N - 4, batch_size=8, cuda=False, cache=False,
         save_cpu_ram=True, verbose=False,
     )  # fmt: skip
     (features, logits), (others, _) = ours
