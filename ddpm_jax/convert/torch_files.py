@@ -7,6 +7,7 @@ here, and stand for code of this module.
 
 import collections
 import functools
+import io
 import pathlib
 import pickle
 import zipfile
@@ -50,7 +51,7 @@ def _load_zip(file: BinaryIO) -> Any:
             return _Unpickler(stream, lambda key, size: read(f"{folder}data/{key}")).load()
 
 
-def _load_old(file: BinaryIO, file_size: int) -> Any:
+def _load_old(file: io.BufferedReader, file_size: int) -> Any:
     memories: dict[str, bytearray] = {}  # filled after the tensors are made, which are views
 
     def memory(key: str, size: int) -> bytearray:

@@ -98,7 +98,8 @@ def load_inception(levels: int, weights: pathlib.Path) -> Extractor:
             found += [("KID", kid.mean), ("KID, deviation over 100 subsets", kid.std)]
         return found
 
-    name = f"inception-v3-compat {fingerprint(flatten_dict(variables, sep='/'))}"
+    flat: dict[str, Any] = flatten_dict(variables, sep="/")
+    name = f"inception-v3-compat {fingerprint(flat)}"
     return Extractor(name, "FID", inception.FEATURES, extract, scores, assist, release)
 
 
@@ -124,7 +125,7 @@ def check_count(extractor: Extractor, num: int, flag: str = "--num") -> None:
         )
 
 
-def _map_tiles(mapped: tiles.TileFunction, inputs: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _map_tiles(mapped: Callable[..., Any], inputs: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Features and logits of images, which every process has; the last round is padded with black ones."""
     size, n = jax.device_count() * TILE, len(images)
     rounds = np.pad(images, ((0, -n % size), (0, 0), (0, 0), (0, 0))).reshape(-1, size // TILE, TILE, *images.shape[1:])

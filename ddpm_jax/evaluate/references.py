@@ -4,7 +4,7 @@ import itertools
 import pathlib
 import sys
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,11 +73,12 @@ def check_images(context: EvaluationContext, path: pathlib.Path, images: np.ndar
 def reference_statistics(context: EvaluationContext, reference: Reference, extractor: Extractor) -> FeatureStatistics:
     """The feature statistics of a reference; of one of moments alone, no features and no scores."""
     none = np.zeros((0, extractor.dimension), np.float32)
-    statistics = FeatureStatistics((frechet.empty_moments(extractor.dimension),) * 2, none, none)
+    empty = frechet.empty_moments(extractor.dimension)
+    statistics = FeatureStatistics((empty, empty), none, none)
     if reference.split is not None:
         statistics = cached_reference(context, reference.split, extractor)
     if reference.moments is not None:
-        statistics = statistics._replace(halves=(reference.moments, frechet.empty_moments(extractor.dimension)))
+        statistics = statistics._replace(halves=(reference.moments, empty))
     return statistics
 
 
@@ -100,8 +101,8 @@ def cached_reference(context: EvaluationContext, split: Split, extractor: Extrac
     whole = statistics.moments()
     with process.atomic_file(path) as file:
         halves = {f"{key}{i}": value for i in (0, 1) for key, value in statistics.halves[i]._asdict().items()}
-        others = {"mu": whole.mean, "sigma": whole.covariance}
-        np.savez(file, features=statistics.features, scores=statistics.scores, **halves, **others)
+        moments: dict[str, Any] = {**halves, "mu": whole.mean, "sigma": whole.covariance}
+        np.savez(file, features=statistics.features, scores=statistics.scores, **moments)
     return statistics
 
 
