@@ -36,6 +36,7 @@ def call(folder, out, *flags):
     return cli.call(["evaluate", *map(str, (folder, "ema", *flags))])
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_each_length_beside_the_other_weights(averaged, capsys):
     folder, out = averaged
     assert call(folder, out, "--lengths", 0.09, 0.05, "--estimate", 2) == 0
@@ -53,6 +54,15 @@ def test_a_sweep_measures_each_length_beside_the_other_weights(averaged, capsys)
     assert protocol.format_line(again[0]) == found["ema:0.09"][1]
     assert data.read_png(out / "ema.png").text["legend"] == ema.LEGEND
     assert "curves in ema.png" in capsys.readouterr().out
+
+
+def test_without_an_estimate_the_sweep_has_sample_metrics_alone(averaged, tmp_path):
+    assert call(averaged[0], tmp_path, "--lengths", 0.09) == 0
+    rows = json.loads((tmp_path / "ema.json").read_text())["rows"]
+    assert [*rows] == ["raw", "ema", "ema:0.09", "held-out images"]
+    assert len({row[0].partition(" | ")[0] for row in rows.values()}) == 4  # four distances
+    for weights in ("raw", "ema", "ema:0.09"):
+        assert f"| {weights} | ckpt=" in rows[weights][0]
 
 
 def test_without_lengths_those_within_reach_are_measured(averaged):

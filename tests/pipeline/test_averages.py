@@ -109,6 +109,7 @@ def test_a_run_that_was_killed_and_continued_has_the_same_snapshots(home, straig
     run_programs.assert_same_bytes(run_programs.load_state(workdir).tree, run_programs.load_state(straight[0]).tree)
 
 
+@pytest.mark.slow
 def test_images_of_an_average_have_its_name_and_can_be_drawn_again(home, trained):
     call = ("sample.py", trained, "--num", 4, "--devices", 2)
     shown = run(*call, "--weights", "ema:.070", "--out", home / "seven")
@@ -120,6 +121,7 @@ def test_images_of_an_average_have_its_name_and_can_be_drawn_again(home, trained
     assert "equal: all 4 images" in run(*verify).stdout
 
 
+@pytest.mark.slow
 def test_an_average_is_converted_as_other_weights_are(home, trained):
     run("-m", "ddpm_jax", "convert", "to", "plain", trained, home / "plain", "--weights", "ema:0.07")
     made = json.loads((home / "plain" / "model.json").read_text())
@@ -162,23 +164,25 @@ def test_with_weights_is_another_network_with_the_same_programs(trained):
 
 
 def test_a_snapshot_that_is_damaged_is_named(home, trained):
-    workdir = shutil.copytree(trained, home / "damaged")
-    file = workdir / "snapshots" / "32.npz"
+    folder = shutil.copytree(trained / "snapshots", home / "damaged")
+    file, averages = folder / "32.npz", (model(trained, "raw").params,) * 2
     whole = file.read_bytes()
     with np.load(file) as kept:
         arrays = dict(kept)
     first = next(name for name in arrays if name != "record")
-    changed = arrays | {first: arrays[first] + 1}
-    np.savez(file, **changed)
+    np.savez(file, **(arrays | {first: arrays[first] + 1}))
     with pytest.raises(checkpoint.CheckpointError, match=r"32\.npz cannot be read: the fingerprint differs; without"):
-        model(workdir, "ema:0.07")
-    np.savez(file, **(arrays | {"record": np.array(str(arrays["record"]).replace('"count": 32', '"count": 3'))}))
+        snapshots.load(folder, 32, averages)
+    record = str(arrays["record"]).replace('"count": 32', '"count": 3')
+    np.savez(file, **(arrays | {"record": np.array(record)}))
     with pytest.raises(
         checkpoint.CheckpointError, match=r"32\.npz cannot be read: .*its record is not what was written"
     ):
-        model(workdir, "ema:0.07")
+        snapshots.meta(folder, 32)
     file.write_bytes(whole[:-100])
     with pytest.raises(checkpoint.CheckpointError, match=r"32\.npz cannot be read"):
-        model(workdir, "ema:0.07")
-    file.unlink()
-    assert model(workdir, "ema:0.07").weights == "ema:0.07"
+        snapshots.meta(folder, 32)
+    file.write_bytes(whole)
+    assert snapshots.meta(folder, 32) == {"step": 32, "count": 32}
+    with pytest.raises(ValueError, match="does not fit the configuration"):
+        snapshots.load(folder, 32, averages[:1])
