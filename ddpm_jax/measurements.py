@@ -85,8 +85,12 @@ def condition_on_measurement(
         check_image("y", y, measured, "A(x)")
         std = jnp.asarray(noise, measured.dtype)
         variance = std**2 * gather(schedule.signal, t, measured) / gather(schedule.noise, t, measured) ** 2
-        weights = _conjugate_gradients(lambda v: A(covariance(v)) + variance * v, y - measured, iterations)
-        x0 = x0 + covariance(weights)
+
+        def operator(v: jax.Array) -> jax.Array:
+            product = A(covariance(v))
+            return product if isinstance(noise, (int, float)) and noise == 0 else product + variance * v
+
+        x0 = x0 + covariance(_conjugate_gradients(operator, y - measured, iterations))
         return Estimate(x0, (x_t - signal * x0) / noise_t, mix)
 
     return conditioned
