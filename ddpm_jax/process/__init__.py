@@ -91,7 +91,7 @@ def initialize(
     jax.config.update("jax_enable_x64", False)
     compilation_cache.enable_compilation_cache(compilation_cache_dir)
     if distributed is not None:
-        connect_processes(distributed, backend)
+        connect_processes(distributed)
     start_jax()
 
 

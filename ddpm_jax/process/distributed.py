@@ -29,7 +29,7 @@ class DistributedOptions:
     coordinator: str | None = None
     """HOST:PORT of process 0: connects several processes without a cluster manager."""
     processes: int | None = None
-    """Number of processes (with --coordinator)."""
+    """Number of processes (with --coordinator); 1 without it: this process alone, whatever cluster it is in."""
     process: int | None = None
     """Index of this process, from 0 (with --coordinator)."""
     heartbeat: int = 60
@@ -43,8 +43,9 @@ def check_options(options: DistributedOptions) -> None:
         ValueError: naming the flag, its value and the values allowed.
     """
     flags = {"--coordinator": options.coordinator, "--processes": options.processes, "--process": options.process}
-    if any(value is None for value in flags.values()) and any(value is not None for value in flags.values()):
-        got = " ".join(f"{name} {value}" for name, value in flags.items() if value is not None)
+    given = {name: value for name, value in flags.items() if value is not None}
+    if 0 < len(given) < len(flags) and given != {"--processes": 1}:
+        got = " ".join(f"{name} {value}" for name, value in given.items())
         raise ValueError(f"--coordinator, --processes and --process go together, got only {got}")
     if options.coordinator is not None:
         host, _, port = options.coordinator.rpartition(":")
@@ -56,20 +57,17 @@ def check_options(options: DistributedOptions) -> None:
         raise ValueError(f"--heartbeat must be at least 5 seconds, got {options.heartbeat}")
 
 
-def connect_processes(options: DistributedOptions, platform: str) -> None:
-    """Connects to the other processes, if flags or a cluster (`detect_cluster`) name any.
+def connect_processes(options: DistributedOptions) -> None:
+    """Connects to the other processes, if flags or a cluster that JAX detects name any.
 
     From then on only the first process prints: standard output of the others is discarded.
 
-    Args:
-        platform: see `ddpm_jax.process.platform`.
-
     Raises:
-        ValueError: see `check_options`; or if the others do not connect.
+        ValueError: see `check_options`; or if a launcher or a cluster was found, and the processes do not connect.
     """
     check_options(options)
-    flags = options.coordinator, options.processes, options.process
-    if options.processes == 1 or (options.coordinator is None and not detect_cluster(platform)):
+    launched = launched_processes() if options.coordinator is None else options.processes
+    if 1 in (launched, options.processes):
         return
     import jax
 
@@ -79,15 +77,19 @@ def connect_processes(options: DistributedOptions, platform: str) -> None:
     method = None if options.coordinator is None else "deactivate"
     try:
         jax.distributed.initialize(
-            *flags, cluster_detection_method=method, heartbeat_timeout_seconds=options.heartbeat,
+            options.coordinator, options.processes, options.process,
+            cluster_detection_method=method, heartbeat_timeout_seconds=options.heartbeat,
             shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT, initialization_timeout=_CONNECT_TIMEOUT,
             coordinator_bind_address=bind_address(options.coordinator),
         )  # fmt: skip
-    except (RuntimeError, ValueError) as error:
-        where = options.coordinator or "the first process"
-        raise ValueError(
-            f"the processes did not connect to {where} in {_CONNECT_TIMEOUT} s: {first_line(error)}"
-        ) from error
+    except Exception as error:  # detection asks servers, whose clients have errors of their own
+        reason = first_line(error)
+        if "coordinator_address" in reason:  # JAX's words for no cluster
+            if launched is None:
+                return
+            reason = f"{launched or 'several'} were launched, but JAX detects no cluster"
+        where = f"to {options.coordinator} in {_CONNECT_TIMEOUT} s" if options.coordinator else "(--processes 1: alone)"
+        raise ValueError(f"the processes did not connect {where}: {reason}") from error
     counts = {len(jax.local_devices(i)) for i in range(jax.process_count())}
     if len(counts) > 1:
         raise ValueError(f"every process must have the same number of devices, got {sorted(counts)}")
@@ -112,22 +114,22 @@ def bind_address(coordinator: str | None) -> str | None:
     return f"[{address}]:{port}" if family == socket.AF_INET6 else f"{address}:{port}"
 
 
-def detect_cluster(platform: str) -> str | None:
-    """The cluster manager that started several processes, which JAX then finds: "Slurm", "Open MPI" or "TPU".
+def launched_processes() -> int | None:
+    """The number of processes that a launcher's variables name; 0 if only JAX can read it, None without a launcher.
 
-    None for a single process, where `jax.distributed.initialize` would fail, or in a Slurm step of one task wait for
-    the other tasks of the job.  The number of hosts of a TPU slice is taken from the environment, or else from Google's
-    metadata server, which is asked only if JAX will run on a TPU.
+    JAX detects clusters, but does not let a single process alone: it would have one of its GPUs only (srun, mpirun), or
+    wait for the other tasks of the Slurm job around it.  In Kubernetes, only the pods of an Indexed Job are several.
     """
     env = os.environ
-    # the variables that JAX reads; only srun sets SLURM_STEP_NODELIST
-    slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-    if all(name in env for name in slurm):
-        tasks = int(env.get("SLURM_STEP_NUM_TASKS", env["SLURM_NTASKS"]))
-        return "Slurm" if tasks > 1 and int(env["SLURM_NTASKS"]) > 1 else None
-    if "OMPI_MCA_orte_hnp_uri" in env:
-        return "Open MPI" if int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1 else None
-    return "TPU" if platform == "tpu" and _num_tpu_hosts() > 1 else None
+    if tasks := env.get("OMPI_COMM_WORLD_SIZE") or env.get("SLURM_STEP_NUM_TASKS"):
+        return int(tasks)
+    if "TPU_PROCESS_ADDRESSES_PATH" in env:
+        return 0
+    if hosts := env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES"):
+        return len(hosts.split(",")) * int(env.get("MEGASCALE_NUM_SLICES") or 1)
+    if "KUBERNETES_SERVICE_HOST" in env:
+        return 0 if "JOB_COMPLETION_INDEX" in env else 1
+    return None
 
 
 def is_main_process() -> bool:
@@ -261,27 +263,3 @@ def _allgather(value: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(value)
-
-
-def _num_tpu_hosts() -> int:
-    """The number of hosts in this TPU job."""
-    env = os.environ
-    names = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
-    if names is None and "TPU_SKIP_MDS_QUERY" not in env:
-        names = _gce_metadata("worker-network-endpoints")
-    return len((names or "").split(",")) * int(env.get("MEGASCALE_NUM_SLICES") or 1)
-
-
-def _gce_metadata(name: str) -> str | None:
-    """An attribute of a Google Cloud virtual machine; None without a metadata server."""
-    import urllib.request  # slower to import than everything else here
-
-    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
-    address = f"http://{server}/computeMetadata/v1/instance/attributes/{name}"
-    request = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with direct.open(request, timeout=5) as answer:
-            return answer.read().decode()
-    except OSError:
-        return None

@@ -1,6 +1,5 @@
 """What a program asks of its process, in processes of their own: none of it can be undone."""
 
-import http.server
 import json
 import os
 import pathlib
@@ -307,78 +306,6 @@ def test_process_0_listens_where_it_is_told_to(coordinator, address):
     if address == "[::1]:123" and not pathlib.Path("/proc/net/if_inet6").exists():
         pytest.skip("no IPv6")
     assert distributed.bind_address(coordinator) == address
-
-
-SLURM = {
-    "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]",
-    "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0",
-}  # fmt: skip
-ONE_TASK = SLURM | {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
-
-
-@pytest.mark.parametrize(
-    "env, platform, found",
-    [
-        ({}, "cpu", None),
-        (SLURM, "cpu", "Slurm"),
-        (SLURM | {"SLURM_NTASKS": "1"}, "cuda", None),
-        (SLURM | {"SLURM_STEP_NUM_TASKS": "2"}, "cpu", "Slurm"),
-        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, "cpu", None),  # srun -n1 in a job of several tasks
-        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, "cpu", None),  # no srun
-        ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "4"}, "cpu", "Open MPI"),
-        ({"TPU_WORKER_HOSTNAMES": "a,b,c,d"}, "tpu", "TPU"),
-        ({"TPU_WORKER_HOSTNAMES": "a,b,c,d"}, "cpu", None),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, "tpu", None),
-        ({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"}, "tpu", "TPU"),
-        ({"TPU_SKIP_MDS_QUERY": "1"}, "tpu", None),
-    ],
-)
-def test_a_cluster_is_known_by_its_environment(monkeypatch, env, platform, found):
-    for name in list(os.environ):
-        if name.startswith(("SLURM_", "OMPI_", "TPU_", "MEGASCALE_")):
-            monkeypatch.delenv(name)
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
-    assert distributed.detect_cluster(platform) == found
-
-
-def test_a_tpu_asks_the_metadata_server_how_many_hosts_its_slice_has(monkeypatch):
-    """A server of our own, which answers as Google's does: four endpoints, or nothing."""
-    answers = {"worker-network-endpoints": "unknown:unknown:10.0.0.2,unknown:unknown:10.0.0.3"}
-
-    class Server(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            known = self.headers["Metadata-Flavor"] == "Google" and self.path.rsplit("/", 1)[-1] in answers
-            self.send_response(200 if known else 404)
-            self.end_headers()
-            self.wfile.write(answers[self.path.rsplit("/", 1)[-1]].encode() if known else b"")
-
-        def log_message(self, *args):
-            pass
-
-    for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_SKIP_MDS_QUERY", "MEGASCALE_NUM_SLICES"):
-        monkeypatch.delenv(name, raising=False)
-    with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
-        monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
-        threading.Thread(target=server.serve_forever).start()
-        assert distributed.detect_cluster("tpu") == "TPU"
-        answers.clear()
-        assert distributed.detect_cluster("tpu") is None
-        server.shutdown()
-    assert distributed.detect_cluster("tpu") is None  # there is no server at all
-
-
-@pytest.mark.parametrize(
-    "env, words",
-    [({}, "coordinator_address should be defined"), pytest.param(ONE_TASK, "", marks=pytest.mark.slow)],
-)
-def test_jax_alone_refuses_a_single_process_or_waits_for_others_that_never_come(env, words):
-    """Why `detect_cluster` is needed; in a Slurm step of one task JAX counts the tasks of the whole job."""
-    alone = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": "/dev/null"} | env
-    done = run_python("import jax; jax.distributed.initialize(initialization_timeout=2)", **alone)
-    assert done.returncode != 0 and words in done.stderr
-    code = "process.initialize(distributed=process.DistributedOptions(), devices=1)" + SAY
-    assert printed_by(code, **alone) == 1
 
 
 def test_results_of_all_processes_come_in_the_order_of_the_processes(monkeypatch):
