@@ -76,7 +76,7 @@ def power_ema(lengths: Sequence[float]) -> optax.GradientTransformation:
         averages = tuple(jax.tree.map(jnp.zeros_like, params) for _ in gammas)
         return PowerEmaState(jnp.zeros((), jnp.int32), averages)
 
-    def update(updates: Params, state: PowerEmaState, params: Params = None) -> tuple[Params, PowerEmaState]:
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, PowerEmaState]:
         if params is None:
             raise ValueError("power_ema averages parameters: call update(updates, state, params)")
         count, new = state.count + 1, optax.apply_updates(params, updates)

@@ -31,6 +31,7 @@ from ddpm_jax.config.fields import (
     Loss,
     Net,
     Optim,
+    Parallel,
     Sampling,
     Schedule,
     Text,
@@ -38,8 +39,8 @@ from ddpm_jax.config.fields import (
 from ddpm_jax.config.old_names import current_names, former_names
 
 __all__ = [
-    "CompatOptions", "Condition", "Config", "Data", "Evaluation", "Loss", "Net", "Optim", "Sampling", "Schedule",
-    "Text", "check", "check_trained", "differences", "former_names", "from_dict", "load", "read", "to_json",
+    "CompatOptions", "Condition", "Config", "Data", "Evaluation", "Loss", "Net", "Optim", "Parallel", "Sampling",
+    "Schedule", "Text", "check", "check_trained", "differences", "former_names", "from_dict", "load", "read", "to_json",
 ]  # fmt: skip
 
 

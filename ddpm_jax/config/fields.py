@@ -5,6 +5,7 @@ import math
 from typing import Literal
 
 Spacing = Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic", "log_snr", "karras"]
+Parallel = Literal["pmap", "shard_map"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +229,8 @@ class Config:
     """Images per step, summed over devices."""
     steps_per_call: int = 1
     """Steps per call of the compiled program: more than 1 if a step is shorter than its dispatch."""
+    parallel: Parallel = "pmap"
+    """All devices by jax.pmap, or by jax.jit of jax.shard_map on a named mesh; the numbers are the same."""
     log_every: int = 100
     """Steps between lines of metrics.jsonl."""
     sample_every: int = 10_000

@@ -89,10 +89,12 @@ def panel(rows: list[Row], baseline: list[Measurement], name: str) -> plots.Pane
         if any(number.name == name for number in measured):
             lines[weights] = [_number(measured, name)] * len(swept)
     values = {label: [number.value for number in line] for label, line in lines.items()}
-    errors = {label: [number.error for number in line] for label, line in lines.items()}
+    standard_errors = {label: [number.error for number in line] for label, line in lines.items()}
     lengths, yscale = [row.length for row in swept], plots.scale(np.array([*values.values()]))
-    return plots.Panel(lengths, values, "relative length of the average", name, errors=errors, xscale="log",
-                       yscale=yscale)  # fmt: skip
+    return plots.Panel(
+        lengths, values, "relative length of the average", name, standard_errors=standard_errors, xscale="log",
+        yscale=yscale,
+    )  # fmt: skip
 
 
 def _number(measured: list[Measurement], name: str) -> Measurement:

@@ -100,7 +100,7 @@ def measure(
     """
     model, n = context.model, len(split.images)
     tile = model.tile
-    mapped = tiles.parallelise(tile_function(model, options))
+    mapped = tiles.parallelise(tile_function(model, options), model.config.parallel)
     key = jax.random.fold_in(keys.from_seed(options.seed), keys.VLB_STREAM)
     vlb = resume(part, empty_result(model, options, n), tile)
     progress = tracking.Progress(n, start=int(vlb.done), unit="images", active=process.is_main_process())

@@ -170,7 +170,8 @@ class Pipeline:
         self.request.check(self.config)
         kind = *program_key, self.model.sampler_spec
         if kind not in self._programs:
-            self._programs[kind] = tiles.parallelise(tiles.tile_function(sampler_factory, self.shape, save_at))
+            tile_function = tiles.tile_function(sampler_factory, self.shape, save_at)
+            self._programs[kind] = tiles.parallelise(tile_function, self.config.parallel)
         return tiles.draw(
             self._programs[kind], inputs, seed=seed, start=start, num=num, tile=self.tile, batch=batch,
             conditions=functools.partial(self.request.gather, self.config, self.shape),

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import config as configs
 from ddpm_jax import keys, process, samplers
 from ddpm_jax.model import Model, SamplingScalars
 
@@ -50,14 +51,14 @@ class Drawn(NamedTuple):
     x: np.ndarray
 
 
-def parallelise(tile_program: TileFunction) -> TileFunction:
+def parallelise(tile_program: TileFunction, by: configs.Parallel = "pmap", devices: Sequence[Any] | None = None) -> Any:
     """A tile's program over all devices, a tile each: (params, key, tiles [devices, ...]).
 
     With several processes each passes and gets the rows of its own devices, see `process.local_shard` and
     `all_gather`.
-    Compiled once, at its first call: keep it for as long as images are drawn.
+    Compiled once, at its first call: keep it for as long as images are drawn.  See `process.map_over_devices`.
     """
-    return jax.pmap(tile_program, axis_name="tiles", in_axes=(None, None, 0))
+    return process.map_over_devices(tile_program, by, axis_name="tiles", in_axes=(None, None, 0), devices=devices)
 
 
 def draw(

@@ -80,7 +80,7 @@ def lower_train_step(model: Model, images: data.Dataset, devices: Sequence[Any])
     body = trainer.train_step(model, trainer.example_losses(model), devices[0].platform)
     places = jax.ShapeDtypeStruct((len(devices), config.steps_per_call, config.batch // len(devices)), jnp.int32)
     streamed = is_streamed(images.train, config.data.stream)
-    step = trainer.parallelise(body, 0 if streamed else None, devices)
+    step = trainer.parallelise(body, 0 if streamed else None, devices, by=config.parallel)
     one, dtype = images.train.shape[1:], images.train.dtype
     pixels: Any = jax.ShapeDtypeStruct((*places.shape, *one), dtype)
     if not streamed:
@@ -102,7 +102,7 @@ def lower_sampler(model: Model, devices: Sequence[Any]) -> jax.stages.Lowered:
     """The sampler, lowered as training and `sample.py` have it: a tile of images on each device."""
     tile_function = tiles.tile_function(tiles.sampler_factory(model), model.shape)
     indices = jax.ShapeDtypeStruct((len(devices), model.tile_size(devices[0].platform)), jnp.uint32)
-    mapped = jax.pmap(tile_function, axis_name="tiles", in_axes=(None, None, 0), devices=devices)
+    mapped = tiles.parallelise(tile_function, model.config.parallel, devices)
     inputs = tiles.SamplerInputs(train_state(model)[1].params, model.times, model.scalars())
     condition = _batched_shapes(model.empty_condition(1), indices.shape)
     return mapped.lower(inputs, _key_shape(), tiles.Tile(indices, condition))

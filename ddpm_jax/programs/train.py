@@ -62,7 +62,7 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
     loss = trainer.example_losses(model)
     gradient_step = trainer.train_step(model, loss)
 
-    # pmap: the state whole on every device, the batch spread over them
+    # the state whole on every device, the batch spread over them
     devices = jax.local_devices()
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -70,7 +70,7 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
     loader = make_device_loader(
         images.train, order, config.batch, devices, stream=config.data.stream, steps_per_call=config.steps_per_call
     )
-    steps = trainer.parallelise(gradient_step, loader.in_axis)
+    steps = trainer.parallelise(gradient_step, loader.in_axis, by=config.parallel)
     run_key = jax.device_put(run_key, replicated)
 
     # a new run's first state, before anything is written: weights that do not fit are refused

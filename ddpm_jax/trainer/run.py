@@ -36,8 +36,8 @@ def lock_run(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
 
     Raises:
         ValueError: if the folder holds a run of another config (apart from `steps`, and from `steps_per_call`,
-            `data.stream`, `net.remat` and `optim.accumulate`, which another machine may need), or something else; if
-            another process trains in it; or if not all processes see it.
+            `parallel`, `data.stream`, `net.remat` and `optim.accumulate`, which another machine may need), or something
+            else; if another process trains in it; or if not all processes see it.
         OSError: if it cannot be written, then or later: the body's errors are raised anew with what is left to go on.
     """
     with contextlib.ExitStack() as held:
@@ -94,6 +94,7 @@ def _with_changeable_fields(old: configs.Config, new: configs.Config) -> configs
         old,
         steps=new.steps,
         steps_per_call=new.steps_per_call,
+        parallel=new.parallel,
         data=dataclasses.replace(old.data, stream=new.data.stream),
         net=dataclasses.replace(old.net, remat=new.net.remat),
         optim=dataclasses.replace(old.optim, accumulate=new.optim.accumulate),
@@ -124,7 +125,9 @@ class Run:
             return evaluate_batch(keys, x0)
 
         self.evaluate = jax.jit(evaluate)
-        self.draw_tiles = tiles.parallelise(tiles.tile_function(tiles.sampler_factory(model), model.shape))
+        self.draw_tiles = tiles.parallelise(
+            tiles.tile_function(tiles.sampler_factory(model), model.shape), self.config.parallel
+        )
 
     def print_summary(self, state, start: int) -> None:
         """The first lines: where, on what, how large, from when to when."""
@@ -156,7 +159,8 @@ class Run:
     def save_snapshot(self, step: int, state: training.TrainState) -> None:
         """Writes the averages for post-hoc EMA, the last part of the optimizer's state; one process does."""
         if process.is_main_process():
-            ema: posthoc_ema.PowerEmaState = state.opt_state[-1]
+            opt_state: Any = state.opt_state
+            ema: posthoc_ema.PowerEmaState = opt_state[-1]
             snapshots.save(self.snapshots, step, ema.averages, {"step": step, "count": int(ema.count)})
 
     def check_consistent(self, start: int, meta: Mapping[str, Any]) -> None:

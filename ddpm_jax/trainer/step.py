@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import config as configs
-from ddpm_jax import data, guidance, keys, losses, training
+from ddpm_jax import data, guidance, keys, losses, process, training
 from ddpm_jax.keys import split_keys
 from ddpm_jax.model import Model, training_condition
 
@@ -94,7 +94,7 @@ def train_step(model: Model, losses_of, platform: str | None = None):
     return step
 
 
-def parallelise(step, pixels_axis: int | None, devices: Sequence[Any] | None = None):
+def parallelise(step, pixels_axis: int | None, devices: Sequence[Any] | None = None, *, by: configs.Parallel = "pmap"):
     """k training steps on all devices: (key, state, bad, pixels, indices, conditions, stop) -> (state, bad, metrics).
 
     Key, state and bad are whole on every device, and the state is donated; `pixels_axis` is `DeviceLoader.in_axis`;
@@ -105,10 +105,11 @@ def parallelise(step, pixels_axis: int | None, devices: Sequence[Any] | None = N
     Args:
         step: see `train_step`.
         devices: those that the step is for, if not all.
+        by: see `process.map_over_devices`.
     """
     platform = devices[0].platform if devices else jax.default_backend()
-    return jax.pmap(
-        _with_stop_flag(_scan_steps(step, pixels_axis is not None, platform)), axis_name="batch",
+    return process.map_over_devices(
+        _with_stop_flag(_scan_steps(step, pixels_axis is not None, platform)), by, axis_name="batch",
         in_axes=(None, None, None, pixels_axis, 0, 0, 0), out_axes=None, donate_argnums=1, devices=devices,
     )  # fmt: skip
 

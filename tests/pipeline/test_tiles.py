@@ -61,13 +61,14 @@ def test_the_way_there_ends_in_the_image():
     np.testing.assert_array_equal(saved[:, 0, 0], x_T)
 
 
-def test_what_is_said_of_an_image_comes_to_it_whatever_its_tile():
+@pytest.mark.parametrize("by", ["pmap", "shard_map"])
+def test_what_is_said_of_an_image_comes_to_it_whatever_its_tile(by):
     """The images are their indices and what is said of them; over eight devices, in two rounds and a part of one."""
 
     def tile_function(inputs, key, tile):
         return jnp.stack([tile.indices, tile.condition["twice"]], axis=1)
 
-    mapped = tiles.parallelise(tile_function)
+    mapped = tiles.parallelise(tile_function, by)
     twice_the_index = lambda indices: {"twice": 2 * indices}  # noqa: E731
     parts = list(tiles.draw(mapped, np.zeros(1), seed=0, start=5, num=37, tile=2, conditions=twice_the_index))
     np.testing.assert_array_equal(np.concatenate([part.x for part in parts]), [[i, 2 * i] for i in range(5, 42)])

@@ -14,6 +14,7 @@ from run_programs import (
     ROOT,
     TINY,
     TRAIN_WITHOUT_PREVIEWS,
+    assert_same_bytes,
     command,
     environment,
     load_state,
@@ -103,11 +104,12 @@ def test_only_the_first_of_them_speaks(pair):
     assert "run " not in other_output and "steps" not in silence
 
 
-def test_a_word_of_one_device_is_heard_by_all():
+@pytest.mark.parametrize("by", ["pmap", "shard_map"])
+def test_a_word_of_one_device_is_heard_by_all(by):
     def step(key, state, bad, pixels, places, rows):
         return state + places.sum(), {"skipped": places[0]}
 
-    steps, places = trainer.parallelise(step, None, jax.devices()[:2]), np.zeros((2, 1, 3), np.int32)
+    steps, places = trainer.parallelise(step, None, jax.devices()[:2], by=by), np.zeros((2, 1, 3), np.int32)
     pixels, stop = np.zeros(1), np.array([0, 1], np.float32)
     flags_given, silent = (
         steps(from_seed(0), np.int32(0), np.int32(0), pixels, places, places, outputs)[2] for outputs in (stop, None)
@@ -126,11 +128,14 @@ def test_how_many_there_are_changes_no_batch(home, straight, processes, devices,
 
 
 @pytest.mark.slow
-def test_two_draw_and_evaluate_previews_and_one_speaks(home):
-    workdir = home / "previews"
-    outputs = Together("train.py", home / "tiny.py", workdir=workdir).ended(0, 0)
+@pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
+def test_two_draw_and_evaluate_previews_and_one_speaks(home, pair, parallel):
+    """And by shard_map, on global arrays, they take the very steps of pmap."""
+    workdir = home / f"previews-{parallel}"
+    outputs = Together("train.py", home / "tiny.py", workdir=workdir, parallel=parallel).ended(0, 0)
     assert "held-out loss" in outputs[0][0] and "held-out loss" not in outputs[1][0]
     assert (workdir / "samples" / "3.png").exists()
+    assert_same_bytes(load_state(workdir, 3).tree, load_state(pair[0], 3).tree)
 
 
 @pytest.mark.slow

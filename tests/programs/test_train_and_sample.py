@@ -134,12 +134,25 @@ def test_killed_and_resumed_is_straight_to_the_last_bit(home, tmp_path, env):
 
 
 @pytest.mark.slow
-def test_a_run_may_stream_its_images_from_any_step_on(home, straight):
-    """Half of the run with all images on the device, half with images read ahead: parameters are those of the whole."""
-    workdir = copied(straight, home / "streamed", 30)
-    shown = run("train.py", home / "tiny.py", "--workdir", workdir, "--data.stream", "True", preview=False).stdout
+@pytest.mark.parametrize("change", [("--data.stream", "True"), ("--parallel", "shard_map")])
+def test_a_run_may_stream_its_images_or_use_shard_map_from_any_step_on(home, straight, change):
+    """Half of the run with all images on the device and by pmap, half otherwise: parameters are those of the whole."""
+    workdir = copied(straight, home / f"changed{change[0]}", 30)
+    shown = run("train.py", home / "tiny.py", "--workdir", workdir, *change, preview=False).stdout
     assert "continued from step 30" in shown
     assert_same_bytes(load_state(workdir).tree, load_state(straight[0]).tree)
+
+
+@pytest.mark.slow
+def test_shard_map_takes_the_steps_of_pmap_to_the_bit(home):
+    """Sixty on eight devices, of images read ahead, two at a call; half by the one and half by the other, too."""
+    flags = ("--devices", 8, "--data.stream", "True", "--steps-per-call", 2, "--workdir")
+    for parallel in ("pmap", "shard_map"):
+        run("train.py", home / "tiny.py", "--parallel", parallel, *flags, home / parallel, preview=False)
+    both = copied((home / "shard_map",), home / "both", 30)
+    run("train.py", home / "tiny.py", *flags, both, preview=False)
+    for other in (home / "shard_map", both):
+        assert_same_bytes(load_state(other).tree, load_state(home / "pmap").tree)
 
 
 def test_samples_that_a_kill_prevented_are_drawn_when_the_run_is_continued(home, straight):
@@ -164,10 +177,10 @@ def test_the_next_batch_of_a_resumed_run_is_the_straight_one():
 
 
 def test_eight_devices_may_be_followed_by_one_and_streamed_images_by_resident_ones(home, straight):
-    """The batches are the same, and so, to rounding, is the result."""
+    """And shard_map by pmap.  The batches are the same, and so, to rounding, is the result."""
     workdir = home / "eight"
     flags = ("train.py", home / "tiny.py", "--workdir", workdir)
-    run(*flags, "--devices", 8, "--steps", 20, "--data.stream", "True", preview=False)
+    run(*flags, "--devices", 8, "--steps", 20, "--data.stream", "True", "--parallel", "shard_map", preview=False)
     run(*flags, "--steps", 40, preview=False)
     np.testing.assert_allclose(logged_losses(workdir), logged_losses(straight[0])[:4], atol=1e-5)
 
@@ -319,14 +332,15 @@ def test_after_too_many_bad_steps_a_call_takes_no_more(home, burnt):
                 np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5 * scale, err_msg=name)
 
 
-def test_bad_steps_in_a_row_are_counted_on_the_devices():
+@pytest.mark.parametrize("by", ["pmap", "shard_map"])
+def test_bad_steps_in_a_row_are_counted_on_the_devices(by):
     """A good one begins the count anew."""
     device = jax.devices()[:1]
 
     def step(key, state, bad, pixels, places, rows):
         return state + 1, {"skipped": places[0], "before": bad}
 
-    steps = trainer.parallelise(step, None, device)
+    steps = trainer.parallelise(step, None, device, by=by)
     skipped = np.array([1, 1, 0, 1, 1, 1], np.int32).reshape(1, 6, 1)
     state, bad, metrics = steps(from_seed(0), np.int32(0), np.int32(2), np.zeros(1), skipped, np.zeros((1, 6)), None)
     assert state == 6 and bad == 3

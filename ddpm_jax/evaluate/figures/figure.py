@@ -141,7 +141,7 @@ def continue_sampling(
         own = jax.vmap(lambda path: functools.reduce(jax.random.fold_in, path, key))(paths)
         return samplers.sample(own, with_start_times(model.sampler(params), start), x, times)
 
-    mapped, key, parts = tiles.parallelise(sample_tile), keys.from_seed(seed), []
+    mapped, key, parts = tiles.parallelise(sample_tile, model.config.parallel), keys.from_seed(seed), []
     progress = tracking.Progress(n, unit="images", active=rounds > 1)
     for offset in range(0, n, size * everywhere):
         rows = np.minimum(offset + np.arange(size * everywhere), n - 1).reshape(everywhere, size)

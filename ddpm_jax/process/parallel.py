@@ -1,0 +1,65 @@
+"""A function on every device, by `jax.pmap` or by `jax.jit` of `jax.shard_map`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ddpm_jax.config.fields import Parallel
+
+
+def map_over_devices(
+    function: Callable[..., Any],
+    by: Parallel,
+    *,
+    axis_name: str,
+    in_axes: tuple[int | None, ...],
+    out_axes: int | None = 0,
+    donate_argnums: int | tuple[int, ...] = (),
+    devices: Sequence[Any] | None = None,
+) -> Any:
+    """`function` on every device, compiled at its first call; its results are `pmap`'s, bit for bit.
+
+    `axis_name`, `in_axes` and so on are those of `jax.pmap`, but axes are 0 or None: with 0, an argument or a result is
+    [local devices, ...], with None it is whole on every device.  With "shard_map" there is a device for each row, and
+    arguments may also be global arrays on the mesh.
+
+    Args:
+        by: "pmap", or "shard_map" for `jax.jit` of `jax.shard_map` on the mesh (axis_name,) of the devices.
+        devices: None is all, those of process 0 first.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    if by == "pmap":
+        return jax.pmap(
+            function, axis_name=axis_name, in_axes=in_axes, out_axes=out_axes, donate_argnums=donate_argnums,
+            devices=devices,
+        )  # fmt: skip
+    by_process = [device for i in range(jax.process_count()) for device in jax.local_devices(i)]
+    mesh = Mesh(np.array(by_process if devices is None else devices), (axis_name,))
+    spec_of = {None: PartitionSpec(), 0: PartitionSpec(axis_name)}
+    in_specs, out_spec = tuple(spec_of[axis] for axis in in_axes), spec_of[out_axes]
+
+    def on_device(*args):
+        rows = (
+            arg if axis is None else jax.tree.map(lambda leaf: jax.lax.squeeze(leaf, [0]), arg)
+            for arg, axis in zip(args, in_axes, strict=True)
+        )
+        out = function(*rows)
+        return out if out_axes is None else jax.tree.map(lambda leaf: jax.lax.expand_dims(leaf, [0]), out)
+
+    # as in pmap, `function` itself sums over devices: with check_vma, gradients would be summed automatically too
+    sharded = jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=out_spec, check_vma=False)
+    program = jax.jit(
+        sharded, in_shardings=tuple(NamedSharding(mesh, spec) for spec in in_specs),
+        out_shardings=NamedSharding(mesh, out_spec), donate_argnums=donate_argnums,
+    )  # fmt: skip
+    if jax.process_count() == 1:
+        return program
+
+    def on_this_process(*args):
+        whole = multihost_utils.host_local_array_to_global_array(args, mesh, in_specs)
+        return multihost_utils.global_array_to_host_local_array(program(*whole), mesh, out_spec)
+
+    return on_this_process
