@@ -91,6 +91,11 @@ def power_ema(lengths: Sequence[float]) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def kept_averages(opt_state: Any) -> PowerEmaState:
+    """The averages in the state of an optimizer that is a chain with `power_ema` as its last part."""
+    return opt_state[-1]
+
+
 def inner_products(a: Profiles, b: Profiles) -> np.ndarray:
     """The integrals [n, m] of p_a p_b over all tau, of n and m profiles."""
     gamma_a, t_a = a.gamma[:, None], a.t[:, None]

@@ -44,7 +44,7 @@ class KeptAverages:
         self.workdir, self._folder = workdir, workdir / FOLDER
         target = jax.eval_shape(lambda key: model.optimizer.init(model.init(key)), keys.from_seed(0))
         restored = saved.restore_part("opt_state", target, step=step)
-        last: posthoc_ema.PowerEmaState = restored.tree[-1]
+        last = posthoc_ema.kept_averages(restored.tree)
         self.step, self._last, self._count = restored.step, last.averages, int(last.count)
         if not self._count:
             raise ValueError(f"{workdir} has no averages at step {self.step} yet: training adds to them at each step")

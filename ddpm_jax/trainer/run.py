@@ -157,10 +157,9 @@ class Run:
             snapshots.remove_after(self.snapshots, start)
 
     def save_snapshot(self, step: int, state: training.TrainState) -> None:
-        """Writes the averages for post-hoc EMA, the last part of the optimizer's state; one process does."""
+        """Writes the averages for post-hoc EMA; one process does."""
         if process.is_main_process():
-            opt_state: Any = state.opt_state
-            ema: posthoc_ema.PowerEmaState = opt_state[-1]
+            ema = posthoc_ema.kept_averages(state.opt_state)
             snapshots.save(self.snapshots, step, ema.averages, {"step": step, "count": int(ema.count)})
 
     def check_consistent(self, start: int, meta: Mapping[str, Any]) -> None:
