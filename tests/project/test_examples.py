@@ -79,3 +79,27 @@ def test_an_nnx_module_trains():
     losses, x = example.main(steps=60, batch=32, channels=8)
     assert np.mean(losses[-5:]) < 0.75 < losses[0]
     assert x.shape == (16, 8, 8, 1) and np.isfinite(x).all()
+
+
+def test_the_unet_in_nnx_trains_in_place_as_it_does_as_a_function():
+    example = load("unet_in_nnx")
+    by_function, in_place, x = example.main(steps=60, batch=16, channels=8)
+    np.testing.assert_allclose(in_place[:10], by_function[:10], rtol=1e-3)  # rounding grows
+    for losses in (by_function, in_place):
+        assert np.mean(losses[-10:]) < 0.8 * losses[0]
+    assert x.shape == (16, 8, 8, 1) and np.isfinite(x).all()
+
+
+@pytest.mark.parametrize(("library", "package"), [("equinox", "equinox"), ("haiku", "dm-haiku")])
+def test_a_network_of_another_library_trains(library, package):
+    pytest.importorskip(library, reason=f"needs {package}, which no other test does: pip install {package}")
+    example = load("other_libraries")
+    losses, x = example.main(library, steps=150)
+    assert np.mean(losses[-10:]) < 0.6 < losses[0]
+    assert x.shape == (16, 8, 8, 1) and np.isfinite(x).all()
+
+
+def test_forward_mode_estimates_the_divergence_that_reverse_mode_computes():
+    example = load("forward_mode")
+    found, exact = example.main(num=400)
+    assert found.std() > 0 and abs(found.mean() - exact) < 4 * found.std() / 400**0.5
