@@ -43,7 +43,8 @@ def test_features_and_scores_are_those_of_torch_fidelity_from_image_to_number(tm
 
     expected = fidelity.calculate_metrics(
         input1=Images(samples), input2=Images(reference), isc=True, kid=True, prc=True, fid=True,
-        feature_extractor_weights_path=str(weights), kid_subset_size=N - 4, batch_size=8, cuda=False, cache=False,
+        feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(weights), kid_subset_size=N - 4,
+        batch_size=8, cuda=False, cache=False,
         save_cpu_ram=True, verbose=False,
     )  # fmt: skip
     (features, logits), (others, _) = ours
