@@ -84,6 +84,8 @@ def connect_processes(options: DistributedOptions) -> None:
         )  # fmt: skip
     except Exception as error:  # detection asks servers, whose clients have errors of their own
         reason = first_line(error)
+        if launched is None and type(error) is RuntimeError:  # JAX is in use: this process has been alone until now
+            return
         if "coordinator_address" in reason:  # JAX's words for no cluster
             if launched is None:
                 return

@@ -125,7 +125,7 @@ socket.gethostbyname = lambda name: "127.0.0.1"
 jax_distributed._jax.get_distributed_runtime_client = lambda address, *args, **kwargs: connect(
     address.replace("train-0.set:", "localhost:"), *args, **kwargs)
 
-distributed._CONNECT_TIMEOUT, before = 20, dict(os.environ)
+distributed._CONNECT_TIMEOUT, before = 100, dict(os.environ)
 for cluster, env in json.load(sys.stdin).items():
     os.environ.update(env)
     if "GCE_METADATA_IP" in env:
@@ -157,10 +157,18 @@ class Metadata(http.server.BaseHTTPRequestHandler):
 
 def test_each_cluster_that_jax_detects_connects_its_processes():
     with contextlib.ExitStack() as stack:
-        free = stack.enter_context(socket.socket())
-        free.bind(("127.0.0.1", 0))
-        forced = {"JAX_PLATFORMS": "cpu", "JAX_FORCE_TPU_INIT": "1", "JAX_COORDINATOR_PORT": str(free.getsockname()[1])}
-        free.close()
+        # a port for each cluster: at the port of the last one, its server may still be ending
+        free = [stack.enter_context(socket.socket()) for _ in LAUNCHED]
+        for each in free:
+            each.bind(("127.0.0.1", 0))
+        ports = [str(each.getsockname()[1]) for each in free]
+        for each in free:
+            each.close()
+        launched = {
+            name: {**env, "JAX_COORDINATOR_PORT": port}
+            for (name, env), port in zip(LAUNCHED.items(), ports, strict=True)
+        }
+        forced = {"JAX_PLATFORMS": "cpu", "JAX_FORCE_TPU_INIT": "1"}
         processes = []
         for index in range(2):
             server = stack.enter_context(
@@ -173,11 +181,11 @@ def test_each_cluster_that_jax_detects_connects_its_processes():
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )  # fmt: skip
             stack.callback(process.kill)
-            env = json.dumps(LAUNCHED).replace("<index>", str(index))
+            env = json.dumps(launched).replace("<index>", str(index))
             process.stdin.write(env.replace("<server>", f"127.0.0.1:{server.server_port}"))
             process.stdin.close()
             process.stdin = None
             processes.append(process)
-        outputs = [process.communicate(timeout=120) for process in processes]
+        outputs = [process.communicate(timeout=300) for process in processes]
     for index, (printed, error) in enumerate(outputs):
         assert [json.loads(line) for line in printed.splitlines()] == [[name, index, 2] for name in LAUNCHED], error
