@@ -204,9 +204,7 @@ class WeightsAndBiases:
                 config=dataclasses.asdict(config), allow_val_change=True,
             )  # fmt: skip
         except self.wandb.Error as error:
-            raise ValueError(
-                f"--log wandb: {error} (`wandb login` stores a key; WANDB_MODE=offline needs none)"
-            ) from error
+            raise ValueError(f"--log wandb: {error} (WANDB_MODE=offline needs no account)") from error
         known.parent.mkdir(exist_ok=True)
         known.write_text(self.run.id, encoding="utf-8")
         for row in rows:

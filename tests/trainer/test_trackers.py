@@ -1,17 +1,17 @@
 """TensorBoard and W&B have each line of metrics.jsonl once, whatever happened to the run, and traces their steps."""
 
 import dataclasses
+import gzip
 import json
 import sys
 import types
 
 import event_files
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
-from run_programs import TINY, run, run_process, start_process, wait_for
+from run_programs import TINY, TRAIN_WITHOUT_PREVIEWS, run, run_process, start_process, wait_for
 
 from ddpm_jax import config as configs
 from ddpm_jax import data, process, tracking, trainer
@@ -207,7 +207,7 @@ def test_wandb_gets_what_was_never_sent_and_no_step_without_its_evaluation(tmp_p
 
 def test_what_wandb_refuses_is_an_error_before_training(tmp_path, server):
     server.error = RuntimeError("no API key")
-    with pytest.raises(ValueError, match=r"--log wandb: no API key \(`wandb login` stores a key; WANDB_MODE=offline"):
+    with pytest.raises(ValueError, match=r"--log wandb: no API key \(WANDB_MODE=offline needs no account\)"):
         with trainer.track(["wandb"], CONFIG, tmp_path, 0):
             pass
 
@@ -241,10 +241,9 @@ class Batch:
 
 def traced_steps(workdir) -> list[int]:
     """The numbers of the annotated steps in a run's only trace."""
-    (path,) = (workdir / "profile").rglob("*.xplane.pb")
-    trace = jax.profiler.ProfileData.from_file(str(path))
-    found = [event for plane in trace.planes for line in plane.lines for event in line.events if event.name == "train"]
-    return sorted(dict(event.stats)["step_num"] for event in found)
+    (path,) = (workdir / "profile").rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    return sorted(int(event["args"]["step_num"]) for event in events if event.get("name") == "train")
 
 
 @pytest.mark.parametrize(
@@ -288,19 +287,16 @@ def test_other_steps_are_refused(tmp_path, text):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_and_continued_is_in_tensorboard_as_in_its_metrics(tmp_path):
-    (tmp_path / "tiny.py").write_text(TINY.replace("steps=3", "steps=60").replace("sample_every=0", "sample_every=20"))
+    (tmp_path / "tiny.py").write_text(TINY.replace("steps=3", "steps=60"))
     workdir = tmp_path / "run"
-    args = ("train.py", tmp_path / "tiny.py", "--workdir", workdir, "--devices", 1, "--log", "tensorboard")
+    args = (*TRAIN_WITHOUT_PREVIEWS, tmp_path / "tiny.py", "--workdir", workdir, "--devices", 1, "--log", "tensorboard")
     first = start_process(*args)
     wait_for(lambda: (workdir / "checkpoints" / "30").exists(), first)
     first.kill()
     first.communicate()
     shown = run_process(*args, "--profile", "58:59")
     assert "continued from step" in shown.stdout and "failed" not in shown.stderr
-    rows = tracking.read_metrics(workdir / "metrics.jsonl")
-    for tag, name in (("training/loss", "loss"), ("held_out/bits_per_dim", "held_out_bits_per_dim")):
-        got, want = curve(workdir, tag), [(row["step"], row[name]) for row in rows if name in row]
-        assert [step for step, _ in got] == [step for step, _ in want]
-        np.testing.assert_allclose([x for _, x in got], [x for _, x in want], rtol=1e-6)
+    losses = [row["loss"] for row in tracking.read_metrics(workdir / "metrics.jsonl")]
     assert [step for step, _ in curve(workdir)] == list(range(1, 61))
+    np.testing.assert_allclose([loss for _, loss in curve(workdir)], losses, rtol=1e-6)
     assert traced_steps(workdir) == [58, 59]
