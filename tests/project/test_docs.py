@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shlex
+import tomllib
 import zlib
 
 import pytest
@@ -97,6 +98,23 @@ def test_the_commands_of_a_page_are_those_of_the_programs(page):
 def test_the_gallery_has_every_figure():
     figures = {name for name, (_, module) in evaluate.COMMANDS.items() if module.startswith("figures.")}
     assert figures <= set(re.findall(r"^ddpm-jax evaluate \S+ (\w+)", (DOCS / "gallery.md").read_text(), re.M))
+
+
+def test_the_oldest_versions_of_the_table_are_the_lowest_allowed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    bounds = dict(re.match(r"([\w-]+)>=([\d.]+)", each).groups() for each in required if ">=" in each)
+    bounds["Python"] = project["requires-python"].removeprefix(">=")
+    table = (DOCS / "install.md").read_text().partition("| oldest | newest |")[2].partition("\n\n")[0]
+    tried = {}
+    for row in table.splitlines()[2:]:
+        packages, oldest, _ = (re.sub(r" \(.*?\)", "", cell).strip().split(", ") for cell in row.split("|")[1:-1])
+        tried |= dict(zip(packages, oldest * (len(packages) if len(oldest) == 1 else 1), strict=True))
+    assert {name for name in bounds if name in "\n".join(project["dependencies"])} <= set(tried)
+    wrong = {
+        name: oldest for name, oldest in tried.items() if not f"{oldest}.".startswith(f"{bounds.get(name, oldest)}.")
+    }
+    assert wrong == {}
 
 
 # --- pages made from the code
