@@ -99,12 +99,12 @@ def kept_averages(opt_state: Any) -> PowerEmaState:
 def inner_products(a: Profiles, b: Profiles) -> np.ndarray:
     """The integrals [n, m] of p_a p_b over all tau, of n and m profiles."""
     gamma_a, t_a = a.gamma[:, None], a.t[:, None]
-    first, last = np.minimum(t_a, b.t), np.maximum(t_a, b.t)
+    shorter, longer = np.minimum(t_a, b.t), np.maximum(t_a, b.t)
     of_last = np.where(t_a <= b.t, b.gamma, gamma_a)
-    return (gamma_a + 1) * (b.gamma + 1) / (gamma_a + b.gamma + 1) / last * (first / last) ** of_last
+    return (gamma_a + 1) * (b.gamma + 1) / (gamma_a + b.gamma + 1) / longer * (shorter / longer) ** of_last
 
 
-def fit(kept: Profiles, length: float, t: float) -> tuple[np.ndarray, float]:
+def fit(profiles: Profiles, length: float, t: float) -> tuple[np.ndarray, float]:
     """The weights [n] by which the kept profiles approximate the one of this length that ends after t updates.
 
     They minimise the integral of the squared difference.  Unlike the paper's they sum to 1: an error of the sum would
@@ -117,8 +117,8 @@ def fit(kept: Profiles, length: float, t: float) -> tuple[np.ndarray, float]:
     Raises:
         ValueError: as `gamma_of_length`.
     """
-    wanted = Profiles(np.array([gamma_of_length(length)]), np.array([float(t)]))
-    gram, right = inner_products(kept, kept), inner_products(kept, wanted)[:, 0]
+    target = Profiles(np.array([gamma_of_length(length)]), np.array([float(t)]))
+    gram, right = inner_products(profiles, profiles), inner_products(profiles, target)[:, 0]
     scale, n = 1 / np.sqrt(np.diag(gram)), len(right)  # of profiles with norm 1 the equations are well conditioned
     equations = np.zeros((n + 1, n + 1))
     equations[:n, :n] = gram * scale * scale[:, None]
@@ -126,7 +126,7 @@ def fit(kept: Profiles, length: float, t: float) -> tuple[np.ndarray, float]:
     solution = np.linalg.lstsq(equations, np.append(right * scale, 1.0), rcond=None)[0][:n] * scale
     weights = np.round(solution * _RESOLUTION) / _RESOLUTION
     weights[np.argmax(np.abs(weights))] += 1 - weights.sum()
-    norm = float(inner_products(wanted, wanted)[0, 0])
+    norm = float(inner_products(target, target)[0, 0])
     return weights, float(np.sqrt(max(0.0, 1 + (weights @ gram @ weights - 2 * weights @ right) / norm)))
 
 

@@ -23,8 +23,8 @@ def encode(texts):
     """A condition of texts: context [B, WORDS, SIZE], a vector for each word, and a mask of the words there are."""
     context, mask = np.zeros((len(texts), WORDS, SIZE), np.float32), np.zeros((len(texts), WORDS), bool)
     for i, text in enumerate(texts):
-        for j, word in enumerate(text.split()[:WORDS]):
-            context[i, j] = np.random.default_rng(zlib.crc32(word.encode())).normal(size=SIZE)
+        for j, token in enumerate(text.split()[:WORDS]):
+            context[i, j] = np.random.default_rng(zlib.crc32(token.encode())).normal(size=SIZE)
             mask[i, j] = True
     return guidance.Condition(context=jnp.asarray(context), mask=jnp.asarray(mask))
 

@@ -49,7 +49,7 @@ def equations(A, y):
     return H[H.any(1)], np.asarray(y).reshape(-1)[H.any(1)]
 
 
-def given(H, R, y):
+def conditional(H, R, y):
     """Mean and covariance of N(MEAN, COV) given y = H x + N(0, R)."""
     gain = COV @ H.T @ np.linalg.inv(H @ COV @ H.T + R)
     return MEAN + gain @ (y - H @ MEAN), COV - gain @ H @ COV
@@ -82,11 +82,11 @@ def test_the_denoiser_is_the_conditional_mean_and_its_slope_the_conditional_cova
         for noise, t in itertools.product((0.0, 0.3), (1, 30, 300, 1000)):
             y, a, std = measured(A, noise), float(schedule.signal[t]), float(schedule.noise[t])
             H, values = equations(A, y)
-            start, slope = affine(lambda x, t=t, y=y, noise=noise: denoise(x, t, y, noise).x0)
+            start, jacobian = affine(lambda x, t=t, y=y, noise=noise: denoise(x, t, y, noise).x0)
             R = np.diag([std**2] * DIM + [noise**2] * len(H))
-            mean, cov = given(np.concatenate([a * np.eye(DIM), H]), R, np.concatenate([np.zeros(DIM), values]))
+            mean, cov = conditional(np.concatenate([a * np.eye(DIM), H]), R, np.concatenate([np.zeros(DIM), values]))
             np.testing.assert_allclose(start, mean, atol=1e-7, err_msg=f"t = {t}")
-            np.testing.assert_allclose(std**2 / a * slope, cov, atol=1e-6, err_msg=f"t = {t}")
+            np.testing.assert_allclose(std**2 / a * jacobian, cov, atol=1e-6, err_msg=f"t = {t}")
             x = np.random.default_rng(t).normal(size=(2, *SHAPE))
             found = denoise(x, t, y, noise)
             np.testing.assert_allclose(a * found.x0 + std * found.eps, x, atol=1e-12)
@@ -119,7 +119,7 @@ def test_samples_have_the_mean_and_covariance_of_the_data_given_the_measurement(
         for noise in (0.0, 0.3):
             y = measured(A, noise)
             H, values = equations(A, y)
-            mean, cov = given(H, noise**2 * np.eye(len(H)), values)
+            mean, cov = conditional(H, noise**2 * np.eye(len(H)), values)
 
             def end(x_T, y=y, noise=noise):
                 state = sampler(y, noise).init(x_T, jnp.int32(1000))
@@ -127,8 +127,8 @@ def test_samples_have_the_mean_and_covariance_of_the_data_given_the_measurement(
                     state = step(y, noise, state, t, s)
                 return state.x
 
-            start, slope = affine(end)
-            error = max(abs(start - mean).max(), abs(slope @ slope.T - cov).max())
+            start, matrix = affine(end)
+            error = max(abs(start - mean).max(), abs(matrix @ matrix.T - cov).max())
             assert error < 2e-3, (noise, error)
 
 

@@ -99,54 +99,56 @@ def test_a_skipped_step_is_no_update_of_the_averages():
     for scale in (1.0, np.nan, 1.0):
         state, _ = step(from_seed(0), state, np.full((2, 3), scale, np.float32))
     assert state.step == 3 and state.opt_state[-1].count == 2
-    first, second = 1 - 0.1 / 3, 1 - 0.2 / 3
+    before, second = 1 - 0.1 / 3, 1 - 0.2 / 3
     np.testing.assert_allclose(
-        state.opt_state[-1].averages[0], shares(0.1, 2, 2) @ [first, second] * np.ones(3), rtol=1e-6
+        state.opt_state[-1].averages[0], shares(0.1, 2, 2) @ [before, second] * np.ones(3), rtol=1e-6
     )
 
 
 def test_snapshots_give_an_average_that_was_kept_directly_to_one_percent():
     """One percent of its distance from the last parameters, which is far less than of its own size."""
-    steps, snapshots = 2000, 32
+    steps, num_snapshots = 2000, 32
     path = random_path(steps, np.random.default_rng(1))
-    ends = np.linspace(0, steps, snapshots + 1)[1:]
-    kept = Profiles(np.repeat([gamma_of_length(0.05), gamma_of_length(0.1)], snapshots), np.tile(ends, 2))
+    ends = np.linspace(0, steps, num_snapshots + 1)[1:]
+    profiles = Profiles(np.repeat([gamma_of_length(0.05), gamma_of_length(0.1)], num_snapshots), np.tile(ends, 2))
     averages = [shares(length, t, steps) @ path for length in (0.05, 0.1) for t in ends]
     for length in (0.03, 0.05, 0.07, 0.1, 0.15, 0.2):
-        weights, error = fit(kept, length, steps)
+        weights, error = fit(profiles, length, steps)
         direct, made = shares(length, steps, steps) @ path, posthoc_ema.weighted_sum(weights, averages)
         assert weights.sum() == 1 and error < 0.02
         assert np.linalg.norm(made - direct) < 0.01 * np.linalg.norm(direct - path[-1]), length
     # with the earlier half the average ends earlier, where the checkpoint is
-    half = kept.t <= steps / 2
-    weights, _ = fit(Profiles(kept.gamma[half], kept.t[half]), 0.07, steps / 2)
-    made = posthoc_ema.weighted_sum(weights, [a for a, take in zip(averages, half, strict=True) if take])
+    half = profiles.t <= steps / 2
+    weights, _ = fit(Profiles(profiles.gamma[half], profiles.t[half]), 0.07, steps / 2)
+    made = posthoc_ema.weighted_sum(weights, [average for average, early in zip(averages, half, strict=True) if early])
     direct = shares(0.07, steps / 2, steps) @ path
     assert np.linalg.norm(made - direct) < 0.01 * np.linalg.norm(direct - path[steps // 2 - 1])
 
 
 def test_the_error_of_a_profile_is_the_integral_of_the_difference():
-    kept = Profiles(np.array([7.0, 7.0, 20.0, 20.0]), np.array([60.0, 100.0, 60.0, 100.0]))
-    weights, error = fit(kept, 0.06, 100)
+    profiles = Profiles(np.array([7.0, 7.0, 20.0, 20.0]), np.array([60.0, 100.0, 60.0, 100.0]))
+    weights, error = fit(profiles, 0.06, 100)
     tau = (np.arange(200_000) + 0.5) * 100 / 200_000
 
     def profile(gamma, t):
         return np.where(tau <= t, (gamma + 1) * tau**gamma / t ** (gamma + 1), 0)
 
-    wanted = profile(gamma_of_length(0.06), 100)
-    made = sum(w * profile(g, t) for w, g, t in zip(weights, kept.gamma, kept.t, strict=True))
-    assert error == pytest.approx(np.linalg.norm(made - wanted) / np.linalg.norm(wanted), rel=1e-3)
+    target = profile(gamma_of_length(0.06), 100)
+    made = sum(w * profile(g, t) for w, g, t in zip(weights, profiles.gamma, profiles.t, strict=True))
+    assert error == pytest.approx(np.linalg.norm(made - target) / np.linalg.norm(target), rel=1e-3)
     # no other weights of the same sum are better
     for change in np.random.default_rng(0).normal(size=(20, 4)):
         other = weights + 0.01 * (change - change.mean())
-        worse = sum(w * profile(g, t) for w, g, t in zip(other, kept.gamma, kept.t, strict=True))
-        assert np.linalg.norm(worse - wanted) > np.linalg.norm(made - wanted)
+        worse = sum(w * profile(g, t) for w, g, t in zip(other, profiles.gamma, profiles.t, strict=True))
+        assert np.linalg.norm(worse - target) > np.linalg.norm(made - target)
 
 
 def test_a_profile_that_is_kept_is_taken_as_it_is_and_rounding_errors_change_no_weight():
-    kept = Profiles(np.tile([gamma_of_length(0.05), gamma_of_length(0.1)], 40), np.repeat(np.arange(1, 41) * 25.0, 2))
-    weights, error = fit(kept, 0.1, 1000)
+    profiles = Profiles(
+        np.tile([gamma_of_length(0.05), gamma_of_length(0.1)], 40), np.repeat(np.arange(1, 41) * 25.0, 2)
+    )
+    weights, error = fit(profiles, 0.1, 1000)
     np.testing.assert_array_equal(weights, np.eye(80)[-1])
     assert error < 1e-6
-    noisy = Profiles(kept.gamma * (1 + 1e-15), kept.t)
-    np.testing.assert_array_equal(fit(kept, 0.03, 1000)[0], fit(noisy, 0.03, 1000)[0])
+    noisy = Profiles(profiles.gamma * (1 + 1e-15), profiles.t)
+    np.testing.assert_array_equal(fit(profiles, 0.03, 1000)[0], fit(noisy, 0.03, 1000)[0])

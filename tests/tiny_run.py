@@ -35,8 +35,8 @@ def make_run(
     state = training.init(params, model.optimizer)._replace(step=np.int32(3), ema=ema)
     if config.optim.ema_lengths:
         averages = tuple(_random_like(rng, shapes) for _ in config.optim.ema_lengths)
-        kept = posthoc_ema.PowerEmaState(np.int32(3), averages)
-        state = state._replace(opt_state=(*state.opt_state[:-1], kept))
+        stored = posthoc_ema.PowerEmaState(np.int32(3), averages)
+        state = state._replace(opt_state=(*state.opt_state[:-1], stored))
     meta = {
         "step": 3,
         "config": dataclasses.asdict(config),

@@ -58,15 +58,15 @@ def load(folder: pathlib.Path, step: int, target: Any) -> Any:
     record = _read(folder, step, _verified_record)
     records.check_layout(record["parts"], {_PART: records.layout(target, _PART)}, step)
     paths = [path for path, _ in records.named_leaves(target)]
-    leaves = _read(folder, step, lambda kept: [kept[path] for path in paths])
+    leaves = _read(folder, step, lambda archive: [archive[path] for path in paths])
     tree = jax.tree.unflatten(jax.tree.structure(target), leaves)
     if records.fingerprint(tree) != record["parts"][_PART]["fingerprint"]:
         raise _unreadable(folder, step, "the fingerprint differs")
     return tree
 
 
-def _verified_record(kept: Any) -> dict[str, Any]:
-    record = json.loads(str(kept["record"]))
+def _verified_record(archive: Any) -> dict[str, Any]:
+    record = json.loads(str(archive["record"]))
     if record["sha256"] != records.json_digest({name: record[name] for name in ("meta", "parts")}):
         raise ValueError("its record is not what was written")
     return record
@@ -74,8 +74,8 @@ def _verified_record(kept: Any) -> dict[str, Any]:
 
 def _read(folder: pathlib.Path, step: int, read: Any) -> Any:
     try:
-        with (folder / f"{step}.npz").open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            return read(kept)
+        with (folder / f"{step}.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return read(archive)
     except MemoryError:
         raise
     except Exception as error:  # an archive may be damaged in any way

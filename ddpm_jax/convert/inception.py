@@ -37,8 +37,8 @@ def read_weights(path: pathlib.Path) -> dict[str, Any]:
     try:
         return apply([_rule(leaf, shape) for leaf, shape in flatten_dict(target).items()], used, target)
     except ValueError as error:
-        told = f"{str(error)[:500]} ..."  # of another network, hundreds of tensors
-        raise ValueError(f"{path}: these are not torch-fidelity's weights of Inception-v3: {told}") from error
+        details = f"{str(error)[:500]} ..."  # of another network, hundreds of tensors
+        raise ValueError(f"{path}: these are not torch-fidelity's weights of Inception-v3: {details}") from error
 
 
 def _rule(leaf: tuple[str, ...], shape: Any) -> Rule:

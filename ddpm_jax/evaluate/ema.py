@@ -44,10 +44,10 @@ def run(context: EvaluationContext, options: EmaOptions) -> int:
         if options.estimate is not None:
             vlb_options = LikelihoodOptions(common=other.flags, seed=options.seed, estimate=options.estimate)
             model = other.model.with_request(other.model.request, steps=other.model.config.schedule.T)
-            bound = likelihood.load_or_measure(other._replace(model=model), held, vlb_options)
-            if bound is None:
+            vlb = likelihood.load_or_measure(other._replace(model=model), held, vlb_options)
+            if vlb is None:
                 return 4
-            measured = bound[1][:1]
+            measured = vlb[1][:1]
         drawn = samples.measure_and_write(other, dataclasses.replace(sample_options, common=other.flags))
         if drawn is None:
             return 4
@@ -66,11 +66,11 @@ def select_lengths(context: EvaluationContext, options: EmaOptions) -> list[floa
     """The lengths of a sweep, ascending; errors as in `run`."""
     model = context.model
     with checkpoint.Checkpoints(model.workdir / "checkpoints", read_only=True) as saved:
-        kept = KeptAverages(model.workdir, saved, model.model, model.step)
+        averages_kept = KeptAverages(model.workdir, saved, model.model, model.step)
     if options.lengths is None:
-        return sorted({*filter(kept.can_reconstruct, LENGTHS), *model.config.optim.ema_lengths})
+        return sorted({*filter(averages_kept.can_reconstruct, LENGTHS), *model.config.optim.ema_lengths})
     for length in options.lengths:
-        kept.weights(length)
+        averages_kept.weights(length)
     return sorted(set(options.lengths))
 
 

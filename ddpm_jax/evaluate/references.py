@@ -90,9 +90,9 @@ def cached_reference(context: EvaluationContext, split: Split, extractor: Extrac
     name = f"{extractor.name}-{split.name}".replace(" ", "-")
     path = context.out / "references" / f"{name}.npz"
     if path.exists():
-        kept = protocol.load_npz(path)
-        halves = tuple(frechet.Moments(int(kept[f"n{i}"]), kept[f"mean{i}"], kept[f"scatter{i}"]) for i in (0, 1))
-        return FeatureStatistics((halves[0], halves[1]), kept["features"], kept["scores"])
+        stored = protocol.load_npz(path)
+        halves = tuple(frechet.Moments(int(stored[f"n{i}"]), stored[f"mean{i}"], stored[f"scatter{i}"]) for i in (0, 1))
+        return FeatureStatistics((halves[0], halves[1]), stored["features"], stored["scores"])
     print(f"reference: {split.name}, {len(split.images)} images, through {extractor.name}", file=sys.stderr)
     # the manifold metrics take the first images: shuffle, so that these are a random sample
     order = np.random.RandomState(0).permutation(len(split.images))
@@ -113,11 +113,11 @@ def accumulate(chunks: Iterable[np.ndarray], extractor: Extractor, n: int) -> Fe
         edges = sorted(
             {0, len(chunk), *range(BATCH_SIZE, len(chunk), BATCH_SIZE), min(max(n // 2 - done, 0), len(chunk))}
         )
-        for first, stop in itertools.pairwise(edges):
-            batch_features, batch_scores = extractor.extract(np.asarray(chunk[first:stop]))
-            half = int(done + first >= n // 2)
+        for start, stop in itertools.pairwise(edges):
+            batch_features, batch_scores = extractor.extract(np.asarray(chunk[start:stop]))
+            half = int(done + start >= n // 2)
             halves[half] = frechet.merge_moments(halves[half], frechet.moments(batch_features))
-            features.append(batch_features[: max(0, MANIFOLD_IMAGES - done - first)])
+            features.append(batch_features[: max(0, MANIFOLD_IMAGES - done - start)])
             scores.append(batch_scores)
         done += len(chunk)
     return FeatureStatistics((halves[0], halves[1]), np.concatenate(features), np.concatenate(scores))

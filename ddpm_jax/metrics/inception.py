@@ -182,11 +182,11 @@ def resize(images: jax.Array) -> jax.Array:
     """
     for axis in (2, 1):
         n = images.shape[axis]
-        place = np.arange(SIZE, dtype=np.float32) * np.float32(n / SIZE)
-        low = place.astype(np.int32)
+        position = np.arange(SIZE, dtype=np.float32) * np.float32(n / SIZE)
+        low = position.astype(np.int32)
         shape = [1, 1, 1, 1]
         shape[axis] = SIZE
-        weight = (place - low).reshape(shape)
+        weight = (position - low).reshape(shape)
         below, above = (jnp.take(images, indices, axis) for indices in (low, np.minimum(low + 1, n - 1)))
         images = below + (above - below) * weight
     return images

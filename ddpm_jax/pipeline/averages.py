@@ -70,8 +70,8 @@ class KeptAverages:
             nearest = min(filter(self.can_reconstruct, grid), key=lambda other: abs(np.log(other / length)))
             raise ValueError(
                 f"{self.workdir}, step {self.step}: 'ema:{length:g}' is out of reach of {len(self._steps)} snapshots "
-                f"of the averages {' and '.join(f'{kept:g}' for kept in self._lengths)}: its profile would be wrong by "
-                f"{error:.0%}, and at most {MAX_ERROR:.0%} is accepted; the nearest that can be had is "
+                f"of the averages {' and '.join(f'{length:g}' for length in self._lengths)}: its profile would be "
+                f"wrong by {error:.0%}, and at most {MAX_ERROR:.0%} is accepted; the nearest that can be had is "
                 f"'ema:{nearest:g}'. Training with a smaller --snapshot-every reaches further"
             )
         return weights

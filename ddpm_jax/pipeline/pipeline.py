@@ -72,8 +72,8 @@ class Pipeline:
     def _load_weights(self, saved: checkpoint.Checkpoints, model: Model, weights: str, step: int | None) -> None:
         length = ranges.ema_length(weights)
         if length is not None:
-            kept = averages.KeptAverages(self.workdir, saved, model, step)
-            self.weights, self.step, self.params = f"ema:{length:g}", kept.step, kept.reconstruct(length)
+            available = averages.KeptAverages(self.workdir, saved, model, step)
+            self.weights, self.step, self.params = f"ema:{length:g}", available.step, available.reconstruct(length)
             self.fingerprint = checkpoint.fingerprint(self.params)
             return
         part, target = {"ema": "ema", "raw": "params"}[weights], jax.eval_shape(model.init, keys.from_seed(0))

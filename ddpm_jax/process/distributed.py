@@ -43,9 +43,9 @@ def check_options(options: DistributedOptions) -> None:
         ValueError: naming the flag, its value and the values allowed.
     """
     flags = {"--coordinator": options.coordinator, "--processes": options.processes, "--process": options.process}
-    given = {name: value for name, value in flags.items() if value is not None}
-    if 0 < len(given) < len(flags) and given != {"--processes": 1}:
-        got = " ".join(f"{name} {value}" for name, value in given.items())
+    set_flags = {name: value for name, value in flags.items() if value is not None}
+    if 0 < len(set_flags) < len(flags) and set_flags != {"--processes": 1}:
+        got = " ".join(f"{name} {value}" for name, value in set_flags.items())
         raise ValueError(f"--coordinator, --processes and --process go together, got only {got}")
     if options.coordinator is not None:
         host, _, port = options.coordinator.rpartition(":")

@@ -51,15 +51,15 @@ def map_over_devices(
 
     # as in pmap, `function` itself sums over devices: with check_vma, gradients would be summed automatically too
     sharded = jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=out_spec, check_vma=False)
-    program = jax.jit(
+    compiled = jax.jit(
         sharded, in_shardings=tuple(NamedSharding(mesh, spec) for spec in in_specs),
         out_shardings=NamedSharding(mesh, out_spec), donate_argnums=donate_argnums,
     )  # fmt: skip
     if jax.process_count() == 1:
-        return program
+        return compiled
 
     def on_this_process(*args):
         whole = multihost_utils.host_local_array_to_global_array(args, mesh, in_specs)
-        return multihost_utils.global_array_to_host_local_array(program(*whole), mesh, out_spec)
+        return multihost_utils.global_array_to_host_local_array(compiled(*whole), mesh, out_spec)
 
     return on_this_process

@@ -42,25 +42,25 @@ def profile(
         start: the last step before the first call.
         take_steps: (state, bad, batch) -> results, for as many steps as `batch.indices` is long.
     """
-    folder, done, first, traced = workdir / "profile", start, 0, parse_steps(steps)
+    folder, done, first_traced, traced = workdir / "profile", start, 0, parse_steps(steps)
 
     def stop() -> None:
-        nonlocal first
+        nonlocal first_traced
         jax.profiler.stop_trace()
-        print(f"profile   steps {first} to {done}: tensorboard --logdir {folder}, or xprof {folder}", flush=True)
-        first = 0
+        print(f"profile   steps {first_traced} to {done}: tensorboard --logdir {folder}, or xprof {folder}", flush=True)
+        first_traced = 0
 
     def annotated(state: Any, bad: Any, batch: Any) -> Any:
-        nonlocal done, first
+        nonlocal done, first_traced
         last, traces = done + len(batch.indices), process.is_main_process()
-        if traces and not first and done < traced.stop - 1 and last >= traced.start:
+        if traces and not first_traced and done < traced.stop - 1 and last >= traced.start:
             jax.block_until_ready(state)
             jax.profiler.start_trace(folder)
-            first = done + 1
+            first_traced = done + 1
         with jax.profiler.StepTraceAnnotation("train", step_num=last):
             results = take_steps(state, bad, batch)
         done = last
-        if first and done >= traced.stop - 1:
+        if first_traced and done >= traced.stop - 1:
             jax.block_until_ready(results)
             stop()
         return results
@@ -70,5 +70,5 @@ def profile(
     try:
         yield annotated
     finally:
-        if first:  # the run ends before
+        if first_traced:  # the run ends before
             stop()

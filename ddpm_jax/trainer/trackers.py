@@ -83,9 +83,9 @@ def _following(log: tracking.MetricsLog, name: str, tracker: "TensorBoard | Weig
     """Context in which a tracker gets each new line of a log, until it fails; then it is closed."""
 
     def follow(row: Row) -> None:
-        with _printed_errors(name) as errors:
+        with _printed_errors(name) as failures:
             tracker.write(row)
-        if errors:
+        if failures:
             log.followers.remove(follow)
 
     log.followers.append(follow)
@@ -101,11 +101,11 @@ def _following(log: tracking.MetricsLog, name: str, tracker: "TensorBoard | Weig
 @contextlib.contextmanager
 def _printed_errors(name: str) -> Iterator[list[Exception]]:
     """A list of the body's error, which is printed and not raised."""
-    errors: list[Exception] = []
+    failures: list[Exception] = []
     try:
-        yield errors
+        yield failures
     except Exception as error:
-        errors.append(error)
+        failures.append(error)
         message = f"train: --log {name} failed: {error!r}. Training goes on; the next start adds what is missing"
         print(message, file=sys.stderr, flush=True)
 

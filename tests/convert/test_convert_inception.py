@@ -12,9 +12,9 @@ def test_files_of_other_networks_are_refused_by_their_tensors(tmp_path, monkeypa
     monkeypatch.setattr(tensor_files, "read_tensors", lambda path: {"fc.bias": np.zeros(9), "head.weight": np.zeros(9)})
     with pytest.raises(ValueError, match=r"w\.pth: these are not torch-fidelity's weights of Inception-v3") as raised:
         inception.read_weights(path)
-    told = str(raised.value)
-    assert " tensors are missing: Conv2d_1a_3x3.bn.running_mean (32,); Conv2d_1a_3x3.bn.running_var (32,)" in told
-    assert len(told) < 800
+    message = str(raised.value)
+    assert " tensors are missing: Conv2d_1a_3x3.bn.running_mean (32,); Conv2d_1a_3x3.bn.running_var (32,)" in message
+    assert len(message) < 800
 
 
 def test_a_missing_file_is_named_with_its_address(tmp_path):

@@ -152,8 +152,8 @@ def test_other_things_than_named_tensors_are_refused_by_what_they_are(tmp_path):
 def test_pytorchs_files_that_were_cut_short_are_refused(tmp_path):
     for format in ("zip", "old"):
         whole = (goldens_loader.FOLDER / f"torch_{format}.pt").read_bytes()
-        for kept in (0, 20, len(whole) // 2, len(whole) - 1):
-            (tmp_path / "cut.pt").write_bytes(whole[:kept])
+        for length in (0, 20, len(whole) // 2, len(whole) - 1):
+            (tmp_path / "cut.pt").write_bytes(whole[:length])
             with pytest.raises(ValueError, match="cannot be read"):
                 tensor_files.read_tensors(tmp_path / "cut.pt")
     # a tensor that goes beyond its storage

@@ -206,9 +206,9 @@ def test_images_without_a_classifier_are_refused_with_the_known_ones(drawn):
 def test_missing_weights_of_inception_are_named_with_their_address(run_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.call(["evaluate", str(run_folder), "samples", "--features", "inception", "--out", "out"]) == 2
-    told = capsys.readouterr().err
-    assert "there are no Inception weights data/weights-inception-2015-12-05-6726825d.pth: download https://" in told
-    assert "or name its place by --inception-weights" in told
+    message = capsys.readouterr().err
+    assert "there are no Inception weights data/weights-inception-2015-12-05-6726825d.pth: download https://" in message
+    assert "or name its place by --inception-weights" in message
 
 
 def test_the_reference_warns_where_the_classifier_knows_nothing(drawn, tmp_path, capsys):

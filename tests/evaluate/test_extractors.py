@@ -52,10 +52,10 @@ def test_the_scores_of_a_reference_without_images_leave_out_the_kernel_distance(
     features, logits = extractor.extract(images_of(40))
     whole = extractors.FeatureStatistics(None, features, logits / 100)  # pyright: ignore[reportArgumentType]
     score = inception.inception_score(logits / 100)
-    first = [("inception score", score.mean), ("inception score, deviation over 10 splits", score.std)]
-    assert extractor.extra_metrics(whole, whole._replace(features=features[:0])) == first
+    expected = [("inception score", score.mean), ("inception score, deviation over 10 splits", score.std)]
+    assert extractor.extra_metrics(whole, whole._replace(features=features[:0])) == expected
     found = extractor.extra_metrics(whole, whole)
-    assert found[:2] == first and [name for name, _ in found[2:]] == ["KID", "KID, deviation over 100 subsets"]
+    assert found[:2] == expected and [name for name, _ in found[2:]] == ["KID", "KID, deviation over 100 subsets"]
 
 
 PROGRAM = """

@@ -81,8 +81,8 @@ def test_snapshots_and_checkpoints_hold_the_averages_of_the_parameters(straight,
         found = model(trained, "ema:0.05", step)
         np.testing.assert_allclose(flat(found.params), direct(path, 0.05, step), atol=1e-6)
         assert (found.step, found.weights) == (step, "ema:0.05")
-    kept = snapshots.load(straight[0] / "snapshots", 27, (found.params,) * 2)
-    np.testing.assert_allclose(flat(kept[1]), direct(path, 0.1, 27), atol=1e-6)
+    averages_kept = snapshots.load(straight[0] / "snapshots", 27, (found.params,) * 2)
+    np.testing.assert_allclose(flat(averages_kept[1]), direct(path, 0.1, 27), atol=1e-6)
 
 
 def test_averages_that_were_not_kept_are_had_to_one_percent(trained, path):
@@ -90,9 +90,9 @@ def test_averages_that_were_not_kept_are_had_to_one_percent(trained, path):
     base = model(trained, "raw")
     for step in (30, STEPS):
         with checkpoint.Checkpoints(trained / "checkpoints", read_only=True) as saved:
-            kept = averages.KeptAverages(trained, saved, base.model, step)
+            available = averages.KeptAverages(trained, saved, base.model, step)
         for length in (0.04, 0.07, 0.14, 0.2):
-            made, expected = flat(kept.reconstruct(length)), direct(path, length, step)
+            made, expected = flat(available.reconstruct(length)), direct(path, length, step)
             assert np.linalg.norm(made - expected) < 0.01 * np.linalg.norm(expected - path[step - 1]), (step, length)
 
 
@@ -167,10 +167,10 @@ def test_a_snapshot_that_is_damaged_is_named(home, trained):
     folder = shutil.copytree(trained / "snapshots", home / "damaged")
     file, averages = folder / "32.npz", (model(trained, "raw").params,) * 2
     whole = file.read_bytes()
-    with np.load(file) as kept:
-        arrays = dict(kept)
-    first = next(name for name in arrays if name != "record")
-    np.savez(file, **(arrays | {first: arrays[first] + 1}))
+    with np.load(file) as path:
+        arrays = dict(path)
+    start = next(name for name in arrays if name != "record")
+    np.savez(file, **(arrays | {start: arrays[start] + 1}))
     with pytest.raises(checkpoint.CheckpointError, match=r"32\.npz cannot be read: the fingerprint differs; without"):
         snapshots.load(folder, 32, averages)
     record = str(arrays["record"]).replace('"count": 32', '"count": 3')

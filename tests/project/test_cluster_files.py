@@ -49,14 +49,14 @@ def here(tmp_path):
     return tmp_path
 
 
-def run_script(here, *command, statuses=("0",), **env):
+def run_script(sandbox, *command, statuses=("0",), **env):
     """The exit status of a script whose commands are PROGRAMS, and how often it has called ddpm-jax."""
-    (here / "statuses").write_text("\n".join(statuses) + "\n")
-    settings = {"PATH": f"{here}:{os.environ['PATH']}", "HERE": here, "RUN": here / "run", "STEPS": "7"} | env
+    (sandbox / "statuses").write_text("\n".join(statuses) + "\n")
+    settings = {"PATH": f"{sandbox}:{os.environ['PATH']}", "HERE": sandbox, "RUN": sandbox / "run", "STEPS": "7"} | env
     env = os.environ | {name: str(value) for name, value in settings.items()}
     done = subprocess.run(["bash", *map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
-    calls = len((here / "calls").read_text().splitlines()) if (here / "calls").exists() else 0
-    return done.returncode, calls
+    call_log = len((sandbox / "calls").read_text().splitlines()) if (sandbox / "calls").exists() else 0
+    return done.returncode, call_log
 
 
 def parsed(arguments):
@@ -67,8 +67,8 @@ def parsed(arguments):
     return args
 
 
-def called(here):
-    return parsed((here / "arguments").read_text().split("\0")[:-1])
+def called(sandbox):
+    return parsed((sandbox / "arguments").read_text().split("\0")[:-1])
 
 
 def test_the_page_names_each_file():
@@ -92,9 +92,9 @@ def test_a_script_is_one_of_bash(path):
         (["0 signal"], 75, 1),  # this one was
     ],
 )
-def test_training_goes_on_until_it_is_complete(here, statuses, status, calls):
-    command = (UNTIL_COMPLETE, here / "run", 7, "ddpm-jax", "train")
-    assert run_script(here, *command, statuses=statuses) == (status, calls)
+def test_training_goes_on_until_it_is_complete(sandbox, statuses, status, calls):
+    command = (UNTIL_COMPLETE, sandbox / "run", 7, "ddpm-jax", "train")
+    assert run_script(sandbox, *command, statuses=statuses) == (status, calls)
 
 
 # --- Slurm
@@ -104,18 +104,18 @@ def test_training_goes_on_until_it_is_complete(here, statuses, status, calls):
     "before, status, requeued",
     [("0", 0, False), ("0 early", 0, True), ("137", 0, True), ("5", 0, True), ("2", 2, False), ("7", 7, False)],
 )
-def test_a_job_of_slurm_that_was_stopped_is_queued_again(here, before, status, requeued):
+def test_a_job_of_slurm_that_was_stopped_is_queued_again(sandbox, before, status, requeued):
     script = FOLDER / "slurm.sbatch"
-    assert run_script(here, script, statuses=[before], SLURM_JOB_ID="12") == (status, 1)
-    assert (here / "requeued").exists() == requeued
-    args = called(here)
-    assert (args.workdir, args.config.steps) == (str(here / "run"), 7)
+    assert run_script(sandbox, script, statuses=[before], SLURM_JOB_ID="12") == (status, 1)
+    assert (sandbox / "requeued").exists() == requeued
+    args = called(sandbox)
+    assert (args.workdir, args.config.steps) == (str(sandbox / "run"), 7)
     if requeued:
-        assert (here / "requeued").read_text() == "requeue 12\n"
-        (here / "requeued").unlink()
-        (here / "calls").unlink()
-        assert run_script(here, script, statuses=[before], SLURM_RESTART_COUNT="50")[0] == int(before.split()[0])
-        assert not (here / "requeued").exists()
+        assert (sandbox / "requeued").read_text() == "requeue 12\n"
+        (sandbox / "requeued").unlink()
+        (sandbox / "calls").unlink()
+        assert run_script(sandbox, script, statuses=[before], SLURM_RESTART_COUNT="50")[0] == int(before.split()[0])
+        assert not (sandbox / "requeued").exists()
 
 
 def test_the_directives_of_slurm_come_first_and_name_a_signal_that_training_heeds():
@@ -135,13 +135,13 @@ def test_the_directives_of_slurm_come_first_and_name_a_signal_that_training_heed
 # --- Cloud TPU
 
 
-def test_a_preempted_slice_is_requested_again(here):
-    assert run_script(here, FOLDER / "tpu_slice.sh", ZONE="z", SHARE="10.0.0.2:/share")[0] == 0
-    calls = (here / "cloud").read_text()
-    verbs = re.findall(r"^compute tpus (?:queued-resources|tpu-vm) (\w+)", calls, re.M)
+def test_a_preempted_slice_is_requested_again(sandbox):
+    assert run_script(sandbox, FOLDER / "tpu_slice.sh", ZONE="z", SHARE="10.0.0.2:/share")[0] == 0
+    commands = (sandbox / "cloud").read_text()
+    verbs = re.findall(r"^compute tpus (?:queued-resources|tpu-vm) (\w+)", commands, re.M)
     once = ["create", "describe", "scp", "ssh", "ssh"]
     assert verbs == [*once, "describe", "delete", *once, "delete"]
-    train_command = re.search(r"until_complete\.sh (\S+) (\S+) +ddpm-jax (.*)", calls)
+    train_command = re.search(r"until_complete\.sh (\S+) (\S+) +ddpm-jax (.*)", commands)
     args = parsed(train_command[3].split())
     assert (args.workdir, str(args.config.steps)) == (train_command[1], train_command[2])
 
@@ -149,7 +149,7 @@ def test_a_preempted_slice_is_requested_again(here):
 # --- Kubernetes
 
 
-def test_the_pods_of_a_jobset_are_those_that_jax_connects(here):
+def test_the_pods_of_a_jobset_are_those_that_jax_connects(sandbox):
     account, role, binding, jobset = JOBSET
     allowed = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
     assert {("pods", "list"), ("jobs", "get"), ("services", "list")} <= allowed
@@ -171,11 +171,11 @@ def test_the_pods_of_a_jobset_are_those_that_jax_connects(here):
 # --- SkyPilot
 
 
-def test_a_node_of_skypilot_connects_to_the_first(here):
+def test_a_node_of_skypilot_connects_to_the_first(sandbox):
     env = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
-    assert run_script(here, "-c", SKYPILOT["run"], **env) == (0, 1)
-    args = called(here)
+    assert run_script(sandbox, "-c", SKYPILOT["run"], **env) == (0, 1)
+    args = called(sandbox)
     assert (args.hosts.coordinator, args.hosts.processes, args.hosts.process) == ("10.0.0.1:12345", 2, 1)
-    assert (args.workdir, args.config.steps) == (str(here / "run"), 7)
+    assert (args.workdir, args.config.steps) == (str(sandbox / "run"), 7)
     assert SKYPILOT["envs"]["RUN"].startswith(tuple(SKYPILOT["file_mounts"]))
     assert SKYPILOT["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]

@@ -57,22 +57,22 @@ def curve(workdir, tag="training/loss"):
 @pytest.fixture
 def server(monkeypatch):
     """What stands for the package and for a run at W&B's server: no server can be reached here."""
-    seen = types.SimpleNamespace(starting_step=0, lines={}, inits=[], exit_codes=[], mode="online", error=None)
+    requests = types.SimpleNamespace(starting_step=0, lines={}, inits=[], exit_codes=[], mode="online", error=None)
 
     class Run:
-        id, starting_step = "abc", property(lambda _: seen.starting_step)
+        id, starting_step = "abc", property(lambda _: requests.starting_step)
 
         def log(self, values, step, commit):
-            assert commit and step >= seen.starting_step, "W&B takes a step only once"
-            seen.lines[step], seen.starting_step = values, step + 1
+            assert commit and step >= requests.starting_step, "W&B takes a step only once"
+            requests.lines[step], requests.starting_step = values, step + 1
 
         def finish(self, exit_code):
-            seen.exit_codes.append(exit_code)
+            requests.exit_codes.append(exit_code)
 
     def init(**options):
-        seen.inits.append(options)
-        if seen.error:
-            raise seen.error
+        requests.inits.append(options)
+        if requests.error:
+            raise requests.error
         return Run()
 
     settings = types.SimpleNamespace(settings=types.SimpleNamespace(mode="online", project=None))
@@ -80,15 +80,15 @@ def server(monkeypatch):
         init=init, Error=RuntimeError, Image=str, Histogram=lambda np_histogram: np_histogram, setup=lambda: settings
     )
     monkeypatch.setitem(sys.modules, "wandb", module)
-    return seen
+    return requests
 
 
 def test_tensorboard_has_the_numbers_grids_histograms_and_config_of_a_run(tmp_path):
     with trainer.track(["tensorboard"], CONFIG, tmp_path, 0) as metrics:
         take_steps(metrics, tmp_path, 10, 20)
         assert curve(tmp_path) == [(10, 10 / 64), (20, 20 / 64)]  # on the disk at once
-    first, start, *rest = event_files.events(tmp_path)
-    assert first.file_version == "brain.Event:2" and start.session_log.status == 1 and start.step == 0
+    start_event, start, *rest = event_files.events(tmp_path)
+    assert start_event.file_version == "brain.Event:2" and start.session_log.status == 1 and start.step == 0
     values = {value.tag: value for event in rest for value in event.summary.value}
     text = values["config/text_summary"].tensor.string_val[0].decode()
     assert json.loads(text) == json.loads(configs.to_json(CONFIG))
@@ -180,8 +180,8 @@ def test_wandb_continues_a_run_after_the_last_step_that_it_has(tmp_path, server)
     with trainer.track(["wandb"], CONFIG, tmp_path, 20) as metrics:
         take_steps(metrics, tmp_path, 25, 30, 40, 45)
     assert list(server.lines) == [10, 20, 30, 40, 45]
-    first, second = server.inits
-    assert first["id"] is None and second["id"] == "abc" and first["resume"] == second["resume"] == "allow"
+    before, second = server.inits
+    assert before["id"] is None and second["id"] == "abc" and before["resume"] == second["resume"] == "allow"
     assert second["config"]["schedule"]["T"] == 20 and second["dir"] == str(tmp_path)
     line = server.lines[40]
     assert line["training/loss"] == 40 / 64 and line["held_out/loss"] == 40 / 128
@@ -221,9 +221,9 @@ def test_the_newest_offline_files_of_wandb_have_the_whole_run(tmp_path, monkeypa
         take_steps(metrics, tmp_path, 10, 20, 30)
     with trainer.track(["wandb"], CONFIG, tmp_path, 20) as metrics:
         take_steps(metrics, tmp_path, 30, 40)
-    first, second = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
-    assert first.name == second.name
-    assert [line["_step"] for line in event_files.wandb_history(first)] == [10, 20, 30]
+    before, second = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
+    assert before.name == second.name
+    assert [line["_step"] for line in event_files.wandb_history(before)] == [10, 20, 30]
     lines = list(event_files.wandb_history(second))
     assert [(line["_step"], line["training/loss"]) for line in lines] == [(s, s / 64) for s in (10, 20, 30, 40)]
     grid = second.parent / "files" / lines[-1]["samples/grid/path"]
@@ -256,19 +256,19 @@ def traced_steps(workdir) -> list[int]:
     ],
     ids=["of single steps", "of calls", "of whole calls", "of a run that ends before"],
 )
-def test_a_trace_has_the_steps_that_were_named(tmp_path, capsys, steps, calls, traced, printed):
-    with trainer.profile(steps, tmp_path, 0, lambda state, bad, batch: (jnp.sin(state), bad, {})) as take:
+def test_a_trace_has_the_steps_that_were_named(tmp_path, capsys, steps, step_counts, traced, printed):
+    with trainer.profile(steps, tmp_path, 0, lambda state, bad, batch: (jnp.sin(state), bad, {})) as take_step:
         state = jnp.ones(4)
-        for count in calls:
-            state, _, _ = take(state, 0, Batch(count))
+        for count in step_counts:
+            state, _, _ = take_step(state, 0, Batch(count))
     assert traced_steps(tmp_path) == traced
     shown = capsys.readouterr().out
     assert shown.startswith(f"profile   {printed}: tensorboard --logdir {tmp_path / 'profile'}, or xprof")
 
 
 def test_a_run_that_is_past_the_steps_goes_on_without_a_trace(tmp_path, capsys):
-    with trainer.profile("3:4", tmp_path, 4, lambda *_: (0, 0, {})) as take:
-        take(0, 0, Batch(1))
+    with trainer.profile("3:4", tmp_path, 4, lambda *_: (0, 0, {})) as take_step:
+        take_step(0, 0, Batch(1))
     assert capsys.readouterr().out == "profile   none: steps 3 to 4 were taken before; the run is at 4\n"
     assert list(tmp_path.iterdir()) == []
 
@@ -290,10 +290,10 @@ def test_a_run_that_is_killed_and_continued_is_in_tensorboard_as_in_its_metrics(
     (tmp_path / "tiny.py").write_text(TINY.replace("steps=3", "steps=60"))
     workdir = tmp_path / "run"
     args = (*TRAIN_WITHOUT_PREVIEWS, tmp_path / "tiny.py", "--workdir", workdir, "--devices", 1, "--log", "tensorboard")
-    first = start_process(*args)
-    wait_for(lambda: (workdir / "checkpoints" / "30").exists(), first)
-    first.kill()
-    first.communicate()
+    killed = start_process(*args)
+    wait_for(lambda: (workdir / "checkpoints" / "30").exists(), killed)
+    killed.kill()
+    killed.communicate()
     shown = run_process(*args, "--profile", "58:59")
     assert "continued from step" in shown.stdout and "failed" not in shown.stderr
     losses = [row["loss"] for row in tracking.read_metrics(workdir / "metrics.jsonl")]
