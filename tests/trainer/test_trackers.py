@@ -247,7 +247,7 @@ def traced_steps(workdir) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("steps", "calls", "traced", "printed"),
+    ("steps", "step_counts", "traced", "printed"),
     [
         ("3:4", [1] * 6, [3, 4], "steps 3 to 4"),
         ("3:4", [2, 2, 2], [4], "steps 3 to 4"),
