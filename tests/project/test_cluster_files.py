@@ -42,7 +42,7 @@ PROGRAMS = {
 
 
 @pytest.fixture
-def here(tmp_path):
+def sandbox(tmp_path):
     for name, text in PROGRAMS.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
