@@ -81,6 +81,7 @@ def test_an_nnx_module_trains():
     assert x.shape == (16, 8, 8, 1) and np.isfinite(x).all()
 
 
+@pytest.mark.slow
 def test_the_unet_in_nnx_trains_in_place_as_it_does_as_a_function():
     example = load("unet_in_nnx")
     by_function, in_place, x = example.main(steps=60, batch=16, channels=8)

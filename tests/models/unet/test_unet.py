@@ -584,7 +584,10 @@ def test_bfloat16_computes_and_float32_remembers():
 
 @pytest.mark.parametrize("options", [{}, {"resample": "block", "num_classes": 2, "context_dim": 3}])
 def test_forward_mode_agrees_with_reverse_mode(options):
-    """<w, J v> = <J' w, v>, J being the derivative by the image and the parameters; and the outputs are the same."""
+    """<w, J v> = <J' w, v>, J being the derivative by the image and the parameters; and the outputs are the same.
+
+    J v is also that of finite differences.
+    """
     net = UNet(8, (1, 2), 1, (4,), groups=4, out_channels=2, dtype=jnp.float64, **options)
     draw, t = np.random.default_rng(0), np.array([1, 7])
     x, w = draw.standard_normal((2, 2, 8, 8, 2))
@@ -595,14 +598,19 @@ def test_forward_mode_agrees_with_reverse_mode(options):
         y, forward = jax.jvp(lambda params, x: plain.apply(params, x, t, **conditions), primals, along)
         usual, back = jax.vjp(lambda params, x: net.apply(params, x, t, **conditions), *primals)
         reverse = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (back(w), along)), strict=True))
-        return y, usual, jnp.vdot(w, forward), reverse
+        return y, usual, forward, reverse
 
     with precision("float64"):
         shapes = jax.eval_shape(net.init, from_seed(0), x, t, **conditions), x
         primals, along = (jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape) / 3, shapes) for _ in range(2))
         y, usual, forward, reverse = jax.jit(derivatives)(primals, along, w)
+        after, before = (
+            jitted_apply(net)(*jax.tree.map(lambda p, d: p + h * d, primals, along), t, **conditions)
+            for h in (1e-5, -1e-5)
+        )
     np.testing.assert_allclose(y, usual, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(forward, reverse, rtol=1e-10)
+    np.testing.assert_allclose(np.vdot(w, forward), reverse, rtol=1e-10)
+    np.testing.assert_allclose(forward, (after - before) / 2e-5, rtol=1e-6, atol=1e-6 * np.abs(forward).max())
 
 
 def test_float64_images_come_back_as_float64():
