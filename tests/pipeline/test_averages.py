@@ -167,10 +167,10 @@ def test_a_snapshot_that_is_damaged_is_named(home, trained):
     folder = shutil.copytree(trained / "snapshots", home / "damaged")
     file, averages = folder / "32.npz", (model(trained, "raw").params,) * 2
     whole = file.read_bytes()
-    with np.load(file) as path:
-        arrays = dict(path)
-    start = next(name for name in arrays if name != "record")
-    np.savez(file, **(arrays | {start: arrays[start] + 1}))
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    leaf = next(name for name in arrays if name != "record")
+    np.savez(file, **(arrays | {leaf: arrays[leaf] + 1}))
     with pytest.raises(checkpoint.CheckpointError, match=r"32\.npz cannot be read: the fingerprint differs; without"):
         snapshots.load(folder, 32, averages)
     record = str(arrays["record"]).replace('"count": 32', '"count": 3')
