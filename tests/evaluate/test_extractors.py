@@ -102,6 +102,6 @@ def test_two_processes_extract_for_the_first(tmp_path):
         )
         for i in range(2)
     ]  # fmt: skip
-    first, second = (process.communicate(timeout=300)[0] for process in processes)
-    assert [process.returncode for process in processes] == [0, 0], first + second
-    assert "all images in order\nand on" in first and "in order" not in second and "and on" not in second
+    main, other = (process.communicate(timeout=300)[0] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], main + other
+    assert "all images in order\nand on" in main and "in order" not in other and "and on" not in other

@@ -82,7 +82,7 @@ def test_a_script_is_one_of_bash(path):
 
 
 @pytest.mark.parametrize(
-    "statuses, status, calls",
+    "statuses, status, num_commands",
     [
         (["0"], 0, 1),
         (["5", "134", "0"], 0, 3),  # a lost process
@@ -92,9 +92,9 @@ def test_a_script_is_one_of_bash(path):
         (["0 signal"], 75, 1),  # this one was
     ],
 )
-def test_training_goes_on_until_it_is_complete(sandbox, statuses, status, calls):
+def test_training_goes_on_until_it_is_complete(sandbox, statuses, status, num_commands):
     command = (UNTIL_COMPLETE, sandbox / "run", 7, "ddpm-jax", "train")
-    assert run_script(sandbox, *command, statuses=statuses) == (status, calls)
+    assert run_script(sandbox, *command, statuses=statuses) == (status, num_commands)
 
 
 # --- Slurm
