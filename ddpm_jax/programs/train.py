@@ -62,7 +62,7 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
     loss = trainer.example_losses(model)
     gradient_step = trainer.train_step(model, loss)
 
-    # the state whole on every device, the batch spread over them
+    # pmap, or shard_map: the state whole on every device, the batch spread over them
     devices = jax.local_devices()
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
