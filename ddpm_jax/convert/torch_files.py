@@ -21,7 +21,7 @@ Memory = bytes | bytearray
 Storage = tuple[Memory, np.dtype]
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
-"""What an old file begins with."""
+"""The first two pickles of an old file."""
 
 DTYPES = {
     "DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "BFloat16Storage": ml_dtypes.bfloat16,

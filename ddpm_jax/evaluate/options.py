@@ -13,7 +13,7 @@ Format = Literal["integer", "floor", "float"]
 """Samples rounded to the nearest level, as in files, or to the one below; or clipped floats."""
 
 INCEPTION_WEIGHTS = "data/weights-inception-2015-12-05-6726825d.pth"
-"""Where the weights of Inception are by default."""
+"""The default path of the weights of Inception."""
 
 
 @dataclasses.dataclass(frozen=True)

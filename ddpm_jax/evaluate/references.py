@@ -19,7 +19,7 @@ MANIFOLD_IMAGES = 10_000  # the nearest-neighbour metrics take at most so many i
 
 
 class Reference(NamedTuple):
-    """What samples are compared with: images, moments of features, or both."""
+    """The images, the moments of features, or both that samples are compared with."""
 
     description: str
     split: Split | None = None  # images, for all metrics
