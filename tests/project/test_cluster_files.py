@@ -46,15 +46,19 @@ def sandbox(tmp_path):
     for name, text in PROGRAMS.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     return tmp_path
 
 
 def run_script(sandbox, *command, statuses=("0",), **env):
-    """The exit status of a script whose commands are PROGRAMS, and how often it has called ddpm-jax."""
+    """The exit status of a script whose commands are PROGRAMS, and how often it has called ddpm-jax.
+
+    It runs in the sandbox, as a checkout may have a .venv with the real ddpm-jax, which a script puts first.
+    """
     (sandbox / "statuses").write_text("\n".join(statuses) + "\n")
     settings = {"PATH": f"{sandbox}:{os.environ['PATH']}", "HERE": sandbox, "RUN": sandbox / "run", "STEPS": "7"} | env
     env = os.environ | {name: str(value) for name, value in settings.items()}
-    done = subprocess.run(["bash", *map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", *map(str, command)], cwd=sandbox, env=env, capture_output=True, text=True, timeout=60)
     call_log = len((sandbox / "calls").read_text().splitlines()) if (sandbox / "calls").exists() else 0
     return done.returncode, call_log
 
