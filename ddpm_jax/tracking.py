@@ -1,17 +1,24 @@
 """Tracking of a run: metrics.jsonl and a progress bar."""
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, TextIO
 
 _BLOCK = 1 << 16  # bytes
 _LINE_SECONDS = 10.0  # between two plain lines of progress
-_STAGE_SECONDS = 2.0  # before a stage is shown at all
+_WAIT_SECONDS = 20.0  # without progress, until a plain line says so
+_REFRESH_SECONDS = 1.0  # between two refreshes of a terminal
+_STAGE_SECONDS = 2.0  # before a stage or an activity is shown at all
+_CLEAR = "\r\x1b[K"  # of a terminal's line
+
+_refreshed: list[Callable[[], None]] = []  # of the open progress and activities, the innermost last: it alone is called
 
 
 class MetricsLog:
@@ -88,7 +95,8 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 class Progress:
     """Progress of a loop: a bar on a terminal, otherwise a plain line every 10 seconds and at both ends.
 
-    The rate is counted from the first update on, as the time before it is mostly compilation.
+    The rate is counted from the first update on, as the time before it is mostly compilation.  As a context manager it
+    also shows that it waits: the bar's clock moves each second, and a plain line comes after 20 seconds without one.
 
     Args:
         total, start: last and first count of the loop.
@@ -103,36 +111,131 @@ class Progress:
         self.total, self.unit, self.active = total, unit, active
         self.stream = sys.stderr if stream is None else stream
         self.started, self.last_printed, self.bar = (start, time.monotonic()), -math.inf, None
-        self.updates = 0
+        self.done, self.done_time, self.loss = *self.started, ""
+        self.updates, self.refreshing = 0, contextlib.ExitStack()
         if active and self.stream.isatty():
             from tqdm import tqdm
 
             self.bar = tqdm(total=total, initial=start, unit=f" {unit}", file=self.stream, dynamic_ncols=True)
 
     def update(self, done: int, values: Mapping[str, Any]) -> None:
-        """Shows that `done` of the total are done and, of the values, "loss"."""
-        loss = values.get("loss")
-        shown = [] if loss is None else [f"loss {float(loss):.4f}"]
+        """Shows that `done` of the total are done, and the last "loss" of any values."""
+        if values.get("loss") is not None:
+            self.loss = f"loss {float(values['loss']):.4f}"
         now, (start_done, start_time) = time.monotonic(), self.started
         rate = (done - start_done) / (now - start_time) if now > start_time else 0.0
         self.updates += 1
         if self.updates == 1:
             self.started = done, now
+        if done > self.done:
+            self.done, self.done_time = done, now
         if self.bar is not None:
-            self.bar.set_postfix_str(", ".join(shown), refresh=False)
+            self.bar.set_postfix_str(self.loss, refresh=False)
             self.bar.update(done - self.bar.n)
-        elif self.active and (done >= self.total or now - self.last_printed >= _LINE_SECONDS):
-            self.last_printed = now
+        elif done >= self.total or now - self.last_printed >= _LINE_SECONDS:
+            shown = [self.loss] if self.loss else []
             if rate > 0:
                 shown.append(f"{rate:.3g} {self.unit}/s")
             if rate > 0 and done < self.total:
                 shown.append(f"{format_duration((self.total - done) / rate)} left")
-            print(", ".join([f"{done} of {self.total} {self.unit}", *shown]), file=self.stream, flush=True)
+            self._print(shown)
+
+    def __enter__(self) -> "Progress":
+        if self.active:
+            self.refreshing.enter_context(_refresh_often(self._show_waiting))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Leaves the bar as it is and the cursor below it."""
+        self.refreshing.close()
         if self.bar is not None:
             self.bar.close()
+
+    def _show_waiting(self) -> None:
+        now = time.monotonic()
+        if self.bar is not None:
+            self.bar.refresh()
+        elif now - max(self.last_printed, self.started[1]) >= _WAIT_SECONDS:
+            self._print([f"the next in progress for {format_duration(now - self.done_time)}"])
+
+    def _print(self, shown: list[str]) -> None:
+        self.last_printed = time.monotonic()
+        if self.active:
+            print(", ".join([f"{self.done} of {self.total} {self.unit}", *shown]), file=self.stream, flush=True)
+
+
+@contextlib.contextmanager
+def activity(what: str, *, stream: TextIO | None = None, active: bool = True) -> Iterator[Callable[[str], None]]:
+    """Shows what the body does and for how long, if that is over two seconds, and at last how long it took.
+
+    On a terminal a line is refreshed each second; otherwise there is a line every 20 seconds.  What is yielded sets
+    another text.  Stream and active are as of `Progress`.
+    """
+    stream, started = sys.stderr if stream is None else stream, time.monotonic()
+    is_terminal, text, printed = active and stream.isatty(), what, started
+
+    def set_text(new: str) -> None:
+        nonlocal text
+        text = new
+
+    def refresh() -> None:
+        nonlocal printed
+        now = time.monotonic()
+        if is_terminal and now - started >= _STAGE_SECONDS:
+            print(f"{_CLEAR}{text}: {format_duration(now - started)}", end="", file=stream, flush=True)
+        elif not is_terminal and now - printed >= _WAIT_SECONDS:
+            printed = now
+            print(f"{text}: {format_duration(now - started)}", file=stream, flush=True)
+
+    try:
+        with _refresh_often(refresh) if active else contextlib.nullcontext():
+            yield set_text
+    finally:
+        if is_terminal:
+            print(_CLEAR, end="", file=stream, flush=True)
+    seconds = time.monotonic() - started
+    if active and seconds >= _STAGE_SECONDS:
+        print(f"{what} took {format_duration(seconds)}", file=stream, flush=True)
+
+
+def show_first_call(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose first call, which compiles it, is an `activity` of this name.
+
+    It is shown only within a `Progress` or an activity of a program: a library writes nothing.
+    """
+    called = False
+
+    def call(*args: Any) -> Any:
+        nonlocal called
+        first, called = not called, True
+        with activity(what, active=bool(_refreshed)) if first else contextlib.nullcontext():
+            return function(*args)
+
+    return call
+
+
+@contextlib.contextmanager
+def _refresh_often(refresh: Callable[[], None]) -> Iterator[None]:
+    """Calls a function each second, in a thread, until the body ends; not while another context like this is open."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(_REFRESH_SECONDS):
+            if _refreshed[-1:] == [refresh]:
+                refresh()
+
+    thread = threading.Thread(target=run, name="progress", daemon=True)
+    _refreshed.append(refresh)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        _refreshed.remove(refresh)
+        thread.join()
 
 
 def stage_progress(*, stream: TextIO | None = None, active: bool = True) -> Callable[[str, int, int], None]:

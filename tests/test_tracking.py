@@ -6,6 +6,8 @@ import math
 import os
 import subprocess
 import sys
+import threading
+import time
 from unittest import mock
 
 import jax.numpy as jnp
@@ -173,10 +175,6 @@ def test_stages_follow_each_other_and_short_ones_are_silent(monkeypatch):
 
 
 def test_inactive_progress_is_silent():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
     for stream in (io.StringIO(), Terminal()):
         progress = tracking.Progress(2, stream=stream, active=False)
         progress.update(2, {"loss": 1.0})
@@ -185,10 +183,6 @@ def test_inactive_progress_is_silent():
 
 
 def test_a_terminal_gets_a_bar():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
     stream = Terminal()
     progress = tracking.Progress(10, start=2, stream=stream)
     progress.update(10, {"loss": 0.25})
@@ -196,6 +190,113 @@ def test_a_terminal_gets_a_bar():
     last = stream.getvalue().split("\r")[-1]
     assert "10/10" in last and "loss 0.2500" in last and "steps/s" in last and last.endswith("\n")
     assert "2/10" in stream.getvalue()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Seconds are hundredths: what refreshes each second does so each 0.01 s."""
+    for name in ("_WAIT_SECONDS", "_REFRESH_SECONDS", "_STAGE_SECONDS"):
+        monkeypatch.setattr(tracking, name, getattr(tracking, name) / 100)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert condition()
+
+
+def test_an_activity_is_shown_on_a_terminal_and_leaves_one_line(quick):
+    stream = Terminal()
+    with tracking.activity("compiling", stream=stream) as show:
+        wait_for(lambda: stream.getvalue().count("\r\x1b[Kcompiling: 0 s") >= 2)
+        show("drawing")
+        wait_for(lambda: stream.getvalue().endswith("\r\x1b[Kdrawing: 0 s"))
+    assert stream.getvalue().endswith("\r\x1b[Kcompiling took 0 s\n")
+
+
+def test_an_activity_is_shown_on_plain_output_every_20_seconds(quick):
+    stream, started = io.StringIO(), time.monotonic()
+    with tracking.activity("compiling", stream=stream):
+        wait_for(lambda: stream.getvalue().count("compiling: 0 s\n") == 2)
+    assert time.monotonic() - started >= 0.4 and stream.getvalue().endswith("s\ncompiling took 0 s\n")
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_a_short_or_inactive_activity_is_silent(quick, monkeypatch, stream):
+    with tracking.activity("compiling", stream=stream, active=False):
+        time.sleep(0.05)
+    assert stream.getvalue() == ""
+    monkeypatch.setattr(tracking, "_STAGE_SECONDS", 60)
+    with tracking.activity("compiling", stream=stream):
+        time.sleep(0.05)
+    assert stream.getvalue() in ("", "\r\x1b[K")
+
+
+def test_an_activity_that_fails_leaves_a_clear_line_and_no_thread(quick):
+    stream, before = Terminal(), threading.active_count()
+    with pytest.raises(KeyboardInterrupt), tracking.activity("compiling", stream=stream):
+        wait_for(lambda: "compiling: 0 s" in stream.getvalue())
+        raise KeyboardInterrupt
+    written = stream.getvalue()
+    assert written.endswith("\r\x1b[K") and "took" not in written
+    assert threading.active_count() == before and tracking._refreshed == []
+    time.sleep(0.05)
+    assert stream.getvalue() == written
+
+
+def test_progress_shows_that_it_waits(quick):
+    bar, plain = Terminal(), io.StringIO()
+    with tracking.Progress(10, stream=bar):
+        drawn = bar.getvalue().count("0/10")
+        wait_for(lambda: bar.getvalue().count("0/10") >= drawn + 2)
+    with tracking.Progress(10, stream=plain) as progress:
+        progress.update(3, {"loss": 0.5})
+        wait_for(lambda: plain.getvalue().count("\n") >= 3)
+    first, *others = plain.getvalue().splitlines()
+    assert first.startswith("3 of 10 steps, loss 0.5000") and set(others) == {
+        "3 of 10 steps, the next in progress for 0 s"
+    }
+    assert tracking._refreshed == []
+
+
+def test_only_the_innermost_is_refreshed(quick):
+    outer, inner = Terminal(), Terminal()
+    with tracking.Progress(10, stream=outer):
+        with tracking.activity("compiling", stream=inner):
+            time.sleep(0.02)  # a refresh of the bar that had begun
+            written = outer.getvalue()
+            wait_for(lambda: inner.getvalue().count("compiling") >= 4)
+            assert outer.getvalue() == written
+        wait_for(lambda: outer.getvalue() != written)
+
+
+def test_the_first_call_is_shown_within_a_program_only(quick, capsys):
+    def slow(x):
+        time.sleep(0.05)
+        return x + 1
+
+    assert tracking.show_first_call("compiling", slow)(1) == 2
+    assert capsys.readouterr().err == ""
+    shown = tracking.show_first_call("compiling", slow)
+    with tracking.Progress(10, stream=io.StringIO()):
+        assert [shown(1), shown(2)] == [2, 3]
+    assert capsys.readouterr().err == "compiling took 0 s\n"
+
+
+def test_the_last_loss_stays_in_the_bar():
+    stream = Terminal()
+    progress = tracking.Progress(10, stream=stream)
+    progress.update(2, {"loss": 0.25})
+    progress.update(10, {})
+    progress.close()
+    last = stream.getvalue().split("\r")[-1]
+    assert "10/10" in last and "loss 0.2500" in last
 
 
 def test_standard_error_is_the_default(capsys):

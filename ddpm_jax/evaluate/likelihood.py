@@ -100,12 +100,14 @@ def measure(
     """
     model, n = context.model, len(split.images)
     tile = model.tile
-    mapped = tiles.parallelise(tile_function(model, options), model.config.parallel)
+    mapped = tracking.show_first_call(
+        "compiling the bound", tiles.parallelise(tile_function(model, options), model.config.parallel)
+    )
     key = jax.random.fold_in(keys.from_seed(options.seed), keys.VLB_STREAM)
     vlb = resume(part, empty_result(model, options, n), tile)
     progress = tracking.Progress(n, start=int(vlb.done), unit="images", active=process.is_main_process())
     saved = time.monotonic()
-    with process.Interrupt() as interrupt:
+    with process.Interrupt() as interrupt, progress:
         for start_index in range(int(vlb.done), n, tile * jax.device_count()):
             results = mapped(model.params, key, process.local_shard(device_tiles(split.images, start_index, tile)))
             accumulate(vlb, process.all_gather(results), start_index, split.images.shape)
@@ -118,7 +120,6 @@ def measure(
                 progress.close()
                 print(f"interrupted: {vlb.done} of {n} images are kept; the same command continues")
                 return None
-    progress.close()
     return vlb
 
 

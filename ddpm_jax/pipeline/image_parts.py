@@ -56,7 +56,7 @@ def complete_parts(
     if done >= num:
         return True
     progress, waiting = tracking.Progress(num, start=done, unit="images", active=process.is_main_process()), []
-    with process.Interrupt() as interrupt:
+    with process.Interrupt() as interrupt, progress:
         written = time.monotonic()
         for drawn in draw_from(done):
             waiting.append(drawn)
@@ -71,7 +71,6 @@ def complete_parts(
                 progress.close()
                 print(f"interrupted: {done} of {num} images are kept; the same command continues")
                 return False
-    progress.close()
     return True
 
 

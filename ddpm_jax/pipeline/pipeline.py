@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 import ddpm_jax
-from ddpm_jax import checkpoint, data, keys, samplers
+from ddpm_jax import checkpoint, data, keys, samplers, tracking
 from ddpm_jax import config as configs
 from ddpm_jax.config import ranges
 from ddpm_jax.model import Model, build, is_conditional, sampler_options
@@ -171,7 +171,8 @@ class Pipeline:
         kind = *program_key, self.model.sampler_spec
         if kind not in self._programs:
             tile_function = tiles.tile_function(sampler_factory, self.shape, save_at)
-            self._programs[kind] = tiles.parallelise(tile_function, self.config.parallel)
+            program = tiles.parallelise(tile_function, self.config.parallel)
+            self._programs[kind] = tracking.show_first_call("compiling the sampler", program)
         return tiles.draw(
             self._programs[kind], inputs, seed=seed, start=start, num=num, tile=self.tile, batch=batch,
             conditions=functools.partial(self.request.gather, self.config, self.shape),

@@ -59,9 +59,8 @@ def verify(run: str, path: pathlib.Path, batch: int | None = None) -> int:
 def draw_again(drawer: Pipeline | Edit, manifest: dict, batch: int | None) -> np.ndarray:
     """The images of a manifest, as the data have them."""
     progress, parts = tracking.Progress(manifest["num"], unit="images", active=process.is_main_process()), []
-    with process.explain_oom("a tile of images", lambda: process.sampling_oom_hints(drawer.tile)):
+    with process.explain_oom("a tile of images", lambda: process.sampling_oom_hints(drawer.tile)), progress:
         for part in drawer.draw(seed=manifest["seed"], start=manifest["start"], num=manifest["num"], batch=batch):
             parts.append(drawer.to_pixels(part.x))
             progress.update(sum(map(len, parts)), {})
-    progress.close()
     return np.concatenate(parts)

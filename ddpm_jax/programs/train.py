@@ -19,6 +19,7 @@ from ddpm_jax.config import flags
 
 if TYPE_CHECKING:  # --help imports no JAX
     from ddpm_jax.checkpoint import Checkpoints
+    from ddpm_jax.tracking import Progress
     from ddpm_jax.trainer import Run, StepMetrics
 
 
@@ -71,6 +72,7 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
         images.train, order, config.batch, devices, stream=config.data.stream, steps_per_call=config.steps_per_call
     )
     steps = trainer.parallelise(gradient_step, loader.in_axis, by=config.parallel)
+    steps = tracking.show_first_call("compiling the training step", steps)
     run_key = jax.device_put(run_key, replicated)
 
     # a new run's first state, before anything is written: weights that do not fit are refused
@@ -92,7 +94,8 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
             elif init.init_from is not None:
                 state, run.provenance = finetuned or trainer.init_from_run(model, init_key, init)
             else:
-                state = fresh_state(init_key)
+                with tracking.activity("compiling and drawing the first parameters", active=process.is_main_process()):
+                    state = fresh_state(init_key)
             run.check_consistent(start, meta)
             run.remove_snapshots_after(start)
             state = jax.device_put(state, replicated)
@@ -108,17 +111,21 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
                 trainer.explain_step_oom(config, resident),
                 trainer.profile(options.profile, workdir, start, take_steps) as annotated_steps,
                 contextlib.closing(loader.batches(start)) as batches,
+                tracking.Progress(config.steps, start=start, active=process.is_main_process()) as progress,
             ):
                 bad = jax.device_put(np.int32(0), replicated)  # steps in a row that were skipped, of what follows
-                return loop(run, saved, step_metrics, start, (state, bad), annotated_steps, batches)
+                return loop(run, saved, step_metrics, progress, start, (state, bad), annotated_steps, batches)
 
 
-def loop(run: "Run", saved: "Checkpoints", step_metrics: "StepMetrics", start: int, carry, take_steps, batches) -> int:
+def loop(
+    run: "Run", saved: "Checkpoints", step_metrics: "StepMetrics", progress: "Progress", start: int, carry, take_steps,
+    batches,
+) -> int:  # fmt: skip
     """Steps start + 1 ... config.steps; what is written after each call, and what ends them early."""
     from ddpm_jax import tracking, trainer
 
     config, (state, bad) = run.config, carry
-    begun, progress = time.monotonic(), tracking.Progress(config.steps, start=start, active=process.is_main_process())
+    begun = time.monotonic()
 
     def due(step, every):
         return step == config.steps or (every and step % every == 0)
@@ -132,6 +139,7 @@ def loop(run: "Run", saved: "Checkpoints", step_metrics: "StepMetrics", start: i
         state, bad, metrics = take_steps(state, bad, batch)
         done += len(batch.indices)
         step_metrics.add(done, metrics, batch.indices)
+        progress.update(step_metrics.last_collected, {})
         stopping = run.should_stop(step_metrics.stop_received)
         often = config.log_every, config.save_every, config.sample_every
         logging, saving, evaluating = (due(done, every) for every in often)

@@ -5,8 +5,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 import ddpm_jax
 from ddpm_jax import config as configs
-from ddpm_jax import data, posthoc_ema, process, training
+from ddpm_jax import data, posthoc_ema, process, tracking, training
 from ddpm_jax.checkpoint import snapshots
 from ddpm_jax.conditions import DatasetConditions
 from ddpm_jax.data import captions, digests
@@ -124,10 +123,11 @@ class Run:
             )  # fmt: skip
             return evaluate_batch(keys, x0)
 
-        self.evaluate = jax.jit(evaluate)
-        self.draw_tiles = tiles.parallelise(
+        draw_tiles = tiles.parallelise(
             tiles.tile_function(tiles.sampler_factory(model), model.shape), self.config.parallel
         )
+        self.draw_tiles = tracking.show_first_call("compiling the sampler", draw_tiles)
+        self.evaluate = tracking.show_first_call("compiling the held-out evaluation", jax.jit(evaluate))
 
     def print_summary(self, state, start: int) -> None:
         """The first lines: where, on what, how large, from when to when."""
@@ -143,12 +143,16 @@ class Run:
             named = [names[i] if i < len(names) else str(i) for i in self.untrained_labels]
             print(f"labels    warning: {len(named)} without training images, which stay untrained: {join_first(named)}")
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
-        intervals = (config.save_every, config.sample_every or config.steps)
-        save, draw = (min((start // every + 1) * every, config.steps) for every in intervals)
         if config.optim.ema_lengths:
             lengths = ", ".join(f"{length:g}" for length in config.optim.ema_lengths)
             print(f"averages  of relative lengths {lengths}; a snapshot every {config.snapshot_every} steps")
-        print(f"steps     {start} of {config.steps}; next checkpoint ({size:.1f} MB) at {save}, next samples at {draw}")
+        steps = f"steps     {start} of {config.steps}"
+        if start >= config.steps:
+            print(steps, flush=True)
+            return
+        intervals = (config.save_every, config.sample_every or config.steps)
+        save, draw = (min((start // every + 1) * every, config.steps) for every in intervals)
+        print(f"{steps}; next checkpoint ({size:.1f} MB) at {save}, next samples at {draw}")
         print("          remaining time appears after the first steps have compiled", flush=True)
 
     def remove_snapshots_after(self, start: int) -> None:
@@ -237,6 +241,13 @@ class Run:
 
     def sample_and_evaluate(self, step: int, params) -> dict[str, Any]:
         """Draws a grid of samples, prints monitors of them and evaluates held-out images; {} if interrupted."""
+        with tracking.activity(f"evaluating step {step}", active=process.is_main_process()) as show:
+            lines, found = self._sample_and_evaluate(step, params, show)
+        print(*lines, sep="\n", end="\n" if lines else "", flush=True)
+        return found
+
+    def _sample_and_evaluate(self, step: int, params, show: Callable[[str], None]) -> tuple[list[str], dict[str, Any]]:
+        """The lines to print, and the metrics."""
         config, levels = self.config, self.images.levels
         parts = []
         inputs = tiles.SamplerInputs(params, self.model.times, self.model.scalars())
@@ -244,10 +255,13 @@ class Run:
             self.draw_tiles, inputs, seed=config.seed, start=0, num=config.sampling.num, tile=self.tile,
             conditions=self.sample_conditions,
         )  # fmt: skip
+        show(f"drawing samples, 0 of {config.sampling.num} images")
         for part in drawn:
             parts.append(part.x)
+            show(f"drawing samples, {sum(map(len, parts))} of {config.sampling.num} images")
             if process.any_process(self.interrupt.requested):
-                return {}
+                return [], {}
+        show(f"evaluating {self.num_held_out} held-out images")
         integers = self._to_preview(data.denormalize(np.concatenate(parts), levels))
         picture = self.workdir / "samples" / f"{step}.png"
         if process.is_main_process():
@@ -264,11 +278,9 @@ class Run:
         bits = f"{found.bits_per_dim:.3f}{error} bits/dim ({many}, estimated bound)"
         tenths = monitors.loss_by_tenth(found.times, found.losses, config.schedule.T)
         monitored = monitors.report(integers, self.reference)
-        print(f"step {step}: held-out loss {found.loss:.4f}, {bits}; samples in {picture}")
-        for line in (monitors.loss_by_tenth_line(tenths), *monitors.lines(monitored)):
-            print(f"  {line}")
-        sys.stdout.flush()
-        return {
+        lines = [f"step {step}: held-out loss {found.loss:.4f}, {bits}; samples in {picture}"]
+        lines += [f"  {line}" for line in (monitors.loss_by_tenth_line(tenths), *monitors.lines(monitored))]
+        return lines, {
             "held_out_loss": found.loss,
             "held_out_bits_per_dim": found.bits_per_dim,
             "held_out_bits_per_dim_se": found.standard_error,

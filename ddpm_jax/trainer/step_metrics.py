@@ -30,6 +30,7 @@ class StepMetrics:
 
     Attributes:
         stop_received: True if one of several processes has asked all to stop, see `trainer.parallelise`.
+        last_collected: the last step whose metrics have come from the devices.
         has_evaluation: True if the file has the evaluation of the step `start`; also where another process writes it.
     """
 
@@ -42,7 +43,7 @@ class StepMetrics:
         self.collected: list[dict[str, Any]] = []
         self.skipped_in_a_row: list[tuple[int, Any]] = []
         self.batch_digest = hashlib.sha256()
-        self.stop_received = False
+        self.stop_received, self.last_collected = False, start
         self.clock = time.perf_counter()
 
     @property
@@ -123,7 +124,7 @@ class StepMetrics:
     def _collect_oldest(self) -> None:
         """Fetches the oldest queued metrics, one row per step; drops the steps after the limit of skipped ones."""
         last, metrics, indices = self.pending.popleft()
-        values = jax.device_get(metrics)
+        values, self.last_collected = jax.device_get(metrics), last
         self.stop_received |= bool(values.pop("stop", 0))
         for i, step_indices in enumerate(indices):
             if self.skip_limit_reached:

@@ -70,15 +70,14 @@ def measure(context: EvaluationContext, options: PredictionsOptions) -> Predicti
     quality = FrechetOverTime(context, options, len(positions)) if options.quality else None
     n, shown, squared = max(options.num, options.quality), [], []
     after = model.times[positions + 1].tolist()  # a chain keeps with each x the prediction that led there
-    progress = tracking.Progress(n, unit="images", active=n > options.num)
-    for part in model.draw(seed=options.seed, start=options.start, num=n, save_at=after):
-        x0, image = part.x[:, 1], part.x[:, 0, -1]
-        shown.append(x0[: max(0, options.num - sum(map(len, shown)))])
-        squared.append(figure.mean_squared(x0 - image[:, None]))
-        if quality is not None:
-            quality.update(data.to_integer(x0, model.integer_levels))
-        progress.update(sum(map(len, squared)), {})
-    progress.close()
+    with tracking.Progress(n, unit="images") as progress:
+        for part in model.draw(seed=options.seed, start=options.start, num=n, save_at=after):
+            x0, image = part.x[:, 1], part.x[:, 0, -1]
+            shown.append(x0[: max(0, options.num - sum(map(len, shown)))])
+            squared.append(figure.mean_squared(x0 - image[:, None]))
+            if quality is not None:
+                quality.update(data.to_integer(x0, model.integer_levels))
+            progress.update(sum(map(len, squared)), {})
     times = model.times[positions]
     distances = [] if quality is None else quality.measurements(times.tolist())
     return Predictions(times, np.concatenate(shown), np.concatenate(squared), distances)
