@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 import signal
+import time
 
 import jax
 import numpy as np
@@ -51,13 +52,20 @@ class Messages(logging.Handler):
 
 @pytest.fixture(scope="module")
 def straight(home):
-    """Sixty steps without interruption, on one device: the folder, what was shown, and what JAX logged."""
-    heard = Messages()
+    """Sixty steps without interruption, on one device: the folder, what was shown, and what JAX logged.
+
+    And the lines of progress with their times, which come after half a second here.
+    """
+    heard, progress = Messages(), []
     logging.getLogger("jax").addHandler(heard)
-    with jax.log_compiles():
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        seconds = {"_LINE_SECONDS": 0.01, "_WAIT_SECONDS": 0.5, "_REFRESH_SECONDS": 0.1, "_STAGE_SECONDS": 0.0}
+        for name, value in seconds.items():
+            patch.setattr(tracking, name, value)
+        patch.setattr(tracking, "print", lambda line, **_: progress.append((time.monotonic(), line)), raising=False)
         shown = run("train.py", home / "tiny.py", "--workdir", home / "straight").stdout
     logging.getLogger("jax").removeHandler(heard)
-    return home / "straight", shown, heard.lines
+    return home / "straight", shown, heard.lines, progress
 
 
 def copied(straight, workdir, last=60):
@@ -110,6 +118,19 @@ def test_the_step_is_compiled_once(straight):
     pmapped = [line for line in straight[2] if "Compiling" in line and "Mesh('" in line]
     assert sum("Mesh('batch'" in line and "int32[1,1,16]" in line for line in pmapped) == 1, pmapped
     assert sum("Mesh('tiles'" in line for line in pmapped) == 1, pmapped
+
+
+def test_no_part_of_a_run_is_silent(straight):
+    """Compilation, steps and evaluations are shown, the steps also between the lines of metrics.jsonl."""
+    times, lines = zip(*straight[3], strict=True)
+    ended = [line.partition(" took ")[0] for line in lines if " took " in line]
+    assert ended[:5] == [
+        "compiling and drawing the first parameters", "compiling the training step", "compiling the sampler",
+        "compiling the held-out evaluation", "evaluating step 60",
+    ]  # fmt: skip
+    steps = [int(line.partition(" of 60 steps")[0]) for line in lines if " of 60 steps" in line]
+    assert steps == sorted(steps) and steps[-1] == 60 and any(step % 10 for step in steps)
+    assert np.diff(times).max() < 10
 
 
 @pytest.mark.parametrize("env", [{}, pytest.param(OPTIMISED, marks=pytest.mark.slow)], ids=["quick", "optimised"])
