@@ -135,7 +135,7 @@ def sampling_workload(model) -> Workload:
     tile = getattr(model, "tile", model.config.sampling.tile)  # of revisions that leave it open, what suits the device
     indices = np.arange(jax.local_device_count() * tile).reshape(jax.local_device_count(), -1)
     if hasattr(tiles, "Tile"):
-        one = tiles.tile_function(lambda i, tile: (model.conditioned_sampler(i, tile.condition), i.times), model.shape)
+        one = tile_function(model, tiles)
         conditions = jax.tree.map(lambda a: a.reshape(*indices.shape, *a.shape[1:]),
                             model.request.gather(model.config, model.shape, indices.reshape(-1)))  # fmt: skip
         inputs, tile = model.inputs, tiles.Tile(indices, conditions)
@@ -145,6 +145,19 @@ def sampling_workload(model) -> Workload:
     mapped, key = tiles.parallelise(one), jax.random.key(0, impl="threefry2x32")
     compiled = mapped.lower(inputs, key, tile).compile()
     return Workload(lambda: jax.block_until_ready(mapped(inputs, key, tile)), {"operations": program_flops(compiled)})
+
+
+def tile_function(model, tiles):
+    """(inputs, key, tile) -> images, of a revision whose tiles have conditions."""
+    if hasattr(tiles, "tile_function"):
+        return tiles.tile_function(lambda i, tile: (model.conditioned_sampler(i, tile.condition), i.times), model.shape)
+    factory = lambda inputs, tile: model.conditioned_sampler(inputs, tile.condition)  # noqa: E731
+    begin, advance = tiles.begin_function(factory, model.shape), tiles.advance_function(factory)
+
+    def draw(inputs, key, tile):
+        return advance(inputs, key, tile, begin(inputs, key, tile, model.times[0]), model.times).x
+
+    return draw
 
 
 def program_flops(compiled) -> float:

@@ -104,8 +104,8 @@ def ours(spec: WorkloadSpec) -> dict[str, Workload]:
             out = forward(params, x, t)
         jax.block_until_ready(out)
 
-    inputs, times = tiles.SamplerInputs(params, model.times, model.scalars()), model.times
-    sample_program = tiles.parallelise(tiles.tile_function(tiles.sampler_factory(model), model.shape))
+    inputs, times = tiles.SamplerInputs(params, model.scalars()), model.times
+    sample_program = tiles.sampling_program(tiles.sampler_factory(model), model.shape)
     indices = np.arange(spec.batch).reshape(over)
     conditions = jax.tree.map(lambda a: a.reshape(*over, *a.shape[1:]), model.empty_condition(spec.batch))
     tile, key = tiles.Tile(indices, conditions), jax.random.key(0, impl="threefry2x32")
@@ -134,7 +134,7 @@ def ours(spec: WorkloadSpec) -> dict[str, Workload]:
     return {
         "train": Workload(train, metadata),
         "network": Workload(network, metadata),
-        "sample": Workload(lambda: jax.block_until_ready(sample_program(inputs, key, tile)), metadata),
+        "sample": Workload(lambda: jax.block_until_ready(sample_program(inputs, key, tile, times)), metadata),
         "likelihood": Workload(lambda: jax.block_until_ready(vlb_program(params, keys, x0)), metadata),
         "product": Workload(products, {"operations": 2 * MATRIX_SIDE**3 * NUM_MATMULS * len(devices)}),
     }

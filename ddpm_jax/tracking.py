@@ -9,16 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, Self, TextIO
 
 _BLOCK = 1 << 16  # bytes
 _LINE_SECONDS = 10.0  # between two plain lines of progress
-_WAIT_SECONDS = 20.0  # without progress, until a plain line says so
+_WAIT_SECONDS = 15.0  # without progress, until a plain line says so
 _REFRESH_SECONDS = 1.0  # between two refreshes of a terminal
 _STAGE_SECONDS = 2.0  # before a stage or an activity is shown at all
 _CLEAR = "\r\x1b[K"  # of a terminal's line
-
-_refreshed: list[Callable[[], None]] = []  # of the open progress and activities, the innermost last: it alone is called
 
 
 class MetricsLog:
@@ -92,11 +90,52 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         ]
 
 
-class Progress:
+class _Shown:
+    """What a program shows, while the body of a `with`, once a second, unless something else is shown within."""
+
+    def __init__(self, stream: TextIO | None, active: bool) -> None:
+        self.stream, self.active = sys.stderr if stream is None else stream, active
+        self.is_terminal, self.ended = active and self.stream.isatty(), threading.Event()
+        self.thread = threading.Thread(target=self._refresh_often, name="progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self.active:
+            _open.append(self)
+            self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.ended.set()
+        if self in _open:
+            _open.remove(self)
+            self.thread.join()
+
+    def _refresh_often(self) -> None:
+        while not self.ended.wait(_REFRESH_SECONDS):
+            if _open[-1:] == [self]:
+                self.refresh()
+
+    def refresh(self) -> None:
+        """Shows that time passes."""
+        raise NotImplementedError
+
+    def show_part(self, fraction: float, size: int) -> None:
+        """Shows how much of the next `size` units is done."""
+        raise NotImplementedError
+
+    def _write(self, text: str, end: str = "\n") -> None:
+        if self.active:
+            print(text, end=end, file=self.stream, flush=True)
+
+
+_open: list[_Shown] = []  # the innermost last
+
+
+class Progress(_Shown):
     """Progress of a loop: a bar on a terminal, otherwise a plain line every 10 seconds and at both ends.
 
-    The rate is counted from the first update on, as the time before it is mostly compilation.  As a context manager it
-    also shows that it waits: the bar's clock moves each second, and a plain line comes after 20 seconds without one.
+    The rate is counted from the first units on, as the time before them is mostly compilation.  As a context manager it
+    also shows that it waits: the bar's clock moves each second, and a plain line comes after 15 seconds without one.
 
     Args:
         total, start: last and first count of the loop.
@@ -108,30 +147,36 @@ class Progress:
     def __init__(
         self, total: int, *, start: int = 0, unit: str = "steps", stream: TextIO | None = None, active: bool = True
     ) -> None:
-        self.total, self.unit, self.active = total, unit, active
-        self.stream = sys.stderr if stream is None else stream
-        self.started, self.last_printed, self.bar = (start, time.monotonic()), -math.inf, None
-        self.done, self.done_time, self.loss = *self.started, ""
-        self.updates, self.refreshing = 0, contextlib.ExitStack()
-        if active and self.stream.isatty():
+        super().__init__(stream, active)
+        self.total, self.unit, self.counted, self.loss = total, unit, start, ""
+        self.done, self.done_time = start, time.monotonic()
+        self.started, self.last_printed, self.bar = None, -math.inf, None
+        if self.is_terminal:
             from tqdm import tqdm
 
             self.bar = tqdm(total=total, initial=start, unit=f" {unit}", file=self.stream, dynamic_ncols=True)
 
-    def update(self, done: int, values: Mapping[str, Any]) -> None:
-        """Shows that `done` of the total are done, and the last "loss" of any values."""
-        if values.get("loss") is not None:
-            self.loss = f"loss {float(values['loss']):.4f}"
-        now, (start_done, start_time) = time.monotonic(), self.started
+    def update(self, done: int, loss: float | None = None) -> None:
+        """Shows that `done` of the total are done, and the last loss that was not None."""
+        if loss is not None:
+            self.loss = f"loss {loss:.4f}"
+        self.counted = done
+        self._show(done)
+
+    def show_part(self, fraction: float, size: int) -> None:
+        done = self.counted + round(fraction * size, 1)
+        self._show(int(done) if done.is_integer() else done)
+
+    def _show(self, done: float) -> None:
+        now, (start_done, start_time) = time.monotonic(), self.started or (self.done, self.done_time)
         rate = (done - start_done) / (now - start_time) if now > start_time else 0.0
-        self.updates += 1
-        if self.updates == 1:
-            self.started = done, now
         if done > self.done:
+            self.started = self.started or (done, now)
             self.done, self.done_time = done, now
         if self.bar is not None:
             self.bar.set_postfix_str(self.loss, refresh=False)
-            self.bar.update(done - self.bar.n)
+            self.bar.n = done
+            self.bar.update(0)
         elif done >= self.total or now - self.last_printed >= _LINE_SECONDS:
             shown = [self.loss] if self.loss else []
             if rate > 0:
@@ -140,102 +185,87 @@ class Progress:
                 shown.append(f"{format_duration((self.total - done) / rate)} left")
             self._print(shown)
 
-    def __enter__(self) -> "Progress":
-        if self.active:
-            self.refreshing.enter_context(_refresh_often(self._show_waiting))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Leaves the bar as it is and the cursor below it."""
-        self.refreshing.close()
-        if self.bar is not None:
-            self.bar.close()
-
-    def _show_waiting(self) -> None:
+    def refresh(self) -> None:
         now = time.monotonic()
         if self.bar is not None:
             self.bar.refresh()
-        elif now - max(self.last_printed, self.started[1]) >= _WAIT_SECONDS:
+        elif now - max(self.last_printed, self.done_time) >= _WAIT_SECONDS:
             self._print([f"the next in progress for {format_duration(now - self.done_time)}"])
 
     def _print(self, shown: list[str]) -> None:
         self.last_printed = time.monotonic()
-        if self.active:
-            print(", ".join([f"{self.done} of {self.total} {self.unit}", *shown]), file=self.stream, flush=True)
+        self._write(", ".join([f"{self.done} of {self.total} {self.unit}", *shown]))
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        super().__exit__(kind, *error)
+        if self.bar is not None:
+            self.bar.close()
+
+    def close(self) -> None:
+        """Leaves the bar as it is and the cursor below it."""
+        self.__exit__(None)
 
 
-@contextlib.contextmanager
-def activity(what: str, *, stream: TextIO | None = None, active: bool = True) -> Iterator[Callable[[str], None]]:
-    """Shows what the body does and for how long, if that is over two seconds, and at last how long it took.
+class Activity(_Shown):
+    """What the body of a `with` does, and for how long, if that is over two seconds; at last how long it took.
 
-    On a terminal a line is refreshed each second; otherwise there is a line every 20 seconds.  What is yielded sets
-    another text.  Stream and active are as of `Progress`.
+    On a terminal a line is refreshed each second; otherwise there is a line every 15 seconds.
+
+    Args:
+        title: what is done.
+        stream, active: as of `Progress`.
+
+    Attributes:
+        text: shown in place of the title while it lasts.
     """
-    stream, started = sys.stderr if stream is None else stream, time.monotonic()
-    is_terminal, text, printed = active and stream.isatty(), what, started
 
-    def set_text(new: str) -> None:
-        nonlocal text
-        text = new
+    def __init__(self, title: str, *, stream: TextIO | None = None, active: bool = True) -> None:
+        super().__init__(stream, active)
+        self.title = self.text = title
+        self.part = ""
+        self.started = self.printed = time.monotonic()
 
-    def refresh() -> None:
-        nonlocal printed
+    def show_part(self, fraction: float, size: int) -> None:
+        self.part = f", {fraction:.0%} of the next {size}"
+
+    def refresh(self) -> None:
         now = time.monotonic()
-        if is_terminal and now - started >= _STAGE_SECONDS:
-            print(f"{_CLEAR}{text}: {format_duration(now - started)}", end="", file=stream, flush=True)
-        elif not is_terminal and now - printed >= _WAIT_SECONDS:
-            printed = now
-            print(f"{text}: {format_duration(now - started)}", file=stream, flush=True)
+        text = f"{self.text}{self.part}: {format_duration(now - self.started)}"
+        if self.is_terminal and now - self.started >= _STAGE_SECONDS:
+            self._write(_CLEAR + text, end="")
+        elif not self.is_terminal and now - self.printed >= _WAIT_SECONDS:
+            self.printed = now
+            self._write(text)
 
-    try:
-        with _refresh_often(refresh) if active else contextlib.nullcontext():
-            yield set_text
-    finally:
-        if is_terminal:
-            print(_CLEAR, end="", file=stream, flush=True)
-    seconds = time.monotonic() - started
-    if active and seconds >= _STAGE_SECONDS:
-        print(f"{what} took {format_duration(seconds)}", file=stream, flush=True)
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        super().__exit__(kind, *error)
+        if self.is_terminal:
+            self._write(_CLEAR, end="")
+        seconds = time.monotonic() - self.started
+        if kind is None and seconds >= _STAGE_SECONDS:
+            self._write(f"{self.title} took {format_duration(seconds)}")
 
 
-def show_first_call(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, whose first call, which compiles it, is an `activity` of this name.
+def show_part(fraction: float, size: int) -> None:
+    """Shows how much of the next `size` units is done, in the innermost open `Progress` or `Activity`, if any."""
+    for shown in _open[-1:]:
+        shown.show_part(fraction, size)
 
-    It is shown only within a `Progress` or an activity of a program: a library writes nothing.
+
+def show_first_call(title: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose first call, which compiles it, is an `Activity`.
+
+    It is shown only within a `Progress` or `Activity` of a program: a library writes nothing.
     """
     called = False
 
     def call(*args: Any) -> Any:
         nonlocal called
         first, called = not called, True
-        with activity(what, active=bool(_refreshed)) if first else contextlib.nullcontext():
+        with Activity(title, active=bool(_open)) if first else contextlib.nullcontext():
             return function(*args)
 
     return call
-
-
-@contextlib.contextmanager
-def _refresh_often(refresh: Callable[[], None]) -> Iterator[None]:
-    """Calls a function each second, in a thread, until the body ends; not while another context like this is open."""
-    ended = threading.Event()
-
-    def run() -> None:
-        while not ended.wait(_REFRESH_SECONDS):
-            if _refreshed[-1:] == [refresh]:
-                refresh()
-
-    thread = threading.Thread(target=run, name="progress", daemon=True)
-    _refreshed.append(refresh)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        _refreshed.remove(refresh)
-        thread.join()
 
 
 def stage_progress(*, stream: TextIO | None = None, active: bool = True) -> Callable[[str, int, int], None]:
@@ -251,7 +281,7 @@ def stage_progress(*, stream: TextIO | None = None, active: bool = True) -> Call
         if stage not in shown and done < total and time.monotonic() - started >= _STAGE_SECONDS:
             shown[stage] = Progress(total, unit=f"images {stage}", stream=stream, active=active)
         if stage in shown:
-            shown[stage].update(done, {})
+            shown[stage].update(done)
             if done == total:
                 shown[stage].close()
 

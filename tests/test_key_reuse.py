@@ -191,11 +191,13 @@ def test_draws_of_a_law_and_the_samplers_under_test():
 
 def test_the_program_of_a_tile():
     def make_sampler(inputs, tile):
-        return SAMPLERS["ancestral"], TIMES
+        return SAMPLERS["ancestral"]
 
     tile = tiles.Tile(jax.ShapeDtypeStruct((4,), jnp.uint32), None)
-    for save_at in ((), (20, 0)):
-        assert not refused(tiles.tile_function(make_sampler, X.shape[1:], save_at), None, KEY, tile)
+    begin, advance = tiles.begin_function(make_sampler, X.shape[1:]), tiles.advance_function(make_sampler)
+    state = jax.eval_shape(begin, None, KEY, tile, TIMES[0])
+    assert not refused(begin, None, KEY, tile, TIMES[0]) and not refused(advance, None, KEY, tile, state, TIMES)
+    assert not refused(tiles.trajectory_function(make_sampler, X.shape[1:], TIMES, (20, 0)), None, KEY, tile)
 
 
 # --- conditions and data

@@ -142,10 +142,10 @@ def test_plain_lines_come_now_and_then_with_rate_and_time_left(monkeypatch):
     clock, stream = Clock(monkeypatch), io.StringIO()
     progress = tracking.Progress(1000, start=100, stream=stream)
     clock.now += 50  # compiling
-    progress.update(110, {"loss": 0.5})
+    progress.update(110, 0.5)
     for done in range(120, 1001, 10):
         clock.now += 5
-        progress.update(done, {"loss": np.float32(0.125), "other": 3})
+        progress.update(done, np.float32(0.125))
     progress.close()
     lines = stream.getvalue().splitlines()
     assert lines[0] == "110 of 1000 steps, loss 0.5000, 0.2 steps/s, 1 h 14 min left"
@@ -157,9 +157,9 @@ def test_plain_lines_come_now_and_then_with_rate_and_time_left(monkeypatch):
 def test_a_program_without_loss_counts_what_it_counts(monkeypatch):
     clock, stream = Clock(monkeypatch), io.StringIO()
     progress = tracking.Progress(64, unit="images", stream=stream)
-    progress.update(0, {})
+    progress.update(0)
     clock.now += 4
-    progress.update(64, {})
+    progress.update(64)
     assert stream.getvalue() == "0 of 64 images\n64 of 64 images, 16 images/s\n"
 
 
@@ -177,7 +177,7 @@ def test_stages_follow_each_other_and_short_ones_are_silent(monkeypatch):
 def test_inactive_progress_is_silent():
     for stream in (io.StringIO(), Terminal()):
         progress = tracking.Progress(2, stream=stream, active=False)
-        progress.update(2, {"loss": 1.0})
+        progress.update(2, 1.0)
         progress.close()
         assert stream.getvalue() == ""
 
@@ -185,7 +185,7 @@ def test_inactive_progress_is_silent():
 def test_a_terminal_gets_a_bar():
     stream = Terminal()
     progress = tracking.Progress(10, start=2, stream=stream)
-    progress.update(10, {"loss": 0.25})
+    progress.update(10, 0.25)
     progress.close()
     last = stream.getvalue().split("\r")[-1]
     assert "10/10" in last and "loss 0.2500" in last and "steps/s" in last and last.endswith("\n")
@@ -213,39 +213,39 @@ def wait_for(condition):
 
 def test_an_activity_is_shown_on_a_terminal_and_leaves_one_line(quick):
     stream = Terminal()
-    with tracking.activity("compiling", stream=stream) as show:
+    with tracking.Activity("compiling", stream=stream) as shown:
         wait_for(lambda: stream.getvalue().count("\r\x1b[Kcompiling: 0 s") >= 2)
-        show("drawing")
+        shown.text = "drawing"
         wait_for(lambda: stream.getvalue().endswith("\r\x1b[Kdrawing: 0 s"))
     assert stream.getvalue().endswith("\r\x1b[Kcompiling took 0 s\n")
 
 
-def test_an_activity_is_shown_on_plain_output_every_20_seconds(quick):
+def test_an_activity_is_shown_on_plain_output_every_15_seconds(quick):
     stream, started = io.StringIO(), time.monotonic()
-    with tracking.activity("compiling", stream=stream):
+    with tracking.Activity("compiling", stream=stream):
         wait_for(lambda: stream.getvalue().count("compiling: 0 s\n") == 2)
-    assert time.monotonic() - started >= 0.4 and stream.getvalue().endswith("s\ncompiling took 0 s\n")
+    assert time.monotonic() - started >= 0.3 and stream.getvalue().endswith("s\ncompiling took 0 s\n")
 
 
 @pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
 def test_a_short_or_inactive_activity_is_silent(quick, monkeypatch, stream):
-    with tracking.activity("compiling", stream=stream, active=False):
+    with tracking.Activity("compiling", stream=stream, active=False):
         time.sleep(0.05)
     assert stream.getvalue() == ""
     monkeypatch.setattr(tracking, "_STAGE_SECONDS", 60)
-    with tracking.activity("compiling", stream=stream):
+    with tracking.Activity("compiling", stream=stream):
         time.sleep(0.05)
     assert stream.getvalue() in ("", "\r\x1b[K")
 
 
 def test_an_activity_that_fails_leaves_a_clear_line_and_no_thread(quick):
     stream, before = Terminal(), threading.active_count()
-    with pytest.raises(KeyboardInterrupt), tracking.activity("compiling", stream=stream):
+    with pytest.raises(KeyboardInterrupt), tracking.Activity("compiling", stream=stream):
         wait_for(lambda: "compiling: 0 s" in stream.getvalue())
         raise KeyboardInterrupt
     written = stream.getvalue()
     assert written.endswith("\r\x1b[K") and "took" not in written
-    assert threading.active_count() == before and tracking._refreshed == []
+    assert threading.active_count() == before and tracking._open == []
     time.sleep(0.05)
     assert stream.getvalue() == written
 
@@ -256,19 +256,45 @@ def test_progress_shows_that_it_waits(quick):
         drawn = bar.getvalue().count("0/10")
         wait_for(lambda: bar.getvalue().count("0/10") >= drawn + 2)
     with tracking.Progress(10, stream=plain) as progress:
-        progress.update(3, {"loss": 0.5})
+        progress.update(3, 0.5)
         wait_for(lambda: plain.getvalue().count("\n") >= 3)
     first, *others = plain.getvalue().splitlines()
     assert first.startswith("3 of 10 steps, loss 0.5000") and set(others) == {
         "3 of 10 steps, the next in progress for 0 s"
     }
-    assert tracking._refreshed == []
+    assert tracking._open == []
+
+
+def test_progress_and_an_activity_show_how_much_of_the_next_units_is_done(monkeypatch):
+    clock, plain, bar, line = Clock(monkeypatch), io.StringIO(), Terminal(), Terminal()
+    with tracking.Progress(128, unit="images", stream=plain) as progress:
+        for done in (0, 64):
+            progress.update(done)
+            for i in range(2):
+                clock.now += 10
+                tracking.show_part((i + 1) / 5, 64)
+    assert plain.getvalue().splitlines() == [
+        "0 of 128 images", "12.8 of 128 images, 1.28 images/s, 1 min 30 s left",
+        "25.6 of 128 images, 1.28 images/s, 1 min 20 s left", "76.8 of 128 images, 3.2 images/s, 16 s left",
+        "89.6 of 128 images, 2.56 images/s, 15 s left",
+    ]  # fmt: skip
+    with tracking.Progress(128, start=64, unit="images", stream=bar) as progress:
+        tracking.show_part(0.2, 64)
+        progress.bar.refresh()
+        progress.update(128)
+    assert "76.8/128" in bar.getvalue() and "128/128" in bar.getvalue().split("\r")[-1]
+    with tracking.Activity("drawing", stream=line) as activity:
+        tracking.show_part(0.25, 64)
+        clock.now += 3
+        activity.refresh()
+    assert "\r\x1b[Kdrawing, 25% of the next 64: 3 s" in line.getvalue()
+    tracking.show_part(0.5, 64)  # nothing is open
 
 
 def test_only_the_innermost_is_refreshed(quick):
     outer, inner = Terminal(), Terminal()
     with tracking.Progress(10, stream=outer):
-        with tracking.activity("compiling", stream=inner):
+        with tracking.Activity("compiling", stream=inner):
             time.sleep(0.02)  # a refresh of the bar that had begun
             written = outer.getvalue()
             wait_for(lambda: inner.getvalue().count("compiling") >= 4)
@@ -292,8 +318,8 @@ def test_the_first_call_is_shown_within_a_program_only(quick, capsys):
 def test_the_last_loss_stays_in_the_bar():
     stream = Terminal()
     progress = tracking.Progress(10, stream=stream)
-    progress.update(2, {"loss": 0.25})
-    progress.update(10, {})
+    progress.update(2, 0.25)
+    progress.update(10)
     progress.close()
     last = stream.getvalue().split("\r")[-1]
     assert "10/10" in last and "loss 0.2500" in last
@@ -301,7 +327,7 @@ def test_the_last_loss_stays_in_the_bar():
 
 def test_standard_error_is_the_default(capsys):
     progress = tracking.Progress(1)
-    progress.update(1, {})
+    progress.update(1)
     captured = capsys.readouterr()
     assert captured.err.startswith("1 of 1 steps") and captured.out == ""
 

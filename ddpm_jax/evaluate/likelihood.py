@@ -111,7 +111,7 @@ def measure(
         for start_index in range(int(vlb.done), n, tile * jax.device_count()):
             results = mapped(model.params, key, process.local_shard(device_tiles(split.images, start_index, tile)))
             accumulate(vlb, process.all_gather(results), start_index, split.images.shape)
-            progress.update(int(vlb.done), {})
+            progress.update(int(vlb.done))
             stopping = process.any_process(interrupt.requested)
             if process.is_main_process() and (stopping or time.monotonic() - saved > SAVE_SECONDS):
                 save(part, vlb)

@@ -70,7 +70,7 @@ def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measure
         edges = [options.num * i for i in range(options.sets + 1)]
         sets = [image_parts.read_chunks(folder, start, stop) for start, stop in itertools.pairwise(edges)]
         fields = sample_cache.protocol_fields(context, options.seed, options.format)
-    with extraction(extractor), tracking.activity("computing features", active=process.is_main_process()):
+    with extraction(extractor), tracking.Activity("computing features", active=process.is_main_process()):
         return compare_sets(context, sets, options.num, reference, extractor, fields)
 
 

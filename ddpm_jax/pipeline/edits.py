@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import config as configs
-from ddpm_jax import data, denoisers, editing, keys, measurements, samplers
+from ddpm_jax import data, denoisers, editing, keys, measurements
 from ddpm_jax.config import flags
 from ddpm_jax.pipeline import tiles, user_images
 from ddpm_jax.pipeline.pipeline import Pipeline
@@ -25,7 +25,7 @@ class Edit(NamedTuple):
 
     Attributes:
         pipe: the trained network.
-        sampler_factory: ((pipe.inputs, inputs), tile) -> sampler and times, see `tiles.tile_function`.
+        sampler_factory: ((pipe.inputs, inputs), tile) -> the sampler.
         times: that it visits.
         inputs: arrays, which the compiled program takes as arguments: another image is no other program.
         known_pixels: the image whose pixels come out as they are, as the data have it, and where: bool.
@@ -35,7 +35,7 @@ class Edit(NamedTuple):
     """
 
     pipe: Pipeline
-    sampler_factory: Callable[[Any, tiles.Tile], tuple[samplers.Sampler, Any]]
+    sampler_factory: tiles.SamplerFactory
     times: np.ndarray
     inputs: Any
     known_pixels: tuple[np.ndarray, np.ndarray] | None
@@ -51,8 +51,10 @@ class Edit(NamedTuple):
         """As `Pipeline.draw`."""
         options = self.record["flags"]
         name = next(name for name in EDITS if name in options), options.get("cg_steps", 0), options.get("measure")
-        both = self.pipe.inputs._replace(times=self.times), self.inputs
-        return self.pipe.draw_with(self.sampler_factory, name, both, seed=seed, start=start, num=num, batch=batch)
+        inputs = self.pipe.inputs, self.inputs
+        return self.pipe.draw_with(
+            self.sampler_factory, name, inputs, self.times, seed=seed, start=start, num=num, batch=batch
+        )
 
     def to_pixels(self, x: np.ndarray) -> np.ndarray:
         """As `Pipeline.to_pixels`; known floating-point pixels are as given, which [-1, 1] and back would round."""
@@ -166,7 +168,7 @@ def _inpaint(pipe: Pipeline, options: flags.EditOptions) -> Edit:
             return denoisers.limit_x0(pipe.schedule, denoise, lambda x0: jnp.where(where, known, x0))
 
         sampler = pipe.conditioned_sampler(inputs, tile.condition, transform if cg_steps else None)
-        return editing.inpainting(pipe.schedule, sampler, known, where), inputs.times
+        return editing.inpainting(pipe.schedule, sampler, known, where)
 
     inputs = np.asarray(data.normalize(image[None], pipe.levels)), np.broadcast_to(mask, pipe.shape)[None]
     settings = dataclasses.replace(options, resample=resample, jump=jump, cg_steps=cg_steps)
@@ -229,7 +231,7 @@ def _measure(pipe: Pipeline, options: flags.EditOptions, name: str) -> Edit:
         def transform(denoise):
             return measurements.condition_on_measurement(pipe.schedule, denoise, A, y, noise, iterations=cg_steps)
 
-        return pipe.conditioned_sampler(inputs, tile.condition, transform), inputs.times
+        return pipe.conditioned_sampler(inputs, tile.condition, transform)
 
     record = _edit_record(dataclasses.replace(options, noise=noise, cg_steps=cg_steps), {path: image})
     pictures = [_enlarge(picture, pipe.shape) for picture in pictures]
@@ -250,7 +252,7 @@ def _sdedit(pipe: Pipeline, options: flags.EditOptions) -> Edit:
 
     def sampler_factory(both, tile):
         inputs, picture = both
-        return editing.sdedit(pipe.schedule, pipe.conditioned_sampler(inputs, tile.condition), picture), inputs.times
+        return editing.sdedit(pipe.schedule, pipe.conditioned_sampler(inputs, tile.condition), picture)
 
     inputs, record = np.asarray(data.normalize(image[None], pipe.levels)), {options.init_image: image}
     record = _edit_record(dataclasses.replace(options, strength=strength), record)
@@ -280,7 +282,7 @@ def _interpolate(pipe: Pipeline, options: flags.EditOptions, start: int, num: in
         weight = jnp.clip(tile.indices.astype(jnp.float32) / last, 0, 1)
         a, b = (jnp.broadcast_to(end, (len(tile.indices), *pipe.shape)) for end in ends)
         sampler = pipe.conditioned_sampler(inputs, tile.condition)
-        return sampler._replace(init=lambda _, t: sampler.init(editing.slerp(a, b, weight), t)), inputs.times
+        return sampler._replace(init=lambda _, t: sampler.init(editing.slerp(a, b, weight), t))
 
     record = _edit_record(options, {first_path: pair[0], second_path: pair[1]})
     return Edit(pipe, sampler_factory, pipe.times, (latents, np.float32(num - 1)), None, record)

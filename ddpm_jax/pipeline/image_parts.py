@@ -61,7 +61,7 @@ def complete_parts(
         for drawn in draw_from(done):
             waiting.append(drawn)
             count = sum(map(len, waiting))
-            progress.update(done + count, {})
+            progress.update(done + count)
             stopping = process.any_process(interrupt.requested)
             if count >= PART_SIZE or done + count == num or stopping or time.monotonic() - written > save_seconds:
                 if process.is_main_process():

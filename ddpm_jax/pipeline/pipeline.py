@@ -6,14 +6,14 @@ import functools
 import json
 import pathlib
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 import ddpm_jax
-from ddpm_jax import checkpoint, data, keys, samplers, tracking
+from ddpm_jax import checkpoint, data, keys
 from ddpm_jax import config as configs
 from ddpm_jax.config import ranges
 from ddpm_jax.model import Model, build, is_conditional, sampler_options
@@ -66,7 +66,7 @@ class Pipeline:
             built = build(config, self.shape, self.levels)
             self._load_weights(saved, built, weights, step)
         self.schedule, self.origin = built.schedule, meta.get("origin")
-        self._programs: dict[Any, tiles.TileFunction] = {}
+        self._programs: dict[Any, Any] = {}
         self._configure(config, sampling, UNCONDITIONAL)
 
     def _load_weights(self, saved: checkpoint.Checkpoints, model: Model, weights: str, step: int | None) -> None:
@@ -132,25 +132,25 @@ class Pipeline:
         batch: int | None = None,
         save_at: Sequence[int] = (),
     ) -> Iterator[tiles.Drawn]:
-        """The images start ... start + num - 1 of a seed, by tiles; see `tiles.draw` and `tiles.tile_function`.
+        """The images start ... start + num - 1 of a seed, by tiles; see `tiles.draw`.
+
+        Args:
+            save_at: times whose states are drawn instead, see `tiles.trajectory_program`.
 
         Raises:
             ValueError: if the network does not take the requested condition.
         """
-
-        def sampler_factory(inputs, tile):  # which times are kept is settled by compilation
-            return self.conditioned_sampler(inputs, tile.condition), self.times if save_at else inputs.times
-
-        name = ("noise", tuple(self.times.tolist()), tuple(save_at)) if save_at else ("noise",)
         return self.draw_with(
-            sampler_factory, name, self.inputs, seed=seed, start=start, num=num, batch=batch, save_at=save_at
-        )
+            lambda inputs, tile: self.conditioned_sampler(inputs, tile.condition), ("noise",), self.inputs, self.times,
+            seed=seed, start=start, num=num, batch=batch, save_at=save_at,
+        )  # fmt: skip
 
     def draw_with(
         self,
-        sampler_factory: Callable[[Any, tiles.Tile], tuple[samplers.Sampler, Any]],
+        sampler_factory: tiles.SamplerFactory,
         program_key: tuple,
         inputs: Any,
+        times: np.ndarray,
         *,
         seed: int,
         start: int,
@@ -158,23 +158,29 @@ class Pipeline:
         batch: int | None = None,
         save_at: Sequence[int] = (),
     ) -> Iterator[tiles.Drawn]:
-        """Images by another chain of this network's, see `tiles.tile_function`.
+        """Images by another sampler of this network's.
 
         Args:
-            program_key: of the chain: a second one of the same name, and the same kind of sampling, is not compiled.
-            inputs: what the chain is passed.
+            program_key: of the sampler: a second one of the same name, and the same kind of sampling, is not compiled.
+            inputs: what its factory is passed.
+            times: to visit.
 
         Raises:
             ValueError: as `draw`.
         """
         self.request.check(self.config)
         kind = *program_key, self.model.sampler_spec
+        if save_at:
+            kind += tuple(times.tolist()), tuple(save_at)
         if kind not in self._programs:
-            tile_function = tiles.tile_function(sampler_factory, self.shape, save_at)
-            program = tiles.parallelise(tile_function, self.config.parallel)
-            self._programs[kind] = tracking.show_first_call("compiling the sampler", program)
+            if save_at:
+                trajectory = tiles.trajectory_function(sampler_factory, self.shape, times, save_at)
+                self._programs[kind] = tiles.trajectory_program(trajectory, self.config.parallel)
+            else:
+                self._programs[kind] = tiles.sampling_program(sampler_factory, self.shape, self.config.parallel)
+        program = self._programs[kind] if save_at else functools.partial(self._programs[kind], times=times)
         return tiles.draw(
-            self._programs[kind], inputs, seed=seed, start=start, num=num, tile=self.tile, batch=batch,
+            program, inputs, seed=seed, start=start, num=num, tile=self.tile, batch=batch,
             conditions=functools.partial(self.request.gather, self.config, self.shape),
         )  # fmt: skip
 
@@ -184,7 +190,7 @@ class Pipeline:
         scalars = self.model.scalars(self.x0_mse)
         if self.request == UNCONDITIONAL:  # without guidance: one call of the network does what two would
             scalars = scalars._replace(guidance=np.float32(1))
-        return tiles.SamplerInputs(self.params, self.times, scalars)
+        return tiles.SamplerInputs(self.params, scalars)
 
     @property
     def x0_mse_digest(self) -> str | None:

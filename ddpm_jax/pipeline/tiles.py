@@ -17,11 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import config as configs
-from ddpm_jax import keys, process, samplers
+from ddpm_jax import keys, process, samplers, tracking
 from ddpm_jax.model import Model, SamplingScalars
 
 TileFunction = Callable[[Any, jax.Array, Any], Any]
 """(inputs, key, tile) -> results: what one device does with a tile, given what is the same for all, the parameters."""
+
+SamplerFactory = Callable[[Any, "Tile"], samplers.Sampler]
+"""(inputs, tile) -> the sampler of a network with its parameters, for the images of the tile."""
+
+TileProgram = Callable[[Any, jax.Array, "Tile"], tuple[jax.Array, Sequence[jax.Array]]]
+"""(inputs, key, tiles [devices, ...]) -> results, and arrays of which each is ready when a further piece is done."""
+
+MAX_PIECES, MIN_STEPS = 20, 5  # of a reverse process, whose progress is shown after each piece; steps of a piece
 
 
 class Tile(NamedTuple):
@@ -35,12 +43,10 @@ class SamplerInputs(NamedTuple):
     """The arguments of a program that draws: other values need no other program.
 
     params: the network's.
-    times: int32 [steps + 1], to visit.
     scalars: of `Model.scalars`.
     """
 
     params: Any
-    times: Any
     scalars: SamplingScalars
 
 
@@ -51,18 +57,23 @@ class Drawn(NamedTuple):
     x: np.ndarray
 
 
-def parallelise(tile_program: TileFunction, by: configs.Parallel = "pmap", devices: Sequence[Any] | None = None) -> Any:
-    """A tile's program over all devices, a tile each: (params, key, tiles [devices, ...]).
+def parallelise(
+    tile_function: Callable[..., Any],
+    by: configs.Parallel = "pmap",
+    devices: Sequence[Any] | None = None,
+    in_axes: tuple[int | None, ...] = (None, None, 0),
+) -> Any:
+    """A tile's function over all devices, a tile each: (inputs, key, tiles [devices, ...]).
 
     With several processes each passes and gets the rows of its own devices, see `process.local_shard` and
     `all_gather`.
     Compiled once, at its first call: keep it for as long as images are drawn.  See `process.map_over_devices`.
     """
-    return process.map_over_devices(tile_program, by, axis_name="tiles", in_axes=(None, None, 0), devices=devices)
+    return process.map_over_devices(tile_function, by, axis_name="tiles", in_axes=in_axes, devices=devices)
 
 
 def draw(
-    mapped: TileFunction,
+    program: TileProgram,
     inputs: Any,
     *,
     seed: int,
@@ -75,8 +86,8 @@ def draw(
     """Images start ... start + num - 1 of a seed, in order, as their tiles are done.
 
     Args:
-        mapped: what `parallelise` made of a `tile_function`.
-        inputs: what `tile_function` passes to its sampler factory, on the host or on the devices.
+        program: of `sampling_program` or `trajectory_program`.
+        inputs: what they pass to their sampler factory, on the host or on the devices.
         seed: image i has the key fold_in(key(seed), i), see `keys`.
         tile: images per device and network call.
         batch: how many images to have in flight; None is two rounds over the devices.
@@ -88,15 +99,18 @@ def draw(
     if start < 0 or num < 1 or tile < 1 or (batch is not None and batch < 1):
         raise ValueError(f"need start >= 0 and num, tile, batch >= 1, got {start=}, {num=}, {tile=}, {batch=}")
     keys.check_images(seed, start, num)
-    key, num_devices = keys.from_seed(seed), jax.device_count()
+    (inputs, key), num_devices = process.replicate((inputs, keys.from_seed(seed))), jax.device_count()
     numbers = np.arange(start // tile, (start + num - 1) // tile + 1)
     max_in_flight = 2 if batch is None else max(1, batch // (tile * num_devices))
-    in_flight: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
+    in_flight: collections.deque[tuple[np.ndarray, jax.Array, Sequence[jax.Array]]] = collections.deque()
 
     def collect() -> Iterator[Drawn]:
-        group, x = in_flight.popleft()
+        group, x, pieces = in_flight.popleft()
         indices = (group[:, None] * tile + np.arange(tile)).reshape(-1)
         wanted = (indices >= start) & (indices < start + num)
+        for i, piece in enumerate(pieces):
+            tracking.show_part(i / len(pieces), int(wanted.sum()))
+            jax.block_until_ready(piece)
         flat = np.asarray(process.all_gather(x))[: len(group)].reshape(-1, *x.shape[2:])
         yield Drawn(indices[wanted], flat[wanted])
 
@@ -106,41 +120,91 @@ def draw(
         indices = (padded[:, None] * tile + np.arange(tile)).astype(np.uint32)
         mine = process.local_shard(indices)
         rows = jax.tree.map(lambda leaf: leaf.reshape(*mine.shape, *leaf.shape[1:]), conditions(mine.reshape(-1)))
-        in_flight.append((group, mapped(inputs, key, Tile(mine, rows))))
+        in_flight.append((group, *program(inputs, key, Tile(mine, rows))))
         if len(in_flight) >= max_in_flight:
             yield from collect()
     while in_flight:
         yield from collect()
 
 
-def sampler_factory(model: Model) -> Callable[[SamplerInputs, Tile], tuple[samplers.Sampler, Any]]:
-    """(inputs, tile) -> the model's sampler for the images of the tile, and the times to visit."""
-    return lambda inputs, tile: (model.sampler(inputs.params, tile.condition, inputs.scalars), inputs.times)
+def sampler_factory(model: Model) -> SamplerFactory:
+    """The model's sampler, from `SamplerInputs` and a tile."""
+    return lambda inputs, tile: model.sampler(inputs.params, tile.condition, inputs.scalars)
 
 
-def tile_function(
-    sampler_factory: Callable[[Any, Tile], tuple[samplers.Sampler, Any]],
+def sampling_program(
+    sampler_factory: SamplerFactory,
     shape: tuple[int, ...],
-    save_at: Sequence[int] = (),
-) -> TileFunction:
-    """The program of one tile on one device: (inputs, key, Tile) -> x [n, *shape].
+    by: configs.Parallel = "pmap",
+) -> Callable[..., tuple[jax.Array, Sequence[jax.Array]]]:
+    """The `TileProgram` of images [n, *shape], with the further argument `times`: see `samplers.times`.
+
+    It runs a program for each of up to 20 equal pieces of the times, so that progress can be shown; the images are, bit
+    for bit, those of one program for all.
 
     Args:
-        sampler_factory: (inputs, tile) -> the sampler of a network with its parameters, for the images of this tile,
-            and the times to visit, see `samplers.times`: an array, so that others need no compilation, or settled by
-            it.
         shape: of one image, (H, W, C).
-        save_at: times to keep, of a chain whose times are settled; with any, the result is
-            [n, 2, len(save_at), *shape]: x_t and the x_0 predicted on the way.
+    """
+    begin = parallelise(begin_function(sampler_factory, shape), by, in_axes=(None, None, 0, None))
+    advance = parallelise(advance_function(sampler_factory), by, in_axes=(None, None, 0, 0, None))
+    advance = tracking.show_first_call("compiling the sampler", advance)
+
+    def run(inputs: Any, key: jax.Array, tile: Tile, times: np.ndarray) -> tuple[jax.Array, Sequence[jax.Array]]:
+        state, pieces, size = begin(inputs, key, tile, times[0]), [], piece_steps(len(times) - 1)
+        for i in range(0, len(times) - 1, size):
+            state = advance(inputs, key, tile, state, times[i : i + size + 1])
+            pieces.append(state.t)
+        return state.x, pieces
+
+    return run
+
+
+def piece_steps(steps: int) -> int:
+    """The steps of a piece of a reverse process of so many: at least 5 and a 20th of them, all pieces alike."""
+    smallest = max(MIN_STEPS, -(-steps // MAX_PIECES))
+    return next((size for size in range(smallest, steps) if steps % size == 0), steps)
+
+
+def begin_function(sampler_factory: SamplerFactory, shape: tuple[int, ...]) -> Callable[..., samplers.SamplerState]:
+    """(inputs, key, tile, t) -> the sampler's state before the first step, which leaves t, on one device."""
+
+    def begin(inputs: Any, key: jax.Array, tile: Tile, t: jax.Array) -> samplers.SamplerState:
+        x_T = samplers.initial_noise(keys.fold_in_each(key, tile.indices), shape)
+        return sampler_factory(inputs, tile).init(x_T, t)
+
+    return begin
+
+
+def advance_function(sampler_factory: SamplerFactory) -> Callable[..., samplers.SamplerState]:
+    """(inputs, key, tile, state, times) -> the state at the last of `times`, on one device."""
+
+    def advance(inputs: Any, key: jax.Array, tile: Tile, state: Any, times: jax.Array) -> samplers.SamplerState:
+        return samplers.advance(keys.fold_in_each(key, tile.indices), sampler_factory(inputs, tile), state, times)
+
+    return advance
+
+
+def trajectory_program(trajectory: TileFunction, by: configs.Parallel = "pmap") -> TileProgram:
+    """The `TileProgram` of a `trajectory_function`."""
+    mapped = tracking.show_first_call("compiling the sampler", parallelise(trajectory, by))
+    return lambda inputs, key, tile: (mapped(inputs, key, tile), ())
+
+
+def trajectory_function(
+    sampler_factory: SamplerFactory, shape: tuple[int, ...], times: np.ndarray, save_at: Sequence[int]
+) -> TileFunction:
+    """(inputs, key, tile) -> x_t and the x_0 predicted on the way, [n, 2, len(save_at), *shape], on one device.
+
+    Args:
+        shape: of one image, (H, W, C).
+        times: to visit; other times are another program.
+        save_at: the times to keep.
     """
 
-    def tile(inputs: Any, key: jax.Array, tile: Tile) -> jax.Array:
+    def trajectory(inputs: Any, key: jax.Array, tile: Tile) -> jax.Array:
         own = keys.fold_in_each(key, tile.indices)
-        sampler, times = sampler_factory(inputs, tile)
         x_T = samplers.initial_noise(own, shape)
-        if not len(save_at):
-            return samplers.sample(own, sampler, x_T, times)
-        states = samplers.trajectory(own, sampler, x_T, times, save_at=save_at)
+        states = samplers.trajectory(own, sampler_factory(inputs, tile), x_T, times, save_at=save_at)
         return jnp.moveaxis(jnp.stack([states.x, states.x0]), 2, 0)
 
-    return tile
+    return trajectory

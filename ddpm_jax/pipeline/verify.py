@@ -62,5 +62,5 @@ def draw_again(drawer: Pipeline | Edit, manifest: dict, batch: int | None) -> np
     with process.explain_oom("a tile of images", lambda: process.sampling_oom_hints(drawer.tile)), progress:
         for part in drawer.draw(seed=manifest["seed"], start=manifest["start"], num=manifest["num"], batch=batch):
             parts.append(drawer.to_pixels(part.x))
-            progress.update(sum(map(len, parts)), {})
+            progress.update(sum(map(len, parts)))
     return np.concatenate(parts)

@@ -100,12 +100,15 @@ def device_pixel_bytes(config: configs.Config, images: data.Dataset, devices: in
 
 def lower_sampler(model: Model, devices: Sequence[Any]) -> jax.stages.Lowered:
     """The sampler, lowered as training and `sample.py` have it: a tile of images on each device."""
-    tile_function = tiles.tile_function(tiles.sampler_factory(model), model.shape)
-    indices = jax.ShapeDtypeStruct((len(devices), model.tile_size(devices[0].platform)), jnp.uint32)
-    mapped = tiles.parallelise(tile_function, model.config.parallel, devices)
-    inputs = tiles.SamplerInputs(train_state(model)[1].params, model.times, model.scalars())
-    condition = _batched_shapes(model.empty_condition(1), indices.shape)
-    return mapped.lower(inputs, _key_shape(), tiles.Tile(indices, condition))
+    factory, shape = tiles.sampler_factory(model), (len(devices),)
+    indices = jax.ShapeDtypeStruct((model.tile_size(devices[0].platform),), jnp.uint32)
+    tile = tiles.Tile(indices, _batched_shapes(model.empty_condition(1), indices.shape))
+    inputs = tiles.SamplerInputs(train_state(model)[1].params, model.scalars())
+    state = jax.eval_shape(tiles.begin_function(factory, model.shape), inputs, _key_shape(), tile, jnp.int32(0))
+    in_axes = None, None, 0, 0, None
+    advance = tiles.parallelise(tiles.advance_function(factory), model.config.parallel, devices, in_axes)
+    on_devices = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*shape, *leaf.shape), leaf.dtype), (tile, state))
+    return advance.lower(inputs, _key_shape(), *on_devices, model.times[: tiles.piece_steps(len(model.times) - 1) + 1])
 
 
 def lower_evaluation(model: Model, images: data.Dataset, devices: Sequence[Any]) -> jax.stages.Lowered:
@@ -117,7 +120,7 @@ def lower_evaluation(model: Model, images: data.Dataset, devices: Sequence[Any])
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
     own = jax.eval_shape(lambda: jax.random.split(keys.from_seed(0), count))
     examples = jax.ShapeDtypeStruct((count, *model.shape), jnp.float32), model.empty_condition(count)
-    return run.evaluate.lower(params, own, examples)
+    return run.evaluation_program.lower(params, own, examples)
 
 
 def step_flops(model: Model, images: data.Dataset, devices: int) -> float:

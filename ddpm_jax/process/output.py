@@ -5,16 +5,23 @@ import errno
 import io
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+_SILENCE_SECONDS = 8.0
+
 
 class SafeStream(io.TextIOWrapper):
-    """A text stream that never fails.
+    """A text stream of the console that never fails.
 
     A character that its encoding lacks is written as an escape, `\\xb1`.  From the first error on, output is discarded:
     silently if a pipe has no reader any more, otherwise, as on a full disk, with a message on standard error.
     """
+
+    last_write = time.monotonic()
+    """When one of these streams was last written to."""
 
     def __init__(self, stream: io.TextIOWrapper, title: str):
         self._title = title
@@ -24,6 +31,7 @@ class SafeStream(io.TextIOWrapper):
         )  # fmt: skip
 
     def write(self, text: str, /) -> int:
+        SafeStream.last_write = time.monotonic()
         try:
             return super().write(text)
         except OSError as error:
@@ -74,4 +82,15 @@ def run_main(main: Callable[[list[str]], int]) -> NoReturn:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         elif isinstance(stream, io.TextIOWrapper):
             setattr(sys, name, SafeStream(stream, title))
+    threading.Thread(target=_break_silence, name="silence", daemon=True).start()
     sys.exit(main(sys.argv[1:]))
+
+
+def _break_silence() -> None:
+    """Prints a line whenever nothing was printed for 8 seconds, or 20 where standard output is no terminal."""
+    while True:
+        time.sleep(_SILENCE_SECONDS / 8)
+        silent = time.monotonic() - SafeStream.last_write
+        # of several processes, all but the first have another standard output
+        if isinstance(sys.stdout, SafeStream) and silent > _SILENCE_SECONDS * (1 if sys.stdout.isatty() else 2.5):
+            print(f"still running; nothing to show for {silent:.0f} s", file=sys.stderr, flush=True)

@@ -63,3 +63,12 @@ def map_over_devices(
         return multihost_utils.global_array_to_host_local_array(compiled(*whole), mesh, out_spec)
 
     return on_this_process
+
+
+def replicate(tree: Any) -> Any:
+    """The arrays of a tree, whole on every local device, so that a program of all devices copies nothing."""
+    import jax
+    import numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    return jax.device_put(tree, NamedSharding(Mesh(np.array(jax.local_devices()), ("devices",)), PartitionSpec()))

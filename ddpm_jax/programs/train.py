@@ -65,15 +65,13 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
 
     # pmap, or shard_map: the state whole on every device, the batch spread over them
     devices = jax.local_devices()
-    mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     order = data.EpochShuffle(order_key, len(images.train))
     loader = make_device_loader(
         images.train, order, config.batch, devices, stream=config.data.stream, steps_per_call=config.steps_per_call
     )
     steps = trainer.parallelise(gradient_step, loader.in_axis, by=config.parallel)
     steps = tracking.show_first_call("compiling the training step", steps)
-    run_key = jax.device_put(run_key, replicated)
+    run_key = process.replicate(run_key)
 
     # a new run's first state, before anything is written: weights that do not fit are refused
     fresh_state, finetuned = trainer.jitted_init(model), None
@@ -94,11 +92,11 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
             elif init.init_from is not None:
                 state, run.provenance = finetuned or trainer.init_from_run(model, init_key, init)
             else:
-                with tracking.activity("compiling and drawing the first parameters", active=process.is_main_process()):
+                with tracking.Activity("compiling and drawing the first parameters", active=process.is_main_process()):
                     state = fresh_state(init_key)
             run.check_consistent(start, meta)
             run.remove_snapshots_after(start)
-            state = jax.device_put(state, replicated)
+            state = process.replicate(state)
             run.print_summary(state, start)
 
             def take_steps(state, bad, batch):
@@ -113,7 +111,7 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
                 contextlib.closing(loader.batches(start)) as batches,
                 tracking.Progress(config.steps, start=start, active=process.is_main_process()) as progress,
             ):
-                bad = jax.device_put(np.int32(0), replicated)  # steps in a row that were skipped, of what follows
+                bad = process.replicate(np.int32(0))  # steps in a row that were skipped, of what follows
                 return loop(run, saved, step_metrics, progress, start, (state, bad), annotated_steps, batches)
 
 
@@ -139,7 +137,7 @@ def loop(
         state, bad, metrics = take_steps(state, bad, batch)
         done += len(batch.indices)
         step_metrics.add(done, metrics, batch.indices)
-        progress.update(step_metrics.last_collected, {})
+        progress.update(step_metrics.last_collected)
         stopping = run.should_stop(step_metrics.stop_received)
         often = config.log_every, config.save_every, config.sample_every
         logging, saving, evaluating = (due(done, every) for every in often)
@@ -151,7 +149,7 @@ def loop(
             return step_metrics.dump_nonfinite(state, run.images, run.train_conditions.gather)
 
         if stopping or logging:
-            progress.update(done, step_metrics.write_metrics(done))
+            progress.update(done, step_metrics.write_metrics(done).get("loss"))
             saved.check()
         if averaging:  # before the checkpoint: what a kill leaves unfinished is taken again
             run.save_snapshot(done, state)

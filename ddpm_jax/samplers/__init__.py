@@ -16,6 +16,7 @@ from ddpm_jax.samplers.chain import (
     SamplerState,
     State,
     StepFn,
+    advance,
     image_keys,
     initial_noise,
     sample,
@@ -27,7 +28,7 @@ from ddpm_jax.samplers.onestep import analytic, ancestral, ddim
 from ddpm_jax.samplers.spacing import Spacing, section_times, times
 
 __all__ = [
-    "InitFn", "Noise", "Sampler", "SamplerState", "Spacing", "State", "StepFn", "analytic", "ancestral", "ddim",
-    "dpm_solver_pp", "image_keys", "initial_noise", "sample", "section_times", "step_noise", "times", "trajectory",
-    "unipc",
+    "InitFn", "Noise", "Sampler", "SamplerState", "Spacing", "State", "StepFn", "advance", "analytic", "ancestral",
+    "ddim", "dpm_solver_pp", "image_keys", "initial_noise", "sample", "section_times", "step_noise", "times",
+    "trajectory", "unipc",
 ]  # fmt: skip

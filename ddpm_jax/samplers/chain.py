@@ -100,7 +100,23 @@ def sample(keys: jax.Array, sampler: Sampler, x_T: jax.Array, times: np.ndarray 
     Raises:
         ValueError: if times is not a falling vector of integers, or keys are not typed keys, one per image.
     """
-    return _scan(keys, sampler, x_T, times, ())[0].x
+    state, times = _first_state(sampler, x_T, times)
+    return _scan(keys, sampler, state, times, ())[0].x
+
+
+def advance(keys: jax.Array, sampler: Sampler, state: Any, times: np.ndarray | jax.Array) -> Any:
+    """The state at the last of `times`, from the state at the first, by one scan.
+
+    After `sampler.init`, one call for each piece of the times gives the images of `sample`.
+
+    Args:
+        keys, times: as of `sample`.
+        state: the sampler's state at times[0].
+
+    Raises:
+        ValueError: as `sample`.
+    """
+    return _scan(keys, sampler, state, _check_times(times, sampler), ())[0]
 
 
 def trajectory(
@@ -121,18 +137,25 @@ def trajectory(
     missing = [int(t) for t in save_at if t not in times]
     if missing:
         raise ValueError(f"save_at has times that the reverse process does not visit: {missing}")
-    return _scan(keys, sampler, x_T, times, tuple(int(t) for t in save_at))[1]
+    state, times = _first_state(sampler, x_T, times)
+    return _scan(keys, sampler, state, times, tuple(int(t) for t in save_at))[1]
+
+
+def _first_state(sampler: Sampler, x_T: jax.Array, times: np.ndarray | jax.Array) -> tuple[SamplerState, jax.Array]:
+    """The state before the first step, and the times, checked."""
+    gaussian.check_batch(x_T=x_T)
+    times = _check_times(times, sampler)
+    return sampler.init(x_T, times[0]), times
 
 
 def _scan(
-    keys: jax.Array, sampler: Sampler, x_T: jax.Array, times: np.ndarray | jax.Array, save_at: tuple[int, ...]
+    keys: jax.Array, sampler: Sampler, state: SamplerState, times: jax.Array, save_at: tuple[int, ...]
 ) -> tuple[SamplerState, State]:
     """The scan over times: the last state, and the saved states [len(save_at), B, ...]."""
-    gaussian.check_batch(x_T=x_T)
-    times = jnp.asarray(_check_times(times, sampler.allows_forward_steps), jnp.int32)
+    x = state.x
     if keys.ndim != 1:
-        raise ValueError(f"keys must be one per image, shape {x_T.shape[:1]} (see image_keys), got {keys.shape}")
-    keys = example_keys(keys, x_T.shape[0])
+        raise ValueError(f"keys must be one per image, shape {x.shape[:1]} (see image_keys), got {keys.shape}")
+    keys = example_keys(keys, x.shape[0])
 
     def record(saved: State, state: SamplerState) -> State:
         is_saved = jnp.asarray(save_at, jnp.int32) == state.t
@@ -148,21 +171,20 @@ def _scan(
         state = sampler.step(keys, carry[0], *ts)
         return (state, record(carry[1], state) if save_at else carry[1]), None
 
-    state = sampler.init(x_T, times[0])
-    zeros = jnp.zeros((len(save_at), *x_T.shape), x_T.dtype)
+    zeros = jnp.zeros((len(save_at), *x.shape), x.dtype)
     saved = State(zeros, zeros, jnp.asarray(save_at, jnp.int32))
     carry = state, record(saved, state) if save_at else saved
     return jax.lax.scan(step, carry, (times[:-1], times[1:]))[0]
 
 
-def _check_times(times: np.ndarray | jax.Array, allows_forward_steps: bool) -> np.ndarray | jax.Array:
+def _check_times(times: np.ndarray | jax.Array, sampler: Sampler) -> jax.Array:
     if isinstance(times, Tracer):
-        return times
+        return times.astype(jnp.int32)
     times = np.asarray(times)
     vector = times.ndim == 1 and len(times) >= 2 and np.issubdtype(times.dtype, np.integer)
-    if allows_forward_steps:
+    if sampler.allows_forward_steps:
         if not vector or (np.diff(times) == 0).any() or times.min() < 0:
             raise ValueError(f"times must be a vector of at least two integers, no two neighbours equal, got {times}")
     elif not vector or (np.diff(times) >= 0).any() or times[-1] < 0:
         raise ValueError(f"times must be a falling vector of at least two integers, got {times}")
-    return times
+    return jnp.asarray(times, jnp.int32)

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -123,11 +123,10 @@ class Run:
             )  # fmt: skip
             return evaluate_batch(keys, x0)
 
-        draw_tiles = tiles.parallelise(
-            tiles.tile_function(tiles.sampler_factory(model), model.shape), self.config.parallel
-        )
-        self.draw_tiles = tracking.show_first_call("compiling the sampler", draw_tiles)
-        self.evaluate = tracking.show_first_call("compiling the held-out evaluation", jax.jit(evaluate))
+        program = tiles.sampling_program(tiles.sampler_factory(model), model.shape, self.config.parallel)
+        self.sampling_program = partial(program, times=model.times)
+        self.evaluation_program = jax.jit(evaluate)
+        self.evaluate = tracking.show_first_call("compiling the held-out evaluation", self.evaluation_program)
 
     def print_summary(self, state, start: int) -> None:
         """The first lines: where, on what, how large, from when to when."""
@@ -241,27 +240,26 @@ class Run:
 
     def sample_and_evaluate(self, step: int, params) -> dict[str, Any]:
         """Draws a grid of samples, prints monitors of them and evaluates held-out images; {} if interrupted."""
-        with tracking.activity(f"evaluating step {step}", active=process.is_main_process()) as show:
-            lines, found = self._sample_and_evaluate(step, params, show)
+        with tracking.Activity(f"evaluating step {step}", active=process.is_main_process()) as shown:
+            lines, found = self._sample_and_evaluate(step, params, shown)
         print(*lines, sep="\n", end="\n" if lines else "", flush=True)
         return found
 
-    def _sample_and_evaluate(self, step: int, params, show: Callable[[str], None]) -> tuple[list[str], dict[str, Any]]:
+    def _sample_and_evaluate(self, step: int, params, shown: tracking.Activity) -> tuple[list[str], dict[str, Any]]:
         """The lines to print, and the metrics."""
         config, levels = self.config, self.images.levels
         parts = []
-        inputs = tiles.SamplerInputs(params, self.model.times, self.model.scalars())
         drawn = tiles.draw(
-            self.draw_tiles, inputs, seed=config.seed, start=0, num=config.sampling.num, tile=self.tile,
-            conditions=self.sample_conditions,
+            self.sampling_program, tiles.SamplerInputs(params, self.model.scalars()), seed=config.seed, start=0,
+            num=config.sampling.num, tile=self.tile, conditions=self.sample_conditions,
         )  # fmt: skip
-        show(f"drawing samples, 0 of {config.sampling.num} images")
+        shown.text = f"drawing samples, 0 of {config.sampling.num} images"
         for part in drawn:
             parts.append(part.x)
-            show(f"drawing samples, {sum(map(len, parts))} of {config.sampling.num} images")
+            shown.text = f"drawing samples, {sum(map(len, parts))} of {config.sampling.num} images"
             if process.any_process(self.interrupt.requested):
                 return [], {}
-        show(f"evaluating {self.num_held_out} held-out images")
+        shown.text, shown.part = f"evaluating {self.num_held_out} held-out images", ""
         integers = self._to_preview(data.denormalize(np.concatenate(parts), levels))
         picture = self.workdir / "samples" / f"{step}.png"
         if process.is_main_process():

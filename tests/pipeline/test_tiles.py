@@ -8,7 +8,7 @@ import pytest
 import shared_evaluation
 import tiny_run
 
-from ddpm_jax import gaussian, samplers, schedules
+from ddpm_jax import gaussian, keys, samplers, schedules, tracking
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.pipeline import tiles
 
@@ -17,15 +17,17 @@ TIMES = samplers.times(20, 4)
 NET = UNet(channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), out_channels=1)
 
 
+def make_sampler(params, tile):
+    net = functools.partial(NET.apply, params)
+    return samplers.ancestral(SCHEDULE, gaussian.denoiser(SCHEDULE, net, clip=True))
+
+
 @functools.cache
 def mapped_tiles(save_at=()):
     """A network of random weights, under the sampler, over all devices."""
-
-    def make_sampler(params, tile):
-        net = functools.partial(NET.apply, params)
-        return samplers.ancestral(SCHEDULE, gaussian.denoiser(SCHEDULE, net, clip=True)), TIMES
-
-    return tiles.parallelise(tiles.tile_function(make_sampler, (8, 8, 1), save_at))
+    if save_at:
+        return tiles.trajectory_program(tiles.trajectory_function(make_sampler, (8, 8, 1), TIMES, save_at))
+    return functools.partial(tiles.sampling_program(make_sampler, (8, 8, 1)), times=TIMES)
 
 
 @functools.cache
@@ -45,6 +47,32 @@ def test_every_image_alone_is_the_image_of_the_whole():
     assert len({image.tobytes() for image in whole}) == 16
     for i in range(16):
         assert draw(i, 1)[0].tobytes() == whole[i].tobytes()
+
+
+def test_images_in_pieces_are_those_of_one_scan_and_the_pieces_are_shown(monkeypatch):
+    times, shown = samplers.times(20, 20), []
+    monkeypatch.setattr(tracking, "show_part", lambda fraction, size: shown.append((fraction, size)))
+
+    def whole(inputs, key, tile):
+        own = keys.fold_in_each(key, tile.indices)
+        return samplers.sample(own, make_sampler(inputs, tile), samplers.initial_noise(own, (8, 8, 1)), times)
+
+    mapped = tiles.parallelise(whole)
+    programs = [
+        functools.partial(tiles.sampling_program(make_sampler, (8, 8, 1)), times=times),
+        lambda *args: (mapped(*args), ()),
+    ]
+    pieces, one_scan = (
+        np.concatenate([part.x for part in tiles.draw(each, params(), seed=3, start=1, num=20, tile=2)])
+        for each in programs
+    )
+    assert pieces.tobytes() == one_scan.tobytes()
+    assert shown == [(k / 4, size) for size in (15, 5) for k in range(4)]
+
+
+@pytest.mark.parametrize("steps, size", [(1, 1), (4, 4), (10, 5), (20, 5), (23, 23), (50, 5), (250, 25), (1000, 50)])
+def test_pieces_are_alike_not_too_short_and_not_too_many(steps, size):
+    assert tiles.piece_steps(steps) == size
 
 
 def test_how_many_are_in_flight_changes_nothing():
@@ -69,8 +97,9 @@ def test_what_is_said_of_an_image_comes_to_it_whatever_its_tile(by):
         return jnp.stack([tile.indices, tile.condition["twice"]], axis=1)
 
     mapped = tiles.parallelise(tile_function, by)
+    program = lambda *args: (mapped(*args), ())  # noqa: E731
     twice_the_index = lambda indices: {"twice": 2 * indices}  # noqa: E731
-    parts = list(tiles.draw(mapped, np.zeros(1), seed=0, start=5, num=37, tile=2, conditions=twice_the_index))
+    parts = list(tiles.draw(program, np.zeros(1), seed=0, start=5, num=37, tile=2, conditions=twice_the_index))
     np.testing.assert_array_equal(np.concatenate([part.x for part in parts]), [[i, 2 * i] for i in range(5, 42)])
 
 

@@ -377,6 +377,15 @@ def test_what_an_output_cannot_say_it_says_otherwise():
     assert done.returncode == 3 and done.stdout.endswith("9.9 \\xb1 0.1 bits/dim 4999\n")
 
 
+def test_a_program_that_prints_nothing_says_that_it_runs():
+    quiet, speaks = "time.sleep(1.6)", "[print(i, flush=True) or time.sleep(0.1) for i in range(16)]"
+    for work, is_silent in ((quiet, True), (speaks, False)):
+        code = "import time; from ddpm_jax.process import output; output._SILENCE_SECONDS = 0.4; "
+        code += f"output.run_main(lambda _: bool({work}) and 0)"
+        done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
+        assert set(done.stderr.splitlines()) == ({"still running; nothing to show for 1 s"} if is_silent else set())
+
+
 def test_what_cannot_be_written_is_named_where_the_error_names_nothing(tmp_path):
     """As numpy's own of a full disk, or the system's while a file is written."""
     for error in (OSError("65536 requested and 57216 written"), OSError(28, "No space left on device")):

@@ -114,10 +114,10 @@ def test_the_log_witnesses_which_images_were_seen(straight):
 
 
 def test_the_step_is_compiled_once(straight):
-    """What JAX logs of a run of sixty steps: of what is pmapped, the step and the tile of images, once each."""
+    """What JAX logs of a run of sixty steps: of what is pmapped, the step and the sampler's two programs, once each."""
     pmapped = [line for line in straight[2] if "Compiling" in line and "Mesh('" in line]
     assert sum("Mesh('batch'" in line and "int32[1,1,16]" in line for line in pmapped) == 1, pmapped
-    assert sum("Mesh('tiles'" in line for line in pmapped) == 1, pmapped
+    assert sum("Mesh('tiles'" in line for line in pmapped) == 2, pmapped
 
 
 def test_no_part_of_a_run_is_silent(straight):

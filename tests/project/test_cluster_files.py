@@ -58,7 +58,9 @@ def run_script(sandbox, *command, statuses=("0",), **env):
     (sandbox / "statuses").write_text("\n".join(statuses) + "\n")
     settings = {"PATH": f"{sandbox}:{os.environ['PATH']}", "HERE": sandbox, "RUN": sandbox / "run", "STEPS": "7"} | env
     env = os.environ | {name: str(value) for name, value in settings.items()}
-    done = subprocess.run(["bash", *map(str, command)], cwd=sandbox, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", *map(str, command)], cwd=sandbox, env=env, capture_output=True, text=True, timeout=60
+    )
     call_log = len((sandbox / "calls").read_text().splitlines()) if (sandbox / "calls").exists() else 0
     return done.returncode, call_log
 

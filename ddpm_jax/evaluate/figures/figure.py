@@ -72,7 +72,7 @@ def _format_cell(value: Any) -> Any:
 def draw_states(model: pipeline.Pipeline, options: ImageOptions, times: Sequence[int]) -> np.ndarray:
     """x_t [n, k, H, W, C] of the images asked for, at k falling times that the chain visits, data units."""
     parts = model.draw(seed=options.seed, start=options.start, num=options.num, save_at=times)
-    with tracking.activity("drawing images"):
+    with tracking.Activity("drawing images"):
         return np.concatenate([part.x[:, 0] for part in parts])
 
 
@@ -143,9 +143,9 @@ def continue_sampling(
         return samplers.sample(own, with_start_times(model.sampler(params), start), x, times)
 
     mapped, key, parts = tiles.parallelise(sample_tile, model.config.parallel), keys.from_seed(seed), []
-    with tracking.activity("drawing images") as show:
+    with tracking.Activity("drawing images") as shown:
         for offset in range(0, n, size * everywhere):
-            show(f"drawing images, {offset} of {n}")
+            shown.text = f"drawing images, {offset} of {n}"
             rows = np.minimum(offset + np.arange(size * everywhere), n - 1).reshape(everywhere, size)
             tile = paths[rows].astype(np.uint32), x[rows], start[rows].astype(np.int32)
             parts.append(np.asarray(mapped(model.params, key, tile)).reshape(-1, *x.shape[1:])[: n - offset])

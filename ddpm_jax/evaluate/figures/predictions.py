@@ -77,7 +77,7 @@ def measure(context: EvaluationContext, options: PredictionsOptions) -> Predicti
             squared.append(figure.mean_squared(x0 - image[:, None]))
             if quality is not None:
                 quality.update(data.to_integer(x0, model.integer_levels))
-            progress.update(sum(map(len, squared)), {})
+            progress.update(sum(map(len, squared)))
     times = model.times[positions]
     distances = [] if quality is None else quality.measurements(times.tolist())
     return Predictions(times, np.concatenate(shown), np.concatenate(squared), distances)
