@@ -134,7 +134,7 @@ def ours(spec: WorkloadSpec) -> dict[str, Workload]:
     return {
         "train": Workload(train, metadata),
         "network": Workload(network, metadata),
-        "sample": Workload(lambda: jax.block_until_ready(sample_program(inputs, key, tile, times)), metadata),
+        "sample": Workload(lambda: jax.block_until_ready(list(sample_program(inputs, key, tile, times))), metadata),
         "likelihood": Workload(lambda: jax.block_until_ready(vlb_program(params, keys, x0)), metadata),
         "product": Workload(products, {"operations": 2 * MATRIX_SIDE**3 * NUM_MATMULS * len(devices)}),
     }

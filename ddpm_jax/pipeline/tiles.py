@@ -9,6 +9,7 @@ With several processes every one draws the tiles of its own devices, and the ima
 """
 
 import collections
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -26,10 +27,11 @@ TileFunction = Callable[[Any, jax.Array, Any], Any]
 SamplerFactory = Callable[[Any, "Tile"], samplers.Sampler]
 """(inputs, tile) -> the sampler of a network with its parameters, for the images of the tile."""
 
-TileProgram = Callable[[Any, jax.Array, "Tile"], tuple[jax.Array, Sequence[jax.Array]]]
-"""(inputs, key, tiles [devices, ...]) -> results, and arrays of which each is ready when a further piece is done."""
+TileProgram = Callable[[Any, jax.Array, "Tile"], Iterator[tuple[float, jax.Array]]]
+"""(inputs, key, tiles [devices, ...]) -> the fraction done and x, after each piece of the work; the last x counts."""
 
-MAX_PIECES, MIN_STEPS = 20, 5  # of a reverse process, whose progress is shown after each piece; steps of a piece
+MAX_PIECES = 20  # of a reverse process, whose progress is shown after each
+MIN_PIECE = 100_000  # numbers in a tile times steps: on a CPU a piece waits for all devices, so it must be long
 
 
 class Tile(NamedTuple):
@@ -90,7 +92,7 @@ def draw(
         inputs: what they pass to their sampler factory, on the host or on the devices.
         seed: image i has the key fold_in(key(seed), i), see `keys`.
         tile: images per device and network call.
-        batch: how many images to have in flight; None is two rounds over the devices.
+        batch: how many images to have in flight, each with a piece of its work; None is two rounds over the devices.
         conditions: indices [n] -> arrays [n, ...], the conditions of these images: of each by its index alone.
 
     Raises:
@@ -99,18 +101,19 @@ def draw(
     if start < 0 or num < 1 or tile < 1 or (batch is not None and batch < 1):
         raise ValueError(f"need start >= 0 and num, tile, batch >= 1, got {start=}, {num=}, {tile=}, {batch=}")
     keys.check_images(seed, start, num)
-    (inputs, key), num_devices = process.replicate((inputs, keys.from_seed(seed))), jax.device_count()
+    (inputs, key), num_devices = process.replicate((inputs, keys.from_seed(seed)), "tiles"), jax.device_count()
     numbers = np.arange(start // tile, (start + num - 1) // tile + 1)
     max_in_flight = 2 if batch is None else max(1, batch // (tile * num_devices))
-    in_flight: collections.deque[tuple[np.ndarray, jax.Array, Sequence[jax.Array]]] = collections.deque()
+    in_flight: collections.deque[tuple[np.ndarray, float, jax.Array]] = collections.deque()
 
     def collect() -> Iterator[Drawn]:
-        group, x, pieces = in_flight.popleft()
+        group, fraction, x = in_flight.popleft()
         indices = (group[:, None] * tile + np.arange(tile)).reshape(-1)
         wanted = (indices >= start) & (indices < start + num)
-        for i, piece in enumerate(pieces):
-            tracking.show_part(i / len(pieces), int(wanted.sum()))
-            jax.block_until_ready(piece)
+        if fraction < 1:
+            jax.block_until_ready(x)
+            tracking.show_part(fraction, int(wanted.sum()))
+            return
         flat = np.asarray(process.all_gather(x))[: len(group)].reshape(-1, *x.shape[2:])
         yield Drawn(indices[wanted], flat[wanted])
 
@@ -120,9 +123,10 @@ def draw(
         indices = (padded[:, None] * tile + np.arange(tile)).astype(np.uint32)
         mine = process.local_shard(indices)
         rows = jax.tree.map(lambda leaf: leaf.reshape(*mine.shape, *leaf.shape[1:]), conditions(mine.reshape(-1)))
-        in_flight.append((group, *program(inputs, key, Tile(mine, rows))))
-        if len(in_flight) >= max_in_flight:
-            yield from collect()
+        for fraction, x in program(inputs, key, Tile(mine, rows)):
+            in_flight.append((group, fraction, x))
+            if len(in_flight) >= max_in_flight:
+                yield from collect()
     while in_flight:
         yield from collect()
 
@@ -136,11 +140,11 @@ def sampling_program(
     sampler_factory: SamplerFactory,
     shape: tuple[int, ...],
     by: configs.Parallel = "pmap",
-) -> Callable[..., tuple[jax.Array, Sequence[jax.Array]]]:
+) -> Callable[..., Iterator[tuple[float, jax.Array]]]:
     """The `TileProgram` of images [n, *shape], with the further argument `times`: see `samplers.times`.
 
-    It runs a program for each of up to 20 equal pieces of the times, so that progress can be shown; the images are, bit
-    for bit, those of one program for all.
+    It calls a program for each of up to 20 equal pieces of the times, so that progress can be shown; the images are,
+    bit for bit, those of one scan.
 
     Args:
         shape: of one image, (H, W, C).
@@ -149,19 +153,19 @@ def sampling_program(
     advance = parallelise(advance_function(sampler_factory), by, in_axes=(None, None, 0, 0, None))
     advance = tracking.show_first_call("compiling the sampler", advance)
 
-    def run(inputs: Any, key: jax.Array, tile: Tile, times: np.ndarray) -> tuple[jax.Array, Sequence[jax.Array]]:
-        state, pieces, size = begin(inputs, key, tile, times[0]), [], piece_steps(len(times) - 1)
-        for i in range(0, len(times) - 1, size):
+    def run(inputs: Any, key: jax.Array, tile: Tile, times: np.ndarray) -> Iterator[tuple[float, jax.Array]]:
+        steps = len(times) - 1
+        state, size = begin(inputs, key, tile, times[0]), piece_steps(steps, tile.indices.shape[-1] * math.prod(shape))
+        for i in range(0, steps, size):
             state = advance(inputs, key, tile, state, times[i : i + size + 1])
-            pieces.append(state.t)
-        return state.x, pieces
+            yield (i + size) / steps, state.x
 
     return run
 
 
-def piece_steps(steps: int) -> int:
-    """The steps of a piece of a reverse process of so many: at least 5 and a 20th of them, all pieces alike."""
-    smallest = max(MIN_STEPS, -(-steps // MAX_PIECES))
+def piece_steps(steps: int, numbers: int) -> int:
+    """The steps of a piece of a reverse process of so many, whose tile has so many numbers; all pieces are alike."""
+    smallest = max(math.ceil(MIN_PIECE / numbers), math.ceil(steps / MAX_PIECES))
     return next((size for size in range(smallest, steps) if steps % size == 0), steps)
 
 
@@ -187,7 +191,7 @@ def advance_function(sampler_factory: SamplerFactory) -> Callable[..., samplers.
 def trajectory_program(trajectory: TileFunction, by: configs.Parallel = "pmap") -> TileProgram:
     """The `TileProgram` of a `trajectory_function`."""
     mapped = tracking.show_first_call("compiling the sampler", parallelise(trajectory, by))
-    return lambda inputs, key, tile: (mapped(inputs, key, tile), ())
+    return lambda inputs, key, tile: iter([(1.0, mapped(inputs, key, tile))])
 
 
 def trajectory_function(

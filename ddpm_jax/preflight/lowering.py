@@ -108,7 +108,8 @@ def lower_sampler(model: Model, devices: Sequence[Any]) -> jax.stages.Lowered:
     in_axes = None, None, 0, 0, None
     advance = tiles.parallelise(tiles.advance_function(factory), model.config.parallel, devices, in_axes)
     on_devices = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*shape, *leaf.shape), leaf.dtype), (tile, state))
-    return advance.lower(inputs, _key_shape(), *on_devices, model.times[: tiles.piece_steps(len(model.times) - 1) + 1])
+    size = tiles.piece_steps(len(model.times) - 1, indices.size * math.prod(model.shape))
+    return advance.lower(inputs, _key_shape(), *on_devices, model.times[: size + 1])
 
 
 def lower_evaluation(model: Model, images: data.Dataset, devices: Sequence[Any]) -> jax.stages.Lowered:

@@ -65,10 +65,13 @@ def map_over_devices(
     return on_this_process
 
 
-def replicate(tree: Any) -> Any:
-    """The arrays of a tree, whole on every local device, so that a program of all devices copies nothing."""
+def replicate(tree: Any, axis_name: str) -> Any:
+    """The arrays of a tree, whole on every local device, for a function of `map_over_devices` with this axis.
+
+    It then copies nothing, and is not compiled again for its own results.
+    """
     import jax
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    return jax.device_put(tree, NamedSharding(Mesh(np.array(jax.local_devices()), ("devices",)), PartitionSpec()))
+    return jax.device_put(tree, NamedSharding(Mesh(np.array(jax.local_devices()), (axis_name,)), PartitionSpec()))

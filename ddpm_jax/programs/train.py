@@ -71,7 +71,7 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
     )
     steps = trainer.parallelise(gradient_step, loader.in_axis, by=config.parallel)
     steps = tracking.show_first_call("compiling the training step", steps)
-    run_key = process.replicate(run_key)
+    run_key = process.replicate(run_key, "batch")
 
     # a new run's first state, before anything is written: weights that do not fit are refused
     fresh_state, finetuned = trainer.jitted_init(model), None
@@ -96,7 +96,7 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
                     state = fresh_state(init_key)
             run.check_consistent(start, meta)
             run.remove_snapshots_after(start)
-            state = process.replicate(state)
+            state = process.replicate(state, "batch")
             run.print_summary(state, start)
 
             def take_steps(state, bad, batch):
@@ -111,7 +111,7 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
                 contextlib.closing(loader.batches(start)) as batches,
                 tracking.Progress(config.steps, start=start, active=process.is_main_process()) as progress,
             ):
-                bad = process.replicate(np.int32(0))  # steps in a row that were skipped, of what follows
+                bad = process.replicate(np.int32(0), "batch")  # steps in a row that were skipped, of what follows
                 return loop(run, saved, step_metrics, progress, start, (state, bad), annotated_steps, batches)
 
 

@@ -51,6 +51,7 @@ def test_every_image_alone_is_the_image_of_the_whole():
 
 def test_images_in_pieces_are_those_of_one_scan_and_the_pieces_are_shown(monkeypatch):
     times, shown = samplers.times(20, 20), []
+    monkeypatch.setattr(tiles, "MIN_PIECE", 5 * 2 * 64)
     monkeypatch.setattr(tracking, "show_part", lambda fraction, size: shown.append((fraction, size)))
 
     def whole(inputs, key, tile):
@@ -60,19 +61,23 @@ def test_images_in_pieces_are_those_of_one_scan_and_the_pieces_are_shown(monkeyp
     mapped = tiles.parallelise(whole)
     programs = [
         functools.partial(tiles.sampling_program(make_sampler, (8, 8, 1)), times=times),
-        lambda *args: (mapped(*args), ()),
+        lambda *args: [(1.0, mapped(*args))],
     ]
     pieces, one_scan = (
         np.concatenate([part.x for part in tiles.draw(each, params(), seed=3, start=1, num=20, tile=2)])
         for each in programs
     )
     assert pieces.tobytes() == one_scan.tobytes()
-    assert shown == [(k / 4, size) for size in (15, 5) for k in range(4)]
+    assert shown == [(k / 4, size) for size in (15, 5) for k in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("steps, size", [(1, 1), (4, 4), (10, 5), (20, 5), (23, 23), (50, 5), (250, 25), (1000, 50)])
-def test_pieces_are_alike_not_too_short_and_not_too_many(steps, size):
-    assert tiles.piece_steps(steps) == size
+@pytest.mark.parametrize(
+    "steps, numbers, size",
+    [(1, 10**6, 1), (4, 10**6, 1), (23, 10**6, 23), (50, 10**6, 5), (1000, 10**6, 50), (1000, 2048, 50),
+     (250, 2048, 50), (100, 12544, 10), (50, 2048, 50), (7, 64, 7)],
+)  # fmt: skip
+def test_pieces_are_alike_not_too_small_and_not_too_many(steps, numbers, size):
+    assert tiles.piece_steps(steps, numbers) == size
 
 
 def test_how_many_are_in_flight_changes_nothing():
@@ -97,7 +102,7 @@ def test_what_is_said_of_an_image_comes_to_it_whatever_its_tile(by):
         return jnp.stack([tile.indices, tile.condition["twice"]], axis=1)
 
     mapped = tiles.parallelise(tile_function, by)
-    program = lambda *args: (mapped(*args), ())  # noqa: E731
+    program = lambda *args: [(1.0, mapped(*args))]  # noqa: E731
     twice_the_index = lambda indices: {"twice": 2 * indices}  # noqa: E731
     parts = list(tiles.draw(program, np.zeros(1), seed=0, start=5, num=37, tile=2, conditions=twice_the_index))
     np.testing.assert_array_equal(np.concatenate([part.x for part in parts]), [[i, 2 * i] for i in range(5, 42)])

@@ -78,7 +78,7 @@ def copied(straight, workdir, last=60):
 
 
 def test_a_run_says_what_it_is_and_leaves_what_it_says(straight):
-    workdir, shown, _ = straight
+    workdir, shown, *_ = straight
     for message in ("run ", "devices   1 x", "parameters", "1,500 training and 297 held-out", "bits/dim", "60"):
         assert message in shown, message
     assert configs.from_dict(json.loads((workdir / "config.json").read_text())).steps == 60
