@@ -25,7 +25,8 @@ from run_programs import (
     wait_for,
 )
 
-from ddpm_jax import trainer
+from ddpm_jax import posthoc_ema, trainer
+from ddpm_jax.checkpoint import snapshots
 from ddpm_jax.keys import from_seed
 
 
@@ -89,13 +90,20 @@ def straight(home):
 
 @pytest.fixture(scope="module")
 def pair(home):
-    """Three steps in two processes, and what they said."""
-    outputs = train(home, home / "pair", processes=2).ended(0, 0)
+    """Three steps in two processes, with averages for a post-hoc EMA, and what they said."""
+    flags = {"optim.ema_lengths": 0.1, "snapshot_every": 3}
+    outputs = train(home, home / "pair", processes=2, **flags).ended(0, 0)
     return home / "pair", outputs
 
 
 def test_two_processes_take_the_steps_of_one(pair, straight):
     np.testing.assert_allclose(logged_losses(pair[0]), logged_losses(straight)[:3], atol=1e-5)
+
+
+def test_only_the_first_of_them_writes_averages(pair):
+    assert [path.name for path in (pair[0] / "snapshots").iterdir()] == ["3.npz"]
+    averages = posthoc_ema.kept_averages(load_state(pair[0])[1].opt_state).averages
+    assert_same_bytes(snapshots.load(pair[0] / "snapshots", 3, averages), averages)
 
 
 def test_only_the_first_of_them_speaks(pair):
