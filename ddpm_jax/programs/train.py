@@ -19,7 +19,6 @@ from ddpm_jax.config import flags
 
 if TYPE_CHECKING:  # --help imports no JAX
     from ddpm_jax.checkpoint import Checkpoints
-    from ddpm_jax.tracking import Progress
     from ddpm_jax.trainer import Run, StepMetrics
 
 
@@ -109,16 +108,12 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
                 trainer.explain_step_oom(config, resident),
                 trainer.profile(options.profile, workdir, start, take_steps) as annotated_steps,
                 contextlib.closing(loader.batches(start)) as batches,
-                tracking.Progress(config.steps, start=start, active=process.is_main_process()) as progress,
             ):
                 bad = process.replicate(np.int32(0), "batch")  # steps in a row that were skipped, of what follows
-                return loop(run, saved, step_metrics, progress, start, (state, bad), annotated_steps, batches)
+                return loop(run, saved, step_metrics, start, (state, bad), annotated_steps, batches)
 
 
-def loop(
-    run: "Run", saved: "Checkpoints", step_metrics: "StepMetrics", progress: "Progress", start: int, carry, take_steps,
-    batches,
-) -> int:  # fmt: skip
+def loop(run: "Run", saved: "Checkpoints", step_metrics: "StepMetrics", start: int, carry, take_steps, batches) -> int:
     """Steps start + 1 ... config.steps; what is written after each call, and what ends them early."""
     from ddpm_jax import tracking, trainer
 
@@ -137,7 +132,6 @@ def loop(
         state, bad, metrics = take_steps(state, bad, batch)
         done += len(batch.indices)
         step_metrics.add(done, metrics, batch.indices)
-        progress.update(step_metrics.last_collected)
         stopping = run.should_stop(step_metrics.stop_received)
         often = config.log_every, config.save_every, config.sample_every
         logging, saving, evaluating = (due(done, every) for every in often)
@@ -145,11 +139,10 @@ def loop(
         if stopping or logging or saving or evaluating or averaging:
             step_metrics.flush()
         if step_metrics.skip_limit_reached:  # the parameters are still those before the first skipped step
-            progress.close()
             return step_metrics.dump_nonfinite(state, run.images, run.train_conditions.gather)
 
         if stopping or logging:
-            progress.update(done, step_metrics.write_metrics(done).get("loss"))
+            step_metrics.write_metrics(done)
             saved.check()
         if averaging:  # before the checkpoint: what a kill leaves unfinished is taken again
             run.save_snapshot(done, state)
@@ -162,10 +155,10 @@ def loop(
             if not stopping and saved.latest() != done:
                 saved.save(done, state, run.meta(done))
             saved.wait()
-            progress.close()
+            step_metrics.progress.close()
             print(f"interrupted: saved step {done}; the same command continues", flush=True)
             return 0
-    progress.close()
+    step_metrics.progress.close()
     seconds = tracking.format_duration(time.monotonic() - begun)
     complete = f"the run is complete: {start} steps; raise --steps to continue"
     print(complete if start >= config.steps else f"steps {start + 1} to {config.steps} took {seconds} in total")

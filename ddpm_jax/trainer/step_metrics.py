@@ -30,7 +30,7 @@ class StepMetrics:
 
     Attributes:
         stop_received: True if one of several processes has asked all to stop, see `trainer.parallelise`.
-        last_collected: the last step whose metrics have come from the devices.
+        progress: the steps whose metrics have come from the devices, and the loss of the last line.
         has_evaluation: True if the file has the evaluation of the step `start`; also where another process writes it.
     """
 
@@ -43,7 +43,8 @@ class StepMetrics:
         self.collected: list[dict[str, Any]] = []
         self.skipped_in_a_row: list[tuple[int, Any]] = []
         self.batch_digest = hashlib.sha256()
-        self.stop_received, self.last_collected = False, start
+        self.stop_received = False
+        self.progress = tracking.Progress(config.steps, start=start, active=process.is_main_process())
         self.clock = time.perf_counter()
 
     @property
@@ -87,6 +88,7 @@ class StepMetrics:
         line["images_per_s"] = line["steps_per_s"] * self.config.batch
         line["seen"] = self.batch_digest.hexdigest()[:16]
         self.file.write(line)
+        self.progress.update(step, line.get("loss"))
         self.collected, self.batch_digest, self.clock = [], hashlib.sha256(), time.perf_counter()
         return line
 
@@ -106,6 +108,7 @@ class StepMetrics:
         Args:
             gather: indices -> the conditions of these images, see `DatasetConditions.gather`.
         """
+        self.progress.close()
         step, indices = self.skipped_in_a_row[0]
         path = self.workdir / f"nonfinite-step-{step}.npz"
         leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(state.params))[0]
@@ -124,7 +127,7 @@ class StepMetrics:
     def _collect_oldest(self) -> None:
         """Fetches the oldest queued metrics, one row per step; drops the steps after the limit of skipped ones."""
         last, metrics, indices = self.pending.popleft()
-        values, self.last_collected = jax.device_get(metrics), last
+        values = jax.device_get(metrics)
         self.stop_received |= bool(values.pop("stop", 0))
         for i, step_indices in enumerate(indices):
             if self.skip_limit_reached:
@@ -133,3 +136,4 @@ class StepMetrics:
             self.collected.append(row)
             step = last - len(indices) + 1 + i
             self.skipped_in_a_row = [*self.skipped_in_a_row, (step, step_indices)] if row["skipped"] else []
+        self.progress.update(last)

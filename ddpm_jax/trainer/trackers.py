@@ -56,7 +56,7 @@ def _import(tracker: str, module: str = "") -> Any:
 
 @contextlib.contextmanager
 def track(names: Sequence[str], config: configs.Config, workdir: pathlib.Path, start: int) -> Iterator[StepMetrics]:
-    """Context with the run's `StepMetrics`, whose metrics.jsonl trackers follow in the main process.
+    """Context with the run's `StepMetrics`, whose progress is shown and whose metrics.jsonl trackers follow.
 
     A tracker that fails later, such as one whose process was killed, prints why and is left out; training goes on.
 
@@ -71,7 +71,7 @@ def track(names: Sequence[str], config: configs.Config, workdir: pathlib.Path, s
     log = step_metrics.file
     rows = tracking.read_metrics(log.path) if names and log.active and log.path.exists() else []
     rows = [row for row in rows if "step" in row]
-    with contextlib.ExitStack() as stack:
+    with step_metrics.progress, contextlib.ExitStack() as stack:
         for name in dict.fromkeys(names if log.active else ()):
             tracker = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}[name](config, workdir, rows)
             stack.enter_context(_following(log, name, tracker))
