@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax import process
+from ddpm_jax import process, tracking
 from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.context import EvaluationContext, Split, check_comparable, load_images, select_split
 from ddpm_jax.evaluate.extractors import Extractor, FeatureStatistics
@@ -109,15 +109,17 @@ def cached_reference(context: EvaluationContext, split: Split, extractor: Extrac
 def accumulate(chunks: Iterable[np.ndarray], extractor: Extractor, n: int) -> FeatureStatistics:
     """Feature statistics of n images, in chunks; features of the first MANIFOLD_IMAGES alone are kept."""
     halves, features, scores, done = [frechet.empty_moments(extractor.dimension)] * 2, [], [], 0
-    for chunk in chunks:
-        edges = sorted(
-            {0, len(chunk), *range(BATCH_SIZE, len(chunk), BATCH_SIZE), min(max(n // 2 - done, 0), len(chunk))}
-        )
-        for start, stop in itertools.pairwise(edges):
-            batch_features, batch_scores = extractor.extract(np.asarray(chunk[start:stop]))
-            half = int(done + start >= n // 2)
-            halves[half] = frechet.merge_moments(halves[half], frechet.moments(batch_features))
-            features.append(batch_features[: max(0, MANIFOLD_IMAGES - done - start)])
-            scores.append(batch_scores)
-        done += len(chunk)
+    with tracking.Activity("computing features") as shown:
+        for chunk in chunks:
+            edges = sorted(
+                {0, len(chunk), *range(BATCH_SIZE, len(chunk), BATCH_SIZE), min(max(n // 2 - done, 0), len(chunk))}
+            )
+            for start, stop in itertools.pairwise(edges):
+                shown.text = f"computing features, {done + start} of {n} images"
+                batch_features, batch_scores = extractor.extract(np.asarray(chunk[start:stop]))
+                half = int(done + start >= n // 2)
+                halves[half] = frechet.merge_moments(halves[half], frechet.moments(batch_features))
+                features.append(batch_features[: max(0, MANIFOLD_IMAGES - done - start)])
+                scores.append(batch_scores)
+            done += len(chunk)
     return FeatureStatistics((halves[0], halves[1]), np.concatenate(features), np.concatenate(scores))

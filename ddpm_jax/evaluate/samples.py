@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ddpm_jax import process, tracking
 from ddpm_jax.evaluate import protocol, sample_cache
 from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
 from ddpm_jax.evaluate.extractors import Extractor, FeatureStatistics, check_count, extraction, load_extractor
@@ -70,7 +69,7 @@ def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measure
         edges = [options.num * i for i in range(options.sets + 1)]
         sets = [image_parts.read_chunks(folder, start, stop) for start, stop in itertools.pairwise(edges)]
         fields = sample_cache.protocol_fields(context, options.seed, options.format)
-    with extraction(extractor), tracking.Activity("computing features", active=process.is_main_process()):
+    with extraction(extractor):
         return compare_sets(context, sets, options.num, reference, extractor, fields)
 
 
