@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.data.dataset import Dataset, check_levels, check_range, train_test_indices
+from ddpm_jax.data.dataset import Dataset, check_values, train_test_indices
 from ddpm_jax.data.image_files import (
     ARRAY_TYPES,
     check_memory,
@@ -166,12 +166,9 @@ def _validate_images(
     array = array if array.ndim > 3 else array[..., None]
     if array.dtype.kind == "f":
         array = to_finite_float32(what, array)
-        return array, check_range(what, array.min().item(), array.max().item(), levels=levels, value_range=value_range)
     array = np.asarray(array, array.dtype.newbyteorder("="))
-    levels = check_levels(what, array.dtype, levels=levels, value_range=value_range)
-    if array.max() >= levels:
-        raise ValueError(f"{what} with the value {array.max()}, above levels - 1 = {levels - 1}")
-    return array, levels
+    least, most = array.min().item(), array.max().item()
+    return array, check_values(what, array.dtype, least, most, levels=levels, value_range=value_range)
 
 
 def _read_labels(path: Path, archive: Mapping[str, np.ndarray], key: str, count: int) -> np.ndarray:

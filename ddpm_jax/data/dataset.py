@@ -4,11 +4,12 @@ An `ImageReader` reads images that are in files of their own or too large for me
 them, `load_lazily` reads each when it is indexed.
 """
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -51,7 +52,8 @@ class Dataset(NamedTuple):
     format: str = ""
 
 
-class ImageReader(Protocol):
+@dataclasses.dataclass(eq=False)
+class ImageReader:
     """Images that are read one by one, by several threads at once.
 
     name: the source, as given to `load`.
@@ -60,45 +62,36 @@ class ImageReader(Protocol):
     levels, label_names, format: as in `Dataset`.
     labels: int32 [N], or None.
     captions: a text for each image, or None.
+    count: N.
+    read: i -> image i, of shape and dtype; a ValueError names the file if it cannot be read.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> np.dtype: ...
-    @property
-    def levels(self) -> int | ValueRange: ...
-    @property
-    def format(self) -> str: ...
-    @property
-    def labels(self) -> np.ndarray | None: ...
-    @property
-    def label_names(self) -> tuple[str, ...]: ...
-    @property
-    def captions(self) -> tuple[str, ...] | None: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, i: int, /) -> np.ndarray:
-        """Image i, of shape and dtype; a ValueError names the file if it cannot be read."""
-        ...
-
-
-class Subset:
-    """Some images of a reader, in the order of `indices`, as an `ImageReader`."""
-
-    def __init__(self, reader: ImageReader, indices: np.ndarray) -> None:
-        self.reader, self.indices = reader, indices
-        self.name, self.shape, self.dtype, self.levels = reader.name, reader.shape, reader.dtype, reader.levels
-        self.labels = None if reader.labels is None else reader.labels[indices]
-        self.label_names, self.format = reader.label_names, reader.format
-        self.captions = None if reader.captions is None else tuple(reader.captions[i] for i in indices)
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    levels: int | ValueRange
+    labels: np.ndarray | None
+    label_names: tuple[str, ...]
+    captions: tuple[str, ...] | None
+    format: str
+    count: int
+    read: Callable[[int], np.ndarray]
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return self.count
 
     def __getitem__(self, i: int) -> np.ndarray:
-        return self.reader[int(self.indices[i])]
+        return self.read(i)
+
+
+def subset(reader: ImageReader, indices: np.ndarray) -> ImageReader:
+    """Some images of a reader, in the order of `indices`."""
+    labels = None if reader.labels is None else reader.labels[indices]
+    captions = None if reader.captions is None else tuple(reader.captions[i] for i in indices)
+    return ImageReader(
+        reader.name, reader.shape, reader.dtype, reader.levels, labels, reader.label_names, captions, reader.format,
+        len(indices), lambda i: reader[int(indices[i])],
+    )  # fmt: skip
 
 
 class LazyImages:
@@ -156,24 +149,35 @@ def train_test_indices(
     return np.delete(np.arange(count), out), out
 
 
-def train_test_split(reader: ImageReader, held_out: float) -> tuple[Subset, Subset]:
+def train_test_split(reader: ImageReader, held_out: float) -> tuple[ImageReader, ImageReader]:
     """The training and the held-out images, by `train_test_indices`; both keep their order.
 
     Raises:
         ValueError: if no training image would be left.
     """
     train, out = train_test_indices(reader.name, len(reader), held_out, reader.labels)
-    return Subset(reader, train), Subset(reader, out)
+    return subset(reader, train), subset(reader, out)
 
 
-def check_range(
-    what: str, least: float, most: float, *, levels: int | None, value_range: ValueRange | None
-) -> ValueRange:
-    """The range of floating-point images, checked against their values `least` to `most`.
+def check_values(
+    what: str, dtype: np.dtype, least: float, most: float, *, levels: int | None, value_range: ValueRange | None
+) -> int | ValueRange:
+    """The number of levels of integer images, all of their type if it is None; of floating-point images the range.
 
     Raises:
-        ValueError: if no range is given, values are outside it, or levels are given; the text begins with `what`.
+        ValueError: if the type has fewer levels, no range is given for floating-point images or levels are, or a range
+            for integers; if the values `least` to `most` are outside.  The text begins with `what`.
     """
+    if dtype.kind != "f":
+        if value_range is not None:
+            raise ValueError(f"{what}: images of type {dtype} have levels; a range is for floating-point images")
+        held = int(np.iinfo(dtype).max) + 1
+        levels = held if levels is None else levels
+        if not isinstance(levels, int) or not 2 <= levels <= held:
+            raise ValueError(f"{what}: images of type {dtype}; expected 2 to {held} levels, got levels={levels}")
+        if most >= levels:
+            raise ValueError(f"{what}: the value {most:.0f} is above levels - 1 = {levels - 1}")
+        return levels
     if levels is not None:
         raise ValueError(f"{what}: floating-point images have no levels, got levels={levels}")
     if value_range is None:
@@ -188,21 +192,6 @@ def check_range(
             ends = f"{_short(value_range.low)} {_short(value_range.high)}"
             raise ValueError(f"{what}: the value {_short(value)} is outside of the range {ends}")
     return value_range
-
-
-def check_levels(what: str, dtype: np.dtype, *, levels: int | None, value_range: ValueRange | None) -> int:
-    """The number of levels of integer images: `levels`, or if it is None, all of their type.
-
-    Raises:
-        ValueError: if the type has fewer levels, or a range is given; the text begins with `what`.
-    """
-    if value_range is not None:
-        raise ValueError(f"{what}: images of type {dtype} have levels; a range is for floating-point images")
-    most = int(np.iinfo(dtype).max) + 1
-    levels = most if levels is None else levels
-    if not isinstance(levels, int) or not 2 <= levels <= most:
-        raise ValueError(f"{what}: images of type {dtype}; expected 2 to {most} levels, got levels={levels}")
-    return levels
 
 
 def _short(value: float) -> str:

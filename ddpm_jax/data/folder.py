@@ -7,19 +7,17 @@
 The content of the folder and its use are reported before anything is compiled.
 """
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ddpm_jax.data.annotations import read_annotations
-from ddpm_jax.data.dataset import ImageReader, ProgressCallback, Subset, check_levels, check_range, train_test_split
+from ddpm_jax.data.dataset import ImageReader, ProgressCallback, check_values, subset, train_test_split
 from ddpm_jax.data.folder_report import (
     FolderReport,
-    ImageFile,
     format_counts,
     format_reasons,
     format_sizes,
@@ -30,7 +28,7 @@ from ddpm_jax.data.folder_report import (
     split_role,
 )
 from ddpm_jax.data.image_files import EXTENSIONS, decode, resize_center_crop
-from ddpm_jax.data.images import ValueRange, to_value_range
+from ddpm_jax.data.images import to_value_range
 
 
 class SplitFolders(NamedTuple):
@@ -42,43 +40,6 @@ class SplitFolders(NamedTuple):
     train: str = ""
     held_out: str = ""
     only_splits: bool = False
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FolderReader:
-    """Image files as an `ImageReader`, each decoded when indexed.
-
-    root: the folder.
-    files: the files in use, all of one mode.
-    """
-
-    name: str
-    root: Path
-    files: tuple[ImageFile, ...]
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    levels: int | ValueRange
-    labels: np.ndarray | None
-    label_names: tuple[str, ...]
-    captions: tuple[str, ...] | None
-    format: str
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        file = self.files[i]
-        where = printable(str(self.root / file.path))
-        try:
-            image = decode(self.root / file.path)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        if (image.mode, image.pixels.shape) != (file.mode, file.shape):
-            raise ValueError(
-                f"{where}: was {file.mode} {file.shape} when the folder was read, and is {image.mode} "
-                f"{image.pixels.shape}; do not change files that are in use"
-            )
-        return resize_center_crop(image.pixels, image.mode, self.shape[:-1], self.levels)
 
 
 def open_readers(
@@ -112,14 +73,32 @@ def open_readers(
         path, [f.path for f in good], [f.path for f in folder_report.files], folder_report.tables, split.only_splits
     )
     shape, dtype = (*(size or good[0].shape[:-1]), good[0].shape[-1]), np.dtype(good[0].dtype)
-    scale = _check_values(path, good, dtype, levels, to_value_range(value_range))
     format = Counter(file.format for file in good).most_common(1)[0][0].lower().replace("jpeg", "jpg")
-    reader = FolderReader(
-        name, path, good, shape, dtype, scale, annotations.labels, annotations.label_names, annotations.captions, format
-    )
+    limits: dict[str, Any] = {"levels": levels, "value_range": to_value_range(value_range)}
+    lowest, highest = min(good, key=lambda file: file.minimum), max(good, key=lambda file: file.maximum)
+    for file in (lowest, highest) if limits["levels"] or limits["value_range"] else ():
+        check_values(str(path / printable(file.path)), dtype, file.minimum, file.maximum, **limits)
+    scale = check_values(str(path), dtype, lowest.minimum, highest.maximum, **limits)
+
+    def read(i: int) -> np.ndarray:
+        file = good[i]
+        where = printable(str(path / file.path))
+        try:
+            image = decode(path / file.path)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if (image.mode, image.pixels.shape) != (file.mode, file.shape):
+            raise ValueError(
+                f"{where}: was {file.mode} {file.shape} when the folder was read, and is {image.mode} "
+                f"{image.pixels.shape}; do not change files that are in use"
+            )
+        return resize_center_crop(image.pixels, image.mode, shape[:-1], scale)
+
+    labels, label_names, captions, _ = annotations
+    reader = ImageReader(name, shape, dtype, scale, labels, label_names, captions, format, len(good), read)
     if split.held_out:
         in_train = np.array([file.path.startswith(f"{split.train}/") for file in good])
-        train, test = Subset(reader, np.flatnonzero(in_train)), Subset(reader, np.flatnonzero(~in_train))
+        train, test = subset(reader, np.flatnonzero(in_train)), subset(reader, np.flatnonzero(~in_train))
         if not len(train) or not len(test):
             raise ValueError(f"{path}: no usable images in {printable(split.held_out if len(train) else split.train)}/")
     else:
@@ -225,23 +204,3 @@ def _subfolders(report: FolderReport) -> dict[str, set[str]]:
     for top, *deeper, _ in (file.path.split("/") for file in report.files if "/" in file.path):
         inner.setdefault(top, set()).update(deeper[:1])
     return inner
-
-
-def _check_values(
-    path: Path, files: Sequence[ImageFile], dtype: np.dtype, levels: int | None, value_range: ValueRange | None
-) -> int | ValueRange:
-    """The number of levels of a folder's images, or their range, checked against the values in the files."""
-    if dtype.kind == "f" and value_range is not None:
-        for file in files:
-            name = f"{path / printable(file.path)}"
-            check_range(name, file.minimum, file.maximum, levels=levels, value_range=value_range)
-    if dtype.kind == "f":
-        least, most = min(file.minimum for file in files), max(file.maximum for file in files)
-        return check_range(str(path), least, most, levels=levels, value_range=value_range)
-    levels = check_levels(str(path), dtype, levels=levels, value_range=value_range)
-    highest = max(files, key=lambda file: file.maximum)
-    if highest.maximum >= levels:
-        raise ValueError(
-            f"{printable(highest.path)} holds the value {highest.maximum}, above levels - 1 = {levels - 1}"
-        )
-    return levels

@@ -420,7 +420,7 @@ def test_only_an_archive_says_that_it_is_one(tmp_path):
 
 @pytest.mark.parametrize(
     ("levels", "text"),
-    [(9, "with the value 9, above levels - 1 = 8"), (257, "2 to 256 levels, got levels=257"), (1, "got levels=1")],
+    [(9, "the value 9 is above levels - 1 = 8"), (257, "2 to 256 levels, got levels=257"), (1, "got levels=1")],
 )
 def test_levels_that_do_not_fit_are_refused(tmp_path, levels, text):
     with pytest.raises(ValueError, match=rf"a\.npz: 'images' is uint8 .*{text}"):

@@ -784,7 +784,7 @@ def test_tables_may_lie_in_the_folders_that_divide(tmp_path):
     ("options", "text"),
     [
         ({"levels": 300}, "images of type uint8; expected 2 to 256 levels, got levels=300"),
-        ({"levels": 10}, r"1\.png holds the value 10, above levels - 1 = 9"),
+        ({"levels": 10}, r"1\.png: the value 10 is above levels - 1 = 9"),
         ({"held_out": 1.0}, "0 < held_out < 1, got 1.0"),
         ({"held_out": 0.9}, r"has 2 images; holding out held_out=0.9 of them leaves none"),
         ({"resolution": (1, 2, 3)}, "one side, as 64, or height and width, as 48 64, got 1 2 3"),

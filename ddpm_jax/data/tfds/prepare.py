@@ -25,8 +25,8 @@ from tqdm import tqdm
 from ddpm_jax import process
 from ddpm_jax.config.flags import Prepare
 from ddpm_jax.data import sources
-from ddpm_jax.data.dataset import ImageReader
-from ddpm_jax.data.images import ValueRange, to_value_range
+from ddpm_jax.data.dataset import ImageReader, Pixels
+from ddpm_jax.data.images import to_value_range
 from ddpm_jax.data.tfds import checksums, shards
 from ddpm_jax.data.tfds import reader as tfds_reader
 from ddpm_jax.data.tfds.address import find_folder, parse_address
@@ -35,35 +35,6 @@ from ddpm_jax.data.tfds.shards import Shard
 
 VERSION = "1.0.0"
 SHARD_BYTES = 256 << 20  # approximate bytes of decoded images in a shard
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class InMemoryReader:
-    """Images in memory as an `ImageReader`."""
-
-    name: str
-    images: np.ndarray
-    labels: np.ndarray | None
-    label_names: tuple[str, ...]
-    captions: tuple[str, ...] | None
-    levels: int | ValueRange
-    format: str = ""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(H, W, C) or (D, H, W, C)."""
-        return self.images.shape[1:]
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of the images."""
-        return self.images.dtype
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        return self.images[i]
 
 
 def run(options: Prepare) -> int:
@@ -169,10 +140,15 @@ def open_readers(options: Prepare) -> tuple[ImageReader, ImageReader]:
     if side is not None and sides != (side, side):
         shown = "x".join(map(str, sides))
         raise ValueError(f"{source}: images {shown} are not resized; --resolution is for folder: and tfds:")
-    names, scale = images.label_names, images.levels
+
+    def reader(pixels: Pixels, labels: np.ndarray | None, captions: tuple[str, ...] | None) -> ImageReader:
+        names, scale, shape = images.label_names, images.levels, pixels.shape[1:]
+        count, read = len(pixels), pixels.__getitem__
+        return ImageReader(source, shape, pixels.dtype, scale, labels, names, captions, "", count, read)
+
     return (
-        InMemoryReader(source, np.asarray(images.train), images.train_labels, names, images.train_captions, scale),
-        InMemoryReader(source, np.asarray(images.test), images.test_labels, names, images.test_captions, scale),
+        reader(images.train, images.train_labels, images.train_captions),
+        reader(images.test, images.test_labels, images.test_captions),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ddpm_jax.data.dataset import ImageReader, check_levels, check_range, train_test_split
+from ddpm_jax.data.dataset import ImageReader, check_values, train_test_split
 from ddpm_jax.data.folder_report import join_first
 from ddpm_jax.data.image_files import resize_center_crop, to_finite_float32
 from ddpm_jax.data.images import ValueRange, to_value_range
@@ -78,14 +78,11 @@ def open_readers(
                 f"as in tfds:{address.name}#{available[0]}"
             )
 
-    def read(split: str) -> ImageReader:
-        # pyright does not know that a cached_property is a property
-        return TfdsReader(builder, source, split, levels, value_range, size)  # pyright: ignore[reportReturnType]
-
-    return (read(train), read(test[0])) if test else train_test_split(read(train), held_out)
+    readers = [TfdsReader(builder, source, split, levels, value_range, size) for split in (train, *test[:1])]
+    return (readers[0], readers[1]) if test else train_test_split(readers[0], held_out)
 
 
-class TfdsReader:
+class TfdsReader(ImageReader):
     """A split of a prepared data set as an `ImageReader`; its format is "", since the original one is unknown.
 
     Args:
@@ -141,12 +138,10 @@ class TfdsReader:
             image = self._read_feature(i, self._image)
             image = decode(image, self._declared[-1], self.dtype) if self._encoded else image
         if isinstance(self.levels, ValueRange):
-            least, most = to_finite_float32(self._image_name(i), image).min().item(), image.max().item()
-            check_range(self._image_name(i), least, most, levels=None, value_range=self.levels)
-        elif image.max() >= self.levels:
-            raise ValueError(
-                f"{self._image_name(i)} holds the value {image.max()}, above levels - 1 = {self.levels - 1}"
-            )
+            to_finite_float32(self._image_name(i), image)
+        levels, value_range = (None, self.levels) if isinstance(self.levels, ValueRange) else (self.levels, None)
+        least, most = image.min().item(), image.max().item()
+        check_values(self._image_name(i), self.dtype, least, most, levels=levels, value_range=value_range)
         if self._size is not None:
             image = resize_center_crop(image, MODE_OF_CHANNELS.get(image.shape[-1], ""), self._size, self.levels)
         if image.shape != self.shape:
@@ -259,4 +254,4 @@ def _check_levels(
             )
         return known_range
     levels = recorded.get("levels") if requested is None else requested
-    return check_levels(source, dtype, levels=levels, value_range=value_range)
+    return check_values(source, dtype, 0, 0, levels=levels, value_range=value_range)

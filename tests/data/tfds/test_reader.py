@@ -368,7 +368,7 @@ def test_sources_and_options_are_refused(tmp_path, source, options, text):
 
 def test_values_above_the_levels_are_refused(tmp_path):
     train, _ = reader.open_readers(unzipped(tmp_path), levels=43)
-    with pytest.raises(ValueError, match=r"image \d of the split 'train' holds the value 43, above levels - 1 = 42"):
+    with pytest.raises(ValueError, match=r"image \d of the split 'train': the value 43 is above levels - 1 = 42"):
         [train[i] for i in range(5)]
     train, _ = reader.open_readers(unzipped(tmp_path), levels=44)
     assert train.levels == 44 and max(int(train[i].max()) for i in range(5)) == 43
