@@ -174,9 +174,9 @@ def config_page() -> str:
             if dataclasses.is_dataclass(field.default):
                 continue
             name = prefix + field.name
-            written = typing.get_type_hints(kind)[field.name]
-            interval = ranges.RANGES.get(name, "").replace(", ", ",\u00a0")
-            cells = (f"`{name}`", format_type(written), f"`{field.default!r}`", interval, texts[field.name])
+            hints = (typing.get_type_hints(kind, include_extras=extras)[field.name] for extras in (False, True))
+            written, interval = format_type(next(hints)), ranges.interval_of(next(hints)).replace(", ", ",\u00a0")
+            cells = (f"`{name}`", written, f"`{field.default!r}`", interval, texts[field.name])
             lines.append(f"| {' | '.join(cell(each) for each in cells)} |")
         lines.append("")
     return "\n".join(lines)

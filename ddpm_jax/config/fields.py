@@ -1,8 +1,10 @@
-"""The fields of a config, with their defaults; `ranges` has their permitted numbers."""
+"""The fields of a config, with their defaults and the ranges of their numbers, see `ranges`."""
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
+
+from ddpm_jax.config.ranges import Count, CountOrZero, EmaLength, Steps
 
 Spacing = Literal["uniform", "leading", "trailing", "linspace", "ddim", "quadratic", "log_snr", "karras"]
 Parallel = Literal["pmap", "shard_map"]
@@ -14,13 +16,13 @@ class Data:
     """"digits", "pairs", "scenes", "npz:PATH", "npy:PATH" (NHWC or volumes NDHWC), "folder:PATH" or "tfds:NAME"."""
     flip: bool = False
     """Mirror each training image left-right with probability 1/2."""
-    held_out: float = 0.1
+    held_out: Annotated[float, "(0, 1)"] = 0.1
     """Share of the images held out for evaluation, if the source has no test split."""
-    levels: int | None = None
+    levels: Annotated[int | None, "[2, 65536]"] = None
     """Number of values of a pixel; None: 17 for digits, 256 for uint8, 65536 for uint16."""
-    range: tuple[float, ...] = ()
+    range: tuple[Annotated[float, "[-1e38, 1e38]"], ...] = ()
     """Lowest and highest value of floating-point images, which are mapped to -1 and 1."""
-    resolution: tuple[int, ...] = ()
+    resolution: tuple[Annotated[int, "[1, 65536]"], ...] = ()
     """Centre-crop and scale images of a folder or of TFDS to SIDE, or HEIGHT WIDTH; (): as stored."""
     skip_bad: bool = False
     """Skip files of a folder that are unreadable or of another mode; the report names them."""
@@ -32,15 +34,15 @@ class Data:
 class Schedule:
     kind: Literal["linear", "cosine", "quad", "const", "jsd", "warmup10", "warmup50"] = "linear"
     """Noise schedule, see ddpm_jax.schedules."""
-    T: int = 1000
+    T: Steps = 1000
     """Number of timesteps."""
-    beta_1: float = 1e-4
+    beta_1: Annotated[float, "(0, 1]"] = 1e-4
     """First beta (linear, quad, warmup10, warmup50)."""
-    beta_T: float = 0.02
+    beta_T: Annotated[float, "(0, 1]"] = 0.02
     """Last beta (linear, quad, warmup10, warmup50), or the only one (const)."""
-    offset: float = 0.008
+    offset: Annotated[float, "[0, 10]"] = 0.008
     """Offset of the cosine schedule."""
-    max_beta: float = 0.999
+    max_beta: Annotated[float, "(0, 1]"] = 0.999
     """Largest beta of the cosine schedule."""
     zero_terminal_snr: bool = False
     """Rescale the schedule to zero SNR at T; needs a network that predicts v or x0."""
@@ -48,39 +50,39 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class CompatOptions:
-    eps: float = 1e-6
+    eps: Annotated[float, "(0, 1]"] = 1e-6
     """Epsilon of the normalisations; 1e-5 in networks made with PyTorch."""
     padding: Literal["end", "both"] = "end"
     """Zero padding of downsampling convolutions: at the end (TF's SAME) or on both sides (PyTorch's padding=1)."""
     time_order: Literal["sin_cos", "cos_sin"] = "sin_cos"
     """Order of sines and cosines in the timestep embedding."""
-    time_shift: int = 1
+    time_shift: Annotated[int, "[0, 1]"] = 1
     """Embedding frequencies 10000^(-i / (half - shift)): 1 in the original, 0 in OpenAI's code."""
-    time_scale: float = 1.0
+    time_scale: Annotated[float, "(0, 1e6]"] = 1.0
     """Factor of the timestep (counted from 0) before its embedding; 1000 / T: the input ends at 1000 for every T."""
-    time_dim: int = 0
+    time_dim: Annotated[int, "[0, 65536]"] = 0
     """Size of the timestep embedding; 0: as many as channels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Net:
-    channels: int = 128
+    channels: Annotated[int, "[1, 65536]"] = 128
     """Channels at full resolution."""
-    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    channel_multipliers: tuple[Annotated[int, "[1, 1024]"], ...] = (1, 2, 2, 2)
     """Channels of each level, as multiples of channels; each level halves the resolution."""
-    num_res_blocks: int = 2
+    num_res_blocks: Annotated[int, "[1, 1024]"] = 2
     """Residual blocks per level."""
-    attention_resolutions: tuple[int, ...] = (16,)
+    attention_resolutions: tuple[Annotated[int, "[0, 65536]"], ...] = (16,)
     """Resolutions with self-attention; the middle block always has it."""
     attention_by: Literal["size", "factor"] = "size"
     """Meaning of attention_resolutions: the sizes of levels, or their downsampling factors."""
-    heads: int = 1
+    heads: Annotated[int, "[1, 65536]"] = 1
     """Attention heads."""
-    head_channels: int = 0
+    head_channels: Annotated[int, "[0, 65536]"] = 0
     """Channels per attention head, instead of heads; 0: heads sets the number."""
-    dropout: float = 0.1
+    dropout: Annotated[float, "[0, 1)"] = 0.1
     """Dropout rate before the second convolution of each block."""
-    groups: int = 32
+    groups: Annotated[int, "[1, 65536]"] = 32
     """Groups of the normalisations; levels with at most this many channels ignore the timestep embedding."""
     resample_with_conv: bool = True
     """Change resolution by convolutions; otherwise by average pooling and nearest-neighbour upsampling."""
@@ -92,7 +94,7 @@ class Net:
     """Precision of the computation; parameters, statistics and losses stay float32."""
     remat: bool = False
     """Recompute activations for the gradient: much less memory, about a third more computation."""
-    num_classes: int = 0
+    num_classes: Annotated[int, "[0, 1000000]"] = 0
     """Number of labels of a class-conditional network; 0: not conditioned on labels."""
     compat: CompatOptions = CompatOptions()
     """Compatibility options for published U-Nets."""
@@ -100,27 +102,27 @@ class Net:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    layers: int = 0
+    layers: Annotated[int, "[0, 1024]"] = 0
     """Layers of the text encoder, a transformer; 0: not conditioned on texts."""
-    width: int = 256
+    width: Annotated[int, "[1, 65536]"] = 256
     """Channels of the text encoder, per byte of the text."""
-    heads: int = 4
+    heads: Annotated[int, "[1, 65536]"] = 4
     """Attention heads of the text encoder."""
-    length: int = 128
+    length: Annotated[int, "[1, 65536]"] = 128
     """Maximum length of a text, in bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    dropout: float = 0.1
+    dropout: Annotated[float, "[0, 1)"] = 0.1
     """Probability of training an example without its condition, for classifier-free guidance."""
     templates: tuple[str, ...] = ()
     """Texts with {} for an image's label name or {caption} for its caption; (): captions, or label names."""
-    super_resolution_factor: int = 0
+    super_resolution_factor: Annotated[int, "[0, 65536]"] = 0
     """Super-resolution: condition on each image, downsampled by this factor; 0: off."""
     paired: str = ""
     """Source of conditioning images, one for each image in the same order; "": none."""
-    paired_channels: int = 0
+    paired_channels: Annotated[int, "[0, 65536]"] = 0
     """Channels of the paired images; 0: as many as the images have."""
 
 
@@ -132,13 +134,13 @@ class Loss:
     """Prediction target of the network."""
     weight: Literal["none", "snr", "snr_plus_one", "truncated_snr", "min_snr", "p2"] = "none"
     """Weighting of the simple loss by the signal-to-noise ratio."""
-    min_snr_gamma: float = 5.0
+    min_snr_gamma: Annotated[float, "(0, 1e38]"] = 5.0
     """Upper limit gamma of the signal-to-noise ratio for min_snr."""
-    p2_gamma: float = 1.0
+    p2_gamma: Annotated[float, "[0, 1000]"] = 1.0
     """Exponent gamma of p2."""
     learned_variance: bool = False
     """The network also predicts the reverse variance (always with hybrid)."""
-    vlb_scale: float = 1e-3
+    vlb_scale: Annotated[float, "[0, 1e38]"] = 1e-3
     """Weight of the variational bound in the hybrid loss."""
     stratified: bool = False
     """Draw the timesteps of a batch stratified over 1..T."""
@@ -146,29 +148,29 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-    learning_rate: float = 2e-4
+    learning_rate: Annotated[float, "[0, 1e38]"] = 2e-4
     """Learning rate of Adam after the warm-up."""
-    warmup: int = 5000
+    warmup: CountOrZero = 5000
     """Steps of the linear warm-up of the learning rate."""
-    decay: int = 0
+    decay: CountOrZero = 0
     """Steps until a cosine decay of the learning rate reaches 0, usually the steps of the run; 0: no decay."""
-    clip: float | None = 1.0
+    clip: Annotated[float | None, "(0, inf]"] = 1.0
     """Gradient clipping: largest global norm; None or infinity: off."""
-    b1: float = 0.9
+    b1: Annotated[float, "[0, 1)"] = 0.9
     """Adam beta1."""
-    b2: float = 0.999
+    b2: Annotated[float, "[0, 1)"] = 0.999
     """Adam beta2."""
-    eps: float = 1e-8
+    eps: Annotated[float, "(0, 1e38]"] = 1e-8
     """Adam epsilon."""
-    ema_decay: float = 0.9999
+    ema_decay: Annotated[float, "[0, 1)"] = 0.9999
     """Decay of the exponential moving average (EMA) of the parameters."""
     ema_warmup: bool = False
     """Limit the EMA decay to (1 + n) / (10 + n) at step n: for short runs."""
-    ema_lengths: tuple[float, ...] = ()
+    ema_lengths: tuple[EmaLength, ...] = ()
     """Post-hoc EMA: relative lengths of power-function averages to keep, such as 0.05 0.1; (): none."""
-    accumulate: int = 1
+    accumulate: Annotated[int, "[1, 1048576]"] = 1
     """Gradient accumulation: micro-batches per step and device."""
-    max_skipped: int = 10
+    max_skipped: Count = 10
     """Stop after this many steps in a row with a non-finite loss or gradient."""
 
     def __post_init__(self):
@@ -180,42 +182,42 @@ class Optim:
 class SamplerFields:
     sampler: Literal["ancestral", "analytic", "ddim", "dpm_solver_pp", "unipc"] = "ancestral"
     """Sampler of the reverse process; analytic: ancestral with the optimal variance (Analytic-DPM)."""
-    steps: int = 1000
+    steps: Steps = 1000
     """Function evaluations (NFE) per image."""
     spacing: Spacing = "uniform"
     """Spacing of the sampling timesteps over 1..T."""
-    variance_mix: float = 1.0
+    variance_mix: Annotated[float, "[0, 1]"] = 1.0
     """Variance of ancestral sampling: 1: fixed-large, beta (the paper's CIFAR-10); 0: fixed-small, beta-tilde (its
     256x256 data); in between: log-linear.  Ignored with a learned variance."""
-    eta: float = 0.0
+    eta: Annotated[float, "[0, 1]"] = 0.0
     """Noise of DDIM; 0: deterministic, 1: ancestral with beta-tilde."""
-    order: int = 2
+    order: Annotated[int, "[1, 3]"] = 2
     """Order of DPM-Solver++ and UniPC, 1 to 3."""
     clip: bool = True
     """Clip each predicted x_0 to [-1, 1]."""
-    threshold: float = 0.0
+    threshold: Annotated[float, "[0, 100]"] = 0.0
     """Dynamic thresholding instead of clipping: percentile of |x_0|; 0: off."""
-    eps_scale: float = 1.0
+    eps_scale: Annotated[float, "(0, 1000]"] = 1.0
     """Epsilon scaling: divide the predicted noise by this, before clipping."""
-    guidance: float = 1.0
+    guidance: Annotated[float, "[-1e6, 1e6]"] = 1.0
     """Classifier-free guidance scale; 0: unconditional, 1: conditional."""
-    guidance_interval: tuple[int, ...] = ()
+    guidance_interval: tuple[Steps, ...] = ()
     """First and last timestep with guidance; (): all."""
-    tile: int = 0
+    tile: Annotated[int, "[0, 65536]"] = 0
     """Images per device and function evaluation; the last bits of an image depend on it.  0: automatic."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(SamplerFields):
-    num: int = 64
+    num: Annotated[int, "[1, 1048576]"] = 64
     """Images in the sample grids of training."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    images: int = 256
+    images: Count = 256
     """Held-out images for evaluation during training (all, if there are fewer)."""
-    strata: int = 16
+    strata: Steps = 16
     """Strata of the estimate of bits/dim: two function evaluations per image and stratum."""
 
 
@@ -223,23 +225,23 @@ class Evaluation:
 class Config:
     seed: int = 0
     """Seed of all random numbers of a run."""
-    steps: int = 800_000
+    steps: Count = 800_000
     """Training steps."""
-    batch: int = 128
+    batch: Annotated[int, "[1, 1048576]"] = 128
     """Images per step, summed over devices."""
-    steps_per_call: int = 1
+    steps_per_call: Annotated[int, "[1, 10000]"] = 1
     """Steps per call of the compiled program: more than 1 if a step is shorter than its dispatch."""
     parallel: Parallel = "pmap"
     """All devices by jax.pmap, or by jax.jit of jax.shard_map on a named mesh; the numbers are the same."""
-    log_every: int = 100
+    log_every: Count = 100
     """Steps between lines of metrics.jsonl."""
-    sample_every: int = 10_000
+    sample_every: CountOrZero = 10_000
     """Steps between sample grids and held-out evaluations; 0: only at the end."""
-    save_every: int = 5_000
+    save_every: Count = 5_000
     """Steps between checkpoints; the last step always has one."""
-    keep: int = 3
+    keep: Count = 3
     """Number of checkpoints to keep."""
-    snapshot_every: int = 25_000
+    snapshot_every: Count = 25_000
     """Steps between snapshots of the averages for post-hoc EMA (optim.ema_lengths), which are all kept."""
     data: Data = Data()
     schedule: Schedule = Schedule()

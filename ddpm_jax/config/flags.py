@@ -72,7 +72,7 @@ def check_words(argv: Sequence[str]) -> list[str]:
 class Weights:
     weights: WeightsName = "ema"
     """Moving average (EMA) of the parameters, the raw parameters, or a post-hoc EMA of a relative length."""
-    checkpoint: OptionalFlag[int] = None
+    checkpoint: OptionalFlag[ranges.CountOrZero] = None
     """The checkpoint's step (default: the newest)."""
 
 
@@ -82,7 +82,7 @@ class InitFrom:
     """Fine-tune: start from the parameters of the run in this folder."""
     init_weights: WeightsName = "ema"
     """With --init-from: which of its weights, as --weights of the other programs."""
-    init_checkpoint: OptionalFlag[int] = None
+    init_checkpoint: OptionalFlag[ranges.CountOrZero] = None
     """With --init-from: the checkpoint's step (default: the newest)."""
 
 
@@ -129,11 +129,11 @@ class EditOptions:
     """Inpainting: an image in the format of the run; pixels where --mask is not 0 are kept exactly."""
     mask: OptionalFlag[str] = None
     """Mask of one channel: 0 for pixels to generate, one other value for known pixels."""
-    resample: OptionalFlag[int] = None
+    resample: OptionalFlag[ranges.Steps] = None
     """Inpainting: passes through each section of the reverse process (RePaint; default: 1)."""
-    jump: OptionalFlag[int] = None
+    jump: OptionalFlag[ranges.Steps] = None
     """Inpainting: steps per section (default: 10)."""
-    cg_steps: OptionalFlag[int] = None
+    cg_steps: OptionalFlag[Annotated[int, "[0, 1000000]"]] = None
     """Conjugate-gradient steps that condition each prediction on --inpaint (default: 0) or --measure (default: 5)."""
     measure: OptionalFlag[str] = None
     """Images with a given measurement, blur:SIGMA (in pixels), downsample:FACTOR or grey."""
@@ -141,11 +141,11 @@ class EditOptions:
     """Measurement: an image in the format of the run, which is measured."""
     measurement: OptionalFlag[str] = None
     """Measurement: the result itself, a blurred, small or grey image of the run's type and levels."""
-    noise: OptionalFlag[float] = None
+    noise: OptionalFlag[Annotated[float, "[0, 1000]"]] = None
     """Measurement: standard deviation of its noise, for images in [-1, 1]; added to that of --original (default: 0)."""
     init_image: OptionalFlag[str] = None
     """Image-to-image (SDEdit): an image in the format of the run; sampling starts from it, noised."""
-    strength: OptionalFlag[float] = None
+    strength: OptionalFlag[Annotated[float, "(0, 1]"]] = None
     """Strength of --init-image in (0, 1]: 1 keeps almost nothing of the image (default: 0.6)."""
     interpolate: OptionalFlag[tuple[str, str]] = None
     """Interpolation: two images in the format of the run; --num images between them, with --sampler ddim."""
@@ -170,15 +170,15 @@ class Prepare:
     """The folder with the downloaded files of MNIST or CIFAR-10 (default: OUT), or a data set of TFDS."""
     name: OptionalFlag[str] = None
     """Name of the TFDS data set: lower-case letters, digits and _."""
-    resolution: OptionalFlag[int] = None
+    resolution: OptionalFlag[Annotated[int, "[1, 65536]"]] = None
     """Centre-crop images and scale them to this height and width, with an antialiased filter."""
-    shards: OptionalFlag[int] = None
+    shards: OptionalFlag[Annotated[int, "[1, 99999]"]] = None
     """Number of files of the training split (default: about 256 MB of decoded images per file)."""
-    held_out: float = 0.1
+    held_out: Annotated[float, "(0, 1)"] = 0.1
     """Share of the images for the split test, if the source has none."""
-    levels: OptionalFlag[int] = None
+    levels: OptionalFlag[Annotated[int, "[2, 65536]"]] = None
     """Number of values of a pixel, if not 256 or 65536."""
-    range: tuple[float, ...] = ()
+    range: tuple[Annotated[float, "[-1e38, 1e38]"], ...] = ()
     """Lowest and highest value of floating-point images."""
     skip_bad: bool = False
     """Leave out and list images that cannot be read, instead of ending with an error."""

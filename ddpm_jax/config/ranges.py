@@ -1,4 +1,4 @@
-"""Ranges of numbers: one for each field of a config, and for each flag of a program.
+"""Ranges of numbers: the type of a field of a config, or of a program's flag, names the range of its numbers.
 
 "[" and "]" include an end, "(" and ")" leave it out; NaN is nowhere, infinity only where an end is "inf]".  What two
 fields must have in common is in `checks`, what depends on a run or its data where these are read, and which seeds
@@ -7,125 +7,29 @@ and images there are in `ddpm_jax.keys`.
 
 import contextlib
 import dataclasses
-from typing import Any
+import typing
+from typing import Annotated, Any
 
-from ddpm_jax.config.fields import Config
-
-_COUNT, _NONE_OR_COUNT = "[1, 2147483647]", "[0, 2147483647]"  # what int32 counts
-_FINITE = "[-1e38, 1e38]"  # what float32 holds
-
-EMA_LENGTHS = "(0, 0.2886]"
-"""Relative lengths of power-function averages; 12^(-1/2) is that of the uniform average."""
-
-RANGES = {
-    "steps": _COUNT,
-    "batch": "[1, 1048576]",
-    "steps_per_call": "[1, 10000]",
-    "log_every": _COUNT,
-    "sample_every": _NONE_OR_COUNT,
-    "save_every": _COUNT,
-    "keep": _COUNT,
-    "snapshot_every": _COUNT,
-    "data.held_out": "(0, 1)",
-    "data.levels": "[2, 65536]",
-    "data.range": _FINITE,
-    "data.resolution": "[1, 65536]",
-    "schedule.T": "[1, 1000000]",
-    "schedule.beta_1": "(0, 1]",
-    "schedule.beta_T": "(0, 1]",
-    "schedule.offset": "[0, 10]",
-    "schedule.max_beta": "(0, 1]",
-    "net.channels": "[1, 65536]",
-    "net.channel_multipliers": "[1, 1024]",
-    "net.num_res_blocks": "[1, 1024]",
-    "net.attention_resolutions": "[0, 65536]",
-    "net.heads": "[1, 65536]",
-    "net.head_channels": "[0, 65536]",
-    "net.dropout": "[0, 1)",
-    "net.groups": "[1, 65536]",
-    "net.num_classes": "[0, 1000000]",
-    "net.compat.eps": "(0, 1]",
-    "net.compat.time_shift": "[0, 1]",
-    "net.compat.time_scale": "(0, 1e6]",
-    "net.compat.time_dim": "[0, 65536]",
-    "text.layers": "[0, 1024]",
-    "text.width": "[1, 65536]",
-    "text.heads": "[1, 65536]",
-    "text.length": "[1, 65536]",
-    "condition.dropout": "[0, 1)",
-    "condition.super_resolution_factor": "[0, 65536]",
-    "condition.paired_channels": "[0, 65536]",
-    "loss.min_snr_gamma": "(0, 1e38]",
-    "loss.p2_gamma": "[0, 1000]",
-    "loss.vlb_scale": "[0, 1e38]",
-    "optim.learning_rate": "[0, 1e38]",
-    "optim.warmup": _NONE_OR_COUNT,
-    "optim.decay": _NONE_OR_COUNT,
-    "optim.clip": "(0, inf]",
-    "optim.b1": "[0, 1)",
-    "optim.b2": "[0, 1)",
-    "optim.eps": "(0, 1e38]",
-    "optim.ema_decay": "[0, 1)",
-    "optim.ema_lengths": EMA_LENGTHS,
-    "optim.accumulate": "[1, 1048576]",
-    "optim.max_skipped": _COUNT,
-    "sampling.steps": "[1, 1000000]",
-    "sampling.variance_mix": "[0, 1]",
-    "sampling.eta": "[0, 1]",
-    "sampling.order": "[1, 3]",
-    "sampling.threshold": "[0, 100]",
-    "sampling.eps_scale": "(0, 1000]",
-    "sampling.guidance": "[-1e6, 1e6]",
-    "sampling.guidance_interval": "[1, 1000000]",
-    "sampling.tile": "[0, 65536]",
-    "sampling.num": "[1, 1048576]",
-    "evaluation.images": _COUNT,
-    "evaluation.strata": "[1, 1000000]",
-}
-"""Of a config's fields that are numbers, or tuples of numbers."""
+Count = Annotated[int, "[1, 2147483647]"]  # what int32 counts
+CountOrZero = Annotated[int, "[0, 2147483647]"]
+NumImages = Annotated[int, "[1, 4294967280]"]  # of a seed, see `keys.check_images`
+Steps = Annotated[int, "[1, 1000000]"]
+EmaLength = Annotated[float, "(0, 0.2886]"]
+"""A relative length of power-function averages; 12^(-1/2) is that of the uniform average."""
 
 FLAGS = {
-    "ancestral": RANGES["sampling.steps"],
-    "batch": "[1, 1048576]",
-    "checkpoint": _NONE_OR_COUNT,
-    "columns": "[2, 65536]",
-    "continuations": "[2, 65536]",
-    "cg_steps": "[0, 1000000]",
-    "ddim": RANGES["sampling.steps"],
     "devices": "[1, 65536]",
-    "dpm_solver_pp": RANGES["sampling.steps"],
-    "effort": "[-1, 1]",
-    "estimate": RANGES["evaluation.strata"],
-    "frames": "[2, 1000000]",
     "heartbeat": "[5, 1000000]",
-    "held_out": RANGES["data.held_out"],
-    "images": _COUNT,
-    "init_checkpoint": _NONE_OR_COUNT,
-    "jump": RANGES["sampling.steps"],
-    "k": _COUNT,
-    "lengths": EMA_LENGTHS,
-    "levels": RANGES["data.levels"],
-    "noise": "[0, 1000]",
-    "num": "[1, 4294967280]",
-    "num_classes": RANGES["net.num_classes"],
-    "pairs": _COUNT,
-    "process": _NONE_OR_COUNT,
-    "processes": _COUNT,
-    "quality": _NONE_OR_COUNT,
-    "range": _FINITE,
-    "resample": "[1, 1000000]",
-    "resolution": "[1, 65536]",
-    "rows": _COUNT,
-    "sets": _COUNT,
-    "shape": "[1, 65536]",
-    "shards": "[1, 99999]",
-    "step": _NONE_OR_COUNT,
-    "strength": "(0, 1]",
-    "t": RANGES["schedule.T"],
-    "times": RANGES["schedule.T"],
-    "unipc": RANGES["sampling.steps"],
+    "process": "[0, 2147483647]",
+    "processes": "[1, 2147483647]",
 }
-"""Ranges of the programs' flags, without those that replace a config's sampling."""
+"""Ranges of the flags of `process.DistributedOptions`, which knows no config, and of the number of devices."""
+
+
+def interval_of(hint: Any) -> str:
+    """The range in a field's type, as in `Annotated[int, "[1, 10]"]` or a tuple of these; "" if there is none."""
+    own = [text for text in getattr(hint, "__metadata__", ()) if isinstance(text, str)]
+    return next(filter(None, [*own, *map(interval_of, typing.get_args(hint))]), "")
 
 
 def check(values: Any, where: str = "") -> None:
@@ -138,6 +42,7 @@ def check(values: Any, where: str = "") -> None:
     Raises:
         ValueError: naming the field, its value and its range.
     """
+    hints = typing.get_type_hints(type(values), include_extras=True)
     for field in dataclasses.fields(values):
         name, value = where + field.name, getattr(values, field.name)
         if dataclasses.is_dataclass(value):
@@ -145,7 +50,7 @@ def check(values: Any, where: str = "") -> None:
         else:
             if "" in (value, *(value if isinstance(value, tuple) else ())) and field.default != "":
                 raise ValueError(f"{name} is empty: give a value, or leave it out")
-            _check(name, value, RANGES.get(name))
+            _check(name, value, interval_of(hints[field.name]))
 
 
 def ema_length(weights: str) -> float | None:
@@ -154,15 +59,15 @@ def ema_length(weights: str) -> float | None:
     Raises:
         ValueError: if it is no name of weights.
     """
+    interval = interval_of(EmaLength)
     if weights in ("ema", "raw"):
         return None
     with contextlib.suppress(ValueError):
         length = float(weights.removeprefix("ema:"))
-        if weights.startswith("ema:") and _within(length, EMA_LENGTHS):
+        if weights.startswith("ema:") and _within(length, interval):
             return length
     raise ValueError(
-        f"weights must be 'ema', 'raw', or 'ema:' and a relative length in {EMA_LENGTHS}, as 'ema:0.05', got "
-        f"{weights!r}"
+        f"weights must be 'ema', 'raw', or 'ema:' and a relative length in {interval}, as 'ema:0.05', got {weights!r}"
     )
 
 
@@ -172,16 +77,19 @@ def check_flags(values: Any) -> None:
     Raises:
         ValueError: naming the flag, its value and its range.
     """
+    from ddpm_jax.config.fields import Config  # whose types this module has
+
+    hints = typing.get_type_hints(type(values), include_extras=True)
     for field in dataclasses.fields(values):
         name, value = field.name, getattr(values, field.name)
         if dataclasses.is_dataclass(value):
             if not isinstance(value, Config):
                 check_flags(value)
         else:
-            _check(f"--{name.replace('_', '-')}", value, FLAGS.get(name) or RANGES.get(f"sampling.{name}"))
+            _check(f"--{name.replace('_', '-')}", value, FLAGS.get(name) or interval_of(hints[name]))
 
 
-def _check(name: str, value: Any, interval: str | None) -> None:
+def _check(name: str, value: Any, interval: str) -> None:
     for each in value if isinstance(value, tuple | list) else (value,):
         if interval and isinstance(each, int | float) and not _within(each, interval):
             raise ValueError(f"{name} must lie in {interval}, got {value}")

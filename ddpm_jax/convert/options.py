@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ddpm_jax.config import Config, flags
+from ddpm_jax.config import Config, flags, ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,9 +15,9 @@ class ImageOptions:
 
     source: flags.OptionalFlag[str] = None
     """Source of images to train on or evaluate against, as --data.source of train; `evaluate --data` replaces it."""
-    levels: flags.OptionalFlag[int] = None
+    levels: flags.OptionalFlag[Annotated[int, "[2, 65536]"]] = None
     """Number of values of a pixel (default: 256, 8 bits)."""
-    range: flags.OptionalFlag[tuple[float, float]] = None
+    range: flags.OptionalFlag[Annotated[tuple[float, float], "[-1e38, 1e38]"]] = None
     """Instead of levels: the values of floating-point images that become -1 and 1."""
     label_names: tuple[str, ...] = ()
     """Names of the labels, from label 0 on (default: their numbers)."""
@@ -70,11 +70,11 @@ class FromOriginal:
     """model.ckpt-STEP (needs TensorFlow), .ckpt or .pt (PyTorch), .npz or .safetensors."""
     config: str
     """The config, which the weights do not contain: configs/cifar10.py for CIFAR-10."""
-    shape: tuple[int, int, int]
+    shape: Annotated[tuple[int, int, int], "[1, 65536]"]
     """Height, width and channels of an image."""
     workdir: str
     """The run's folder, created."""
-    step: flags.OptionalFlag[int] = None
+    step: flags.OptionalFlag[ranges.CountOrZero] = None
     """The training step of the weights (default: that of the file, or 0)."""
     images: tyro.conf.OmitArgPrefixes[ImageOptions] = ImageOptions()
 
@@ -93,9 +93,9 @@ class FromOpenAI:
     """For other checkpoints: the project that trained them."""
     flags: str = ""
     """With --family: flags of the training command, for example --flags="--image_size 64 --learn_sigma True"."""
-    num_classes: int = 1000
+    num_classes: Annotated[int, "[0, 1000000]"] = 1000
     """With --family and --class_cond True in --flags: number of labels."""
-    step: int = 0
+    step: ranges.CountOrZero = 0
     """The training step of the weights."""
     images: tyro.conf.OmitArgPrefixes[ImageOptions] = ImageOptions()
 

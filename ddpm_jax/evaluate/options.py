@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ddpm_jax import process
-from ddpm_jax.config import flags
+from ddpm_jax.config import flags, ranges
 from ddpm_jax.config.fields import Spacing
 
 Format = Literal["integer", "floor", "float"]
@@ -44,7 +44,7 @@ class EvaluationOptions:
 class ImageOptions(EvaluationOptions):
     """Images that a figure draws."""
 
-    num: int = 8
+    num: ranges.NumImages = 8
     """Number of images, one per row."""
     start: int = 0
     """The first image's index."""
@@ -62,7 +62,7 @@ class SplitOptions(EvaluationOptions):
 
     split: Literal["train", "test"] = "test"
     """The split to evaluate."""
-    num: flags.OptionalFlag[int] = None
+    num: flags.OptionalFlag[ranges.NumImages] = None
     """Only the first NUM images."""
     seed: int = 0
     """Seed of the noise of each x_t."""
@@ -78,7 +78,7 @@ class LikelihoodOptions(SplitOptions):
     The exact bound of all steps also writes x0_errors.json to the run, for --sampler analytic, unless --out is given.
     """
 
-    estimate: flags.OptionalFlag[int] = None
+    estimate: flags.OptionalFlag[ranges.Steps] = None
     """Strata of the estimate (default: the exact bound)."""
     decoder: Literal["discretized", "tanh"] = "discretized"
     """L_0's decoder: the exact normal CDF, or the original's approximation, at least 1e-12."""
@@ -93,9 +93,9 @@ class SamplesOptions(EvaluationOptions):
     of --num samples, with the standard error of these means.
     """
 
-    num: int = 10_000
+    num: ranges.NumImages = 10_000
     """Samples in a set."""
-    sets: int = 1
+    sets: ranges.Count = 1
     """Disjoint sets of samples."""
     seed: int = 0
     """The seed of the samples."""
@@ -121,15 +121,15 @@ class TableOptions(EvaluationOptions):
     split (at most 10,000), so that samples and baselines have the same bias.
     """
 
-    num: flags.OptionalFlag[int] = None
+    num: flags.OptionalFlag[ranges.NumImages] = None
     """Samples in a set (default: as many as there are held-out images)."""
-    sets: int = 3
+    sets: ranges.Count = 3
     """Disjoint sets of samples, for the error of each number."""
-    ddim: tuple[int, ...] = (10, 50, 250)
+    ddim: tuple[ranges.Steps, ...] = (10, 50, 250)
     """Steps of the DDIM rows."""
     seed: int = 0
     """The seed of the samples, and of the bound's noise."""
-    estimate: flags.OptionalFlag[int] = None
+    estimate: flags.OptionalFlag[ranges.Steps] = None
     """Strata for an estimate of the bound (default: exact)."""
 
 
@@ -140,17 +140,17 @@ class NfeOptions(EvaluationOptions):
     Each sampler takes one function evaluation a step.  The baseline is all held-out images.
     """
 
-    num: int = 1000
+    num: ranges.NumImages = 1000
     """Samples in a set."""
-    sets: int = 3
+    sets: ranges.Count = 3
     """Disjoint sets of samples, for the error of each number."""
-    ancestral: tuple[int, ...] = (1000,)
+    ancestral: tuple[ranges.Steps, ...] = (1000,)
     """Steps of ancestral sampling."""
-    ddim: tuple[int, ...] = (10, 20, 50, 100)
+    ddim: tuple[ranges.Steps, ...] = (10, 20, 50, 100)
     """Steps of DDIM."""
-    dpm_solver_pp: tuple[int, ...] = (5, 10, 20)
+    dpm_solver_pp: tuple[ranges.Steps, ...] = (5, 10, 20)
     """Steps of DPM-Solver++."""
-    unipc: tuple[int, ...] = (5, 10, 20)
+    unipc: tuple[ranges.Steps, ...] = (5, 10, 20)
     """Steps of UniPC."""
     spacings: tuple[Spacing, ...] = ("uniform", "quadratic")
     """Spacings of the timesteps; with all T steps there is only one."""
@@ -166,15 +166,15 @@ class EmaOptions(EvaluationOptions):
     average of training, and all held-out images.
     """
 
-    lengths: flags.OptionalFlag[tuple[float, ...]] = None
+    lengths: flags.OptionalFlag[tuple[ranges.EmaLength, ...]] = None
     """Relative lengths (default: some from 0.01 to 0.25, as far as the run's snapshots reach)."""
-    num: int = 1000
+    num: ranges.NumImages = 1000
     """Samples in a set."""
-    sets: int = 3
+    sets: ranges.Count = 3
     """Disjoint sets of samples, for the error of each number."""
     seed: int = 0
     """The seed of the samples, and of the bound's noise."""
-    estimate: flags.OptionalFlag[int] = None
+    estimate: flags.OptionalFlag[ranges.Steps] = None
     """Also bits/dim of the held-out images, estimated with this many strata."""
 
 
@@ -185,7 +185,7 @@ class ProgressiveOptions(ImageOptions):
     The images are those of `ddpm-jax sample`; the JSON file has their hashes.
     """
 
-    frames: int = 11
+    frames: Annotated[int, "[2, 1000000]"] = 11
     """Number of timesteps from the first to 0, evenly spaced over the sampler's steps; all, if there are fewer."""
 
 
@@ -197,11 +197,11 @@ class PredictionsOptions(ImageOptions):
     predictions at each timestep to the training images.
     """
 
-    num: int = 8
+    num: ranges.NumImages = 8
     """Number of images in the picture, one per row; errors are means over these, or over those of --quality."""
-    frames: int = 11
+    frames: Annotated[int, "[2, 1000000]"] = 11
     """Number of timesteps, evenly spaced over the sampler's steps; all, if there are fewer."""
-    quality: int = 0
+    quality: ranges.CountOrZero = 0
     """Number of images for the Fréchet distance at each timestep; 0: none."""
     features: Literal["classifier", "inception"] = "classifier"
     """Feature extractor of --quality."""
@@ -217,10 +217,10 @@ class StochasticOptions(ImageOptions):
     others have their own noise from t on.
     """
 
-    num: int = 4
-    times: flags.OptionalFlag[tuple[int, ...]] = None
+    num: ranges.NumImages = 4
+    times: flags.OptionalFlag[tuple[ranges.Steps, ...]] = None
     """The shared timesteps, in any order (default: the visited ones nearest to T, 3T/4, T/2 and T/4)."""
-    continuations: int = 3
+    continuations: Annotated[int, "[2, 65536]"] = 3
     """Number of images from each x_t, including the first run."""
 
 
@@ -239,13 +239,13 @@ class InterpolationOptions(EvaluationOptions):
     """Index of image a."""
     second: int = 1
     """Index of image b."""
-    pairs: int = 1
+    pairs: ranges.Count = 1
     """Number of pairs, one per row; both indices increase by two from pair to pair."""
-    t: flags.OptionalFlag[int] = None
+    t: flags.OptionalFlag[ranges.Steps] = None
     """Timestep of the mixture (default: the visited one nearest to T/2); use a smaller one for images of few pixels."""
     coarse_to_fine: bool = False
     """One pair at decreasing timesteps: rows for those nearest to T, 7T/8, ... T/8, and for 0 (the pixels)."""
-    columns: int = 11
+    columns: Annotated[int, "[2, 65536]"] = 11
     """Number of values of lambda, evenly spaced from 0 to 1."""
     seed: int = 0
     """The seed of the noise."""
@@ -269,11 +269,11 @@ class NeighboursOptions(EvaluationOptions):
     picture.  If training flips images, flipped images are compared, too.
     """
 
-    num: int = 256
+    num: ranges.NumImages = 256
     """Samples to compare."""
-    rows: int = 8
+    rows: ranges.Count = 8
     """Samples to show."""
-    k: int = 6
+    k: ranges.Count = 6
     """Training images to show for each."""
     seed: int = 0
     """The seed of the samples."""

@@ -14,7 +14,7 @@ import tyro
 
 from ddpm_jax import config as configs
 from ddpm_jax import process
-from ddpm_jax.config import flags
+from ddpm_jax.config import flags, ranges
 from ddpm_jax.preflight import topology
 
 QUICK = -1.0
@@ -26,13 +26,13 @@ class Arguments:
     config: Annotated[configs.Config, tyro.conf.arg(name="")]
     topology: flags.OptionalFlag[str] = None
     """A slice of TPUs to compile for, such as v5litepod-16, v4-32 or v5e:4x4 (default: the local devices)."""
-    shape: tuple[int, ...] = ()
+    shape: tuple[Annotated[int, "[1, 65536]"], ...] = ()
     """Height, width and channels of integer images (default: those of the config's source)."""
-    images: flags.OptionalFlag[int] = None
+    images: flags.OptionalFlag[ranges.Count] = None
     """With --shape: number of training images (default: 50,000)."""
     programs: tuple[Literal["train", "sampler", "evaluation"], ...] = ("train", "sampler", "evaluation")
     """Programs to compile."""
-    effort: flags.OptionalFlag[float] = None
+    effort: flags.OptionalFlag[Annotated[float, "[-1, 1]"]] = None
     """With --topology: the compiler's effort, from -1 (quick, the default) to 1; 0 is that of a real run.
 
     From 0 on, its estimate of the time is meaningful and is printed."""

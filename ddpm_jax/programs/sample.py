@@ -15,14 +15,14 @@ from typing import Annotated, Literal
 import tyro
 
 from ddpm_jax import process
-from ddpm_jax.config import flags
+from ddpm_jax.config import flags, ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
     """The run's folder."""
-    num: int = 64
+    num: ranges.NumImages = 64
     """Number of images."""
     seed: int = 0
     """The seed of the images."""
@@ -37,7 +37,7 @@ class Arguments:
     sampling: tyro.conf.OmitArgPrefixes[flags.SamplingOptions] = flags.SamplingOptions()
     """Defaults: those of the run's config."""
     editing: tyro.conf.OmitArgPrefixes[flags.EditOptions] = flags.EditOptions()
-    batch: flags.OptionalFlag[int] = None
+    batch: flags.OptionalFlag[Annotated[int, "[1, 1048576]"]] = None
     """Images computed at once; does not change the images."""
     trajectory: bool = False
     """Also write the reverse process: trajectory.gif, and trajectory.png with x_t above the predicted x_0."""
