@@ -281,9 +281,7 @@ def split_variance(out: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array
     """
     expected = (*x_t.shape[:-1], 2 * x_t.shape[-1])
     if out.shape != expected:
-        raise ValueError(
-            f"a learned variance doubles the last axis: the network must return {expected}, got {out.shape}"
-        )
+        raise ValueError(f"a learned variance doubles the last axis: the output must be {expected}, got {out.shape}")
     prediction, v = jnp.split(out, 2, axis=-1)
     return prediction, (v + 1) / 2
 
@@ -300,9 +298,7 @@ def apply_denoiser(denoise: Denoiser, x_t: jax.Array, t: jax.Array) -> Estimate:
             raise ValueError(f"a denoiser's {name} must have the shape of x_t, {expected}, got {shape}")
     mix = () if result.variance_mix is None else jnp.shape(result.variance_mix)
     if mix and (len(mix) != len(expected) or any(m not in (1, n) for m, n in zip(mix, expected, strict=True))):
-        raise ValueError(
-            f"a denoiser's mix must have the shape of x_t, {expected}, with 1 for what is shared, got {mix}"
-        )
+        raise ValueError(f"a denoiser's mix must have the shape of x_t, {expected}, or 1 for what is shared, got {mix}")
     return result
 
 

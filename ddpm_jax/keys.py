@@ -81,10 +81,8 @@ def check_images(seed: int, start: int, num: int) -> None:
     """Raises a ValueError unless the seed and the indices start .. start + num - 1 of its images are valid."""
     check_integer("seed", seed)
     if start < 0 or num < 1 or start + num > MAX_IMAGES:
-        raise ValueError(
-            f"images have indices 0..{MAX_IMAGES - 1}: start must be at least 0, num at least 1, and start + num at "
-            f"most {MAX_IMAGES}, got {start} and {num}"
-        )
+        hint = f"start must be at least 0, num at least 1, and start + num at most {MAX_IMAGES}, got {start} and {num}"
+        raise ValueError(f"images have indices 0..{MAX_IMAGES - 1}: {hint}")
 
 
 def check_keys(name: str, keys: jax.Array) -> None:

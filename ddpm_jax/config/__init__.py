@@ -56,7 +56,9 @@ def load(path: str | pathlib.Path) -> Config:
     """
     shipped = re.fullmatch(r"(\w+)(:\w+)?", str(path))
     if shipped and not pathlib.Path(path).is_file():
-        path = f"{_shipped_folder() / shipped[1]}.py{shipped[2] or ''}"
+        package = pathlib.Path(__file__).parents[1]  # which has the configs if it was installed
+        folder = package / "configs" if (package / "configs").is_dir() else package.with_name("configs")
+        path = f"{folder / shipped[1]}.py{shipped[2] or ''}"
     file, _, name = str(path).partition(".py:")
     path, name = (pathlib.Path(f"{file}.py"), name) if name else (pathlib.Path(path), "config")
     if not path.is_file():
@@ -83,13 +85,6 @@ def load(path: str | pathlib.Path) -> Config:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return found
-
-
-def _shipped_folder() -> pathlib.Path:
-    """The folder of the library's configs: in the package if it was installed, else next to it."""
-    package = pathlib.Path(__file__).parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.with_name("configs")
 
 
 @contextlib.contextmanager

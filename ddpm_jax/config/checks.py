@@ -11,10 +11,8 @@ def check(config: Config) -> None:
         ValueError: naming the field, its value and what would be right.
     """
     if config.sampling.sampler == "analytic":
-        raise ValueError(
-            "sampling.sampler 'analytic' needs the errors of a trained network: train with another sampler, and give "
-            "--sampler analytic to sample.py"
-        )
+        hint = "train with another sampler, and give --sampler analytic to sample.py"
+        raise ValueError(f"sampling.sampler 'analytic' needs the errors of a trained network: {hint}")
     from ddpm_jax import keys  # which imports JAX: a program's --help must not
 
     ranges.check(config)
@@ -30,10 +28,8 @@ def check(config: Config) -> None:
     for name in ("steps", "log_every", "save_every", "sample_every", *(["snapshot_every"] if lengths else [])):
         every, together = getattr(config, name), config.steps_per_call
         if every % together:
-            raise ValueError(
-                f"{name} must be a multiple of steps_per_call, got {every} and {together}; the nearest is "
-                f"{max(1, round(every / together)) * together}"
-            )
+            hint = f"the nearest is {max(1, round(every / together)) * together}"
+            raise ValueError(f"{name} must be a multiple of steps_per_call, got {every} and {together}; {hint}")
     if config.optim.decay and not config.optim.warmup < config.optim.decay >= config.steps:
         raise ValueError(
             f"optim.decay must be 0 (the rate stays), or at least steps, {config.steps}, and more than optim.warmup, "
@@ -65,19 +61,12 @@ def _check_condition(config: Config) -> None:
     if c.super_resolution_factor == 1:
         raise ValueError("condition.super_resolution_factor must be 0 or at least 2, got 1: the same image")
     if c.super_resolution_factor and c.paired:
-        raise ValueError(
-            "condition.super_resolution_factor and condition.paired exclude each other: set only one of them"
-        )
+        raise ValueError("condition.super_resolution_factor and condition.paired exclude each other: set only one")
     if sampling.guidance != 1 and not (net.num_classes or text.layers):
         raise ValueError(f"sampling.guidance {sampling.guidance:g} needs a network with labels or texts")
     if sampling.guidance != 1 and not c.dropout:
-        raise ValueError(
-            f"sampling.guidance {sampling.guidance:g} needs the unconditional network, which "
-            "condition.dropout 0 does not train"
-        )
+        raise ValueError(f"sampling.guidance {sampling.guidance:g} needs training with condition.dropout above 0")
     interval = sampling.guidance_interval
     if interval and (len(interval) != 2 or not 1 <= interval[0] <= interval[1] <= config.schedule.T):
-        raise ValueError(
-            f"sampling.guidance_interval must be two times, 1 <= first <= last <= T = {config.schedule.T}, got "
-            f"{interval}"
-        )
+        T = config.schedule.T
+        raise ValueError(f"sampling.guidance_interval must be two times, 1 <= first <= last <= T = {T}, got {interval}")

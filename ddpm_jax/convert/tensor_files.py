@@ -5,7 +5,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,13 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         ValueError: naming the file, if it is damaged, of another kind, or holds something other than named tensors.
         ModuleNotFoundError: if it takes TensorFlow, which is not there.
     """
+    from safetensors.numpy import load_file
+
     suffix, first_file = path.suffix, checkpoint_files(path)[0]
     if not first_file.is_file():
         raise FileNotFoundError(f"there is no file {first_file}")
-    readers = {".safetensors": _safetensors, ".npz": _npz} | dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _torch)
+    readers: dict[str, Callable[[pathlib.Path], Any]] = {".safetensors": load_file, ".npz": _npz}
+    readers |= dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _torch)
     reader = readers.get(suffix) if _tensorflow_prefix(path) is None else _tensorflow
     if reader is None:
         raise ValueError(
@@ -109,12 +112,6 @@ def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
-    return load_file(path)
-
-
 def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:  # numpy leaves it open where it fails
         stored = np.load(file, allow_pickle=False)
@@ -137,10 +134,8 @@ def _tensorflow(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         import tensorflow  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{path} is TensorFlow's and takes TensorFlow to read: pip install 'ddpm-jax[tfds]'; or make an archive in "
-            f"another environment, {NPZ_RECIPE}"
-        ) from error
+        hint = f"pip install 'ddpm-jax[tfds]'; or make an archive in another environment, {NPZ_RECIPE}"
+        raise ModuleNotFoundError(f"{path} is TensorFlow's and takes TensorFlow to read: {hint}") from error
     reader = tensorflow.train.load_checkpoint(str(path.with_name(_tensorflow_prefix(path) or path.name)))
     return {name: np.asarray(reader.get_tensor(name)) for name in sorted(reader.get_variable_to_shape_map())}
 
@@ -150,7 +145,5 @@ def _torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     is_dict = isinstance(loaded, Mapping)
     if not is_dict or not all(isinstance(value, np.ndarray) for value in loaded.values()):
         inside = f"dict of {', '.join(map(str, list(loaded)[:5]))}" if is_dict else type(loaded).__name__
-        raise ValueError(
-            f"named tensors are expected, and it holds a {inside}: save the part that is the network's alone"
-        )
+        raise ValueError(f"expected named tensors, and it holds a {inside}: save the part that is the network's alone")
     return {str(name): np.asarray(tensor, order="C") for name, tensor in loaded.items()}

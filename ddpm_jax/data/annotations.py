@@ -32,13 +32,6 @@ class Annotations(NamedTuple):
     lines: tuple[str, ...]
 
 
-class Cell(NamedTuple):
-    """A value of a table and its location."""
-
-    location: str
-    value: str
-
-
 def read_annotations(
     root: Path, paths: Sequence[str], known: Sequence[str], tables: Sequence[str], only_splits: bool
 ) -> Annotations:
@@ -96,38 +89,37 @@ def _label_names(label_texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(_nfc, sorted(names))))
 
 
-def _column_values(column: str, columns: dict[str, dict[str, Cell]], paths: Sequence[str]) -> list[str] | None:
+def _column_values(
+    column: str, columns: dict[str, dict[str, tuple[str, str]]], paths: Sequence[str]
+) -> list[str] | None:
     """The value of each image in a column, or None if no table has it."""
     cells = columns.get(column)
     if cells is None:
         return None
     missing = [path for path in paths if path not in cells]
     if missing:
-        raise ValueError(
-            f"{len(missing):,} images have no {column} in any table; add rows for them:"
-            f"{indent_lines([*map(printable, missing)])}"
-        )
-    return [cells[path].value for path in paths]
+        hint = f"add rows for them:{indent_lines([*map(printable, missing)])}"
+        raise ValueError(f"{len(missing):,} images have no {column} in any table; {hint}")
+    return [cells[path][1] for path in paths]
 
 
-def _read_tables(root: Path, tables: Sequence[str], known: set[str]) -> dict[str, dict[str, Cell]]:
-    """The cells of all tables, by column and path."""
-    columns: dict[str, dict[str, Cell]] = {}
+def _read_tables(root: Path, tables: Sequence[str], known: set[str]) -> dict[str, dict[str, tuple[str, str]]]:
+    """Location and text of the cells of all tables, by column and path."""
+    columns: dict[str, dict[str, tuple[str, str]]] = {}
     absent, twice, alike = [], [], {_nfc(path): path for path in known}
     for table in tables:
         folder = table.rpartition("/")[0]
         for where, row in _read_rows(root, table):
             path = str(Path(folder, row["file"]).as_posix())
             path = path if path in known else alike.get(_nfc(path), path)
+            named = f"{where}: {printable(row['file'][:200])}"
             if path not in known:
-                absent.append(f"{where}: {printable(row['file'][:200])}")
+                absent.append(named)
             for column in COLUMNS:
                 if column in row:
-                    before = columns.setdefault(column, {}).setdefault(path, Cell(where, row[column]))
-                    if before.location != where:
-                        twice.append(
-                            f"{where}: {printable(row['file'][:200])}, which has its {column} from {before.location}"
-                        )
+                    before, _ = columns.setdefault(column, {}).setdefault(path, (where, row[column]))
+                    if before != where:
+                        twice.append(f"{named}, which has its {column} from {before}")
     if absent:
         raise ValueError(f"{len(absent):,} rows name files that are no images of this folder:{indent_lines(absent)}")
     if twice:
@@ -154,9 +146,7 @@ def _read_rows(root: Path, table: str) -> list[tuple[str, dict[str, str]]]:
         raise ValueError(f"{printable(str(root / table))}: {error}") from None
     for where, row in rows:
         if len(row) != len(header):
-            raise ValueError(
-                f"{where}: {len(row)} values under {len(header)} columns; a value with a comma must stand in quotes"
-            )
+            raise ValueError(f"{where}: {len(row)} values under {len(header)} columns; quote a value that has a comma")
     result = [(where, {name: row[header.index(name)].strip() for name in named}) for where, row in rows]
     for where, row in result:
         if not row.get("label", "-") or not row["file"]:

@@ -102,9 +102,7 @@ def _read_loose_files(published: Published, folder: Path) -> dict[str, bytes]:
     contents = {}
     for name in published.md5:
         stems = (name, name.replace("-idx", ".idx"))  # the original name of MNIST's files, which gunzip -N restores
-        names = [
-            f"{inner}{stem}{suffix}" for inner in ("", published.folder) for stem in stems for suffix in ("", ".gz")
-        ]
+        names = [f"{inner}{stem}{end}" for inner in ("", published.folder) for stem in stems for end in ("", ".gz")]
         path = next((folder / name for name in names if (folder / name).is_file()), None)
         if path is not None:
             with _open_unzipped(path, published.download(name)) as file:
@@ -164,9 +162,8 @@ def _parse_mnist(contents: Mapping[str, bytes]) -> Dataset:
 
 def _parse_cifar10(contents: Mapping[str, bytes]) -> Dataset:
     """The images of pickled dicts: "data" has a row for each image, all red values first; "labels" is a list."""
-    batches = {
-        name: _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load() for name, content in contents.items()
-    }
+    files = {name: io.BytesIO(content) for name, content in contents.items()}
+    batches = {name: _ArrayUnpickler(file, encoding="bytes").load() for name, file in files.items()}
     parts = [batches[name] for name in sorted(batches) if name != "test_batch"], [batches["test_batch"]]
     rows = (np.concatenate([batch[b"data"] for batch in part]) for part in parts)
     train, test = (np.moveaxis(part.reshape(-1, 3, 32, 32), 1, -1) for part in rows)

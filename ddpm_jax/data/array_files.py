@@ -89,10 +89,8 @@ def _load_archive(
     test = _read_array(path, archive, test_key, _check_images)
     test, _ = _validate_images(path, test_key, test, levels, value_range)
     if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
-        raise ValueError(
-            f"{path}: {key!r} and {test_key!r} must be alike, got {train.dtype} {train.shape} and "
-            f"{test.dtype} {test.shape}"
-        )
+        ours, theirs = f"{train.dtype} {train.shape}", f"{test.dtype} {test.shape}"
+        raise ValueError(f"{path}: {key!r} and {test_key!r} must be alike, got {ours} and {theirs}")
     test_labels = _read_labels(path, archive, test_label_key, len(test)) if test_label_key else None
     names = _read_label_names(path, archive, labels, test_labels)
     return Dataset(train, test, labels, test_labels, scale, name, names)
@@ -103,18 +101,14 @@ def _find_keys(path: Path, files: Sequence[str]) -> tuple[str, str | None, str |
     shown = ", ".join(sorted(files)[:12]) + (", ..." if len(files) > 12 else "")
     train = _find_key(path, files, TRAIN_KEYS)
     if train is None:
-        raise ValueError(
-            f"{path}: no images; expected one of the keys {', '.join(TRAIN_KEYS)}, found {shown or 'none'}"
-        )
+        raise ValueError(f"{path}: no images; expected a key of {', '.join(TRAIN_KEYS)}, found {shown or 'none'}")
     test = _find_key(path, files, TEST_KEYS)
     labels = _find_key(path, files, (*TRAIN_LABEL_KEYS, "arr_1") if train == "arr_0" else TRAIN_LABEL_KEYS)
     test_labels = _find_key(path, files, TEST_LABEL_KEYS)
     if test and (labels is None) != (test_labels is None):
         raise ValueError(f"{path}: expected labels of both training and test images or of neither, found {shown}")
     if test_labels and not test:
-        raise ValueError(
-            f"{path}: {test_labels!r} without test images; expected one of the keys {', '.join(TEST_KEYS)}"
-        )
+        raise ValueError(f"{path}: {test_labels!r} without test images; expected a key of {', '.join(TEST_KEYS)}")
     return train, test, labels, test_labels
 
 

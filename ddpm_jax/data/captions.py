@@ -50,9 +50,7 @@ def caption_table(dataset: Dataset, templates: Sequence[str] = (), *, held_out: 
     template_of = {field: template for template in reversed(templates) for field in _template_fields(template)}
     for field, needed, values in (("", "labels", labels), ("caption", "captions", captions)):
         if field in template_of and values is None:
-            raise ValueError(
-                f"{dataset.name}: the template {template_of[field]!r} needs {needed}, and the images have none"
-            )
+            raise ValueError(f"{dataset.name}: the template {template_of[field]!r} needs {needed}: there are none")
     names = label_names(dataset)
     if captions is None or "caption" not in template_of:
         assert labels is not None
@@ -79,9 +77,7 @@ def _check_templates(templates: Sequence[str]) -> None:
     for template in templates:
         fields = _template_fields(template)
         if not fields:
-            raise ValueError(
-                f"the template {template!r} gives the same text for every image; expected {{}} or {{caption}}"
-            )
+            raise ValueError(f"the template {template!r} gives every image the same text; expected {{}} or {{caption}}")
         if templates.count(template) > 1:
             raise ValueError(f"the template {template!r} occurs {templates.count(template)} times")
 

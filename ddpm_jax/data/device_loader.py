@@ -9,7 +9,6 @@ by grain's threads (Pillow decodes without holding Python's lock), and a step ge
 
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -85,13 +84,43 @@ def make_device_loader(
     if batch < 1 or batch % device_count:
         raise ValueError(f"batch must be divisible by the number of devices, got {batch} over {device_count}")
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
+
+    def indices_of(steps: range) -> np.ndarray:
+        return np.stack([order.indices(step, batch) for step in steps])
+
     if not is_streamed(pixels, stream):
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         images = np.asarray(pixels)
         rows = jax.device_put(FlatImages(images.reshape(len(images), -1), images.shape[1:]), replicated)
-        return DeviceLoader(None, partial(_resident_batches, rows, order, batch, device_count, steps_per_call))
+
+        def resident(start: int) -> Generator[Batch, None, None]:
+            for indices in map(indices_of, _group_steps(start, steps_per_call)):
+                yield Batch(indices, rows, process.local_shard(split_by_device(indices, device_count)))
+
+        return DeviceLoader(None, resident)
     sharded = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-    return DeviceLoader(0, partial(_streamed_batches, pixels, order, batch, device_count, sharded, steps_per_call))
+    b = batch // device_count
+    process_offset = jax.process_index() * len(devices) * b
+    batch_slice = slice(process_offset, process_offset + len(devices) * b)
+
+    def put_on_devices(steps: range, images: Sequence[np.ndarray]) -> Batch:
+        parts = np.stack([image.reshape(len(devices), b, *image.shape[1:]) for image in images], axis=1)
+        pixel_indices = np.broadcast_to(np.arange(b, dtype=np.int32), (len(devices), len(steps), b))
+        return Batch(indices_of(steps), jax.device_put(parts, sharded), pixel_indices)
+
+    def streamed(start: int) -> Generator[Batch, None, None]:
+        read = read_ahead(pixels, order, batch, start, batch_slice=batch_slice)
+        try:
+            groups = _group_steps(start, steps_per_call)
+            coming = (put_on_devices(steps, [next(read) for _ in steps]) for steps in groups)
+            ready = next(coming)
+            for later in coming:  # its transfer overlaps with the steps before
+                yield ready
+                ready = later
+        finally:
+            read.close()
+
+    return DeviceLoader(0, streamed)
 
 
 def read_ahead(
@@ -117,9 +146,8 @@ def read_ahead(
         for row, i in enumerate(indices):
             image = reader[int(i)]
             if (image.shape, image.dtype) != (reader.shape, reader.dtype):
-                raise ValueError(
-                    f"{reader.name}: image {i} is {image.dtype} {image.shape}, expected {reader.dtype} {reader.shape}"
-                )
+                expected = f"expected {reader.dtype} {reader.shape}"
+                raise ValueError(f"{reader.name}: image {i} is {image.dtype} {image.shape}, {expected}")
             images[row] = image
         return images
 
@@ -142,41 +170,3 @@ def _group_steps(start: int, steps_per_call: int) -> Iterator[range]:
         end = start + steps_per_call - start % steps_per_call
         yield range(start, end)
         start = end
-
-
-def _resident_batches(
-    pixels: FlatImages, order: EpochShuffle, batch: int, devices: int, steps_per_call: int, start: int
-) -> Generator[Batch, None, None]:
-    for steps in _group_steps(start, steps_per_call):
-        indices = np.stack([order.indices(step, batch) for step in steps])
-        yield Batch(indices, pixels, process.local_shard(split_by_device(indices, devices)))
-
-
-def _streamed_batches(
-    pixels: Pixels,
-    order: EpochShuffle,
-    batch: int,
-    devices: int,
-    sharding: jax.sharding.Sharding,
-    steps_per_call: int,
-    start: int,
-) -> Generator[Batch, None, None]:
-    local_devices, per_device = devices // jax.process_count(), batch // devices
-    process_offset = jax.process_index() * local_devices * per_device
-    batch_slice = slice(process_offset, process_offset + local_devices * per_device)
-
-    def put_on_devices(steps: range, images: Sequence[np.ndarray]) -> Batch:
-        indices = np.stack([order.indices(step, batch) for step in steps])
-        parts = np.stack([image.reshape(local_devices, per_device, *image.shape[1:]) for image in images], axis=1)
-        pixel_indices = np.broadcast_to(np.arange(per_device, dtype=np.int32), (local_devices, len(steps), per_device))
-        return Batch(indices, jax.device_put(parts, sharding), pixel_indices)
-
-    read = read_ahead(pixels, order, batch, start, batch_slice=batch_slice)
-    try:
-        coming = (put_on_devices(steps, [next(read) for _ in steps]) for steps in _group_steps(start, steps_per_call))
-        ready = next(coming)
-        for later in coming:  # its transfer overlaps with the steps before
-            yield ready
-            ready = later
-    finally:
-        read.close()

@@ -118,9 +118,7 @@ def parse_resolution(resolution: Sequence[int]) -> tuple[int, int] | None:
         ValueError: if it has more than two sides, or one below 1.
     """
     if len(resolution) > 2 or any(side < 1 for side in resolution):
-        raise ValueError(
-            f"resolution must be one side, as 64, or height and width, as 48 64, got {' '.join(map(str, resolution))}"
-        )
+        raise ValueError(f"resolution must be SIDE or HEIGHT WIDTH, as 48 64, got {' '.join(map(str, resolution))}")
     return (resolution[0], resolution[-1]) if resolution else None
 
 
@@ -132,27 +130,22 @@ def _check_usable(report: FolderReport, path: Path, skip_bad: bool) -> None:
         there += f"; skipped were{indent_lines(report.skipped)}" if report.skipped else ""
         raise ValueError(f"{path}: no images: looked for {', '.join(EXTENSIONS)} in it and its sub-folders{there}")
     if bad and not skip_bad:
-        raise ValueError(
-            f"{path}: {len(bad):,} of {len(report.files):,} image files cannot be used; repair or remove them, or "
-            f"leave them out with --data.skip-bad:{indent_lines(format_reasons(bad))}"
-        )
+        hint = f"repair or remove them, or leave them out with --data.skip-bad:{indent_lines(format_reasons(bad))}"
+        raise ValueError(f"{path}: {len(bad):,} of {len(report.files):,} image files cannot be used; {hint}")
     if not good:
         raise ValueError(f"{path}: none of {len(bad):,} image files can be used:{indent_lines(format_reasons(bad))}")
     sizes = report.sizes()
     deep = next((file for file in good if len(file.shape) == 4), None)
     if deep and report.size:
-        raise ValueError(
-            f"{path}: {printable(deep.path)} is a volume {'x'.join(map(str, deep.shape))}, and these are not resized"
-        )
+        size = "x".join(map(str, deep.shape))
+        raise ValueError(f"{path}: {printable(deep.path)} is a volume {size}, and these are not resized")
     if deep and len(sizes) > 1:
         raise ValueError(f"{path}: volumes of different sizes: {format_sizes(sizes)}; cut them to one size")
     if report.size is None and len(sizes) > 1:
         side = min(min(size) for size in sizes)
         side = 1 << side.bit_length() - 1
-        raise ValueError(
-            f"{path}: images of different sizes: {format_sizes(sizes)} (height x width); "
-            f"--data.resolution {side} would cut each to its middle and scale it to {side}x{side}"
-        )
+        hint = f"--data.resolution {side} would cut each to its middle and scale it to {side}x{side}"
+        raise ValueError(f"{path}: images of different sizes: {format_sizes(sizes)} (height x width); {hint}")
 
 
 def _find_split(report: FolderReport) -> SplitFolders:

@@ -104,15 +104,11 @@ class FolderReport(NamedTuple):
             lines.append(f"rotated   {len(turned):,} by their Exif orientation: {join_first(turned, 3)}")
         odd = [f"{printable(file.path)}: {printable(file.warning)}" for file in good if file.warning]
         if odd:
-            lines.append(
-                f"warnings  {len(odd):,} files have damaged metadata; their pixels are used{indent_lines(odd)}"
-            )
+            lines += [f"warnings  {len(odd):,} files have damaged metadata; their pixels are used{indent_lines(odd)}"]
         if bad:
             lines.append(f"bad       {len(bad):,} files cannot be used{indent_lines(format_reasons(bad))}")
         if self.skipped:
-            lines.append(
-                f"skipped   {len(self.skipped):,} that are not files of the folder{indent_lines(self.skipped)}"
-            )
+            lines += [f"skipped   {len(self.skipped):,} that are not files of the folder{indent_lines(self.skipped)}"]
         if self.others or self.hidden:
             hidden = [f"{self.hidden:,} hidden"] if self.hidden else []
             count = sum(self.others.values())

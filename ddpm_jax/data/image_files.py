@@ -41,17 +41,7 @@ MODE_NAMES = {"L": "grey", "LA": "grey with alpha", "I;16": "16-bit grey"}
 # TIFF 6.0: bits of each sample, what zero means, how many samples
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL = 258, 262, 277
 
-# Exif 2.3, 4.6.4 A: positions of row 0 and column 0 of the stored image
-EXIF_ORIENTATION = 274
-EXIF_TRANSFORMS = {
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: lambda pixels: np.rot90(pixels),
-}
+EXIF_ORIENTATION = 274  # Exif 2.3, 4.6.4 A: 1 for upright, 2 to 8 for others
 
 
 class DecodedImage(NamedTuple):
@@ -179,9 +169,7 @@ def _decode_array(file: BinaryIO) -> DecodedImage:
     if pixels.dtype.str[1:] not in ARRAY_TYPES:
         raise ValueError(f"{what}; expected uint8, uint16 or floating point: {conversion_hint(pixels.dtype)}")
     if pixels.ndim not in (2, 3, 4) or pixels.size == 0:
-        raise ValueError(
-            f"{what}; expected one image, [H, W, C], or [H, W] for one channel, or one volume, [D, H, W, C]"
-        )
+        raise ValueError(f"{what}; expected an image, [H, W, C], or [H, W] of one channel, or a volume, [D, H, W, C]")
     if pixels.ndim > 2 and is_channels_first(pixels.shape):
         raise ValueError(f"{what}, channels first; expected [H, W, C]: save numpy.moveaxis(image, 0, -1)")
     pixels = pixels if pixels.ndim > 2 else pixels[..., None]
@@ -256,7 +244,7 @@ def is_channels_first(shape: Sequence[int]) -> bool:
 
 
 def _decode_picture(file: BinaryIO) -> DecodedImage:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     head = file.read(26)
     file.seek(0)
@@ -264,7 +252,9 @@ def _decode_picture(file: BinaryIO) -> DecodedImage:
         with Image.open(file, formats=READ_FORMATS) as image:
             refusal = _refusal_reason(image, head)
             if not refusal:
-                turned, pixels = _apply_exif_orientation(image)
+                turned = image.getexif().get(EXIF_ORIENTATION) in range(2, 9)
+                pixels = np.asarray(ImageOps.exif_transpose(image))
+                pixels = np.ascontiguousarray(np.atleast_3d(pixels), pixels.dtype.newbyteorder("="))
                 return DecodedImage((image.format or "").replace("MPO", "JPEG"), mode_of_picture(image), turned, pixels)
     except UnidentifiedImageError:
         refusal = f"not an image, or a damaged one (none of {', '.join(READ_FORMATS)})"
@@ -306,12 +296,3 @@ def _refusal_reason(image: "Image.Image", head: bytes) -> str:
 def mode_of_picture(image: "Image.Image") -> str:
     """Pillow's mode of a picture; "I;16" for 16-bit grey of any byte order."""
     return "I;16" if image.mode.startswith("I;16") else image.mode
-
-
-def _apply_exif_orientation(image: "Image.Image") -> tuple[bool, np.ndarray]:
-    stored = image.getexif().get(EXIF_ORIENTATION, 1)
-    image.load()
-    remaining = image.getexif().get(EXIF_ORIENTATION, 1)  # loading a TIFF applies its orientation and removes the tag
-    pixels = np.asarray(image)
-    pixels = EXIF_TRANSFORMS.get(remaining, lambda pixels: pixels)(pixels if pixels.ndim == 3 else pixels[..., None])
-    return stored in EXIF_TRANSFORMS, np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))

@@ -311,9 +311,6 @@ def _check_integers(caller: str, images: np.ndarray | jax.Array, levels: int) ->
 
 def _check_picture(caller: str, image: np.ndarray, scale: int) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3, 4) or image.size == 0:
-        raise ValueError(
-            f"{caller}: expected a picture uint8 [H, W, 1 | 3 | 4] as `make_grid` makes it, "
-            f"got {image.dtype} {image.shape}"
-        )
+        raise ValueError(f"{caller}: expected a picture uint8 [H, W, 1 | 3 | 4], got {image.dtype} {image.shape}")
     if scale < 1:
         raise ValueError(f"{caller}: expected scale >= 1, got {scale}")

@@ -37,10 +37,8 @@ class KeptAverages:
     def __init__(self, workdir: pathlib.Path, saved: checkpoint.Checkpoints, model: Model, step: int | None):
         self._lengths = model.config.optim.ema_lengths
         if not self._lengths:
-            raise ValueError(
-                f"{workdir} kept no averages for post-hoc EMA: it was trained without --optim.ema-lengths, such as "
-                "0.05 0.1; its weights are 'ema' and 'raw'"
-            )
+            hint = "it was trained without --optim.ema-lengths, such as 0.05 0.1; its weights are 'ema' and 'raw'"
+            raise ValueError(f"{workdir} kept no averages for post-hoc EMA: {hint}")
         self.workdir, self._folder = workdir, workdir / FOLDER
         target = jax.eval_shape(lambda key: model.optimizer.init(model.init(key)), keys.from_seed(0))
         restored = saved.restore_part("opt_state", target, step=step)

@@ -121,10 +121,7 @@ def edit_from_manifest(pipe: Pipeline, manifest: dict[str, Any]) -> Edit | None:
     now = found.record["sha256"] if found else {}
     for name in sorted({*then, *now}):
         if then.get(name) != now.get(name):
-            raise ValueError(
-                f"{name} has other pixels than when these images were made: sha256 {now.get(name)}, was "
-                f"{then.get(name)}"
-            )
+            raise ValueError(f"{name} has other pixels than it had: sha256 {now.get(name)}, was {then.get(name)}")
     return found
 
 
@@ -138,16 +135,12 @@ def read_mask(pipe: Pipeline, path: str) -> np.ndarray:
     mask = user_images.read_pixels("--mask", path)
     wanted = (*pipe.shape[:-1], 1)
     if mask.shape not in (wanted, pipe.shape):
-        raise ValueError(
-            f"--mask {path}: {user_images.describe_format(mask.shape, mask.dtype)}; expected the images' size "
-            f"with one channel, {'x'.join(map(str, wanted))}, or all of theirs"
-        )
+        hint = f"expected the images' size with one channel, {'x'.join(map(str, wanted))}, or all of theirs"
+        raise ValueError(f"--mask {path}: {user_images.describe_format(mask.shape, mask.dtype)}; {hint}")
     values = np.unique(mask)
     if np.count_nonzero(values) > 1:
-        raise ValueError(
-            f"--mask {path}: {len(values)} different values; expected 0 where a pixel is generated and one other "
-            "value where it is known (there are no soft masks)"
-        )
+        hint = "expected 0 where a pixel is generated and one other value where it is known (there are no soft masks)"
+        raise ValueError(f"--mask {path}: {len(values)} different values; {hint}")
     return mask != 0
 
 
@@ -197,10 +190,8 @@ def read_operator(text: str, shape: tuple[int, ...]) -> measurements.LinearMap:
         return measurements.downsample(int(match[1]))
     if (match := re.fullmatch(r"blur:([0-9]*\.?[0-9]+)", text)) and 0 < float(match[1]) <= max(sides):
         return measurements.blur(float(match[1]))
-    raise ValueError(
-        f"--measure {text}: expected blur:SIGMA, a standard deviation above 0 and up to {max(sides)} pixels, "
-        "downsample:FACTOR or grey"
-    )
+    hint = f"expected blur:SIGMA, a standard deviation above 0 and up to {max(sides)} pixels, downsample:FACTOR or grey"
+    raise ValueError(f"--measure {text}: {hint}")
 
 
 def _measure(pipe: Pipeline, options: flags.EditOptions, name: str) -> Edit:

@@ -33,9 +33,8 @@ def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a manifest: expected an object with fields, got {str(found)[:60]}")
     for name, kind in FIELD_TYPES.items():
         if type(found.get(name)) is not kind:
-            raise ValueError(
-                f"{path} is not a manifest, or damaged: {name} must be {kind.__name__}, got {str(found.get(name))[:60]}"
-            )
+            what = f"{name} must be {kind.__name__}, got {str(found.get(name))[:60]}"
+            raise ValueError(f"{path} is not a manifest, or damaged: {what}")
     try:
         ranges.ema_length(found["weights"])
     except ValueError as error:
@@ -50,9 +49,8 @@ def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
     if any(type(pair) is not list or [type(one) for one in pair] != [str, str] for pair in record.get("images", [])):
         raise ValueError(f"{path}, damaged: asked must name images with their sha256, got {str(record['images'])[:60]}")
     if found["start"] < 0 or not 1 <= found["num"] == len(found["sha256"]):
-        raise ValueError(
-            f"{path}, damaged: {len(found['sha256'])} hashes of {found['num']} images from {found['start']} on"
-        )
+        hashes, num, start = len(found["sha256"]), found["num"], found["start"]
+        raise ValueError(f"{path}, damaged: {hashes} hashes of {num} images from {start} on")
     return found
 
 

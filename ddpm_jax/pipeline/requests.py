@@ -12,7 +12,7 @@ from ddpm_jax.data import folder_report
 from ddpm_jax.guidance import Condition
 from ddpm_jax.model import empty_condition, is_conditional
 from ddpm_jax.models import text
-from ddpm_jax.pipeline.conditioning_image import ConditioningImage, read_conditioning_image
+from ddpm_jax.pipeline.user_images import ConditioningImage, read_conditioning_image
 
 if TYPE_CHECKING:  # which imports this module
     from ddpm_jax.pipeline.pipeline import Pipeline
@@ -45,9 +45,7 @@ class ConditionRequest(NamedTuple):
                 raise ValueError(f"label {label} is requested, but this run has labels 0 to {classes - 1}")
         text.tokenize(self.texts, length)
         if is_conditional(config) and not (self.labels or self.texts) and not config.condition.dropout:
-            raise ValueError(
-                "this run's network is never unconditional (condition.dropout is 0): give a label or a text"
-            )
+            raise ValueError("this network is never unconditional (condition.dropout is 0): give a label or a text")
 
     def gather(self, config: configs.Config, shape: tuple[int, ...], indices: np.ndarray) -> Condition:
         """The conditions of the images at `indices` [n] of this shape."""
@@ -94,15 +92,13 @@ def parse_request(
         raise ValueError(f"--guidance {sampling.guidance:g} needs a condition: give a label or a text")
     if options.label is not None and options.labels is not None:
         raise ValueError("--label is one label for all images and --labels a list: give only one of them")
-    entries = (
-        [options.label] if options.label is not None else [] if options.labels is None else options.labels.split(",")
-    )
+    entries = [] if options.labels is None else options.labels.split(",")
+    entries = entries if options.label is None else [options.label]
     if not num_classes and entries:
         raise ValueError("labels are requested, but this run's network takes none (net.num_classes is 0)")
     if options.label is None and entries == ["all"]:
-        return ConditionRequest(
-            tuple(i for i in range(num_classes) if i not in pipe.untrained_labels), options.text, images
-        )
+        trained = (label for label in range(num_classes) if label not in pipe.untrained_labels)
+        return ConditionRequest(tuple(trained), options.text, images)
     labels = tuple(_parse_label(entry, names, num_classes) for entry in entries)
     for label, entry in zip(labels, entries, strict=True):
         if label in pipe.untrained_labels:
@@ -119,12 +115,9 @@ def _parse_label(entry: str, names: Sequence[str], num_classes: int) -> int:
     numbers = any(name.isdecimal() for name in names)
     if not numbers and entry.strip().isdecimal() and int(entry) < num_classes:
         return int(entry)
-    known = (
-        f"are called {folder_report.join_first(names)}"
-        if numbers
-        else f"are 0 to {num_classes - 1} ({folder_report.join_first(names)})"
-    )
-    raise ValueError(f"no label {entry.strip()!r}: this run's {known}")
+    known = folder_report.join_first(names)
+    known = f"called {known}" if numbers else f"0 to {num_classes - 1} ({known})"
+    raise ValueError(f"no label {entry.strip()!r}: this run's are {known}")
 
 
 def request_from_manifest(record: dict[str, Any], pipe: "Pipeline") -> ConditionRequest:

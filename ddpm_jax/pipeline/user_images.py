@@ -1,5 +1,6 @@
 """Images that a user gives to a run: read, checked against what the run has, and named by their numbers."""
 
+import dataclasses
 import hashlib
 import pathlib
 from typing import TYPE_CHECKING
@@ -8,9 +9,38 @@ import numpy as np
 
 from ddpm_jax import data
 from ddpm_jax.data import image_files
+from ddpm_jax.model import conditioning_image_shape
 
 if TYPE_CHECKING:  # which imports this module
     from ddpm_jax.pipeline.pipeline import Pipeline
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditioningImage:
+    """A conditioning image: its file, the sha256 of its numbers, by which images are equal, and these in [-1, 1]."""
+
+    path: str = dataclasses.field(compare=False)
+    sha256: str
+    x: np.ndarray = dataclasses.field(compare=False)
+
+
+def read_conditioning_image(pipe: "Pipeline", path: str) -> ConditioningImage:
+    """The conditioning image in a file, as a pipeline's network takes it; for super-resolution a small one.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_image`; or if the network takes no conditioning image.
+    """
+    shape = conditioning_image_shape(pipe.config, pipe.shape)
+    factor = pipe.config.condition.super_resolution_factor
+    if shape is None:
+        raise ValueError("an image is given, but this run's network takes no conditioning image")
+    if factor:
+        shape = (*(side // factor for side in shape[:-1]), shape[-1])
+    image = read_image(pipe, "--image", path, shape)
+    x = np.asarray(data.normalize(image[None], pipe.levels))[0]
+    for axis in range(len(shape) - 1 if factor else 0):
+        x = x.repeat(factor, axis)
+    return ConditioningImage(path, image_hash(image), x)
 
 
 def read_image(pipe: "Pipeline", flag: str, path: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -33,10 +63,8 @@ def read_image(pipe: "Pipeline", flag: str, path: str, shape: tuple[int, ...] | 
             raise ValueError(f"{flag} {path}: values from {image.min():g} to {image.max():g}; this run has {low:g} to "
                              f"{high:g}")  # fmt: skip
     elif image.max() >= pipe.levels:
-        raise ValueError(
-            f"{flag} {path}: holds the value {image.max()}; this run has levels 0 to {pipe.levels - 1}"
-            f"{_conversion_hint(pipe, image, path, its)}"
-        )
+        hint = f"this run has levels 0 to {pipe.levels - 1}{_conversion_hint(pipe, image, path, its)}"
+        raise ValueError(f"{flag} {path}: holds the value {image.max()}; {hint}")
     return image
 
 

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from ddpm_jax import data, process, tracking
-from ddpm_jax.pipeline.edits import Edit, edit_from_manifest
+from ddpm_jax.pipeline.edits import edit_from_manifest
 from ddpm_jax.pipeline.manifest import read_manifest
 from ddpm_jax.pipeline.pipeline import Pipeline
 from ddpm_jax.pipeline.requests import request_from_manifest
@@ -25,7 +25,13 @@ def verify(run: str, path: pathlib.Path, batch: int | None = None) -> int:
     if pipe.x0_mse_digest != manifest.get("x0_errors"):
         raise ValueError(f"{path} rests on x0_errors {manifest.get('x0_errors')}, {run} holds {pipe.x0_mse_digest}")
     pipe = pipe.with_request(request_from_manifest(manifest["asked"], pipe))
-    again = draw_again(edit_from_manifest(pipe, manifest) or pipe, manifest, batch)
+    drawer, num, parts = edit_from_manifest(pipe, manifest) or pipe, manifest["num"], []
+    progress = tracking.Progress(num, unit="images", active=process.is_main_process())
+    with process.explain_oom("a tile of images", lambda: process.sampling_oom_hints(drawer.tile)), progress:
+        for part in drawer.draw(seed=manifest["seed"], start=manifest["start"], num=num, batch=batch):
+            parts.append(drawer.to_pixels(part.x))
+            progress.update(sum(map(len, parts)))
+    again = np.concatenate(parts)
     equal = [image_hash(image) == sha for image, sha in zip(again, manifest["sha256"], strict=True)]
     file, differ = path.with_name("samples.npz"), len(equal) - sum(equal)
     try:
@@ -54,13 +60,3 @@ def verify(run: str, path: pathlib.Path, batch: int | None = None) -> int:
         print(f"{line}: by at most {off.max():g} levels, in {changed_fraction:.4%} of values")
     print(f"within tolerance: {tolerance}" if within else "different")
     return 0 if within else 1
-
-
-def draw_again(drawer: Pipeline | Edit, manifest: dict, batch: int | None) -> np.ndarray:
-    """The images of a manifest, as the data have them."""
-    progress, parts = tracking.Progress(manifest["num"], unit="images", active=process.is_main_process()), []
-    with process.explain_oom("a tile of images", lambda: process.sampling_oom_hints(drawer.tile)), progress:
-        for part in drawer.draw(seed=manifest["seed"], start=manifest["start"], num=manifest["num"], batch=batch):
-            parts.append(drawer.to_pixels(part.x))
-            progress.update(sum(map(len, parts)))
-    return np.concatenate(parts)

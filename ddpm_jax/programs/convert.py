@@ -25,7 +25,7 @@ COMMANDS = {
     ("to", "diffusers"): options.ToDiffusers,
     ("to", "plain"): options.ToPlain,
 }
-"""The options of each command."""
+"""The options of each command, which the function FROM_FORMAT or TO_FORMAT of `convert.commands` runs."""
 
 
 def main(argv: list[str]) -> int:
@@ -40,15 +40,7 @@ def main(argv: list[str]) -> int:
     from ddpm_jax.convert import commands
 
     process.start_jax()
-    run = {
-        ("from", "diffusers"): commands.from_diffusers,
-        ("from", "openai"): commands.from_openai,
-        ("from", "original"): commands.from_original,
-        ("from", "plain"): commands.from_plain,
-        ("to", "diffusers"): commands.to_diffusers,
-        ("to", "plain"): commands.to_plain,
-    }[command]
-    run(args)
+    getattr(commands, "_".join(command))(args)
     return 0
 
 

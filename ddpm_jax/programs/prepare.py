@@ -45,10 +45,8 @@ def write_npz(options: flags.Prepare) -> int:
     others = [field for field in dataclasses.fields(options) if field.name not in ("source", "out", "archives")]
     changed = [f"--{f.name.replace('_', '-')}" for f in others if getattr(options, f.name) != f.default]
     if changed:
-        raise ValueError(
-            f"{', '.join(changed)}: not for {name}, which is written to {target} as published. To make a TFDS data set "
-            f"of that file: ddpm-jax prepare {shlex.quote(source)} --name NAME --out FOLDER"
-        )
+        hint = f"To make a TFDS data set of that file: ddpm-jax prepare {shlex.quote(source)} --name NAME --out FOLDER"
+        raise ValueError(f"{', '.join(changed)}: not for {name}, which is written to {target} as published. {hint}")
     if target.exists():
         present = sources.load(source)
         archives.check(name, present, f"{target} exists and is not {name}: remove it, or give another --out")

@@ -234,7 +234,7 @@ def test_ddim_of_any_prediction_and_schedule_is_read():
         ({"down_block_types": ["SkipDownBlock2D", "AttnDownBlock2D"]}, "down_block_types holds 'SkipDownBlock2D'"),
         ({"up_block_types": ["UpBlock2D", "AttnUpBlock2D"]}, "not each other's mirror: a level attends both ways"),
         ({"up_block_types": ["AttnUpBlock2D"]}, "not each other's mirror"),
-        ({"block_out_channels": [32, 48]}, r"block_out_channels = [32, 48]: only multiples of the first"),
+        ({"block_out_channels": [32, 48]}, r"block_out_channels = [32, 48]: multiples of the first"),
         ({"block_out_channels": [32, 64, 64]}, "one for each of 2 blocks"),
         ({"block_out_channels": [], "down_block_types": [], "up_block_types": []}, "down_block_types is empty"),
         ({"block_out_channels": [32, 32]}, "norm_num_groups = 32, as many as block_out_channels = [32, 32]: each"),
@@ -242,8 +242,8 @@ def test_ddim_of_any_prediction_and_schedule_is_read():
         ({"in_channels": 0, "out_channels": 0}, "in_channels = 0: at least 1 is right"),
         ({"attention_head_dim": 24}, "attention_head_dim = 24 does not divide block_out_channels = [32, 64]"),
         ({"attention_head_dim": "8"}, "attention_head_dim = '8' is not int or NoneType"),
-        ({"sample_size": None}, "sample_size = None: only multiples of 2 fit 2 blocks"),
-        ({"sample_size": 9}, "sample_size = 9: only multiples of 2 fit 2 blocks"),
+        ({"sample_size": None}, "sample_size = None: only multiples of 2 fit the blocks"),
+        ({"sample_size": 9}, "sample_size = 9: only multiples of 2 fit the blocks"),
         ({"out_channels": 4}, "out_channels = 4: only in_channels = 3 or twice that is supported"),
         ({"layers_per_block": 0}, "layers_per_block = 0"),
         ({"dropout": 1.5}, "dropout = 1.5: only in [0, 1)"),
@@ -266,7 +266,7 @@ def test_all_fields_that_stand_in_the_way_are_named_at_once():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"_class_name": "PNDMScheduler"}, "_class_name = 'PNDMScheduler': only 'DDPMScheduler' and 'DDIMScheduler'"),
+        ({"_class_name": "PNDMScheduler"}, "_class_name = 'PNDMScheduler': only DDPMScheduler and DDIMScheduler"),
         ({"new_field": 3}, "new_field = 3 is a field that is not known here"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule = 'sigmoid': only 'linear' or 'scaled_linear' or"),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas = [0.1, 0.2]: only None is supported"),

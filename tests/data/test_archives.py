@@ -363,7 +363,7 @@ def test_a_write_that_fails_leaves_no_part_of_the_file(tmp_path, capsys, monkeyp
             ["cifar10", "--skip-bad"],
             r"--skip-bad: not for cifar10, .* prepare npz:\S*cifar10.npz --name NAME --out FOL",
         ),
-        (["digits"], "--name is missing: digits becomes a TFDS data set in OUT/NAME, read as tfds:NAME@OUT"),
+        (["digits"], "--name is missing: digits becomes a data set in OUT/NAME, read as tfds:NAME@OUT"),
         (["digits", "--name", "a", "--from", "b"], "--from is for mnist and cifar10; digits is itself the source"),
     ],
 )

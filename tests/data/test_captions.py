@@ -79,7 +79,7 @@ def test_labels_without_names_are_called_by_their_numbers():
 @pytest.mark.parametrize(
     ("templates", "words"),
     [
-        (("a cat",), "'a cat' gives the same text for every image; expected {} or {caption}"),
+        (("a cat",), "'a cat' gives every image the same text; expected {} or {caption}"),
         (("a {}", "a {}"), "'a {}' occurs 2 times"),
         ("a {}", "expected a sequence of texts, got the text 'a {}'"),
         (("a {name}",), "'a {name}' has a field {name}; there are {} and {caption}"),
@@ -87,7 +87,7 @@ def test_labels_without_names_are_called_by_their_numbers():
         (("a {caption!r}",), "has a field {caption!r}; there are"),
         (("a {0}",), "has a field {0}; there are"),
         (("a {",), "'a {' is invalid: .*; a literal brace is written twice"),
-        (("a {caption}",), "made: the template 'a {caption}' needs captions, and the images have none"),
+        (("a {caption}",), "made: the template 'a {caption}' needs captions: there are none"),
     ],
 )
 def test_templates_that_cannot_be_filled_are_refused(templates, words):
@@ -99,5 +99,5 @@ def test_templates_that_cannot_be_filled_are_refused(templates, words):
 def test_images_of_which_nothing_is_known_are_refused():
     with pytest.raises(ValueError, match="made: images with neither captions nor labels"):
         captions.caption_table(images(), ("a {}",))
-    with pytest.raises(ValueError, match=r"the template 'a \{\}' needs labels, and the images have none"):
+    with pytest.raises(ValueError, match=r"the template 'a \{\}' needs labels: there are none"):
         captions.caption_table(CONDITIONAL, ("a {}",), held_out=True)

@@ -272,7 +272,7 @@ def test_packed_jpegs_are_decoded(tmp_path, mode, channels):
 
 IMAGES = pictures(10, 4, 5, 3)
 REFUSED = {
-    "no usable key": ({"pixels": IMAGES, "extra": IMAGES}, "expected one of the keys train, .*, found extra, pixels"),
+    "no usable key": ({"pixels": IMAGES, "extra": IMAGES}, "expected a key of train, .*, found extra, pixels"),
     "nothing at all": ({}, "no images; .*found none"),
     "two of a kind": ({"train": IMAGES, "images": IMAGES}, "keys 'train' and 'images' mean the same thing"),
     "floats": (

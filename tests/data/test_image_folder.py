@@ -334,8 +334,8 @@ BAD = {
         r"an array int64 \(8, 8, 3\); .*array.astype\(numpy.uint8\) keeps integers of 0 to 255, ",
     ),
     "object.npy": (array(np.array([None])), "not a .npy file, or not a whole one: .*allow_pickle"),
-    "flat.npy": (array(SMALL[0, 0]), r"an array uint8 \(3,\); expected one image, \[H, W, C\]"),
-    "none.npy": (array(SMALL[:0]), r"an array uint8 \(0, 8, 3\); expected one image"),
+    "flat.npy": (array(SMALL[0, 0]), r"an array uint8 \(3,\); expected an image, \[H, W, C\]"),
+    "none.npy": (array(SMALL[:0]), r"an array uint8 \(0, 8, 3\); expected an image"),
     "first.npy": (
         array(SMALL.transpose(2, 0, 1)),
         r"an array uint8 \(3, 8, 8\), channels first; .*save numpy.moveaxis\(image, 0, -1\)",
@@ -722,7 +722,7 @@ TABLES = {
         {"a.csv": f"file,label\n{THREE}", "b.csv": "file,label\n1.png,x\n"},
         "b.csv, line 2: 1.png, .* from a.csv, line 3",
     ),
-    "an unquoted comma": ({"a.csv": "file,caption\n0.png,red, round\n"}, "line 2: 3 values under 2 columns; .*quotes"),
+    "an unquoted comma": ({"a.csv": "file,caption\n0.png,red, round\n"}, "line 2: 3 values under 2 columns; quote"),
     "too few values": ({"a.csv": "file,caption\n0.png\n"}, "a.csv, line 2: 1 values under 2 columns"),
     "no header": ({"a.csv": THREE}, f"{HEADER}, .*found 0.png,x;"),
     "nothing": ({"a.csv": ""}, f"{HEADER}, .* found none; if it is not about these images, move it elsewhere"),
@@ -787,7 +787,7 @@ def test_tables_may_lie_in_the_folders_that_divide(tmp_path):
         ({"levels": 10}, r"1\.png: the value 10 is above levels - 1 = 9"),
         ({"held_out": 1.0}, "0 < held_out < 1, got 1.0"),
         ({"held_out": 0.9}, r"has 2 images; holding out held_out=0.9 of them leaves none"),
-        ({"resolution": (1, 2, 3)}, "one side, as 64, or height and width, as 48 64, got 1 2 3"),
+        ({"resolution": (1, 2, 3)}, "SIDE or HEIGHT WIDTH, as 48 64, got 1 2 3"),
         ({"resolution": (0,)}, "resolution must be .*got 0"),
     ],
 )

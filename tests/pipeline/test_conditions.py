@@ -18,7 +18,7 @@ from ddpm_jax import data, pipeline
 from ddpm_jax.conditions import DatasetConditions
 from ddpm_jax.config import flags
 from ddpm_jax.model import check
-from ddpm_jax.pipeline.conditioning_image import ConditioningImage
+from ddpm_jax.pipeline.user_images import ConditioningImage
 
 CONDITIONAL = dataclasses.replace(
     tiny_run.CONFIG,
@@ -101,7 +101,7 @@ def test_data_that_do_not_say_what_the_network_is_told_are_refused(config, chang
         ({"sampling": {"guidance": float("inf")}}, r"guidance must lie in \[-1e6, 1e6\], got inf"),
         (
             {"sampling": {"guidance": 2.0}, "net": {"num_classes": 3}, "condition": {"dropout": 0.0}},
-            "condition.dropout 0",
+            "needs training with condition.dropout above 0",
         ),
         ({"sampling": {"guidance_interval": [5, 2]}}, "guidance_interval must be two times"),
         ({"sampling": {"guidance_interval": [1, 2000]}}, "guidance_interval must be two times"),

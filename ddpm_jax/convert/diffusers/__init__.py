@@ -57,10 +57,8 @@ def read_pipeline(folder: pathlib.Path, *, null_label: bool = False) -> Diffuser
     places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
     settings = next((path for path in places if path.is_file()), None)
     if settings is None:
-        raise FileNotFoundError(
-            f"{folder} holds no scheduler_config.json, neither itself nor in scheduler: it defines the "
-            "noise that the network was trained with"
-        )
+        hint = "it defines the noise that the network was trained with"
+        raise FileNotFoundError(f"{folder} holds no scheduler_config.json, neither itself nor in scheduler: {hint}")
     read = network.from_diffusers(tensor_files.read_json(unet / "config.json"), null_label=null_label)
     diffusion = scheduler.from_diffusers(tensor_files.read_json(settings), learned_variance=read.learned_variance)
     weights = _weights(unet)

@@ -151,13 +151,9 @@ def _size_errors(c: Mapping[str, Any], sides: list[Any]) -> list[str]:
     if not levels:
         return ["down_block_types is empty: at least one block is right"]
     if len(widths) != levels or not all(isinstance(w, int) and w > 0 and w % widths[0] == 0 for w in widths):
-        messages.append(
-            f"block_out_channels = {widths}: only multiples of the first, one for each of {levels} blocks, fit"
-        )
+        messages.append(f"block_out_channels = {widths}: multiples of the first, one for each of {levels} blocks, fit")
     if len(sides) != 2 or not all(isinstance(n, int) and n > 0 and n % 2 ** (levels - 1) == 0 for n in sides):
-        messages.append(
-            f"sample_size = {c['sample_size']!r}: only multiples of {2 ** (levels - 1)} fit {levels} blocks"
-        )
+        messages.append(f"sample_size = {c['sample_size']!r}: only multiples of {2 ** (levels - 1)} fit the blocks")
     if c["in_channels"] < 1:
         messages.append(f"in_channels = {c['in_channels']}: at least 1 is right")
     if c["out_channels"] not in (c["in_channels"], 2 * c["in_channels"]):
@@ -166,7 +162,7 @@ def _size_errors(c: Mapping[str, Any], sides: list[Any]) -> list[str]:
         )
     if c["layers_per_block"] < 1 or c["norm_num_groups"] < 1:
         messages.append(
-            f"layers_per_block = {c['layers_per_block']}, norm_num_groups = {c['norm_num_groups']}: at least 1"
+            f"layers_per_block = {c['layers_per_block']}, norm_num_groups = {c['norm_num_groups']}: at least 1 is right"
         )
     elif any(isinstance(w, int) and w % c["norm_num_groups"] for w in widths):
         messages.append(f"norm_num_groups = {c['norm_num_groups']} does not divide block_out_channels = {widths}")

@@ -70,9 +70,7 @@ def from_diffusers(config: Mapping[str, Any], *, learned_variance: bool) -> Sche
     """
     kind = config.get("_class_name")
     if kind not in SUPPORTED:
-        raise ValueError(
-            f"the scheduler's config: _class_name = {kind!r}: only {' and '.join(map(repr, SUPPORTED))} is supported"
-        )
+        raise ValueError(f"the scheduler's config: _class_name = {kind!r}: only {' and '.join(SUPPORTED)} are right")
     fields = DEFAULTS | ({"variance_type": "fixed_small"} if kind == "DDPMScheduler" else {})
     c = {name: config.get(name, default) for name, default in fields.items()}
     choices = {"beta_schedule": SCHEDULES, "prediction_type": PREDICTS, "timestep_spacing": SPACINGS}
@@ -186,27 +184,26 @@ def _variance_errors(c: Mapping[str, Any], learned_variance: bool) -> list[str]:
 
 def _unsupported(config: configs.Config) -> list[str]:
     """Errors for the sampling options that diffusers cannot express."""
-    c, schedule, learned, messages = config.sampling, config.schedule, has_learned_variance(config), []
-    if c.sampler not in ("ancestral", "ddim"):
-        messages.append(f"sampling.sampler = {c.sampler!r}: give --sampler ancestral or ddim")
-    if c.sampler == "ancestral" and not learned and c.variance_mix not in (0, 1):
-        messages.append(
-            f"sampling.variance_mix = {c.variance_mix}: its variances are those of 0 and 1, give --variance-mix"
-        )
-    if c.sampler == "ddim" and learned:
-        messages.append("sampling.sampler = 'ddim' of a network with a learned variance: give --sampler ancestral")
-    if c.sampler == "ddim" and c.eta:
-        messages.append(f"sampling.eta = {c.eta}: it is an argument of its pipeline's call, give --eta 0")
-    if c.steps < schedule.T and c.spacing not in SPACINGS:
-        messages.append(f"sampling.spacing = {c.spacing!r}: give --spacing {', '.join(SPACINGS)}")
-    if config.loss.predicts not in PREDICTS.values():
-        messages.append(f"loss.predicts = {config.loss.predicts!r}: its networks predict eps, x0 or v")
-    if c.threshold:
-        messages.append(f"sampling.threshold = {c.threshold}: its thresholding is another one, give --threshold 0")
-    if c.eps_scale != 1:
-        messages.append(f"sampling.eps_scale = {c.eps_scale}: give --eps-scale 1")
-    if schedule.kind == "cosine" and (schedule.offset, schedule.max_beta) != (0.008, 0.999):
-        messages.append(
-            f"schedule.offset = {schedule.offset}, max_beta = {schedule.max_beta}: its cosine has 0.008 and 0.999"
-        )
-    return messages
+    c, schedule, learned = config.sampling, config.schedule, has_learned_variance(config)
+    ancestral, ddim, cosine = c.sampler == "ancestral", c.sampler == "ddim", schedule.kind == "cosine"
+    other_cosine = cosine and (schedule.offset, schedule.max_beta) != (0.008, 0.999)
+    errors = {
+        f"sampling.sampler = {c.sampler!r}: give --sampler ancestral or ddim": not (ancestral or ddim),
+        f"sampling.variance_mix = {c.variance_mix}: its variances are those of 0 and 1, give --variance-mix": (
+            ancestral and not learned and c.variance_mix not in (0, 1)
+        ),
+        "sampling.sampler = 'ddim' of a network with a learned variance: give --sampler ancestral": ddim and learned,
+        f"sampling.eta = {c.eta}: it is an argument of its pipeline's call, give --eta 0": ddim and c.eta,
+        f"sampling.spacing = {c.spacing!r}: give --spacing {', '.join(SPACINGS)}": (
+            c.steps < schedule.T and c.spacing not in SPACINGS
+        ),
+        f"loss.predicts = {config.loss.predicts!r}: its networks predict eps, x0 or v": (
+            config.loss.predicts not in PREDICTS.values()
+        ),
+        f"sampling.threshold = {c.threshold}: its thresholding is another one, give --threshold 0": c.threshold,
+        f"sampling.eps_scale = {c.eps_scale}: give --eps-scale 1": c.eps_scale != 1,
+        f"schedule.offset = {schedule.offset}, max_beta = {schedule.max_beta}: its cosine has 0.008 and 0.999": (
+            other_cosine
+        ),
+    }
+    return [error for error, holds in errors.items() if holds]

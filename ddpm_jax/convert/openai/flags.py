@@ -116,9 +116,7 @@ def _unsupported(f: dict[str, Any]) -> list[str]:
     if not 0 <= f["dropout"] < 1:
         messages.append(f"dropout = {f['dropout']}: only in [0, 1)")
     if f["num_heads_upsample"] not in (-1, f["num_heads"]):
-        messages.append(
-            f"num_heads_upsample = {f['num_heads_upsample']}: as many heads as on the way down are supported"
-        )
+        messages.append(f"num_heads_upsample = {f['num_heads_upsample']}: only as many heads as on the way down")
     if f["noise_schedule"] not in ("linear", "cosine"):
         messages.append(f"noise_schedule = {f['noise_schedule']!r}: 'linear' and 'cosine' are theirs")
     T, respacing = f["diffusion_steps"], f["timestep_respacing"]
@@ -144,7 +142,12 @@ def _unsupported(f: dict[str, Any]) -> list[str]:
 
 def _net(family: Family, f: dict[str, Any], num_classes: int) -> configs.Net:
     side, width = f["image_size"], f["num_channels"]
-    channel_multipliers = _channel_multipliers(family, side, f.get("channel_mult", ""))
+    if f.get("channel_mult"):
+        channel_multipliers = _parse_integers("channel_mult", f["channel_mult"])
+    elif side in _CHANNEL_MULT[family]:
+        channel_multipliers = _CHANNEL_MULT[family][side]
+    else:
+        raise ValueError(f"image_size = {side}: {family}-diffusion has networks for {[*_CHANNEL_MULT[family]]}")
     channels, first_multiplier = int(channel_multipliers[0] * width), channel_multipliers[0]
     if channels < 1 or any(m % first_multiplier for m in channel_multipliers):
         raise ValueError(f"channel_mult = {channel_multipliers}: multiples of the first are supported")
@@ -177,15 +180,6 @@ def _net(family: Family, f: dict[str, Any], num_classes: int) -> configs.Net:
             )._asdict()
         ),
     )
-
-
-def _channel_multipliers(family: Family, side: int, channel_mult: str) -> tuple[float, ...]:
-    if channel_mult:
-        return _parse_integers("channel_mult", channel_mult)
-    if side not in _CHANNEL_MULT[family]:
-        legal = ", ".join(map(str, _CHANNEL_MULT[family]))
-        raise ValueError(f"image_size = {side}: {family}-diffusion has networks for {legal}")
-    return _CHANNEL_MULT[family][side]
 
 
 def _parse_integers(name: str, text: str) -> tuple[int, ...]:

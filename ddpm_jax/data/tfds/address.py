@@ -65,17 +65,13 @@ def find_folder(address: TfdsAddress) -> Path:
         raise FileNotFoundError(f"{top}: no version {address.version}; there are {', '.join(versions)}")
     configs = sorted(child.name for child in top.iterdir() if _versions(child)) if top.is_dir() else []
     if configs and not address.config:
-        raise ValueError(
-            f"{top} has the configs {join_first(configs)}: name one, as in tfds:{address.name}/{configs[0]}"
-        )
+        raise ValueError(f"{top} has the configs {join_first(configs)}: name one, as tfds:{address.name}/{configs[0]}")
     import tensorflow_datasets as tfds
 
     if address.name in tfds.list_builders(with_community_datasets=False):
         name = "/".join(filter(None, address[:2]))
-        raise FileNotFoundError(
-            f"{name} is not prepared in {address.data_dir}. This prepares it, once: "
-            f"{prepare_command(address, address.data_dir)}"
-        )
+        hint = f"This prepares it, once: {prepare_command(address, address.data_dir)}"
+        raise FileNotFoundError(f"{name} is not prepared in {address.data_dir}. {hint}")
     there = sorted(path.name for path in address.data_dir.glob("*/"))
     raise FileNotFoundError(
         f"{address.data_dir}: no data set {address.name}; there are {join_first(there) or 'none'}. "

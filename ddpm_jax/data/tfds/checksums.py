@@ -52,10 +52,8 @@ def _verify_file(path: Path, expected: str) -> None:
     if not path.is_file():
         raise ValueError(f"{path} is missing: prepare the data set again")
     if _file_checksum(path) != expected:
-        raise ValueError(
-            f"{path} is damaged: it is not what was prepared; prepare the data set again, or another from its readable "
-            "images with --skip-bad"
-        )
+        hint = "prepare the data set again, or another from its readable images with --skip-bad"
+        raise ValueError(f"{path} is damaged: it is not what was prepared; {hint}")
 
 
 def _file_checksum(path: Path) -> str:

@@ -82,9 +82,7 @@ def target_folder(options: Prepare) -> Path:
         ValueError: if the name is missing or invalid, or --out is in a home folder that does not exist.
     """
     if options.name is None:
-        raise ValueError(
-            f"--name is missing: {options.source} becomes a TFDS data set in OUT/NAME, read as tfds:NAME@OUT"
-        )
+        raise ValueError(f"--name is missing: {options.source} becomes a data set in OUT/NAME, read as tfds:NAME@OUT")
     if options.archives is not None:
         raise ValueError(f"--from is for mnist and cifar10; {options.source} is itself the source of the images")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name):
@@ -106,16 +104,12 @@ def read_record(folder: Path, options: Prepare) -> dict[str, Any]:
         ours, theirs = _request(options), {"range": [], **record["request"]}
         _ = str(record["images"]), [shard["sha256"] for shard in record["shards"].values()]
     except (FileNotFoundError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        raise ValueError(
-            f"{folder} holds a data set that something else made; take another --name, or remove the folder if it is "
-            f"its {RECORD_FILE} that is missing or damaged"
-        ) from None
+        hint = f"take another --name, or remove the folder if it is its {RECORD_FILE} that is missing or damaged"
+        raise ValueError(f"{folder} holds a data set that something else made; {hint}") from None
     changed = [f"--{key.replace('_', '-')} was {theirs.get(key)}, is {ours[key]}" for key in ours]
     changed = [line for key, line in zip(ours, changed, strict=True) if theirs.get(key) != ours[key]]
     if changed:
-        raise ValueError(
-            f"{folder} was made by another command: {'; '.join(changed)}. Take another --name, or remove the folder"
-        )
+        raise ValueError(f"{folder} was made by another command: {'; '.join(changed)}. Remove it, or change --name")
     return record
 
 

@@ -73,10 +73,8 @@ def open_readers(
     test = address.splits[1:] if address.splits else [name for name in TEST_SPLITS if name in available]
     for split in (train, *test):
         if re.split(r"[\[+]", split)[0] not in (*available, "all"):
-            raise ValueError(
-                f"{source}: no split {split!r}; there are {join_first(available)}: name those to train and to test on, "
-                f"as in tfds:{address.name}#{available[0]}"
-            )
+            hint = f"name those to train and to test on, as in tfds:{address.name}#{available[0]}"
+            raise ValueError(f"{source}: no split {split!r}; there are {join_first(available)}: {hint}")
 
     readers = [TfdsReader(builder, source, split, levels, value_range, size) for split in (train, *test[:1])]
     return (readers[0], readers[1]) if test else train_test_split(readers[0], held_out)

@@ -303,7 +303,9 @@ def test_options_are_refused(tmp_path, changes, text):
 
 def test_another_command_does_not_go_on_with_what_is_there(tmp_path):
     prepare.run(options(tmp_path, shards=2))
-    with pytest.raises(ValueError, match=r"1\.0\.0 was made by another command: --shards was 2, is 3\. Take another"):
+    with pytest.raises(
+        ValueError, match=r"1\.0\.0 was made by another command: --shards was 2, is 3\. Remove it, or change --name"
+    ):
         prepare.run(options(tmp_path, shards=3))
     (tmp_path / "figures" / "1.0.0" / "prepare.json").unlink()
     with pytest.raises(ValueError, match=r"1\.0\.0 holds a data set that something else made; take another --name"):

@@ -248,7 +248,7 @@ def test_the_newest_version_is_taken_unless_one_is_named(tmp_path):
 def test_a_config_is_named(tmp_path):
     prepared(tmp_path, rgb(), config="small", train=colour(3), test=colour(1))
     assert len(reader.open_readers(f"tfds:made/small@{tmp_path}")[0]) == 3
-    with pytest.raises(ValueError, match=r"made has the configs small: name one, as in tfds:made/small"):
+    with pytest.raises(ValueError, match=r"made has the configs small: name one, as tfds:made/small"):
         reader.open_readers(f"tfds:made@{tmp_path}")
 
 
