@@ -10,12 +10,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from ddpm_jax import config as configs
 from ddpm_jax.convert import tensor_files
 from ddpm_jax.convert.rules import Rule, Tensors, identity, invert
-from ddpm_jax.convert.schedule_table import schedule_table
+from ddpm_jax.model import noise_schedule
 
 NOTES = {
     "images": "float32 [B, H, W, C] in [-1, 1]",
@@ -28,6 +30,16 @@ NOTES = {
 def rules(target: Any) -> list[Rule]:
     """Every leaf is a tensor of its path."""
     return [identity(path, "/".join(path)) for path in flatten_dict(target)]
+
+
+def schedule_table(config: configs.Config) -> dict[str, np.ndarray]:
+    """The columns `signal`, `noise` and `log_snr`, [T + 1] with the data in row 0, and `betas` [T]; all float64."""
+    with jax.enable_x64(True):
+        schedule = noise_schedule(config)
+        columns = {name: np.asarray(getattr(schedule, name)) for name in ("signal", "noise", "log_snr")}
+    # from log SNR, whose digits do not end where signal is next to 1
+    log_alpha_bar = -np.logaddexp(0, -columns["log_snr"])
+    return columns | {"betas": -np.expm1(np.diff(log_alpha_bar))}
 
 
 def write_folder(folder: pathlib.Path, config: configs.Config, params: Any, metadata: Mapping[str, Any]) -> None:

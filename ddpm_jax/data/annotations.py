@@ -18,18 +18,12 @@ COLUMNS = ("label", "caption")
 
 
 class Annotations(NamedTuple):
-    """Labels and captions of N images.
+    """Labels and captions of N images."""
 
-    labels: int32 [N], or None.
-    label_names: what the labels 0, 1, ... are called; () without labels.
-    captions: a text for each image, or None.
-    lines: their origin, for the report.
-    """
-
-    labels: np.ndarray | None
-    label_names: tuple[str, ...]
-    captions: tuple[str, ...] | None
-    lines: tuple[str, ...]
+    labels: np.ndarray | None  # int32 [N], or None
+    label_names: tuple[str, ...]  # what the labels 0, 1, ... are called; () without labels
+    captions: tuple[str, ...] | None  # a text for each image, or None
+    lines: tuple[str, ...]  # their origin, for the report
 
 
 def read_annotations(

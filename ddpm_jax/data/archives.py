@@ -31,21 +31,14 @@ CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog",
 
 
 class Published(NamedTuple):
-    """A data set as it is published.
+    """A data set as it is published."""
 
-    shapes: of the training and the test images, uint8 [N, H, W, C].
-    md5: of the content of each file, by name.
-    parse: name -> content of the files, to the images.
-    downloads: the address of each file to download, with its size.
-    archive, folder: the archive with the files, and the folder in it, with a slash; "" if they are published singly.
-    """
-
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]
-    md5: Mapping[str, str]
-    parse: Callable[[Mapping[str, bytes]], Dataset]
-    downloads: tuple[str, ...]
-    archive: str = ""
-    folder: str = ""
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]  # of the training and the test images, uint8 [N, H, W, C]
+    md5: Mapping[str, str]  # of the content of each file, by name
+    parse: Callable[[Mapping[str, bytes]], Dataset]  # name -> content of the files, to the images
+    downloads: tuple[str, ...]  # the address of each file to download, with its size
+    archive: str = ""  # the archive with the files; "" if they are published singly
+    folder: str = ""  # the folder in it, with a slash
 
     def download(self, name: str) -> str:
         """The download that has the file `name`."""

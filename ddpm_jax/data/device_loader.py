@@ -23,27 +23,23 @@ READ_AHEAD_BYTES = 1 << 30
 
 
 class Batch(NamedTuple):
-    """The images of k steps.
+    """The images of k steps."""
 
-    indices: int32 [k, batch], the examples over all processes, for the record.
-    pixels: images on this process's devices, all N as `FlatImages` on each, or [devices, k, b, H, W, C].
-    pixel_indices: int32 [devices, k, b]: which of a device's pixels are its examples.
-    """
-
-    indices: np.ndarray
-    pixels: jax.Array | FlatImages
-    pixel_indices: np.ndarray
+    indices: np.ndarray  # int32 [k, batch], the examples over all processes, for the record
+    pixels: (
+        jax.Array | FlatImages
+    )  # all N as `FlatImages` on each of this process's devices, or [devices, k, b, H, W, C]
+    pixel_indices: np.ndarray  # int32 [devices, k, b]: which of a device's pixels are its examples
 
 
 class DeviceLoader(NamedTuple):
     """Loader of the batches of all steps.
 
-    in_axis: `pmap`'s in_axes for `Batch.pixels`; None if every device has the same.
     batches: start -> the batches of the steps start + 1, start + 2, ..., without end, each up to the next multiple of
         `steps_per_call`.  Close the generator: it may have running threads.
     """
 
-    in_axis: int | None
+    in_axis: int | None  # `pmap`'s in_axes for `Batch.pixels`; None if every device has the same
     batches: Callable[[int], Generator[Batch, None, None]]
 
 

@@ -32,14 +32,11 @@ from ddpm_jax.data.images import to_value_range
 
 
 class SplitFolders(NamedTuple):
-    """The sub-folders of the training and the held-out images, "" for none.
-
-    only_splits: the first-level sub-folders of all images are splits, and not labels.
-    """
+    """The sub-folders of the training and the held-out images, "" for none."""
 
     train: str = ""
     held_out: str = ""
-    only_splits: bool = False
+    only_splits: bool = False  # the first-level sub-folders of all images are splits, and not labels
 
 
 def open_readers(

@@ -25,51 +25,31 @@ MAX_LISTED = 20  # names in a list; the others are counted
 
 
 class ImageFile(NamedTuple):
-    """An image file: its format and values, or why it is bad.
+    """An image file: its format and values, or why it is bad."""
 
-    path: below the folder, with "/".
-    size: bytes on disk.
-    format, mode: as in `image_files.DecodedImage`; "" if bad.
-    shape: (H, W, C), upright, or (D, H, W, C).
-    dtype: "uint8", "uint16" or "float32".
-    minimum, maximum: the smallest and the largest value.
-    exif_transposed: its Exif orientation was applied.
-    warning: Pillow's warning, as of damaged metadata; the pixels are used.
-    bad: the reason why it cannot be used, or "".
-    """
-
-    path: str
-    size: int = 0
-    format: str = ""
+    path: str  # below the folder, with "/"
+    size: int = 0  # bytes on disk
+    format: str = ""  # this and the mode as in `image_files.DecodedImage`; "" if bad
     mode: str = ""
-    shape: tuple[int, ...] = (0, 0, 0)
-    dtype: str = ""
-    minimum: float = 0
+    shape: tuple[int, ...] = (0, 0, 0)  # (H, W, C), upright, or (D, H, W, C)
+    dtype: str = ""  # "uint8", "uint16" or "float32"
+    minimum: float = 0  # the smallest and the largest value
     maximum: float = 0
-    exif_transposed: bool = False
-    warning: str = ""
-    bad: str = ""
+    exif_transposed: bool = False  # its Exif orientation was applied
+    warning: str = ""  # Pillow's warning, as of damaged metadata; the pixels are used
+    bad: str = ""  # the reason why it cannot be used, or ""
 
 
 class FolderReport(NamedTuple):
-    """The content of a folder.
+    """The content of a folder."""
 
-    name: the source.
-    files: every image file in the order of its path, including bad ones.
-    others: numbers of other files, by lower-case extension.
-    hidden: number of files and folders whose names begin with a dot; these are not entered.
-    tables: the .csv files beside the images.
-    skipped: what is not read, and why: links out of the folder or up in it, pipes, sockets and devices.
-    size: (H, W) to which images will be resized, or None.
-    """
-
-    name: str
-    files: tuple[ImageFile, ...]
-    others: dict[str, int]
-    hidden: int
-    tables: tuple[str, ...]
-    skipped: tuple[str, ...]
-    size: tuple[int, int] | None
+    name: str  # the source
+    files: tuple[ImageFile, ...]  # every image file in the order of its path, including bad ones
+    others: dict[str, int]  # numbers of other files, by lower-case extension
+    hidden: int  # number of files and folders whose names begin with a dot; these are not entered
+    tables: tuple[str, ...]  # the .csv files beside the images
+    skipped: tuple[str, ...]  # what is not read, and why: links out of the folder or up in it, pipes, sockets, devices
+    size: tuple[int, int] | None  # (H, W) to which images will be resized, or None
 
     def good(self) -> tuple[ImageFile, ...]:
         """The usable files."""

@@ -45,18 +45,12 @@ EXIF_ORIENTATION = 274  # Exif 2.3, 4.6.4 A: 1 for upright, 2 to 8 for others
 
 
 class DecodedImage(NamedTuple):
-    """The content of an image file.
+    """The content of an image file."""
 
-    format: "PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF" (by its content, whatever its name) or "NPY".
-    mode: "L" (grey), "LA", "RGB", "RGBA", "I;16" (16-bit grey), or of arrays "uint8 x C", "float64 x C".
-    exif_transposed: its Exif orientation was applied.
-    pixels: uint8, uint16 or float32 (to which other floats are converted) [H, W, C]; arrays may be [D, H, W, C].
-    """
-
-    format: str
-    mode: str
-    exif_transposed: bool
-    pixels: np.ndarray
+    format: str  # "PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF" (by its content, whatever its name) or "NPY"
+    mode: str  # "L" (grey), "LA", "RGB", "RGBA", "I;16" (16-bit grey), or of arrays "uint8 x C", "float64 x C"
+    exif_transposed: bool  # its Exif orientation was applied
+    pixels: np.ndarray  # uint8, uint16, or of any floats float32 [H, W, C]; arrays may be [D, H, W, C]
 
 
 def decode(path: Path) -> DecodedImage:

@@ -21,26 +21,16 @@ INVERSION_ITERATIONS = 5  # function evaluations for each step towards the noise
 
 
 class Edit(NamedTuple):
-    """Sampling that begins from images; it draws as its model does.
+    """Sampling that begins from images; it draws as its model does."""
 
-    Attributes:
-        pipe: the trained network.
-        sampler_factory: ((pipe.inputs, inputs), tile) -> the sampler.
-        times: that it visits.
-        inputs: arrays, which the compiled program takes as arguments: another image is no other program.
-        known_pixels: the image whose pixels come out as they are, as the data have it, and where: bool.
-            None for neither.
-        record: the flags, and the sha256 of each file's pixels, for the manifest.
-        pictures: images before the samples in the grid, as the data have them.
-    """
-
-    pipe: Pipeline
-    sampler_factory: tiles.SamplerFactory
-    times: np.ndarray
-    inputs: Any
+    pipe: Pipeline  # the trained network
+    sampler_factory: tiles.SamplerFactory  # ((pipe.inputs, inputs), tile) -> the sampler
+    times: np.ndarray  # that it visits
+    inputs: Any  # arrays, which the compiled program takes as arguments: another image is no other program
+    # the image whose pixels come out as they are, as the data have it, and where: bool; None for neither
     known_pixels: tuple[np.ndarray, np.ndarray] | None
-    record: dict[str, Any]
-    pictures: Sequence[np.ndarray] = ()
+    record: dict[str, Any]  # the flags, and the sha256 of each file's pixels, for the manifest
+    pictures: Sequence[np.ndarray] = ()  # images before the samples in the grid, as the data have them
 
     @property
     def tile(self) -> int:

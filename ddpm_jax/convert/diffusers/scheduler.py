@@ -7,7 +7,7 @@ import numpy as np
 
 from ddpm_jax import config as configs
 from ddpm_jax.convert.diffusers.fields import Supported, field_errors
-from ddpm_jax.convert.schedule_table import schedule_table
+from ddpm_jax.convert.plain import schedule_table
 from ddpm_jax.model import has_learned_variance, noise_schedule
 from ddpm_jax.samplers import times as spaced_times
 
