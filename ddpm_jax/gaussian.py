@@ -281,7 +281,7 @@ def split_variance(out: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array
     """
     expected = (*x_t.shape[:-1], 2 * x_t.shape[-1])
     if out.shape != expected:
-        raise ValueError(f"a learned variance doubles the last axis: the output must be {expected}, got {out.shape}")
+        raise ValueError(f"a learned variance doubles channels: the network must return {expected}, got {out.shape}")
     prediction, v = jnp.split(out, 2, axis=-1)
     return prediction, (v + 1) / 2
 
