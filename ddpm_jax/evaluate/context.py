@@ -12,6 +12,10 @@ from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.options import CommonFlags
 
 
+class Interrupted(Exception):
+    """An evaluation was interrupted; what is finished is kept, and the same command continues."""
+
+
 class EvaluationContext(NamedTuple):
     """A model, the flags, and the folder for results."""
 

@@ -27,31 +27,25 @@ class Row(NamedTuple):
     measurements: list[Measurement]  # bits/dim, if they are measured, and the sample metrics
 
 
-def run(context: EvaluationContext, options: EmaOptions) -> int:
-    """Measures row by row, writes ema.md, ema.json and ema.png; status 4 if it is interrupted.
+def run(context: EvaluationContext, options: EmaOptions) -> None:
+    """Measures row by row, writes ema.md, ema.json and ema.png.
 
     Raises:
         ValueError: if the run has no averages for post-hoc EMA, or a length is out of reach.
     """
     lengths = select_lengths(context, options)
     held = select_split(load_images(context), "test")
-    sample_options = SamplesOptions(common=context.flags, num=options.num, sets=options.sets, seed=options.seed)
-    baseline = samples.held_out_baseline(context, dataclasses.replace(sample_options, num=len(held.images)))
+    sample_options = SamplesOptions(num=options.num, sets=options.sets, seed=options.seed)
+    baseline = samples.held_out_baseline(context, sample_options)
     rows: list[Row] = []
     for weights, length in [("raw", math.nan), ("ema", math.nan), *((f"ema:{each:g}", each) for each in lengths)]:
         other = with_weights(context, weights)
         measured: list[Measurement] = []
         if options.estimate is not None:
-            vlb_options = LikelihoodOptions(common=other.flags, seed=options.seed, estimate=options.estimate)
+            vlb_options = LikelihoodOptions(seed=options.seed, estimate=options.estimate)
             model = other.model.with_request(other.model.request, steps=other.model.config.schedule.T)
-            vlb = likelihood.load_or_measure(other._replace(model=model), held, vlb_options)
-            if vlb is None:
-                return 4
-            measured = vlb[1][:1]
-        drawn = samples.measure_and_write(other, dataclasses.replace(sample_options, common=other.flags))
-        if drawn is None:
-            return 4
-        rows.append(Row(weights, length, measured + drawn))
+            measured = likelihood.load_or_measure(other._replace(model=model), held, vlb_options)[1][:1]
+        rows.append(Row(weights, length, measured + samples.measure_and_write(other, sample_options)))
     table_rows = {row.weights: ([row.weights], row.measurements) for row in rows}
     table_rows["held-out images"] = [f"held-out images, {baseline[0].protocol['n']}"], baseline
     names = [number.name for number in rows[0].measurements]
@@ -59,7 +53,6 @@ def run(context: EvaluationContext, options: EmaOptions) -> int:
     metadata = {"run": f"{context.model.fingerprint} step {context.model.step}", "legend": LEGEND}
     panels = [panel(rows, baseline, name) for name in names if name in ("bits/dim", baseline[0].name)]
     plots.write_panels_if_installed(path.with_suffix(".png"), panels, text=metadata)
-    return 0
 
 
 def select_lengths(context: EvaluationContext, options: EmaOptions) -> list[float]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ddpm_jax import data, keys, likelihood, pipeline, process, tracking
 from ddpm_jax.evaluate import protocol
-from ddpm_jax.evaluate.context import EvaluationContext, Split, load_images, select_split
+from ddpm_jax.evaluate.context import EvaluationContext, Interrupted, Split, load_images, select_split
 from ddpm_jax.evaluate.options import LikelihoodOptions
 from ddpm_jax.evaluate.protocol import Measurement
 from ddpm_jax.model import denoiser_options, has_learned_variance
@@ -37,14 +37,11 @@ class VlbResult(NamedTuple):
     done: np.ndarray  # [] number of images measured so far
 
 
-def run(context: EvaluationContext, options: LikelihoodOptions) -> int:
-    """Measures, prints and writes the bound; status 4 if interrupted."""
+def run(context: EvaluationContext, options: LikelihoodOptions) -> None:
+    """Measures, prints and writes the bound."""
     context = with_full_chain(context)
     split = select_split(load_images(context), options.split, options.num)
-    found = load_or_measure(context, split, options)
-    if found is None:
-        return 4
-    vlb, measured = found
+    vlb, measured = load_or_measure(context, split, options)
     print(*map(protocol.format_line, measured), sep="\n")
     name = result_path(context, split, options)
     print(f"written to {name}.json; values of each image and of each step in {name}.npz")
@@ -53,7 +50,6 @@ def run(context: EvaluationContext, options: LikelihoodOptions) -> int:
     if context.flags.out is None and whole_chain and process.is_main_process():
         path = x0_mse.save(model.workdir, model.fingerprint, model.config, vlb.errors / n, n)
         print(f"errors of x_0 at each t, for --sampler analytic: {path}")
-    return 0
 
 
 def with_full_chain(context: EvaluationContext) -> EvaluationContext:
@@ -66,16 +62,14 @@ def with_full_chain(context: EvaluationContext) -> EvaluationContext:
 
 def load_or_measure(
     context: EvaluationContext, split: Split, options: LikelihoodOptions
-) -> tuple[VlbResult, list[Measurement]] | None:
-    """The bound: read from the results folder, or measured and written there as NAME.json, .npz; None if interrupted.
+) -> tuple[VlbResult, list[Measurement]]:
+    """The bound: read from the results folder, or measured and written there as NAME.json and NAME.npz.
 
     The numbers are the bound over the set, its three parts, and the distortion as a root mean square error of 0..255.
     """
     name = result_path(context, split, options)
     part, is_there = name.with_suffix(".part.npz"), process.any_process(name.with_suffix(".json").exists())
     vlb = load(name.with_suffix(".npz")) if is_there else measure(context, split, options, part)
-    if vlb is None:
-        return None
     measured = measurements(vlb, protocol_fields(context, split, options))
     if process.is_main_process():
         if not is_there:
@@ -90,10 +84,8 @@ def result_path(context: EvaluationContext, split: Split, options: LikelihoodOpt
     return context.out / f"likelihood-{manifest.short_hash(protocol_fields(context, split, options))}"
 
 
-def measure(
-    context: EvaluationContext, split: Split, options: LikelihoodOptions, part: pathlib.Path
-) -> VlbResult | None:
-    """The bound of each image, over all devices; None if interrupted, with the finished images in `part`.
+def measure(context: EvaluationContext, split: Split, options: LikelihoodOptions, part: pathlib.Path) -> VlbResult:
+    """The bound of each image, over all devices; an interruption leaves the finished images in `part`.
 
     Image i has its own key, and tiles hold the same images always: the numbers do not depend on where an interrupted
     measurement was resumed, nor on the number of devices.
@@ -119,7 +111,7 @@ def measure(
             if stopping and vlb.done < n:
                 progress.close()
                 print(f"interrupted: {vlb.done} of {n} images are kept; the same command continues")
-                return None
+                raise Interrupted
     return vlb
 
 
@@ -183,12 +175,10 @@ def accumulate(vlb: VlbResult, results, start_index: int, shape: tuple[int, ...]
 
 
 def protocol_fields(context: EvaluationContext, split: Split, options: LikelihoodOptions) -> protocol.Protocol:
-    """The protocol fields of the bound; a ValueError if --estimate is below 1 or combined with fewer steps."""
+    """The protocol fields of the bound; a ValueError if --estimate is combined with fewer steps."""
     model, c = context.model, context.model.config
     T, steps = c.schedule.T, len(model.times) - 1
     if options.estimate is not None:
-        if options.estimate < 1:
-            raise ValueError(f"--estimate must be at least 1 stratum, got {options.estimate}")
         if steps != T:
             raise ValueError(f"--estimate draws from all {T} steps of the chain: leave out --steps {steps}")
         method = f"estimate of T={T}, 2 of each of {options.estimate} strata"

@@ -82,7 +82,7 @@ class ModelCard:
         self.add(f"![{escape_markdown(caption.partition(':')[0])}]({link})", escape_markdown(caption))
 
 
-def run(context: EvaluationContext, options: ReportOptions) -> int:
+def run(context: EvaluationContext, options: ReportOptions) -> None:
     """Writes report.md; prints its path and the missing results."""
     home = context.out if context.flags.out else context.model.workdir
     card, results = ModelCard(home), find_results(context)
@@ -113,7 +113,6 @@ def run(context: EvaluationContext, options: ReportOptions) -> int:
     print(f"{home / 'report.md'}: {count} numbers from {len(results)} files of {context.out}")
     for line in card.missing:
         print(f"  {line}")
-    return 0
 
 
 def command_line(context: EvaluationContext, kind: str) -> str:

@@ -55,13 +55,10 @@ def write_panels(
 
     Raises:
         MissingExtra: if matplotlib is not installed.
-        ValueError: if there is nothing to draw, lengths differ, an error belongs to no line, or a value on a
-            logarithmic axis is not positive.
+        ValueError: if there are no panels.
     """
     if not panels:
         raise ValueError("panels: expected at least one panel, got none")
-    for panel in panels:
-        check_panel(panel)
     try:
         import matplotlib.figure
     except ImportError:
@@ -168,22 +165,3 @@ def plain_log_labels(axis: Any) -> None:
 
     axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(Few(labelOnlyBase=False, minor_thresholds=(1.5, 0.7)))
-
-
-def check_panel(panel: Panel) -> None:
-    """Raises a ValueError for a panel that cannot be drawn."""
-    x, named = np.asarray(panel.x, np.float64), f"panel {panel.ylabel!r}"
-    if not panel.ys or x.ndim != 1:
-        raise ValueError(f"{named}: expected x [n] and at least one line, got {x.shape} and {len(panel.ys)} lines")
-    strange = sorted(set(panel.standard_errors) - set(panel.ys))
-    if strange:
-        raise ValueError(f"{named}: errors of {strange[0]!r}, which is none of its lines: {', '.join(panel.ys)}")
-    for name, values in [*panel.ys.items(), *panel.standard_errors.items()]:
-        if np.shape(values) != x.shape:
-            raise ValueError(f"{named}: {name!r} has shape {np.shape(values)}, x has {x.shape}")
-    if not any(np.isfinite(np.asarray(y, np.float64)).any() for y in panel.ys.values()):
-        raise ValueError(f"{named}: none of its values is finite, there is nothing to draw")
-    axes = [("x", panel.xscale, x), *(("y", panel.yscale, np.asarray(y, np.float64)) for y in panel.ys.values())]
-    for which, scale, values in axes:
-        if scale == "log" and (values[np.isfinite(values)] <= 0).any():
-            raise ValueError(f"{named}: a logarithmic {which} axis has no place for {np.nanmin(values):g}")

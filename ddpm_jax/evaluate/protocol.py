@@ -97,10 +97,8 @@ def load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
                     image_files.check_memory(f"{name} {shape}", math.prod(shape) * dtype.itemsize)
                 return {name: archive[name] for name in archive.files}
         except Exception as error:  # an archive may be damaged in any way
-            raise ValueError(
-                f"{path} is not an .npz file, or damaged ({_describe_error(error)}): remove it, and its content is "
-                "computed again"
-            ) from error
+            hint = "remove it, and its content is computed again"
+            raise ValueError(f"{path} is not an .npz file, or damaged ({_describe_error(error)}): {hint}") from error
 
 
 def data_hash(array: data.Pixels) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ddpm_jax import data, process
 from ddpm_jax.evaluate import protocol
-from ddpm_jax.evaluate.context import EvaluationContext
+from ddpm_jax.evaluate.context import EvaluationContext, Interrupted
 from ddpm_jax.evaluate.options import Format
 from ddpm_jax.model import denoiser_options, is_conditional, sampler_options
 from ddpm_jax.pipeline import image_parts, manifest
@@ -44,8 +44,8 @@ def protocol_fields(context: EvaluationContext, seed: int, form: Format) -> prot
     }
 
 
-def ensure_samples(context: EvaluationContext, num: int, seed: int, form: Format) -> pathlib.Path | None:
-    """The folder that holds images 0 ... num - 1 of a seed, drawing the missing ones; None if interrupted."""
+def ensure_samples(context: EvaluationContext, num: int, seed: int, form: Format) -> pathlib.Path:
+    """The folder that holds images 0 ... num - 1 of a seed, drawing the missing ones."""
     model, fields = context.model, {**protocol_fields(context, seed, form), "tile": context.model.tile}
     if form == "integer":
         del fields["rounding"]  # so that images that were drawn before there were two are found
@@ -58,7 +58,9 @@ def ensure_samples(context: EvaluationContext, num: int, seed: int, form: Format
         for drawn in model.draw(seed=seed, start=done, num=num - done):
             yield to_levels(drawn.x, model.integer_levels, form)
 
-    return folder if image_parts.complete_parts(folder, num, missing) else None
+    if not image_parts.complete_parts(folder, num, missing):
+        raise Interrupted
+    return folder
 
 
 def to_levels(x: np.ndarray, levels: int, form: Format) -> np.ndarray:

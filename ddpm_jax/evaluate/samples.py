@@ -28,21 +28,17 @@ RECOMMENDED_NUM = 10_000
 PRECISION_K, COVERAGE_K = 3, 5  # as in the papers
 
 
-def run(context: EvaluationContext, options: SamplesOptions) -> int:
-    """Measures, prints and writes the sample metrics; status 4 if interrupted."""
+def run(context: EvaluationContext, options: SamplesOptions) -> None:
+    """Measures, prints and writes the sample metrics."""
     measured = measure_and_write(context, options)
-    if measured is None:
-        return 4
     print(*map(protocol.format_line, measured), sep="\n")
     print(f"written to {result_path(context, measured)}")
-    return 0
 
 
-def measure_and_write(context: EvaluationContext, options: SamplesOptions) -> list[Measurement] | None:
-    """The sample metrics, also written to the results folder; None if interrupted."""
+def measure_and_write(context: EvaluationContext, options: SamplesOptions) -> list[Measurement]:
+    """The sample metrics, also written to the results folder."""
     measured = measure(context, options)
-    if measured is not None:
-        protocol.write_measurements(result_path(context, measured), measured, context.made_with())
+    protocol.write_measurements(result_path(context, measured), measured, context.made_with())
     return measured
 
 
@@ -51,8 +47,8 @@ def result_path(context: EvaluationContext, measured: Sequence[Measurement]) -> 
     return context.out / f"samples-{manifest.short_hash(measured[0].protocol)}.json"
 
 
-def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measurement] | None:
-    """The sample metrics; None if drawing the samples was interrupted.
+def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measurement]:
+    """The sample metrics.
 
     Raises:
         ValueError: before anything is drawn, if there would be too few samples for the features, or nothing to compare.
@@ -64,8 +60,6 @@ def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measure
         sets, fields = load_samples(context, pathlib.Path(options.samples), options)
     else:
         folder = sample_cache.ensure_samples(context, options.num * options.sets, options.seed, options.format)
-        if folder is None:
-            return None
         edges = [options.num * i for i in range(options.sets + 1)]
         sets = [image_parts.read_chunks(folder, start, stop) for start, stop in itertools.pairwise(edges)]
         fields = sample_cache.protocol_fields(context, options.seed, options.format)
@@ -73,11 +67,11 @@ def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measure
         return compare_sets(context, sets, options.num, reference, extractor, fields)
 
 
-def held_out_baseline(context: EvaluationContext, options: SamplesOptions) -> list[Measurement]:
-    """The metrics of held-out images against the training images: the score of a perfect model with as many samples."""
+def held_out_baseline(context: EvaluationContext, options: SamplesOptions, num: int | None = None) -> list[Measurement]:
+    """The metrics of `num` or all held-out images against the training images: the score of a perfect model."""
     extractor, loaded = load_extractor(context.model, options.features, options.inception_weights), load_images(context)
     held, train = select_split(loaded, "test"), select_split(loaded, "train")
-    n = min(options.num, len(held.images))
+    n = min(num or len(held.images), len(held.images))
     check_count(extractor, n)
     reference = Reference(train.describe(), train)
     return compare_sets(context, [[held.images[:n]]], n, reference, extractor, {"data": held.name})

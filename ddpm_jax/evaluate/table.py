@@ -15,12 +15,12 @@ from ddpm_jax.model import has_learned_variance
 VLB_COLUMNS = ("bits/dim", "rate, bits/dim", "distortion, bits/dim", "RMSE of x_0, 0..255")
 
 
-def run(context: EvaluationContext, options: TableOptions) -> int:
-    """Measures row by row, writes table.md and table.json, and prints the table; status 4 if it is interrupted."""
+def run(context: EvaluationContext, options: TableOptions) -> None:
+    """Measures row by row, writes table.md and table.json, and prints the table."""
     held = select_split(load_images(context), "test")
     num = options.num or min(len(held.images), samples.RECOMMENDED_NUM)
-    sample_options = SamplesOptions(common=context.flags, num=num, sets=options.sets, seed=options.seed)
-    rows = {"held-out images": samples.held_out_baseline(context, sample_options)}
+    sample_options = SamplesOptions(num=num, sets=options.sets, seed=options.seed)
+    rows = {"held-out images": samples.held_out_baseline(context, sample_options, num)}
     if len(load_images(context).train) >= 2 * num:
         rows["training images, left out"] = samples.train_baseline(context, sample_options)
     T = context.model.config.schedule.T
@@ -32,13 +32,9 @@ def run(context: EvaluationContext, options: TableOptions) -> int:
         *((f"DDIM, {steps} steps", {"sampler": "ddim", "steps": steps, "eta": 0.0}) for steps in options.ddim),
     ]
     for name, sampling in sampler_grid:
-        measured = measure_row(with_sampling(context, sampling), options, sample_options)
-        if measured is None:
-            return 4
-        rows[name] = measured
+        rows[name] = measure_row(with_sampling(context, sampling), options, sample_options)
     names = [*VLB_COLUMNS, *(number.name for number in rows["held-out images"])]
     write_table(context, "table", [""], {name: ([name], numbers) for name, numbers in rows.items()}, names)
-    return 0
 
 
 def with_sampling(old: EvaluationContext, sampling: dict[str, Any]) -> EvaluationContext:
@@ -49,20 +45,14 @@ def with_sampling(old: EvaluationContext, sampling: dict[str, Any]) -> Evaluatio
     return old._replace(flags=which, model=old.model.with_request(old.model.request, **flags.overrides()))
 
 
-def measure_row(
-    context: EvaluationContext, options: TableOptions, sample_options: SamplesOptions
-) -> list[Measurement] | None:
-    """The measurements of one sampler; None if interrupted."""
+def measure_row(context: EvaluationContext, options: TableOptions, sample_options: SamplesOptions) -> list[Measurement]:
+    """The measurements of one sampler."""
     bounds: list[Measurement] = []
     if context.model.config.sampling.sampler == "ancestral":
-        likelihood_options = LikelihoodOptions(common=context.flags, seed=options.seed, estimate=options.estimate)
-        split = select_split(load_images(context), likelihood_options.split)
-        found = likelihood.load_or_measure(context, split, likelihood_options)
-        if found is None:
-            return None
-        bounds = found[1]
-    drawn = samples.measure_and_write(context, dataclasses.replace(sample_options, common=context.flags))
-    return None if drawn is None else bounds + drawn
+        split = select_split(load_images(context), "test")
+        likelihood_options = LikelihoodOptions(seed=options.seed, estimate=options.estimate)
+        _, bounds = likelihood.load_or_measure(context, split, likelihood_options)
+    return bounds + samples.measure_and_write(context, sample_options)
 
 
 def write_table(

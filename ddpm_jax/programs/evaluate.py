@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     import jax
 
     from ddpm_jax import keys
-    from ddpm_jax.evaluate.context import open_context
+    from ddpm_jax.evaluate.context import Interrupted, open_context
 
     command = importlib.import_module(f"ddpm_jax.evaluate.{module}")
     if jax.process_count() > 1 and argv[1] not in MULTI_PROCESS:
@@ -67,7 +67,11 @@ def main(argv: list[str]) -> int:
             process.explain_write_errors(context.out),
             process.explain_oom("a tile of images", lambda: process.sampling_oom_hints(context.model.tile)),
         ):
-            return command.run(context, parsed)
+            try:
+                command.run(context, parsed)
+            except Interrupted:
+                return 4
+    return 0
 
 
 def usage() -> str:

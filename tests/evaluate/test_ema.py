@@ -50,7 +50,7 @@ def test_a_sweep_measures_each_length_beside_the_other_weights(averaged, capsys)
     assert "| estimate of T=20, 2 of each of 2 strata |" in found["ema:0.09"][0]
     assert "| ema:0.09 | ckpt=" in found["ema:0.09"][1] and "ddim 4 of 20 steps" in found["ema:0.09"][1]
     alone = evaluation_context(folder, out, weights="ema:0.09", sampler="ddim", steps=4)
-    again = samples.measure_and_write(alone, SamplesOptions(common=alone.flags, num=66, sets=2))
+    again = samples.measure_and_write(alone, SamplesOptions(num=66, sets=2))
     assert protocol.format_line(again[0]) == found["ema:0.09"][1]
     assert data.read_png(out / "ema.png").text["legend"] == ema.LEGEND
     assert "curves in ema.png" in capsys.readouterr().out

@@ -74,7 +74,7 @@ def test_one_half_of_the_data_against_the_other_is_positive_and_stable():
 
 
 def test_held_out_images_are_the_baseline(drawn):
-    baseline = values(samples.held_out_baseline(drawn, options_of(80)))
+    baseline = values(samples.held_out_baseline(drawn, options_of(80), 80))
     noise = values(samples.measure_and_write(drawn, options_of(80)))  # of a network that has learnt nothing
     assert baseline["Fréchet distance"] < 0.5 * noise["Fréchet distance"]
     assert baseline["precision, k=3"] > 0.8 > noise["precision, k=3"]
@@ -216,5 +216,5 @@ def test_the_reference_warns_where_the_classifier_knows_nothing(drawn, tmp_path,
     noise = np.random.default_rng(0).integers(0, 17, (200, 8, 8, 1)).astype(np.uint8)
     np.savez(tmp_path / "noise.npz", train=noise, test=noise[:90])
     run = shared_evaluation.replace_config(drawn, data=configs.Data(f"npz:{tmp_path / 'noise.npz'}", levels=17))
-    samples.held_out_baseline(run._replace(out=tmp_path), SamplesOptions(num=80))
+    samples.held_out_baseline(run._replace(out=tmp_path), SamplesOptions(num=80), 80)
     assert "of the reference images: was it trained on such images?" in capsys.readouterr().err

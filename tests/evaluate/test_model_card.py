@@ -54,7 +54,7 @@ def finished(run_folder, tmp_path_factory):
 def card(finished, tmp_path_factory):
     """A copy of that folder, which is another place, and the report that was written there."""
     folder = shutil.copytree(finished, tmp_path_factory.mktemp("card") / "moved")
-    assert model_card.run(open_context(str(folder), CommonFlags()), ReportOptions()) == 0
+    model_card.run(open_context(str(folder), CommonFlags()), ReportOptions())
     return folder, (folder / "report.md").read_text()
 
 
@@ -101,14 +101,14 @@ def test_what_was_not_measured_is_named_with_its_command(card):
 def test_a_report_elsewhere_takes_the_runs_pictures_along(finished, tmp_path):
     out = tmp_path / "results of mine"
     shutil.copytree(finished / "evaluation", out)
-    assert model_card.run(evaluation_context(finished, out), ReportOptions()) == 0
+    model_card.run(evaluation_context(finished, out), ReportOptions())
     found = links((out / "report.md").read_text())
     assert "report/samples-20.png" in found and all((out / link).is_file() for link in found)
     assert not (finished / "report.md").exists()
 
 
 def test_a_run_without_anything_says_what_it_lacks(run_folder, tmp_path, capsys):
-    assert model_card.run(evaluation_context(run_folder, tmp_path, source="npz:gone.npz"), ReportOptions()) == 0
+    model_card.run(evaluation_context(run_folder, tmp_path, source="npz:gone.npz"), ReportOptions())
     text, out = (tmp_path / "report.md").read_text(), capsys.readouterr().out
     for lacking in (
         "not there: the data, so their number and hashes are missing: load: no file gone.npz",
@@ -124,7 +124,7 @@ def test_results_of_a_renamed_command_are_read(run_folder, tmp_path):
     line = f"Fréchet distance 12 | n=66 | ckpt={own} | seed=0"
     (tmp_path / "calls.json").write_text(json.dumps({"rows": {"DDIM, uniform, 4 calls": [line]}, "made_with": {}}))
     (tmp_path / "calls.md").write_text("| | NFE |\n|---|---|\n| DDIM | 4 |\n")
-    assert model_card.run(evaluation_context(run_folder, tmp_path), ReportOptions()) == 0
+    model_card.run(evaluation_context(run_folder, tmp_path), ReportOptions())
     text = (tmp_path / "report.md").read_text()
     assert "Sample quality against function evaluations, calls.json:\n\n| | NFE |" in text and f"\n{line}\n" in text
     assert "`ddpm-jax evaluate RUN nfe`" not in text
@@ -162,17 +162,17 @@ def test_without_matplotlib_the_report_is_written_and_says_so(finished, tmp_path
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     shutil.copy(*finished.glob("evaluation/likelihood-*.npz"), tmp_path)
     shutil.copy(*finished.glob("evaluation/likelihood-*.json"), tmp_path)
-    assert model_card.run(evaluation_context(finished, tmp_path), ReportOptions()) == 0
+    model_card.run(evaluation_context(finished, tmp_path), ReportOptions())
     message = "not drawn: training curves: curves need matplotlib, which is not installed: pip install 'ddpm-jax[fig"
     assert message in capsys.readouterr().out and message in (tmp_path / "report.md").read_text()
-    assert rate_distortion.run(evaluation_context(finished, tmp_path), RateDistortionOptions(num=3)) == 0
+    rate_distortion.run(evaluation_context(finished, tmp_path), RateDistortionOptions(num=3))
     assert "no curves: curves need matplotlib" in capsys.readouterr().out
     assert list(tmp_path.glob("rate_distortion-*.csv")) and not list(tmp_path.glob("rate_distortion-*.png"))
 
 
 def test_a_file_that_is_no_result_is_named(finished, tmp_path, capsys):
     (tmp_path / "notes.json").write_text("{}")
-    assert model_card.run(evaluation_context(finished, tmp_path), ReportOptions()) == 0
+    model_card.run(evaluation_context(finished, tmp_path), ReportOptions())
     assert f"left out: {tmp_path / 'notes.json'} holds no numbers" in capsys.readouterr().out
     (tmp_path / "notes.json").write_text("{")
     with pytest.raises(ValueError, match=r"notes\.json is not JSON \(.*\): remove it"):

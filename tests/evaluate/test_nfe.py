@@ -28,7 +28,7 @@ def test_calls_measures_each_sampler_at_each_number_of_steps(small, capsys):
     assert [*found] == [*(f"{label}, {n} calls" for label, n, *_ in rows[2:-1]), "held-out images"]
     assert "| dpm_solver_pp 4 of 20 steps quadratic order=2" in found["DPM-Solver++, quadratic, 4 calls"][0]
     alone = ddim_context(folder, out, sampler="ddim", steps=4, spacing="quadratic")
-    again = samples.measure_and_write(alone, SamplesOptions(common=alone.flags, num=66, sets=2))
+    again = samples.measure_and_write(alone, SamplesOptions(num=66, sets=2))
     assert protocol.format_line(again[0]) == found["DDIM, quadratic, 4 calls"][0]
     assert data.read_png(out / "nfe.png").text["legend"] == nfe.LEGEND
     assert "curves in nfe.png" in capsys.readouterr().out

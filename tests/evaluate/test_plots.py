@@ -39,21 +39,6 @@ def test_a_curve_keeps_text_and_leaves_the_state_of_pyplot_alone(tmp_path):
     assert png.text == {"legend": "a ± b"} and ("matplotlib.pyplot" in sys.modules) == before
 
 
-@pytest.mark.parametrize(
-    ("panel", "text"),
-    [
-        (plots.Panel([1, 2], {}, "x", "y"), r"panel 'y': expected x \[n\] and at least one line, got \(2,\) and 0"),
-        (plots.Panel([1, 2], {"a": [1]}, "x", "y"), r"panel 'y': 'a' has shape \(1,\), x has \(2,\)"),
-        (plots.Panel([1], {"a": [1]}, "x", "y", standard_errors={"b": [1]}), "errors of 'b', which is none of its"),
-        (plots.Panel([1], {"a": [np.nan]}, "x", "y"), "none of its values is finite"),
-        (plots.Panel([1, 2], {"a": [0, 1]}, "x", "y", yscale="log"), "a logarithmic y axis has no place for 0"),
-    ],
-)
-def test_what_cannot_be_drawn_is_refused(tmp_path, panel, text):
-    with pytest.raises(ValueError, match=text):
-        plots.write_panels(tmp_path / "a.png", [panel])
-
-
 def test_no_panels_are_refused(tmp_path):
     with pytest.raises(ValueError, match="panels: expected at least one panel, got none"):
         plots.write_panels(tmp_path / "a.png", [])

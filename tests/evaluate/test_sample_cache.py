@@ -5,10 +5,12 @@ import os
 import signal
 
 import numpy as np
+import pytest
 from shared_evaluation import ddim_context
 
 from ddpm_jax import tracking
 from ddpm_jax.evaluate import protocol, sample_cache, samples
+from ddpm_jax.evaluate.context import Interrupted
 from ddpm_jax.evaluate.samples import SamplesOptions
 from ddpm_jax.pipeline import image_parts, manifest
 
@@ -22,7 +24,8 @@ def test_an_interrupted_drawing_goes_on_to_the_same_samples(run_folder, drawn, t
     expected = samples.measure_and_write(drawn, options)
     run, update = ddim_context(run_folder, tmp_path), tracking.Progress.update
     monkeypatch.setattr(tracking.Progress, "update", lambda *args: (os.kill(os.getpid(), signal.SIGINT), update(*args)))
-    assert samples.run(run, options) == 4
+    with pytest.raises(Interrupted):
+        samples.run(run, options)
     assert "interrupted: 8 of 100 images are kept" in capsys.readouterr().out
     monkeypatch.undo()
     assert lines_of(samples.measure_and_write(run, options)) == lines_of(expected)

@@ -56,17 +56,15 @@ class FigureFiles:
 
     def save_csv(self, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Writes a table of integers and floats, these to seven digits; nan is left empty."""
+
+        def cell(value: Any) -> Any:
+            return value if isinstance(value, int | np.integer) else f"{value:.7g}" if math.isfinite(value) else ""
+
         with self.path.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
             table.writerow(header)
-            table.writerows(map(_format_cell, row) for row in rows)
+            table.writerows(map(cell, row) for row in rows)
         print(f"table in {self.path.name}.csv")
-
-
-def _format_cell(value: Any) -> Any:
-    if isinstance(value, int | np.integer):
-        return value
-    return f"{value:.7g}" if math.isfinite(value) else ""
 
 
 def draw_states(model: pipeline.Pipeline, options: ImageOptions, times: Sequence[int]) -> np.ndarray:
@@ -77,9 +75,7 @@ def draw_states(model: pipeline.Pipeline, options: ImageOptions, times: Sequence
 
 
 def evenly_spaced(times: np.ndarray, frames: int) -> np.ndarray:
-    """At most `frames` of a chain's times, evenly spread, both ends included; a ValueError if frames is below 2."""
-    if frames < 2:
-        raise ValueError(f"--frames must be at least 2, the ends of the chain, got {frames}")
+    """At most `frames` of a chain's times, evenly spread, both ends included."""
     return times[np.linspace(0, len(times) - 1, min(frames, len(times))).round().astype(int)]
 
 
@@ -93,10 +89,8 @@ def check_visited(flag: str, requested: Sequence[int], times: np.ndarray) -> Non
     for t in requested:
         if t not in times:
             near = [*map(str, times[times > t][-1:]), *map(str, times[times < t][:1])]
-            raise ValueError(
-                f"{flag}: the chain of {len(times) - 1} steps does not visit t = {t}; nearest to it are the visited "
-                f"{' and '.join(near)}"
-            )
+            hint = f"nearest to it are the visited {' and '.join(near)}"
+            raise ValueError(f"{flag}: the chain of {len(times) - 1} steps does not visit t = {t}; {hint}")
 
 
 def with_start_times(sampler: samplers.Sampler, start: jax.Array) -> samplers.Sampler:

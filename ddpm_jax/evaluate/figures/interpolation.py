@@ -23,7 +23,7 @@ class Interpolations(NamedTuple):
     decoded: np.ndarray  # [r, columns, H, W, C] the decoded mixtures, from lambda 0 to lambda 1
 
 
-def run(context: EvaluationContext, options: InterpolationOptions) -> int:
+def run(context: EvaluationContext, options: InterpolationOptions) -> None:
     """Writes the picture and the numbers."""
     split = select_split(load_images(context), options.split)
     result = interpolate(context.model, split.images, options)
@@ -43,7 +43,6 @@ def run(context: EvaluationContext, options: InterpolationOptions) -> int:
     legend = f"rows: {shown}; columns: image a, lambda = {lambdas}, image b"
     files.save_image(data.make_trajectory_grid(rows), legend)
     files.save_measurements(measurements(result, fields))
-    return 0
 
 
 def interpolate(model: pipeline.Pipeline, integers: data.Pixels, options: InterpolationOptions) -> Interpolations:
@@ -85,8 +84,6 @@ def row_times_and_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The time [r] and the images [r, 2] of each row."""
     T, count, last = model.config.schedule.T, options.pairs, max(options.first, options.second) + 2 * options.pairs - 2
-    if options.columns < 2 or count < 1:
-        raise ValueError(f"--columns must be at least 2 and --pairs at least 1, got {options.columns} and {count}")
     if min(options.first, options.second) < 0 or last >= n:
         raise ValueError(
             f"--first, --second and --pairs must stay within images 0 to {n - 1} of the {options.split} split, got "

@@ -17,8 +17,8 @@ from ddpm_jax.pipeline import image_parts
 QUANTILES = {"5 % quantile": 0.05, "median": 0.5, "95 % quantile": 0.95}
 
 
-def run(context: EvaluationContext, options: NeighboursOptions) -> int:
-    """Writes the picture, the numbers, the verdict and each sample's neighbours; status 4 if it is interrupted."""
+def run(context: EvaluationContext, options: NeighboursOptions) -> None:
+    """Writes the picture, the numbers, the verdict and each sample's neighbours."""
     loaded = load_images(context, stream=False)  # every sample is compared with all of them
     train, held = select_split(loaded, "train"), select_split(loaded, "test")
     num_train, flip = len(train.images), context.model.config.data.flip
@@ -28,8 +28,6 @@ def run(context: EvaluationContext, options: NeighboursOptions) -> int:
         raise ValueError(f"--k must be 1 to {num_train}, the number of training images, got {options.k}")
     space, embed = feature_space(context, options)
     folder = sample_cache.ensure_samples(context, options.num, options.seed, "integer")
-    if folder is None:
-        return 4
     drawn = np.concatenate(list(image_parts.read_chunks(folder, 0, options.num)))
     reference, held_images = np.asarray(train.images), np.asarray(held.images)
     if flip:
@@ -83,7 +81,6 @@ def run(context: EvaluationContext, options: NeighboursOptions) -> int:
     ]
     files.save_measurements(measured, {"verdict": report.verdict, "reason": report.reason, "neighbours": rows})
     print(f"verdict in pixels: {report.reason}")
-    return 0
 
 
 def feature_space(

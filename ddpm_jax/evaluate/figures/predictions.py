@@ -23,7 +23,7 @@ class Predictions(NamedTuple):
     quality: list[list[Measurement]]  # [k] at each time the Fréchet distance and its bias, or nothing
 
 
-def run(context: EvaluationContext, options: PredictionsOptions) -> int:
+def run(context: EvaluationContext, options: PredictionsOptions) -> None:
     """Writes the picture, the numbers, and these as a table and a curve over the steps (figure 10 of the paper)."""
     predictions = measure(context, options)
     times = figure.format_times(predictions.times)
@@ -54,14 +54,13 @@ def run(context: EvaluationContext, options: PredictionsOptions) -> int:
             known = {name: standard_errors} if np.isfinite(standard_errors).any() else {}
             panels.append(plots.Panel(steps, values, "reverse process steps, T - t", name, standard_errors=known))
     plots.write_panels_if_installed(files.path.with_name(f"{files.path.name}-curve.png"), panels)
-    return 0
 
 
 def measure(context: EvaluationContext, options: PredictionsOptions) -> Predictions:
     """The predictions of the requested images.
 
     Raises:
-        ValueError: if there are no images, fewer than two frames, or too few images for a Fréchet distance.
+        ValueError: if there are too few images for a Fréchet distance.
     """
     model = context.model
     positions = figure.evenly_spaced(np.arange(len(model.times) - 1), options.frames)

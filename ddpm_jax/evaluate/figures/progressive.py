@@ -9,12 +9,8 @@ from ddpm_jax.evaluate.figures import figure
 from ddpm_jax.evaluate.options import ProgressiveOptions
 
 
-def run(context: EvaluationContext, options: ProgressiveOptions) -> int:
-    """Writes the picture, the animation, and the manifest of the images with their hashes.
-
-    Raises:
-        ValueError: if there are no images or fewer than two frames.
-    """
+def run(context: EvaluationContext, options: ProgressiveOptions) -> None:
+    """Writes the picture, the animation, and the manifest of the images with their hashes."""
     model = context.model
     times = figure.evenly_spaced(model.times, options.frames)
     x = figure.draw_states(model, options, times.tolist())
@@ -31,4 +27,3 @@ def run(context: EvaluationContext, options: ProgressiveOptions) -> int:
     made = {"seed": options.seed, "start": options.start, "num": options.num, "kept": times.tolist()}
     process.atomic_write_json(files.path.with_suffix(".json"), model.manifest() | made | {"sha256": hashes})
     print(f"animation in {animation.name}, hashes of the images in {files.path.name}.json")
-    return 0

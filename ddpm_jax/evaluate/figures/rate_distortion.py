@@ -34,15 +34,12 @@ class RateDistortion(NamedTuple):
     rmse: np.ndarray  # [m] of the x_0 predicted from x_t, 0..255
 
 
-def run(context: EvaluationContext, options: RateDistortionOptions) -> int:
-    """Writes table, curves (figure 5 of the paper) and numbers; status 4 if it is interrupted."""
+def run(context: EvaluationContext, options: RateDistortionOptions) -> None:
+    """Writes table, curves (figure 5 of the paper) and numbers."""
     context = likelihood.with_full_chain(context)
     split = select_split(load_images(context), options.split, options.num)
-    likelihood_options = LikelihoodOptions(context.flags, options.split, options.num, options.seed)
-    found = likelihood.load_or_measure(context, split, likelihood_options)
-    if found is None:
-        return 4
-    vlb, vlb_measurements = found
+    likelihood_options = LikelihoodOptions(split=options.split, num=options.num, seed=options.seed)
+    vlb, vlb_measurements = likelihood.load_or_measure(context, split, likelihood_options)
     curve, T = from_vlb(vlb), context.model.config.schedule.T
     measured = measurements(vlb, vlb_measurements[-1])
     files = figure.FigureFiles(context, "rate_distortion", measured[0].protocol)
@@ -68,7 +65,6 @@ def run(context: EvaluationContext, options: RateDistortionOptions) -> int:
         plots.Panel(curve.rate, {distortion: curve.rmse}, rate, distortion),
     ]
     plots.write_panels_if_installed(files.path.with_suffix(".png"), panels, text=text)
-    return 0
 
 
 def from_vlb(vlb: likelihood.VlbResult) -> RateDistortion:

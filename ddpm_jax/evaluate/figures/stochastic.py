@@ -21,7 +21,7 @@ class Continuations(NamedTuple):
     ends: np.ndarray  # [n, k, c, H, W, C] x_0 of the continuations; the first is the chain's own
 
 
-def run(context: EvaluationContext, options: StochasticOptions) -> int:
+def run(context: EvaluationContext, options: StochasticOptions) -> None:
     """Writes the picture and the numbers."""
     continuations = sample_continuations(context.model, options)
     times = figure.format_times(continuations.times)
@@ -41,7 +41,6 @@ def run(context: EvaluationContext, options: StochasticOptions) -> int:
     )
     files.save_image(np.concatenate(grids, axis=1), legend)
     files.save_measurements(measurements(continuations, fields))
-    return 0
 
 
 def sample_continuations(model: pipeline.Pipeline, options: StochasticOptions) -> Continuations:
@@ -51,11 +50,9 @@ def sample_continuations(model: pipeline.Pipeline, options: StochasticOptions) -
     its times into the image's key, and these are smaller: no key is used twice.
 
     Raises:
-        ValueError: if the sampler is deterministic, there would be nothing to compare, or a time is 0 or not visited.
+        ValueError: if the sampler is deterministic, or a time is not visited.
     """
     times, c = shared_times(model, options), options.continuations
-    if c < 2:
-        raise ValueError(f"--continuations must be at least 2, or nothing can differ, got {c}")
     states = figure.draw_states(model, options, [*times, 0])
     shared, own = states[:, :-1], states[:, -1:]
     cells = list(itertools.product(range(options.num), range(len(times)), range(1, c)))
@@ -72,15 +69,13 @@ def shared_times(model: pipeline.Pipeline, options: StochasticOptions) -> list[i
     c = model.config.sampling
     if c.sampler in ("dpm_solver_pp", "unipc") or (c.sampler == "ddim" and c.eta == 0):
         name = {"ddim": "DDIM with eta 0", "dpm_solver_pp": "DPM-Solver++", "unipc": "UniPC"}[c.sampler]
-        raise ValueError(
-            f"{name} adds no noise: all continuations of an x_t would be one and the same image; take "
-            "--sampler ancestral, or DDIM with an --eta above 0"
-        )
+        hint = "take --sampler ancestral, or DDIM with an --eta above 0"
+        raise ValueError(f"{name} adds no noise: all continuations of an x_t would be one and the same image; {hint}")
     if options.times is None:
         T = model.config.schedule.T
         return figure.nearest_times(model.times[:-1], [T, 3 * T / 4, T / 2, T / 4])
-    if not options.times or min(options.times) < 1:
-        raise ValueError(f"--times must be one or more times above 0, the data, got {options.times}")
+    if not options.times:
+        raise ValueError("--times must be one or more times, got none")
     figure.check_visited("--times", options.times, model.times)
     return sorted(set(options.times), reverse=True)
 

@@ -73,7 +73,7 @@ def test_lambda_0_is_the_reconstruction_of_a_whatever_b_is(run_folder, tmp_path,
     one, other = (interpolation.interpolate(run.model, TEST, InterpolationOptions(second=b, columns=4)) for b in (1, 9))
     np.testing.assert_array_equal(one.decoded[:, 0], other.decoded[:, 0])
     assert abs(one.decoded[:, -1] - other.decoded[:, -1]).max() > 0.1
-    assert interpolation.run(run, InterpolationOptions(second=9, columns=4)) == 0
+    interpolation.run(run, InterpolationOptions(second=9, columns=4))
     out = capsys.readouterr().out
     assert "rows: test images 0 and 9 at t = 9; columns: image a, lambda = 0, 0.333, 0.667, 1, image b" in out
     (path,) = tmp_path.glob("interpolation-*.png")
@@ -106,8 +106,6 @@ def test_coarse_to_fine_ends_in_a_mixture_of_pixels(run_folder):
             "--coarse-to-fine has times of its own and one pair: leave out --t",
         ),
         (InterpolationOptions(pairs=2, coarse_to_fine=True), "--coarse-to-fine has times of its own and one pair"),
-        (InterpolationOptions(columns=1), "--columns must be at least 2 and --pairs at least 1, got 1 and 1"),
-        (InterpolationOptions(pairs=0), "--columns must be at least 2 and --pairs at least 1, got 11 and 0"),
         (InterpolationOptions(pairs=149), "must stay within images 0 to 296 of the test split, got 0, 1 and 149"),
         (InterpolationOptions(first=-1), "must stay within images 0 to 296 of the test split, got -1, 1 and 1"),
     ],

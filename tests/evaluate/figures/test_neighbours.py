@@ -46,7 +46,7 @@ def test_a_planted_copy_comes_first(run_folder, tmp_path, drawn, flip):
     samples, train = drawn[1], DIGITS.train[:90].copy()
     train[37] = samples[5][:, ::-1] if flip else samples[5]
     run = planted(run_folder, tmp_path, drawn, train, flip)
-    assert neighbours.run(run, NeighboursOptions(num=8, rows=3, k=2)) == 0
+    neighbours.run(run, NeighboursOptions(num=8, rows=3, k=2))
     found, picture = result(tmp_path)
     closest, next_closest, *_ = found["neighbours"]
     assert (closest["sample"], closest["train"][0], closest["mirrored"][0], closest["distance"][0]) == (5, 37, flip, 0)
@@ -68,7 +68,7 @@ def test_a_planted_copy_comes_first(run_folder, tmp_path, drawn, flip):
 
 def test_copies_of_everything_are_called_copies(run_folder, tmp_path, drawn, capsys):
     run = planted(run_folder, tmp_path, drawn, np.concatenate([DIGITS.train[:40], drawn[1]]))
-    assert neighbours.run(run, NeighboursOptions(num=8, rows=8, k=1, features="classifier")) == 0
+    neighbours.run(run, NeighboursOptions(num=8, rows=8, k=1, features="classifier"))
     found, _ = result(tmp_path)
     assert found["verdict"] == "copies" and f"verdict in pixels: {found['reason']}\n" in capsys.readouterr().out
     for row in found["neighbours"]:  # in the classifier's features as well, to the rounding of its batches

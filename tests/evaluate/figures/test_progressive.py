@@ -3,19 +3,17 @@
 import json
 
 import numpy as np
-import pytest
-from shared_evaluation import evaluation_context, ideal_model, picture_column, samples_of_sample_py
+from shared_evaluation import evaluation_context, picture_column, samples_of_sample_py
 
 from ddpm_jax import data
 from ddpm_jax.config import Sampling, former_names
-from ddpm_jax.evaluate.context import CommonFlags, EvaluationContext
 from ddpm_jax.evaluate.figures import progressive
 from ddpm_jax.evaluate.figures.progressive import ProgressiveOptions
 
 
 def test_the_last_column_is_the_image_that_sample_py_draws(run_folder, tmp_path, capsys):
     run = evaluation_context(run_folder, tmp_path, sampler="ddim", steps=4)
-    assert progressive.run(run, ProgressiveOptions(num=5, start=2, seed=3, frames=3)) == 0
+    progressive.run(run, ProgressiveOptions(num=5, start=2, seed=3, frames=3))
     assert "images 2..6 of seed 3; columns: x_t at t = 20, 7, 0" in capsys.readouterr().out
     drawn = samples_of_sample_py(run_folder)
     (name,) = tmp_path.glob("progressive-*.json")
@@ -29,9 +27,3 @@ def test_the_last_column_is_the_image_that_sample_py_draws(run_folder, tmp_path,
     assert "t = 20, 7, 0" in text["legend"]
     assert json.loads(text["sampling"]) == former_names(theirs["sampling"], Sampling)
     assert name.with_suffix(".gif").stat().st_size > 0
-
-
-def test_too_few_frames_are_refused(run_folder, tmp_path):
-    context = EvaluationContext(ideal_model(run_folder), CommonFlags(), tmp_path)
-    with pytest.raises(ValueError, match="--frames must be at least 2, the ends of the chain, got 1"):
-        progressive.run(context, ProgressiveOptions(frames=1))

@@ -68,7 +68,7 @@ def test_continuations_are_shown_and_written_down(run_folder, tmp_path, capsys):
         EvaluationContext(ideal_model(run_folder, steps=5), CommonFlags(), tmp_path),
         StochasticOptions(num=2, times=(1, 20)),
     )
-    assert stochastic.run(run, options) == 0
+    stochastic.run(run, options)
     assert "t = 20, 1; in a block: x_t, the chain's own x_0, then 2 others" in capsys.readouterr().out
     (path,) = tmp_path.glob("stochastic-*.json")
     from_t20, from_t1 = protocol.read_measurements(path)
@@ -87,9 +87,7 @@ def test_continuations_are_shown_and_written_down(run_folder, tmp_path, capsys):
             r"--times: the chain of 4 steps does not visit t = 12; .* 14 and 7",
         ),
         (StochasticOptions(times=(21,)), {}, r"--times: the chain of 20 steps does not visit t = 21; .* visited 20$"),
-        (StochasticOptions(times=(5, 0)), {}, r"--times must be one or more times above 0, the data, got \(5, 0\)"),
-        (StochasticOptions(times=()), {}, r"--times must be one or more times above 0"),
-        (StochasticOptions(continuations=1), {}, "--continuations must be at least 2, or nothing can differ, got 1"),
+        (StochasticOptions(times=()), {}, "--times must be one or more times, got none"),
         (
             StochasticOptions(),
             {"sampler": "dpm_solver_pp"},
