@@ -93,7 +93,7 @@ def repaint_times(times: np.ndarray, *, jump: int, repeats: int) -> np.ndarray:
         repeats: 1 leaves the times as they are.
 
     Returns:
-        Times for a sampler that allows forward steps; see `num_function_evaluations`.
+        Times for a sampler that allows forward steps: a step down is one function evaluation, a step up is none.
 
     Raises:
         ValueError: if jump or repeats is below 1.
@@ -108,11 +108,6 @@ def repaint_times(times: np.ndarray, *, jump: int, repeats: int) -> np.ndarray:
             again = base_times[n - left - jump : n - left + 1]
             visited += again * (repeats - 1)
     return np.array(visited, np.int32)
-
-
-def num_function_evaluations(times: np.ndarray) -> int:
-    """The number of steps to a smaller time: each is one function evaluation (NFE), a forward step is none."""
-    return int((np.diff(times) < 0).sum())
 
 
 def sdedit(schedule: Schedule, sampler: Sampler, image: jax.Array) -> Sampler:

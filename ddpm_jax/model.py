@@ -321,10 +321,8 @@ def _check_signal(config: Config, schedule: Schedule) -> None:
             "leaves none: an x_0 cannot be had from the noise there"
         )
     if config.loss.predicts == "eps":
-        raise ValueError(
-            f"loss.predicts 'eps' needs some signal at t = T, {noise} leaves none: an x_0 cannot be had from the noise "
-            "there; predict 'v' or 'x0'"
-        )
+        hint = "an x_0 cannot be had from the noise there; predict 'v' or 'x0'"
+        raise ValueError(f"loss.predicts 'eps' needs some signal at t = T, {noise} leaves none: {hint}")
 
 
 def _example_loss(config: Config, decoder: likelihood.Decoder):
@@ -337,19 +335,18 @@ def _example_loss(config: Config, decoder: likelihood.Decoder):
         "min_snr": losses.min_snr(c.min_snr_gamma),
         "p2": losses.p2(c.p2_gamma),
     }[c.weight]
-    if c.kind == "simple":
-        return lambda keys, schedule, net, x0, t: losses.simple_loss(
-            keys, schedule, net, x0, predicts=c.predicts, weight=weight, t=t
-        )
+    options: dict[str, Any] = {"predicts": c.predicts}
+    if c.kind != "simple":
+        options["decoder"] = decoder
+    if c.kind == "variational":
+        options |= {"variance_mix": config.sampling.variance_mix, "learned_variance": c.learned_variance}
+    else:
+        options["weight"] = weight
     if c.kind == "hybrid":
-        return lambda keys, schedule, net, x0, t: losses.hybrid_loss(
-            keys, schedule, net, x0, predicts=c.predicts, weight=weight, vlb_scale=c.vlb_scale, decoder=decoder, t=t
-        )
-    return lambda keys, schedule, net, x0, t: losses.variational_loss(
-        keys, schedule, net, x0,
-        predicts=c.predicts, variance_mix=config.sampling.variance_mix, decoder=decoder,
-        learned_variance=c.learned_variance, t=t,
-    )  # fmt: skip
+        options["vlb_scale"] = c.vlb_scale
+    kinds = {"simple": losses.simple_loss, "hybrid": losses.hybrid_loss, "variational": losses.variational_loss}
+    loss: Any = kinds[c.kind]
+    return lambda keys, schedule, net, x0, t: loss(keys, schedule, net, x0, t=t, **options)
 
 
 def _sampler(config: Config, schedule: Schedule):

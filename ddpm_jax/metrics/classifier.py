@@ -191,29 +191,21 @@ def name_for_images(shape: Sequence[int], levels: int) -> str:
         if (kind.shape, kind.levels) == (tuple(shape), levels):
             return name
     size = "x".join(map(str, shape))
-    raise ValueError(
-        f"no classifier for images {size} of {levels} levels; there are {_list_classifiers()}"
-        "; give features of your own"
-    )
+    raise ValueError(f"no classifier for images {size} of {levels} levels; there are {_list_classifiers()}")
 
 
 class ClassCoverage(NamedTuple):
     """The classes of samples against those of a reference.
 
     Attributes:
-        counts, reference_counts: int64 [classes], images by their most probable class.
         classes: number of classes in the reference.
         present: number of those with a sample.
-        half_present: number of those with at least half of their share of the reference.
         total_variation: half the sum of the absolute differences of the shares, 0 (equal) to 1 (disjoint).
         confident: share of the samples with classifier confidence p > 0.9.
     """
 
-    counts: np.ndarray
-    reference_counts: np.ndarray
     classes: int
     present: int
-    half_present: int
     total_variation: float
     confident: float
 
@@ -238,18 +230,13 @@ def class_coverage(probabilities: np.ndarray, reference: np.ndarray) -> ClassCov
     _check_probabilities("reference", reference)
     width = probabilities.shape[1]
     if reference.shape[1] != width:
-        raise ValueError(
-            f"class_coverage: expected as many classes on both sides, got {width} and {reference.shape[1]}"
-        )
+        raise ValueError(f"class_coverage: expected as many classes on both sides, got {width} and {len(reference[0])}")
     counts, reference_counts = (np.bincount(p.argmax(axis=1), minlength=width) for p in (probabilities, reference))
     known = reference_counts > 0
     fractions, reference_fractions = counts / counts.sum(), reference_counts / reference_counts.sum()
     return ClassCoverage(
-        counts,
-        reference_counts,
         classes=int(known.sum()),
         present=int((counts[known] > 0).sum()),
-        half_present=int((fractions >= reference_fractions / 2)[known].sum()),
         total_variation=float(np.abs(fractions - reference_fractions).sum() / 2),
         confident=float((probabilities.max(axis=1) > CONFIDENT).mean()),
     )

@@ -173,9 +173,7 @@ def _covariance_root(moments: Moments) -> np.ndarray:
     # For covariances without full rank, rounding makes eigenvalues of either sign of those that are 0.
     if values[0] < -1e-8 * max(values[-1], 0.0):
         found = f"{values[0]:.3g} to {values[-1]:.3g}"
-        raise ValueError(
-            f"frechet_distance: expected a scatter without negative eigenvalues, got a covariance's {found}"
-        )
+        raise ValueError(f"frechet_distance: expected a scatter without negative eigenvalues, got {found}")
     return vectors * np.sqrt(np.maximum(values, 0.0))
 
 

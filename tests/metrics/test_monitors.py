@@ -8,7 +8,7 @@ import scipy.stats
 
 from ddpm_jax import data, tracking
 from ddpm_jax.metrics import monitors
-from ddpm_jax.metrics.monitors.memorisation import _fisher_p_value
+from ddpm_jax.metrics.monitors.memorisation import _fisher_p_value, memorisation_from_distances
 
 DIGITS = data.load("digits")
 ALL = np.concatenate([DIGITS.train, DIGITS.test])
@@ -215,7 +215,7 @@ def test_training_images_are_copies_of_themselves_and_repetitions_change_nothing
     assert verdict(noisy, np.concatenate([DIGITS.train[:200]] * 2), DIGITS.test).verdict == "copies"
     # and given distances alone, an image at no distance from two is a copy
     known = np.array([[2.0, 2.1]] * 100)
-    assert monitors.memorisation_from_distances(np.zeros((64, 2)), known).verdict == "copies"
+    assert memorisation_from_distances(np.zeros((64, 2)), known).verdict == "copies"
 
 
 def test_one_copy_in_four_is_enough():
@@ -250,7 +250,7 @@ def test_what_cannot_be_judged_is_called_unknown():
     ):
         found = verdict(samples, train, known)
         assert found.verdict == "unknown" and found.reason.endswith(text)
-    none = monitors.memorisation_from_distances(np.array([[1.0, 2.0]] * 64), np.zeros((0, 2)))
+    none = memorisation_from_distances(np.array([[1.0, 2.0]] * 64), np.zeros((0, 2)))
     assert none.verdict == "unknown" and np.isnan(none.held_out).all()
 
 
@@ -348,11 +348,11 @@ PAIRS = np.ones((3, 2))
         ),
         (
             lambda: monitors.colour_statistics(GREY[:0], 17),
-            r"colour_statistics: .*none of them 0, got uint8 \(0, 8, 8, 1\)",
+            r"colour_statistics: .*\[n, H, W, C\], got uint8 \(0, 8, 8, 1\)",
         ),
         (
             lambda: monitors.colour_statistics(GREY, 65536),
-            "colour_statistics: expected 2 to 256 levels, got levels=65536",
+            "colour_statistics: levels must be 2 to 256, got 65536",
         ),
         (
             lambda: monitors.colour_statistics(GREY, 8),
@@ -374,15 +374,15 @@ PAIRS = np.ones((3, 2))
         ),
         (lambda: verdict(GREY[:0], GREY, GREY), r"memorisation_report: expected images .*got uint8 \(0, 8, 8, 1\)"),
         (
-            lambda: monitors.memorisation_from_distances(PAIRS[:, :1], PAIRS),
-            r"memorisation_from_distances: expected samples \[n, 2\] .*got shape \(3, 1\)",
+            lambda: memorisation_from_distances(PAIRS[:, :1], PAIRS),
+            r"memorisation_from_distances: expected samples \[n, 2\], .*got shape \(3, 1\)",
         ),
         (
-            lambda: monitors.memorisation_from_distances(PAIRS, PAIRS * np.nan),
-            r"memorisation_from_distances: expected held_out \[n, 2\] with d1 >= 0",
+            lambda: memorisation_from_distances(PAIRS, PAIRS * np.nan),
+            r"memorisation_from_distances: expected held_out \[n, 2\], d1 >= 0",
         ),
         (
-            lambda: monitors.memorisation_from_distances(PAIRS[:0], PAIRS),
+            lambda: memorisation_from_distances(PAIRS[:0], PAIRS),
             "memorisation_from_distances: expected at least one sample, got none",
         ),
         (

@@ -15,26 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.metrics.monitors.colours import (
-    MIN_IMAGES,
-    ColourShift,
-    ColourStatistics,
-    colour_shift,
-    colour_statistics,
-)
+from ddpm_jax.metrics.monitors.colours import MIN_IMAGES, ColourShift, ColourStatistics, colour_shift, colour_statistics
 from ddpm_jax.metrics.monitors.memorisation import (
     DistanceReference,
     MemorisationReport,
     distance_reference,
-    memorisation_from_distances,
     memorisation_report,
 )
-
-__all__ = [
-    "ColourShift", "ColourStatistics", "DistanceReference", "MemorisationReport", "Reference", "Report", "colour_shift",
-    "colour_statistics", "distance_reference", "lines", "loss_by_tenth", "loss_by_tenth_line",
-    "memorisation_from_distances", "memorisation_report", "metrics", "reference", "report",
-]  # fmt: skip
 
 MAX_COLOUR_IMAGES = 50_000
 """Upper limit of training images for the reference's colours."""

@@ -95,9 +95,7 @@ def colour_statistics(images: np.ndarray, levels: int) -> ColourStatistics:
     """
     check_images("colour_statistics", images)
     if not 2 <= levels <= np.iinfo(images.dtype).max + 1:
-        raise ValueError(
-            f"colour_statistics: expected 2 to {np.iinfo(images.dtype).max + 1} levels, got levels={levels}"
-        )
+        raise ValueError(f"colour_statistics: levels must be 2 to {np.iinfo(images.dtype).max + 1}, got {levels}")
     if images.max() >= levels:
         raise ValueError(f"colour_statistics: images hold the value {images.max()}, above levels - 1 = {levels - 1}")
     count, channels = len(images), images.shape[-1]
@@ -152,9 +150,7 @@ def colour_shift(samples: ColourStatistics, data: ColourStatistics) -> ColourShi
 def check_images(caller: str, images: np.ndarray) -> None:
     """Raises a ValueError, naming the caller, unless images are uint8 or uint16 [n, H, W, C] or [n, D, H, W, C]."""
     if images.dtype not in (np.uint8, np.uint16) or images.ndim not in (4, 5) or images.size == 0:
-        raise ValueError(
-            f"{caller}: expected images uint8 or uint16 [n, H, W, C], none of them 0, got {images.dtype} {images.shape}"
-        )
+        raise ValueError(f"{caller}: expected images uint8 or uint16 [n, H, W, C], got {images.dtype} {images.shape}")
 
 
 def _moments(means: np.ndarray, squares: np.ndarray, unit: int) -> ChannelMoments:

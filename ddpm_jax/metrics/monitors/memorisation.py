@@ -127,9 +127,7 @@ def memorisation_from_distances(
     """
     for name, rows in (("samples", samples), ("held_out", held_out)):
         if rows.ndim != 2 or rows.shape[1] != 2 or not np.all(rows[:, 0] >= 0):
-            raise ValueError(
-                f"memorisation_from_distances: expected {name} [n, 2] with d1 >= 0, got shape {rows.shape}"
-            )
+            raise ValueError(f"memorisation_from_distances: expected {name} [n, 2], d1 >= 0, got shape {rows.shape}")
     n, m = len(samples), len(held_out)
     if not n:
         raise ValueError("memorisation_from_distances: expected at least one sample, got none")
