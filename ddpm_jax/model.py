@@ -244,7 +244,10 @@ def network(config: Config, channels: int) -> ConditionalUNet:
 def optimizer(config: Config) -> optax.GradientTransformation:
     """The optax transformation; with `optim.ema_lengths` its state ends with a `posthoc_ema.PowerEmaState`."""
     c = config.optim
-    adam = training.optimizer(c.learning_rate, warmup=c.warmup, decay=c.decay, clip=c.clip, b1=c.b1, b2=c.b2, eps=c.eps)
+    adam = training.optimizer(
+        c.learning_rate, warmup=c.warmup, decay=c.decay, clip=c.clip, b1=c.b1, b2=c.b2, eps=c.eps,
+        axis_name="batch" if config.shard_update else None,
+    )  # fmt: skip
     return optax.chain(adam, posthoc_ema.power_ema(c.ema_lengths)) if c.ema_lengths else adam
 
 

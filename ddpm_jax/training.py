@@ -25,7 +25,10 @@ _T = TypeVar("_T")
 
 
 class TrainState(NamedTuple):
-    """The state of training: step [] int32, parameters, their exponential moving average, and the optimizer's state."""
+    """The state of training: step [] int32, parameters, their exponential moving average, and the optimizer's state.
+
+    With `make_step`'s shard_update the average and the optimizer's moments are a device's shares, see `cut_shares`.
+    """
 
     step: jax.Array
     params: Params
@@ -69,6 +72,7 @@ def optimizer(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
+    axis_name: str | None = None,
 ) -> optax.GradientTransformation:
     """Adam with linear warm-up, cosine decay and gradient clipping by global norm.
 
@@ -80,6 +84,8 @@ def optimizer(
         decay: steps, warm-up included, until the rate is 0, after a cosine (arXiv:1608.03983); 0 keeps the full rate,
             as the original does.
         clip: largest global norm; None never clips.
+        axis_name: the axis of `pmap` over whose devices the gradients are cut into shares, as `make_step` does with
+            shard_update: the norm is that of all shares together.
 
     Raises:
         ValueError: if a number lies outside its range, or decay is not longer than warmup.
@@ -101,7 +107,55 @@ def optimizer(
     else:
         rate = optax.linear_schedule(0.0, learning_rate, warmup) if warmup > 0 else learning_rate
     adam = optax.adam(rate, b1=b1, b2=b2, eps=eps)
-    return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)
+    if clip is None:
+        return adam
+    return optax.chain(_clip_shares(clip, axis_name) if axis_name else optax.clip_by_global_norm(clip), adam)
+
+
+def _clip_shares(clip: float, axis_name: str) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` of a gradient of which each device has a share."""
+
+    def update(shares: Any, state: Any, params: Params = None) -> tuple[Any, Any]:
+        norm = _norm_of_shares(shares, axis_name)
+        return jax.tree.map(lambda leaf: jax.lax.select(norm < clip, leaf, leaf / norm * clip), shares), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _norm_of_shares(shares: Any, axis_name: str) -> jax.Array:
+    return jnp.sqrt(jax.lax.psum(optax.tree.norm(shares, squared=True), axis_name))
+
+
+def cut_shares(tree: Params, devices: int) -> dict[int, Any]:
+    """The arrays of a tree as equal shares for so many devices: {columns: [devices, rows, columns]}.
+
+    Arrays of one type; those with the same last axis stand one below the other, then zeros.  So there are few arrays to
+    exchange and to update, and a TPU, which stores the last two axes in tiles, moves no single number.  Numpy arrays
+    stay on the host.
+    """
+    blocks: dict[int, list[Any]] = {}
+    for leaf in jax.tree.leaves(tree):
+        columns = leaf.shape[-1] if leaf.ndim else 1
+        blocks.setdefault(columns, []).append(leaf.reshape(-1, columns))
+
+    def cut(columns: int, blocks: list[Any]) -> Any:
+        xp: Any = np if isinstance(blocks[0], np.ndarray) else jnp
+        zeros = xp.zeros((-sum(map(len, blocks)) % devices, columns), blocks[0].dtype)
+        return xp.concatenate([*blocks, zeros]).reshape(devices, -1, columns)
+
+    return {columns: cut(columns, blocks[columns]) for columns in sorted(blocks)}
+
+
+def join_shares(shares: dict[int, Any], like: Params) -> Params:
+    """The inverse of `cut_shares`: the tree, with the structure and shapes of `like`."""
+    rows, taken = {columns: a.reshape(-1, columns) for columns, a in shares.items()}, dict.fromkeys(shares, 0)
+    leaves, structure = jax.tree.flatten(like)
+    found = []
+    for leaf in leaves:
+        columns = leaf.shape[-1] if leaf.ndim else 1
+        start, taken[columns] = taken[columns], taken[columns] + leaf.size // columns
+        found.append(rows[columns][start : taken[columns]].reshape(leaf.shape))
+    return structure.unflatten(found)
 
 
 def ema_update(ema: Params, params: Params, decay: jax.Array | float) -> Params:
@@ -126,6 +180,7 @@ def make_step(
     axis_name: str | None = None,
     platform: str | None = None,
     has_aux: bool = False,
+    shard_update: bool = False,
 ) -> TrainStep:
     """The training step, a pure function; `jit` it, or `pmap` it with `axis_name`.
 
@@ -138,18 +193,25 @@ def make_step(
         accumulate: number of micro-batches of a device's batch, computed one after the other.
         axis_name: the axis of `pmap` over which the global batch is spread, device after device.
         platform: the one that the step is compiled for, such as "cpu"; None is JAX's default.
+        shard_update: each device of `axis_name` updates a share of the parameters, see `cut_shares`, and has only
+            this share of their average and of the optimizer's state.  The gradients are summed by a reduce-scatter, the
+            parameters completed by an all-gather (Xu et al., arXiv:2004.13336).  The optimizer must be elementwise
+            apart from clipping, see `optimizer`.
 
     Returns:
         The step.  Its metrics: `loss`, `grad_norm` (before clipping), `skipped`, and those of loss_fn.  Its `key` is
         the same in every step.
 
     Raises:
-        ValueError: if ema_decay is a number outside [0, 1), or accumulate not an integer of at least 1.
+        ValueError: if ema_decay is a number outside [0, 1), or accumulate not an integer of at least 1; if there is no
+            axis over which to shard the update.
     """
     if isinstance(ema_decay, (int, float)) and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}")
     if not (isinstance(accumulate, (int, np.integer)) and accumulate >= 1):
         raise ValueError(f"accumulate must be an integer of at least 1, got {accumulate}")
+    if shard_update and not axis_name:
+        raise ValueError("shard_update needs an axis_name: the axis of pmap whose devices take the shares")
     grad_fn: Any = jax.value_and_grad(loss_fn if has_aux else lambda *args: (loss_fn(*args), {}), has_aux=True)
 
     def step(key: jax.Array, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -157,20 +219,30 @@ def make_step(
         offset = jax.lax.axis_index(axis_name) * size if axis_name else 0
         keys = step_keys(key, state.step, offset + jnp.arange(size))
         (loss, aux), grads = _accumulate_gradients(grad_fn, state.params, keys, batch, accumulate, platform)
-        if axis_name:
-            loss, aux, grads = jax.lax.pmean((loss, aux, grads), axis_name)
-
-        grad_norm = optax.tree.norm(grads)
+        params = state.params
+        if shard_update and axis_name:
+            devices = jax.lax.axis_size(axis_name)
+            loss, aux = jax.lax.pmean((loss, aux), axis_name)
+            sums = jax.lax.psum_scatter(cut_shares(grads, devices), axis_name)
+            grads = jax.tree.map(lambda leaf: leaf / devices, sums)
+            params = jax.tree.map(lambda leaf: leaf[jax.lax.axis_index(axis_name)], cut_shares(params, devices))
+            grad_norm = _norm_of_shares(grads, axis_name)
+        else:
+            if axis_name:
+                loss, aux, grads = jax.lax.pmean((loss, aux, grads), axis_name)
+            grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         with jax.numpy_dtype_promotion("standard"):  # which optax takes for granted
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+            updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        new_params = optax.apply_updates(params, updates)
         decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
-        updated = params, ema_update(state.ema, params, decay), opt_state
-        unchanged = state.params, state.ema, state.opt_state
-        selected = jax.tree.map(functools.partial(jax.lax.select, finite), updated, unchanged)
+        updated = new_params, ema_update(state.ema, new_params, decay), opt_state
+        unchanged = params, state.ema, state.opt_state
+        new_params, *rest = jax.tree.map(functools.partial(jax.lax.select, finite), updated, unchanged)
+        if shard_update and axis_name:
+            new_params = join_shares(jax.lax.all_gather(new_params, axis_name), state.params)
         metrics = {"loss": loss, "grad_norm": grad_norm, "skipped": 1 - finite.astype(jnp.int32), **aux}
-        return TrainState(state.step + 1, *selected), metrics
+        return TrainState(state.step + 1, new_params, *rest), metrics
 
     return step
 

@@ -233,6 +233,8 @@ class Config:
     """Steps per call of the compiled program: more than 1 if a step is shorter than its dispatch."""
     parallel: Parallel = "pmap"
     """All devices by jax.pmap, or by jax.jit of jax.shard_map on a named mesh; the numbers are the same."""
+    shard_update: bool = False
+    """Each device updates a share of the parameters and keeps only this share of the optimizer's state and the EMA."""
     log_every: Count = 100
     """Steps between lines of metrics.jsonl."""
     sample_every: CountOrZero = 10_000

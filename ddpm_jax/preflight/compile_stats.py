@@ -64,9 +64,9 @@ def compile_and_analyse(
         options: of the compiler.
     """
     start = time.perf_counter()
-    # arguments on each device, without padding; mapped ones count as a whole, they are small
-    arguments = jax.tree.leaves(lowered.args_info)
-    least = sum(math.prod(leaf.shape) * getattr(leaf.dtype, "itemsize", 4) for leaf in arguments)
+    # a lower bound of the arguments on each device, without padding: [devices, ...] is taken for a row on each
+    arguments = [(leaf.shape, getattr(leaf.dtype, "itemsize", 4)) for leaf in jax.tree.leaves(lowered.args_info)]
+    least = sum(math.prod(shape) * size // (devices if shape[:1] == (devices,) else 1) for shape, size in arguments)
     if limit is not None and least > limit:
         return CompileStats(None, least, limit, [], {}, 0.0, "its arguments alone are more than there is"), None
     try:

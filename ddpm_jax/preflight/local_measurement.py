@@ -76,7 +76,7 @@ def measure(
         fed = device_loader.make_device_loader(
             pixels, order, config.batch, devices, stream=streamed, steps_per_call=config.steps_per_call
         )
-        return jax.device_put(fresh(keys.from_seed(config.seed)), everywhere), fed.batches(0)
+        return trainer.place_state(model, fresh(keys.from_seed(config.seed))), fed.batches(0)
 
     def step(state, batch):
         state, _, metrics = compiled(

@@ -64,8 +64,15 @@ def state_bytes(model: Model) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(train_state(model)[1]))
 
 
+def device_state_bytes(model: Model, devices: int) -> int:
+    """Bytes of the state on each of so many devices."""
+    whole, params = state_bytes(model), train_state(model)[1].params
+    own = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return own + (whole - own) // devices if model.config.shard_update else whole
+
+
 def lower_train_step(model: Model, images: data.Dataset, devices: Sequence[Any]) -> jax.stages.Lowered:
-    """The training step, lowered as `train.py` has it: the state whole on each device, the batch spread.
+    """The training step, lowered as `train.py` has it: the state whole or in shares, the batch spread.
 
     Raises:
         ValueError: if the batch does not divide over the devices, or a device's batch not into its micro-batches.
@@ -80,7 +87,9 @@ def lower_train_step(model: Model, images: data.Dataset, devices: Sequence[Any])
     body = trainer.train_step(model, trainer.example_losses(model), devices[0].platform)
     places = jax.ShapeDtypeStruct((len(devices), config.steps_per_call, config.batch // len(devices)), jnp.int32)
     streamed = is_streamed(images.train, config.data.stream)
-    step = trainer.parallelise(body, 0 if streamed else None, devices, by=config.parallel)
+    step = trainer.parallelise(
+        body, 0 if streamed else None, devices, by=config.parallel, shard_update=config.shard_update
+    )
     one, dtype = images.train.shape[1:], images.train.dtype
     pixels: Any = jax.ShapeDtypeStruct((*places.shape, *one), dtype)
     if not streamed:
@@ -88,7 +97,10 @@ def lower_train_step(model: Model, images: data.Dataset, devices: Sequence[Any])
     several = len({device.process_index for device in devices}) > 1
     stop_flag, bad = jax.ShapeDtypeStruct(places.shape[:1], jnp.float32) if several else None, jnp.int32(0)
     rows = _batched_shapes(conditions.DatasetConditions(config, images).gather(np.zeros(1, int)), places.shape)
-    return step.lower(_key_shape(), train_state(model)[1], bad, pixels, places, rows, stop_flag)
+    state = train_state(model)[1]
+    if config.shard_update:
+        state = jax.eval_shape(lambda whole: trainer.split_state(model.optimizer, whole, len(devices)), state)
+    return step.lower(_key_shape(), state, bad, pixels, places, rows, stop_flag)
 
 
 def device_pixel_bytes(config: configs.Config, images: data.Dataset, devices: int) -> int:

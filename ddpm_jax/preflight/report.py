@@ -184,11 +184,12 @@ def proposals(report: Report, name: str) -> list[str]:
         return [f"--evaluation.images {now // 2}"] if now > 1 else ["a smaller network"]
     devices, streamed = len(report.target.devices), is_streamed(report.images.train, config.data.stream)
     pixels, needed = lowering.device_pixel_bytes(config, report.images, devices), report.programs[name].needed
-    whole = pixels + lowering.state_bytes(report.model)
+    whole = pixels + lowering.device_state_bytes(report.model, devices)
     if limit is not None and whole > limit:
         if not streamed:
             return [f"--data.stream True: at present each device holds all images ({format_bytes(pixels)})"]
-        return ["devices with more memory: each device holds the whole state"]
+        more = "devices with more memory: each device holds the whole state"
+        return [more] if devices == 1 or config.shard_update else [trainer.SHARD_HINT, more]
     # memory other than images and state is assumed to grow with the device's batch
     room = 0.5 if limit is None or needed is None else min(0.99, (limit - whole) / max(needed - whole, 1))
     hints = trainer.step_oom_hints(config, devices, 0 if streamed else pixels, room)

@@ -35,14 +35,14 @@ from ddpm_jax.process.distributed import (
 from ddpm_jax.process.lock import FolderLock
 from ddpm_jax.process.memory import explain_oom, sampling_oom_hints
 from ddpm_jax.process.output import explain_write_errors, first_line, run_main
-from ddpm_jax.process.parallel import map_over_devices, replicate
+from ddpm_jax.process.parallel import map_over_devices, replicate, spread
 
 __all__ = [
     "EXIT_OUT_OF_MEMORY", "EXIT_PROCESS_LOST", "EXIT_UNWRITABLE", "DistributedOptions", "FolderLock", "Interrupt",
     "abort_together", "all_gather", "any_process", "atomic_file", "atomic_folder", "atomic_write_json",
     "atomic_write_text", "broadcast", "check_equal_across_processes", "exit_process", "explain_oom",
     "explain_write_errors", "first_line", "initialize", "is_main_process", "local_shard", "map_over_devices",
-    "num_cores", "platform", "replicate", "run_main", "sampling_oom_hints", "start_jax", "tune_malloc",
+    "num_cores", "platform", "replicate", "run_main", "sampling_oom_hints", "spread", "start_jax", "tune_malloc",
 ]  # fmt: skip
 
 _MAX_CPU_DEVICES = 16  # each holds the whole train state

@@ -62,13 +62,13 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
     loss = trainer.example_losses(model)
     gradient_step = trainer.train_step(model, loss)
 
-    # pmap, or shard_map: the state whole on every device, the batch spread over them
+    # pmap, or shard_map: the state whole on every device, or in part a share; the batch spread over them
     devices = jax.local_devices()
     order = data.EpochShuffle(order_key, len(images.train))
     loader = make_device_loader(
         images.train, order, config.batch, devices, stream=config.data.stream, steps_per_call=config.steps_per_call
     )
-    steps = trainer.parallelise(gradient_step, loader.in_axis, by=config.parallel)
+    steps = trainer.parallelise(gradient_step, loader.in_axis, by=config.parallel, shard_update=config.shard_update)
     steps = tracking.show_first_call("compiling the training step", steps)
     run_key = process.replicate(run_key, "batch")
 
@@ -95,8 +95,8 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
                     state = fresh_state(init_key)
             run.check_consistent(start, meta)
             run.remove_snapshots_after(start)
-            state = process.replicate(state, "batch")
             run.print_summary(state, start)
+            state = trainer.place_state(model, state)
 
             def take_steps(state, bad, batch):
                 rows, stop = run.train_conditions.device_batch(batch.indices), trainer.stop_flag(interrupt.requested)
@@ -125,7 +125,7 @@ def loop(run: "Run", saved: "Checkpoints", step_metrics: "StepMetrics", start: i
 
     # a run that was saved and ended before it drew its samples
     if start and due(start, config.sample_every) and process.any_process(not step_metrics.has_evaluation):
-        step_metrics.write_evaluation(start, lambda: run.sample_and_evaluate(start, state.ema))
+        step_metrics.write_evaluation(start, lambda: run.sample_and_evaluate(start, state))
     done = start
     while done < config.steps:
         batch = next(batches)
@@ -147,13 +147,13 @@ def loop(run: "Run", saved: "Checkpoints", step_metrics: "StepMetrics", start: i
         if averaging:  # before the checkpoint: what a kill leaves unfinished is taken again
             run.save_snapshot(done, state)
         if stopping or saving:
-            saved.save(done, state, run.meta(done))
+            saved.save(done, trainer.whole_state(run.model, state), run.meta(done))
         if evaluating:
             with trainer.explain_evaluation_oom(config, run.tile):
-                step_metrics.write_evaluation(done, lambda: run.sample_and_evaluate(done, state.ema))
+                step_metrics.write_evaluation(done, lambda: run.sample_and_evaluate(done, state))
         if stopping or (evaluating and process.any_process(run.interrupt.requested)):
             if not stopping and saved.latest() != done:
-                saved.save(done, state, run.meta(done))
+                saved.save(done, trainer.whole_state(run.model, state), run.meta(done))
             saved.wait()
             step_metrics.progress.close()
             print(f"interrupted: saved step {done}; the same command continues", flush=True)

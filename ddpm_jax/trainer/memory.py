@@ -7,6 +7,8 @@ import jax
 from ddpm_jax import config as configs
 from ddpm_jax import process
 
+SHARD_HINT = "--shard-update: the same step; each device keeps a share of the optimizer's state and the EMA"
+
 
 def explain_step_oom(config: configs.Config, resident: int) -> AbstractContextManager[None]:
     """`process.explain_oom` for training steps on all devices, with `step_oom_hints`."""
@@ -39,6 +41,8 @@ def step_oom_hints(config: configs.Config, devices: int, resident: int, room: fl
         found.append(f"--optim.accumulate {parts}: the same step, {device_batch // parts} images at a time")
     if not config.net.remat:
         found.append("--net.remat: the same step; blocks keep their input alone, and work a third more")
+    if devices > 1 and not config.shard_update:
+        found.append(SHARD_HINT)
     if resident > 1 << 28:
         found.append(f"--data.stream True: {resident / 2**30:.1f} GiB of images no longer lie on each device")
     if device_batch > 1:

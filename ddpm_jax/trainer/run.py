@@ -22,6 +22,7 @@ from ddpm_jax.data.folder_report import join_first
 from ddpm_jax.metrics import held_out, monitors
 from ddpm_jax.model import Model
 from ddpm_jax.pipeline import averages, tiles
+from ddpm_jax.trainer.sharded_update import whole_ema, whole_state
 
 _REFERENCE_BYTES = 1 << 28
 """Bytes of images that samples are compared with, where not all are in memory."""
@@ -35,8 +36,8 @@ def lock_run(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
 
     Raises:
         ValueError: if the folder holds a run of another config (apart from `steps`, and from `steps_per_call`,
-            `parallel`, `data.stream`, `net.remat` and `optim.accumulate`, which another machine may need), or something
-            else; if another process trains in it; or if not all processes see it.
+            `parallel`, `shard_update`, `data.stream`, `net.remat` and `optim.accumulate`, which another machine may
+            need), or something else; if another process trains in it; or if not all processes see it.
         OSError: if it cannot be written, then or later: the body's errors are raised anew with what is left to go on.
     """
     with contextlib.ExitStack() as held:
@@ -94,6 +95,7 @@ def _with_changeable_fields(old: configs.Config, new: configs.Config) -> configs
         steps=new.steps,
         steps_per_call=new.steps_per_call,
         parallel=new.parallel,
+        shard_update=new.shard_update,
         data=dataclasses.replace(old.data, stream=new.data.stream),
         net=dataclasses.replace(old.net, remat=new.net.remat),
         optim=dataclasses.replace(old.optim, accumulate=new.optim.accumulate),
@@ -161,8 +163,8 @@ class Run:
 
     def save_snapshot(self, step: int, state: training.TrainState) -> None:
         """Writes the averages for post-hoc EMA; one process does."""
+        ema = posthoc_ema.kept_averages(whole_state(self.model, state).opt_state)
         if process.is_main_process():
-            ema = posthoc_ema.kept_averages(state.opt_state)
             snapshots.save(self.snapshots, step, ema.averages, {"step": step, "count": int(ema.count)})
 
     def check_consistent(self, start: int, meta: Mapping[str, Any]) -> None:
@@ -238,10 +240,10 @@ class Run:
             found["beside"] = digests.digests(conditions.images)
         return found
 
-    def sample_and_evaluate(self, step: int, params) -> dict[str, Any]:
+    def sample_and_evaluate(self, step: int, state: training.TrainState) -> dict[str, Any]:
         """Draws a grid of samples, prints monitors of them and evaluates held-out images; {} if interrupted."""
         with tracking.Activity(f"evaluating step {step}", active=process.is_main_process()) as shown:
-            lines, found = self._sample_and_evaluate(step, params, shown)
+            lines, found = self._sample_and_evaluate(step, whole_ema(self.model, state), shown)
         print(*lines, sep="\n", end="\n" if lines else "", flush=True)
         return found
 

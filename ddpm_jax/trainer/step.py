@@ -87,14 +87,17 @@ def train_step(model: Model, losses_of, platform: str | None = None):
         batch = {"index": indices, "condition": conditions} | ({} if t is None else {"t": t})
         gradient_step = training.make_step(
             loss_fn, model.optimizer, ema_decay=model.ema_decay, accumulate=config.optim.accumulate,
-            axis_name="batch", platform=platform, has_aux=True,
+            axis_name="batch", platform=platform, has_aux=True, shard_update=config.shard_update,
         )  # fmt: skip
         return gradient_step(key, state, batch)
 
     return step
 
 
-def parallelise(step, pixels_axis: int | None, devices: Sequence[Any] | None = None, *, by: configs.Parallel = "pmap"):
+def parallelise(
+    step, pixels_axis: int | None, devices: Sequence[Any] | None = None, *, by: configs.Parallel = "pmap",
+    shard_update: bool = False,
+):  # fmt: skip
     """k training steps on all devices: (key, state, bad, pixels, indices, conditions, stop) -> (state, bad, metrics).
 
     Key, state and bad are whole on every device, and the state is donated; `pixels_axis` is `DeviceLoader.in_axis`;
@@ -106,11 +109,14 @@ def parallelise(step, pixels_axis: int | None, devices: Sequence[Any] | None = N
         step: see `train_step`.
         devices: those that the step is for, if not all.
         by: see `process.map_over_devices`.
+        shard_update: the step's state is that of `sharded_update.split_state`, [devices, ...] where it is cut.
     """
+    state_axes = training.TrainState(None, None, 0, 0) if shard_update else None
     platform = devices[0].platform if devices else jax.default_backend()
     return process.map_over_devices(
         _with_stop_flag(_scan_steps(step, pixels_axis is not None, platform)), by, axis_name="batch",
-        in_axes=(None, None, None, pixels_axis, 0, 0, 0), out_axes=None, donate_argnums=1, devices=devices,
+        in_axes=(None, state_axes, None, pixels_axis, 0, 0, 0),
+        out_axes=(state_axes, None, None) if shard_update else None, donate_argnums=1, devices=devices,
     )  # fmt: skip
 
 
