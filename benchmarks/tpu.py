@@ -1,6 +1,7 @@
 """Estimates by the TPU compiler of a training step's time, for slices that need not exist.
 
-    python -m benchmarks.tpu NAME ROW ...          # a row is CONFIG@SLICE@BATCH, such as cifar10:bfloat16@v5e:1x1@128
+    python -m benchmarks.tpu NAME ROW ...          # a row is CONFIG@SLICE@BATCH, such as cifar10:bfloat16@v5e:1x1@128,
+                                                   # and may have flags, such as ...@--shard-update
 
 NAME is that of a state of the code, such as "before": rows of each are kept in benchmarks/results/tpu.json, and all are
 printed as a table.  libtpu compiles at its usual effort, which takes minutes for each; no TPU is needed, and none of it
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
 
 def measure(row: str) -> dict[str, Any]:
     """Preflight report of one row, made in a new process."""
-    config, where, batch = row.split("@")
+    config, where, batch, *flags = row.split("@")
     name, _, variant = config.partition(":")
     table_config = TABLE_CONFIGS[name]
     path = f"{table_config.path}:{variant}" if variant else table_config.path
@@ -45,7 +46,7 @@ def measure(row: str) -> dict[str, Any]:
             [
                 sys.executable, "-m", "ddpm_jax", "preflight", path, "--shape", *map(str, table_config.shape),
                 "--images", str(table_config.num_images), "--topology", where, "--batch", batch, "--effort", "0",
-                "--programs", "train", "--out", str(out),
+                "--programs", "train", "--out", str(out), *flags,
             ],
             cwd=ROOT, check=True,
         )  # fmt: skip

@@ -278,6 +278,17 @@ def test_the_report_of_a_local_run_is_consistent(local):
     assert "1,000 steps take" in shown and "fits" in shown and "does not fit" not in shown
 
 
+@pytest.mark.slow
+def test_with_a_sharded_update_a_device_holds_its_share_of_the_state(tiny):
+    report = preflight(tiny, "--devices", 2, "--batch", 64, "--shard-update", "--programs", "train")[0]
+    train, model = report["programs"]["train"], build(configs.from_dict(report["settings"]), (8, 8, 1), 17)
+    # parameters, and half of their average and of two moments
+    assert lowering.device_state_bytes(model, 2) == pytest.approx(lowering.state_bytes(model) * 2.5 / 4, rel=1e-3)
+    assert train["memory"]["donated"] == pytest.approx(lowering.device_state_bytes(model, 2), rel=0.01)
+    assert {each["kind"] for each in train["collectives"]} == {"all-reduce", "reduce-scatter", "all-gather"}
+    assert train["donated"] and report["measured"]["steps_per_s"] > 0
+
+
 def test_the_text_of_each_program_is_kept_where_it_is_asked_for(local, compiled_text):
     assert {path.name for path in compiled_text.iterdir()} == {"train.txt", "sampler.txt", "evaluation.txt"}
     text = {path.stem: path.read_text() for path in compiled_text.iterdir()}
