@@ -21,7 +21,7 @@ CELLS = {
 }
 """Config, shape of an image, images at a time, training steps and function evaluations in a turn."""
 
-Peer = Literal["diffusers", "diffusers-compiled", "denoising-diffusion-pytorch"]
+Peer = Literal["ours-sharded", "diffusers", "diffusers-compiled", "denoising-diffusion-pytorch"]
 SAME_NETWORK = ("diffusers", "diffusers-compiled")
 """Whose network is ours, to the parameter and the operation."""
 
@@ -87,7 +87,8 @@ def measure(spec: WorkloadSpec, peers: Sequence[str], workloads: Sequence[str], 
     root = pathlib.Path(__file__).resolve().parents[1]
     workers = [
         alternating.Worker(
-            [sys.executable if name == "ours" else args.python, "-m", "benchmarks.workloads", name, spec_json], cwd=root
+            [sys.executable if name.startswith("ours") else args.python, "-m", "benchmarks.workloads", name, spec_json],
+            cwd=root,
         )
         for name in names
     ]

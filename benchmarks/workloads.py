@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.alternating import Workload, serve
 
-LIBRARIES = ("ours", "diffusers", "diffusers-compiled", "denoising-diffusion-pytorch")
+LIBRARIES = ("ours", "ours-sharded", "diffusers", "diffusers-compiled", "denoising-diffusion-pytorch")
 MATRIX_SIDE, NUM_MATMULS = 1536, 4  # the sides of square matrices, and how many products make a turn
 
 
@@ -47,7 +47,7 @@ class WorkloadSpec:
     dtype: str = "float32"
 
 
-def ours(spec: WorkloadSpec) -> dict[str, Workload]:
+def ours(spec: WorkloadSpec, shard_update: bool = False) -> dict[str, Workload]:
     """Workloads of this library, as its programs run them."""
     from ddpm_jax import process
     from ddpm_jax.conditions import DatasetConditions
@@ -66,7 +66,7 @@ def ours(spec: WorkloadSpec) -> dict[str, Workload]:
     devices = jax.local_devices()
     config = configs.load(spec.config)
     config = dataclasses.replace(
-        config, batch=spec.batch, net=dataclasses.replace(config.net, dtype=spec.dtype),
+        config, batch=spec.batch, shard_update=shard_update, net=dataclasses.replace(config.net, dtype=spec.dtype),
         sampling=dataclasses.replace(config.sampling, sampler="ddim", steps=spec.nfe,
                                      tile=spec.batch // len(devices), guidance=1.0),
     )  # fmt: skip
@@ -80,7 +80,7 @@ def ours(spec: WorkloadSpec) -> dict[str, Workload]:
     run_key, order_key = trainer.run_keys(0)[1:3]
     run_key, bad = jax.device_put((run_key, np.int32(0)), replicated)
     step = lowering.lower_train_step(model, images, devices).compile()
-    state = jax.device_put(lowering.train_state(model)[0](jax.random.key(0, impl="threefry2x32")), replicated)
+    state = trainer.place_state(model, lowering.train_state(model)[0](jax.random.key(0, impl="threefry2x32")))
     fed = data.device_loader.make_device_loader(
         images.train, data.EpochShuffle(order_key, len(images.train)), config.batch, devices
     )
@@ -308,7 +308,8 @@ def torch_workloads(
 def main(name: str, spec_json: str) -> None:
     spec = WorkloadSpec(**json.loads(spec_json))
     makers = {
-        "ours": ours, "diffusers": diffusers, "diffusers-compiled": lambda spec: diffusers(spec, compiled=True),
+        "ours": ours, "ours-sharded": lambda spec: ours(spec, shard_update=True),
+        "diffusers": diffusers, "diffusers-compiled": lambda spec: diffusers(spec, compiled=True),
         "denoising-diffusion-pytorch": denoising_diffusion_pytorch,
     }  # fmt: skip
     serve(makers[name](spec))
