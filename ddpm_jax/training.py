@@ -107,9 +107,9 @@ def optimizer(
     else:
         rate = optax.linear_schedule(0.0, learning_rate, warmup) if warmup > 0 else learning_rate
     adam = optax.adam(rate, b1=b1, b2=b2, eps=eps)
-    if clip is None:
-        return adam
-    return optax.chain(_clip_shares(clip, axis_name) if axis_name else optax.clip_by_global_norm(clip), adam)
+    if clip is not None and axis_name:
+        return optax.chain(_clip_shares(clip, axis_name), adam)
+    return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)
 
 
 def _clip_shares(clip: float, axis_name: str) -> optax.GradientTransformation:
