@@ -115,9 +115,9 @@ def optimizer(
 def _clip_shares(clip: float, axis_name: str) -> optax.GradientTransformation:
     """`optax.clip_by_global_norm` of a gradient of which each device has a share."""
 
-    def update(shares: Any, state: Any, params: Params = None) -> tuple[Any, Any]:
-        norm = _norm_of_shares(shares, axis_name)
-        return jax.tree.map(lambda leaf: jax.lax.select(norm < clip, leaf, leaf / norm * clip), shares), state
+    def update(updates: Any, state: Any, params: Params = None) -> tuple[Any, Any]:
+        norm = _norm_of_shares(updates, axis_name)
+        return jax.tree.map(lambda leaf: jax.lax.select(norm < clip, leaf, leaf / norm * clip), updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 

@@ -111,7 +111,7 @@ def parallelise(
         by: see `process.map_over_devices`.
         shard_update: the step's state is that of `sharded_update.split_state`, [devices, ...] where it is cut.
     """
-    state_axes = training.TrainState(None, None, 0, 0) if shard_update else None
+    state_axes = training.TrainState._make((None, None, 0, 0)) if shard_update else None
     platform = devices[0].platform if devices else jax.default_backend()
     return process.map_over_devices(
         _with_stop_flag(_scan_steps(step, pixels_axis is not None, platform)), by, axis_name="batch",

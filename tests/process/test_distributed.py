@@ -147,6 +147,18 @@ def test_two_draw_and_evaluate_previews_and_one_speaks(home, pair, parallel):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
+def test_two_take_shares_of_the_update_and_save_the_whole_state(home, pair, parallel):
+    workdir = home / f"shares-{parallel}"
+    flags = {"workdir": workdir, "parallel": parallel, "optim.ema-lengths": 0.1, "snapshot-every": 1}
+    outputs = Together("train.py", home / "tiny.py", "--shard-update", **flags).ended(0, 0)
+    assert "held-out loss" in outputs[0][0] and (workdir / "snapshots" / "3.npz").exists()
+    shared, whole = (load_state(folder, 3).tree for folder in (workdir, pair[0]))
+    for one, other in ((shared.params, whole.params), (shared.ema, whole.ema), (shared.opt_state[0], whole.opt_state)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), one, other)
+
+
+@pytest.mark.slow
 def test_two_draw_the_images_of_one_to_the_byte(home, pair):
     flags = ("--num", 13, "--start", 3)
     Together("sample.py", pair[0], *flags, out=home / "two").ended(0, 0)
