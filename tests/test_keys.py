@@ -245,3 +245,10 @@ def test_sampling_training_and_resume_are_the_same_whatever_the_environment_says
         assert_same_bytes(state, other)
         assert digests == other_digests and len(digests) == 3
         np.testing.assert_array_equal(images, drawn)
+
+
+@pytest.mark.parametrize("shape", [(), (3, 5), (2, 3, 11000)])
+def test_uniform_numbers_of_the_host_are_jaxs(shape):
+    key = jax.random.fold_in(keys.from_seed(2**32 - 1), 7)
+    of_jax = jax.random.uniform(key, shape, minval=-1)
+    np.testing.assert_array_equal(keys.uniform_on_host(key, shape), of_jax, strict=True)

@@ -125,7 +125,7 @@ def lower_sampler(model: Model, devices: Sequence[Any]) -> jax.stages.Lowered:
 
 
 def lower_evaluation(model: Model, images: data.Dataset, devices: Sequence[Any]) -> jax.stages.Lowered:
-    """The held-out evaluation, lowered as training has it: each device computes the same whole batch."""
+    """The held-out evaluation, lowered as training has it: the first device computes the whole batch."""
     run = trainer.Run(model, pathlib.Path(), images, key=None, interrupt=None)
     sharding = jax.sharding.SingleDeviceSharding(devices[0])
     count = min(model.config.batch, run.num_held_out)

@@ -73,7 +73,7 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
     run_key = process.replicate(run_key, "batch")
 
     # a new run's first state, before anything is written: weights that do not fit are refused
-    fresh_state, finetuned = trainer.jitted_init(model), None
+    finetuned = None
     if init.init_from and not trainer.has_checkpoints(workdir):
         finetuned = trainer.init_from_run(model, init_key, init)
 
@@ -84,15 +84,15 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
     ):
         run = trainer.Run(model, workdir, images, eval_key, interrupt)
         with process.abort_together("train", lambda: trainer.describe_last_checkpoint(workdir)):
-            start, state, meta = 0, jax.eval_shape(fresh_state, init_key), {}
+            start, meta = 0, {}
             if saved.latest() is not None:
-                start, state, meta = saved.restore(state)
+                start, state, meta = saved.restore(jax.eval_shape(model.init_state, init_key))
                 run.provenance = trainer.provenance(meta, init, workdir)
             elif init.init_from is not None:
                 state, run.provenance = finetuned or trainer.init_from_run(model, init_key, init)
             else:
-                with tracking.Activity("compiling and drawing the first parameters", active=process.is_main_process()):
-                    state = fresh_state(init_key)
+                with tracking.Activity("drawing the first parameters", active=process.is_main_process()):
+                    state = trainer.init_state(model, trainer.init_params(model, init_key))
             run.check_consistent(start, meta)
             run.remove_snapshots_after(start)
             run.print_summary(state, start)

@@ -10,7 +10,8 @@ from ddpm_jax.trainer.run import Run, describe_last_checkpoint, lock_run
 from ddpm_jax.trainer.sharded_update import place_state, split_state, whole_state
 from ddpm_jax.trainer.step import (
     example_losses,
-    jitted_init,
+    init_params,
+    init_state,
     parallelise,
     run_keys,
     stop_flag,
@@ -22,7 +23,7 @@ from ddpm_jax.trainer.trackers import check_tracking, track
 
 __all__ = [
     "SHARD_HINT", "Run", "StepMetrics", "check_tracking", "describe_last_checkpoint", "example_losses",
-    "explain_evaluation_oom", "explain_step_oom", "has_checkpoints", "init_from_run", "jitted_init", "lock_run",
-    "parallelise", "place_state", "profile", "provenance", "run_keys", "split_state", "step_oom_hints", "stop_flag",
-    "stratified_times", "track", "train_step", "transfer_params", "whole_state",
+    "explain_evaluation_oom", "explain_step_oom", "has_checkpoints", "init_from_run", "init_params", "init_state",
+    "lock_run", "parallelise", "place_state", "profile", "provenance", "run_keys", "split_state", "step_oom_hints",
+    "stop_flag", "stratified_times", "track", "train_step", "transfer_params", "whole_state",
 ]  # fmt: skip

@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -15,6 +14,7 @@ from ddpm_jax import training
 from ddpm_jax.config.flags import InitFrom
 from ddpm_jax.model import Model
 from ddpm_jax.pipeline.pipeline import Pipeline
+from ddpm_jax.trainer.step import init_params, init_state
 
 PROVENANCE_KEYS = ("begun_from", "origin")
 """What checkpoints say of where the first parameters came from, as long as the run goes on."""
@@ -48,7 +48,7 @@ def init_from_run(model: Model, key: Any, options: InitFrom) -> tuple[training.T
     """
     source = Pipeline(str(options.init_from), step=options.init_checkpoint, weights=options.init_weights, sampling={})
     _check_compatible(source, model.config, model.shape)
-    transferred = transfer_params(jax.jit(model.init)(key), source.params, _attention_hint(source, model.shape))
+    transferred = transfer_params(init_params(model, key), source.params, _attention_hint(source, model.shape))
     parts = ("schedule.", "loss.", "net.", "text.", "condition.")
     other = [line for line in configs.differences(source.config, model.config) if line.startswith(parts)]
     record = {
@@ -71,7 +71,7 @@ def init_from_run(model: Model, key: Any, options: InitFrom) -> tuple[training.T
         print("          nothing is reinitialised")
     for line in other:
         print(f"          different: {line}")
-    return training.init(transferred.params, model.optimizer), {"begun_from": record}
+    return init_state(model, transferred.params), {"begun_from": record}
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:

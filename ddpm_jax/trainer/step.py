@@ -1,11 +1,12 @@
 """The training step of a model, its first state, and the keys of a run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ddpm_jax import config as configs
 from ddpm_jax import data, guidance, keys, losses, process, training
@@ -23,10 +24,27 @@ def _split_run_keys(key):
     return tuple(jax.random.split(jax.random.fold_in(key, keys.TRAINING_STREAM), 4))
 
 
-def jitted_init(model: Model) -> Callable[[jax.Array], training.TrainState]:
-    """`model.init_state`, compiled to run once: on a CPU without optimisations, which take longer than they save."""
+def init_params(model: Model, key) -> Any:
+    """`model.init(key)` on the host, by numpy as far as possible: a program that runs once takes long to compile."""
+    drawn = {}
+    jax.eval_shape(lambda: drawn.update(model.init(key)))
+
+    def draw_traced(key):
+        return jax.tree.map(lambda leaf, own: own if isinstance(leaf, Tracer) else None, drawn, model.init(key))
+
+    # those of flax's own layers; on a CPU without optimisations, which take longer than they save
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(model.init_state, compiler_options=options)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(drawn)):
+        traced = jax.jit(draw_traced, compiler_options=options)(key)
+        return jax.tree.map(lambda leaf, own: leaf if own is None else np.asarray(own), drawn, traced)
+    return drawn
+
+
+def init_state(model: Model, params) -> training.TrainState:
+    """The state before the first step, as `training.init` has it, on the host: nothing is compiled."""
+    shapes = jax.eval_shape(lambda: training.init(params, model.optimizer))
+    opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.opt_state)
+    return training.TrainState(np.int32(0), params, params, opt_state)
 
 
 def example_losses(model: Model):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ddpm_jax.models.unet.compat import Padding
-from ddpm_jax.models.unet.parameters import add_bias, at_least_float32, fan_average, parameter
+from ddpm_jax.models.unet.parameters import add_bias, at_least_float32, constant, fan_average, parameter
 
 _PIECE_BYTES = 2**20
 """Bytes of a result's gradient from which a CPU computes the kernel's at a time, so that they stay in its cache."""
@@ -74,7 +74,7 @@ def _parameters(layer: Conv | UpsampleConv, x: jax.Array, scale: float = 1.0) ->
     """The kernel and the bias of a layer that is given x."""
     shape = (3,) * num_spatial_axes(x) + (x.shape[-1], layer.features)
     kernel = parameter(layer, "kernel", fan_average(scale), shape)
-    return kernel, parameter(layer, "bias", nn.initializers.zeros, (layer.features,))
+    return kernel, parameter(layer, "bias", constant(0), (layer.features,))
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "end") -> jax.Array:

@@ -14,7 +14,7 @@ from ddpm_jax.guidance import Array
 from ddpm_jax.models.unet.compat import Padding, TimeConditioning
 from ddpm_jax.models.unet.convolution import Conv, UpsampleConv, num_spatial_axes, upsample_nearest
 from ddpm_jax.models.unet.norm import GroupNorm, split_indices
-from ddpm_jax.models.unet.parameters import add_bias, at_least_float32, fan_average, parameter
+from ddpm_jax.models.unet.parameters import add_bias, at_least_float32, constant, fan_average, parameter
 
 NEAR_ZERO = 1e-10
 """Scale of the initial variance of branches that start at 0 (the original's TF refused an exact 0)."""
@@ -62,7 +62,7 @@ class Dense(nn.Module):
         parts = x if isinstance(x, tuple) else (x,)
         channels = sum(part.shape[-1] for part in parts)
         kernel = parameter(self, "kernel", fan_average(self.scale), (channels, self.features))
-        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
+        bias = parameter(self, "bias", constant(0), (self.features,))
         kernels = jnp.split(kernel.astype(self.dtype), split_indices(parts))
         products = (jnp.asarray(part, self.dtype) @ of for part, of in zip(parts, kernels, strict=True))
         return add_bias(functools.reduce(jnp.add, products), bias)

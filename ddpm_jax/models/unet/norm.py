@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ddpm_jax.guidance import Array
-from ddpm_jax.models.unet.parameters import at_least_float32, parameter
+from ddpm_jax.models.unet.parameters import at_least_float32, constant, parameter
 
 Parts = Sequence[jax.Array]
 """Arrays [B, ..., C_i] that lie one after the other along C."""
@@ -202,8 +202,8 @@ class GroupNorm(nn.Module):
         """
         parts = x if isinstance(x, tuple) else (x,)
         channels = sum(part.shape[-1] for part in parts)
-        scale = parameter(self, "scale", nn.initializers.ones, (channels,))[None]
-        bias = parameter(self, "bias", nn.initializers.zeros, (channels,))[None]
+        scale = parameter(self, "scale", constant(1), (channels,))[None]
+        bias = parameter(self, "bias", constant(0), (channels,))[None]
         if modulation is not None:  # the composition of two affine maps is one, per image
             wide = at_least_float32(modulation.dtype)
             factor, shift = jnp.split(modulation.astype(wide), 2, axis=-1)
