@@ -12,6 +12,7 @@ from ddpm_jax import config as configs
 from ddpm_jax import data, guidance, keys, losses, process, training
 from ddpm_jax.keys import split_keys
 from ddpm_jax.model import Model, training_condition
+from ddpm_jax.models.unet.parameters import drawn_on_host
 
 
 def run_keys(seed: int):
@@ -27,7 +28,8 @@ def _split_run_keys(key):
 def init_params(model: Model, key) -> Any:
     """`model.init(key)` on the host, by numpy as far as possible: a program that runs once takes long to compile."""
     drawn = {}
-    jax.eval_shape(lambda: drawn.update(model.init(key)))
+    with drawn_on_host():
+        jax.eval_shape(lambda: drawn.update(model.init(key)))
 
     def draw_traced(key):
         return jax.tree.map(lambda leaf, own: own if isinstance(leaf, Tracer) else None, drawn, model.init(key))
