@@ -120,9 +120,9 @@ def time_start(args: Arguments, cell: str, folder: pathlib.Path, kind: str) -> d
     flags += ["--batch", "8"] if cell == "cifar10" else []
     env = os.environ | {"XDG_CACHE_HOME": str(folder), "PYTHONPATH": str(args.root.resolve())}
     env.pop("JAX_COMPILATION_CACHE_DIR", None)  # it would win
-    command = [args.python, "-c", CHILD, str(time.time()), str(folder), f"{config}{variant}", "--workdir"]
-    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([*command, str(folder / kind), *flags], cwd=folder, env=env, check=True, **output)
+    flags += ["--workdir", str(folder / kind)]
+    command = [args.python, "-c", CHILD, str(time.time()), str(folder), f"{config}{variant}", *flags]
+    subprocess.run(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     return json.loads((folder / "found.json").read_text())
 
 

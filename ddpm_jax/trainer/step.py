@@ -46,7 +46,7 @@ def init_state(model: Model, params) -> training.TrainState:
     """The state before the first step, as `training.init` has it, on the host: nothing is compiled."""
     shapes = jax.eval_shape(lambda: training.init(params, model.optimizer))
     opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.opt_state)
-    return training.TrainState(np.int32(0), params, params, opt_state)
+    return shapes._replace(step=np.int32(0), params=params, ema=params, opt_state=opt_state)
 
 
 def example_losses(model: Model):
