@@ -46,8 +46,8 @@ def make_turn(config: configs.Config, steps: int) -> Callable[[], float]:
     )
     batch = next(loader.batches(0))
     rows = DatasetConditions(config, images).device_batch(batch.indices)
-    run_key, state, bad = process.replicate((run_key, trainer.jitted_init(model)(init_key), np.int32(0)), "batch")
-    latest = [state, bad]
+    run_key, bad = process.replicate((run_key, np.int32(0)), "batch")
+    latest = [trainer.place_state(model, trainer.init_state(model, trainer.init_params(model, init_key))), bad]
 
     def turn() -> float:
         begun = time.perf_counter()
