@@ -111,7 +111,8 @@ def edit_from_manifest(pipe: Pipeline, manifest: dict[str, Any]) -> Edit | None:
     now = found.record["sha256"] if found else {}
     for name in sorted({*then, *now}):
         if then.get(name) != now.get(name):
-            raise ValueError(f"{name} has other pixels than it had: sha256 {now.get(name)}, was {then.get(name)}")
+            digests = f"sha256 {now.get(name)}, was {then.get(name)}"
+            raise ValueError(f"{name} has other pixels than when these images were made: {digests}")
     return found
 
 

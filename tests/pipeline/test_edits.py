@@ -153,7 +153,7 @@ def test_a_manifest_makes_them_again_unless_a_file_has_changed(home, tmp_path):
     np.testing.assert_array_equal(drawn(pipeline.edit_from_manifest(model(home), manifest), num=2), drawn(found, num=2))
     assert pipeline.edit_from_manifest(model(home), {"start": 0, "num": 2}) is None
     shutil.copy(home / "b.png", tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"a\.png has other pixels than it had: sha256 "):
+    with pytest.raises(ValueError, match=r"a\.png has other pixels than when these images were made: sha256 "):
         pipeline.edit_from_manifest(model(home), manifest)
     (tmp_path / "a.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"--inpaint: there is no file .*a\.png"):

@@ -29,7 +29,7 @@ def shared():
 def measured(run_folder, tmp_path_factory):
     """A run of random parameters with the errors of five images."""
     folder = shutil.copytree(run_folder, tmp_path_factory.mktemp("analytic") / "run")
-    assert likelihood.run(shared_evaluation.evaluation_context(folder), LikelihoodOptions(num=5)) == 0
+    likelihood.run(shared_evaluation.evaluation_context(folder), LikelihoodOptions(num=5))
     return folder
 
 
@@ -98,12 +98,12 @@ def test_an_evaluation_of_a_strided_chain_or_for_another_folder_leaves_the_run_a
     home = shutil.copytree(home, tmp_path / "run")
     (home / "x0_errors.json").unlink()
     aside = shared_evaluation.evaluation_context(home, home / "evaluation")
-    assert likelihood.run(aside, LikelihoodOptions(num=5)) == 0  # measured before
+    likelihood.run(aside, LikelihoodOptions(num=5))  # measured before
     run, options = shared_evaluation.evaluation_context(home, steps=10), LikelihoodOptions(num=5)
     name = likelihood.result_path(run, select_split(load_images(run), "test", 5), options)
     likelihood.save(name.with_suffix(".npz"), likelihood.empty_result(run.model, options, 5))
     name.with_suffix(".json").touch()
-    assert likelihood.run(run, options) == 0
+    likelihood.run(run, options)
     assert not (home / "x0_errors.json").exists()
 
 

@@ -124,8 +124,8 @@ def test_no_part_of_a_run_is_silent(straight):
     """Compilation, steps and evaluations are shown, the steps also between the lines of metrics.jsonl."""
     times, lines = zip(*straight[3], strict=True)
     ended = [line.partition(" took ")[0] for line in lines if " took " in line]
-    assert ended[:4] == [
-        "compiling the training step", "compiling the sampler", "compiling the held-out evaluation",
+    assert ended[:5] == [
+        "drawing the first parameters", "compiling the training step", "compiling the sampler", "compiling the held-out evaluation",
         "evaluating step 60",
     ]  # fmt: skip
     steps = [int(line.partition(" of 60 steps")[0]) for line in lines if " of 60 steps" in line]
