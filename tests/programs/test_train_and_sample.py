@@ -125,8 +125,8 @@ def test_no_part_of_a_run_is_silent(straight):
     times, lines = zip(*straight[3], strict=True)
     ended = [line.partition(" took ")[0] for line in lines if " took " in line]
     assert ended[:5] == [
-        "drawing the first parameters", "compiling the training step", "compiling the sampler", "compiling the held-out evaluation",
-        "evaluating step 60",
+        "drawing the first parameters", "compiling the training step", "compiling the sampler",
+        "compiling the held-out evaluation", "evaluating step 60",
     ]  # fmt: skip
     steps = [int(line.partition(" of 60 steps")[0]) for line in lines if " of 60 steps" in line]
     assert steps == sorted(steps) and steps[-1] == 60 and any(step % 10 for step in steps)
