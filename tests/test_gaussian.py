@@ -528,7 +528,7 @@ def test_errors_name_the_value(function, wrong):
         (lambda: gaussian.denoiser(LINEAR, None, "score"), "must be one of 'eps', 'x0', 'v', 'mean', got 'score'"),
         (
             lambda: gaussian.denoiser(LINEAR, lambda x, t: x, learned_variance=True)(X, T3),
-            "a learned variance doubles the last axis: the output must be (3, 4), got (3, 2)",
+            "a learned variance doubles channels: the network must return (3, 4), got (3, 2)",
         ),
         (
             lambda: gaussian.denoiser(LINEAR, lambda x, t: x[:, :1])(X, T3),

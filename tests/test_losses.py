@@ -487,11 +487,11 @@ def loss(x0=X, t=T3, eps=X, **options):
         (lambda: loss(predicts="score"), "predicts must be one of 'eps', 'x0', 'v', 'mean', got 'score'"),
         (
             lambda: loss(learned_variance=True),
-            "a learned variance doubles the last axis: the output must be (3, 4)",
+            "a learned variance doubles channels: the network must return (3, 4)",
         ),
         (
             lambda: losses.hybrid_loss(from_seed(0), S10, same, X),
-            "a learned variance doubles the last axis: the output must be (3, 4), got (3, 2)",
+            "a learned variance doubles channels: the network must return (3, 4), got (3, 2)",
         ),
         (
             lambda: losses.simple_loss(from_seed(0), S10, same, X.astype(jnp.bfloat16)),
