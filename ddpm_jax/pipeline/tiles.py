@@ -143,8 +143,8 @@ def sampling_program(
 ) -> Callable[..., Iterator[tuple[float, jax.Array]]]:
     """The `TileProgram` of images [n, *shape], with the further argument `times`: see `samplers.times`.
 
-    It calls a program for each of up to 20 equal pieces of the times, so that progress can be shown; the images are,
-    bit for bit, those of one scan.
+    It calls a program for each of up to 20 equal pieces of the times, so that progress can be shown; compiled with
+    XLA's optimisations, the images are those of one scan, bit for bit.
 
     Args:
         shape: of one image, (H, W, C).
