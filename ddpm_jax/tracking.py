@@ -91,7 +91,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 class _Shown:
-    """What a program shows, while the body of a `with`, once a second, unless something else is shown within."""
+    """A display during the body of a `with`, refreshed each second unless another was opened within."""
 
     def __init__(self, stream: TextIO | None, active: bool) -> None:
         self.stream, self.active = sys.stderr if stream is None else stream, active
@@ -207,7 +207,7 @@ class Progress(_Shown):
 
 
 class Activity(_Shown):
-    """What the body of a `with` does, and for how long, if that is over two seconds; at last how long it took.
+    """Title and duration of the body of a `with`, shown from two seconds on; at the end, the time that it took.
 
     On a terminal a line is refreshed each second; otherwise there is a line every 15 seconds.
 
