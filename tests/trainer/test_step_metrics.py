@@ -6,6 +6,7 @@ import time
 
 import jax
 import numpy as np
+import pytest
 import tiny_run
 
 from ddpm_jax import config as configs
@@ -18,8 +19,9 @@ CONFIG = dataclasses.replace(
 )
 
 
-def test_the_first_state_of_the_host_is_that_of_the_compiled_program():
-    net = dataclasses.replace(CONFIG.net, num_classes=3)
+@pytest.mark.parametrize("changes", [{}, {"remat": True}])
+def test_the_first_state_of_the_host_is_that_of_the_compiled_program(changes):
+    net = dataclasses.replace(CONFIG.net, num_classes=3, **changes)
     config = dataclasses.replace(
         CONFIG, net=net, text=configs.Text(1, 8, 2, 8), optim=configs.Optim(ema_lengths=(0.1,))
     )

@@ -295,7 +295,8 @@ def _layer_factories(
     net: UNet,
 ) -> tuple[Sequence[BlockFactory], AttentionFactory[AttentionBlock], AttentionFactory[CrossAttention] | None]:
     """Factories of the blocks of each level, of attentions and of cross-attentions, None without a context."""
-    maybe_remat = nn.remat if net.remat else (lambda layer: layer)
+    # not while parameters are drawn: no gradient follows, and `nn.remat` would trace the keys
+    maybe_remat = nn.remat if net.remat and not net.is_initializing() else (lambda layer: layer)
     numerics = {
         "dtype": net.dtype, "groups": net.groups, "eps": net.compat.eps, "forward_mode": net.forward_mode
     }  # fmt: skip
