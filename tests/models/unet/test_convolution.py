@@ -109,15 +109,17 @@ def test_pieces_of_half_precision_are_summed_in_single(monkeypatch):
 
 @pytest.mark.parametrize("sides", [(5,), (4, 6), (2, 3, 4)])
 def test_doubling_and_convolving_may_be_one(sides):
+    ways = (
+        convolution.upsample_then_convolve, convolution.fused_upsample_convolve, convolution.subpixel_upsample_convolve
+    )  # fmt: skip
+
     @jax.jit
     def outputs_and_gradients(*args):
-        return [
-            (f(*args), jax.grad(lambda *args, f=f: jnp.sin(f(*args)).sum(), argnums=(0, 1))(*args))
-            for f in (convolution.fused_upsample_convolve, convolution.upsample_then_convolve)
-        ]
+        return [(f(*args), jax.grad(lambda *args, f=f: jnp.sin(f(*args)).sum(), argnums=(0, 1))(*args)) for f in ways]
 
     with precision("float64"):
-        (one, of_one), (two, of_two) = outputs_and_gradients(random(2, *sides, 3), random(*(3,) * len(sides), 3, 4))
-        np.testing.assert_allclose(one, two, rtol=1e-12, atol=1e-13)
-        for a, b in zip(of_one, of_two, strict=True):
+        (plain, of_plain), *others = outputs_and_gradients(random(2, *sides, 3), random(*(3,) * len(sides), 3, 4))
+    for one, of_one in others:
+        np.testing.assert_allclose(one, plain, rtol=1e-12, atol=1e-13)
+        for a, b in zip(of_one, of_plain, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
