@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from goldens_loader import precision
 
 from ddpm_jax import losses, schedules, training
 from ddpm_jax.keys import from_seed
@@ -145,6 +146,30 @@ def test_a_step_that_is_not_finite_on_one_device_changes_nothing_on_any_but_the_
     after, metrics = jax.tree.map(np.asarray, mapped(devices)(from_seed(3), state, fine))
     assert (metrics["skipped"] == 0).all() and np.isfinite(metrics["loss"]).all()
     assert (after.params["w"] != before.params["w"]).any()
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_the_optimizer_is_that_of_optax_but_for_skipped_steps(clip):
+    """For small gradients, clipped ones, and one that is not finite."""
+    grads = [jax.tree.map(lambda p, s=size: np.full(p.shape, s), PARAMS) for size in (0.01, -3.0, np.nan, 0.1)]
+    adam = optax.adam(optax.linear_schedule(0.0, 1e-2, 3))
+    theirs = adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)
+    ours = training.optimizer(1e-2, warmup=3, clip=clip)
+
+    with precision("float64"):
+        params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), PARAMS)
+        state, expected_state = ours.init(params), theirs.init(params)
+        for grad in grads:
+            finite = bool(np.isfinite(grad["b"]).all())
+            updates, new = jax.jit(ours.update)(grad, state, params, finite=finite)
+            if not finite:
+                jax.tree.map(np.testing.assert_array_equal, new, state)
+                continue
+            expected, expected_state = jax.jit(theirs.update)(grad, expected_state, params)
+            assert jax.tree.structure(new) == jax.tree.structure(expected_state)
+            for a, b in zip(jax.tree.leaves((updates, new)), jax.tree.leaves((expected, expected_state)), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-12, strict=True)
+            state = new
 
 
 def test_the_average_is_of_the_parameters_that_each_step_leaves():
