@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ddpm_jax.models.unet import winograd
 from ddpm_jax.models.unet.compat import Padding
 from ddpm_jax.models.unet.parameters import add_bias, at_least_float32, constant, fan_average, parameter
 
@@ -87,7 +88,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding 
 
     With `Zeros` as padding the kernel may have any size.
 
-    On a CPU, the kernel's gradient is a sum over pieces of the batch, up to four times as fast as from all at once.
+    On a CPU, large convolutions of images in float32 are computed by `winograd`, and the kernel's gradient is a sum
+    over pieces of the batch, up to four times as fast as from all at once.
     The gradient may be differentiated again; forward-mode differentiation (`jax.jvp`) is not possible.
     """
     return _convolve_with_vjp(x, kernel, stride, padding)
@@ -102,19 +104,32 @@ def _conv_general_dilated(
     return jax.lax.conv_general_dilated(x, kernel, (stride,) * axes, zeros, dimension_numbers=_dimension_numbers(axes))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve_with_vjp(x, kernel, stride, padding):
-    return _conv_general_dilated(x, kernel, stride, padding)
+def _convolve(x, kernel, stride, padding):
+    plain = functools.partial(_conv_general_dilated, stride=stride, padding=padding)
+    if _by_winograd(x, kernel, stride, padding):
+        return jax.lax.platform_dependent(x, kernel, cpu=winograd.convolve, default=plain)
+    return plain(x, kernel)
 
 
 def _forward(x, kernel, stride, padding):
-    return _conv_general_dilated(x, kernel, stride, padding), (x, kernel)
+    return _convolve(x, kernel, stride, padding), (x, kernel)
+
+
+def _by_winograd(x, kernel, stride, padding):
+    """Whether a CPU convolves with fewer products."""
+    return stride == 1 and padding in ("end", "both") and winograd.is_faster(x, kernel)
 
 
 def _backward(stride, padding, saved, dy):
+    def plain(kernel, dy):
+        back = jax.linear_transpose(lambda x: _conv_general_dilated(x, kernel, stride, padding), x)
+        return back(dy)[0]
+
     x, kernel = saved
-    back = jax.linear_transpose(lambda x: _conv_general_dilated(x, kernel, stride, padding), x)
-    (dx,) = back(dy)
+    if _by_winograd(dy, kernel, stride, padding):
+        dx = jax.lax.platform_dependent(kernel, dy, cpu=winograd.input_gradient, default=plain)
+    else:
+        dx = plain(kernel, dy)
     return dx, _kernel_gradient(stride, padding, x, kernel, dy)
 
 
@@ -136,6 +151,7 @@ def _kernel_gradient(stride, padding, x, kernel, dy):
     return jax.lax.platform_dependent(x, dy, cpu=in_pieces, default=whole)
 
 
+_convolve_with_vjp = jax.custom_vjp(_convolve, nondiff_argnums=(2, 3))
 _convolve_with_vjp.defvjp(_forward, _backward)
 
 

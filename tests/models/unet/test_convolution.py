@@ -1,5 +1,7 @@
 """Convolutions and their gradients, against the definition and against lax's own."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from goldens_loader import precision
 from networks import assert_gradients_agree, convolution_by_definition
 
-from ddpm_jax.models.unet import convolution
+from ddpm_jax.models.unet import convolution, winograd
 from ddpm_jax.models.unet.convolution import convolve
 
 
@@ -21,6 +23,10 @@ def by_lax(x, kernel, stride, padding):
     order = (f"N{sides}C", f"{sides}IO", f"N{sides}C")
     zeros = "SAME" if padding == "end" else [(1, 1)] * axes
     return jax.lax.conv_general_dilated(x, kernel, (stride,) * axes, zeros, dimension_numbers=order)
+
+
+WINOGRAD = [(2, 12, 16, 64, 64), (3, 8, 8, 128, 192), (6, 32, 32, 72, 64)]
+"""Batches, sides and channels whose convolutions with a kernel of size 3 a CPU computes by Winograd's algorithm."""
 
 
 def pieces_of(monkeypatch, images: int, dy: tuple[int, ...], bytes_each: int = 8) -> None:
@@ -71,6 +77,48 @@ def test_gradients_are_lax_s_own(shape, monkeypatch):
         for case, (ours, theirs) in gradients(x, kernel).items():
             for a, b in zip(ours, theirs, strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10, err_msg=case)
+
+
+@pytest.mark.parametrize("shape", WINOGRAD)
+def test_winograd_s_algorithm_is_the_convolution(shape, monkeypatch):
+    """All images in one piece, and each in one; the program is one without convolutions but the kernel's gradient."""
+    (*inputs, features), kernel_shape = shape, (3, 3, *shape[3:])
+    x, kernel = random(*inputs).astype(np.float32), random(*kernel_shape).astype(np.float32)
+    dy = random(*inputs[:-1], features).astype(np.float32)
+
+    def both(convolution, x, kernel, dy):
+        out, back = jax.vjp(convolution, x, kernel)
+        return out, *back(dy)
+
+    assert winograd.is_faster(x, kernel)
+    plain = jax.jit(functools.partial(both, functools.partial(by_lax, stride=1, padding="end")))(x, kernel, dy)
+    for limit in (2**30, 1):
+        monkeypatch.setattr(winograd, "_WINDOW_BYTES", limit)
+        jax.clear_caches()
+        traced = jax.jit(functools.partial(both, convolve)).trace(x, kernel, dy)
+        for a, b in zip(traced.lower().compile()(x, kernel, dy), plain, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=4e-6 * np.abs(b).max())
+    assert traced.lower(lowering_platforms=("tpu",)).as_text().count("stablehlo.convolution") == 3
+    assert "stablehlo.convolution" not in jax.jit(convolve).lower(x, kernel).as_text()
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "kernel_sides"),
+    [
+        ((2, 7, 8, 64), 64, (3, 3)),
+        ((2, 16, 16, 32), 64, (3, 3)),
+        ((2, 8, 8, 64), 64, (3, 3)),
+        ((2, 16, 16, 64), 64, (2, 2)),
+        ((2, 16, 64), 64, (3,)),
+        ((1, 512, 512, 64), 64, (3, 3)),
+    ],
+    ids=["odd side", "few channels", "few pixels", "another kernel", "one axis", "windows too large for memory"],
+)
+def test_other_convolutions_are_plain(shape, features, kernel_sides):
+    x, kernel = (jax.ShapeDtypeStruct(s, np.float32) for s in (shape, (*kernel_sides, shape[-1], features)))
+    assert not winograd.is_faster(x, kernel)
+    half = jax.ShapeDtypeStruct((2, 16, 16, 64), jnp.bfloat16)
+    assert not winograd.is_faster(half, jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.bfloat16))
 
 
 def test_a_gradient_may_be_differentiated_either_way():
