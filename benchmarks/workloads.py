@@ -15,6 +15,7 @@ import math
 import os
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.alternating import Workload, serve
@@ -47,8 +48,10 @@ class WorkloadSpec:
     dtype: str = "float32"
 
 
-def ours(spec: WorkloadSpec, shard_update: bool = False) -> dict[str, Workload]:
-    """Workloads of this library, as its programs run them."""
+def ours(
+    spec: WorkloadSpec, shard_update: bool = False, on_step: Callable[[Any], None] = lambda step: None
+) -> dict[str, Workload]:
+    """Workloads of this library, as its programs run them; `on_step` is called with the compiled training step."""
     from ddpm_jax import process
     from ddpm_jax.conditions import DatasetConditions
 
@@ -80,6 +83,7 @@ def ours(spec: WorkloadSpec, shard_update: bool = False) -> dict[str, Workload]:
     run_key, order_key = trainer.run_keys(0)[1:3]
     run_key, bad = jax.device_put((run_key, np.int32(0)), replicated)
     step = lowering.lower_train_step(model, images, devices).compile()
+    on_step(step)
     state = trainer.place_state(model, lowering.train_state(model)[0](jax.random.key(0, impl="threefry2x32")))
     fed = data.device_loader.make_device_loader(
         images.train, data.EpochShuffle(order_key, len(images.train)), config.batch, devices

@@ -5,15 +5,18 @@
 set -u
 run=$1 steps=$2 stopped='' status=0
 shift 2
-trap 'stopped=1; kill -TERM "$child" 2>/dev/null' TERM USR1 INT HUP
+trap 'stopped=1 interrupted=1; kill -TERM "$child" 2>/dev/null' TERM USR1 INT HUP
 for _ in {0..50}; do
+  interrupted=''
   "$@" &
   child=$!
   wait "$child"
   status=$?
-  while kill -0 "$child" 2>/dev/null; do # a signal ends the first wait
-    wait "$child"
-    status=$?
+  while [[ $interrupted ]]; do # a signal ended the wait, or came after it: then there is no child any more
+    interrupted=''
+    wait "$child" 2>/dev/null
+    again=$?
+    [[ $again == 127 ]] || status=$again
   done
   if [[ $status == 0 ]]; then
     [[ -d $run/checkpoints/$steps ]] && exit 0
