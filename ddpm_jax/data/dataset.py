@@ -253,13 +253,18 @@ def _read_images(
 def map_in_threads(
     function: Callable[[A], B], items: Sequence[A], progress: ProgressCallback | None, what: str
 ) -> list[B]:
-    """function(item) of every item, in order; after an error or an interrupt, no further call begins."""
-    pool, results = ThreadPoolExecutor(), []
+    """function(item) of every item, in order; after an error or an interrupt, no further group of items begins.
+
+    A thread is handed a group of up to 16 of many items: to hand over one takes as long as to decode a small image.
+    """
+    pool, results, size = ThreadPoolExecutor(), [], min(16, 1 + len(items) // 1000)
+    groups = [items[i : i + size] for i in range(0, len(items), size)]
     try:
-        for done, result in enumerate(pool.map(function, items), 1):
-            results.append(result)
-            if progress is not None:
-                progress(what, done, len(items))
+        for group in pool.map(lambda group: [function(item) for item in group], groups):
+            for result in group:
+                results.append(result)
+                if progress is not None:
+                    progress(what, len(results), len(items))
     finally:
         pool.shutdown(cancel_futures=True)
     return results

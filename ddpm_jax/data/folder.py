@@ -7,6 +7,7 @@
 The content of the folder and its use are reported before anything is compiled.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ def open_readers(
             resolution; if labels are invalid, or an option is out of range.
     """
     size = parse_resolution(resolution)
-    folder_report = make_folder_report(path, name, size, progress)
+    folder_report = make_folder_report(path, name, size, progress, extrema=levels is not None or len(value_range) > 0)
     report = report or (lambda line: None)
     for line in folder_report.lines():
         report(line)
@@ -79,16 +80,15 @@ def open_readers(
 
     def read(i: int) -> np.ndarray:
         file = good[i]
-        where = printable(str(path / file.path))
         try:
-            image = decode(path / file.path)
+            image = decode(os.path.join(path, file.path))
+            if (image.mode, image.pixels.shape) != (file.mode, file.shape):
+                raise ValueError(
+                    f"was {file.mode} {file.shape} when the folder was read, and is {image.mode} "
+                    f"{image.pixels.shape}; do not change files that are in use"
+                )
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        if (image.mode, image.pixels.shape) != (file.mode, file.shape):
-            raise ValueError(
-                f"{where}: was {file.mode} {file.shape} when the folder was read, and is {image.mode} "
-                f"{image.pixels.shape}; do not change files that are in use"
-            )
+            raise ValueError(f"{printable(str(path / file.path))}: {error}") from error
         return resize_center_crop(image.pixels, image.mode, shape[:-1], scale)
 
     labels, label_names, captions, _ = annotations

@@ -41,6 +41,8 @@ MODE_NAMES = {"L": "grey", "LA": "grey with alpha", "I;16": "16-bit grey"}
 # TIFF 6.0: bits of each sample, what zero means, how many samples
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL = 258, 262, 277
 
+MAX_READ_AT_ONCE = 1 << 24  # bytes; of larger files, which may be too large to be decoded, the header is read first
+
 EXIF_ORIENTATION = 274  # Exif 2.3, 4.6.4 A: 1 for upright, 2 to 8 for others
 
 
@@ -53,17 +55,25 @@ class DecodedImage(NamedTuple):
     pixels: np.ndarray  # uint8, uint16, or of any floats float32 [H, W, C]; arrays may be [D, H, W, C]
 
 
-def decode(path: Path) -> DecodedImage:
+def decode(path: str | Path, *, values: bool = True) -> DecodedImage:
     """The image in a file.
+
+    Args:
+        values: False to find out in half the time whether a picture can be decoded: its `pixels` are zeros of its shape
+            and type.  All data are decoded, but not copied, and of a JPEG file only the mean of 8x8 pixels is computed.
 
     Raises:
         ValueError: the reason why it cannot be read exactly as stored, without the path.
     """
     try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
                 raise ValueError("empty: 0 bytes")
-            return _decode_array(file) if path.suffix.lower() == ".npy" else _decode_picture(file)
+            if os.path.splitext(path)[1].lower() == ".npy":
+                return _decode_array(file)
+            # Pillow reads a few bytes at a time, which is quicker in memory.
+            return _decode_picture(io.BytesIO(file.read(size)) if size <= MAX_READ_AT_ONCE else file, values)
     except OSError as error:
         raise ValueError(f"cannot be opened: {error.strerror or error}") from error
 
@@ -237,7 +247,7 @@ def is_channels_first(shape: Sequence[int]) -> bool:
     return shape[0] in (1, 3) and min(shape[1:]) > 5
 
 
-def _decode_picture(file: BinaryIO) -> DecodedImage:
+def _decode_picture(file: BinaryIO, values: bool) -> DecodedImage:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     head = file.read(26)
@@ -247,8 +257,9 @@ def _decode_picture(file: BinaryIO) -> DecodedImage:
             refusal = _refusal_reason(image, head)
             if not refusal:
                 turned = image.getexif().get(EXIF_ORIENTATION) in range(2, 9)
-                pixels = np.asarray(ImageOps.exif_transpose(image))
-                pixels = np.ascontiguousarray(np.atleast_3d(pixels), pixels.dtype.newbyteorder("="))
+                if turned:
+                    ImageOps.exif_transpose(image, in_place=True)
+                pixels = _to_pixels(image) if values else _decode_to_zeros(image)
                 return DecodedImage((image.format or "").replace("MPO", "JPEG"), mode_of_picture(image), turned, pixels)
     except UnidentifiedImageError:
         refusal = f"not an image, or a damaged one (none of {', '.join(READ_FORMATS)})"
@@ -259,13 +270,25 @@ def _decode_picture(file: BinaryIO) -> DecodedImage:
     raise ValueError(refusal)
 
 
+def _to_pixels(image: "Image.Image") -> np.ndarray:
+    pixels = np.asarray(image)
+    return np.ascontiguousarray(np.atleast_3d(pixels), pixels.dtype.newbyteorder("="))
+
+
+def _decode_to_zeros(image: "Image.Image") -> np.ndarray:
+    shape = image.height, image.width, len(image.getbands())
+    image.draft(None, (1, 1))  # a JPEG file is decoded to an eighth of its size, others as they are
+    image.load()
+    return np.zeros(shape, np.uint16 if mode_of_picture(image) == "I;16" else np.uint8)
+
+
 def _refusal_reason(image: "Image.Image", head: bytes) -> str:
     """The reason why a picture that Pillow can read is refused, or ""."""
     refusal = too_large_reason((image.height, image.width))
     if refusal:
         return refusal
     frames, tags, channels = getattr(image, "n_frames", 1), getattr(image, "tag_v2", {}), len(image.getbands())
-    bits = max(np.atleast_1d(tags.get(BITS_PER_SAMPLE, 1)))
+    bits = max(np.atleast_1d(tags[BITS_PER_SAMPLE])) if BITS_PER_SAMPLE in tags else 1
     if image.format == "PNG" and head[12:16] == b"IHDR":
         bits = head[24]
     if frames > 1 and image.format != "MPO":  # cameras append previews and depths to a JPEG

@@ -21,8 +21,9 @@ from PIL import Image
 
 from ddpm_jax import config as configs
 from ddpm_jax import data
+from ddpm_jax.data.dataset import map_in_threads
 from ddpm_jax.data.folder_report import make_folder_report
-from ddpm_jax.data.image_files import decode, resize_center_crop
+from ddpm_jax.data.image_files import EXTENSIONS, decode, resize_center_crop
 from ddpm_jax.data.tfds import records
 
 
@@ -374,6 +375,37 @@ def test_a_dirty_folder_is_reported_by_name_and_the_rest_loads(dirty):
     assert (len(images.train), len(images.test), images.label_names) == (2, 1, ("one", "two"))
     # The error and the report hold the first twenty by name, and count the others.
     assert f"\n  and {len(BAD) + 1 - 20} more" in report
+
+
+def test_without_their_values_images_have_the_same_properties_or_reasons(dirty):
+    exif = Image.Exif()
+    exif[274] = 6
+    put(dirty / "turned.jpg", random_pixels(17, 9, 3), exif=exif)
+    put(dirty / "grey.jpg", random_pixels(17, 9, 1))
+    put(dirty / "progressive.jpg", random_pixels(17, 9, 3), progressive=True)
+    put(dirty / "deep.png", random_pixels(17, 9, 1, dtype=np.uint16))
+
+    def outcome(path, values):
+        try:
+            image = decode(path, values=values)
+        except ValueError as error:
+            return str(error)
+        return image._replace(pixels=(image.pixels.shape, image.pixels.dtype))
+
+    paths = [path for path in dirty.rglob("*.*") if path.suffix.lower() in EXTENSIONS]
+    assert len(paths) > len(BAD)
+    for path in paths:
+        assert outcome(path, False) == outcome(path, True), path
+    turned = decode(dirty / "turned.jpg", values=False)
+    assert (turned.exif_transposed, turned.pixels.shape, turned.pixels.any()) == (True, (9, 17, 3), False)
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 2_500, 20_001])
+def test_many_items_are_handed_to_threads_in_groups_and_none_is_lost(count):
+    ticks: list[tuple[str, int, int]] = []
+    squares = map_in_threads(lambda i: i * i, range(count), lambda *tick: ticks.append(tick), "squared")
+    assert squares == [i * i for i in range(count)]
+    assert ticks == [("squared", i + 1, count) for i in range(count)]
 
 
 def test_twenty_bad_files_are_named_and_the_others_counted(tmp_path):
