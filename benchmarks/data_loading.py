@@ -1,11 +1,13 @@
 """Images per second of both data loaders, and the rate that the networks need.
 
     python -m benchmarks.data_loading [--out data_loading.json]
+    python -m benchmarks.data_loading --survey 200000
 
 Images on the device: the time of their part of a digits step (order on the host; gather, scaling and flip in the step)
 and of the whole step.  Images read ahead: batches of 64 images of 256x256x3 from a folder of JPEG files, of PNG files
 and of .npy arrays, and from a data set of `ddpm-jax prepare`.  They are random fields with the spectrum of photographs.
-Medians of alternating rounds.
+Medians of alternating rounds.  With --survey N, only the time in which a folder of N pictures of 32x32x3, half of them
+JPEG and half PNG files, is surveyed.
 """
 
 import argparse
@@ -138,6 +140,31 @@ def measure_streamed(sources: dict[str, str], rounds: int) -> dict[str, list[flo
     return rates
 
 
+def measure_survey(count: int, rounds: int) -> tuple[float, float]:
+    """Median CPU and wall seconds of the report on a folder of `count` small pictures."""
+    import io
+
+    from PIL import Image
+
+    from ddpm_jax.data.folder_report import make_folder_report
+
+    contents = []
+    for i, image in enumerate(synthetic_photographs(min(count, 4000), 32)):
+        file, kind = io.BytesIO(), ("png", "jpeg")[i % 2]
+        Image.fromarray(image).save(file, kind)
+        contents.append((f".{kind}", file.getvalue()))
+    cpu, wall = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(count):
+            extension, content = contents[i % len(contents)]
+            (pathlib.Path(folder) / f"{i}{extension}").write_bytes(content)
+        for _ in range(rounds):
+            begun = time.process_time()
+            wall.append(time_call(lambda: make_folder_report(pathlib.Path(folder), "pictures")))
+            cpu.append(time.process_time() - begun)
+    return statistics.median(cpu), statistics.median(wall)
+
+
 def flops_per_image() -> float:
     """Floating-point operations of the 256x256 training step, per image."""
     from ddpm_jax import config as configs
@@ -153,7 +180,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--survey", type=int, metavar="N")
     args = parser.parse_args()
+    if args.survey:
+        cpu, wall = measure_survey(args.survey, args.rounds)
+        return print(f"survey of {args.survey:,} files: {cpu:.1f} CPU seconds, {wall:.1f} s")
     from ddpm_jax import process
 
     process.initialize()
