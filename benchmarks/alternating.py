@@ -68,15 +68,20 @@ class Worker:
         return self.receive()
 
 
-def serve(workloads: Mapping[str, Workload]) -> None:
+def max_rss() -> int:
+    """Peak memory of this process in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def serve(workloads: Mapping[str, Workload], peak_memory: Callable[[], int] = max_rss) -> None:
     """Prints the metadata of all workloads, then runs those named by lines of standard input and prints their seconds.
 
-    The line "memory" is answered with the process's peak memory in bytes.
+    The line "memory" is answered with the peak memory in bytes.
     """
     print(json.dumps({name: dict(work.metadata) for name, work in workloads.items()}), flush=True)
     for line in sys.stdin:
         if line.strip() == "memory":
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+            print(peak_memory(), flush=True)
             continue
         begun = time.perf_counter()
         workloads[line.strip()].run()

@@ -52,20 +52,22 @@ def main() -> None:
     args = tyro.cli(Arguments, prog="python -m benchmarks.operation_profile")
     file, shape, *_ = compare_libraries.CELLS[args.cell]
     spec = compare_libraries.workload_spec(file, shape, args.batch, 1, 1, compare_libraries.Arguments())
-    programs: list[str] = []
-    train = workloads.ours(spec, on_step=lambda step: programs.append(step.as_text()))["train"].run
+    from ddpm_jax import process
+
+    process.initialize()
+    train, step, _ = workloads.train_workload(*workloads.make_model(spec), 1)
 
     import jax
 
     for _ in range(2):
-        train()
+        train.run()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(args.steps):
-                train()
+                train.run()
         (path,) = pathlib.Path(folder).rglob("*.trace.json.gz")
         events = json.loads(gzip.open(path).read())["traceEvents"]
-    kinds = kinds_of_operations(programs[0])
+    kinds = kinds_of_operations(step.as_text())
     seconds, counts = collections.Counter(), collections.Counter()
     for event in events:
         if event.get("ph") == "X" and event["name"] in kinds:

@@ -1,6 +1,6 @@
 """Workloads of one network in this library and in others, each in a process that takes turns.
 
-    python -m benchmarks.workloads NAME SPEC        # NAME is of LIBRARIES; SPEC is JSON, see `WorkloadSpec`
+    python -m benchmarks.workloads NAME SPEC    # ours, ours-sharded or one of `peers.MAKERS`; JSON of a `WorkloadSpec`
 
 Workloads are "train" (training steps), "network" (function evaluations), "sample" (DDIM with as many function
 evaluations), "likelihood" (the bound with as many, only this library's) and "product" (matrix products, for the
@@ -9,19 +9,16 @@ norm of 1, Adam and EMA; images are random and in memory.
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import math
-import os
 import sys
-import types
+import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.alternating import Workload, serve
+from benchmarks.alternating import Workload, max_rss, serve
 
-LIBRARIES = ("ours", "ours-sharded", "diffusers", "diffusers-compiled", "denoising-diffusion-pytorch")
-MATRIX_SIDE, NUM_MATMULS = 1536, 4  # the sides of square matrices, and how many products make a turn
+NUM_MATMULS = 4  # the products of square matrices that make a turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +33,7 @@ class WorkloadSpec:
         parameters: their number.
         steps, nfe: in one turn of "train", and of "network" and "sample".
         dtype: float32, or bfloat16 (in the others: autocast).
+        sampler: of this library; others have DDIM.
     """
 
     config: str
@@ -46,85 +44,42 @@ class WorkloadSpec:
     steps: int = 2
     nfe: int = 4
     dtype: str = "float32"
+    sampler: str = "ddim"
 
 
-def ours(
-    spec: WorkloadSpec, shard_update: bool = False, on_step: Callable[[Any], None] = lambda step: None
-) -> dict[str, Workload]:
-    """Workloads of this library, as its programs run them; `on_step` is called with the compiled training step."""
+def ours(spec: WorkloadSpec, shard_update: bool = False) -> dict[str, Workload]:
+    """Workloads of this library, as its programs run them."""
     from ddpm_jax import process
-    from ddpm_jax.conditions import DatasetConditions
 
     process.initialize()
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from ddpm_jax import config as configs
-    from ddpm_jax import data, likelihood, trainer
-    from ddpm_jax.model import build
-    from ddpm_jax.pipeline import tiles
-    from ddpm_jax.preflight import lowering
+    from ddpm_jax import data, likelihood
 
     devices = jax.local_devices()
-    config = configs.load(spec.config)
-    config = dataclasses.replace(
-        config, batch=spec.batch, shard_update=shard_update, net=dataclasses.replace(config.net, dtype=spec.dtype),
-        sampling=dataclasses.replace(config.sampling, sampler="ddim", steps=spec.nfe,
-                                     tile=spec.batch // len(devices), guidance=1.0),
-    )  # fmt: skip
-    images = lowering.load_images(config, tuple(spec.shape), max(spec.batch, 256))
-    images = images._replace(train=np.random.default_rng(0).integers(0, 256, images.train.shape, np.uint8))
-    model = build(config, spec.shape, 256)
-    schedule, net = model.schedule, model.network
-    mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-
-    run_key, order_key = trainer.run_keys(0)[1:3]
-    run_key, bad = jax.device_put((run_key, np.int32(0)), replicated)
-    step = lowering.lower_train_step(model, images, devices).compile()
-    on_step(step)
-    state = trainer.place_state(model, lowering.train_state(model)[0](jax.random.key(0, impl="threefry2x32")))
-    fed = data.device_loader.make_device_loader(
-        images.train, data.EpochShuffle(order_key, len(images.train)), config.batch, devices
-    )
-    batch = next(fed.batches(0))
-    batch_conditions = DatasetConditions(config, images).device_batch(batch.indices)
-    latest = [state]
-
-    def train():
-        for _ in range(spec.steps):
-            latest[0] = step(run_key, latest[0], bad, batch.pixels, batch.pixel_indices, batch_conditions, None)[0]
-        jax.block_until_ready(latest[0])
-
+    model, images = make_model(spec, shard_update=shard_update)
+    train, _, state = train_workload(model, images, spec.steps)
     params = jax.tree.map(jnp.array, state.params)
-    over = (len(devices), spec.batch // len(devices))
-    x, t = jnp.zeros((*over, *spec.shape)), jnp.ones(over, int)
-    forward = jax.pmap(lambda p, x, t: net.apply({"params": p}, x, t), axis_name="batch", in_axes=(None, 0, 0))
+    one = jax.make_jaxpr(model.net(params, model.empty_condition(1)))(jnp.zeros((1, *spec.shape)), jnp.ones(1, int))
+    metadata = {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params)), "operations": count_flops(one.jaxpr)}
 
-    def network():
-        out = x
-        for _ in range(spec.nfe):
-            out = forward(params, x, t)
-        jax.block_until_ready(out)
-
-    inputs, times = tiles.SamplerInputs(params, model.scalars()), model.times
-    sample_program = tiles.sampling_program(tiles.sampler_factory(model), model.shape)
-    indices = np.arange(spec.batch).reshape(over)
-    conditions = jax.tree.map(lambda a: a.reshape(*over, *a.shape[1:]), model.empty_condition(spec.batch))
-    tile, key = tiles.Tile(indices, conditions), jax.random.key(0, impl="threefry2x32")
-
+    over, times = (len(devices), spec.batch // len(devices)), model.times
     x0 = jnp.reshape(data.normalize(jnp.asarray(images.train[: spec.batch]), 256), (*over, *spec.shape))
+    empty_conditions, scalars = model.empty_condition(over[1]), model.scalars()
 
     def vlb(params, keys, x0):
-        denoise = model.denoiser(params, empty_conditions, inputs.scalars)
-        return likelihood.vlb(keys, schedule, denoise, x0, variance_mix=1.0, decoder=model.decoder, times=times).total
+        denoise = model.denoiser(params, empty_conditions, scalars)
+        return likelihood.vlb(
+            keys, model.schedule, denoise, x0, variance_mix=1.0, decoder=model.decoder, times=times
+        ).total
 
-    empty_conditions = model.empty_condition(over[1])
     vlb_program = jax.pmap(vlb, axis_name="batch", in_axes=(None, 0, 0))
-    keys = jnp.reshape(jax.random.split(key, spec.batch), over)
+    keys = jnp.reshape(jax.random.split(jax.random.key(0, impl="threefry2x32"), spec.batch), over)
 
-    matrix = jnp.ones((len(devices), MATRIX_SIDE, MATRIX_SIDE))
+    side, dtype = product_kind(spec, devices[0].platform)
+    matrix = jnp.asarray(np.random.default_rng(0).standard_normal((len(devices), side, side)), dtype)
     product = jax.pmap(jnp.matmul)
 
     def products():
@@ -133,15 +88,102 @@ def ours(
             out = product(matrix, matrix)
         jax.block_until_ready(out)
 
-    one = jax.make_jaxpr(lambda p: net.apply({"params": p}, x[0, :1], t[0, :1]))(params)
-    metadata = {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params)), "operations": count_flops(one.jaxpr)}
     return {
-        "train": Workload(train, metadata),
-        "network": Workload(network, metadata),
-        "sample": Workload(lambda: jax.block_until_ready(list(sample_program(inputs, key, tile, times))), metadata),
+        "train": Workload(train.run, metadata | train.metadata),
+        **{name: Workload(run, metadata) for name, run in sampling(model, params, spec.batch, spec.nfe).items()},
         "likelihood": Workload(lambda: jax.block_until_ready(vlb_program(params, keys, x0)), metadata),
-        "product": Workload(products, {"operations": 2 * MATRIX_SIDE**3 * NUM_MATMULS * len(devices)}),
+        "product": Workload(products, {"operations": 2 * side**3 * NUM_MATMULS * len(devices)}),
     }
+
+
+def make_model(spec: WorkloadSpec, **fields: Any) -> tuple[Any, Any]:
+    """This library's model of a specification, with other fields of its config, and random images."""
+    import jax
+    import numpy as np
+
+    from ddpm_jax import config as configs
+    from ddpm_jax.model import build
+    from ddpm_jax.preflight import lowering
+
+    config = configs.load(spec.config)
+    config = dataclasses.replace(
+        config, batch=spec.batch, net=dataclasses.replace(config.net, dtype=spec.dtype),
+        sampling=dataclasses.replace(config.sampling, sampler=spec.sampler, steps=spec.nfe,
+                                     tile=spec.batch // jax.local_device_count(), guidance=1.0),
+        **fields,
+    )  # fmt: skip
+    images = lowering.load_images(config, tuple(spec.shape), max(spec.batch, 256))
+    images = images._replace(train=np.random.default_rng(0).integers(0, 256, images.train.shape, np.uint8))
+    return build(config, spec.shape, 256), images
+
+
+def train_workload(model: Any, images: Any, steps: int) -> tuple[Workload, Any, Any]:
+    """Training steps of this library, with the seconds that one takes to lower and to compile.
+
+    Returns:
+        workload, the compiled step, and the state before the first step, which the first turn uses up.
+    """
+    import jax
+    import numpy as np
+
+    from ddpm_jax import data, trainer
+    from ddpm_jax.conditions import DatasetConditions
+    from ddpm_jax.preflight import lowering
+
+    config, devices = model.config, jax.local_devices()
+    mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    init_key, run_key, order_key, _ = trainer.run_keys(0)
+    run_key, bad = jax.device_put((run_key, np.int32(0)), replicated)
+    begun = time.perf_counter()
+    lowered = lowering.lower_train_step(model, images, devices)
+    middle = time.perf_counter()
+    step = lowered.compile()
+    metadata = {"lowering, seconds": middle - begun, "compilation, seconds": time.perf_counter() - middle}
+    state = trainer.place_state(model, trainer.init_state(model, trainer.init_params(model, init_key)))
+    fed = data.device_loader.make_device_loader(
+        images.train, data.EpochShuffle(order_key, len(images.train)), config.batch, devices
+    )
+    batch = next(fed.batches(0))
+    batch_conditions = DatasetConditions(config, images).device_batch(batch.indices)
+    latest = [state]
+
+    def train():
+        for _ in range(steps):
+            latest[0] = step(run_key, latest[0], bad, batch.pixels, batch.pixel_indices, batch_conditions, None)[0]
+        jax.block_until_ready(latest[0])
+
+    return Workload(train, {name: round(seconds, 2) for name, seconds in metadata.items()}), step, state
+
+
+def sampling(model: Any, params: Any, batch: int, nfe: int) -> dict[str, Callable[[], Any]]:
+    """A reverse process of this library, "sample", and as many as `nfe` function evaluations, "network"."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from ddpm_jax.pipeline import tiles
+
+    over = (jax.local_device_count(), batch // jax.local_device_count())
+    x, t = jnp.zeros((*over, *model.shape)), jnp.ones(over, int)
+    forward = jax.pmap(lambda p, x, t: model.network.apply({"params": p}, x, t), "batch", in_axes=(None, 0, 0))
+
+    def network():
+        out = x
+        for _ in range(nfe):
+            out = forward(params, x, t)
+        jax.block_until_ready(out)
+
+    inputs, times = tiles.SamplerInputs(params, model.scalars()), model.times
+    program = tiles.sampling_program(tiles.sampler_factory(model), model.shape)
+    conditions = jax.tree.map(lambda a: a.reshape(*over, *a.shape[1:]), model.empty_condition(batch))
+    tile, key = tiles.Tile(np.arange(batch).reshape(over), conditions), jax.random.key(0, impl="threefry2x32")
+    return {"network": network, "sample": lambda: jax.block_until_ready(list(program(inputs, key, tile, times)))}
+
+
+def product_kind(spec: WorkloadSpec, platform: str) -> tuple[int, str]:
+    """The side of the matrices whose products show a platform's peak, and their precision."""
+    return (1536, "float32") if platform == "cpu" else (8192, spec.dtype)
 
 
 def count_flops(jaxpr: Any) -> int:
@@ -163,160 +205,21 @@ def count_flops(jaxpr: Any) -> int:
     return total
 
 
-def diffusers(spec: WorkloadSpec, *, compiled: bool = False) -> dict[str, Workload]:
-    """Workloads of diffusers' `UNet2DModel` and `DDIMScheduler`, as in its training example."""
-    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
-    from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+def jax_memory() -> int:
+    """Peak bytes of this library on the device, or of the process where the platform does not count them (a CPU)."""
+    import jax
 
-    net, noise, ddim = UNet2DModel.from_config(spec.unet), DDPMScheduler(), DDIMScheduler()
-    ddim.set_timesteps(spec.nfe)
-
-    def predict(net, x, t):
-        return net(x, t, return_dict=False)[0]
-
-    def draw(net, x):
-        for t in ddim.timesteps:
-            x = ddim.step(predict(net, x, t), t, x, eta=0.0, use_clipped_model_output=True).prev_sample
-        return x
-
-    attentions = [module for module in net.modules() if isinstance(module, Attention)]
-    for attention in attentions:
-        attention.set_processor(AttnProcessor())  # whose products are counted, as those of the fused one are not
-    operations = count_torch_flops(spec, net, predict)
-    for attention in attentions:
-        attention.set_processor(AttnProcessor2_0())
-    return torch_workloads(spec, net, operations, noise.add_noise, predict, draw, "diffusers", compiled=compiled)
-
-
-def lucidrains_unet(spec: WorkloadSpec) -> Any:
-    """denoising-diffusion-pytorch's `Unet` with the number of channels that comes nearest to `spec.parameters`."""
-    try:
-        import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except Exception:  # its transforms of files are not used
-        for name in ("torchvision", "torchvision.transforms", "torchvision.utils"):
-            sys.modules[name] = types.ModuleType(name)
-        vision = sys.modules["torchvision"]
-        vision.transforms, vision.utils = sys.modules["torchvision.transforms"], sys.modules["torchvision.utils"]  # type: ignore
-    from denoising_diffusion_pytorch import Unet  # pyright: ignore[reportMissingImports]
-
-    dim_mults = tuple(width // spec.unet["block_out_channels"][0] for width in spec.unet["block_out_channels"])
-
-    def unet(channels: int):
-        return Unet(channels, dim_mults=dim_mults, channels=spec.shape[-1], flash_attn=False)
-
-    return unet(
-        min(range(8, 257, 4), key=lambda n: abs(sum(p.numel() for p in unet(n).parameters()) - spec.parameters))
-    )
-
-
-def denoising_diffusion_pytorch(spec: WorkloadSpec) -> dict[str, Workload]:
-    """Workloads of denoising-diffusion-pytorch's `Unet`, another network."""
-    net = lucidrains_unet(spec)
-    from denoising_diffusion_pytorch import GaussianDiffusion  # pyright: ignore[reportMissingImports]
-
-    model = GaussianDiffusion(net, image_size=spec.shape[0], timesteps=1000, sampling_timesteps=spec.nfe,
-                              beta_schedule="linear", auto_normalize=False)  # fmt: skip
-
-    def draw(net, x):
-        return model.ddim_sample(tuple(x.shape))
-
-    def predict(net, x, t):
-        return net(x, t.expand(len(x)))
-
-    def add_noise(x, eps, t):
-        return model.q_sample(x, t, eps)
-
-    operations = count_torch_flops(spec, net, predict)
-    return torch_workloads(spec, net, operations, add_noise, predict, draw, "denoising-diffusion-pytorch")
-
-
-def count_torch_flops(spec: WorkloadSpec, net: Any, predict: Any) -> int:
-    """Floating-point operations of convolutions and matrix products, for one image and function evaluation."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    x = torch.zeros(1, spec.shape[-1], *spec.shape[:-1])
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        predict(net.eval(), x, torch.zeros((), dtype=torch.long))
-    return counter.get_total_flops()
-
-
-def torch_workloads(
-    spec: WorkloadSpec, net: Any, flops: int, add_noise: Any, predict: Any, draw: Any, *packages: str,
-    compiled: bool = False,
-):  # fmt: skip
-    """Workloads of a PyTorch network.
-
-    Args:
-        flops: of one function evaluation of one image.
-        add_noise: (x_0, noise, t) -> x_t.
-        predict: (net, x_t, t) -> the noise.
-        draw: (net, x_T) -> x_0.
-        packages: reported with their versions, beside PyTorch.
-    """
-    import torch
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    torch.manual_seed(0)
-    shape = (spec.batch, spec.shape[-1], *spec.shape[:-1])
-    net = net.to(memory_format=torch.channels_last)
-    versions = {package: importlib.metadata.version(package) for package in ("torch", *packages)}
-    metadata = {"parameters": sum(p.numel() for p in net.parameters()), "operations": flops, "versions": versions}
-    net.train()
-    model = torch.compile(net) if compiled else net
-    optimizer = torch.optim.Adam(net.parameters(), lr=2e-4, fused=True)
-    average = [p.detach().clone() for p in net.parameters()]
-    x0 = torch.rand(shape).contiguous(memory_format=torch.channels_last) * 2 - 1
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=spec.dtype == "bfloat16")
-
-    def train():
-        net.train()
-        for _ in range(spec.steps):
-            eps, t = torch.randn_like(x0), torch.randint(0, 1000, (spec.batch,))
-            with autocast:
-                out = predict(model, add_noise(x0, eps, t), t)
-            loss = torch.nn.functional.mse_loss(out.float(), eps)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimizer.step()
-            torch._foreach_lerp_(average, list(net.parameters()), 1e-4)
-
-    t = torch.full((spec.batch,), 500)
-
-    def network():
-        net.eval()
-        with torch.inference_mode(), autocast:
-            for _ in range(spec.nfe):
-                predict(model, x0, t)
-
-    def sample():
-        net.eval()
-        with torch.inference_mode(), autocast:
-            draw(model, torch.randn(shape).contiguous(memory_format=torch.channels_last))
-
-    matrix = torch.ones(MATRIX_SIDE, MATRIX_SIDE)
-
-    def products():
-        for _ in range(NUM_MATMULS):
-            matrix @ matrix
-
-    return {
-        "train": Workload(train, metadata),
-        "network": Workload(network, metadata),
-        "sample": Workload(sample, metadata),
-        "product": Workload(products, {"operations": 2 * MATRIX_SIDE**3 * NUM_MATMULS}),
-    }
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use") or max_rss()
 
 
 def main(name: str, spec_json: str) -> None:
     spec = WorkloadSpec(**json.loads(spec_json))
-    makers = {
-        "ours": ours, "ours-sharded": lambda spec: ours(spec, shard_update=True),
-        "diffusers": diffusers, "diffusers-compiled": lambda spec: diffusers(spec, compiled=True),
-        "denoising-diffusion-pytorch": denoising_diffusion_pytorch,
-    }  # fmt: skip
-    serve(makers[name](spec))
+    if name.startswith("ours"):
+        serve(ours(spec, shard_update=name == "ours-sharded"), jax_memory)
+    else:
+        from benchmarks import peers
+
+        serve(peers.MAKERS[name](spec), peers.torch_memory)
 
 
 if __name__ == "__main__":
