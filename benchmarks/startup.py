@@ -28,7 +28,7 @@ from ddpm_jax.config import Config, Data, Evaluation, Net, Optim, Sampling, Sche
 config = Config(
     batch=16, data=Data("digits", flip=True), schedule=Schedule(T=20, beta_1=0.005, beta_T=0.6),
     net=Net(8, (1,), 1, (8,), dropout=0.1), optim=Optim(learning_rate=3e-3, warmup=10, ema_decay=0.9),
-    sampling=Sampling(tile=4), evaluation=Evaluation(images=32, strata=4),
+    sampling=Sampling(steps=20, tile=4), evaluation=Evaluation(images=32, strata=4),
 )
 """
 CELLS = {

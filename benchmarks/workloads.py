@@ -89,7 +89,7 @@ def ours(spec: WorkloadSpec, shard_update: bool = False) -> dict[str, Workload]:
         jax.block_until_ready(out)
 
     return {
-        "train": Workload(train.run, metadata | train.metadata),
+        "train": Workload(train.run, {**metadata, **train.metadata}),
         **{name: Workload(run, metadata) for name, run in sampling(model, params, spec.batch, spec.nfe).items()},
         "likelihood": Workload(lambda: jax.block_until_ready(vlb_program(params, keys, x0)), metadata),
         "product": Workload(products, {"operations": 2 * side**3 * NUM_MATMULS * len(devices)}),
@@ -128,6 +128,7 @@ def train_workload(model: Any, images: Any, steps: int) -> tuple[Workload, Any, 
 
     from ddpm_jax import data, trainer
     from ddpm_jax.conditions import DatasetConditions
+    from ddpm_jax.data.device_loader import make_device_loader
     from ddpm_jax.preflight import lowering
 
     config, devices = model.config, jax.local_devices()
@@ -141,9 +142,8 @@ def train_workload(model: Any, images: Any, steps: int) -> tuple[Workload, Any, 
     step = lowered.compile()
     metadata = {"lowering, seconds": middle - begun, "compilation, seconds": time.perf_counter() - middle}
     state = trainer.place_state(model, trainer.init_state(model, trainer.init_params(model, init_key)))
-    fed = data.device_loader.make_device_loader(
-        images.train, data.EpochShuffle(order_key, len(images.train)), config.batch, devices
-    )
+    order = data.EpochShuffle(order_key, len(images.train))
+    fed = make_device_loader(images.train, order, config.batch, devices)
     batch = next(fed.batches(0))
     batch_conditions = DatasetConditions(config, images).device_batch(batch.indices)
     latest = [state]
