@@ -9,7 +9,7 @@ file and at the end.  `--small` tries the program on a CPU.  Images and paramete
 
 tyro (with docstring-parser and typeguard) and the peers, diffusers and denoising-diffusion-pytorch (with ema-pytorch
 and pytorch-fid), need not be installed: PYTHONPATH to a folder with their unpacked wheels is enough.  Golden cases need
-pytest and pytest-xdist.
+pytest and pytest-xdist.  Where there is no git, `--commit` names what is measured.
 """
 
 import concurrent.futures
@@ -127,13 +127,15 @@ def main(argv: Sequence[str]) -> None:
             "versions": alternating.environment("jax", "jaxlib", "flax", "optax", "numpy")["versions"],
         }  # fmt: skip
         args.out.mkdir(parents=True, exist_ok=True)
-        (pathlib.Path(folder) / "tiny.py").write_text(
-            startup.TINY.replace("Net(8,", "Net(64,")
-        )  # which has 32 groups in diffusers, too
+        tiny = startup.TINY.replace("Net(8,", "Net(64,")  # diffusers' network needs 32 groups
+        (pathlib.Path(folder) / "tiny.py").write_text(tiny)
+        measures = dict(
+            correctness=correctness, training=training, sampling=sampling, profile=profile, attention=attention
+        )
         complaints = []
         for section in args.sections:
             report = Report(args.out / f"{section}.json", made, deadline)
-            globals()[section](report, args, pathlib.Path(folder))
+            measures[section](report, args, pathlib.Path(folder))
             complaints += report.complaints()
     if complaints:
         sys.exit("\n".join(complaints))
