@@ -115,7 +115,9 @@ def _describe_params(params: Any) -> dict[str, str]:
 
 def replay(record: Record, dtype: str) -> Replay:
     """The step again, its network computed in `dtype`."""
-    config = dataclasses.replace(record.config, net=dataclasses.replace(record.config.net, dtype=dtype))
+    # without remat, which has the same values and traces layers, whose outputs could not be looked at
+    net = dataclasses.replace(record.config.net, dtype=dtype, remat=False)
+    config = dataclasses.replace(record.config, net=net)
     size, run_key = len(record.images), trainer.run_keys(config.seed)[1]
 
     def some(start: int, stop: int):
