@@ -2,6 +2,7 @@
 
 import collections
 import re
+import warnings
 from typing import Any
 
 KINDS = {
@@ -63,13 +64,14 @@ def table(data: Any, program: str, steps: int, on_cpu: bool) -> dict[str, Any]:
 def device_events(data: Any, on_cpu: bool) -> list[tuple[float, float, str, str]]:
     """(start, duration, kernel, operation) in ns: of a GPU's streams, or of a CPU's operations."""
     found = []
-    for plane in data.planes:
-        for line in plane.lines:
-            stream = plane.name.startswith("/device:") and line.name.startswith("Stream")
-            for event in line.events if on_cpu or stream else ():
-                operation = str(dict(event.stats).get("hlo_op", ""))
-                if stream or operation == event.name:
-                    found.append((event.start_ns, event.duration_ns, event.name, operation))
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # about jaxlib's own types, on 3.13
+        for plane in data.planes:
+            for line in plane.lines:
+                stream = plane.name.startswith("/device:") and line.name.startswith("Stream")
+                for event in line.events if on_cpu or stream else ():
+                    operation = str(dict(event.stats).get("hlo_op", ""))
+                    if stream or operation == event.name:
+                        found.append((event.start_ns, event.duration_ns, event.name, operation))
     if not found:
         raise ValueError(f"the trace has no kernels, only {', '.join(plane.name for plane in data.planes)}")
     return found
