@@ -167,8 +167,9 @@ def test_the_optimizer_is_that_of_optax_but_for_skipped_steps(clip):
                 continue
             expected, expected_state = jax.jit(theirs.update)(grad, expected_state, params)
             assert jax.tree.structure(new) == jax.tree.structure(expected_state)
-            for a, b in zip(jax.tree.leaves((updates, new)), jax.tree.leaves((expected, expected_state)), strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-12, strict=True)
+            for found, wanted, rtol in ((new, expected_state, 1e-12), (updates, expected, 1e-6)):  # a rate is a float32
+                for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+                    np.testing.assert_allclose(a, b, rtol=rtol, strict=True)
             state = new
 
 
