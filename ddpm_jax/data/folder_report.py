@@ -141,7 +141,7 @@ def make_folder_report(
         name: the folder's name in the report.
         size: (H, W) to which images will be resized, or None.
         progress: called with ("checked", done, total) after each file.
-        extrema: find the smallest and the largest value of pictures, which doubles the time.
+        extrema: find the smallest and the largest value of pictures, which takes longer.
 
     Raises:
         FileNotFoundError: if there is no such folder.

@@ -116,7 +116,7 @@ def _forward(x, kernel, stride, padding):
 
 
 def _by_winograd(x, kernel, stride, padding):
-    """Whether a CPU convolves with fewer products."""
+    """True for convolutions that a CPU computes by `winograd`."""
     return stride == 1 and padding in ("end", "both") and winograd.is_faster(x, kernel)
 
 

@@ -36,7 +36,7 @@ _Parts = list[jax.Array]
 
 
 def is_faster(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether `convolve` is defined, and expected to be faster than a plain convolution on a CPU."""
+    """True for x [B, H, W, C] and kernels [3, 3, C, D] that `convolve` takes, and in less time than a plain convolution."""
     if x.ndim != 4 or kernel.shape[:2] != (3, 3) or x.dtype != jnp.float32:
         return False
     (_, height, width, _), channels = x.shape, min(kernel.shape[2:])
@@ -52,7 +52,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.jit
 def input_gradient(kernel: jax.Array, dy: jax.Array) -> jax.Array:
-    """The gradient of x, given that of the result: dy convolved with the kernel turned by half a turn."""
+    """The gradient [B, H, W, C] of x, given dy [B, H, W, D]: dy convolved with the kernel turned by half a turn."""
     return _convolve(dy, [u.T for u in _transform_kernel([row[::-1] for row in _KERNEL], kernel)])
 
 
