@@ -36,7 +36,7 @@ _Parts = list[jax.Array]
 
 
 def is_faster(x: jax.Array, kernel: jax.Array) -> bool:
-    """True for x [B, H, W, C] and kernels [3, 3, C, D] that `convolve` takes, and in less time than a plain convolution."""
+    """True for x [B, H, W, C] and a kernel [3, 3, C, D] for which `convolve` is faster than a plain convolution."""
     if x.ndim != 4 or kernel.shape[:2] != (3, 3) or x.dtype != jnp.float32:
         return False
     (_, height, width, _), channels = x.shape, min(kernel.shape[2:])
