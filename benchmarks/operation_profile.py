@@ -19,8 +19,8 @@ import tyro
 from benchmarks import compare_libraries, workloads
 
 KINDS = {
-    "products of Winograd's convolutions": r"(dot|ynn)\S* .*jit\((convolve|input_gradient)\)",
-    "transforms of Winograd's convolutions": r"jit\((convolve|input_gradient)\)",
+    "products of Winograd's convolutions": r"(dot|ynn)\S* .*jit\((convolve|input_gradient|kernel_gradient)\)",
+    "transforms of Winograd's convolutions": r"jit\((convolve|input_gradient|kernel_gradient)\)",
     "kernel gradients of convolutions": r"conv\S* f32\[\d+,[123],[123],\d+\]",
     "convolutions, gradient of the input": r"conv\S* .*transpose\(jvp",
     "convolutions, forward": r"conv\S* ",

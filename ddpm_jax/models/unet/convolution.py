@@ -88,8 +88,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding 
 
     With `Zeros` as padding the kernel may have any size.
 
-    On a CPU, large convolutions of images in float32 are computed by `winograd`, and the kernel's gradient is a sum
-    over pieces of the batch, up to four times as fast as from all at once.
+    On a CPU, large convolutions of images in float32 and their gradients are computed by `winograd`; the kernel's
+    gradient of others is a sum over pieces of the batch, up to four times as fast as from all at once.
     The gradient may be differentiated again; forward-mode differentiation (`jax.jvp`) is not possible.
     """
     return _convolve_with_vjp(x, kernel, stride, padding)
@@ -145,6 +145,8 @@ def _kernel_gradient(stride, padding, x, kernel, dy):
         pieces = (whole(x[i : i + images], dy[i : i + images]).astype(wide) for i in range(0, len(x), images))
         return functools.reduce(jnp.add, pieces).astype(kernel.dtype)
 
+    if _by_winograd(x, kernel, stride, padding):
+        return jax.lax.platform_dependent(x, dy, cpu=winograd.kernel_gradient, default=whole)
     images = max(_PIECE_BYTES * len(dy) // max(dy.size * dy.dtype.itemsize, 1), -(-len(dy) // _MAX_PIECES), 1)
     if images >= len(dy):
         return whole(x, dy)
