@@ -58,7 +58,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 @jax.jit
 def input_gradient(kernel: jax.Array, dy: jax.Array) -> jax.Array:
     """The gradient [B, H, W, C] of x, given dy [B, H, W, D]: dy convolved with the kernel turned by half a turn."""
-    return _convolve(dy, _transform_kernel([row[::-1] for row in _KERNEL], kernel.swapaxes(2, 3)))
+    return _convolve(dy, [u.T for u in _transform_kernel([row[::-1] for row in _KERNEL], kernel)])
 
 
 @jax.jit
