@@ -17,7 +17,7 @@ from ddpm_jax import config as configs
 from ddpm_jax import denoisers, gaussian, guidance, likelihood, losses, posthoc_ema, samplers, schedules, training
 from ddpm_jax.config import Config
 from ddpm_jax.guidance import Condition
-from ddpm_jax.models.conditional import ConditionalUNet
+from ddpm_jax.models.conditional import ConditionalNetwork
 from ddpm_jax.models.text import TextEncoder
 from ddpm_jax.models.unet import CompatOptions, UNet
 from ddpm_jax.schedules import Schedule
@@ -70,7 +70,7 @@ class Model:
     shape: tuple[int, ...]
     levels: int | tuple[float, float]
     schedule: Schedule
-    network: ConditionalUNet
+    network: ConditionalNetwork
     optimizer: optax.GradientTransformation
     ema_decay: Any
     decoder: likelihood.Decoder
@@ -224,7 +224,7 @@ def noise_schedule(config: Config) -> Schedule:
     return getattr(schedules, c.kind)(c.T, c.beta_1, c.beta_T)
 
 
-def network(config: Config, channels: int) -> ConditionalUNet:
+def network(config: Config, channels: int) -> ConditionalNetwork:
     """The network for images of so many channels."""
     c, text, dtype = config.net, config.text, jnp.dtype(config.net.dtype)
     encoder = TextEncoder(text.width, text.layers, text.heads, text.length, dtype) if text.layers else None
@@ -238,7 +238,7 @@ def network(config: Config, channels: int) -> ConditionalUNet:
             "compat": CompatOptions(**dataclasses.asdict(c.compat)),
         }
     )
-    return ConditionalUNet(unet, encoder)
+    return ConditionalNetwork(unet, encoder)
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:

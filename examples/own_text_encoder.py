@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import UNet, data, gaussian, guidance, keys, losses, samplers, schedules, training
-from ddpm_jax.models.conditional import ConditionalUNet
+from ddpm_jax.models.conditional import ConditionalNetwork
 
 NAMES = "zero one two three four five six seven eight nine".split()
 WORDS, SIZE = 4, 16
@@ -37,7 +37,7 @@ def main(steps=600, batch=64, channels=24, scale=2.0):
     unet = UNet(
         channels, (1, 2), num_res_blocks=1, attention_resolutions=(4,), groups=8, out_channels=1, context_dim=SIZE
     )
-    net = ConditionalUNet(unet)
+    net = ConditionalNetwork(unet)
     example = jax.tree.map(lambda a: a[:1], condition)
     params = jax.jit(net.init)(keys.from_seed(0), images[:1], jnp.ones((1,), int), example)
 

@@ -168,7 +168,7 @@ def openai_net(args) -> Net:
 
 def unet(golden: Golden, net: Net) -> UNet:
     """A golden case's network, in the precision of the test."""
-    return network(Config(net=net), golden.args["out_channels"]).unet.clone(dtype=golden.dtype, parent=None)
+    return network(Config(net=net), golden.args["out_channels"]).net.clone(dtype=golden.dtype, parent=None)
 
 
 ORIGINAL_GOLDEN = "h/original_unet_A"

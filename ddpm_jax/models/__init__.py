@@ -1,1 +1,1 @@
-"""Networks: the U-Net, a text encoder, and a conditional U-Net of both."""
+"""Networks: the U-Net, a text encoder, and a network with a condition."""

@@ -1,4 +1,4 @@
-"""A U-Net conditioned on labels, texts and images."""
+"""A network conditioned on labels, texts and images."""
 
 import flax.linen as nn
 import jax
@@ -8,24 +8,24 @@ from ddpm_jax.models.text import TextEncoder
 from ddpm_jax.models.unet import UNet
 
 
-class ConditionalUNet(nn.Module):
-    """A U-Net that takes a `Condition`, with a text encoder for texts.
+class ConditionalNetwork(nn.Module):
+    """A network that takes a `Condition`, with a text encoder for texts.
 
-    Its parameters are those of the U-Net and, with a text encoder, `text`.
+    Its parameters are those of `net` and, with a text encoder, `text`.
     """
 
-    unet: UNet
+    net: UNet
     text: TextEncoder | None = None
 
     def setup(self) -> None:
-        nn.share_scope(self, self.unet)
+        nn.share_scope(self, self.net)
 
     def __call__(
         self, x: jax.Array, t: jax.Array, condition: Condition | None = None, *, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
         """The prediction for x [B, H, W, C] at times t [B], given a condition; see `UNet`."""
         label, _, context, mask, image = self.encode_text(condition or Condition())
-        return self.unet(x, t, label=label, context=context, mask=mask, image=image, dropout_keys=dropout_keys)
+        return self.net(x, t, label=label, context=context, mask=mask, image=image, dropout_keys=dropout_keys)
 
     def encode_text(self, condition: Condition) -> Condition:
         """The condition with its tokens encoded to a context: once is enough for all steps of a sampler.

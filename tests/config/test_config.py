@@ -101,7 +101,7 @@ def test_every_config_is_sound_and_survives_json(name):
 
 
 def test_the_hybrid_variant_doubles_the_outputs():
-    assert network(load("cifar10.py:hybrid"), channels=3).unet.out_channels == 6
+    assert network(load("cifar10.py:hybrid"), channels=3).net.out_channels == 6
     check(load("cifar10.py:hybrid"))
 
 

@@ -1,4 +1,4 @@
-"""The text encoder and conditional U-Nets: bytes, padding, masks, and initialisation."""
+"""The text encoder and conditional networks: bytes, padding, masks, and initialisation."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from ddpm_jax.data import sources
 from ddpm_jax.guidance import Condition
 from ddpm_jax.keys import from_seed
 from ddpm_jax.models import text
-from ddpm_jax.models.conditional import ConditionalUNet
+from ddpm_jax.models.conditional import ConditionalNetwork
 from ddpm_jax.models.text import TextEncoder
 from ddpm_jax.models.unet import UNet
 
@@ -29,7 +29,7 @@ SIZES = {
 LEVELS = SIZES | {"channel_multipliers": (1, 2), "attention_resolutions": (4,)}
 X, T = normal(3, 4, 4, 1), np.array([3, 40, 500], np.int32)
 TEXTS = ("a red square left of a blue circle", "", "a blue square left of a red circle")
-CONDITIONAL = ConditionalUNet(UNet(**SIZES, num_classes=4, context_dim=16), TextEncoder(16, 1, 2, 48))
+CONDITIONAL = ConditionalNetwork(UNet(**SIZES, num_classes=4, context_dim=16), TextEncoder(16, 1, 2, 48))
 
 
 def full_condition(length=48):
@@ -170,7 +170,7 @@ def test_at_the_start_it_is_the_network_without_conditions(initialised):
 
 
 def test_conditions_come_with_cross_attention_where_there_is_any():
-    nets = ConditionalUNet(UNet(**LEVELS, num_classes=4, context_dim=16), TextEncoder(16, 1, 2, 48)), UNet(**LEVELS)
+    nets = ConditionalNetwork(UNet(**LEVELS, num_classes=4, context_dim=16), TextEncoder(16, 1, 2, 48)), UNet(**LEVELS)
     x = normal(3, 8, 8, 1)
     conditional, plain = (
         set(traverse_util.flatten_dict(jax.eval_shape(net.init, from_seed(0), x, T, *conditions)["params"]))
@@ -183,7 +183,7 @@ def test_conditions_come_with_cross_attention_where_there_is_any():
 
 def test_a_network_that_is_told_nothing_is_the_same_program():
     """So the ability to take conditions costs nothing where they are not used."""
-    plain, conditional = UNet(**SIZES), ConditionalUNet(UNet(**SIZES))
+    plain, conditional = UNet(**SIZES), ConditionalNetwork(UNet(**SIZES))
     params = jax.eval_shape(plain.init, from_seed(0), X, T)
     assert jax.eval_shape(conditional.init, from_seed(0), X, T) == params
 
@@ -258,7 +258,7 @@ def test_another_image_is_seen_beside_the_noisy_one():
 def test_remat_and_narrow_types_know_conditions_too(dtype, moved, outputs):
     unet = UNet(**SIZES, num_classes=4, context_dim=16, dtype=dtype, remat=True)
     found, expected = (
-        jitted_apply(ConditionalUNet(unet, TextEncoder(16, 1, 2, 48, dtype)))(moved, X, T, full_condition()),
+        jitted_apply(ConditionalNetwork(unet, TextEncoder(16, 1, 2, 48, dtype)))(moved, X, T, full_condition()),
         outputs[0],
     )
     assert found.dtype == jnp.float32
@@ -309,7 +309,7 @@ def test_options_and_texts_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match=r"tokens are int32 \(1, 49\): expected integers \[B, L\], L <= 48"):
         jax.eval_shape(lambda: TextEncoder(16, 1, 2, 48).init(from_seed(0), np.ones((1, 49), np.int32)))
     with pytest.raises(ValueError, match="without a text encoder"):
-        jax.eval_shape(lambda: ConditionalUNet(UNet(**SIZES)).init(from_seed(0), X, T, full_condition()))
+        jax.eval_shape(lambda: ConditionalNetwork(UNet(**SIZES)).init(from_seed(0), X, T, full_condition()))
     both = full_condition()._replace(context=np.zeros((3, 2, 16), np.float32))
     with pytest.raises(ValueError, match="both a text and a context"):
         jax.eval_shape(lambda: CONDITIONAL.init(from_seed(0), X, T, both))

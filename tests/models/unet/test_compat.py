@@ -283,14 +283,14 @@ def test_a_config_says_all_of_it_and_survives_json():
     }  # fmt: skip
     config = configs.from_dict({"net": fields})
     assert configs.from_dict(json.loads(configs.to_json(config))) == config
-    net = network(config, 3).unet
+    net = network(config, 3).net
     assert {name: getattr(net, name) for name in fields} == {
         **fields,
         "compat": CompatOptions(**fields["compat"]),
     }
     # ours and the config's are the same, and so are their defaults
     assert dataclasses.asdict(configs.CompatOptions()) == CompatOptions()._asdict()
-    plain = network(configs.Config(), 3).unet
+    plain = network(configs.Config(), 3).net
     assert all(getattr(plain, name) == getattr(UNet(), name) for name in fields)
     with pytest.raises(ValueError, match=r"net\.compat\.padding must be one of 'end', 'both', got 'same'"):
         configs.from_dict({"net": {"compat": {"padding": "same"}}})
