@@ -9,7 +9,18 @@ estimated bound; commit cf83ff1).  Ablations that led to this recipe: docs/resul
 
 from dataclasses import replace
 
-from ddpm_jax.config import Condition, Config, Data, Evaluation, Loss, Net, Optim, Schedule, Text
+from ddpm_jax.config import (
+    Condition,
+    Config,
+    Data,
+    Evaluation,
+    Loss,
+    Net,
+    Optim,
+    PatchTransformer,
+    Schedule,
+    Text,
+)
 
 config = Config(
     steps=6000,
@@ -43,6 +54,17 @@ wide = replace(
     net=replace(linear.net, channels=32, num_res_blocks=2, dropout=0.1),
     loss=Loss(),
     optim=replace(linear.optim, learning_rate=2e-3, decay=0),
+)
+
+# a patch transformer in place of the U-Net: ddpm-jax train digits:patch ...
+patch = replace(
+    config,
+    net=Net(
+        kind="patch_transformer",
+        dropout=0.0,
+        transformer=PatchTransformer(patch_size=2, width=64, depth=6, heads=4),
+    ),
+    optim=replace(config.optim, learning_rate=2e-3),
 )
 
 # class-conditional: ddpm-jax train digits:labels ..., ddpm-jax sample RUN --labels all --guidance 1.5

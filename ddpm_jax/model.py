@@ -18,6 +18,7 @@ from ddpm_jax import denoisers, gaussian, guidance, likelihood, losses, posthoc_
 from ddpm_jax.config import Config
 from ddpm_jax.guidance import Condition
 from ddpm_jax.models.conditional import ConditionalNetwork
+from ddpm_jax.models.patch_transformer import PatchTransformer
 from ddpm_jax.models.text import TextEncoder
 from ddpm_jax.models.unet import CompatOptions, UNet
 from ddpm_jax.schedules import Schedule
@@ -228,17 +229,17 @@ def network(config: Config, channels: int) -> ConditionalNetwork:
     """The network for images of so many channels."""
     c, text, dtype = config.net, config.text, jnp.dtype(config.net.dtype)
     encoder = TextEncoder(text.width, text.layers, text.heads, text.length, dtype) if text.layers else None
-    fields = {field.name: getattr(c, field.name) for field in dataclasses.fields(c)}
-    unet = UNet(
-        **fields
-        | {
-            "dtype": dtype,
-            "out_channels": channels * (2 if has_learned_variance(config) else 1),
-            "context_dim": text.width if text.layers else 0,
-            "compat": CompatOptions(**dataclasses.asdict(c.compat)),
-        }
-    )
-    return ConditionalNetwork(unet, encoder)
+    shared = {
+        **{name: getattr(c, name) for name in ("dropout", "remat", "num_classes")},
+        "dtype": dtype,
+        "out_channels": channels * (2 if has_learned_variance(config) else 1),
+        "context_dim": text.width if text.layers else 0,
+    }
+    if c.kind == "patch_transformer":
+        return ConditionalNetwork(PatchTransformer(**dataclasses.asdict(c.transformer), **shared), encoder)
+    other = {"kind", "transformer", *shared}
+    own = {field.name: getattr(c, field.name) for field in dataclasses.fields(c) if field.name not in other}
+    return ConditionalNetwork(UNet(**own | shared | {"compat": CompatOptions(**dataclasses.asdict(c.compat))}), encoder)
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:

@@ -32,15 +32,18 @@ from ddpm_jax.config.fields import (
     Net,
     Optim,
     Parallel,
+    PatchTransformer,
     Sampling,
     Schedule,
     Text,
+    flatten,
 )
 from ddpm_jax.config.old_names import current_names, former_names
 
 __all__ = [
-    "CompatOptions", "Condition", "Config", "Data", "Evaluation", "Loss", "Net", "Optim", "Parallel", "Sampling",
-    "Schedule", "Text", "check", "check_trained", "differences", "former_names", "from_dict", "load", "read", "to_json",
+    "CompatOptions", "Condition", "Config", "Data", "Evaluation", "Loss", "Net", "Optim", "Parallel",
+    "PatchTransformer", "Sampling", "Schedule", "Text", "check", "check_trained", "differences", "flatten",
+    "former_names", "from_dict", "load", "read", "to_json",
 ]  # fmt: skip
 
 
@@ -145,15 +148,6 @@ def differences(old: Config, new: Config) -> list[str]:
     """One line "field: old -> new" for each field that differs."""
     flat_old, flat_new = flatten(old), flatten(new)
     return [f"{k}: {flat_old[k]!r} -> {flat_new[k]!r}" for k in flat_old if flat_old[k] != flat_new[k]]
-
-
-def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a config, or of a part of one, by the names of their flags, such as "net.channels"."""
-    flat = {}
-    for field in dataclasses.fields(values):
-        name, value = f"{prefix}{field.name}", getattr(values, field.name)
-        flat |= flatten(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
-    return flat
 
 
 def _value(value: Any, hint: Any, where: str) -> Any:

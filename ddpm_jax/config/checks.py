@@ -1,7 +1,9 @@
 """Checks of a config: combinations of fields that make no sense."""
 
 from ddpm_jax.config import ranges
-from ddpm_jax.config.fields import Config
+from ddpm_jax.config.fields import Config, Net, flatten
+
+_OF_ALL_NETWORKS = ("net.kind", "net.dropout", "net.dtype", "net.remat", "net.num_classes")
 
 
 def check(config: Config) -> None:
@@ -49,7 +51,24 @@ def check_trained(config: Config) -> None:
         raise ValueError("loss.learned_variance needs loss.kind 'hybrid' or 'variational': L_simple cannot train it")
     if config.loss.weight != "none" and config.loss.kind == "variational":
         raise ValueError(f"loss.weight {config.loss.weight!r} has no meaning for loss.kind 'variational'")
+    _check_net(config.net)
     _check_condition(config)
+
+
+def _check_net(net: Net) -> None:
+    """Raises a ValueError for a field of the other kind of network that is not at its default."""
+    defaults = flatten(Net(), "net.")
+    for name, value in flatten(net, "net.").items():
+        kind = "patch_transformer" if name.startswith("net.transformer.") else "unet"
+        if name not in _OF_ALL_NETWORKS and kind != net.kind and value != defaults[name]:
+            hint = f"leave it at its default, {defaults[name]!r}, or set net.kind {kind!r}"
+            raise ValueError(f"{name} {value!r} has no meaning for net.kind {net.kind!r}: {hint}")
+    transformer = net.transformer
+    if net.kind == "patch_transformer" and (transformer.width % 4 or transformer.width % transformer.heads):
+        raise ValueError(
+            f"net.transformer.width must be a multiple of 4 and of net.transformer.heads, got {transformer.width} and "
+            f"{transformer.heads}"
+        )
 
 
 def _check_condition(config: Config) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ddpm_jax.config.ranges import Count, CountOrZero, EmaLength, Steps
 
@@ -65,6 +65,26 @@ class CompatOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class PatchTransformer:
+    patch_size: Annotated[int, "[1, 1024]"] = 4
+    """Side of a patch in pixels; images of other sizes are padded to whole patches."""
+    width: Annotated[int, "[4, 65536]"] = 384
+    """Channels of each patch's vector, a multiple of 4 and of heads."""
+    depth: Annotated[int, "[1, 1024]"] = 12
+    """Transformer blocks."""
+    heads: Annotated[int, "[1, 65536]"] = 6
+    """Attention heads."""
+    mlp_ratio: Annotated[int, "[1, 1024]"] = 4
+    """Channels between the two linear maps of a block, in units of width."""
+    bottleneck: Annotated[int, "[0, 65536]"] = 0
+    """Embed patches by two linear maps with this many channels between them; 0: by one."""
+    norm: Literal["rms", "layer"] = "rms"
+    """Normalisation by the root mean square (RMSNorm), or by mean and standard deviation (LayerNorm)."""
+    positions: Literal["rotary", "learned", "none"] = "rotary"
+    """Positions of patches: rotary, or learned for one size of the images; none: patches are an unordered set."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Net:
     channels: Annotated[int, "[1, 65536]"] = 128
     """Channels at full resolution."""
@@ -81,7 +101,7 @@ class Net:
     head_channels: Annotated[int, "[0, 65536]"] = 0
     """Channels per attention head, instead of heads; 0: heads sets the number."""
     dropout: Annotated[float, "[0, 1)"] = 0.1
-    """Dropout rate before the second convolution of each block."""
+    """Dropout rate before the last convolution or linear map of each block."""
     groups: Annotated[int, "[1, 65536]"] = 32
     """Groups of the normalisations; levels with at most this many channels ignore the timestep embedding."""
     resample_with_conv: bool = True
@@ -98,6 +118,10 @@ class Net:
     """Number of labels of a class-conditional network; 0: not conditioned on labels."""
     compat: CompatOptions = CompatOptions()
     """Compatibility options for published U-Nets."""
+    kind: Literal["unet", "patch_transformer"] = "unet"
+    """U-Net, or transformer over patches: its fields are dropout, dtype, remat, num_classes and net.transformer's."""
+    transformer: PatchTransformer = PatchTransformer()
+    """Options of the patch transformer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,3 +278,12 @@ class Config:
     optim: Optim = Optim()
     sampling: Sampling = Sampling()
     evaluation: Evaluation = Evaluation()
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a config, or of a part of one, by the names of their flags, such as "net.channels"."""
+    flat = {}
+    for field in dataclasses.fields(values):
+        name, value = f"{prefix}{field.name}", getattr(values, field.name)
+        flat |= flatten(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+    return flat

@@ -49,6 +49,8 @@ def from_original(args: options.FromOriginal) -> None:
     """Reads the original's weights and writes a run."""
     path, images = pathlib.Path(args.path), args.images
     config = images.apply_to(configs.load(args.config))
+    if config.net.kind != "unet":
+        raise ValueError(f"--config {args.config}: net.kind is {config.net.kind!r}, and the original is a U-Net")
     weights = original.from_tensors(tensor_files.read_tensors(path))
     step = weights.step if args.step is None else args.step
     averaged = {f"{name}{original.EMA_SUFFIX}": tensor for name, tensor in (weights.ema or {}).items()}

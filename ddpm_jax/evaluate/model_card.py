@@ -156,10 +156,11 @@ def add_summary(card: ModelCard, context: EvaluationContext, config: configs.Con
     shape = "x".join(map(str, model.shape))
     parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(model.params))
     names = {"ema": "the moving average of the parameters", "raw": "the raw parameters"}
+    network = {"unet": "a U-Net", "patch_transformer": "a patch transformer"}[config.net.kind]
     which = names.get(model.weights, f"the average {model.weights} of the parameters (post-hoc EMA)")
     card.add(
         f"# {escape_markdown(model.workdir.resolve().name)}",
-        f"A denoising diffusion model of images {shape} of {model.levels} levels: a U-Net of "
+        f"A denoising diffusion model of images {shape} of {model.levels} levels: {network} of "
         f"{parameters:,} parameters that predicts {config.loss.predicts}, with {config.schedule.T} steps of noise.",
     )
     rows = [

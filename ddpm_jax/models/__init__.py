@@ -1,1 +1,1 @@
-"""Networks: the U-Net, a text encoder, and a network with a condition."""
+"""Networks: the U-Net, a patch transformer, a text encoder, and a network with a condition."""

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 
 from ddpm_jax.guidance import Condition
+from ddpm_jax.models.patch_transformer import PatchTransformer
 from ddpm_jax.models.text import TextEncoder
 from ddpm_jax.models.unet import UNet
 
@@ -14,7 +15,7 @@ class ConditionalNetwork(nn.Module):
     Its parameters are those of `net` and, with a text encoder, `text`.
     """
 
-    net: UNet
+    net: UNet | PatchTransformer
     text: TextEncoder | None = None
 
     def setup(self) -> None:

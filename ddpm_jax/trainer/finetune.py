@@ -1,6 +1,5 @@
 """A run that begins from another run's parameters: fine-tuning."""
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ PROVENANCE_KEYS = ("begun_from", "origin")
 _MAY_DIFFER = ("attention_resolutions", "attention_by", "dropout", "dtype", "remat", "num_classes")
 """Fields of a network that change neither what its parameters mean nor, where those fit, whose they are."""
 
-_REINITIALISED = ("conv_in", "conv_out", "label")
+_REINITIALISED = ("conv_in", "conv_out", "patch_in", "patch_out", "label")
 """Modules whose parameters are made anew where images have other channels, or labels are others."""
 
 _CONDITION_MODULES = ("label", "pooled", "text")
@@ -100,7 +99,7 @@ def transfer_params(fresh: Any, source: Any, hint: str = "") -> TransferredParam
 
     Raises:
         ValueError: naming every leaf that does not fit, or that one of the two lacks, but for those of modules that may
-            be made anew: the first and last convolution, and what tells the network labels, texts or a context.
+            be made anew: the first and last layer, and what tells the network labels, texts or a context.
     """
     ours: dict[str, Any] = traverse_util.flatten_dict(fresh, sep="/")
     others: dict[str, Any] = traverse_util.flatten_dict(source, sep="/")
@@ -125,9 +124,9 @@ def transfer_params(fresh: Any, source: Any, hint: str = "") -> TransferredParam
 
 def _check_compatible(source: Pipeline, config: configs.Config, shape: tuple[int, ...]) -> None:
     """Raises a ValueError that names the options in which the two networks must be the same and are not."""
-    pairs = [(f"net.{f.name}", getattr(source.config.net, f.name), getattr(config.net, f.name))
-             for f in dataclasses.fields(config.net) if f.name not in _MAY_DIFFER]  # fmt: skip
-    wrong = [f"{name} is {old!r} there and {new!r} here" for name, old, new in pairs if old != new]
+    ours, others = configs.flatten(config.net), configs.flatten(source.config.net)
+    compared = [name for name in ours if name not in _MAY_DIFFER] if ours["kind"] == others["kind"] else ["kind"]
+    wrong = [f"net.{n} is {others[n]!r} there and {ours[n]!r} here" for n in compared if others[n] != ours[n]]
     if len(source.shape) != len(shape):
         wrong.append(f"images have shape {source.shape} there and {shape} here")
     if wrong:
@@ -135,8 +134,10 @@ def _check_compatible(source: Pipeline, config: configs.Config, shape: tuple[int
 
 
 def _attention_hint(source: Pipeline, shape: tuple[int, ...]) -> str:
-    """A hint: the flags by which a network for images of this shape attends at the other network's levels."""
+    """A hint: the flags by which a U-Net for images of this shape attends at the other network's levels."""
     net, side = source.config.net, min(source.shape[:-1])
+    if net.kind != "unet":
+        return ""
     factors = [2**i for i in range(len(net.channel_multipliers))]
     attended = [f for f in factors if (side // f if net.attention_by == "size" else f) in net.attention_resolutions]
     if not attended:

@@ -133,6 +133,11 @@ def test_the_originals_checkpoint_is_a_run_with_raw_and_averaged_weights(tmp_pat
     np.testing.assert_array_equal(
         raw.params["conv_out"]["bias"], np.asarray(ema.params["conv_out"]["bias"]) + np.float32(0.25)
     )
+    (tmp_path / "small.py").write_text(
+        "from ddpm_jax.config import *\nconfig = Config(net=Net(kind='patch_transformer'))"
+    )
+    assert convert("from", "original", *arguments, "--workdir", tmp_path / "other") == 2
+    assert "net.kind is 'patch_transformer', and the original is a U-Net" in capsys.readouterr().err
 
 
 # --- and back

@@ -433,6 +433,7 @@ def test_schedules_that_diffusers_has_no_name_for_are_written_as_their_betas():
         ),
         (Net(compat=CompatOptions(time_scale=0.25)), (32, 32, 3), "net.compat.time_scale = 0.25"),
         (Net(compat=CompatOptions(time_dim=64)), (32, 32, 3), "net.compat.time_dim = 64: there it is"),
+        (Net(kind="patch_transformer"), (32, 32, 3), "net.kind = 'patch_transformer': there, networks are U-Nets"),
     ],
 )
 def test_a_network_that_diffusers_cannot_express_is_refused_by_name(net, shape, message):

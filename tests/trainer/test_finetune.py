@@ -155,10 +155,8 @@ def test_a_beginning_has_the_others_averages_a_fresh_optimizer_and_says_what_is_
         ({"channels": 32}, "net.channels is 16 there and 32 here"),
         ({"channel_multipliers": (1, 1)}, "net.channel_multipliers is (1, 2) there and (1, 1) here"),
         ({"groups": 4}, "net.groups is 8 there and 4 here"),
-        (
-            {"compat": config.CompatOptions(padding="both")},
-            "net.compat is CompatOptions(eps=1e-06, padding='end'",
-        ),
+        ({"compat": config.CompatOptions(padding="both")}, "net.compat.padding is 'end' there and 'both' here"),
+        (vars(config.Net(kind="patch_transformer")), "source: net.kind is 'unet' there and 'patch_transformer' here"),
         ({"attention_resolutions": (4,)}, "smaller by 2: --net.attention-by factor --net.attention-resolutions 2"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

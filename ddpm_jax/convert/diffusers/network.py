@@ -208,6 +208,8 @@ def _has_attention(net: configs.Net, shape: tuple[int, ...]) -> list[bool]:
 def _unsupported(config: configs.Config, shape: tuple[int, ...]) -> list[str]:
     """Errors for the options of our network that diffusers cannot express."""
     net, conventions, c = config.net, config.net.compat, config.condition
+    if net.kind != "unet":
+        return [f"net.kind = {net.kind!r}: there, networks are U-Nets"]
     other_conditions = {
         "text.layers": config.text.layers, "condition.super_resolution_factor": c.super_resolution_factor,
         "condition.paired": c.paired,

@@ -13,6 +13,18 @@ from ddpm_jax.models.unet.layers import NEAR_ZERO, Dense
 from ddpm_jax.models.unet.norm import GroupNorm
 from ddpm_jax.models.unet.parameters import at_least_float32
 
+ContextAndMask = tuple[Array, Array]
+"""A context [B, L, D], and its mask [B, L], True for tokens that count."""
+
+
+def context_and_mask(dim: int, x: jax.Array, context: Array | None, mask: Array | None) -> ContextAndMask | None:
+    """The context of x [B, ...] and its mask, of zeros if there is none; None if the network takes none, `dim` 0."""
+    if not dim:
+        return None
+    if context is None:
+        return jnp.zeros((x.shape[0], 1, dim), x.dtype), jnp.zeros((x.shape[0], 1), bool)
+    return context, jnp.ones(context.shape[:2], bool) if mask is None else mask
+
 
 def head_count(channels: int, heads: int, head_channels: int) -> int:
     """The number of heads over `channels`: of `head_channels` channels each or, if that is 0, `heads`."""

@@ -1,6 +1,7 @@
-"""Errors of the U-Net's options and arguments."""
+"""Errors of the options and arguments of networks."""
 
-from typing import TYPE_CHECKING, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from ddpm_jax.models.unet.layers import DROPOUT_STEP
 from ddpm_jax.models.unet.norm import group_count
 
 if TYPE_CHECKING:
+    from ddpm_jax.models.patch_transformer import PatchTransformer
     from ddpm_jax.models.unet.network import UNet
 
 
@@ -30,6 +32,11 @@ def check_options(net: "UNet") -> None:
             " be a group of the normalisation by itself and forget the time that is added to it;"
             f" some level needs more than groups = {net.groups} channels"
         )
+    check_shared_options(net)
+
+
+def check_shared_options(net: "UNet | PatchTransformer") -> None:
+    """Raises a ValueError for options out of range that all networks have."""
     if net.num_classes < 0 or net.context_dim < 0:
         raise ValueError(
             f"num_classes = {net.num_classes}, context_dim = {net.context_dim}: 0 for none, or how many there are"
@@ -59,16 +66,13 @@ def _check_heads(net: "UNet") -> None:
 
 def _check_choices(net: "UNet") -> None:
     compat = net.compat
-    choices = {
+    check_choices({
         "attention_by": (net.attention_by, AttentionBy),
         "time_conditioning": (net.time_conditioning, TimeConditioning),
         "resample": (net.resample, Resample),
         "compat.padding": (compat.padding, Padding),
         "compat.time_order": (compat.time_order, TimeOrder),
-    }
-    for name, (value, literal) in choices.items():
-        if value not in get_args(literal):
-            raise ValueError(f"{name} = {value!r} is not one of {', '.join(map(repr, get_args(literal)))}")
+    })  # fmt: skip
     factors = [2**i for i in range(len(net.channel_multipliers))]
     if net.attention_by == "factor" and not set(net.attention_resolutions) <= set(factors):
         raise ValueError(
@@ -82,6 +86,13 @@ def _check_choices(net: "UNet") -> None:
             f"compat.time_shift = {compat.time_shift}, compat.time_dim = {compat.time_dim}: the first is 0 or 1,"
             " the second how many numbers a time becomes, 0 for as many as channels"
         )
+
+
+def check_choices(choices: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raises a ValueError for options, by name, whose value is none of their `Literal`'s."""
+    for name, (value, literal) in choices.items():
+        if value not in get_args(literal):
+            raise ValueError(f"{name} = {value!r} is not one of {', '.join(map(repr, get_args(literal)))}")
 
 
 def check_arguments(x: jax.Array, t: jax.Array, dropout_keys: jax.Array | None) -> None:
@@ -109,7 +120,12 @@ def check_arguments(x: jax.Array, t: jax.Array, dropout_keys: jax.Array | None) 
 
 
 def check_conditions(
-    net: "UNet", x: jax.Array, label: Array | None, context: Array | None, mask: Array | None, image: Array | None
+    net: "UNet | PatchTransformer",
+    x: jax.Array,
+    label: Array | None,
+    context: Array | None,
+    mask: Array | None,
+    image: Array | None,
 ) -> None:
     """Raises a ValueError for conditions that the network does not take, or of the wrong shape or dtype."""
     batch, sides = x.shape[0], x.shape[1:-1]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ddpm_jax.guidance import Array
-from ddpm_jax.models.unet.attention import AttentionBlock, CrossAttention
+from ddpm_jax.models.unet.attention import AttentionBlock, ContextAndMask, CrossAttention, context_and_mask
 from ddpm_jax.models.unet.checks import check_arguments, check_conditions, check_options
 from ddpm_jax.models.unet.compat import AttentionBy, CompatOptions, Resample, TimeConditioning
 from ddpm_jax.models.unet.convolution import Conv, upsample_nearest
@@ -56,10 +56,6 @@ class LevelLayers(NamedTuple):
     attention: AttentionFactory[AttentionBlock] | None
     cross_attention: AttentionFactory[CrossAttention] | None
     resample: ResampleLayer | None
-
-
-ContextAndMask = tuple[Array, Array]
-"""A context [B, L, D], and its mask [B, L], True for tokens that count."""
 
 
 class Down(nn.Module):
@@ -232,9 +228,9 @@ class UNet(nn.Module):
         check_conditions(self, x, label, context, mask, image)
         wide, levels = at_least_float32(self.dtype), len(self.channel_multipliers)
         temb = _time_and_label_embedding(self, t, label, wide)
-        context_and_mask = _context_and_mask(self, x, context, mask)
-        if context_and_mask is not None:
-            temb = temb + PooledContext(temb.shape[-1], wide, name="pooled")(*context_and_mask)
+        shown = context_and_mask(self.context_dim, x, context, mask)
+        if shown is not None:
+            temb = temb + PooledContext(temb.shape[-1], wide, name="pooled")(*shown)
 
         sides = x.shape[1:-1]
         inputs = x if image is None else jnp.concatenate([x, image.astype(x.dtype)], axis=-1)
@@ -252,15 +248,15 @@ class UNet(nn.Module):
         for i, level in enumerate(layers):
             resample = _resample_layer(self, level.block, "down", i) if i < levels - 1 else None
             down = Down(level._replace(resample=resample), self.num_res_blocks, dropout_index, name=f"down_{i}")
-            skips = down(skips, temb, context_and_mask, dropout_keys)
+            skips = down(skips, temb, shown, dropout_keys)
             dropout_index += self.num_res_blocks
         middle = Middle(layers[-1]._replace(attention=attention), dropout_index, name="mid")
-        h = middle(skips[-1], temb, context_and_mask, dropout_keys)
+        h = middle(skips[-1], temb, shown, dropout_keys)
         dropout_index += 2
         for i, level in reversed([*enumerate(layers)]):
             resample = _resample_layer(self, level.block, "up", i) if i > 0 else None
             up = Up(level._replace(resample=resample), dropout_index, name=f"up_{i}")
-            h = up(h, skips[-self.num_res_blocks - 1 :], temb, context_and_mask, dropout_keys)
+            h = up(h, skips[-self.num_res_blocks - 1 :], temb, shown, dropout_keys)
             skips, dropout_index = skips[: -self.num_res_blocks - 1], dropout_index + self.num_res_blocks + 1
 
         h = GroupNorm(True, self.compat.eps, wide, self.groups, self.forward_mode, name="norm_out")(h)
@@ -327,12 +323,3 @@ def _resample_layer(net: UNet, block: BlockFactory, direction: Literal["down", "
     else:
         layer = functools.partial(Upsample, net.resample_with_conv, net.dtype, net.forward_mode)
     return lambda h, temb, keys, *, name: layer(name=name)(h)
-
-
-def _context_and_mask(net: UNet, x: jax.Array, context: Array | None, mask: Array | None) -> ContextAndMask | None:
-    """The context and its mask, of zeros if there is none; None for a network that takes no context."""
-    if not net.context_dim:
-        return None
-    if context is None:
-        return jnp.zeros((x.shape[0], 1, net.context_dim), x.dtype), jnp.zeros((x.shape[0], 1), bool)
-    return context, jnp.ones(context.shape[:2], bool) if mask is None else mask

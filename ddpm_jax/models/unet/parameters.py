@@ -60,6 +60,8 @@ def constant(value: float) -> Callable[..., Any]:
 
 def fan_average(scale: float = 1.0) -> Callable[..., Any]:
     """Uniform initialisation with variance scale / mean(fan-in, fan-out)."""
+    if scale == 0:
+        return constant(0)
     traced = nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
 
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array | np.ndarray:
