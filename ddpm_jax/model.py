@@ -229,7 +229,7 @@ def network(config: Config, channels: int) -> ConditionalNetwork:
     """The network for images of so many channels."""
     c, text, dtype = config.net, config.text, jnp.dtype(config.net.dtype)
     encoder = TextEncoder(text.width, text.layers, text.heads, text.length, dtype) if text.layers else None
-    shared = {
+    shared: dict[str, Any] = {
         **{name: getattr(c, name) for name in ("dropout", "remat", "num_classes")},
         "dtype": dtype,
         "out_channels": channels * (2 if has_learned_variance(config) else 1),
