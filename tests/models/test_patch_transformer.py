@@ -366,7 +366,7 @@ def test_a_run_trains_samples_and_is_evaluated(tmp_path):
     assert len(logged_losses(workdir)) == 3
     run("sample.py", workdir, "--num", 4, "--out", tmp_path / "samples")
     assert (tmp_path / "samples" / "grid.png").is_file()
-    shown = run("-m", "ddpm_jax", "evaluate", workdir, "likelihood", "--images", 8).stdout
+    shown = run("-m", "ddpm_jax", "evaluate", workdir, "likelihood", "--num", 2).stdout
     assert "bits/dim" in shown
     refused = run("-m", "ddpm_jax", "convert", "to", "diffusers", workdir, tmp_path / "theirs", status=2).stderr
     assert "net.kind = 'patch_transformer': there, networks are U-Nets" in refused
