@@ -237,9 +237,9 @@ def network(config: Config, channels: int) -> ConditionalNetwork:
     }
     if c.kind == "patch_transformer":
         return ConditionalNetwork(PatchTransformer(**dataclasses.asdict(c.transformer), **shared), encoder)
-    other = {"kind", "transformer", *shared}
+    other = {"kind", "transformer", "compat", *shared}
     own = {field.name: getattr(c, field.name) for field in dataclasses.fields(c) if field.name not in other}
-    return ConditionalNetwork(UNet(**own | shared | {"compat": CompatOptions(**dataclasses.asdict(c.compat))}), encoder)
+    return ConditionalNetwork(UNet(**own, **shared, compat=CompatOptions(**dataclasses.asdict(c.compat))), encoder)
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
