@@ -56,7 +56,7 @@ wide = replace(
     optim=replace(linear.optim, learning_rate=2e-3, decay=0),
 )
 
-# a patch transformer in place of the U-Net: ddpm-jax train digits:patch ...
+# a patch transformer of 462,536 parameters in place of the U-Net: ddpm-jax train digits:patch ...
 patch = replace(
     config,
     net=Net(
