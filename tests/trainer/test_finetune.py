@@ -82,6 +82,16 @@ def test_labels_and_texts_begin_as_nothing_in_a_network_that_was_told_none():
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)  # whatever it is told
 
 
+def test_a_patch_transformer_takes_other_channels_labels_and_texts():
+    net = config.Net(kind="patch_transformer", transformer=config.PatchTransformer(2, 16, 1, 2))
+    ours, text = dataclasses.replace(SMALL, net=net), config.Text(layers=1, width=8, heads=2)
+    theirs = parameters(ours, (4, 4, 1))
+    more = dataclasses.replace(ours, net=dataclasses.replace(net, num_classes=3), text=text)
+    found = trainer.transfer_params(parameters(more, (8, 6, 3), seed=1), theirs)
+    assert set(found.reinitialised) == {"patch_in", "patch_out", "label", "pooled", "text", "block_0/cross_0"}
+    np.testing.assert_array_equal(found.params["block_0"]["q"]["kernel"], theirs["block_0"]["q"]["kernel"])
+
+
 def test_other_labels_renew_the_table_of_labels():
     ten, three = (dataclasses.replace(SMALL, net=dataclasses.replace(NET, num_classes=n)) for n in (10, 3))
     found = trainer.transfer_params(parameters(three, (8, 8, 1)), parameters(ten, (8, 8, 1)))
