@@ -85,7 +85,7 @@ def departures() -> Rows:
     original, variables = network(ORIGINAL, golden.args["out_ch"]), original_tree(tensors(golden, "var:"))
     rows, exact = {}, None
     for name, (dtype, precision) in PRECISIONS.items():
-        net = original.clone(unet=original.unet.clone(dtype=jnp.dtype(dtype), parent=None))
+        net = original.clone(net=original.net.clone(dtype=jnp.dtype(dtype), parent=None))
 
         def loss(params, net=net):
             out = net.apply({"params": params}, golden["x"], golden["t"] + 1).astype(jnp.float32)

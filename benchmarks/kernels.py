@@ -10,7 +10,7 @@ KINDS = {
     "attention": r"/attn_\d/",
     "random numbers": r"threefry|random_bits|shift_right_logical",
     "convolution": r"conv_general_dilated|/conv\w*/",
-    "rest of the network": r"/unet/",
+    "rest of the network": r"/net/",
     "loss, optimizer and EMA": r"^(jit|pmap)",
 }
 """Kinds by the name scope of an operation; the first that matches counts.  A fusion has that of its last operation."""

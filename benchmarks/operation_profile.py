@@ -28,7 +28,7 @@ KINDS = {
     "dropout's random numbers": r" (u32|pred)\[|vmap\(",
     "normalisation": r"/norm|group_norm",
     "transposes and copies": r"copy",
-    "optimizer and EMA": r"^(?!.*ConditionalUNet)",
+    "optimizer and EMA": r"^(?!.*ConditionalNetwork)",
     "other operations of the network": r"",
 }
 """Patterns, of which the first that is found in "NAME SHAPE LAYER" gives an operation's kind.
@@ -91,7 +91,7 @@ def kinds_of_operations(program: str) -> dict[str, str]:
         if parts:
             layer, called = re.search(r'op_name="([^"]*)"', line), re.search(r"calls=%([\w.\-]+)", line)
             inside = contents.get(called[1]) if called else None
-            text = f"{inside[1] if inside else parts[1]} {parts[2]} {layer[1] if layer else 'ConditionalUNet'}"
+            text = f"{inside[1] if inside else parts[1]} {parts[2]} {layer[1] if layer else 'ConditionalNetwork'}"
             found[parts[1]] = next(kind for kind, pattern in KINDS.items() if re.search(pattern, text))
     return found
 

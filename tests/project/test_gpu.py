@@ -14,8 +14,8 @@ from jax.profiler import ProfileData
 from benchmarks import gpu, gpu_correctness, kernels
 
 PROGRAM = """
-  %fusion.1 = f32[8] fusion(%a), kind=kLoop, metadata={op_name="jit(f)/jvp(UNet)/unet/mid/attn_1/norm/mul"}
-  ROOT %gemm_fusion.2 = f32[8] fusion(%b), metadata={op_name="jit(f)/jvp(UNet)/unet/mid/attn_1/q/dot_general"}
+  %fusion.1 = f32[8] fusion(%a), kind=kLoop, metadata={op_name="jit(f)/jvp(UNet)/net/mid/attn_1/norm/mul"}
+  ROOT %gemm_fusion.2 = f32[8] fusion(%b), metadata={op_name="jit(f)/jvp(UNet)/net/mid/attn_1/q/dot_general"}
   %add.3 = f32[8] add(%c, %d), metadata={op_name="jit(f)/add"}
 """
 KERNELS = [("fusion_1", 0, 400), ("gemm_fusion_2", 300, 200), ("sm90_xmma_fprop_bf16", 600, 300), ("add_3", 900, 100)]
@@ -115,7 +115,7 @@ def test_speeds_come_out_on_a_cpu(tmp_path):
 
     (profile,) = parts["profile"].values()
     assert profile["kernel 1"]["ms per step"] <= sum(profile["kinds, ms per step"].values())
-    assert profile["kinds, ms per step"]["normalisation"] > 0
+    assert min(profile["kinds, ms per step"][kind] for kind in ("normalisation", "rest of the network")) > 0
 
     attention = next(rows for name, rows in parts["attention"].items() if "float32" in name)
     assert attention["ours"]["largest error"] < 1e-5 and attention["ours, gradient"]["microseconds"] > 0
