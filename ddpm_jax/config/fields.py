@@ -68,7 +68,7 @@ class CompatOptions:
 class PatchTransformer:
     patch_size: Annotated[int, "[1, 1024]"] = 4
     """Side of a patch in pixels; images of other sizes are padded to whole patches."""
-    width: Annotated[int, "[4, 65536]"] = 384
+    width: Annotated[int, "[16, 65536]"] = 384
     """Channels of each patch's vector, a multiple of 4 and of heads."""
     depth: Annotated[int, "[1, 1024]"] = 12
     """Transformer blocks."""

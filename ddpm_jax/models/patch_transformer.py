@@ -133,7 +133,7 @@ class PatchTransformer(nn.Module):
 
     Attributes:
         patch_size: side of a patch, in pixels along each axis.
-        width: channels of each patch's vector, a multiple of 4 and of `heads`.
+        width: channels of each patch's vector, at least 16, a multiple of 4 and of `heads`.
         depth: number of blocks.
         heads: of every attention.
         mlp_ratio: channels between the two linear maps of a block, in units of `width`.
@@ -186,9 +186,9 @@ class PatchTransformer(nn.Module):
         if self.num_classes:
             label = jnp.full(t.shape, self.num_classes) if label is None else label
             temb = temb + LabelEmbedding(self.num_classes, self.width, wide, name="label")(label)
-        shown = context_and_mask(self.context_dim, x, context, mask)
-        if shown is not None:
-            temb = temb + PooledContext(self.width, wide, name="pooled")(*shown)
+        attended = context_and_mask(self.context_dim, x, context, mask)
+        if attended is not None:
+            temb = temb + PooledContext(self.width, wide, name="pooled")(*attended)
 
         inputs = x if image is None else jnp.concatenate([x, image.astype(x.dtype)], axis=-1)
         h = jnp.pad(inputs, ((0, 0), *((0, -side % size) for side in sides), (0, 0)))
@@ -204,7 +204,7 @@ class PatchTransformer(nn.Module):
         rotary = self.positions == "rotary"
         for i in range(self.depth):
             options = (self.heads, self.mlp_ratio, self.norm, rotary, self.dropout, i, self.dtype)
-            h = block(*options, name=f"block_{i}")(h, temb, shown, dropout_keys)
+            h = block(*options, name=f"block_{i}")(h, temb, attended, dropout_keys)
 
         modulation = Dense(2 * self.width, scale=0, dtype=wide, name="modulation_out")(nn.swish(temb))
         h = modulated_norm(h, self.norm, *jnp.split(modulation, 2, axis=-1))
@@ -228,8 +228,8 @@ class PatchTransformer(nn.Module):
         if min(numbers.values()) < 1 or self.bottleneck < 0:
             given = ", ".join(f"{name} = {value}" for name, value in numbers.items())
             raise ValueError(f"{given} must be at least 1, and bottleneck = {self.bottleneck} at least 0")
-        if self.width % 4 or self.width % self.heads:
-            raise ValueError(f"width = {self.width} must be a multiple of 4 and of heads = {self.heads}")
+        if self.width < 16 or self.width % 4 or self.width % self.heads:
+            raise ValueError(f"width = {self.width} must be at least 16, a multiple of 4 and of heads = {self.heads}")
         if self.positions == "rotary" and self.width // self.heads < 2 * axes:
             raise ValueError(
                 f"width = {self.width}, heads = {self.heads}: rotary positions along {axes} axes need at least"

@@ -12,7 +12,7 @@ import pytest
 from jax.core import Tracer
 from networks import image_keys, inputs, jitted_apply, normal, param_shapes
 from run_programs import TINY as TINY_CONFIG
-from run_programs import logged_losses, run
+from run_programs import assert_same_bytes, load_state, logged_losses, run
 from tiny_run import random_params
 
 from ddpm_jax import config as configs
@@ -154,7 +154,7 @@ def test_rotated_products_depend_on_differences_of_positions(sides):
         assert np.abs(step).max() > 0.1
 
 
-def test_what_is_cut_off_were_zeros_in_the_input():
+def test_sides_are_padded_with_zeros_at_the_end_and_cropped():
     net = NET.clone(patch_size=4)
     whole, t, params = inputs(net, 8, 4)
     part = whole[:, :7, :3]
@@ -164,7 +164,7 @@ def test_what_is_cut_off_were_zeros_in_the_input():
 
 
 @pytest.mark.parametrize("sides", [(7,), (3, 5), (3, 1, 5)])
-def test_sequences_images_and_volumes_are_felt_everywhere(sides):
+def test_every_number_of_sequences_images_and_volumes_changes_the_output(sides):
     x, _, params = inputs(NET.clone(heads=1), *sides, batch=1)
     moved = 1 + np.arange(x.size)
     batch = x.repeat(1 + x.size, axis=0)
@@ -228,7 +228,7 @@ def test_conditions_have_no_effect_at_the_start_of_their_parameters():
         assert not any(np.any(each) for each in jax.tree.leaves(leaf))
 
 
-def test_bfloat16_is_close_and_float32_remembers():
+def test_bfloat16_is_close_and_parameters_are_float32():
     x, t, params = inputs(NET, 4, 4)
     half = NET.clone(dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(param_shapes(half, 4, 4))} == {jnp.dtype("float32")}
@@ -276,8 +276,9 @@ def test_types_and_ranks_are_never_promoted():
     [
         ({"norm": "batch"}, "norm = 'batch' is not one of 'rms', 'layer'"),
         ({"positions": "fixed"}, "positions = 'fixed' is not one of 'rotary', 'learned', 'none'"),
-        ({"width": 10, "heads": 1}, "width = 10 must be a multiple of 4 and of heads = 1"),
-        ({"heads": 3}, "width = 16 must be a multiple of 4 and of heads = 3"),
+        ({"width": 18, "heads": 1}, "width = 18 must be at least 16, a multiple of 4 and of heads = 1"),
+        ({"heads": 3}, "width = 16 must be at least 16, a multiple of 4 and of heads = 3"),
+        ({"width": 12}, "width = 12 must be at least 16"),
         ({"heads": 8}, "rotary positions along 2 axes need at least 4 channels per head"),
         ({"patch_size": 0}, "patch_size = 0, width = 16, depth = 2, heads = 2, mlp_ratio = 4 must be at least 1"),
         ({"bottleneck": -1}, "and bottleneck = -1 at least 0"),
@@ -332,8 +333,8 @@ def patch_config(**change):
             "net.compat.eps 1e-05 has no meaning for net.kind 'patch_transformer'",
         ),
         (
-            configs.Net(kind="patch_transformer", transformer=configs.PatchTransformer(width=12, heads=5)),
-            "net.transformer.width must be a multiple of 4 and of net.transformer.heads, got 12 and 5",
+            configs.Net(kind="patch_transformer", transformer=configs.PatchTransformer(width=24, heads=5)),
+            "net.transformer.width must be a multiple of 4 and of net.transformer.heads, got 24 and 5",
         ),
     ],
 )
@@ -355,17 +356,37 @@ def test_fields_reach_the_network_and_configs_without_the_field_are_of_unets():
     assert configs.from_dict(older) == configs.Config()
 
 
-def test_a_run_trains_samples_and_is_evaluated(tmp_path):
-    transformer = "kind='patch_transformer', transformer=PatchTransformer(2, 16, 1, 2), dropout=0.1"
-    text = TINY_CONFIG.replace("Net(8, (1,), 1, (), dropout=0.1)", f"Net({transformer})")
+def config_file(folder, net="", config=""):
+    """A config file of a tiny run, with more fields of the network and of the config."""
+    transformer = f"kind='patch_transformer', transformer=PatchTransformer(2, 16, 1, 2), dropout=0.1{net}"
+    text = TINY_CONFIG.replace("Net(8, (1,), 1, (), dropout=0.1)", f"Net({transformer}){config}")
     assert text != TINY_CONFIG
-    file, workdir = tmp_path / "patch.py", tmp_path / "run"
-    file.write_text(text.replace("Net, Optim", "Net, Optim, PatchTransformer"))
-    run("train.py", file, "--workdir", workdir)
+    (folder / "patch.py").write_text(text.replace("Net, Optim", "Net, Optim, PatchTransformer, Text"))
+    return folder / "patch.py"
+
+
+def test_a_run_trains_and_samples_and_is_not_for_diffusers(tmp_path):
+    workdir = tmp_path / "run"
+    run("train.py", config_file(tmp_path), "--workdir", workdir, preview=False)
     assert len(logged_losses(workdir)) == 3
     run("sample.py", workdir, "--num", 4, "--out", tmp_path / "samples")
     assert (tmp_path / "samples" / "grid.png").is_file()
-    shown = run("-m", "ddpm_jax", "evaluate", workdir, "likelihood", "--num", 2).stdout
-    assert "bits/dim" in shown
     refused = run("-m", "ddpm_jax", "convert", "to", "diffusers", workdir, tmp_path / "theirs", status=2).stderr
     assert "net.kind = 'patch_transformer': there, networks are U-Nets" in refused
+
+
+@pytest.mark.slow
+def test_a_run_in_shares_with_texts_goes_on_is_sampled_evaluated_and_converted(tmp_path):
+    workdir, copy = tmp_path / "run", tmp_path / "copy"
+    file = config_file(tmp_path, ", num_classes=10", ", text=Text(1, 8, 2, 16)")
+    averages = "--optim.ema-lengths", 0.05, 0.1, "--snapshot-every", 1
+    for steps in (2, 3):
+        options = "--steps", steps, "--devices", 2, "--shard-update", *averages
+        run("train.py", file, "--workdir", workdir, *options)
+    assert len(logged_losses(workdir)) == 3
+    drawn = "--num", 4, "--weights", "ema:0.1", "--text", "a three", "--label", 3, "--guidance", 2
+    run("sample.py", workdir, *drawn, "--out", tmp_path / "samples")
+    assert "bits/dim" in run("-m", "ddpm_jax", "evaluate", workdir, "likelihood", "--num", 2).stdout
+    run("-m", "ddpm_jax", "convert", "to", "plain", workdir, tmp_path / "plain")
+    run("-m", "ddpm_jax", "convert", "from", "plain", tmp_path / "plain", "--workdir", copy)
+    assert_same_bytes(load_state(copy).tree.params, load_state(workdir).tree.ema)

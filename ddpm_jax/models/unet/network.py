@@ -228,9 +228,9 @@ class UNet(nn.Module):
         check_conditions(self, x, label, context, mask, image)
         wide, levels = at_least_float32(self.dtype), len(self.channel_multipliers)
         temb = _time_and_label_embedding(self, t, label, wide)
-        shown = context_and_mask(self.context_dim, x, context, mask)
-        if shown is not None:
-            temb = temb + PooledContext(temb.shape[-1], wide, name="pooled")(*shown)
+        attended = context_and_mask(self.context_dim, x, context, mask)
+        if attended is not None:
+            temb = temb + PooledContext(temb.shape[-1], wide, name="pooled")(*attended)
 
         sides = x.shape[1:-1]
         inputs = x if image is None else jnp.concatenate([x, image.astype(x.dtype)], axis=-1)
@@ -248,15 +248,15 @@ class UNet(nn.Module):
         for i, level in enumerate(layers):
             resample = _resample_layer(self, level.block, "down", i) if i < levels - 1 else None
             down = Down(level._replace(resample=resample), self.num_res_blocks, dropout_index, name=f"down_{i}")
-            skips = down(skips, temb, shown, dropout_keys)
+            skips = down(skips, temb, attended, dropout_keys)
             dropout_index += self.num_res_blocks
         middle = Middle(layers[-1]._replace(attention=attention), dropout_index, name="mid")
-        h = middle(skips[-1], temb, shown, dropout_keys)
+        h = middle(skips[-1], temb, attended, dropout_keys)
         dropout_index += 2
         for i, level in reversed([*enumerate(layers)]):
             resample = _resample_layer(self, level.block, "up", i) if i > 0 else None
             up = Up(level._replace(resample=resample), dropout_index, name=f"up_{i}")
-            h = up(h, skips[-self.num_res_blocks - 1 :], temb, shown, dropout_keys)
+            h = up(h, skips[-self.num_res_blocks - 1 :], temb, attended, dropout_keys)
             skips, dropout_index = skips[: -self.num_res_blocks - 1], dropout_index + self.num_res_blocks + 1
 
         h = GroupNorm(True, self.compat.eps, wide, self.groups, self.forward_mode, name="norm_out")(h)
