@@ -181,8 +181,13 @@ def test_a_refusal_has_the_bytes_needed(message, needed, available):
         assert value == (None if gib is None else round(gib * 2**30))
 
 
-def test_a_training_step_is_about_three_forward_passes(tiny):
+PATCHES = configs.Net(kind="patch_transformer", transformer=configs.PatchTransformer(2, 32, 1, 2))
+
+
+@pytest.mark.parametrize("net", [None, PATCHES], ids=["unet", "patches"])
+def test_a_training_step_is_about_three_forward_passes(tiny, net):
     config = configs.load(tiny)
+    config = dataclasses.replace(config, net=net or config.net)
     images = lowering.load_images(config, (), None)
     model = build(config, images.train.shape[1:], images.levels)
     params = lowering.train_state(model)[1].params
