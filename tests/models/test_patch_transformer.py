@@ -18,7 +18,7 @@ from tiny_run import random_params
 from ddpm_jax import config as configs
 from ddpm_jax.keys import from_seed
 from ddpm_jax.model import build
-from ddpm_jax.models.patch_transformer import PatchTransformer, join_patches, rotate, split_patches
+from ddpm_jax.models.patch_transformer import PatchTransformer, TransformerBlock, join_patches, rotate, split_patches
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.models.unet.parameters import drawn_on_host
 
@@ -121,6 +121,13 @@ def test_the_start_is_zero_and_needs_no_compiled_program():
     jax.tree.map(np.testing.assert_array_equal, traced, drawn)
     for name, leaf in drawn["block_1"]["modulation"].items():
         assert not leaf.any(), name
+
+
+def test_a_block_is_the_identity_at_the_start():
+    x, context = normal(2, 2, 3, 16), (normal(2, 4, 5), np.ones((2, 4), bool))
+    block = TransformerBlock(2, 4, "rms", rotary=True, dropout=0.0, dropout_index=0, dtype=jnp.float32)
+    out = jax.jit(lambda key: block.init_with_output(key, x, normal(2, 16, seed=1), context, None)[0])(from_seed(0))
+    np.testing.assert_array_equal(out, x)
 
 
 # --- positions and padding
