@@ -83,7 +83,7 @@ class TransformerBlock(nn.Module):
     """A pre-norm block with adaLN-zero: attention and two linear maps, each a branch with a gate.
 
     Scales, shifts and gates are linear maps of the time embedding that are 0 at initialisation, so the block is then
-    the identity.  The cross-attention to a context is the U-Net's.
+    the identity.  The cross-attention to a context is the U-Net's: its queries have positions, also with "none".
 
     Attributes:
         dropout: rate, before the last linear map; its `index` is `dropout_index`.
