@@ -46,11 +46,15 @@ class Conv(nn.Module):
     forward_mode: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H/stride, W/stride, features], likewise of one or three spatial axes."""
+    def __call__(self, x: jax.Array, shift: jax.Array | None = None) -> jax.Array:
+        """[B, H, W, C] -> [B, H/stride, W/stride, features], likewise of one or three spatial axes.
+
+        A shift [B, features] is added with the bias.
+        """
         kernel, bias = _parameters(self, x, self.scale)
         convolution = _conv_general_dilated if self.forward_mode else convolve
-        return add_bias(convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding), bias)
+        y = convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
+        return add_bias(y, bias, shift)
 
 
 class UpsampleConv(nn.Module):

@@ -168,18 +168,18 @@ class ResnetBlock(nn.Module):
     ) -> jax.Array:
         """x [B, H, W, C] or a tuple of its parts along C, temb [B, D], dropout_keys [B] -> [B, H, W, out_channels]."""
         parts = x if isinstance(x, tuple) else (x,)
-        c, axes, dtype = self.out_channels, num_spatial_axes(parts[0]), self.dtype
+        c, dtype = self.out_channels, self.dtype
         numerics = {"dtype": dtype, "forward_mode": self.forward_mode}
         norm = functools.partial(GroupNorm, swish=True, groups=self.groups, eps=self.eps, **numerics)
         conv = functools.partial(Conv, c, **numerics)
         h = norm(name="norm1")(parts)
         if self.resize is not None:
             h, parts = self.resize(h), tuple(map(self.resize, parts))
-        h = conv(name="conv1")(h)
         if self.time_conditioning == "add":
-            h = h + jnp.expand_dims(Dense(c, name="temb_proj", dtype=dtype)(nn.swish(temb)), range(1, axes + 1))
+            h = conv(name="conv1")(h, Dense(c, name="temb_proj", dtype=dtype)(nn.swish(temb)))
             h = norm(name="norm2")(h)
         else:
+            h = conv(name="conv1")(h)
             h = norm(name="norm2")(h, Dense(2 * c, name="temb_proj", dtype=dtype)(nn.swish(temb)))
         h = dropout(h, dropout_keys, self.dropout, self.dropout_index)
         h = conv(scale=NEAR_ZERO, name="conv2")(h)

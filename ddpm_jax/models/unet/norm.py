@@ -143,16 +143,23 @@ def _group_norm_backward(groups, eps, swish, dtype, saved, dy):
     """The gradient in one pass over x and dy for the sums and one for dx; y is computed again."""
     parts, mean, inverse, scale, bias = saved
     inner = tuple(range(1, dy.ndim - 1))
-    dys = [part.astype(mean.dtype) for part in jnp.split(dy, split_indices(parts), axis=-1)]
-    units = [(x - m) * i for x, m, i in _split_channels(parts, mean, inverse)]
-    if swish:
-        ys = [unit * s + b for unit, s, b in _split_channels(units, scale, bias)]
-        gates = [jax.nn.sigmoid(y) for y in ys]
-        dys = [dy * (gate * (1 + y * (1 - gate))) for dy, gate, y in zip(dys, gates, ys, strict=True)]
+
+    def unit_gradients(parts, dy):
+        dys = [part.astype(mean.dtype) for part in jnp.split(dy, split_indices(parts), axis=-1)]
+        units = [(x - m) * i for x, m, i in _split_channels(parts, mean, inverse)]
+        if swish:
+            ys = [unit * s + b for unit, s, b in _split_channels(units, scale, bias)]
+            gates = [jax.nn.sigmoid(y) for y in ys]
+            dys = [dy * (gate * (1 + y * (1 - gate))) for dy, gate, y in zip(dys, gates, ys, strict=True)]
+        return units, dys
+
+    units, dys = unit_gradients(parts, dy)
     pixels = math.prod(dy.shape[1:-1])
     d_bias = _concatenate([dy.sum(inner) for dy in dys])
     d_scale = _concatenate([(dy * unit).sum(inner) for dy, unit in zip(dys, units, strict=True)])
     along_one, along_unit = (_group_mean(each * scale, groups) / pixels for each in (d_bias, d_scale))
+    if dy.dtype.itemsize == 2:  # computed again, or a TPU would write float32 and read it
+        units, dys = unit_gradients(*jax.lax.optimization_barrier((parts, dy)))
     small = _split_channels(dys, scale, inverse, along_one, along_unit)
     d_parts = tuple(
         (i * (dy * s - one - unit * along)).astype(part.dtype)

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -48,9 +49,14 @@ def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
 
-def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """x [..., C] + bias [C], in the dtype of x."""
-    return x + jnp.expand_dims(bias.astype(x.dtype), range(x.ndim - 1))
+def add_bias(x: jax.Array, bias: jax.Array, shift: jax.Array | None = None) -> jax.Array:
+    """x [B, ..., C] + bias [C] + shift [B, C], in the dtype of x; sums and gradients in float32 or wider."""
+    wide = at_least_float32(x.dtype)
+    terms = (bias.astype(wide)[None],) if shift is None else (bias.astype(wide)[None], shift.astype(wide))
+    if shift is not None and x.dtype != wide:  # the barrier keeps one sum over pixels for both gradients
+        terms = jax.lax.optimization_barrier(tuple(jnp.broadcast_to(term, shift.shape) for term in terms))
+    inner = tuple(range(1, x.ndim - 1))
+    return functools.reduce(lambda y, term: y + jnp.expand_dims(term, inner), terms, x.astype(wide)).astype(x.dtype)
 
 
 def constant(value: float) -> Callable[..., Any]:

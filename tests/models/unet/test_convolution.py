@@ -11,6 +11,7 @@ from networks import assert_gradients_agree, convolution_by_definition
 
 from ddpm_jax.models.unet import convolution, winograd
 from ddpm_jax.models.unet.convolution import convolve
+from ddpm_jax.models.unet.parameters import add_bias
 
 
 def random(*shape):
@@ -168,3 +169,12 @@ def test_doubling_and_convolving_may_be_one(sides):
         np.testing.assert_allclose(one, plain, rtol=1e-12, atol=1e-13)
         for a, b in zip(of_one, of_plain, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_bias_gradient_in_bfloat16_is_summed_in_float32():
+    """Summed in bfloat16, it would stop growing at 256 terms."""
+    y, bias, shift = jnp.zeros((3, 16, 16, 2), jnp.bfloat16), jnp.zeros(2), jnp.zeros((3, 2))
+    back = jax.jit(lambda dy: jax.vjp(lambda bias, shift: add_bias(y, bias, shift), bias, shift)[1](dy))
+    of_bias, of_shift = back(jnp.ones_like(y))
+    np.testing.assert_array_equal(of_bias, np.full(2, 768.0))
+    np.testing.assert_array_equal(of_shift, np.full((3, 2), 256.0))
