@@ -3,6 +3,7 @@
 A text is its UTF-8 bytes, padded with 0, so there is no vocabulary.  The empty text is the null condition.
 """
 
+import functools
 import unicodedata
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ddpm_jax.guidance import Array
-from ddpm_jax.models.unet import attend
+from ddpm_jax.models.unet import Dense, attend
 
 
 def tokenize(texts: Sequence[str], length: int) -> np.ndarray:
@@ -54,16 +55,17 @@ class TransformerLayer(nn.Module):
     def __call__(self, x: jax.Array, mask: Array) -> jax.Array:
         """x [B, L, D], mask [B, L], True for tokens that count -> [B, L, D]."""
         _, length, width = x.shape
+        dense = functools.partial(Dense, kernel_init=nn.initializers.lecun_normal(), dtype=self.dtype)
         by_distance = self.param("distances", _distance_bias_init, (self.heads, 2 * self.length - 1))
         positions = np.arange(length)  # static, so that parameters may be numpy arrays, too
         bias = by_distance[:, self.length - 1 + positions - positions[:, None]]
         h = nn.LayerNorm(dtype=self.dtype, name="norm1")(x)
-        q, k, v = (nn.Dense(width, dtype=self.dtype, name=name)(h) for name in ("q", "k", "v"))
+        q, k, v = (dense(width, name=name)(h) for name in ("q", "k", "v"))
         mixed = attend(q, k, v, self.heads, mask, bias)
-        x = x + nn.Dense(width, dtype=self.dtype, name="proj_out")(mixed)
+        x = x + dense(width, name="proj_out")(mixed)
         h = nn.LayerNorm(dtype=self.dtype, name="norm2")(x)
-        h = nn.gelu(nn.Dense(4 * width, dtype=self.dtype, name="dense0")(h))
-        return x + nn.Dense(width, dtype=self.dtype, name="dense1")(h)
+        h = nn.gelu(dense(4 * width, name="dense0")(h))
+        return x + dense(width, name="dense1")(h)
 
 
 def _distance_bias_init(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike = jnp.float32) -> jax.Array:
@@ -111,11 +113,12 @@ class TextEncoder(nn.Module):
         if tokens.ndim != 2 or tokens.shape[1] > self.length or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}: expected integers [B, L], L <= {self.length}")
         one = nn.initializers.normal(1.0)
-        embed = nn.Embed(256, BYTE_EMBEDDING_DIM, embedding_init=one, dtype=self.dtype, name="bytes")
-        x = embed(tokens.astype(jnp.int32))
+        dense = functools.partial(Dense, kernel_init=nn.initializers.lecun_normal(), dtype=self.dtype)
+        embed = nn.Embed(256, BYTE_EMBEDDING_DIM, embedding_init=one, name="bytes")  # gradients are summed in float32
+        x = embed(tokens.astype(jnp.int32)).astype(self.dtype)
         x = stack_neighbours(x * (tokens > 0)[..., None].astype(x.dtype), NEIGHBOUR_RADIUS)
-        x = nn.gelu(nn.Dense(2 * self.width, dtype=self.dtype, name="near0")(x))
-        x = nn.Dense(self.width, dtype=self.dtype, name="near1")(x)
+        x = nn.gelu(dense(2 * self.width, name="near0")(x))
+        x = dense(self.width, name="near1")(x)
         for i in range(self.layers):
             x = TransformerLayer(self.heads, self.length, self.dtype, name=f"layer_{i}")(x, tokens > 0)
         return nn.LayerNorm(dtype=self.dtype, name="norm_out")(x)

@@ -16,7 +16,7 @@ from ddpm_jax.keys import from_seed
 from ddpm_jax.models import text
 from ddpm_jax.models.conditional import ConditionalNetwork
 from ddpm_jax.models.text import TextEncoder
-from ddpm_jax.models.unet import UNet
+from ddpm_jax.models.unet import CrossAttention, UNet
 
 SIZES = {
     "channels": 16,
@@ -265,6 +265,24 @@ def test_remat_and_narrow_types_know_conditions_too(dtype, moved, outputs):
     np.testing.assert_allclose(
         found, expected, atol=1e-5 if dtype == jnp.float32 else 0.3 * float(np.abs(expected).max())
     )
+
+
+@pytest.mark.parametrize(
+    ("net", "arguments"),
+    [
+        (TextEncoder(8, 1, 2, 4, jnp.bfloat16), [text.tokenize(["abba"], 4)]),
+        (CrossAttention(2, jnp.bfloat16, 4), [normal(1, 2, 2, 8), normal(1, 3, 8), np.ones((1, 3), bool)]),
+    ],
+)
+def test_gradients_of_many_equal_examples_are_as_many_times_that_of_one(net, arguments):
+    """Summed in bfloat16, they would stop growing at 256 times."""
+    params = random_params(net, *arguments)
+    loss = lambda params, *args: jnp.sum(net.apply(params, *args).astype(jnp.float32) * normal(8))  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))
+    one, many = gradient(params, *arguments), gradient(params, *(np.repeat(each, 1024, 0) for each in arguments))
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(one))
+    for of_one, of_many in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        np.testing.assert_allclose(of_many / 1024, of_one, rtol=0.02, atol=0.002 * largest)
 
 
 @pytest.mark.parametrize(

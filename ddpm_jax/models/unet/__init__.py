@@ -10,11 +10,11 @@ Files: `network` (the U-Net and its levels), `layers`, `attention`, `convolution
 
 from ddpm_jax.models.unet.attention import AttentionBlock, CrossAttention, attend
 from ddpm_jax.models.unet.compat import OPENAI, CompatOptions
-from ddpm_jax.models.unet.layers import Downsample, ResnetBlock, Upsample, dropout, timestep_embedding
+from ddpm_jax.models.unet.layers import Dense, Downsample, ResnetBlock, Upsample, dropout, timestep_embedding
 from ddpm_jax.models.unet.network import UNet
 from ddpm_jax.models.unet.norm import GroupNorm
 
 __all__ = [
-    "OPENAI", "AttentionBlock", "CompatOptions", "CrossAttention", "Downsample", "GroupNorm", "ResnetBlock", "UNet",
-    "Upsample", "attend", "dropout", "timestep_embedding",
+    "OPENAI", "AttentionBlock", "CompatOptions", "CrossAttention", "Dense", "Downsample", "GroupNorm", "ResnetBlock",
+    "UNet", "Upsample", "attend", "dropout", "timestep_embedding",
 ]  # fmt: skip

@@ -80,10 +80,12 @@ class CrossAttention(nn.Module):
         norm = GroupNorm(False, self.eps, self.dtype, self.groups, self.forward_mode, name="norm")
         normed = jnp.reshape(norm(x), (b, pixels, c))
         position = nn.Dense(c, use_bias=False, dtype=self.dtype, name="where")(position_features(sides, self.dtype))
-        q = Dense(c, name="q", dtype=self.dtype)(normed) + jnp.reshape(position, (1, pixels, c))
+        q, wide = Dense(c, name="q", dtype=self.dtype)(normed), at_least_float32(self.dtype)
+        # in float32, as the gradient of the position is a sum over images
+        q = (q.astype(wide) + jnp.reshape(position, (1, pixels, c)).astype(wide)).astype(self.dtype)
         k, v = (Dense(c, name=name, dtype=self.dtype)(context) for name in ("k", "v"))
         mixed = jnp.reshape(attend(q, k, v, heads, mask), x.shape)
-        out = nn.Dense(c, kernel_init=nn.initializers.zeros_init(), dtype=self.dtype, name="proj_out")(mixed)
+        out = Dense(c, kernel_init=nn.initializers.zeros_init(), name="proj_out", dtype=self.dtype)(mixed)
         return x + jnp.where(jnp.expand_dims(mask.any(-1), range(1, x.ndim)), out, jnp.zeros((), out.dtype))
 
 
