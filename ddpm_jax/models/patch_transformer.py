@@ -108,7 +108,8 @@ class TransformerBlock(nn.Module):
         scale1, shift1, gate1, scale2, shift2, gate2 = jnp.split(modulation, 6, axis=-1)
 
         def gated(gate: jax.Array, branch: jax.Array) -> jax.Array:
-            return jnp.expand_dims(gate, range(1, x.ndim - 1)).astype(dtype) * branch
+            # in float32, as the gradient of a gate is a sum over patches
+            return (jnp.expand_dims(gate, range(1, x.ndim - 1)) * branch.astype(gate.dtype)).astype(dtype)
 
         h = modulated_norm(x, self.norm, scale1, shift1).astype(dtype)
         q, k, v = (Dense(width, dtype=dtype, name=name)(h) for name in ("q", "k", "v"))
@@ -197,7 +198,8 @@ class PatchTransformer(nn.Module):
             h = Dense(self.bottleneck, dtype=self.dtype, name="patch_in")(h)
         h = Dense(self.width, dtype=self.dtype, name="bottleneck_out" if self.bottleneck else "patch_in")(h)
         if self.positions == "learned":
-            h = h + self._learned_positions(h.shape[1:])[None].astype(self.dtype)
+            # in float32, as their gradient is a sum over images
+            h = (h.astype(wide) + self._learned_positions(h.shape[1:])[None]).astype(self.dtype)
 
         # not while parameters are drawn: no gradient follows, and `nn.remat` would trace the keys
         block = nn.remat(TransformerBlock) if self.remat and not self.is_initializing() else TransformerBlock

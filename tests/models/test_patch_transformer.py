@@ -244,6 +244,20 @@ def test_bfloat16_is_close_and_parameters_are_float32():
     assert 0 < np.linalg.norm(close - exact) < 0.03 * np.linalg.norm(exact)
 
 
+@pytest.mark.parametrize(("positions", "repeats"), [("learned", (1024, 1, 1, 1)), ("none", (1, 32, 32, 1))])
+def test_gradients_of_many_equal_patches_are_as_many_times_that_of_one(positions, repeats):
+    """Summed in bfloat16, those of positions (over images) and gates (over patches) would stop growing at 256 times."""
+    net = PatchTransformer(2, 16, 1, 2, positions=positions, out_channels=8, dtype=jnp.bfloat16)
+    x, t = normal(1, 2, 2, 8), np.array([3])
+    params = random_params(net, x, t)
+    loss = lambda params, x, t: jnp.sum(net.apply(params, x, t) * normal(8))  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))
+    one, many = gradient(params, x, t), gradient(params, np.tile(x, repeats), np.repeat(t, repeats[0]))
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(one))
+    for of_one, of_many in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        np.testing.assert_allclose(of_many / 1024, of_one, rtol=0.02, atol=0.005 * largest)
+
+
 def test_remat_has_the_same_values_and_gradients_and_forward_mode_agrees():
     x, t, params = inputs(NET, 4, 4)
     along = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), params)
