@@ -11,7 +11,7 @@ and the same function applies to every predicted quantity:
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ from ddpm_jax.schedules import Schedule, gather
 
 Weight = Callable[[jax.Array], jax.Array]
 """log SNR [B] -> the weight of the squared error of x_0 [B]."""
+
+Space = Literal["predicted", "eps", "x0", "v"]
+"""The quantity whose squared error is the loss; "predicted": that which the network predicts."""
 
 
 def denoising_loss(
@@ -207,6 +210,14 @@ def snr_plus_one(log_snr: jax.Array) -> jax.Array:
 def snr(log_snr: jax.Array) -> jax.Array:
     """SNR weighting, the plain squared error of the noise: L_simple in terms of x_0."""
     return jnp.exp(log_snr)
+
+
+def space_weight(space: Space) -> Weight | None:
+    """The weighting whose loss is the squared error of eps, x_0 or v (SNR, 1, SNR + 1); None for "predicted".
+
+    Without signal, at t = T, the error of eps is 0, as eps is x_t; an eps-predicting network has infinite others.
+    """
+    return {"predicted": None, "eps": snr, "x0": jnp.ones_like, "v": snr_plus_one}[space]
 
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:

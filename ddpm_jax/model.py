@@ -332,7 +332,7 @@ def _check_signal(config: Config, schedule: Schedule) -> None:
 def _example_loss(config: Config, decoder: likelihood.Decoder):
     c = config.loss
     weight = {
-        "none": None,
+        "none": losses.space_weight("predicted" if c.space == c.predicts else c.space),
         "snr": losses.snr,
         "snr_plus_one": losses.snr_plus_one,
         "truncated_snr": losses.truncated_snr(),

@@ -1,6 +1,7 @@
 """Losses where their value is known, weightings against each other, and what an example's loss may depend on."""
 
 import functools
+import itertools
 import re
 
 import jax
@@ -191,6 +192,31 @@ def test_weights_that_undo_a_prediction():
     ratio = found["eps", "min_snr"] / found["eps", "none"]
     assert np.allclose(ratio[snr < 5], 1) and (ratio[snr > 5] < 1).all() and 130 <= (snr > 5).sum() <= 132
     np.testing.assert_allclose(found["x0", "snr >= 1"][259:], found["x0", "none"][259:])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "no signal at T"])
+def test_the_loss_in_a_space_is_the_squared_error_of_predictions_converted_to_it(schedule):
+    """For networks that predict any quantity; without signal at T, for those that have an x_0 there."""
+    with jax.enable_x64(True):
+        table = schedules.linear(1000)
+        table, kinds = (table, PREDICTS) if schedule == "linear" else (schedules.zero_terminal_snr(table), ["x0", "v"])
+        t = np.array([1, 2, 50, 300, 700, 999, 1000])
+        x0, eps = batch((3,), len(t))
+
+        @functools.partial(jax.jit, static_argnums=(0, 1))
+        def both(predicts, space):
+            net = lambda x, t: 0.7 * x + 0.1  # noqa: E731
+            x_t = gaussian.q_sample(table, x0, t, eps)
+            found = gaussian.estimate(table, predicts, net(x_t, t), x_t, t)
+            converted = gaussian.target(table, space, found.x0, found.eps, t)
+            error = ((converted - gaussian.target(table, space, x0, eps, t)) ** 2).mean(1)
+            weight = losses.space_weight(space)
+            return losses.denoising_loss(table, net, x0, t, eps, predicts=predicts, weight=weight), error
+
+        for predicts, space in itertools.product(kinds, ["eps", "x0", "v"]):
+            loss, error = to_numpy(both(predicts, space))
+            np.testing.assert_allclose(loss, error, rtol=1e-7, atol=1e-20, err_msg=f"{predicts} in {space}")
+            assert (loss > 0).sum() == len(t) - (schedule != "linear" and space == "eps")
 
 
 def test_weights_are_finite_at_both_ends():

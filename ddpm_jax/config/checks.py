@@ -49,8 +49,15 @@ def check_trained(config: Config) -> None:
     ranges.check(config.sampling, "sampling.")
     if config.loss.learned_variance and config.loss.kind == "simple":
         raise ValueError("loss.learned_variance needs loss.kind 'hybrid' or 'variational': L_simple cannot train it")
-    if config.loss.weight != "none" and config.loss.kind == "variational":
-        raise ValueError(f"loss.weight {config.loss.weight!r} has no meaning for loss.kind 'variational'")
+    for name, default in (("weight", "none"), ("space", "predicted")):
+        value = getattr(config.loss, name)
+        if value != default and config.loss.kind == "variational":
+            raise ValueError(f"loss.{name} {value!r} has no meaning for loss.kind 'variational'")
+    if config.loss.space != "predicted" and config.loss.weight != "none":
+        raise ValueError(
+            f"loss.space {config.loss.space!r} and loss.weight {config.loss.weight!r} exclude each other, because each "
+            "sets the weight of the squared error of x_0: set only one"
+        )
     _check_net(config.net)
     _check_condition(config)
 

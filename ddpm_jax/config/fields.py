@@ -156,8 +156,10 @@ class Loss:
     """L_simple; L_simple + vlb_scale * L_vlb with a learned variance; or the variational bound."""
     predicts: Literal["eps", "x0", "v", "mean"] = "eps"
     """Prediction target of the network."""
+    space: Literal["predicted", "eps", "x0", "v"] = "predicted"
+    """Quantity whose squared error is the simple loss; predicted: that which the network predicts."""
     weight: Literal["none", "snr", "snr_plus_one", "truncated_snr", "min_snr", "p2"] = "none"
-    """Weighting of the simple loss by the signal-to-noise ratio."""
+    """Weighting of the squared error of x_0 by the signal-to-noise ratio; none: the error in loss.space."""
     min_snr_gamma: Annotated[float, "(0, 1e38]"] = 5.0
     """Upper limit gamma of the signal-to-noise ratio for min_snr."""
     p2_gamma: Annotated[float, "[0, 1000]"] = 1.0

@@ -18,7 +18,7 @@ import tyro
 
 import ddpm_jax
 from ddpm_jax import config as configs
-from ddpm_jax import samplers, schedules
+from ddpm_jax import losses, samplers, schedules
 from ddpm_jax.config import fields, flags, old_names
 from ddpm_jax.keys import from_seed
 from ddpm_jax.model import build, check, denoiser_options, network, noise_schedule, optimizer, tile_size
@@ -166,6 +166,26 @@ def test_a_prediction_is_scaled_before_it_is_clipped():
     np.testing.assert_allclose(found.x0, np.clip(x0, -1, 1), atol=1e-5)
 
 
+def test_the_space_of_the_loss_is_that_of_its_simple_part():
+    """Squared errors of x_0 and v have the ratio 1 + SNR; the bound stays, and its own space changes no bit."""
+    rng, t = np.random.default_rng(0), np.array([1, 50, 500, 1000])
+    x0 = rng.uniform(-1, 1, (4, 3)).astype(np.float32)
+    keys = jax.random.split(from_seed(0), 4)
+    names = ("predicted", "x0", "v")
+    models = [build(configs.Config(loss=configs.Loss("hybrid", "x0", space=name)), (3,), 256) for name in names]
+
+    @jax.jit
+    def found():
+        schedule, net = models[0].schedule, lambda x, t: jnp.concatenate([0.5 * x, 0.1 * x], -1)
+        error = losses.simple_loss(keys, schedule, lambda x, t: 0.5 * x, x0, predicts="x0", t=t)
+        return [model.example_loss(keys, schedule, net, x0, t) for model in models], error, jnp.exp(schedule.log_snr[t])
+
+    (plain, same, in_v), error, snr = found()
+    np.testing.assert_array_equal(same, plain)
+    assert (np.asarray(plain) > np.asarray(error)).all()
+    np.testing.assert_allclose(in_v - plain, snr * error, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
@@ -179,6 +199,8 @@ def test_a_prediction_is_scaled_before_it_is_clipped():
         ),
         ({"loss": {"learned_variance": True}}, "learned_variance needs loss.kind 'hybrid' or 'variational'"),
         ({"loss": {"kind": "variational", "weight": "p2"}}, "'p2' has no meaning for loss.kind 'variational'"),
+        ({"loss": {"kind": "variational", "space": "v"}}, "loss.space 'v' has no meaning for loss.kind 'variational'"),
+        ({"loss": {"weight": "snr", "space": "x0"}}, "loss.space 'x0' and loss.weight 'snr' exclude each other"),
         ({"sampling": {"variance_mix": 1.5}}, r"must lie in \[0, 1\], got 1.5"),
         ({"sampling": {"steps": 2000}}, "steps must be an integer in 1..T = 1000, got 2000"),
         ({"sampling": {"threshold": 101.0}}, r"sampling.threshold must lie in \[0, 100\], got 101.0"),
