@@ -17,9 +17,10 @@ from benchmarks.evaluations import BY_T, COLUMNS, DISTANCE, ROOT, mean_and_error
 from ddpm_jax import data
 from ddpm_jax.evaluate import plots, protocol
 from ddpm_jax.evaluate.plots import Panel, write_panels
+from experiments import nine_cells
 from experiments.one_step_denoising import START_FRACTIONS
 from experiments.run import RESULTS, read_rows
-from experiments.tables import TABLES
+from experiments.tables import NETWORKS, TABLES
 
 PAGE = ROOT / "docs" / "results.md"
 ERROR = "RMSE, 0..255"
@@ -30,6 +31,10 @@ X0_ERROR_FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 def main() -> None:
     made = {name: run_table(name) for name in TABLES} | {"jump-digits": one_step_table("jump-digits")}
     made["compare_trainers"] = baseline_table(read_rows(alternating.RESULTS / "compare_trainers.json"))
+    for name in NETWORKS:
+        if found := read_rows(RESULTS / f"{name}.json"):
+            plots.save_figure(RESULTS / f"{name}.png", nine_cells.figure(name, found))
+            made[f"{name}-figure"] = [f"![bits/dim and Fréchet distance of the nine cells](results/{name}.png)"]
     page = PAGE.read_text()
     for name, lines in made.items():
         if lines:

@@ -21,9 +21,11 @@ import tyro
 from benchmarks import alternating
 from benchmarks.evaluations import ROOT, read_numbers, run_program
 from ddpm_jax import process
-from experiments.tables import TABLES, Cell, Table
+from experiments.tables import TABLES, Cell, Table, nine_cells
 
 RESULTS = ROOT / "docs" / "results"
+MINUTES_AROUND = 2.0
+"""Of compilation and measurements, as long as no run of a table is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +33,15 @@ class Arguments:
     table: tyro.conf.Positional[str]
     """Its name."""
     cells: tuple[str, ...] = ()
-    """Only these of its rows."""
+    """Only these of its rows, by name or by its beginning up to a comma."""
     seeds: tuple[int, ...] = ()
     """Only these of its seeds."""
     jobs: int = 1
     """Runs beside each other."""
     minutes: float = float("inf")
     """After how many minutes nothing new is begun."""
+    run_minutes: float | None = None
+    """Minutes of training for each run of the nine cells; results are then kept in RUNS and not shown on the page."""
     data: str | None = None
     """Where the images are, if not where the config says."""
     runs: str = "runs/experiments"
@@ -49,40 +53,64 @@ def main(argv: list[str]) -> None:
     if args.table not in TABLES:
         sys.exit(f"no table {args.table!r}; known are {', '.join(TABLES)}")
     table, begun, lock = TABLES[args.table], time.monotonic(), threading.Lock()
-    path = RESULTS / f"{args.table}.json"
-    unknown = sorted(set(args.cells) - {cell.name for cell in table.cells})
-    if unknown:
-        sys.exit(f"no row {unknown[0]!r} in {args.table}; it has {'; '.join(cell.name for cell in table.cells)}")
+    path, folder = RESULTS / f"{args.table}.json", pathlib.Path(args.runs) / args.table
+    if args.run_minutes is not None:
+        if not table.minutes:
+            sys.exit(f"--run-minutes is for tables of runs of equal minutes, {args.table} is none")
+        table = nine_cells(args.table, args.run_minutes)
+        folder = folder.with_name(f"{args.table}-{args.run_minutes:g}-minutes")
+        path = folder.with_suffix(".json")
+    cells = select_cells(args.table, table, args.cells)
 
     def fill(cell: Cell, seed: int) -> None:
         if time.monotonic() - begun > 60 * args.minutes:
             return
-        found = find_same_run(table, cell, seed) or train_and_measure(
-            table, cell, seed, pathlib.Path(args.runs) / args.table, args
-        )
+        found = find_same_run(table, cell, seed) or train_and_measure(table, cell, seed, folder, args)
         with lock:
             save_row(path, cell.name, seed, found)
         print(f"{cell.name}, seed {seed}: {format_row(found)}", flush=True)
 
     rows = read_rows(path)
     missing = [
-        (cell, seed)
-        for seed in args.seeds or table.seeds
-        for cell in table.cells
-        if (not args.cells or cell.name in args.cells) and str(seed) not in rows.get(cell.name, {})
+        (cell, seed) for seed in args.seeds or table.seeds for cell in cells if str(seed) not in rows.get(cell.name, {})
     ]
+    print(describe_duration(table, rows, len(missing), args.jobs), flush=True)
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         for done in [pool.submit(fill, *one) for one in missing]:
             done.result()
 
 
+def select_cells(name: str, table: Table, wanted: tuple[str, ...]) -> list[Cell]:
+    """Cells of these names, or whose names begin so and go on with a comma; all, if there are none.
+
+    Raises:
+        SystemExit: if the table has no such cell.
+    """
+    names = [cell.name for cell in table.cells]
+    found = {text: {text} & set(names) or {name for name in names if name.startswith(f"{text}, ")} for text in wanted}
+    for text in wanted:
+        if not found[text]:
+            sys.exit(f"no row {text!r} in {name}; it has {'; '.join(names)}")
+    return [cell for cell in table.cells if not wanted or any(cell.name in each for each in found.values())]
+
+
+def describe_duration(table: Table, rows: dict[str, Any], missing: int, jobs: int) -> str:
+    """Number of missing runs and, if runs take equal minutes, the hours that they take: as long as those known."""
+    found = [row for seeds in rows.values() for row in seeds.values()] if table.minutes else []
+    known = [row["seconds of training"] + row["seconds of measuring"] for row in found]
+    minutes = sum(known) / len(known) / 60 if known else table.minutes + MINUTES_AROUND
+    hours = f" of about {minutes:.1f} minutes, {missing * minutes / 60 / jobs:.1f} hours" if table.minutes else ""
+    return f"{missing} runs missing{hours}"
+
+
 def find_same_run(table: Table, cell: Cell, seed: int) -> dict[str, Any] | None:
     """Result of the same run in another table with the same measurements, or None."""
     for name, other in TABLES.items():
-        if (other.config, other.flags, other.measures) == (table.config, table.flags, table.measures):
+        if (other.flags, other.measures) == (table.flags, table.measures):
             for twin in other.cells:
                 found = read_rows(RESULTS / f"{name}.json").get(twin.name, {}).get(str(seed))
-                if twin.flags == cell.flags and found:
+                same = (twin.config or other.config, twin.flags) == (cell.config or table.config, cell.flags)
+                if same and found:
                     return found
     return None
 
@@ -92,18 +120,20 @@ def train_and_measure(table: Table, cell: Cell, seed: int, folder: pathlib.Path,
     run = folder / f"{'_'.join(flag.lstrip('-') for flag in cell.flags) or 'as-configured'}-{seed}"
     devices = ("--devices", str(max(1, process.num_cores() // args.jobs))) if args.jobs > 1 else ()
     data = ("--data.source", args.data) if args.data else ()
-    config_args = (table.config, "--seed", str(seed), *table.flags, *cell.flags)
+    config_args = (cell.config or table.config, "--seed", str(seed), *table.flags, *cell.flags)
     began = time.monotonic()
     run_program("train.py", *config_args, *data, *devices, "--workdir", str(run))
     seconds = time.monotonic() - began
     numbers: dict[str, Any] = {}
+    began_measuring = time.monotonic()
     measures = {name: limit_steps(measure, cell.T) for name, measure in table.measures.items()}
     for name, measure in measures.items():
         out = run / "measured" / name
         run_program("-m", "ddpm_jax", "evaluate", str(run), *measure, "--out", str(out), *devices)
         numbers |= read_numbers(name, out)
     return {
-        "numbers": numbers, "seconds of training": round(seconds, 1), "runs beside each other": args.jobs,
+        "numbers": numbers, "seconds of training": round(seconds, 1),
+        "seconds of measuring": round(time.monotonic() - began_measuring, 1), "runs beside each other": args.jobs,
         "commit": alternating.commit(), **alternating.environment("jax", "flax", "optax", "numpy"),
         "commands": [
             f"python train.py {shlex.join(config_args)}",

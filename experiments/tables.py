@@ -13,11 +13,13 @@ class Cell(NamedTuple):
     Attributes:
         flags: its own flags; rows of several tables with the same flags share one run.
         T: timesteps of its schedule, the maximum of sampling steps in its measurements.
+        config: in place of the table's, if it is not "".
     """
 
     name: str
     flags: tuple[str, ...] = ()
     T: int = 1000
+    config: str = ""
 
 
 class Table(NamedTuple):
@@ -30,6 +32,7 @@ class Table(NamedTuple):
         measures: name -> a command of `ddpm-jax evaluate` with its flags.
         seeds: each cell is run once for each.
         timed: the rows should take equally long, so their seconds are shown.
+        minutes: of training, of each run, if they are the same for all.
     """
 
     config: str
@@ -38,6 +41,21 @@ class Table(NamedTuple):
     measures: dict[str, tuple[str, ...]]
     seeds: tuple[int, ...] = (0, 1, 2)
     timed: bool = False
+    minutes: float = 0.0
+
+
+class Network(NamedTuple):
+    """A network of the nine cells.
+
+    Attributes:
+        flags: of all its cells.
+        steps_a_minute: training steps in a minute of one core, see `experiments.nine_cells`.
+    """
+
+    name: str
+    config: str
+    flags: tuple[str, ...]
+    steps_a_minute: float
 
 
 _WEIGHTS = {"none": "constant", "truncated_snr": "max(SNR, 1)", "min_snr": "min(SNR, 5)", "snr": "SNR"}
@@ -167,6 +185,47 @@ def _recipes_mnist() -> tuple[Cell, ...]:
     )  # fmt: skip
 
 
+def _patches(size: int) -> tuple[str, str]:
+    return "--net.transformer.patch-size", str(size)
+
+
+_BOTTLENECK = "--net.transformer.bottleneck", "4"
+
+NETWORKS = {
+    "cells-digits": (
+        Network("U-Net", "configs/digits.py", (), 870),
+        Network("patch 1", "configs/digits.py:patch", _patches(1), 160),
+        Network("patch 2", "configs/digits.py:patch", _patches(2), 920),
+        Network("patch 4", "configs/digits.py:patch", _patches(4), 3190),
+        Network("patch 4 with bottleneck 4", "configs/digits.py:patch", (*_patches(4), *_BOTTLENECK), 3440),
+    ),
+    "cells-mnist": (
+        Network("U-Net", "configs/mnist.py", (), 224),
+        Network("patch 4", "configs/digits.py:patch", _patches(4), 499),
+        Network("patch 7", "configs/digits.py:patch", _patches(7), 1920),
+    ),
+}
+"""Networks of the nine cells.  "patch 4 with bottleneck 4" embeds patches of 16 numbers through 4 channels."""
+
+QUANTITIES = {"eps": "ε", "x0": "x₀", "v": "v"}
+
+
+def nine_cells(name: str, minutes: float) -> Table:
+    """Table of what a network predicts, and whose squared error the loss is, for equal minutes of training."""
+
+    def cell(network: Network, predicts: str, space: str) -> Cell:
+        steps = 10 * max(1, round(minutes * network.steps_a_minute / 10))
+        in_space = () if predicts == space else ("--loss.space", space)
+        title = f"{network.name}, predicts {QUANTITIES[predicts]}, error of {QUANTITIES[space]}"
+        flags = (*network.flags, "--loss.predicts", predicts, *in_space)
+        return _budget_cell(title, steps, *flags)._replace(config=network.config)
+
+    cells = tuple(cell(n, p, s) for n in NETWORKS[name] for p in QUANTITIES for s in QUANTITIES)
+    on_digits = name == "cells-digits"
+    flags, measures = (_PLAIN, _measures(297, 1000, steps=50)) if on_digits else (_PLAIN + _IMAGES_OF_MNIST, _ON_MNIST)
+    return Table(NETWORKS[name][0].config, flags, cells, measures, timed=True, minutes=minutes)
+
+
 def _measures(images: int, samples: int, steps: int = 250) -> dict[str, tuple[str, ...]]:
     return {
         "bound": ("likelihood", "--estimate", "16", "--num", str(images)),
@@ -179,6 +238,14 @@ def _steps(steps: int, *flags: str) -> tuple[str, ...]:
     """Flags for a number of steps without previews or checkpoints before the end."""
     return "--steps", str(steps), "--sample-every", "0", "--save-every", str(steps), *flags
 
+
+_PLAIN = (
+    "--schedule.kind", "linear", "--schedule.beta-1", "1e-4", "--loss.kind", "simple", "--loss.no-learned-variance",
+    "--sample-every", "0", "--sampling.steps", "50",
+)  # fmt: skip
+"""The paper's schedule and variance for configs with others."""
+
+_IMAGES_OF_MNIST = "--data.source", "npz:data/mnist.npz", "--batch", "32", "--evaluation.images", "256"
 
 _SMALL = (
     "--net.channels", "16", "--net.num-res-blocks", "1", "--net.dropout", "0", "--optim.learning-rate", "2e-3",
@@ -207,5 +274,7 @@ TABLES = {
         "configs/mnist.py:wide", ("--sample-every", "0", "--sampling.steps", "50"), _recipes_mnist(), _ON_MNIST,
         timed=True,
     ),
+    "cells-digits": nine_cells("cells-digits", minutes=5),
+    "cells-mnist": nine_cells("cells-mnist", minutes=10),
     "targets-mnist": Table("configs/mnist.py:wide", _SMALL, _targets("none", "min_snr"), _ON_MNIST),
 }  # fmt: skip

@@ -20,8 +20,9 @@ def test_cells_differ_and_their_flags_are_those_of_train():
     import tyro
 
     for name, table in tables.TABLES.items():
-        default, cell_names = configs.load(ROOT / table.config), {}
+        cell_names = {}
         for cell in table.cells:
+            default = configs.load(ROOT / (cell.config or table.config))
             made = tyro.cli(configs.Config, args=[*table.flags, *cell.flags], default=default)
             check(made)
             assert made.schedule.T == cell.T, (name, cell.name)
