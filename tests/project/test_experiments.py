@@ -1,5 +1,6 @@
 """Experiments: rows that are made, kept, shared between tables and put on the page."""
 
+import itertools
 import json
 import pathlib
 import re
@@ -10,7 +11,7 @@ import pytest
 from benchmarks import evaluations
 from ddpm_jax import config as configs
 from ddpm_jax.model import check
-from experiments import one_step_denoising, results_page, run, tables
+from experiments import nine_cells, one_step_denoising, results_page, run, tables
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -53,6 +54,57 @@ def test_unknown_tables_and_rows_are_refused():
         run.main(["target"])
     with pytest.raises(SystemExit, match="no row 'x0' in targets-digits; it has ε, constant"):
         run.main(["targets-digits", "--cells", "x0"])
+    with pytest.raises(SystemExit, match=r"--run-minutes is for .* equal minutes, targets-digits is none"):
+        run.main(["targets-digits", "--run-minutes", "1"])
+
+
+def test_rows_are_selected_by_name_or_by_its_beginning():
+    """A whole name selects one row, also if others begin so."""
+    recipes, cells = tables.TABLES["recipe-digits"], tables.TABLES["cells-digits"]
+    assert [cell.name for cell in run.select_cells("", recipes, ("rate 4e-3, falling",))] == ["rate 4e-3, falling"]
+    assert len(run.select_cells("", cells, ("patch 4",))) == 9
+    wanted = ("patch 1, predicts x₀", "U-Net, predicts v, error of ε")
+    names = [cell.name for cell in run.select_cells("", cells, wanted)]
+    assert names == [wanted[1], *(f"{wanted[0]}, error of {of}" for of in ("ε", "x₀", "v"))]
+    assert len(run.select_cells("", cells, ())) == 45
+
+
+def test_nine_cells_have_equal_minutes_and_say_how_long_they_take():
+    for name, networks in tables.NETWORKS.items():
+        table = tables.nine_cells(name, 2)
+        for network in networks:
+            cells = run.select_cells(name, table, (network.name,))
+            flags = [dict(zip(cell.flags[::2], cell.flags[1::2], strict=True)) for cell in cells]
+            named = [(f["--loss.predicts"], f.get("--loss.space", f["--loss.predicts"])) for f in flags]
+            assert named == list(itertools.product(("eps", "x0", "v"), repeat=2))
+            for steps in (int(f["--steps"]) for f in flags):
+                assert abs(steps / network.steps_a_minute - 2) < 0.05
+            assert all(f["--optim.decay"] == f["--steps"] for f in flags)
+        made = nine_cells.config_of(table, table.cells[-1], "npz:own.npz")
+        assert (made.loss.kind, made.loss.learned_variance, made.schedule.kind) == ("simple", False, "linear")
+        assert (made.loss.predicts, made.loss.space, made.data.source) == ("v", "predicted", "npz:own.npz")
+    row = {"seconds of training": 200.0, "seconds of measuring": 40.0}
+    assert run.describe_duration(table, {}, 30, 2) == "30 runs missing of about 4.0 minutes, 1.0 hours"
+    assert run.describe_duration(table, {"a": {"0": row}}, 45, 1).endswith("about 4.0 minutes, 3.0 hours")
+    assert run.describe_duration(tables.TABLES["targets-digits"], {}, 3, 1) == "3 runs missing"
+
+
+def test_the_figure_of_nine_cells_shows_each_cell_in_its_place():
+    """Rows are predictions, columns spaces; the best cell of a network is 1, and missing cells are left out."""
+    cells = [cell.name for cell in tables.TABLES["cells-mnist"].cells]
+    value = {name: 1.0 + i for i, name in enumerate(cells)}
+    found = {
+        name: {"0": {"numbers": {of: [value[name], 0.0] for of in ("bits/dim", "Fréchet distance")}}}
+        for name in cells if name != cells[5]
+    }  # fmt: skip
+    axes = nine_cells.figure("cells-mnist", found).axes[:6]
+    first, other = axes[0], axes[5]
+    assert first.get_title() == "U-Net\nbits/dim" and other.get_title() == "patch 7\nFréchet distance"
+    shown = np.ma.filled(first.images[0].get_array(), np.nan)
+    np.testing.assert_allclose(10**shown, [[1, 2, 3], [4, 5, np.nan], [7, 8, 9]])
+    assert {text.get_position(): text.get_text() for text in other.texts}[1, 0] == f"{value[cells[19]]:g}"
+    assert cells[19] == "patch 7, predicts ε, error of x₀"
+    assert [len(axis.texts) for axis in axes] == [8, 9, 9] * 2
 
 
 def test_a_program_that_fails_is_named_with_what_it_said():
