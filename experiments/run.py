@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
             sys.exit(f"--run-minutes is for tables of runs of equal minutes, {args.table} is none")
         table = nine_cells(args.table, args.run_minutes)
         folder = folder.with_name(f"{args.table}-{args.run_minutes:g}-minutes")
-        path = folder.with_suffix(".json")
+        path = folder.with_name(f"{folder.name}.json")
     cells = select_cells(args.table, table, args.cells)
 
     def fill(cell: Cell, seed: int) -> None:
@@ -99,7 +99,7 @@ def describe_duration(table: Table, rows: dict[str, Any], missing: int, jobs: in
     found = [row for seeds in rows.values() for row in seeds.values()] if table.minutes else []
     known = [row["seconds of training"] + row["seconds of measuring"] for row in found]
     minutes = sum(known) / len(known) / 60 if known else table.minutes + MINUTES_AROUND
-    hours = f" of about {minutes:.1f} minutes, {missing * minutes / 60 / jobs:.1f} hours" if table.minutes else ""
+    hours = f" of about {minutes:.1f} minutes, {missing * minutes / 60 / jobs:.2g} hours" if table.minutes else ""
     return f"{missing} runs missing{hours}"
 
 

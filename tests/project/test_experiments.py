@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import evaluations
 from ddpm_jax import config as configs
+from ddpm_jax import tracking
 from ddpm_jax.model import check
 from experiments import nine_cells, one_step_denoising, results_page, run, tables
 
@@ -84,8 +85,8 @@ def test_nine_cells_have_equal_minutes_and_say_how_long_they_take():
         assert (made.loss.kind, made.loss.learned_variance, made.schedule.kind) == ("simple", False, "linear")
         assert (made.loss.predicts, made.loss.space, made.data.source) == ("v", "predicted", "npz:own.npz")
     row = {"seconds of training": 200.0, "seconds of measuring": 40.0}
-    assert run.describe_duration(table, {}, 30, 2) == "30 runs missing of about 4.0 minutes, 1.0 hours"
-    assert run.describe_duration(table, {"a": {"0": row}}, 45, 1).endswith("about 4.0 minutes, 3.0 hours")
+    assert run.describe_duration(table, {}, 30, 2) == "30 runs missing of about 4.0 minutes, 1 hours"
+    assert run.describe_duration(table, {"a": {"0": row}}, 45, 1).endswith("about 4.0 minutes, 3 hours")
     assert run.describe_duration(tables.TABLES["targets-digits"], {}, 3, 1) == "3 runs missing"
 
 
@@ -145,6 +146,26 @@ def test_the_page_is_what_the_raw_results_make_of_it(tmp_path, monkeypatch):
     drawn = {path.name for path in copied.glob("*.png")}
     assert drawn <= set(shown), "a figure that the page does not show"
     assert {name for name in shown if name.startswith(("targets-", "jump-"))} <= drawn
+
+
+@pytest.mark.slow
+def test_a_network_that_sees_4_of_16_numbers_of_a_patch_knows_a_quarter_of_the_noise(tmp_path, monkeypatch):
+    """A small row of the nine cells: at large t its error is the variance of the noise in the 12 unseen directions."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # compiled as for users
+    bound = {"bound": ("likelihood", "--estimate", "2", "--num", "32")}
+    monkeypatch.setattr(run, "nine_cells", lambda *args: tables.nine_cells(*args)._replace(measures=bound))
+    row = "patch 4 with bottleneck 4, predicts ε, error of ε"
+    args = ["cells-digits", "--run-minutes", "0.09", "--seeds", "0", "--runs", str(tmp_path), "--cells", row]
+    run.main(args)
+    kept = tmp_path / "cells-digits-0.09-minutes.json"
+    stored = run.read_rows(kept)
+    assert list(stored) == [row] and 3 < stored[row]["0"]["numbers"]["bits/dim"][0] < 10
+    (folder,) = (tmp_path / "cells-digits-0.09-minutes").iterdir()
+    losses = np.array(tracking.read_metrics(folder / "metrics.jsonl")[-1]["held_out_loss_by_tenth_of_t"])
+    assert losses.min() > 0.6 and losses[4:].mean() == pytest.approx(12 / 16, abs=0.05)  # 0.003 without the bottleneck
+    before = kept.stat().st_mtime_ns
+    run.main(args)  # nothing is missing
+    assert kept.stat().st_mtime_ns == before
 
 
 @pytest.mark.slow
