@@ -121,13 +121,13 @@ def initial_noise(seed: int, num: int, D: int) -> np.ndarray:
 
 def train_and_sample(args: Arguments, predicts: Predicts, D: int) -> jax.Array:
     """Samples [seeds, samples, D] of networks trained with the squared error of v, all seeds in one program."""
-    schedule, net, plane = flow_schedule(), MLP(args.width), jnp.asarray(embedding(D))
+    net: Any = MLP(args.width)
+    schedule, plane = flow_schedule(), jnp.asarray(embedding(D))
 
     def loss(params: Any, example_keys: jax.Array, batch: jax.Array) -> jax.Array:
         data_keys, loss_keys = keys.split_keys(example_keys, 2)
         x0 = spiral(jax.vmap(jax.random.uniform)(data_keys)) @ plane.T
-        apply = functools.partial(net.apply, params)
-        weight = losses.snr_plus_one
+        apply, weight = functools.partial(net.apply, params), losses.snr_plus_one
         return losses.simple_loss(loss_keys, schedule, apply, x0, predicts=predicts, weight=weight).mean()
 
     optimizer = training.optimizer(args.learning_rate, warmup=0, decay=args.steps)

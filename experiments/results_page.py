@@ -17,6 +17,7 @@ from benchmarks.evaluations import BY_T, COLUMNS, DISTANCE, ROOT, mean_and_error
 from ddpm_jax import data
 from ddpm_jax.evaluate import plots, protocol
 from ddpm_jax.evaluate.plots import Panel, write_panels
+from experiments.manifold import COVERAGE, DIMENSIONS, IN_PLANE, NOISE, OFF_PLANE, TARGETS, TOTAL, spiral
 from experiments.one_step_denoising import START_FRACTIONS
 from experiments.run import RESULTS, read_rows
 from experiments.tables import TABLES
@@ -30,6 +31,7 @@ X0_ERROR_FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 def main() -> None:
     made = {name: run_table(name) for name in TABLES} | {"jump-digits": one_step_table("jump-digits")}
     made["compare_trainers"] = baseline_table(read_rows(alternating.RESULTS / "compare_trainers.json"))
+    made["manifold"] = manifold_table(read_rows(RESULTS / "manifold.json"))
     page = PAGE.read_text()
     for name, lines in made.items():
         if lines:
@@ -43,6 +45,10 @@ def main() -> None:
     if (images := RESULTS / "jump-digits-images.npz").exists():
         with np.load(images) as arrays:
             plots.save_figure(images.with_suffix(".png"), one_step_figure(arrays))
+    if (samples := RESULTS / "manifold-samples.npz").exists():
+        with np.load(samples) as arrays:
+            figure = manifold_figure(read_rows(RESULTS / "manifold.json"), arrays)
+            plots.save_figure(RESULTS / "manifold.png", figure)
 
 
 def fill_table(page: str, name: str, lines: Iterable[str]) -> str:
@@ -179,6 +185,49 @@ def one_step_figure(arrays: Mapping[str, np.ndarray]) -> Any:
         axes.set_yticks(side, list(rows), fontsize="xx-small")
         axes.set_xticks([])
         axes.set_title(start, fontsize="medium")
+    return figure
+
+
+def manifold_table(found: Mapping[str, Any]) -> list[str]:
+    """Markdown table of the distances of samples to the curve, by target and D."""
+    if not found:
+        return []
+    lines = [f"| | | {' | '.join(f'D = {D}' for D in DIMENSIONS)} |", f"|---|---|{'---|' * len(DIMENSIONS)}"]
+    for number in (IN_PLANE, OFF_PLANE, COVERAGE):
+        for target in (*TARGETS, NOISE):
+            values = [seed_mean(found, f"{target}, D={D}", number) for D in DIMENSIONS]
+            formatted = ["-" if value is None else protocol.format_value(*value) for value in values]
+            lines.append(f"| {number} | {target} | {' | '.join(formatted)} |")
+    return lines
+
+
+def manifold_figure(found: Mapping[str, Any], samples: Mapping[str, np.ndarray]) -> Any:
+    """Matplotlib figure: samples in the plane by target and D beside the curve, and their distances to it by D."""
+    from matplotlib.figure import Figure
+
+    figure: Any = Figure(figsize=(13, 4.8), dpi=150, layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(2.2, 1))
+    curve, edge = np.asarray(spiral(np.linspace(0, 1, 500))), 2.6
+    for row, target, color in zip(left.subplots(3, len(DIMENSIONS)), TARGETS, ("C0", "C1", "C2"), strict=True):
+        for axes, D in zip(row, DIMENSIONS, strict=True):
+            x, y = samples[f"{target}, D={D}"].astype(np.float32).clip(-edge, edge).T
+            axes.plot(*curve.T, color="0.8", linewidth=4)
+            axes.scatter(x, y, s=3, color=color, linewidth=0)
+            off_plane = seed_mean(found, f"{target}, D={D}", OFF_PLANE) or (float("nan"),)
+            axes.set_xlabel(f"{off_plane[0]:.2g} off the plane", fontsize="small")
+            axes.set(xlim=(-edge, edge), ylim=(-edge, edge), xticks=[], yticks=[], aspect="equal")
+        row[0].set_ylabel(f"{target} predicted")
+        if target == next(iter(TARGETS)):
+            for axes, D in zip(row, DIMENSIONS, strict=True):
+                axes.set_title(f"D = {D}", fontsize="medium")
+    left.suptitle(
+        "Samples projected to the plane (points beyond the frame on its edge); grey: the data", fontsize="medium"
+    )
+    means = {name: [seed_mean(found, f"{name}, D={D}", TOTAL) for D in DIMENSIONS] for name in (*TARGETS, NOISE)}
+    ys, se = ({name: [each[i] for each in values if each] for name, values in means.items()} for i in (0, 1))
+    title = "Mean distance of samples to the curve, network width 128"
+    panel = Panel(DIMENSIONS, ys, "dimensions D", "distance in D dimensions", title, se, xscale="log", yscale="log")
+    plots.draw_panel(right.subplots(), panel)
     return figure
 
 
