@@ -212,9 +212,9 @@ def manifold_figure(found: Mapping[str, Any], samples: Mapping[str, np.ndarray])
         for axes, D in zip(row, DIMENSIONS, strict=True):
             x, y = samples[f"{target}, D={D}"].astype(np.float32).clip(-edge, edge).T
             axes.plot(*curve.T, color="0.8", linewidth=4)
-            axes.scatter(x, y, s=3, color=color, linewidth=0)
+            axes.scatter(x, y, s=3, color=color, linewidth=0, zorder=3)
             off_plane = seed_mean(found, f"{target}, D={D}", OFF_PLANE) or (float("nan"),)
-            axes.set_xlabel(f"{off_plane[0]:.2g} off the plane", fontsize="small")
+            axes.set_xlabel(f"{off_plane[0]:.3g} off the plane", fontsize="small")
             axes.set(xlim=(-edge, edge), ylim=(-edge, edge), xticks=[], yticks=[], aspect="equal")
         row[0].set_ylabel(f"{target} predicted")
         if target == next(iter(TARGETS)):
@@ -225,9 +225,12 @@ def manifold_figure(found: Mapping[str, Any], samples: Mapping[str, np.ndarray])
     )
     means = {name: [seed_mean(found, f"{name}, D={D}", TOTAL) for D in DIMENSIONS] for name in (*TARGETS, NOISE)}
     ys, se = ({name: [each[i] for each in values if each] for name, values in means.items()} for i in (0, 1))
-    title = "Mean distance of samples to the curve, network width 128"
+    title = "Mean distance to the curve"
     panel = Panel(DIMENSIONS, ys, "dimensions D", "distance in D dimensions", title, se, xscale="log", yscale="log")
-    plots.draw_panel(right.subplots(), panel)
+    axes = right.subplots()
+    plots.draw_panel(axes, panel)
+    axes.set_xticks(DIMENSIONS, [str(D) for D in DIMENSIONS])
+    axes.set_xticks([], minor=True)
     return figure
 
 
