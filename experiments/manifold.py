@@ -1,10 +1,12 @@
 """Prediction targets on a curve hidden in D dimensions (section 8 of docs/results.md).
 
     python -m experiments.manifold
+    python -m experiments.manifold manifold-long --steps 8000 --dimensions 8 32 --targets ε v
 
 Points of a spiral in the plane are embedded into D dimensions by a fixed orthonormal projection.  One small MLP per
 target (eps, x_0, v) and D is trained with the squared error of v.  The distances of its samples to the curve are
-written to docs/results/manifold.json, and samples of the first seed, projected back, to manifold-samples.npz.
+written to docs/results/NAME.json; for the figure, samples of the first seed of `manifold`, projected back, are written
+to manifold-samples.npz.
 """
 
 import dataclasses
@@ -36,6 +38,12 @@ NUM_PICTURED = 400
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
+    name: tyro.conf.Positional[str] = "manifold"
+    """Of the results."""
+    dimensions: tuple[int, ...] = DIMENSIONS
+    """Only these D."""
+    targets: tuple[str, ...] = tuple(TARGETS)
+    """Only these of ε, x₀, v."""
     width: int = 128
     """Of each hidden layer."""
     steps: int = 2000
@@ -68,7 +76,7 @@ class MLP(nn.Module):
 def main(argv: list[str]) -> None:
     args = tyro.cli(Arguments, prog="python -m experiments.manifold", args=argv)
     process.initialize()
-    path, pictured = RESULTS / "manifold.json", {}
+    path, pictured = RESULTS / f"{args.name}.json", {}
     provenance = {
         "settings": dataclasses.asdict(args), "commit": alternating.commit(),
         **alternating.environment("jax", "flax", "optax", "numpy"),
@@ -83,13 +91,14 @@ def main(argv: list[str]) -> None:
         pictured[f"{name}, D={D}"] = (samples[0, :NUM_PICTURED] @ embedding(D)).astype(np.float16)
         print(f"{name}, D={D}: {rows[0]}", flush=True)
 
-    for D in DIMENSIONS:
+    for D in args.dimensions:
         record(NOISE, D, np.stack([initial_noise(seed, args.samples, D) for seed in args.seeds]), 0.0)
-        for name, predicts in TARGETS.items():
+        for name in args.targets:
             began = time.process_time()
-            samples = np.asarray(train_and_sample(args, predicts, D))
+            samples = np.asarray(train_and_sample(args, TARGETS[name], D))
             record(name, D, samples, round(time.process_time() - began, 1))
-    np.savez_compressed(path.with_name("manifold-samples.npz"), **pictured)  # pyright: ignore
+    if args.name == "manifold":
+        np.savez_compressed(path.with_name("manifold-samples.npz"), **pictured)  # pyright: ignore
 
 
 def spiral(s: Any) -> Any:

@@ -31,7 +31,7 @@ X0_ERROR_FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 def main() -> None:
     made = {name: run_table(name) for name in TABLES} | {"jump-digits": one_step_table("jump-digits")}
     made["compare_trainers"] = baseline_table(read_rows(alternating.RESULTS / "compare_trainers.json"))
-    made["manifold"] = manifold_table(read_rows(RESULTS / "manifold.json"))
+    made |= {name: manifold_table(read_rows(RESULTS / f"{name}.json")) for name in ("manifold", "manifold-long")}
     page = PAGE.read_text()
     for name, lines in made.items():
         if lines:
@@ -192,10 +192,11 @@ def manifold_table(found: Mapping[str, Any]) -> list[str]:
     """Markdown table of the distances of samples to the curve, by target and D."""
     if not found:
         return []
-    lines = [f"| | | {' | '.join(f'D = {D}' for D in DIMENSIONS)} |", f"|---|---|{'---|' * len(DIMENSIONS)}"]
+    dimensions = [D for D in DIMENSIONS if f"{NOISE}, D={D}" in found]
+    lines = [f"| | | {' | '.join(f'D = {D}' for D in dimensions)} |", f"|---|---|{'---|' * len(dimensions)}"]
     for number in (IN_PLANE, OFF_PLANE, COVERAGE):
-        for target in (*TARGETS, NOISE):
-            values = [seed_mean(found, f"{target}, D={D}", number) for D in DIMENSIONS]
+        for target in (target for target in (*TARGETS, NOISE) if f"{target}, D={dimensions[0]}" in found):
+            values = [seed_mean(found, f"{target}, D={D}", number) for D in dimensions]
             formatted = ["-" if value is None else protocol.format_value(*value) for value in values]
             lines.append(f"| {number} | {target} | {' | '.join(formatted)} |")
     return lines
