@@ -18,6 +18,7 @@ from ddpm_jax import data
 from ddpm_jax.evaluate import plots, protocol
 from ddpm_jax.evaluate.plots import Panel, write_panels
 from experiments import nine_cells
+from experiments.manifold import COVERAGE, DIMENSIONS, IN_PLANE, NOISE, OFF_PLANE, TARGETS, TOTAL, spiral
 from experiments.one_step_denoising import START_FRACTIONS
 from experiments.run import RESULTS, read_rows
 from experiments.tables import NETWORKS, TABLES
@@ -35,6 +36,7 @@ def main() -> None:
         if found := read_rows(RESULTS / f"{name}.json"):
             plots.save_figure(RESULTS / f"{name}.png", nine_cells.figure(name, found))
             made[f"{name}-figure"] = [f"![bits/dim and Fréchet distance of the nine cells](results/{name}.png)"]
+    made |= {name: manifold_table(read_rows(RESULTS / f"{name}.json")) for name in ("manifold", "manifold-long")}
     page = PAGE.read_text()
     for name, lines in made.items():
         if lines:
@@ -48,6 +50,10 @@ def main() -> None:
     if (images := RESULTS / "jump-digits-images.npz").exists():
         with np.load(images) as arrays:
             plots.save_figure(images.with_suffix(".png"), one_step_figure(arrays))
+    if (samples := RESULTS / "manifold-samples.npz").exists():
+        with np.load(samples) as arrays:
+            figure = manifold_figure(read_rows(RESULTS / "manifold.json"), arrays)
+            plots.save_figure(RESULTS / "manifold.png", figure)
 
 
 def fill_table(page: str, name: str, lines: Iterable[str]) -> str:
@@ -184,6 +190,53 @@ def one_step_figure(arrays: Mapping[str, np.ndarray]) -> Any:
         axes.set_yticks(side, list(rows), fontsize="xx-small")
         axes.set_xticks([])
         axes.set_title(start, fontsize="medium")
+    return figure
+
+
+def manifold_table(found: Mapping[str, Any]) -> list[str]:
+    """Markdown table of the distances of samples to the curve, by target and D."""
+    if not found:
+        return []
+    dimensions = [D for D in DIMENSIONS if f"{NOISE}, D={D}" in found]
+    lines = [f"| | | {' | '.join(f'D = {D}' for D in dimensions)} |", f"|---|---|{'---|' * len(dimensions)}"]
+    for number in (IN_PLANE, OFF_PLANE, COVERAGE):
+        for target in (target for target in (*TARGETS, NOISE) if f"{target}, D={dimensions[0]}" in found):
+            values = [seed_mean(found, f"{target}, D={D}", number) for D in dimensions]
+            formatted = ["-" if value is None else protocol.format_value(*value) for value in values]
+            lines.append(f"| {number} | {target} | {' | '.join(formatted)} |")
+    return lines
+
+
+def manifold_figure(found: Mapping[str, Any], samples: Mapping[str, np.ndarray]) -> Any:
+    """Matplotlib figure: samples in the plane by target and D beside the curve, and their distances to it by D."""
+    from matplotlib.figure import Figure
+
+    figure: Any = Figure(figsize=(13, 4.8), dpi=150, layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(2.2, 1))
+    curve, edge = np.asarray(spiral(np.linspace(0, 1, 500))), 2.6
+    for row, target, color in zip(left.subplots(3, len(DIMENSIONS)), TARGETS, ("C0", "C1", "C2"), strict=True):
+        for axes, D in zip(row, DIMENSIONS, strict=True):
+            x, y = samples[f"{target}, D={D}"].astype(np.float32).clip(-edge, edge).T
+            axes.plot(*curve.T, color="0.8", linewidth=4)
+            axes.scatter(x, y, s=3, color=color, linewidth=0, zorder=3)
+            off_plane = seed_mean(found, f"{target}, D={D}", OFF_PLANE) or (float("nan"),)
+            axes.set_xlabel(f"{off_plane[0]:.3g} off the plane", fontsize="small")
+            axes.set(xlim=(-edge, edge), ylim=(-edge, edge), xticks=[], yticks=[], aspect="equal")
+        row[0].set_ylabel(f"{target} predicted")
+        if target == next(iter(TARGETS)):
+            for axes, D in zip(row, DIMENSIONS, strict=True):
+                axes.set_title(f"D = {D}", fontsize="medium")
+    left.suptitle(
+        "Samples projected to the plane (points beyond the frame on its edge); grey: the data", fontsize="medium"
+    )
+    means = {name: [seed_mean(found, f"{name}, D={D}", TOTAL) for D in DIMENSIONS] for name in (*TARGETS, NOISE)}
+    ys, se = ({name: [each[i] for each in values if each] for name, values in means.items()} for i in (0, 1))
+    title = "Mean distance to the curve"
+    panel = Panel(DIMENSIONS, ys, "dimensions D", "distance in D dimensions", title, se, xscale="log", yscale="log")
+    axes = right.subplots()
+    plots.draw_panel(axes, panel)
+    axes.set_xticks(DIMENSIONS, [str(D) for D in DIMENSIONS])
+    axes.set_xticks([], minor=True)
     return figure
 
 

@@ -12,7 +12,7 @@ from benchmarks import evaluations
 from ddpm_jax import config as configs
 from ddpm_jax import tracking
 from ddpm_jax.model import check
-from experiments import nine_cells, one_step_denoising, results_page, run, tables
+from experiments import manifold, nine_cells, one_step_denoising, results_page, run, tables
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -145,7 +145,32 @@ def test_the_page_is_what_the_raw_results_make_of_it(tmp_path, monkeypatch):
     shown = re.findall(r"\]\(results/(.*?\.png)\)", (tmp_path / "results.md").read_text())
     drawn = {path.name for path in copied.glob("*.png")}
     assert drawn <= set(shown), "a figure that the page does not show"
-    assert {name for name in shown if name.startswith(("targets-", "jump-"))} <= drawn
+    assert {name for name in shown if name.startswith(("targets-", "jump-", "manifold"))} <= drawn
+
+
+def test_only_x0_prediction_finds_a_plane_of_more_dimensions_than_the_network_is_wide():
+    """What the width excludes: without a direction of the output, DDIM divides its noise by the signal at T, 1/19."""
+    args = manifold.Arguments(width=16, steps=150, batch=32, samples=64, nfe=10, seeds=(0, 1))
+    plane = manifold.embedding(64)
+    np.testing.assert_allclose(plane.T @ plane, np.eye(2), atol=1e-6)
+    off_plane = {
+        predicts: [
+            manifold.distances(x, plane)[manifold.OFF_PLANE] for x in manifold.train_and_sample(args, predicts, 64)
+        ]
+        for predicts in ("eps", "x0")
+    }
+    assert max(off_plane["x0"]) < 1 and min(off_plane["eps"]) > 15 * (62 - 16) ** 0.5
+
+
+def test_distances_to_the_curve_are_those_of_displaced_points():
+    plane, steps = manifold.embedding(8), np.linspace(0, 1, 500)
+    on_curve = np.asarray(manifold.spiral(steps)) @ plane.T
+    outwards = np.linalg.qr(np.concatenate([plane, np.eye(8)[:, :1]], 1))[0][:, 2]
+    found = manifold.distances(on_curve + 3 * outwards, plane)
+    assert found[manifold.IN_PLANE] == pytest.approx(0, abs=0.01)
+    assert found[manifold.OFF_PLANE] == found[manifold.TOTAL] == pytest.approx(3, abs=1e-4)
+    assert manifold.distances(on_curve[:1], plane)[manifold.COVERAGE] > 1  # one point is not the curve
+    assert manifold.distances(on_curve * 1.1, plane)[manifold.IN_PLANE] == pytest.approx(0.13, abs=0.03)
 
 
 @pytest.mark.slow
