@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.core import Tracer
-from networks import image_keys, inputs, jitted_apply, normal, param_shapes
+from networks import assert_a_thousandth, image_keys, inputs, jitted_apply, normal, param_shapes
 from run_programs import TINY as TINY_CONFIG
 from run_programs import assert_same_bytes, load_state, logged_losses, run
 from tiny_run import random_params
@@ -253,9 +253,7 @@ def test_gradients_of_many_equal_patches_are_as_many_times_that_of_one(positions
     loss = lambda params, x, t: jnp.sum(net.apply(params, x, t) * normal(8))  # noqa: E731
     gradient = jax.jit(jax.grad(loss))
     one, many = gradient(params, x, t), gradient(params, np.tile(x, repeats), np.repeat(t, repeats[0]))
-    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(one))
-    for of_one, of_many in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
-        np.testing.assert_allclose(of_many / 1024, of_one, rtol=0.02, atol=0.005 * largest)
+    assert_a_thousandth(one, many, atol=0.005)
 
 
 def test_remat_has_the_same_values_and_gradients_and_forward_mode_agrees():

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from flax import traverse_util
-from networks import jitted_apply, normal, param_shapes
+from networks import assert_a_thousandth, jitted_apply, normal, param_shapes
 from tiny_run import random_params
 
 from ddpm_jax import config as configs
@@ -280,9 +280,7 @@ def test_gradients_of_many_equal_examples_are_as_many_times_that_of_one(net, arg
     loss = lambda params, *args: jnp.sum(net.apply(params, *args).astype(jnp.float32) * normal(8))  # noqa: E731
     gradient = jax.jit(jax.grad(loss))
     one, many = gradient(params, *arguments), gradient(params, *(np.repeat(each, 1024, 0) for each in arguments))
-    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(one))
-    for of_one, of_many in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
-        np.testing.assert_allclose(of_many / 1024, of_one, rtol=0.02, atol=0.002 * largest)
+    assert_a_thousandth(one, many, atol=0.002)
 
 
 @pytest.mark.parametrize(
