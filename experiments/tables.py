@@ -274,7 +274,7 @@ TABLES = {
         "configs/mnist.py:wide", ("--sample-every", "0", "--sampling.steps", "50"), _recipes_mnist(), _ON_MNIST,
         timed=True,
     ),
-    "cells-digits": nine_cells("cells-digits", minutes=5),
-    "cells-mnist": nine_cells("cells-mnist", minutes=10),
+    "cells-digits": nine_cells("cells-digits", minutes=3),
+    "cells-mnist": nine_cells("cells-mnist", minutes=5),
     "targets-mnist": Table("configs/mnist.py:wide", _SMALL, _targets("none", "min_snr"), _ON_MNIST),
 }  # fmt: skip
