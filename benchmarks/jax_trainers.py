@@ -210,7 +210,7 @@ def tutorial(channels: int) -> Project:
     def train(spec: TrainerSpec, next_batch: Callable[[], np.ndarray], clock: TrainingClock) -> tuple[Any, int]:
         """Flow matching at logit-normal times; AdamW, a rate that rises for half of the time and falls as a cosine."""
         init_key, run_key = jax.random.split(keys.from_seed(spec.seed))
-        params = unet.init(init_key, jnp.zeros((1, *spec.network["shape"])), jnp.zeros(1))
+        params = jax.jit(unet.init)(init_key, jnp.zeros((1, *spec.network["shape"])), jnp.zeros(1))
         adamw = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8), optax.add_decayed_weights(2e-5)
         optimizer = optax.chain(optax.clip_by_global_norm(0.5), *adamw)
 
