@@ -2,7 +2,7 @@
 # make test: style, types and the quick tests; make test TESTS="tests/models/unet/test_unet.py" for some of them.
 # make test-all: also the slow tests: real trainings, several hosts, hundreds of damaged files, other libraries.
 # make mutants: checks that the quick tests notice each fault of tests/faults/mutants.toml.
-# make results: the tables and figures of docs/results.md, from the recorded results.
+# make results: the tables and figures of docs/results.md and docs/experiments.md, from the recorded results.
 # make docs: the documentation as a site, site/index.html; needs a network once, for KaTeX and the theme.
 # make kill-test: kills short runs a hundred times and checks that nothing is lost (ten minutes).
 # VENV=.venv-oldest OLDEST=1 runs any of them with the oldest versions that pyproject.toml allows.

@@ -7,8 +7,6 @@ From a trace of `jax.profiler` and the text of the compiled program, whose opera
 
 import collections
 import dataclasses
-import gzip
-import json
 import pathlib
 import re
 import tempfile
@@ -16,7 +14,7 @@ from typing import Literal
 
 import tyro
 
-from benchmarks import compare_libraries, workloads
+from benchmarks import compare_libraries, kernels, workloads
 
 KINDS = {
     "products of Winograd's convolutions": r"(dot|ynn)\S* .*jit\((convolve|input_gradient|kernel_gradient)\)",
@@ -65,14 +63,14 @@ def main() -> None:
         with jax.profiler.trace(folder):
             for _ in range(args.steps):
                 train.run()
-        (path,) = pathlib.Path(folder).rglob("*.trace.json.gz")
-        events = json.loads(gzip.open(path).read())["traceEvents"]
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        events = kernels.device_events(jax.profiler.ProfileData.from_file(str(path)), on_cpu=True)
     kinds = kinds_of_operations(step.as_text())
     seconds, counts = collections.Counter(), collections.Counter()
-    for event in events:
-        if event.get("ph") == "X" and event["name"] in kinds:
-            seconds[kinds[event["name"]]] += event["dur"] / 1e6 / args.steps
-            counts[kinds[event["name"]]] += 1 / args.steps
+    for _, duration, name, _ in events:
+        if name in kinds:
+            seconds[kinds[name]] += duration / 1e9 / args.steps
+            counts[kinds[name]] += 1 / args.steps
     total = sum(seconds.values())
     print(f"{args.cell}, {args.batch} images: {1e3 * total:.0f} ms\n\n| | ms | % | operations |\n|---|---|---|---|")
     for kind, each in seconds.most_common():

@@ -4,7 +4,7 @@ ddpm-jax train digits --workdir runs/digits
 
 395,858 parameters.  Training takes 4 min 49 s on two shared CPU cores, compilation, evaluation and samples included.
 The 297 held-out images have 2.226, 2.163 and 2.166 bits/dim (each +- 0.02) after 2,000, 4,000 and 6,000 steps (the
-estimated bound; commit cf83ff1).  Ablations that led to this recipe: docs/results.md, section 6.
+estimated bound; commit cf83ff1).  Ablations that led to this recipe: docs/experiments.md, section 6.
 """
 
 from dataclasses import replace

@@ -7,7 +7,7 @@
 included.  256 held-out images have 1.596, 1.506, 1.311 and 1.174 bits/dim (each +- 0.016) after 3,000, 6,000, 9,000 and
 12,000 steps (the estimated bound; commit f5e4ca5).  The trained model has 1.193 +- 0.009 on 1,000 images (`ddpm-jax
 evaluate runs/mnist likelihood --estimate 16 --num 1000`), and a Frechet distance of 16.4, precision 0.679 and recall
-0.888 for 1,000 samples (`... samples --num 1000`).  Ablations that led to this recipe: docs/results.md, section 6.
+0.888 for 1,000 samples (`... samples --num 1000`).  Ablations that led to this recipe: docs/experiments.md, section 6.
 """
 
 from dataclasses import replace

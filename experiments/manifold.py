@@ -1,4 +1,4 @@
-"""Prediction targets on a curve hidden in D dimensions (section 9 of docs/results.md).
+"""Prediction targets on a curve hidden in D dimensions (section 9 of docs/experiments.md).
 
     python -m experiments.manifold
     python -m experiments.manifold manifold-long --steps 8000 --dimensions 8 32 --targets ε v

@@ -1,4 +1,4 @@
-"""One-step denoising from x_t to x_0 compared with chains, for the same images (section 2 of docs/results.md).
+"""One-step denoising from x_t to x_0 compared with chains, for the same images (section 2 of docs/experiments.md).
 
     python -m experiments.one_step_denoising jump-digits RUN [RUN ...] [--data npz:FILE]
 

@@ -1,4 +1,4 @@
-"""Tables and figures of docs/results.md, made from docs/results/ and benchmarks/results/.
+"""Tables of docs/experiments.md and figures of it and of docs/results.md, from docs/results/ and benchmarks/results/.
 
     python -m experiments.results_page
 
@@ -23,15 +23,18 @@ from experiments.one_step_denoising import START_FRACTIONS
 from experiments.run import RESULTS, read_rows
 from experiments.tables import NETWORKS, TABLES
 
-PAGE = ROOT / "docs" / "results.md"
+PAGE = ROOT / "docs" / "experiments.md"
 ERROR = "RMSE, 0..255"
+COMPARED = ("objectives-digits", "schedules-digits", "training-digits", "recipe-digits")
+"""Tables whose rows docs/results.md shows beside each other."""
 X0_ERROR_FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 """Fractions of T at which the tables give the error of x_0."""
 
 
 def main() -> None:
     made = {name: run_table(name) for name in TABLES} | {"jump-digits": one_step_table("jump-digits")}
-    made["compare_trainers"] = baseline_table(read_rows(alternating.RESULTS / "compare_trainers.json"))
+    trainers = read_rows(alternating.RESULTS / "compare_trainers.json")
+    made["compare_trainers"] = baseline_table(trainers)
     for name in NETWORKS:
         if found := read_rows(RESULTS / f"{name}.json"):
             plots.save_figure(RESULTS / f"{name}.png", nine_cells.figure(name, found))
@@ -45,6 +48,9 @@ def main() -> None:
     for name in TABLES:
         if name.startswith("targets-") and (found := read_rows(RESULTS / f"{name}.json")):
             write_panels(RESULTS / f"{name}.png", target_panels(found))
+    compared = {name: quality_by_row(name) for name in COMPARED} | {"trainers-digits": quality_by_trainer(trainers)}
+    for name, rows in compared.items():
+        plots.save_figure(RESULTS / f"{name}.png", quality_figure(rows))
     if found := read_rows(RESULTS / "jump-digits.json"):
         write_panels(RESULTS / "jump-digits.png", nfe_panels(found))
     if (images := RESULTS / "jump-digits-images.npz").exists():
@@ -93,6 +99,44 @@ def run_table(name: str) -> list[str]:
         commits = ", ".join(sorted({seed["commit"] for seed in seeds}))
         lines.append(f"| {cell.name} | {' | '.join(values)} | {len(seeds)} | {commits} |")
     return lines
+
+
+def quality_by_row(name: str) -> dict[str, list[dict[str, Any]]]:
+    """Numbers of each seed by row of a table, of the rows with all seeds."""
+    found, table = read_rows(RESULTS / f"{name}.json"), TABLES[name]
+    rows = [cell.name for cell in table.cells if len(found.get(cell.name, {})) == len(table.seeds)]
+    return {row: [seed["numbers"] for seed in found[row].values()] for row in rows}
+
+
+def quality_by_trainer(found: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Numbers of each seed by trainer, after five minutes on digits."""
+    seeds = [seed["trainers"] for seed in found.get("digits, 5 minutes", {}).values()]
+    return {name: [each[name] for each in seeds if name in each] for seed in seeds for name in seed}
+
+
+def quality_figure(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
+    """Matplotlib figure: bits/dim and Fréchet distance of each row, means with standard errors, the best one filled."""
+    from matplotlib import ticker
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(9, 0.9 + 0.3 * len(rows)), dpi=150, layout="constrained")
+    for axis, kind in zip(made.subplots(1, 2, sharey=True), ("bits/dim", DISTANCE), strict=True):
+        values = [mean_and_error([each[COLUMNS[kind]][0] for each in seeds]) for seeds in rows.values()]
+        best = min(mean for mean, _ in values)
+        for i, (mean, error) in enumerate(values):
+            axis.errorbar(mean, i, xerr=error, fmt="o", color="C0", capsize=3, mfc="C0" if mean == best else "w")
+            axis.annotate(protocol.format_value(mean, error), (mean, i), xytext=(0, 5), textcoords="offset points",
+                          ha="center", fontsize=6.5, color="0.3")  # fmt: skip
+        if max(mean for mean, _ in values) > 5 * best:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(ticker.ScalarFormatter())
+            axis.xaxis.set_minor_locator(ticker.NullLocator())
+        axis.set_title(f"{kind} (less is better)", fontsize="medium")
+        axis.set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(len(rows) - 0.5, -0.7))
+        axis.grid(axis="x", alpha=0.3)
+        axis.margins(x=0.2)
+    return made
 
 
 def error_near(by_t: Mapping[str, float], t: float) -> float:

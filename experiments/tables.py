@@ -1,4 +1,4 @@
-"""Tables of docs/results.md: their runs and measurements.
+"""Tables of docs/experiments.md: their runs and measurements.
 
 A run is `train.py CONFIG` with a table's flags, a cell's flags and a seed; all cells of a table have the same steps and
 images.  Measurements are commands of `ddpm-jax evaluate`, the same for every cell.

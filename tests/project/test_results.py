@@ -1,4 +1,4 @@
-"""Rows of docs/results.md trained and measured anew."""
+"""Rows of docs/experiments.md trained and measured anew."""
 
 import json
 import pathlib
