@@ -160,22 +160,31 @@ class TrainingClock:
         return self.spent / self.seconds
 
 
-def train(name: str, spec: TrainerSpec, folder: pathlib.Path) -> None:
+def batch_source(spec: TrainerSpec) -> Callable[[], Any]:
+    """Random training images: each call gives [batch, H, W, C] float32 in [-1, 1]."""
     import numpy as np
-    import torch
 
     from ddpm_jax import data
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    torch.manual_seed(spec.seed)
     images = data.load(spec.source)
-    pixels = np.asarray(images.train)
-    random = np.random.default_rng(spec.seed)
+    pixels, random = np.asarray(images.train), np.random.default_rng(spec.seed)
 
     def next_batch():
         selected = random.integers(0, len(pixels), spec.network["batch"])
-        x = torch.from_numpy(pixels[selected].astype(np.float32)) * (2 / (images.levels - 1)) - 1
-        return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        return pixels[selected].astype(np.float32) * np.float32(2 / (images.levels - 1)) - 1
+
+    return next_batch
+
+
+def train(name: str, spec: TrainerSpec, folder: pathlib.Path) -> None:
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(spec.seed)
+    source = batch_source(spec)
+
+    def next_batch():
+        return torch.from_numpy(source()).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
     trained = TRAINERS[name](spec, next_batch, TrainingClock(spec.minutes))
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,17 +194,15 @@ def train(name: str, spec: TrainerSpec, folder: pathlib.Path) -> None:
 def evaluate(name: str, spec: TrainerSpec, folder: pathlib.Path) -> None:
     """Samples and the bound, by this library's sampler and likelihood: only the network is theirs."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
     import torch
 
-    from ddpm_jax import data, gaussian, likelihood, samplers, schedules
+    from ddpm_jax import gaussian, schedules
 
     torch.set_num_threads(1)  # JAX's threads are there as well, and PyTorch's wait for each other by turning round
     trained, theirs = TrainedWeights(**torch.load(folder / "trained.pt")), build_network(name, spec)
     theirs.load_state_dict(trained.weights)
     theirs.eval()
-    images = data.load(spec.source)
 
     def call_torch(x, t):
         with torch.inference_mode():
@@ -208,8 +215,20 @@ def evaluate(name: str, spec: TrainerSpec, folder: pathlib.Path) -> None:
         return jax.pure_callback(call_torch, jax.ShapeDtypeStruct(x.shape, x.dtype), x, t)
 
     schedule = schedules.from_betas(trained.betas.numpy())
-    denoise = gaussian.denoiser(schedule, net, predicts=trained.predicts, clip=True)
-    times = samplers.times(len(trained.betas), spec.nfe)
+    bits = measure(spec, folder, schedule, gaussian.denoiser(schedule, net, predicts=trained.predicts, clip=True))
+    versions = {package: importlib.metadata.version(package) for package in ("torch", *PACKAGES[name])}
+    (folder / "numbers.json").write_text(json.dumps({"steps": trained.steps, "versions": versions, "bits/dim": bits}))
+
+
+def measure(spec: TrainerSpec, folder: pathlib.Path, schedule: Any, denoise: Any) -> list[float]:
+    """Writes samples.npz; returns bits/dim of the held-out images and their standard error."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from ddpm_jax import data, likelihood, samplers
+
+    images, times = data.load(spec.source), samplers.times(schedule.T, spec.nfe)
 
     @jax.jit
     def draw(keys):
@@ -230,10 +249,7 @@ def evaluate(name: str, spec: TrainerSpec, folder: pathlib.Path) -> None:
     bits = np.concatenate(
         [np.asarray(vlb_bits(keys[i : i + BATCH], held[i : i + BATCH])) for i in range(0, len(held), BATCH)]
     )
-    versions = {package: importlib.metadata.version(package) for package in ("torch", *PACKAGES[name])}
-    mean, error = float(bits.mean()), float(bits.std(ddof=1) / len(bits) ** 0.5)
-    found = {"steps": trained.steps, "versions": versions, "bits/dim": [mean, error]}
-    (folder / "numbers.json").write_text(json.dumps(found))
+    return [float(bits.mean()), float(bits.std(ddof=1) / len(bits) ** 0.5)]
 
 
 if __name__ == "__main__":

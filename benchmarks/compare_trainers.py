@@ -2,9 +2,9 @@
 
     python -m benchmarks.compare_trainers digits --minutes 5 --rates 2e-3 [--seeds 0 1 2] [--python ENV/bin/python]
 
-`train.py` runs with the config as it is (without sample grids, and with --steps if given); the trainers of diffusers
-and denoising-diffusion-pytorch run as their authors set them (`benchmarks.baseline_trainer`), at the config's batch and
-with a network of the same size.  The trainers take turns of --slice seconds; the others are stopped meanwhile.  Minutes
+`train.py` runs with the config as it is (without sample grids, and with --steps if given); the others (--trainers) run
+as their authors set them (`benchmarks.baseline_trainer`, `benchmarks.jax_trainers`), at the config's batch and with a
+network of the same size.  The trainers take turns of --slice seconds; the others are stopped meanwhile.  Minutes
 include imports and compilation.  Every trainer is then evaluated alike: the bound on held-out images, and samples of
 the same sampler compared with the training images.  The same command again continues an interrupted evaluation;
 interrupted training starts again.
@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,14 +28,22 @@ from benchmarks import alternating, compare_libraries
 from benchmarks.evaluations import COLUMNS, ROOT, mean_and_error, read_numbers, run_program
 from ddpm_jax.evaluate import protocol
 
-LEARNING_RATES = {"diffusers": 1e-4, "denoising-diffusion-pytorch": 1e-4}
-"""Their trainers' own."""
+TRAINERS = {
+    "diffusers": ("baseline_trainer", 1e-4), "denoising-diffusion-pytorch": ("baseline_trainer", 1e-4),
+    "flaxdiff": ("jax_trainers", 2e-4), "flax-tutorial": ("jax_trainers", 5e-4),
+    "flax-tutorial-small": ("jax_trainers", 5e-4),
+}  # fmt: skip
+"""The others: the module that runs each, and its authors' learning rate."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     cell: tyro.conf.Positional[Literal["digits", "mnist"]]
     """The configuration."""
+    trainers: tuple[str, ...] = tuple(TRAINERS)
+    """The others, of TRAINERS."""
+    label: str = ""
+    """Part of the rows' name: tells machines apart."""
     minutes: float = 5.0
     """Minutes of training for each trainer."""
     slice: float = 20.0
@@ -66,13 +75,12 @@ def main(argv: list[str]) -> None:
     for seed in args.seeds:
         found = train_and_evaluate(args, seed)
         results = json.loads(path.read_text()) if path.exists() else {}
-        results.setdefault(f"{args.cell}, {args.minutes:g} minutes", {})[str(seed)] = {
-            "made": {
-                "commit": alternating.commit(), **alternating.environment("jax", "flax", "optax"),
-                "command": f"python -m benchmarks.compare_trainers {' '.join(shown_argv)}",
-            },
-            "trainers": found,
+        made = {
+            "commit": alternating.commit(), **alternating.environment("jax", "flax", "optax"),
+            "command": f"python -m benchmarks.compare_trainers {shlex.join(shown_argv)}",
         }  # fmt: skip
+        rows = results.setdefault(f"{args.cell}, {args.minutes:g} minutes{args.label}", {}).setdefault(str(seed), {})
+        rows.update({who: {"made": made, **numbers} for who, numbers in found.items()})
         alternating.write_results("compare_trainers", results)
         for who, numbers in found.items():
             print(seed, who, {key: value[0] if isinstance(value, list) else value for key, value in numbers.items()})
@@ -85,9 +93,9 @@ def baseline_table(results: Mapping[str, Any]) -> list[str]:
     heads = ["steps", *COLUMNS, "seeds", "commit"] if results else []
     lines = [f"| | | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"] if results else []
     for cell, found in results.items():
-        commits = ", ".join(sorted({seed["made"]["commit"] for seed in found.values()}))
-        for who in next(iter(found.values()))["trainers"]:
-            seeds = [seed["trainers"][who] for seed in found.values()]
+        for who in dict.fromkeys(who for seed in found.values() for who in seed):
+            seeds = [seed[who] for seed in found.values() if who in seed]
+            commits = ", ".join(sorted({seed["made"]["commit"] for seed in seeds}))
             values = [protocol.format_value(*mean_and_error([seed["steps"] for seed in seeds]))]
             values += [
                 protocol.format_value(*mean_and_error([seed[key][0] for seed in seeds])) for key in COLUMNS.values()
@@ -118,7 +126,8 @@ def train_and_evaluate(args: Arguments, seed: int) -> dict[str, Any]:
                  "--sample-every", "0", "--workdir", str(ours), *shorter],
     }  # fmt: skip
     theirs = {}
-    for name, own in LEARNING_RATES.items():
+    for name in args.trainers:
+        module, own = TRAINERS[name]
         for rate in (*((own,) if args.own else ()), *args.rates):
             label = name if rate == own else f"{name}, rate {rate:g}"
             spec = {"network": network, "source": source, "minutes": args.minutes, "seed": seed,
@@ -126,7 +135,7 @@ def train_and_evaluate(args: Arguments, seed: int) -> dict[str, Any]:
             theirs[label] = [
                 args.python,
                 "-m",
-                "benchmarks.baseline_trainer",
+                f"benchmarks.{module}",
                 name,
                 json.dumps(spec),
                 str(folder / label),
@@ -150,6 +159,10 @@ def train_and_evaluate(args: Arguments, seed: int) -> dict[str, Any]:
             flags = ("--samples", str(folder / name / "samples.npz"))
         run_program("-m", "ddpm_jax", "evaluate", str(ours), "samples", *how, *flags, "--out", str(out / "samples"))
         found[name] = numbers | read_numbers("samples", out / "samples")
+        if (drawn := folder / name / "own.npz").exists():
+            flags = ("--samples", str(drawn), "--out", str(out / "own"))
+            run_program("-m", "ddpm_jax", "evaluate", str(ours), "samples", *how, *flags)
+            found[f"{name}, own sampler"] = numbers | read_numbers("samples", out / "own")
     return found
 
 

@@ -110,7 +110,7 @@ def quality_by_row(name: str) -> dict[str, list[dict[str, Any]]]:
 
 def quality_by_trainer(found: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Numbers of each seed by trainer, after five minutes on digits."""
-    seeds = [seed["trainers"] for seed in found.get("digits, 5 minutes", {}).values()]
+    seeds = list(found.get("digits, 5 minutes", {}).values())
     return {name: [each[name] for each in seeds if name in each] for seed in seeds for name in seed}
 
 

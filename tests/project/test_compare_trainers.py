@@ -62,8 +62,8 @@ def test_a_row_for_each_trainer():
     numbers = {key: [1.0, 0.1] for key in evaluations.COLUMNS.values()}
     seeds = {
         seed: {
-            "made": {"commit": "abc" if seed == "2" else "abd"},
-            "trainers": {"ours": {"steps": 10 + int(seed), **numbers}, "another": {"steps": 7, **numbers}},
+            "ours": {"made": {"commit": "abc" if seed == "2" else "abd"}, "steps": 10 + int(seed), **numbers},
+            **({"another": {"made": {"commit": "abe"}, "steps": 7, **numbers}} if seed == "0" else {}),
         }
         for seed in "012"
     }
@@ -71,5 +71,5 @@ def test_a_row_for_each_trainer():
     assert len(lines) == 4
     assert lines[2].startswith("| digits, 5 minutes | ours | 11.00 ± 0.58 | 1")
     assert lines[2].endswith("| 3 | abc, abd |")
-    assert "| another | 7" in lines[3]
+    assert "| another | 7" in lines[3] and lines[3].endswith("| 1 | abe |")
     assert compare_trainers.baseline_table({}) == []
