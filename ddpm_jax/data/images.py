@@ -114,9 +114,14 @@ def to_integer(x: np.ndarray | jax.Array, levels: int) -> np.ndarray:
 
 
 def make_grid(
-    images: np.ndarray | jax.Array, levels: int | ValueRange, *, columns: int | None = None, padding: int = 1
+    images: np.ndarray | jax.Array,
+    levels: int | ValueRange,
+    *,
+    columns: int | None = None,
+    rows: int | None = None,
+    padding: int = 1,
 ) -> np.ndarray:
-    """One picture of many images, filled row by row.
+    """One picture of many images, filled row by row or, if `rows` is given, column by column.
 
     One channel is shown as grey, three as RGB, four as RGBA; otherwise the channels are shown side by side as grey.  Of
     a volume, slices are shown side by side: all of up to eight, or eight evenly spaced from the first to the last.  The
@@ -125,6 +130,7 @@ def make_grid(
     Args:
         images: uint8 or uint16 [N, H, W, C] or [N, D, H, W, C], values 0 .. levels - 1; float32 with a range.
         columns: images per row; by default the grid is square.
+        rows: images per column, in place of `columns`.
         padding: pixels of grey around each image.
 
     Returns:
@@ -135,15 +141,20 @@ def make_grid(
     """
     cells = _cells(images, levels)
     count, height, width, channels = cells.shape
-    columns = math.ceil(math.sqrt(count)) if columns is None else columns
-    if columns < 1 or padding < 0:
-        raise ValueError(f"make_grid: expected columns >= 1 and padding >= 0, got columns={columns}, padding={padding}")
-    down, right = height + padding, width + padding
-    canvas = np.full((-(-count // columns) * down + padding, columns * right + padding, channels), BACKGROUND, np.uint8)
+    line = (math.ceil(math.sqrt(count)) if columns is None else columns) if rows is None else rows
+    if line < 1 or padding < 0 or None not in (columns, rows):
+        raise ValueError(
+            "make_grid: expected columns or rows >= 1 and padding >= 0, "
+            f"got columns={columns}, rows={rows}, padding={padding}"
+        )
+    down, right, lines = height + padding, width + padding, -(-count // line)
+    shape = (lines, line) if rows is None else (line, lines)
+    canvas = np.full((shape[0] * down + padding, shape[1] * right + padding, channels), BACKGROUND, np.uint8)
     if channels == 4:
         canvas[..., 3] = 255
     for i, cell in enumerate(cells):
-        top, left = padding + i // columns * down, padding + i % columns * right
+        row, column = divmod(i, line) if rows is None else divmod(i, line)[::-1]
+        top, left = padding + row * down, padding + column * right
         canvas[top : top + height, left : left + width] = cell
     return canvas
 

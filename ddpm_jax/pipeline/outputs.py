@@ -1,6 +1,7 @@
 """The files of a call of `sample.py`: samples.npz, manifest.json, grid.png, images/ and the trajectory."""
 
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -49,14 +50,19 @@ def write_files(folder: pathlib.Path, drawn: np.ndarray, start: int, format: str
 def write_outputs(
     pipe: Pipeline, drawn: np.ndarray, out: pathlib.Path, made: dict, pictures: Sequence[np.ndarray] = ()
 ) -> None:
-    """Writes the images, a grid of them after the other pictures, and their manifest."""
+    """Writes the images, a grid of them after the other pictures, and their manifest.
+
+    Of several conditions that images take in turn, each has a row of the grid, if there are two images of each.
+    """
     manifest = made | {"sha256": [image_hash(image) for image in drawn]}
     (out / "manifest.json").unlink(missing_ok=True)  # of an earlier call: it must not stand beside these images
     with process.atomic_file(out / "samples.npz") as file:
         np.savez(file, arr_0=drawn)
     process.atomic_write_json(out / "manifest.json", manifest)
     label = pipe.png_text() | {"asked": json.dumps(manifest["asked"])}
-    picture = data.make_grid(np.stack([*pictures, *drawn]), pipe.levels)
+    in_turn = math.lcm(*(len(part) for part in pipe.request if part))
+    rows = in_turn if 1 < in_turn <= len(drawn) // 2 and not pictures else None
+    picture = data.make_grid(np.stack([*pictures, *drawn]), pipe.levels, rows=rows)
     data.write_png(out / "grid.png", picture, scale=data.preview_scale(pipe.shape), text=label)
 
 

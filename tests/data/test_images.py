@@ -145,6 +145,12 @@ def test_a_grid_is_filled_row_by_row():
     assert np.count_nonzero(picture != images.BACKGROUND) == np.count_nonzero(cells != images.BACKGROUND)
 
 
+def test_a_grid_of_so_many_rows_is_filled_column_by_column():
+    cells = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
+    picture = data.make_grid(cells, 256, rows=2, padding=0)
+    assert picture[..., 0].tolist() == [[0, 2, 4], [1, 3, images.BACKGROUND]]
+
+
 def test_a_grid_without_padding_is_the_images_and_nothing_else():
     cells = ramp(4, 3, 3, 3)
     picture = data.make_grid(cells, 256, padding=0)
@@ -220,9 +226,10 @@ def test_strips_show_volumes():
         (lambda: data.make_grid(ramp(1, 5, 5, 1), 17), r"value 24, above levels - 1 = 16"),
         (
             lambda: data.make_grid(ramp(1, 2, 2, 1), 256, columns=0),
-            "columns >= 1 and padding >= 0, got columns=0, padding=1",
+            "columns or rows >= 1 and padding >= 0, got columns=0, rows=None, padding=1",
         ),
-        (lambda: data.make_grid(ramp(1, 2, 2, 1), 256, padding=-1), "got columns=1, padding=-1"),
+        (lambda: data.make_grid(ramp(1, 2, 2, 1), 256, columns=1, rows=1), "got columns=1, rows=1, padding=1"),
+        (lambda: data.make_grid(ramp(1, 2, 2, 1), 256, padding=-1), "got columns=None, rows=None, padding=-1"),
         (lambda: data.make_trajectory_grid([]), r"rows \[frames, H, W, C\] of one shape, got shapes \[\]"),
         (
             lambda: data.make_trajectory_grid([np.zeros((2, 2, 2, 1)), np.zeros((3, 2, 2, 1))]),

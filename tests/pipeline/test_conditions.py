@@ -17,7 +17,9 @@ from ddpm_jax import config as configs
 from ddpm_jax import data, pipeline
 from ddpm_jax.conditions import DatasetConditions
 from ddpm_jax.config import flags
+from ddpm_jax.data.images import BACKGROUND
 from ddpm_jax.model import check
+from ddpm_jax.pipeline import outputs
 from ddpm_jax.pipeline.user_images import ConditioningImage
 
 CONDITIONAL = dataclasses.replace(
@@ -208,6 +210,26 @@ def test_image_i_is_told_the_label_and_the_text_of_its_turn(home):
     alone = drawn(model(home).with_request(pipeline.ConditionRequest((4,), ("a one",)), guidance=2.0))
     np.testing.assert_array_equal(alone[3], whole[3])
     assert np.abs(alone - whole)[[0, 1, 2, 4, 5]].max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("requested", "num", "rows"),
+    [
+        (pipeline.ConditionRequest((), ("a one", "a two")), 5, [[0, 2, 4], [1, 3]]),
+        (pipeline.ConditionRequest((3, 5), ("a one", "a two", "x")), 12, [[i, i + 6] for i in range(6)]),
+        (pipeline.ConditionRequest((3, 5, 7)), 5, [[0, 1, 2], [3, 4]]),  # not two images of each
+        (pipeline.ConditionRequest((3,), ("a three",)), 5, [[0, 1, 2], [3, 4]]),
+    ],
+)
+def test_each_of_several_conditions_has_a_row_of_the_grid(home, tmp_path, requested, num, rows):
+    levels = np.delete(np.arange(17, dtype=np.uint8), 8)  # that of the background
+    images = np.zeros((num, 8, 8, 1), np.uint8) + levels[:num].reshape(-1, 1, 1, 1)
+    outputs.write_outputs(model(home).with_request(requested), images, tmp_path, {"asked": {}})
+    picture = data.read_png(tmp_path / "grid.png").image
+    scale = data.preview_scale((8, 8, 1))
+    found = picture[4 * scale :: 9 * scale, 4 * scale :: 9 * scale, 0].tolist()  # the middle of each cell
+    index = {int(255 * level / 16 + 0.5): i for i, level in enumerate(levels.tolist())}
+    assert [[index[value] for value in row if value != BACKGROUND] for row in found] == rows
 
 
 def test_keeping_the_way_or_other_batches_change_no_image(home):
