@@ -67,11 +67,12 @@ def config_of(table: Table, cell: Cell, source: str | None = None) -> configs.Co
 
 
 def figure(name: str, found: Mapping[str, Any]) -> Any:
-    """Matplotlib figure: nine cells for each network and number, coloured by the ratio to the network's best cell."""
+    """Matplotlib figure: nine cells for each measured network and number, coloured by the ratio to its best cell."""
     from matplotlib.figure import Figure
 
-    networks, kinds = NETWORKS[name], ("bits/dim", DISTANCE)
-    made = Figure(figsize=(2.5 * len(networks) + 1, 2.4 * len(kinds)), dpi=150, layout="constrained")
+    measured = {cell.partition(", ")[0] for cell in found}
+    networks, kinds = [each for each in NETWORKS[name] if each.name in measured], ("bits/dim", DISTANCE)
+    made = Figure(figsize=(2.5 * len(networks) + 1.4, 2.4 * len(kinds)), dpi=150, layout="constrained")
     axes = made.subplots(len(kinds), len(networks), sharex=True, sharey=True, squeeze=False)
     for row, kind in zip(axes, kinds, strict=True):
         for axis, network in zip(row, networks, strict=True):
