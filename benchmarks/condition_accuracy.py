@@ -98,6 +98,13 @@ def accuracy(right: np.ndarray) -> dict[str, float]:
     return {"right": round(mean, 4), "error": round((mean * (1 - mean) / len(right)) ** 0.5, 4)}
 
 
+def digit_texts(templates: Sequence[str]) -> tuple[str, ...]:
+    """Texts of templates; text i is of digit i mod 10."""
+    from ddpm_jax.data import sources
+
+    return tuple(template.format(name) for template in templates for name in sources.DIGIT_NAMES)
+
+
 def label_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
     """Share of samples whose classified digit is the requested label."""
     from ddpm_jax.metrics import classifier
@@ -110,19 +117,15 @@ def label_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
 
 def text_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:
     """As `label_accuracy`, of texts from templates in training and of UNSEEN_TEMPLATES."""
-    from ddpm_jax.data import sources
     from ddpm_jax.metrics import classifier
 
-    def of(templates: Sequence[str]) -> dict[str, float]:
-        captions = [template.format(name) for template in templates for name in sources.DIGIT_NAMES]
-        predictions = classifier.load("digits")(draw_samples(model, args, scale, texts=captions))
+    def of(texts: Sequence[str]) -> dict[str, float]:
+        predictions = classifier.load("digits")(draw_samples(model, args, scale, texts=texts))
         return accuracy(predictions.probabilities.argmax(1) == np.arange(args.num) % 10)
 
-    training_templates = model.config.condition.templates
-    assert not {template.format(name) for template in UNSEEN_TEMPLATES for name in sources.DIGIT_NAMES} & {
-        template.format(name) for template in training_templates for name in sources.DIGIT_NAMES
-    }
-    return {"templates of training": of(training_templates), "other templates": of(UNSEEN_TEMPLATES)}
+    known, unseen = digit_texts(model.config.condition.templates), digit_texts(UNSEEN_TEMPLATES)
+    assert not set(known) & set(unseen)
+    return {"templates of training": of(known), "other templates": of(unseen)}
 
 
 def pair_accuracy(model, args: Arguments, scale: float) -> dict[str, Any]:

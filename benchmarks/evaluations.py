@@ -15,6 +15,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DISTANCE = "Fréchet distance"
 BY_T = "RMSE of x_0 by t, 0..255"
+AGREEMENT = "share that shows the requested digit"
 COLUMNS = {"bits/dim": "bits/dim", DISTANCE: DISTANCE, "precision": "precision, k=3",
            "recall": "recall, k=3", "confidence > 0.9": "share with p > 0.9"}  # fmt: skip
 """Columns of the tables of runs: heading -> name of the number."""

@@ -72,13 +72,19 @@ patch = replace(
 # guidance 1
 labels = replace(wide, net=replace(wide.net, num_classes=10))
 
-# text-conditional: ddpm-jax train digits:text ..., ddpm-jax sample RUN --text "a handwritten seven"
-# 22 min 27 s on one CPU core; 99.8 +- 0.2 % of samples show the requested digit at guidance 1.5, 97.6 +- 0.7 % at 1,
-# with templates that are not among these
+# text-conditional, in the same minutes: ddpm-jax train digits:text ..., ddpm-jax sample RUN --text "a handwritten seven"
+# 416,384 parameters; 4,800 steps take as long as 6,000 without a text.  2.158 +- 0.006 bits/dim without a text;
+# 97.8 +- 0.2 % of samples at guidance 1 show the digit of a sentence that is not among these (commit 47c2d8e)
 text = replace(
-    wide,
-    text=Text(layers=2, width=64, heads=4, length=48),
+    config,
+    steps=4800,
+    sample_every=1600,
+    save_every=1600,
+    net=replace(config.net, attention_resolutions=()),
+    text=Text(layers=1, width=32, heads=2, length=44),
+    optim=replace(config.optim, decay=4800),
     condition=Condition(
+        dropout=0.3,
         templates=(
             "{}", "a {}", "the {}", "one {}", "my {}", "an old {}", "a large {}", "a black {}", "a bold {}", "digit {}",
             "the digit {}", "a digit: {}", "the number {}", "a number, {}", "a handwritten {}", "handwritten {}",

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import alternating
 from benchmarks.compare_trainers import baseline_table
-from benchmarks.evaluations import BY_T, COLUMNS, DISTANCE, ROOT, mean_and_error
+from benchmarks.evaluations import AGREEMENT, BY_T, COLUMNS, DISTANCE, ROOT, mean_and_error
 from ddpm_jax import data
 from ddpm_jax.evaluate import plots, protocol
 from ddpm_jax.evaluate.plots import Panel, write_panels
@@ -82,13 +82,15 @@ def run_table(name: str) -> list[str]:
     if not cells:
         return []
     timed = ["seconds"] if TABLES[name].timed else []
-    heads = [*COLUMNS, *(f"RMSE at {part:g} T" for part in X0_ERROR_FRACTIONS), *timed, "seeds", "commit"]
+    columns = COLUMNS | ({"requested digit": AGREEMENT} if any(cell.texts for cell in cells) else {})
+    heads = [*columns, *(f"RMSE at {part:g} T" for part in X0_ERROR_FRACTIONS), *timed, "seeds", "commit"]
     lines = [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     for cell in cells:
         seeds = list(found[cell.name].values())
         numbers = [seed["numbers"] for seed in seeds]
         values = [
-            protocol.format_value(*mean_and_error([each[key][0] for each in numbers])) for key in COLUMNS.values()
+            protocol.format_value(*mean_and_error([each[key][0] for each in numbers])) if key in numbers[0] else "-"
+            for key in columns.values()
         ]
         values += [
             protocol.format_value(*mean_and_error([error_near(each[BY_T], part * cell.T) for each in numbers]))

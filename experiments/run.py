@@ -9,6 +9,7 @@ the cores in parallel.  After --minutes no new run starts.
 import concurrent.futures
 import dataclasses
 import json
+import math
 import pathlib
 import shlex
 import sys
@@ -16,10 +17,11 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import tyro
 
 from benchmarks import alternating
-from benchmarks.evaluations import ROOT, read_numbers, run_program
+from benchmarks.evaluations import AGREEMENT, ROOT, read_numbers, run_program
 from ddpm_jax import process
 from experiments.tables import TABLES, Cell, Table, nine_cells
 
@@ -117,7 +119,8 @@ def find_same_run(table: Table, cell: Cell, seed: int) -> dict[str, Any] | None:
 
 def train_and_measure(table: Table, cell: Cell, seed: int, folder: pathlib.Path, args: Arguments) -> dict[str, Any]:
     """Numbers of one run, with its settings, commit and machine."""
-    run = folder / f"{'_'.join(flag.lstrip('-') for flag in cell.flags) or 'as-configured'}-{seed}"
+    differing = [pathlib.Path(cell.config).name] * (cell.config not in ("", table.config))
+    run = folder / f"{'_'.join([*differing, *(flag.lstrip('-') for flag in cell.flags)]) or 'as-configured'}-{seed}"
     devices = ("--devices", str(max(1, process.num_cores() // args.jobs))) if args.jobs > 1 else ()
     data = ("--data.source", args.data) if args.data else ()
     config_args = (cell.config or table.config, "--seed", str(seed), *table.flags, *cell.flags)
@@ -127,10 +130,14 @@ def train_and_measure(table: Table, cell: Cell, seed: int, folder: pathlib.Path,
     numbers: dict[str, Any] = {}
     began_measuring = time.monotonic()
     measures = {name: limit_steps(measure, cell.T) for name, measure in table.measures.items()}
+    if cell.texts:
+        measures["samples"] = (*measures["samples"], "--text", *cell.texts)
     for name, measure in measures.items():
         out = run / "measured" / name
         run_program("-m", "ddpm_jax", "evaluate", str(run), *measure, "--out", str(out), *devices)
         numbers |= read_numbers(name, out)
+    if cell.texts:
+        numbers[AGREEMENT] = read_agreement(run / "measured" / "samples")
     return {
         "numbers": numbers, "seconds of training": round(seconds, 1),
         "seconds of measuring": round(time.monotonic() - began_measuring, 1), "runs beside each other": args.jobs,
@@ -140,6 +147,18 @@ def train_and_measure(table: Table, cell: Cell, seed: int, folder: pathlib.Path,
             *(f"ddpm-jax evaluate RUN {shlex.join(measure)}" for measure in measures.values()),
         ],
     }  # fmt: skip
+
+
+def read_agreement(out: pathlib.Path) -> list[float]:
+    """Share of the samples of an evaluation that show the requested digit, i mod 10 in sample i; its standard error."""
+    from ddpm_jax.metrics import classifier
+    from ddpm_jax.pipeline import image_parts
+
+    (folder,) = (out / "draws").iterdir()
+    images = np.concatenate([*image_parts.read_chunks(folder, 0, sys.maxsize)])
+    shown = classifier.load("digits")(images).probabilities.argmax(1)
+    share = float(np.mean(shown == np.arange(len(shown)) % 10))
+    return [share, math.sqrt(share * (1 - share) / len(shown))]
 
 
 def limit_steps(measure: tuple[str, ...], T: int) -> tuple[str, ...]:

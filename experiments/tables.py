@@ -6,6 +6,8 @@ images.  Measurements are commands of `ddpm-jax evaluate`, the same for every ce
 
 from typing import NamedTuple
 
+from benchmarks.condition_accuracy import UNSEEN_TEMPLATES, digit_texts
+
 
 class Cell(NamedTuple):
     """A row of a table.
@@ -14,12 +16,14 @@ class Cell(NamedTuple):
         flags: its own flags; rows of several tables with the same flags share one run.
         T: timesteps of its schedule, the maximum of sampling steps in its measurements.
         config: in place of the table's, if it is not "".
+        texts: of its samples in turn, those of sample i for digit i mod 10; without texts they are unconditional.
     """
 
     name: str
     flags: tuple[str, ...] = ()
     T: int = 1000
     config: str = ""
+    texts: tuple[str, ...] = ()
 
 
 class Table(NamedTuple):
@@ -270,6 +274,11 @@ TABLES = {
     "schedules-digits": _digits(_schedules()),
     "training-digits": _digits(_training()),
     "recipe-digits": Table("configs/digits.py:wide", ("--sample-every", "0"), _recipes(), _ON_DIGITS, timed=True),
+    "text-digits": Table(
+        "configs/digits.py", ("--sample-every", "0", "--save-every", "6000"),
+        (Cell("without text"), Cell("with text", config="configs/digits.py:text", texts=digit_texts(UNSEEN_TEMPLATES))),
+        _ON_DIGITS, timed=True,
+    ),
     "recipe-mnist": Table(
         "configs/mnist.py:wide", ("--sample-every", "0", "--sampling.steps", "50"), _recipes_mnist(), _ON_MNIST,
         timed=True,

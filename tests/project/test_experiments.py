@@ -8,10 +8,12 @@ import re
 import numpy as np
 import pytest
 
-from benchmarks import evaluations
+from benchmarks import condition_accuracy, evaluations
 from ddpm_jax import config as configs
-from ddpm_jax import tracking
+from ddpm_jax import data, tracking
+from ddpm_jax.data.sources import DIGIT_NAMES
 from ddpm_jax.model import check
+from ddpm_jax.pipeline import image_parts
 from experiments import manifold, nine_cells, one_step_denoising, results_page, run, tables
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -88,6 +90,26 @@ def test_nine_cells_have_equal_minutes_and_say_how_long_they_take():
     assert run.describe_duration(table, {}, 30, 2) == "30 runs missing of about 4.0 minutes, 1 hours"
     assert run.describe_duration(table, {"a": {"0": row}}, 45, 1).endswith("about 4.0 minutes, 3 hours")
     assert run.describe_duration(tables.TABLES["targets-digits"], {}, 3, 1) == "3 runs missing"
+
+
+def test_the_sentences_of_the_table_are_in_no_training_text_and_name_the_digits_in_turn():
+    cell = tables.TABLES["text-digits"].cells[1]
+    config = configs.load(run.ROOT / cell.config)
+    known = condition_accuracy.digit_texts(config.condition.templates)
+    assert len(cell.texts) == 70 and len(set(known)) == 480 and not set(known) & set(cell.texts)
+    assert all(name in text for name, text in zip(itertools.cycle(DIGIT_NAMES), cell.texts, strict=False))
+    assert max(len(text) for text in (*known, *cell.texts)) <= config.text.length
+
+
+def test_agreement_is_the_share_of_samples_of_the_requested_digit(tmp_path):
+    digits = data.load("digits")
+    names = np.asarray(digits.test_labels)
+    in_turn = np.concatenate([np.asarray(digits.test)[names == i][:1] for i in range(10)] * 2)
+    in_turn[3] = in_turn[4]  # a four in place of a three
+    (tmp_path / "draws" / "a").mkdir(parents=True)
+    image_parts.write_part(tmp_path / "draws" / "a", 0, in_turn)
+    share, error = run.read_agreement(tmp_path)
+    assert share == pytest.approx(0.95) and error == pytest.approx((0.95 * 0.05 / 20) ** 0.5)
 
 
 def test_the_figure_of_nine_cells_shows_each_cell_in_its_place():
