@@ -40,8 +40,10 @@ TRAINERS = {
 class Arguments:
     cell: tyro.conf.Positional[Literal["digits", "mnist"]]
     """The configuration."""
-    trainers: tuple[str, ...] = tuple(TRAINERS)
-    """The others, of TRAINERS."""
+    trainers: tuple[
+        Literal["diffusers", "denoising-diffusion-pytorch", "flaxdiff", "flax-tutorial", "flax-tutorial-small"], ...
+    ] = ("diffusers", "denoising-diffusion-pytorch")
+    """The others."""
     label: str = ""
     """Part of the rows' name: tells machines apart."""
     minutes: float = 5.0

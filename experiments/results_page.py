@@ -50,7 +50,8 @@ def main() -> None:
             write_panels(RESULTS / f"{name}.png", target_panels(found))
     compared = {name: quality_by_row(name) for name in COMPARED} | {"trainers-digits": quality_by_trainer(trainers)}
     for name, rows in compared.items():
-        plots.save_figure(RESULTS / f"{name}.png", quality_figure(rows))
+        if rows:
+            plots.save_figure(RESULTS / f"{name}.png", quality_figure(rows))
     if found := read_rows(RESULTS / "jump-digits.json"):
         write_panels(RESULTS / "jump-digits.png", nfe_panels(found))
     if (images := RESULTS / "jump-digits-images.npz").exists():

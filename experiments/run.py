@@ -119,8 +119,10 @@ def find_same_run(table: Table, cell: Cell, seed: int) -> dict[str, Any] | None:
 
 def train_and_measure(table: Table, cell: Cell, seed: int, folder: pathlib.Path, args: Arguments) -> dict[str, Any]:
     """Numbers of one run, with its settings, commit and machine."""
-    differing = [pathlib.Path(cell.config).name] * (cell.config not in ("", table.config))
-    run = folder / f"{'_'.join([*differing, *(flag.lstrip('-') for flag in cell.flags)]) or 'as-configured'}-{seed}"
+    parts = [flag.lstrip("-") for flag in cell.flags]
+    if cell.config not in ("", table.config):
+        parts.insert(0, pathlib.Path(cell.config).name)
+    run = folder / f"{'_'.join(parts) or 'as-configured'}-{seed}"
     devices = ("--devices", str(max(1, process.num_cores() // args.jobs))) if args.jobs > 1 else ()
     data = ("--data.source", args.data) if args.data else ()
     config_args = (cell.config or table.config, "--seed", str(seed), *table.flags, *cell.flags)

@@ -144,7 +144,7 @@ def make_grid(
     line = (math.ceil(math.sqrt(count)) if columns is None else columns) if rows is None else rows
     if line < 1 or padding < 0 or None not in (columns, rows):
         raise ValueError(
-            "make_grid: expected columns or rows >= 1 and padding >= 0, "
+            "make_grid: expected columns or rows, not both, >= 1 and padding >= 0, "
             f"got columns={columns}, rows={rows}, padding={padding}"
         )
     down, right, lines = height + padding, width + padding, -(-count // line)

@@ -226,7 +226,7 @@ def test_strips_show_volumes():
         (lambda: data.make_grid(ramp(1, 5, 5, 1), 17), r"value 24, above levels - 1 = 16"),
         (
             lambda: data.make_grid(ramp(1, 2, 2, 1), 256, columns=0),
-            "columns or rows >= 1 and padding >= 0, got columns=0, rows=None, padding=1",
+            "columns or rows, not both, >= 1 and padding >= 0, got columns=0, rows=None, padding=1",
         ),
         (lambda: data.make_grid(ramp(1, 2, 2, 1), 256, columns=1, rows=1), "got columns=1, rows=1, padding=1"),
         (lambda: data.make_grid(ramp(1, 2, 2, 1), 256, padding=-1), "got columns=None, rows=None, padding=-1"),
