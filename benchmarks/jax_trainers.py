@@ -130,7 +130,7 @@ def train_flaxdiff(spec: TrainerSpec, next_batch: Callable[[], np.ndarray], cloc
             while clock():
                 yield {"image": 127.5 * next_batch() + 127.5}
 
-        with contextlib.suppress(StopIteration):
+        with contextlib.suppress(StopIteration):  # how it ends when there are no more batches
             source = {"train": batches, "local_batch_size": spec.network["batch"]}
             trainer.fit(source, EPOCH, epochs=sys.maxsize, val_steps_per_epoch=0)
     return trainer.state.ema_params, trainer.latest_step
