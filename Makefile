@@ -17,7 +17,7 @@ PYTEST = $(BIN)/python -m pytest -n auto --no-loadscope-reorder
 SENTENCES = "a photo of a zero" "somebody wrote a one" "the two of a child" "draw the digit three for me" "number four" \
 	"in this picture there is a five" "a small scan of the handwritten digit six" "a photo of a seven" \
 	"draw the digit eight for me" "number nine"
-# compiled with all optimisations in test-all
+# compiled with all optimisations in make variants
 AS_USERS = tests/goldens tests/test_training.py tests/samplers tests/pipeline/test_tiles.py
 # repeated with another default random number generator
 SEEDED = tests/test_keys.py tests/test_training.py tests/samplers tests/trainer tests/programs/test_train_and_sample.py \
@@ -28,7 +28,7 @@ else
 INSTALL = $(BIN)/python -m pip install --quiet uv && $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --resolution lowest-direct
 endif
 
-.PHONY: demo test test-all slow trainings check mutants results docs kill-test clean
+.PHONY: demo test test-all slow variants trainings check mutants results docs kill-test clean
 
 demo: $(VENV)/.core
 	$(BIN)/python train.py configs/digits.py:text --workdir runs/text
@@ -38,10 +38,12 @@ demo: $(VENV)/.core
 test: check
 	$(PYTEST) --dist loadfile -m "not slow" $(TESTS)
 
-test-all: test slow trainings
+test-all: test slow variants trainings
 
 slow: $(VENV)/.dev
 	$(PYTEST) --dist loadfile -m slow --ignore=tests/project/test_results.py $(TESTS)
+
+variants: $(VENV)/.dev
 	OPTIMISED=1 $(PYTEST) --dist loadfile -m "not slow" $(AS_USERS) $(TESTS)
 	JAX_DEFAULT_PRNG_IMPL=rbg $(PYTEST) --dist loadfile -m "not slow" $(SEEDED) $(TESTS)
 
