@@ -3,6 +3,7 @@
 A file is *bad* if its pixels cannot be read exactly as stored, or are not of the mode of most others.
 """
 
+import dataclasses
 import math
 import os
 import re
@@ -114,10 +115,9 @@ class FolderReport(NamedTuple):
         )
 
 
-class FoundFiles(NamedTuple):
+@dataclasses.dataclass
+class FoundFiles:
     """The files below a folder: images with their bytes on disk, and as in `FolderReport`."""
-
-    root: str  # without links
 
     images: dict[str, int]
     bad: list[ImageFile]
@@ -160,23 +160,18 @@ def make_folder_report(
 
 def find_files(root: Path) -> FoundFiles:
     """All files below a folder, without hidden ones; links are followed within it, but not in circles."""
-    found, hidden = FoundFiles(os.path.realpath(root), {}, [], Counter(), 0, [], []), 0
-    folders: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    found, folders = FoundFiles({}, [], Counter(), 0, [], []), [""]
     while folders:
-        prefix, above = folders.pop()
+        prefix = folders.pop()
         try:
-            folder_stat = os.stat(root / prefix)
-            entries = sorted(os.scandir(root / prefix), key=lambda entry: entry.name)
+            names = os.listdir(root / prefix)
         except OSError as error:
             found.bad.append(ImageFile(prefix or ".", bad=f"a folder that cannot be listed: {error.strerror}"))
             continue
-        ancestors = above | {(folder_stat.st_dev, folder_stat.st_ino)}
-        for entry in entries:
-            if entry.name.startswith("."):
-                hidden += 1
-            elif _add_entry(entry, prefix + entry.name, ancestors, found):
-                folders.append((f"{prefix}{entry.name}/", ancestors))
-    return found._replace(hidden=hidden)
+        shown = [name for name in names if not name.startswith(".")]
+        found.hidden += len(names) - len(shown)
+        folders += [f"{prefix}{name}/" for name in shown if _add_entry(root, prefix + name, found)]
+    return found
 
 
 def split_role(folder: str) -> str:
@@ -220,45 +215,46 @@ def indent_lines(items: Sequence[str]) -> str:
     return "".join(f"\n  {item}" for item in [*items[:MAX_LISTED], *more])
 
 
-def _add_entry(entry: os.DirEntry[str], path: str, above: frozenset[tuple[int, int]], found: FoundFiles) -> bool:
-    """Records an entry of a folder; True if it is a folder to enter."""
-    extension = os.path.splitext(entry.name)[1].lower()
-    about, wrong = None, ""
+def _add_entry(root: Path, path: str, found: FoundFiles) -> bool:
+    """Records what lies at a path below the root; True if it is a folder to enter."""
+    extension = os.path.splitext(path)[1].lower()
+    size, wrong = 0, ""
     try:
-        about = os.stat(entry.path)
+        about = os.stat(root / path)
     except OSError as error:
-        wrong = f"a broken link: {error.strerror}" if entry.is_symlink() else f"{error.strerror}"
-    if about is not None:
-        skipped = _skip_reason(entry, about, above, found.root)
+        wrong = f"a broken link: {error.strerror}" if os.path.islink(root / path) else f"{error.strerror}"
+    else:
+        skipped = _skip_reason(root, path, about.st_mode)
         if skipped:
             found.skipped.append(f"{printable(path)}: {skipped}")
             return False
-    if about is not None and stat.S_ISDIR(about.st_mode):
-        if extension not in EXTENSIONS:
-            return True
-        wrong = "a folder, named like an image"
-    if extension not in EXTENSIONS:
-        folder = path.rpartition("/")[0]
-        if extension == ".csv" and not wrong and (not folder or ("/" not in folder and split_role(folder))):
-            found.tables.append(path)
-        else:
-            found.others[extension if len(extension) > 1 else "without extension"] += 1
-    elif wrong:
+        if stat.S_ISDIR(about.st_mode):
+            if extension not in EXTENSIONS:
+                return True
+            wrong = "a folder, named like an image"
+        size = about.st_size
+    folder = path.rpartition("/")[0]
+    if extension in EXTENSIONS and wrong:
         found.bad.append(ImageFile(path, bad=wrong))
-    elif about is not None:
-        found.images[path] = about.st_size
+    elif extension in EXTENSIONS:
+        found.images[path] = size
+    elif extension == ".csv" and not wrong and (not folder or ("/" not in folder and split_role(folder))):
+        found.tables.append(path)
+    else:
+        found.others[extension if len(extension) > 1 else "without extension"] += 1
     return False
 
 
-def _skip_reason(entry: os.DirEntry[str], about: os.stat_result, above: frozenset[tuple[int, int]], root: str) -> str:
+def _skip_reason(root: Path, path: str, mode: int) -> str:
     """The reason why an entry of a folder is not read, or ""."""
+    entry = root / path
     if entry.is_symlink():
-        real = os.path.realpath(entry.path)
-        if os.path.commonpath([real, root]) != root:
-            return f"a link out of the folder, to {printable(real)}; use a copy instead"
-    if stat.S_ISDIR(about.st_mode):
-        return "a link to a folder that contains it" if (about.st_dev, about.st_ino) in above else ""
-    return "" if stat.S_ISREG(about.st_mode) else "a pipe, a socket or a device"
+        real = entry.resolve()
+        if not real.is_relative_to(root.resolve()):
+            return f"a link out of the folder, to {printable(str(real))}; use a copy instead"
+        if any(entry.samefile(root / above) for above in Path(path).parents):
+            return "a link to a folder that contains it"
+    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "a pipe, a socket or a device"
 
 
 def _decode_files(
