@@ -10,7 +10,7 @@ import re
 import stat
 import threading
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -265,16 +265,14 @@ def _decode_files(
 
     Image.init()  # before several threads do
     current = threading.local()
-    messages: defaultdict[str, list[str]] = defaultdict(list)
 
     def record_warning(message, category, filename, lineno, file=None, line=None):
-        path = getattr(current, "path", None)
-        if path is None:  # another thread of the program
+        if not hasattr(current, "warnings"):  # another thread of the program
             return before(message, category, filename, lineno, file, line)
-        messages[path].append(" ".join(str(message).split()))
+        current.warnings.append(" ".join(str(message).split()))
 
     def examine(path: str) -> ImageFile:
-        current.path = path
+        current.warnings = []
         try:
             image = decode(os.path.join(root, path), values=extrema)
         except ValueError as error:
@@ -283,19 +281,16 @@ def _decode_files(
         if extrema or image.format == "NPY":
             ends = pixels.min().item(), pixels.max().item()
         dtype = TYPE_NAMES[pixels.dtype]
+        warning = current.warnings[0] if current.warnings else ""
         return ImageFile(
-            path, images[path], image.format, image.mode, pixels.shape, dtype, *ends, image.exif_transposed
+            path, images[path], image.format, image.mode, pixels.shape, dtype, *ends, image.exif_transposed, warning
         )
 
     # Filters and `showwarning` belong to the whole process, so they are set around all threads.
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         before, warnings.showwarning = warnings.showwarning, record_warning
-        files = map_in_threads(examine, list(images), progress, "checked")
-    for i, file in enumerate(files):
-        if messages[file.path]:
-            files[i] = file._replace(warning=messages[file.path][0])
-    return files
+        return map_in_threads(examine, list(images), progress, "checked")
 
 
 def _reject_other_modes(files: list[ImageFile]) -> list[ImageFile]:
