@@ -22,7 +22,6 @@ from ddpm_jax.data.image_files import EXTENSIONS, decode
 
 TRAIN_NAMES = ("train", "training")
 HELD_OUT_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "holdout", "heldout")
-TYPE_NAMES = {np.dtype(name): name for name in ("uint8", "uint16", "float32")}  # str() of one takes microseconds
 MAX_LISTED = 20  # names in a list; the others are counted
 
 
@@ -34,7 +33,7 @@ class ImageFile(NamedTuple):
     format: str = ""  # this and the mode as in `image_files.DecodedImage`; "" if bad
     mode: str = ""
     shape: tuple[int, ...] = (0, 0, 0)  # (H, W, C), upright, or (D, H, W, C)
-    dtype: str = ""  # "uint8", "uint16" or "float32"
+    dtype: np.dtype = np.dtype(np.uint8)  # uint8, uint16 or float32
     minimum: float = 0  # the smallest and the largest value; 0 of pictures if not asked for
     maximum: float = 0
     exif_transposed: bool = False  # its Exif orientation was applied
@@ -71,7 +70,7 @@ class FolderReport(NamedTuple):
         disk = sum(file.size for file in self.files)
         memory = 0
         for file in good:
-            memory += math.prod(self.size or file.shape[:-1]) * file.shape[-1] * np.dtype(file.dtype).itemsize
+            memory += math.prod(self.size or file.shape[:-1]) * file.shape[-1] * file.dtype.itemsize
         lines = [f"{self.name}: {len(self.files):,} image files, {disk / 1e6:,.1f} MB on disk; {len(good):,} usable"]
         if good:
             lines += [
@@ -280,11 +279,11 @@ def _decode_files(
         pixels, ends = image.pixels, (0, 0)
         if extrema or image.format == "NPY":
             ends = pixels.min().item(), pixels.max().item()
-        dtype = TYPE_NAMES[pixels.dtype]
         warning = current.warnings[0] if current.warnings else ""
         return ImageFile(
-            path, images[path], image.format, image.mode, pixels.shape, dtype, *ends, image.exif_transposed, warning
-        )
+            path, images[path], image.format, image.mode, pixels.shape, pixels.dtype, *ends, image.exif_transposed,
+            warning,
+        )  # fmt: skip
 
     # Filters and `showwarning` belong to the whole process, so they are set around all threads.
     with warnings.catch_warnings():
