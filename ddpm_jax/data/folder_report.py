@@ -297,8 +297,8 @@ def _reject_other_modes(files: list[ImageFile]) -> list[ImageFile]:
     modes = Counter(file.mode for file in files if not file.bad).most_common()
     if len(modes) < 2:
         return files
-    (mode, most), (_, second) = modes[:2]
+    (kept, most), (_, second) = modes[:2]
+    why = f", but the most frequent mode is {kept}"
     if most == second:
-        return [file if file.bad else file._replace(bad=f"mode {file.mode}: no mode has a majority") for file in files]
-    odd = f"but the most frequent mode is {mode}"
-    return [file if file.bad or file.mode == mode else file._replace(bad=f"mode {file.mode}, {odd}") for file in files]
+        kept, why = None, ": no mode has a majority"
+    return [f if f.bad or f.mode == kept else f._replace(bad=f"mode {f.mode}{why}") for f in files]
