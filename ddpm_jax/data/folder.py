@@ -123,7 +123,7 @@ def _check_usable(report: FolderReport, path: Path, skip_bad: bool) -> None:
     """Raises a ValueError if the files of a folder cannot be used together."""
     good, bad = report.good(), report.bad()
     if not report.files:
-        there = f"; found {format_counts(Counter(report.others))}" if report.others else ", and no other files"
+        there = f"; found {format_counts(report.others)}" if report.others else ", and no other files"
         there += f"; skipped were{indent_lines(report.skipped)}" if report.skipped else ""
         raise ValueError(f"{path}: no images: looked for {', '.join(EXTENSIONS)} in it and its sub-folders{there}")
     if bad and not skip_bad:

@@ -41,16 +41,17 @@ class ImageFile(NamedTuple):
     bad: str = ""  # the reason why it cannot be used, or ""
 
 
-class FolderReport(NamedTuple):
+@dataclasses.dataclass
+class FolderReport:
     """The content of a folder."""
 
     name: str  # the source
-    files: tuple[ImageFile, ...]  # every image file in the order of its path, including bad ones
-    others: dict[str, int]  # numbers of other files, by lower-case extension
-    hidden: int  # number of files and folders whose names begin with a dot; these are not entered
-    tables: tuple[str, ...]  # the .csv files beside the images
-    skipped: tuple[str, ...]  # what is not read, and why: links out of the folder or up in it, pipes, sockets, devices
     size: tuple[int, int] | None  # (H, W) to which images will be resized, or None
+    files: list[ImageFile] = dataclasses.field(default_factory=list)  # in the order of their paths, including bad ones
+    others: Counter[str] = dataclasses.field(default_factory=Counter)  # other files, by lower-case extension
+    hidden: int = 0  # number of files and folders whose names begin with a dot; these are not entered
+    tables: list[str] = dataclasses.field(default_factory=list)  # the .csv files beside the images
+    skipped: list[str] = dataclasses.field(default_factory=list)  # what is not read, and why: as a link out of it
 
     def good(self) -> tuple[ImageFile, ...]:
         """The usable files."""
@@ -92,8 +93,8 @@ class FolderReport(NamedTuple):
             lines += [f"skipped   {len(self.skipped):,} that are not files of the folder{indent_lines(self.skipped)}"]
         if self.others or self.hidden:
             hidden = [f"{self.hidden:,} hidden"] if self.hidden else []
-            count = sum(self.others.values())
-            kinds = [f"{count:,} other files ({format_counts(Counter(self.others))})"] if count else []
+            count = self.others.total()
+            kinds = [f"{count:,} other files ({format_counts(self.others)})"] if count else []
             lines.append(f"ignored   {', '.join(kinds + hidden)}")
         return lines
 
@@ -112,18 +113,6 @@ class FolderReport(NamedTuple):
             f"{rest:,} to {height}x{width} with the Lanczos filter (antialiased), of which {cut:,} are "
             f"centre-cropped first and {fewer:,} enlarged; {same:,} unchanged"
         )
-
-
-@dataclasses.dataclass
-class FoundFiles:
-    """The files below a folder: images with their bytes on disk, and as in `FolderReport`."""
-
-    images: dict[str, int]
-    bad: list[ImageFile]
-    others: Counter[str]
-    hidden: int
-    tables: list[str]
-    skipped: list[str]
 
 
 def make_folder_report(
@@ -150,27 +139,28 @@ def make_folder_report(
         raise FileNotFoundError(f"load: no folder {root}")
     if not root.is_dir():
         raise ValueError(f"{root}: not a folder; PATH of folder:PATH must be the folder of the images")
-    found = find_files(root)
-    files = _reject_other_modes([*found.bad, *_decode_files(root, found.images, extrema, progress)])
-    files.sort(key=lambda file: file.path)
-    tables, skipped = tuple(sorted(found.tables)), tuple(sorted(found.skipped))
-    return FolderReport(name, tuple(files), dict(found.others), found.hidden, tables, skipped, size)
+    report = FolderReport(name, size)
+    _find_files(root, report)
+    files = [*report.bad(), *_decode_files(root, report.good(), extrema, progress)]
+    report.files = sorted(_reject_other_modes(files), key=lambda file: file.path)
+    report.tables.sort()
+    report.skipped.sort()
+    return report
 
 
-def find_files(root: Path) -> FoundFiles:
-    """All files below a folder, without hidden ones; links are followed within it, but not in circles."""
-    found, folders = FoundFiles({}, [], Counter(), 0, [], []), [""]
+def _find_files(root: Path, report: FolderReport) -> None:
+    """Records all files below a folder; links are followed within it, but not in circles."""
+    folders = [""]
     while folders:
         prefix = folders.pop()
         try:
             names = os.listdir(root / prefix)
         except OSError as error:
-            found.bad.append(ImageFile(prefix or ".", bad=f"a folder that cannot be listed: {error.strerror}"))
+            report.files.append(ImageFile(prefix or ".", bad=f"a folder that cannot be listed: {error.strerror}"))
             continue
         shown = [name for name in names if not name.startswith(".")]
-        found.hidden += len(names) - len(shown)
-        folders += [f"{prefix}{name}/" for name in shown if _add_entry(root, prefix + name, found)]
-    return found
+        report.hidden += len(names) - len(shown)
+        folders += [f"{prefix}{name}/" for name in shown if _add_entry(root, prefix + name, report)]
 
 
 def split_role(folder: str) -> str:
@@ -214,52 +204,51 @@ def indent_lines(items: Sequence[str]) -> str:
     return "".join(f"\n  {item}" for item in [*items[:MAX_LISTED], *more])
 
 
-def _add_entry(root: Path, path: str, found: FoundFiles) -> bool:
+def _add_entry(root: Path, path: str, report: FolderReport) -> bool:
     """Records what lies at a path below the root; True if it is a folder to enter."""
-    extension = os.path.splitext(path)[1].lower()
+    entry, extension = os.path.join(root, path), os.path.splitext(path)[1].lower()
     size, wrong = 0, ""
     try:
-        about = os.stat(root / path)
+        about = os.stat(entry)
     except OSError as error:
-        wrong = f"a broken link: {error.strerror}" if os.path.islink(root / path) else f"{error.strerror}"
+        wrong = f"a broken link: {error.strerror}" if os.path.islink(entry) else f"{error.strerror}"
     else:
         skipped = _skip_reason(root, path, about.st_mode)
         if skipped:
-            found.skipped.append(f"{printable(path)}: {skipped}")
+            report.skipped.append(f"{printable(path)}: {skipped}")
             return False
-        if stat.S_ISDIR(about.st_mode):
-            if extension not in EXTENSIONS:
-                return True
+        if not stat.S_ISDIR(about.st_mode):
+            size = about.st_size
+        elif extension in EXTENSIONS:
             wrong = "a folder, named like an image"
-        size = about.st_size
+        else:
+            return True
     folder = path.rpartition("/")[0]
-    if extension in EXTENSIONS and wrong:
-        found.bad.append(ImageFile(path, bad=wrong))
-    elif extension in EXTENSIONS:
-        found.images[path] = size
+    if extension in EXTENSIONS:
+        report.files.append(ImageFile(path, size, bad=wrong))
     elif extension == ".csv" and not wrong and (not folder or ("/" not in folder and split_role(folder))):
-        found.tables.append(path)
+        report.tables.append(path)
     else:
-        found.others[extension if len(extension) > 1 else "without extension"] += 1
+        report.others[extension if len(extension) > 1 else "without extension"] += 1
     return False
 
 
 def _skip_reason(root: Path, path: str, mode: int) -> str:
     """The reason why an entry of a folder is not read, or ""."""
-    entry = root / path
-    if entry.is_symlink():
-        real = entry.resolve()
+    entry = os.path.join(root, path)
+    if os.path.islink(entry):
+        real = Path(entry).resolve()
         if not real.is_relative_to(root.resolve()):
             return f"a link out of the folder, to {printable(str(real))}; use a copy instead"
-        if any(entry.samefile(root / above) for above in Path(path).parents):
+        if any(os.path.samefile(entry, root / above) for above in Path(path).parents):
             return "a link to a folder that contains it"
     return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "a pipe, a socket or a device"
 
 
 def _decode_files(
-    root: Path, images: dict[str, int], extrema: bool, progress: ProgressCallback | None
+    root: Path, files: Sequence[ImageFile], extrema: bool, progress: ProgressCallback | None
 ) -> list[ImageFile]:
-    """The decoded properties of each file, with the warnings of its decoding."""
+    """The files with their decoded properties, and the warnings of their decoding."""
     from PIL import Image
 
     Image.init()  # before several threads do
@@ -270,26 +259,26 @@ def _decode_files(
             return before(message, category, filename, lineno, file, line)
         current.warnings.append(" ".join(str(message).split()))
 
-    def examine(path: str) -> ImageFile:
+    def examine(file: ImageFile) -> ImageFile:
         current.warnings = []
         try:
-            image = decode(os.path.join(root, path), values=extrema)
+            image = decode(root / file.path, values=extrema)
         except ValueError as error:
-            return ImageFile(path, images[path], bad=str(error))
+            return file._replace(bad=str(error))
         pixels, ends = image.pixels, (0, 0)
         if extrema or image.format == "NPY":
             ends = pixels.min().item(), pixels.max().item()
         warning = current.warnings[0] if current.warnings else ""
-        return ImageFile(
-            path, images[path], image.format, image.mode, pixels.shape, pixels.dtype, *ends, image.exif_transposed,
-            warning,
+        return file._replace(
+            format=image.format, mode=image.mode, shape=pixels.shape, dtype=pixels.dtype, minimum=ends[0],
+            maximum=ends[1], exif_transposed=image.exif_transposed, warning=warning,
         )  # fmt: skip
 
     # Filters and `showwarning` belong to the whole process, so they are set around all threads.
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         before, warnings.showwarning = warnings.showwarning, record_warning
-        return map_in_threads(examine, list(images), progress, "checked")
+        return map_in_threads(examine, files, progress, "checked")
 
 
 def _reject_other_modes(files: list[ImageFile]) -> list[ImageFile]:
