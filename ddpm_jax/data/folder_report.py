@@ -126,9 +126,7 @@ def make_folder_report(
     """The report on a folder, whose image files are decoded several at a time.
 
     Args:
-        name: the folder's name in the report.
-        size: (H, W) to which images will be resized, or None.
-        progress: called with ("checked", done, total) after each file.
+        name, size: as in `FolderReport`.
         extrema: find the smallest and the largest value of pictures, which takes longer.
 
     Raises:
