@@ -98,10 +98,10 @@ def open_readers(
         train, test = subset(reader, np.flatnonzero(in_train)), subset(reader, np.flatnonzero(~in_train))
         if not len(train) or not len(test):
             raise ValueError(f"{path}: no usable images in {printable(split.held_out if len(train) else split.train)}/")
+        how = f"{printable(split.train)}/ and {printable(split.held_out)}/"
     else:
         train, test = train_test_split(reader, held_out)
-    how = "the one image is both" if len(reader) == 1 else f"held_out={held_out} of a fixed permutation"
-    how = f"{printable(split.train)}/ and {printable(split.held_out)}/" if split.held_out else how
+        how = "the one image is both" if len(reader) == 1 else f"held_out={held_out} of a fixed permutation"
     for line in (*annotations.lines, *_split_hints(folder_report, split)):
         report(line)
     report(f"split     {len(train):,} training and {len(test):,} held-out images: {how}")
@@ -160,20 +160,17 @@ def _find_split(report: FolderReport) -> SplitFolders:
             raise ValueError(f"{report.name}: {both}; keep one to train on and one to hold out")
         outside = [f.path for f in report.good() if not f.path.startswith((f"{train[0]}/", f"{held[0]}/"))]
         if outside:
-            raise ValueError(
-                f"{report.name}: {len(outside):,} images lie outside of "
-                f"{printable(train[0])}/ and {printable(held[0])}/: "
-                f"{join_first(outside)}; move them into one of the two, or out of the folder"
-            )
+            both = f"{printable(train[0])}/ and {printable(held[0])}/: {join_first(outside)}"
+            hint = "move them into one of the two, or out of the folder"
+            raise ValueError(f"{report.name}: {len(outside):,} images lie outside of {both}; {hint}")
         return SplitFolders(train[0], held[0], True)
     for top in train + held:
         for other in inner:
             if other != top and inner[other] & inner[top]:
-                same = join_first(sorted(inner[top] & inner[other]), 6)
+                name, same = printable(top), join_first(sorted(inner[top] & inner[other]), 6)
                 raise ValueError(
-                    f"{report.name}: {printable(top)}/ and {printable(other)}/ both have sub-folders {same}: "
-                    "if the two divide "
-                    f"the images, call them train/ and test/; if they are labels, call {printable(top)}/ something else"
+                    f"{report.name}: {name}/ and {printable(other)}/ both have sub-folders {same}: if the two divide "
+                    f"the images, call them train/ and test/; if they are labels, call {name}/ something else"
                 )
     alone = len(inner) == 1 and all("/" in file.path for file in report.files)
     return SplitFolders(only_splits=alone and bool(train + held))
