@@ -124,7 +124,7 @@ def open_readers(options: Prepare) -> tuple[ImageReader, ImageReader]:
             skip_bad=options.skip_bad, report=print,
         )  # fmt: skip
     if kind == "tfds":
-        checksums.verify_descriptions(find_folder(parse_address(source)))  # damaged images are reported one by one
+        checksums.verify(find_folder(parse_address(source)), shards=False)  # damaged images are reported one by one
         size = None if side is None else (side, side)
         return tfds_reader.open_readers(
             source, held_out=held_out, levels=levels, value_range=to_value_range(options.range), size=size
