@@ -126,19 +126,15 @@ def resize_center_crop(pixels: np.ndarray, mode: str, size: tuple[int, ...], lev
     Raises:
         ValueError: if it is a volume of another size.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if pixels.shape[:-1] == tuple(size):
         return pixels
     if pixels.ndim != 3:
         raise ValueError(f"volumes are not resized, got {pixels.shape} for {size}")
-    height, width = pixels.shape[:2]
-    tall, wide = min(height, width * size[0] / size[1]), min(width, height * size[1] / size[0])
-    left, top = (width - wide) / 2, (height - tall) / 2
-    box = (left, top, width - left, height - top)  # the filter reaches beyond the box
 
-    def resize(channel: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(channel).resize((size[1], size[0]), Image.Resampling.LANCZOS, box))
+    def resize(channel: np.ndarray) -> np.ndarray:  # the filter reaches beyond the part
+        return np.asarray(ImageOps.fit(Image.fromarray(channel), (size[1], size[0]), Image.Resampling.LANCZOS))
 
     values = pixels.astype(np.float32)
     translucent = mode in ("LA", "RGBA")
