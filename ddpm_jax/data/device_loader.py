@@ -26,9 +26,7 @@ class Batch(NamedTuple):
     """The images of k steps."""
 
     indices: np.ndarray  # int32 [k, batch], the examples over all processes, for the record
-    pixels: (
-        jax.Array | FlatImages
-    )  # all N as `FlatImages` on each of this process's devices, or [devices, k, b, H, W, C]
+    pixels: jax.Array | FlatImages  # all N on each of this process's devices, or [devices, k, b, H, W, C]
     pixel_indices: np.ndarray  # int32 [devices, k, b]: which of a device's pixels are its examples
 
 
@@ -65,12 +63,9 @@ def make_device_loader(
     """The loader of images [N, H, W, C] for this process's devices, with equal parts for each.
 
     Args:
-        pixels: in host memory, or read when indexed.
-        order: of N examples.
         batch: images per step, over all devices of all processes.
-        devices: those of this process.
         stream: see `is_streamed`.
-        steps_per_call: number of steps per batch.
+        steps_per_call: number of steps per `Batch`.
 
     Raises:
         ValueError: if the batch is not divisible by the number of devices; from `DeviceLoader.batches`, at the step
@@ -124,10 +119,8 @@ def read_ahead(
 ) -> Generator[np.ndarray, None, None]:
     """Iterator over the images of the steps start, start + 1, ..., without end, a new array for each step.
 
-    Its threads end when it is closed or deleted.
-
-    Args:
-        batch_slice: the part of each batch, such as that of one of several processes; by default all.
+    `batch_slice` is the part of each batch, such as that of one of several processes.  The iterator's threads end when
+    it is closed or deleted.
     """
     import grain
 
