@@ -7,6 +7,7 @@ Images that fit into memory are put on every device once, as integers, and a ste
 by grain's threads (Pillow decodes without holding Python's lock), and a step gets the images themselves.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -100,16 +101,13 @@ def make_device_loader(
         return Batch(indices_of(steps), jax.device_put(parts, sharded), pixel_indices)
 
     def streamed(start: int) -> Generator[Batch, None, None]:
-        read = read_ahead(pixels, order, batch, start, batch_slice=batch_slice)
-        try:
+        with contextlib.closing(read_ahead(pixels, order, batch, start, batch_slice=batch_slice)) as read:
             groups = _group_steps(start, steps_per_call)
             coming = (put_on_devices(steps, [next(read) for _ in steps]) for steps in groups)
             ready = next(coming)
             for later in coming:  # its transfer overlaps with the steps before
                 yield ready
                 ready = later
-        finally:
-            read.close()
 
     return DeviceLoader(0, streamed)
 
@@ -141,16 +139,14 @@ def read_ahead(
         return images
 
     steps = grain.MapDataset.range(start, 2**62).map(read)
-    batches = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)))
-    try:
+    options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
+    with contextlib.closing(iter(steps.to_iter_dataset(options))) as batches:
         for step in itertools.count(start):
             try:
                 yield next(batches)
             except ValueError as error:
                 error.add_note(f"in the batch of step {step}")
                 raise
-    finally:
-        batches.close()
 
 
 def _group_steps(start: int, steps_per_call: int) -> Iterator[range]:
