@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ddpm_jax.data.dataset import ImageReader, check_values, train_test_split
 from ddpm_jax.data.folder_report import join_first
-from ddpm_jax.data.image_files import resize_center_crop, to_finite_float32
+from ddpm_jax.data.image_files import resize_center_crop
 from ddpm_jax.data.images import ValueRange, to_value_range
 from ddpm_jax.data.tfds.address import find_folder, parse_address, prepare_command
 from ddpm_jax.data.tfds.records import (
@@ -135,8 +135,6 @@ class TfdsReader(ImageReader):
         with self._naming_image(i):
             image = self._read_feature(i, self._image)
             image = decode(image, self._declared[-1], self.dtype) if self._encoded else image
-        if isinstance(self.levels, ValueRange):
-            to_finite_float32(self._image_name(i), image)
         levels, value_range = (None, self.levels) if isinstance(self.levels, ValueRange) else (self.levels, None)
         least, most = image.min().item(), image.max().item()
         check_values(self._image_name(i), self.dtype, least, most, levels=levels, value_range=value_range)
@@ -204,7 +202,7 @@ class TfdsReader(ImageReader):
         return values
 
     def _read_feature(self, i: int, key: str) -> Any:
-        decoders = {key: self._decoders[key]} if key in self._decoders else None
+        decoders = {key: self._decoders.get(key)}
         example: Any = self._columns[key].deserialize_example_np(self._records[i], decoders=decoders)
         return example[key]
 
@@ -238,18 +236,17 @@ def _open_records(builder: Any, source: str, split: str) -> Any:
 
 
 def _check_levels(
-    source: str, dtype: np.dtype, metadata: Any, requested: int | None, value_range: ValueRange | None
+    source: str, dtype: np.dtype, metadata: Any, levels: int | None, value_range: ValueRange | None
 ) -> int | ValueRange:
-    recorded = metadata.get("ddpm_jax", {}) if isinstance(metadata, Mapping) else {}
-    if dtype.kind == "f":
-        known_range = value_range or to_value_range(recorded.get("levels", ()))
-        if requested is not None:
-            raise ValueError(f"{source}: floating-point images have no levels, got levels={requested}")
-        if known_range is None:
+    recorded = metadata.get("ddpm_jax", {}).get("levels") if isinstance(metadata, Mapping) else None
+    if dtype.kind != "f":
+        levels = recorded if levels is None else levels
+    elif value_range is None:
+        value_range = to_value_range(recorded or ())
+        if value_range is None and levels is None:
             raise ValueError(
                 f"{source}: floating-point images; say which values become -1 and 1, the lowest and the highest that "
                 "images can have, as --data.range 0 1"
             )
-        return known_range
-    levels = recorded.get("levels") if requested is None else requested
-    return check_values(source, dtype, 0, 0, levels=levels, value_range=value_range)
+    least = 0 if value_range is None else value_range.low
+    return check_values(source, dtype, least, least, levels=levels, value_range=value_range)
