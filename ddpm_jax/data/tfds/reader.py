@@ -85,9 +85,7 @@ class TfdsReader(ImageReader):
 
     Args:
         builder: a TFDS builder of the prepared folder.
-        source: as given to `load`.
-        split: its name in TFDS.
-        levels, value_range, size: as in `open_readers`.
+        source, levels, value_range, size: as in `open_readers`.
 
     Raises:
         ValueError: if it has no readable images, or not so many levels.
