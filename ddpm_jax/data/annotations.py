@@ -6,7 +6,7 @@ A .csv file has a header with the column `file`, a path below the folder that th
 
 import csv
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,28 +121,26 @@ def _read_tables(root: Path, tables: Sequence[str], known: set[str]) -> dict[str
     return columns
 
 
-def _read_rows(root: Path, table: str) -> list[tuple[str, dict[str, str]]]:
+def _read_rows(root: Path, table: str) -> Iterator[tuple[str, dict[str, str]]]:
     """("labels.csv, line 2", {"file": ..., "label": ...}) for each row."""
+    name = printable(str(root / table))
     try:
         with (root / table).open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, strict=True)
             header = next(lines, [])
-            named = [name for name in ("file", *COLUMNS) if header.count(name) == 1]
-            if "file" not in named or len(named) < 2 or any(header.count(name) > 1 for name in ("file", *COLUMNS)):
-                raise ValueError(
-                    "expected a header with the columns file and label, file and caption, or all three, found "
-                    f"{printable(','.join(header)[:80]) or 'none'}; if it is not about these images, move it elsewhere"
-                )
             rows = [(f"{printable(table)}, line {lines.line_num}", row) for row in lines if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{printable(str(root / table))}: cannot be read as a table in UTF-8: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{printable(str(root / table))}: {error}") from None
+        raise ValueError(f"{name}: cannot be read as a table in UTF-8: {error}") from error
+    known = [column for column in header if column in ("file", *COLUMNS)]
+    if "file" not in known or len(known) < 2 or len(known) > len(set(known)):
+        raise ValueError(
+            f"{name}: expected a header with the columns file and label, file and caption, or all three, found "
+            f"{printable(','.join(header)[:80]) or 'none'}; if it is not about these images, move it elsewhere"
+        )
     for where, row in rows:
         if len(row) != len(header):
             raise ValueError(f"{where}: {len(row)} values under {len(header)} columns; quote a value that has a comma")
-    result = [(where, {name: row[header.index(name)].strip() for name in named}) for where, row in rows]
-    for where, row in result:
-        if not row.get("label", "-") or not row["file"]:
-            raise ValueError(f"{where}: an empty {'label' if row['file'] else 'file'}")
-    return result
+        values = {column: row[header.index(column)].strip() for column in known}
+        if not values["file"] or not values.get("label", "-"):
+            raise ValueError(f"{where}: an empty {'label' if values['file'] else 'file'}")
+        yield where, values
