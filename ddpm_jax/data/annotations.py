@@ -47,8 +47,7 @@ def read_annotations(
     """
     columns = _read_tables(root, tables, set(known))
     lines = [f"tables    {join_first(tables)}"] if tables else []
-    texts = _column_values("caption", columns, paths)
-    captions = None if texts is None else tuple(texts)
+    captions = _column_values("caption", columns, paths)
     label_texts, origin = _column_values("label", columns, paths), "of the column 'label'"
     if label_texts is None:
         label_texts, origin = _labels_by_folder(paths, only_splits)
@@ -60,7 +59,7 @@ def read_annotations(
     return Annotations(np.array([number[_nfc(text)] for text in label_texts], np.int32), names, captions, tuple(lines))
 
 
-def _labels_by_folder(paths: Sequence[str], only_splits: bool) -> tuple[list[str] | None, str]:
+def _labels_by_folder(paths: Sequence[str], only_splits: bool) -> tuple[tuple[str, ...] | None, str]:
     """The sub-folder of each image, or None if they are no labels; and which of the two, for the report."""
     inner = [path.split("/", 1)[1] if only_splits else path for path in paths]
     loose = [path for path, rest in zip(paths, inner, strict=True) if "/" not in rest]
@@ -68,7 +67,7 @@ def _labels_by_folder(paths: Sequence[str], only_splits: bool) -> tuple[list[str
         return None, "none: no sub-folders"
     if loose:
         return None, f"none: {len(loose):,} images lie outside of the sub-folders ({join_first(loose, 3)})"
-    return [rest.split("/", 1)[0] for rest in inner], "by sub-folder"
+    return tuple(rest.split("/", 1)[0] for rest in inner), "by sub-folder"
 
 
 def _nfc(text: str) -> str:
@@ -85,16 +84,16 @@ def _label_names(label_texts: Sequence[str]) -> tuple[str, ...]:
 
 def _column_values(
     column: str, columns: dict[str, dict[str, tuple[str, str]]], paths: Sequence[str]
-) -> list[str] | None:
+) -> tuple[str, ...] | None:
     """The value of each image in a column, or None if no table has it."""
-    cells = columns.get(column)
-    if cells is None:
+    if column not in columns:
         return None
+    cells = columns[column]
     missing = [path for path in paths if path not in cells]
     if missing:
         hint = f"add rows for them:{indent_lines([*map(printable, missing)])}"
         raise ValueError(f"{len(missing):,} images have no {column} in any table; {hint}")
-    return [cells[path][1] for path in paths]
+    return tuple(cells[path][1] for path in paths)
 
 
 def _read_tables(root: Path, tables: Sequence[str], known: set[str]) -> dict[str, dict[str, tuple[str, str]]]:
