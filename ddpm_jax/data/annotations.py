@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.folder_report import indent_lines, join_first, printable
+from ddpm_jax.data.folder_report import FolderReport, indent_lines, join_first, printable
 
 COLUMNS = ("label", "caption")
 
@@ -26,27 +26,22 @@ class Annotations(NamedTuple):
     lines: tuple[str, ...]  # their origin, for the report
 
 
-def read_annotations(
-    root: Path, paths: Sequence[str], known: Sequence[str], tables: Sequence[str], only_splits: bool
-) -> Annotations:
-    """The labels and captions of the images at `paths`.
+def read_annotations(root: Path, report: FolderReport, only_splits: bool) -> Annotations:
+    """The labels and captions of the usable images of a folder; a table may also name the bad ones.
 
     Labels are those of the tables; if no table has any, an image's label is its first-level sub-folder.  They are
     numbered 0, 1, ... in the order of their names, which is numerical if all are numbers.  Names of labels and of files
     are equal if their normal forms (NFC) are.
 
     Args:
-        root: the folder.
-        paths: the images in use, below it.
-        known: the images that a table may name, those left out included.
-        tables: the .csv files, below it.
         only_splits: the first-level sub-folders are splits, as train and test, and not labels.
 
     Raises:
         ValueError: if a table cannot be read, names a file that is not there or an image twice, or misses one.
     """
-    columns = _read_tables(root, tables, set(known))
-    lines = [f"tables    {join_first(tables)}"] if tables else []
+    paths = [file.path for file in report.good()]
+    columns = _read_tables(root, report.tables, {file.path for file in report.files})
+    lines = [f"tables    {join_first(report.tables)}"] if report.tables else []
     captions = _column_values("caption", columns, paths)
     label_texts, origin = _column_values("label", columns, paths), "of the column 'label'"
     if label_texts is None:

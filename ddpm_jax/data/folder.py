@@ -67,9 +67,7 @@ def open_readers(
     _check_usable(folder_report, path, skip_bad)
     split = _find_split(folder_report)
     good = folder_report.good()
-    annotations = read_annotations(
-        path, [f.path for f in good], [f.path for f in folder_report.files], folder_report.tables, split.only_splits
-    )
+    annotations = read_annotations(path, folder_report, split.only_splits)
     shape, dtype = (*(size or good[0].shape[:-1]), good[0].shape[-1]), good[0].dtype
     format = Counter(file.format for file in good).most_common(1)[0][0].lower().replace("jpeg", "jpg")
     limits: dict[str, Any] = {"levels": levels, "value_range": to_value_range(value_range)}
