@@ -1,8 +1,4 @@
-"""Data sets, in memory or read image by image, and their split into training and held-out images.
-
-An `ImageReader` reads images that are in files of their own or too large for memory; `load_into_memory` reads all of
-them, `load_lazily` reads each when it is indexed.
-"""
+"""Data sets, in memory or read image by image, and their split into training and held-out images."""
 
 import dataclasses
 import math
@@ -54,7 +50,7 @@ class Dataset(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class ImageReader:
-    """Images that are read one by one, by several threads at once.
+    """Images in files of their own or too large for memory, read one by one, by several threads at once.
 
     name: the source, as given to `load`.
     shape: (H, W, C) or (D, H, W, C) of every image, after resizing.

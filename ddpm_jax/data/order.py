@@ -27,12 +27,8 @@ class EpochShuffle:
     Epoch e is `jax.random.permutation(jax.random.fold_in(key, e), size)`, made when first needed; the two latest are
     kept, since a batch may span two epochs.
 
-    Args:
-        key: one typed key (`jax.random.key`).
-        size: the number of examples.
-
     Raises:
-        ValueError: if the key is not one typed key, or size is not in 1 .. 2^31 - 1.
+        ValueError: if the key is not one typed key (`jax.random.key`), or size is not in 1 .. 2^31 - 1.
     """
 
     def __init__(self, key: jax.Array, size: int) -> None:
