@@ -37,7 +37,6 @@ def write_shard(
     *,
     skip_bad: bool,
     should_stop: Callable[[], bool],
-    pool: ThreadPoolExecutor,
     on_images: Callable[[int], object],
 ) -> dict[str, Any] | None:
     """Writes a shard and returns its record; None if it is stopped before the end.
@@ -46,7 +45,6 @@ def write_shard(
         example: i -> image i of the split, serialized.
         skip_bad: leave out images that cannot be read.
         should_stop: called between images; True stops.
-        pool: threads that read and compress images.
         on_images: called with numbers of finished images.
 
     Returns:
@@ -69,9 +67,10 @@ def write_shard(
     count, size, skipped = 0, 0, []
     try:
         # PNG files are compressed already; compressing them again made reading four times slower
-        with contextlib.closing(
-            array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-        ) as writer:
+        with (
+            contextlib.closing(array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")) as writer,
+            ThreadPoolExecutor() as pool,
+        ):
             for start in range(shard.start, shard.stop, IMAGES_PER_CHECK):
                 if should_stop():
                     return None
