@@ -69,9 +69,7 @@ class FolderReport:
         """The lines of the report: counts, resizing, disk and memory, and by name bad files and warnings."""
         good, bad = self.good(), self.bad()
         disk = sum(file.size for file in self.files)
-        memory = 0
-        for file in good:
-            memory += math.prod(self.size or file.shape[:-1]) * file.shape[-1] * file.dtype.itemsize
+        memory = sum(math.prod((*(self.size or f.shape[:-1]), f.shape[-1], f.dtype.itemsize)) for f in good)
         lines = [f"{self.name}: {len(self.files):,} image files, {disk / 1e6:,.1f} MB on disk; {len(good):,} usable"]
         if good:
             lines += [
@@ -91,11 +89,10 @@ class FolderReport:
             lines.append(f"bad       {len(bad):,} files cannot be used{indent_lines(format_reasons(bad))}")
         if self.skipped:
             lines += [f"skipped   {len(self.skipped):,} that are not files of the folder{indent_lines(self.skipped)}"]
-        if self.others or self.hidden:
-            hidden = [f"{self.hidden:,} hidden"] if self.hidden else []
-            count = self.others.total()
-            kinds = [f"{count:,} other files ({format_counts(self.others)})"] if count else []
-            lines.append(f"ignored   {', '.join(kinds + hidden)}")
+        ignored = [f"{self.others.total():,} other files ({format_counts(self.others)})"] if self.others else []
+        ignored += [f"{self.hidden:,} hidden"] if self.hidden else []
+        if ignored:
+            lines.append(f"ignored   {', '.join(ignored)}")
         return lines
 
     def _resizing(self) -> str:
