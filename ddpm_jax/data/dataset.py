@@ -202,13 +202,11 @@ def load_into_memory(train: ImageReader, test: ImageReader, *, progress: Progres
         ValueError: as `load_lazily`, or if an image cannot be read.
     """
     dataset = load_lazily(train, test)
-    readers = train, test
-    arrays = [np.empty((len(reader), *reader.shape), reader.dtype) for reader in readers]
-    places = [
-        (image, reader, i) for array, reader in zip(arrays, readers, strict=True) for i, image in enumerate(array)
-    ]
-    _read_images(places, progress)
-    return dataset._replace(train=arrays[0], test=arrays[1])
+    train_images, test_images = (np.empty((len(reader), *reader.shape), reader.dtype) for reader in (train, test))
+    tasks = [(image, train, i) for i, image in enumerate(train_images)]
+    tasks += [(image, test, i) for i, image in enumerate(test_images)]
+    _read_images(tasks, progress)
+    return dataset._replace(train=train_images, test=test_images)
 
 
 def load_lazily(train: ImageReader, test: ImageReader) -> Dataset:
