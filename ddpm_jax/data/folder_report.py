@@ -51,7 +51,7 @@ class FolderReport:
     others: Counter[str] = dataclasses.field(default_factory=Counter)  # other files, by lower-case extension
     hidden: int = 0  # number of files and folders whose names begin with a dot; these are not entered
     tables: list[str] = dataclasses.field(default_factory=list)  # the .csv files beside the images
-    skipped: list[str] = dataclasses.field(default_factory=list)  # what is not read, and why: as a link out of it
+    skipped: list[str] = dataclasses.field(default_factory=list)  # not read, and why: links out or up, pipes, devices
 
     def good(self) -> tuple[ImageFile, ...]:
         """The usable files."""
