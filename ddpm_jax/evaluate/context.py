@@ -23,6 +23,10 @@ class EvaluationContext(NamedTuple):
     flags: CommonFlags
     out: pathlib.Path
 
+    def with_sampling(self, **sampling: Any) -> "EvaluationContext":
+        """The context with other fields of `config.Sampling`; compiled programs are shared where possible."""
+        return self._replace(model=self.model.with_request(self.model.request, **sampling))
+
     def made_with(self) -> dict[str, Any]:
         """Run, versions, machine and tile size, kept beside the numbers."""
         device = jax.devices()[0]

@@ -56,8 +56,7 @@ def with_full_chain(context: EvaluationContext) -> EvaluationContext:
     """The context with the chain of --steps, or else all T steps, even if the config samples with fewer."""
     if context.flags.sampling.steps is not None:
         return context
-    model = context.model
-    return context._replace(model=model.with_request(model.request, steps=model.config.schedule.T))
+    return context.with_sampling(steps=context.model.config.schedule.T)
 
 
 def load_or_measure(

@@ -31,7 +31,7 @@ def run(context: EvaluationContext, options: NfeOptions) -> None:
     baseline = samples.held_out_baseline(context, sample_options)
     rows: list[Row] = []
     for label, sampling in each:
-        measured = samples.measure_and_write(table.with_sampling(context, sampling), sample_options)
+        measured = samples.measure_and_write(context.with_sampling(**sampling), sample_options)
         rows.append(Row(label, sampling["steps"], measured))
     held_out = f"held-out images, {baseline[0].protocol['n']}"
     table_rows = {f"{row.label}, {row.nfe} calls": ([row.label, f"{row.nfe:,}"], row.measurements) for row in rows}
