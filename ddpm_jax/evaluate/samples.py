@@ -8,19 +8,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ddpm_jax.evaluate import protocol, sample_cache
+from ddpm_jax.evaluate import protocol, references, sample_cache
 from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
 from ddpm_jax.evaluate.extractors import Extractor, FeatureStatistics, check_count, extraction, load_extractor
 from ddpm_jax.evaluate.options import SamplesOptions
 from ddpm_jax.evaluate.protocol import Measurement
-from ddpm_jax.evaluate.references import (
-    BATCH_SIZE,
-    Reference,
-    accumulate,
-    check_images,
-    find_reference,
-    reference_statistics,
-)
 from ddpm_jax.metrics import frechet, manifold
 from ddpm_jax.pipeline import image_parts, manifest
 
@@ -55,7 +47,7 @@ def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measure
     """
     extractor = load_extractor(context.model, options.features, options.inception_weights)
     check_count(extractor, options.num)
-    reference = find_reference(context, options.reference, extractor)
+    reference = references.find_reference(context, options.reference, extractor)
     if options.samples is not None:
         sets, fields = load_samples(context, pathlib.Path(options.samples), options)
     else:
@@ -73,7 +65,7 @@ def held_out_baseline(context: EvaluationContext, options: SamplesOptions, num: 
     held, train = select_split(loaded, "test"), select_split(loaded, "train")
     n = min(num or len(held.images), len(held.images))
     check_count(extractor, n)
-    reference = Reference(train.describe(), train)
+    reference = references.Reference(train.describe(), train)
     return compare_sets(context, [[held.images[:n]]], n, reference, extractor, {"data": held.name})
 
 
@@ -89,13 +81,12 @@ def train_baseline(context: EvaluationContext, options: SamplesOptions) -> list[
     total = len(train.images)
     if total < 2 * options.num:
         raise ValueError(f"--num {options.num} of {total} training images cannot be held against the others")
-    extracted = [extractor.extract(train.images[i : i + BATCH_SIZE]) for i in range(0, total, BATCH_SIZE)]
-    features, scores = (np.concatenate(parts) for parts in zip(*extracted, strict=True))
+    features, scores = extractor.extract_all(train.images)
     precomputed = extractor._replace(extract=lambda places: (features[places], scores[places]))
     sets = []
     for i in range(options.sets):
         order = np.random.RandomState(i).permutation(total)
-        out, others = (accumulate([part], precomputed, len(part)) for part in np.split(order, [options.num]))
+        out, others = (references.accumulate([part], precomputed, len(part)) for part in np.split(order, [options.num]))
         sets.append(compare_features(out, others, extractor))
     reference = f"{train.name} n={total - options.num}, the others"
     fields = {"n": options.num, "sets": options.sets, "reference": reference, "features": extractor.name,
@@ -107,13 +98,13 @@ def compare_sets(
     context: EvaluationContext,
     sets: Sequence[Iterable[np.ndarray]],
     n: int,
-    reference: Reference,
+    reference: references.Reference,
     extractor: Extractor,
     fields: protocol.Protocol,
 ) -> list[Measurement]:
     """The metrics of sets against a reference; each set is n images, in chunks."""
-    statistics = reference_statistics(context, reference, extractor)
-    compared = [compare_features(accumulate(chunks, extractor, n), statistics, extractor) for chunks in sets]
+    statistics = references.reference_statistics(context, reference, extractor)
+    compared = [compare_features(references.accumulate(chunks, extractor, n), statistics, extractor) for chunks in sets]
     described = {"n": n, "sets": len(sets), "reference": reference.description, "features": extractor.name}
     return mean_over_sets(compared, {**described, **fields})
 
@@ -169,7 +160,7 @@ def load_samples(
     arrays = protocol.load_npz(path)
     if "arr_0" not in arrays:
         raise ValueError(f"{path}: expected images under the name arr_0, found {', '.join(arrays) or 'none'}")
-    images = check_images(context, path, arrays["arr_0"])
+    images = references.check_images(context, path, arrays["arr_0"])
     if len(images) < options.num * options.sets:
         raise ValueError(f"{path} holds {len(images)} images, --num {options.num} --sets {options.sets} ask for more")
     sets = [[images[options.num * i : options.num * (i + 1)]] for i in range(options.sets)]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ddpm_jax import data
-from ddpm_jax.evaluate import extractors, protocol, references, sample_cache
+from ddpm_jax.evaluate import extractors, protocol, sample_cache
 from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
 from ddpm_jax.evaluate.figures import figure
 from ddpm_jax.evaluate.options import NeighboursOptions
@@ -90,12 +90,7 @@ def feature_space(
     if options.features == "pixels":
         return "pixels", lambda integers: integers.reshape(len(integers), -1)
     extractor = extractors.load_extractor(context.model, options.features, options.inception_weights)
-
-    def features(integers: np.ndarray) -> np.ndarray:
-        parts = range(0, len(integers), references.BATCH_SIZE)
-        return np.concatenate([extractor.extract(integers[i : i + references.BATCH_SIZE])[0] for i in parts])
-
-    return extractor.name, features
+    return extractor.name, lambda integers: extractor.extract_all(integers)[0]
 
 
 def distance_quantiles(who: str, distances: np.ndarray, fields: protocol.Protocol) -> list[Measurement]:
