@@ -70,17 +70,11 @@ def held_out_baseline(context: EvaluationContext, options: SamplesOptions, num: 
 
 
 def train_baseline(context: EvaluationContext, options: SamplesOptions) -> list[Measurement]:
-    """The metrics of random training images against all other training images.
-
-    Raises:
-        ValueError: if fewer training images would be left than are taken out.
-    """
+    """The metrics of random training images against all others, of which there must be as many."""
     extractor = load_extractor(context.model, options.features, options.inception_weights)
     train = select_split(load_images(context), "train")
     check_count(extractor, options.num)
     total = len(train.images)
-    if total < 2 * options.num:
-        raise ValueError(f"--num {options.num} of {total} training images cannot be held against the others")
     features, scores = extractor.extract_all(train.images)
     precomputed = extractor._replace(extract=lambda places: (features[places], scores[places]))
     sets = []
