@@ -79,7 +79,7 @@ def read_measurements(path: pathlib.Path) -> list[Measurement]:
             for r in rows
         ]  # fmt: skip
     except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({_describe_error(error)}): remove it") from error
+        raise ValueError(f"{path} is damaged ({process.first_line(error)}): remove it") from error
 
 
 def load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -98,7 +98,7 @@ def load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
                 return {name: archive[name] for name in archive.files}
         except Exception as error:  # an archive may be damaged in any way
             hint = "remove it, and its content is computed again"
-            raise ValueError(f"{path} is not an .npz file, or damaged ({_describe_error(error)}): {hint}") from error
+            raise ValueError(f"{path} is not an .npz file, or damaged ({process.first_line(error)}): {hint}") from error
 
 
 def data_hash(array: data.Pixels) -> str:
@@ -107,10 +107,6 @@ def data_hash(array: data.Pixels) -> str:
     for start in range(0, len(array), 1000):  # it may not be in memory
         digest.update(np.ascontiguousarray(array[start : start + 1000]).data)
     return digest.hexdigest()[:12]
-
-
-def _describe_error(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 
 
 def _format_field(item: tuple[str, Any]) -> str:
