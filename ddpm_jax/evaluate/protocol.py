@@ -31,6 +31,12 @@ class Measurement(NamedTuple):
     protocol: Protocol  # the settings that the number depends on
 
 
+def measure_mean(name: str, values: np.ndarray, fields: Protocol) -> Measurement:
+    """The mean of values [n] with its standard error, which a single value does not have."""
+    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Measurement(name, float(values.mean()), error, fields)
+
+
 def format_line(measurement: Measurement) -> str:
     """The number and its protocol: "bits/dim 3.750 ± 0.010 | n=10000 | exact T=1000 | ..."; each field is in it."""
     number = f"{measurement.name} {format_value(measurement.value, measurement.error)}"

@@ -131,9 +131,7 @@ def mean_over_sets(sets: Sequence[list[tuple[str, float]]], fields: protocol.Pro
     """Means over sets, and their standard errors; nan of a single set."""
     numbers = []
     for same in zip(*sets, strict=True):
-        values = np.array([value for _, value in same])
-        error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        numbers.append(Measurement(same[0][0], float(values.mean()), error, fields))
+        numbers.append(protocol.measure_mean(same[0][0], np.array([value for _, value in same]), fields))
     n, bias = fields["n"], numbers[1].value
     if isinstance(n, int) and n < RECOMMENDED_NUM:
         size = "an unknown amount" if math.isnan(bias) else f"about {bias:.3g}"

@@ -83,9 +83,8 @@ def from_vlb(vlb: likelihood.VlbResult) -> RateDistortion:
 
 def measurements(vlb: likelihood.VlbResult, rmse: Measurement) -> list[Measurement]:
     """The last point of the curve: the rate with its standard error over images, and the bound's RMSE."""
-    n, sent = len(vlb.total), vlb.rate + vlb.prior
-    error = float(sent.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    rate = Measurement("rate with the prior, L_1 + ... + L_T, bits/dim", float(sent.mean()), error, rmse.protocol)
+    name = "rate with the prior, L_1 + ... + L_T, bits/dim"
+    rate = protocol.measure_mean(name, vlb.rate + vlb.prior, rmse.protocol)
     return [rate, rmse._replace(name="distortion at the last step, RMSE of x_0, 0..255")]
 
 
