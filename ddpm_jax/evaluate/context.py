@@ -57,11 +57,7 @@ class Split(NamedTuple):
 
 
 def open_context(run: str, flags_given: CommonFlags) -> EvaluationContext:
-    """The evaluation context of a run's folder and flags.
-
-    Raises:
-        FileNotFoundError, ValueError: as `pipeline.Pipeline`; or if its images are floating-point ones.
-    """
+    """The evaluation context of a run's folder and flags; errors as `pipeline.Pipeline`, or if images are floats."""
     model = pipeline.Pipeline(
         run,
         step=flags_given.model.checkpoint,

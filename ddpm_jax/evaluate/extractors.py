@@ -80,11 +80,7 @@ def load_extractor(model: pipeline.Pipeline, features: str, weights: str) -> Ext
 
 
 def load_inception(levels: int, weights: pathlib.Path) -> Extractor:
-    """Inception for images of values 0 .. levels - 1, on all devices.
-
-    Raises:
-        FileNotFoundError, ValueError: as `convert.inception.read_weights`.
-    """
+    """Inception for images of values 0 .. levels - 1, on all devices; errors as `convert.inception.read_weights`."""
     variables = inception_weights.read_weights(weights)
     mapped = tiles.parallelise(lambda inputs, key, images: inception.Inception().apply(inputs, images))
     on_device = jax.device_put(variables)

@@ -89,12 +89,7 @@ def read_measurements(path: pathlib.Path) -> list[Measurement]:
 
 
 def load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the file, if it is damaged.
-    """
+    """The arrays of an .npz file; a ValueError names a damaged file."""
     with path.open("rb") as file:
         try:
             with np.load(file, allow_pickle=False) as archive:

@@ -40,11 +40,7 @@ def result_path(context: EvaluationContext, measured: Sequence[Measurement]) -> 
 
 
 def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measurement]:
-    """The sample metrics.
-
-    Raises:
-        ValueError: before anything is drawn, if there would be too few samples for the features, or nothing to compare.
-    """
+    """The sample metrics; a ValueError before anything is drawn if there are too few samples or nothing to compare."""
     extractor = load_extractor(context.model, options.features, options.inception_weights)
     check_count(extractor, options.num)
     reference = references.find_reference(context, options.reference, extractor)

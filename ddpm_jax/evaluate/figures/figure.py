@@ -94,11 +94,7 @@ def check_visited(flag: str, requested: Sequence[int], times: np.ndarray) -> Non
 
 
 def with_start_times(sampler: samplers.Sampler, start: jax.Array) -> samplers.Sampler:
-    """The sampler for images that each start at their own time; before it an image does not change.
-
-    Args:
-        start: [B] the start times.  An image of start 0 never changes.
-    """
+    """The sampler for images that each start at their own time, [B]; before it, and of start 0, an image stays."""
 
     def step(keys, state, t, s):
         def select(new, old):
@@ -152,11 +148,7 @@ def mean_squared(difference: np.ndarray) -> np.ndarray:
 
 
 def rmse(squared: np.ndarray) -> tuple[float, float]:
-    """The root of the mean of squared errors, 0..255, and its standard error.
-
-    Args:
-        squared: [n] the mean squared error of each image, data units; one image has no standard error: nan.
-    """
+    """The root of the mean of images' squared errors [n], in data units, as 0..255; and its standard error, or nan."""
     value, n = 127.5 * math.sqrt(squared.mean()), len(squared)
     error = 127.5**2 * squared.std(ddof=1) / math.sqrt(n) / (2 * value) if n > 1 and value else math.nan
     return value, error

@@ -46,12 +46,9 @@ def run(context: EvaluationContext, options: InterpolationOptions) -> None:
 
 
 def interpolate(model: pipeline.Pipeline, integers: data.Pixels, options: InterpolationOptions) -> Interpolations:
-    """The interpolations that the options request.
+    """The interpolations that the options request, of a split [n, H, W, C].
 
     An image's noise has its own key and is the same at every t; each pair has one key for the reverse process.
-
-    Args:
-        integers: the split [n, H, W, C].
 
     Raises:
         ValueError: if there is no such image, a time is not visited, or the options contradict one another.
