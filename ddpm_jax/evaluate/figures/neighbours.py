@@ -59,11 +59,8 @@ def run(context: EvaluationContext, options: NeighboursOptions) -> None:
     picture = [data.make_grid(images, loaded.levels, columns=columns) for images, columns in grids]
     files.save_image(np.concatenate(picture, axis=1), legend)
 
-    of_held = {"n": len(held.images), "data": held.name, "reference": fields["reference"]}
-    measured = [
-        *distance_quantiles("samples", distances[:, 0], {**fields, "features": space}),
-        *distance_quantiles("held-out", known, {**of_held, "features": space}),
-    ]
+    of_held = {"n": len(held.images), "data": held.name, "reference": fields["reference"], "features": space}
+    measured = distance_quantiles("samples", distances[:, 0], fields) + distance_quantiles("held-out", known, of_held)
     for name, value, of in (
         ("share of samples as near as the nearest 5 % of held-out images", report.near, fields),
         ("share of samples like copies of one training image", report.copied, fields),
