@@ -68,9 +68,7 @@ def run(context: EvaluationContext, options: RateDistortionOptions) -> None:
 
 
 def from_vlb(vlb: likelihood.VlbResult) -> RateDistortion:
-    """Rate and distortion of an exact bound; a ValueError for an estimate, which lacks the term of each step."""
-    if not vlb.chain.size:
-        raise ValueError("rate and distortion need the exact bound: an estimate does not have the term of every step")
+    """Rate and distortion of an exact bound."""
     n = len(vlb.total)
     # ascending from L_0 = -log p(x_0 | x_t of the last step): the term of the step that ends at x_t is one further
     terms, squares = vlb.terms[:0:-1] / n, vlb.terms_squared[:0:-1] / n
