@@ -4,9 +4,6 @@ import pathlib
 import platform
 from typing import Any, Literal, NamedTuple
 
-import jax
-
-import ddpm_jax
 from ddpm_jax import conditions, data, pipeline
 from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.options import CommonFlags
@@ -29,11 +26,11 @@ class EvaluationContext(NamedTuple):
 
     def made_with(self) -> dict[str, Any]:
         """Run, versions, machine and tile size, kept beside the numbers."""
-        device = jax.devices()[0]
+        manifest = self.model.manifest()
         return {
             "run": str(self.model.workdir),
-            "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__, "python": platform.python_version()},
-            "machine": {"platform": device.platform, "kind": device.device_kind, "devices": jax.device_count()},
+            "versions": manifest["versions"] | {"python": platform.python_version()},
+            "machine": manifest["machine"],
             "tile": self.model.tile,
         }
 
