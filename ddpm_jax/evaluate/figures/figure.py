@@ -22,14 +22,11 @@ from ddpm_jax.pipeline import manifest, tiles
 class FigureFiles:
     """The files of one figure, COMMAND-HASH.png and others; each method writes one and prints its name.
 
-    Attributes:
-        path: of the files, without a suffix.  The hash is that of the fields, all that the figure depends on.
-        weights: fingerprint and step, which are kept in the pictures.
+    `path` is that of the files, without a suffix.  The hash is that of the fields, all that the figure depends on.
     """
 
     def __init__(self, context: EvaluationContext, command: str, fields: protocol.Protocol):
         self.context, self.path = context, context.out / f"{command}-{manifest.short_hash(fields)}"
-        self.weights = f"{context.model.fingerprint} step {context.model.step}"
         context.out.mkdir(parents=True, exist_ok=True)
 
     def save_image(self, picture: np.ndarray, legend: str) -> None:

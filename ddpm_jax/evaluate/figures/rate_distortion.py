@@ -53,7 +53,7 @@ def run(context: EvaluationContext, options: RateDistortionOptions) -> None:
         zip(curve.times, T - curve.times + 1, curve.rmse, curve.rate, curve.received, curve.error, strict=True),
     )
     text = {
-        "run": files.weights,
+        "run": f"{context.model.fingerprint} step {context.model.step}",
         "legend": "distortion and rate over the steps of the reverse process, and distortion over rate",
         "protocol": protocol.format_line(measured[0]).split(" | ", 1)[1],
     }
