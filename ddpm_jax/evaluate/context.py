@@ -55,13 +55,9 @@ class Split(NamedTuple):
 
 def open_context(run: str, flags_given: CommonFlags) -> EvaluationContext:
     """The evaluation context of a run's folder and flags; errors as `pipeline.Pipeline`, or if images are floats."""
-    model = pipeline.Pipeline(
-        run,
-        step=flags_given.model.checkpoint,
-        weights=flags_given.model.weights,
-        sampling=flags_given.sampling.overrides(),
-    )
-    model = model.with_request(pipeline.parse_request(flags_given.condition_request, flags_given.sampling, model))
+    which, sampling = flags_given.model, flags_given.sampling
+    model = pipeline.Pipeline(run, step=which.checkpoint, weights=which.weights, sampling=sampling.overrides())
+    model = model.with_request(pipeline.parse_request(flags_given.condition_request, sampling, model))
     _ = model.integer_levels  # raises for floating-point images
     out = pathlib.Path(flags_given.out) if flags_given.out else model.workdir / "evaluation"
     return EvaluationContext(model, flags_given, out)
