@@ -27,11 +27,7 @@ class Row(NamedTuple):
 
 
 def run(context: EvaluationContext, options: EmaOptions) -> None:
-    """Measures row by row, writes ema.md, ema.json and ema.png.
-
-    Raises:
-        ValueError: if the run has no averages for post-hoc EMA, or a length is out of reach.
-    """
+    """Measures row by row, writes ema.md, ema.json and ema.png."""
     lengths = select_lengths(context, options)
     held = select_split(load_images(context), "test")
     sample_options = SamplesOptions(num=options.num, sets=options.sets, seed=options.seed)
@@ -55,7 +51,7 @@ def run(context: EvaluationContext, options: EmaOptions) -> None:
 
 
 def select_lengths(context: EvaluationContext, options: EmaOptions) -> list[float]:
-    """The lengths of a sweep, ascending; errors as in `run`."""
+    """The lengths of a sweep, ascending; a ValueError if the run has no averages, or not of such a length."""
     model = context.model
     with checkpoint.Checkpoints(model.workdir / "checkpoints", read_only=True) as saved:
         averages_kept = KeptAverages(model.workdir, saved, model.model, model.step)

@@ -139,12 +139,7 @@ def mean_over_sets(sets: Sequence[list[tuple[str, float]]], fields: protocol.Pro
 def load_samples(
     context: EvaluationContext, path: pathlib.Path, options: SamplesOptions
 ) -> tuple[list[list[np.ndarray]], protocol.Protocol]:
-    """Sets of images from an .npz file, and their protocol fields.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if its images differ from the model's in shape or levels, or are too few.
-    """
+    """Sets of images from an .npz file, and their protocol fields; a ValueError if too few or of another kind."""
     arrays = protocol.load_npz(path)
     if "arr_0" not in arrays:
         raise ValueError(f"{path}: expected images under the name arr_0, found {', '.join(arrays) or 'none'}")
