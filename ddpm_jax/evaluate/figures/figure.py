@@ -145,7 +145,10 @@ def mean_squared(difference: np.ndarray) -> np.ndarray:
 
 
 def rmse(squared: np.ndarray) -> tuple[float, float]:
-    """The root of the mean of images' squared errors [n], in data units, as 0..255; and its standard error, or nan."""
+    """The root of the mean of images' mean squared errors [n], and its standard error; nan for one image.
+
+    The squared errors are in data units, the results on the scale 0..255.
+    """
     value, n = 127.5 * math.sqrt(squared.mean()), len(squared)
     error = 127.5**2 * squared.std(ddof=1) / math.sqrt(n) / (2 * value) if n > 1 and value else math.nan
     return value, error
