@@ -15,8 +15,7 @@ from ddpm_jax.convert import inception as inception_weights
 from ddpm_jax.metrics import classifier, fingerprint, frechet, inception
 from ddpm_jax.pipeline import tiles
 
-BATCH_SIZE = 1024
-"""Images of which features are computed at a time."""
+BATCH_SIZE = 1024  # images of which features are computed at a time
 
 TILE = 32
 """Images per device and call of Inception; a convolution's bits depend on it."""
