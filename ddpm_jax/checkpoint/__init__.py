@@ -306,10 +306,7 @@ class Checkpoints:
         name = f"{step}.unreadable" + (f"-{taken + 1}" if taken else "")
         if jax.process_index() == 0:
             (self.folder / str(step)).rename(self.folder / name)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
+        process.any_process(False)  # the others wait for the renaming
         self._manager.reload()
         return name
 
