@@ -31,9 +31,7 @@ def make_manager(folder: pathlib.Path, keep: int, keep_every: int | None, read_o
     import orbax.checkpoint as ocp
     from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-    absl = logging.getLogger("absl")
-    if _not_from_orbax not in absl.filters:
-        absl.addFilter(_not_from_orbax)
+    logging.getLogger("absl").addFilter(_not_from_orbax)  # which a logger adds only once
     keepers: list[Any] = [policies.LatestN(keep)]
     if keep_every is not None:
         keepers.append(policies.EveryNSteps(keep_every))
