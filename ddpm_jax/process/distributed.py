@@ -168,8 +168,6 @@ def all_gather(arrays: Any) -> Any:
 
 def broadcast(array: Any) -> Any:
     """The first process's numpy array, in every process; the others pass one of its shape and type."""
-    if not _is_distributed():
-        return array
     import numpy as np
     from jax.experimental import multihost_utils
 
