@@ -82,10 +82,15 @@ def track(names: Sequence[str], config: configs.Config, workdir: pathlib.Path, s
 def _following(log: tracking.MetricsLog, name: str, tracker: "TensorBoard | WeightsAndBiases") -> Iterator[None]:
     """Context in which a tracker gets each new line of a log, until it fails; then it is closed."""
 
+    def show(error: Exception) -> None:
+        message = f"train: --log {name} failed: {error!r}. Training goes on; the next start adds what is missing"
+        print(message, file=sys.stderr, flush=True)
+
     def follow(row: Row) -> None:
-        with _printed_errors(name) as failures:
+        try:
             tracker.write(row)
-        if failures:
+        except Exception as error:
+            show(error)
             log.followers.remove(follow)
 
     log.followers.append(follow)
@@ -94,20 +99,10 @@ def _following(log: tracking.MetricsLog, name: str, tracker: "TensorBoard | Weig
         yield
         failed = False
     finally:
-        with _printed_errors(name):
+        try:
             tracker.close(failed=failed)
-
-
-@contextlib.contextmanager
-def _printed_errors(name: str) -> Iterator[list[Exception]]:
-    """A list of the body's error, which is printed and not raised."""
-    failures: list[Exception] = []
-    try:
-        yield failures
-    except Exception as error:
-        failures.append(error)
-        message = f"train: --log {name} failed: {error!r}. Training goes on; the next start adds what is missing"
-        print(message, file=sys.stderr, flush=True)
+        except Exception as error:
+            show(error)
 
 
 class TensorBoard:
