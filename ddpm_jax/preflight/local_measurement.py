@@ -64,11 +64,9 @@ def measure(
         most = np.iinfo(train.dtype).max if isinstance(images.levels, data.ValueRange) else images.levels - 1
         train = np.random.default_rng(0).integers(0, most, (count, *train.shape[1:]), train.dtype, endpoint=True)
     run_key, order_key = trainer.run_keys(config.seed)[1:3]
-    mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     conditions = DatasetConditions(config, images)
     fresh, order = lowering.train_state(model)[0], data.EpochShuffle(order_key, len(train))
-    run_key, bad = jax.device_put((run_key, np.int32(0)), everywhere)
+    run_key, bad = process.replicate((run_key, np.int32(0)), "batch")
 
     def fresh_inputs():
         # on a CPU the first device takes over the host's array: give it one of its own
