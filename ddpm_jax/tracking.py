@@ -302,11 +302,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _parse_row(line: bytes, where: str) -> dict[str, Any]:
-    """The object in a line.
-
-    Raises:
-        ValueError: naming where it is, if it holds none, or its step is not a number.
-    """
+    """The object in a line; a ValueError says where the line is, if it holds none or its step is not a number."""
     try:
         row = json.loads(line.decode())
     except (ValueError, RecursionError):

@@ -40,16 +40,10 @@ class CheckpointWarning(UserWarning):
 
 
 class Restored(NamedTuple):
-    """The contents of a checkpoint.
-
-    Attributes:
-        step: its step.
-        tree: numpy arrays in the structure of the target.
-        meta: the values saved with it, and "fingerprint": {part: fingerprint of that part}.
-    """
+    """The contents of a checkpoint; `meta` is the values saved with it, and "fingerprint": {part: its fingerprint}."""
 
     step: int
-    tree: Any
+    tree: Any  # numpy arrays in the structure of the target
     meta: dict[str, Any]
 
 
@@ -153,8 +147,7 @@ class Checkpoints:
         """The values saved with a step (None: the newest that can be read), without reading any array.
 
         Raises:
-            FileNotFoundError: if there is no such step, or it is removed while it is read.
-            CheckpointError: if it cannot be read.
+            FileNotFoundError, CheckpointError: as `restore`.
         """
         return self._read_step(step, lambda step: records.public_meta(self._read_record(step)))
 
@@ -222,11 +215,7 @@ class Checkpoints:
             raise OSError(f"the save cannot be read back: {error} (renamed to {self._set_aside(step)})") from error
 
     def close(self) -> None:
-        """Waits until the last save is complete and releases the manager's threads; no method may be called afterwards.
-
-        Raises:
-            OSError: as `wait`.
-        """
+        """As `wait`; also releases the manager's threads, after which no method may be called."""
         try:
             self.wait()
         finally:

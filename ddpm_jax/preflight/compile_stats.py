@@ -56,13 +56,7 @@ class CompileStats(NamedTuple):
 def compile_and_analyse(
     lowered: jax.stages.Lowered, devices: int, limit: int | None, options: dict[str, Any]
 ) -> tuple[CompileStats, jax.stages.Compiled | None]:
-    """The statistics of a program and, if it fits, the compiled program.
-
-    Args:
-        devices: number of devices that it is compiled for.
-        limit: bytes of memory that each has, if that is known.
-        options: of the compiler.
-    """
+    """The statistics of a program for `devices` that have `limit` bytes each, and the compiled program if it fits."""
     start = time.perf_counter()
     # a lower bound of the arguments on each device, without padding: [devices, ...] is taken for a row on each
     arguments = [(leaf.shape, getattr(leaf.dtype, "itemsize", 4)) for leaf in jax.tree.leaves(lowered.args_info)]

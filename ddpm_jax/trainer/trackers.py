@@ -30,6 +30,7 @@ QUARTERS, TENTHS = "loss_by_quarter_of_t", "held_out_loss_by_tenth_of_t"
 """The metrics that are a loss for each of equal parts of 1..T: both histograms, and the first also curves."""
 
 Row = Mapping[str, Any]
+"""A line of metrics.jsonl."""
 
 
 def check_tracking(options: flags.TrackingOptions, steps: int) -> None:
@@ -110,9 +111,6 @@ class TensorBoard:
 
     It replaces the file of an earlier process: all lines of metrics.jsonl are written anew.  Their times are computed
     from the speeds in these lines.
-
-    Args:
-        rows: the lines of metrics.jsonl.
     """
 
     def __init__(self, config: configs.Config, workdir: pathlib.Path, rows: Sequence[Row]) -> None:
@@ -178,9 +176,6 @@ class WeightsAndBiases:
     metrics.jsonl.  W&B takes a step only once, so the lines of a step are sent together: when that of a later step
     comes, or at the end, unless the step's evaluation is missing.  Offline, W&B begins new files at each start and
     `wandb sync` replaces the run by them, so they hold all lines.
-
-    Args:
-        rows: the lines of metrics.jsonl.
 
     Raises:
         ValueError: if W&B refuses the run.
