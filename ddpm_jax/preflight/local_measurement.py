@@ -44,10 +44,9 @@ class LocalMeasurement(NamedTuple):
 def memory_limit() -> int | None:
     """Bytes of memory of each local device: reported by the device, or its share of the machine's."""
     devices = jax.local_devices()
-    stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
-    if stats:
-        return stats.get("bytes_limit")
-    if devices[0].platform != "cpu" or not hasattr(os, "sysconf"):
+    if devices[0].platform != "cpu":
+        return (devices[0].memory_stats() or {}).get("bytes_limit")
+    if not hasattr(os, "sysconf"):  # on Windows
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
 
