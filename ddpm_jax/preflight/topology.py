@@ -1,6 +1,7 @@
 """TPU slices by name, and their devices as libtpu describes them to the compiler; no TPU is needed."""
 
 import importlib.util
+import itertools
 import os
 import re
 from typing import Any, NamedTuple
@@ -134,9 +135,10 @@ def next_larger(tpu_slice: Slice) -> str | None:
     """The next larger slice of the same generation, by its product name; None if there is none."""
     generation, _, grid = tpu_slice.name.partition(":")
     kind = GENERATIONS[generation]
-    grids = list(kind.grids.items())
-    after = [chips for i, (chips, _) in enumerate(grids) if i and grids[i - 1][1] == grid]
-    return f"{kind.product}-{after[0] * kind.cores}" if after else None
+    for (_, smaller), (chips, _) in itertools.pairwise(kind.grids.items()):
+        if smaller == grid:
+            return f"{kind.product}-{chips * kind.cores}"
+    return None
 
 
 def _parse_product(name: str) -> tuple[str, str]:
