@@ -1,6 +1,5 @@
 """TPU slices by name, and their devices as libtpu describes them to the compiler; no TPU is needed."""
 
-import importlib.util
 import itertools
 import os
 import re
@@ -98,7 +97,7 @@ def devices(tpu_slice: Slice) -> list[Any]:
         ModuleNotFoundError: if libtpu is not installed.
         ValueError: if libtpu knows no such slice.
     """
-    if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+    if tpu.libtpu_path() is None:
         raise ModuleNotFoundError(
             "compiling for a TPU needs its compiler, libtpu (no TPU, but Linux): pip install 'ddpm-jax[tpu]'"
         )
