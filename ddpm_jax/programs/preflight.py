@@ -47,7 +47,7 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Compiles, measures and prints; exit status 0 if everything fits."""
     args = flags.parse_with_config(Arguments, argv, usage="ddpm-jax preflight CONFIG [options]")
-    if args.effort is not None and (args.topology is None or not -1 <= args.effort <= 1):
+    if args.effort is not None and args.topology is None:
         raise ValueError(f"--effort needs --topology and must be in [-1, 1], got {args.effort}")
     if args.topology is not None and args.devices is not None:
         raise ValueError(f"--devices {args.devices} is for this machine's CPU: leave it out with --topology")
