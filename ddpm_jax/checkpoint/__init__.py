@@ -56,19 +56,16 @@ class Checkpoints:
     Args:
         folder: parent of the steps' folders; created if necessary.
         keep: number of the newest steps to keep.
-        keep_every: also keep every step that is a multiple of this.
         read_only: change nothing; there must be a checkpoint.
 
     Raises:
-        ValueError: if keep or keep_every is below 1.
+        ValueError: if keep is below 1.
         FileNotFoundError: if read_only and there is no checkpoint.
     """
 
-    def __init__(
-        self, folder: str | os.PathLike[str], *, keep: int = 3, keep_every: int | None = None, read_only: bool = False
-    ) -> None:
-        if keep < 1 or (keep_every is not None and keep_every < 1):
-            raise ValueError(f"keep and keep_every must be at least 1, got {keep} and {keep_every}")
+    def __init__(self, folder: str | os.PathLike[str], *, keep: int = 3, read_only: bool = False) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
         # orbax takes a relative path, reports success, and saves nothing
         self.folder = pathlib.Path(os.path.abspath(folder))
         self.read_only = read_only
@@ -77,7 +74,7 @@ class Checkpoints:
         self._has_saved, self._unverified = False, None  # the first save, until it has been read back
         with contextlib.ExitStack() as opened:
             path = opened.enter_context(manager.orbax_safe_path(self.folder))
-            self._manager = self._retry_if_removed(lambda: manager.make_manager(path, keep, keep_every, read_only))
+            self._manager = self._retry_if_removed(lambda: manager.make_manager(path, keep, read_only))
             opened.callback(self._manager.close)
             if read_only and not self.steps():
                 raise FileNotFoundError(f"{self.folder} holds no checkpoint")
