@@ -7,7 +7,6 @@ import itertools
 import os
 import pathlib
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -148,7 +147,7 @@ def _trim_memory() -> None:
 
 def _proc_status(name: str) -> int | None:
     """A field of /proc/self/status in bytes; None where there is none."""
-    if sys.platform != "linux":
+    if not _PROC_STATUS.exists():
         return None
     found = re.search(rf"^{name}:\s*(\d+)", _PROC_STATUS.read_text(encoding="utf-8"), re.MULTILINE)
     return int(found[1]) * 1024 if found else None
