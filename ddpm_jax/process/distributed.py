@@ -37,11 +37,7 @@ class DistributedOptions:
 
 
 def check_options(options: DistributedOptions) -> None:
-    """Checks the flags of several processes.
-
-    Raises:
-        ValueError: naming the flag, its value and the values allowed.
-    """
+    """Raises a ValueError if the flags of several processes do not fit together, or one has no allowed value."""
     flags = {"--coordinator": options.coordinator, "--processes": options.processes, "--process": options.process}
     set_flags = {name: value for name, value in flags.items() if value is not None}
     if 0 < len(set_flags) < len(flags) and set_flags != {"--processes": 1}:
@@ -197,13 +193,10 @@ def abort_together(program_name: str, details: Callable[[], str] = lambda: "") -
     """Context manager that ends this process at once if an error ends its part of a common task.
 
     At a normal exit, or at an unfinished checkpoint, it would wait for processes that wait for it.  So after an error
-    it prints the reason and leaves by `os._exit`: with status 5 if another process was lost, which JAX reports where
-    the connection breaks.  A process that is silent for --heartbeat seconds is noticed by JAX, which then aborts the
-    others itself, with status 134.  In a single process, errors are raised as usual.
-
-    Args:
-        program_name: its name in the message.
-        details: text to add, such as the step saved last.
+    it prints the reason, with `details` such as the step saved last, and leaves by `os._exit`: with status 5 if another
+    process was lost, which JAX reports where the connection breaks.  A process that is silent for --heartbeat seconds
+    is noticed by JAX, which then aborts the others itself, with status 134.  In a single process, errors are raised as
+    usual.
     """
     try:
         yield

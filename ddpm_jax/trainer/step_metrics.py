@@ -25,7 +25,6 @@ class StepMetrics:
     A step is skipped if its loss or gradient is not finite.
 
     Args:
-        workdir: the run's folder.
         start: the last step of the checkpoint; lines of later steps are dropped from the file.
 
     Attributes:
