@@ -213,16 +213,9 @@ def is_conditional(config: Config) -> bool:
 def noise_schedule(config: Config) -> Schedule:
     """The schedule of the noise."""
     c = config.schedule
-    if c.zero_terminal_snr:
-        plain = dataclasses.replace(c, zero_terminal_snr=False)
-        return schedules.zero_terminal_snr(noise_schedule(dataclasses.replace(config, schedule=plain)))
-    if c.kind == "cosine":
-        return schedules.cosine(c.T, c.offset, c.max_beta)
-    if c.kind == "const":
-        return schedules.const(c.T, c.beta_T)
-    if c.kind == "jsd":
-        return schedules.jsd(c.T)
-    return getattr(schedules, c.kind)(c.T, c.beta_1, c.beta_T)
+    options = {"cosine": (c.offset, c.max_beta), "const": (c.beta_T,), "jsd": ()}.get(c.kind, (c.beta_1, c.beta_T))
+    schedule = getattr(schedules, c.kind)(c.T, *options)
+    return schedules.zero_terminal_snr(schedule) if c.zero_terminal_snr else schedule
 
 
 def network(config: Config, channels: int) -> ConditionalNetwork:
