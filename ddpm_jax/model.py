@@ -7,6 +7,7 @@ later, while a program is traced.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -332,18 +333,15 @@ def _example_loss(config: Config, decoder: likelihood.Decoder):
         "min_snr": losses.min_snr(c.min_snr_gamma),
         "p2": losses.p2(c.p2_gamma),
     }[c.weight]
-    options: dict[str, Any] = {"predicts": c.predicts}
-    if c.kind != "simple":
-        options["decoder"] = decoder
-    if c.kind == "variational":
-        options |= {"variance_mix": config.sampling.variance_mix, "learned_variance": c.learned_variance}
-    else:
-        options["weight"] = weight
-    if c.kind == "hybrid":
-        options["vlb_scale"] = c.vlb_scale
-    kinds = {"simple": losses.simple_loss, "hybrid": losses.hybrid_loss, "variational": losses.variational_loss}
-    loss: Any = kinds[c.kind]
-    return lambda keys, schedule, net, x0, t: loss(keys, schedule, net, x0, t=t, **options)
+    loss: Any = {
+        "simple": partial(losses.simple_loss, weight=weight),
+        "hybrid": partial(losses.hybrid_loss, weight=weight, vlb_scale=c.vlb_scale, decoder=decoder),
+        "variational": partial(
+            losses.variational_loss, variance_mix=config.sampling.variance_mix, decoder=decoder,
+            learned_variance=c.learned_variance,
+        ),
+    }[c.kind]  # fmt: skip
+    return lambda keys, schedule, net, x0, t: loss(keys, schedule, net, x0, predicts=c.predicts, t=t)
 
 
 def _sampler(config: Config, schedule: Schedule):
