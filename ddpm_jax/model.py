@@ -96,19 +96,12 @@ class Model:
 
     def net(self, params, condition: Condition, dropout_keys=None) -> gaussian.Net:
         """The network (x_t, t) -> output with these parameters and this condition, without guidance."""
-
-        def apply(x_t, t):
-            return self._apply(params, x_t, t, condition, dropout_keys=dropout_keys)
-
-        return apply
+        return lambda x_t, t: self._apply(params, x_t, t, condition, dropout_keys=dropout_keys)
 
     def guided_net(self, params, condition: Condition, scalars: SamplingScalars) -> gaussian.Net:
         """The same with classifier-free guidance, where the condition is one that guidance can strengthen."""
-
-        def apply(x_t, t, condition):
-            return self._apply(params, x_t, t, condition)
-
-        condition = self._apply(params, condition, method="encode_text")
+        apply = partial(self._apply, params)
+        condition = apply(condition, method="encode_text")
         if not is_conditional(self.config):
             return guidance.condition_on(apply, condition)
         null = guidance.null_condition(condition, self.config.net.num_classes)
