@@ -66,6 +66,7 @@ class Model:
         example_loss: (keys [b], schedule, net, x0 [b, *shape], t [b]) -> loss [b].
         sampler_spec: what a sampler's program depends on apart from the network.
         times: int32 [steps + 1], those that sampling visits.
+        sampler_of: (denoise, scalars) -> the config's sampler of any denoiser.
     """
 
     config: Config
@@ -79,7 +80,7 @@ class Model:
     example_loss: Callable[[Any, Schedule, gaussian.Net, Any, Any], Any]
     sampler_spec: SamplerSpec
     times: np.ndarray
-    _sampler: Callable[[gaussian.Denoiser, SamplingScalars], samplers.Sampler]
+    sampler_of: Callable[[gaussian.Denoiser, SamplingScalars], samplers.Sampler]
 
     def init(self, key) -> Any:
         """Fresh parameters."""
@@ -139,10 +140,6 @@ class Model:
         """The sampler of that denoiser."""
         return self.sampler_of(self.denoiser(params, condition, scalars, transform), scalars)
 
-    def sampler_of(self, denoise: gaussian.Denoiser, scalars: SamplingScalars) -> samplers.Sampler:
-        """The config's sampler of any denoiser."""
-        return self._sampler(denoise, scalars)
-
     def scalars(self, x0_mse=None) -> SamplingScalars:
         """The config's numbers of sampling; x0_mse is the trained network's, see `SamplingScalars`."""
         c = self.config.sampling
@@ -178,7 +175,7 @@ def build(config: Config, shape: Sequence[int], levels: int | tuple[float, float
             sampling.sampler, sampling.order, sampling.clip, sampling.threshold, sampling.eps_scale
         ),
         times=samplers.times(schedule, sampling.steps, spacing=sampling.spacing),
-        _sampler=_sampler(config, schedule),
+        sampler_of=_sampler(config, schedule),
     )
 
 
