@@ -292,11 +292,9 @@ def denoiser_options(config: Config) -> dict[str, bool | float]:
 def sampler_options(config: Config) -> dict[str, str]:
     """The options of a config's sampler, by name, as text."""
     c = config.sampling
-    if c.sampler == "ancestral":
-        return {"variance": "learned"} if has_learned_variance(config) else {"mix": f"{c.variance_mix:g}"}
-    named = {"eta": f"{c.eta:g}", "order": f"{c.order}"}
-    of = {"analytic": (), "ddim": ("eta",), "dpm_solver_pp": ("order",), "unipc": ("order",)}
-    return {name: named[name] for name in of[c.sampler]}
+    variance = {"variance": "learned"} if has_learned_variance(config) else {"mix": f"{c.variance_mix:g}"}
+    eta, order = {"eta": f"{c.eta:g}"}, {"order": f"{c.order}"}
+    return {"ancestral": variance, "analytic": {}, "ddim": eta, "dpm_solver_pp": order, "unipc": order}[c.sampler]
 
 
 def _check_signal(config: Config, schedule: Schedule) -> None:
