@@ -97,11 +97,12 @@ class Model:
 
     def net(self, params, condition: Condition, dropout_keys=None) -> gaussian.Net:
         """The network (x_t, t) -> output with these parameters and this condition, without guidance."""
-        return lambda x_t, t: self._apply(params, x_t, t, condition, dropout_keys=dropout_keys)
+        apply: Any = partial(self.network.apply, {"params": params})
+        return lambda x_t, t: apply(x_t, t, condition, dropout_keys=dropout_keys)
 
     def guided_net(self, params, condition: Condition, scalars: SamplingScalars) -> gaussian.Net:
         """The same with classifier-free guidance, where the condition is one that guidance can strengthen."""
-        apply = partial(self._apply, params)
+        apply: Any = partial(self.network.apply, {"params": params})
         condition = apply(condition, method="encode_text")
         if not is_conditional(self.config):
             return guidance.condition_on(apply, condition)
@@ -109,9 +110,6 @@ class Model:
         return guidance.classifier_free_guidance(
             apply, condition, null, scalars.guidance, interval=scalars.guidance_interval
         )
-
-    def _apply(self, params, *args, **kwargs) -> Any:
-        return self.network.apply({"params": params}, *args, **kwargs)
 
     def denoiser_of(
         self, net: gaussian.Net, transform: Callable[[gaussian.Denoiser], gaussian.Denoiser] | None = None
