@@ -134,7 +134,8 @@ def from_dict(values: dict[str, Any], cls: type = Config, where: str = "") -> An
             of another type.
     """
     if not isinstance(values, dict):
-        raise ValueError(f"a config must be an object with fields, got {str(values)[:60]}")
+        name = where.removesuffix(".") or "a config"
+        raise ValueError(f"{name} must be an object with fields, got {str(values)[:60]}")
     values = current_names(values, cls)
     hints = typing.get_type_hints(cls)
     unknown = [name for name in values if name not in hints]
@@ -152,26 +153,17 @@ def differences(old: Config, new: Config) -> list[str]:
 
 def _value(value: Any, hint: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} must be an object with fields, got {value!r}")
         return from_dict(value, typing.cast(type, hint), f"{where}.")
-    origin = typing.get_origin(hint)
-    if type(value) is int and (hint is float or (origin is types.UnionType and float in typing.get_args(hint))):
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if type(value) is int and (hint is float or (origin is types.UnionType and float in options)):
         value = float(value)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{where} must be a list, got {value!r}")
-        return tuple(_value(v, typing.get_args(hint)[0], where) for v in value)
+        return tuple(_value(v, options[0], where) for v in value)
     if origin is Literal:
-        legal = typing.get_args(hint)
-    elif origin is types.UnionType:
-        legal = None
-        if not any(a is type(value) for a in typing.get_args(hint)):
-            raise ValueError(f"{where} must be {hint}, got {value!r}")
-    else:
-        legal = None
-        if type(value) is not hint:
-            raise ValueError(f"{where} must be {hint.__name__}, got {value!r}")
-    if legal is not None and value not in legal:
-        raise ValueError(f"{where} must be one of {', '.join(map(repr, legal))}, got {value!r}")
+        if value not in options:
+            raise ValueError(f"{where} must be one of {', '.join(map(repr, options))}, got {value!r}")
+    elif type(value) not in (options or (hint,)):
+        raise ValueError(f"{where} must be {hint if options else hint.__name__}, got {value!r}")
     return value
