@@ -216,15 +216,8 @@ def _measure(pipe: Pipeline, options: flags.EditOptions, name: str) -> Edit:
         return pipe.conditioned_sampler(inputs, tile.condition, transform)
 
     record = _edit_record(dataclasses.replace(options, noise=noise, cg_steps=cg_steps), {path: image})
-    pictures = [_enlarge(picture, pipe.shape) for picture in pictures]
+    pictures = [user_images.enlarge(picture, pipe.shape) for picture in pictures]
     return Edit(pipe, sampler_factory, pipe.times, (y, np.float32(noise)), None, record, pictures)
-
-
-def _enlarge(picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A measurement as an image of this shape, its pixels repeated."""
-    for axis, size in enumerate(shape):
-        picture = picture.repeat(size // picture.shape[axis], axis)
-    return picture
 
 
 def _sdedit(pipe: Pipeline, options: flags.EditOptions) -> Edit:
