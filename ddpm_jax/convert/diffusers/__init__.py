@@ -5,7 +5,8 @@ that is missing has the value that diffusers gives it.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,13 +32,8 @@ class DiffusersPipeline(NamedTuple):
     scheduler: scheduler.SchedulerConfig
     tensors: Mapping[str, np.ndarray]  # the network's
     files: tuple[pathlib.Path, ...]  # those that were read
-    attention: names.AttentionNames
+    rules: Callable[[Any], list[Rule]]  # of our tree of parameters
     fingerprint: str | None  # of the tensors as our parameters, if `write_pipeline` wrote them; else None
-    null_label: bool  # whether the last of its labels stands for none
-
-    def rules(self, target: Any) -> list[Rule]:
-        """The rules of our tree of parameters."""
-        return names.rules(target, self.attention, null_label=self.null_label)
 
 
 def read_pipeline(folder: pathlib.Path, *, null_label: bool = False) -> DiffusersPipeline:
@@ -63,8 +59,9 @@ def read_pipeline(folder: pathlib.Path, *, null_label: bool = False) -> Diffuser
     diffusion = scheduler.from_diffusers(tensor_files.read_json(settings), learned_variance=read.learned_variance)
     weights = _weights(unet)
     tensors, paths = tensor_files.read_tensors(weights), (unet / "config.json", settings, weights)
+    rules = partial(names.rules, attention=names.attention_names(tensors), null_label=null_label)
     fingerprint = tensor_files.safetensors_metadata(weights).get("fingerprint")
-    return DiffusersPipeline(read, diffusion, tensors, paths, names.attention_names(tensors), fingerprint, null_label)
+    return DiffusersPipeline(read, diffusion, tensors, paths, rules, fingerprint)
 
 
 def write_pipeline(
