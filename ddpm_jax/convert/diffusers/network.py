@@ -33,15 +33,15 @@ DEFAULTS = {
 """The network's fields with diffusers' defaults, which are not those of the original."""
 
 SUPPORTED = {
-    "center_input_sample": Supported(False, (False,), "images in [-1, 1]"),
-    "time_embedding_type": Supported("positional", ("positional",), "sines and cosines"),
-    "time_embedding_dim": Supported(None, (None,), "four times the first level's channels"),
-    "mid_block_type": Supported("UNetMidBlock2D", ("UNetMidBlock2D",), "a middle with attention"),
-    "mid_block_scale_factor": Supported(1, (1,), "residuals as they are"),
-    "act_fn": Supported("silu", ("silu", "swish"), "two names of one function"),
-    "add_attention": Supported(True, (True,), "a middle with attention"),
-    "class_embed_type": Supported(None, (None,), "labels of a table (num_class_embeds), or none"),
-    "num_train_timesteps": Supported(None, (None,), "no table of times"),
+    "center_input_sample": Supported((False,), "images in [-1, 1]"),
+    "time_embedding_type": Supported(("positional",), "sines and cosines"),
+    "time_embedding_dim": Supported((None,), "four times the first level's channels"),
+    "mid_block_type": Supported(("UNetMidBlock2D",), "a middle with attention"),
+    "mid_block_scale_factor": Supported((1,), "residuals as they are"),
+    "act_fn": Supported(("silu", "swish"), "two names of one function"),
+    "add_attention": Supported((True,), "a middle with attention"),
+    "class_embed_type": Supported((None,), "labels of a table (num_class_embeds), or none"),
+    "num_train_timesteps": Supported((None,), "no table of times"),
 }
 TYPES = {
     "sample_size": (int, list, tuple, type(None)), "in_channels": int, "out_channels": int,
@@ -136,7 +136,7 @@ def to_diffusers(config: configs.Config, shape: tuple[int, ...]) -> dict[str, An
         "freq_shift": conventions.time_shift,
         "resnet_time_scale_shift": {ours: theirs for theirs, ours in TIME_CONDITIONING.items()}[net.time_conditioning],
         "num_class_embeds": net.num_classes + null_label(config) or None,
-        **{name: field.values[0] for name, field in SUPPORTED.items() if field.default is not None},
+        **{name: field.values[0] for name, field in SUPPORTED.items() if field.values[0] is not None},
     }
 
 

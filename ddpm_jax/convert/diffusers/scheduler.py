@@ -25,16 +25,16 @@ DEFAULTS = {
 """The sampling fields with diffusers' defaults."""
 
 SUPPORTED_BY_BOTH = {
-    "trained_betas": Supported(None, (None,), "betas of a formula"),
-    "thresholding": Supported(False, (False,), "clipping (sample.py --threshold is another thresholding)"),
-    "dynamic_thresholding_ratio": Supported(0.995, (0.995,), "as thresholding is off"),
-    "sample_max_value": Supported(1.0, (1.0,), "as thresholding is off"),
-    "clip_sample_range": Supported(1.0, (1.0,), "images in [-1, 1]"),
-    "steps_offset": Supported(0, (0,), "times from the first"),
-    "timestep_values": Supported(None, (None,), "all times"),
-    "tensor_format": Supported("pt", ("pt", "np"), "arrays"),
+    "trained_betas": Supported((None,), "betas of a formula"),
+    "thresholding": Supported((False,), "clipping (sample.py --threshold is another thresholding)"),
+    "dynamic_thresholding_ratio": Supported((0.995,), "as thresholding is off"),
+    "sample_max_value": Supported((1.0,), "as thresholding is off"),
+    "clip_sample_range": Supported((1.0,), "images in [-1, 1]"),
+    "steps_offset": Supported((0,), "times from the first"),
+    "timestep_values": Supported((None,), "all times"),
+    "tensor_format": Supported(("pt", "np"), "arrays"),
 }  # fmt: skip
-SUPPORTED_BY_DDIM = {"set_alpha_to_one": Supported(True, (True,), "a last step that ends at the data")}
+SUPPORTED_BY_DDIM = {"set_alpha_to_one": Supported((True,), "a last step that ends at the data")}
 SUPPORTED = {"DDPMScheduler": SUPPORTED_BY_BOTH, "DDIMScheduler": SUPPORTED_BY_BOTH | SUPPORTED_BY_DDIM}
 TYPES = {
     "num_train_timesteps": int, "beta_start": (int, float), "beta_end": (int, float), "clip_sample": bool,
