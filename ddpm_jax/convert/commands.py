@@ -117,7 +117,7 @@ def to_plain(args: options.ToPlain) -> None:
     """Writes a run's weights, schedule and config for anyone."""
     model = _load_model(args.run, args.model, flags.SamplingOptions())
     with process.atomic_folder(pathlib.Path(args.out)) as part:
-        plain.write_folder(part, model.config, model.params, run_folder.weights_metadata(model))
+        plain.write_folder(part, model)
     print(f"{model.describe()}")
     print(f"written   {args.out}: weights.safetensors, schedule.safetensors, config.json, model.json")
 
