@@ -238,8 +238,7 @@ def _interpolate(pipe: Pipeline, options: flags.EditOptions, start: int, num: in
     """Images i = 0 ... num - 1 decode the point i / (num - 1) of the arc between the two inverted images."""
     c = pipe.config.sampling
     if c.sampler != "ddim" or c.eta != 0:
-        raise ValueError("--interpolate needs a deterministic sampler: "
-                         "add --sampler ddim --eta 0")  # fmt: skip
+        raise ValueError("--interpolate needs a deterministic sampler: add --sampler ddim --eta 0")
     if start != 0 or num < 2:
         raise ValueError(f"--interpolate makes a series from the first image to the second: --start must be 0 "
                          f"and --num at least 2, got {start} and {num}")  # fmt: skip
