@@ -13,7 +13,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from ddpm_jax.process.output import first_line
 
@@ -28,11 +28,11 @@ _SHUTDOWN_TIMEOUT = 7 * 24 * 3600  # at the end the first process may still be w
 class DistributedOptions:
     coordinator: str | None = None
     """HOST:PORT of process 0: connects several processes without a cluster manager."""
-    processes: int | None = None
+    processes: Annotated[int | None, "[1, 2147483647]"] = None
     """Number of processes (with --coordinator); 1 without it: this process alone, whatever cluster it is in."""
-    process: int | None = None
+    process: Annotated[int | None, "[0, 2147483647]"] = None
     """Index of this process, from 0 (with --coordinator)."""
-    heartbeat: int = 60
+    heartbeat: Annotated[int, "[5, 1000000]"] = 60
     """With several processes: seconds without an answer after which a process counts as lost; the others then end."""
 
 

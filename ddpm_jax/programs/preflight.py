@@ -36,7 +36,7 @@ class Arguments:
     """With --topology: the compiler's effort, from -1 (quick, the default) to 1; 0 is that of a real run.
 
     From 0 on, its estimate of the time is meaningful and is printed."""
-    devices: flags.OptionalFlag[int] = None
+    devices: flags.OptionalFlag[ranges.Devices] = None
     """On a CPU: number of JAX devices (default: one per core)."""
     out: flags.OptionalFlag[str] = None
     """A JSON file for the report."""
