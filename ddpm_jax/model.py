@@ -40,16 +40,6 @@ class SamplingScalars(NamedTuple):
     x0_mse: Any
 
 
-class SamplerSpec(NamedTuple):
-    """All of a config's sampling that a sampler's program is compiled for: with an equal one it is the same program."""
-
-    sampler: str
-    order: int
-    clip: bool
-    threshold: float
-    eps_scale: float
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """A network with its schedule, its loss, its optimizer and its sampler; made by `build`.
@@ -64,7 +54,6 @@ class Model:
         ema_decay: as `training.make_step` takes it.
         decoder: L_0's, for images of these levels.
         example_loss: (keys [b], schedule, net, x0 [b, *shape], t [b]) -> loss [b].
-        sampler_spec: what a sampler's program depends on apart from the network.
         times: int32 [steps + 1], those that sampling visits.
         sampler_of: (denoise, scalars) -> the config's sampler of any denoiser.
     """
@@ -78,7 +67,6 @@ class Model:
     ema_decay: Any
     decoder: likelihood.Decoder
     example_loss: Callable[[Any, Schedule, gaussian.Net, Any, Any], Any]
-    sampler_spec: SamplerSpec
     times: np.ndarray
     sampler_of: Callable[[gaussian.Denoiser, SamplingScalars], samplers.Sampler]
 
@@ -118,17 +106,17 @@ class Model:
 
         `transform`, if given, makes another denoiser of this one before x_0 is limited.
         """
-        spec, predicts, learned = self.sampler_spec, self.config.loss.predicts, has_learned_variance(self.config)
-        if spec.eps_scale == 1 and not spec.threshold and transform is None:
-            return gaussian.denoiser(self.schedule, net, predicts, clip=spec.clip, learned_variance=learned)
+        c, predicts, learned = self.config.sampling, self.config.loss.predicts, has_learned_variance(self.config)
+        if c.eps_scale == 1 and not c.threshold and transform is None:
+            return gaussian.denoiser(self.schedule, net, predicts, clip=c.clip, learned_variance=learned)
         denoise = gaussian.denoiser(self.schedule, net, predicts, clip=False, learned_variance=learned)
-        if spec.eps_scale != 1:
-            denoise = denoisers.scale_eps(self.schedule, denoise, spec.eps_scale)
+        if c.eps_scale != 1:
+            denoise = denoisers.scale_eps(self.schedule, denoise, c.eps_scale)
         if transform is not None:
             denoise = transform(denoise)
-        if spec.threshold:
-            return denoisers.limit_x0(self.schedule, denoise, denoisers.dynamic_threshold(spec.threshold))
-        return denoisers.limit_x0(self.schedule, denoise, denoisers.clip) if spec.clip else denoise
+        if c.threshold:
+            return denoisers.limit_x0(self.schedule, denoise, denoisers.dynamic_threshold(c.threshold))
+        return denoisers.limit_x0(self.schedule, denoise, denoisers.clip) if c.clip else denoise
 
     def denoiser(self, params, condition: Condition, scalars: SamplingScalars, transform=None) -> gaussian.Denoiser:
         """The denoiser of the network with these parameters, this condition and guidance; see `denoiser_of`."""
@@ -143,6 +131,12 @@ class Model:
         c = self.config.sampling
         interval = np.array(c.guidance_interval or (1, self.config.schedule.T), np.int32)
         return SamplingScalars(np.float32(c.variance_mix), np.float32(c.eta), np.float32(c.guidance), interval, x0_mse)
+
+    @property
+    def sampler_spec(self) -> tuple:
+        """All of the config's sampling that a sampler's program is compiled for; the rest are its arguments."""
+        c = self.config.sampling
+        return c.sampler, c.order, c.clip, c.threshold, c.eps_scale
 
     def tile_size(self, platform: str) -> int:
         """Images per device and network call on a platform, as JAX names it; see `tile_size`."""
@@ -169,9 +163,6 @@ def build(config: Config, shape: Sequence[int], levels: int | tuple[float, float
         ema_decay=training.ema_warmup(config.optim.ema_decay) if config.optim.ema_warmup else config.optim.ema_decay,
         decoder=decoder,
         example_loss=_example_loss(config, decoder),
-        sampler_spec=SamplerSpec(
-            sampling.sampler, sampling.order, sampling.clip, sampling.threshold, sampling.eps_scale
-        ),
         times=samplers.times(schedule, sampling.steps, spacing=sampling.spacing),
         sampler_of=_sampler(config, schedule),
     )
