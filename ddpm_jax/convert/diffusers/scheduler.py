@@ -1,7 +1,7 @@
 """The configuration of a `DDPMScheduler` or `DDIMScheduler` as our schedule, loss and sampling, and back."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -51,16 +51,8 @@ DDIM_STEPS = 50
 """The default number of steps of diffusers' DDIM pipeline."""
 
 
-class SchedulerConfig(NamedTuple):
-    """Schedule, loss and sampling of a configuration."""
-
-    schedule: configs.Schedule
-    loss: configs.Loss
-    sampling: configs.Sampling
-
-
-def from_diffusers(config: Mapping[str, Any], *, learned_variance: bool) -> SchedulerConfig:
-    """Our schedule, loss and sampling that are equivalent to a scheduler's configuration.
+def from_diffusers(config: Mapping[str, Any], *, learned_variance: bool) -> configs.Config:
+    """A config whose schedule, loss and sampling are equivalent to a scheduler's configuration; the rest is by default.
 
     Args:
         learned_variance: whether the network has twice as many output as input channels.
@@ -95,7 +87,7 @@ def from_diffusers(config: Mapping[str, Any], *, learned_variance: bool) -> Sche
         clip=c["clip_sample"],
     )
     loss = configs.Loss("hybrid" if learned_variance else "simple", predicts=predicts)
-    return SchedulerConfig(schedule, loss, sampling)
+    return configs.Config(schedule=schedule, loss=loss, sampling=sampling)
 
 
 def to_diffusers(config: configs.Config) -> dict[str, Any]:
