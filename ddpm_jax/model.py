@@ -139,8 +139,16 @@ class Model:
         return c.sampler, c.order, c.clip, c.threshold, c.eps_scale
 
     def tile_size(self, platform: str) -> int:
-        """Images per device and network call on a platform, as JAX names it; see `tile_size`."""
-        return tile_size(self.config, self.shape, platform)
+        """Images per device and network call on a platform, as JAX names it; by default a power of 2.
+
+        On accelerators as many as have 2^18 pixels, 256 images 32x32 or four 256x256, but 256 at most; on a CPU as many
+        as have 2^14, but 32 at most.  Chosen so that there is enough to do and room for it; which is fastest was not
+        measured.
+        """
+        if self.config.sampling.tile:
+            return self.config.sampling.tile
+        pixels, most = (2**14, 32) if platform == "cpu" else (2**18, 256)
+        return min(most, 2 ** max(0, (pixels // math.prod(self.shape[:-1])).bit_length() - 1))
 
 
 def build(config: Config, shape: Sequence[int], levels: int | tuple[float, float]) -> Model:
@@ -254,21 +262,6 @@ def training_condition(config: Config, keys, condition: Condition) -> Condition:
         condition = condition._replace(tokens=guidance.random_caption(keys, condition.tokens))
     null = guidance.null_condition(condition, config.net.num_classes)
     return guidance.drop_condition(keys, condition, null, config.condition.dropout)
-
-
-def tile_size(config: Config, shape: Sequence[int], platform: str) -> int:
-    """Images [*shape] per device and network call; where the config leaves that open, a power of 2.
-
-    On accelerators as many as have 2^18 pixels, 256 images 32x32 or four 256x256, but 256 at most; on a CPU as many as
-    have 2^14, but 32 at most.  Chosen so that there is enough to do and room for it; which is fastest was not measured.
-
-    Args:
-        platform: of the device, as JAX names it.
-    """
-    if config.sampling.tile:
-        return config.sampling.tile
-    pixels, most = (2**14, 32) if platform == "cpu" else (2**18, 256)
-    return min(most, 2 ** max(0, (pixels // math.prod(shape[:-1])).bit_length() - 1))
 
 
 def denoiser_options(config: Config) -> dict[str, bool | float]:
