@@ -14,6 +14,7 @@ import importlib
 import json
 import pathlib
 import re
+import runpy
 import sys
 import traceback
 import types
@@ -67,21 +68,18 @@ def load(path: str | pathlib.Path) -> Config:
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise FileNotFoundError(f"no config file {path}; {path.parent} holds: {', '.join(near) or 'no config'}")
-    module = types.ModuleType(f"config_{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where dataclasses look for what their annotations name
     try:
         with _beside(path.parent.resolve()):
             # not by way of importlib, which takes a compiled copy beside the file for it where a second is between
-            exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+            defined = runpy.run_path(str(path), run_name=f"config_{path.stem}")
     except Exception as error:  # it is a program: whatever can go wrong in one
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
         where = f", line {line}" if line else ""
         raise ValueError(f"{path}{where}: {type(error).__name__}: {str(error)[:300]}") from error
-    found = getattr(module, name, None)
+    found = defined.get(name)
     if not isinstance(found, Config):
-        known = ", ".join(n for n, value in vars(module).items() if isinstance(value, Config))
+        known = ", ".join(n for n, value in defined.items() if isinstance(value, Config))
         raise ValueError(f"{path} must define `{name} = Config(...)`; it defines: {known or 'no Config'}")
     try:
         from_dict(dataclasses.asdict(found))
