@@ -163,12 +163,13 @@ def _beta_errors(c: Mapping[str, Any]) -> list[str]:
 
 def _variance_errors(c: Mapping[str, Any], learned_variance: bool) -> list[str]:
     """Errors for the reverse variance."""
-    kind = c.get("variance_type")
-    if kind is None and learned_variance:
-        return ["a DDIMScheduler takes no learned variance, and the network gives one: a DDPMScheduler is right"]
-    if kind is not None and kind not in VARIANCES:
+    if "variance_type" not in c:
+        error = "a DDIMScheduler takes no learned variance, and the network gives one: a DDPMScheduler is right"
+        return [error] if learned_variance else []
+    kind = c["variance_type"]
+    if kind not in VARIANCES:
         return [f"variance_type = {kind!r}: only {', '.join(map(repr, VARIANCES))} is supported"]
-    if kind is not None and learned_variance != (kind == "learned_range"):
+    if learned_variance != (kind == "learned_range"):
         channels = "twice as many channels as it takes" if learned_variance else "as many channels as it takes"
         return [f"variance_type = {kind!r}, but the network gives {channels}"]
     return []
