@@ -81,7 +81,7 @@ def from_diffusers(config: Mapping[str, Any], *, null_label: bool = False) -> Ne
         "freq_shift": (0, 1),
     }  # fmt: skip
     _raise_if_any(field_errors(config, DEFAULTS, SUPPORTED, TYPES, choices))
-    levels, messages = blocks.from_diffusers(c)
+    attention_levels, resample, messages = blocks.from_diffusers(c)
     sides = [c["sample_size"]] * 2 if isinstance(c["sample_size"], int) else list(c["sample_size"] or [])
     _raise_if_any(messages + _size_errors(c, sides) + _label_errors(c["num_class_embeds"], null_label))
     widths = list(c["block_out_channels"])
@@ -89,12 +89,12 @@ def from_diffusers(config: Mapping[str, Any], *, null_label: bool = False) -> Ne
         channels=widths[0],
         channel_multipliers=tuple(width // widths[0] for width in widths),
         num_res_blocks=c["layers_per_block"],
-        attention_resolutions=tuple(min(sides) // 2**i for i in levels.attention_levels),
+        attention_resolutions=tuple(min(sides) // 2**i for i in attention_levels),
         head_channels=c["attention_head_dim"] or 0,
         dropout=float(c["dropout"]),
         groups=c["norm_num_groups"],
         num_classes=(c["num_class_embeds"] or 0) - null_label,
-        resample=levels.resample,
+        resample=resample,
         time_conditioning=TIME_CONDITIONING[c["resnet_time_scale_shift"]],
         compat=configs.CompatOptions(
             eps=float(c["norm_eps"]),
