@@ -163,8 +163,6 @@ class Pipeline:
 
         Args:
             program_key: of the sampler: a second one of the same name, and the same kind of sampling, is not compiled.
-            inputs: what its factory is passed.
-            times: to visit.
 
         Raises:
             ValueError: as `draw`.

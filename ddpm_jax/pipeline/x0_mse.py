@@ -21,7 +21,6 @@ def save(
     """Writes the mean squared errors of x_0_hat at t = 1..T, and returns where; those of more images stay.
 
     Args:
-        fingerprint: of the weights.
         x0_mse: [T] per component, squared data units.
         images: how many they are means over.
     """
