@@ -8,9 +8,10 @@ import pathlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Self, TextIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO, Self, TextIO
 
+_BLOCK = 1 << 16  # bytes
 _LINE_SECONDS = 10.0  # between two plain lines of progress
 _WAIT_SECONDS = 15.0  # without progress, until a plain line says so
 _REFRESH_SECONDS = 1.0  # between two refreshes of a terminal
@@ -22,7 +23,7 @@ class MetricsLog:
     """A file of metrics, one strict JSON object per line.
 
     NaN and infinities, which strict JSON does not have, are written as null.  A line is flushed when `write` returns;
-    an incomplete last line of a killed process is dropped.  Of an existing file only the end is parsed, from the last
+    an incomplete last line of a killed process is dropped.  Of an existing file only the end is read, from the last
     line back to the first of the step `start`, as steps rise.
 
     Args:
@@ -36,7 +37,7 @@ class MetricsLog:
         followers: functions that are called with each line after it is written, as `read_metrics` returns it.
 
     Raises:
-        ValueError: if one of the lines parsed is not a JSON object.
+        ValueError: if one of the lines read is not a JSON object.
     """
 
     def __init__(self, path: str | os.PathLike[str], start: int | None = None, *, active: bool = True) -> None:
@@ -45,22 +46,24 @@ class MetricsLog:
         self.followers: list[Callable[[dict[str, Any]], None]] = []
         if not active or not self.path.exists():
             return
-        *lines, _ = self.path.read_bytes().split(b"\n")  # what follows the last newline is empty or incomplete
-        kept: list[bytes] = []  # the lines of the step `start`, and later ones without a step; the last one first
-        while lines:
-            row = _parse_row(lines[-1], f"{path}, line {len(lines)}")
-            step = row.get("step", start)
-            if start is None or step < start:
-                break
-            line = lines.pop()
-            if step == start:
-                kept.append(line)
-            if row.get("step") == start:
-                self.start_rows.append(row)
+        stays, apart = 0, b""  # the end of what is kept, and later lines without a step, kept too
         with self.path.open("r+b") as file:
-            file.seek(sum(len(line) + 1 for line in lines))
-            file.writelines(line + b"\n" for line in reversed(kept))
-            file.truncate()
+            for offset, line in _lines_from_end(file):
+                row = _parse_row(line, lambda offset=offset: f"{path}, line {_line_number(file, offset)}")
+                after = offset + len(line) + 1
+                step = row.get("step", start)
+                if start is None or step < start:
+                    stays = stays or after
+                    break
+                if "step" not in row and not stays:
+                    apart = line + b"\n" + apart
+                elif step == start:
+                    stays = stays or after
+                    self.start_rows.append(row)
+            if stays + len(apart) != file.seek(0, os.SEEK_END):
+                file.truncate(stays)
+                file.seek(stays)
+                file.write(apart)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Appends a line: names with numbers, text, None, numpy or jax arrays, or dicts and lists of these."""
@@ -79,8 +82,12 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         FileNotFoundError: if there is no such file.
         ValueError: naming the first other line that is not a JSON object, or whose step is not a number.
     """
-    *lines, _ = pathlib.Path(path).read_bytes().split(b"\n")
-    return [_parse_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    with pathlib.Path(path).open("rb") as file:
+        return [
+            _parse_row(line[:-1], lambda number=number: f"{path}, line {number}")
+            for number, line in enumerate(file, 1)
+            if line.endswith(b"\n")
+        ]
 
 
 class _Shown:
@@ -301,17 +308,43 @@ def format_duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24:02d} h"
 
 
-def _parse_row(line: bytes, where: str) -> dict[str, Any]:
-    """The object in a line; a ValueError says where the line is, if it holds none or its step is not a number."""
+def _lines_from_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The complete lines of a file from the last to the first, each with its offset."""
+    offset, held = file.seek(0, os.SEEK_END), b""
+    while offset:
+        size = min(_BLOCK, offset)
+        offset -= size
+        file.seek(offset)
+        held = file.read(size) + held
+        *lines, _ = held.split(b"\n")  # what follows the last newline is empty or incomplete
+        whole, line_start = lines[1:] if offset else lines, offset + sum(len(line) + 1 for line in lines)
+        for line in reversed(whole):
+            line_start -= len(line) + 1
+            yield line_start, line
+        held = lines[0] + b"\n" if lines else held
+
+
+def _line_number(file: BinaryIO, offset: int) -> int:
+    """The number of the line at an offset of a file."""
+    file.seek(0)
+    return file.read(offset).count(b"\n") + 1
+
+
+def _parse_row(line: bytes, where: Callable[[], str]) -> dict[str, Any]:
+    """The object in a line.
+
+    Raises:
+        ValueError: naming where it is, if it holds none, or its step is not a number.
+    """
     try:
         row = json.loads(line.decode())
     except (ValueError, RecursionError):
         row = None
     text = line[:60].decode(errors="backslashreplace")
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: not a JSON object: {text!r}")
+        raise ValueError(f"{where()}: not a JSON object: {text!r}")
     if not isinstance(row.get("step", 0), int):
-        raise ValueError(f"{where}: its step is not a number: {text!r}")
+        raise ValueError(f"{where()}: its step is not a number: {text!r}")
     return row
 
 

@@ -71,20 +71,23 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
     assert tracking.read_metrics(path) == [{"step": 1}, {"step": 2}]
 
 
-def test_only_the_end_of_a_long_file_is_parsed(tmp_path, monkeypatch):
-    """The beginning, which nobody could parse, stays as it is."""
+def test_only_the_end_of_a_long_file_is_read(tmp_path, monkeypatch):
+    """Whatever the blocks that it is read by: the beginning, which nobody could read, stays as it is."""
     path = tmp_path / "metrics.jsonl"
     unreadable = b"?" * 1000 + b"\n"
     steps = [b'{"step": %d, "loss": %d}\n' % (step, 10**step) for step in range(30)]
     noted = [b'{"step": 20, "held_out_loss": 1}\n', b'{"note": "none"}\n']
     monkeypatch.setattr(json, "loads", (json_loads := mock.Mock(side_effect=json.loads)))
-    path.write_bytes(unreadable + b"".join(steps[:21] + noted + steps[21:]) + b'{"st')
-    again = tracking.MetricsLog(path, 20)
-    assert path.read_bytes() == unreadable + b"".join(steps[:21] + noted)
-    assert [sorted(row) for row in again.start_rows] == [["held_out_loss", "step"], ["loss", "step"]]
-    assert json_loads.call_count == 9 + 2 + 2  # the steps above 20, the two notes, and 20 and 19
-    tracking.MetricsLog(path)
-    assert path.read_bytes() == unreadable + b"".join(steps[:21] + noted)
+    for block in (1, 7, 100, 1 << 16):
+        monkeypatch.setattr(tracking, "_BLOCK", block)
+        path.write_bytes(unreadable + b"".join(steps[:21] + noted + steps[21:]) + b'{"st')
+        json_loads.reset_mock()
+        again = tracking.MetricsLog(path, 20)
+        assert path.read_bytes() == unreadable + b"".join(steps[:21] + noted)
+        assert [sorted(row) for row in again.start_rows] == [["held_out_loss", "step"], ["loss", "step"]]
+        assert json_loads.call_count == 9 + 2 + 2  # the steps above 20, the two notes, and 20 and 19
+        tracking.MetricsLog(path)
+        assert path.read_bytes() == unreadable + b"".join(steps[:21] + noted)
 
 
 def test_another_bad_line_is_an_error_that_names_it(tmp_path):
