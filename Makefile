@@ -1,4 +1,4 @@
-# make demo: trains a model of handwritten digits and draws samples; needs only Python, make and git.
+# make demo: trains a model of handwritten digits and draws what ten sentences ask for; needs only Python, make and git.
 # make test: style, types and the quick tests; make test TESTS="tests/models/unet/test_unet.py" for some of them.
 # make test-all: also the slow tests: real trainings, several hosts, hundreds of damaged files, other libraries.
 # make mutants: checks that the quick tests notice each fault of tests/faults/mutants.toml.
@@ -14,7 +14,10 @@ BIN = $(VENV)/bin
 KATEX_VERSION = 0.16.22
 KATEX = $(abspath $(VENV))/katex-$(KATEX_VERSION)
 PYTEST = $(BIN)/python -m pytest -n auto --no-loadscope-reorder
-# compiled with all optimisations in test-all
+SENTENCES = "a photo of a zero" "somebody wrote a one" "the two of a child" "draw the digit three for me" "number four" \
+	"in this picture there is a five" "a small scan of the handwritten digit six" "a photo of a seven" \
+	"draw the digit eight for me" "number nine"
+# compiled with all optimisations in make variants
 AS_USERS = tests/goldens tests/test_training.py tests/samplers tests/pipeline/test_tiles.py
 # repeated with another default random number generator
 SEEDED = tests/test_keys.py tests/test_training.py tests/samplers tests/trainer tests/programs/test_train_and_sample.py \
@@ -25,20 +28,22 @@ else
 INSTALL = $(BIN)/python -m pip install --quiet uv && $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --resolution lowest-direct
 endif
 
-.PHONY: demo test test-all slow trainings check mutants results docs kill-test clean
+.PHONY: demo test test-all slow variants trainings check mutants results docs kill-test clean
 
 demo: $(VENV)/.core
-	$(BIN)/python train.py configs/digits.py --workdir runs/digits
-	$(BIN)/python sample.py runs/digits --num 64 --seed 0 --out runs/digits/demo --trajectory
-	@echo "Samples: runs/digits/demo/grid.png; their reverse process: runs/digits/demo/trajectory.png."
+	$(BIN)/python train.py configs/digits.py:text --workdir runs/text
+	$(BIN)/python sample.py runs/text --num 100 --seed 0 --text $(SENTENCES) --out runs/text/demo --trajectory
+	@echo "Samples: runs/text/demo/grid.png; their reverse process: runs/text/demo/trajectory.png."
 
 test: check
 	$(PYTEST) --dist loadfile -m "not slow" $(TESTS)
 
-test-all: test slow trainings
+test-all: test slow variants trainings
 
 slow: $(VENV)/.dev
 	$(PYTEST) --dist loadfile -m slow --ignore=tests/project/test_results.py $(TESTS)
+
+variants: $(VENV)/.dev
 	OPTIMISED=1 $(PYTEST) --dist loadfile -m "not slow" $(AS_USERS) $(TESTS)
 	JAX_DEFAULT_PRNG_IMPL=rbg $(PYTEST) --dist loadfile -m "not slow" $(SEEDED) $(TESTS)
 

@@ -73,7 +73,8 @@ patch = replace(
 labels = replace(wide, net=replace(wide.net, num_classes=10))
 
 # text-conditional, in the same minutes: ddpm-jax train digits:text ..., ddpm-jax sample RUN --text "number seven"
-# 416,384 parameters; 5,000 steps take as long as 6,000 without a text
+# 416,384 parameters; 5,000 steps take as long as 6,000 without a text.  2.158 +- 0.006 bits/dim without a text;
+# 98.0 +- 0.1 % of samples at guidance 1 show the digit of a sentence that is not among these (commit 7ad59a5)
 text = replace(
     config,
     steps=5000,

@@ -7,6 +7,7 @@ later, while a program is traced.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -39,16 +40,6 @@ class SamplingScalars(NamedTuple):
     x0_mse: Any
 
 
-class SamplerSpec(NamedTuple):
-    """All of a config's sampling that a sampler's program is compiled for: with an equal one it is the same program."""
-
-    sampler: str
-    order: int
-    clip: bool
-    threshold: float
-    eps_scale: float
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """A network with its schedule, its loss, its optimizer and its sampler; made by `build`.
@@ -63,8 +54,8 @@ class Model:
         ema_decay: as `training.make_step` takes it.
         decoder: L_0's, for images of these levels.
         example_loss: (keys [b], schedule, net, x0 [b, *shape], t [b]) -> loss [b].
-        sampler_spec: what a sampler's program depends on apart from the network.
         times: int32 [steps + 1], those that sampling visits.
+        sampler_of: (denoise, scalars) -> the config's sampler of any denoiser.
     """
 
     config: Config
@@ -76,9 +67,8 @@ class Model:
     ema_decay: Any
     decoder: likelihood.Decoder
     example_loss: Callable[[Any, Schedule, gaussian.Net, Any, Any], Any]
-    sampler_spec: SamplerSpec
     times: np.ndarray
-    _sampler: Callable[[gaussian.Denoiser, SamplingScalars], samplers.Sampler]
+    sampler_of: Callable[[gaussian.Denoiser, SamplingScalars], samplers.Sampler]
 
     def init(self, key) -> Any:
         """Fresh parameters."""
@@ -95,28 +85,19 @@ class Model:
 
     def net(self, params, condition: Condition, dropout_keys=None) -> gaussian.Net:
         """The network (x_t, t) -> output with these parameters and this condition, without guidance."""
-
-        def apply(x_t, t):
-            return self._apply(params, x_t, t, condition, dropout_keys=dropout_keys)
-
-        return apply
+        apply: Any = partial(self.network.apply, {"params": params})
+        return lambda x_t, t: apply(x_t, t, condition, dropout_keys=dropout_keys)
 
     def guided_net(self, params, condition: Condition, scalars: SamplingScalars) -> gaussian.Net:
         """The same with classifier-free guidance, where the condition is one that guidance can strengthen."""
-
-        def apply(x_t, t, condition):
-            return self._apply(params, x_t, t, condition)
-
-        condition = self._apply(params, condition, method="encode_text")
+        apply: Any = partial(self.network.apply, {"params": params})
+        condition = apply(condition, method="encode_text")
         if not is_conditional(self.config):
             return guidance.condition_on(apply, condition)
         null = guidance.null_condition(condition, self.config.net.num_classes)
         return guidance.classifier_free_guidance(
             apply, condition, null, scalars.guidance, interval=scalars.guidance_interval
         )
-
-    def _apply(self, params, *args, **kwargs) -> Any:
-        return self.network.apply({"params": params}, *args, **kwargs)
 
     def denoiser_of(
         self, net: gaussian.Net, transform: Callable[[gaussian.Denoiser], gaussian.Denoiser] | None = None
@@ -125,17 +106,17 @@ class Model:
 
         `transform`, if given, makes another denoiser of this one before x_0 is limited.
         """
-        spec, predicts, learned = self.sampler_spec, self.config.loss.predicts, has_learned_variance(self.config)
-        if spec.eps_scale == 1 and not spec.threshold and transform is None:
-            return gaussian.denoiser(self.schedule, net, predicts, clip=spec.clip, learned_variance=learned)
+        c, predicts, learned = self.config.sampling, self.config.loss.predicts, has_learned_variance(self.config)
+        if c.eps_scale == 1 and not c.threshold and transform is None:
+            return gaussian.denoiser(self.schedule, net, predicts, clip=c.clip, learned_variance=learned)
         denoise = gaussian.denoiser(self.schedule, net, predicts, clip=False, learned_variance=learned)
-        if spec.eps_scale != 1:
-            denoise = denoisers.scale_eps(self.schedule, denoise, spec.eps_scale)
+        if c.eps_scale != 1:
+            denoise = denoisers.scale_eps(self.schedule, denoise, c.eps_scale)
         if transform is not None:
             denoise = transform(denoise)
-        if spec.threshold:
-            return denoisers.limit_x0(self.schedule, denoise, denoisers.dynamic_threshold(spec.threshold))
-        return denoisers.limit_x0(self.schedule, denoise, denoisers.clip) if spec.clip else denoise
+        if c.threshold:
+            return denoisers.limit_x0(self.schedule, denoise, denoisers.dynamic_threshold(c.threshold))
+        return denoisers.limit_x0(self.schedule, denoise, denoisers.clip) if c.clip else denoise
 
     def denoiser(self, params, condition: Condition, scalars: SamplingScalars, transform=None) -> gaussian.Denoiser:
         """The denoiser of the network with these parameters, this condition and guidance; see `denoiser_of`."""
@@ -145,19 +126,29 @@ class Model:
         """The sampler of that denoiser."""
         return self.sampler_of(self.denoiser(params, condition, scalars, transform), scalars)
 
-    def sampler_of(self, denoise: gaussian.Denoiser, scalars: SamplingScalars) -> samplers.Sampler:
-        """The config's sampler of any denoiser."""
-        return self._sampler(denoise, scalars)
-
     def scalars(self, x0_mse=None) -> SamplingScalars:
         """The config's numbers of sampling; x0_mse is the trained network's, see `SamplingScalars`."""
         c = self.config.sampling
         interval = np.array(c.guidance_interval or (1, self.config.schedule.T), np.int32)
         return SamplingScalars(np.float32(c.variance_mix), np.float32(c.eta), np.float32(c.guidance), interval, x0_mse)
 
+    @property
+    def sampler_spec(self) -> tuple:
+        """All of the config's sampling that a sampler's program is compiled for; the rest are its arguments."""
+        c = self.config.sampling
+        return c.sampler, c.order, c.clip, c.threshold, c.eps_scale
+
     def tile_size(self, platform: str) -> int:
-        """Images per device and network call on a platform, as JAX names it; see `tile_size`."""
-        return tile_size(self.config, self.shape, platform)
+        """Images per device and network call on a platform, as JAX names it; by default a power of 2.
+
+        On accelerators as many as have 2^18 pixels, 256 images 32x32 or four 256x256, but 256 at most; on a CPU as many
+        as have 2^14, but 32 at most.  Chosen so that there is enough to do and room for it; which is fastest was not
+        measured.
+        """
+        if self.config.sampling.tile:
+            return self.config.sampling.tile
+        pixels, most = (2**14, 32) if platform == "cpu" else (2**18, 256)
+        return min(most, 2 ** max(0, (pixels // math.prod(self.shape[:-1])).bit_length() - 1))
 
 
 def build(config: Config, shape: Sequence[int], levels: int | tuple[float, float]) -> Model:
@@ -180,11 +171,8 @@ def build(config: Config, shape: Sequence[int], levels: int | tuple[float, float
         ema_decay=training.ema_warmup(config.optim.ema_decay) if config.optim.ema_warmup else config.optim.ema_decay,
         decoder=decoder,
         example_loss=_example_loss(config, decoder),
-        sampler_spec=SamplerSpec(
-            sampling.sampler, sampling.order, sampling.clip, sampling.threshold, sampling.eps_scale
-        ),
         times=samplers.times(schedule, sampling.steps, spacing=sampling.spacing),
-        _sampler=_sampler(config, schedule),
+        sampler_of=_sampler(config, schedule),
     )
 
 
@@ -213,16 +201,9 @@ def is_conditional(config: Config) -> bool:
 def noise_schedule(config: Config) -> Schedule:
     """The schedule of the noise."""
     c = config.schedule
-    if c.zero_terminal_snr:
-        plain = dataclasses.replace(c, zero_terminal_snr=False)
-        return schedules.zero_terminal_snr(noise_schedule(dataclasses.replace(config, schedule=plain)))
-    if c.kind == "cosine":
-        return schedules.cosine(c.T, c.offset, c.max_beta)
-    if c.kind == "const":
-        return schedules.const(c.T, c.beta_T)
-    if c.kind == "jsd":
-        return schedules.jsd(c.T)
-    return getattr(schedules, c.kind)(c.T, c.beta_1, c.beta_T)
+    options = {"cosine": (c.offset, c.max_beta), "const": (c.beta_T,), "jsd": ()}.get(c.kind, (c.beta_1, c.beta_T))
+    schedule = getattr(schedules, c.kind)(c.T, *options)
+    return schedules.zero_terminal_snr(schedule) if c.zero_terminal_snr else schedule
 
 
 def network(config: Config, channels: int) -> ConditionalNetwork:
@@ -283,21 +264,6 @@ def training_condition(config: Config, keys, condition: Condition) -> Condition:
     return guidance.drop_condition(keys, condition, null, config.condition.dropout)
 
 
-def tile_size(config: Config, shape: Sequence[int], platform: str) -> int:
-    """Images [*shape] per device and network call; where the config leaves that open, a power of 2.
-
-    On accelerators as many as have 2^18 pixels, 256 images 32x32 or four 256x256, but 256 at most; on a CPU as many as
-    have 2^14, but 32 at most.  Chosen so that there is enough to do and room for it; which is fastest was not measured.
-
-    Args:
-        platform: of the device, as JAX names it.
-    """
-    if config.sampling.tile:
-        return config.sampling.tile
-    pixels, most = (2**14, 32) if platform == "cpu" else (2**18, 256)
-    return min(most, 2 ** max(0, (pixels // math.prod(shape[:-1])).bit_length() - 1))
-
-
 def denoiser_options(config: Config) -> dict[str, bool | float]:
     """The options of the denoiser by name: clipping or thresholding, and what else is on."""
     c = config.sampling
@@ -308,11 +274,9 @@ def denoiser_options(config: Config) -> dict[str, bool | float]:
 def sampler_options(config: Config) -> dict[str, str]:
     """The options of a config's sampler, by name, as text."""
     c = config.sampling
-    if c.sampler == "ancestral":
-        return {"variance": "learned"} if has_learned_variance(config) else {"mix": f"{c.variance_mix:g}"}
-    named = {"eta": f"{c.eta:g}", "order": f"{c.order}"}
-    of = {"analytic": (), "ddim": ("eta",), "dpm_solver_pp": ("order",), "unipc": ("order",)}
-    return {name: named[name] for name in of[c.sampler]}
+    variance = {"variance": "learned"} if has_learned_variance(config) else {"mix": f"{c.variance_mix:g}"}
+    eta, order = {"eta": f"{c.eta:g}"}, {"order": f"{c.order}"}
+    return {"ancestral": variance, "analytic": {}, "ddim": eta, "dpm_solver_pp": order, "unipc": order}[c.sampler]
 
 
 def _check_signal(config: Config, schedule: Schedule) -> None:
@@ -339,18 +303,15 @@ def _example_loss(config: Config, decoder: likelihood.Decoder):
         "min_snr": losses.min_snr(c.min_snr_gamma),
         "p2": losses.p2(c.p2_gamma),
     }[c.weight]
-    options: dict[str, Any] = {"predicts": c.predicts}
-    if c.kind != "simple":
-        options["decoder"] = decoder
-    if c.kind == "variational":
-        options |= {"variance_mix": config.sampling.variance_mix, "learned_variance": c.learned_variance}
-    else:
-        options["weight"] = weight
-    if c.kind == "hybrid":
-        options["vlb_scale"] = c.vlb_scale
-    kinds = {"simple": losses.simple_loss, "hybrid": losses.hybrid_loss, "variational": losses.variational_loss}
-    loss: Any = kinds[c.kind]
-    return lambda keys, schedule, net, x0, t: loss(keys, schedule, net, x0, t=t, **options)
+    loss: Any = {
+        "simple": partial(losses.simple_loss, weight=weight),
+        "hybrid": partial(losses.hybrid_loss, weight=weight, vlb_scale=c.vlb_scale, decoder=decoder),
+        "variational": partial(
+            losses.variational_loss, variance_mix=config.sampling.variance_mix, decoder=decoder,
+            learned_variance=c.learned_variance,
+        ),
+    }[c.kind]  # fmt: skip
+    return lambda keys, schedule, net, x0, t: loss(keys, schedule, net, x0, predicts=c.predicts, t=t)
 
 
 def _sampler(config: Config, schedule: Schedule):

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from numpy.typing import ArrayLike
 
 from ddpm_jax.training import Params
 
@@ -52,12 +51,6 @@ def gamma_of_length(length: float) -> float:
     # sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))
     roots = np.roots([1, 7, 16 - length**-2, 12 - length**-2])
     return max(0.0, float(roots.real.max()))
-
-
-def length_of_gamma(gamma: ArrayLike) -> np.ndarray:
-    """The length sigma_rel of profiles with these exponents, each at least 0."""
-    gamma = np.asarray(gamma, np.float64)
-    return np.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
 
 def power_ema(lengths: Sequence[float]) -> optax.GradientTransformation:

@@ -8,7 +8,13 @@ import pytest
 
 from ddpm_jax import posthoc_ema, training
 from ddpm_jax.keys import from_seed
-from ddpm_jax.posthoc_ema import Profiles, fit, gamma_of_length, inner_products, length_of_gamma
+from ddpm_jax.posthoc_ema import Profiles, fit, gamma_of_length, inner_products
+
+
+def length_of_gamma(gamma):
+    """The length of profiles with these exponents."""
+    gamma = np.asarray(gamma, np.float64)
+    return np.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
 
 def shares(length, t, steps):

@@ -40,16 +40,10 @@ class CheckpointWarning(UserWarning):
 
 
 class Restored(NamedTuple):
-    """The contents of a checkpoint.
-
-    Attributes:
-        step: its step.
-        tree: numpy arrays in the structure of the target.
-        meta: the values saved with it, and "fingerprint": {part: fingerprint of that part}.
-    """
+    """The contents of a checkpoint; `meta` is the values saved with it, and "fingerprint": {part: its fingerprint}."""
 
     step: int
-    tree: Any
+    tree: Any  # numpy arrays in the structure of the target
     meta: dict[str, Any]
 
 
@@ -62,19 +56,16 @@ class Checkpoints:
     Args:
         folder: parent of the steps' folders; created if necessary.
         keep: number of the newest steps to keep.
-        keep_every: also keep every step that is a multiple of this.
         read_only: change nothing; there must be a checkpoint.
 
     Raises:
-        ValueError: if keep or keep_every is below 1.
+        ValueError: if keep is below 1.
         FileNotFoundError: if read_only and there is no checkpoint.
     """
 
-    def __init__(
-        self, folder: str | os.PathLike[str], *, keep: int = 3, keep_every: int | None = None, read_only: bool = False
-    ) -> None:
-        if keep < 1 or (keep_every is not None and keep_every < 1):
-            raise ValueError(f"keep and keep_every must be at least 1, got {keep} and {keep_every}")
+    def __init__(self, folder: str | os.PathLike[str], *, keep: int = 3, read_only: bool = False) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
         # orbax takes a relative path, reports success, and saves nothing
         self.folder = pathlib.Path(os.path.abspath(folder))
         self.read_only = read_only
@@ -83,7 +74,7 @@ class Checkpoints:
         self._has_saved, self._unverified = False, None  # the first save, until it has been read back
         with contextlib.ExitStack() as opened:
             path = opened.enter_context(manager.orbax_safe_path(self.folder))
-            self._manager = self._retry_if_removed(lambda: manager.make_manager(path, keep, keep_every, read_only))
+            self._manager = self._retry_if_removed(lambda: manager.make_manager(path, keep, read_only))
             opened.callback(self._manager.close)
             if read_only and not self.steps():
                 raise FileNotFoundError(f"{self.folder} holds no checkpoint")
@@ -153,8 +144,7 @@ class Checkpoints:
         """The values saved with a step (None: the newest that can be read), without reading any array.
 
         Raises:
-            FileNotFoundError: if there is no such step, or it is removed while it is read.
-            CheckpointError: if it cannot be read.
+            FileNotFoundError, CheckpointError: as `restore`.
         """
         return self._read_step(step, lambda step: records.public_meta(self._read_record(step)))
 
@@ -222,11 +212,7 @@ class Checkpoints:
             raise OSError(f"the save cannot be read back: {error} (renamed to {self._set_aside(step)})") from error
 
     def close(self) -> None:
-        """Waits until the last save is complete and releases the manager's threads; no method may be called afterwards.
-
-        Raises:
-            OSError: as `wait`.
-        """
+        """As `wait`; also releases the manager's threads, after which no method may be called."""
         try:
             self.wait()
         finally:
@@ -306,10 +292,7 @@ class Checkpoints:
         name = f"{step}.unreadable" + (f"-{taken + 1}" if taken else "")
         if jax.process_index() == 0:
             (self.folder / str(step)).rename(self.folder / name)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
+        process.any_process(False)  # the others wait for the renaming
         self._manager.reload()
         return name
 

@@ -26,19 +26,14 @@ def orbax_safe_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         yield link
 
 
-def make_manager(folder: pathlib.Path, keep: int, keep_every: int | None, read_only: bool) -> Any:
+def make_manager(folder: pathlib.Path, keep: int, read_only: bool) -> Any:
     """Orbax's manager of a folder, an `orbax_safe_path`; see `Checkpoints`."""
     import orbax.checkpoint as ocp
-    from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
+    from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-    absl = logging.getLogger("absl")
-    if _not_from_orbax not in absl.filters:
-        absl.addFilter(_not_from_orbax)
-    keepers: list[Any] = [policies.LatestN(keep)]
-    if keep_every is not None:
-        keepers.append(policies.EveryNSteps(keep_every))
+    logging.getLogger("absl").addFilter(_not_from_orbax)  # which a logger adds only once
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy(keepers),
+        preservation_policy=preservation_policy.LatestN(keep),
         # of killed saves; a reader would delete those of a trainer's save in progress
         cleanup_tmp_directories=not read_only,
         read_only=read_only,

@@ -20,15 +20,7 @@ def steps(folder: pathlib.Path) -> list[int]:
 
 
 def save(folder: pathlib.Path, step: int, tree: Any, meta: Mapping[str, Any]) -> None:
-    """Writes the snapshot of a step, whole or not at all, in place of one that is there.
-
-    Args:
-        tree: arrays that this host holds whole.
-        meta: JSON values.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
+    """Writes the snapshot of a step, or none, in place of one that is there: whole arrays of this host, JSON values."""
     tree = records.to_host(tree, _PART)
     record = json.dumps(records.make_record({_PART: tree}, meta))
     with process.atomic_file(folder / f"{step}.npz") as file:
@@ -54,7 +46,6 @@ def load(folder: pathlib.Path, step: int, target: Any) -> Any:
         CheckpointError: if it cannot be read.
         ValueError: if its shapes or dtypes are not the target's.
     """
-
     record = _read(folder, step, _verified_record)
     records.check_layout(record["parts"], {_PART: records.layout(target, _PART)}, step)
     paths = [path for path, _ in records.named_leaves(target)]

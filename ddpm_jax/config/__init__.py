@@ -14,6 +14,7 @@ import importlib
 import json
 import pathlib
 import re
+import runpy
 import sys
 import traceback
 import types
@@ -67,21 +68,18 @@ def load(path: str | pathlib.Path) -> Config:
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise FileNotFoundError(f"no config file {path}; {path.parent} holds: {', '.join(near) or 'no config'}")
-    module = types.ModuleType(f"config_{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where dataclasses look for what their annotations name
     try:
         with _beside(path.parent.resolve()):
             # not by way of importlib, which takes a compiled copy beside the file for it where a second is between
-            exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+            defined = runpy.run_path(str(path), run_name=f"config_{path.stem}")
     except Exception as error:  # it is a program: whatever can go wrong in one
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
         where = f", line {line}" if line else ""
         raise ValueError(f"{path}{where}: {type(error).__name__}: {str(error)[:300]}") from error
-    found = getattr(module, name, None)
+    found = defined.get(name)
     if not isinstance(found, Config):
-        known = ", ".join(n for n, value in vars(module).items() if isinstance(value, Config))
+        known = ", ".join(n for n, value in defined.items() if isinstance(value, Config))
         raise ValueError(f"{path} must define `{name} = Config(...)`; it defines: {known or 'no Config'}")
     try:
         from_dict(dataclasses.asdict(found))
@@ -134,7 +132,8 @@ def from_dict(values: dict[str, Any], cls: type = Config, where: str = "") -> An
             of another type.
     """
     if not isinstance(values, dict):
-        raise ValueError(f"a config must be an object with fields, got {str(values)[:60]}")
+        name = where.removesuffix(".") or "a config"
+        raise ValueError(f"{name} must be an object with fields, got {str(values)[:60]}")
     values = current_names(values, cls)
     hints = typing.get_type_hints(cls)
     unknown = [name for name in values if name not in hints]
@@ -152,26 +151,17 @@ def differences(old: Config, new: Config) -> list[str]:
 
 def _value(value: Any, hint: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} must be an object with fields, got {value!r}")
         return from_dict(value, typing.cast(type, hint), f"{where}.")
-    origin = typing.get_origin(hint)
-    if type(value) is int and (hint is float or (origin is types.UnionType and float in typing.get_args(hint))):
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if type(value) is int and (hint is float or (origin is types.UnionType and float in options)):
         value = float(value)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{where} must be a list, got {value!r}")
-        return tuple(_value(v, typing.get_args(hint)[0], where) for v in value)
+        return tuple(_value(v, options[0], where) for v in value)
     if origin is Literal:
-        legal = typing.get_args(hint)
-    elif origin is types.UnionType:
-        legal = None
-        if not any(a is type(value) for a in typing.get_args(hint)):
-            raise ValueError(f"{where} must be {hint}, got {value!r}")
-    else:
-        legal = None
-        if type(value) is not hint:
-            raise ValueError(f"{where} must be {hint.__name__}, got {value!r}")
-    if legal is not None and value not in legal:
-        raise ValueError(f"{where} must be one of {', '.join(map(repr, legal))}, got {value!r}")
+        if value not in options:
+            raise ValueError(f"{where} must be one of {', '.join(map(repr, options))}, got {value!r}")
+    elif type(value) not in (options or (hint,)):
+        raise ValueError(f"{where} must be {hint if options else hint.__name__}, got {value!r}")
     return value

@@ -1,6 +1,5 @@
 """Former names of fields: configs, manifests and checkpoints of older versions are read by them."""
 
-import dataclasses
 from typing import Any
 
 OLD_NAMES: dict[str, dict[str, str]] = {
@@ -25,7 +24,7 @@ def current_names(values: dict[str, Any], cls: type) -> dict[str, Any]:
     Raises:
         ValueError: if a value is given by both of a field's names.
     """
-    renamed = OLD_NAMES.get(cls.__name__, {}) if dataclasses.is_dataclass(cls) else {}
+    renamed = OLD_NAMES.get(cls.__name__, {})
     for old, new in renamed.items():
         if old in values and new in values:
             raise ValueError(f"{old!r} is the former name of {new!r}, and both are given")

@@ -14,16 +14,9 @@ Count = Annotated[int, "[1, 2147483647]"]  # what int32 counts
 CountOrZero = Annotated[int, "[0, 2147483647]"]
 NumImages = Annotated[int, "[1, 4294967280]"]  # of a seed, see `keys.check_images`
 Steps = Annotated[int, "[1, 1000000]"]
+Devices = Annotated[int, "[1, 65536]"]
 EmaLength = Annotated[float, "(0, 0.2886]"]
 """A relative length of power-function averages; 12^(-1/2) is that of the uniform average."""
-
-FLAGS = {
-    "devices": "[1, 65536]",
-    "heartbeat": "[5, 1000000]",
-    "process": "[0, 2147483647]",
-    "processes": "[1, 2147483647]",
-}
-"""Ranges of the flags of `process.DistributedOptions`, which knows no config, and of the number of devices."""
 
 
 def interval_of(hint: Any) -> str:
@@ -86,7 +79,7 @@ def check_flags(values: Any) -> None:
             if not isinstance(value, Config):
                 check_flags(value)
         else:
-            _check(f"--{name.replace('_', '-')}", value, FLAGS.get(name) or interval_of(hints[name]))
+            _check(f"--{name.replace('_', '-')}", value, interval_of(hints[name]))
 
 
 def _check(name: str, value: Any, interval: str) -> None:

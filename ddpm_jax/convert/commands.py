@@ -25,19 +25,9 @@ LARGE_IMAGE = 64 * 64 * 3
 def from_diffusers(args: options.FromDiffusers) -> None:
     """Reads a folder of diffusers and writes a run."""
     source = diffusers.read_pipeline(pathlib.Path(args.path), null_label=args.null_label)
-    network, scheduler = source.network, source.scheduler
-    always_labelled = network.net.num_classes and not args.null_label
-    config = configs.Config(
-        data=configs.Data(UNKNOWN_SOURCE),
-        schedule=scheduler.schedule,
-        net=network.net,
-        condition=configs.Condition(dropout=0.0) if always_labelled else configs.Condition(),
-        loss=scheduler.loss,
-        sampling=_with_fewer_previews(scheduler.sampling, network.shape),
-    )
-    config = args.images.apply_to(config)
+    config = args.images.apply_to(_adapt(source.config, source.shape))
     origin = run_folder.describe_origin("diffusers", source.files, source.tensors)
-    image = args.images.image_metadata(config, network.shape)
+    image = args.images.image_metadata(config, source.shape)
     _write_run(
         args.workdir,
         run_folder.ImportedModel(config, image, source.tensors, source.rules, origin, fingerprint=source.fingerprint),
@@ -76,10 +66,7 @@ def from_openai(args: options.FromOpenAI) -> None:
         name = args.published or path.stem
         model = openai.published_model(name)
         provenance = {"published": name, "trained": openai.PRESETS[name].trained_on}
-    config = args.images.apply_to(
-        dataclasses.replace(model.config, data=configs.Data(UNKNOWN_SOURCE, model.config.data.flip))
-    )
-    config = dataclasses.replace(config, sampling=_with_fewer_previews(config.sampling, model.shape))
+    config = args.images.apply_to(_adapt(model.config, model.shape))
     tensors = tensor_files.read_tensors(path)
     origin = run_folder.describe_origin("openai", [path], tensors, **provenance)
     image = args.images.image_metadata(config, model.shape)
@@ -117,14 +104,19 @@ def to_plain(args: options.ToPlain) -> None:
     """Writes a run's weights, schedule and config for anyone."""
     model = _load_model(args.run, args.model, flags.SamplingOptions())
     with process.atomic_folder(pathlib.Path(args.out)) as part:
-        plain.write_folder(part, model.config, model.params, run_folder.weights_metadata(model))
+        plain.write_folder(part, model)
     print(f"{model.describe()}")
     print(f"written   {args.out}: weights.safetensors, schedule.safetensors, config.json, model.json")
 
 
-def _with_fewer_previews(sampling: configs.Sampling, shape: Sequence[int]) -> configs.Sampling:
-    """The sampling options, with fewer previews for large images."""
-    return dataclasses.replace(sampling, num=16) if math.prod(shape) > LARGE_IMAGE else sampling
+def _adapt(config: configs.Config, shape: Sequence[int]) -> configs.Config:
+    """The config of weights whose training data are unknown, with fewer previews for large images."""
+    previews = 16 if math.prod(shape) > LARGE_IMAGE else config.sampling.num
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, source=UNKNOWN_SOURCE),
+        sampling=dataclasses.replace(config.sampling, num=previews),
+    )
 
 
 def _print_differences(config: configs.Config) -> None:

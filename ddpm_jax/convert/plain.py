@@ -7,17 +7,18 @@ model.json             image shape and levels, fingerprint, step, and notes on t
 """
 
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+import ddpm_jax
 from ddpm_jax import config as configs
 from ddpm_jax.convert import tensor_files
 from ddpm_jax.convert.rules import Rule, Tensors, identity, invert
 from ddpm_jax.model import noise_schedule
+from ddpm_jax.pipeline import Pipeline
 
 NOTES = {
     "images": "float32 [B, H, W, C] in [-1, 1]",
@@ -42,17 +43,28 @@ def schedule_table(config: configs.Config) -> dict[str, np.ndarray]:
     return columns | {"betas": -np.expm1(np.diff(log_alpha_bar))}
 
 
-def write_folder(folder: pathlib.Path, config: configs.Config, params: Any, metadata: Mapping[str, Any]) -> None:
-    """Fills a folder.
-
-    Args:
-        metadata: see `run_folder.weights_metadata`; at least "image".
-    """
-    tensors = invert(rules(params), params)
+def write_folder(folder: pathlib.Path, model: Pipeline) -> None:
+    """Fills a folder with a trained network's weights, schedule and config."""
+    tensors = invert(rules(model.params), model.params)
     tensor_files.write_safetensors(folder / "weights.safetensors", tensors, {})
-    tensor_files.write_safetensors(folder / "schedule.safetensors", schedule_table(config), {})
-    (folder / "config.json").write_text(configs.to_json(config), encoding="utf-8")
-    tensor_files.write_json(folder / "model.json", {**metadata, "notes": NOTES})
+    tensor_files.write_safetensors(folder / "schedule.safetensors", schedule_table(model.config), {})
+    (folder / "config.json").write_text(configs.to_json(model.config), encoding="utf-8")
+    metadata = {
+        "fingerprint": model.fingerprint,
+        "step": model.step,
+        "weights": model.weights,
+        "image": {
+            "shape": model.shape,
+            "levels": model.levels,
+            "dtype": str(model.dtype),
+            "format": model.format,
+            "label_names": model.label_names,
+            "untrained": model.untrained_labels,
+        },
+        "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
+        "notes": NOTES,
+    }
+    tensor_files.write_json(folder / "model.json", metadata)
 
 
 def read_folder(folder: pathlib.Path) -> tuple[configs.Config, dict[str, Any], Tensors]:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ddpm_jax
-from ddpm_jax import checkpoint, keys, pipeline, process, training
+from ddpm_jax import checkpoint, keys, process, training
 from ddpm_jax import config as configs
 from ddpm_jax.convert import tensor_files
 from ddpm_jax.convert.rules import Rule, Tensors, apply
@@ -76,21 +76,3 @@ def write_run(workdir: pathlib.Path, imported: ImportedModel) -> int:
         with checkpoint.Checkpoints(part / "checkpoints", keep=imported.config.keep) as saved:
             saved.save(imported.step, state, json.loads(json.dumps(meta)))
     return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def weights_metadata(model: pipeline.Pipeline) -> Mapping[str, Any]:
-    """The metadata of exported weights."""
-    return {
-        "fingerprint": model.fingerprint,
-        "step": model.step,
-        "weights": model.weights,
-        "image": {
-            "shape": list(model.shape),
-            "levels": list(model.levels) if isinstance(model.levels, tuple) else model.levels,
-            "dtype": str(model.dtype),
-            "format": model.format,
-            "label_names": list(model.label_names),
-            "untrained": list(model.untrained_labels),
-        },
-        "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__},
-    }

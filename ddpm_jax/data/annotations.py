@@ -6,13 +6,13 @@ A .csv file has a header with the column `file`, a path below the folder that th
 
 import csv
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.folder_report import indent_lines, join_first, printable
+from ddpm_jax.data.folder_report import FolderReport, indent_lines, join_first, printable
 
 COLUMNS = ("label", "caption")
 
@@ -26,29 +26,23 @@ class Annotations(NamedTuple):
     lines: tuple[str, ...]  # their origin, for the report
 
 
-def read_annotations(
-    root: Path, paths: Sequence[str], known: Sequence[str], tables: Sequence[str], only_splits: bool
-) -> Annotations:
-    """The labels and captions of the images at `paths`.
+def read_annotations(root: Path, report: FolderReport, only_splits: bool) -> Annotations:
+    """The labels and captions of the usable images of a folder; a table may also name the bad ones.
 
     Labels are those of the tables; if no table has any, an image's label is its first-level sub-folder.  They are
     numbered 0, 1, ... in the order of their names, which is numerical if all are numbers.  Names of labels and of files
     are equal if their normal forms (NFC) are.
 
     Args:
-        root: the folder.
-        paths: the images in use, below it.
-        known: the images that a table may name, those left out included.
-        tables: the .csv files, below it.
         only_splits: the first-level sub-folders are splits, as train and test, and not labels.
 
     Raises:
         ValueError: if a table cannot be read, names a file that is not there or an image twice, or misses one.
     """
-    columns = _read_tables(root, tables, set(known))
-    lines = [f"tables    {join_first(tables)}"] if tables else []
-    texts = _column_values("caption", columns, paths)
-    captions = None if texts is None else tuple(texts)
+    paths = [file.path for file in report.good()]
+    columns = _read_tables(root, report.tables, {file.path for file in report.files})
+    lines = [f"tables    {join_first(report.tables)}"] if report.tables else []
+    captions = _column_values("caption", columns, paths)
     label_texts, origin = _column_values("label", columns, paths), "of the column 'label'"
     if label_texts is None:
         label_texts, origin = _labels_by_folder(paths, only_splits)
@@ -60,7 +54,7 @@ def read_annotations(
     return Annotations(np.array([number[_nfc(text)] for text in label_texts], np.int32), names, captions, tuple(lines))
 
 
-def _labels_by_folder(paths: Sequence[str], only_splits: bool) -> tuple[list[str] | None, str]:
+def _labels_by_folder(paths: Sequence[str], only_splits: bool) -> tuple[tuple[str, ...] | None, str]:
     """The sub-folder of each image, or None if they are no labels; and which of the two, for the report."""
     inner = [path.split("/", 1)[1] if only_splits else path for path in paths]
     loose = [path for path, rest in zip(paths, inner, strict=True) if "/" not in rest]
@@ -68,7 +62,7 @@ def _labels_by_folder(paths: Sequence[str], only_splits: bool) -> tuple[list[str
         return None, "none: no sub-folders"
     if loose:
         return None, f"none: {len(loose):,} images lie outside of the sub-folders ({join_first(loose, 3)})"
-    return [rest.split("/", 1)[0] for rest in inner], "by sub-folder"
+    return tuple(rest.split("/", 1)[0] for rest in inner), "by sub-folder"
 
 
 def _nfc(text: str) -> str:
@@ -85,16 +79,16 @@ def _label_names(label_texts: Sequence[str]) -> tuple[str, ...]:
 
 def _column_values(
     column: str, columns: dict[str, dict[str, tuple[str, str]]], paths: Sequence[str]
-) -> list[str] | None:
+) -> tuple[str, ...] | None:
     """The value of each image in a column, or None if no table has it."""
-    cells = columns.get(column)
-    if cells is None:
+    if column not in columns:
         return None
+    cells = columns[column]
     missing = [path for path in paths if path not in cells]
     if missing:
         hint = f"add rows for them:{indent_lines([*map(printable, missing)])}"
         raise ValueError(f"{len(missing):,} images have no {column} in any table; {hint}")
-    return [cells[path][1] for path in paths]
+    return tuple(cells[path][1] for path in paths)
 
 
 def _read_tables(root: Path, tables: Sequence[str], known: set[str]) -> dict[str, dict[str, tuple[str, str]]]:
@@ -121,28 +115,26 @@ def _read_tables(root: Path, tables: Sequence[str], known: set[str]) -> dict[str
     return columns
 
 
-def _read_rows(root: Path, table: str) -> list[tuple[str, dict[str, str]]]:
+def _read_rows(root: Path, table: str) -> Iterator[tuple[str, dict[str, str]]]:
     """("labels.csv, line 2", {"file": ..., "label": ...}) for each row."""
+    name = printable(str(root / table))
     try:
         with (root / table).open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, strict=True)
             header = next(lines, [])
-            named = [name for name in ("file", *COLUMNS) if header.count(name) == 1]
-            if "file" not in named or len(named) < 2 or any(header.count(name) > 1 for name in ("file", *COLUMNS)):
-                raise ValueError(
-                    "expected a header with the columns file and label, file and caption, or all three, found "
-                    f"{printable(','.join(header)[:80]) or 'none'}; if it is not about these images, move it elsewhere"
-                )
             rows = [(f"{printable(table)}, line {lines.line_num}", row) for row in lines if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{printable(str(root / table))}: cannot be read as a table in UTF-8: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{printable(str(root / table))}: {error}") from None
+        raise ValueError(f"{name}: cannot be read as a table in UTF-8: {error}") from error
+    known = [column for column in header if column in ("file", *COLUMNS)]
+    if "file" not in known or len(known) < 2 or len(known) > len(set(known)):
+        raise ValueError(
+            f"{name}: expected a header with the columns file and label, file and caption, or all three, found "
+            f"{printable(','.join(header)[:80]) or 'none'}; if it is not about these images, move it elsewhere"
+        )
     for where, row in rows:
         if len(row) != len(header):
             raise ValueError(f"{where}: {len(row)} values under {len(header)} columns; quote a value that has a comma")
-    result = [(where, {name: row[header.index(name)].strip() for name in named}) for where, row in rows]
-    for where, row in result:
-        if not row.get("label", "-") or not row["file"]:
-            raise ValueError(f"{where}: an empty {'label' if row['file'] else 'file'}")
-    return result
+        values = {column: row[header.index(column)].strip() for column in known}
+        if not values["file"] or not values.get("label", "-"):
+            raise ValueError(f"{where}: an empty {'label' if values['file'] else 'file'}")
+        yield where, values

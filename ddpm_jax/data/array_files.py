@@ -77,8 +77,7 @@ def _load_archive(
     value_range: ValueRange | None,
 ) -> Dataset:
     key, test_key, label_key, test_label_key = _find_keys(path, list(archive))
-    train = _decode_jpegs(path, archive) if key == "jpeg" else _read_array(path, archive, key, _check_images)
-    train, scale = _validate_images(path, key, train, levels, value_range)
+    train, scale = _read_images(path, archive, key, levels, value_range)
     labels = _read_labels(path, archive, label_key, len(train)) if label_key else None
     if not test_key:
         names = _read_label_names(path, archive, labels)
@@ -86,8 +85,7 @@ def _load_archive(
         train, test = _split_in_place(train, train_rows, test_rows)
         both = (None, None) if labels is None else (labels[train_rows], labels[test_rows])
         return Dataset(train, test, *both, scale, name, names)
-    test = _read_array(path, archive, test_key, _check_images)
-    test, _ = _validate_images(path, test_key, test, levels, value_range)
+    test, _ = _read_images(path, archive, test_key, levels, value_range)
     if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
         ours, theirs = f"{train.dtype} {train.shape}", f"{test.dtype} {test.shape}"
         raise ValueError(f"{path}: {key!r} and {test_key!r} must be alike, got {ours} and {theirs}")
@@ -152,10 +150,11 @@ def _check_images(what: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
         raise ValueError(f"{what}, {refusal}")
 
 
-def _validate_images(
-    path: Path, key: str, array: np.ndarray, levels: int | None, value_range: ValueRange | None
+def _read_images(
+    path: Path, archive: Mapping[str, np.ndarray], key: str, levels: int | None, value_range: ValueRange | None
 ) -> tuple[np.ndarray, int | ValueRange]:
-    """The array as [N, H, W, C] or [N, D, H, W, C], and its number of levels or range, checked against its values."""
+    """Images [N, H, W, C] or [N, D, H, W, C], and their number of levels or range, checked against their values."""
+    array = _decode_jpegs(path, archive) if key == "jpeg" else _read_array(path, archive, key, _check_images)
     what = f"{path}: {key!r} is {array.dtype} {array.shape}"
     array = array if array.ndim > 3 else array[..., None]
     if array.dtype.kind == "f":

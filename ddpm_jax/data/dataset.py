@@ -1,8 +1,4 @@
-"""Data sets, in memory or read image by image, and their split into training and held-out images.
-
-An `ImageReader` reads images that are in files of their own or too large for memory; `load_into_memory` reads all of
-them, `load_lazily` reads each when it is indexed.
-"""
+"""Data sets, in memory or read image by image, and their split into training and held-out images."""
 
 import dataclasses
 import math
@@ -54,7 +50,7 @@ class Dataset(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class ImageReader:
-    """Images that are read one by one, by several threads at once.
+    """Images in files of their own or too large for memory, read one by one, by several threads at once.
 
     name: the source, as given to `load`.
     shape: (H, W, C) or (D, H, W, C) of every image, after resizing.
@@ -206,13 +202,11 @@ def load_into_memory(train: ImageReader, test: ImageReader, *, progress: Progres
         ValueError: as `load_lazily`, or if an image cannot be read.
     """
     dataset = load_lazily(train, test)
-    readers = train, test
-    arrays = [np.empty((len(reader), *reader.shape), reader.dtype) for reader in readers]
-    places = [
-        (image, reader, i) for array, reader in zip(arrays, readers, strict=True) for i, image in enumerate(array)
-    ]
-    _read_images(places, progress)
-    return dataset._replace(train=arrays[0], test=arrays[1])
+    train_images, test_images = (np.empty((len(reader), *reader.shape), reader.dtype) for reader in (train, test))
+    tasks = [(image, train, i) for i, image in enumerate(train_images)]
+    tasks += [(image, test, i) for i, image in enumerate(test_images)]
+    _read_images(tasks, progress)
+    return dataset._replace(train=train_images, test=test_images)
 
 
 def load_lazily(train: ImageReader, test: ImageReader) -> Dataset:

@@ -7,6 +7,7 @@ Images that fit into memory are put on every device once, as integers, and a ste
 by grain's threads (Pillow decodes without holding Python's lock), and a step gets the images themselves.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -26,9 +27,7 @@ class Batch(NamedTuple):
     """The images of k steps."""
 
     indices: np.ndarray  # int32 [k, batch], the examples over all processes, for the record
-    pixels: (
-        jax.Array | FlatImages
-    )  # all N as `FlatImages` on each of this process's devices, or [devices, k, b, H, W, C]
+    pixels: jax.Array | FlatImages  # all N on each of this process's devices, or [devices, k, b, H, W, C]
     pixel_indices: np.ndarray  # int32 [devices, k, b]: which of a device's pixels are its examples
 
 
@@ -65,12 +64,9 @@ def make_device_loader(
     """The loader of images [N, H, W, C] for this process's devices, with equal parts for each.
 
     Args:
-        pixels: in host memory, or read when indexed.
-        order: of N examples.
         batch: images per step, over all devices of all processes.
-        devices: those of this process.
         stream: see `is_streamed`.
-        steps_per_call: number of steps per batch.
+        steps_per_call: number of steps per `Batch`.
 
     Raises:
         ValueError: if the batch is not divisible by the number of devices; from `DeviceLoader.batches`, at the step
@@ -105,16 +101,13 @@ def make_device_loader(
         return Batch(indices_of(steps), jax.device_put(parts, sharded), pixel_indices)
 
     def streamed(start: int) -> Generator[Batch, None, None]:
-        read = read_ahead(pixels, order, batch, start, batch_slice=batch_slice)
-        try:
+        with contextlib.closing(read_ahead(pixels, order, batch, start, batch_slice=batch_slice)) as read:
             groups = _group_steps(start, steps_per_call)
             coming = (put_on_devices(steps, [next(read) for _ in steps]) for steps in groups)
             ready = next(coming)
             for later in coming:  # its transfer overlaps with the steps before
                 yield ready
                 ready = later
-        finally:
-            read.close()
 
     return DeviceLoader(0, streamed)
 
@@ -124,10 +117,8 @@ def read_ahead(
 ) -> Generator[np.ndarray, None, None]:
     """Iterator over the images of the steps start, start + 1, ..., without end, a new array for each step.
 
-    Its threads end when it is closed or deleted.
-
-    Args:
-        batch_slice: the part of each batch, such as that of one of several processes; by default all.
+    `batch_slice` is the part of each batch, such as that of one of several processes.  The iterator's threads end when
+    it is closed or deleted.
     """
     import grain
 
@@ -148,16 +139,14 @@ def read_ahead(
         return images
 
     steps = grain.MapDataset.range(start, 2**62).map(read)
-    batches = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)))
-    try:
+    options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
+    with contextlib.closing(iter(steps.to_iter_dataset(options))) as batches:
         for step in itertools.count(start):
             try:
                 yield next(batches)
             except ValueError as error:
                 error.add_note(f"in the batch of step {step}")
                 raise
-    finally:
-        batches.close()
 
 
 def _group_steps(start: int, steps_per_call: int) -> Iterator[range]:

@@ -67,10 +67,8 @@ def open_readers(
     _check_usable(folder_report, path, skip_bad)
     split = _find_split(folder_report)
     good = folder_report.good()
-    annotations = read_annotations(
-        path, [f.path for f in good], [f.path for f in folder_report.files], folder_report.tables, split.only_splits
-    )
-    shape, dtype = (*(size or good[0].shape[:-1]), good[0].shape[-1]), np.dtype(good[0].dtype)
+    annotations = read_annotations(path, folder_report, split.only_splits)
+    shape, dtype = (*(size or good[0].shape[:-1]), good[0].shape[-1]), good[0].dtype
     format = Counter(file.format for file in good).most_common(1)[0][0].lower().replace("jpeg", "jpg")
     limits: dict[str, Any] = {"levels": levels, "value_range": to_value_range(value_range)}
     lowest, highest = min(good, key=lambda file: file.minimum), max(good, key=lambda file: file.maximum)
@@ -98,10 +96,10 @@ def open_readers(
         train, test = subset(reader, np.flatnonzero(in_train)), subset(reader, np.flatnonzero(~in_train))
         if not len(train) or not len(test):
             raise ValueError(f"{path}: no usable images in {printable(split.held_out if len(train) else split.train)}/")
+        how = f"{printable(split.train)}/ and {printable(split.held_out)}/"
     else:
         train, test = train_test_split(reader, held_out)
-    how = "the one image is both" if len(reader) == 1 else f"held_out={held_out} of a fixed permutation"
-    how = f"{printable(split.train)}/ and {printable(split.held_out)}/" if split.held_out else how
+        how = "the one image is both" if len(reader) == 1 else f"held_out={held_out} of a fixed permutation"
     for line in (*annotations.lines, *_split_hints(folder_report, split)):
         report(line)
     report(f"split     {len(train):,} training and {len(test):,} held-out images: {how}")
@@ -123,7 +121,7 @@ def _check_usable(report: FolderReport, path: Path, skip_bad: bool) -> None:
     """Raises a ValueError if the files of a folder cannot be used together."""
     good, bad = report.good(), report.bad()
     if not report.files:
-        there = f"; found {format_counts(Counter(report.others))}" if report.others else ", and no other files"
+        there = f"; found {format_counts(report.others)}" if report.others else ", and no other files"
         there += f"; skipped were{indent_lines(report.skipped)}" if report.skipped else ""
         raise ValueError(f"{path}: no images: looked for {', '.join(EXTENSIONS)} in it and its sub-folders{there}")
     if bad and not skip_bad:
@@ -160,20 +158,17 @@ def _find_split(report: FolderReport) -> SplitFolders:
             raise ValueError(f"{report.name}: {both}; keep one to train on and one to hold out")
         outside = [f.path for f in report.good() if not f.path.startswith((f"{train[0]}/", f"{held[0]}/"))]
         if outside:
-            raise ValueError(
-                f"{report.name}: {len(outside):,} images lie outside of "
-                f"{printable(train[0])}/ and {printable(held[0])}/: "
-                f"{join_first(outside)}; move them into one of the two, or out of the folder"
-            )
+            both = f"{printable(train[0])}/ and {printable(held[0])}/: {join_first(outside)}"
+            hint = "move them into one of the two, or out of the folder"
+            raise ValueError(f"{report.name}: {len(outside):,} images lie outside of {both}; {hint}")
         return SplitFolders(train[0], held[0], True)
     for top in train + held:
         for other in inner:
             if other != top and inner[other] & inner[top]:
-                same = join_first(sorted(inner[top] & inner[other]), 6)
+                name, same = printable(top), join_first(sorted(inner[top] & inner[other]), 6)
                 raise ValueError(
-                    f"{report.name}: {printable(top)}/ and {printable(other)}/ both have sub-folders {same}: "
-                    "if the two divide "
-                    f"the images, call them train/ and test/; if they are labels, call {printable(top)}/ something else"
+                    f"{report.name}: {name}/ and {printable(other)}/ both have sub-folders {same}: if the two divide "
+                    f"the images, call them train/ and test/; if they are labels, call {name}/ something else"
                 )
     alone = len(inner) == 1 and all("/" in file.path for file in report.files)
     return SplitFolders(only_splits=alone and bool(train + held))

@@ -3,13 +3,14 @@
 A file is *bad* if its pixels cannot be read exactly as stored, or are not of the mode of most others.
 """
 
+import dataclasses
 import math
 import os
 import re
 import stat
 import threading
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,6 @@ from ddpm_jax.data.image_files import EXTENSIONS, decode
 
 TRAIN_NAMES = ("train", "training")
 HELD_OUT_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "holdout", "heldout")
-TYPE_NAMES = {np.dtype(name): name for name in ("uint8", "uint16", "float32")}  # str() of one takes microseconds
 MAX_LISTED = 20  # names in a list; the others are counted
 
 
@@ -33,7 +33,7 @@ class ImageFile(NamedTuple):
     format: str = ""  # this and the mode as in `image_files.DecodedImage`; "" if bad
     mode: str = ""
     shape: tuple[int, ...] = (0, 0, 0)  # (H, W, C), upright, or (D, H, W, C)
-    dtype: str = ""  # "uint8", "uint16" or "float32"
+    dtype: np.dtype = np.dtype(np.uint8)  # uint8, uint16 or float32
     minimum: float = 0  # the smallest and the largest value; 0 of pictures if not asked for
     maximum: float = 0
     exif_transposed: bool = False  # its Exif orientation was applied
@@ -41,16 +41,17 @@ class ImageFile(NamedTuple):
     bad: str = ""  # the reason why it cannot be used, or ""
 
 
-class FolderReport(NamedTuple):
+@dataclasses.dataclass
+class FolderReport:
     """The content of a folder."""
 
     name: str  # the source
-    files: tuple[ImageFile, ...]  # every image file in the order of its path, including bad ones
-    others: dict[str, int]  # numbers of other files, by lower-case extension
-    hidden: int  # number of files and folders whose names begin with a dot; these are not entered
-    tables: tuple[str, ...]  # the .csv files beside the images
-    skipped: tuple[str, ...]  # what is not read, and why: links out of the folder or up in it, pipes, sockets, devices
     size: tuple[int, int] | None  # (H, W) to which images will be resized, or None
+    files: list[ImageFile] = dataclasses.field(default_factory=list)  # in the order of their paths, including bad ones
+    others: Counter[str] = dataclasses.field(default_factory=Counter)  # other files, by lower-case extension
+    hidden: int = 0  # number of files and folders whose names begin with a dot; these are not entered
+    tables: list[str] = dataclasses.field(default_factory=list)  # the .csv files beside the images
+    skipped: list[str] = dataclasses.field(default_factory=list)  # not read, and why: links out or up, pipes, devices
 
     def good(self) -> tuple[ImageFile, ...]:
         """The usable files."""
@@ -68,9 +69,7 @@ class FolderReport(NamedTuple):
         """The lines of the report: counts, resizing, disk and memory, and by name bad files and warnings."""
         good, bad = self.good(), self.bad()
         disk = sum(file.size for file in self.files)
-        memory = 0
-        for file in good:
-            memory += math.prod(self.size or file.shape[:-1]) * file.shape[-1] * np.dtype(file.dtype).itemsize
+        memory = sum(math.prod((*(self.size or f.shape[:-1]), f.shape[-1], f.dtype.itemsize)) for f in good)
         lines = [f"{self.name}: {len(self.files):,} image files, {disk / 1e6:,.1f} MB on disk; {len(good):,} usable"]
         if good:
             lines += [
@@ -90,11 +89,10 @@ class FolderReport(NamedTuple):
             lines.append(f"bad       {len(bad):,} files cannot be used{indent_lines(format_reasons(bad))}")
         if self.skipped:
             lines += [f"skipped   {len(self.skipped):,} that are not files of the folder{indent_lines(self.skipped)}"]
-        if self.others or self.hidden:
-            hidden = [f"{self.hidden:,} hidden"] if self.hidden else []
-            count = sum(self.others.values())
-            kinds = [f"{count:,} other files ({format_counts(Counter(self.others))})"] if count else []
-            lines.append(f"ignored   {', '.join(kinds + hidden)}")
+        ignored = [f"{self.others.total():,} other files ({format_counts(self.others)})"] if self.others else []
+        ignored += [f"{self.hidden:,} hidden"] if self.hidden else []
+        if ignored:
+            lines.append(f"ignored   {', '.join(ignored)}")
         return lines
 
     def _resizing(self) -> str:
@@ -114,19 +112,6 @@ class FolderReport(NamedTuple):
         )
 
 
-class FoundFiles(NamedTuple):
-    """The files below a folder: images with their bytes on disk, and as in `FolderReport`."""
-
-    root: str  # without links
-
-    images: dict[str, int]
-    bad: list[ImageFile]
-    others: Counter[str]
-    hidden: int
-    tables: list[str]
-    skipped: list[str]
-
-
 def make_folder_report(
     root: Path,
     name: str,
@@ -138,9 +123,7 @@ def make_folder_report(
     """The report on a folder, whose image files are decoded several at a time.
 
     Args:
-        name: the folder's name in the report.
-        size: (H, W) to which images will be resized, or None.
-        progress: called with ("checked", done, total) after each file.
+        name, size: as in `FolderReport`.
         extrema: find the smallest and the largest value of pictures, which takes longer.
 
     Raises:
@@ -151,32 +134,28 @@ def make_folder_report(
         raise FileNotFoundError(f"load: no folder {root}")
     if not root.is_dir():
         raise ValueError(f"{root}: not a folder; PATH of folder:PATH must be the folder of the images")
-    found = find_files(root)
-    files = _reject_other_modes([*found.bad, *_decode_files(root, found.images, extrema, progress)])
-    files.sort(key=lambda file: file.path)
-    tables, skipped = tuple(sorted(found.tables)), tuple(sorted(found.skipped))
-    return FolderReport(name, tuple(files), dict(found.others), found.hidden, tables, skipped, size)
+    report = FolderReport(name, size)
+    _find_files(root, report)
+    files = [*report.bad(), *_decode_files(root, report.good(), extrema, progress)]
+    report.files = sorted(_reject_other_modes(files), key=lambda file: file.path)
+    report.tables.sort()
+    report.skipped.sort()
+    return report
 
 
-def find_files(root: Path) -> FoundFiles:
-    """All files below a folder, without hidden ones; links are followed within it, but not in circles."""
-    found, hidden = FoundFiles(os.path.realpath(root), {}, [], Counter(), 0, [], []), 0
-    folders: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+def _find_files(root: Path, report: FolderReport) -> None:
+    """Records all files below a folder; links are followed within it, but not in circles."""
+    folders = [""]
     while folders:
-        prefix, above = folders.pop()
+        prefix = folders.pop()
         try:
-            folder_stat = os.stat(root / prefix)
-            entries = sorted(os.scandir(root / prefix), key=lambda entry: entry.name)
+            names = os.listdir(root / prefix)
         except OSError as error:
-            found.bad.append(ImageFile(prefix or ".", bad=f"a folder that cannot be listed: {error.strerror}"))
+            report.files.append(ImageFile(prefix or ".", bad=f"a folder that cannot be listed: {error.strerror}"))
             continue
-        ancestors = above | {(folder_stat.st_dev, folder_stat.st_ino)}
-        for entry in entries:
-            if entry.name.startswith("."):
-                hidden += 1
-            elif _add_entry(entry, prefix + entry.name, ancestors, found):
-                folders.append((f"{prefix}{entry.name}/", ancestors))
-    return found._replace(hidden=hidden)
+        shown = [name for name in names if not name.startswith(".")]
+        report.hidden += len(names) - len(shown)
+        folders += [f"{prefix}{name}/" for name in shown if _add_entry(root, prefix + name, report)]
 
 
 def split_role(folder: str) -> str:
@@ -220,86 +199,81 @@ def indent_lines(items: Sequence[str]) -> str:
     return "".join(f"\n  {item}" for item in [*items[:MAX_LISTED], *more])
 
 
-def _add_entry(entry: os.DirEntry[str], path: str, above: frozenset[tuple[int, int]], found: FoundFiles) -> bool:
-    """Records an entry of a folder; True if it is a folder to enter."""
-    extension = os.path.splitext(entry.name)[1].lower()
-    about, wrong = None, ""
+def _add_entry(root: Path, path: str, report: FolderReport) -> bool:
+    """Records what lies at a path below the root; True if it is a folder to enter."""
+    entry, extension = os.path.join(root, path), os.path.splitext(path)[1].lower()
+    size, wrong = 0, ""
     try:
-        about = os.stat(entry.path)
+        about = os.stat(entry)
     except OSError as error:
-        wrong = f"a broken link: {error.strerror}" if entry.is_symlink() else f"{error.strerror}"
-    if about is not None:
-        skipped = _skip_reason(entry, about, above, found.root)
+        wrong = f"a broken link: {error.strerror}" if os.path.islink(entry) else f"{error.strerror}"
+    else:
+        skipped = _skip_reason(root, path, about.st_mode)
         if skipped:
-            found.skipped.append(f"{printable(path)}: {skipped}")
+            report.skipped.append(f"{printable(path)}: {skipped}")
             return False
-    if about is not None and stat.S_ISDIR(about.st_mode):
-        if extension not in EXTENSIONS:
-            return True
-        wrong = "a folder, named like an image"
-    if extension not in EXTENSIONS:
-        folder = path.rpartition("/")[0]
-        if extension == ".csv" and not wrong and (not folder or ("/" not in folder and split_role(folder))):
-            found.tables.append(path)
+        if not stat.S_ISDIR(about.st_mode):
+            size = about.st_size
+        elif extension in EXTENSIONS:
+            wrong = "a folder, named like an image"
         else:
-            found.others[extension if len(extension) > 1 else "without extension"] += 1
-    elif wrong:
-        found.bad.append(ImageFile(path, bad=wrong))
-    elif about is not None:
-        found.images[path] = about.st_size
+            return True
+    folder = path.rpartition("/")[0]
+    if extension in EXTENSIONS:
+        report.files.append(ImageFile(path, size, bad=wrong))
+    elif extension == ".csv" and not wrong and (not folder or ("/" not in folder and split_role(folder))):
+        report.tables.append(path)
+    else:
+        report.others[extension if len(extension) > 1 else "without extension"] += 1
     return False
 
 
-def _skip_reason(entry: os.DirEntry[str], about: os.stat_result, above: frozenset[tuple[int, int]], root: str) -> str:
+def _skip_reason(root: Path, path: str, mode: int) -> str:
     """The reason why an entry of a folder is not read, or ""."""
-    if entry.is_symlink():
-        real = os.path.realpath(entry.path)
-        if os.path.commonpath([real, root]) != root:
-            return f"a link out of the folder, to {printable(real)}; use a copy instead"
-    if stat.S_ISDIR(about.st_mode):
-        return "a link to a folder that contains it" if (about.st_dev, about.st_ino) in above else ""
-    return "" if stat.S_ISREG(about.st_mode) else "a pipe, a socket or a device"
+    entry = os.path.join(root, path)
+    if os.path.islink(entry):
+        real = Path(entry).resolve()
+        if not real.is_relative_to(root.resolve()):
+            return f"a link out of the folder, to {printable(str(real))}; use a copy instead"
+        if any(os.path.samefile(entry, root / above) for above in Path(path).parents):
+            return "a link to a folder that contains it"
+    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "a pipe, a socket or a device"
 
 
 def _decode_files(
-    root: Path, images: dict[str, int], extrema: bool, progress: ProgressCallback | None
+    root: Path, files: Sequence[ImageFile], extrema: bool, progress: ProgressCallback | None
 ) -> list[ImageFile]:
-    """The decoded properties of each file, with the warnings of its decoding."""
+    """The files with their decoded properties, and the warnings of their decoding."""
     from PIL import Image
 
     Image.init()  # before several threads do
     current = threading.local()
-    messages: defaultdict[str, list[str]] = defaultdict(list)
 
     def record_warning(message, category, filename, lineno, file=None, line=None):
-        path = getattr(current, "path", None)
-        if path is None:  # another thread of the program
+        if not hasattr(current, "warnings"):  # another thread of the program
             return before(message, category, filename, lineno, file, line)
-        messages[path].append(" ".join(str(message).split()))
+        current.warnings.append(" ".join(str(message).split()))
 
-    def examine(path: str) -> ImageFile:
-        current.path = path
+    def examine(file: ImageFile) -> ImageFile:
+        current.warnings = []
         try:
-            image = decode(os.path.join(root, path), values=extrema)
+            image = decode(root / file.path, values=extrema)
         except ValueError as error:
-            return ImageFile(path, images[path], bad=str(error))
+            return file._replace(bad=str(error))
         pixels, ends = image.pixels, (0, 0)
         if extrema or image.format == "NPY":
             ends = pixels.min().item(), pixels.max().item()
-        dtype = TYPE_NAMES[pixels.dtype]
-        return ImageFile(
-            path, images[path], image.format, image.mode, pixels.shape, dtype, *ends, image.exif_transposed
-        )
+        warning = current.warnings[0] if current.warnings else ""
+        return file._replace(
+            format=image.format, mode=image.mode, shape=pixels.shape, dtype=pixels.dtype, minimum=ends[0],
+            maximum=ends[1], exif_transposed=image.exif_transposed, warning=warning,
+        )  # fmt: skip
 
     # Filters and `showwarning` belong to the whole process, so they are set around all threads.
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         before, warnings.showwarning = warnings.showwarning, record_warning
-        files = map_in_threads(examine, list(images), progress, "checked")
-    for i, file in enumerate(files):
-        if messages[file.path]:
-            files[i] = file._replace(warning=messages[file.path][0])
-    return files
+        return map_in_threads(examine, files, progress, "checked")
 
 
 def _reject_other_modes(files: list[ImageFile]) -> list[ImageFile]:
@@ -307,8 +281,8 @@ def _reject_other_modes(files: list[ImageFile]) -> list[ImageFile]:
     modes = Counter(file.mode for file in files if not file.bad).most_common()
     if len(modes) < 2:
         return files
-    (mode, most), (_, second) = modes[:2]
+    (kept, most), (_, second) = modes[:2]
+    why = f", but the most frequent mode is {kept}"
     if most == second:
-        return [file if file.bad else file._replace(bad=f"mode {file.mode}: no mode has a majority") for file in files]
-    odd = f"but the most frequent mode is {mode}"
-    return [file if file.bad or file.mode == mode else file._replace(bad=f"mode {file.mode}, {odd}") for file in files]
+        kept, why = None, ": no mode has a majority"
+    return [f if f.bad or f.mode == kept else f._replace(bad=f"mode {f.mode}{why}") for f in files]

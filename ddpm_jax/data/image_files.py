@@ -38,12 +38,7 @@ WRITE_FORMATS = {
 
 MODE_NAMES = {"L": "grey", "LA": "grey with alpha", "I;16": "16-bit grey"}
 
-# TIFF 6.0: bits of each sample, what zero means, how many samples
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL = 258, 262, 277
-
 MAX_READ_AT_ONCE = 1 << 24  # bytes; of larger files, which may be too large to be decoded, the header is read first
-
-EXIF_ORIENTATION = 274  # Exif 2.3, 4.6.4 A: 1 for upright, 2 to 8 for others
 
 
 class DecodedImage(NamedTuple):
@@ -131,19 +126,15 @@ def resize_center_crop(pixels: np.ndarray, mode: str, size: tuple[int, ...], lev
     Raises:
         ValueError: if it is a volume of another size.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if pixels.shape[:-1] == tuple(size):
         return pixels
     if pixels.ndim != 3:
         raise ValueError(f"volumes are not resized, got {pixels.shape} for {size}")
-    height, width = pixels.shape[:2]
-    tall, wide = min(height, width * size[0] / size[1]), min(width, height * size[1] / size[0])
-    left, top = (width - wide) / 2, (height - tall) / 2
-    box = (left, top, width - left, height - top)  # the filter reaches beyond the box
 
-    def resize(channel: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(channel).resize((size[1], size[0]), Image.Resampling.LANCZOS, box))
+    def resize(channel: np.ndarray) -> np.ndarray:  # the filter reaches beyond the part
+        return np.asarray(ImageOps.fit(Image.fromarray(channel), (size[1], size[0]), Image.Resampling.LANCZOS))
 
     values = pixels.astype(np.float32)
     translucent = mode in ("LA", "RGBA")
@@ -248,7 +239,7 @@ def is_channels_first(shape: Sequence[int]) -> bool:
 
 
 def _decode_picture(file: BinaryIO, values: bool) -> DecodedImage:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
     head = file.read(26)
     file.seek(0)
@@ -256,7 +247,7 @@ def _decode_picture(file: BinaryIO, values: bool) -> DecodedImage:
         with Image.open(file, formats=READ_FORMATS) as image:
             refusal = _refusal_reason(image, head)
             if not refusal:
-                turned = image.getexif().get(EXIF_ORIENTATION) in range(2, 9)
+                turned = image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)  # 1 is upright
                 if turned:
                     ImageOps.exif_transpose(image, in_place=True)
                 pixels = _to_pixels(image) if values else _decode_to_zeros(image)
@@ -284,11 +275,13 @@ def _decode_to_zeros(image: "Image.Image") -> np.ndarray:
 
 def _refusal_reason(image: "Image.Image", head: bytes) -> str:
     """The reason why a picture that Pillow can read is refused, or ""."""
+    from PIL.ExifTags import Base  # also the names of TIFF's own tags
+
     refusal = too_large_reason((image.height, image.width))
     if refusal:
         return refusal
     frames, tags, channels = getattr(image, "n_frames", 1), getattr(image, "tag_v2", {}), len(image.getbands())
-    bits = max(np.atleast_1d(tags[BITS_PER_SAMPLE])) if BITS_PER_SAMPLE in tags else 1
+    bits = max(np.atleast_1d(tags.get(Base.BitsPerSample, 1)))
     if image.format == "PNG" and head[12:16] == b"IHDR":
         bits = head[24]
     if frames > 1 and image.format != "MPO":  # cameras append previews and depths to a JPEG
@@ -303,9 +296,10 @@ def _refusal_reason(image: "Image.Image", head: bytes) -> str:
         return f"{bits} bits in each of {channels} channels, {SIXTEEN_BIT_HINT}"
     if "transparency" in image.info:
         return f"mode {image.mode} with one transparent colour, which would be lost: convert it to RGBA (or LA)"
-    if tags.get(SAMPLES_PER_PIXEL, channels) != channels:
-        return f"{tags.get(SAMPLES_PER_PIXEL)} channels, of which Pillow reads {image.mode}: save it as a .npy file"
-    if bits > 8 and tags.get(PHOTOMETRIC) == 0:
+    samples = tags.get(Base.SamplesPerPixel, channels)
+    if samples != channels:
+        return f"{samples} channels, of which Pillow reads {image.mode}: save it as a .npy file"
+    if bits > 8 and tags.get(Base.PhotometricInterpretation) == 0:
         return "16-bit grey with 0 for white: invert it"
     return ""
 

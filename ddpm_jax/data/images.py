@@ -197,7 +197,7 @@ def write_png(path: str | Path, image: np.ndarray, *, scale: int = 1, text: Mapp
     """
     from PIL.PngImagePlugin import PngInfo
 
-    _check_picture("write_png", image, scale)
+    picture = _pillow("write_png", image, scale)
     chunks = PngInfo()
     for name, value in (text or {}).items():
         if not isinstance(value, str):
@@ -205,7 +205,7 @@ def write_png(path: str | Path, image: np.ndarray, *, scale: int = 1, text: Mapp
         if not 1 <= len(name) <= 79 or not name.isprintable() or ord(max(name)) > 255:
             raise ValueError(f"write_png: expected text names of 1 to 79 printable latin-1 characters, got {name!r}")
         chunks.add_text(name, value)
-    _pillow(image, scale).save(path, format="PNG", pnginfo=chunks)
+    picture.save(path, format="PNG", pnginfo=chunks)
 
 
 def read_png(path: str | Path) -> PngImage:
@@ -247,19 +247,21 @@ def write_gif(path: str | Path, frames: Sequence[np.ndarray], *, scale: int = 1,
         raise ValueError(f"write_gif: expected frames of one shape, got shapes {shapes}")
     if duration < 20:
         raise ValueError(f"write_gif: expected a duration of at least 20 ms (viewers slow faster ones), got {duration}")
-    for frame in frames:
-        _check_picture("write_gif", frame, scale)
-    first_frame, *rest = [_paletted(_pillow(frame, scale)) for frame in frames]
+    first_frame, *rest = [_paletted(_pillow("write_gif", frame, scale)) for frame in frames]
     durations = [duration] * len(rest) + [max(LAST_FRAME_MS, duration)]
     first_frame.save(path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=False)
 
 
-def _pillow(image: np.ndarray, scale: int) -> "Image.Image":
-    from PIL import Image
+def _pillow(caller: str, image: np.ndarray, scale: int) -> "Image.Image":
+    """The picture as Pillow's, each pixel as a square; a ValueError begins with the caller."""
+    from PIL import Image, ImageOps
 
-    height, width, channels = image.shape
-    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-    return picture.resize((width * scale, height * scale), Image.Resampling.NEAREST)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3, 4) or image.size == 0:
+        raise ValueError(f"{caller}: expected a picture uint8 [H, W, 1 | 3 | 4], got {image.dtype} {image.shape}")
+    if scale < 1:
+        raise ValueError(f"{caller}: expected scale >= 1, got {scale}")
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    return ImageOps.scale(picture, scale, Image.Resampling.NEAREST)
 
 
 def _paletted(picture: "Image.Image") -> "Image.Image":
@@ -318,10 +320,3 @@ def _check_integers(caller: str, images: np.ndarray | jax.Array, levels: int) ->
         raise ValueError(f"{caller}: expected images of type uint8 or uint16, got {images.dtype}{hint}")
     if levels > jnp.iinfo(images.dtype).max + 1:
         raise ValueError(f"{caller}: levels={levels} do not fit in images of type {images.dtype}")
-
-
-def _check_picture(caller: str, image: np.ndarray, scale: int) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3, 4) or image.size == 0:
-        raise ValueError(f"{caller}: expected a picture uint8 [H, W, 1 | 3 | 4], got {image.dtype} {image.shape}")
-    if scale < 1:
-        raise ValueError(f"{caller}: expected scale >= 1, got {scale}")

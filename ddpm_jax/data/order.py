@@ -27,20 +27,20 @@ class EpochShuffle:
     Epoch e is `jax.random.permutation(jax.random.fold_in(key, e), size)`, made when first needed; the two latest are
     kept, since a batch may span two epochs.
 
-    Args:
-        key: one typed key (`jax.random.key`).
-        size: the number of examples.
-
     Raises:
-        ValueError: if the key is not one typed key, or size is not in 1 .. 2^31 - 1.
+        ValueError: if the key is not one typed key (`jax.random.key`), or size is not in 1 .. 2^31 - 1.
     """
 
     def __init__(self, key: jax.Array, size: int) -> None:
         _check_keys("EpochShuffle", key, ())
         if not 1 <= size < 2**31:
             raise ValueError(f"EpochShuffle: expected a size of 1 to 2^31 - 1 examples, got {size}")
-        self._key, self._size = key, size
-        self._epochs: dict[int, np.ndarray] = {}
+
+        @functools.lru_cache(maxsize=2)
+        def make_epoch(epoch: int) -> np.ndarray:
+            return np.asarray(_permutation(key, np.uint32(check_integer("epoch", epoch)), size))
+
+        self._size, self._epoch = size, make_epoch
         self._lock = threading.Lock()  # batches are read ahead in threads
 
     def indices(self, step: int, batch: int) -> np.ndarray:
@@ -57,19 +57,11 @@ class EpochShuffle:
             raise ValueError(f"EpochShuffle.indices: expected step >= 0 and batch >= 1, got step={step}, batch={batch}")
         start, stop = step * batch, (step + 1) * batch
         parts = []
-        for epoch in range(start // self._size, (stop - 1) // self._size + 1):
-            epoch_start = epoch * self._size
-            parts.append(self._epoch(epoch)[max(start - epoch_start, 0) : stop - epoch_start])
-        return np.concatenate(parts)
-
-    def _epoch(self, epoch: int) -> np.ndarray:
         with self._lock:
-            if epoch not in self._epochs:
-                if len(self._epochs) == 2:
-                    del self._epochs[next(iter(self._epochs))]
-                permutation = _permutation(self._key, np.uint32(check_integer("epoch", epoch)), self._size)
-                self._epochs[epoch] = np.asarray(permutation)
-            return self._epochs[epoch]
+            for epoch in range(start // self._size, (stop - 1) // self._size + 1):
+                epoch_start = epoch * self._size
+                parts.append(self._epoch(epoch)[max(start - epoch_start, 0) : stop - epoch_start])
+        return np.concatenate(parts)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -4,9 +4,6 @@ import pathlib
 import platform
 from typing import Any, Literal, NamedTuple
 
-import jax
-
-import ddpm_jax
 from ddpm_jax import conditions, data, pipeline
 from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.options import CommonFlags
@@ -23,13 +20,17 @@ class EvaluationContext(NamedTuple):
     flags: CommonFlags
     out: pathlib.Path
 
+    def with_sampling(self, **sampling: Any) -> "EvaluationContext":
+        """The context with other fields of `config.Sampling`; compiled programs are shared where possible."""
+        return self._replace(model=self.model.with_request(self.model.request, **sampling))
+
     def made_with(self) -> dict[str, Any]:
         """Run, versions, machine and tile size, kept beside the numbers."""
-        device = jax.devices()[0]
+        manifest = self.model.manifest()
         return {
             "run": str(self.model.workdir),
-            "versions": {"ddpm_jax": ddpm_jax.__version__, "jax": jax.__version__, "python": platform.python_version()},
-            "machine": {"platform": device.platform, "kind": device.device_kind, "devices": jax.device_count()},
+            "versions": manifest["versions"] | {"python": platform.python_version()},
+            "machine": manifest["machine"],
             "tile": self.model.tile,
         }
 
@@ -53,18 +54,10 @@ class Split(NamedTuple):
 
 
 def open_context(run: str, flags_given: CommonFlags) -> EvaluationContext:
-    """The evaluation context of a run's folder and flags.
-
-    Raises:
-        FileNotFoundError, ValueError: as `pipeline.Pipeline`; or if its images are floating-point ones.
-    """
-    model = pipeline.Pipeline(
-        run,
-        step=flags_given.model.checkpoint,
-        weights=flags_given.model.weights,
-        sampling=flags_given.sampling.overrides(),
-    )
-    model = model.with_request(pipeline.parse_request(flags_given.condition_request, flags_given.sampling, model))
+    """The evaluation context of a run's folder and flags; errors as `pipeline.Pipeline`, or if images are floats."""
+    which, sampling = flags_given.model, flags_given.sampling
+    model = pipeline.Pipeline(run, step=which.checkpoint, weights=which.weights, sampling=sampling.overrides())
+    model = model.with_request(pipeline.parse_request(flags_given.condition_request, sampling, model))
     _ = model.integer_levels  # raises for floating-point images
     out = pathlib.Path(flags_given.out) if flags_given.out else model.workdir / "evaluation"
     return EvaluationContext(model, flags_given, out)

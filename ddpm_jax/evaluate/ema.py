@@ -1,6 +1,5 @@
 """Sample quality by length of the parameters' average (post-hoc EMA): a table and a figure."""
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -28,23 +27,19 @@ class Row(NamedTuple):
 
 
 def run(context: EvaluationContext, options: EmaOptions) -> None:
-    """Measures row by row, writes ema.md, ema.json and ema.png.
-
-    Raises:
-        ValueError: if the run has no averages for post-hoc EMA, or a length is out of reach.
-    """
+    """Measures row by row, writes ema.md, ema.json and ema.png."""
     lengths = select_lengths(context, options)
     held = select_split(load_images(context), "test")
     sample_options = SamplesOptions(num=options.num, sets=options.sets, seed=options.seed)
     baseline = samples.held_out_baseline(context, sample_options)
     rows: list[Row] = []
     for weights, length in [("raw", math.nan), ("ema", math.nan), *((f"ema:{each:g}", each) for each in lengths)]:
-        other = with_weights(context, weights)
+        other = context._replace(model=context.model.with_weights(weights))  # compiled programs are shared
         measured: list[Measurement] = []
         if options.estimate is not None:
             vlb_options = LikelihoodOptions(seed=options.seed, estimate=options.estimate)
-            model = other.model.with_request(other.model.request, steps=other.model.config.schedule.T)
-            measured = likelihood.load_or_measure(other._replace(model=model), held, vlb_options)[1][:1]
+            full_chain = other.with_sampling(steps=other.model.config.schedule.T)
+            measured = likelihood.load_or_measure(full_chain, held, vlb_options)[1][:1]
         rows.append(Row(weights, length, measured + samples.measure_and_write(other, sample_options)))
     table_rows = {row.weights: ([row.weights], row.measurements) for row in rows}
     table_rows["held-out images"] = [f"held-out images, {baseline[0].protocol['n']}"], baseline
@@ -56,7 +51,7 @@ def run(context: EvaluationContext, options: EmaOptions) -> None:
 
 
 def select_lengths(context: EvaluationContext, options: EmaOptions) -> list[float]:
-    """The lengths of a sweep, ascending; errors as in `run`."""
+    """The lengths of a sweep, ascending; a ValueError if the run has no averages, or not of such a length."""
     model = context.model
     with checkpoint.Checkpoints(model.workdir / "checkpoints", read_only=True) as saved:
         averages_kept = KeptAverages(model.workdir, saved, model.model, model.step)
@@ -65,12 +60,6 @@ def select_lengths(context: EvaluationContext, options: EmaOptions) -> list[floa
     for length in options.lengths:
         averages_kept.weights(length)
     return sorted(set(options.lengths))
-
-
-def with_weights(old: EvaluationContext, weights: str) -> EvaluationContext:
-    """The context with other weights of its checkpoint; compiled programs are shared."""
-    which = dataclasses.replace(old.flags.model, weights=weights, checkpoint=old.model.step)
-    return old._replace(flags=dataclasses.replace(old.flags, model=which), model=old.model.with_weights(weights))
 
 
 def panel(rows: list[Row], baseline: list[Measurement], name: str) -> plots.Panel:

@@ -10,10 +10,12 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from ddpm_jax import pipeline, process
+from ddpm_jax import data, pipeline, process
 from ddpm_jax.convert import inception as inception_weights
 from ddpm_jax.metrics import classifier, fingerprint, frechet, inception
 from ddpm_jax.pipeline import tiles
+
+BATCH_SIZE = 1024  # images of which features are computed at a time
 
 TILE = 32
 """Images per device and call of Inception; a convolution's bits depend on it."""
@@ -45,6 +47,12 @@ class Extractor(NamedTuple):
     assist: Callable[[], None] = lambda: None
     release: Callable[[], None] = lambda: None
 
+    def extract_all(self, images: data.Pixels) -> tuple[np.ndarray, np.ndarray]:
+        """Features and scores of any number of images, batch by batch."""
+        batches = [self.extract(images[i : i + BATCH_SIZE]) for i in range(0, len(images), BATCH_SIZE)]
+        features, scores = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        return features, scores
+
 
 def load_extractor(model: pipeline.Pipeline, features: str, weights: str) -> Extractor:
     """The feature extractor for a model's images; features is "classifier" or "inception", weights the latter's."""
@@ -71,11 +79,7 @@ def load_extractor(model: pipeline.Pipeline, features: str, weights: str) -> Ext
 
 
 def load_inception(levels: int, weights: pathlib.Path) -> Extractor:
-    """Inception for images of values 0 .. levels - 1, on all devices.
-
-    Raises:
-        FileNotFoundError, ValueError: as `convert.inception.read_weights`.
-    """
+    """Inception for images of values 0 .. levels - 1, on all devices; errors as `convert.inception.read_weights`."""
     variables = inception_weights.read_weights(weights)
     mapped = tiles.parallelise(lambda inputs, key, images: inception.Inception().apply(inputs, images))
     on_device = jax.device_put(variables)

@@ -56,8 +56,7 @@ def with_full_chain(context: EvaluationContext) -> EvaluationContext:
     """The context with the chain of --steps, or else all T steps, even if the config samples with fewer."""
     if context.flags.sampling.steps is not None:
         return context
-    model = context.model
-    return context._replace(model=model.with_request(model.request, steps=model.config.schedule.T))
+    return context.with_sampling(steps=context.model.config.schedule.T)
 
 
 def load_or_measure(
@@ -198,19 +197,13 @@ def protocol_fields(context: EvaluationContext, split: Split, options: Likelihoo
 
 def measurements(vlb: VlbResult, fields: protocol.Protocol) -> list[Measurement]:
     """The numbers of a bound, see `load_or_measure`."""
-    n = len(vlb.total)
-
-    def mean(name: str, values: np.ndarray) -> Measurement:
-        error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-        return Measurement(name, float(values.mean()), error, fields)
-
-    squared = mean("", vlb.squared_error * 127.5**2)
+    squared = protocol.measure_mean("", vlb.squared_error * 127.5**2, fields)
     rmse = math.sqrt(squared.value)
     return [
-        mean("bits/dim", vlb.total),
-        mean("rate, bits/dim", vlb.rate),
-        mean("distortion, bits/dim", vlb.distortion),
-        mean("prior, bits/dim", vlb.prior),
+        protocol.measure_mean("bits/dim", vlb.total, fields),
+        protocol.measure_mean("rate, bits/dim", vlb.rate, fields),
+        protocol.measure_mean("distortion, bits/dim", vlb.distortion, fields),
+        protocol.measure_mean("prior, bits/dim", vlb.prior, fields),
         Measurement("RMSE of x_0, 0..255", rmse, squared.error / (2 * rmse) if rmse else math.nan, fields),
     ]
 

@@ -52,11 +52,9 @@ class ResultFile(NamedTuple):
 
 
 class ModelCard:
-    """A model card under construction: Markdown paragraphs.
+    """A model card under construction: Markdown paragraphs, whose links are relative to a folder.
 
-    Attributes:
-        folder: the folder that links are relative to.
-        missing: one line for each missing result, with the reason.
+    `missing` has a line for each missing result, with the reason.
     """
 
     def __init__(self, home: pathlib.Path):

@@ -21,17 +21,13 @@ class Row(NamedTuple):
 
 
 def run(context: EvaluationContext, options: NfeOptions) -> None:
-    """Measures row by row, writes nfe.md, nfe.json and nfe.png.
-
-    Raises:
-        ValueError: if there is nothing to measure, or a sampler would take more steps than the schedule has.
-    """
+    """Measures row by row, writes nfe.md, nfe.json and nfe.png."""
     sample_options = SamplesOptions(num=options.num, sets=options.sets, seed=options.seed)
     each = list(sampler_grid(options, context.model.config.schedule.T))
     baseline = samples.held_out_baseline(context, sample_options)
     rows: list[Row] = []
     for label, sampling in each:
-        measured = samples.measure_and_write(table.with_sampling(context, sampling), sample_options)
+        measured = samples.measure_and_write(context.with_sampling(**sampling), sample_options)
         rows.append(Row(label, sampling["steps"], measured))
     held_out = f"held-out images, {baseline[0].protocol['n']}"
     table_rows = {f"{row.label}, {row.nfe} calls": ([row.label, f"{row.nfe:,}"], row.measurements) for row in rows}
@@ -42,7 +38,7 @@ def run(context: EvaluationContext, options: NfeOptions) -> None:
 
 
 def sampler_grid(options: NfeOptions, T: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Label and sampling options of each row; errors as in `run`."""
+    """Label and sampling options of each row; a ValueError if there are none, or more steps than the schedule has."""
     steps_of = {name: sorted(set(getattr(options, name))) for name in SAMPLER_NAMES}
     if not any(steps_of.values()):
         raise ValueError(

@@ -28,7 +28,7 @@ class CommonFlags:
     """Source of the images, for example "npz:PATH" (default: that of the config)."""
     out: flags.OptionalFlag[str] = None
     """Folder for the results (default: evaluation in the run)."""
-    devices: flags.OptionalFlag[int] = None
+    devices: flags.OptionalFlag[ranges.Devices] = None
     """On a CPU: number of JAX devices (default: one per core)."""
     hosts: tyro.conf.OmitArgPrefixes[process.DistributedOptions] = process.DistributedOptions()
 

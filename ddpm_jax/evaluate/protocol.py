@@ -31,6 +31,12 @@ class Measurement(NamedTuple):
     protocol: Protocol  # the settings that the number depends on
 
 
+def measure_mean(name: str, values: np.ndarray, fields: Protocol) -> Measurement:
+    """The mean of values [n] with its standard error, which a single value does not have."""
+    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Measurement(name, float(values.mean()), error, fields)
+
+
 def format_line(measurement: Measurement) -> str:
     """The number and its protocol: "bits/dim 3.750 ± 0.010 | n=10000 | exact T=1000 | ..."; each field is in it."""
     number = f"{measurement.name} {format_value(measurement.value, measurement.error)}"
@@ -79,16 +85,11 @@ def read_measurements(path: pathlib.Path) -> list[Measurement]:
             for r in rows
         ]  # fmt: skip
     except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({_describe_error(error)}): remove it") from error
+        raise ValueError(f"{path} is damaged ({process.first_line(error)}): remove it") from error
 
 
 def load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the file, if it is damaged.
-    """
+    """The arrays of an .npz file; a ValueError names a damaged file."""
     with path.open("rb") as file:
         try:
             with np.load(file, allow_pickle=False) as archive:
@@ -98,7 +99,7 @@ def load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
                 return {name: archive[name] for name in archive.files}
         except Exception as error:  # an archive may be damaged in any way
             hint = "remove it, and its content is computed again"
-            raise ValueError(f"{path} is not an .npz file, or damaged ({_describe_error(error)}): {hint}") from error
+            raise ValueError(f"{path} is not an .npz file, or damaged ({process.first_line(error)}): {hint}") from error
 
 
 def data_hash(array: data.Pixels) -> str:
@@ -107,10 +108,6 @@ def data_hash(array: data.Pixels) -> str:
     for start in range(0, len(array), 1000):  # it may not be in memory
         digest.update(np.ascontiguousarray(array[start : start + 1000]).data)
     return digest.hexdigest()[:12]
-
-
-def _describe_error(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 
 
 def _format_field(item: tuple[str, Any]) -> str:

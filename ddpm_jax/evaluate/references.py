@@ -11,10 +11,9 @@ import numpy as np
 from ddpm_jax import process, tracking
 from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.context import EvaluationContext, Split, check_comparable, load_images, select_split
-from ddpm_jax.evaluate.extractors import Extractor, FeatureStatistics
+from ddpm_jax.evaluate.extractors import BATCH_SIZE, Extractor, FeatureStatistics
 from ddpm_jax.metrics import frechet
 
-BATCH_SIZE = 1024
 MANIFOLD_IMAGES = 10_000  # the nearest-neighbour metrics take at most so many images of each side
 
 

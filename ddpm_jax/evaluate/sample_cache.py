@@ -16,9 +16,6 @@ from ddpm_jax.evaluate.options import Format
 from ddpm_jax.model import denoiser_options, is_conditional, sampler_options
 from ddpm_jax.pipeline import image_parts, manifest
 
-ROUNDING = {"integer": "round", "floor": "floor"}
-"""The protocol's words for the formats of integers: to the nearest level, or to the one below."""
-
 
 def protocol_fields(context: EvaluationContext, seed: int, form: Format) -> protocol.Protocol:
     """The protocol fields of a run's samples."""
@@ -28,6 +25,7 @@ def protocol_fields(context: EvaluationContext, seed: int, form: Format) -> prot
     steps = f"{s.steps} steps" if s.steps == T else f"{s.steps} of {T} steps {s.spacing}"
     x0_mse_digest = context.model.x0_mse_digest
     integers = "uint8" if context.model.integer_levels <= 256 else "uint16"
+    rounding = "floor" if form == "floor" else "round"  # to the level below, or to the nearest
     condition = {}
     if is_conditional(c):
         interval = " at t {}..{}".format(*s.guidance_interval) if s.guidance_interval else ""
@@ -38,7 +36,7 @@ def protocol_fields(context: EvaluationContext, seed: int, form: Format) -> prot
         **({"x0_errors": x0_mse_digest.removeprefix("sha256:")[:12]} if x0_mse_digest else {}),
         **denoiser_options(c),
         **condition,
-        **({"format": "float"} if form == "float" else {"format": integers, "rounding": ROUNDING[form]}),
+        **({"format": "float"} if form == "float" else {"format": integers, "rounding": rounding}),
         **context.weights_fields(),
         "seed": seed,
     }

@@ -8,19 +8,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ddpm_jax.evaluate import protocol, sample_cache
+from ddpm_jax.evaluate import protocol, references, sample_cache
 from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
 from ddpm_jax.evaluate.extractors import Extractor, FeatureStatistics, check_count, extraction, load_extractor
 from ddpm_jax.evaluate.options import SamplesOptions
 from ddpm_jax.evaluate.protocol import Measurement
-from ddpm_jax.evaluate.references import (
-    BATCH_SIZE,
-    Reference,
-    accumulate,
-    check_images,
-    find_reference,
-    reference_statistics,
-)
 from ddpm_jax.metrics import frechet, manifold
 from ddpm_jax.pipeline import image_parts, manifest
 
@@ -48,14 +40,10 @@ def result_path(context: EvaluationContext, measured: Sequence[Measurement]) -> 
 
 
 def measure(context: EvaluationContext, options: SamplesOptions) -> list[Measurement]:
-    """The sample metrics.
-
-    Raises:
-        ValueError: before anything is drawn, if there would be too few samples for the features, or nothing to compare.
-    """
+    """The sample metrics; a ValueError before anything is drawn if there are too few samples or nothing to compare."""
     extractor = load_extractor(context.model, options.features, options.inception_weights)
     check_count(extractor, options.num)
-    reference = find_reference(context, options.reference, extractor)
+    reference = references.find_reference(context, options.reference, extractor)
     if options.samples is not None:
         sets, fields = load_samples(context, pathlib.Path(options.samples), options)
     else:
@@ -73,29 +61,22 @@ def held_out_baseline(context: EvaluationContext, options: SamplesOptions, num: 
     held, train = select_split(loaded, "test"), select_split(loaded, "train")
     n = min(num or len(held.images), len(held.images))
     check_count(extractor, n)
-    reference = Reference(train.describe(), train)
+    reference = references.Reference(train.describe(), train)
     return compare_sets(context, [[held.images[:n]]], n, reference, extractor, {"data": held.name})
 
 
 def train_baseline(context: EvaluationContext, options: SamplesOptions) -> list[Measurement]:
-    """The metrics of random training images against all other training images.
-
-    Raises:
-        ValueError: if fewer training images would be left than are taken out.
-    """
+    """The metrics of random training images against all others, of which there must be as many."""
     extractor = load_extractor(context.model, options.features, options.inception_weights)
     train = select_split(load_images(context), "train")
     check_count(extractor, options.num)
     total = len(train.images)
-    if total < 2 * options.num:
-        raise ValueError(f"--num {options.num} of {total} training images cannot be held against the others")
-    extracted = [extractor.extract(train.images[i : i + BATCH_SIZE]) for i in range(0, total, BATCH_SIZE)]
-    features, scores = (np.concatenate(parts) for parts in zip(*extracted, strict=True))
+    features, scores = extractor.extract_all(train.images)
     precomputed = extractor._replace(extract=lambda places: (features[places], scores[places]))
     sets = []
     for i in range(options.sets):
         order = np.random.RandomState(i).permutation(total)
-        out, others = (accumulate([part], precomputed, len(part)) for part in np.split(order, [options.num]))
+        out, others = (references.accumulate([part], precomputed, len(part)) for part in np.split(order, [options.num]))
         sets.append(compare_features(out, others, extractor))
     reference = f"{train.name} n={total - options.num}, the others"
     fields = {"n": options.num, "sets": options.sets, "reference": reference, "features": extractor.name,
@@ -107,13 +88,13 @@ def compare_sets(
     context: EvaluationContext,
     sets: Sequence[Iterable[np.ndarray]],
     n: int,
-    reference: Reference,
+    reference: references.Reference,
     extractor: Extractor,
     fields: protocol.Protocol,
 ) -> list[Measurement]:
     """The metrics of sets against a reference; each set is n images, in chunks."""
-    statistics = reference_statistics(context, reference, extractor)
-    compared = [compare_features(accumulate(chunks, extractor, n), statistics, extractor) for chunks in sets]
+    statistics = references.reference_statistics(context, reference, extractor)
+    compared = [compare_features(references.accumulate(chunks, extractor, n), statistics, extractor) for chunks in sets]
     described = {"n": n, "sets": len(sets), "reference": reference.description, "features": extractor.name}
     return mean_over_sets(compared, {**described, **fields})
 
@@ -146,9 +127,7 @@ def mean_over_sets(sets: Sequence[list[tuple[str, float]]], fields: protocol.Pro
     """Means over sets, and their standard errors; nan of a single set."""
     numbers = []
     for same in zip(*sets, strict=True):
-        values = np.array([value for _, value in same])
-        error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        numbers.append(Measurement(same[0][0], float(values.mean()), error, fields))
+        numbers.append(protocol.measure_mean(same[0][0], np.array([value for _, value in same]), fields))
     n, bias = fields["n"], numbers[1].value
     if isinstance(n, int) and n < RECOMMENDED_NUM:
         size = "an unknown amount" if math.isnan(bias) else f"about {bias:.3g}"
@@ -160,16 +139,11 @@ def mean_over_sets(sets: Sequence[list[tuple[str, float]]], fields: protocol.Pro
 def load_samples(
     context: EvaluationContext, path: pathlib.Path, options: SamplesOptions
 ) -> tuple[list[list[np.ndarray]], protocol.Protocol]:
-    """Sets of images from an .npz file, and their protocol fields.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if its images differ from the model's in shape or levels, or are too few.
-    """
+    """Sets of images from an .npz file, and their protocol fields; a ValueError if too few or of another kind."""
     arrays = protocol.load_npz(path)
     if "arr_0" not in arrays:
         raise ValueError(f"{path}: expected images under the name arr_0, found {', '.join(arrays) or 'none'}")
-    images = check_images(context, path, arrays["arr_0"])
+    images = references.check_images(context, path, arrays["arr_0"])
     if len(images) < options.num * options.sets:
         raise ValueError(f"{path} holds {len(images)} images, --num {options.num} --sets {options.sets} ask for more")
     sets = [[images[options.num * i : options.num * (i + 1)]] for i in range(options.sets)]

@@ -1,6 +1,5 @@
 """Likelihood and sample metrics of several samplers in one table, with the held-out baseline."""
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -32,17 +31,9 @@ def run(context: EvaluationContext, options: TableOptions) -> None:
         *((f"DDIM, {steps} steps", {"sampler": "ddim", "steps": steps, "eta": 0.0}) for steps in options.ddim),
     ]
     for name, sampling in sampler_grid:
-        rows[name] = measure_row(with_sampling(context, sampling), options, sample_options)
+        rows[name] = measure_row(context.with_sampling(**sampling), options, sample_options)
     names = [*VLB_COLUMNS, *(number.name for number in rows["held-out images"])]
     write_table(context, "table", [""], {name: ([name], numbers) for name, numbers in rows.items()}, names)
-
-
-def with_sampling(old: EvaluationContext, sampling: dict[str, Any]) -> EvaluationContext:
-    """The context with other sampling options; compiled programs are shared where possible."""
-    flags = dataclasses.replace(old.flags.sampling, **sampling)
-    weights = dataclasses.replace(old.flags.model, checkpoint=old.model.step)
-    which = dataclasses.replace(old.flags, sampling=flags, model=weights)
-    return old._replace(flags=which, model=old.model.with_request(old.model.request, **flags.overrides()))
 
 
 def measure_row(context: EvaluationContext, options: TableOptions, sample_options: SamplesOptions) -> list[Measurement]:

@@ -145,16 +145,12 @@ class Classifier:
             size = ", ".join(map(str, kind.shape))
             raise ValueError(f"{self.name}: expected images [n, {size}], n at least 1, got shape {images.shape}")
         check_values(self.name, images, kind.levels)
-        features = np.empty((n, self.dimension), np.float32)
-        probabilities = np.empty((n, kind.network.classes), np.float32)
-        params = jax.device_put(traverse_util.unflatten_dict(self.weights, sep="/"))
+        params, outputs = jax.device_put(traverse_util.unflatten_dict(self.weights, sep="/")), []
         for start in range(0, n, TILE):
-            rows = slice(start, min(start + TILE, n))
             tile = np.zeros((TILE, *kind.shape), np.float32)
-            tile[: rows.stop - start] = images[rows]
-            output = jax.device_get(_extract(kind.network, params, tile))
-            features[rows], probabilities[rows] = (part[: rows.stop - start] for part in output)
-        return ClassifierOutput(features, probabilities)
+            tile[: n - start] = images[start : start + TILE]
+            outputs.append(jax.device_get(_extract(kind.network, params, tile)))
+        return ClassifierOutput(*(np.concatenate(parts)[:n] for parts in zip(*outputs, strict=True)))
 
 
 def load(name: str) -> Classifier:
@@ -173,9 +169,8 @@ def load(name: str) -> Classifier:
 def load_file(path: Path) -> Classifier:
     """The classifier in a file that scripts/make_classifier.py wrote."""
     with np.load(path, allow_pickle=False) as archive:
-        arrays = {key: archive[key] for key in archive.files}
-    record = json.loads(str(arrays.pop("record")))
-    weights = {key: array.astype(np.float32) for key, array in arrays.items()}
+        record = json.loads(str(archive["record"]))
+        weights = {key: archive[key].astype(np.float32) for key in archive.files if key != "record"}
     return Classifier(record["name"], weights, record)
 
 

@@ -7,13 +7,10 @@ Inception network it is the FID.  Mean and covariance come from `Moments`, which
 hosts.  Everything runs on the host in float64.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-
-BLOCK = 2**22  # numbers in a temporary array of `moments`: 32 MiB
 
 
 class Moments(NamedTuple):
@@ -55,16 +52,18 @@ def moments(features: np.ndarray) -> Moments:
         raise ValueError(f"moments: expected features [n, d], got shape {features.shape}")
     if not jnp.issubdtype(features.dtype, jnp.floating):
         raise ValueError(f"moments: expected floating-point features, got {features.dtype}: are these images?")
-    features = np.asarray(features)
-    n, d = features.shape
-    rows = max(1, BLOCK // d)
-    row_blocks = [features[start : start + rows] for start in range(0, n, rows)]
-    bad = n - sum(np.count_nonzero(np.isfinite(block).all(axis=1)) for block in row_blocks)
+    around = np.array(features, np.float64)
+    n, d = around.shape
+    bad = n - np.count_nonzero(np.isfinite(around).all(axis=1))
     if bad:
         raise ValueError(f"moments: {bad} of {n} rows of features are not finite (nan or inf)")
-    return functools.reduce(
-        merge_moments, (_block_moments(block.astype(np.float64)) for block in row_blocks), empty_moments(d)
-    )
+    if n == 0:
+        return empty_moments(d)
+    mean = around.mean(axis=0)
+    around -= mean
+    rest = around.mean(axis=0)  # the rounding error of a mean that is large against the standard deviation
+    around -= rest
+    return Moments(n, mean + rest, around.T @ around)
 
 
 def moments_of_law(mean: np.ndarray, covariance: np.ndarray) -> Moments:
@@ -151,15 +150,6 @@ def sampling_bias(first_half: Moments, second_half: Moments, reference: Moments)
     halves = [frechet_distance(half, reference) for half in (first_half, second_half)]
     excess = (whole.n / first_half.n + whole.n / second_half.n) / 2 - 1
     return (sum(halves) / 2 - frechet_distance(whole, reference)) / excess
-
-
-def _block_moments(block: np.ndarray) -> Moments:
-    """The moments of float64 [n, d], which is overwritten by its deviations from the mean."""
-    mean = block.mean(axis=0)
-    block -= mean
-    rest = block.mean(axis=0)  # the rounding error of a mean that is large against the standard deviation
-    block -= rest
-    return Moments(len(block), mean + rest, block.T @ block)
 
 
 def _covariance_root(moments: Moments) -> np.ndarray:

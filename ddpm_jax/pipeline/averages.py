@@ -21,9 +21,6 @@ class KeptAverages:
     """The averages that a run kept up to a checkpoint: those of its earlier snapshots, and those in the checkpoint.
 
     Args:
-        workdir: the run's folder.
-        saved: its checkpoints.
-        model: its model.
         step: of the checkpoint; None is the newest that can be read.
 
     Raises:

@@ -216,15 +216,8 @@ def _measure(pipe: Pipeline, options: flags.EditOptions, name: str) -> Edit:
         return pipe.conditioned_sampler(inputs, tile.condition, transform)
 
     record = _edit_record(dataclasses.replace(options, noise=noise, cg_steps=cg_steps), {path: image})
-    pictures = [_enlarge(picture, pipe.shape) for picture in pictures]
+    pictures = [user_images.enlarge(picture, pipe.shape) for picture in pictures]
     return Edit(pipe, sampler_factory, pipe.times, (y, np.float32(noise)), None, record, pictures)
-
-
-def _enlarge(picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A measurement as an image of this shape, its pixels repeated."""
-    for axis, size in enumerate(shape):
-        picture = picture.repeat(size // picture.shape[axis], axis)
-    return picture
 
 
 def _sdedit(pipe: Pipeline, options: flags.EditOptions) -> Edit:
@@ -245,8 +238,7 @@ def _interpolate(pipe: Pipeline, options: flags.EditOptions, start: int, num: in
     """Images i = 0 ... num - 1 decode the point i / (num - 1) of the arc between the two inverted images."""
     c = pipe.config.sampling
     if c.sampler != "ddim" or c.eta != 0:
-        raise ValueError("--interpolate needs a deterministic sampler: "
-                         "add --sampler ddim --eta 0")  # fmt: skip
+        raise ValueError("--interpolate needs a deterministic sampler: add --sampler ddim --eta 0")
     if start != 0 or num < 2:
         raise ValueError(f"--interpolate makes a series from the first image to the second: --start must be 0 "
                          f"and --num at least 2, got {start} and {num}")  # fmt: skip

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 import unicodedata
@@ -162,8 +163,6 @@ class Pipeline:
 
         Args:
             program_key: of the sampler: a second one of the same name, and the same kind of sampling, is not compiled.
-            inputs: what its factory is passed.
-            times: to visit.
 
         Raises:
             ValueError: as `draw`.
@@ -195,7 +194,7 @@ class Pipeline:
     @property
     def x0_mse_digest(self) -> str | None:
         """The digest of the errors that the analytic sampler uses; None for the others."""
-        return x0_mse.digest(self.x0_mse)
+        return None if self.x0_mse is None else f"sha256:{hashlib.sha256(self.x0_mse.tobytes()).hexdigest()}"
 
     @property
     def integer_levels(self) -> int:

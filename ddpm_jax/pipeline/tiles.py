@@ -202,7 +202,6 @@ def trajectory_function(
     Args:
         shape: of one image, (H, W, C).
         times: to visit; other times are another program.
-        save_at: the times to keep.
     """
 
     def trajectory(inputs: Any, key: jax.Array, tile: Tile) -> jax.Array:

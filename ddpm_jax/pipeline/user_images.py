@@ -31,16 +31,19 @@ def read_conditioning_image(pipe: "Pipeline", path: str) -> ConditioningImage:
         FileNotFoundError, ValueError: as `read_image`; or if the network takes no conditioning image.
     """
     shape = conditioning_image_shape(pipe.config, pipe.shape)
-    factor = pipe.config.condition.super_resolution_factor
     if shape is None:
         raise ValueError("an image is given, but this run's network takes no conditioning image")
-    if factor:
-        shape = (*(side // factor for side in shape[:-1]), shape[-1])
-    image = read_image(pipe, "--image", path, shape)
+    factor = pipe.config.condition.super_resolution_factor or 1
+    image = read_image(pipe, "--image", path, (*(side // factor for side in shape[:-1]), shape[-1]))
     x = np.asarray(data.normalize(image[None], pipe.levels))[0]
-    for axis in range(len(shape) - 1 if factor else 0):
-        x = x.repeat(factor, axis)
-    return ConditioningImage(path, image_hash(image), x)
+    return ConditioningImage(path, image_hash(image), enlarge(x, shape))
+
+
+def enlarge(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A small image as one of this shape, its pixels repeated."""
+    for axis, size in enumerate(shape):
+        image = image.repeat(size // image.shape[axis], axis)
+    return image
 
 
 def read_image(pipe: "Pipeline", flag: str, path: str, shape: tuple[int, ...] | None = None) -> np.ndarray:

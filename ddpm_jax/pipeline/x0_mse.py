@@ -3,7 +3,6 @@
 x0_errors.json, for `samplers.analytic`: it belongs to certain weights, and to what is done to their predictions.
 """
 
-import hashlib
 import json
 import pathlib
 
@@ -22,7 +21,6 @@ def save(
     """Writes the mean squared errors of x_0_hat at t = 1..T, and returns where; those of more images stay.
 
     Args:
-        fingerprint: of the weights.
         x0_mse: [T] per component, squared data units.
         images: how many they are means over.
     """
@@ -60,11 +58,6 @@ def load(workdir: pathlib.Path, fingerprint: str, config: configs.Config) -> np.
     if len(found["x0_errors"]) != T + 1:
         raise ValueError(f"{path} is damaged: {len(found['x0_errors'])} errors, not {T + 1}; remove it, and {measure}")
     return np.asarray(found["x0_errors"], np.float32)
-
-
-def digest(x0_mse: np.ndarray | None) -> str | None:
-    """The digest of these errors, for a manifest; None if there are none."""
-    return None if x0_mse is None else f"sha256:{hashlib.sha256(x0_mse.tobytes()).hexdigest()}"
 
 
 def _content(path: pathlib.Path) -> dict:

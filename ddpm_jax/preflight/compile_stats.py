@@ -41,45 +41,33 @@ class CompileStats(NamedTuple):
 
     memory: Memory | None  # None if it did not fit
     needed: int | None  # bytes that it needs on each device, as far as they are known
-    limit: int | None  # bytes that each device has for programs, as far as they are known
     collectives: list[Collective]  # operations between devices
     # the compiler's estimate by kind of work, see `cost.estimated_cycles`; empty where it gives none
     cycles: dict[str, int]
     seconds: float  # of compilation; 0 if it was clear without compiling that it does not fit
     error: str  # the compiler's message if it did not fit
 
-    @property
-    def fits(self) -> bool:
-        return self.memory is not None and (self.limit is None or self.memory.peak <= self.limit)
-
 
 def compile_and_analyse(
     lowered: jax.stages.Lowered, devices: int, limit: int | None, options: dict[str, Any]
 ) -> tuple[CompileStats, jax.stages.Compiled | None]:
-    """The statistics of a program and, if it fits, the compiled program.
-
-    Args:
-        devices: number of devices that it is compiled for.
-        limit: bytes of memory that each has, if that is known.
-        options: of the compiler.
-    """
+    """The statistics of a program for `devices` that have `limit` bytes each, and the compiled program if it fits."""
     start = time.perf_counter()
     # a lower bound of the arguments on each device, without padding: [devices, ...] is taken for a row on each
     arguments = [(leaf.shape, getattr(leaf.dtype, "itemsize", 4)) for leaf in jax.tree.leaves(lowered.args_info)]
     least = sum(math.prod(shape) * size // (devices if shape[:1] == (devices,) else 1) for shape, size in arguments)
     if limit is not None and least > limit:
-        return CompileStats(None, least, limit, [], {}, 0.0, "its arguments alone are more than there is"), None
+        return CompileStats(None, least, [], {}, 0.0, "its arguments alone are more than there is"), None
     try:
         compiled = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        seconds, (needed, available) = time.perf_counter() - start, parse_out_of_memory(str(error))
-        available = limit if available is None else available
-        return CompileStats(None, needed, available, [], {}, seconds, process.first_line(error)), None
+        seconds, needed = time.perf_counter() - start, parse_out_of_memory(str(error))[0]
+        return CompileStats(None, needed, [], {}, seconds, process.first_line(error)), None
     seconds, found, text = time.perf_counter() - start, compiled_memory(compiled), compiled.as_text() or ""
     between, cycles = find_collectives(text, devices), cost.estimated_cycles(text)
-    return CompileStats(found, found.peak, limit, between, cycles, seconds, ""), compiled
+    return CompileStats(found, found.peak, between, cycles, seconds, ""), compiled
 
 
 def compiled_memory(compiled: jax.stages.Compiled) -> Memory:

@@ -38,11 +38,7 @@ class Instruction(NamedTuple):
 
 
 def estimated_cycles(text: str) -> dict[str, int]:
-    """Estimated cycles of a compiled program by kind, the most first; empty where the compiler gives no estimate.
-
-    Args:
-        text: the program as the compiler prints it.
-    """
+    """Estimated cycles by kind, the most first, of a program as the compiler prints it; empty without an estimate."""
     computations, entry = parse_computations(text)
     found: collections.Counter[str] = collections.Counter()
     for instruction, times in iterate_scheduled(computations, entry):

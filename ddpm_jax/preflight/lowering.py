@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import conditions, data, keys, trainer
+from ddpm_jax import conditions, data, keys, trainer, training
 from ddpm_jax import config as configs
 from ddpm_jax.data.device_loader import is_streamed
 from ddpm_jax.model import Model, build
@@ -54,19 +54,19 @@ def load_images(config: configs.Config, shape: tuple[int, ...], number: int | No
         ) from error
 
 
-def train_state(model: Model) -> tuple[Any, Any]:
-    """A function from a key to the state of a run, compiled at its first call, and that state's shapes."""
-    return jax.jit(model.init_state), jax.eval_shape(model.init_state, _key_shape())
+def train_state(model: Model) -> training.TrainState:
+    """The shapes of the state of a run."""
+    return jax.eval_shape(model.init_state, _key_shape())
 
 
 def state_bytes(model: Model) -> int:
     """Bytes of the state's arrays, as they are in host memory."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(train_state(model)[1]))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(train_state(model)))
 
 
 def device_state_bytes(model: Model, devices: int) -> int:
     """Bytes of the state on each of so many devices."""
-    whole, params = state_bytes(model), train_state(model)[1].params
+    whole, params = state_bytes(model), train_state(model).params
     own = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     return own + (whole - own) // devices if model.config.shard_update else whole
 
@@ -97,7 +97,7 @@ def lower_train_step(model: Model, images: data.Dataset, devices: Sequence[Any])
     several = len({device.process_index for device in devices}) > 1
     stop_flag, bad = jax.ShapeDtypeStruct(places.shape[:1], jnp.float32) if several else None, jnp.int32(0)
     rows = _batched_shapes(conditions.DatasetConditions(config, images).gather(np.zeros(1, int)), places.shape)
-    state = train_state(model)[1]
+    state = train_state(model)
     if config.shard_update:
         state = jax.eval_shape(lambda whole: trainer.split_state(model.optimizer, whole, len(devices)), state)
     return step.lower(_key_shape(), state, bad, pixels, places, rows, stop_flag)
@@ -115,7 +115,7 @@ def lower_sampler(model: Model, devices: Sequence[Any]) -> jax.stages.Lowered:
     factory, shape = tiles.sampler_factory(model), (len(devices),)
     indices = jax.ShapeDtypeStruct((model.tile_size(devices[0].platform),), jnp.uint32)
     tile = tiles.Tile(indices, _batched_shapes(model.empty_condition(1), indices.shape))
-    inputs = tiles.SamplerInputs(train_state(model)[1].params, model.scalars())
+    inputs = tiles.SamplerInputs(train_state(model).params, model.scalars())
     state = jax.eval_shape(tiles.begin_function(factory, model.shape), inputs, _key_shape(), tile, jnp.int32(0))
     in_axes = None, None, 0, 0, None
     advance = tiles.parallelise(tiles.advance_function(factory), model.config.parallel, devices, in_axes)
@@ -129,7 +129,7 @@ def lower_evaluation(model: Model, images: data.Dataset, devices: Sequence[Any])
     run = trainer.Run(model, pathlib.Path(), images, key=None, interrupt=None)
     sharding = jax.sharding.SingleDeviceSharding(devices[0])
     count = min(model.config.batch, run.num_held_out)
-    shapes = train_state(model)[1].params
+    shapes = train_state(model).params
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
     own = jax.eval_shape(lambda: jax.random.split(keys.from_seed(0), count))
     examples = jax.ShapeDtypeStruct((count, *model.shape), jnp.float32), model.empty_condition(count)

@@ -82,8 +82,8 @@ class Report:
 
     def fits(self, name: str) -> bool:
         """True if a program fits beside training's state and images."""
-        needed, limit = self.bytes_during_training(name), self.target.limit
-        return self.programs[name].fits and (limit is None or needed is None or needed <= limit)
+        memory, needed, limit = self.programs[name].memory, self.bytes_during_training(name), self.target.limit
+        return memory is not None and (limit is None or max(memory.peak, needed or 0) <= limit)
 
 
 def format_bytes(number: float) -> str:

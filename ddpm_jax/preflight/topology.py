@@ -1,6 +1,6 @@
 """TPU slices by name, and their devices as libtpu describes them to the compiler; no TPU is needed."""
 
-import importlib.util
+import itertools
 import os
 import re
 from typing import Any, NamedTuple
@@ -97,7 +97,7 @@ def devices(tpu_slice: Slice) -> list[Any]:
         ModuleNotFoundError: if libtpu is not installed.
         ValueError: if libtpu knows no such slice.
     """
-    if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+    if tpu.libtpu_path() is None:
         raise ModuleNotFoundError(
             "compiling for a TPU needs its compiler, libtpu (no TPU, but Linux): pip install 'ddpm-jax[tpu]'"
         )
@@ -134,9 +134,10 @@ def next_larger(tpu_slice: Slice) -> str | None:
     """The next larger slice of the same generation, by its product name; None if there is none."""
     generation, _, grid = tpu_slice.name.partition(":")
     kind = GENERATIONS[generation]
-    grids = list(kind.grids.items())
-    after = [chips for i, (chips, _) in enumerate(grids) if i and grids[i - 1][1] == grid]
-    return f"{kind.product}-{after[0] * kind.cores}" if after else None
+    for (_, smaller), (chips, _) in itertools.pairwise(kind.grids.items()):
+        if smaller == grid:
+            return f"{kind.product}-{chips * kind.cores}"
+    return None
 
 
 def _parse_product(name: str) -> tuple[str, str]:

@@ -202,18 +202,18 @@ def _set_cpu_devices(devices: int | None) -> None:
 
     flag = re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
     configured = int(flag.group(1)) if flag else jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
-    configured = configured if configured and configured > 0 else None
-    if configured is not None and devices not in (None, configured):
-        raise ValueError(f"devices = {devices}, but {configured} are set (XLA_FLAGS or jax_num_cpu_devices)")
-    number = configured or devices or min(_MAX_CPU_DEVICES, 2 ** (num_cores().bit_length() - 1))
-    if configured is None:
-        try:
-            jax.config.update("jax_num_cpu_devices", number)
-        except RuntimeError:
-            if devices not in (None, jax.local_device_count("cpu")):
-                raise RuntimeError(
-                    f"JAX has already started: call initialize(devices={devices}) before its first use"
-                ) from None
+    if configured and configured > 0:
+        if devices not in (None, configured):
+            raise ValueError(f"devices = {devices}, but {configured} are set (XLA_FLAGS or jax_num_cpu_devices)")
+        return
+    number = devices or min(_MAX_CPU_DEVICES, 2 ** (num_cores().bit_length() - 1))
+    try:
+        jax.config.update("jax_num_cpu_devices", number)
+    except RuntimeError:
+        if devices not in (None, jax.local_device_count("cpu")):
+            raise RuntimeError(
+                f"JAX has already started: call initialize(devices={devices}) before its first use"
+            ) from None
 
 
 def _device_files() -> list[str]:

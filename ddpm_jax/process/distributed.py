@@ -13,7 +13,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from ddpm_jax.process.output import first_line
 
@@ -28,20 +28,16 @@ _SHUTDOWN_TIMEOUT = 7 * 24 * 3600  # at the end the first process may still be w
 class DistributedOptions:
     coordinator: str | None = None
     """HOST:PORT of process 0: connects several processes without a cluster manager."""
-    processes: int | None = None
+    processes: Annotated[int | None, "[1, 2147483647]"] = None
     """Number of processes (with --coordinator); 1 without it: this process alone, whatever cluster it is in."""
-    process: int | None = None
+    process: Annotated[int | None, "[0, 2147483647]"] = None
     """Index of this process, from 0 (with --coordinator)."""
-    heartbeat: int = 60
+    heartbeat: Annotated[int, "[5, 1000000]"] = 60
     """With several processes: seconds without an answer after which a process counts as lost; the others then end."""
 
 
 def check_options(options: DistributedOptions) -> None:
-    """Checks the flags of several processes.
-
-    Raises:
-        ValueError: naming the flag, its value and the values allowed.
-    """
+    """Raises a ValueError if the flags of several processes do not fit together, or one has no allowed value."""
     flags = {"--coordinator": options.coordinator, "--processes": options.processes, "--process": options.process}
     set_flags = {name: value for name, value in flags.items() if value is not None}
     if 0 < len(set_flags) < len(flags) and set_flags != {"--processes": 1}:
@@ -168,8 +164,6 @@ def all_gather(arrays: Any) -> Any:
 
 def broadcast(array: Any) -> Any:
     """The first process's numpy array, in every process; the others pass one of its shape and type."""
-    if not _is_distributed():
-        return array
     import numpy as np
     from jax.experimental import multihost_utils
 
@@ -199,13 +193,10 @@ def abort_together(program_name: str, details: Callable[[], str] = lambda: "") -
     """Context manager that ends this process at once if an error ends its part of a common task.
 
     At a normal exit, or at an unfinished checkpoint, it would wait for processes that wait for it.  So after an error
-    it prints the reason and leaves by `os._exit`: with status 5 if another process was lost, which JAX reports where
-    the connection breaks.  A process that is silent for --heartbeat seconds is noticed by JAX, which then aborts the
-    others itself, with status 134.  In a single process, errors are raised as usual.
-
-    Args:
-        program_name: its name in the message.
-        details: text to add, such as the step saved last.
+    it prints the reason, with `details` such as the step saved last, and leaves by `os._exit`: with status 5 if another
+    process was lost, which JAX reports where the connection breaks.  A process that is silent for --heartbeat seconds
+    is noticed by JAX, which then aborts the others itself, with status 134.  In a single process, errors are raised as
+    usual.
     """
     try:
         yield

@@ -10,12 +10,8 @@ from ddpm_jax.process.output import first_line
 def explain_oom(what: str, hints: Callable[[], list[str]]) -> Iterator[None]:
     """Context manager around code that may exceed a device's memory when compiled or run.
 
-    Args:
-        what: a name for it in the message.
-        hints: flags to try, the mildest first.
-
     Raises:
-        MemoryError: in place of JAX's error, with the hints.
+        MemoryError: in place of JAX's error, that `what` does not fit, with the hints: flags to try, the mildest first.
     """
     import jax
 

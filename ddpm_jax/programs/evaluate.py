@@ -33,11 +33,7 @@ MULTI_PROCESS = ("likelihood", "samples")
 
 
 def main(argv: list[str]) -> int:
-    """Runs `RUN COMMAND [flags]`; returns exit status 0, 2 if RUN or COMMAND is missing or unknown, 4 if interrupted.
-
-    Raises:
-        ValueError, OSError, MemoryError: which `cli.call` turns into statuses.
-    """
+    """Runs `RUN COMMAND [flags]`; exit status 0, 2 if RUN or COMMAND is missing or unknown, 4 if interrupted."""
     if len(argv) < 2 or argv[0].startswith("-") or argv[1] not in COMMANDS:
         is_help = bool({"-h", "--help"} & set(argv))
         print(usage(), file=sys.stdout if is_help else sys.stderr)

@@ -24,11 +24,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Draws the curves; returns exit status 0.
-
-    Raises:
-        ValueError, OSError: which `cli.call` turns into statuses.
-    """
+    """Draws the curves; returns exit status 0."""
     options = flags.parse(Arguments, argv, prog="ddpm-jax plot")
 
     from ddpm_jax.evaluate import plots

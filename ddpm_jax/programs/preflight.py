@@ -36,7 +36,7 @@ class Arguments:
     """With --topology: the compiler's effort, from -1 (quick, the default) to 1; 0 is that of a real run.
 
     From 0 on, its estimate of the time is meaningful and is printed."""
-    devices: flags.OptionalFlag[int] = None
+    devices: flags.OptionalFlag[ranges.Devices] = None
     """On a CPU: number of JAX devices (default: one per core)."""
     out: flags.OptionalFlag[str] = None
     """A JSON file for the report."""
@@ -47,7 +47,7 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Compiles, measures and prints; exit status 0 if everything fits."""
     args = flags.parse_with_config(Arguments, argv, usage="ddpm-jax preflight CONFIG [options]")
-    if args.effort is not None and (args.topology is None or not -1 <= args.effort <= 1):
+    if args.effort is not None and args.topology is None:
         raise ValueError(f"--effort needs --topology and must be in [-1, 1], got {args.effort}")
     if args.topology is not None and args.devices is not None:
         raise ValueError(f"--devices {args.devices} is for this machine's CPU: leave it out with --topology")
@@ -72,20 +72,19 @@ def run(name: str, args: Arguments) -> int:
     target = find_target(args)
     images = lowering.load_images(args.config, args.shape, args.images)
     model = build(args.config, images.train.shape[1:], images.levels)
+    lowered_step = lowering.lower_train_step(model, images, target.devices)  # which also checks the batch
     lower = {
-        "train": lambda: lowering.lower_train_step(model, images, target.devices),
+        "train": lambda: lowered_step,
         "sampler": lambda: lowering.lower_sampler(model, target.devices),
         "evaluation": lambda: lowering.lower_evaluation(model, images, target.devices),
     }
-    lowered_step = lower["train"]()
     flops = lowering.step_flops(model, images, len(target.devices))
     found = report.Report(name, model, images, target, flops, {})
     say(report.header_lines(found))
     options = {} if target.effort is None else {"exec_time_optimization_effort": target.effort}
     for program_name in args.programs:
-        lowered = lowered_step if program_name == "train" else lower[program_name]()
         found.programs[program_name], compiled = compile_stats.compile_and_analyse(
-            lowered, len(target.devices), target.limit, options
+            lower[program_name](), len(target.devices), target.limit, options
         )
         if args.text is not None and compiled is not None:
             folder = pathlib.Path(args.text)

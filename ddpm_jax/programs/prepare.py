@@ -14,11 +14,7 @@ from ddpm_jax.config import flags
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command; returns exit status 0, or 4 if interrupted (the same command resumes).
-
-    Raises:
-        ValueError, OSError: which `cli.call` turns into statuses.
-    """
+    """Runs the command; returns exit status 0, or 4 if interrupted (the same command resumes)."""
     options = flags.parse(flags.Prepare, argv, prog="ddpm-jax prepare")
 
     from ddpm_jax.data import archives

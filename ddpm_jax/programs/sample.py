@@ -43,7 +43,7 @@ class Arguments:
     """Also write the reverse process: trajectory.gif, and trajectory.png with x_t above the predicted x_0."""
     verify: flags.OptionalFlag[str] = None
     """A manifest.json: draw its images again and report whether they are equal."""
-    devices: flags.OptionalFlag[int] = None
+    devices: flags.OptionalFlag[ranges.Devices] = None
     """On a CPU: number of JAX devices (default: one per core)."""
     hosts: tyro.conf.OmitArgPrefixes[process.DistributedOptions] = process.DistributedOptions()
 

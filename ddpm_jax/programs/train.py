@@ -15,7 +15,7 @@ import tyro
 
 from ddpm_jax import config as configs
 from ddpm_jax import process
-from ddpm_jax.config import flags
+from ddpm_jax.config import flags, ranges
 
 if TYPE_CHECKING:  # --help imports no JAX
     from ddpm_jax.checkpoint import Checkpoints
@@ -28,7 +28,7 @@ class Arguments:
     workdir: str = tyro.MISSING
     """The run's folder: config.json, metrics.jsonl, checkpoints/STEP, samples/."""
     init: tyro.conf.OmitArgPrefixes[flags.InitFrom] = flags.InitFrom()
-    devices: flags.OptionalFlag[int] = None
+    devices: flags.OptionalFlag[ranges.Devices] = None
     """On a CPU: number of JAX devices (default: one per core)."""
     hosts: tyro.conf.OmitArgPrefixes[process.DistributedOptions] = process.DistributedOptions()
     tracking: tyro.conf.OmitArgPrefixes[flags.TrackingOptions] = flags.TrackingOptions()

@@ -47,7 +47,7 @@ def init_from_run(model: Model, key: Any, options: InitFrom) -> tuple[training.T
     """
     source = Pipeline(str(options.init_from), step=options.init_checkpoint, weights=options.init_weights, sampling={})
     _check_compatible(source, model.config, model.shape)
-    transferred = transfer_params(init_params(model, key), source.params, _attention_hint(source, model.shape))
+    transferred = transfer_params(init_params(model, key), source.params, _attention_hint(source))
     parts = ("schedule.", "loss.", "net.", "text.", "condition.")
     other = [line for line in configs.differences(source.config, model.config) if line.startswith(parts)]
     record = {
@@ -133,8 +133,8 @@ def _check_compatible(source: Pipeline, config: configs.Config, shape: tuple[int
         raise ValueError(f"--init-from {source.workdir}: {'; '.join(wrong)}. Networks must have the same options")
 
 
-def _attention_hint(source: Pipeline, shape: tuple[int, ...]) -> str:
-    """A hint: the flags by which a U-Net for images of this shape attends at the other network's levels."""
+def _attention_hint(source: Pipeline) -> str:
+    """A hint: the flags by which a U-Net for images of any shape attends at the other network's levels."""
     net, side = source.config.net, min(source.shape[:-1])
     if net.kind != "unet":
         return ""

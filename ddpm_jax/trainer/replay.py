@@ -123,12 +123,10 @@ def replay(record: Record, dtype: str) -> Replay:
     def some(start: int, stop: int):
         """The arguments of the functions of `loss_and_gradient`, for the examples start ... stop - 1."""
         places, before = jnp.arange(start, min(stop, size)), record.step - 1
-        keys, t = (of(before, places) for of in (step_keys, times_of))
+        keys = training.step_keys(run_key, before, places)
+        t = trainer.stratified_times(config, run_key, before, places)
         rows = jax.tree.map(lambda leaf: leaf[start:stop], record.condition)
         return record.params, keys, record.images[start:stop], t, rows
-
-    step_keys = functools.partial(training.step_keys, run_key)
-    times_of = functools.partial(trainer.stratified_times, config, run_key)
 
     total, gradient = loss_and_gradient(config, record.images.shape[1:], record.levels)
     grads, found = jax.tree.map(np.zeros_like, record.params), []

@@ -22,6 +22,7 @@ from ddpm_jax.data.folder_report import join_first
 from ddpm_jax.metrics import held_out, monitors
 from ddpm_jax.model import Model
 from ddpm_jax.pipeline import averages, tiles
+from ddpm_jax.trainer.finetune import has_checkpoints
 from ddpm_jax.trainer.sharded_update import whole_ema, whole_state
 
 _REFERENCE_BYTES = 1 << 28
@@ -79,7 +80,7 @@ def _write_config(workdir: pathlib.Path, config: configs.Config) -> None:
     if path.exists():
         old = configs.read(path)
         changed = configs.differences(_with_changeable_fields(old, config), config)
-        if changed and any((workdir / "checkpoints").glob("[0-9]*")):  # without a checkpoint nothing has started
+        if changed and has_checkpoints(workdir):  # without a checkpoint nothing has started
             raise ValueError(
                 f"{workdir} holds a run of another config: give a new folder, or continue with the run's config. "
                 f"Differences: {'; '.join(changed)}"

@@ -134,16 +134,21 @@ def parallelise(
     state_axes = training.TrainState._make((None, None, 0, 0)) if shard_update else None
     platform = devices[0].platform if devices else jax.default_backend()
     return process.map_over_devices(
-        _with_stop_flag(_scan_steps(step, pixels_axis is not None, platform)), by, axis_name="batch",
+        _scan_steps(step, pixels_axis is not None, platform), by, axis_name="batch",
         in_axes=(None, state_axes, None, pixels_axis, 0, 0, 0),
         out_axes=(state_axes, None, None) if shard_update else None, donate_argnums=1, devices=devices,
     )  # fmt: skip
 
 
 def _scan_steps(step, streamed: bool, platform: str):
-    """k consecutive steps for indices [k, b]; `streamed` pixels are [k, b, ...]."""
+    """k consecutive steps for indices [k, b]; `streamed` pixels are [k, b, ...].
 
-    def steps(key, state, bad, pixels, indices, conditions):
+    The sum of the `stop_flag` over all devices is their metric "stop".  So several processes hear at the same call that
+    one of them was asked to stop, at the cost of four bytes in what they exchange anyway (a sum of floats, like the
+    gradients, so that it travels with them).
+    """
+
+    def steps(key, state, bad, pixels, indices, conditions, stop):
         def scan_body(carry, each):
             state, bad = carry
             shown, indices, conditions = each
@@ -153,11 +158,12 @@ def _scan_steps(step, streamed: bool, platform: str):
         each = (pixels if streamed else None, indices, conditions)
         if len(indices) == 1:
             (state, bad), metrics = scan_body((state, bad), jax.tree.map(lambda leaf: leaf[0], each))
-            return state, bad, jax.tree.map(lambda leaf: leaf[None], metrics)
-        # XLA's CPU back end runs the backward convolutions of a while loop many times slower: no loop there
-        unroll = len(indices) if platform == "cpu" else 1
-        (state, bad), metrics = jax.lax.scan(scan_body, (state, bad), each, unroll=unroll)
-        return state, bad, metrics
+            metrics = jax.tree.map(lambda leaf: leaf[None], metrics)
+        else:
+            # XLA's CPU back end runs the backward convolutions of a while loop many times slower: no loop there
+            unroll = len(indices) if platform == "cpu" else 1
+            (state, bad), metrics = jax.lax.scan(scan_body, (state, bad), each, unroll=unroll)
+        return state, bad, metrics if stop is None else metrics | {"stop": jax.lax.psum(stop, "batch")}
 
     return steps
 
@@ -165,18 +171,3 @@ def _scan_steps(step, streamed: bool, platform: str):
 def stop_flag(stop: bool):
     """The stop flag that each of several processes sends with a step, once per device; None for one process."""
     return np.full(jax.local_device_count(), stop, np.float32) if jax.process_count() > 1 else None
-
-
-def _with_stop_flag(step):
-    """Training steps with one more argument, a `stop_flag`, whose sum over all devices is their metric "stop".
-
-    So several processes hear at the same call that one of them was asked to stop, at the cost of four bytes in what
-    they exchange anyway (a sum of floats, like the gradients, so that it travels with them).  A flag of None changes
-    nothing.
-    """
-
-    def with_stop_flag(key, state, bad, pixels, indices, conditions, stop):
-        state, bad, metrics = step(key, state, bad, pixels, indices, conditions)
-        return state, bad, metrics if stop is None else metrics | {"stop": jax.lax.psum(stop, "batch")}
-
-    return with_stop_flag

@@ -25,7 +25,6 @@ class StepMetrics:
     A step is skipped if its loss or gradient is not finite.
 
     Args:
-        workdir: the run's folder.
         start: the last step of the checkpoint; lines of later steps are dropped from the file.
 
     Attributes:
@@ -68,8 +67,8 @@ class StepMetrics:
         while self.pending:
             self._collect_oldest()
 
-    def write_metrics(self, step: int) -> dict[str, Any]:
-        """Writes and returns a line of metrics.jsonl: means over the steps since the last one that were not skipped.
+    def write_metrics(self, step: int) -> None:
+        """Writes a line of metrics.jsonl: means over the steps since the last one that were not skipped.
 
         "seen" identifies the images of these steps: the first 16 hexadecimal digits of the sha256 of their indices in
         the training split, batch after batch, as little-endian int32.
@@ -90,7 +89,6 @@ class StepMetrics:
         self.file.write(line)
         self.progress.update(step, line.get("loss"))
         self.collected, self.batch_digest, self.clock = [], hashlib.sha256(), time.perf_counter()
-        return line
 
     def write_evaluation(self, step: int, evaluate: Callable[[], dict[str, Any]]) -> None:
         """Evaluates and writes a line of the results, if there are any; its time does not count as training."""

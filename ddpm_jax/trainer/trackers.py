@@ -30,6 +30,7 @@ QUARTERS, TENTHS = "loss_by_quarter_of_t", "held_out_loss_by_tenth_of_t"
 """The metrics that are a loss for each of equal parts of 1..T: both histograms, and the first also curves."""
 
 Row = Mapping[str, Any]
+"""A line of metrics.jsonl."""
 
 
 def check_tracking(options: flags.TrackingOptions, steps: int) -> None:
@@ -82,10 +83,15 @@ def track(names: Sequence[str], config: configs.Config, workdir: pathlib.Path, s
 def _following(log: tracking.MetricsLog, name: str, tracker: "TensorBoard | WeightsAndBiases") -> Iterator[None]:
     """Context in which a tracker gets each new line of a log, until it fails; then it is closed."""
 
+    def show(error: Exception) -> None:
+        message = f"train: --log {name} failed: {error!r}. Training goes on; the next start adds what is missing"
+        print(message, file=sys.stderr, flush=True)
+
     def follow(row: Row) -> None:
-        with _printed_errors(name) as failures:
+        try:
             tracker.write(row)
-        if failures:
+        except Exception as error:
+            show(error)
             log.followers.remove(follow)
 
     log.followers.append(follow)
@@ -94,20 +100,10 @@ def _following(log: tracking.MetricsLog, name: str, tracker: "TensorBoard | Weig
         yield
         failed = False
     finally:
-        with _printed_errors(name):
+        try:
             tracker.close(failed=failed)
-
-
-@contextlib.contextmanager
-def _printed_errors(name: str) -> Iterator[list[Exception]]:
-    """A list of the body's error, which is printed and not raised."""
-    failures: list[Exception] = []
-    try:
-        yield failures
-    except Exception as error:
-        failures.append(error)
-        message = f"train: --log {name} failed: {error!r}. Training goes on; the next start adds what is missing"
-        print(message, file=sys.stderr, flush=True)
+        except Exception as error:
+            show(error)
 
 
 class TensorBoard:
@@ -115,9 +111,6 @@ class TensorBoard:
 
     It replaces the file of an earlier process: all lines of metrics.jsonl are written anew.  Their times are computed
     from the speeds in these lines.
-
-    Args:
-        rows: the lines of metrics.jsonl.
     """
 
     def __init__(self, config: configs.Config, workdir: pathlib.Path, rows: Sequence[Row]) -> None:
@@ -183,9 +176,6 @@ class WeightsAndBiases:
     metrics.jsonl.  W&B takes a step only once, so the lines of a step are sent together: when that of a later step
     comes, or at the end, unless the step's evaluation is missing.  Offline, W&B begins new files at each start and
     `wandb sync` replaces the run by them, so they hold all lines.
-
-    Args:
-        rows: the lines of metrics.jsonl.
 
     Raises:
         ValueError: if W&B refuses the run.

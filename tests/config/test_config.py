@@ -21,7 +21,7 @@ from ddpm_jax import config as configs
 from ddpm_jax import losses, samplers, schedules
 from ddpm_jax.config import fields, flags, old_names
 from ddpm_jax.keys import from_seed
-from ddpm_jax.model import build, check, denoiser_options, network, noise_schedule, optimizer, tile_size
+from ddpm_jax.model import build, check, denoiser_options, network, noise_schedule, optimizer
 from ddpm_jax.programs import cli
 from ddpm_jax.programs.convert import COMMANDS as CONVERT
 from ddpm_jax.programs.evaluate import COMMANDS as EVALUATE
@@ -243,8 +243,8 @@ def test_what_cannot_be_trained_is_refused_before_it_is_compiled(changes, text):
     ],
 )  # fmt: skip
 def test_tiles_suit_the_device_unless_they_are_said(shape, platform, tile):
-    assert tile_size(configs.Config(), shape, platform) == tile
-    assert tile_size(configs.Config(sampling=configs.Sampling(tile=7)), shape, platform) == 7
+    assert build(configs.Config(), shape, 256).tile_size(platform) == tile
+    assert build(configs.Config(sampling=configs.Sampling(tile=7)), shape, 256).tile_size(platform) == 7
 
 
 def test_results_of_other_refinements_have_other_names():

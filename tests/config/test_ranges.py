@@ -81,7 +81,7 @@ def flags(cls):
     hints = typing.get_type_hints(cls)
     for path, hint in fields(cls):
         if numeric(hint) and hints[path[0]] is not configs.Config and path[-1] not in IN_KEYS:
-            yield path, ranges.FLAGS.get(path[-1]) or ranges.interval_of(hint)
+            yield path, ranges.interval_of(hint)
 
 
 @pytest.mark.parametrize("cls", PROGRAMS, ids=lambda cls: f"{cls.__module__}.{cls.__name__}")

@@ -272,6 +272,7 @@ def test_all_fields_that_stand_in_the_way_are_named_at_once():
         ({"trained_betas": [0.1, 0.2]}, "trained_betas = [0.1, 0.2]: only None is supported"),
         ({"variance_type": "fixed_large_log"}, "variance_type = 'fixed_large_log': only 'fixed_small'"),
         ({"variance_type": "learned"}, "variance_type = 'learned': only"),
+        ({"variance_type": None}, "variance_type = None: only 'fixed_small'"),
         ({"variance_type": "learned_range"}, "variance_type = 'learned_range', but the network gives as many channels"),
         ({"prediction_type": "flow"}, "prediction_type = 'flow': only 'epsilon' or 'sample' or 'v_prediction'"),
         ({"timestep_spacing": "log"}, "timestep_spacing = 'log': only 'leading' or 'trailing' or 'linspace'"),

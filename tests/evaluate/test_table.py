@@ -50,8 +50,6 @@ def test_the_table_of_a_learned_variance_has_one_chain(drawn, tmp_path, monkeypa
         return [protocol.Measurement("x", 1.0, 0.1, of_all)]
 
     run = shared_evaluation.replace_config(drawn, loss=configs.Loss("hybrid"))
-    monkeypatch.setattr(table, "with_sampling", lambda old, sampling: old._replace(
-        model=run.model.with_request(run.model.request, **sampling)))  # fmt: skip
     monkeypatch.setattr(table, "measure_row", row)
     table.run(run._replace(out=tmp_path), table.TableOptions(num=70, sets=1, ddim=(2,)))
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
@@ -72,6 +70,6 @@ def test_the_whole_table_of_a_learned_variance(tmp_path):
 
 
 def test_the_table_asks_for_the_settings_of_each_row(run_folder, tmp_path):
-    other = table.with_sampling(ddim_context(run_folder, tmp_path), {"sampler": "ddim", "steps": 3, "eta": 0.0})
+    other = ddim_context(run_folder, tmp_path).with_sampling(sampler="ddim", steps=3, eta=0.0)
     assert other.model.config.sampling.steps == 3 and other.model.step == 3
     assert sample_cache.protocol_fields(other, 0, "integer")["samples"] == "ddim 3 of 20 steps uniform eta=0"

@@ -66,13 +66,6 @@ def test_batches_of_any_size_have_the_moments_of_the_whole():
     close(tree[0], whole, 1e-13)
 
 
-def test_a_batch_of_many_blocks_has_the_moments_of_its_blocks(monkeypatch):
-    features = correlated(2, 301, 8)
-    whole = frechet.moments(features)
-    monkeypatch.setattr(frechet, "BLOCK", 8 * 25)
-    close(frechet.moments(features), whole, 1e-13)
-
-
 def test_no_images_change_nothing():
     some, none = frechet.moments(correlated(3, 9, 4)), frechet.moments(np.zeros((0, 4)))
     assert none.n == 0 and frechet.merge_moments(none, frechet.empty_moments(4)).n == 0

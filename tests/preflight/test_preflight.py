@@ -190,7 +190,7 @@ def test_a_training_step_is_about_three_forward_passes(tiny, net):
     config = dataclasses.replace(config, net=net or config.net)
     images = lowering.load_images(config, (), None)
     model = build(config, images.train.shape[1:], images.levels)
-    params = lowering.train_state(model)[1].params
+    params = lowering.train_state(model).params
     forward = jax.jit(lambda params, x, t: network(config, 1).apply({"params": params}, x, t))
     x, t = jax.ShapeDtypeStruct((128, 8, 8, 1), jnp.float32), jax.ShapeDtypeStruct((128,), jnp.int32)
     once = forward.lower(params, x, t).cost_analysis()["flops"]
@@ -204,7 +204,7 @@ def test_a_checkpoint_takes_what_is_said_on_the_disk(tmp_path):
     config = configs.load(ROOT / "configs" / "digits.py")
     images, rng = lowering.load_images(config, (), None), np.random.default_rng(0)
     model = build(config, images.train.shape[1:], images.levels)
-    shapes = lowering.train_state(model)[1]
+    shapes = lowering.train_state(model)
     state = jax.tree.map(lambda leaf: np.asarray(rng.normal(size=leaf.shape) + 1).astype(leaf.dtype), shapes)
     with checkpoint.Checkpoints(tmp_path) as saved:
         saved.save(1, state, {})
@@ -225,7 +225,7 @@ def test_a_run_takes_the_disk_of_the_checkpoints_it_keeps_and_of_the_one_being_w
     averaging, later = (
         build(dataclasses.replace(config, optim=optim, snapshot_every=every), (8, 8, 1), 17) for every in (30, 101)
     )
-    params = sum(leaf.size for leaf in jax.tree.leaves(lowering.train_state(averaging)[1].params))
+    params = sum(leaf.size for leaf in jax.tree.leaves(lowering.train_state(averaging).params))
     more = local_measurement.disk_bytes(averaging, images) - local_measurement.disk_bytes(later, images)
     assert more == 3 * 2 * 4 * params  # three snapshots of two averages
 

@@ -67,7 +67,7 @@ def test_its_commands_run_one_after_the_other_cut_short(folder_of_a_reader):
         run("-m", "ddpm_jax", name, *words, *CUT_SHORT[name].split(), folder=folder_of_a_reader)
     assert (folder_of_a_reader / "samples" / "grid.png").exists()
     assert {path.name for path in (folder_of_a_reader / "runs").iterdir()} == {
-        "digits", "mnist", "cifar10", "mine", "arrays", "flowers",
+        "text", "digits", "mnist", "cifar10", "mine", "arrays", "flowers",
     }  # fmt: skip
 
 

@@ -4,8 +4,10 @@ Its configuration is read field by field; an unsupported value is refused by the
 that is missing has the value that diffusers gives it.
 """
 
+import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,17 +29,12 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 class DiffusersPipeline(NamedTuple):
     """A pipeline in diffusers' format."""
 
-    network: network.NetworkConfig
-    scheduler: scheduler.SchedulerConfig
+    config: configs.Config  # ours.  Its data are the default's
+    shape: tuple[int, int, int]  # of an image, (H, W, C)
     tensors: Mapping[str, np.ndarray]  # the network's
     files: tuple[pathlib.Path, ...]  # those that were read
-    attention: names.AttentionNames
+    rules: Callable[[Any], list[Rule]]  # of our tree of parameters
     fingerprint: str | None  # of the tensors as our parameters, if `write_pipeline` wrote them; else None
-    null_label: bool  # whether the last of its labels stands for none
-
-    def rules(self, target: Any) -> list[Rule]:
-        """The rules of our tree of parameters."""
-        return names.rules(target, self.attention, null_label=self.null_label)
 
 
 def read_pipeline(folder: pathlib.Path, *, null_label: bool = False) -> DiffusersPipeline:
@@ -60,11 +57,15 @@ def read_pipeline(folder: pathlib.Path, *, null_label: bool = False) -> Diffuser
         hint = "it defines the noise that the network was trained with"
         raise FileNotFoundError(f"{folder} holds no scheduler_config.json, neither itself nor in scheduler: {hint}")
     read = network.from_diffusers(tensor_files.read_json(unet / "config.json"), null_label=null_label)
-    diffusion = scheduler.from_diffusers(tensor_files.read_json(settings), learned_variance=read.learned_variance)
+    chain = scheduler.from_diffusers(tensor_files.read_json(settings), learned_variance=read.learned_variance)
+    always_labelled = read.net.num_classes and not null_label
+    condition = configs.Condition(dropout=0.0) if always_labelled else configs.Condition()
+    config = dataclasses.replace(chain, net=read.net, condition=condition)
     weights = _weights(unet)
     tensors, paths = tensor_files.read_tensors(weights), (unet / "config.json", settings, weights)
+    rules = partial(names.rules, attention=names.attention_names(tensors), null_label=null_label)
     fingerprint = tensor_files.safetensors_metadata(weights).get("fingerprint")
-    return DiffusersPipeline(read, diffusion, tensors, paths, names.attention_names(tensors), fingerprint, null_label)
+    return DiffusersPipeline(config, read.shape, tensors, paths, rules, fingerprint)
 
 
 def write_pipeline(

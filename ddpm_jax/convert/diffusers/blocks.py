@@ -1,7 +1,7 @@
 """The types of a `UNet2DModel`'s blocks: attention levels, and the resampling between levels."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from ddpm_jax import config as configs
 
@@ -16,15 +16,8 @@ _RESAMPLE_TYPES: dict[str, Resample] = {"conv": "layer", "resnet": "block"}
 """The resampling of blocks with attention; the types of the others define it."""
 
 
-class BlockTypes(NamedTuple):
-    """Attention and resampling of the levels."""
-
-    attention_levels: tuple[int, ...]  # the levels with attention, 0 being the largest
-    resample: Resample  # see `config.Net`
-
-
-def from_diffusers(c: Mapping[str, Any]) -> tuple[BlockTypes, list[str]]:
-    """The block types as ours, and errors for the unsupported ones."""
+def from_diffusers(c: Mapping[str, Any]) -> tuple[list[int], Resample, list[str]]:
+    """The levels with attention, 0 being the largest, the resampling of `config.Net`, and errors for other types."""
     block_types = {"down": [*map(str, c["down_block_types"])], "up": [*map(str, reversed(c["up_block_types"]))]}
     known = {way: (*_RESAMPLE_BLOCKS[way], _ATTENTION_BLOCKS[way]) for way in block_types}
     messages = [
@@ -38,7 +31,7 @@ def from_diffusers(c: Mapping[str, Any]) -> tuple[BlockTypes, list[str]]:
         if c[f"{way}sample_type"] not in _RESAMPLE_TYPES
     ]
     if messages:
-        return BlockTypes((), "layer"), messages
+        return [], "layer", messages
     attended = {
         way: [i for i, kind in enumerate(kinds) if kind == _ATTENTION_BLOCKS[way]] for way, kinds in block_types.items()
     }
@@ -57,7 +50,7 @@ def from_diffusers(c: Mapping[str, Any]) -> tuple[BlockTypes, list[str]]:
             f"{shown}, downsample_type = {c['downsample_type']!r}, upsample_type = {c['upsample_type']!r}: sizes are "
             "changed by layers of their own or in residual blocks, the same everywhere"
         )
-    return BlockTypes(tuple(attended["down"]), used.pop() if used else "layer"), messages
+    return attended["down"], used.pop() if used else "layer", messages
 
 
 def to_diffusers(net: configs.Net, attends: Sequence[bool]) -> dict[str, Any]:

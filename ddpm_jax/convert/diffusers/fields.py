@@ -13,8 +13,7 @@ IGNORED = (
 class Supported(NamedTuple):
     """A field that must have one of some values."""
 
-    default: Any  # diffusers' value of a missing field
-    values: tuple[Any, ...]  # those that are supported
+    values: tuple[Any, ...]  # those that are supported; the first is diffusers' own for a missing field
     meaning: str  # of the supported values, for the error
 
 
@@ -36,10 +35,10 @@ def field_errors(
     unknown = [name for name in config if name not in known and name not in supported and name not in IGNORED]
     messages = [f"{name} = {config[name]!r} is a field that is not known here" for name in unknown]
     for name, field in supported.items():
-        value = config.get(name, field.default)
+        value = config.get(name, field.values[0])
         if not any(_equal(value, legal) for legal in field.values):
-            text = f"{name} = {value!r}" if name in config else f"{name} is missing, which means {value!r}"
-            messages.append(f"{text}: only {' or '.join(map(repr, field.values))} is supported, {field.meaning}")
+            legal = " or ".join(map(repr, field.values))
+            messages.append(f"{name} = {value!r}: only {legal} is supported, {field.meaning}")
     for name, kind in types.items():
         value = config.get(name, known[name])
         # Python counts booleans as integers

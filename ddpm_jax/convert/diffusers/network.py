@@ -33,15 +33,15 @@ DEFAULTS = {
 """The network's fields with diffusers' defaults, which are not those of the original."""
 
 SUPPORTED = {
-    "center_input_sample": Supported(False, (False,), "images in [-1, 1]"),
-    "time_embedding_type": Supported("positional", ("positional",), "sines and cosines"),
-    "time_embedding_dim": Supported(None, (None,), "four times the first level's channels"),
-    "mid_block_type": Supported("UNetMidBlock2D", ("UNetMidBlock2D",), "a middle with attention"),
-    "mid_block_scale_factor": Supported(1, (1,), "residuals as they are"),
-    "act_fn": Supported("silu", ("silu", "swish"), "two names of one function"),
-    "add_attention": Supported(True, (True,), "a middle with attention"),
-    "class_embed_type": Supported(None, (None,), "labels of a table (num_class_embeds), or none"),
-    "num_train_timesteps": Supported(None, (None,), "no table of times"),
+    "center_input_sample": Supported((False,), "images in [-1, 1]"),
+    "time_embedding_type": Supported(("positional",), "sines and cosines"),
+    "time_embedding_dim": Supported((None,), "four times the first level's channels"),
+    "mid_block_type": Supported(("UNetMidBlock2D",), "a middle with attention"),
+    "mid_block_scale_factor": Supported((1,), "residuals as they are"),
+    "act_fn": Supported(("silu", "swish"), "two names of one function"),
+    "add_attention": Supported((True,), "a middle with attention"),
+    "class_embed_type": Supported((None,), "labels of a table (num_class_embeds), or none"),
+    "num_train_timesteps": Supported((None,), "no table of times"),
 }
 TYPES = {
     "sample_size": (int, list, tuple, type(None)), "in_channels": int, "out_channels": int,
@@ -81,7 +81,7 @@ def from_diffusers(config: Mapping[str, Any], *, null_label: bool = False) -> Ne
         "freq_shift": (0, 1),
     }  # fmt: skip
     _raise_if_any(field_errors(config, DEFAULTS, SUPPORTED, TYPES, choices))
-    levels, messages = blocks.from_diffusers(c)
+    attention_levels, resample, messages = blocks.from_diffusers(c)
     sides = [c["sample_size"]] * 2 if isinstance(c["sample_size"], int) else list(c["sample_size"] or [])
     _raise_if_any(messages + _size_errors(c, sides) + _label_errors(c["num_class_embeds"], null_label))
     widths = list(c["block_out_channels"])
@@ -89,12 +89,12 @@ def from_diffusers(config: Mapping[str, Any], *, null_label: bool = False) -> Ne
         channels=widths[0],
         channel_multipliers=tuple(width // widths[0] for width in widths),
         num_res_blocks=c["layers_per_block"],
-        attention_resolutions=tuple(min(sides) // 2**i for i in levels.attention_levels),
+        attention_resolutions=tuple(min(sides) // 2**i for i in attention_levels),
         head_channels=c["attention_head_dim"] or 0,
         dropout=float(c["dropout"]),
         groups=c["norm_num_groups"],
         num_classes=(c["num_class_embeds"] or 0) - null_label,
-        resample=levels.resample,
+        resample=resample,
         time_conditioning=TIME_CONDITIONING[c["resnet_time_scale_shift"]],
         compat=configs.CompatOptions(
             eps=float(c["norm_eps"]),
@@ -136,7 +136,7 @@ def to_diffusers(config: configs.Config, shape: tuple[int, ...]) -> dict[str, An
         "freq_shift": conventions.time_shift,
         "resnet_time_scale_shift": {ours: theirs for theirs, ours in TIME_CONDITIONING.items()}[net.time_conditioning],
         "num_class_embeds": net.num_classes + null_label(config) or None,
-        **{name: field.values[0] for name, field in SUPPORTED.items() if field.default is not None},
+        **{name: field.values[0] for name, field in SUPPORTED.items() if field.values[0] is not None},
     }
 
 
@@ -147,36 +147,32 @@ def null_label(config: configs.Config) -> bool:
 
 def _size_errors(c: Mapping[str, Any], sides: list[Any]) -> list[str]:
     """Errors for the numbers of channels, pixels, layers and groups."""
-    levels, messages, widths = len(c["down_block_types"]), [], list(c["block_out_channels"])
+    levels, widths, groups = len(c["down_block_types"]), list(c["block_out_channels"]), c["norm_num_groups"]
     if not levels:
         return ["down_block_types is empty: at least one block is right"]
+    counts = ("in_channels", "layers_per_block", "norm_num_groups")
+    messages = [f"{name} = {c[name]}: at least 1 is right" for name in counts if c[name] < 1]
     if len(widths) != levels or not all(isinstance(w, int) and w > 0 and w % widths[0] == 0 for w in widths):
         messages.append(f"block_out_channels = {widths}: multiples of the first, one for each of {levels} blocks, fit")
     if len(sides) != 2 or not all(isinstance(n, int) and n > 0 and n % 2 ** (levels - 1) == 0 for n in sides):
         messages.append(f"sample_size = {c['sample_size']!r}: only multiples of {2 ** (levels - 1)} fit the blocks")
-    if c["in_channels"] < 1:
-        messages.append(f"in_channels = {c['in_channels']}: at least 1 is right")
     if c["out_channels"] not in (c["in_channels"], 2 * c["in_channels"]):
         messages.append(
             f"out_channels = {c['out_channels']}: only in_channels = {c['in_channels']} or twice that is supported"
         )
-    if c["layers_per_block"] < 1 or c["norm_num_groups"] < 1:
+    if groups > 0 and any(isinstance(w, int) and w % groups for w in widths):
+        messages.append(f"norm_num_groups = {groups} does not divide block_out_channels = {widths}")
+    elif c["resnet_time_scale_shift"] == "default" and set(widths) == {groups}:
         messages.append(
-            f"layers_per_block = {c['layers_per_block']}, norm_num_groups = {c['norm_num_groups']}: at least 1 is right"
-        )
-    elif any(isinstance(w, int) and w % c["norm_num_groups"] for w in widths):
-        messages.append(f"norm_num_groups = {c['norm_num_groups']} does not divide block_out_channels = {widths}")
-    elif c["resnet_time_scale_shift"] == "default" and set(widths) == {c["norm_num_groups"]}:
-        messages.append(
-            f"norm_num_groups = {c['norm_num_groups']}, as many as block_out_channels = {widths}: each channel is "
-            "normalised by itself and forgets the time that was added to it; fewer groups are supported"
+            f"norm_num_groups = {groups}, as many as block_out_channels = {widths}: each channel is normalised by "
+            "itself and forgets the time that was added to it; fewer groups are supported"
         )
     if not 0 < c["norm_eps"] < math.inf:
         messages.append(f"norm_eps = {c['norm_eps']}: only a positive number is supported")
     if not 0 <= c["dropout"] < 1:
         messages.append(f"dropout = {c['dropout']}: only in [0, 1)")
     # the middle's own: left out where scale and shift are on, it has no normalisation at all
-    usual = (None, c["norm_num_groups"]) if c["resnet_time_scale_shift"] == "default" else (c["norm_num_groups"],)
+    usual = (None, groups) if c["resnet_time_scale_shift"] == "default" else (groups,)
     if c["attn_norm_num_groups"] not in usual:
         messages.append(
             f"attn_norm_num_groups = {c['attn_norm_num_groups']}: only {usual[-1]}, as norm_num_groups, is supported"

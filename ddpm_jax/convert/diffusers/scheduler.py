@@ -1,7 +1,7 @@
 """The configuration of a `DDPMScheduler` or `DDIMScheduler` as our schedule, loss and sampling, and back."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,16 +25,16 @@ DEFAULTS = {
 """The sampling fields with diffusers' defaults."""
 
 SUPPORTED_BY_BOTH = {
-    "trained_betas": Supported(None, (None,), "betas of a formula"),
-    "thresholding": Supported(False, (False,), "clipping (sample.py --threshold is another thresholding)"),
-    "dynamic_thresholding_ratio": Supported(0.995, (0.995,), "as thresholding is off"),
-    "sample_max_value": Supported(1.0, (1.0,), "as thresholding is off"),
-    "clip_sample_range": Supported(1.0, (1.0,), "images in [-1, 1]"),
-    "steps_offset": Supported(0, (0,), "times from the first"),
-    "timestep_values": Supported(None, (None,), "all times"),
-    "tensor_format": Supported("pt", ("pt", "np"), "arrays"),
+    "trained_betas": Supported((None,), "betas of a formula"),
+    "thresholding": Supported((False,), "clipping (sample.py --threshold is another thresholding)"),
+    "dynamic_thresholding_ratio": Supported((0.995,), "as thresholding is off"),
+    "sample_max_value": Supported((1.0,), "as thresholding is off"),
+    "clip_sample_range": Supported((1.0,), "images in [-1, 1]"),
+    "steps_offset": Supported((0,), "times from the first"),
+    "timestep_values": Supported((None,), "all times"),
+    "tensor_format": Supported(("pt", "np"), "arrays"),
 }  # fmt: skip
-SUPPORTED_BY_DDIM = {"set_alpha_to_one": Supported(True, (True,), "a last step that ends at the data")}
+SUPPORTED_BY_DDIM = {"set_alpha_to_one": Supported((True,), "a last step that ends at the data")}
 SUPPORTED = {"DDPMScheduler": SUPPORTED_BY_BOTH, "DDIMScheduler": SUPPORTED_BY_BOTH | SUPPORTED_BY_DDIM}
 TYPES = {
     "num_train_timesteps": int, "beta_start": (int, float), "beta_end": (int, float), "clip_sample": bool,
@@ -51,16 +51,8 @@ DDIM_STEPS = 50
 """The default number of steps of diffusers' DDIM pipeline."""
 
 
-class SchedulerConfig(NamedTuple):
-    """Schedule, loss and sampling of a configuration."""
-
-    schedule: configs.Schedule
-    loss: configs.Loss
-    sampling: configs.Sampling
-
-
-def from_diffusers(config: Mapping[str, Any], *, learned_variance: bool) -> SchedulerConfig:
-    """Our schedule, loss and sampling that are equivalent to a scheduler's configuration.
+def from_diffusers(config: Mapping[str, Any], *, learned_variance: bool) -> configs.Config:
+    """A config whose schedule, loss and sampling are equivalent to a scheduler's configuration; the rest is by default.
 
     Args:
         learned_variance: whether the network has twice as many output as input channels.
@@ -95,7 +87,7 @@ def from_diffusers(config: Mapping[str, Any], *, learned_variance: bool) -> Sche
         clip=c["clip_sample"],
     )
     loss = configs.Loss("hybrid" if learned_variance else "simple", predicts=predicts)
-    return SchedulerConfig(schedule, loss, sampling)
+    return configs.Config(schedule=schedule, loss=loss, sampling=sampling)
 
 
 def to_diffusers(config: configs.Config) -> dict[str, Any]:
@@ -171,12 +163,13 @@ def _beta_errors(c: Mapping[str, Any]) -> list[str]:
 
 def _variance_errors(c: Mapping[str, Any], learned_variance: bool) -> list[str]:
     """Errors for the reverse variance."""
-    kind = c.get("variance_type")
-    if kind is None and learned_variance:
-        return ["a DDIMScheduler takes no learned variance, and the network gives one: a DDPMScheduler is right"]
-    if kind is not None and kind not in VARIANCES:
+    if "variance_type" not in c:
+        error = "a DDIMScheduler takes no learned variance, and the network gives one: a DDPMScheduler is right"
+        return [error] if learned_variance else []
+    kind = c["variance_type"]
+    if kind not in VARIANCES:
         return [f"variance_type = {kind!r}: only {', '.join(map(repr, VARIANCES))} is supported"]
-    if kind is not None and learned_variance != (kind == "learned_range"):
+    if learned_variance != (kind == "learned_range"):
         channels = "twice as many channels as it takes" if learned_variance else "as many channels as it takes"
         return [f"variance_type = {kind!r}, but the network gives {channels}"]
     return []

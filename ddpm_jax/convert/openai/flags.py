@@ -6,6 +6,8 @@ trained it.  What a flag means, and what it is where it is not given, is as in t
 
 import difflib
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from ddpm_jax import config as configs
@@ -46,11 +48,7 @@ class ModelSpec(NamedTuple):
 
     config: configs.Config  # ours.  Its data are of no source that would be there
     shape: tuple[int, int, int]  # of an image, (H, W, C)
-    qkv_order: names.QKVOrder  # of queries, keys and values in the file
-
-    def rules(self, target: Any) -> list[Rule]:
-        """The rules of our tree of parameters."""
-        return names.rules(target, self.config.net, self.qkv_order)
+    rules: Callable[[Any], list[Rule]]  # of our tree of parameters
 
 
 def model_from_flags(family: Family, flags: str, *, num_classes: int = 1000) -> ModelSpec:
@@ -90,7 +88,8 @@ def model_from_flags(family: Family, flags: str, *, num_classes: int = 1000) -> 
             clip=f["clip_denoised"],
         ),
     )
-    return ModelSpec(config, (side, side, 3), "new" if f.get("use_new_attention_order") else "legacy")
+    order = "new" if f.get("use_new_attention_order") else "legacy"
+    return ModelSpec(config, (side, side, 3), partial(names.rules, net=config.net, order=order))
 
 
 def _parse(flags: str, known: dict[str, Any]) -> dict[str, Any]:

@@ -57,12 +57,11 @@ def find_folder(address: TfdsAddress) -> Path:
     """
     top = address.data_dir / address.name / address.config
     versions = _versions(top)
-    if address.version in versions:
-        return top / address.version
-    if versions and not address.version:
-        return top / versions[-1]
     if versions:
-        raise FileNotFoundError(f"{top}: no version {address.version}; there are {', '.join(versions)}")
+        version = address.version or versions[-1]
+        if version not in versions:
+            raise FileNotFoundError(f"{top}: no version {version}; there are {', '.join(versions)}")
+        return top / version
     configs = sorted(child.name for child in top.iterdir() if _versions(child)) if top.is_dir() else []
     if configs and not address.config:
         raise ValueError(f"{top} has the configs {join_first(configs)}: name one, as tfds:{address.name}/{configs[0]}")

@@ -21,39 +21,31 @@ def folder_checksums(folder: Path) -> dict[str, str]:
     }
 
 
-def verify(folder: Path) -> None:
+def verify(folder: Path, *, shards: bool = True) -> None:
     """Verifies the files of a data set against the record's checksums, if it has any.
+
+    Args:
+        shards: False for all files but those of images, whose damaged records can be left out one by one.
 
     Raises:
         ValueError: naming the file that is damaged or missing.
     """
-    for name, expected in _recorded_checksums(folder).items():
-        _verify_file(folder / name, expected)
-
-
-def verify_descriptions(folder: Path) -> None:
-    """Verifies all files but those of images, whose damaged records can be left out one by one."""
-    for name, expected in _recorded_checksums(folder).items():
-        if ".array_record-" not in name:
-            _verify_file(folder / name, expected)
-
-
-def _recorded_checksums(folder: Path) -> dict[str, str]:
     record = folder / RECORD_FILE
     if not record.exists():
-        return {}
+        return
     try:
-        return dict(json.loads(record.read_bytes()).get("seal", {}))
+        checksums = dict(json.loads(record.read_bytes()).get("seal", {}))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{record}: damaged: {error}") from error
-
-
-def _verify_file(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: prepare the data set again")
-    if _file_checksum(path) != expected:
-        hint = "prepare the data set again, or another from its readable images with --skip-bad"
-        raise ValueError(f"{path} is damaged: it is not what was prepared; {hint}")
+    for name, expected in checksums.items():
+        if not shards and ".array_record-" in name:
+            continue
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: prepare the data set again")
+        if _file_checksum(path) != expected:
+            hint = "prepare the data set again, or another from its readable images with --skip-bad"
+            raise ValueError(f"{path} is damaged: it is not what was prepared; {hint}")
 
 
 def _file_checksum(path: Path) -> str:

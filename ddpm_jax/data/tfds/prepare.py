@@ -15,7 +15,6 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +123,7 @@ def open_readers(options: Prepare) -> tuple[ImageReader, ImageReader]:
             skip_bad=options.skip_bad, report=print,
         )  # fmt: skip
     if kind == "tfds":
-        checksums.verify_descriptions(find_folder(parse_address(source)))  # damaged images are reported one by one
+        checksums.verify(find_folder(parse_address(source)), shards=False)  # damaged images are reported one by one
         size = None if side is None else (side, side)
         return tfds_reader.open_readers(
             source, held_out=held_out, levels=levels, value_range=to_value_range(options.range), size=size
@@ -197,13 +196,10 @@ def write_shards(
     total, ahead = (sum(shard.stop - shard.start for shard in some) for some in (planned, remaining))
     every = 0.1 if sys.stderr.isatty() else 10.0
     examples, unfinished = shards.example_serializers(splits), folder / "unfinished"
-    with (
-        ThreadPoolExecutor() as pool,
-        tqdm(total=total, initial=total - ahead, unit=" images", mininterval=every) as bar,
-    ):
+    with tqdm(total=total, initial=total - ahead, unit=" images", mininterval=every) as bar:
         for shard in remaining:
             shard_record = shards.write_shard(
-                unfinished, shard, examples[shard.split], skip_bad=skip_bad, should_stop=should_stop, pool=pool,
+                unfinished, shard, examples[shard.split], skip_bad=skip_bad, should_stop=should_stop,
                 on_images=bar.update,
             )  # fmt: skip
             if shard_record is None:

@@ -19,16 +19,10 @@ from tqdm import tqdm
 
 from ddpm_jax.data.dataset import ImageReader, check_values, train_test_split
 from ddpm_jax.data.folder_report import join_first
-from ddpm_jax.data.image_files import resize_center_crop, to_finite_float32
+from ddpm_jax.data.image_files import resize_center_crop
 from ddpm_jax.data.images import ValueRange, to_value_range
+from ddpm_jax.data.tfds import records
 from ddpm_jax.data.tfds.address import find_folder, parse_address, prepare_command
-from ddpm_jax.data.tfds.records import (
-    TFRecords,
-    check_feature_classes,
-    choose_name,
-    decode,
-    find_image_feature,
-)
 
 TEST_SPLITS = ("test", "validation")
 CAPTION_FEATURES = ("caption", "text", "prompt")
@@ -64,7 +58,7 @@ def open_readers(
     import tensorflow_datasets as tfds
 
     try:
-        check_feature_classes(folder)
+        records.check_feature_classes(folder)
         builder = tfds.builder_from_directory(str(folder))
     except Exception as error:  # JSON and protocol buffers raise errors of many types
         raise ValueError(f"{folder}: not a data set as TFDS prepares them: {error}") from error
@@ -85,9 +79,7 @@ class TfdsReader(ImageReader):
 
     Args:
         builder: a TFDS builder of the prepared folder.
-        source: as given to `load`.
-        split: its name in TFDS.
-        levels, value_range, size: as in `open_readers`.
+        source, levels, value_range, size: as in `open_readers`.
 
     Raises:
         ValueError: if it has no readable images, or not so many levels.
@@ -106,9 +98,10 @@ class TfdsReader(ImageReader):
 
         self.name, self.format, self._split = source, "", split
         features = dict(builder.info.features.items())
-        self._image = find_image_feature(source, features)
-        self._label = choose_name([key for key, f in features.items() if type(f) is tfds.features.ClassLabel], "label")
-        self._caption = choose_name([key for key in CAPTION_FEATURES if type(features.get(key)) is tfds.features.Text])
+        self._image = records.find_image_feature(source, features)
+        labels = [key for key, f in features.items() if type(f) is tfds.features.ClassLabel]
+        texts = [key for key in CAPTION_FEATURES if type(features.get(key)) is tfds.features.Text]
+        self._label, self._caption = records.choose_name(labels, "label"), records.choose_name(texts)
         feature = features[self._image]
         # Pillow decodes: TFDS would use OpenCV where it is installed, and need it for 16 bits.
         self._encoded = type(feature) is tfds.features.Image
@@ -134,9 +127,7 @@ class TfdsReader(ImageReader):
             raise IndexError(f"{self.name}: expected 0 <= i < {len(self)}, got {i}")
         with self._naming_image(i):
             image = self._read_feature(i, self._image)
-            image = decode(image, self._declared[-1], self.dtype) if self._encoded else image
-        if isinstance(self.levels, ValueRange):
-            to_finite_float32(self._image_name(i), image)
+            image = records.decode(image, self._declared[-1], self.dtype) if self._encoded else image
         levels, value_range = (None, self.levels) if isinstance(self.levels, ValueRange) else (self.levels, None)
         least, most = image.min().item(), image.max().item()
         check_values(self._image_name(i), self.dtype, least, most, levels=levels, value_range=value_range)
@@ -204,7 +195,7 @@ class TfdsReader(ImageReader):
         return values
 
     def _read_feature(self, i: int, key: str) -> Any:
-        decoders = {key: self._decoders[key]} if key in self._decoders else None
+        decoders = {key: self._decoders.get(key)}
         example: Any = self._columns[key].deserialize_example_np(self._records[i], decoders=decoders)
         return example[key]
 
@@ -229,7 +220,7 @@ def _open_records(builder: Any, source: str, split: str) -> Any:
         return builder.as_data_source(split, deserialize_method=raw, file_format="array_record")
     if "tfrecord" in formats:
         files = builder.info.splits[split].file_instructions
-        return TFRecords([(Path(f.filename), f.skip, f.take, f.examples_in_shard) for f in files])
+        return records.TFRecords([(Path(f.filename), f.skip, f.take, f.examples_in_shard) for f in files])
     address = parse_address(source)
     raise ValueError(
         f"{source}: prepared as {', '.join(sorted(formats))}, which is not supported; array_record and tfrecord "
@@ -238,18 +229,17 @@ def _open_records(builder: Any, source: str, split: str) -> Any:
 
 
 def _check_levels(
-    source: str, dtype: np.dtype, metadata: Any, requested: int | None, value_range: ValueRange | None
+    source: str, dtype: np.dtype, metadata: Any, levels: int | None, value_range: ValueRange | None
 ) -> int | ValueRange:
-    recorded = metadata.get("ddpm_jax", {}) if isinstance(metadata, Mapping) else {}
-    if dtype.kind == "f":
-        known_range = value_range or to_value_range(recorded.get("levels", ()))
-        if requested is not None:
-            raise ValueError(f"{source}: floating-point images have no levels, got levels={requested}")
-        if known_range is None:
+    recorded = metadata.get("ddpm_jax", {}).get("levels") if isinstance(metadata, Mapping) else None
+    if dtype.kind != "f":
+        levels = recorded if levels is None else levels
+    elif value_range is None:
+        value_range = to_value_range(recorded or ())
+        if value_range is None and levels is None:
             raise ValueError(
                 f"{source}: floating-point images; say which values become -1 and 1, the lowest and the highest that "
                 "images can have, as --data.range 0 1"
             )
-        return known_range
-    levels = recorded.get("levels") if requested is None else requested
-    return check_values(source, dtype, 0, 0, levels=levels, value_range=value_range)
+    least = 0 if value_range is None else value_range.low
+    return check_values(source, dtype, least, least, levels=levels, value_range=value_range)

@@ -5,6 +5,7 @@ its serialization of an example, the writer of array_record files, and its descr
 """
 
 import contextlib
+import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,17 +37,14 @@ def write_shard(
     *,
     skip_bad: bool,
     should_stop: Callable[[], bool],
-    pool: ThreadPoolExecutor,
     on_images: Callable[[int], object],
 ) -> dict[str, Any] | None:
     """Writes a shard and returns its record; None if it is stopped before the end.
 
     Args:
-        path: the file to write.
         example: i -> image i of the split, serialized.
         skip_bad: leave out images that cannot be read.
         should_stop: called between images; True stops.
-        pool: threads that read and compress images.
         on_images: called with numbers of finished images.
 
     Returns:
@@ -69,9 +67,10 @@ def write_shard(
     count, size, skipped = 0, 0, []
     try:
         # PNG files are compressed already; compressing them again made reading four times slower
-        with contextlib.closing(
-            array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-        ) as writer:
+        with (
+            contextlib.closing(array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")) as writer,
+            ThreadPoolExecutor() as pool,
+        ):
             for start in range(shard.start, shard.stop, IMAGES_PER_CHECK):
                 if should_stop():
                     return None
@@ -99,26 +98,21 @@ def example_serializers(splits: Mapping[str, ImageReader]) -> dict[str, Callable
     # Concatenated messages are one message.  A message for each feature fixes their order; in a common message,
     # protocol buffers would order them differently in each process.
     features = {key: tfds.features.FeaturesDict({key: feature}) for key, feature in tfds_features(splits).items()}
+    return {split: functools.partial(_serialize_example, features, reader) for split, reader in splits.items()}
 
-    def of(reader: ImageReader) -> Callable[[int], bytes]:
-        labels, captions = reader.labels, reader.captions
 
-        def example(i: int) -> bytes:
-            value: dict[str, Any] = {"image": reader[i]}
-            if _is_png_compatible(reader):
-                picture = io.BytesIO()
-                write_image(picture, value["image"], "png")
-                picture.seek(0)
-                value["image"] = picture
-            if labels is not None:
-                value["label"] = int(labels[i])
-            if captions is not None:
-                value["caption"] = captions[i]
-            return b"".join(feature.serialize_example({key: value[key]}) for key, feature in features.items())
-
-        return example
-
-    return {split: of(reader) for split, reader in splits.items()}
+def _serialize_example(features: Mapping[str, Any], reader: ImageReader, i: int) -> bytes:
+    value: dict[str, Any] = {"image": reader[i]}
+    if _is_png_compatible(reader):
+        picture = io.BytesIO()
+        write_image(picture, value["image"], "png")
+        picture.seek(0)
+        value["image"] = picture
+    if reader.labels is not None:
+        value["label"] = int(reader.labels[i])
+    if reader.captions is not None:
+        value["caption"] = reader.captions[i]
+    return b"".join(feature.serialize_example({key: value[key]}) for key, feature in features.items())
 
 
 def tfds_features(splits: Mapping[str, ImageReader]) -> dict[str, Any]:

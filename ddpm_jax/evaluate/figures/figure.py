@@ -22,14 +22,11 @@ from ddpm_jax.pipeline import manifest, tiles
 class FigureFiles:
     """The files of one figure, COMMAND-HASH.png and others; each method writes one and prints its name.
 
-    Attributes:
-        path: of the files, without a suffix.  The hash is that of the fields, all that the figure depends on.
-        weights: fingerprint and step, which are kept in the pictures.
+    `path` is that of the files, without a suffix.  The hash is that of the fields, all that the figure depends on.
     """
 
     def __init__(self, context: EvaluationContext, command: str, fields: protocol.Protocol):
         self.context, self.path = context, context.out / f"{command}-{manifest.short_hash(fields)}"
-        self.weights = f"{context.model.fingerprint} step {context.model.step}"
         context.out.mkdir(parents=True, exist_ok=True)
 
     def save_image(self, picture: np.ndarray, legend: str) -> None:
@@ -94,11 +91,7 @@ def check_visited(flag: str, requested: Sequence[int], times: np.ndarray) -> Non
 
 
 def with_start_times(sampler: samplers.Sampler, start: jax.Array) -> samplers.Sampler:
-    """The sampler for images that each start at their own time; before it an image does not change.
-
-    Args:
-        start: [B] the start times.  An image of start 0 never changes.
-    """
+    """The sampler for images that each start at their own time, [B]; before it, and of start 0, an image stays."""
 
     def step(keys, state, t, s):
         def select(new, old):
@@ -152,10 +145,9 @@ def mean_squared(difference: np.ndarray) -> np.ndarray:
 
 
 def rmse(squared: np.ndarray) -> tuple[float, float]:
-    """The root of the mean of squared errors, 0..255, and its standard error.
+    """The root of the mean of images' mean squared errors [n], and its standard error; nan for one image.
 
-    Args:
-        squared: [n] the mean squared error of each image, data units; one image has no standard error: nan.
+    The squared errors are in data units, the results on the scale 0..255.
     """
     value, n = 127.5 * math.sqrt(squared.mean()), len(squared)
     error = 127.5**2 * squared.std(ddof=1) / math.sqrt(n) / (2 * value) if n > 1 and value else math.nan

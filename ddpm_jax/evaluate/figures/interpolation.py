@@ -46,27 +46,24 @@ def run(context: EvaluationContext, options: InterpolationOptions) -> None:
 
 
 def interpolate(model: pipeline.Pipeline, integers: data.Pixels, options: InterpolationOptions) -> Interpolations:
-    """The interpolations that the options request.
+    """The interpolations that the options request, of a split [n, H, W, C].
 
     An image's noise has its own key and is the same at every t; each pair has one key for the reverse process.
-
-    Args:
-        integers: the split [n, H, W, C].
 
     Raises:
         ValueError: if there is no such image, a time is not visited, or the options contradict one another.
     """
     times, pairs = row_times_and_pairs(model, len(integers), options)
-    x0, eps = {}, {}
-    for i in {int(i) for i in pairs.flat}:
-        key = jax.random.fold_in(jax.random.fold_in(keys.from_seed(options.seed), keys.ENCODING_STREAM), i)
-        x0[i] = data.normalize(integers[i : i + 1], model.levels)
-        eps[i] = keys.standard_normal(key[None], x0[i])
+    key = jax.random.fold_in(keys.from_seed(options.seed), keys.ENCODING_STREAM)
 
-    def encoded(i: int, t: int) -> np.ndarray:
-        return np.asarray(gaussian.q_sample(model.schedule, x0[i], jnp.asarray(t), eps[i]) if t else x0[i])[0]
+    def encode(i: int, t: int) -> np.ndarray:
+        x0 = data.normalize(integers[i : i + 1], model.levels)
+        eps = keys.standard_normal(jax.random.fold_in(key, i)[None], x0)
+        return np.asarray(gaussian.q_sample(model.schedule, x0, jnp.asarray(t), eps) if t else x0)[0]
 
-    ends = np.stack([[encoded(a, t), encoded(b, t)] for (a, b), t in zip(pairs.tolist(), times.tolist(), strict=True)])
+    rows = list(zip(pairs.tolist(), times.tolist(), strict=True))
+    sources = np.stack([[encode(a, 0), encode(b, 0)] for (a, b), _ in rows])
+    ends = np.stack([[encode(a, t), encode(b, t)] for (a, b), t in rows])
     to_b = np.linspace(0, 1, options.columns, dtype=np.float32).reshape(1, -1, *(1 for _ in model.shape))
     x_t = to_b[:, ::-1] * ends[:, :1] + to_b * ends[:, 1:]  # reversed, so that a pair the other way round is mirrored
     numbered = np.zeros(len(times)) if options.coarse_to_fine else np.arange(options.pairs)
@@ -75,7 +72,6 @@ def interpolate(model: pipeline.Pipeline, integers: data.Pixels, options: Interp
     flat = figure.continue_sampling(
         model, options.seed, np.repeat(paths, n, 0), x_t.reshape(-1, *model.shape), np.repeat(times, n)
     )
-    sources = np.stack([[np.asarray(x0[i])[0] for i in pair] for pair in pairs.tolist()])
     return Interpolations(times, pairs, sources, flat.reshape(x_t.shape))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ddpm_jax import data
-from ddpm_jax.evaluate import extractors, protocol, references, sample_cache
+from ddpm_jax.evaluate import extractors, protocol, sample_cache
 from ddpm_jax.evaluate.context import EvaluationContext, load_images, select_split
 from ddpm_jax.evaluate.figures import figure
 from ddpm_jax.evaluate.options import NeighboursOptions
@@ -59,11 +59,8 @@ def run(context: EvaluationContext, options: NeighboursOptions) -> None:
     picture = [data.make_grid(images, loaded.levels, columns=columns) for images, columns in grids]
     files.save_image(np.concatenate(picture, axis=1), legend)
 
-    of_held = {"n": len(held.images), "data": held.name, "reference": fields["reference"]}
-    measured = [
-        *distance_quantiles("samples", distances[:, 0], {**fields, "features": space}),
-        *distance_quantiles("held-out", known, {**of_held, "features": space}),
-    ]
+    of_held = {"n": len(held.images), "data": held.name, "reference": fields["reference"], "features": space}
+    measured = distance_quantiles("samples", distances[:, 0], fields) + distance_quantiles("held-out", known, of_held)
     for name, value, of in (
         ("share of samples as near as the nearest 5 % of held-out images", report.near, fields),
         ("share of samples like copies of one training image", report.copied, fields),
@@ -90,12 +87,7 @@ def feature_space(
     if options.features == "pixels":
         return "pixels", lambda integers: integers.reshape(len(integers), -1)
     extractor = extractors.load_extractor(context.model, options.features, options.inception_weights)
-
-    def features(integers: np.ndarray) -> np.ndarray:
-        parts = range(0, len(integers), references.BATCH_SIZE)
-        return np.concatenate([extractor.extract(integers[i : i + references.BATCH_SIZE])[0] for i in parts])
-
-    return extractor.name, features
+    return extractor.name, lambda integers: extractor.extract_all(integers)[0]
 
 
 def distance_quantiles(who: str, distances: np.ndarray, fields: protocol.Protocol) -> list[Measurement]:

@@ -57,11 +57,7 @@ def run(context: EvaluationContext, options: PredictionsOptions) -> None:
 
 
 def measure(context: EvaluationContext, options: PredictionsOptions) -> Predictions:
-    """The predictions of the requested images.
-
-    Raises:
-        ValueError: if there are too few images for a Fréchet distance.
-    """
+    """The predictions of the requested images; a ValueError if these are too few for a Fréchet distance."""
     model = context.model
     positions = figure.evenly_spaced(np.arange(len(model.times) - 1), options.frames)
     if options.quality and options.quality < options.num:

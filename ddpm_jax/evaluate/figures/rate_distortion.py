@@ -53,7 +53,7 @@ def run(context: EvaluationContext, options: RateDistortionOptions) -> None:
         zip(curve.times, T - curve.times + 1, curve.rmse, curve.rate, curve.received, curve.error, strict=True),
     )
     text = {
-        "run": files.weights,
+        "run": f"{context.model.fingerprint} step {context.model.step}",
         "legend": "distortion and rate over the steps of the reverse process, and distortion over rate",
         "protocol": protocol.format_line(measured[0]).split(" | ", 1)[1],
     }
@@ -68,9 +68,7 @@ def run(context: EvaluationContext, options: RateDistortionOptions) -> None:
 
 
 def from_vlb(vlb: likelihood.VlbResult) -> RateDistortion:
-    """Rate and distortion of an exact bound; a ValueError for an estimate, which lacks the term of each step."""
-    if not vlb.chain.size:
-        raise ValueError("rate and distortion need the exact bound: an estimate does not have the term of every step")
+    """Rate and distortion of an exact bound."""
     n = len(vlb.total)
     # ascending from L_0 = -log p(x_0 | x_t of the last step): the term of the step that ends at x_t is one further
     terms, squares = vlb.terms[:0:-1] / n, vlb.terms_squared[:0:-1] / n
@@ -83,9 +81,8 @@ def from_vlb(vlb: likelihood.VlbResult) -> RateDistortion:
 
 def measurements(vlb: likelihood.VlbResult, rmse: Measurement) -> list[Measurement]:
     """The last point of the curve: the rate with its standard error over images, and the bound's RMSE."""
-    n, sent = len(vlb.total), vlb.rate + vlb.prior
-    error = float(sent.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    rate = Measurement("rate with the prior, L_1 + ... + L_T, bits/dim", float(sent.mean()), error, rmse.protocol)
+    name = "rate with the prior, L_1 + ... + L_T, bits/dim"
+    rate = protocol.measure_mean(name, vlb.rate + vlb.prior, rmse.protocol)
     return [rate, rmse._replace(name="distortion at the last step, RMSE of x_0, 0..255")]
 
 

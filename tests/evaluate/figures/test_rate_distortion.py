@@ -91,9 +91,3 @@ def test_what_the_csv_holds_comes_back(run_folder, tmp_path):
     back = read_csv(files.path.with_suffix(".csv"))
     np.testing.assert_array_equal(back.times, [9, 4, 1])
     np.testing.assert_allclose(back[1:], values, rtol=1e-6)
-
-
-def test_an_estimate_has_no_rate_and_distortion(run_folder, tmp_path):
-    estimate = likelihood.empty_result(evaluation_context(run_folder, tmp_path).model, LikelihoodOptions(estimate=2), 3)
-    with pytest.raises(ValueError, match="an estimate does not have the term of every step"):
-        rate_distortion.from_vlb(estimate)
