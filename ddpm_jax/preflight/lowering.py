@@ -139,14 +139,15 @@ def lower_evaluation(model: Model, images: data.Dataset, devices: Sequence[Any])
 def step_flops(model: Model, images: data.Dataset, devices: int) -> float:
     """Floating-point operations of a training step on each of so many devices.
 
-    They are counted in the program before the compiler changes it, as a CPU has it, and without loops over
-    micro-batches and steps, of which the count would know only one.
+    They are counted in the program before the compiler changes it, as a CPU has it in bfloat16: with plain
+    convolutions, not Winograd's, and without loops over micro-batches and steps, of which the count would know only one.
     """
     alone = dataclasses.replace(
         model.config,
         batch=model.config.batch // devices,
         steps_per_call=1,
         optim=dataclasses.replace(model.config.optim, accumulate=1),
+        net=dataclasses.replace(model.config.net, dtype="bfloat16"),
     )
     alone = build(alone, model.shape, model.levels)
     return (lower_train_step(alone, images, jax.local_devices()[:1]).cost_analysis() or {}).get("flops", float("nan"))

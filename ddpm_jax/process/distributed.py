@@ -37,7 +37,7 @@ class DistributedOptions:
 
 
 def check_options(options: DistributedOptions) -> None:
-    """Raises a ValueError if the flags of several processes do not fit together, or one has no allowed value."""
+    """Checks the flags of several processes: a ValueError names one that does not fit the others, or its range."""
     flags = {"--coordinator": options.coordinator, "--processes": options.processes, "--process": options.process}
     set_flags = {name: value for name, value in flags.items() if value is not None}
     if 0 < len(set_flags) < len(flags) and set_flags != {"--processes": 1}:

@@ -182,16 +182,19 @@ def test_a_refusal_has_the_bytes_needed(message, needed, available):
 
 
 PATCHES = configs.Net(kind="patch_transformer", transformer=configs.PatchTransformer(2, 32, 1, 2))
+WIDE = configs.Net(channels=128, channel_multipliers=(1,), num_res_blocks=1)
+"""Wide enough for convolutions that a CPU computes by Winograd's algorithm, with fewer operations."""
 
 
-@pytest.mark.parametrize("net", [None, PATCHES], ids=["unet", "patches"])
+@pytest.mark.parametrize("net", [None, PATCHES, WIDE], ids=["unet", "patches", "wide"])
 def test_a_training_step_is_about_three_forward_passes(tiny, net):
     config = configs.load(tiny)
     config = dataclasses.replace(config, net=net or config.net)
     images = lowering.load_images(config, (), None)
     model = build(config, images.train.shape[1:], images.levels)
     params = lowering.train_state(model).params
-    forward = jax.jit(lambda params, x, t: network(config, 1).apply({"params": params}, x, t))
+    plain = dataclasses.replace(config, net=dataclasses.replace(config.net, dtype="bfloat16"))
+    forward = jax.jit(lambda params, x, t: network(plain, 1).apply({"params": params}, x, t))
     x, t = jax.ShapeDtypeStruct((128, 8, 8, 1), jnp.float32), jax.ShapeDtypeStruct((128,), jnp.int32)
     once = forward.lower(params, x, t).cost_analysis()["flops"]
     found = lowering.step_flops(model, images, 8)
