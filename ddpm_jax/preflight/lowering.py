@@ -140,7 +140,7 @@ def step_flops(model: Model, images: data.Dataset, devices: int) -> float:
     """Floating-point operations of a training step on each of so many devices.
 
     They are counted in the program before the compiler changes it, as a CPU has it in bfloat16: with plain
-    convolutions, not Winograd's, and without loops over micro-batches and steps, of which the count would know only one.
+    convolutions, not Winograd's, and without loops over micro-batches and steps, of which it would know only one.
     """
     alone = dataclasses.replace(
         model.config,
