@@ -132,7 +132,8 @@ class TfdsReader(ImageReader):
         least, most = image.min().item(), image.max().item()
         check_values(self._image_name(i), self.dtype, least, most, levels=levels, value_range=value_range)
         if self._size is not None:
-            image = resize_center_crop(image, MODE_OF_CHANNELS.get(image.shape[-1], ""), self._size, self.levels)
+            mode = MODE_OF_CHANNELS[image.shape[-1]] if self._encoded else ""  # no channel of an array is alpha
+            image = resize_center_crop(image, mode, self._size, self.levels)
         if image.shape != self.shape:
             raise ValueError(f"{self._image_name(i)} has the shape {image.shape}, others have {self.shape}")
         return image

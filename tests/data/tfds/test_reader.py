@@ -197,6 +197,15 @@ def test_images_are_brought_to_a_size(tmp_path):
     np.testing.assert_allclose(train[0][:, 1:-1], expected[:, 1:-1], atol=1)
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_no_channel_of_an_array_is_taken_for_alpha_when_it_is_scaled(tmp_path, channels):
+    features = {"image": tfds.features.Tensor(shape=(8, 8, channels), dtype=np.float32, encoding="zlib")}
+    colour = np.linspace(-1, 0.25, channels, dtype=np.float32)
+    source = prepared(tmp_path, features, train=[{"image": np.tile(colour, (8, 8, 1))}] * 2)
+    train, _ = reader.open_readers(source, value_range=ValueRange(-1, 1), size=(4, 4))
+    np.testing.assert_allclose(train[0], np.tile(colour, (4, 4, 1)), atol=1e-6)
+
+
 def test_tfrecord_files_are_read_without_tensorflow(tmp_path):
     source = unzipped(tmp_path)
     train, test = reader.open_readers(source)
