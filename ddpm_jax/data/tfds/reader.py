@@ -69,6 +69,8 @@ def open_readers(
         if re.split(r"[\[+]", split)[0] not in (*available, "all"):
             hint = f"name those to train and to test on, as in tfds:{address.name}#{available[0]}"
             raise ValueError(f"{source}: no split {split!r}; there are {join_first(available)}: {hint}")
+        if not builder.info.splits[split].num_examples:
+            raise ValueError(f"{source}: the split {split!r} has no images: name a larger part")
 
     readers = [TfdsReader(builder, source, split, levels, value_range, size) for split in (train, *test[:1])]
     return (readers[0], readers[1]) if test else train_test_split(readers[0], held_out)

@@ -366,6 +366,8 @@ def test_data_sets_are_refused(tmp_path, features, row, text):
         ("tfds:", {}, r"'tfds:': expected tfds:NAME\[/CONFIG\]\[:VERSION\]\[#TRAIN\[,TEST\]\]\[@FOLDER\]"),
         ("tfds:tiny#a,b,c@HOME", {}, "expected tfds:NAME"),
         ("tfds:tiny#extra@HOME", {}, "no split 'extra'; there are test, train: name those to train and to test on"),
+        ("tfds:tiny#train[:1%],test@HOME", {}, r"the split 'train\[:1%\]' has no images: name a larger part"),
+        ("tfds:tiny#train,test[:0]@HOME", {}, r"the split 'test\[:0\]' has no images: name a larger part"),
         ("tfds:tiny@HOME", {"levels": 257}, "images of type uint8; expected 2 to 256 levels, got levels=257"),
     ],
 )
