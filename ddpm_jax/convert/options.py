@@ -37,14 +37,16 @@ class ImageOptions:
 
     def image_metadata(self, config: Config, shape: Sequence[int]) -> dict[str, Any]:
         """The image metadata of a checkpoint; a ValueError if there are not as many names as labels."""
+        from ddpm_jax.data.images import to_value_range  # which imports JAX: a program's --help must not
+
         classes, data = config.net.num_classes, config.data
         if self.label_names and len(self.label_names) != classes:
             raise ValueError(f"--label-names has {len(self.label_names)} names, but the network has {classes} labels")
         names = self.label_names or tuple(map(str, range(classes)))
-        levels = data.levels or 256
-        usual = "float32" if data.range else "uint8" if levels <= 256 else "uint16"
+        value_range, levels = to_value_range(data.range), data.levels or 256
+        usual = "float32" if value_range else "uint8" if levels <= 256 else "uint16"
         return {
-            "shape": list(shape), "levels": list(data.range) or levels, "dtype": usual, "format": "",
+            "shape": list(shape), "levels": list(value_range or ()) or levels, "dtype": usual, "format": "",
             "label_names": list(names),
         }  # fmt: skip
 
