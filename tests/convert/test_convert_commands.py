@@ -352,6 +352,11 @@ def test_labels_come_along_and_go_back(small, tmp_path, capsys, null_label):
     assert "class_labels=...) in a loop of your own" + ", 3 for none" * null_label in capsys.readouterr().out
     back = load_file(tmp_path / "back" / "unet" / WEIGHTS)
     assert set(back) == set(held) and all(back[name].tobytes() == held[name].tobytes() for name in held)
+    # what we wrote says itself what its last label is
+    assert convert("from", "diffusers", tmp_path / "back", "--workdir", tmp_path / "again", *flag) == 0
+    other = [] if null_label else ["--null-label"]
+    assert convert("from", "diffusers", tmp_path / "back", "--workdir", tmp_path / "other", *other) == 2
+    assert ("stands for none: give" if null_label else "leave out") + " --null-label" in capsys.readouterr().err
 
 
 def test_where_the_folders_own_sampler_draws_other_images_is_said(small, home, tmp_path, capsys):

@@ -41,11 +41,11 @@ def read_pipeline(folder: pathlib.Path, *, null_label: bool = False) -> Diffuser
     """The pipeline in a folder, with its parts in `unet` and `scheduler` or side by side, as of 2022.
 
     Args:
-        null_label: whether the last of its labels stands for none, which its configuration does not contain.
+        null_label: whether the last of its labels stands for none, which only a folder of `write_pipeline` contains.
 
     Raises:
         FileNotFoundError: if a file is missing, saying which.
-        ValueError: if a file is damaged, or a field of a configuration is not supported.
+        ValueError: if a file is damaged, a field is not supported, or `null_label` is not what the folder contains.
         ModuleNotFoundError: as `tensor_files.read_tensors`.
     """
     if not folder.is_dir():
@@ -64,8 +64,15 @@ def read_pipeline(folder: pathlib.Path, *, null_label: bool = False) -> Diffuser
     weights = _weights(unet)
     tensors, paths = tensor_files.read_tensors(weights), (unet / "config.json", settings, weights)
     rules = partial(names.rules, attention=names.attention_names(tensors), null_label=null_label)
-    fingerprint = tensor_files.safetensors_metadata(weights).get("fingerprint")
-    return DiffusersPipeline(config, read.shape, tensors, paths, rules, fingerprint)
+    header = tensor_files.safetensors_metadata(weights)
+    if header.get("null_label", str(null_label)) != str(null_label):
+        hint = (
+            "no row of its labels stands for none: leave out"
+            if null_label
+            else "the last row of its labels stands for none: give"
+        )
+        raise ValueError(f"{weights}: {hint} --null-label")
+    return DiffusersPipeline(config, read.shape, tensors, paths, rules, header.get("fingerprint"))
 
 
 def write_pipeline(
@@ -90,7 +97,7 @@ def write_pipeline(
     tensor_files.write_json(folder / "model_index.json", index | {"scheduler": ["diffusers", diffusion["_class_name"]]})
     tensor_files.write_json(folder / "unet" / "config.json", unet | version)
     tensor_files.write_json(folder / "scheduler" / "scheduler_config.json", diffusion | version)
-    header = {"format": "pt", "ddpm_jax": ddpm_jax.__version__, **metadata}
+    header = {"format": "pt", "ddpm_jax": ddpm_jax.__version__, "null_label": str(null_label(config)), **metadata}
     tensor_files.write_safetensors(folder / "unet" / WEIGHTS[0], tensors, header)
 
 
