@@ -107,7 +107,7 @@ def to_integer(x: np.ndarray | jax.Array, levels: int) -> np.ndarray:
     _check_levels("to_integer", levels)
     x = _finite("to_integer", x)
     # The original truncates, so only x = 1 itself is the highest level and images darken by half a level on average.
-    y = np.clip(x, -1, 1)
+    y = np.clip(x, -1, 1, out=np.empty_like(x))  # an array also where x has no axes
     y += 1
     y *= (levels - 1) / 2
     return np.rint(y, out=y).astype(np.uint8 if levels <= 256 else np.uint16)

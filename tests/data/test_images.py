@@ -65,6 +65,10 @@ def test_low_precision_images_have_levels_too():
     np.testing.assert_array_equal(data.to_integer(jnp.array([-1, 0.5, 1], jnp.bfloat16), 17), [0, 12, 16])
 
 
+def test_a_single_value_is_an_image_too():
+    assert data.to_integer(jnp.float32(0.5), 17) == data.denormalize(np.float32(0.5), 17) == 12
+
+
 RANGES = [data.ValueRange(0, 1), data.ValueRange(-3, 7), data.ValueRange(1000, 1000.5), data.ValueRange(-1e-6, 1e6)]
 
 
