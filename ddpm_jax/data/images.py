@@ -213,19 +213,20 @@ def read_png(path: str | Path) -> PngImage:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a PNG, or not of 8-bit grey, RGB or RGBA.
+        ValueError: if it is not a PNG, damaged, or not of 8-bit grey, RGB or RGBA.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path, formats=["PNG"]) as file:
-            file.load()
-            if file.mode not in ("L", "RGB", "RGBA"):
-                raise ValueError(f"{path}: expected a PNG of mode L, RGB or RGBA, got mode {file.mode}")
-            pixels = np.array(file)
+            pixels, mode = np.array(file), file.mode
             text = {str(name): str(value) for name, value in getattr(file, "text", {}).items()}
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: not a PNG file") from None
+    except Exception as error:  # Pillow's decoders raise errors of any type on damaged bytes
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"{path}: not a PNG file, or a damaged one: {error}") from error
+    if mode not in ("L", "RGB", "RGBA"):
+        raise ValueError(f"{path}: expected a PNG of mode L, RGB or RGBA, got mode {mode}")
     return PngImage(pixels if pixels.ndim == 3 else pixels[..., None], text)
 
 

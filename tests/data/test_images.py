@@ -353,6 +353,12 @@ def test_what_is_no_png_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"GIF89a")
     with pytest.raises(ValueError, match=r"a\.png: not a PNG file"):
         data.read_png(tmp_path / "a.png")
+    data.write_png(tmp_path / "d.png", np.random.RandomState(0).randint(0, 256, (32, 32, 3), np.uint8))
+    whole = (tmp_path / "d.png").read_bytes()
+    for damaged in (whole[:-500], whole[:40], whole[:60] + b"?" + whole[61:]):
+        (tmp_path / "d.png").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"d\.png: not a PNG file, or a damaged one"):
+            data.read_png(tmp_path / "d.png")
     Image.new("1", (4, 4)).save(tmp_path / "b.png")
     with pytest.raises(ValueError, match=r"b\.png: expected a PNG of mode L, RGB or RGBA, got mode 1"):
         data.read_png(tmp_path / "b.png")
