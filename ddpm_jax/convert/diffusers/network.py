@@ -162,7 +162,7 @@ def _size_errors(c: Mapping[str, Any], sides: list[Any]) -> list[str]:
         )
     if groups > 0 and any(isinstance(w, int) and w % groups for w in widths):
         messages.append(f"norm_num_groups = {groups} does not divide block_out_channels = {widths}")
-    elif c["resnet_time_scale_shift"] == "default" and set(widths) == {groups}:
+    elif c["resnet_time_scale_shift"] == "default" and widths.count(groups) == levels:
         messages.append(
             f"norm_num_groups = {groups}, as many as block_out_channels = {widths}: each channel is normalised by "
             "itself and forgets the time that was added to it; fewer groups are supported"

@@ -61,7 +61,7 @@ def from_diffusers(config: Mapping[str, Any], *, learned_variance: bool) -> conf
         ValueError: naming every unsupported field, its value and the supported ones.
     """
     kind = config.get("_class_name")
-    if kind not in SUPPORTED:
+    if kind not in [*SUPPORTED]:  # JSON's lists have no hash
         raise ValueError(f"the scheduler's config: _class_name = {kind!r}: only {' and '.join(SUPPORTED)} are right")
     fields = DEFAULTS | ({"variance_type": "fixed_small"} if kind == "DDPMScheduler" else {})
     c = {name: config.get(name, default) for name, default in fields.items()}
@@ -167,7 +167,7 @@ def _variance_errors(c: Mapping[str, Any], learned_variance: bool) -> list[str]:
         error = "a DDIMScheduler takes no learned variance, and the network gives one: a DDPMScheduler is right"
         return [error] if learned_variance else []
     kind = c["variance_type"]
-    if kind not in VARIANCES:
+    if kind not in [*VARIANCES]:
         return [f"variance_type = {kind!r}: only {', '.join(map(repr, VARIANCES))} is supported"]
     if learned_variance != (kind == "learned_range"):
         channels = "twice as many channels as it takes" if learned_variance else "as many channels as it takes"
