@@ -51,10 +51,10 @@ def atomic_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     What a killed process has left is removed by the next one on the same machine.
 
     Raises:
-        ValueError: on entering, if `folder` exists and is not an empty folder.
+        ValueError: on entering, if `folder` exists and is not an empty folder, or is the working folder.
         OSError: naming the folder, if it cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) or folder.samefile(".")):
         raise ValueError(f"{folder} exists: give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     stem = f".{folder.name}.{socket.gethostname()}"  # in the same parent folder, so that renaming suffices

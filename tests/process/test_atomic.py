@@ -1,6 +1,7 @@
 """Files and folders that are complete or not there."""
 
 import os
+import pathlib
 import socket
 import subprocess
 
@@ -60,3 +61,11 @@ def test_what_a_killed_process_has_left_goes_with_the_next_one(tmp_path):
     with process.atomic_folder(tmp_path / "out"):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == [alive.name, "out"]
+
+
+def test_the_working_folder_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for here in (pathlib.Path("."), tmp_path):
+        with pytest.raises(ValueError, match="exists: give a new folder"), process.atomic_folder(here):
+            pass
+    assert tmp_path.is_dir()
