@@ -12,6 +12,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import tarfile
 import zlib
@@ -56,7 +57,7 @@ def read(name: str, source: str) -> Dataset:
         ValueError: if a file is damaged or not the published one, or the prepared data set is another one.
     """
     if not source.startswith("tfds:"):
-        images = PUBLISHED[name].parse(_read_files(name, Path(source).expanduser()))
+        images = PUBLISHED[name].parse(_read_files(name, Path(os.path.expanduser(source))))
     elif parse_address(source).name == name:
         images = sources.load(source, stream=False)
     else:

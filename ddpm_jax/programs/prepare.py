@@ -34,8 +34,9 @@ def write_npz(options: flags.Prepare) -> int:
     import numpy as np
 
     from ddpm_jax.data import archives, sources
+    from ddpm_jax.data.tfds.prepare import out_folder
 
-    name, folder = options.source, Path(options.out).expanduser()
+    name, folder = options.source, out_folder(options)
     target = folder / f"{name}.npz"
     source = f"npz:{target}"
     others = [field for field in dataclasses.fields(options) if field.name not in ("source", "out", "archives")]

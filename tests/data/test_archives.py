@@ -386,3 +386,10 @@ def test_the_commands_of_the_page_on_data_are_the_programs_own():
     assert len(names) >= 3
     for name in names:
         assert name == "CONFIG" or config.load(name)
+
+
+def test_a_home_folder_that_is_not_there_is_named(tmp_path, capsys):
+    assert prepare("mnist", "~nobody-of-this-name/data") == 2
+    assert "--out ~nobody-of-this-name/data: Could not determine home" in capsys.readouterr().err
+    assert prepare("mnist", tmp_path, "--from", "~nobody-of-this-name") == 2
+    assert "~nobody-of-this-name has no train-images-idx3-ubyte" in capsys.readouterr().err

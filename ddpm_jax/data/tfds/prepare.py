@@ -78,7 +78,7 @@ def target_folder(options: Prepare) -> Path:
     """The folder of the data set.
 
     Raises:
-        ValueError: if the name is missing or invalid, or --out is in a home folder that does not exist.
+        ValueError: if the name is missing or invalid, or as `out_folder`.
     """
     if options.name is None:
         raise ValueError(f"--name is missing: {options.source} becomes a data set in OUT/NAME, read as tfds:NAME@OUT")
@@ -86,8 +86,13 @@ def target_folder(options: Prepare) -> Path:
         raise ValueError(f"--from is for mnist and cifar10; {options.source} is itself the source of the images")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name):
         raise ValueError(f"--name must be of lower-case letters, digits and _, a letter first, got {options.name!r}")
+    return out_folder(options) / options.name / VERSION
+
+
+def out_folder(options: Prepare) -> Path:
+    """The folder of --out; a ValueError if it is in a home folder that does not exist."""
     try:
-        return Path(options.out).expanduser() / options.name / VERSION
+        return Path(options.out).expanduser()
     except RuntimeError as error:
         raise ValueError(f"--out {options.out}: {error}") from error
 
