@@ -52,7 +52,7 @@ def complete_parts(
         save_seconds: a part is written after this time, or when it has `PART_SIZE` images.
     """
     done = sum(stop - start for start, stop, _ in list_parts(folder))
-    process.check_equal_across_processes({"images that are kept": str(done).encode()})
+    process.check_equal_across_processes({"images that are kept": done})
     if done >= num:
         return True
     progress, waiting = tracking.Progress(num, start=done, unit="images", active=process.is_main_process()), []

@@ -171,7 +171,7 @@ class Run:
     def check_consistent(self, start: int, meta: Mapping[str, Any]) -> None:
         """Checks that the data are those that the run was trained on, by `meta` of its checkpoint.
 
-        And that all processes have the same config, checkpoint and data, of which a hundred images vouch.
+        And that all processes have the same config, checkpoint, images, labels and texts.
 
         Raises:
             ValueError: if they are not, with the difference; if one process has not.
@@ -184,15 +184,10 @@ class Run:
                 f"Restore the former images, or give a new folder; --init-from {self.workdir} starts there from this "
                 "run's parameters"
             )
-        if jax.process_count() == 1:
-            return
-        train = self.images.train
-        checked_images = np.ascontiguousarray(train[:: max(1, len(train) // 100)])
         process.check_equal_across_processes({
-            "config": configs.to_json(self.config).encode(),
-            "newest checkpoint": str(start).encode(),
-            "shape of data": f"{train.shape}".encode(),
-            "training images": checked_images.tobytes(),
+            "config": dataclasses.asdict(self.config),
+            "newest checkpoint": start,
+            "images, labels and texts": now,
         })  # fmt: skip
 
     def should_stop(self, stop_received: bool) -> bool:
