@@ -66,10 +66,11 @@ def load_or_measure(
 
     The numbers are the bound over the set, its three parts, and the distortion as a root mean square error of 0..255.
     """
-    name = result_path(context, split, options)
+    fields, name = protocol_fields(context, split, options), result_path(context, split, options)
+    process.check_equal_across_processes({"weights, flags and images": [fields, context.model.tile]})
     part, is_there = name.with_suffix(".part.npz"), process.any_process(name.with_suffix(".json").exists())
     vlb = load(name.with_suffix(".npz")) if is_there else measure(context, split, options, part)
-    measured = measurements(vlb, protocol_fields(context, split, options))
+    measured = measurements(vlb, fields)
     if process.is_main_process():
         if not is_there:
             save(name.with_suffix(".npz"), vlb)

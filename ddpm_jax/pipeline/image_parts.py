@@ -26,7 +26,11 @@ def draw_parts(
 
     Args:
         made: the call's record; parts of a call with another one are removed.
+
+    Raises:
+        ValueError: if several processes have other records or batches.
     """
+    process.check_equal_across_processes({"weights, flags and files": [made, batch]})
     call, record = folder / "call.json", json.dumps(made)
     if process.is_main_process() and not (call.exists() and call.read_text(encoding="utf-8") == record):
         shutil.rmtree(folder, ignore_errors=True)

@@ -18,6 +18,7 @@ from ddpm_jax.evaluate.context import EvaluationContext, Interrupted, load_image
 from ddpm_jax.evaluate.likelihood import LikelihoodOptions
 from ddpm_jax.keys import from_seed
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.process import distributed
 
 
 def of(folder, out, variance_mix=0.0, **sampling) -> EvaluationContext:
@@ -236,3 +237,10 @@ def test_a_part_of_something_else_is_not_taken_up(run_folder, tmp_path):
     evaluated.save(name.with_suffix(".part.npz"), evaluated.empty_result(run.model, options, 12))
     with pytest.raises(ValueError, match="belongs to another measurement: remove it to start again"):
         numbers(run, options)
+
+
+def test_processes_that_measure_another_bound_are_refused(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "_is_distributed", lambda: True)
+    monkeypatch.setattr(distributed, "_allgather", lambda mine: np.stack([mine, mine + 1]))
+    with pytest.raises(ValueError, match="the same weights, flags and images: it differs in process 1"):
+        numbers(of(run_folder, tmp_path), HUNDRED[2])
