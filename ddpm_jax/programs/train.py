@@ -93,7 +93,7 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
             else:
                 with tracking.Activity("drawing the first parameters", active=process.is_main_process()):
                     state = trainer.init_state(model, trainer.init_params(model, init_key))
-            run.check_consistent(start, meta)
+            run.check_consistent(meta)
             run.remove_snapshots_after(start)
             run.print_summary(state, start)
             state = trainer.place_state(model, state)

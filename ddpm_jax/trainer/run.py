@@ -168,10 +168,10 @@ class Run:
         if process.is_main_process():
             snapshots.save(self.snapshots, step, ema.averages, {"step": step, "count": int(ema.count)})
 
-    def check_consistent(self, start: int, meta: Mapping[str, Any]) -> None:
+    def check_consistent(self, meta: Mapping[str, Any]) -> None:
         """Checks that the data are those that the run was trained on, by `meta` of its checkpoint.
 
-        And that all processes have the same config, checkpoint, images, labels and texts.
+        And that all processes have the same config, images, labels and texts.
 
         Raises:
             ValueError: if they are not, with the difference; if one process has not.
@@ -184,11 +184,9 @@ class Run:
                 f"Restore the former images, or give a new folder; --init-from {self.workdir} starts there from this "
                 "run's parameters"
             )
-        process.check_equal_across_processes({
-            "config": dataclasses.asdict(self.config),
-            "newest checkpoint": start,
-            "images, labels and texts": now,
-        })  # fmt: skip
+        process.check_equal_across_processes(
+            {"config": dataclasses.asdict(self.config), "images, labels and texts": now}
+        )
 
     def should_stop(self, stop_received: bool) -> bool:
         """True to end after this step: by a signal here; of several processes, by one all received in this step."""

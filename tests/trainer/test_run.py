@@ -32,7 +32,7 @@ def test_processes_with_other_labels_are_refused(tmp_path, monkeypatch):
 
     def check(images):
         run = trainer.Run(build(config, (8, 8, 1), images.levels), tmp_path, images, from_seed(0), None)
-        run.check_consistent(0, {})
+        run.check_consistent({})
 
     def allgather(mine):  # process 0 is the first call's
         gathered.append(mine)
