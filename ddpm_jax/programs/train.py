@@ -152,7 +152,7 @@ def loop(run: "Run", saved: "Checkpoints", step_metrics: "StepMetrics", start: i
             with trainer.explain_evaluation_oom(config, run.tile):
                 step_metrics.write_evaluation(done, lambda: run.sample_and_evaluate(done, state))
         if stopping or (evaluating and process.any_process(run.interrupt.requested)):
-            if not stopping and saved.latest() != done:
+            if not (stopping or saving):
                 saved.save(done, trainer.whole_state(run.model, state), run.meta(done))
             saved.wait()
             step_metrics.progress.close()
