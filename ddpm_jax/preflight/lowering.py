@@ -64,10 +64,14 @@ def state_bytes(model: Model) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(train_state(model)))
 
 
+def params_bytes(model: Model) -> int:
+    """Bytes of the parameters alone, or of their average."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(train_state(model).params))
+
+
 def device_state_bytes(model: Model, devices: int) -> int:
     """Bytes of the state on each of so many devices."""
-    whole, params = state_bytes(model), train_state(model).params
-    own = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    whole, own = state_bytes(model), params_bytes(model)
     return own + (whole - own) // devices if model.config.shard_update else whole
 
 

@@ -233,6 +233,25 @@ def test_a_run_takes_the_disk_of_the_checkpoints_it_keeps_and_of_the_one_being_w
     assert more == 3 * 2 * 4 * params  # three snapshots of two averages
 
 
+def test_previews_beside_a_sharded_update_take_the_whole_average_as_well(tiny):
+    """It lies in shares during training, and no program's own memory tells."""
+    config, images = configs.load(tiny), lowering.load_images(configs.load(tiny), (), None)
+
+    def needed(shard_update):
+        model = build(dataclasses.replace(config, shard_update=shard_update), (8, 8, 1), 17)
+        train, sampler = compile_stats.Memory(9000, 0, 0, 0, 9000), compile_stats.Memory(300, 0, 0, 0, 700)
+        stats = {
+            name: compile_stats.CompileStats(memory, memory.peak, [], {}, 1.0, "")
+            for name, memory in (("train", train), ("sampler", sampler))
+        }
+        target = report.Target(jax.devices()[:2], 1, None, None, None)
+        found = report.Report("tiny", model, images, target, 0.0, stats)
+        return found.bytes_during_training("sampler"), lowering.params_bytes(model)
+
+    (whole, params), (shares, _) = needed(False), needed(True)
+    assert (whole, shares) == (9400, 9400 + params)
+
+
 # The devices at hand
 
 
