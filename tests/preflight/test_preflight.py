@@ -1,5 +1,6 @@
 """Preflight: what compiled programs say of themselves against what happens, and slices of TPUs that are not there."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 from run_programs import run
 
-from ddpm_jax import checkpoint
+from ddpm_jax import checkpoint, data
 from ddpm_jax import config as configs
+from ddpm_jax.data import device_loader
+from ddpm_jax.keys import from_seed
 from ddpm_jax.model import build, network
 from ddpm_jax.preflight import compile_stats, local_measurement, lowering, report, topology
 from ddpm_jax.process import tpu
@@ -231,6 +234,18 @@ def test_a_run_takes_the_disk_of_the_checkpoints_it_keeps_and_of_the_one_being_w
     params = sum(leaf.size for leaf in jax.tree.leaves(lowering.train_state(averaging).params))
     more = local_measurement.disk_bytes(averaging, images) - local_measurement.disk_bytes(later, images)
     assert more == 3 * 2 * 4 * params  # three snapshots of two averages
+
+
+@pytest.mark.parametrize("together", [1, 4])
+def test_images_that_are_read_ahead_are_those_of_two_calls(tiny, together):
+    config = dataclasses.replace(configs.load(tiny), batch=64, data=configs.Data(stream=True), steps_per_call=together)
+    images, order = lowering.load_images(config, (), None), data.EpochShuffle(from_seed(0), 1500)
+    loader = device_loader.make_device_loader(
+        images.train, order, 64, jax.devices()[:2], stream=True, steps_per_call=together
+    )
+    with contextlib.closing(loader.batches(0)) as batches:
+        pixels = next(batches).pixels
+    assert lowering.device_pixel_bytes(config, images, 2) == 2 * pixels.nbytes // 2
 
 
 def test_previews_beside_a_sharded_update_take_the_whole_average_as_well(tiny):
