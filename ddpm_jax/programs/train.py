@@ -74,9 +74,8 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
     run_key = process.replicate(run_key, "batch")
 
     # a new run's first state, before anything is written: weights that do not fit are refused
-    finetuned = None
-    if init.init_from and not trainer.has_checkpoints(workdir):
-        finetuned = trainer.init_from_run(model, init_key, init)
+    begun = process.any_process(process.is_main_process() and trainer.has_checkpoints(workdir))
+    finetuned = trainer.init_from_run(model, init_key, init) if init.init_from and not begun else None
 
     with (
         process.Interrupt() as interrupt,  # first, so that the last save is complete before a signal can end it
@@ -94,7 +93,7 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
             else:
                 with tracking.Activity("drawing the first parameters", active=process.is_main_process()):
                     state = trainer.init_state(model, trainer.init_params(model, init_key))
-            run.check_consistent(meta)
+            run.check_consistent(meta, state.params)
             run.remove_snapshots_after(start)
             run.print_summary(state, start)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 import tiny_run
@@ -25,14 +26,15 @@ def test_mirrored_training_images_are_copies_where_training_mirrors(flip, copied
     )  # a few digits are their own mirror image, nearly
 
 
-def test_processes_with_other_labels_are_refused(tmp_path, monkeypatch):
+def test_processes_with_other_labels_or_parameters_are_refused(tmp_path, monkeypatch):
     """The images alone do not say it, and a new run has no checkpoint that would."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
     config = dataclasses.replace(tiny_run.CONFIG, net=dataclasses.replace(tiny_run.CONFIG.net, num_classes=10))
     images, gathered = data.load("digits"), []
 
-    def check(images):
+    def check(images, params):
         run = trainer.Run(build(config, (8, 8, 1), images.levels), tmp_path, images, from_seed(0), None)
-        run.check_consistent({})
+        run.check_consistent({}, params)
 
     def allgather(mine):  # process 0 is the first call's
         gathered.append(mine)
@@ -40,8 +42,11 @@ def test_processes_with_other_labels_are_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(distributed, "_is_distributed", lambda: True)
     monkeypatch.setattr(distributed, "_allgather", allgather)
-    check(images)
-    check(images)
+    params = {"w": np.ones(3, np.float32)}
+    check(images, params)
+    check(images, params)
     assert len(gathered) == 2
     with pytest.raises(ValueError, match="the same images, labels and texts: it differs in process 1"):
-        check(images._replace(train_labels=np.roll(images.train_labels, 1)))
+        check(images._replace(train_labels=np.roll(images.train_labels, 1)), params)
+    with pytest.raises(ValueError, match=r"the same parameters \(--init-from\): it differs in process 1"):
+        check(images, {"w": np.zeros(3, np.float32)})
