@@ -290,6 +290,16 @@ def test_one_program_that_does_not_fit_is_status_1(tiny, monkeypatch):
     assert "does not fit" in shown.stdout
 
 
+def test_steps_that_fit_by_analysis_alone_are_status_7(tiny, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+
+    monkeypatch.setattr(local_measurement, "measure", full)
+    flags = ("--devices", 2, "--batch", 64, "--programs", "train")
+    shown = run("-m", "ddpm_jax", "preflight", tiny, *flags, status=7)
+    assert "a training step of 32 images per device does not fit" in shown.stderr and "--net.remat" in shown.stderr
+
+
 @pytest.mark.slow
 def test_memory_by_analysis_is_what_the_process_takes(tiny):
     """Resident memory grows by what the analysis says, within 10 %: images, state and temporaries of both devices."""
