@@ -109,7 +109,7 @@ class Checkpoints:
         """Starts to write a checkpoint and returns when it has a copy of the state, which may then be donated.
 
         The folder of the step appears when it is complete.  An error while writing is raised by the next call of a
-        method, or at the end of the context.  The first save is read back when it is complete.
+        method, or at the end of the context.  The first save is read back when it is complete, by the first process.
 
         Args:
             step: above every step saved before.
@@ -210,6 +210,8 @@ class Checkpoints:
         step, parts = unread
 
         def read_back(step: int) -> None:
+            if jax.process_index() != 0:  # one reader is enough, and others may see the folder later
+                return
             record = self._read_record(step)
             for name, part in parts.items():
                 self._read_part(step, name, part, record)
