@@ -206,6 +206,7 @@ print(jax.device_count(), checkpoint.fingerprint(tree))
 
 
 def test_two_processes_write_and_one_reads(tmp_path):
+    """The first reads back what it has saved; where one cannot read the newest step, both take the one before."""
     code = """
 import sys, jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -214,9 +215,18 @@ from ddpm_jax import checkpoint
 host = {"params": {"w": np.arange(6, dtype=np.float32)}, "step": np.int32(4)}
 here = jax.device_put(host["params"], NamedSharding(Mesh(np.array(jax.local_devices()), "b"), PartitionSpec()))
 everywhere = jax.device_put(host["step"], NamedSharding(Mesh(np.array(jax.devices()), "b"), PartitionSpec()))
+
+def read_part(self, step, *rest):
+    if jax.process_index() == 1 and step != 2:
+        raise self._unreadable_error(step, "its part 'params': Input/output error")
+    return read(self, step, *rest)
+
+read, checkpoint.Checkpoints._read_part = checkpoint.Checkpoints._read_part, read_part
 with checkpoint.Checkpoints(sys.argv[1]) as saved:
-    saved.save(1, {"params": here, "step": everywhere}, {})
-    saved.save(2, {"params": here, "step": everywhere}, {})
+    for step in (1, 2, 3):
+        saved.save(step, {"params": here, "step": everywhere}, {})
+with checkpoint.Checkpoints(sys.argv[1]) as saved:
+    print(saved.restore(host).step, file=sys.stderr)
 """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -225,9 +235,15 @@ with checkpoint.Checkpoints(sys.argv[1]) as saved:
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     quiet = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
     both = [subprocess.Popen(command, cwd=HERE, env=env, text=True, **quiet) for command in commands]
-    for process in both:
+    reasons = "another process says why", "its part 'params': Input/output error"
+    for process, reason in zip(both, reasons, strict=True):
         _, err = process.communicate(timeout=100)
         assert process.returncode == 0, err[-2000:]
+        assert (
+            err.endswith("2\n")
+            and f"cannot be read: {reason}; step 2 is taken instead (renamed to 3.unreadable)" in err
+        ), err[-2000:]
+    assert (tmp_path / "run" / "3.unreadable").is_dir()
     with Checkpoints(tmp_path / "run", read_only=True) as saved:
         assert saved.steps() == [1, 2]
         back = saved.restore({"params": {"w": np.zeros(6, np.float32)}, "step": np.int32(0)}).tree

@@ -76,8 +76,12 @@ class Checkpoints:
             path = opened.enter_context(manager.orbax_safe_path(self.folder))
             self._manager = self._retry_if_removed(lambda: manager.make_manager(path, keep, read_only))
             opened.callback(self._manager.close)
+            self._reader = self._manager if read_only else manager.make_manager(path, keep, read_only=True)
+            opened.callback(self._reader.close)
             if read_only and not self.steps():
                 raise FileNotFoundError(f"{self.folder} holds no checkpoint")
+            if not read_only:
+                process.check_equal_across_processes({f"checkpoints in {self.folder}": self.steps()})
             self._resources = opened.pop_all()
 
     def __enter__(self) -> "Checkpoints":
@@ -105,7 +109,7 @@ class Checkpoints:
         """Starts to write a checkpoint and returns when it has a copy of the state, which may then be donated.
 
         The folder of the step appears when it is complete.  An error while writing is raised by the next call of a
-        method, or at the end of the context.  The first save is read back when it is complete.
+        method, or at the end of the context.  The first save is read back when it is complete, by the first process.
 
         Args:
             step: above every step saved before.
@@ -204,10 +208,16 @@ class Checkpoints:
         if unread is None:
             return
         step, parts = unread
-        try:
+
+        def read_back(step: int) -> None:
+            if jax.process_index() != 0:  # one reader is enough, and others may see the folder later
+                return
             record = self._read_record(step)
             for name, part in parts.items():
                 self._read_part(step, name, part, record)
+
+        try:
+            self._read_together(step, read_back)
         except CheckpointError as error:
             raise OSError(f"the save cannot be read back: {error} (renamed to {self._set_aside(step)})") from error
 
@@ -271,7 +281,7 @@ class Checkpoints:
         unreadable: dict[int, CheckpointError] = {}
         for each in reversed(steps):
             try:
-                result = read(each)
+                result = self._read_together(each, read)
             except CheckpointError as error:
                 if not self.read_only or (self.folder / str(each)).exists():
                     unreadable[each] = error
@@ -286,9 +296,21 @@ class Checkpoints:
             return result
         raise CheckpointError("; ".join(map(str, unreadable.values())))
 
+    def _read_together(self, step: int, read: Callable[[int], _T]) -> _T:
+        """read(step); of several processes that train, all raise a CheckpointError if one does."""
+        try:
+            result = read(step)
+        except CheckpointError:
+            if not self.read_only:
+                process.any_process(True)
+            raise
+        if not self.read_only and process.any_process(False):
+            raise self._unreadable_error(step, "another process says why")
+        return result
+
     def _set_aside(self, step: int) -> str:
         """Renames an unreadable step's folder, so that its step can be saved again; returns the new name."""
-        taken = len(list(self.folder.glob(f"{step}.unreadable*")))
+        taken = int(process.broadcast(np.int32(len(list(self.folder.glob(f"{step}.unreadable*"))))))
         name = f"{step}.unreadable" + (f"-{taken + 1}" if taken else "")
         if jax.process_index() == 0:
             (self.folder / str(step)).rename(self.folder / name)
@@ -301,7 +323,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         try:
-            record = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            record = self._reader.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             intact = record["sha256"] == records.json_digest({name: record[name] for name in ("meta", "parts")})
             recorded_step = record["meta"].get("step", step)
         except Exception as error:
@@ -321,7 +343,7 @@ class Checkpoints:
             shapes = jax.tree.map(_placeholder, target)
             try:
                 args = ocp.args.Composite(**{name: ocp.args.StandardRestore(shapes)})
-                tree = self._manager.restore(step, args=args)[name]
+                tree = self._reader.restore(step, args=args)[name]
             except MemoryError:
                 raise
             except Exception as error:

@@ -27,12 +27,19 @@ def orbax_safe_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def make_manager(folder: pathlib.Path, keep: int, read_only: bool) -> Any:
-    """Orbax's manager of a folder, an `orbax_safe_path`; see `Checkpoints`."""
+    """Orbax's manager of a folder, an `orbax_safe_path`; see `Checkpoints`.
+
+    A reader is this process's alone: at orbax's barriers, others would wait for one that cannot read.
+    """
+    import jax
     import orbax.checkpoint as ocp
     from orbax.checkpoint.checkpoint_managers import preservation_policy
 
     logging.getLogger("absl").addFilter(_not_from_orbax)  # which a logger adds only once
+    alone = ocp.options.MultiprocessingOptions(jax.process_index(), {jax.process_index()})
     options = ocp.CheckpointManagerOptions(
+        multiprocessing_options=alone if read_only else ocp.options.MultiprocessingOptions(),
+        create=not read_only,
         preservation_policy=preservation_policy.LatestN(keep),
         # of killed saves; a reader would delete those of a trainer's save in progress
         cleanup_tmp_directories=not read_only,

@@ -112,7 +112,11 @@ def extraction(extractor: Extractor) -> Iterator[None]:
     """Context manager of what the first process does alone with an extractor.
 
     The others compute their part of the features until it is done, and end here, by SystemExit.
+
+    Raises:
+        ValueError: if they have another extractor.
     """
+    process.check_equal_across_processes({"features": extractor.name})
     if not process.is_main_process():
         extractor.assist()
         raise SystemExit(0)

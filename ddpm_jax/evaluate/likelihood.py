@@ -65,12 +65,17 @@ def load_or_measure(
     """The bound: read from the results folder, or measured and written there as NAME.json and NAME.npz.
 
     The numbers are the bound over the set, its three parts, and the distortion as a root mean square error of 0..255.
+    Of several processes only the first one reads and writes; where the result is there, the others end by SystemExit.
     """
-    name = result_path(context, split, options)
-    part, is_there = name.with_suffix(".part.npz"), process.any_process(name.with_suffix(".json").exists())
+    fields, name = protocol_fields(context, split, options), result_path(context, split, options)
+    process.check_equal_across_processes({"weights, flags and images": [fields, context.model.tile]})
+    part, main = name.with_suffix(".part.npz"), process.is_main_process()
+    is_there = process.any_process(main and name.with_suffix(".json").exists())
+    if is_there and not main:
+        raise SystemExit(0)
     vlb = load(name.with_suffix(".npz")) if is_there else measure(context, split, options, part)
-    measured = measurements(vlb, protocol_fields(context, split, options))
-    if process.is_main_process():
+    measured = measurements(vlb, fields)
+    if main:
         if not is_there:
             save(name.with_suffix(".npz"), vlb)
             protocol.write_measurements(name.with_suffix(".json"), measured, context.made_with())
@@ -95,7 +100,10 @@ def measure(context: EvaluationContext, split: Split, options: LikelihoodOptions
         "compiling the bound", tiles.parallelise(tile_function(model, options), model.config.parallel)
     )
     key = jax.random.fold_in(keys.from_seed(options.seed), keys.VLB_STREAM)
-    vlb = resume(part, empty_result(model, options, n), tile)
+    vlb = empty_result(model, options, n)
+    if process.is_main_process():
+        vlb = resume(part, vlb, tile)
+    vlb.done[...] = process.broadcast(np.int32(vlb.done))  # of the others' results nothing else is used
     progress = tracking.Progress(n, start=int(vlb.done), unit="images", active=process.is_main_process())
     saved = time.monotonic()
     with process.Interrupt() as interrupt, progress:

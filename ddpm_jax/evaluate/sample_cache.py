@@ -45,6 +45,7 @@ def protocol_fields(context: EvaluationContext, seed: int, form: Format) -> prot
 def ensure_samples(context: EvaluationContext, num: int, seed: int, form: Format) -> pathlib.Path:
     """The folder that holds images 0 ... num - 1 of a seed, drawing the missing ones."""
     model, fields = context.model, {**protocol_fields(context, seed, form), "tile": context.model.tile}
+    process.check_equal_across_processes({"weights and flags": [fields, num]})
     if form == "integer":
         del fields["rounding"]  # so that images that were drawn before there were two are found
     folder = context.out / "draws" / manifest.short_hash(fields)

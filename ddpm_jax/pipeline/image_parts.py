@@ -26,13 +26,16 @@ def draw_parts(
 
     Args:
         made: the call's record; parts of a call with another one are removed.
+
+    Raises:
+        ValueError: if several processes have other records or batches.
     """
+    process.check_equal_across_processes({"weights, flags and files": [made, batch]})
     call, record = folder / "call.json", json.dumps(made)
     if process.is_main_process() and not (call.exists() and call.read_text(encoding="utf-8") == record):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         call.write_text(record, encoding="utf-8")
-    process.any_process(False)  # no other looks into the folder before
 
     def missing(done: int) -> Iterator[np.ndarray]:
         parts = drawer.draw(seed=seed, start=start + done, num=num - done, batch=batch)
@@ -47,12 +50,13 @@ def complete_parts(
 ) -> bool:
     """Draws the missing images of a folder's `num` and writes them in parts; False if interrupted.
 
+    Of several processes only the first one reads and writes the folder, which may be its own.
+
     Args:
         draw_from: number of images there are -> iterator over the following ones, in order.
         save_seconds: a part is written after this time, or when it has `PART_SIZE` images.
     """
-    done = sum(stop - start for start, stop, _ in list_parts(folder))
-    process.check_equal_across_processes({"images that are kept": str(done).encode()})
+    done = int(process.broadcast(np.int32(sum(stop - start for start, stop, _ in list_parts(folder)))))
     if done >= num:
         return True
     progress, waiting = tracking.Progress(num, start=done, unit="images", active=process.is_main_process()), []

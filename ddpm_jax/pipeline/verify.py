@@ -26,6 +26,7 @@ def verify(run: str, path: pathlib.Path, batch: int | None = None) -> int:
         raise ValueError(f"{path} rests on x0_errors {manifest.get('x0_errors')}, {run} holds {pipe.x0_mse_digest}")
     pipe = pipe.with_request(request_from_manifest(manifest["asked"], pipe))
     drawer, num, parts = edit_from_manifest(pipe, manifest) or pipe, manifest["num"], []
+    process.check_equal_across_processes({"manifest and flags": [manifest, batch]})
     progress = tracking.Progress(num, unit="images", active=process.is_main_process())
     with process.explain_oom("a tile of images", lambda: process.sampling_oom_hints(drawer.tile)), progress:
         for part in drawer.draw(seed=manifest["seed"], start=manifest["start"], num=num, batch=batch):

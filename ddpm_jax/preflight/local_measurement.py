@@ -170,6 +170,5 @@ def disk_bytes(model: Model, images: data.Dataset) -> int:
     grids = previews * config.sampling.num * images.train.nbytes // len(images.train)
     lines = 400 * (config.steps // config.log_every + previews)
     saved = min(config.keep + 1, -(-config.steps // config.save_every))
-    params = sum(4 * leaf.size for leaf in jax.tree.leaves(lowering.train_state(model).params))
-    averages = len(config.optim.ema_lengths) * params * (config.steps // config.snapshot_every)
+    averages = len(config.optim.ema_lengths) * lowering.params_bytes(model) * (config.steps // config.snapshot_every)
     return saved * checkpoint_bytes(model) + averages + grids + lines

@@ -64,10 +64,14 @@ def state_bytes(model: Model) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(train_state(model)))
 
 
+def params_bytes(model: Model) -> int:
+    """Bytes of the parameters alone, or of their average."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(train_state(model).params))
+
+
 def device_state_bytes(model: Model, devices: int) -> int:
     """Bytes of the state on each of so many devices."""
-    whole, params = state_bytes(model), train_state(model).params
-    own = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    whole, own = state_bytes(model), params_bytes(model)
     return own + (whole - own) // devices if model.config.shard_update else whole
 
 
@@ -104,10 +108,10 @@ def lower_train_step(model: Model, images: data.Dataset, devices: Sequence[Any])
 
 
 def device_pixel_bytes(config: configs.Config, images: data.Dataset, devices: int) -> int:
-    """Bytes of images on each device: all of them, or its share of the batch in use and of the next."""
+    """Bytes of images on each device: all of them, or its share of the steps of this call and of the next."""
     if not is_streamed(images.train, config.data.stream):
         return images.train.nbytes
-    return 2 * config.batch // devices * images.train.nbytes // len(images.train)
+    return 2 * config.steps_per_call * config.batch // devices * images.train.nbytes // len(images.train)
 
 
 def lower_sampler(model: Model, devices: Sequence[Any]) -> jax.stages.Lowered:

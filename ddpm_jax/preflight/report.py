@@ -78,7 +78,9 @@ class Report:
         train, other = self.programs.get("train"), self.programs[name]
         if name == "train" or train is None or train.memory is None or other.memory is None:
             return other.needed
-        return train.memory.arguments + other.memory.peak - other.memory.arguments
+        # previews take the average whole, see `trainer.whole_ema`: beside training's arguments, where it is in shares
+        average = lowering.params_bytes(self.model) if self.config.shard_update else 0
+        return train.memory.arguments + other.memory.peak - other.memory.arguments + average
 
     def fits(self, name: str) -> bool:
         """True if a program fits beside training's state and images."""

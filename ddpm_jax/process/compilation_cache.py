@@ -1,5 +1,6 @@
 """JAX's persistent compilation cache: its folder, who may write it, and its size."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -57,12 +58,16 @@ def default_folder() -> pathlib.Path:
 
 
 def prune(folder: pathlib.Path, max_bytes: int) -> None:
-    """Deletes the oldest files of a folder until the others have at most `max_bytes`.
+    """Deletes the oldest files of a folder until the others have at most `max_bytes`; other processes may do so, too.
 
     JAX's own limit, jax_compilation_cache_max_size, needs the package filelock, locks the folder at each access, and in
     JAX 0.10 fails on programs that were kept without it.
     """
-    files = [(path.stat(), path) for path in folder.iterdir() if path.is_file()]
+    files = []
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                files.append((path.stat(), path))
     total = sum(stat.st_size for stat, _ in files)
     for stat, path in sorted(files, key=lambda each: each[0].st_mtime):
         if total <= max_bytes:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import ipaddress
+import json
 import os
 import socket
 import sys
@@ -170,8 +171,8 @@ def broadcast(array: Any) -> Any:
     return np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
-def check_equal_across_processes(values: Mapping[str, bytes]) -> None:
-    """Checks that every process has the same values, by their hashes.
+def check_equal_across_processes(values: Mapping[str, Any]) -> None:
+    """Checks that every process has the same JSON values, by their hashes.
 
     Raises:
         ValueError: in every process, with the name of a value that differs and the processes where it does.
@@ -180,7 +181,8 @@ def check_equal_across_processes(values: Mapping[str, bytes]) -> None:
 
     if not _is_distributed():
         return
-    digests = [np.frombuffer(hashlib.sha256(value).digest()[:16], np.uint32) for value in values.values()]
+    hashes = [hashlib.sha256(json.dumps(value).encode()).digest()[:16] for value in values.values()]
+    digests = [np.frombuffer(each, np.uint32) for each in hashes]
     all_digests = _allgather(np.stack(digests))
     for name, column in zip(values, np.moveaxis(all_digests, 1, 0), strict=True):
         others = [str(i) for i in range(len(column)) if (column[i] != column[0]).any()]

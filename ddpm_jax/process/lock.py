@@ -11,8 +11,8 @@ class FolderLock:
     """Context manager that lets one process at a time use a folder.
 
     The kernel holds the lock (flock) and releases it when the process ends in any way, so no stale lock remains.  The
-    file .lock names its owner.  A network file system locks between hosts if its server and mount options support it;
-    where they refuse, a warning is printed and nothing is locked.
+    file .lock names its owner.  A network file system locks between hosts if its server and mount options support it,
+    and may keep the lock of a host that is gone; where they refuse, a warning is printed and nothing is locked.
 
     Raises, on entering:
         ValueError: if another process uses the folder.

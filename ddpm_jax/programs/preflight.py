@@ -2,7 +2,8 @@
 
     ddpm-jax preflight CONFIG[:NAME] [--topology v5e:4x4] [--shape H W C] [any flag of the config]
 
-Exit status 0 if everything fits, 1 if something does not, 2 for a wrong request, 6 if a file cannot be written.
+Exit status 0 if everything fits, 1 if something does not, 2 for a wrong request, 6 if a file cannot be written, 7 if
+steps that should fit do not.
 """
 
 import dataclasses
@@ -66,6 +67,8 @@ def main(argv: list[str]) -> int:
 
 def run(name: str, args: Arguments) -> int:
     """The report, line by line as it becomes known."""
+    from ddpm_jax import trainer
+    from ddpm_jax.data.device_loader import is_streamed
     from ddpm_jax.model import build
     from ddpm_jax.preflight import compile_stats, local_measurement, lowering, report
 
@@ -92,7 +95,9 @@ def run(name: str, args: Arguments) -> int:
             (folder / f"{program_name}.txt").write_text(compiled.as_text() or "", encoding="utf-8")
         say(report.program_lines(found, program_name))
         if program_name == "train" and target.slice is None and compiled is not None and found.fits("train"):
-            found.measured = local_measurement.measure(model, images, compiled, target.devices)
+            resident = 0 if is_streamed(images.train, args.config.data.stream) else images.train.nbytes
+            with trainer.explain_step_oom(args.config, resident):
+                found.measured = local_measurement.measure(model, images, compiled, target.devices)
     say(report.measurement_lines(found))
     say([report.disk_line(found)])
     if args.out is not None:

@@ -97,7 +97,8 @@ def draw(args: Arguments) -> int:
         shutil.rmtree(parts)
     print(f"{args.num} images in {seconds:.1f} s, compilation included: {out / 'grid.png'}")
     if args.trajectory:
-        outputs.write_trajectory(pipe, drawn, out, **images)
+        with process.explain_oom("a tile of trajectories", lambda: process.sampling_oom_hints(pipe.tile)):
+            outputs.write_trajectory(pipe, drawn, out, **images)
     elif process.is_main_process() and (out / "trajectory.gif").exists():
         print(f"note: the trajectory in {out} is of an earlier call")
     return 0

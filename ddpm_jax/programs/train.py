@@ -65,17 +65,17 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
     # pmap, or shard_map: the state whole on every device, or in part a share; the batch spread over them
     devices = jax.local_devices()
     order = data.EpochShuffle(order_key, len(images.train))
-    loader = make_device_loader(
-        images.train, order, config.batch, devices, stream=config.data.stream, steps_per_call=config.steps_per_call
-    )
+    with trainer.explain_step_oom(config, images.train.nbytes):
+        loader = make_device_loader(
+            images.train, order, config.batch, devices, stream=config.data.stream, steps_per_call=config.steps_per_call
+        )
     steps = trainer.parallelise(gradient_step, loader.in_axis, by=config.parallel, shard_update=config.shard_update)
     steps = tracking.show_first_call("compiling the training step", steps)
     run_key = process.replicate(run_key, "batch")
 
     # a new run's first state, before anything is written: weights that do not fit are refused
-    finetuned = None
-    if init.init_from and not trainer.has_checkpoints(workdir):
-        finetuned = trainer.init_from_run(model, init_key, init)
+    begun = process.any_process(process.is_main_process() and trainer.has_checkpoints(workdir))
+    finetuned = trainer.init_from_run(model, init_key, init) if init.init_from and not begun else None
 
     with (
         process.Interrupt() as interrupt,  # first, so that the last save is complete before a signal can end it
@@ -93,10 +93,9 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
             else:
                 with tracking.Activity("drawing the first parameters", active=process.is_main_process()):
                     state = trainer.init_state(model, trainer.init_params(model, init_key))
-            run.check_consistent(start, meta)
+            run.check_consistent(meta, state.params)
             run.remove_snapshots_after(start)
             run.print_summary(state, start)
-            state = trainer.place_state(model, state)
 
             def take_steps(state, bad, batch):
                 rows, stop = run.train_conditions.device_batch(batch.indices), trainer.stop_flag(interrupt.requested)
@@ -109,6 +108,7 @@ def train(config: configs.Config, workdir: pathlib.Path, init: flags.InitFrom, o
                 trainer.profile(options.profile, workdir, start, take_steps) as annotated_steps,
                 contextlib.closing(loader.batches(start)) as batches,
             ):
+                state = trainer.place_state(model, state)
                 bad = process.replicate(np.int32(0), "batch")  # steps in a row that were skipped, of what follows
                 return loop(run, saved, step_metrics, start, (state, bad), annotated_steps, batches)
 
@@ -123,9 +123,13 @@ def loop(run: "Run", saved: "Checkpoints", step_metrics: "StepMetrics", start: i
     def due(step, every):
         return step == config.steps or (every and step % every == 0)
 
+    def evaluate(step, state):
+        with trainer.explain_evaluation_oom(config, run.tile):
+            step_metrics.write_evaluation(step, lambda: run.sample_and_evaluate(step, state))
+
     # a run that was saved and ended before it drew its samples
     if start and due(start, config.sample_every) and process.any_process(not step_metrics.has_evaluation):
-        step_metrics.write_evaluation(start, lambda: run.sample_and_evaluate(start, state))
+        evaluate(start, state)
     done = start
     while done < config.steps:
         batch = next(batches)
@@ -149,10 +153,9 @@ def loop(run: "Run", saved: "Checkpoints", step_metrics: "StepMetrics", start: i
         if stopping or saving:
             saved.save(done, trainer.whole_state(run.model, state), run.meta(done))
         if evaluating:
-            with trainer.explain_evaluation_oom(config, run.tile):
-                step_metrics.write_evaluation(done, lambda: run.sample_and_evaluate(done, state))
+            evaluate(done, state)
         if stopping or (evaluating and process.any_process(run.interrupt.requested)):
-            if not stopping and saved.latest() != done:
+            if not (stopping or saving):
                 saved.save(done, trainer.whole_state(run.model, state), run.meta(done))
             saved.wait()
             step_metrics.progress.close()

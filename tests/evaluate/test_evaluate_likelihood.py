@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import shared_evaluation
 
-from ddpm_jax import data, gaussian, likelihood, schedules, tracking
+from ddpm_jax import data, gaussian, likelihood, process, schedules, tracking
 from ddpm_jax.evaluate import likelihood as evaluated
 from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.context import EvaluationContext, Interrupted, load_images, select_split
 from ddpm_jax.evaluate.likelihood import LikelihoodOptions
 from ddpm_jax.keys import from_seed
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.process import distributed
 
 
 def of(folder, out, variance_mix=0.0, **sampling) -> EvaluationContext:
@@ -236,3 +237,23 @@ def test_a_part_of_something_else_is_not_taken_up(run_folder, tmp_path):
     evaluated.save(name.with_suffix(".part.npz"), evaluated.empty_result(run.model, options, 12))
     with pytest.raises(ValueError, match="belongs to another measurement: remove it to start again"):
         numbers(run, options)
+
+
+def test_processes_that_measure_another_bound_are_refused(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "_is_distributed", lambda: True)
+    monkeypatch.setattr(distributed, "_allgather", lambda mine: np.stack([mine, mine + 1]))
+    with pytest.raises(ValueError, match="the same weights, flags and images: it differs in process 1"):
+        numbers(of(run_folder, tmp_path), HUNDRED[2])
+
+
+def test_all_processes_go_on_where_the_first_does(run_folder, tmp_path, monkeypatch):
+    """Another one may not see what is kept: its share of a round would be of other images, and its rounds more."""
+    starts, tiles_from = [], evaluated.device_tiles
+    monkeypatch.setattr(process, "is_main_process", lambda: False)
+    monkeypatch.setattr(process, "broadcast", lambda mine: np.full_like(mine, 96))
+    monkeypatch.setattr(evaluated, "device_tiles", lambda *args: (starts.append(args[1]), tiles_from(*args))[1])
+    measured(of(run_folder, tmp_path), HUNDRED[None])
+    assert starts == [96] and not list(tmp_path.iterdir())
+    monkeypatch.setattr(process, "any_process", lambda mine: True)  # the first has the result
+    with pytest.raises(SystemExit):
+        measured(of(run_folder, tmp_path), HUNDRED[None])

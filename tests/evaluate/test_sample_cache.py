@@ -13,6 +13,7 @@ from ddpm_jax.evaluate import protocol, sample_cache, samples
 from ddpm_jax.evaluate.context import Interrupted
 from ddpm_jax.evaluate.samples import SamplesOptions
 from ddpm_jax.pipeline import image_parts, manifest
+from ddpm_jax.process import distributed
 
 
 def lines_of(found):
@@ -89,3 +90,12 @@ def test_changing_any_field_changes_the_line(run_folder, drawn, tmp_path):
         line(ddim_context(run_folder, tmp_path, weights="raw")),
     ]
     assert len(set(lines)) == len(lines)
+
+
+def test_processes_that_draw_other_samples_are_refused(run_folder, tmp_path, monkeypatch):
+    run = ddim_context(run_folder, tmp_path)
+    monkeypatch.setattr(distributed, "_is_distributed", lambda: True)
+    monkeypatch.setattr(distributed, "_allgather", lambda mine: np.stack([mine, mine + 1]))
+    with pytest.raises(ValueError, match="the same weights and flags: it differs in process 1"):
+        sample_cache.ensure_samples(run, 10, 0, "integer")
+    assert not (tmp_path / "draws").exists()

@@ -1,5 +1,6 @@
 """Preflight: what compiled programs say of themselves against what happens, and slices of TPUs that are not there."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 from run_programs import run
 
-from ddpm_jax import checkpoint
+from ddpm_jax import checkpoint, data
 from ddpm_jax import config as configs
+from ddpm_jax.data import device_loader
+from ddpm_jax.keys import from_seed
 from ddpm_jax.model import build, network
 from ddpm_jax.preflight import compile_stats, local_measurement, lowering, report, topology
 from ddpm_jax.process import tpu
@@ -233,6 +236,37 @@ def test_a_run_takes_the_disk_of_the_checkpoints_it_keeps_and_of_the_one_being_w
     assert more == 3 * 2 * 4 * params  # three snapshots of two averages
 
 
+@pytest.mark.parametrize("together", [1, 4])
+def test_images_that_are_read_ahead_are_those_of_two_calls(tiny, together):
+    config = dataclasses.replace(configs.load(tiny), batch=64, data=configs.Data(stream=True), steps_per_call=together)
+    images, order = lowering.load_images(config, (), None), data.EpochShuffle(from_seed(0), 1500)
+    loader = device_loader.make_device_loader(
+        images.train, order, 64, jax.devices()[:2], stream=True, steps_per_call=together
+    )
+    with contextlib.closing(loader.batches(0)) as batches:
+        pixels = next(batches).pixels
+    assert lowering.device_pixel_bytes(config, images, 2) == 2 * pixels.nbytes // 2
+
+
+def test_previews_beside_a_sharded_update_take_the_whole_average_as_well(tiny):
+    """It lies in shares during training, and no program's own memory tells."""
+    config, images = configs.load(tiny), lowering.load_images(configs.load(tiny), (), None)
+
+    def needed(shard_update):
+        model = build(dataclasses.replace(config, shard_update=shard_update), (8, 8, 1), 17)
+        train, sampler = compile_stats.Memory(9000, 0, 0, 0, 9000), compile_stats.Memory(300, 0, 0, 0, 700)
+        stats = {
+            name: compile_stats.CompileStats(memory, memory.peak, [], {}, 1.0, "")
+            for name, memory in (("train", train), ("sampler", sampler))
+        }
+        target = report.Target(jax.devices()[:2], 1, None, None, None)
+        found = report.Report("tiny", model, images, target, 0.0, stats)
+        return found.bytes_during_training("sampler"), lowering.params_bytes(model)
+
+    (whole, params), (shares, _) = needed(False), needed(True)
+    assert (whole, shares) == (9400, 9400 + params)
+
+
 # The devices at hand
 
 
@@ -254,6 +288,16 @@ def test_one_program_that_does_not_fit_is_status_1(tiny, monkeypatch):
     flags = ("--devices", 2, "--batch", 64, "--programs", "sampler", "train")
     shown = run("-m", "ddpm_jax", "preflight", tiny, *flags, status=1)
     assert "does not fit" in shown.stdout
+
+
+def test_steps_that_fit_by_analysis_alone_are_status_7(tiny, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+
+    monkeypatch.setattr(local_measurement, "measure", full)
+    flags = ("--devices", 2, "--batch", 64, "--programs", "train")
+    shown = run("-m", "ddpm_jax", "preflight", tiny, *flags, status=7)
+    assert "a training step of 32 images per device does not fit" in shown.stderr and "--net.remat" in shown.stderr
 
 
 @pytest.mark.slow

@@ -272,6 +272,15 @@ def test_of_too_many_compiled_programs_those_go_that_were_written_first(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "d"]
 
 
+def test_a_compiled_program_that_another_process_deletes_first_is_no_error(tmp_path, monkeypatch):
+    """Processes that start together share the folder, and all delete what is too much."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(bytes(10))
+    monkeypatch.setattr(pathlib.Path, "is_file", lambda self: (tmp_path / "a").unlink(missing_ok=True) or True)
+    compilation_cache.prune(tmp_path, 10)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 # --- several processes (what they do together: test_hosts.py)
 
 

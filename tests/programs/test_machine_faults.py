@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 
+import jax
 import numpy as np
 import pytest
 from run_programs import (
@@ -19,6 +20,10 @@ from run_programs import (
     start_process,
     wait_for,
 )
+
+from ddpm_jax import trainer
+from ddpm_jax.data import device_loader
+from ddpm_jax.pipeline import outputs
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +121,35 @@ def test_a_step_that_does_not_fit_says_what_to_try(home, tmp_path):
     assert "--optim.accumulate 2: the same step, 2048 images at a time" in shown
     assert "--net.remat: the same step" in shown and "--batch 2048: 2048 on each device" in shown
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "hint"),
+    [
+        (device_loader, "FlatImages", "--net.remat"),
+        (trainer, "place_state", "--net.remat"),
+        (trainer.Run, "sample_and_evaluate", "--sampling.tile 2"),  # at the start of a run that goes on
+    ],
+)
+def test_images_state_and_previews_may_not_fit_either(home, tmp_path, monkeypatch, module, name, hint):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+
+    args = ("train.py", home / "tiny.py", "--workdir", tmp_path / "run")
+    if module is trainer.Run:
+        run(*args, preview=False)
+    monkeypatch.setattr(module, name, full)
+    shown = run(*args, status=7).stderr
+    assert "does not fit into a device's memory: JaxRuntimeError: RESOURCE_EXHAUSTED" in shown and hint in shown
+
+
+def test_a_trajectory_that_does_not_fit_says_what_to_try(run_folder, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+
+    monkeypatch.setattr(outputs, "write_trajectory", full)
+    shown = run("sample.py", run_folder, "--num", 1, "--out", tmp_path, "--trajectory", status=7).stderr
+    assert "a tile of trajectories does not fit into a device's memory" in shown and "--tile 2" in shown
 
 
 @pytest.mark.slow

@@ -258,6 +258,16 @@ def test_a_run_says_that_it_has_saved_when_it_has_and_no_signal_ends_it_before(h
     assert isinstance(handler, process.Interrupt)
 
 
+@pytest.mark.parametrize("save_every", [1, 10])
+def test_a_signal_during_an_evaluation_saves_its_step_once(home, tmp_path, monkeypatch, save_every):
+    """Whether or not this host lists the step already: processes that share a folder must agree."""
+    monkeypatch.setattr(trainer.Run, "sample_and_evaluate", lambda *_: signal.raise_signal(signal.SIGTERM) or {})
+    monkeypatch.setattr(checkpoint.Checkpoints, "latest", lambda self: None)
+    flags = ("--sample-every", 1, "--save-every", save_every)
+    shown = run("train.py", home / "tiny.py", "--workdir", tmp_path / "run", *flags)
+    assert "interrupted: saved step 1;" in shown.stdout and saved_steps(tmp_path / "run") == [1]
+
+
 def test_a_closed_terminal_does_not_keep_a_run_from_saving(home, hangup):
     """Nobody reads what it prints any more, then the signal comes."""
     workdir = home / "hung"
