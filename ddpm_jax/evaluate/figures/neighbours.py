@@ -31,7 +31,7 @@ def run(context: EvaluationContext, options: NeighboursOptions) -> None:
     drawn = np.concatenate(list(image_parts.read_chunks(folder, 0, options.num)))
     reference, held_images = np.asarray(train.images), np.asarray(held.images)
     if flip:
-        reference = np.concatenate([reference, reference[:, :, ::-1]])  # mirrored as in training
+        reference = np.concatenate([reference, reference[..., ::-1, :]])  # mirrored as in training
     # Euclidean distances as root mean squares over the pixels, as the verdict has them; features as they are
     scale = math.prod(context.model.shape) ** 0.5 if space == "pixels" else 1.0
     embedded = embed(reference)

@@ -66,6 +66,19 @@ def test_a_planted_copy_comes_first(run_folder, tmp_path, drawn, flip):
     assert picture.shape == (3 * 9 + 1, 10 + 2 * 9 + 1)
 
 
+def test_volumes_are_mirrored_as_in_training(run_folder, tmp_path, monkeypatch):
+    """Left to right, which is the last axis but the channels'."""
+    volumes = np.random.default_rng(0).integers(0, 17, (60, 4, 4, 4, 1), np.uint8)
+    loaded = data.Dataset(volumes[:30], volumes[30:50], None, None, 17, "npz:volumes")
+    image_parts.write_part(tmp_path, 0, np.concatenate([volumes[50:57], volumes[7:8, :, :, ::-1]]))
+    monkeypatch.setattr(neighbours, "load_images", lambda *args, **options: loaded)
+    monkeypatch.setattr(sample_cache, "ensure_samples", lambda *args: tmp_path)
+    run = shared_evaluation.replace_config(evaluation_context(run_folder, tmp_path), data=configs.Data(flip=True))
+    neighbours.run(run, NeighboursOptions(num=8, rows=1, k=1))
+    closest = result(tmp_path)[0]["neighbours"][0]
+    assert closest == {"sample": 7, "train": [7], "mirrored": [True], "distance": [0.0]}
+
+
 def test_copies_of_everything_are_called_copies(run_folder, tmp_path, drawn, capsys):
     run = planted(run_folder, tmp_path, drawn, np.concatenate([DIGITS.train[:40], drawn[1]]))
     neighbours.run(run, NeighboursOptions(num=8, rows=8, k=1, features="classifier"))
