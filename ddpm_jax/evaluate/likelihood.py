@@ -227,7 +227,8 @@ def resume(part: pathlib.Path, empty: VlbResult, tile: int) -> VlbResult:
     if not part.exists():
         return empty
     vlb = load(part)
-    if vlb.total.shape != empty.total.shape or not np.array_equal(vlb.chain, empty.chain) or vlb.done % tile:
+    between_tiles = vlb.done % tile == 0 or vlb.done == len(vlb.total)
+    if vlb.total.shape != empty.total.shape or not np.array_equal(vlb.chain, empty.chain) or not between_tiles:
         raise ValueError(f"{part} belongs to another measurement: remove it to start again")
     print(f"continued after {vlb.done} of {len(empty.total)} images")
     return vlb

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,21 @@ def test_an_interrupted_measurement_goes_on_to_the_same_number(
     assert "continued after 8 of 100 images" in capsys.readouterr().out
     (found,) = tmp_path.glob("*.npz")
     assert found.read_bytes() == (straight / found.name).read_bytes()
+
+
+def test_a_measurement_whose_result_could_not_be_written_goes_on(run_folder, tmp_path, monkeypatch):
+    """On a full disk the part is that of all images, the last of whose tiles is not full."""
+    run, options = of(run_folder, tmp_path), LikelihoodOptions(num=10)
+    with monkeypatch.context() as full:
+        full.setattr(evaluated, "SAVE_SECONDS", -1)
+        full.setattr(protocol, "write_measurements", mock.Mock(side_effect=OSError("No space left on device")))
+        with pytest.raises(OSError, match="No space left"):
+            numbers(run, options)
+    (part,) = tmp_path.glob("*.part.npz")
+    assert evaluated.load(part).done == 10
+    bits = numbers(run, options)["bits/dim"]
+    assert bits.value == evaluated.load(part.with_name(part.name.replace(".part", ""))).total.mean()
+    assert not part.exists()
 
 
 def test_a_number_that_is_there_is_not_measured_again(run_folder, straight, monkeypatch):
