@@ -216,7 +216,7 @@ def save(path: pathlib.Path, vlb: VlbResult) -> None:
 
 def load(path: pathlib.Path) -> VlbResult:
     """A result that `save` wrote; a ValueError names a damaged file."""
-    arrays = protocol.load_npz(path)
+    arrays = protocol.load_npz(path, protocol.RECOMPUTED)
     if set(arrays) != set(VlbResult._fields):
         raise ValueError(f"{path} holds {', '.join(sorted(arrays))}, which is no bound: remove it")
     return VlbResult(**arrays)

@@ -89,7 +89,7 @@ def cached_reference(context: EvaluationContext, split: Split, extractor: Extrac
     name = f"{extractor.name}-{split.name}".replace(" ", "-")
     path = context.out / "references" / f"{name}.npz"
     if path.exists():
-        stored = protocol.load_npz(path)
+        stored = protocol.load_npz(path, protocol.RECOMPUTED)
         halves = tuple(frechet.Moments(int(stored[f"n{i}"]), stored[f"mean{i}"], stored[f"scatter{i}"]) for i in (0, 1))
         return FeatureStatistics((halves[0], halves[1]), stored["features"], stored["scores"])
     print(f"reference: {split.name}, {len(split.images)} images, through {extractor.name}", file=sys.stderr)

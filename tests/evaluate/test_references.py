@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax import data
-from ddpm_jax.evaluate import samples
+from ddpm_jax.evaluate import extractors, references, samples
+from ddpm_jax.evaluate.context import select_split
 from ddpm_jax.evaluate.samples import SamplesOptions
 from ddpm_jax.metrics import classifier
 
@@ -65,6 +66,20 @@ def test_files_of_something_else_are_refused(drawn, tmp_path, arrays, text):
     np.savez(tmp_path / "r.npz", **arrays)
     with pytest.raises(ValueError, match=text):
         measure(drawn, tmp_path / "r.npz")
+
+
+def test_a_damaged_file_is_to_be_removed_only_if_it_is_computed_again(drawn, tmp_path):
+    foreign = tmp_path / "r.npz"
+    foreign.write_bytes(b"PK")
+    for options in ({"reference": str(foreign)}, {"samples": str(foreign)}):
+        with pytest.raises(ValueError, match=r"r\.npz is not an \.npz file, or damaged \(.*\)$"):
+            samples.measure(drawn, SamplesOptions(num=80, **options))
+    extractor, train = extractors.load_extractor(drawn.model, "classifier", ""), select_split(DIGITS, "train")
+    own = tmp_path / "references" / f"{extractor.name}-{train.name}.npz".replace(" ", "-")
+    own.parent.mkdir()
+    own.write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"damaged \(.*\): remove it, and its content is computed again$"):
+        references.cached_reference(drawn._replace(out=tmp_path), train, extractor)
 
 
 def test_other_names_are_refused(drawn, tmp_path):
