@@ -66,6 +66,7 @@ def load_or_measure(
 
     The numbers are the bound over the set, its three parts, and the distortion as a root mean square error of 0..255.
     """
+    context.model.denoiser(context.model.params)  # raises for a condition, which the protocol does not have
     name = result_path(context, split, options)
     part, is_there = name.with_suffix(".part.npz"), process.any_process(name.with_suffix(".json").exists())
     vlb = load(name.with_suffix(".npz")) if is_there else measure(context, split, options, part)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import shared_evaluation
 
-from ddpm_jax import data, gaussian, likelihood, schedules, tracking
+from ddpm_jax import data, gaussian, likelihood, pipeline, schedules, tracking
 from ddpm_jax.evaluate import likelihood as evaluated
 from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.context import EvaluationContext, Interrupted, load_images, select_split
@@ -124,6 +124,13 @@ def test_a_number_that_is_there_is_not_measured_again(run_folder, straight, monk
     before = numbers(of(run_folder, straight), HUNDRED[None])
     monkeypatch.setattr(evaluated, "measure", None)
     assert numbers(of(run_folder, straight), HUNDRED[None]) == before
+
+
+def test_a_number_that_is_there_is_not_one_of_a_condition(run_folder, straight):
+    run = of(run_folder, straight)
+    labelled = run._replace(model=run.model.with_request(pipeline.ConditionRequest((3,))))
+    with pytest.raises(ValueError, match="for the unconditional network, and a condition is requested: labels 3"):
+        numbers(labelled, HUNDRED[None])
 
 
 def test_changing_any_field_changes_the_line(run_folder, tmp_path):
