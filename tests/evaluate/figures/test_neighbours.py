@@ -28,10 +28,10 @@ def drawn(run_folder, tmp_path_factory):
     return out, np.concatenate(list(image_parts.read_chunks(cache_folder, 0, 8)))
 
 
-def planted(folder, out, drawn, train, flip=False):
+def planted(folder, out, drawn, train, flip=False, dtype=np.uint8):
     """The run with these training images, its samples being drawn."""
     shutil.copytree(drawn[0], out, dirs_exist_ok=True)
-    np.savez(out / "planted.npz", train=train, test=DIGITS.test)
+    np.savez(out / "planted.npz", train=train.astype(dtype), test=DIGITS.test.astype(dtype))
     run = evaluation_context(folder, out, source=f"npz:{out / 'planted.npz'}", steps=4)
     return shared_evaluation.replace_config(run, data=configs.Data(levels=17, flip=flip))
 
@@ -41,11 +41,11 @@ def result(out):
     return json.loads(path.read_text()), data.read_png(path.with_suffix(".png")).image[::8, ::8, 0]
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_a_planted_copy_comes_first(run_folder, tmp_path, drawn, flip):
+@pytest.mark.parametrize(("flip", "dtype"), [(False, np.uint8), (True, np.uint8), (False, np.uint16)])
+def test_a_planted_copy_comes_first(run_folder, tmp_path, drawn, flip, dtype):
     samples, train = drawn[1], DIGITS.train[:90].copy()
     train[37] = samples[5][:, ::-1] if flip else samples[5]
-    run = planted(run_folder, tmp_path, drawn, train, flip)
+    run = planted(run_folder, tmp_path, drawn, train, flip, dtype)
     neighbours.run(run, NeighboursOptions(num=8, rows=3, k=2))
     found, picture = result(tmp_path)
     closest, next_closest, *_ = found["neighbours"]
