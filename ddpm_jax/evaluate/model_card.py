@@ -136,6 +136,8 @@ def find_results(context: EvaluationContext) -> list[ResultFile]:
         numbers = protocol.read_measurements(path) if "numbers" in content else []
         lines = [protocol.format_line(number) for number in numbers]
         if kind in ("table", "nfe", "ema"):
+            if not isinstance(content.get("rows"), dict):
+                raise ValueError(f"{path} is damaged (it has no rows): remove it")
             lines += [line for row in content["rows"].values() for line in row]
         if kind not in COMMANDS and not lines:
             print(f"left out: {path} holds no numbers")

@@ -183,3 +183,6 @@ def test_a_file_that_is_no_result_is_named(finished, tmp_path, capsys):
     (tmp_path / "notes.json").write_text('{"numbers": [{}]}')
     with pytest.raises(ValueError, match=r"notes\.json is damaged \(KeyError: 'name'\): remove it"):
         model_card.run(evaluation_context(finished, tmp_path), ReportOptions())
+    (tmp_path / "notes.json").rename(tmp_path / "table.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"table\.json is damaged \(it has no rows\): remove it"):
+        model_card.run(evaluation_context(finished, tmp_path), ReportOptions())
