@@ -198,16 +198,16 @@ def add_training(card: ModelCard, context: EvaluationContext, config: configs.Co
     card.add("## Training")
     path = workdir / "metrics.jsonl"
     rows = tracking.read_metrics(path) if path.exists() else []
-    if rows:
+    if panels := plots.training_panels(rows):
         card.add_table(("", ""), training_summary(rows))
         try:
-            plots.write_panels(card.folder / "report" / "training.png", plots.training_panels(rows))
+            plots.write_panels(card.folder / "report" / "training.png", panels)
             caption = "Training curves: means over the steps between two lines of metrics.jsonl."
             card.add_image(card.folder / "report" / "training.png", caption)
         except plots.MissingExtra as missing:
             card.missing.append(f"not drawn: training curves: {missing}")
     else:
-        card.missing.append("not there: losses of training: RUN/metrics.jsonl is missing or empty")
+        card.missing.append("not there: losses of training: RUN/metrics.jsonl is missing or has none")
     grids = sorted(workdir.glob("samples/*.png"), key=lambda grid: int(grid.stem) if grid.stem.isdigit() else -1)
     if grids:
         newest = grids[-1]
