@@ -57,6 +57,8 @@ def select_lengths(context: EvaluationContext, options: EmaOptions) -> list[floa
         averages_kept = KeptAverages(model.workdir, saved, model.model, model.step)
     if options.lengths is None:
         return sorted({*filter(averages_kept.can_reconstruct, LENGTHS), *model.config.optim.ema_lengths})
+    if not options.lengths:
+        raise ValueError("--lengths must be one or more lengths, got none")
     for length in options.lengths:
         averages_kept.weights(length)
     return sorted(set(options.lengths))

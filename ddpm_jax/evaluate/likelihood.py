@@ -67,6 +67,7 @@ def load_or_measure(
     The numbers are the bound over the set, its three parts, and the distortion as a root mean square error of 0..255.
     Of several processes only the first one reads and writes; where the result is there, the others end by SystemExit.
     """
+    context.model.denoiser(context.model.params)  # raises for a condition, which the protocol does not have
     fields, name = protocol_fields(context, split, options), result_path(context, split, options)
     process.check_equal_across_processes({"weights, flags and images": [fields, context.model.tile]})
     part, main = name.with_suffix(".part.npz"), process.is_main_process()
@@ -224,7 +225,7 @@ def save(path: pathlib.Path, vlb: VlbResult) -> None:
 
 def load(path: pathlib.Path) -> VlbResult:
     """A result that `save` wrote; a ValueError names a damaged file."""
-    arrays = protocol.load_npz(path)
+    arrays = protocol.load_npz(path, protocol.RECOMPUTED)
     if set(arrays) != set(VlbResult._fields):
         raise ValueError(f"{path} holds {', '.join(sorted(arrays))}, which is no bound: remove it")
     return VlbResult(**arrays)
@@ -235,7 +236,8 @@ def resume(part: pathlib.Path, empty: VlbResult, tile: int) -> VlbResult:
     if not part.exists():
         return empty
     vlb = load(part)
-    if vlb.total.shape != empty.total.shape or not np.array_equal(vlb.chain, empty.chain) or vlb.done % tile:
+    between_tiles = vlb.done % tile == 0 or vlb.done == len(vlb.total)
+    if vlb.total.shape != empty.total.shape or not np.array_equal(vlb.chain, empty.chain) or not between_tiles:
         raise ValueError(f"{part} belongs to another measurement: remove it to start again")
     print(f"continued after {vlb.done} of {len(empty.total)} images")
     return vlb

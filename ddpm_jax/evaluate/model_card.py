@@ -136,6 +136,8 @@ def find_results(context: EvaluationContext) -> list[ResultFile]:
         numbers = protocol.read_measurements(path) if "numbers" in content else []
         lines = [protocol.format_line(number) for number in numbers]
         if kind in ("table", "nfe", "ema"):
+            if not isinstance(content.get("rows"), dict):
+                raise ValueError(f"{path} is damaged (it has no rows): remove it")
             lines += [line for row in content["rows"].values() for line in row]
         if kind not in COMMANDS and not lines:
             print(f"left out: {path} holds no numbers")
@@ -196,16 +198,16 @@ def add_training(card: ModelCard, context: EvaluationContext, config: configs.Co
     card.add("## Training")
     path = workdir / "metrics.jsonl"
     rows = tracking.read_metrics(path) if path.exists() else []
-    if rows:
+    if panels := plots.training_panels(rows):
         card.add_table(("", ""), training_summary(rows))
         try:
-            plots.write_panels(card.folder / "report" / "training.png", plots.training_panels(rows))
+            plots.write_panels(card.folder / "report" / "training.png", panels)
             caption = "Training curves: means over the steps between two lines of metrics.jsonl."
             card.add_image(card.folder / "report" / "training.png", caption)
         except plots.MissingExtra as missing:
             card.missing.append(f"not drawn: training curves: {missing}")
     else:
-        card.missing.append("not there: losses of training: RUN/metrics.jsonl is missing or empty")
+        card.missing.append("not there: losses of training: RUN/metrics.jsonl is missing or has none")
     grids = sorted(workdir.glob("samples/*.png"), key=lambda grid: int(grid.stem) if grid.stem.isdigit() else -1)
     if grids:
         newest = grids[-1]

@@ -40,9 +40,10 @@ def run(context: EvaluationContext, options: NfeOptions) -> None:
 def sampler_grid(options: NfeOptions, T: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Label and sampling options of each row; a ValueError if there are none, or more steps than the schedule has."""
     steps_of = {name: sorted(set(getattr(options, name))) for name in SAMPLER_NAMES}
-    if not any(steps_of.values()):
+    if not any(steps_of.values()) or not options.spacings:
         raise ValueError(
-            f"nothing to measure: --{', --'.join(name.replace('_', '-') for name in SAMPLER_NAMES)} are all empty"
+            f"nothing to measure: --{', --'.join(name.replace('_', '-') for name in SAMPLER_NAMES)} are all empty, or "
+            "--spacings is"
         )
     for sampler, steps in steps_of.items():
         if steps and steps[-1] > T:

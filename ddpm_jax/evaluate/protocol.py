@@ -88,8 +88,12 @@ def read_measurements(path: pathlib.Path) -> list[Measurement]:
         raise ValueError(f"{path} is damaged ({process.first_line(error)}): remove it") from error
 
 
-def load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; a ValueError names a damaged file."""
+RECOMPUTED = ": remove it, and its content is computed again"
+"""The hint for a damaged file that the evaluation wrote itself."""
+
+
+def load_npz(path: pathlib.Path, hint: str = "") -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; a ValueError names a damaged file, and ends with the hint."""
     with path.open("rb") as file:
         try:
             with np.load(file, allow_pickle=False) as archive:
@@ -98,8 +102,7 @@ def load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
                     image_files.check_memory(f"{name} {shape}", math.prod(shape) * dtype.itemsize)
                 return {name: archive[name] for name in archive.files}
         except Exception as error:  # an archive may be damaged in any way
-            hint = "remove it, and its content is computed again"
-            raise ValueError(f"{path} is not an .npz file, or damaged ({process.first_line(error)}): {hint}") from error
+            raise ValueError(f"{path} is not an .npz file, or damaged ({process.first_line(error)}){hint}") from error
 
 
 def data_hash(array: data.Pixels) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from ddpm_jax import process, tracking
 from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.context import EvaluationContext, Split, check_comparable, load_images, select_split
-from ddpm_jax.evaluate.extractors import BATCH_SIZE, Extractor, FeatureStatistics
+from ddpm_jax.evaluate.extractors import BATCH_SIZE, Extractor, FeatureStatistics, check_count
 from ddpm_jax.metrics import frechet
 
 MANIFOLD_IMAGES = 10_000  # the nearest-neighbour metrics take at most so many images of each side
@@ -30,10 +30,11 @@ def find_reference(context: EvaluationContext, name: str, extractor: Extractor) 
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file has none of these, or its features or images are not comparable.
+        ValueError: if the file has none of these, or its features or images are not comparable, or too few.
     """
     if name == "train" or name == "test":
         split = select_split(load_images(context), name)
+        check_count(extractor, len(split.images), f"--reference {name}: the number of images")
         return Reference(split.describe(), split)
     path = pathlib.Path(name)
     if path.suffix != ".npz":
@@ -53,6 +54,8 @@ def find_reference(context: EvaluationContext, name: str, extractor: Extractor) 
         images = check_images(context, path, arrays["arr_0"])
         split = Split(f"{path.stem} sha {protocol.data_hash(images)}", images)
         parts.append(f"arr_0 {split.describe().removeprefix(path.stem).strip()}")
+        if moments is None:
+            check_count(extractor, len(images), f"--reference {path}: the number of images")
     if not parts:
         raise ValueError(f"{path}: expected mu and sigma, or images arr_0, found {', '.join(arrays) or 'none'}")
     return Reference(f"{path.name} {', '.join(parts)}", split, moments)
@@ -89,7 +92,7 @@ def cached_reference(context: EvaluationContext, split: Split, extractor: Extrac
     name = f"{extractor.name}-{split.name}".replace(" ", "-")
     path = context.out / "references" / f"{name}.npz"
     if path.exists():
-        stored = protocol.load_npz(path)
+        stored = protocol.load_npz(path, protocol.RECOMPUTED)
         halves = tuple(frechet.Moments(int(stored[f"n{i}"]), stored[f"mean{i}"], stored[f"scatter{i}"]) for i in (0, 1))
         return FeatureStatistics((halves[0], halves[1]), stored["features"], stored["scores"])
     print(f"reference: {split.name}, {len(split.images)} images, through {extractor.name}", file=sys.stderr)

@@ -60,7 +60,7 @@ def held_out_baseline(context: EvaluationContext, options: SamplesOptions, num: 
     extractor, loaded = load_extractor(context.model, options.features, options.inception_weights), load_images(context)
     held, train = select_split(loaded, "test"), select_split(loaded, "train")
     n = min(num or len(held.images), len(held.images))
-    check_count(extractor, n)
+    check_count(extractor, n, "--num" if n == num else "the number of held-out images")
     reference = references.Reference(train.describe(), train)
     return compare_sets(context, [[held.images[:n]]], n, reference, extractor, {"data": held.name})
 

@@ -1,6 +1,6 @@
 """Images of a seed, kept in parts as they are drawn, so that an interrupted call continues.
 
-A folder holds parts, FIRST-STOP.npy, without gaps.
+A folder holds parts, FIRST-STOP.npy, without gaps.  Two calls may leave parts that overlap, with the same images.
 """
 
 import json
@@ -56,7 +56,7 @@ def complete_parts(
         draw_from: number of images there are -> iterator over the following ones, in order.
         save_seconds: a part is written after this time, or when it has `PART_SIZE` images.
     """
-    done = int(process.broadcast(np.int32(sum(stop - start for start, stop, _ in list_parts(folder)))))
+    done = int(process.broadcast(np.int32(max((stop for _, stop, _ in list_parts(folder)), default=0))))
     if done >= num:
         return True
     progress, waiting = tracking.Progress(num, start=done, unit="images", active=process.is_main_process()), []
@@ -85,14 +85,15 @@ def read_chunks(folder: pathlib.Path, start: int, stop: int) -> Iterator[np.ndar
         ValueError: naming the file, if one is damaged.
     """
     for part_start, part_stop, path in list_parts(folder):
-        if part_start < stop and part_stop > start:
+        if start < min(stop, part_stop):
             try:
                 images = np.load(path, mmap_mode="r", allow_pickle=False)
             except Exception as error:  # a damaged header is read as Python and fails as Python does, in any way
                 raise ValueError(f"{path} is damaged: remove it, and its images are drawn again") from error
             if images.ndim < 4 or len(images) != part_stop - part_start:
                 raise ValueError(f"{path} holds {images.shape}, not {part_stop - part_start} images: remove it")
-            yield images[max(start - part_start, 0) : stop - part_start]
+            yield images[start - part_start : stop - part_start]
+            start = part_stop
 
 
 def write_part(folder: pathlib.Path, start: int, images: np.ndarray) -> None:
@@ -102,12 +103,11 @@ def write_part(folder: pathlib.Path, start: int, images: np.ndarray) -> None:
 
 
 def list_parts(folder: pathlib.Path) -> list[tuple[int, int, pathlib.Path]]:
-    """Start, stop and path of each part, in order, up to the first gap."""
-    parts, expected_start = [], 0
+    """Start, stop and path of each part, in order, up to the first gap; not of those within the parts before."""
+    parts, end = [], 0
     for path in sorted(folder.glob(f"{'[0-9]' * 8}-{'[0-9]' * 8}.npy")):
         start, stop = map(int, path.stem.split("-"))
-        if start != expected_start:
-            break
-        parts.append((start, stop, path))
-        expected_start = stop
+        if start <= end < stop:
+            parts.append((start, stop, path))
+            end = stop
     return parts

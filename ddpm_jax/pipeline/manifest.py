@@ -46,8 +46,9 @@ def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
         for name, kind in kinds.items()
     ):
         raise ValueError(f"{path}, damaged: asked must hold lists of labels and texts, got {str(record)[:60]}")
-    if any(type(pair) is not list or [type(one) for one in pair] != [str, str] for pair in record.get("images", [])):
-        raise ValueError(f"{path}, damaged: asked must name images with their sha256, got {str(record['images'])[:60]}")
+    images = record.get("images", [])
+    if type(images) is not list or any(type(p) is not list or [*map(type, p)] != [str, str] for p in images):
+        raise ValueError(f"{path}, damaged: asked must name images with their sha256, got {str(images)[:60]}")
     if found["start"] < 0 or not 1 <= found["num"] == len(found["sha256"]):
         hashes, num, start = len(found["sha256"]), found["num"], found["start"]
         raise ValueError(f"{path}, damaged: {hashes} hashes of {num} images from {start} on")

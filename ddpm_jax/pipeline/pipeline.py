@@ -17,7 +17,7 @@ import ddpm_jax
 from ddpm_jax import checkpoint, data, keys
 from ddpm_jax import config as configs
 from ddpm_jax.config import ranges
-from ddpm_jax.model import Model, build, is_conditional, sampler_options
+from ddpm_jax.model import Model, build, conditioning_image_shape, is_conditional, sampler_options
 from ddpm_jax.pipeline import averages, tiles, x0_mse
 from ddpm_jax.pipeline.requests import UNCONDITIONAL, ConditionRequest
 
@@ -241,10 +241,13 @@ class Pipeline:
         Raises:
             ValueError: if it was never unconditional in training, or a condition is requested.
         """
+        model, needed = self.model, "this is for the unconditional network, and"
+        if conditioning_image_shape(self.config, self.shape):
+            raise ValueError(f"{needed} this run's network takes a conditioning image")
+        if is_conditional(self.config) and not self.config.condition.dropout:
+            raise ValueError(f"{needed} this run's is never unconditional (condition.dropout is 0)")
         if self.request != UNCONDITIONAL:
-            raise ValueError(f"this is for the unconditional network, and a condition is requested: {self.request}")
-        UNCONDITIONAL.check(self.config)
-        model = self.model
+            raise ValueError(f"{needed} a condition is requested: {self.request.describe(self.label_names)}")
         return model.denoiser_of(lambda x_t, t: model.net(params, model.empty_condition(len(x_t)))(x_t, t))
 
     def sampler(self, params):

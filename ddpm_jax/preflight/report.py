@@ -198,7 +198,7 @@ def proposals(report: Report, name: str) -> list[str]:
     if report.target.slice is not None and report.batch_per_device > 1:
         more = topology.next_larger(report.target.slice)
         hints += [f"--topology {more}: the same batch over more devices"] if more else []
-    return hints or ["devices with more memory: each device has only one image already"]
+    return hints or ["devices with more memory: each device takes one image at a time already"]
 
 
 def disk_line(report: Report) -> str:

@@ -101,7 +101,7 @@ def run(name: str, args: Arguments) -> int:
     say(report.measurement_lines(found))
     say([report.disk_line(found)])
     if args.out is not None:
-        pathlib.Path(args.out).write_text(json.dumps(report.to_json(found), indent=1) + "\n", encoding="utf-8")
+        process.atomic_write_text(pathlib.Path(args.out), json.dumps(report.to_json(found), indent=1) + "\n")
     return 0 if all(map(found.fits, found.programs)) else 1
 
 

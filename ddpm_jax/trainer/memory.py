@@ -45,7 +45,7 @@ def step_oom_hints(config: configs.Config, devices: int, resident: int, room: fl
         found.append(SHARD_HINT)
     if resident > 1 << 28:
         found.append(f"--data.stream True: {resident / 2**30:.1f} GiB of images no longer lie on each device")
-    if device_batch > 1:
-        fewest = max(1, int(device_batch * room))
+    if micro > 1:
+        fewest = max(1, int(micro * room)) * config.optim.accumulate
         found.append(f"--batch {fewest * devices}: {fewest} on each device, which is another run")
     return found

@@ -77,6 +77,7 @@ def test_without_lengths_those_within_reach_are_measured(averaged):
     [
         (["--lengths", 0.05, 0.001], "'ema:0.001' is out of reach of 2 snapshots"),
         (["--lengths", 0.5], "--lengths must lie in (0, 0.2886], got (0.5,)"),
+        (["--lengths"], "--lengths must be one or more lengths, got none"),
     ],
 )
 def test_a_sweep_refuses_before_anything_is_drawn(averaged, tmp_path, capsys, flags, text):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import shared_evaluation
 
-from ddpm_jax import data, gaussian, likelihood, process, schedules, tracking
+from ddpm_jax import data, gaussian, likelihood, pipeline, process, schedules, tracking
 from ddpm_jax.evaluate import likelihood as evaluated
 from ddpm_jax.evaluate import protocol
 from ddpm_jax.evaluate.context import EvaluationContext, Interrupted, load_images, select_split
@@ -105,10 +106,32 @@ def test_an_interrupted_measurement_goes_on_to_the_same_number(
     assert found.read_bytes() == (straight / found.name).read_bytes()
 
 
+def test_a_measurement_whose_result_could_not_be_written_goes_on(run_folder, tmp_path, monkeypatch):
+    """On a full disk the part is that of all images, the last of whose tiles is not full."""
+    run, options = of(run_folder, tmp_path), LikelihoodOptions(num=10)
+    with monkeypatch.context() as full:
+        full.setattr(evaluated, "SAVE_SECONDS", -1)
+        full.setattr(protocol, "write_measurements", mock.Mock(side_effect=OSError("No space left on device")))
+        with pytest.raises(OSError, match="No space left"):
+            numbers(run, options)
+    (part,) = tmp_path.glob("*.part.npz")
+    assert evaluated.load(part).done == 10
+    bits = numbers(run, options)["bits/dim"]
+    assert bits.value == evaluated.load(part.with_name(part.name.replace(".part", ""))).total.mean()
+    assert not part.exists()
+
+
 def test_a_number_that_is_there_is_not_measured_again(run_folder, straight, monkeypatch):
     before = numbers(of(run_folder, straight), HUNDRED[None])
     monkeypatch.setattr(evaluated, "measure", None)
     assert numbers(of(run_folder, straight), HUNDRED[None]) == before
+
+
+def test_a_number_that_is_there_is_not_one_of_a_condition(run_folder, straight):
+    run = of(run_folder, straight)
+    labelled = run._replace(model=run.model.with_request(pipeline.ConditionRequest((3,))))
+    with pytest.raises(ValueError, match="for the unconditional network, and a condition is requested: labels 3"):
+        numbers(labelled, HUNDRED[None])
 
 
 def test_changing_any_field_changes_the_line(run_folder, tmp_path):

@@ -107,12 +107,16 @@ def test_a_report_elsewhere_takes_the_runs_pictures_along(finished, tmp_path):
     assert not (finished / "report.md").exists()
 
 
-def test_a_run_without_anything_says_what_it_lacks(run_folder, tmp_path, capsys):
-    model_card.run(evaluation_context(run_folder, tmp_path, source="npz:gone.npz"), ReportOptions())
+@pytest.mark.parametrize("line", [None, {"step": 1, "skipped": 1, "seen": ""}])  # of a step that was not finite
+def test_a_run_without_anything_says_what_it_lacks(run_folder, tmp_path, capsys, line):
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    if line is not None:
+        tracking.MetricsLog(run / "metrics.jsonl").write(line)
+    model_card.run(evaluation_context(run, tmp_path, source="npz:gone.npz"), ReportOptions())
     text, out = (tmp_path / "report.md").read_text(), capsys.readouterr().out
     for lacking in (
         "not there: the data, so their number and hashes are missing: load: no file gone.npz",
-        "not there: losses of training: RUN/metrics.jsonl is missing or empty",
+        "not there: losses of training: RUN/metrics.jsonl is missing or has none",
         "not there: samples from training",
     ):
         assert f"\n- {lacking}" in text and f"\n  {lacking}" in out
@@ -182,4 +186,7 @@ def test_a_file_that_is_no_result_is_named(finished, tmp_path, capsys):
         model_card.run(evaluation_context(finished, tmp_path), ReportOptions())
     (tmp_path / "notes.json").write_text('{"numbers": [{}]}')
     with pytest.raises(ValueError, match=r"notes\.json is damaged \(KeyError: 'name'\): remove it"):
+        model_card.run(evaluation_context(finished, tmp_path), ReportOptions())
+    (tmp_path / "notes.json").rename(tmp_path / "table.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"table\.json is damaged \(it has no rows\): remove it"):
         model_card.run(evaluation_context(finished, tmp_path), ReportOptions())

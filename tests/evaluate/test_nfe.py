@@ -55,6 +55,7 @@ def test_calls_goes_from_few_steps_to_many_and_once_through_the_complete_chain()
         (["--ancestral", "1000"], "--ancestral must be 1 to 20, the steps of the schedule, got 1000"),
         (["--ancestral", "--ddim", "0", "5"], "--ddim must lie in [1, 1000000], got (0, 5)"),
         (["--ancestral", "--ddim", "--dpm-solver-pp", "--unipc"], "nothing to measure: --ancestral, --ddim, --dpm"),
+        (["--ancestral", "20", "--spacings"], "are all empty, or --spacings is"),
     ],
 )
 def test_calls_refuses_before_anything_is_drawn(run_folder, tmp_path, capsys, flags, text):

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from ddpm_jax import data
-from ddpm_jax.evaluate import samples
-from ddpm_jax.evaluate.samples import SamplesOptions
+from ddpm_jax.evaluate import extractors, references, sample_cache, samples
+from ddpm_jax.evaluate.context import select_split
+from ddpm_jax.evaluate.figures import predictions
+from ddpm_jax.evaluate.options import PredictionsOptions, SamplesOptions
 from ddpm_jax.metrics import classifier
 
 DIGITS = data.load("digits")
@@ -59,12 +61,42 @@ def test_images_of_others_are_a_reference_for_all_metrics(drawn, tmp_path, featu
         ({"mu": np.zeros(64)}, "expected mu and sigma, or images arr_0, found mu"),
         ({"arr_0": np.zeros((99, 8, 8, 3), np.uint8)}, "images 8x8x3 of 17 levels, but .* makes images 8x8x1"),
         ({"arr_0": np.zeros((99, 8, 8, 1))}, "expected integer images"),
+        ({"arr_0": DIGITS.train[:64]}, r"--reference .*r\.npz: the number of images must be above 64, the .*; got 64"),
     ],
 )
 def test_files_of_something_else_are_refused(drawn, tmp_path, arrays, text):
     np.savez(tmp_path / "r.npz", **arrays)
     with pytest.raises(ValueError, match=text):
         measure(drawn, tmp_path / "r.npz")
+
+
+def test_a_damaged_file_is_to_be_removed_only_if_it_is_computed_again(drawn, tmp_path):
+    foreign = tmp_path / "r.npz"
+    foreign.write_bytes(b"PK")
+    for options in ({"reference": str(foreign)}, {"samples": str(foreign)}):
+        with pytest.raises(ValueError, match=r"r\.npz is not an \.npz file, or damaged \(.*\)$"):
+            samples.measure(drawn, SamplesOptions(num=80, **options))
+    extractor, train = extractors.load_extractor(drawn.model, "classifier", ""), select_split(DIGITS, "train")
+    own = tmp_path / "references" / f"{extractor.name}-{train.name}.npz".replace(" ", "-")
+    own.parent.mkdir()
+    own.write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"damaged \(.*\): remove it, and its content is computed again$"):
+        references.cached_reference(drawn._replace(out=tmp_path), train, extractor)
+
+
+def test_a_split_of_too_few_images_is_refused_before_anything_is_drawn(drawn, monkeypatch):
+    """The flag that is named is the one that is wrong: --num is above the dimension of the features."""
+    few = DIGITS._replace(train=DIGITS.train[:64], test=DIGITS.test[:50])
+    for module in (references, samples, predictions):
+        monkeypatch.setattr(module, "load_images", lambda context: few)
+    monkeypatch.setattr(sample_cache, "ensure_samples", None)
+    for name, count in (("train", 64), ("test", 50)):
+        with pytest.raises(ValueError, match=f"^--reference {name}: the number of images must be above 64, .*{count}$"):
+            measure(drawn, name)
+    with pytest.raises(ValueError, match=r"^the number of held-out images must be above 64, .*; got 50$"):
+        samples.held_out_baseline(drawn, SamplesOptions(num=80))
+    with pytest.raises(ValueError, match=r"^the number of training images must be above 64, .*; got 64$"):
+        predictions.measure(drawn, PredictionsOptions(quality=80))
 
 
 def test_other_names_are_refused(drawn, tmp_path):

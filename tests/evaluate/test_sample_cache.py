@@ -43,6 +43,28 @@ def test_more_samples_are_drawn_on(run_folder, tmp_path):
     assert sample_cache.ensure_samples(run, 10, 1, "float") != cache_folder
 
 
+def test_parts_that_overlap_are_read_once(tmp_path, monkeypatch):
+    """After a damaged part was removed, or of two evaluations at a time: all images are there, each once."""
+    images = np.arange(30, dtype=np.uint8).reshape(30, 1, 1, 1)
+    monkeypatch.setattr(image_parts, "PART_SIZE", 8)
+
+    def draw_from(done):
+        return (images[i : i + 4] for i in range(done, 30, 4))
+
+    assert image_parts.complete_parts(tmp_path, 10, lambda done: iter([images[done:10]]))
+    assert image_parts.complete_parts(tmp_path, 30, draw_from)
+    stops = [stop for _, stop, _ in image_parts.list_parts(tmp_path)]
+    assert stops == [10, 18, 26, 30]
+    (tmp_path / "00000000-00000010.npy").unlink()
+    assert image_parts.complete_parts(tmp_path, 30, draw_from)
+    assert len([*tmp_path.iterdir()]) > len(image_parts.list_parts(tmp_path))
+    for start, stop in ((0, 30), (9, 17), (17, 18)):
+        read = np.concatenate([*image_parts.read_chunks(tmp_path, start, stop)])
+        np.testing.assert_array_equal(read, images[start:stop])
+    image_parts.write_part(tmp_path, 0, images[:25])  # by another evaluation, meanwhile
+    np.testing.assert_array_equal(np.concatenate([*image_parts.read_chunks(tmp_path, 0, 30)]), images)
+
+
 def test_floats_are_the_integers_unrounded(run_folder, tmp_path):
     run = ddim_context(run_folder, tmp_path)
     integers, cut, floats = (

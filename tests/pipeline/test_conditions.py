@@ -18,6 +18,8 @@ from ddpm_jax import data, pipeline
 from ddpm_jax.conditions import DatasetConditions
 from ddpm_jax.config import flags
 from ddpm_jax.data.images import BACKGROUND
+from ddpm_jax.evaluate.figures import stochastic
+from ddpm_jax.evaluate.options import StochasticOptions
 from ddpm_jax.model import check
 from ddpm_jax.pipeline import outputs
 from ddpm_jax.pipeline.user_images import ConditioningImage
@@ -197,6 +199,18 @@ def test_labels_that_no_training_image_had_are_refused():
 def test_what_a_network_cannot_be_told_is_not_asked_of_it(requested, config, text):
     with pytest.raises(ValueError, match=text):
         requested.check(config)
+
+
+def test_what_needs_the_unconditional_network_asks_for_no_label_or_text(home, monkeypatch):
+    """Nothing is drawn before it is refused."""
+    requested = model(home).with_request(pipeline.ConditionRequest((3,), ("x",)))
+    monkeypatch.setattr(stochastic.figure, "draw_states", None)
+    with pytest.raises(ValueError, match="the unconditional network, and a condition is requested: labels three and t"):
+        stochastic.sample_continuations(requested, StochasticOptions())
+    never = model(home).with_request(pipeline.ConditionRequest())
+    never.config = dataclasses.replace(never.config, condition=configs.Condition(dropout=0.0))
+    with pytest.raises(ValueError, match=r"and this run's is never unconditional \(condition.dropout is 0\)$"):
+        never.denoiser(never.params)
 
 
 def test_image_i_is_told_the_label_and_the_text_of_its_turn(home):

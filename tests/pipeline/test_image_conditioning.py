@@ -156,8 +156,11 @@ def test_other_images_than_the_network_sees_are_refused(home, run_folder):
         requested(model(home), "none.png")
     with pytest.raises(ValueError, match="takes a conditioning image: give --image FILE"):
         next(model(home).draw(seed=0, start=0, num=1))
-    with pytest.raises(ValueError, match="takes a conditioning image: give --image FILE"):
-        model(home).denoiser(model(home).params)
+    wanted = flags.ConditionOptions(image=(str(home / "small.png"),))  # which would be no help
+    request = pipeline.parse_request(wanted, flags.SamplingOptions(), model(home))
+    for pipe in (model(home), model(home).with_request(request)):
+        with pytest.raises(ValueError, match="unconditional network, and this run's network takes a conditioning"):
+            pipe.denoiser(pipe.params)
     plain = pipeline.Pipeline(run_folder, step=None, weights="ema", sampling={})
     with pytest.raises(ValueError, match="this run's network takes no conditioning image"):
         requested(plain, "small.png")

@@ -42,6 +42,10 @@ def test_a_manifest_comes_back(tmp_path):
         ),
         (json.dumps(MANIFEST | {"num": 3}), "damaged: 2 hashes of 3 images from 0 on"),
         (json.dumps(MANIFEST | {"asked": {"labels": ["3"], "texts": []}}), "asked must hold lists of labels and texts"),
+        *(
+            (json.dumps(MANIFEST | {"asked": {"labels": [], "texts": [], "images": images}}), "asked must name images")
+            for images in (5, None, ["a.png"], [["a.png", 3]])
+        ),
         (json.dumps(MANIFEST | {"start": -1}), "damaged: 2 hashes of 2 images from -1 on"),
     ],
 )

@@ -277,7 +277,7 @@ def compiled_text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def local(tiny, compiled_text):
-    out = tiny.parent / "local.json"
+    out = tiny.parent / "reports" / "local.json"  # in a folder that is not there
     flags = ("--devices", 2, "--batch", 64, "--text", compiled_text, "--out", out)
     shown = run("-m", "ddpm_jax", "preflight", tiny, *flags).stdout
     return json.loads(out.read_text()), shown

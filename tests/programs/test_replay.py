@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from ddpm_jax import config as configs
 from ddpm_jax import data, trainer, training
+from ddpm_jax.conditions import DatasetConditions
 from ddpm_jax.guidance import Condition
 from ddpm_jax.model import build, network
 from ddpm_jax.trainer import replay
@@ -97,6 +98,16 @@ def test_the_program_reads_what_training_leaves(params, tmp_path):
     assert "in float32: loss nan" in lines[0]
     assert re.search(r"the loss of 16 of 16 examples is not finite: 0 at t = \d+, 1 at", lines[1])
     assert "forward, the first output that is not finite is that of down_0/block_0/conv1" in lines[2]
+
+
+def test_a_record_of_super_resolution_has_no_small_images(tmp_path):
+    """The step makes them of its images, also when it is taken again."""
+    config = dataclasses.replace(CONFIG, condition=configs.Condition(super_resolution_factor=2))
+    params = trainer.init_params(build(config, (8, 8, 1), 17), trainer.run_keys(0)[0])
+    rows = DatasetConditions(config, data.load("digits")).gather(np.arange(16))._asdict()
+    said = {f"said.{name}": leaf for name, leaf in rows.items() if leaf is not None}
+    path = written(tmp_path, arrays_of(record(params, config)) | said, config)
+    assert replay.replay(replay.load_record(path), "float32").finite
 
 
 def arrays_of(dump):

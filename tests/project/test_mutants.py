@@ -1,5 +1,7 @@
 """The list of faults that the tests must notice fits the code, and covers it."""
 
+import ast
+import builtins
 import pathlib
 
 import pytest
@@ -13,6 +15,20 @@ FAULTS = mutants.load_faults(ROOT / "tests" / "faults" / "mutants.toml")
 def test_every_fault_is_a_line_of_the_code_and_its_tests_are_there():
     mutants.check_faults(ROOT, FAULTS)
     assert len(FAULTS) >= 80
+
+
+def test_no_fault_is_a_name_that_is_not_there():
+    """Which any test would notice."""
+    for fault in FAULTS:
+        nodes = [*ast.walk(ast.parse(mutants.insert_fault((ROOT / fault.file).read_text(), fault)))]
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        known = {node.id for node in names if isinstance(node.ctx, ast.Store)} | {*dir(builtins), "__file__"}
+        known |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+        known |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler)}
+        for node in nodes:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                known |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        assert not {node.id for node in names} - known, fault.name
 
 
 def test_every_module_has_a_fault():

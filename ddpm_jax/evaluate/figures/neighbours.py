@@ -29,9 +29,10 @@ def run(context: EvaluationContext, options: NeighboursOptions) -> None:
     space, embed = feature_space(context, options)
     folder = sample_cache.ensure_samples(context, options.num, options.seed, "integer")
     drawn = np.concatenate(list(image_parts.read_chunks(folder, 0, options.num)))
-    reference, held_images = np.asarray(train.images), np.asarray(held.images)
+    # the data may be 16-bit integers of at most 256 levels, whose samples have 8 bits
+    reference, held_images = (np.asarray(side.images, drawn.dtype) for side in (train, held))
     if flip:
-        reference = np.concatenate([reference, reference[:, :, ::-1]])  # mirrored as in training
+        reference = np.concatenate([reference, reference[..., ::-1, :]])  # mirrored as in training
     # Euclidean distances as root mean squares over the pixels, as the verdict has them; features as they are
     scale = math.prod(context.model.shape) ** 0.5 if space == "pixels" else 1.0
     embedded = embed(reference)

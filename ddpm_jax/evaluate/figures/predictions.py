@@ -85,6 +85,7 @@ class FrechetOverTime:
         self.extractor = extractors.load_extractor(context.model, options.features, options.inception_weights)
         extractors.check_count(self.extractor, options.quality, "--quality")
         compared = select_split(load_images(context), "train")
+        extractors.check_count(self.extractor, len(compared.images), "the number of training images")
         self.reference = references.cached_reference(context, compared, self.extractor).moments()
         self.halves = [[frechet.empty_moments(self.extractor.dimension)] * 2 for _ in range(k)]
         self.fields = {

@@ -23,7 +23,7 @@ def run(context: EvaluationContext, options: ProgressiveOptions) -> None:
     frames = [data.make_grid(x_t, 256) for x_t in np.moveaxis(data.to_integer(x, 256), 1, 0)]
     animation = files.path.with_suffix(".gif")
     data.write_gif(animation, frames, scale=data.preview_scale(model.shape), duration=200)
-    hashes = [pipeline.image_hash(image) for image in data.to_integer(x[:, -1], model.integer_levels)]
+    hashes = [pipeline.image_hash(image) for image in model.to_pixels(x[:, -1])]
     made = {"seed": options.seed, "start": options.start, "num": options.num, "kept": times.tolist()}
     process.atomic_write_json(files.path.with_suffix(".json"), model.manifest() | made | {"sha256": hashes})
     print(f"animation in {animation.name}, hashes of the images in {files.path.name}.json")

@@ -50,9 +50,10 @@ def sample_continuations(model: pipeline.Pipeline, options: StochasticOptions) -
     its times into the image's key, and these are smaller: no key is used twice.
 
     Raises:
-        ValueError: if the sampler is deterministic, or a time is not visited.
+        ValueError: if the sampler is deterministic, a time is not visited, or a condition is requested.
     """
     times, c = shared_times(model, options), options.continuations
+    model.denoiser(model.params)  # raises for a condition
     states = figure.draw_states(model, options, [*times, 0])
     shared, own = states[:, :-1], states[:, -1:]
     cells = list(itertools.product(range(options.num), range(len(times)), range(1, c)))

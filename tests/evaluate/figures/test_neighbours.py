@@ -28,10 +28,10 @@ def drawn(run_folder, tmp_path_factory):
     return out, np.concatenate(list(image_parts.read_chunks(cache_folder, 0, 8)))
 
 
-def planted(folder, out, drawn, train, flip=False):
+def planted(folder, out, drawn, train, flip=False, dtype=np.uint8):
     """The run with these training images, its samples being drawn."""
     shutil.copytree(drawn[0], out, dirs_exist_ok=True)
-    np.savez(out / "planted.npz", train=train, test=DIGITS.test)
+    np.savez(out / "planted.npz", train=train.astype(dtype), test=DIGITS.test.astype(dtype))
     run = evaluation_context(folder, out, source=f"npz:{out / 'planted.npz'}", steps=4)
     return shared_evaluation.replace_config(run, data=configs.Data(levels=17, flip=flip))
 
@@ -41,11 +41,11 @@ def result(out):
     return json.loads(path.read_text()), data.read_png(path.with_suffix(".png")).image[::8, ::8, 0]
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_a_planted_copy_comes_first(run_folder, tmp_path, drawn, flip):
+@pytest.mark.parametrize(("flip", "dtype"), [(False, np.uint8), (True, np.uint8), (False, np.uint16)])
+def test_a_planted_copy_comes_first(run_folder, tmp_path, drawn, flip, dtype):
     samples, train = drawn[1], DIGITS.train[:90].copy()
     train[37] = samples[5][:, ::-1] if flip else samples[5]
-    run = planted(run_folder, tmp_path, drawn, train, flip)
+    run = planted(run_folder, tmp_path, drawn, train, flip, dtype)
     neighbours.run(run, NeighboursOptions(num=8, rows=3, k=2))
     found, picture = result(tmp_path)
     closest, next_closest, *_ = found["neighbours"]
@@ -64,6 +64,19 @@ def test_a_planted_copy_comes_first(run_folder, tmp_path, drawn, flip):
     np.testing.assert_array_equal(picture[1:9, 1:9], np.rint(samples[5][..., 0] * (255 / 16)))
     np.testing.assert_array_equal(picture[1:9, 11:19], picture[1:9, 1:9])
     assert picture.shape == (3 * 9 + 1, 10 + 2 * 9 + 1)
+
+
+def test_volumes_are_mirrored_as_in_training(run_folder, tmp_path, monkeypatch):
+    """Left to right, which is the last axis but the channels'."""
+    volumes = np.random.default_rng(0).integers(0, 17, (60, 4, 4, 4, 1), np.uint8)
+    loaded = data.Dataset(volumes[:30], volumes[30:50], None, None, 17, "npz:volumes")
+    image_parts.write_part(tmp_path, 0, np.concatenate([volumes[50:57], volumes[7:8, :, :, ::-1]]))
+    monkeypatch.setattr(neighbours, "load_images", lambda *args, **options: loaded)
+    monkeypatch.setattr(sample_cache, "ensure_samples", lambda *args: tmp_path)
+    run = shared_evaluation.replace_config(evaluation_context(run_folder, tmp_path), data=configs.Data(flip=True))
+    neighbours.run(run, NeighboursOptions(num=8, rows=1, k=1))
+    closest = result(tmp_path)[0]["neighbours"][0]
+    assert closest == {"sample": 7, "train": [7], "mirrored": [True], "distance": [0.0]}
 
 
 def test_copies_of_everything_are_called_copies(run_folder, tmp_path, drawn, capsys):
