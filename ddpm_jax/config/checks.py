@@ -13,7 +13,7 @@ def check(config: Config) -> None:
         ValueError: naming the field, its value and what would be right.
     """
     if config.sampling.sampler == "analytic":
-        hint = "train with another sampler, and give --sampler analytic to sample.py"
+        hint = "train with another sampler, and give --sampler analytic to ddpm-jax sample"
         raise ValueError(f"sampling.sampler 'analytic' needs the errors of a trained network: {hint}")
     from ddpm_jax import keys  # which imports JAX: a program's --help must not
 

@@ -1,5 +1,6 @@
 """The README is a program: its notebook lines run, and the commands and files it names exist."""
 
+import ast
 import pathlib
 import re
 import shlex
@@ -129,3 +130,13 @@ def test_the_pictures_of_the_evaluation_exist():
     assert len(links) >= 8
     for link in links:
         assert (ROOT / "docs" / link).exists(), link
+
+
+def test_messages_name_commands_that_an_installed_wheel_has_too():
+    named = []
+    for path in (ROOT / "ddpm_jax").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in prose]
+        named += [(path.name, text.value) for text in texts if re.search(r"\b(train|sample)\.py\b", str(text.value))]
+    assert named == []

@@ -26,7 +26,7 @@ DEFAULTS = {
 
 SUPPORTED_BY_BOTH = {
     "trained_betas": Supported((None,), "betas of a formula"),
-    "thresholding": Supported((False,), "clipping (sample.py --threshold is another thresholding)"),
+    "thresholding": Supported((False,), "clipping (ddpm-jax sample --threshold is another thresholding)"),
     "dynamic_thresholding_ratio": Supported((0.995,), "as thresholding is off"),
     "sample_max_value": Supported((1.0,), "as thresholding is off"),
     "clip_sample_range": Supported((1.0,), "images in [-1, 1]"),
