@@ -51,6 +51,8 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--effort needs --topology and must be in [-1, 1], got {args.effort}")
     if args.topology is not None and args.devices is not None:
         raise ValueError(f"--devices {args.devices} is for this machine's CPU: leave it out with --topology")
+    if args.out is not None and pathlib.Path(args.out).is_dir():
+        raise ValueError(f"--out must be a file, got the folder {args.out}")
     if args.topology is None:
         process.initialize(devices=args.devices)
     else:
@@ -96,7 +98,7 @@ def run(name: str, args: Arguments) -> int:
     say(report.measurement_lines(found))
     say([report.disk_line(found)])
     if args.out is not None:
-        pathlib.Path(args.out).write_text(json.dumps(report.to_json(found), indent=1) + "\n", encoding="utf-8")
+        process.atomic_write_text(pathlib.Path(args.out), json.dumps(report.to_json(found), indent=1) + "\n")
     return 0 if all(map(found.fits, found.programs)) else 1
 
 
