@@ -23,6 +23,11 @@ QUICK = -1.0
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
+    """Compiles the programs of a config and reports memory, cost and speed before a long run.
+
+    CONFIG and the flags of its fields are as in `ddpm-jax train`.  Exit status 1 if something does not fit.
+    """
+
     config: Annotated[configs.Config, tyro.conf.arg(name="")]
     topology: flags.OptionalFlag[str] = None
     """A slice of TPUs to compile for, such as v5litepod-16, v4-32 or v5e:4x4 (default: the local devices)."""

@@ -20,6 +20,11 @@ from ddpm_jax.config import flags, ranges
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
+    """Draws images from a run.
+
+    Image i depends on the checkpoint, the seed, i and the sampler alone: --start 7 --num 1 draws image 7 again.
+    """
+
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
     """The run's folder."""
     num: ranges.NumImages = 64

@@ -154,6 +154,11 @@ def test_a_help_text_is_what_the_program_prints(words):
     assert "--num" in text or words[-1] != "likelihood"
 
 
+@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name not in ("evaluate", "convert")])
+def test_a_help_text_begins_with_a_title(name):
+    assert re.match(r"[A-Z][^─]+\.$", docs_reference.help_text([name]).split("\n\n")[1])
+
+
 def test_every_module_is_on_a_page_of_the_api(monkeypatch):
     pages = docs_reference.api_pages()
     written = [module for page in pages.values() for module in re.findall(r"^::: (\S+)$", page, re.M)]
