@@ -241,9 +241,14 @@ class Pipeline:
         Raises:
             ValueError: if it was never unconditional in training, or a condition is requested.
         """
+        condition = self.config.condition
+        if condition.super_resolution_factor or condition.paired:
+            raise ValueError("this is for an unconditional network, and this run's takes a conditioning image")
+        if is_conditional(self.config) and not condition.dropout:
+            raise ValueError("this is for an unconditional network, and this run's never is: condition.dropout is 0")
         if self.request != UNCONDITIONAL:
-            raise ValueError(f"this is for the unconditional network, and a condition is requested: {self.request}")
-        UNCONDITIONAL.check(self.config)
+            asked = self.request.describe(self.label_names)
+            raise ValueError(f"this is for the unconditional network: leave out the {asked}")
         model = self.model
         return model.denoiser_of(lambda x_t, t: model.net(params, model.empty_condition(len(x_t)))(x_t, t))
 

@@ -156,8 +156,10 @@ def test_other_images_than_the_network_sees_are_refused(home, run_folder):
         requested(model(home), "none.png")
     with pytest.raises(ValueError, match="takes a conditioning image: give --image FILE"):
         next(model(home).draw(seed=0, start=0, num=1))
-    with pytest.raises(ValueError, match="takes a conditioning image: give --image FILE"):
-        model(home).denoiser(model(home).params)
+    for name in ("small.png", None):
+        again = model(home).with_request(requested(model(home), name) if name else pipeline.ConditionRequest())
+        with pytest.raises(ValueError, match="an unconditional network, and this run's takes a conditioning image"):
+            again.denoiser(again.params)
     plain = pipeline.Pipeline(run_folder, step=None, weights="ema", sampling={})
     with pytest.raises(ValueError, match="this run's network takes no conditioning image"):
         requested(plain, "small.png")
