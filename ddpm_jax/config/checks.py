@@ -18,6 +18,9 @@ def check(config: Config) -> None:
     from ddpm_jax import keys  # which imports JAX: a program's --help must not
 
     ranges.check(config)
+    if config.sampling.steps > config.schedule.T:
+        T = config.schedule.T
+        raise ValueError(f"sampling.steps must be at most schedule.T, {T}, got {config.sampling.steps}")
     lengths = config.optim.ema_lengths
     if len(set(lengths)) < len(lengths):
         raise ValueError(f"optim.ema_lengths must differ from each other, got {lengths}")
