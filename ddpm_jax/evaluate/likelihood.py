@@ -179,7 +179,7 @@ def protocol_fields(context: EvaluationContext, split: Split, options: Likelihoo
     T, steps = c.schedule.T, len(model.times) - 1
     if options.estimate is not None:
         if steps != T:
-            raise ValueError(f"--estimate draws from all {T} steps of the chain: leave out --steps {steps}")
+            raise ValueError(f"--estimate draws from all {T} timesteps: leave out --steps {steps}")
         method = f"estimate of T={T}, 2 of each of {options.estimate} strata"
     else:
         method = f"exact T={T}" if steps == T else f"exact {steps} of T={T} {c.sampling.spacing}"

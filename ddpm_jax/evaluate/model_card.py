@@ -26,7 +26,7 @@ COMMANDS = {
     "table": "comparison of samplers",
     "nfe": "sample quality against function evaluations",
     "ema": "sample quality by length of the average",
-    "rate_distortion": "rate and distortion along the chain",
+    "rate_distortion": "rate and distortion along the reverse process",
     "progressive": "reverse process, x_t over time",
     "predictions": "predicted x_0 over time",
     "stochastic": "images that share an x_t",

@@ -209,7 +209,7 @@ def test_wrong_requests_are_refused(run_folder, tmp_path, options, text):
 
 
 def test_an_estimate_of_a_strided_chain_is_refused(run_folder, tmp_path):
-    with pytest.raises(ValueError, match="--estimate draws from all 20 steps of the chain: leave out --steps 10"):
+    with pytest.raises(ValueError, match="--estimate draws from all 20 timesteps: leave out --steps 10"):
         numbers(of(run_folder, tmp_path, steps=10), LikelihoodOptions(estimate=4))
 
 

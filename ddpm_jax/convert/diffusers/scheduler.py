@@ -99,7 +99,7 @@ def to_diffusers(config: configs.Config) -> dict[str, Any]:
     c, schedule = config.sampling, config.schedule
     messages = _unsupported(config)
     if messages:
-        raise ValueError("diffusers' schedulers cannot be this chain: " + "; ".join(messages))
+        raise ValueError("diffusers' schedulers cannot sample like this: " + "; ".join(messages))
     beta_schedules = {ours: theirs for theirs, ours in SCHEDULES.items()}
     betas = {} if schedule.kind in beta_schedules else {"trained_betas": schedule_table(config)["betas"].tolist()}
     shared = {
