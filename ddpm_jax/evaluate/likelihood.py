@@ -53,7 +53,15 @@ def run(context: EvaluationContext, options: LikelihoodOptions) -> None:
 
 
 def with_full_chain(context: EvaluationContext) -> EvaluationContext:
-    """The context with the chain of --steps, or else all T steps, even if the config samples with fewer."""
+    """The context with the chain of --steps, or else all T steps, even if the config samples with fewer.
+
+    Raises:
+        ValueError: if the flags ask for another sampler than the ancestral one, whose bound it is.
+    """
+    given = context.flags.sampling
+    for flag, value in (("--sampler", given.sampler), ("--eta", given.eta), ("--order", given.order)):
+        if value not in (None, "ancestral"):
+            raise ValueError(f"the bound is that of ancestral sampling: leave out {flag} {value}")
     if context.flags.sampling.steps is not None:
         return context
     return context.with_sampling(steps=context.model.config.schedule.T)
