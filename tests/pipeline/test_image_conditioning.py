@@ -165,6 +165,13 @@ def test_other_images_than_the_network_sees_are_refused(home, run_folder):
         requested(plain, "small.png")
 
 
+def test_a_missing_file_of_pairs_is_named_and_not_taken_for_a_folder_that_cannot_be_written(home):
+    (home / "tiny.py").write_text(TINY)
+    args = ("--workdir", home / "none", "--condition.paired", f"npz:{home / 'none.npz'}")
+    shown = run("train.py", home / "tiny.py", *args, status=2)
+    assert shown.stderr.startswith(f"train: load: no file {home / 'none.npz'}") and "written" not in shown.stderr
+
+
 def test_a_run_of_pairs_trains_and_its_samples_are_made_again(home):
     text = TINY.replace("import Config", "import Condition, Config").replace(
         'data=Data("digits", flip=True)',
