@@ -13,11 +13,14 @@ def check(config: Config) -> None:
         ValueError: naming the field, its value and what would be right.
     """
     if config.sampling.sampler == "analytic":
-        hint = "train with another sampler, and give --sampler analytic to sample.py"
+        hint = "train with another sampler, and give --sampler analytic to ddpm-jax sample"
         raise ValueError(f"sampling.sampler 'analytic' needs the errors of a trained network: {hint}")
     from ddpm_jax import keys  # which imports JAX: a program's --help must not
 
     ranges.check(config)
+    if config.sampling.steps > config.schedule.T:
+        T = config.schedule.T
+        raise ValueError(f"sampling.steps must be at most schedule.T, {T}, got {config.sampling.steps}")
     lengths = config.optim.ema_lengths
     if len(set(lengths)) < len(lengths):
         raise ValueError(f"optim.ema_lengths must differ from each other, got {lengths}")

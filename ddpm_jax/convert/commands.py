@@ -143,4 +143,4 @@ def _write_run(workdir: str, imported: run_folder.ImportedModel, weights: str = 
     variance = "learned variance" if has_learned_variance(imported.config) else fixed
     clipped = "clipped" if sampling.clip else "not clipped"
     print(f"sampling  {sampling.sampler}, {sampling.steps} steps, {variance}, {clipped}")
-    print(f"written   {workdir}, step {imported.step}: python sample.py {workdir}")
+    print(f"written   {workdir}, step {imported.step}: ddpm-jax sample {workdir}")

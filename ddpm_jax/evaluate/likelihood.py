@@ -53,7 +53,15 @@ def run(context: EvaluationContext, options: LikelihoodOptions) -> None:
 
 
 def with_full_chain(context: EvaluationContext) -> EvaluationContext:
-    """The context with the chain of --steps, or else all T steps, even if the config samples with fewer."""
+    """The context with the chain of --steps, or else all T steps, even if the config samples with fewer.
+
+    Raises:
+        ValueError: if the flags ask for another sampler than the ancestral one, whose bound it is.
+    """
+    given = context.flags.sampling
+    for flag, value in (("--sampler", given.sampler), ("--eta", given.eta), ("--order", given.order)):
+        if value not in (None, "ancestral"):
+            raise ValueError(f"the bound is that of ancestral sampling: leave out {flag} {value}")
     if context.flags.sampling.steps is not None:
         return context
     return context.with_sampling(steps=context.model.config.schedule.T)
@@ -188,7 +196,7 @@ def protocol_fields(context: EvaluationContext, split: Split, options: Likelihoo
     T, steps = c.schedule.T, len(model.times) - 1
     if options.estimate is not None:
         if steps != T:
-            raise ValueError(f"--estimate draws from all {T} steps of the chain: leave out --steps {steps}")
+            raise ValueError(f"--estimate draws from all {T} timesteps: leave out --steps {steps}")
         method = f"estimate of T={T}, 2 of each of {options.estimate} strata"
     else:
         method = f"exact T={T}" if steps == T else f"exact {steps} of T={T} {c.sampling.spacing}"

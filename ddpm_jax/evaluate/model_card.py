@@ -26,7 +26,7 @@ COMMANDS = {
     "table": "comparison of samplers",
     "nfe": "sample quality against function evaluations",
     "ema": "sample quality by length of the average",
-    "rate_distortion": "rate and distortion along the chain",
+    "rate_distortion": "rate and distortion along the reverse process",
     "progressive": "reverse process, x_t over time",
     "predictions": "predicted x_0 over time",
     "stochastic": "images that share an x_t",
@@ -104,7 +104,7 @@ def run(context: EvaluationContext, options: ReportOptions) -> None:
         "## How to reproduce",
         "RUN is the run's folder, and a config file with the fields above trains it again.  The commands have their "
         "defaults; where a protocol differs (n, seed, sampler and the like), give the flags: see --help.",
-        f"```\npython train.py CONFIG.py --workdir RUN\n{lines}\n```",
+        f"```\nddpm-jax train CONFIG.py --workdir RUN\n{lines}\n```",
     )
     (home / "report.md").write_text("\n\n".join(card.parts) + "\n", encoding="utf-8")
     count = sum(len(result.lines) for result in results)
@@ -215,7 +215,7 @@ def add_training(card: ModelCard, context: EvaluationContext, config: configs.Co
         card.add_image(newest, caption)
     else:
         card.missing.append(
-            "not there: samples from training: `python sample.py RUN --num 64 --seed 0 --out samples` draws some"
+            "not there: samples from training: `ddpm-jax sample RUN --num 64 --seed 0 --out samples` draws some"
         )
 
 

@@ -15,14 +15,20 @@ VLB_COLUMNS = ("bits/dim", "rate, bits/dim", "distortion, bits/dim", "RMSE of x_
 
 
 def run(context: EvaluationContext, options: TableOptions) -> None:
-    """Measures row by row, writes table.md and table.json, and prints the table."""
+    """Measures row by row, writes table.md and table.json, and prints the table.
+
+    Raises:
+        ValueError: before anything is measured, for more steps than the schedule has.
+    """
+    T = context.model.config.schedule.T
+    if max(options.ddim, default=0) > T:
+        raise ValueError(f"--ddim must be 1 to {T}, the steps of the schedule, got {' '.join(map(str, options.ddim))}")
     held = select_split(load_images(context), "test")
     num = options.num or min(len(held.images), samples.RECOMMENDED_NUM)
     sample_options = SamplesOptions(num=num, sets=options.sets, seed=options.seed)
     rows = {"held-out images": samples.held_out_baseline(context, sample_options, num)}
     if len(load_images(context).train) >= 2 * num:
         rows["training images, left out"] = samples.train_baseline(context, sample_options)
-    T = context.model.config.schedule.T
     variances: dict[str, dict[str, float]] = {"mix 0": {"variance_mix": 0.0}, "mix 1": {"variance_mix": 1.0}}
     if has_learned_variance(context.model.config):
         variances = {"learned variance": {}}

@@ -88,4 +88,4 @@ def write_trajectory(
     data.write_png(
         out / "trajectory.png", data.make_trajectory_grid(rows), scale=scale, text={"times": str(save_at[few].tolist())}
     )
-    print(f"the way there at t = {save_at[few].tolist()}, x_t above the predicted x_0: {out / 'trajectory.png'}")
+    print(f"trajectory at t = {save_at[few].tolist()}, x_t above the predicted x_0: {out / 'trajectory.png'}")

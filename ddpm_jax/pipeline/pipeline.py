@@ -241,13 +241,15 @@ class Pipeline:
         Raises:
             ValueError: if it was never unconditional in training, or a condition is requested.
         """
-        model, needed = self.model, "this is for the unconditional network, and"
+        condition = self.config.condition
         if conditioning_image_shape(self.config, self.shape):
-            raise ValueError(f"{needed} this run's network takes a conditioning image")
-        if is_conditional(self.config) and not self.config.condition.dropout:
-            raise ValueError(f"{needed} this run's is never unconditional (condition.dropout is 0)")
+            raise ValueError("this is for an unconditional network, and this run's takes a conditioning image")
+        if is_conditional(self.config) and not condition.dropout:
+            raise ValueError("this is for an unconditional network, and this run's never is: condition.dropout is 0")
         if self.request != UNCONDITIONAL:
-            raise ValueError(f"{needed} a condition is requested: {self.request.describe(self.label_names)}")
+            asked = self.request.describe(self.label_names)
+            raise ValueError(f"this is for the unconditional network: leave out the {asked}")
+        model = self.model
         return model.denoiser_of(lambda x_t, t: model.net(params, model.empty_condition(len(x_t)))(x_t, t))
 
     def sampler(self, params):

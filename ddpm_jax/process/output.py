@@ -75,7 +75,7 @@ def first_line(error: BaseException) -> str:
 
 
 def run_main(main: Callable[[list[str]], int]) -> NoReturn:
-    """Runs a program on the command line and ends the process with the status that it returns."""
+    """Runs a program on the command line and ends the process with the status that it returns, 130 after Ctrl-C."""
     for name, title in {"stdout": "standard output", "stderr": "standard error"}.items():
         stream = getattr(sys, name)
         if stream is None:  # the process was started without it
@@ -83,7 +83,14 @@ def run_main(main: Callable[[list[str]], int]) -> NoReturn:
         elif isinstance(stream, io.TextIOWrapper):
             setattr(sys, name, SafeStream(stream, title))
     threading.Thread(target=_break_silence, name="silence", daemon=True).start()
-    sys.exit(main(sys.argv[1:]))
+    try:
+        status = main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)  # a normal exit while XLA compiles ends in a segmentation fault
+    sys.exit(status)
 
 
 def _break_silence() -> None:

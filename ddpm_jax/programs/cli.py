@@ -1,7 +1,7 @@
 """The command line: `ddpm-jax COMMAND ...`, or `python -m ddpm_jax COMMAND ...`.
 
-Exit statuses: 0 done, 2 a wrong request, 5 another process was lost, 6 a file cannot be written, 7 too little memory;
-others are a command's own.
+Exit statuses: 0 done, 2 a wrong request, 5 another process was lost, 6 a file cannot be written, 7 too little memory,
+130 stopped by Ctrl-C; others are a command's own.
 """
 
 import importlib

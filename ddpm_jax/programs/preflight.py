@@ -24,6 +24,11 @@ QUICK = -1.0
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
+    """Compiles the programs of a config and reports memory, cost and speed before a long run.
+
+    CONFIG and the flags of its fields are as in `ddpm-jax train`.  Exit status 1 if something does not fit.
+    """
+
     config: Annotated[configs.Config, tyro.conf.arg(name="")]
     topology: flags.OptionalFlag[str] = None
     """A slice of TPUs to compile for, such as v5litepod-16, v4-32 or v5e:4x4 (default: the local devices)."""
@@ -52,6 +57,8 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--effort needs --topology and must be in [-1, 1], got {args.effort}")
     if args.topology is not None and args.devices is not None:
         raise ValueError(f"--devices {args.devices} is for this machine's CPU: leave it out with --topology")
+    if args.out is not None and pathlib.Path(args.out).is_dir():
+        raise ValueError(f"--out must be a file, got the folder {args.out}")
     if args.topology is None:
         process.initialize(devices=args.devices)
     else:

@@ -21,7 +21,10 @@ def main(argv: list[str]) -> int:
     from ddpm_jax.data.tfds import prepare
 
     with process.explain_write_errors(options.out):
-        return write_npz(options) if options.source in archives.PUBLISHED else prepare.run(options)
+        try:
+            return write_npz(options) if options.source in archives.PUBLISHED else prepare.run(options)
+        except ValueError as error:  # which names the flags of train: here they have no prefix
+            raise ValueError(str(error).replace("--data.", "--")) from error
 
 
 def write_npz(options: flags.Prepare) -> int:

@@ -20,6 +20,11 @@ from ddpm_jax.config import flags, ranges
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
+    """Draws images from a run.
+
+    Image i depends on the checkpoint, the seed, i and the sampler alone: --start 7 --num 1 draws image 7 again.
+    """
+
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
     """The run's folder."""
     num: ranges.NumImages = 64
@@ -42,7 +47,7 @@ class Arguments:
     trajectory: bool = False
     """Also write the reverse process: trajectory.gif, and trajectory.png with x_t above the predicted x_0."""
     verify: flags.OptionalFlag[str] = None
-    """A manifest.json: draw its images again and report whether they are equal."""
+    """A manifest.json: draw its images again, with the settings that it records, and report whether they are equal."""
     devices: flags.OptionalFlag[ranges.Devices] = None
     """On a CPU: number of JAX devices (default: one per core)."""
     hosts: tyro.conf.OmitArgPrefixes[process.DistributedOptions] = process.DistributedOptions()
@@ -51,6 +56,9 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Draws and writes images; exit status 0, 1 if --verify finds others, 2 for a wrong request, 4 if interrupted."""
     args = flags.parse(Arguments, argv, prog="ddpm-jax sample")
+    own = Arguments(args.run, batch=args.batch, verify=args.verify, devices=args.devices, hosts=args.hosts)
+    if args.verify is not None and args != own:
+        raise ValueError(f"--verify draws what {args.verify} records: leave out all other flags but --batch, --devices")
     process.initialize(devices=args.devices, distributed=args.hosts)
     with process.abort_together("sample"), process.explain_write_errors(args.out or args.run):
         if args.verify is None:

@@ -24,6 +24,12 @@ if TYPE_CHECKING:  # --help imports no JAX
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
+    """Trains a model of a config, or continues the run in --workdir.
+
+    CONFIG is the name of a file in configs/ and perhaps of a variant in it, as digits or digits:text, or a Python file.
+    Flags change its fields; the defaults are the config's.
+    """
+
     config: Annotated[configs.Config, tyro.conf.arg(name="")]
     workdir: str = tyro.MISSING
     """The run's folder: config.json, metrics.jsonl, checkpoints/STEP, samples/."""

@@ -57,6 +57,8 @@ def lock_run(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
         try:
             yield
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and error.errno is None:  # ours, of a file of the data
+                raise
             raise OSError(f"{workdir} cannot be written: {error}. {describe_last_checkpoint(workdir)}") from error
 
 

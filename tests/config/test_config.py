@@ -202,7 +202,7 @@ def test_the_space_of_the_loss_is_that_of_its_simple_part():
         ({"loss": {"kind": "variational", "space": "v"}}, "loss.space 'v' has no meaning for loss.kind 'variational'"),
         ({"loss": {"weight": "snr", "space": "x0"}}, "loss.space 'x0' and loss.weight 'snr' exclude each other"),
         ({"sampling": {"variance_mix": 1.5}}, r"must lie in \[0, 1\], got 1.5"),
-        ({"sampling": {"steps": 2000}}, "steps must be an integer in 1..T = 1000, got 2000"),
+        ({"sampling": {"steps": 2000}}, r"sampling\.steps must be at most schedule\.T, 1000, got 2000"),
         ({"sampling": {"threshold": 101.0}}, r"sampling.threshold must lie in \[0, 100\], got 101.0"),
         ({"sampling": {"eps_scale": 0.0}}, r"sampling.eps_scale must lie in \(0, 1000\], got 0.0"),
         (

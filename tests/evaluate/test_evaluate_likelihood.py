@@ -20,6 +20,7 @@ from ddpm_jax.evaluate.likelihood import LikelihoodOptions
 from ddpm_jax.keys import from_seed
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.process import distributed
+from ddpm_jax.programs import cli
 
 
 def of(folder, out, variance_mix=0.0, **sampling) -> EvaluationContext:
@@ -130,7 +131,7 @@ def test_a_number_that_is_there_is_not_measured_again(run_folder, straight, monk
 def test_a_number_that_is_there_is_not_one_of_a_condition(run_folder, straight):
     run = of(run_folder, straight)
     labelled = run._replace(model=run.model.with_request(pipeline.ConditionRequest((3,))))
-    with pytest.raises(ValueError, match="for the unconditional network, and a condition is requested: labels 3"):
+    with pytest.raises(ValueError, match="for the unconditional network: leave out the labels 3"):
         numbers(labelled, HUNDRED[None])
 
 
@@ -233,8 +234,16 @@ def test_wrong_requests_are_refused(run_folder, tmp_path, options, text):
 
 
 def test_an_estimate_of_a_strided_chain_is_refused(run_folder, tmp_path):
-    with pytest.raises(ValueError, match="--estimate draws from all 20 steps of the chain: leave out --steps 10"):
+    with pytest.raises(ValueError, match="--estimate draws from all 20 timesteps: leave out --steps 10"):
         numbers(of(run_folder, tmp_path, steps=10), LikelihoodOptions(estimate=4))
+
+
+@pytest.mark.parametrize("command", ["likelihood", "rate_distortion"])
+@pytest.mark.parametrize("flag", [("--sampler", "ddim"), ("--eta", "0.0"), ("--order", "2")])
+def test_the_bound_of_another_sampler_is_refused(run_folder, tmp_path, command, flag, capsys):
+    assert cli.call(["evaluate", str(run_folder), command, *flag, "--out", str(tmp_path)]) == 2
+    assert f"the bound is that of ancestral sampling: leave out {' '.join(flag)}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_bound_is_of_the_whole_chain_where_samples_take_strides(run_folder, straight):

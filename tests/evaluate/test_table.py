@@ -38,6 +38,12 @@ def test_the_table_has_a_row_for_each_sampler_and_the_baseline(small):
     assert 0 < baseline < 0.5 * noise
 
 
+def test_more_steps_than_the_schedule_has_are_refused_before_anything_is_measured(run_folder, tmp_path, capsys):
+    assert cli.call(["evaluate", str(run_folder), "table", "--num", "66", "--out", str(tmp_path / "out")]) == 2
+    assert "--ddim must be 1 to 20, the steps of the schedule, got 10 50 250" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_table_of_a_learned_variance_has_one_chain(drawn, tmp_path, monkeypatch):
     """What is measured, and not the measurement: another network would have to be compiled for it."""
     protocols = {}

@@ -205,12 +205,8 @@ def test_what_needs_the_unconditional_network_asks_for_no_label_or_text(home, mo
     """Nothing is drawn before it is refused."""
     requested = model(home).with_request(pipeline.ConditionRequest((3,), ("x",)))
     monkeypatch.setattr(stochastic.figure, "draw_states", None)
-    with pytest.raises(ValueError, match="the unconditional network, and a condition is requested: labels three and t"):
+    with pytest.raises(ValueError, match="the unconditional network: leave out the labels three and t"):
         stochastic.sample_continuations(requested, StochasticOptions())
-    never = model(home).with_request(pipeline.ConditionRequest())
-    never.config = dataclasses.replace(never.config, condition=configs.Condition(dropout=0.0))
-    with pytest.raises(ValueError, match=r"and this run's is never unconditional \(condition.dropout is 0\)$"):
-        never.denoiser(never.params)
 
 
 def test_image_i_is_told_the_label_and_the_text_of_its_turn(home):
@@ -287,8 +283,13 @@ def test_the_bound_is_of_the_network_that_is_told_nothing(home):
     denoise = model(home).denoiser(model(home).params)
     found = jax.eval_shape(denoise, np.zeros((2, 8, 8, 1), np.float32), np.int32(5))
     assert found.x0.shape == (2, 8, 8, 1)
-    with pytest.raises(ValueError, match="for the unconditional network, and a condition is requested"):
+    with pytest.raises(ValueError, match=r"for the unconditional network: leave out the labels one$"):
         model(home).with_request(pipeline.ConditionRequest((1,))).denoiser(model(home).params)
+    always = model(home)
+    always.config = dataclasses.replace(CONDITIONAL, condition=configs.Condition(dropout=0.0))
+    for request in (pipeline.ConditionRequest(), pipeline.ConditionRequest((1,))):
+        with pytest.raises(ValueError, match=r"this run's never is: condition\.dropout is 0"):
+            always.with_request(request).denoiser(always.params)
 
 
 # --- the programs

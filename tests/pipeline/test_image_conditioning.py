@@ -156,14 +156,20 @@ def test_other_images_than_the_network_sees_are_refused(home, run_folder):
         requested(model(home), "none.png")
     with pytest.raises(ValueError, match="takes a conditioning image: give --image FILE"):
         next(model(home).draw(seed=0, start=0, num=1))
-    wanted = flags.ConditionOptions(image=(str(home / "small.png"),))  # which would be no help
-    request = pipeline.parse_request(wanted, flags.SamplingOptions(), model(home))
-    for pipe in (model(home), model(home).with_request(request)):
-        with pytest.raises(ValueError, match="unconditional network, and this run's network takes a conditioning"):
-            pipe.denoiser(pipe.params)
+    for name in ("small.png", None):
+        again = model(home).with_request(requested(model(home), name) if name else pipeline.ConditionRequest())
+        with pytest.raises(ValueError, match="an unconditional network, and this run's takes a conditioning image"):
+            again.denoiser(again.params)
     plain = pipeline.Pipeline(run_folder, step=None, weights="ema", sampling={})
     with pytest.raises(ValueError, match="this run's network takes no conditioning image"):
         requested(plain, "small.png")
+
+
+def test_a_missing_file_of_pairs_is_named_and_not_taken_for_a_folder_that_cannot_be_written(home):
+    (home / "tiny.py").write_text(TINY)
+    args = ("--workdir", home / "none", "--condition.paired", f"npz:{home / 'none.npz'}")
+    shown = run("train.py", home / "tiny.py", *args, status=2)
+    assert shown.stderr.startswith(f"train: load: no file {home / 'none.npz'}") and "written" not in shown.stderr
 
 
 def test_a_run_of_pairs_trains_and_its_samples_are_made_again(home):

@@ -133,6 +133,7 @@ def test_without_the_compiler_it_is_said_how_to_get_it(monkeypatch):
         (["configs/digits.py", "--topology", "v5e:4x4", "--effort", "2"], "must lie in [-1, 1], got 2.0"),
         (["configs/digits.py", "--topology", "v3-8", "--devices", "2"], "--devices 2 is for this machine's CPU"),
         (["configs/digits.py", "--topology", "v5e:4"], "unknown topology 'v5e:4'"),
+        (["configs/digits.py", "--out", "configs"], "--out must be a file, got the folder configs"),
     ],
 )
 def test_wrong_requests_are_refused(args, text, capsys, monkeypatch):

@@ -380,6 +380,13 @@ def test_a_program_goes_on_where_its_words_cannot_be_written(end, unbuffered, me
     assert (done.returncode, done.stdout + done.stderr) == (3, message)
 
 
+def test_a_program_that_ctrl_c_stops_says_so_in_a_line():
+    work = "print('begun') or os.kill(os.getpid(), signal.SIGINT)"
+    code = f"import os, signal; from ddpm_jax import process; process.run_main(lambda _: {work})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "begun\n", "stopped by Ctrl-C\n")
+
+
 def test_what_an_output_cannot_say_it_says_otherwise():
     env = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=HERE, env=env, capture_output=True, text=True)

@@ -134,7 +134,7 @@ def test_floating_point_volumes_are_in_their_range_drawn_on_their_way_and_made_a
     out = message(home, "volume")
     found = np.load(home / "volume-out" / "samples.npz")["arr_0"]
     assert found.min() >= -3 and found.max() <= 7 and "float32, -3 to 7, " in out
-    assert "equal: all 3 images, bit for bit" in out and "the way there at t = [8, " in out
+    assert "equal: all 3 images, bit for bit" in out and "trajectory at t = [8, " in out
     picture = data.read_png(home / "volume-out" / "grid.png").image  # three volumes of six slices, two in a row
     np.testing.assert_array_equal(picture[1:9, 1:49], data.make_grid(found[:1], data.ValueRange(-3, 7), padding=0))
 

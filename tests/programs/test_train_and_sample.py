@@ -497,6 +497,7 @@ def test_raw_weights_and_other_samplers_make_other_images(home, straight, sixtee
         (("--start", -1), "start must be at least 0"),
         (("--steps", 21), r"steps must be an integer in 1..T = 20, got 21"),
         (("--variance-mix", 3.0), r"must lie in [0, 1], got 3.0"),
+        (("--verify", "m.json", "--batch", 2, "--steps", 5), "--verify draws what m.json records: leave out all other"),
     ],
 )
 def test_wrong_requests_are_refused(run_folder, flags, text):

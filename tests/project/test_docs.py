@@ -54,6 +54,19 @@ def test_the_files_that_a_page_links_to_exist(page):
         assert generated or path.exists() or path.with_suffix(".ipynb").resolve() in made, target
 
 
+def anchors(page):
+    """The anchors of a page's headings as GitHub makes them, with a hyphen for each space (the site: for several)."""
+    heads = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", (DOCS / page).read_text(), flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_headings_that_a_page_links_to_exist_on_github_too(page):
+    for target, anchor in re.findall(r"\]\(([^)#:\s]*)#([^)\s]+)\)", (DOCS / page).read_text()):
+        path = os.path.normpath(os.path.join(os.path.dirname(page), target)) if target else page
+        assert path not in PAGES or anchor in anchors(path), f"{target}#{anchor}"
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if not page.startswith("zh/")])
 def test_a_long_page_begins_with_a_summary_of_five_lines(page):
     text = (DOCS / page).read_text()
@@ -152,6 +165,11 @@ def test_a_help_text_is_what_the_program_prints(words):
     assert text.startswith("usage: ddpm-jax") and "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 78
     assert "--num" in text or words[-1] != "likelihood"
+
+
+@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name not in ("evaluate", "convert")])
+def test_a_help_text_begins_with_a_title(name):
+    assert re.match(r"[A-Z][^─]+\.$", docs_reference.help_text([name]).split("\n\n")[1])
 
 
 def test_every_module_is_on_a_page_of_the_api(monkeypatch):

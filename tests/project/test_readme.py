@@ -1,5 +1,6 @@
 """The README is a program: its notebook lines run, and the commands and files it names exist."""
 
+import ast
 import pathlib
 import re
 import shlex
@@ -129,3 +130,30 @@ def test_the_pictures_of_the_evaluation_exist():
     assert len(links) >= 8
     for link in links:
         assert (ROOT / "docs" / link).exists(), link
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_its_numbers_are_those_of_the_pages(name):
+    """The peak of a TPU, the minutes of `mnist`, and the speed relative to diffusers, two JAX versions."""
+    text, performance, training = (
+        (ROOT / page).read_text() for page in (name, "docs/performance.md", "docs/training.md")
+    )
+    (share,) = re.findall(r"49 ms a step on a v5e, (\d+ %) of the peak", performance)
+    assert re.findall(r"(\d+ %)", text) == [share]
+    (minutes,) = re.findall(r"\| `mnist` \|.* (\d+) minutes", training)
+    assert set(re.findall(r"(?:; |约 ?|parameters, )(\d+) (?:minutes|分钟)", text)) == {minutes}
+    rows = re.findall(r"\| relative to diffusers, jax [\d.]+ \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", performance)
+    assert len(rows) == 4
+    numbers = re.findall(r"(?<![\d.])\d\.\d\d(?!\.?\d)", text)  # in the order training, sampling of each version
+    for row in rows:
+        assert any(tuple(numbers[i : i + 3]) == row for i in range(len(numbers))), row
+
+
+def test_messages_name_commands_that_an_installed_wheel_has_too():
+    named = []
+    for path in (ROOT / "ddpm_jax").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in prose]
+        named += [(path.name, text.value) for text in texts if re.search(r"\b(train|sample)\.py\b", str(text.value))]
+    assert named == []

@@ -26,7 +26,7 @@ DEFAULTS = {
 
 SUPPORTED_BY_BOTH = {
     "trained_betas": Supported((None,), "betas of a formula"),
-    "thresholding": Supported((False,), "clipping (sample.py --threshold is another thresholding)"),
+    "thresholding": Supported((False,), "clipping (ddpm-jax sample --threshold is another thresholding)"),
     "dynamic_thresholding_ratio": Supported((0.995,), "as thresholding is off"),
     "sample_max_value": Supported((1.0,), "as thresholding is off"),
     "clip_sample_range": Supported((1.0,), "images in [-1, 1]"),
@@ -99,7 +99,7 @@ def to_diffusers(config: configs.Config) -> dict[str, Any]:
     c, schedule = config.sampling, config.schedule
     messages = _unsupported(config)
     if messages:
-        raise ValueError("diffusers' schedulers cannot be this chain: " + "; ".join(messages))
+        raise ValueError("diffusers' schedulers cannot sample like this: " + "; ".join(messages))
     beta_schedules = {ours: theirs for theirs, ours in SCHEDULES.items()}
     betas = {} if schedule.kind in beta_schedules else {"trained_betas": schedule_table(config)["betas"].tolist()}
     shared = {

@@ -87,7 +87,7 @@ def check_visited(flag: str, requested: Sequence[int], times: np.ndarray) -> Non
         if t not in times:
             near = [*map(str, times[times > t][-1:]), *map(str, times[times < t][:1])]
             hint = f"nearest to it are the visited {' and '.join(near)}"
-            raise ValueError(f"{flag}: the chain of {len(times) - 1} steps does not visit t = {t}; {hint}")
+            raise ValueError(f"{flag}: the reverse process of {len(times) - 1} steps does not visit t = {t}; {hint}")
 
 
 def with_start_times(sampler: samplers.Sampler, start: jax.Array) -> samplers.Sampler:

@@ -36,7 +36,7 @@ def run(context: EvaluationContext, options: StochasticOptions) -> None:
     cells = np.concatenate([continuations.shared[:, :, None], continuations.ends], axis=2)
     grids = [data.make_trajectory_grid(list(column)) for column in np.moveaxis(cells, 1, 0)]
     legend = (
-        f"rows: {options.describe_images()}; blocks from left to right: t = {times}; in a block: x_t, the chain's own "
+        f"rows: {options.describe_images()}; blocks from left to right: t = {times}; in a block: x_t, the image's own "
         f"x_0, then {options.continuations - 1} others from the same x_t"
     )
     files.save_image(np.concatenate(grids, axis=1), legend)

@@ -312,6 +312,22 @@ def test_another_command_does_not_go_on_with_what_is_there(tmp_path):
         prepare.run(options(tmp_path, shards=2))
 
 
+def test_a_message_names_the_flags_of_prepare_and_not_those_of_train(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", images=noise(4, 8, 8, 1).astype(np.float32))
+    for side in (8, 9):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        Image.fromarray(noise(side, side, 3)).save(tmp_path / "folder" / f"{side}.png")
+    for source, hint in (
+        (f"npz:{tmp_path / 'a.npz'}", "as --range 0 255"),
+        (f"folder:{tmp_path / 'folder'}", "; --resolution 8"),
+    ):
+        assert main(["prepare", source, "--name", "mine", "--out", str(tmp_path / "sets")]) == 2
+        assert hint in capsys.readouterr().err
+    (tmp_path / "folder" / "9.png").write_bytes(b"no picture")
+    assert main(["prepare", source, "--name", "mine", "--out", str(tmp_path / "sets")]) == 2
+    assert "leave them out with --skip-bad:" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("record", ["", "[]", "{", "[" * 100_000, '{"request": {}}', '{"request": 3, "shards": {}}'])
 def test_a_damaged_record_is_no_record(tmp_path, record):
     prepare.run(options(tmp_path))

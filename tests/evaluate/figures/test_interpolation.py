@@ -99,7 +99,7 @@ def test_coarse_to_fine_ends_in_a_mixture_of_pixels(run_folder):
     [
         (
             InterpolationOptions(t=12),
-            r"--t: the chain of 4 steps does not visit t = 12; nearest to it are the visited 14 and 7",
+            r"--t: the reverse process of 4 steps does not visit t = 12; nearest to it are the visited 14 and 7",
         ),
         (
             InterpolationOptions(t=5, coarse_to_fine=True),

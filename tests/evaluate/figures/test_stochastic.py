@@ -84,9 +84,9 @@ def test_continuations_are_shown_and_written_down(run_folder, tmp_path, capsys):
         (
             StochasticOptions(times=(12,)),
             {"steps": 4},
-            r"--times: the chain of 4 steps does not visit t = 12; .* 14 and 7",
+            r"--times: the reverse process of 4 steps does not visit t = 12; .* 14 and 7",
         ),
-        (StochasticOptions(times=(21,)), {}, r"--times: the chain of 20 steps does not visit t = 21; .* visited 20$"),
+        (StochasticOptions(times=(21,)), {}, r"reverse process of 20 steps does not visit t = 21; .* visited 20$"),
         (StochasticOptions(times=()), {}, "--times must be one or more times, got none"),
         (
             StochasticOptions(),
