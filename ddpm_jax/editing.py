@@ -140,10 +140,10 @@ def truncate_times(times: np.ndarray, strength: float) -> np.ndarray:
     if not 0 < strength <= 1:
         raise ValueError(f"strength must lie in (0, 1], got {strength}")
     times = np.asarray(times)
-    part = times[times <= strength * times[0]]
+    shares = times / times[0]  # 29 / 100 is 0.29, while 0.29 * 100 is less than 29
+    part = times[shares <= strength]
     if len(part) < 2:
-        least = times[-2] / times[0]
-        raise ValueError(f"strength {strength:g} leaves no step of {len(times) - 1}: take {least:g} or more")
+        raise ValueError(f"strength {strength:g} leaves no step of {len(times) - 1}: take {shares[-2]} or more")
     return part
 
 

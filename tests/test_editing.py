@@ -308,6 +308,14 @@ def test_slerp_keeps_the_length_of_noise_and_meets_both_ends():
     np.testing.assert_allclose(slerp(a, b, np.float32(0.5))[0], middle[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("times", [[100, 29, 0], [3, 1, 0]])
+def test_the_strength_that_a_refusal_names_leaves_a_step(times):
+    with pytest.raises(ValueError, match="leaves no step") as refusal:
+        editing.truncate_times(times, 0.1)
+    named = float(re.search(r"take (\S+) or more", str(refusal.value))[1])
+    np.testing.assert_array_equal(editing.truncate_times(times, named), times[1:])
+
+
 # --- refusals
 
 
