@@ -222,9 +222,10 @@ def slerp(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
     axes = tuple(range(1, a.ndim))
     w = jnp.broadcast_to(weight, a.shape[:1]).reshape((-1,) + (1,) * (a.ndim - 1)).astype(a.dtype)
     lengths = jnp.sqrt(jnp.sum(a**2, axes, keepdims=True) * jnp.sum(b**2, axes, keepdims=True))
-    angle = jnp.arccos(jnp.clip(jnp.sum(a * b, axes, keepdims=True) / lengths, -1, 1))
-    near = jnp.sin(angle) < 1e-4
-    sine = jnp.where(near, jnp.where(angle < 1, 1, jnp.nan), jnp.sin(angle))
+    cosine = jnp.clip(jnp.sum(a * b, axes, keepdims=True) / lengths, -1, 1)
+    near = 1 - cosine**2 < 1e-8
+    angle = jnp.arccos(jnp.where(near, 0, cosine))  # at 1 it has no derivative
+    sine = jnp.where(near, jnp.where(cosine > 0, 1, jnp.nan), jnp.sin(angle))
     of_a = jnp.where(near, 1 - w, jnp.sin((1 - w) * angle)) / sine
     of_b = jnp.where(near, w, jnp.sin(w * angle)) / sine
     return of_a * a + of_b * b

@@ -308,6 +308,12 @@ def test_slerp_keeps_the_length_of_noise_and_meets_both_ends():
     np.testing.assert_allclose(slerp(a, b, np.float32(0.5))[0], middle[0], rtol=1e-6)
 
 
+def test_slerp_of_equal_images_has_the_derivative_of_the_straight_line():
+    a = np.random.default_rng(0).normal(size=(1, 12)).astype(np.float32)
+    found = jax.jacobian(lambda x: editing.slerp(x, a, np.float32(0.25))[0])(a)[:, 0]
+    np.testing.assert_allclose(found, 0.75 * np.eye(12), atol=1e-6)
+
+
 @pytest.mark.parametrize("times", [[100, 29, 0], [3, 1, 0]])
 def test_the_strength_that_a_refusal_names_leaves_a_step(times):
     with pytest.raises(ValueError, match="leaves no step") as refusal:
