@@ -50,12 +50,13 @@ def inpainting(schedule: Schedule, sampler: Sampler, known: jax.Array, mask: jax
         mask: bool, True where known; its shape broadcasts to the images'.
 
     Raises:
-        ValueError: if the mask is not boolean.
+        ValueError: if the mask is not boolean; when it starts, if known or mask has not a shape as above.
     """
     check_mask(mask)
 
     def init(x: jax.Array, t: jax.Array) -> RePaintState:
         check_image("known", known, x)
+        check_mask(mask, x)
         inner = sampler.init(x, t)
         return RePaintState(inner.x, inner.x0, inner.t, jnp.zeros((), jnp.uint32), inner)
 
@@ -245,7 +246,12 @@ def check_image(name: str, image: jax.Array, x: jax.Array, shape_of: str = "x") 
         raise ValueError(f"{name} must have the shape of {shape_of}, {x.shape}, or of one for all, got {image.shape}")
 
 
-def check_mask(mask: jax.Array) -> None:
-    """Raises a ValueError unless the mask is boolean."""
+def check_mask(mask: jax.Array, x: jax.Array | None = None) -> None:
+    """Raises a ValueError unless the mask is boolean and, given x, its shape broadcasts to that of x."""
     if mask.dtype != jnp.bool_:
         raise ValueError(f"mask must be bool, True where a pixel is known (there are no soft masks), got {mask.dtype}")
+    if x is None:
+        return
+    pairs = zip(reversed(mask.shape), reversed(x.shape), strict=False)
+    if mask.ndim > x.ndim or any(m not in (1, n) for m, n in pairs):
+        raise ValueError(f"mask must have a shape that broadcasts to that of the images, {x.shape}, got {mask.shape}")

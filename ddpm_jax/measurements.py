@@ -100,10 +100,15 @@ def known_pixels(mask: jax.Array) -> LinearMap:
     """Inpainting: the pixels where the mask is True, and 0 for the others.
 
     Raises:
-        ValueError: if the mask is not boolean.
+        ValueError: if the mask is not boolean; when it measures, if its shape does not broadcast to the images'.
     """
     check_mask(mask)
-    return lambda x: jnp.where(mask, x, 0)
+
+    def measure(x: jax.Array) -> jax.Array:
+        check_mask(mask, x)
+        return jnp.where(mask, x, 0)
+
+    return measure
 
 
 def downsample(factor: int) -> LinearMap:

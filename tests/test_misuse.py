@@ -4,6 +4,7 @@ Shapes, and what is known on the host, are errors; of times in arrays on a devic
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +107,17 @@ def test_noise_times_and_images_of_another_shape_are_refused():
         lambda: measurements.condition_on_measurement(SCHEDULE, denoise, measurements.grey, X)(X, T2),
     ):
         with pytest.raises(ValueError, match="shape"):
+            wrong()
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (4, 3, 3), (1, 2, 3, 3)])
+def test_a_mask_that_would_change_the_shape_of_images_is_refused(shape):
+    mask, x = np.ones(shape, bool), jnp.asarray(X)
+    for wrong in (
+        lambda: sample(lambda of: editing.inpainting(SCHEDULE, samplers.ddim(SCHEDULE, of), X, mask))(denoise),
+        lambda: measurements.known_pixels(mask)(x),
+    ):
+        with pytest.raises(ValueError, match=rf"mask must have .* \(2, 3, 3\), got {re.escape(str(shape))}"):
             wrong()
 
 
