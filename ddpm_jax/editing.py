@@ -66,8 +66,8 @@ def inpainting(schedule: Schedule, sampler: Sampler, known: jax.Array, mask: jax
         def reverse_step() -> SamplerState:
             inner = sampler.step(keys, state.inner_state, t, s)
             eps = samplers.step_noise(fold_in_all(keys, KNOWN_STREAM), s, inner.x)
-            known_s = gather(schedule.signal, s, inner.x) * known + gather(schedule.noise, s, inner.x) * eps
-            return inner._replace(x=jnp.where(mask, known_s, inner.x))
+            signal, noise = gather(schedule.signal, s, inner.x), gather(schedule.noise, s, inner.x)
+            return inner._replace(x=jnp.where(mask, signal * jnp.asarray(known, eps.dtype) + noise * eps, inner.x))
 
         def forward_step() -> SamplerState:
             scale = gather(schedule.signal, s, state.x) / gather(schedule.signal, t, state.x)
@@ -123,7 +123,8 @@ def sdedit(schedule: Schedule, sampler: Sampler, image: jax.Array) -> Sampler:
 
     def init(x: jax.Array, t: jax.Array) -> SamplerState:
         check_image("image", image, x)
-        return sampler.init(gather(schedule.signal, t, x) * image + gather(schedule.noise, t, x) * x, t)
+        signal, noise = gather(schedule.signal, t, x), gather(schedule.noise, t, x)
+        return sampler.init(signal * jnp.asarray(image, x.dtype) + noise * x, t)
 
     return sampler._replace(init=init)
 

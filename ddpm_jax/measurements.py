@@ -90,7 +90,7 @@ def condition_on_measurement(
             product = A(covariance(v))
             return product if isinstance(noise, (int, float)) and noise == 0 else product + variance * v
 
-        x0 = x0 + covariance(_conjugate_gradients(operator, y - measured, iterations))
+        x0 = x0 + covariance(_conjugate_gradients(operator, jnp.asarray(y, measured.dtype) - measured, iterations))
         return Estimate(x0, (x_t - signal * x0) / noise_t, mix)
 
     return conditioned
