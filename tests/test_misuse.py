@@ -243,6 +243,10 @@ OPTIONS = {
         r"mix must lie in \[0, 1\]",
     ),
     "factor": (lambda v: denoisers.scale_eps(SCHEDULE, denoise, v), (0, -1, NAN), "factor must be positive"),
+    "factors": (
+        lambda v: denoisers.scale_eps(SCHEDULE, denoise, np.full(v, 1.01)), (T, T + 2, (T + 1, 1)),
+        r"factor must be a number or a column \(11,\)",
+    ),
     "sections": (lambda v: samplers.section_times(T, v), ([-1, 3], [1.5, 3], [True, 3], []), "counts must"),
     "T of times": (lambda v: samplers.times(v, 2), (0, 2.5, True), "T must be an integer"),
     "T of sections": (lambda v: samplers.section_times(v, [1]), (0, 2.5, True), "T must be an integer"),
