@@ -16,6 +16,7 @@ from ddpm_jax import (
     denoisers,
     editing,
     gaussian,
+    guidance,
     likelihood,
     losses,
     measurements,
@@ -246,6 +247,10 @@ OPTIONS = {
     "factors": (
         lambda v: denoisers.scale_eps(SCHEDULE, denoise, np.full(v, 1.01)), (T, T + 2, (T + 1, 1)),
         r"factor must be a number or a column \(11,\)",
+    ),
+    "null label": (
+        lambda v: guidance.null_condition(guidance.Condition(label=np.zeros(2, np.uint8)), v), (256, 1000),
+        "labels of uint8 cannot hold the null label .*: give them as int32",
     ),
     "sections": (lambda v: samplers.section_times(T, v), ([-1, 3], [1.5, 3], [True, 3], []), "counts must"),
     "T of times": (lambda v: samplers.times(v, 2), (0, 2.5, True), "T must be an integer"),
