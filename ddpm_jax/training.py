@@ -193,8 +193,11 @@ def join_shares(shares: dict[int, Any], like: Params) -> Params:
 
 
 def ema_update(ema: Params, params: Params, decay: jax.Array | float) -> Params:
-    """The moving average decay * ema + (1 - decay) * params, computed as a correction of ema, which rounds less."""
-    return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
+    """The moving average decay * ema + (1 - decay) * params, computed as a correction of ema, which rounds less.
+
+    In each array's own type: with a decay near 1, in bfloat16 or float16, corrections are rounded away.
+    """
+    return jax.tree.map(lambda e, p: e + jnp.asarray(1 - decay, e.dtype) * (p - e), ema, params)
 
 
 def ema_warmup(decay: float) -> Callable[[jax.Array], jax.Array]:

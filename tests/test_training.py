@@ -238,6 +238,14 @@ def test_a_warmed_up_average_forgets_where_it_began():
     assert float(decay(10**7)) == pytest.approx(0.9999)
 
 
+@pytest.mark.parametrize("decay", [training.ema_warmup(0.9), np.float32(0.9)], ids=["warm-up", "float32"])
+def test_parameters_of_any_type_keep_it(decay):
+    step = training.make_step(lambda params, keys, batch: (params["w"] ** 2).mean(), optimizer(), ema_decay=decay)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        state = training.init({"w": jnp.ones(3, dtype)}, optimizer())
+        assert all(leaf.dtype == dtype for leaf in jax.eval_shape(step, from_seed(0), state, X0)[0].ema.values())
+
+
 def test_batches_that_cannot_be_cut_are_refused():
     step = training.make_step(loss_fn, optax.sgd(0.1), accumulate=3)
     state = training.init(PARAMS, optax.sgd(0.1))
