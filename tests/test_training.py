@@ -195,7 +195,7 @@ def test_the_state_owns_its_buffers():
 
 def test_one_compilation_for_every_step():
     run(3)
-    assert len(jitted()[1]) == 1
+    assert len(jitted(1)[1]) == 1
 
 
 @pytest.mark.parametrize(("warmup", "decay"), [(0, 0), (4, 0), (0, 10), (4, 10)])
