@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from goldens_loader import precision
+from jax.sharding import Mesh, PartitionSpec
 
 from ddpm_jax import losses, schedules, training
 from ddpm_jax.keys import from_seed
@@ -101,6 +102,18 @@ def test_any_number_of_devices_sees_the_same_training(devices):
     # every replica holds the same bytes
     for leaf in jax.tree.leaves((many, rows_many)):
         assert all(leaf[0].tobytes() == copy.tobytes() for copy in leaf)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_shard_map_and_vmap_give_the_gradient_of_one_device(accumulate):
+    body = training.make_step(loss_fn, optimizer(), accumulate=accumulate, axis_name="batch")
+    mesh, whole, rows = Mesh(np.array(jax.devices()[:2]), ("batch",)), PartitionSpec(), PartitionSpec("batch")
+    args = from_seed(3), training.init(PARAMS, optimizer())
+    sharded = jax.shard_map(body, mesh=mesh, in_specs=(whole, whole, rows), out_specs=whole)
+    mapped = jax.vmap(body, axis_name="batch", in_axes=(None, None, 0))
+    for of, batch in ((sharded, BATCH), (mapped, spread(BATCH, 2))):
+        found = jax.jit(of)(*args, batch)[1]["grad_norm"]
+        np.testing.assert_allclose(found, np.broadcast_to(run(1)[1][0]["grad_norm"], found.shape), rtol=1e-5)
 
 
 def test_without_the_mean_over_devices_the_replicas_part():
