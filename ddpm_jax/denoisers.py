@@ -72,10 +72,12 @@ def scale_eps(schedule: Schedule, denoise: Denoiser, factor: float | jax.Array) 
         factor: a number, or a column [T+1] with the factor of each t.  Where signal_t is 0, x0 is not finite.
 
     Raises:
-        ValueError: if it is a number that is not positive.
+        ValueError: if it is a number that is not positive, or an array of another shape.
     """
     if isinstance(factor, (int, float, np.generic)) and not factor > 0:
         raise ValueError(f"factor must be positive, got {factor}: eps is divided by it")
+    if jnp.shape(factor) not in ((), (schedule.T + 1,)):
+        raise ValueError(f"factor must be a number or a column {(schedule.T + 1,)}, got {jnp.shape(factor)}")
 
     def scaled_denoise(x_t: jax.Array, t: jax.Array) -> Estimate:
         check_times(schedule, t)

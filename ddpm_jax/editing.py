@@ -50,12 +50,13 @@ def inpainting(schedule: Schedule, sampler: Sampler, known: jax.Array, mask: jax
         mask: bool, True where known; its shape broadcasts to the images'.
 
     Raises:
-        ValueError: if the mask is not boolean.
+        ValueError: if the mask is not boolean; when it starts, if known or mask has not a shape as above.
     """
     check_mask(mask)
 
     def init(x: jax.Array, t: jax.Array) -> RePaintState:
         check_image("known", known, x)
+        check_mask(mask, x)
         inner = sampler.init(x, t)
         return RePaintState(inner.x, inner.x0, inner.t, jnp.zeros((), jnp.uint32), inner)
 
@@ -65,8 +66,8 @@ def inpainting(schedule: Schedule, sampler: Sampler, known: jax.Array, mask: jax
         def reverse_step() -> SamplerState:
             inner = sampler.step(keys, state.inner_state, t, s)
             eps = samplers.step_noise(fold_in_all(keys, KNOWN_STREAM), s, inner.x)
-            known_s = gather(schedule.signal, s, inner.x) * known + gather(schedule.noise, s, inner.x) * eps
-            return inner._replace(x=jnp.where(mask, known_s, inner.x))
+            signal, noise = gather(schedule.signal, s, inner.x), gather(schedule.noise, s, inner.x)
+            return inner._replace(x=jnp.where(mask, signal * jnp.asarray(known, eps.dtype) + noise * eps, inner.x))
 
         def forward_step() -> SamplerState:
             scale = gather(schedule.signal, s, state.x) / gather(schedule.signal, t, state.x)
@@ -122,7 +123,8 @@ def sdedit(schedule: Schedule, sampler: Sampler, image: jax.Array) -> Sampler:
 
     def init(x: jax.Array, t: jax.Array) -> SamplerState:
         check_image("image", image, x)
-        return sampler.init(gather(schedule.signal, t, x) * image + gather(schedule.noise, t, x) * x, t)
+        signal, noise = gather(schedule.signal, t, x), gather(schedule.noise, t, x)
+        return sampler.init(signal * jnp.asarray(image, x.dtype) + noise * x, t)
 
     return sampler._replace(init=init)
 
@@ -140,10 +142,10 @@ def truncate_times(times: np.ndarray, strength: float) -> np.ndarray:
     if not 0 < strength <= 1:
         raise ValueError(f"strength must lie in (0, 1], got {strength}")
     times = np.asarray(times)
-    part = times[times <= strength * times[0]]
+    shares = times / times[0]  # 29 / 100 is 0.29, while 0.29 * 100 is less than 29
+    part = times[shares <= strength]
     if len(part) < 2:
-        least = times[-2] / times[0]
-        raise ValueError(f"strength {strength:g} leaves no step of {len(times) - 1}: take {least:g} or more")
+        raise ValueError(f"strength {strength:g} leaves no step of {len(times) - 1}: take {shares[-2]} or more")
     return part
 
 
@@ -222,9 +224,10 @@ def slerp(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
     axes = tuple(range(1, a.ndim))
     w = jnp.broadcast_to(weight, a.shape[:1]).reshape((-1,) + (1,) * (a.ndim - 1)).astype(a.dtype)
     lengths = jnp.sqrt(jnp.sum(a**2, axes, keepdims=True) * jnp.sum(b**2, axes, keepdims=True))
-    angle = jnp.arccos(jnp.clip(jnp.sum(a * b, axes, keepdims=True) / lengths, -1, 1))
-    near = jnp.sin(angle) < 1e-4
-    sine = jnp.where(near, jnp.where(angle < 1, 1, jnp.nan), jnp.sin(angle))
+    cosine = jnp.clip(jnp.sum(a * b, axes, keepdims=True) / lengths, -1, 1)
+    near = 1 - cosine**2 < 1e-8
+    angle = jnp.arccos(jnp.where(near, 0, cosine))  # at 1 it has no derivative
+    sine = jnp.where(near, jnp.where(cosine > 0, 1, jnp.nan), jnp.sin(angle))
     of_a = jnp.where(near, 1 - w, jnp.sin((1 - w) * angle)) / sine
     of_b = jnp.where(near, w, jnp.sin(w * angle)) / sine
     return of_a * a + of_b * b
@@ -244,7 +247,12 @@ def check_image(name: str, image: jax.Array, x: jax.Array, shape_of: str = "x") 
         raise ValueError(f"{name} must have the shape of {shape_of}, {x.shape}, or of one for all, got {image.shape}")
 
 
-def check_mask(mask: jax.Array) -> None:
-    """Raises a ValueError unless the mask is boolean."""
+def check_mask(mask: jax.Array, x: jax.Array | None = None) -> None:
+    """Raises a ValueError unless the mask is boolean and, given x, its shape broadcasts to that of x."""
     if mask.dtype != jnp.bool_:
         raise ValueError(f"mask must be bool, True where a pixel is known (there are no soft masks), got {mask.dtype}")
+    if x is None:
+        return
+    pairs = zip(reversed(mask.shape), reversed(x.shape), strict=False)
+    if mask.ndim > x.ndim or any(m not in (1, n) for m, n in pairs):
+        raise ValueError(f"mask must have a shape that broadcasts to that of the images, {x.shape}, got {mask.shape}")

@@ -48,11 +48,16 @@ def null_condition(condition: Condition, num_classes: int) -> Condition:
     """The unconditional condition, of the same shapes; a conditioning image stays, as there is no null image.
 
     Raises:
-        ValueError: if there is a context without a mask, which is needed to hide it.
+        ValueError: if there is a context without a mask, which is needed to hide it, or the type of the labels does not
+            hold the null label.
     """
     if condition.context is not None and condition.mask is None:
         raise ValueError("a context without its mask cannot be hidden: give jnp.ones(context.shape[:2], bool)")
-    label = None if condition.label is None else jnp.full_like(condition.label, num_classes)
+    label = condition.label
+    if label is not None:
+        if num_classes > jnp.iinfo(label.dtype).max:
+            raise ValueError(f"labels of {label.dtype} cannot hold the null label {num_classes}: give them as int32")
+        label = jnp.full_like(label, num_classes)
     mask = None if condition.mask is None else jnp.zeros_like(condition.mask)
     tokens = None if condition.tokens is None else jnp.zeros_like(condition.tokens)
     return Condition(label, tokens, condition.context, mask, condition.image)

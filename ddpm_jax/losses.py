@@ -215,7 +215,8 @@ def snr(log_snr: jax.Array) -> jax.Array:
 def space_weight(space: Space) -> Weight | None:
     """The weighting whose loss is the squared error of eps, x_0 or v (SNR, 1, SNR + 1); None for "predicted".
 
-    Without signal, at t = T, the error of eps is 0, as eps is x_t; an eps-predicting network has infinite others.
+    Without signal, at t = T, the error of eps is 0, as eps is x_t.  A network that predicts eps has there its own error
+    of it, and infinite others.
     """
     return {"predicted": None, "eps": snr, "x0": jnp.ones_like, "v": snr_plus_one}[space]
 
@@ -328,7 +329,9 @@ def _x0_factor(schedule: Schedule, predicts: Predicts, t: jax.Array, weight: Wei
     """weight times |x_0 - x_0_hat|^2 / |target - output|^2, [B]."""
     log_snr = schedule.log_snr[t]
     if predicts == "eps":
-        return weight(log_snr) * jnp.exp(-log_snr)
+        factor = weight(log_snr) * jnp.exp(-log_snr)
+        weak = jnp.maximum(log_snr, -64.0)  # without signal 0 times infinity, whose limit this is
+        return jnp.where(jnp.isnan(factor), weight(weak) * jnp.exp(-weak), factor)
     if predicts == "x0":
         return weight(log_snr)
     if predicts == "v":

@@ -90,7 +90,7 @@ def condition_on_measurement(
             product = A(covariance(v))
             return product if isinstance(noise, (int, float)) and noise == 0 else product + variance * v
 
-        x0 = x0 + covariance(_conjugate_gradients(operator, y - measured, iterations))
+        x0 = x0 + covariance(_conjugate_gradients(operator, jnp.asarray(y, measured.dtype) - measured, iterations))
         return Estimate(x0, (x_t - signal * x0) / noise_t, mix)
 
     return conditioned
@@ -100,10 +100,15 @@ def known_pixels(mask: jax.Array) -> LinearMap:
     """Inpainting: the pixels where the mask is True, and 0 for the others.
 
     Raises:
-        ValueError: if the mask is not boolean.
+        ValueError: if the mask is not boolean; when it measures, if its shape does not broadcast to the images'.
     """
     check_mask(mask)
-    return lambda x: jnp.where(mask, x, 0)
+
+    def measure(x: jax.Array) -> jax.Array:
+        check_mask(mask, x)
+        return jnp.where(mask, x, 0)
+
+    return measure
 
 
 def downsample(factor: int) -> LinearMap:

@@ -193,8 +193,11 @@ def join_shares(shares: dict[int, Any], like: Params) -> Params:
 
 
 def ema_update(ema: Params, params: Params, decay: jax.Array | float) -> Params:
-    """The moving average decay * ema + (1 - decay) * params, computed as a correction of ema, which rounds less."""
-    return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
+    """The moving average decay * ema + (1 - decay) * params, computed as a correction of ema, which rounds less.
+
+    In each array's own type: with a decay near 1, in bfloat16 or float16, corrections are rounded away.
+    """
+    return jax.tree.map(lambda e, p: e + jnp.asarray(1 - decay, e.dtype) * (p - e), ema, params)
 
 
 def ema_warmup(decay: float) -> Callable[[jax.Array], jax.Array]:
@@ -216,7 +219,7 @@ def make_step(
     has_aux: bool = False,
     shard_update: bool = False,
 ) -> TrainStep:
-    """The training step, a pure function; `jit` it, or `pmap` it with `axis_name`.
+    """The training step, a pure function; `jit` it, or `pmap` or `shard_map` it with `axis_name`.
 
     A step whose loss or gradient is not finite changes nothing but the step number, and reports `skipped` = 1.
 
@@ -225,7 +228,7 @@ def make_step(
         optimizer: any optax transformation; a `SkippingOptimizer` takes less memory and time.
         ema_decay: a number, or a function of the step number, e.g. `ema_warmup(0.9999)`.
         accumulate: number of micro-batches of a device's batch, computed one after the other.
-        axis_name: the axis of `pmap` over which the global batch is spread, device after device.
+        axis_name: the axis of `pmap` or `shard_map` over which the global batch is spread, device after device.
         platform: the one that the step is compiled for, such as "cpu"; None is JAX's default.
         shard_update: each device of `axis_name` updates a share of the parameters, see `cut_shares`, and has only
             this share of their average and of the optimizer's state.  The gradients are summed by a reduce-scatter, the
@@ -252,7 +255,8 @@ def make_step(
         size = _batch_size(batch, accumulate)
         offset = jax.lax.axis_index(axis_name) * size if axis_name else 0
         keys = step_keys(key, state.step, offset + jnp.arange(size))
-        (loss, aux), grads = _accumulate_gradients(grad_fn, state.params, keys, batch, accumulate, platform)
+        params = _of_each_device(state.params, axis_name)
+        (loss, aux), grads = _accumulate_gradients(grad_fn, params, keys, batch, accumulate, axis_name, platform)
         params = state.params
         if shard_update and axis_name:
             devices = jax.lax.axis_size(axis_name)
@@ -290,6 +294,16 @@ def step_keys(key: jax.Array, step: jax.Array | int, indices: jax.Array) -> jax.
     return fold_in_each(jax.random.fold_in(key, check_integer("step", step)), indices)
 
 
+def _of_each_device(tree: _T, axis_name: str | None) -> _T:
+    """The same arrays as each device's own: of shared ones `jax.shard_map` sums the gradient over devices itself."""
+    if axis_name not in jax.sharding.get_abstract_mesh().manual_axes:  # no axis, or a `vmap`'s
+        return tree
+    try:
+        return jax.lax.pcast(tree, axis_name, to="varying")
+    except ValueError:  # they are so already
+        return tree
+
+
 def _batch_size(batch: Any, accumulate: int) -> int:
     sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(batch)}
     if len(sizes) != 1 or () in sizes:
@@ -306,6 +320,7 @@ def _accumulate_gradients(
     keys: jax.Array,
     batch: Any,
     parts: int,
+    axis_name: str | None,
     platform: str | None,
 ) -> _T:
     """The mean of loss, aux and gradient over `parts` micro-batches."""
@@ -313,6 +328,7 @@ def _accumulate_gradients(
         return grad_fn(params, keys, batch)
     cut = jax.tree.map(lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), (keys, batch))
     zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(grad_fn, params, *jax.tree.map(lambda a: a[0], cut)))
+    zero = _of_each_device(zero, axis_name)
 
     def add(total: _T, part: tuple[jax.Array, Any]) -> tuple[_T, None]:
         return jax.tree.map(jnp.add, total, grad_fn(params, *part)), None

@@ -308,6 +308,34 @@ def test_slerp_keeps_the_length_of_noise_and_meets_both_ends():
     np.testing.assert_allclose(slerp(a, b, np.float32(0.5))[0], middle[0], rtol=1e-6)
 
 
+def test_given_images_in_float64_leave_the_others_in_float32():
+    with jax.enable_x64(True):
+        schedule, x, given = schedules.linear(10, 5e-3, 0.6), jnp.ones((2, 4), jnp.float32), np.ones((2, 4))
+        denoise, keys = ideal(schedule), samplers.image_keys(0, range(2))
+        measured = measurements.condition_on_measurement(schedule, denoise, lambda x: 2 * x, given, noise=0.1)
+        for sampler in (
+            editing.inpainting(schedule, samplers.ddim(schedule, denoise), given, given > 0),
+            editing.sdedit(schedule, samplers.ddim(schedule, denoise), given),
+            samplers.ddim(schedule, measured),
+        ):
+            draw = functools.partial(samplers.sample, sampler=sampler, x_T=x, times=samplers.times(10, 3))
+            assert jax.eval_shape(draw, keys).dtype == jnp.float32
+
+
+def test_slerp_of_equal_images_has_the_derivative_of_the_straight_line():
+    a = np.random.default_rng(0).normal(size=(1, 12)).astype(np.float32)
+    found = jax.jacobian(lambda x: editing.slerp(x, a, np.float32(0.25))[0])(a)[:, 0]
+    np.testing.assert_allclose(found, 0.75 * np.eye(12), atol=1e-6)
+
+
+@pytest.mark.parametrize("times", [[100, 29, 0], [3, 1, 0]])
+def test_the_strength_that_a_refusal_names_leaves_a_step(times):
+    with pytest.raises(ValueError, match="leaves no step") as refusal:
+        editing.truncate_times(times, 0.1)
+    named = float(re.search(r"take (\S+) or more", str(refusal.value))[1])
+    np.testing.assert_array_equal(editing.truncate_times(times, named), times[1:])
+
+
 # --- refusals
 
 

@@ -225,6 +225,19 @@ def test_weights_are_finite_at_both_ends():
         assert np.isfinite(found(log_snr)).all(), log_snr
 
 
+@pytest.mark.parametrize("weight", [losses.snr, losses.min_snr(), losses.p2(), losses.truncated_snr()])
+def test_a_weighted_loss_of_the_noise_without_signal_is_the_limit_of_one_with_little(weight):
+    x0, eps = (a.astype(np.float32) for a in batch((3,), 1))
+    none = schedules.jsd(10)
+    little = none._replace(log_snr=none.log_snr.at[10].set(-60.0))
+
+    def loss(schedule):
+        return losses.denoising_loss(schedule, lambda x, t: 0.7 * x, x0, np.array([10]), eps, weight=weight)
+
+    expected = loss(little)
+    np.testing.assert_allclose(loss(none), np.where(expected < 1e9, expected, np.inf), rtol=1e-5)
+
+
 # --- the variational weight, DDPM equation 12
 
 

@@ -4,6 +4,7 @@ Shapes, and what is known on the host, are errors; of times in arrays on a devic
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from ddpm_jax import (
     denoisers,
     editing,
     gaussian,
+    guidance,
     likelihood,
     losses,
     measurements,
@@ -106,6 +108,17 @@ def test_noise_times_and_images_of_another_shape_are_refused():
         lambda: measurements.condition_on_measurement(SCHEDULE, denoise, measurements.grey, X)(X, T2),
     ):
         with pytest.raises(ValueError, match="shape"):
+            wrong()
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (4, 3, 3), (1, 2, 3, 3)])
+def test_a_mask_that_would_change_the_shape_of_images_is_refused(shape):
+    mask, x = np.ones(shape, bool), jnp.asarray(X)
+    for wrong in (
+        lambda: sample(lambda of: editing.inpainting(SCHEDULE, samplers.ddim(SCHEDULE, of), X, mask))(denoise),
+        lambda: measurements.known_pixels(mask)(x),
+    ):
+        with pytest.raises(ValueError, match=rf"mask must have .* \(2, 3, 3\), got {re.escape(str(shape))}"):
             wrong()
 
 
@@ -231,6 +244,14 @@ OPTIONS = {
         r"mix must lie in \[0, 1\]",
     ),
     "factor": (lambda v: denoisers.scale_eps(SCHEDULE, denoise, v), (0, -1, NAN), "factor must be positive"),
+    "factors": (
+        lambda v: denoisers.scale_eps(SCHEDULE, denoise, np.full(v, 1.01)), (T, T + 2, (T + 1, 1)),
+        r"factor must be a number or a column \(11,\)",
+    ),
+    "null label": (
+        lambda v: guidance.null_condition(guidance.Condition(label=np.zeros(2, np.uint8)), v), (256, 1000),
+        "labels of uint8 cannot hold the null label .*: give them as int32",
+    ),
     "sections": (lambda v: samplers.section_times(T, v), ([-1, 3], [1.5, 3], [True, 3], []), "counts must"),
     "T of times": (lambda v: samplers.times(v, 2), (0, 2.5, True), "T must be an integer"),
     "T of sections": (lambda v: samplers.section_times(v, [1]), (0, 2.5, True), "T must be an integer"),

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from goldens_loader import precision
+from jax.sharding import Mesh, PartitionSpec
 
 from ddpm_jax import losses, schedules, training
 from ddpm_jax.keys import from_seed
@@ -103,6 +104,18 @@ def test_any_number_of_devices_sees_the_same_training(devices):
         assert all(leaf[0].tobytes() == copy.tobytes() for copy in leaf)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_shard_map_and_vmap_give_the_gradient_of_one_device(accumulate):
+    body = training.make_step(loss_fn, optimizer(), accumulate=accumulate, axis_name="batch")
+    mesh, whole, rows = Mesh(np.array(jax.devices()[:2]), ("batch",)), PartitionSpec(), PartitionSpec("batch")
+    args = from_seed(3), training.init(PARAMS, optimizer())
+    sharded = jax.shard_map(body, mesh=mesh, in_specs=(whole, whole, rows), out_specs=whole)
+    mapped = jax.vmap(body, axis_name="batch", in_axes=(None, None, 0))
+    for of, batch in ((sharded, BATCH), (mapped, spread(BATCH, 2))):
+        found = jax.jit(of)(*args, batch)[1]["grad_norm"]
+        np.testing.assert_allclose(found, np.broadcast_to(run(1)[1][0]["grad_norm"], found.shape), rtol=1e-5)
+
+
 def test_without_the_mean_over_devices_the_replicas_part():
     """The control of the test above: the same comparison notices a step that forgets its `pmean`."""
     state = copies(training.init(PARAMS, optimizer()), 8)
@@ -195,7 +208,7 @@ def test_the_state_owns_its_buffers():
 
 def test_one_compilation_for_every_step():
     run(3)
-    assert len(jitted()[1]) == 1
+    assert len(jitted(1)[1]) == 1
 
 
 @pytest.mark.parametrize(("warmup", "decay"), [(0, 0), (4, 0), (0, 10), (4, 10)])
@@ -236,6 +249,14 @@ def test_a_warmed_up_average_forgets_where_it_began():
     decay = training.ema_warmup(0.9999)
     assert np.prod(np.float64(decay(np.arange(100)))) < 1e-10
     assert float(decay(10**7)) == pytest.approx(0.9999)
+
+
+@pytest.mark.parametrize("decay", [training.ema_warmup(0.9), np.float32(0.9)], ids=["warm-up", "float32"])
+def test_parameters_of_any_type_keep_it(decay):
+    step = training.make_step(lambda params, keys, batch: (params["w"] ** 2).mean(), optimizer(), ema_decay=decay)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        state = training.init({"w": jnp.ones(3, dtype)}, optimizer())
+        assert all(leaf.dtype == dtype for leaf in jax.eval_shape(step, from_seed(0), state, X0)[0].ema.values())
 
 
 def test_batches_that_cannot_be_cut_are_refused():

@@ -106,12 +106,14 @@ class TextEncoder(nn.Module):
         """tokens [B, L] integers, L <= length, 0 after the end -> [B, L, width], to be used where tokens > 0.
 
         Raises:
-            ValueError: if tokens are not integers [B, L], L <= length, or heads do not divide the width.
+            ValueError: if tokens are not integers [B, L], L <= length, or are none, or heads do not divide the width.
         """
         if self.width % self.heads:
             raise ValueError(f"width = {self.width} must be a multiple of heads = {self.heads}")
         if tokens.ndim != 2 or tokens.shape[1] > self.length or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}: expected integers [B, L], L <= {self.length}")
+        if tokens.size == 0:
+            raise ValueError(f"tokens have shape {tokens.shape}: give at least one text, of L at least 1")
         one = nn.initializers.normal(1.0)
         dense = functools.partial(Dense, kernel_init=nn.initializers.lecun_normal(), dtype=self.dtype)
         embed = nn.Embed(256, BYTE_EMBEDDING_DIM, embedding_init=one, name="bytes")  # gradients are summed in float32

@@ -106,7 +106,7 @@ def ddim(schedule: Schedule, denoise: Denoiser, *, eta: float | jax.Array = 0.0,
         one_minus_r = gaussian.one_minus_snr_ratio(schedule, t, s, state.x)
         z_std = noise_s * jnp.asarray(eta, state.x.dtype)
         # at the data noise_s is 0, and for eta 1 this would be 0 itself, whose root has no derivative
-        eps_fraction = jnp.where(jnp.equal(s, 0), 1.0, 1 - eta**2 * one_minus_r)
+        eps_fraction = jnp.where(jnp.equal(s, 0), 1.0, 1 - jnp.asarray(eta**2, state.x.dtype) * one_minus_r)
         x = signal_s * estimate.x0 + noise_s * jnp.sqrt(eps_fraction) * estimate.eps
         return State(x + z_std * jnp.sqrt(jnp.maximum(one_minus_r, 0)) * noise(keys, t, state.x), estimate.x0, s)
 

@@ -324,6 +324,8 @@ def test_options_and_texts_that_cannot_be_are_refused():
         jax.eval_shape(lambda: TextEncoder(10).init(from_seed(0), np.ones((1, 3), np.int32)))
     with pytest.raises(ValueError, match=r"tokens are int32 \(1, 49\): expected integers \[B, L\], L <= 48"):
         jax.eval_shape(lambda: TextEncoder(16, 1, 2, 48).init(from_seed(0), np.ones((1, 49), np.int32)))
+    with pytest.raises(ValueError, match=r"tokens have shape \(0, 3\): give at least one text"):
+        jax.eval_shape(lambda: TextEncoder(16, 1, 2, 48).init(from_seed(0), np.ones((0, 3), np.int32)))
     with pytest.raises(ValueError, match="without a text encoder"):
         jax.eval_shape(lambda: ConditionalNetwork(UNet(**SIZES)).init(from_seed(0), X, T, full_condition()))
     both = full_condition()._replace(context=np.zeros((3, 2, 16), np.float32))

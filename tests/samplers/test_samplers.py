@@ -314,6 +314,19 @@ def test_ddim_goes_back_to_the_noise_that_it_came_from():
         np.testing.assert_allclose(top.x, x_T, atol=0.03)
 
 
+def test_options_in_float64_leave_images_in_float32():
+    with jax.enable_x64(True):
+        schedule, x = schedules.linear(10, 5e-3, 0.6), jnp.ones((2, 3), jnp.float32)
+        denoise = gaussian.denoiser(schedule, lambda x, t: 0.5 * x, "v")
+        for sampler in (
+            samplers.ddim(schedule, denoise, eta=np.float64(0.5)),
+            samplers.ancestral(schedule, denoise, variance_mix=np.float64(0.5)),
+            samplers.analytic(schedule, denoise, np.full(11, 0.1)),
+        ):
+            draw = functools.partial(samplers.sample, sampler=sampler, x_T=x, times=samplers.times(10, 3))
+            assert jax.eval_shape(draw, samplers.image_keys(0, range(2))).dtype == jnp.float32
+
+
 # --- limits
 
 

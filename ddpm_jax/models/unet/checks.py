@@ -101,6 +101,8 @@ def check_arguments(x: jax.Array, t: jax.Array, dropout_keys: jax.Array | None) 
         raise ValueError(
             f"x has shape {x.shape}: images are [B, H, W, C], volumes [B, D, H, W, C], sequences [B, L, C]"
         )
+    if x.size == 0:
+        raise ValueError(f"x has shape {x.shape}: give at least one image, with no side of 0")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x is {x.dtype}: scale {x.dtype} images to [-1, 1] first, as floats (x / 127.5 - 1)")
     if t.shape != x.shape[:1]:

@@ -635,6 +635,8 @@ X, T = np.zeros((2, 16, 16, 3), np.float32), np.array([1, 2], np.int32)
             TINY, X.astype(np.uint8), T, None,
             "x is uint8: scale uint8 images to [-1, 1] first, as floats (x / 127.5 - 1)",
         ),
+        (TINY, X[:0], T[:0], None, "x has shape (0, 16, 16, 3): give at least one image, with no side of 0"),
+        (TINY, X[:, :0], T, None, "x has shape (2, 0, 16, 3): give at least one image, with no side of 0"),
         (TINY, X, T[:1], None, "t has shape (1,), x has shape (2, 16, 16, 3): t is [B], one time per image"),
         (TINY, X, T[0], None, "t has shape (), x has shape (2, 16, 16, 3): t is [B], one time per image"),
         (TINY, X, (T / 2).astype(np.float32), None, "t is float32: times are the integers 1 .. T"),
