@@ -227,7 +227,8 @@ def vlb_term_from_estimate(
     noise_t, noise_s = gather(schedule.noise, from_t, x0), gather(schedule.noise, later, x0)
     w = 2 * variance_mix * jnp.log(noise_t / noise_s)
     snr_s = jnp.exp(gather(schedule.log_snr, later, x0))
-    gap = snr_s * gaussian.one_minus_snr_ratio(schedule, from_t, later, x0)
+    ratio = gaussian.one_minus_snr_ratio(schedule, from_t, later, x0)
+    gap = jnp.where(is_l0, 0.0, snr_s * ratio)  # at a T = 1 without signal the ratio is that of two zeros
     rate = 0.5 * (jnp.expm1(-w) + w) + 0.5 * jnp.exp(-w) * gap * (x0 - estimate.x0) ** 2
 
     var = jnp.asarray(decoder_var, x0.dtype)

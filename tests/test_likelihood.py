@@ -332,6 +332,16 @@ def test_no_derivative_of_a_term_is_nan():
                 assert all(np.isfinite(g[i]).all() for g in found), (case, t, s, guess, raw[0, 0])
 
 
+def test_the_derivative_of_a_single_step_without_signal_is_finite():
+    schedule, data = schedules.jsd(1), np.float32([[-1.0, 0.1, 1.0]])
+    options = {"decoder": likelihood.decoder_8bit, "decoder_var": likelihood.decoder_variance(schedule)}
+
+    def total(guess):
+        return likelihood.vlb_term_from_estimate(schedule, Estimate(guess, guess), data, 1, 0, **options).sum()
+
+    assert np.isfinite(jax.grad(total)(0.5 * data)).all()
+
+
 # --- decoders
 
 MEANS = [-3.0, -1.4, -1.0, -0.3, 0.0, 0.111, 0.437, 0.99, 1.05, 20.0, 50.0]
