@@ -382,7 +382,8 @@ def test_a_program_goes_on_where_its_words_cannot_be_written(end, unbuffered, me
 
 def test_a_program_that_ctrl_c_stops_says_so_in_a_line():
     work = "print('begun') or os.kill(os.getpid(), signal.SIGINT)"
-    code = f"import os, signal; from ddpm_jax import process; process.run_main(lambda _: {work})"
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # which a shell's background job ignores
+    code = f"import os, signal; from ddpm_jax import process; {heard}; process.run_main(lambda _: {work})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "begun\n", "stopped by Ctrl-C\n")
 

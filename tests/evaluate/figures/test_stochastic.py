@@ -69,7 +69,7 @@ def test_continuations_are_shown_and_written_down(run_folder, tmp_path, capsys):
         StochasticOptions(num=2, times=(1, 20)),
     )
     stochastic.run(run, options)
-    assert "t = 20, 1; in a block: x_t, the chain's own x_0, then 2 others" in capsys.readouterr().out
+    assert "t = 20, 1; in a block: x_t, the image's own x_0, then 2 others" in capsys.readouterr().out
     (path,) = tmp_path.glob("stochastic-*.json")
     from_t20, from_t1 = protocol.read_measurements(path)
     assert (from_t20.protocol["t"], from_t1.protocol["t"]) == (20, 1)
