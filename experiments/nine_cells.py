@@ -84,9 +84,11 @@ def figure(name: str, found: Mapping[str, Any]) -> Any:
             image = axis.imshow(np.log10(mean / best), cmap="viridis_r", vmin=0, vmax=np.log10(WORST))
             for i, (value, error) in enumerate(values):
                 if np.isfinite(value):
-                    text = protocol.format_value(float(f"{value:.3g}"), error).replace(" ± ", "\n± ")
-                    dark = value / best > WORST**0.5
-                    axis.text(i % 3, i // 3, text, ha="center", va="center", fontsize=7, color="w" if dark else "k")
+                    # of one seed three digits, of several those that the error leaves
+                    shown = value if np.isfinite(error) else float(f"{value:.3g}")
+                    text = protocol.format_value(shown, error).replace(" ± ", "\n± ")
+                    colour = "w" if value / best > WORST**0.5 else "k"
+                    axis.text(i % 3, i // 3, text, ha="center", va="center", fontsize=7, color=colour)
             axis.set_title(f"{network.name}\n{kind}", fontsize="small")
             axis.set_xticks(range(3), QUANTITIES.values())
             axis.set_yticks(range(3), QUANTITIES.values())

@@ -128,6 +128,8 @@ def test_the_figure_of_nine_cells_shows_each_cell_in_its_place():
     assert {text.get_position(): text.get_text() for text in other.texts}[1, 0] == f"{value[cells[19]]:g}"
     assert cells[19] == "patch 7, predicts ε, error of x₀"
     assert [len(axis.texts) for axis in axes] == [8, 9, 9] * 2
+    found[cells[0]] |= {"1": {"numbers": {of: [1.016, 0.0] for of in ("bits/dim", "Fréchet distance")}}}
+    assert nine_cells.figure("cells-mnist", found).axes[0].texts[0].get_text() == "1.0080\n± 0.0080"
 
 
 def test_a_program_that_fails_is_named_with_what_it_said():
